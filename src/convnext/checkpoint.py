@@ -1,0 +1,104 @@
+"""A checkpoint: one safetensors file that says what it is.
+
+Its tensors are the weights under our names. Its metadata carries the network, the class names, the
+preprocessing and the recipe as JSON, so that a file alone is enough to predict with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from convnext.atomic import atomic_write
+from convnext.family import create_model
+from convnext.preprocess import Preprocessing
+
+FORMAT = "convnext-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What travels with the weights."""
+
+    model: str
+    changes: Mapping[str, Any]
+    """Arguments of `create_model` beside the name."""
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    task: str = "classify"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """What the weights reached, and at which step."""
+
+    def build(self) -> nn.Module:
+        """Build the network, with random weights."""
+        return create_model(self.model, **self.changes)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the metadata of the safetensors file: strings only, JSON where nested."""
+        return {
+            "format": FORMAT,
+            "task": self.task,
+            "model": self.model,
+            "changes": json.dumps(self.changes),
+            "classes": json.dumps(self.classes),
+            "preprocessing": json.dumps(self.preprocessing.to_dict()),
+            "recipe": json.dumps(self.recipe),
+            "metrics": json.dumps(self.metrics),
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], where: str) -> Card:
+        """Read the metadata of a file.
+
+        Raises:
+            ValueError: If it is not ours, or damaged.
+        """
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{where} is not a checkpoint of this package (no {FORMAT} metadata)")
+        try:
+            return cls(
+                task=metadata["task"],
+                model=metadata["model"],
+                changes=json.loads(metadata["changes"]),
+                classes=tuple(json.loads(metadata["classes"])),
+                preprocessing=Preprocessing.from_dict(json.loads(metadata["preprocessing"])),
+                recipe=json.loads(metadata["recipe"]),
+                metrics=json.loads(metadata["metrics"]),
+            )
+        except (KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{where} has damaged metadata: {error!r}") from error
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file atomically."""
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path) as temporary:
+        save_file(plain, temporary, metadata=dict(metadata))
+
+
+def save_checkpoint(path: str | Path, weights: Mapping[str, Tensor], card: Card) -> None:
+    """Write weights and what they are to one safetensors file, atomically."""
+    save_tensors(path, weights, card.to_metadata())
+
+
+def find_checkpoint(source: str | Path) -> Path | None:
+    """Return the checkpoint that a run folder or a path names: a run's best, else its last."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    folder = path / "checkpoints"
+    best = folder / "best.safetensors"
+    if best.is_file():
+        return best
+    steps = sorted(folder.glob("step-*/model.safetensors"))
+    return steps[-1] if steps else None

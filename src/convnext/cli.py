@@ -1,0 +1,63 @@
+"""The command line: a table of verbs. A verb's module is imported when it runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from convnext import __version__
+from convnext.names import nearest
+
+VERBS = {
+    "train": "train a network on a folder of images, or on the built-in digits",
+    "evaluate": "measure a trained network on a data set",
+    "predict": "say what is on images",
+    "roadmap": "the road from ResNet-50 to ConvNeXt: what each step costs and brings",
+    "convert": "turn a checkpoint into another layout",
+    "models": "the networks, and the weights that are published for them",
+    "data": "look at a data set and report what is wrong with it",
+}
+
+USAGE = """\
+usage: convnext VERB ...
+
+ConvNeXt and its relatives: train, evaluate, predict.
+
+{verbs}
+
+  convnext VERB --help    shows a verb's options and an example
+  convnext --version
+
+Start with `convnext train`: it trains on a small data set that comes along.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit code: 0, or 2 for a mistake of the user's."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(verbs="\n".join(f"  {v:<10}{text}" for v, text in VERBS.items())), end="")
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb == "--version":
+        print(f"convnext {__version__}")
+        return 0
+    if verb not in VERBS:
+        return _fail(f"there is no verb {verb!r}{nearest(verb, VERBS)}")
+    try:
+        result: int = importlib.import_module(f"convnext.commands.{verb}").run(rest)
+        return result
+    except (ValueError, OSError) as error:
+        if os.environ.get("CONVNEXT_DEBUG"):
+            raise
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+def _fail(message: str) -> int:
+    print(f"convnext: {' '.join(message.split())}", file=sys.stderr)
+    return 2

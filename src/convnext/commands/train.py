@@ -1,0 +1,120 @@
+"""`convnext train`: a recipe, options for what differs from it, and a run folder at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from convnext.commands import console, print_json
+from convnext.names import nearest
+from convnext.recipe import (
+    Recipe,
+    as_recipe,
+    change_recipe,
+    explain,
+    flatten,
+    one_line,
+    read_recipe,
+    recipe_names,
+    recipe_parser,
+    to_dict,
+)
+
+DESCRIPTION = """\
+Train a network. Without arguments: the built-in digits, in about two minutes on two cores.
+Settings that read `auto` are chosen from the data, the weights and the device, and explained.
+
+recipes that come along (or give a YAML file): {recipes}
+"""
+EXAMPLE = """\
+examples:
+  convnext train
+  convnext train --data my_photos
+  convnext train --data my_photos --model convnext_tiny --weights fb_in22k_ft_in1k
+  convnext train --data my_photos --schedule.epochs 50 --optim.lr 1e-3 --output runs/first
+  convnext train --resume --output runs/first
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Run the verb."""
+    arguments, given = _parse(argv)
+    from convnext.train.run import train
+
+    recipe = _recipe(arguments, given)
+    out = console(as_json=arguments.json)
+    result = train(
+        recipe,
+        output=Path(arguments.output) if arguments.output else None,
+        resume=arguments.resume,
+        console=out,
+    )
+    if arguments.json:
+        print_json(result.to_dict())
+    return 0
+
+
+def _parser() -> Any:
+    from argparse import RawDescriptionHelpFormatter
+
+    parser = recipe_parser()
+    parser.usage = "convnext train [RECIPE] [--setting VALUE ...]"
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.description = DESCRIPTION.format(recipes=", ".join(recipe_names()) or "none")
+    parser.epilog = EXAMPLE
+    parser.add_argument("recipe", nargs="?", help="a recipe's name or YAML file")
+    parser.add_argument("--output", help="the run folder (default: a new one under runs/)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
+    return parser
+
+
+def _parse(argv: list[str]) -> tuple[Any, dict[str, Any]]:
+    """Return the parsed arguments, and the recipe's leaves that the command line sets."""
+    from jsonargparse import ArgumentError
+
+    parser = _parser()
+    try:
+        arguments = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise ValueError(_explain(error)) from error
+    flat = dict(flatten(as_recipe(_without(arguments, "recipe", "output", "resume", "json"))))
+    set_here = {word.split("=")[0][2:] for word in argv if word.startswith("--")}
+    given = {
+        name: value
+        for name, value in flat.items()
+        if name in set_here or any(word.startswith(f"{name}.") for word in set_here)
+    }
+    return arguments, given
+
+
+def _recipe(arguments: Any, given: dict[str, Any]) -> Recipe:
+    source = arguments.recipe
+    if arguments.resume:
+        if source:
+            raise ValueError("--resume goes on with the recipe of the run; leave out RECIPE")
+        if not arguments.output:
+            raise ValueError("--resume needs --output, the run folder to go on with")
+        source = Path(arguments.output) / "recipe.yaml"
+        if not source.is_file():
+            raise ValueError(f"{arguments.output} is not a run folder: it has no recipe.yaml")
+    return change_recipe(read_recipe(source) if source else Recipe(), given)
+
+
+def _without(namespace: Any, *names: str) -> Any:
+    rest = namespace.clone()
+    for name in names:
+        rest.pop(name, None)
+    return rest
+
+
+def _explain(error: Exception) -> str:
+    message = one_line(error)
+    if "nrecognized arguments" in message:
+        word = next((w for w in message.split() if w.startswith("--")), "")
+        name = word.lstrip("-").split("=")[0]
+        known = [name for name, _ in flatten(Recipe())]
+        return f"train has no option {word or message}{nearest(name, known)}"
+    return explain(error)
+
+

@@ -1,0 +1,132 @@
+"""What a network is: one frozen table of choices, ConvNeXt-T by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from convnext.names import nearest
+
+StemKind = Literal["conv_pool", "patchify"]
+BottleneckKind = Literal["narrow", "inverted"]
+ActKind = Literal["relu", "gelu"]
+NormKind = Literal["batch", "layer"]
+HowMany = Literal["every", "one"]
+DownsampleKind = Literal["in_block", "between_stages"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Every decision between ResNet-50 and ConvNeXt, as one value (paper sections 2.1 to 2.6).
+
+    Every field changes what the network computes. How it is executed (memory format, compilation,
+    precision) is not a field, and what follows from other fields (biases, shortcut convolutions,
+    which position carries the only norm) is derived in `convnext.blocks.block_rows`.
+    """
+
+    depths: tuple[int, ...] = (3, 3, 9, 3)
+    """Blocks per stage. One stage makes an isotropic network."""
+    dims: tuple[int, ...] = (96, 192, 384, 768)
+    """Narrow width per stage; a stage hands on `dims[i]` channels, or 4 times that if `narrow`."""
+    stem: StemKind = "patchify"
+    """`conv_pool` is ResNet's 7x7 convolution and max pool, `patchify` one k x k stride-k one."""
+    stem_stride: int = 4
+    """Pixels per position after the stem. 1 and 2 keep the detail of small images."""
+    depthwise: bool = True
+    """Whether the spatial convolution has one group per channel."""
+    bottleneck: BottleneckKind = "inverted"
+    """Whether the middle of the block is 4 times wider (`inverted`) or 4 times narrower."""
+    spatial_first: bool = True
+    """Whether the spatial convolution comes before the two pointwise ones or between them."""
+    kernel_size: int = 7
+    """Side of the spatial kernel, odd."""
+    act: ActKind = "gelu"
+    acts: HowMany = "one"
+    """After every convolution and the addition, or only before the second pointwise convolution."""
+    norm: NormKind = "layer"
+    norms: HowMany = "one"
+    """After every convolution, or only after the spatial one."""
+    downsample: DownsampleKind = "between_stages"
+    """Strides in the first block of a stage, or a norm and a 2x2 convolution between stages."""
+    layer_scale_init: float = 1e-6
+    """First value of the layer scale `gamma`; 0 leaves it out."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block, linear from 0 at the first."""
+    num_classes: int = 1000
+    """Classes of the head; 0 gives the pooled features."""
+    in_chans: int = 3
+    head_init_scale: float = 1.0
+    """Factor on the head's first weights and bias; 0.001 for fine-tuning."""
+
+    def __post_init__(self) -> None:
+        # YAML and JSON know only lists.
+        object.__setattr__(self, "depths", tuple(self.depths))
+        object.__setattr__(self, "dims", tuple(self.dims))
+        if len(self.depths) != len(self.dims) or not self.depths:
+            raise ValueError(
+                f"depths and dims need one entry per stage: {self.depths} has {len(self.depths)}, "
+                f"{self.dims} has {len(self.dims)}"
+            )
+        for name in ("depths", "dims"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}"
+                )
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd and positive, not {self.kernel_size}")
+        if self.stem_stride < 1 or (self.stem == "conv_pool" and self.stem_stride not in (1, 2, 4)):
+            raise ValueError(
+                f"stem_stride is {self.stem_stride}; a conv_pool stem has 1, 2 or 4, "
+                "a patchify stem any positive number"
+            )
+        if not 0.0 <= self.drop_path_rate < 1.0:
+            raise ValueError(f"drop_path_rate must lie in [0, 1), not {self.drop_path_rate}")
+        if self.in_chans < 1 or self.num_classes < 0:
+            raise ValueError(
+                f"in_chans must be positive and num_classes not negative, "
+                f"not {self.in_chans} and {self.num_classes}"
+            )
+
+    @property
+    def stage_dims(self) -> tuple[int, ...]:
+        """Channels that each stage hands on: `dims`, or `4 * dims` after narrow bottlenecks."""
+        wide = 4 if self.bottleneck == "narrow" else 1
+        return tuple(wide * dim for dim in self.dims)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Input pixels per position after each stage."""
+        return tuple(self.stem_stride * 2**s for s in range(len(self.dims)))
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Stochastic depth of every block, linear from 0 to `drop_path_rate` (paper, Table 5)."""
+        num_blocks = sum(self.depths)
+        return tuple(self.drop_path_rate * b / max(num_blocks - 1, 1) for b in range(num_blocks))
+
+
+_CHOICES = {
+    "stem": get_args(StemKind),
+    "bottleneck": get_args(BottleneckKind),
+    "act": get_args(ActKind),
+    "acts": get_args(HowMany),
+    "norm": get_args(NormKind),
+    "norms": get_args(HowMany),
+    "downsample": get_args(DownsampleKind),
+}
+
+
+def change(config: NetworkConfig, **changes: Any) -> NetworkConfig:
+    """Return `config` with some fields replaced.
+
+    Raises:
+        ValueError: If a name is not a field (the nearest one is suggested) or a value is invalid.
+    """
+    known = [field.name for field in fields(config)]
+    for name in changes:
+        if name not in known:
+            raise ValueError(f"a network has no setting {name!r}{nearest(name, known)}")
+    return replace(config, **changes)

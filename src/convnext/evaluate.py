@@ -1,0 +1,164 @@
+"""`evaluate`: a trained network on a labelled data set, with the preprocessing it carries."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from convnext.atomic import write_text
+from convnext.checkpoint import Card
+from convnext.device import pick_device
+from convnext.images import BadImage
+from convnext.inference import open_model, pick_precision
+from convnext.tasks.classification.data import BadImages, Samples, open_dataset
+from convnext.tasks.classification.inference import BATCH_SIZE, infer
+from convnext.tasks.classification.metric import Evaluation, Metric
+
+THUMBNAIL_PIXELS = 112
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """An evaluation, what was evaluated, and the pictures of its mistakes."""
+
+    source: str
+    data: str
+    card: Card
+    evaluation: Evaluation
+    thumbnails: tuple[tuple[str, str], ...]
+    """Of every mistake, where the image came from and a small JPEG as a data URI."""
+    bad_images: tuple[tuple[str, str], ...]
+    """Images that could not be read, and why."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        result = self.evaluation.to_dict()
+        for mistake, (source, thumbnail) in zip(
+            result["mistakes"], self.thumbnails, strict=True
+        ):
+            mistake |= {"source": source, "thumbnail": thumbnail}
+        return {
+            "source": self.source,
+            "data": self.data,
+            "model": self.card.model,
+            "weights": self.card.metrics.get("weights", "model"),
+            "step": self.card.metrics.get("step"),
+            **result,
+            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
+        }
+
+    def write(self, folder: str | Path) -> Path:
+        """Write `evaluation.json` into a folder and return its path."""
+        path = Path(folder) / "evaluation.json"
+        write_text(path, json.dumps(self.to_dict()) + "\n")
+        return path
+
+
+def evaluate(
+    source: str,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    max_bad_share: float = 0.01,
+    console: Console | None = None,
+) -> EvaluationResult:
+    """Evaluate a run, a checkpoint or published weights on a labelled data set.
+
+    Args:
+        source: A run folder, a file in any layout, or a hub id.
+        data: The data set; by default the one that the network was trained on.
+        split: "val" or "train".
+        batch_size: Images at a time. The last bits of the logits may depend on it.
+        device: `cpu`, `cuda`, `mps` or `auto`.
+        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training where the device has it.
+        max_bad_share: The largest share of images that may be unreadable.
+        console: Where the progress bar goes; None for none.
+
+    Raises:
+        ValueError: If source or data cannot be read, or their classes do not match.
+    """
+    where = pick_device(device)
+    model, card = open_model(source, where)
+    data = data or card.recipe.get("data")
+    if data is None:
+        raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
+    val_share = card.recipe.get("loader", {}).get("val_share", 0.2)
+    opened = open_dataset(data, val_share=val_share)
+    samples = opened.val if split == "val" else opened.train
+    samples = samples.with_classes(opened.classes, card.classes)
+    bad = BadImages(len(samples), max_bad_share)
+    metric = Metric(card.classes)
+    with Progress(console=console, transient=True, disable=console is None) as progress:
+        bar = progress.add_task("evaluating", total=len(samples))
+        for batch in infer(
+            model,
+            samples,
+            card.preprocessing,
+            device=where,
+            precision=pick_precision(precision, card, where),
+            bad=bad,
+            batch_size=batch_size or BATCH_SIZE,
+            progress=lambda count: progress.advance(bar, count),
+        ):
+            metric.update(*batch)
+    evaluation = metric.compute()
+    return EvaluationResult(
+        source=source,
+        data=str(data),
+        card=card,
+        evaluation=evaluation,
+        thumbnails=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
+        bad_images=tuple(bad.records()),
+    )
+
+
+def print_evaluation(result: EvaluationResult, console: Console) -> None:
+    """Print the scores, and a table of the classes where they fit on a screen."""
+    e = result.evaluation
+    table = Table(box=None, header_style="bold")
+    table.add_column("class")
+    for name in ("images", "precision", "recall", "F1"):
+        table.add_column(name, justify="right")
+    worst = sorted(e.per_class, key=lambda score: score.f1)
+    shown = e.per_class if len(worst) <= 30 else worst[:30]
+    for score in shown:
+        table.add_row(
+            score.name,
+            f"{score.support}",
+            *(f"{100 * value:.1f}" for value in (score.precision, score.recall, score.f1)),
+        )
+    if len(e.per_class) > len(shown):
+        console.print(f"the {len(shown)} weakest of {len(e.per_class)} classes:")
+    console.print(table)
+    console.print(
+        f"[bold]top-1 {e.top1:.2f} %[/]  top-5 {e.top5:.2f} %  loss {e.loss:.4f}  "
+        f"on {e.num_images:,} images of {result.data}"
+    )
+    for source, reason in result.bad_images:
+        console.print(f"skipped: {source}: {reason}", markup=False)
+
+
+def _thumbnail(samples: Samples, index: int) -> tuple[str, str]:
+    source = samples.source(index)
+    try:
+        image = samples.open(index, "RGB")
+    except BadImage:  # It was readable a moment ago; a report is not worth failing for.
+        return source, ""
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    if max(image.size) < 48:
+        factor = THUMBNAIL_PIXELS // max(image.size)
+        image = image.resize((image.width * factor, image.height * factor), 0)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return source, f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

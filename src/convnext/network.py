@@ -1,0 +1,116 @@
+"""The network: a stem, stages of blocks, and a head."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from convnext.blocks import Block, Downsample, Head, Stem
+from convnext.config import NetworkConfig
+from convnext.pyramid import Level, name_levels
+
+
+class Network(nn.Module):
+    """Any network on the road from ResNet-50 to ConvNeXt, and every member of the family.
+
+    Args:
+        config: What the network is; kept as `network.config`.
+        name: The name that `create_model` knows it by, or a close relative's.
+
+    Images are (N, in_chans, H, W) floats that are already normalised. Weights are drawn as in the
+    authors' code: truncated normal of std 0.02, zero biases, the head scaled by `head_init_scale`.
+    """
+
+    def __init__(self, config: NetworkConfig, *, name: str = "convnext_tiny") -> None:
+        super().__init__()
+        self.config = config
+        self.name = name
+        self.stem = Stem(config)
+        self.downsample = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        rates = iter(config.drop_path_rates)
+        in_dim = config.dims[0]
+        for s, (depth, dim, out_dim) in enumerate(
+            zip(config.depths, config.dims, config.stage_dims, strict=True)
+        ):
+            between = s > 0 and config.downsample == "between_stages"
+            self.downsample.append(
+                Downsample(config, in_dim=in_dim, out_dim=out_dim) if between else nn.Identity()
+            )
+            in_dim = out_dim if between else in_dim
+            stage = nn.Sequential()
+            for b in range(depth):
+                stride = 2 if s > 0 and b == 0 and not between else 1
+                stage.append(
+                    Block(config, in_dim=in_dim, dim=dim, stride=stride, drop_path_rate=next(rates))
+                )
+                in_dim = out_dim
+            self.stages.append(stage)
+        self.head = Head(config)
+        self.apply(_init_weights)
+        self._scale_head()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, in_chans, H, W) to logits (N, num_classes), or features (N, C)."""
+        return self.head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Map images (N, in_chans, H, W) to the last stage's output (N, C, H/32, W/32)."""
+        return self._stage_outputs(images)[-1]
+
+    def pyramid(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the backbone maps {"c2": (N, C, H/4, W/4), ..., "c5": (N, C, H/32, W/32)}.
+
+        They carry no norm of their own: the output norms of dense tasks belong to their heads.
+        """
+        return dict(zip(self.levels, self._stage_outputs(images), strict=True))
+
+    @property
+    def levels(self) -> dict[str, Level]:
+        """Channels and stride of each map of the pyramid, by name.
+
+        Raises:
+            ValueError: If the network is isotropic and so has a single scale.
+        """
+        return name_levels(map(Level, self.config.stage_dims, self.config.strides))
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What `create_model(network.name, **network.changes)` needs to build it again."""
+        return asdict(self.config)
+
+    @property
+    def num_features(self) -> int:
+        """Channels that reach the classifier."""
+        return self.config.stage_dims[-1]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new head for `num_classes` classes on the network (0: none)."""
+        like = next(self.parameters())
+        self.config = replace(self.config, num_classes=num_classes)
+        fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head.fc = fc.to(device=like.device, dtype=like.dtype)
+        self.head.fc.apply(_init_weights)
+        self._scale_head()
+
+    def _stage_outputs(self, images: Tensor) -> list[Tensor]:
+        x = self.stem(images)
+        outputs = []
+        for downsample, stage in zip(self.downsample, self.stages, strict=True):
+            x = stage(downsample(x))
+            outputs.append(x)
+        return outputs
+
+    def _scale_head(self) -> None:
+        if isinstance(self.head.fc, nn.Linear):
+            self.head.fc.weight.data.mul_(self.config.head_init_scale)
+            self.head.fc.bias.data.mul_(self.config.head_init_scale)
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

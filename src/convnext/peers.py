@@ -1,0 +1,107 @@
+"""Networks of timm behind the interface of our own: classifier, pyramid, features, head."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+import timm
+from torch import Tensor, nn
+
+from convnext.config import NetworkConfig
+from convnext.names import nearest
+from convnext.pyramid import Level, name_levels
+
+# What timm understands of our configuration, under the same names.
+_SHARED = ("num_classes", "in_chans", "drop_path_rate")
+
+
+def list_peers(pattern: str) -> list[str]:
+    """Return every `timm/<name>` that matches a shell pattern."""
+    return [name for name in (f"timm/{n}" for n in timm.list_models()) if fnmatchcase(name, pattern)]
+
+
+class TimmNetwork(nn.Module):
+    """`timm/<name>` as a classifier (N, in_chans, H, W) -> (N, num_classes) with a pyramid.
+
+    Args:
+        name: A name of timm's registry, such as `resnet50` or `swin_tiny_patch4_window7_224`.
+        **changes: `num_classes`, `in_chans`, `drop_path_rate`, or an argument of the timm network.
+    """
+
+    def __init__(self, name: str, **changes: Any) -> None:
+        super().__init__()
+        if name not in timm.list_models():
+            raise ValueError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+        self.name = f"timm/{name}"
+        self.changes = changes
+        try:
+            self.network = timm.create_model(name, **(_any_size(name) | changes))
+        except TypeError as error:
+            ours = {f.name for f in fields(NetworkConfig)} - set(_SHARED)
+            foreign = sorted(ours & set(changes))
+            if not foreign:
+                raise
+            raise ValueError(
+                f"{self.name} does not have the setting {', '.join(foreign)}; it takes "
+                f"{', '.join(_SHARED)} and the arguments of timm's {name}"
+            ) from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, in_chans, H, W) to logits (N, num_classes)."""
+        return cast(Tensor, self.network(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Map images to the network's last map or tokens, as timm lays them out."""
+        return cast(Tensor, self.network.forward_features(images))
+
+    @property
+    def levels(self) -> dict[str, Level]:
+        """Channels and stride of each map of the pyramid.
+
+        Raises:
+            ValueError: If the network has a single scale, as ViT has.
+        """
+        return name_levels(level for _, level in self._stages())
+
+    def pyramid(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the maps {"c2": (N, C, H/4, W/4), ...}, without a norm of their own."""
+        levels = self.levels
+        maps = self.network.forward_intermediates(
+            images,
+            indices=[index for index, _ in self._stages()],
+            norm=False,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        return dict(zip(levels, maps, strict=True))
+
+    @property
+    def num_features(self) -> int:
+        """Channels that reach the classifier."""
+        return int(getattr(self.network, "head_hidden_size", self.network.num_features))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new head for `num_classes` classes on the network (0: none)."""
+        self.network.reset_classifier(num_classes)
+        self.changes = self.changes | {"num_classes": num_classes}
+
+    def _stages(self) -> list[tuple[int, Level]]:
+        """Return the last four maps that timm can give, with their positions in its list."""
+        info = getattr(self.network, "feature_info", [])
+        levels = [Level(int(row["num_chs"]), int(row["reduction"])) for row in info]
+        if not levels:
+            raise ValueError(f"{self.name} does not describe its maps, and so has no pyramid")
+        return list(enumerate(levels))[-4:]
+
+
+def _any_size(name: str) -> dict[str, Any]:
+    """Return the arguments that free a network from its pre-training image size."""
+    if name.startswith("swin_"):
+        return {"strict_img_size": False, "dynamic_mask": True}
+    if name.startswith(("vit_", "deit")):
+        return {"dynamic_img_size": True}
+    return {}
+
+

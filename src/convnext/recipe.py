@@ -1,0 +1,327 @@
+"""How a network is trained: one typed tree of frozen dataclasses, YAML in and out.
+
+A field that reads `auto` is chosen by the task when it has seen the data, the weights and the
+device; what it chose and why is printed, and the run keeps the resolved recipe. A recipe file
+holds only what differs from the defaults here, or from the file that its key `base` names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from convnext.names import nearest
+
+Auto = Literal["auto"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkRecipe:
+    """What differs from the named network; for a peer of timm, what it understands of it."""
+
+    drop_path_rate: float | Auto = "auto"
+    """Stochastic depth of the last block."""
+    layer_scale_init: float | Auto = "auto"
+    """First value of the layer scale; 0 leaves it out. Not for peers."""
+    stem_stride: int | Auto = "auto"
+    """Pixels per position after the stem: 4, or 2 or 1 for small images. Not for peers."""
+    head_init_scale: float | Auto = "auto"
+    """Factor on the head's first weights. Not for peers."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Any other field of `NetworkConfig` (or argument of the timm network) and its value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputRecipe:
+    """How an image becomes the network's input, in training, evaluation, prediction and export."""
+
+    image_size: int | Auto = "auto"
+    """Side of the square that the network sees, in pixels."""
+    crop_pct: float | Auto = "auto"
+    """Share of the resized short side that the centre crop keeps; 1 resizes to the square."""
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+    in_chans: int | Auto = "auto"
+    """1 for greyscale, 3 for RGB."""
+    mean: tuple[float, ...] | Auto = "auto"
+    """Per channel, of values in [0, 1]."""
+    std: tuple[float, ...] | Auto = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentRecipe:
+    """What happens to training images only (paper, Table 5)."""
+
+    scale: tuple[float, float] | Auto = "auto"
+    """Share of the image's area that a random crop keeps."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratios of the random crop."""
+    hflip: float | Auto = "auto"
+    """Probability of a horizontal flip."""
+    vflip: float = 0.0
+    rand_augment: str | Auto = "auto"
+    """RandAugment in timm's notation, such as `rand-m9-mstd0.5-inc1`; `none` for none."""
+    color_jitter: float | Auto = "auto"
+    """Strength of brightness, contrast and saturation; RandAugment replaces it (as in timm)."""
+    mixup: float | Auto = "auto"
+    cutmix: float | Auto = "auto"
+    mix_prob: float = 1.0
+    """Probability that a batch is mixed at all."""
+    mix_switch_prob: float = 0.5
+    """Probability of cutmix rather than mixup, where both are on."""
+    erasing: float | Auto = "auto"
+    """Probability of random erasing, one rectangle of noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRecipe:
+    """What the optimizer minimises."""
+
+    label_smoothing: float | Auto = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimRecipe:
+    """AdamW, and the batch that one of its steps sees."""
+
+    lr: float | Auto = "auto"
+    """Peak learning rate, for the stated `batch_size`; never rescaled behind your back."""
+    batch_size: int | Auto = "auto"
+    """Images per optimizer step, over all devices."""
+    micro_batch_size: int | Auto = "auto"
+    """Images per device and backward pass; the steps in between accumulate gradients."""
+    weight_decay: float | Auto = "auto"
+    """None on biases and on parameters of one dimension."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    layer_decay: float | Auto = "auto"
+    """Factor on the learning rate per group of blocks from the head down; 1 for none."""
+    clip_grad: float | Auto = "auto"
+    """Largest norm of the gradient; 0 for no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleRecipe:
+    """Linear warm-up, then cosine, per step."""
+
+    epochs: int | Auto = "auto"
+    warmup_epochs: float | Auto = "auto"
+    min_lr: float = 1e-6
+    """Where the cosine ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaRecipe:
+    """The exponential moving average of the weights."""
+
+    decay: float | Auto = "auto"
+    """Per step; 0 for none. The horizon is 1 / (1 - decay) steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderRecipe:
+    """How samples reach the network."""
+
+    workers: int | Auto = "auto"
+    """Processes that decode and augment; 0 does it in the training process."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """`balanced` draws every class equally often."""
+    cache: bool | Auto = "auto"
+    """Keep decoded images in memory, where the data set is small."""
+    max_bad_share: float = 0.01
+    """The run fails when more than this share of the images cannot be read."""
+    val_share: float = 0.2
+    """Share of each class held out for validation, where the data has no split of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecipe:
+    """Where and how the run executes. Nothing here changes what is computed, up to rounding."""
+
+    device: str = "auto"
+    """`cpu`, `cuda`, `mps`, or `auto` for the best there is."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    eval_every: int | Auto = "auto"
+    """Epochs between evaluations; the last step is always evaluated."""
+    patience: int = 0
+    """Stop after this many evaluations without a better one; 0 never stops early."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that determines a run."""
+
+    task: Literal["classify", "detect", "segment"] = "classify"
+    model: str = "auto"
+    """A name of `convnext models`, or `timm/<name>`."""
+    weights: str = "none"
+    """Where training starts: `none`, a tag of `convnext models`, a path, or a hub id."""
+    data: str = "digits"
+    """A folder, or `digits` for the data set that comes along."""
+    network: NetworkRecipe = field(default_factory=NetworkRecipe)
+    input: InputRecipe = field(default_factory=InputRecipe)
+    augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    loss: LossRecipe = field(default_factory=LossRecipe)
+    optim: OptimRecipe = field(default_factory=OptimRecipe)
+    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
+    ema: EmaRecipe = field(default_factory=EmaRecipe)
+    loader: LoaderRecipe = field(default_factory=LoaderRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+
+
+def flatten(recipe: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ("section.field", value) for every leaf, in the order of the definition."""
+    for f in fields(recipe):
+        value = getattr(recipe, f.name)
+        if is_dataclass(value):
+            yield from flatten(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """Return `recipe` with some leaves replaced, named as `flatten` names them.
+
+    Raises:
+        ValueError: If a name is unknown; the nearest one is suggested.
+    """
+    known = dict(flatten(recipe))
+    for name, value in changes.items():
+        if name not in known:
+            raise ValueError(f"a recipe has no setting {name!r}{nearest(name, known)}")
+        section, _, leaf = name.rpartition(".")
+        part = replace(getattr(recipe, section), **{leaf: value}) if section else value
+        recipe = replace(recipe, **{section or leaf: part})
+    return recipe
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    folder = resources.files("convnext") / "recipes"
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir())
+
+
+def read_recipe(source: str | Path) -> Recipe:
+    """Read a recipe: a YAML file of differences, or the name of one that comes along.
+
+    Raises:
+        ValueError: If there is none, it is not valid YAML, a key is unknown (the nearest one is
+            suggested), or a value has the wrong type.
+    """
+    return recipe_from_dict(_read_tree(source), where=str(source))
+
+
+def recipe_from_dict(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Build a recipe from nested mappings, checking every key and type."""
+    from jsonargparse import ArgumentError
+
+    _check_keys(tree, Recipe(), where)
+    try:
+        parser = recipe_parser()
+        return as_recipe(parser.parse_object(dict(tree), with_meta=False))
+    except ArgumentError as error:
+        raise ValueError(f"{where}: {explain(error)}") from error
+
+
+def recipe_parser() -> Any:
+    """Return a jsonargparse parser with a `--section.field` option for every leaf."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False, prog="convnext train")
+    parser.add_class_arguments(Recipe)
+    return parser
+
+
+def as_recipe(namespace: Any) -> Recipe:
+    """Turn what the parser returned into a `Recipe`."""
+    parser = recipe_parser()
+    return Recipe(**parser.instantiate_classes(namespace).as_dict())
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Return nested plain values, as YAML and JSON know them."""
+    return _plain(asdict(recipe))  # type: ignore[no-any-return]
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Return every setting as YAML, in the order of the definition."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def explain(error: Exception) -> str:
+    """Return the parser's message about a value as one line: the setting, its types, the value."""
+    message = one_line(error)
+    wrong = re.match(r'Parser key "([\w.]+)"', message)
+    if wrong is None:
+        return message
+    name = wrong.group(1)
+    value = message.rpartition("Given value: ")[2] if "Given value: " in message else None
+    value = value or message.rpartition("Got value: ")[2]
+    section, _, leaf = name.rpartition(".")
+    owner = getattr(Recipe(), section) if section else Recipe()
+    expected = next((f.type for f in fields(owner) if f.name == leaf), "another type")
+    expected = str(expected).replace("Auto", "'auto'").replace("Literal", "one of ")
+    return f"{name} is {value}, but must be {expected.replace(' | ', ' or ')}"
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's message without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _read_tree(source: str | Path) -> dict[str, Any]:
+    import yaml
+
+    path = _find(source)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {one_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold settings as `name: value`, not a {type(tree).__name__}")
+    base = tree.pop("base", None)
+    return _merge(_read_tree(path.parent / f"{base}.yaml"), tree) if base else tree
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    if str(source) in recipe_names():
+        return Path(str(resources.files("convnext") / "recipes" / f"{source}.yaml"))
+    raise ValueError(f"there is no recipe {str(source)!r}{nearest(str(source), recipe_names())}")
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) else value
+    return merged
+
+
+def _check_keys(tree: Mapping[str, Any], like: Any, where: str, prefix: str = "") -> None:
+    known = {f.name: getattr(like, f.name) for f in fields(like)}
+    for key, value in tree.items():
+        if key not in known:
+            raise ValueError(f"{where}: there is no setting {prefix}{key!s}{nearest(key, known)}")
+        if is_dataclass(known[key]):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{where}: {prefix}{key} is a section of settings, not {value!r}")
+            _check_keys(value, known[key], where, f"{prefix}{key}.")

@@ -1,0 +1,126 @@
+"""Top-1, top-5, the confusion matrix, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """How one class fares: fractions in [0, 1], and its images as `support`."""
+
+    name: str
+    support: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """One image that was taken for another class, and the probability given to that class."""
+
+    index: int
+    truth: str
+    prediction: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a network does on a labelled data set. `top1` and `top5` are in percent."""
+
+    top1: float
+    top5: float
+    loss: float
+    num_images: int
+    classes: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """Rows are the truth, columns the prediction."""
+    per_class: tuple[ClassScore, ...]
+    mistakes: tuple[Mistake, ...]
+    """The most confident ones first."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        return asdict(self)
+
+
+class Metric:
+    """Gathers logits batch by batch; exact, whatever the batches were."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        self._logits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._indices: list[Tensor] = []
+
+    def update(self, logits: Tensor, labels: Tensor, indices: Tensor) -> None:
+        """Add logits (N, num_classes), labels (N,) and the positions (N,) in the data set."""
+        self._logits.append(logits.detach().float().cpu())
+        self._labels.append(labels.cpu())
+        self._indices.append(indices.cpu())
+
+    def compute(self, *, num_mistakes: int = 24) -> Evaluation:
+        """Return the evaluation of everything added.
+
+        Raises:
+            ValueError: If nothing was.
+        """
+        if not self._labels:
+            raise ValueError("there is no readable image to evaluate on")
+        logits, labels = torch.cat(self._logits), torch.cat(self._labels)
+        indices = torch.cat(self._indices)
+        num_classes = len(self.classes)
+        probabilities = logits.softmax(1)
+        predictions = logits.argmax(1)
+        confusion = torch.bincount(labels * num_classes + predictions, minlength=num_classes**2)
+        confusion = confusion.view(num_classes, num_classes)
+        within_top5 = logits.topk(min(5, num_classes), 1).indices.eq(labels[:, None]).any(1)
+
+        wrong = (predictions != labels).nonzero().flatten()
+        confidence = probabilities[wrong, predictions[wrong]]
+        wrong = wrong[confidence.argsort(descending=True, stable=True)][:num_mistakes]
+        return Evaluation(
+            top1=100 * float((predictions == labels).double().mean()),
+            top5=100 * float(within_top5.double().mean()),
+            loss=float(F.cross_entropy(logits, labels)),
+            num_images=len(labels),
+            classes=self.classes,
+            confusion=tuple(map(tuple, confusion.tolist())),
+            per_class=class_scores(confusion, self.classes),
+            mistakes=tuple(
+                Mistake(
+                    index=int(indices[i]),
+                    truth=self.classes[int(labels[i])],
+                    prediction=self.classes[int(predictions[i])],
+                    probability=float(probabilities[i, predictions[i]]),
+                )
+                for i in wrong.tolist()
+            ),
+        )
+
+
+def class_scores(confusion: Tensor, classes: Sequence[str]) -> tuple[ClassScore, ...]:
+    """Return the score of each class from a confusion matrix (truth, prediction).
+
+    A class without images has recall 0, one that is never predicted precision 0.
+    """
+    hits = confusion.diagonal().tolist()
+    support, predicted = confusion.sum(1).tolist(), confusion.sum(0).tolist()
+    return tuple(
+        ClassScore(
+            name=name,
+            support=support[c],
+            precision=hits[c] / max(predicted[c], 1),
+            recall=hits[c] / max(support[c], 1),
+            f1=2 * hits[c] / max(support[c] + predicted[c], 1),
+        )
+        for c, name in enumerate(classes)
+    )

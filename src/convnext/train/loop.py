@@ -1,0 +1,209 @@
+"""The one training loop. It counts steps and knows no task."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from convnext.checkpoint import Card, save_checkpoint
+from convnext.recipe import Recipe
+from convnext.train.log import RunLog
+from convnext.train.optim import learning_rate, make_optimizer, set_learning_rate
+from convnext.train.state import load_state, save_state
+
+# How often the loss is looked at, in steps: rarely enough that a GPU is never made to wait for it.
+LOG_EVERY = 10
+
+
+class Task(Protocol):
+    """What the loop asks of a task. `Batch` is opaque to it."""
+
+    primary: str
+    """The metric that decides which weights are the best; higher is better."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def batches(self, start_step: int) -> Iterator[Sequence[Any]]:
+        """Yield the micro batches of every step from `start_step` on, on the CPU."""
+        ...
+
+    def size(self, batch: Any) -> int:
+        """Return the number of images of a micro batch."""
+        ...
+
+    def losses(self, model: nn.Module, batch: Any, step: int, part: int) -> dict[str, Tensor]:
+        """Return named scalars, means over the micro batch `part` of a step."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return the metrics of the validation set."""
+        ...
+
+    def card(self, model: nn.Module, metrics: Mapping[str, Any]) -> Card:
+        """Return what travels with the weights."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    best: Mapping[str, Any]
+    """The metrics of the best weights, with `step` and `weights` ("model" or "ema")."""
+    best_path: Path
+    steps: int
+    seconds: float
+    """Of this process, evaluation included."""
+    stopped_early: bool
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+def fit(
+    task: Task,
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    fabric: Fabric,
+    log: RunLog,
+    resume: bool = False,
+) -> Outcome:
+    """Train `model` on `task` as the resolved `recipe` says, into the run folder of `log`.
+
+    Raises:
+        Diverged: If a loss is not finite; the last good checkpoint stays.
+        ValueError: If there is nothing to resume from.
+    """
+    started = time.perf_counter()
+    checkpoints = log.folder / "checkpoints"
+    model = model.to(fabric.device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, recipe.optim)
+    decay = _number(recipe.ema.decay)
+    # The warm-up of the average keeps the random weights of the first steps out of it.
+    ema = ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=3 / 4) if decay else None
+
+    num_steps = round(_number(recipe.schedule.epochs) * task.steps_per_epoch)
+    warmup_steps = round(_number(recipe.schedule.warmup_epochs) * task.steps_per_epoch)
+    eval_steps = max(1, round(_number(recipe.run.eval_every) * task.steps_per_epoch))
+    clip_grad = _number(recipe.optim.clip_grad)
+    step, best, since_best = 0, {}, 0
+    if resume:
+        counters = load_state(
+            checkpoints, model=model, ema=ema and ema.module, optimizer=optimizer
+        )
+        step, best, since_best = counters["step"], counters["best"], counters["since_best"]
+        log.resumed(step)
+    first_step = step
+
+    trained, optimizer = fabric.setup(model, optimizer)
+    batches = task.batches(step)
+    log.start(num_steps=num_steps, steps_per_epoch=task.steps_per_epoch, first_step=step)
+    window: list[Tensor] = []
+    stopped_early = False
+    while True:
+        is_last = step >= num_steps
+        if step > first_step and (step % eval_steps == 0 or is_last):
+            _check_finite(window, step, recipe, log)
+            window.clear()
+            improved = False
+            for weights, evaluated in (("model", model), ("ema", ema and ema.module)):
+                if evaluated is None:
+                    continue
+                metrics = log.evaluated(step, weights, task.evaluate(evaluated))
+                if not best or metrics[task.primary] > best[task.primary]:
+                    best, improved = metrics, True
+                    save_checkpoint(
+                        checkpoints / "best.safetensors",
+                        evaluated.state_dict(),
+                        task.card(model, best),
+                    )
+            since_best = 0 if improved else since_best + 1
+            save_state(
+                checkpoints,
+                step=step,
+                model=model,
+                ema=ema and ema.module,
+                optimizer=optimizer,
+                card=task.card(model, {"step": step, "weights": "model"}),
+                counters={"best": best, "since_best": since_best},
+            )
+            stopped_early = 0 < recipe.run.patience <= since_best and not is_last
+        if is_last or stopped_early:
+            break
+
+        rate = learning_rate(
+            step,
+            peak=_number(recipe.optim.lr),
+            final=recipe.schedule.min_lr,
+            num_steps=num_steps,
+            warmup_steps=warmup_steps,
+        )
+        set_learning_rate(optimizer, rate)
+        with log.waiting():
+            parts = next(batches)
+        num_images = sum(map(task.size, parts))
+
+        # The randomness of a step (stochastic depth, noise) follows from the seed and the step.
+        torch.manual_seed(hash((recipe.run.seed, step)) & 0xFFFF_FFFF)
+        model.train()
+        total = torch.zeros((), device=fabric.device)
+        for p, part in enumerate(parts):
+            losses = task.losses(trained, part, step, p)
+            loss = torch.stack(list(losses.values())).sum() * (task.size(part) / num_images)
+            fabric.backward(loss)
+            total += loss.detach()
+        if clip_grad:
+            fabric.clip_gradients(trained, optimizer, max_norm=clip_grad, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        if ema is not None:
+            ema.update(model, step=step)
+
+        window.append(total)
+        log.stepped(step, num_images)
+        if len(window) >= LOG_EVERY or step == first_step + 1:
+            _check_finite(window, step, recipe, log)
+            log.trained(step, loss=float(torch.stack(window).mean()), lr=rate)
+            window.clear()
+
+    log.stop()
+    return Outcome(
+        best=best,
+        best_path=checkpoints / "best.safetensors",
+        steps=step,
+        seconds=time.perf_counter() - started,
+        stopped_early=stopped_early,
+    )
+
+
+def _check_finite(window: list[Tensor], step: int, recipe: Recipe, log: RunLog) -> None:
+    """Stop at the first loss of the window that is not a number."""
+    for position, loss in enumerate(window):
+        if not math.isfinite(loss):
+            bad = step - len(window) + position + 1
+            log.stop()
+            raise Diverged(
+                f"the loss became {float(loss)} at step {bad} (peak learning rate "
+                f"{recipe.optim.lr}, precision {recipe.run.precision}). Try --optim.lr "
+                f"{_number(recipe.optim.lr) / 3:.2g}, --optim.clip_grad 1, a longer "
+                f"--schedule.warmup_epochs, or --run.precision fp32. The last good checkpoint in "
+                f"{log.folder / 'checkpoints'} is intact; --resume goes on from it."
+            )
+
+
+def _number(value: float | str) -> float:
+    assert not isinstance(value, str), "the recipe must be resolved first"
+    return value
