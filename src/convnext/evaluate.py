@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,12 @@ from convnext.atomic import write_text
 from convnext.checkpoint import Card
 from convnext.device import pick_device
 from convnext.images import BadImage
-from convnext.inference import open_model, pick_precision
-from convnext.tasks.classification.data import BadImages, Samples, open_dataset
+from convnext.inference import imagenet_synsets, open_model, pick_precision
+from convnext.tasks.classification.data import open_dataset
+from convnext.tasks.classification.dataset import BadImages, EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.metric import Evaluation, Metric
+from convnext.tasks.classification.samples import Samples
 
 THUMBNAIL_PIXELS = 112
 
@@ -96,15 +101,14 @@ def evaluate(
     val_share = card.recipe.get("loader", {}).get("val_share", 0.2)
     opened = open_dataset(data, val_share=val_share)
     samples = opened.val if split == "val" else opened.train
-    samples = samples.with_classes(opened.classes, card.classes)
-    bad = BadImages(len(samples), max_bad_share)
+    samples = relabel(samples, opened.classes, card.classes)
+    bad = BadImages(samples, max_share=max_bad_share)
     metric = Metric(card.classes)
     with Progress(console=console, transient=True, disable=console is None) as progress:
         bar = progress.add_task("evaluating", total=len(samples))
         for batch in infer(
             model,
-            samples,
-            card.preprocessing,
+            EvalDataset(samples, card.preprocessing),
             device=where,
             precision=pick_precision(precision, card, where),
             bad=bad,
@@ -119,8 +123,32 @@ def evaluate(
         card=card,
         evaluation=evaluation,
         thumbnails=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
-        bad_images=tuple(bad.records()),
+        bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
     )
+
+
+def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> Samples:
+    """Return samples whose labels are positions in the classes of the network.
+
+    Folders named by WordNet ids (n01440764, ...) stand for the classes of ImageNet.
+
+    Raises:
+        ValueError: If the network does not know one of the classes.
+    """
+    if tuple(classes) == tuple(wanted):
+        return samples
+    known = {name: position for position, name in enumerate(wanted)}
+    if all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        known = imagenet_synsets(len(wanted))
+    missing = [name for name in classes if name not in known]
+    if missing:
+        raise ValueError(
+            f"the network does not know {len(missing)} of the data's {len(classes)} classes, such "
+            f"as {missing[0]!r}; it knows {', '.join(wanted[:5])}{' ...' if len(wanted) > 5 else ''}"
+        )
+    relabelled = copy.copy(samples)
+    relabelled.labels = [known[classes[label]] for label in samples.labels]
+    return relabelled
 
 
 def print_evaluation(result: EvaluationResult, console: Console) -> None:

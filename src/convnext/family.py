@@ -45,7 +45,7 @@ FAMILY: dict[str, NetworkConfig] = {
 
 def network_configs() -> dict[str, NetworkConfig]:
     """Return the configuration of every network of our own by name: the family, then the rungs."""
-    from convnext.roadmap import REGIMES, roadmap
+    from convnext.road import REGIMES, roadmap
 
     rungs = {
         f"roadmap/{regime}/{rung.name}": rung.config for regime in REGIMES for rung in roadmap(regime)

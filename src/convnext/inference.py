@@ -13,6 +13,9 @@ from convnext.family import create_model
 from convnext.preprocess import Preprocessing
 from convnext.recipe import IMAGENET_MEAN, IMAGENET_STD
 
+# The classes of published weights, by their number, as timm knows them.
+SUBSETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}
+
 
 def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
     """Return a network in evaluation mode on `device`, and its card.
@@ -73,10 +76,19 @@ def _published_card(source: str, name: str, changes: dict[str, Any], weights: An
 
 def imagenet_classes(num_classes: int) -> tuple[str, ...]:
     """Return the names of ImageNet-1K or -22K, or numbers where the count is another one."""
-    subsets = {1000: "imagenet-1k", 21841: "imagenet-22k"}
-    if num_classes not in subsets:
+    if num_classes not in SUBSETS:
         return tuple(str(c) for c in range(num_classes))
     from timm.data import ImageNetInfo
 
-    info = ImageNetInfo(subsets[num_classes])
+    info = ImageNetInfo(SUBSETS[num_classes])
     return tuple(info.index_to_description(c) for c in range(num_classes))
+
+
+def imagenet_synsets(num_classes: int) -> dict[str, int]:
+    """Return the position of each WordNet id among the classes of ImageNet-1K or -22K."""
+    if num_classes not in SUBSETS:
+        return {}
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo(SUBSETS[num_classes])
+    return {info.index_to_label_name(c): c for c in range(num_classes)}

@@ -114,6 +114,8 @@ class ScheduleRecipe:
     warmup_epochs: float | Auto = "auto"
     min_lr: float = 1e-6
     """Where the cosine ends."""
+    progressive: bool | Auto = "auto"
+    """Begin with smaller images: half the size, then two thirds, the last fifth in full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +227,7 @@ def recipe_from_dict(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
     _check_keys(tree, Recipe(), where)
     try:
         parser = recipe_parser()
-        return as_recipe(parser.parse_object(dict(tree), with_meta=False))
+        return as_recipe(parser.parse_object(dict(tree)))
     except ArgumentError as error:
         raise ValueError(f"{where}: {explain(error)}") from error
 
@@ -243,7 +245,7 @@ def recipe_parser() -> Any:
 def as_recipe(namespace: Any) -> Recipe:
     """Turn what the parser returned into a `Recipe`."""
     parser = recipe_parser()
-    return Recipe(**parser.instantiate_classes(namespace).as_dict())
+    return Recipe(**parser.instantiate(namespace).as_dict())
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

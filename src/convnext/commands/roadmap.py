@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convnext.commands import Parser, console, print_json
-from convnext.roadmap import REGIMES
+from convnext.road import REGIMES
 
 
 def run(argv: list[str]) -> int:

@@ -112,7 +112,7 @@ class RunLog:
         elif now - self._last_line > PLAIN_LINE_SECONDS:
             self._last_line = now
             left = (now - self._started) / step * (self._num_steps - step)
-            self.console.print(f"{line}  ETA {left:.0f} s", highlight=False)
+            self.console.print(f"{line}  ETA {left:.0f} s", highlight=False, soft_wrap=True)
 
     def evaluated(self, step: int, weights: str, metrics: Mapping[str, float]) -> dict[str, Any]:
         """Record an evaluation, and return it with its step and the name of the weights.
@@ -124,7 +124,7 @@ class RunLog:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         epoch = step / self._steps_per_epoch
         label = "val" if weights == "model" else f"val ({weights})"
-        self.console.print(f"epoch {epoch:.4g}  {label}:  {shown}", highlight=False)
+        self.console.print(f"epoch {epoch:.4g}  {label}:  {shown}", highlight=False, soft_wrap=True)
         self._window_start, self._window_images, self._waited = time.perf_counter(), 0, 0.0
         return {"step": step, **row}
 

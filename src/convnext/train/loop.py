@@ -98,7 +98,8 @@ def fit(
     warmup_steps = round(_number(recipe.schedule.warmup_epochs) * task.steps_per_epoch)
     eval_steps = max(1, round(_number(recipe.run.eval_every) * task.steps_per_epoch))
     clip_grad = _number(recipe.optim.clip_grad)
-    step, best, since_best = 0, {}, 0
+    step, since_best = 0, 0
+    best: dict[str, Any] = {}
     if resume:
         counters = load_state(
             checkpoints, model=model, ema=ema and ema.module, optimizer=optimizer
@@ -111,12 +112,17 @@ def fit(
     batches = task.batches(step)
     log.start(num_steps=num_steps, steps_per_epoch=task.steps_per_epoch, first_step=step)
     window: list[Tensor] = []
+    rate = 0.0
     stopped_early = False
     while True:
         is_last = step >= num_steps
-        if step > first_step and (step % eval_steps == 0 or is_last):
+        evaluates = step > first_step and (step % eval_steps == 0 or is_last)
+        if window and (evaluates or len(window) >= LOG_EVERY or step == first_step + 1):
             _check_finite(window, step, recipe, log)
+            log.trained(step, loss=float(torch.stack(window).mean()), lr=rate)
             window.clear()
+
+        if evaluates:
             improved = False
             for weights, evaluated in (("model", model), ("ema", ema and ema.module)):
                 if evaluated is None:
@@ -174,10 +180,6 @@ def fit(
 
         window.append(total)
         log.stepped(step, num_images)
-        if len(window) >= LOG_EVERY or step == first_step + 1:
-            _check_finite(window, step, recipe, log)
-            log.trained(step, loss=float(torch.stack(window).mean()), lr=rate)
-            window.clear()
 
     log.stop()
     return Outcome(

@@ -24,7 +24,8 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
     if isinstance(model, TimmNetwork):
         from timm.models import group_parameters
 
-        groups = group_parameters(model.network, model.network.group_matcher(coarse=False))
+        matcher = model.network.group_matcher(coarse=False)
+        groups = group_parameters(model.network, matcher, reverse=True)
         return {f"network.{name}": int(group) for name, group in groups.items()}
     assert isinstance(model, Network)
     return {name: _layer_id(name, model.config.depths) for name, _ in model.named_parameters()}

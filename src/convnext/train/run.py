@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from convnext.atomic import write_text
-from convnext.cost import cost
+from convnext.costs import cost
 from convnext.device import environment, pick_device
 from convnext.recipe import Recipe, to_yaml
 from convnext.tasks import open_task
@@ -70,6 +70,7 @@ def train(
     task = open_task(recipe, device, console)
     recipe = task.recipe
     model = task.build_model()
+    task.prepare(console)
     folder = output or _new_folder(recipe)
     size = task.preprocessing.image_size
     network = cost(model, size)
@@ -115,7 +116,11 @@ def _finish(task: Any, folder: Path, outcome: Outcome, console: Console) -> None
     from convnext.evaluate import evaluate
     from convnext.report import write_report
 
-    result = evaluate(str(folder), data=task.recipe.data, console=None, device=str(task.device))
+    result = evaluate(
+        str(folder),
+        device=str(task.device),
+        max_bad_share=task.recipe.loader.max_bad_share,
+    )
     result.write(folder)
     report = write_report(folder)
     best = outcome.best
@@ -125,8 +130,8 @@ def _finish(task: Any, folder: Path, outcome: Outcome, console: Console) -> None
         f"{outcome.steps:,} ({'moving average' if best['weights'] == 'ema' else 'weights'}), "
         f"in {outcome.seconds:.0f} s{early}"
     )
-    for line in task.bad.lines():
-        console.print(f"[yellow]skipped:[/] {line}", markup=True)
+    for bad in (*task.bad_train.found.values(), *task.bad_val.found.values()):
+        console.print(f"skipped: {bad}", markup=False)
     console.print(f"report: {report}")
     console.print("next:")
     for command in task.next_commands(folder):

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from convnext.checkpoint import Card, save_checkpoint, save_tensors
-from convnext.weights.files import read_tensors
+from convnext.weights.files import read_file
 
 _PREFIX = "step-"
 
@@ -72,8 +72,8 @@ def load_state(
     """
     for path in reversed(complete_steps(folder)):
         try:
-            weights, _ = read_tensors(path / "model.safetensors")
-            tensors, metadata = read_tensors(path / "state.safetensors")
+            weights, _ = read_file(path / "model.safetensors")
+            tensors, metadata = read_file(path / "state.safetensors")
         except (ValueError, OSError, SafetensorError):
             continue  # Damaged: an older one is better than none.
         try:

@@ -111,7 +111,7 @@ def resolve(
 
     _choose_regularisation(c, facts, scratch=scratch, large=large, epochs=epochs, tiny=tiny_images)
     _choose_ema(c, num_steps, scratch)
-    _choose_execution(c, where, epochs)
+    _choose_execution(c, where, epochs, large=large)
     return c.recipe, tuple(c.choices)
 
 
@@ -191,9 +191,9 @@ def _choose_ema(c: _Chooser, num_steps: int, scratch: bool) -> None:
     c.choose("ema.decay", round(1 - 1 / horizon, 5), f"averages the last {horizon} steps or so")
 
 
-def _choose_execution(c: _Chooser, where: Circumstances, epochs: int) -> None:
+def _choose_execution(c: _Chooser, where: Circumstances, epochs: int, *, large: bool) -> None:
     c.choose("run.eval_every", max(1, round(epochs / 20)), "about 20 evaluations")
-    c.choose("loader.cache", "auto" != c["loader.cache"], "")
+    c.choose("loader.cache", not large, "if they fit" if not large else "too many images")
     if where.device == "cpu":
         workers = 0
         reason = "the network needs every core"
@@ -216,10 +216,11 @@ def warnings(recipe: Recipe, facts: DataFacts) -> tuple[str, ...]:
             f"the moving average looks back {1 / (1 - decay):,.0f} steps, but the run has only "
             f"{steps:,}: it will hold on to the random start. Try --ema.decay auto"
         )
-    if not r["model"].startswith("timm/") and r["input.image_size"] < 16 * _stem(r):
+    size, stem = r["input.image_size"], _stem(r)
+    if stem > 1 and size < 16 * stem and not r["model"].startswith("timm/"):
         found.append(
-            f"a stem of stride {_stem(r)} leaves {r['input.image_size'] // _stem(r)} positions of "
-            f"an image {r['input.image_size']} pixels wide. Try --network.stem_stride 1 or 2"
+            f"a stem of stride {stem} leaves {size // stem} x {size // stem} positions of an image "
+            f"of {size} pixels. Try --network.stem_stride {max(1, stem // 2)}"
         )
     usual = 4e-3 * math.sqrt(r["optim.batch_size"] / 4096)
     if r["optim.lr"] > 16 * usual:

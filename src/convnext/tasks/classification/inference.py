@@ -12,16 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convnext.device import autocast
-from convnext.preprocess import Preprocessing
-from convnext.tasks.classification.data import BadImages, EvalDataset, Samples, collate
+from convnext.tasks.classification.dataset import BadImages, EvalDataset, collate
 
 BATCH_SIZE = 64
 
 
 def infer(
     model: nn.Module,
-    samples: Samples,
-    preprocessing: Preprocessing,
+    dataset: EvalDataset,
     *,
     device: torch.device,
     precision: str,
@@ -37,16 +35,13 @@ def infer(
     """
     model.eval()
     loader = DataLoader(
-        EvalDataset(samples, preprocessing),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=collate,
+        dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate
     )
     with torch.inference_mode():
         for batch in loader:
-            bad.add(samples, batch.bad)
+            bad.update(batch.bad)
             if len(batch.labels):
-                images = preprocessing.normalize(batch.images.to(device, non_blocking=True))
+                images = dataset.preprocessing.normalize(batch.pixels.to(device))
                 images = images.contiguous(memory_format=torch.channels_last)
                 with autocast(device, precision):
                     logits = model(images)

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convnext.checkpoint import Card
+from convnext.device import has_fast_bf16
 from convnext.family import create_model
 from convnext.preprocess import Preprocessing
 from convnext.recipe import Recipe, to_dict
 from convnext.tasks.classification.augment import BatchAugment
-from convnext.tasks.classification.data import (
+from convnext.tasks.classification.auto import Choice, Circumstances, resolve, warnings
+from convnext.tasks.classification.data import ClassificationData, facts, open_dataset
+from convnext.tasks.classification.dataset import (
     BadImages,
     Batch,
-    ClassificationData,
-    StepBatches,
+    EvalDataset,
     TrainDataset,
     collate,
 )
 from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.metric import Evaluation, Metric
+from convnext.tasks.classification.sampling import StepBatches
+from convnext.weights.published import find_published
 
 
 class ClassificationTask:
@@ -34,14 +42,30 @@ class ClassificationTask:
         recipe: Without any `auto`, but for what a peer of timm does not have.
         data: The opened data set.
         device: Where the network runs.
+        choices: What `auto` chose in the recipe.
     """
 
     primary = "top1"
 
-    def __init__(self, recipe: Recipe, data: ClassificationData, device: torch.device) -> None:
-        self.recipe, self.data, self.device = recipe, data, device
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: ClassificationData,
+        device: torch.device,
+        choices: tuple[Choice, ...] = (),
+    ) -> None:
+        self.recipe, self.data, self.device, self.choices = recipe, data, device, choices
         self.preprocessing = preprocessing(recipe)
-        self.bad = BadImages(len(data.train) + len(data.val), recipe.loader.max_bad_share)
+        share = recipe.loader.max_bad_share
+        self.bad_train = BadImages(data.train, max_share=share)
+        self.bad_val = BadImages(data.val, max_share=share)
+        self._train = TrainDataset(
+            data.train,
+            augment=recipe.augment,
+            preprocessing=self.preprocessing,
+            seed=recipe.run.seed,
+        )
+        self._val = EvalDataset(data.val, self.preprocessing)
         self.evaluation: Evaluation | None = None
         """The last evaluation, whole."""
         self._augment = BatchAugment(
@@ -51,9 +75,9 @@ class ClassificationTask:
             preprocessing=self.preprocessing,
             seed=recipe.run.seed,
         )
-        self._sampler = StepBatches(
+        self._batches = StepBatches(
             data.train.labels,
-            batch_size=int(number(recipe.optim.batch_size)),
+            int(number(recipe.optim.batch_size)),
             seed=recipe.run.seed,
             sampling=recipe.loader.sampling,
         )
@@ -74,30 +98,35 @@ class ClassificationTask:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch."""
-        return self._sampler.steps_per_epoch
+        return self._batches.steps_per_epoch
+
+    def prepare(self, console: Console) -> None:
+        """Read the images into memory, where the recipe asks for it and they fit."""
+        if self.recipe.loader.cache:
+            console.print(self._train.fill_cache(console=console))
+            console.print(self._val.fill_cache(console=console))
 
     def batches(self, start_step: int) -> Iterator[Sequence[Batch]]:
         """Yield the micro batches of every step from `start_step` on."""
-        dataset = TrainDataset(
-            self.data.train,
-            augment=self.recipe.augment,
-            preprocessing=self.preprocessing,
-            seed=self.recipe.run.seed,
-            cache=bool(self.recipe.loader.cache),
-        )
         workers = int(number(self.recipe.loader.workers))
-        loader = DataLoader(
-            dataset,
-            batch_sampler=self._sampler.starting_at(start_step),
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=self.device.type == "cuda",
-            persistent_workers=workers > 0,
-        )
         micro = int(number(self.recipe.optim.micro_batch_size))
-        for batch in loader:
-            self.bad.add(self.data.train, batch.bad)
-            yield batch.split(micro)
+        num_steps = round(number(self.recipe.schedule.epochs) * self.steps_per_epoch)
+        progressive = bool(self.recipe.schedule.progressive)
+        for phase in phases(self.preprocessing.image_size, num_steps, progressive=progressive):
+            self._batches.start_step = max(start_step, phase.start)
+            self._batches.num_steps = phase.stop
+            if len(self._batches) == 0:
+                continue
+            loader = DataLoader(
+                self._train.at_size(phase.image_size),
+                batch_sampler=self._batches,
+                num_workers=workers,
+                collate_fn=collate,
+                pin_memory=self.device.type == "cuda",
+            )
+            for batch in loader:
+                self.bad_train.update(batch.bad)
+                yield split(batch, micro)
 
     def size(self, batch: Batch) -> int:
         """Return the number of images of a micro batch."""
@@ -106,7 +135,7 @@ class ClassificationTask:
     def losses(self, model: nn.Module, batch: Batch, step: int, part: int) -> dict[str, Tensor]:
         """Augment a micro batch on the device and return its named losses."""
         images, targets = self._augment(
-            batch.images.to(self.device, non_blocking=True),
+            batch.pixels.to(self.device, non_blocking=True),
             batch.labels.to(self.device, non_blocking=True),
             step=step,
             part=part,
@@ -119,11 +148,10 @@ class ClassificationTask:
         metric = Metric(self.data.classes)
         for batch in infer(
             model,
-            self.data.val,
-            self.preprocessing,
+            self._val,
             device=self.device,
             precision=self.recipe.run.precision,
-            bad=self.bad,
+            bad=self.bad_val,
             workers=int(number(self.recipe.loader.workers)),
         ):
             metric.update(*batch)
@@ -144,6 +172,84 @@ class ClassificationTask:
             recipe=to_dict(self.recipe),
             metrics=metrics,
         )
+
+
+    def next_commands(self, folder: Path) -> tuple[str, str]:
+        """Return the two commands that a user may want next."""
+        samples = self.data.val
+        image = next((s for s in map(samples.source, range(len(samples))) if Path(s).is_file()), None)
+        return (
+            f"convnext predict {folder} {image or 'IMAGE_OR_FOLDER'}",
+            f"convnext train --data {'YOUR_FOLDER' if self.recipe.data == 'digits' else self.recipe.data}"
+            f" --schedule.epochs {2 * int(number(self.recipe.schedule.epochs))}",
+        )
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps that train on images of one size."""
+
+    start: int
+    stop: int
+    image_size: int
+
+
+# Share of the run at which a phase ends, and its share of the image size.
+PROGRESSIVE = ((0.4, 1 / 2), (0.8, 2 / 3), (1.0, 1.0))
+
+
+def phases(image_size: int, num_steps: int, *, progressive: bool) -> tuple[Phase, ...]:
+    """Return the phases of a run: one, or with `progressive` three of growing image size.
+
+    Sizes are multiples of 16 pixels, where the whole size is one.
+    """
+    found, start = [], 0
+    for end, share in PROGRESSIVE if progressive else ((1.0, 1.0),):
+        stop = round(num_steps * end)
+        size = image_size if share == 1 else max(16, round(image_size * share / 16) * 16)
+        found.append(Phase(start, stop, min(size, image_size)))
+        start = stop
+    return tuple(found)
+
+
+def split(batch: Batch, size: int) -> list[Batch]:
+    """Return a batch in parts of up to `size` images."""
+    parts = zip(
+        batch.pixels.split(size), batch.labels.split(size), batch.indices.split(size), strict=True
+    )
+    return [Batch(*part, bad=()) for part in parts]
+
+
+def open_task(recipe: Recipe, device: torch.device, console: Console) -> ClassificationTask:
+    """Open the data, choose what the recipe leaves to `auto`, and say what was chosen and why."""
+    data = open_dataset(recipe.data, val_share=recipe.loader.val_share)
+    known = facts(data)
+    pretrained = find_published(recipe.weights, recipe.model)
+    where = Circumstances(
+        device=device.type,
+        has_bf16=has_fast_bf16(device),
+        weights_size=pretrained.input_size if pretrained else None,
+        weights_crop_pct=pretrained.crop_pct if pretrained else None,
+    )
+    recipe, choices = resolve(recipe, known, where)
+    console.print(
+        f"[bold]{recipe.data}[/]  {known.num_train:,} training and {known.num_val:,} validation "
+        f"images of {known.num_classes} classes, about {known.image_width}x{known.image_height}"
+    )
+    for note in data.notes:
+        console.print(f"note: {note}", markup=False)
+    if choices:
+        table = Table(box=None, header_style="dim", title="chosen by auto", title_justify="left")
+        for name in ("setting", "value", "because"):
+            table.add_column(name, overflow="fold")
+        for choice in choices:
+            value = choice.value
+            shown = ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+            table.add_row(choice.setting, shown, choice.reason)
+        console.print(table)
+    for warning in warnings(recipe, known):
+        console.print(f"[yellow]warning:[/] {warning}")
+    return ClassificationTask(recipe, data, device, choices)
 
 
 def preprocessing(recipe: Recipe) -> Preprocessing:

@@ -1,0 +1,117 @@
+"""What `convnext models` lists: networks, their cost, and the weights published for them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from convnext.costs import cost
+from convnext.family import create_model, list_models
+from convnext.names import nearest
+from convnext.weights.published import published
+
+# Counting a peer means building it; a pattern that matches hundreds should still answer.
+MAX_COUNTED_PEERS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogueRow:
+    """A network, or a network with one of its published weights."""
+
+    model: str
+    params: int | None
+    macs: int | None
+    """For one image of `input_size`."""
+    input_size: int
+    weights: str = ""
+    """The tag that `create_model(model, weights=...)` takes."""
+    hub_id: str = ""
+    source: str = ""
+    licence: str = ""
+    top1: float | None = None
+    """ImageNet-1K top-1 in percent, as published."""
+    num_classes: int = 1000
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def catalogue(pattern: str) -> list[CatalogueRow]:
+    """Return the networks that match a shell pattern, a row for each of their weights.
+
+    Raises:
+        ValueError: If none matches.
+    """
+    names = list_models(pattern)
+    if not names:
+        raise ValueError(f"no model matches {pattern!r}{nearest(pattern, list_models())}")
+    counted = not pattern.startswith("timm/") or len(names) <= MAX_COUNTED_PEERS
+    rows = []
+    for name in names:
+        entries = published(name)
+        sizes = sorted({224} | {entry.input_size for entry in entries})
+        counts = {size: _count(name, size) if counted else (None, None) for size in sizes}
+        if not entries:
+            params, macs = counts[224]
+            rows.append(CatalogueRow(model=name, params=params, macs=macs, input_size=224))
+        for entry in entries:
+            params, macs = counts[entry.input_size]
+            rows.append(
+                CatalogueRow(
+                    model=name,
+                    params=params,
+                    macs=macs,
+                    input_size=entry.input_size,
+                    weights=entry.tag,
+                    hub_id=entry.hub_id,
+                    source=entry.source,
+                    licence=entry.licence,
+                    top1=entry.top1,
+                    num_classes=entry.num_classes,
+                )
+            )
+    return rows
+
+
+def print_catalogue(rows: list[CatalogueRow], console: Console) -> None:
+    """Print the rows; the paper's accuracies are marked as published, not measured here."""
+    table = Table(box=None, header_style="bold")
+    for name in ("model", "weights"):
+        table.add_column(name, no_wrap=True)
+    for name in ("top-1", "size", "params", "MACs"):
+        table.add_column(name, justify="right")
+    table.add_column("classes", justify="right")
+    table.add_column("licence")
+    table.add_column("source", overflow="fold", style="dim")
+    last = ""
+    for row in rows:
+        table.add_row(
+            row.model if row.model != last else "",
+            row.weights or "-",
+            f"{row.top1:.1f}" if row.top1 is not None else "-",
+            f"{row.input_size}",
+            f"{row.params / 1e6:.1f} M" if row.params else "-",
+            f"{row.macs / 1e9:.2f} G" if row.macs else "-",
+            f"{row.num_classes:,}",
+            row.licence or "-",
+            row.source,
+        )
+        last = row.model
+    console.print(table)
+    if any(row.top1 is not None for row in rows):
+        console.print("top-1 on ImageNet-1K in percent, as published; params and MACs counted here")
+
+
+def _count(name: str, size: int) -> tuple[int | None, int | None]:
+    with torch.device("meta"):
+        model = create_model(name)
+    try:
+        counted = cost(model, size)
+    except (AssertionError, RuntimeError):  # A peer that takes no other size than its own.
+        return sum(p.numel() for p in model.parameters()), None
+    return counted.params, counted.macs

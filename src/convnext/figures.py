@@ -1,0 +1,290 @@
+"""The figures of a report: pure functions from numbers to a matplotlib `Figure`, in one style.
+
+Colours are few and have names. A figure saved to a file is printed on white; the same SVG inside
+the report takes its colours from the page (`inline_svg`), and so reads well in light and in dark.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+PAPER, INK, MUTED, GRID, ACCENT = "#ffffff", "#1d2430", "#667080", "#e2e6eb", "#1f66b5"
+# The variables of the page's style sheet that replace the colours of print.
+PAGE_COLOURS = {
+    PAPER: "var(--panel)",
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    ACCENT: "var(--accent)",
+}
+# Blue and orange differ for every kind of colour vision, and carry dark and light text alike.
+HIT, MISS = "#3b82d6", "#e8710a"
+
+STYLE: dict[str, Any] = {
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9,
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.left": False,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "legend.fontsize": 8.5,
+    "text.color": INK,
+    # A class may be called `$x_1$`: names are text, never formulas.
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "hatch.linewidth": 0.8,
+    # The same numbers give the same file.
+    "svg.hashsalt": "convnext",
+    "svg.fonttype": "none",
+}
+
+MAX_POINTS = 400
+NAMED_CLASSES = 30
+NUMBERED_CLASSES = 12
+MAX_CELLS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One line of a plot."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str = ACCENT
+    dashed: bool = False
+
+
+@contextmanager
+def figure_style(**changes: Any) -> Iterator[None]:
+    """Draw and save in the style of the house; a glyph that the font lacks is no news."""
+    with rc_context(STYLE | changes), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+def draw_curves(
+    curves: Sequence[Curve], *, label: str, mark: tuple[float, float, str] | None = None
+) -> Figure:
+    """Draw a quantity against the images seen.
+
+    Args:
+        curves: The lines.
+        label: What the vertical axis shows.
+        mark: A point to single out, as x, y and the words beside it.
+    """
+    with figure_style():
+        fig, (axes,) = _figure(4.7, 2.7)
+        for curve in curves:
+            x, y = thin(curve.x, curve.y)
+            axes.plot(
+                x,
+                y,
+                label=curve.label,
+                color=curve.colour,
+                linestyle="--" if curve.dashed else "-",
+                linewidth=1.4 if curve.dashed else 1.8,
+                marker="o" if len(x) <= 30 else "",
+                markersize=3,
+            )
+        if mark is not None:
+            _mark(axes, *mark)
+        if len(curves) > 1:
+            axes.legend(loc="best", handlelength=1.6)
+        _images_axis(axes, label)
+    return fig
+
+
+def draw_speed(images: Sequence[float], speed: Sequence[float], waiting: Sequence[float]) -> Figure:
+    """Draw images per second, and below it the share of time spent waiting for data."""
+    with figure_style():
+        fig, (top, bottom) = _figure(4.7, 2.7, heights=(2, 1))
+        x, y = thin(images, speed)
+        top.plot(x, y, color=ACCENT, marker="o" if len(x) <= 30 else "", markersize=3)
+        top.set_ylim(bottom=0)
+        top.set_ylabel("images/s")
+        top.tick_params(labelbottom=False)
+        x, y = thin(images, [100 * share for share in waiting])
+        bottom.fill_between(x, y, color=MUTED, alpha=0.35, linewidth=0)
+        bottom.plot(x, y, color=MUTED, linewidth=1.2)
+        bottom.set_ylim(0, max(10.0, 1.15 * max(y, default=0)))
+        bottom.yaxis.set_major_locator(MaxNLocator(2))
+        top.sharex(bottom)
+        _images_axis(bottom, "waiting %")
+    return fig
+
+
+def draw_confusion(confusion: NDArray[Any], classes: Sequence[str]) -> Figure:
+    """Draw a confusion matrix (rows truth, columns prediction), each row as shares of its class.
+
+    Up to 30 classes are named and up to 12 carry their counts; more than 50 are merged into
+    neighbouring cells, of which the errors are then relative to the worst.
+    """
+    shares = row_shares(confusion)
+    num_classes = len(classes)
+    named = num_classes <= NAMED_CLASSES
+    shrunk = shrink(shares)
+    # The square root lifts what is rare, which is what the reader looks for.
+    strength = np.sqrt(shrunk if named else shrunk / max(shrunk.max(), 1e-9))
+    pixels = np.empty((*shrunk.shape, 4))
+    pixels[..., :3] = to_rgb(MISS)
+    np.einsum("iij->ij", pixels)[:, :3] = to_rgb(HIT)
+    pixels[..., 3] = 0.85 * strength
+    side = min(6.4, 2.6 + 0.3 * num_classes) if named else 5.0
+    with figure_style(**{"axes.grid": False}):
+        fig, (axes,) = _figure(side, side)
+        axes.imshow(pixels, interpolation="none", aspect="equal")
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        for spine in axes.spines.values():
+            spine.set_visible(True)
+        if named:
+            names = [shorten(name) for name in classes]
+            upright = max(map(len, names), default=0) * num_classes > 48
+            axes.set_xticks(range(num_classes), names, rotation=90 if upright else 0)
+            axes.set_yticks(range(num_classes), names)
+        else:
+            axes.set_xticks([])
+            axes.set_yticks([])
+        if num_classes <= NUMBERED_CLASSES:
+            for (truth, prediction), count in np.ndenumerate(np.asarray(confusion)):
+                if count:
+                    axes.text(
+                        prediction, truth, f"{count:,}", ha="center", va="center", fontsize=8.5
+                    )
+    return fig
+
+
+def row_shares(confusion: NDArray[Any]) -> NDArray[np.float64]:
+    """Return each row divided by its sum; a class without images has a row of zeros."""
+    counts = np.asarray(confusion, dtype=np.float64)
+    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+
+def shrink(shares: NDArray[np.float64], cells: int = MAX_CELLS) -> NDArray[np.float64]:
+    """Average neighbouring classes until the matrix has at most `cells` rows."""
+    size = len(shares)
+    if size <= cells:
+        return shares
+    edges = np.linspace(0, size, cells + 1).astype(int)
+    sizes = np.diff(edges)
+    blocks = np.add.reduceat(np.add.reduceat(shares, edges[:-1], 0), edges[:-1], 1)
+    return np.asarray(blocks / np.outer(sizes, sizes))
+
+
+def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return at most 400 points: means of equally many neighbours."""
+    if len(x) <= MAX_POINTS:
+        return list(x), list(y)
+    points = np.array_split(np.array([x, y], dtype=np.float64), MAX_POINTS, axis=1)
+    means = np.array([block.mean(axis=1) for block in points])
+    return means[:, 0].tolist(), means[:, 1].tolist()
+
+
+def shorten(name: str, limit: int = 18) -> str:
+    """Return a name on one line that fits beside a plot."""
+    name = " ".join(name.split())
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+
+
+def save_bytes(fig: Figure, form: str) -> bytes:
+    """Return a figure as the content of a "png" or "svg" file."""
+    buffer = io.BytesIO()
+    # Without these fields the file holds no date, and no address of anybody's standards.
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) if form == "svg" else None
+    with figure_style():
+        fig.savefig(buffer, format=form, dpi=160, metadata=metadata)
+    return buffer.getvalue()
+
+
+def inline_svg(svg: str, name: str) -> str:
+    """Return an SVG file of ours as markup inside a page, in the page's colours and font.
+
+    Every id gets `name` as a prefix, since a page may hold several figures.
+    """
+    svg = svg[svg.index("<svg") :]
+    width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2]
+    head, _, body = svg.partition(">")
+    head = re.sub(r' (?:width|height|version|xmlns(?::\w+)?)="[^"]*"', "", head)
+    head += f' data-width="{width}" data-height="{height}" aria-hidden="true"'
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(url\(#|href="#)', rf"\1{name}-", body)
+    body = re.sub(r"font: (?:[\d.]+ )?([\d.]+px)[^;\"]*", r"font-size: \1", body)
+    for colour, variable in PAGE_COLOURS.items():
+        body = body.replace(colour, variable)
+    return f"{head}>{body}"
+
+
+def _figure(
+    width: float, height: float, heights: Sequence[float] = (1,)
+) -> tuple[Figure, list[Axes]]:
+    fig = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(fig)
+    grid = fig.subplots(len(heights), 1, squeeze=False, height_ratios=list(heights))
+    return fig, list(grid[:, 0])
+
+
+def _images_axis(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label)
+    axes.set_xlabel("images seen")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+
+
+def short_count(value: float) -> str:
+    """Return 1500000 as "1.5 M"."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.4g} {unit}"
+    return f"{value:.4g}"
+
+
+def _mark(axes: Axes, x: float, y: float, words: str) -> None:
+    axes.plot([x], [y], "o", color=ACCENT, markersize=6, zorder=5)
+    left, right = axes.get_xlim()
+    late = x > (left + right) / 2
+    axes.annotate(
+        words,
+        (x, y),
+        xytext=(0, -7),
+        textcoords="offset points",
+        ha="right" if late else "left",
+        va="top",
+        fontsize=9,
+        fontweight="bold",
+        color=ACCENT,
+    )

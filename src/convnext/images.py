@@ -1,0 +1,241 @@
+"""Image files that cannot be trusted, read into RGB or greyscale, or refused with a reason.
+
+What a picture means is decided here once, for training, evaluation and prediction alike:
+
+- EXIF orientation is applied;
+- transparency is laid over white, the page that such pictures are drawn for (to drop the alpha
+  channel instead would show whatever colour hides below it);
+- 16-bit greyscale is scaled by the range of its container, 65535 to 255, never clipped;
+- of an animation or a document, the first frame counts;
+- colour profiles are ignored, as in the pipelines that published weights were trained with.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import IO, BinaryIO, Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+Mode = Literal["RGB", "L"]
+File = str | Path | bytes | BinaryIO
+
+# Twice Pillow's limit for a warning, which is where Pillow itself refuses.
+MAX_PIXELS = 2 * 89_478_485
+# The declared size is checked here, so that Pillow's warning at half the limit says nothing new.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+# Formats that Pillow hands to another program (EPS would start Ghostscript), knows by name only, or
+# that are no pictures.
+_REFUSED = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
+
+_ORIENTATION_TAG = 0x0112
+_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUARTER_TURNS = (5, 6, 7, 8)
+_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+class BadImage(ValueError):  # noqa: N818 - it is the image that is bad
+    """A file that is no readable image.
+
+    Attributes:
+        source: The path, or `shard!member`, or where else the bytes came from.
+        reason: One line for people.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(source, reason)
+        self.source = source
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the first bytes of a file declare, with the orientation applied."""
+
+    width: int
+    height: int
+    mode: str
+    """Pillow's name: "RGB", "L", "P", "I;16", "CMYK" ..."""
+    format: str
+    """Pillow's name: "JPEG", "PNG" ..."""
+
+
+def decode(
+    file: File,
+    *,
+    mode: Mode,
+    max_pixels: int = MAX_PIXELS,
+    at_least: int | None = None,
+    source: str | None = None,
+) -> Image.Image:
+    """Read an image file completely.
+
+    Args:
+        file: A path, the bytes, or a binary file at its beginning.
+        mode: What to return: "RGB" or "L".
+        max_pixels: More declared pixels than this are refused before any is decoded.
+        at_least: Let a JPEG be decoded at a half, a quarter or an eighth of its size, as long as
+            both sides keep this many pixels. Faster, but not the same pixels: for training only.
+        source: The name of `file` in messages, where it is not a path.
+
+    Raises:
+        BadImage: If it is absent, empty, no image, cut off, damaged or too large.
+    """
+    name = _name(file, source)
+    try:
+        with _open(file) as stream, Image.open(stream, formats=readable_formats()) as image:
+            _check_size(image, max_pixels, name)
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))
+            image.load()
+            return as_mode(_upright(image), mode)
+    except BadImage:
+        raise
+    # Pillow's plugins let almost any exception escape from a damaged file.
+    except Exception as error:
+        raise BadImage(name, _reason(error, file)) from error
+
+
+def read_header(file: File, *, max_pixels: int = MAX_PIXELS, source: str | None = None) -> Header:
+    """Return what a file declares to be, without decoding its pixels.
+
+    Raises:
+        BadImage: If it is absent, empty, no image or too large.
+    """
+    name = _name(file, source)
+    try:
+        with _open(file) as stream, Image.open(stream, formats=readable_formats()) as image:
+            _check_size(image, max_pixels, name)
+            width, height = image.size
+            # Pillow turns the pixels and the declared size of a TIFF by itself.
+            if image.format != "TIFF" and _orientation(image) in _QUARTER_TURNS:
+                width, height = height, width
+            return Header(width=width, height=height, mode=image.mode, format=image.format or "?")
+    except BadImage:
+        raise
+    except Exception as error:
+        raise BadImage(name, _reason(error, file)) from error
+
+
+def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
+    """Return `image` in "RGB" or "L", transparency over white; itself where nothing is to do."""
+    if image.mode == mode and not image.has_transparency_data:
+        return image
+    if image.mode in (*_16_BIT, "I", "F"):
+        image = _to_8_bit(image)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that are read: "JPEG", "PNG" ..."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in _REFUSED)
+
+
+@cache
+def readable_extensions() -> frozenset[str]:
+    """Return the endings of the files that are read: ".jpg", ".png" ..."""
+    formats = readable_formats()
+    return frozenset(
+        ending for ending, name in Image.registered_extensions().items() if name in formats
+    )
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and float greyscale to 8 bit.
+
+    The white of "I;16" is 65535. Those of "I" and "F" are not declared: the smallest usual one
+    that holds the largest value is taken.
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    largest = float(values.max())
+    usual = {"I": (65535.0, 2**31 - 1.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
+    white = next((white for white in usual if largest <= white), largest)
+    scaled = np.rint(values.clip(0) * (255 / white)).clip(0, 255)
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _ORIENTATION.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, or 1 where the EXIF block is absent or damaged."""
+    if "exif" not in image.info and image.format not in ("TIFF", "PNG", "WEBP", "MPO"):
+        return 1
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # The pixels are fine whatever the EXIF parser stumbles over.
+        return 1
+
+
+def _check_size(image: Image.Image, max_pixels: int, name: str) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadImage(
+            name,
+            f"declares {width:,} x {height:,} pixels; more than {max_pixels / 1e6:,.4g} million "
+            "are refused",
+        )
+
+
+def _open(file: File) -> AbstractContextManager[IO[bytes]]:
+    if isinstance(file, bytes):
+        return BytesIO(file)
+    if isinstance(file, str | Path):
+        return Path(file).open("rb")
+    return nullcontext(file)
+
+
+def _name(file: File, source: str | None) -> str:
+    if source is not None:
+        return source
+    if isinstance(file, str | Path):
+        return str(file)
+    return str(getattr(file, "name", "image in memory"))
+
+
+def _reason(error: Exception, file: File) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        is_empty = _length(file) == 0
+        return "the file is empty" if is_empty else "not an image, or a damaged one"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"declares more than {MAX_PIXELS / 1e6:,.4g} million pixels, which are refused"
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "truncated" in text.lower() or isinstance(error, EOFError):
+        return f"the file is cut off ({text})"
+    return f"damaged ({text})"
+
+
+def _length(file: File) -> int:
+    if isinstance(file, bytes):
+        return len(file)
+    if isinstance(file, str | Path):
+        return Path(file).stat().st_size
+    return file.seek(0, 2)

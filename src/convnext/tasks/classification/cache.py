@@ -1,0 +1,114 @@
+"""Decoded images kept in one block of memory, which worker processes share."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from convnext.images import BadImage
+
+# Share of the memory that is free now which a cache may take.
+BUDGET_SHARE = 0.5
+# Assumed where the system does not tell.
+FALLBACK_MEMORY = 4 * 2**30
+
+Pixels = NDArray[np.uint8]
+
+
+class ImageCache:
+    """Images of different shapes, (H, W, C) or (C, H, W), one after the other.
+
+    Worker processes that are forked read the same memory; for those that are spawned, torch moves
+    the block to shared memory when the data set is sent to them.
+    """
+
+    def __init__(self, shapes: NDArray[np.int64]) -> None:
+        """Reserve room for images of `shapes` (n, 3)."""
+        self.shapes = shapes
+        self.ends = np.cumsum(shapes.prod(axis=1))
+        self.block = torch.empty(int(self.ends[-1]), dtype=torch.uint8)
+        self.bad: dict[int, str] = {}
+        """Why an image is missing, by its index."""
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, index: int) -> Pixels:
+        """Return a view of an image; it must not be written to."""
+        shape = self.shapes[index]
+        end = int(self.ends[index])
+        return self.block.numpy()[end - int(shape.prod()) : end].reshape(shape)
+
+    def fill(self, load: Callable[[int], Pixels], *, console: Console | None = None) -> None:
+        """Load every image by a few threads; those that raise BadImage become `bad`."""
+
+        def load_one(index: int) -> None:
+            try:
+                self[index][...] = load(index)
+            except BadImage as error:
+                self.bad[index] = error.reason
+
+        for_each(load_one, len(self), "reading images", console=console)
+
+
+def for_each(
+    work: Callable[[int], None], count: int, title: str, *, console: Console | None = None
+) -> None:
+    """Call `work` with 0 .. count - 1 in a few threads, with a progress bar on `console`."""
+    threads = min(8, os.cpu_count() or 1, max(count, 1))
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    visible = console is not None and console.is_terminal
+    with Progress(*columns, console=console, disable=not visible, transient=True) as progress:
+        bar = progress.add_task(title, total=count)
+
+        def run(indices: Iterable[int]) -> None:
+            for index in indices:
+                work(index)
+                progress.advance(bar)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, [range(first, count, threads) for first in range(threads)]))
+
+
+def memory_budget(workers: int = 0) -> int:
+    """Return how many bytes a cache that `workers` processes read may take on this machine now."""
+    free = _free_memory() or FALLBACK_MEMORY
+    shm = Path("/dev/shm")
+    if workers and not _forks() and shm.is_dir():  # In containers often no more than 64 MB.
+        free = min(free, shutil.disk_usage(shm).free)
+    return int(free * BUDGET_SHARE)
+
+
+def _forks() -> bool:
+    """Tell whether worker processes will be forked, without fixing that they will."""
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    return (chosen or multiprocessing.get_all_start_methods()[0]) == "fork"
+
+
+def _free_memory() -> int | None:
+    """Return the bytes that this process can still get, or None where the system does not tell."""
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in lines:
+            found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    group = Path("/sys/fs/cgroup")
+    try:  # The limit of a container, where there is one ("max" is none).
+        limit = int((group / "memory.max").read_text())
+        found.append(max(0, limit - int((group / "memory.current").read_text())))
+    except (OSError, ValueError):
+        pass
+    return min(found, default=None)

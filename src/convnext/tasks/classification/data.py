@@ -1,0 +1,216 @@
+"""Classification data: what lies under a path, found by its layout.
+
+    PATH/train/CLASS/*  PATH/val/CLASS/*     folders; `validation`, `valid` or `test` for `val` too
+    PATH/CLASS/*                             folders without a split: a share is held out
+    PATH/train-*.tar    PATH/val-*.tar       WebDataset shards, names in classes.txt
+    digits                                   the handwritten digits that come along
+
+What is held out is chosen by the names of the files alone, so that it never changes: not between
+runs or machines, and hardly when images are added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+
+from convnext.images import BadImage
+from convnext.tasks.classification.layout import Found, find
+from convnext.tasks.classification.samples import ArraySamples, Samples
+
+# How many images `facts` looks at.
+NUM_HEADERS, NUM_DECODED = 200, 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationData:
+    """A data set with its split."""
+
+    path: str
+    classes: tuple[str, ...]
+    train: Samples
+    val: Samples
+    notes: tuple[str, ...]
+    """What a user should know about how it was read."""
+    faults: tuple[str, ...] = ()
+    """Those of the notes that tell of something to mend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What `auto` looks at. Sizes are medians over a sample of the training images."""
+
+    num_train: int
+    num_val: int
+    num_classes: int
+    class_counts: tuple[int, ...]
+    """Training images of each class."""
+    image_height: int
+    image_width: int
+    greyscale: bool
+    """Whether no colour was seen on the images that were looked at."""
+
+
+def open_dataset(path: str, *, val_share: float = 0.2, strict: bool = True) -> ClassificationData:
+    """Return the data set at `path`, without reading any image yet.
+
+    A class folder without images counts as absent: noted, dropped if no split has images of it.
+    A class that only the training part has is noted.
+
+    Args:
+        path: A folder in one of the layouts above, or `digits`.
+        val_share: Share of each class held out where the data has no split of its own.
+        strict: Refuse a class that only the validation part has; else it is noted.
+
+    Raises:
+        ValueError: If there is nothing at `path` to train and validate on, and why.
+    """
+    if path == "digits":
+        return _digits()
+    if not 0 < val_share < 1:
+        raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")
+    found = find(path)
+    val, notes = found.val, list(found.notes)
+    if val is None:
+        found, val = _hold_out(found, val_share, notes)
+    faults = [*found.faults, *_check_classes(found, val, strict=strict)]
+    return ClassificationData(
+        path=path,
+        classes=found.classes,
+        train=found.take(found.train),
+        val=found.take(val),
+        notes=(*notes, *faults),
+        faults=tuple(faults),
+    )
+
+
+def facts(data: ClassificationData) -> DataFacts:
+    """Look at a sample of the training images.
+
+    Raises:
+        ValueError: If not one of them can be read.
+    """
+    n = len(data.train)
+    headers = []
+    last_error: BadImage | None = None
+    for index in _spread(n, NUM_HEADERS):
+        try:
+            headers.append(data.train.header(index))
+        except BadImage as error:
+            last_error = error
+    if not headers:
+        raise ValueError(f"none of the training images that were tried is readable: {last_error}")
+    counts = Counter(data.train.labels)
+    return DataFacts(
+        num_train=n,
+        num_val=len(data.val),
+        num_classes=len(data.classes),
+        class_counts=tuple(counts[c] for c in range(len(data.classes))),
+        image_height=int(statistics.median(h.height for h in headers)),
+        image_width=int(statistics.median(h.width for h in headers)),
+        greyscale=_is_greyscale(data.train),
+    )
+
+
+def _is_greyscale(samples: Samples) -> bool:
+    seen = False
+    for index in _spread(len(samples), NUM_DECODED):
+        try:
+            image = samples.open(index, "RGB", at_least=64)
+        except BadImage:
+            continue
+        seen = True
+        pixels = np.asarray(image).astype(np.int16)
+        # JPEG turns grey into channels that differ by a level or two.
+        if np.ptp(pixels, axis=2).max() > 3:
+            return False
+    return seen
+
+
+def _spread(n: int, count: int) -> list[int]:
+    """Return up to `count` positions spread evenly over n."""
+    return sorted({i * n // min(n, count) for i in range(min(n, count))})
+
+
+def _digits() -> ClassificationData:
+    with (
+        resources.as_file(resources.files("convnext") / "digits" / "digits.npz") as path,
+        np.load(path, allow_pickle=False) as file,
+    ):
+        levels, labels, is_val = file["images"], file["labels"], file["is_val"]
+    images = np.rint(levels * (255 / 16)).astype(np.uint8)  # 17 grey levels
+    parts = [
+        ArraySamples(f"digits/{name}", images[where], labels[where].tolist())
+        for name, where in (("train", ~is_val), ("val", is_val))
+    ]
+    return ClassificationData(
+        path="digits",
+        classes=tuple("0123456789"),
+        train=parts[0],
+        val=parts[1],
+        notes=("the built-in UCI handwritten digits, 8 x 8 pixels, with a fixed split",),
+    )
+
+
+def _hold_out(found: Found, share: float, notes: list[str]) -> tuple[Found, list[int]]:
+    """Move a share of each class to validation: those whose names have the smallest hashes."""
+    by_class: dict[int, list[int]] = {}
+    for index in found.train:
+        by_class.setdefault(found.labels[index], []).append(index)
+    held: list[int] = []
+    for members in by_class.values():
+        ranked = sorted(members, key=lambda i: hashlib.sha256(found.keys[i].encode()).digest())
+        # A class of one stays in training, a larger one has at least one image on either side.
+        count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
+        held += ranked[:count]
+    val = sorted(held)
+    inside = set(val)
+    train = [index for index in found.train if index not in inside]
+    notes.append(
+        f"the data has no split of its own: {share:.0%} of each class ({len(val):,} of "
+        f"{len(train) + len(val):,} images) are held out for validation, chosen by file name"
+    )
+    return found.with_train(train), val
+
+
+def _check_classes(found: Found, val: Sequence[int], *, strict: bool) -> list[str]:
+    """Return what is wrong with the classes of the two parts, the worst first.
+
+    Raises:
+        ValueError: If there is nothing to learn or to validate on; if `strict`, also for a class
+            that is new in validation.
+    """
+    in_train = {found.labels[i] for i in found.train}
+    in_val = {found.labels[i] for i in val}
+    if len(found.classes) < 2:
+        raise ValueError(
+            f"{found.root} has one class only ({found.classes[0]}); a classifier needs at least "
+            "two folders or labels to tell apart"
+        )
+    if not in_train or not in_val:
+        part = "validation" if in_train else "training"
+        raise ValueError(f"{found.root} has no images for {part}")
+    listed = set(range(len(found.classes)))
+    new = _names(found, in_val - in_train)
+    if new and strict:
+        raise ValueError(
+            f"{found.root}: validation has classes that training lacks: {new}; add training "
+            "images of them, or remove them from validation"
+        )
+    found_wrong = {
+        "classes that only validation has": new,
+        "classes without any validation image": _names(found, in_train - in_val),
+        "classes that are listed but have no image": _names(found, listed - in_train - in_val),
+    }
+    return [f"{what}: {names}" for what, names in found_wrong.items() if names]
+
+
+def _names(found: Found, labels: set[int]) -> str:
+    names = [found.classes[c] for c in sorted(labels)]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")

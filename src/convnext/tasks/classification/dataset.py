@@ -1,0 +1,274 @@
+"""From samples to the pixels of a batch: what the data loader's processes do.
+
+A training image is a pure function of (seed, round, index), so that neither the number of worker
+processes nor a resumed run changes anything. An image that cannot be read is replaced by the next
+one of its class in training, left out in evaluation, and reported with the batch in both.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from convnext.images import BadImage, Mode
+from convnext.preprocess import Preprocessing, fit_short_side, to_tensor
+from convnext.recipe import AugmentRecipe
+from convnext.tasks.classification.augment import ImageAugment
+from convnext.tasks.classification.cache import ImageCache, Pixels, memory_budget
+from convnext.tasks.classification.samples import Samples
+from convnext.tasks.classification.sampling import Draw
+
+_KEPT = "are kept in memory ({:,.3g} MB)"
+_TOO_LARGE = "do not fit into the {:,.2g} GB that may be used, and are read anew each time"
+
+
+class Item(NamedTuple):
+    """One image as a data set returns it."""
+
+    pixels: Tensor
+    """uint8 (C, H, W)."""
+    label: int
+    position: int
+    """Which of the samples it is."""
+    bad: tuple[tuple[int, str], ...]
+    """Samples that could not be read on the way here, each with the reason. If `position` is among
+    them, there is no image."""
+
+
+class Batch(NamedTuple):
+    """A batch of N images."""
+
+    pixels: Tensor
+    """uint8 (N, C, H, W)."""
+    labels: Tensor
+    """(N,)"""
+    indices: Tensor
+    """(N,)"""
+    bad: tuple[tuple[int, str], ...]
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Stack items to a batch, without those that have no image; N may become 0."""
+    bad = tuple(record for item in items for record in item.bad)
+    kept = [k for k, item in enumerate(items) if all(i != item.position for i, _ in item.bad)]
+    return Batch(
+        pixels=torch.stack([item.pixels for item in items])[kept],
+        labels=torch.tensor([items[k].label for k in kept], dtype=torch.int64),
+        indices=torch.tensor([items[k].position for k in kept], dtype=torch.int64),
+        bad=bad,
+    )
+
+
+class TrainDataset(Dataset[Item]):
+    """Augmented training images, by the draws of `StepBatches`."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        *,
+        augment: AugmentRecipe,
+        preprocessing: Preprocessing,
+        seed: int,
+    ) -> None:
+        self.samples = samples
+        self.preprocessing = preprocessing
+        self.recipe = augment
+        self.augment = ImageAugment(augment, preprocessing)
+        self.mode = preprocessing.mode
+        self.seed = seed
+        self.cache: ImageCache | None = None
+        self._next = _next_of_class(samples.labels)
+        self._known_bad: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def fill_cache(
+        self, *, budget: int | None = None, workers: int = 0, console: Console | None = None
+    ) -> str:
+        """Keep every image in memory if there is room, no larger than any crop needs it.
+
+        Args:
+            budget: Bytes; by default a share of the memory that is free.
+            workers: How many processes will read it.
+            console: Where a progress bar goes.
+
+        Returns:
+            What was done, as one line for the user.
+        """
+        budget = memory_budget(workers) if budget is None else budget
+        shapes = _cached_shapes(self.samples, self.mode, self.augment.short_side, budget)
+        if shapes is None:
+            return f"the training images {_TOO_LARGE.format(budget / 1e9)}"
+        cache = ImageCache(shapes)
+
+        def load(index: int) -> Pixels:
+            height, width = shapes[index, :2].tolist()
+            image = self.samples.open(index, self.mode, at_least=min(height, width))
+            if image.size != (width, height):
+                size = (width, height)
+                image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+            return np.asarray(image).reshape(height, width, -1)
+
+        cache.fill(load, console=console)
+        self.cache = cache
+        return f"the training images {_KEPT.format(cache.block.nbytes / 1e6)}"
+
+    def __getitem__(self, draw: Draw) -> Item:
+        """Return the image of a draw (round, index)."""
+        number, index = draw
+        rng = random.Random(f"{self.seed} {number} {index}")
+        bad: list[tuple[int, str]] = []
+        shown = index
+        while True:
+            try:
+                image = self._open(shown)
+                break
+            except BadImage as error:
+                self._known_bad[shown] = error.reason
+                bad.append((shown, error.reason))
+                shown = self._next[shown]
+                if shown == index:
+                    raise ValueError(
+                        f"not one image of the class of {error.source} can be read, such as {error}"
+                    ) from error
+        pixels = to_tensor(self.augment(image, rng))
+        return Item(pixels, self.samples.labels[index], shown, tuple(bad))
+
+    def _open(self, index: int) -> Image.Image:
+        if index in self._known_bad:
+            raise BadImage(self.samples.source(index), self._known_bad[index])
+        if self.cache is None:
+            return self.samples.open(index, self.mode, at_least=self.augment.short_side)
+        if index in self.cache.bad:
+            raise BadImage(self.samples.source(index), self.cache.bad[index])
+        pixels = self.cache[index]
+        return Image.fromarray(pixels[..., 0] if self.mode == "L" else pixels)
+
+
+class EvalDataset(Dataset[Item]):
+    """Images exactly as the network will see them in use."""
+
+    def __init__(self, samples: Samples, preprocessing: Preprocessing) -> None:
+        self.samples = samples
+        self.preprocessing = preprocessing
+        self.cache: ImageCache | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def fill_cache(
+        self, *, budget: int | None = None, workers: int = 0, console: Console | None = None
+    ) -> str:
+        """Keep the finished pixels of every image in memory if there is room.
+
+        Arguments and result are those of `TrainDataset.fill_cache`.
+        """
+        budget = memory_budget(workers) if budget is None else budget
+        p = self.preprocessing
+        shapes = np.array([[p.in_chans, p.image_size, p.image_size]] * len(self), dtype=np.int64)
+        if int(shapes.prod(axis=1).sum()) > budget:
+            return f"the validation images {_TOO_LARGE.format(budget / 1e9)}"
+        cache = ImageCache(shapes)
+        cache.fill(lambda index: self._read(index).numpy(), console=console)
+        self.cache = cache
+        return f"the validation images {_KEPT.format(cache.block.nbytes / 1e6)}"
+
+    def __getitem__(self, index: int) -> Item:
+        """Return an image, or where it cannot be read an item that says so."""
+        label = self.samples.labels[index]
+        try:
+            return Item(self._pixels(index), label, index, ())
+        except BadImage as error:
+            p = self.preprocessing
+            nothing = torch.zeros((p.in_chans, p.image_size, p.image_size), dtype=torch.uint8)
+            return Item(nothing, label, index, ((index, error.reason),))
+
+    def _pixels(self, index: int) -> Tensor:
+        if self.cache is None:
+            return self._read(index)
+        if index in self.cache.bad:
+            raise BadImage(self.samples.source(index), self.cache.bad[index])
+        return torch.from_numpy(self.cache[index])
+
+    def _read(self, index: int) -> Tensor:
+        image = self.samples.open(index, self.preprocessing.mode)
+        return self.preprocessing.pixels(image)
+
+
+class BadImages:
+    """The images of a part that could not be read, each counted once however often it is met."""
+
+    def __init__(self, samples: Samples, *, max_share: float) -> None:
+        self.samples = samples
+        self.found: dict[int, BadImage] = {}
+        # A single bad image ends no run, however small the data set; unless none is allowed.
+        self.most = max(int(max_share * len(samples)), 1 if max_share > 0 else 0)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def update(self, records: Iterable[tuple[int, str]]) -> list[BadImage]:
+        """Take the `bad` of a batch; return what was not known before.
+
+        Raises:
+            ValueError: If more images are bad than allowed.
+        """
+        new = {i: BadImage(self.samples.source(i), r) for i, r in records if i not in self.found}
+        self.found |= new
+        if len(self.found) > self.most:
+            some = "; ".join(str(bad) for bad in list(self.found.values())[:5])
+            needed = len(self.found) / len(self.samples)
+            raise ValueError(
+                f"{len(self.found):,} of {len(self.samples):,} images cannot be read, more than "
+                f"the {self.most:,} that are allowed: {some}. Mend or remove them (`convnext data` "
+                f"lists them all), or allow more with --loader.max_bad_share {needed + 0.01:.2f}"
+            )
+        return list(new.values())
+
+
+def _next_of_class(labels: Sequence[int]) -> list[int]:
+    """Return for each image the next one of its class, in a ring."""
+    following = np.zeros(len(labels), np.int64)
+    order = np.argsort(labels, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(np.asarray(labels)[order])) + 1):
+        following[members] = np.roll(members, -1)
+    successors: list[int] = following.tolist()
+    return successors
+
+
+def _cached_shapes(
+    samples: Samples, mode: Mode, short: int, budget: int
+) -> NDArray[np.int64] | None:
+    """Return the shapes (n, 3) of the images as cached, or None if they exceed the budget.
+
+    A share of the headers tells early that a large set will not fit. An image without a readable
+    header takes no room.
+    """
+    n, chans = len(samples), 1 if mode == "L" else 3
+
+    def shape(index: int) -> tuple[int, int, int]:
+        try:
+            header = samples.header(index)
+        except BadImage:
+            return 1, 1, chans
+        size = (header.width, header.height)
+        width, height = fit_short_side(size, short) if min(size) > short else size
+        return height, width, chans
+
+    some = [int(np.prod(shape(i))) for i in range(0, n, max(1, n // 200))]
+    if float(np.mean(some)) * n > budget:
+        return None
+    shapes = np.array([shape(i) for i in range(n)], dtype=np.int64)
+    return shapes if int(shapes.prod(axis=1).sum()) <= budget else None

@@ -1,0 +1,212 @@
+"""What is in a classification data set, and what is wrong with it: `convnext data PATH`."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from convnext.tasks.classification.contact_sheet import contact_sheet
+from convnext.tasks.classification.data import ClassificationData, open_dataset
+from convnext.tasks.classification.problems import find_problems, find_suggestions
+from convnext.tasks.classification.scan import Look, scan
+
+__all__ = ["DataReport", "Spread", "contact_sheet", "inspect"]
+
+# Upper ends of the bins of the histogram of sizes, in pixels.
+SIZE_BINS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+MAX_ROWS = 30
+BAR = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """The smallest, the middle and the largest of some numbers."""
+
+    min: int
+    median: int
+    max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """What `inspect` found."""
+
+    path: str
+    classes: tuple[str, ...]
+    num_train: tuple[int, ...]
+    """Training images of each class, unreadable ones included; likewise `num_val`."""
+    num_val: tuple[int, ...]
+    num_bytes: int
+    imbalance: float
+    """Training images of the largest class for one of the smallest."""
+    width: Spread | None
+    """Of the readable images; None if there are none. Likewise `height`."""
+    height: Spread | None
+    sizes: tuple[tuple[str, int], ...]
+    """Images by their short side, as ("65-128", 12)."""
+    modes: dict[str, int]
+    """Images by Pillow's mode, "RGB" or "L" say."""
+    formats: dict[str, int]
+    unreadable: tuple[tuple[str, str], ...]
+    """Every image that cannot be read, and why."""
+    problems: tuple[str, ...]
+    """What is wrong, the worst first."""
+    suggestions: tuple[str, ...]
+    notes: tuple[str, ...]
+    """How the data was read, where that goes without harm."""
+
+    @property
+    def num_images(self) -> int:
+        """All images, of both parts."""
+        return sum(self.num_train) + sum(self.num_val)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        return asdict(self) | {"num_images": self.num_images}
+
+    def print(self, console: Console) -> None:
+        """Print for people."""
+        console.print(
+            f"[bold]{escape(self.path)}[/]  {self.num_images:,} images of {len(self.classes):,} "
+            f"classes, {_bytes(self.num_bytes)}"
+        )
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False)
+        console.print(_class_table(self))
+        if len(self.classes) > MAX_ROWS:
+            console.print(f"(the largest and the smallest of {len(self.classes):,} classes)")
+        if self.width and self.height:
+            console.print(f"\nwidth {_spread(self.width)}, height {_spread(self.height)}")
+            console.print(_size_table(self))
+            for title, counts in (("formats", self.formats), ("modes", self.modes)):
+                kinds = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+                console.print(f"{title}: {kinds}")
+        if not self.problems:
+            console.print("\n[green]nothing is wrong[/]")
+        else:
+            console.print(f"\n[bold red]{len(self.problems)} problems[/], the worst first")
+        for title, lines in (("", self.problems), ("suggestions", self.suggestions)):
+            if title and lines:
+                console.print(f"\n[bold]{title}[/]")
+            console.print(_list_table(lines) if lines else "", end="")
+
+
+def inspect(path: str, *, val_share: float = 0.2, console: Console | None = None) -> DataReport:
+    """Read every image under `path` in full and report.
+
+    Args:
+        path: As of `open_dataset`.
+        val_share: The share held out where the data has no split of its own.
+        console: Where the progress bar goes; standard error by default.
+
+    Raises:
+        ValueError: If there is no data set at `path`.
+    """
+    data = open_dataset(path, val_share=val_share, strict=False)
+    looks = scan(data, console=console or Console(stderr=True))
+    return report(data, looks)
+
+
+def report(data: ClassificationData, looks: Sequence[Look]) -> DataReport:
+    """Sum up what was seen."""
+    good = [look for look in looks if not look.reason]
+    train = _counts(data, (look for look in looks if look.part == "train"))
+    return DataReport(
+        path=data.path,
+        classes=data.classes,
+        num_train=train,
+        num_val=_counts(data, (look for look in looks if look.part == "val")),
+        num_bytes=sum(look.num_bytes for look in looks),
+        imbalance=round(max(train) / max(1, min(n for n in train if n)), 2),
+        width=_spread_of([look.width for look in good]),
+        height=_spread_of([look.height for look in good]),
+        sizes=_histogram([min(look.width, look.height) for look in good]),
+        modes=dict(Counter(look.mode for look in good).most_common()),
+        formats=dict(Counter(look.format for look in good).most_common()),
+        unreadable=tuple((look.source, look.reason) for look in looks if look.reason),
+        problems=find_problems(data, looks),
+        suggestions=find_suggestions(data, looks),
+        notes=tuple(note for note in data.notes if note not in data.faults),
+    )
+
+
+def _counts(data: ClassificationData, looks: Iterable[Look]) -> tuple[int, ...]:
+    counts = Counter(look.label for look in looks)
+    return tuple(counts[label] for label in range(len(data.classes)))
+
+
+def _spread_of(values: Sequence[int]) -> Spread | None:
+    if not values:
+        return None
+    return Spread(min=min(values), median=int(statistics.median(values)), max=max(values))
+
+
+def _histogram(sides: Sequence[int]) -> tuple[tuple[str, int], ...]:
+    """Count sides per bin, from the first that is used to the last."""
+    lows = (1, *(edge + 1 for edge in SIZE_BINS))
+    names = [f"{low}-{high}" for low, high in zip(lows, SIZE_BINS, strict=False)]
+    names.append(f"over {SIZE_BINS[-1]}")
+    counts = Counter(sum(side > edge for edge in SIZE_BINS) for side in sides)
+    used = range(min(counts), max(counts) + 1) if counts else range(0)
+    return tuple((names[bin], counts[bin]) for bin in used)
+
+
+def _class_table(report: DataReport) -> Table:
+    rows = list(zip(report.classes, report.num_train, report.num_val, strict=True))
+    if len(rows) > MAX_ROWS:
+        ranked = sorted(rows, key=lambda row: -row[1])
+        rows = [*ranked[: MAX_ROWS // 2], *ranked[-MAX_ROWS // 2 :]]
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("class", overflow="ellipsis", max_width=30, no_wrap=True)
+    table.add_column("train", justify="right")
+    table.add_column("val", justify="right")
+    table.add_column("")
+    most = max(report.num_train)
+    for name, train, val in rows:
+        table.add_row(escape(name), f"{train:,}", f"{val:,}", _bar(train, most))
+    return table
+
+
+def _size_table(report: DataReport) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("short side", justify="right")
+    table.add_column("images", justify="right")
+    table.add_column("")
+    most = max(count for _, count in report.sizes)
+    for name, count in report.sizes:
+        table.add_row(name, f"{count:,}", _bar(count, most))
+    return table
+
+
+def _list_table(lines: Sequence[str]) -> Table:
+    """Return numbered lines whose continuations are indented."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(justify="right", style="dim")
+    table.add_column(overflow="fold")
+    for number, line in enumerate(lines, start=1):
+        table.add_row(str(number), escape(line))
+    return table
+
+
+def _bar(value: int, most: int) -> str:
+    return "█" * max(round(BAR * value / max(most, 1)), 1 if value else 0)
+
+
+def _spread(spread: Spread) -> str:
+    if spread.min == spread.max:
+        return f"{spread.min:,} pixels"
+    return f"{spread.min:,} to {spread.max:,} pixels (median {spread.median:,})"
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,110 @@
+"""What mixes or erases whole batches: mixup, cutmix, random erasing, on the batch's own device.
+
+The draws are those of timm (Mixup in batch mode, RandomErasing in pixel mode), number for number,
+as tests/tasks/classification/test_mix.py proves; but they come from generators that are given, not
+from the global ones, and a batch of an odd size is as good as any.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Zhong et al., "Random Erasing Data Augmentation", with the area of timm.
+ERASED_AREA = (0.02, 1 / 3)
+ERASED_ASPECT = (0.3, 1 / 0.3)
+
+
+def smooth_one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Return targets (N, num_classes), fp32: what CrossEntropyLoss(label_smoothing) compares to."""
+    one_hot = F.one_hot(labels.long(), num_classes).to(torch.float32)
+    return one_hot * (1 - smoothing) + smoothing / num_classes
+
+
+def mix(
+    images: Tensor,
+    targets: Tensor,
+    *,
+    mixup: float,
+    cutmix: float,
+    prob: float,
+    switch_prob: float,
+    generator: np.random.RandomState,
+) -> tuple[Tensor, Tensor]:
+    """Blend (mixup) or patch (cutmix) the batch with itself in reverse order.
+
+    Args:
+        images: (N, C, H, W), changed in place.
+        targets: (N, num_classes).
+        mixup: Alpha of the beta distribution; 0 for none.
+        cutmix: The same of cutmix.
+        prob: Probability that the batch is mixed.
+        switch_prob: Probability of cutmix, where both are on.
+        generator: Where the draws come from.
+    """
+    share, use_cutmix = 1.0, False
+    if (mixup or cutmix) and generator.rand() < prob:
+        use_cutmix = bool(generator.rand() < switch_prob) if mixup and cutmix else bool(cutmix)
+        alpha = cutmix if use_cutmix else mixup
+        share = float(generator.beta(alpha, alpha))
+    if share == 1:
+        return images, targets
+    if use_cutmix:
+        top, bottom, left, right = cutmix_box(images.shape[2], images.shape[3], share, generator)
+        # flip copies, so that the patches come from the batch as it was.
+        images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].flip(0)
+        share = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+    else:
+        reverse = images.flip(0).mul_(1 - share)
+        images.mul_(share).add_(reverse)
+    return images, targets * share + targets.flip(0) * (1 - share)
+
+
+def cutmix_box(
+    height: int, width: int, share: float, generator: np.random.RandomState
+) -> tuple[int, int, int, int]:
+    """Return (top, bottom, left, right) of a box that leaves about `share`, cut at the borders."""
+    side = math.sqrt(1 - share)
+    cut_h, cut_w = int(height * side), int(width * side)
+    y, x = int(generator.randint(0, height)), int(generator.randint(0, width))
+    return (
+        max(0, y - cut_h // 2),
+        min(height, y + (cut_h + 1) // 2),
+        max(0, x - cut_w // 2),
+        min(width, x + (cut_w + 1) // 2),
+    )
+
+
+def erase(images: Tensor, *, prob: float, boxes: random.Random, noise: torch.Generator) -> Tensor:
+    """Fill one rectangle of each image (N, C, H, W) with noise, in place, with probability `prob`.
+
+    The images are normalised already, so that the noise is of mean 0 and deviation 1 as they are.
+    """
+    channels, height, width = images.shape[1:]
+    for image in images:
+        box = erase_box(height, width, prob, boxes)
+        if box is not None:
+            top, left, h, w = box
+            patch = torch.empty((channels, h, w), device=images.device)
+            image[:, top : top + h, left : left + w] = patch.normal_(generator=noise)
+    return images
+
+
+def erase_box(
+    height: int, width: int, prob: float, boxes: random.Random
+) -> tuple[int, int, int, int] | None:
+    """Return (top, left, height, width) of a rectangle to erase, or None."""
+    if boxes.random() > prob:
+        return None
+    for _ in range(10):
+        area = boxes.uniform(*ERASED_AREA) * height * width
+        aspect = math.exp(boxes.uniform(*map(math.log, ERASED_ASPECT)))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if h < height and w < width:
+            return boxes.randint(0, height - h), boxes.randint(0, width - w), h, w
+    return None

@@ -1,0 +1,107 @@
+"""Tensors in another shape: reshaped, resampled, folded, sliced. Pure functions.
+
+Shapes: O output channels, I input channels, K kernel side, C channels, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IMAGENET_22K, IMAGENET_1K = 21841, 1000
+
+
+def with_num_dims(tensor: Tensor, num_dims: int) -> Tensor:
+    """Add or drop trailing dimensions of size 1: a linear layer as a 1x1 convolution and back."""
+    while tensor.ndim < num_dims:
+        tensor = tensor.unsqueeze(-1)
+    while tensor.ndim > num_dims and tensor.shape[-1] == 1:
+        tensor = tensor.squeeze(-1)
+    return tensor
+
+
+def fit(name: str, tensor: Tensor, shape: torch.Size) -> Tensor | None:
+    """Return a tensor in the shape of ours of that name, or None where there is no honest way.
+
+    Trailing dimensions of size 1 come and go; the stem takes other channels and another kernel
+    size; spatial convolutions take another kernel size.
+    """
+    tensor = with_num_dims(tensor, len(shape))
+    if tensor.shape == shape:
+        return tensor
+    stem, spatial = name == "stem.conv.weight", name.endswith(".spatial.weight")
+    if not (stem or spatial) or tensor.ndim != len(shape) or tensor.shape[0] != shape[0]:
+        return None
+    if stem:
+        tensor = adapt_channels(tensor, shape[1])
+    if tensor.shape[1] != shape[1]:
+        return None
+    return resize_kernel(tensor, shape[-1])
+
+
+def adapt_channels(kernel: Tensor, in_chans: int) -> Tensor:  # O I K K -> O in_chans K K
+    """Make a kernel take other input channels, with the same response to a grey image.
+
+    One channel is the sum over RGB; more are a cyclic repetition scaled by I / in_chans.
+    """
+    num_chans = kernel.shape[1]
+    if in_chans == num_chans:
+        return kernel
+    if in_chans == 1:
+        return kernel.sum(1, keepdim=True)
+    repeated = kernel[:, torch.arange(in_chans) % num_chans]
+    # A cyclic repetition that is cut short does not add up by scaling alone.
+    lost = kernel.sum(1, keepdim=True) - repeated.sum(1, keepdim=True) * num_chans / in_chans
+    return repeated * (num_chans / in_chans) + lost / in_chans
+
+
+def resize_kernel(kernel: Tensor, size: int) -> Tensor:  # O I K K -> O I size size
+    """Resample a kernel to another side, with the same response to a constant image."""
+    old = kernel.shape[-1]
+    if old == size:
+        return kernel
+    wide = kernel.float()
+    new = F.interpolate(wide, (size, size), mode="bicubic", antialias=True) * (old / size) ** 2
+    # Interpolation keeps the mean only roughly; the remainder is spread evenly.
+    lost = wide.sum((2, 3), keepdim=True) - new.sum((2, 3), keepdim=True)
+    return (new + lost / size**2).to(kernel.dtype)
+
+
+def fold_layer_scale(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return our tensors without layer scales, each multiplied into the convolution before it."""
+    folded = {name: tensor for name, tensor in tensors.items() if not name.endswith(".gamma")}
+    for name in tensors.keys() - folded.keys():
+        gamma = tensors[name].flatten()
+        for leaf in ("weight", "bias"):
+            target = f"{name.removesuffix('gamma')}pwconv2.{leaf}"
+            if target in folded:
+                column = gamma.view(-1, *[1] * (folded[target].ndim - 1))
+                folded[target] = folded[target] * column
+    return folded
+
+
+def imagenet_1k_of_22k() -> list[int | None]:
+    """Return, for each class of ImageNet-1K, its index among the 21,841 classes of ImageNet-22K.
+
+    Both are sorted by WordNet synset, as the authors' class folders are; timm carries the lists.
+    One class is not among the 21,841 and has None: n04399382, the teddy bear.
+    """
+    from timm.data import ImageNetInfo
+
+    index = {name: i for i, name in enumerate(ImageNetInfo("imagenet-22k").label_names())}
+    return [index.get(name) for name in ImageNetInfo("imagenet-1k").label_names()]
+
+
+def slice_head(head: Tensor) -> Tensor:  # 21841 F -> 1000 F, or 21841 -> 1000
+    """Keep the rows of an ImageNet-22K head that are classes of ImageNet-1K.
+
+    The class that ImageNet-22K lacks gets the mean of the others: it is not predicted before it has
+    been trained, and the others keep their logits.
+    """
+    indices = imagenet_1k_of_22k()
+    known = torch.tensor([i for i in indices if i is not None])
+    mean = head[known].mean(0)
+    return torch.stack([mean if i is None else head[i] for i in indices])

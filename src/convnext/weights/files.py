@@ -1,0 +1,152 @@
+"""Reading a file of weights safely: what it is follows from its bytes, never from its name.
+
+A file is checked against its own size before its headers are believed, and its tensors must be
+finite floating point numbers. Every refusal names the file and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convnext.weights.pickles import read_pickle
+
+# The limit of the safetensors library itself.
+MAX_HEADER_BYTES = 100_000_000
+
+_LEARNED = ("weight", "bias", "gamma", "layer_scale", "layer_scale_parameter")
+
+
+def read_file(path: str | Path, *, ema: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of weights.
+
+    Args:
+        path: A `.safetensors`, `.pth`, `.pt`, `.bin` or `.ckpt` file.
+        ema: Take the moving average of the weights where a file has both.
+
+    Returns:
+        The tensors by their names in the file, on the CPU, and the metadata of a safetensors file.
+
+    Raises:
+        ValueError: If the file is missing, empty, damaged, not a checkpoint, not made of finite
+            floating point numbers, or would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    metadata: dict[str, str] = {}
+    kind = _kind(path)
+    if kind == "safetensors":
+        if ema:
+            raise ValueError(f"{path} is a safetensors file, which holds one set of weights")
+        tensors, metadata = _read_safetensors(path)
+    else:
+        tensors = read_pickle(path, ema=ema)
+    check_tensors(tensors, str(path))
+    return tensors, metadata
+
+
+def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that no network can use.
+
+    Raises:
+        ValueError: If there are none, or some are integers, not finite, not dense, or bigger than
+            the memory that they were read from.
+    """
+    if not tensors:
+        raise ValueError(f"{where} holds no tensors")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise ValueError(f"{where}: {name} is not a plain dense tensor; save it as one")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(
+                f"{where}: {name} declares more numbers than there are; fetch it again"
+            )
+        if not tensor.is_floating_point():
+            if name.rsplit(".", 1)[-1] in _LEARNED:
+                raise ValueError(
+                    f"{where}: {name} is {tensor.dtype}, but weights are floating point numbers; "
+                    "a quantized file must be converted back first"
+                )
+        elif not _is_finite(tensor):
+            raise ValueError(
+                f"{where}: {name} contains NaN or infinity: a training that diverged, or a damaged "
+                "file; take an earlier checkpoint or fetch it again"
+            )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite; the extremes tell, and NaN is the extreme of any tensor."""
+    if not tensor.numel():
+        return True
+    # Types of one byte have no extremes of their own in torch.
+    low, high = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())
+    return bool(low.isfinite() & high.isfinite())
+
+
+def _kind(path: Path) -> str:
+    """Return "safetensors" or "pickle" by the first bytes of a file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+    if size == 0:
+        raise ValueError(f"{path} is empty; fetch it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull`")
+    if head.lstrip().startswith(b"<"):
+        raise ValueError(
+            f"{path} is a web page, probably the error page of a download; fetch the file again"
+        )
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return "pickle"
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        return "safetensors"
+    raise ValueError(
+        f"{path} is not a checkpoint: neither safetensors nor written by torch.save "
+        f"(it begins with {head[:8]!r})"
+    )
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    header = _header(path)
+    metadata = header.get("__metadata__", {})
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not a valid safetensors file ({error}); fetch it again"
+        ) from error
+    return tensors, {str(k): str(v) for k, v in metadata.items()}
+
+
+def _header(path: Path) -> dict[str, dict[str, object]]:
+    """Return the JSON header of a safetensors file, once its sizes agree with the file's."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise ValueError(
+                f"{path} declares a header of {length:,} bytes but has {size:,} in all: truncated, "
+                "or not a safetensors file; fetch it again"
+            )
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        ends = [entry["data_offsets"][1] for k, entry in header.items() if k != "__metadata__"]
+    except (ValueError, RecursionError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"{path} has a damaged safetensors header; fetch it again") from error
+    declared, held = max(ends, default=0), size - 8 - length
+    if declared != held:
+        raise ValueError(
+            f"{path} declares {declared:,} bytes of tensors but holds {held:,}: truncated or "
+            "damaged; fetch it again"
+        )
+    assert isinstance(header, dict)
+    return header

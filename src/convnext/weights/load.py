@@ -1,0 +1,237 @@
+"""`load_weights`: weights of any source and layout into a network, with a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convnext.network import Network
+from convnext.weights.adapt import IMAGENET_1K, IMAGENET_22K, fit, fold_layer_scale, slice_head
+from convnext.weights.files import check_tensors
+from convnext.weights.infer import infer_model
+from convnext.weights.layouts import Layout
+from convnext.weights.report import LoadReport, shorten
+from convnext.weights.sources import read_source
+from convnext.weights.translate import Recognition, bare, recognise
+
+MIN_MATCHED = 0.9
+"""Share of the backbone below which a file is taken for that of another network."""
+
+
+def load_weights(
+    model: nn.Module, source: str | Path | Mapping[str, Tensor], *, ema: bool = False
+) -> LoadReport:
+    """Load weights into a network, whatever layout they come in.
+
+    Args:
+        model: A network of `create_model`.
+        source: A file, a run folder or a snapshot folder of the hub; a tag of the model, such as
+            "fb_in1k"; a hub id, `owner/name` or `owner/name@revision`; or a state dict.
+        ema: Take the moving average of the weights where a file has both.
+
+    A classifier of another number of classes stays as it is in `model`, except that the 21,841
+    classes of ImageNet-22K are cut down to 1,000. A stem of another size or number of channels is
+    resampled. Layer scales that only one side has are set to 1, or folded into the convolutions.
+
+    Raises:
+        ValueError: If the source cannot be read or does not fit; the model is then untouched.
+    """
+    if isinstance(source, Mapping):
+        tensors, label = dict(source), "state dict"
+        check_tensors(tensors, "the state dict")
+    else:
+        name = str(getattr(model, "name", ""))
+        tensors, _ = read_source(source, model=name, ema=ema)
+        label = str(source)
+    target = _Target.of(model)
+    plan = _plan(target, tensors)
+    if plan.mismatched or plan.matched < MIN_MATCHED:
+        raise ValueError(_refusal(label, target, plan, tensors))
+    target.module.load_state_dict(plan.tensors, strict=False)
+    return LoadReport(
+        source=label,
+        layout=plan.layout,
+        loaded=len(plan.tensors),
+        total=len(target.expected),
+        renamed=sum(theirs != ours for theirs, ours in plan.names.items() if ours in plan.tensors),
+        resized=tuple(plan.resized),
+        missing=tuple(n for n in target.expected if n not in plan.tensors),
+        unexpected=tuple(plan.unexpected),
+        head=plan.head,
+        head_replaced=plan.head_replaced,
+        matched=plan.matched,
+        notes=tuple(plan.notes),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """The module that receives the weights, and which of its tensors are the classifier."""
+
+    name: str
+    module: nn.Module
+    expected: Mapping[str, Tensor]
+    classifiers: tuple[str, ...]
+    ours: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Target:
+        name = str(getattr(model, "name", type(model).__name__))
+        if isinstance(model, Network):
+            return cls(
+                name=name,
+                module=model,
+                expected=model.state_dict(),
+                classifiers=("head.fc.",),
+                ours=True,
+            )
+        # A peer of timm keeps timm's names, without the attribute that wraps it here.
+        inner = getattr(model, "network", model)
+        known = (getattr(inner, "pretrained_cfg", None) or {}).get("classifier") or ()
+        classifiers = (known,) if isinstance(known, str) else tuple(known)
+        return cls(
+            name=name,
+            module=inner,
+            expected=inner.state_dict(),
+            classifiers=tuple(f"{classifier}." for classifier in classifiers),
+            ours=False,
+        )
+
+    def is_head(self, name: str) -> bool:
+        """Whether a tensor is outside the backbone."""
+        return name.startswith(("head.", *self.classifiers) if self.ours else self.classifiers)
+
+
+@dataclass(kw_only=True)
+class _Plan:
+    """What will be loaded, before anything is."""
+
+    layout: str
+    names: dict[str, str]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    resized: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    head: str = ""
+    head_replaced: bool = False
+    matched: float = 0.0
+
+
+def _plan(target: _Target, tensors: Mapping[str, Tensor]) -> _Plan:
+    recognition = recognise(tensors) if target.ours else _by_own_names(target, tensors)
+    plan = _Plan(layout=recognition.layout.name, names=recognition.names)
+    found = {ours: tensors[theirs] for theirs, ours in recognition.names.items()}
+    found = _match_layer_scales(target, found, plan)
+    for name, tensor in found.items():
+        if name not in target.expected or name.startswith(target.classifiers):
+            continue
+        shape = target.expected[name].shape
+        fitted = fit(name, tensor, shape)
+        if fitted is None:
+            plan.mismatched.append(f"{name} {tuple(tensor.shape)} for {tuple(shape)}")
+            continue
+        plan.tensors[name] = fitted
+        if fitted.numel() != tensor.numel():
+            plan.resized.append(f"{name} {tuple(tensor.shape)} -> {tuple(shape)}")
+    plan.matched = _share(target, found, recognition, plan)
+    _plan_head(target, found, plan)
+    placeless = [t for t, ours in recognition.names.items() if ours not in target.expected]
+    folded = {t for t in placeless if recognition.names[t].endswith(".gamma")}
+    plan.unexpected = [t for t in placeless if t not in folded]
+    plan.unexpected += [*recognition.strange, *recognition.extra]
+    return plan
+
+
+def _share(
+    target: _Target, found: Mapping[str, Tensor], recognition: Recognition, plan: _Plan
+) -> float:
+    """Return the share of the backbones' tensors, of either side, that will be loaded.
+
+    Counting both sides tells small from tiny, whose tensors are all in small, and ConvNeXt V2 from
+    V1. Batch norms count batches in integers that files of torch 0.4 do not have.
+    """
+    either = {
+        name
+        for name in target.expected.keys() | found.keys()
+        if not target.is_head(name) and not name.endswith("num_batches_tracked")
+    }
+    return len(either & plan.tensors.keys()) / max(len(either) + len(recognition.strange), 1)
+
+
+def _by_own_names(target: _Target, tensors: Mapping[str, Tensor]) -> Recognition:
+    """Recognise the names that a network of timm gives its tensors itself."""
+    names = {t: n for t in tensors for n in (t, bare(t)) if n in target.expected}
+    rest = tuple(name for name in tensors if name not in names)
+    layout = Layout(name="timm", rows={}, like=None)
+    return Recognition(layout=layout, names=names, strange=(), extra=rest)
+
+
+def _match_layer_scales(
+    target: _Target, found: dict[str, Tensor], plan: _Plan
+) -> dict[str, Tensor]:
+    wanted = [name for name in target.expected if target.ours and name.endswith(".gamma")]
+    given = [name for name in found if target.ours and name.endswith(".gamma")]
+    if wanted and not given:
+        plan.notes.append("the source has no layer scale; it is set to 1, which leaves it out")
+        return found | {name: torch.ones(target.expected[name].shape) for name in wanted}
+    if given and not wanted:
+        plan.notes.append("the layer scales of the source are folded into the convolutions")
+        return fold_layer_scale(found)
+    return found
+
+
+def _plan_head(target: _Target, found: Mapping[str, Tensor], plan: _Plan) -> None:
+    """Decide about the classifier: take it, cut it down, or keep the network's own."""
+    wanted = [name for name in target.expected if name.startswith(target.classifiers)]
+    given = [name for name in found if name.startswith(target.classifiers)]
+    if not target.classifiers or not wanted:
+        plan.head = "the network has none" + (", that of the source is not used" * bool(given))
+        return
+    if not given:
+        plan.head, plan.head_replaced = "fresh, the source has none", True
+        return
+    heads = {name: fit(name, found[name], target.expected[name].shape) for name in given}
+    classes = len(target.expected[wanted[0]])
+    old = len(found[given[0]])
+    if all(head is not None for head in heads.values()):
+        plan.head = f"loaded, {classes:,} classes"
+    elif target.ours and (old, classes) == (IMAGENET_22K, IMAGENET_1K):
+        heads = {
+            name: fit(name, slice_head(found[name]), target.expected[name].shape) for name in given
+        }
+        plan.head = (
+            "the 21,841 classes of ImageNet-22K cut down to the 1,000 of ImageNet-1K "
+            "(teddy bear, which 22K lacks, has the mean of the others)"
+        )
+    else:
+        plan.head = f"fresh for {classes:,} classes, the source has {old:,}"
+        plan.head_replaced = True
+        return
+    plan.tensors |= {name: head for name, head in heads.items() if head is not None}
+
+
+def _refusal(label: str, target: _Target, plan: _Plan, tensors: Mapping[str, Tensor]) -> str:
+    missing = [n for n in target.expected if n not in plan.tensors and not target.is_head(n)]
+    clauses = [
+        f"{label} does not fit {target.name}: {100 * plan.matched:.0f} % of the backbone matches "
+        f"(at least {100 * MIN_MATCHED:.0f} % must, in shape too); the nearest layout is "
+        f"{plan.layout!r}"
+    ]
+    lists = {
+        "not in the source": missing,
+        "not in the network": plan.unexpected,
+        "of another shape": plan.mismatched,
+    }
+    clauses += [f"{what}: {shorten(names)}" for what, names in lists.items() if names]
+    try:
+        name, changes = infer_model(tensors)
+    except ValueError:
+        return "; ".join(clauses)
+    settings = "".join(f", {key}={value!r}" for key, value in changes.items())
+    clauses.append(f"this file looks like {name}: create_model({name!r}{settings})")
+    return "; ".join(clauses)

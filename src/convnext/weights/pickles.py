@@ -1,0 +1,163 @@
+"""Checkpoints that are pickles (`.pth`, `.pt`, `.bin`), without running what is in them.
+
+`torch.load(weights_only=True)` builds tensors and plain containers, and refuses everything else.
+Published files also carry the arguments and the log of their training. Those names are allowed, but
+each stands for `Inert`, an empty object: no code of theirs, of numpy or of OpenMMLab is called.
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Inert:
+    """Takes the place of any object whose value does not matter, and does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+
+# Who writes them: the authors' training script; numpy numbers in logs; mmengine and mmcv.
+# (mmengine pickles the methods of its history buffer, for which pickle uses `getattr`.)
+INERT = (
+    "argparse.Namespace",
+    "_codecs.encode",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "addict.addict.Dict",
+    "builtins.getattr",
+    "mmcv.utils.config.Config",
+    "mmcv.utils.config.ConfigDict",
+    "mmengine.config.config.Config",
+    "mmengine.config.config.ConfigDict",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "mmengine.logging.message_hub.MessageHub",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+)
+
+_PLAIN = ("model", "state_dict", "model_state_dict", "module", "net", "network")
+_EMA = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
+_HARMLESS = ("torch.", "collections.OrderedDict", *INERT)
+
+
+def read_pickle(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
+    """Read the tensors of a pickled checkpoint.
+
+    Args:
+        path: The file, zipped as torch writes it today or plain as it did before 1.6.
+        ema: Take the moving average of the weights where a file has both.
+
+    Raises:
+        ValueError: If the file is damaged, holds no state dict, or would run code.
+    """
+    _check_archive(path)
+    try:
+        # Typed as callables by torch; the pairs (stand-in, name) are the documented form.
+        with torch.serialization.safe_globals([(Inert, name) for name in INERT]):
+            payload = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        foreign = sorted(n for n in _globals(path) if not n.startswith(_HARMLESS))
+        if foreign:
+            raise ValueError(
+                f"{path} was not loaded: it refers to {', '.join(foreign[:5])}, which is code and "
+                "not weights, and nothing of it was run; ask its author for a .safetensors file"
+            ) from error
+        raise ValueError(_damaged(path)) from error
+    except (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError) as error:
+        raise ValueError(_damaged(path)) from error
+    return _state_dict(payload, path, ema=ema)
+
+
+def _state_dict(payload: Any, path: Path, *, ema: bool) -> dict[str, Tensor]:
+    """Find the tensors in what a file holds: under one of the usual keys, or at the top."""
+    for key in _EMA if ema else _PLAIN:
+        if isinstance(payload, Mapping) and isinstance(payload.get(key), Mapping):
+            return _state_dict(payload[key], path, ema=False)
+    keys = [str(key) for key in payload] if isinstance(payload, Mapping) else []
+    if ema:
+        raise ValueError(
+            f"{path} has no moving average of the weights; it holds {', '.join(keys[:8])}"
+        )
+    tensors = (
+        {str(k): v for k, v in payload.items() if isinstance(v, Tensor)}
+        if isinstance(payload, Mapping)
+        else {}
+    )
+    if tensors:
+        return tensors
+    averages = [key for key in _EMA if key in keys]
+    if averages:
+        return _state_dict(payload, path, ema=True)
+    held = f"the keys {', '.join(keys[:8])}" if keys else f"a {type(payload).__name__}"
+    raise ValueError(f"{path} holds no state dict but {held}; save one with torch.save")
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than its own size: torch stores, never compresses."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        declared = sum(entry.file_size for entry in archive.infolist())
+    if declared > path.stat().st_size:
+        raise ValueError(
+            f"{path} declares {declared:,} bytes but holds {path.stat().st_size:,}; torch does not "
+            "compress its archives, so this is no checkpoint"
+        )
+
+
+def _globals(path: Path) -> set[str]:
+    """Return every name that the pickles of a file import, by reading and not running them."""
+    names: set[str] = set()
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                members = [m for m in archive.namelist() if m.endswith(".pkl")]
+                for member in members:
+                    _scan(pickletools.genops(archive.read(member)), names)
+        else:
+            with path.open("rb") as file:
+                for _ in range(5):  # Magic number, version, system, state dict, storage keys.
+                    _scan(pickletools.genops(file), names)
+    except (ValueError, OSError, zipfile.BadZipFile):
+        pass  # A damaged file: what was seen so far is what can be named.
+    return names
+
+
+def _scan(operations: Any, names: set[str]) -> None:
+    strings: list[str] = []
+    for operation, argument, _ in operations:
+        if operation.name == "GLOBAL":
+            names.add(str(argument).replace(" ", "."))
+        elif operation.name == "STACK_GLOBAL" and len(strings) >= 2:
+            names.add(".".join(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"{path} ({path.stat().st_size:,} bytes) is truncated or damaged, or no checkpoint of "
+        "torch; fetch it again, or save it with torch.save(model.state_dict(), path)"
+    )

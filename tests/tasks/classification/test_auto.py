@@ -1,0 +1,132 @@
+"""What `auto` chooses, and what it warns of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from convnext.recipe import Recipe, change_recipe, flatten
+from convnext.tasks.classification.auto import Choice, Circumstances, resolve, warnings
+from convnext.tasks.classification.data import DataFacts
+
+PHOTOS = DataFacts(
+    num_train=1500,
+    num_val=400,
+    num_classes=6,
+    class_counts=(290, 300, 290, 300, 230, 90),
+    image_height=256,
+    image_width=192,
+    greyscale=False,
+)
+GLYPHS = replace(PHOTOS, image_height=8, image_width=8, greyscale=True, num_classes=10)
+IMAGENET = replace(
+    PHOTOS, num_train=1_281_167, num_classes=1000, class_counts=(1300,) * 1000, image_height=400,
+    image_width=500,
+)  # fmt: skip
+CPU = Circumstances(device="cpu", has_bf16=False)
+GPU = Circumstances(device="cuda", has_bf16=True)
+
+
+def resolved(
+    facts: DataFacts, where: Circumstances = CPU, **changes: Any
+) -> tuple[Recipe, dict[str, Any], tuple[Choice, ...]]:
+    recipe = change_recipe(Recipe(), {k.replace("__", "."): v for k, v in changes.items()})
+    recipe, choices = resolve(recipe, facts, where)
+    return recipe, dict(flatten(recipe)), choices
+
+
+@pytest.mark.parametrize("facts", [PHOTOS, GLYPHS, IMAGENET])
+@pytest.mark.parametrize("where", [CPU, GPU])
+@pytest.mark.parametrize("weights", ["none", "fb_in1k"])
+def test_nothing_is_left_to_auto(facts: DataFacts, where: Circumstances, weights: str) -> None:
+    recipe, settings, choices = resolved(facts, where, weights=weights)
+    assert [k for k, v in settings.items() if v == "auto"] == ["run.device"]
+    assert all(choice.reason and settings[choice.setting] == choice.value for choice in choices)
+    assert warnings(recipe, facts) == ()
+
+
+def test_what_the_user_sets_stays() -> None:
+    _, settings, choices = resolved(PHOTOS, optim__lr=0.123, schedule__epochs=7)
+    assert (settings["optim.lr"], settings["schedule.epochs"]) == (0.123, 7)
+    assert not {"optim.lr", "schedule.epochs"} & {choice.setting for choice in choices}
+
+
+def test_large_data_takes_the_recipe_of_the_paper() -> None:
+    from convnext.recipe import read_recipe
+
+    _, settings, _ = resolved(IMAGENET, GPU)
+    paper = dict(flatten(read_recipe("imagenet1k_tiny")))
+    free = {"data", "loader.workers", "loader.cache", "run.precision", "run.eval_every",
+            "optim.micro_batch_size"}  # fmt: skip
+    different = {k: (settings[k], paper[k]) for k in paper if settings[k] != paper[k]}
+    assert set(different) <= free, different
+
+
+def test_small_images_keep_their_detail() -> None:
+    _, settings, _ = resolved(GLYPHS)
+    assert settings["input.image_size"] <= 32
+    assert settings["network.stem_stride"] == 1
+    assert settings["input.in_chans"] == 1
+    assert settings["augment.hflip"] == 0.0
+
+
+def test_small_data_from_scratch() -> None:
+    _, settings, _ = resolved(PHOTOS)
+    assert settings["network.layer_scale_init"] == 0.0
+    assert settings["optim.batch_size"] <= 64
+    assert settings["augment.mixup"] == 0.0
+    steps = settings["schedule.epochs"] * 1500 // settings["optim.batch_size"]
+    assert 1 / (1 - settings["ema.decay"]) < steps / 4
+
+
+def test_fine_tuning_is_gentle() -> None:
+    _, scratch, _ = resolved(PHOTOS)
+    where = replace(CPU, weights_size=384, weights_crop_pct=1.0)
+    _, tuned, _ = resolved(PHOTOS, where, weights="fb_in22k_ft_in1k_384")
+    assert tuned["optim.lr"] < scratch["optim.lr"] / 4
+    assert tuned["optim.layer_decay"] < 1
+    assert tuned["network.layer_scale_init"] == 1e-6
+    assert (tuned["input.image_size"], tuned["input.crop_pct"]) == (384, 1.0)
+    assert tuned["schedule.epochs"] < scratch["schedule.epochs"]
+
+
+def test_peers_keep_what_is_theirs() -> None:
+    _, settings, _ = resolved(PHOTOS, model="timm/resnet18")
+    for name in ("layer_scale_init", "stem_stride", "head_init_scale"):
+        assert settings[f"network.{name}"] == "auto"
+
+
+@pytest.mark.parametrize("n", [1, 7, 30, 33, 64, 1000, 60_000])
+def test_any_number_of_images_gives_a_run(n: int) -> None:
+    recipe, settings, _ = resolved(replace(PHOTOS, num_train=n, class_counts=(n,)))
+    assert settings["optim.batch_size"] <= n
+    assert settings["optim.batch_size"] % settings["optim.micro_batch_size"] == 0
+    assert settings["schedule.warmup_epochs"] < settings["schedule.epochs"]
+    assert recipe.optim.lr != "auto"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ema__decay": 0.9999}, "looks back 10,000 steps"),
+        ({"input__image_size": 32, "network__stem_stride": 4}, "Try --network.stem_stride 2"),
+        ({"optim__lr": 4e-3, "optim__batch_size": 2}, "far above the paper's 4e-3 at batch 4096"),
+        ({"network__layer_scale_init": 1e-6}, "Try --network.layer_scale_init 0"),
+        ({"schedule__epochs": 3, "schedule__warmup_epochs": 5}, "warm-up lasts as long"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(changes: dict[str, Any], message: str) -> None:
+    recipe, _, _ = resolved(PHOTOS, **changes)
+    found = warnings(recipe, PHOTOS)
+    assert len(found) == 1, found
+    assert message in found[0]
+
+
+def test_imbalance_is_named() -> None:
+    facts = replace(PHOTOS, class_counts=(1400, 60))
+    recipe, _, _ = resolved(facts)
+    assert any("--loader.sampling balanced" in warning for warning in warnings(recipe, facts))
+    recipe, _, _ = resolved(facts, loader__sampling="balanced")
+    assert warnings(recipe, facts) == ()

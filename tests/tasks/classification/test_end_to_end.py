@@ -1,0 +1,237 @@
+"""A run from data to predictions, on pictures small enough for seconds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+import convnext.evaluate
+import convnext.predict
+import convnext.tasks.classification.task
+from convnext.checkpoint import Card, find_checkpoint
+from convnext.cli import main
+from convnext.evaluate import evaluate
+from convnext.inference import open_model
+from convnext.predict import predict
+from convnext.recipe import Recipe, change_recipe, flatten, read_recipe
+from convnext.tasks.classification.inference import infer
+from convnext.train.log import read_metrics
+from convnext.train.run import RunResult, train
+from convnext.weights.files import read_file
+
+QUIET = Console(quiet=True)
+SMALL = {
+    "model": "convnext_atto",
+    "network.changes": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]},
+    "input.image_size": 32,
+    "optim.batch_size": 8,
+    "optim.lr": 3e-3,
+    "schedule.epochs": 4,
+    "run.eval_every": 1,
+    "run.device": "cpu",
+    "run.precision": "fp32",
+}
+COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (210, 50, 40)}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data set of noisy, differently sized pictures in three colours."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 7)):
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                shape = (40 + 3 * i, 52 - i, 3)
+                pixels = np.clip(rng.normal(colour, 70, shape), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:02d}.jpg", quality=90)
+    (root / "val/red/broken.jpg").write_bytes((root / "val/red/00.jpg").read_bytes()[:300])
+    return root
+
+
+def recipe(photos: Path, **changes: Any) -> Recipe:
+    settings = SMALL | {"data": str(photos), "loader.max_bad_share": 0.1}
+    return change_recipe(Recipe(), settings | {k.replace("__", "."): v for k, v in changes.items()})
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return train(
+        recipe(photos), output=tmp_path_factory.mktemp("runs") / "first", console=QUIET
+    )
+
+
+def test_it_learns(finished: RunResult) -> None:
+    assert finished.best["top1"] > 60
+
+
+def test_the_run_folder_is_complete(finished: RunResult) -> None:
+    folder = finished.folder
+    for name in ("recipe.yaml", "metrics.jsonl", "report.html", "evaluation.json", "choices.json",
+                 "environment.json", "model.json", "checkpoints/best.safetensors"):
+        assert (folder / name).stat().st_size > 0, name
+    assert list((folder / "tensorboard").glob("events*"))
+    resolved = dict(flatten(read_recipe(folder / "recipe.yaml")))
+    assert "auto" not in [v for k, v in resolved.items() if k != "run.device"]
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["top1"] == finished.best["top1"]
+    assert [bad["source"].endswith("broken.jpg") for bad in evaluation["bad_images"]] == [True]
+
+
+def test_a_checkpoint_says_what_it_is(finished: RunResult) -> None:
+    path = find_checkpoint(finished.folder)
+    assert path is not None
+    _, metadata = read_file(path)
+    card = Card.from_metadata(metadata, where=str(path))
+    assert card.classes == ("blue", "green", "red")
+    assert card.model == "convnext_atto"
+    assert card.preprocessing.image_size == 32
+    assert card.metrics["top1"] == finished.best["top1"]
+    assert card.recipe["optim"]["lr"] == 3e-3
+
+
+def test_training_evaluate_and_predict_agree_bit_for_bit(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: dict[str, list[Tensor]] = {}
+
+    def record(name: str) -> Any:
+        def recording(*args: Any, **kwargs: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            rows = recorded[name] = []
+            for batch in infer(*args, **kwargs):
+                rows.append(batch[0])
+                yield batch
+
+        return recording
+
+    for name, module in (
+        ("train", convnext.tasks.classification.task),
+        ("evaluate", convnext.evaluate),
+        ("predict", convnext.predict),
+    ):
+        monkeypatch.setattr(module, "infer", record(name))
+    # One evaluation, of the weights at the end, with the moving average off.
+    changes = {"schedule__epochs": 2, "run__eval_every": 2, "ema__decay": 0.0}
+    run = train(recipe(photos, **changes), output=tmp_path / "run", console=QUIET)
+    evaluate(str(run.folder))
+    predict(str(run.folder), [photos / "val"])
+    logits = {name: torch.cat(rows) for name, rows in recorded.items()}
+    assert len(logits["train"]) == 21
+    assert torch.equal(logits["train"], logits["evaluate"])
+    assert torch.equal(logits["train"], logits["predict"])
+
+
+def test_predictions_are_written(finished: RunResult, photos: Path, tmp_path: Path) -> None:
+    images = [str(photos / "val/blue/00.jpg"), str(photos / "val/red")]
+    assert main(["predict", str(finished.folder), *images, "--output", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "predictions.json").read_text())
+    assert len(written["predictions"]) == 8
+    assert len(written["bad_images"]) == 1
+    first = written["predictions"][0]
+    assert first["source"] == images[0]
+    assert sum(first["probabilities"]) == pytest.approx(1, abs=1e-5)
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert len(rows) == 8 * 3
+    assert rows[0]["class"] == first["classes"][0]
+
+
+def test_evaluate_from_the_command_line(
+    finished: RunResult, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["evaluate", str(finished.folder), "--max-bad-share", "0.1", "--json"]
+    assert main(argv) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown["top1"] == finished.best["top1"]
+    assert np.sum(shown["confusion"]) == shown["num_images"] == 21
+    assert main([*argv, "--data", "digits"]) == 2
+    assert "does not know 10 of the data's 10 classes" in capsys.readouterr().err
+
+
+def test_resuming_gives_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    settings = {"augment__mixup": 0.2, "network__drop_path_rate": 0.2, "ema__decay": 0.8}
+    whole = train(recipe(photos, **settings), output=tmp_path / "whole", console=QUIET)
+
+    parts = tmp_path / "parts"
+    original = convnext.tasks.classification.task.ClassificationTask.losses
+
+    def interrupted(self: Any, model: Any, batch: Any, step: int, part: int) -> Any:
+        if step == 10:
+            raise KeyboardInterrupt
+        return original(self, model, batch, step, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convnext.tasks.classification.task.ClassificationTask, "losses", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(photos, **settings), output=parts, console=QUIET)
+    assert main(["train", "--resume", "--output", str(parts)]) == 0
+    for path in sorted((whole.folder / "checkpoints").rglob("*.safetensors")):
+        same = parts / "checkpoints" / path.relative_to(whole.folder / "checkpoints")
+        expected, got = read_file(path)[0], read_file(same)[0]
+        assert all(torch.equal(expected[name], got[name]) for name in expected), path.name
+    rows = [
+        [(r["step"], r["weights"], r["top1"], r["loss"]) for r in read_metrics(f / "metrics.jsonl")
+         if r["kind"] == "val"]
+        for f in (whole.folder, parts)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_the_seed_decides(photos: Path, tmp_path: Path) -> None:
+    results = [
+        train(
+            recipe(photos, run__seed=seed, schedule__epochs=1),
+            output=tmp_path / name,
+            console=QUIET,
+        )
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    a, b, c = (read_file(r.folder / "checkpoints/best.safetensors")[0] for r in results)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_a_folder_holds_one_run(finished: RunResult, photos: Path) -> None:
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(recipe(photos), output=finished.folder, console=QUIET)
+
+
+def test_too_many_bad_images_end_the_run(photos: Path, tmp_path: Path) -> None:
+    strict = recipe(photos, loader__max_bad_share=0.0, schedule__epochs=1)
+    with pytest.raises(ValueError, match=r"1 of 22 images cannot be read.*broken.jpg"):
+        train(strict, output=tmp_path / "run", console=QUIET)
+
+
+def test_a_peer_trains_by_the_same_recipe(photos: Path, tmp_path: Path) -> None:
+    settings = {
+        "model": "timm/resnet18",
+        "network__changes": {"channels": [8, 8, 16, 16]},
+        "schedule__epochs": 1,
+    }
+    result = train(recipe(photos, **settings), output=tmp_path / "run", console=QUIET)
+    model, card = open_model(str(result.folder), torch.device("cpu"))
+    assert card.model == "timm/resnet18"
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_fine_tuning_starts_from_the_weights(photos: Path, finished: RunResult, tmp_path: Path) -> None:
+    weights = str(finished.folder / "checkpoints/best.safetensors")
+    settings = {"weights": weights, "schedule__epochs": 1, "optim__lr": 1e-9, "ema__decay": 0.0}
+    result = train(recipe(photos, **settings), output=tmp_path / "run", console=QUIET)
+    before, after = (
+        read_file(folder / "checkpoints/best.safetensors")[0]
+        for folder in (finished.folder, result.folder)
+    )
+    key = "stages.3.0.pwconv1.weight"
+    assert torch.allclose(before[key], after[key], atol=1e-6)

@@ -1,0 +1,75 @@
+"""The metric against plain numpy and scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+
+from convnext.tasks.classification.metric import Evaluation, Metric
+
+CLASSES = tuple("abcdefg")
+
+
+def evaluation(num_images: int = 500, batch: int = 64) -> tuple[Evaluation, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(num_images, len(CLASSES), generator=generator)
+    labels = torch.randint(0, len(CLASSES) - 1, (num_images,), generator=generator)
+    metric = Metric(CLASSES)
+    for start in range(0, num_images, batch):
+        part = slice(start, start + batch)
+        metric.update(logits[part], labels[part], torch.arange(num_images)[part])
+    return metric.compute(num_mistakes=10), logits, labels
+
+
+def test_against_scikit_learn() -> None:
+    result, logits, labels = evaluation()
+    predictions = logits.argmax(1)
+    every = range(len(CLASSES))
+    assert result.top1 == pytest.approx(100 * np.mean((predictions == labels).numpy()))
+    top5 = np.argsort(-logits.numpy(), axis=1)[:, :5]
+    assert result.top5 == pytest.approx(100 * np.mean((top5 == labels.numpy()[:, None]).any(1)))
+    assert result.loss == pytest.approx(
+        log_loss(labels, logits.double().softmax(1), labels=list(every)), rel=1e-5
+    )
+    assert np.array_equal(result.confusion, confusion_matrix(labels, predictions, labels=every))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predictions, labels=every, zero_division=0
+    )
+    for c, score in enumerate(result.per_class):
+        assert (score.name, score.support) == (CLASSES[c], support[c])
+        assert (score.precision, score.recall, score.f1) == pytest.approx(
+            (precision[c], recall[c], f1[c])
+        )
+    assert result.per_class[-1].support == 0
+    assert result.per_class[-1].recall == 0.0
+
+
+def test_batches_do_not_matter() -> None:
+    assert evaluation(batch=64)[0] == evaluation(batch=7)[0]
+
+
+def test_mistakes_are_the_most_confident_ones() -> None:
+    result, logits, labels = evaluation()
+    probabilities = logits.softmax(1)
+    wrong = [i for i in range(len(labels)) if logits[i].argmax() != labels[i]]
+    ranked = sorted(wrong, key=lambda i: -float(probabilities[i].max()))[:10]
+    assert [mistake.index for mistake in result.mistakes] == ranked
+    first = result.mistakes[0]
+    assert first.truth == CLASSES[int(labels[first.index])]
+    assert first.prediction == CLASSES[int(logits[first.index].argmax())]
+    assert first.probability == pytest.approx(float(probabilities[first.index].max()))
+
+
+def test_two_classes_have_a_top5_of_all() -> None:
+    metric = Metric(("no", "yes"))
+    metric.update(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]), torch.arange(2))
+    result = metric.compute()
+    assert (result.top1, result.top5) == (50.0, 100.0)
+    assert result.confusion == ((1, 0), (1, 0))
+
+
+def test_nothing_to_evaluate() -> None:
+    with pytest.raises(ValueError, match="no readable image"):
+        Metric(CLASSES).compute()

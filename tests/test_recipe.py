@@ -1,0 +1,155 @@
+"""Recipes: the shipped ones against the paper's figures, YAML in and out, and clear errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from convnext.family import FAMILY
+from convnext.recipe import (
+    Recipe,
+    change_recipe,
+    flatten,
+    read_recipe,
+    recipe_from_dict,
+    recipe_names,
+    to_yaml,
+)
+
+SCRATCH = {
+    # name: stochastic depth, epochs, warm-up, EMA, layer scale (paper, Table 5; appendix A.3)
+    "imagenet1k_tiny": (0.1, 300, 20, 0.9999, 1e-6),
+    "imagenet1k_small": (0.4, 300, 20, 0.9999, 1e-6),
+    "imagenet1k_base": (0.5, 300, 20, 0.9999, 1e-6),
+    "imagenet1k_large": (0.5, 300, 20, 0.9999, 1e-6),
+    "imagenet1k_isotropic_small": (0.1, 300, 50, 0.9999, 0.0),
+    "imagenet1k_isotropic_base": (0.2, 300, 50, 0.9999, 0.0),
+    "imagenet1k_isotropic_large": (0.5, 300, 50, 0.9999, 1e-6),
+    "imagenet22k_tiny": (0.0, 90, 5, 0.0, 1e-6),
+    "imagenet22k_small": (0.0, 90, 5, 0.0, 1e-6),
+    "imagenet22k_base": (0.1, 90, 5, 0.0, 1e-6),
+    "imagenet22k_large": (0.1, 90, 5, 0.0, 1e-6),
+    "imagenet22k_xlarge": (0.2, 90, 5, 0.0, 1e-6),
+}
+FINE_TUNING = {
+    # name: weights, stochastic depth, layer decay, EMA, size (paper, Table 6)
+    "finetune1k_base_384": ("fb_in1k", 0.8, 0.7, 0.0, 384),
+    "finetune1k_large_384": ("fb_in1k", 0.95, 0.7, 0.0, 384),
+    **{
+        f"finetune22k_{name}_{size}": ("fb_in22k", rate, 0.8, ema, size)
+        for name, rate, ema in (
+            ("tiny", 0.0, 0.0),
+            ("small", 0.1, 0.0),
+            ("base", 0.2, 0.0),
+            ("large", 0.3, 0.0),
+            ("xlarge", 0.4, 0.9999),
+        )
+        for size in (224, 384)
+    },
+}
+
+
+def test_every_shipped_recipe_is_in_a_table() -> None:
+    assert set(recipe_names()) == set(SCRATCH) | set(FINE_TUNING)
+
+
+@pytest.mark.parametrize("name", SCRATCH)
+def test_from_scratch(name: str) -> None:
+    recipe = dict(flatten(read_recipe(name)))
+    drop_path, epochs, warmup, ema, layer_scale = SCRATCH[name]
+    assert recipe["model"] == "convnext_" + name.split("_", 1)[1]
+    assert recipe["network.drop_path_rate"] == drop_path
+    assert recipe["network.layer_scale_init"] == layer_scale
+    assert recipe["schedule.epochs"] == epochs
+    assert recipe["schedule.warmup_epochs"] == warmup
+    assert recipe["schedule.min_lr"] == 1e-6
+    assert recipe["ema.decay"] == ema
+    assert recipe["optim.lr"] == 4e-3
+    assert recipe["optim.batch_size"] == 4096
+    assert recipe["optim.weight_decay"] == 0.05
+    assert recipe["optim.betas"] == (0.9, 0.999)
+    assert recipe["optim.eps"] == 1e-8
+    assert recipe["optim.clip_grad"] == 0.0
+    assert recipe["augment.rand_augment"] == "rand-m9-mstd0.5-inc1"
+    assert recipe["augment.color_jitter"] == 0.4
+    assert (recipe["augment.mixup"], recipe["augment.cutmix"]) == (0.8, 1.0)
+    assert (recipe["augment.mix_prob"], recipe["augment.mix_switch_prob"]) == (1.0, 0.5)
+    assert recipe["augment.erasing"] == 0.25
+    assert recipe["loss.label_smoothing"] == 0.1
+    assert recipe["input.crop_pct"] == 0.875
+    # A recipe changes how a member of the family is trained, not what it is.
+    assert recipe["network.stem_stride"] == FAMILY[recipe["model"]].stem_stride
+    assert recipe["network.layer_scale_init"] == FAMILY[recipe["model"]].layer_scale_init
+
+
+@pytest.mark.parametrize("name", FINE_TUNING)
+def test_fine_tuning(name: str) -> None:
+    recipe = dict(flatten(read_recipe(name)))
+    weights, drop_path, layer_decay, ema, size = FINE_TUNING[name]
+    assert recipe["model"] == "convnext_" + name.split("_")[1]
+    assert recipe["weights"] == weights
+    assert recipe["network.drop_path_rate"] == drop_path
+    assert recipe["network.head_init_scale"] == 0.001
+    assert recipe["optim.layer_decay"] == layer_decay
+    assert recipe["ema.decay"] == ema
+    assert recipe["input.image_size"] == size
+    assert recipe["input.crop_pct"] == (1.0 if size == 384 else 0.875)
+    assert (recipe["optim.lr"], recipe["optim.batch_size"]) == (5e-5, 512)
+    assert recipe["optim.weight_decay"] == 1e-8
+    assert (recipe["schedule.epochs"], recipe["schedule.warmup_epochs"]) == (30, 0)
+    assert (recipe["augment.mixup"], recipe["augment.cutmix"]) == (0.0, 0.0)
+    assert recipe["augment.rand_augment"] == "rand-m9-mstd0.5-inc1"
+    assert recipe["augment.erasing"] == 0.25
+    assert recipe["loss.label_smoothing"] == 0.1
+
+
+def test_no_shipped_recipe_leaves_the_result_to_auto() -> None:
+    free = {"loader.workers", "run.precision"}
+    for name in recipe_names():
+        left = {key for key, value in flatten(read_recipe(name)) if value == "auto"}
+        assert left - free <= {"run.device"}, name
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    recipe = change_recipe(Recipe(), {"optim.lr": 1e-3, "augment.scale": (0.2, 1.0)})
+    recipe = replace(recipe, data="some folder: with 'odd' characters")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(recipe), encoding="utf-8")
+    assert read_recipe(path) == recipe
+
+
+def test_a_base_is_merged_leaf_by_leaf(tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text("optim: {lr: 1.0e-3, batch_size: 8}\nmodel: convnext_pico")
+    (tmp_path / "above.yaml").write_text("base: below\noptim: {lr: 2.0e-3}")
+    recipe = read_recipe(tmp_path / "above.yaml")
+    assert (recipe.optim.lr, recipe.optim.batch_size) == (2e-3, 8)
+    assert recipe.model == "convnext_pico"
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"optim": {"lrr": 1.0}}, "there is no setting optim.lrr; did you mean 'lr'?"),
+        ({"modle": "x"}, "there is no setting modle; did you mean 'model'?"),
+        ({"optim": 3}, "optim is a section of settings, not 3"),
+        ({"optim": {"lr": "fast"}}, "optim.lr is fast, but must be float or 'auto'"),
+        ({"loader": {"sampling": "fair"}}, "loader.sampling is fair, but must be one of"),
+    ],
+)
+def test_mistakes_are_named(tree: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match="^r.yaml: ") as caught:
+        recipe_from_dict(tree, where="r.yaml")
+    assert message in str(caught.value)
+
+
+def test_unknown_recipe_and_broken_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean 'imagenet1k_tiny'"):
+        read_recipe("imagenet1k_tinny")
+    path = tmp_path / "broken.yaml"
+    path.write_text("optim: [", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"broken.yaml is not valid YAML"):
+        read_recipe(path)
+    with pytest.raises(ValueError, match=r"no setting 'optim.lrr'; did you mean 'optim.lr'"):
+        change_recipe(Recipe(), {"optim.lrr": 1})
