@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 # Two test processes share two cores; more threads than cores wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the small real data sets, or a skip where it is absent."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("CONVNEXT_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip("the real data sets are absent; set CONVNEXT_DATA to their folder")
+    return folder
+
+
+@pytest.fixture
+def noise() -> Callable[..., Image.Image]:
+    """A function (width, height, mode, seed) -> image of random pixels."""
+
+    def make(width: int = 40, height: int = 30, mode: str = "RGB", seed: int = 0) -> Image.Image:
+        bands = len(Image.new(mode, (1, 1)).getbands())
+        shape = (height, width) if bands == 1 else (height, width, bands)
+        values = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+        return Image.frombytes(mode, (width, height), values.tobytes())
+
+    return make
+
+
+@pytest.fixture
+def make_folder(
+    tmp_path: Path, noise: Callable[..., Image.Image]
+) -> Callable[[dict[str, int]], Path]:
+    """A function {"train/cat": 3, ...} -> folder with so many different PNG files in each."""
+
+    def make(counts: dict[str, int], name: str = "data", size: tuple[int, int] = (20, 16)) -> Path:
+        root = tmp_path / name
+        seed = 0
+        for below, count in counts.items():
+            folder = root / below
+            folder.mkdir(parents=True)
+            for i in range(count):
+                seed += 1
+                noise(*size, seed=seed).save(folder / f"{i:03d}.png")
+        return root
+
+    return make
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     A CPU without them computes bf16 correctly but several times slower than fp32.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

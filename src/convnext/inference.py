@@ -41,7 +41,7 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
         model = create_model(name, **changes)
         load_weights(model, weights)
         card = _published_card(source, name, changes, weights)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     return model.eval(), card
 
 

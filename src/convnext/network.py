@@ -54,7 +54,8 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to logits (N, num_classes), or features (N, C)."""
-        return self.head(self.forward_features(images))
+        logits: Tensor = self.head(self.forward_features(images))
+        return logits
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to the last stage's output (N, C, H/32, W/32)."""

@@ -99,7 +99,7 @@ class TimmNetwork(nn.Module):
 def _any_size(name: str) -> dict[str, Any]:
     """Return the arguments that free a network from its pre-training image size."""
     if name.startswith("swin_"):
-        return {"strict_img_size": False, "dynamic_mask": True}
+        return {"strict_img_size": False}
     if name.startswith(("vit_", "deit")):
         return {"dynamic_img_size": True}
     return {}

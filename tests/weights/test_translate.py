@@ -1,4 +1,4 @@
-"""The tables of names: each is a bijection, and each agrees with the package that it is named for."""
+"""The tables of names: each is one to one, and agrees with the package that it is named for."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def test_the_names_of_every_member_return_from_every_layout(name: str) -> None:
         assert not back.extra
 
 
-@pytest.mark.parametrize("size", ["atto", "femto", "pico", "nano", "tiny", "small", "base", "large"])
+@pytest.mark.parametrize(
+    "size", ["atto", "femto", "pico", "nano", "tiny", "small", "base", "large"]
+)
 def test_timm_has_the_names_and_shapes_of_the_table(size: str) -> None:
     from convnext.weights import export_weights
 
@@ -87,7 +89,10 @@ def test_the_resnet_at_the_start_has_one_table_for_both_packages() -> None:
 
     with torch.device("meta"):
         ours = create_model("roadmap/resnet50/resnet_baseline")
-        torchvision_resnet, timm_resnet = torchvision.models.resnet50(), timm.create_model("resnet50")
+        torchvision_resnet, timm_resnet = (
+            torchvision.models.resnet50(),
+            timm.create_model("resnet50"),
+        )
     for layout, theirs in (("torchvision", torchvision_resnet), ("timm", timm_resnet)):
         exported = {name: tuple(t.shape) for name, t in export_weights(ours, layout).items()}
         assert exported == shapes(theirs)

@@ -27,7 +27,7 @@ class RunLog:
         self.console = console or Console(file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._events = SummaryWriter(str(folder / "tensorboard"))
         self._progress: Progress | None = None
         self._bar = TaskID(0)
         self._num_steps = self._steps_per_epoch = 1
@@ -143,7 +143,7 @@ class RunLog:
         for name, value in row.items():
             if isinstance(value, int | float):
                 tag = f"{kind}/{name}" if kind == "train" else f"{kind}/{name}_{row['weights']}"
-                self._events.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+                self._events.add_scalar(tag, value, step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

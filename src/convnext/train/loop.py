@@ -88,7 +88,7 @@ def fit(
     """
     started = time.perf_counter()
     checkpoints = log.folder / "checkpoints"
-    model = model.to(fabric.device, memory_format=torch.channels_last)
+    model = model.to(fabric.device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe.optim)
     decay = _number(recipe.ema.decay)
     # The warm-up of the average keeps the random weights of the first steps out of it.

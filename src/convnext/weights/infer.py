@@ -101,8 +101,9 @@ def _check(config: NetworkConfig, recognition: Recognition, tensors: Mapping[str
         for name, tensor in expected.items()
         if name in found and fit(name, found[name].to("meta"), tensor.shape) is not None
     ]
+    known = found.keys() & expected.keys()
     inside = len(expected.keys() | {n for n in found if not n.startswith("head.")})
-    if len(fitting) < 0.9 * (inside + len(recognition.strange)):
+    if len(fitting) < max(len(known), 0.9 * (inside + len(recognition.strange))):
         raise ValueError(_stranger(recognition))
 
 

@@ -2,14 +2,18 @@
 
 `torch.load(weights_only=True)` builds tensors and plain containers, and refuses everything else.
 Published files also carry the arguments and the log of their training. Those names are allowed, but
-each stands for `Inert`, an empty object: no code of theirs, of numpy or of OpenMMLab is called.
+each stands for `Inert`, an empty object, or for a plain dictionary: no code of theirs is called.
 """
 
 from __future__ import annotations
 
 import pickle
 import pickletools
+import re
+import struct
+import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,9 +34,6 @@ class Inert:
     def __setstate__(self, state: object) -> None:
         pass
 
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
-
 
 # Who writes them: the authors' training script; numpy numbers in logs; mmengine and mmcv.
 # (mmengine pickles the methods of its history buffer, for which pickle uses `getattr`.)
@@ -45,21 +46,31 @@ INERT = (
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray._reconstruct",
     "numpy._core.multiarray.scalar",
-    "addict.addict.Dict",
     "builtins.getattr",
     "mmcv.utils.config.Config",
-    "mmcv.utils.config.ConfigDict",
     "mmengine.config.config.Config",
-    "mmengine.config.config.ConfigDict",
     "mmengine.logging.history_buffer.HistoryBuffer",
     "mmengine.logging.message_hub.MessageHub",
     "pathlib.Path",
     "pathlib.PosixPath",
 )
 
+# Their dictionaries: torch fills only plain ones item by item.
+DICTIONARIES = (
+    "addict.addict.Dict",
+    "mmcv.utils.config.ConfigDict",
+    "mmengine.config.config.ConfigDict",
+)
+
+_STAND_INS: list[Any] = [(Inert, name) for name in INERT]
+_STAND_INS += [(OrderedDict, name) for name in DICTIONARIES]
+
 _PLAIN = ("model", "state_dict", "model_state_dict", "module", "net", "network")
 _EMA = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
-_HARMLESS = ("torch.", "collections.OrderedDict", *INERT)
+_HARMLESS = frozenset({"collections.OrderedDict", "torch.Size", *INERT, *DICTIONARIES})
+
+# What the unpickler raises on bytes that are no pickle.
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError, struct.error)
 
 
 def read_pickle(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
@@ -74,18 +85,22 @@ def read_pickle(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
     """
     _check_archive(path)
     try:
-        # Typed as callables by torch; the pairs (stand-in, name) are the documented form.
-        with torch.serialization.safe_globals([(Inert, name) for name in INERT]):
+        # Warnings are about forms of pickle that the file either survives or is refused for.
+        with (
+            torch.serialization.safe_globals(_STAND_INS),
+            warnings.catch_warnings(action="ignore"),
+        ):
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        foreign = sorted(n for n in _globals(path) if not n.startswith(_HARMLESS))
+        refused = re.findall(r"GLOBAL ([\w.]+)", str(error))
+        foreign = sorted({*refused, *(n for n in _globals(path) if not _is_harmless(n))})
         if foreign:
             raise ValueError(
                 f"{path} was not loaded: it refers to {', '.join(foreign[:5])}, which is code and "
                 "not weights, and nothing of it was run; ask its author for a .safetensors file"
             ) from error
         raise ValueError(_damaged(path)) from error
-    except (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError) as error:
+    except (RuntimeError, EOFError, OSError, *_MALFORMED) as error:
         raise ValueError(_damaged(path)) from error
     return _state_dict(payload, path, ema=ema)
 
@@ -149,11 +164,22 @@ def _scan(operations: Any, names: set[str]) -> None:
     strings: list[str] = []
     for operation, argument, _ in operations:
         if operation.name == "GLOBAL":
-            names.add(str(argument).replace(" ", "."))
+            names.add(str(argument).replace(" ", ".").replace("__builtin__.", "builtins."))
         elif operation.name == "STACK_GLOBAL" and len(strings) >= 2:
             names.add(".".join(strings[-2:]))
         elif isinstance(argument, str):
             strings.append(argument)
+
+
+def _is_harmless(name: str) -> bool:
+    """Whether a name is of the plain data of every checkpoint: storages, tensors, types, logs."""
+    attribute = getattr(torch, name.removeprefix("torch."), None)
+    return (
+        name in _HARMLESS
+        or isinstance(attribute, torch.dtype)
+        or name.startswith(("torch._utils._rebuild_", "torch._tensor._rebuild_"))
+        or (name.startswith("torch.") and name.endswith("Storage"))
+    )
 
 
 def _damaged(path: Path) -> str:

@@ -23,7 +23,9 @@ from convnext.preprocess import RESAMPLING, Preprocessing
 from convnext.recipe import AugmentRecipe
 from convnext.tasks.classification.mix import erase, mix, smooth_one_hot
 
-_RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|t\w+))*")
+_RAND_AUGMENT = re.compile(
+    r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|t(weights|3aw?)))*"
+)
 
 _LENT = np.random.MT19937()
 

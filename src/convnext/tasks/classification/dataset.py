@@ -94,6 +94,14 @@ class TrainDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def at_size(self, image_size: int) -> TrainDataset:
+        """Return the same images, cache included, cut to another size."""
+        other = copy.copy(self)
+        other.augment = ImageAugment(
+            self.recipe, replace(self.preprocessing, image_size=image_size)
+        )
+        return other
+
     def fill_cache(
         self, *, budget: int | None = None, workers: int = 0, console: Console | None = None
     ) -> str:

@@ -71,7 +71,7 @@ def find(path: str) -> Found:
     shards = sorted(p for p in _listing(root) if p.suffix == ".tar" and p.is_file())
     if shards:
         return _find_shards(root, shards)
-    folders = {p.name.lower(): p for p in _listing(root) if p.is_dir()}
+    folders = _folders(root)
     if _is_split(folders):
         return _find_split(root, folders)
     if folders and folders.keys() <= _NOT_CLASSES:
@@ -79,6 +79,9 @@ def find(path: str) -> Found:
             f"{path} holds {' and '.join(sorted(folders))}, as data for segmentation or detection "
             f"does; for classification {LAYOUTS}"
         )
+    for inner in folders.values() if len(folders) == 1 else ():
+        if _is_split(_folders(inner)):
+            raise ValueError(f"{path} is not the data set itself; give {inner}")
     return _find_plain(root)
 
 
@@ -174,11 +177,7 @@ def _seen(folder: Path) -> str:
     if folders:
         some = ", ".join(sorted(folders)[:3]) + (" ..." if len(folders) > 3 else "")
         parts.append(f"{len(folders):,} folders ({some})")
-    text = "it holds " + " and ".join(parts) if parts else "it is empty"
-    for name in folders:
-        if (folder / name / "train").is_dir():
-            return f"{text}; did you mean {folder / name}?"
-    return text
+    return "it holds " + " and ".join(parts) if parts else "it is empty"
 
 
 def walk_files(folder: Path) -> list[str]:
@@ -287,6 +286,11 @@ def _shard_classes(
             )
         labels.append(number)
     return classes, labels
+
+
+def _folders(folder: Path) -> dict[str, Path]:
+    """Return the folders in a folder by their names in lower case."""
+    return {p.name.lower(): p for p in _listing(folder) if p.is_dir()}
 
 
 def _listing(folder: Path) -> list[Path]:

@@ -103,8 +103,9 @@ class ClassificationTask:
     def prepare(self, console: Console) -> None:
         """Read the images into memory, where the recipe asks for it and they fit."""
         if self.recipe.loader.cache:
-            console.print(self._train.fill_cache(console=console))
-            console.print(self._val.fill_cache(console=console))
+            workers = int(number(self.recipe.loader.workers))
+            console.print(self._train.fill_cache(workers=workers, console=console))
+            console.print(self._val.fill_cache(workers=workers, console=console))
 
     def batches(self, start_step: int) -> Iterator[Sequence[Batch]]:
         """Yield the micro batches of every step from `start_step` on."""
@@ -214,10 +215,10 @@ def phases(image_size: int, num_steps: int, *, progressive: bool) -> tuple[Phase
 
 def split(batch: Batch, size: int) -> list[Batch]:
     """Return a batch in parts of up to `size` images."""
-    parts = zip(
-        batch.pixels.split(size), batch.labels.split(size), batch.indices.split(size), strict=True
-    )
-    return [Batch(*part, bad=()) for part in parts]
+    parts = [slice(start, start + size) for start in range(0, len(batch.labels), size)]
+    return [
+        Batch(batch.pixels[part], batch.labels[part], batch.indices[part], bad=()) for part in parts
+    ]
 
 
 def open_task(recipe: Recipe, device: torch.device, console: Console) -> ClassificationTask:

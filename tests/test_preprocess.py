@@ -1,0 +1,111 @@
+"""One preprocessing for everything, equal to timm's bit for bit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from convnext.preprocess import Preprocessing, fit_short_side
+from convnext.recipe import IMAGENET_MEAN, IMAGENET_STD
+
+
+def make(image_size=224, crop_pct=0.875, **changes):
+    given = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | changes
+    return Preprocessing(image_size=image_size, crop_pct=crop_pct, **given)
+
+
+SIZES = [(500, 375), (375, 500), (224, 224), (31, 90), (90, 31), (1001, 333), (256, 256)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("image_size", "crop_pct"), [(224, 0.875), (384, 1.0), (96, 0.875), (33, 0.9)]
+)
+def test_equals_the_evaluation_of_timm(size, image_size, crop_pct, noise):
+    from timm.data import create_transform
+
+    image = noise(*size)
+    transform = create_transform(
+        (3, image_size, image_size),
+        is_training=False,
+        interpolation="bicubic",
+        crop_pct=crop_pct,
+        # The published weights for 384 pixels are evaluated without a crop.
+        crop_mode="squash" if crop_pct == 1 else "center",
+    )
+    ours = make(image_size, crop_pct)
+    assert torch.equal(ours(image), transform(image))
+
+
+def test_pixels_and_normalize_are_the_two_halves_of_a_call(noise):
+    p = make(64)
+    images = [noise(80, 70, seed=seed) for seed in range(3)]
+    pixels = torch.stack([p.pixels(image) for image in images])
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (3, 3, 64, 64)
+    assert pixels.is_contiguous()
+    batch = p.normalize(pixels)
+    assert batch.dtype == torch.float32
+    for row, image in zip(batch, images, strict=True):
+        assert torch.equal(row, p(image))
+
+
+def test_images_of_any_mode_are_accepted(noise):
+    grey = make(16, 1.0, in_chans=1, mean=(0.5,), std=(0.25,))
+    for mode in ("RGB", "L", "RGBA", "LA", "CMYK", "P"):
+        assert make(16, 1.0).pixels(noise(20, 20, mode)).shape == (3, 16, 16)
+        assert grey.pixels(noise(20, 20, mode)).shape == (1, 16, 16)
+    assert (grey.mode, make().mode) == ("L", "RGB")
+
+
+def test_an_image_of_the_right_size_is_left_alone(noise):
+    image = noise(8, 8, "L")
+    p = make(8, 1.0, in_chans=1, mean=(0.0,), std=(1.0,))
+    assert p.pixels(image).numpy().tobytes() == image.tobytes()
+
+
+def test_extreme_shapes_give_the_square():
+    for size in ((1, 1), (1, 3000), (3000, 1)):
+        assert make(32).pixels(Image.new("RGB", size)).shape == (3, 32, 32)
+    assert fit_short_side((3, 1000), 64) == (64, 21333)
+
+
+def test_a_round_trip_through_json():
+    p = make(288, 0.95, interpolation="bilinear")
+    again = Preprocessing.from_dict(json.loads(json.dumps(p.to_dict())))
+    assert again == p
+    assert hash(again) == hash(p)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 0}, "image_size is 0"),
+        ({"image_size": 2.5}, "image_size is 2.5"),
+        ({"image_size": True}, "image_size is True"),
+        ({"crop_pct": 0}, "crop_pct is 0"),
+        ({"crop_pct": 1.2}, r"crop_pct is 1\.2"),
+        ({"crop_pct": "auto"}, "crop_pct is 'auto'"),
+        ({"interpolation": "cubic"}, "interpolation is 'cubic'"),
+        ({"in_chans": 4}, "in_chans is 4"),
+        ({"in_chans": 1}, "mean has 3 values, but in_chans is 1"),
+        ({"std": [1, 1]}, "std has 2 values"),
+        ({"std": [1, 0, 1]}, "must be above 0"),
+        ({"mean": "auto"}, "mean is 'auto'"),
+        ({"mean": [0, None, 0]}, "must be a tuple of numbers"),
+        ({"crop": 1}, "no field 'crop'; did you mean 'crop_pct'"),
+    ],
+)
+def test_a_wrong_value_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing.from_dict(make().to_dict() | changes)
+
+
+def test_a_missing_value_is_named():
+    values = make().to_dict()
+    del values["std"], values["crop_pct"]
+    with pytest.raises(ValueError, match="lacks crop_pct, std"):
+        Preprocessing.from_dict(values)

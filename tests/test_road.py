@@ -1,0 +1,149 @@
+"""The road: every rung against the paper, and its two ends against other people's networks."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from convnext.costs import cost
+from convnext.family import FAMILY, create_model
+from convnext.network import Network
+from convnext.road import REGIMES, Rung, roadmap
+from convnext.weights import load_weights
+
+REFERENCE = Path(__file__).parent / "reference"
+RUNGS = [(regime, rung) for regime in REGIMES for rung in roadmap(regime)]
+IDS = [f"{regime}-{rung.name}" for regime, rung in RUNGS]
+
+# The steps of roadmap_params.csv by the names of the rungs.
+STEPS = {
+    "S0": "resnet_baseline",
+    "S2": "stage_ratio",
+    "S3": "patchify_stem",
+    "S4": "depthwise_conv",
+    "S5": "increase_width",
+    "S6": "inverting_dimensions",
+    "S7_k3": "move_up_depthwise",
+    "S8_k5": "kernel_5",
+    "S8_k7": "kernel_7",
+    "S8_k9": "kernel_9",
+    "S8_k11": "kernel_11",
+    "S11": "fewer_norms",
+    "S13": "separate_downsampling",
+}
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (REFERENCE / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_rungs_are_those_of_the_paper_in_its_order() -> None:
+    names = [row["step"] for row in read("roadmap.csv")][:-1]  # The last row is Swin.
+    for regime in REGIMES:
+        assert [rung.name for rung in roadmap(regime)] == names
+
+
+@pytest.mark.parametrize(("regime", "rung"), RUNGS, ids=IDS)
+def test_cost_and_accuracy_are_those_of_the_paper(regime: str, rung: Rung) -> None:
+    row = next(row for row in read("roadmap.csv") if row["step"] == rung.name)
+    with torch.device("meta"):
+        model = Network(rung.config)
+    exact = int(row[f"{regime}_macs_exact"])
+    assert cost(model).macs == exact
+    assert rung.paper_gmacs == float(row[f"{regime}_gmacs_paper"])
+    assert rung.paper_top1 == float(row[f"{regime}_top1"])
+    std = row["resnet50_top1_std"] if regime == "resnet50" else ""
+    assert rung.paper_top1_std == (float(std) if std else None)
+    # The paper rounds and sometimes truncates; its two misprints are marked.
+    printed = abs(rung.paper_gmacs - exact / 1e9) < 0.01
+    assert printed != rung.paper_misprint
+
+
+@pytest.mark.parametrize(("regime", "rung"), RUNGS, ids=IDS)
+def test_parameters(regime: str, rung: Rung) -> None:
+    column = "r50_regime_params" if regime == "resnet50" else "r200_regime_params"
+    known = {STEPS[row["step"]]: row[column] for row in read("roadmap_params.csv")}
+    if known.get(rung.name):
+        with torch.device("meta"):
+            assert cost(Network(rung.config), 64).params == int(known[rung.name])
+
+
+@pytest.mark.parametrize(("regime", "rung"), RUNGS, ids=IDS)
+def test_a_rung_differs_by_exactly_its_changes(regime: str, rung: Rung) -> None:
+    before = next(r for r in roadmap(regime) if r.name == rung.departs_from)
+    old, new = asdict(before.config), asdict(rung.config)
+    assert {name: value for name, value in new.items() if value != old[name]} == rung.changes
+    # The larger kernels are tried and not kept.
+    assert (rung.departs_from == "kernel_7") == (
+        rung.name in ("kernel_9", "kernel_11", "relu_to_gelu")
+    )
+
+
+def test_the_last_rung_is_the_member_of_the_family() -> None:
+    assert roadmap("resnet50")[-1].config == FAMILY["convnext_tiny"]
+    assert roadmap("resnet200")[-1].config == FAMILY["convnext_base"]
+    with pytest.raises(ValueError, match="there is no regime 'resnet5'; did you mean 'resnet50'"):
+        roadmap("resnet5")
+
+
+def check_one_step(rung: Rung) -> None:
+    torch.manual_seed(0)
+    model = create_model("convnext_tiny", **asdict(rung.config) | {"num_classes": 10})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loss = F.cross_entropy(model(torch.randn(2, 3, 64, 64)), torch.tensor([1, 7]))
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+    before = model.head.fc.weight.detach().clone()
+    optimizer.step()
+    assert loss.isfinite()
+    assert not torch.equal(model.head.fc.weight, before)
+
+
+@pytest.mark.parametrize("rung", roadmap("resnet50"), ids=lambda rung: rung.name)
+def test_every_rung_trains_one_step(rung: Rung) -> None:
+    check_one_step(rung)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rung", roadmap("resnet200"), ids=lambda rung: rung.name)
+def test_every_rung_of_the_larger_regime_trains_one_step(rung: Rung) -> None:
+    check_one_step(rung)
+
+
+@pytest.mark.parametrize("theirs", ["torchvision", "timm", "timm-200"])
+def test_the_first_rung_is_the_resnet_of_others(
+    theirs: str, randomise: Callable[[nn.Module], nn.Module]
+) -> None:
+    with torch.device("meta"):
+        other = (
+            torchvision.models.resnet50()
+            if theirs == "torchvision"
+            else timm.create_model("resnet200" if theirs.endswith("200") else "resnet50")
+        )
+    # Batch norm's affine and running statistics are drawn too, so that none can be forgotten.
+    other = randomise(other.to_empty(device="cpu"))
+    regime = "resnet200" if theirs.endswith("200") else "resnet50"
+    with torch.device("meta"):
+        ours = create_model(f"roadmap/{regime}/resnet_baseline")
+    ours = ours.to_empty(device="cpu").eval()
+    report = load_weights(ours, other.state_dict())
+    assert report.loaded == report.total
+    images = torch.randn(2, 3, 96, 64)
+    with torch.inference_mode():
+        expected, logits = other(images), ours(images)
+    assert expected.std() > 1e-3
+    # Two hundred random layers grow large: compared to their size.
+    assert (logits - expected).abs().max() <= 1e-4 * max(1, float(expected.abs().max()))

@@ -1,0 +1,81 @@
+"""The table of published weights, against timm's registry."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+
+from convnext.family import list_models
+from convnext.weights.published import PUBLISHED, Published, find_published, published
+
+IN_TIMM = [entry for entry in PUBLISHED if entry.hub_id.startswith("timm/")]
+
+
+@pytest.mark.parametrize("entry", IN_TIMM, ids=lambda entry: f"{entry.model}.{entry.tag}")
+def test_an_entry_agrees_with_timm(entry: Published) -> None:
+    name = f"{entry.model}.{entry.tag}"
+    assert entry.hub_id == f"timm/{name}"
+    assert name in timm.list_pretrained(f"{entry.model}.*")
+    config = timm.get_pretrained_cfg(name)
+    assert config.num_classes == entry.num_classes
+    assert (config.mean, config.std) == (entry.mean, entry.std)
+    assert config.interpolation == entry.interpolation
+    assert config.license == entry.licence
+    sizes = {(config.input_size[-1], config.crop_pct)}
+    if config.test_input_size:
+        sizes.add((config.test_input_size[-1], config.test_crop_pct))
+    assert (entry.input_size, entry.crop_pct) in sizes
+
+
+def test_what_timm_does_not_have() -> None:
+    others = [entry for entry in PUBLISHED if entry not in IN_TIMM]
+    assert [(e.model, e.tag, e.filename) for e in others] == [
+        ("convnext_base", "fb_in1k_384", "pytorch_model.bin"),
+        ("convnext_large", "fb_in1k_384", "pytorch_model.bin"),
+    ]
+
+
+def test_every_tag_of_the_authors_is_listed() -> None:
+    theirs = {
+        name
+        for size in ("tiny", "small", "base", "large", "xlarge")
+        for name in timm.list_pretrained(f"convnext_{size}.fb_*")
+    }
+    assert theirs <= {f"{entry.model}.{entry.tag}" for entry in PUBLISHED}
+
+
+def test_entries_are_unique_and_of_known_networks() -> None:
+    keys = [(entry.model, entry.tag) for entry in PUBLISHED]
+    assert len(set(keys)) == len(keys)
+    assert {entry.model for entry in PUBLISHED} - set(list_models()) == {"resnet50"}
+    assert all((entry.top1 is None) == (entry.num_classes != 1000) for entry in PUBLISHED)
+
+
+def test_the_ends_of_the_road_share_the_weights_of_what_they_are() -> None:
+    assert published("roadmap/resnet50/separate_downsampling") == published("convnext_tiny")
+    assert published("roadmap/resnet200/separate_downsampling") == published("convnext_base")
+    assert [e.tag for e in published("roadmap/resnet50/resnet_baseline")][:1] == ["tv_in1k"]
+    assert published("roadmap/resnet50/kernel_9") == []
+    assert published("convnext_isotropic_small") == []
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "hub_id"),
+    [
+        ("fb_in1k", "convnext_tiny", "timm/convnext_tiny.fb_in1k"),
+        ("fb_in22k_ft_in1k_384", "convnext_xlarge", "timm/convnext_xlarge.fb_in22k_ft_in1k_384"),
+        ("d2_in1k", "convnext_atto", "timm/convnext_atto.d2_in1k"),
+        ("a1_in1k", "roadmap/resnet50/enhanced_recipe", "timm/resnet50.a1_in1k"),
+        ("convnext_tiny.fb_in1k", None, "timm/convnext_tiny.fb_in1k"),
+        ("timm/convnext_tiny.fb_in1k@abc", None, "timm/convnext_tiny.fb_in1k"),
+        ("/c/models--timm--convnext_base.fb_in22k/snapshots/1/model.safetensors", None,
+         "timm/convnext_base.fb_in22k"),
+        ("fb_in1k", None, None),
+        ("fb_in1k", "convnext_atto", None),
+        ("none", "convnext_tiny", None),
+        ("facebook/convnext-tiny-224", None, None),
+    ],
+)  # fmt: skip
+def test_find_published(source: str, model: str | None, hub_id: str | None) -> None:
+    entry = find_published(source, model)
+    assert (entry and entry.hub_id) == hub_id
