@@ -163,8 +163,8 @@ class Block(nn.Module):
             y = getattr(self, name)(y)
         if self.gamma is not None:
             y = y * self.gamma.to(y.dtype).view(-1, 1, 1)
-        y = self.act(self.shortcut(x) + self.drop_path(y))
-        return y
+        out: Tensor = self.act(self.shortcut(x) + self.drop_path(y))
+        return out
 
 
 def _convolution(row: Row) -> nn.Conv2d:
@@ -242,5 +242,5 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N num_classes, or N C without classes
         x = self.norm(x.mean((2, 3), keepdim=True))
-        x = self.fc(x.flatten(1))
-        return x
+        out: Tensor = self.fc(x.flatten(1))
+        return out

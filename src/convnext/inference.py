@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +28,6 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
     from convnext.weights import infer_model, load_weights, read_source
 
     path = find_checkpoint(source)
-    if path is None and Path(source).is_dir():
-        raise ValueError(f"{source} holds no checkpoint: neither a run folder nor weights")
     weights, metadata = read_source(path or source)
     if metadata.get("format") == FORMAT:
         card = Card.from_metadata(metadata, where=str(path or source))

@@ -274,3 +274,29 @@ def test_create_model_takes_weights(randomise: Randomise, tmp_path: Path) -> Non
     path = tmp_path / "atto.pth"
     torch.save({"model": export_weights(source, "official")}, path)
     assert equal(create_model("convnext_atto", weights=str(path)), source)
+
+
+def test_backbones_of_transformers_have_no_prefix(randomise: Randomise) -> None:
+    from transformers import ConvNextBackbone, ConvNextConfig, ConvNextModel
+
+    config = ConvNextConfig(
+        depths=[2, 2, 6, 2], hidden_sizes=[40, 80, 160, 320], out_features=["stage1", "stage4"]
+    )
+    for kind in (ConvNextModel, ConvNextBackbone):
+        theirs = randomise(kind(config))
+        model = create_model("convnext_atto")
+        report = load_weights(model, theirs.state_dict())
+        assert report.layout == "transformers"
+        assert report.matched == 1.0
+        assert report.head == "fresh, the source has none"
+        assert all("hidden_states_norms" in name for name in report.unexpected)
+        images = torch.randn(1, 3, 64, 64)
+        with torch.inference_mode():
+            expected = theirs(images)
+            if kind is ConvNextModel:
+                assert torch.allclose(
+                    model(images), model.head.fc(expected.pooler_output), atol=1e-5
+                )
+            else:
+                assert len(report.unexpected) == 4
+                assert report.missing[:2] == ("head.norm.weight", "head.norm.bias")

@@ -64,7 +64,7 @@ def test_endings_are_read_in_any_case_and_other_files_are_named(make_folder, noi
     (root / "readme.md").write_text("not inside a class")
     data = open_dataset(str(root))
     assert len(data.train) + len(data.val) == 10
-    assert any("1 files that are not images" in fault for fault in data.faults)
+    assert any("not images by their ending, left out: 1 (1 .txt" in fault for fault in data.faults)
     assert any("a/list.txt" in fault for fault in data.faults)
 
 
@@ -101,6 +101,12 @@ def test_training_without_validation_is_split_too(make_folder):
     assert Counter(data.val.labels) == {0: 2, 1: 2}
 
 
+def test_a_tar_beside_class_folders_is_left_alone(make_folder):
+    root = make_folder({"a": 5, "b": 5})
+    (root / "download.tar").write_bytes(bytes(10_240))
+    assert open_dataset(str(root)).classes == ("a", "b")
+
+
 def test_a_class_may_be_called_train(make_folder):
     data = open_dataset(str(make_folder({"bus": 5, "car": 5, "train": 5})))
     assert data.classes == ("bus", "car", "train")
@@ -111,7 +117,7 @@ def test_empty_class_folders_are_dropped_and_named(make_folder):
     data = open_dataset(str(root))
     assert data.classes == ("a", "b")
     assert data.faults == (
-        "1 class folders without images, left out: none",
+        "class folders without images, left out: 1 (none)",
         "classes without any validation image: b",
     )
     assert set(data.faults) <= set(data.notes)

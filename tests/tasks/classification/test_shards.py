@@ -165,7 +165,7 @@ def test_images_without_a_label_are_left_out_and_counted(tmp_path, png):
     write_tar(tmp_path / "val-0.tar", samples_of(png, [0, 1]))
     data = open_dataset(str(tmp_path))
     assert len(data.train) == 2
-    assert "2 images have no readable .cls or .json" in data.faults[0]
+    assert "without a readable .cls or .json, left out: 2 (such as x.png)" in data.faults[0]
 
 
 def test_labels_that_fit_no_class_are_refused(tmp_path, png):

@@ -16,6 +16,8 @@ from convnext.tasks.classification.data import DataFacts
 
 # A data set this large takes the paper's recipe as it stands.
 LARGE = 300_000
+# Up to this many epochs from scratch, strong augmentation costs more than it brings (LOG.md).
+SHORT = 40
 # Mean and standard deviation of the luminance of ImageNet's images.
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
 
@@ -65,144 +67,159 @@ def resolve(
 ) -> tuple[Recipe, tuple[Choice, ...]]:
     """Return the recipe without any `auto`, and what was chosen and why."""
     c = _Chooser(recipe)
-    n, scratch, on_cpu = facts.num_train, recipe.weights == "none", where.device == "cpu"
-    short_side = min(facts.image_height, facts.image_width)
-    tiny_images = short_side <= 64
-    large = n >= LARGE
-
-    if on_cpu:
-        c.choose("model", "convnext_atto", "the smallest of the family, since there is no GPU")
-    else:
-        c.choose("model", "convnext_tiny", "the smallest network of the paper")
-    ours = not c["model"].startswith("timm/")
-    _choose_input(c, facts, where, short_side)
-    size = c["input.image_size"]
-
-    if ours:
-        if scratch and size <= 64:
-            stride = 1 if size <= 16 else 2
-            c.choose("network.stem_stride", stride, f"a stride of 4 leaves too little of {size} px")
-        c.choose("network.stem_stride", 4, "the paper's stem")
-        if scratch and not large:
-            c.choose("network.layer_scale_init", 0.0, "a layer scale of 1e-6 wakes up too slowly")
-        c.choose("network.layer_scale_init", 1e-6, "the paper's")
-        c.choose("network.head_init_scale", 1.0 if scratch else 0.001, "the paper's")
-
-    batch = _choose_batch(c, n, scratch, on_cpu)
-    epochs = _choose_epochs(c, n, scratch)
-    steps_per_epoch = max(1, n // batch)
-    num_steps = epochs * steps_per_epoch
-
-    if scratch:
-        peak = 4e-3 if large else min(4e-3, 2e-3 * math.sqrt(batch / 32))
-        c.choose("optim.lr", _round(peak), f"for a batch of {batch}, from scratch")
-        c.choose("optim.weight_decay", 0.05, "the paper's")
-        c.choose("optim.layer_decay", 1.0, "every layer is new")
-        warmup = max(epochs / 15, min(epochs / 4, 100 / steps_per_epoch))
-        c.choose("schedule.warmup_epochs", _round(warmup), "a fifteenth of the run, as in the paper")
-    else:
-        c.choose(
-            "optim.lr", _round(5e-5 * math.sqrt(512 / batch) * 2), "fine-tuning starts gently"
-        )
-        c.choose("optim.weight_decay", 1e-8, "the paper's for fine-tuning")
-        c.choose("optim.layer_decay", 0.8, "early layers are good already")
-        c.choose("schedule.warmup_epochs", _round(epochs / 15), "lets the new head settle")
-    c.choose("optim.clip_grad", 0.0 if large else 1.0, "steadies small batches" if not large else "")
-
-    _choose_regularisation(c, facts, scratch=scratch, large=large, epochs=epochs, tiny=tiny_images)
-    _choose_ema(c, num_steps, scratch)
-    _choose_execution(c, where, epochs, large=large)
+    if where.device == "cpu":
+        c.choose("model", "convnext_atto", "the smallest of the family: there is no GPU")
+    c.choose("model", "convnext_tiny", "the smallest network of the paper")
+    scratch, large = recipe.weights == "none", facts.num_train >= LARGE
+    _choose_input(c, facts, where)
+    _choose_network(c, scratch=scratch, large=large)
+    _choose_batch(c, facts.num_train, scratch=scratch, large=large, on_cpu=where.device == "cpu")
+    _choose_schedule(c, facts.num_train, scratch=scratch, large=large)
+    _choose_rate(c, scratch=scratch, large=large)
+    _choose_augmentation(c, facts, scratch=scratch, large=large)
+    _choose_ema(c, facts.num_train, scratch=scratch, large=large)
+    _choose_execution(c, where, large=large)
     return c.recipe, tuple(c.choices)
 
 
-def _choose_input(c: _Chooser, facts: DataFacts, where: Circumstances, short_side: int) -> None:
+def _choose_input(c: _Chooser, facts: DataFacts, where: Circumstances) -> None:
     grey = facts.greyscale and c["weights"] == "none"
-    chans = c.choose("input.in_chans", 1 if grey else 3, "greyscale" if grey else "colour")
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if chans == 3 else (GREY_MEAN, GREY_STD)
-    c.choose("input.mean", mean * (chans if chans not in (1, 3) else 1), "of ImageNet")
-    c.choose("input.std", std * (chans if chans not in (1, 3) else 1), "of ImageNet")
+    chans = c.choose(
+        "input.in_chans", 1 if grey else 3, "no colour was seen" if grey else "colour images"
+    )
+    c.choose("input.mean", IMAGENET_MEAN if chans == 3 else GREY_MEAN, "of ImageNet")
+    c.choose("input.std", IMAGENET_STD if chans == 3 else GREY_STD, "of ImageNet")
+    short_side = min(facts.image_height, facts.image_width)
     if where.weights_size:
-        size = c.choose("input.image_size", where.weights_size, "what the weights were made for")
+        c.choose("input.image_size", where.weights_size, "the size that the weights were made for")
+    elif c["weights"] != "none":
+        c.choose("input.image_size", 224, "the usual size of published weights")
     elif short_side <= 64:
-        size = c.choose("input.image_size", _at_least(short_side, 8), "the images' own size")
-    else:
-        limit = 96 if where.device == "cpu" else 224
-        size = min(limit, short_side // 32 * 32)
-        size = c.choose(
-            "input.image_size", size, "affordable on a CPU" if limit == 96 else "as in the paper"
-        )
+        c.choose("input.image_size", max(8, -(-short_side // 8) * 8), "the size of the images")
+    elif where.device == "cpu":
+        size = min(96, short_side // 32 * 32)
+        c.choose("input.image_size", size, "what a CPU can afford")
+    size = c.choose("input.image_size", min(224, short_side // 32 * 32), "as in the paper")
     if where.weights_crop_pct:
-        c.choose("input.crop_pct", where.weights_crop_pct, "what the weights were made for")
-    whole = size >= 384 or size <= 64
-    c.choose("input.crop_pct", 1.0 if whole else 0.875, "as in the paper" if not whole else "whole")
+        c.choose("input.crop_pct", where.weights_crop_pct, "as the weights were tested")
+    if size >= 384:
+        c.choose("input.crop_pct", 1.0, "the whole image, as in the paper from 384 pixels up")
+    if size <= 128:
+        c.choose("input.crop_pct", 1.0, "small images have nothing to spare")
+    c.choose("input.crop_pct", 0.875, "as in the paper")
 
 
-def _choose_batch(c: _Chooser, n: int, scratch: bool, on_cpu: bool) -> int:
-    if n >= LARGE:
-        batch = c.choose("optim.batch_size", 4096 if scratch else 512, "the paper's")
-    else:
-        batch = 32 if n < 5_000 else 64 if n < 50_000 else 256
-        batch = c.choose(
-            "optim.batch_size", min(batch, n), "small enough for many steps per epoch"
-        )
+def _choose_network(c: _Chooser, *, scratch: bool, large: bool) -> None:
+    if c["model"].startswith("timm/"):
+        c.choose("network.drop_path_rate", 0.0, "not every peer has it")
+        return
+    size = c["input.image_size"]
+    if scratch and size <= 16:
+        c.choose("network.stem_stride", 1, f"keeps every position of {size} pixels")
+    elif scratch and size <= 64:
+        c.choose("network.stem_stride", 2, f"a stride of 4 leaves too little of {size} pixels")
+    if c["model"].startswith("convnext_isotropic"):
+        c.choose("network.stem_stride", 16, "the paper's")
+    c.choose("network.stem_stride", 4, "the paper's")
+    if scratch and not large:
+        c.choose("network.layer_scale_init", 0.0, "one of 1e-6 takes many epochs to wake up")
+        c.choose("network.drop_path_rate", 0.0, "small data is learned faster without")
+    c.choose("network.layer_scale_init", 1e-6, "the paper's")
+    c.choose("network.drop_path_rate", 0.1, "the paper's for ConvNeXt-T")
+    c.choose("network.head_init_scale", 1.0 if scratch else 0.001, "the paper's")
+
+
+def _choose_batch(c: _Chooser, n: int, *, scratch: bool, large: bool, on_cpu: bool) -> None:
+    if large:
+        c.choose("optim.batch_size", 4096 if scratch else 512, "the paper's")
+    size = 32 if n < 10_000 else 64 if n < 50_000 else 256
+    batch = c.choose("optim.batch_size", min(size, n), "many steps matter more than large ones")
     micro = min(batch, 64 if on_cpu else 128)
     while batch % micro:
         micro -= 1
-    c.choose("optim.micro_batch_size", micro, "fits in memory")
-    return int(batch)
+    c.choose("optim.micro_batch_size", micro, "of one backward pass")
 
 
-def _choose_epochs(c: _Chooser, n: int, scratch: bool) -> int:
-    if n >= LARGE:
-        return int(c.choose("schedule.epochs", 300 if scratch else 30, "the paper's"))
-    images = 150_000 if scratch else 30_000
-    epochs = max(20 if scratch else 5, min(300 if scratch else 30, round(images / n)))
-    return int(c.choose("schedule.epochs", epochs, f"about {epochs * n:,} images in all"))
-
-
-def _choose_regularisation(
-    c: _Chooser, facts: DataFacts, *, scratch: bool, large: bool, epochs: int, tiny: bool
-) -> None:
-    glyphs = facts.greyscale and tiny
+def _choose_schedule(c: _Chooser, n: int, *, scratch: bool, large: bool) -> None:
     if large:
-        c.choose("augment.rand_augment", "rand-m9-mstd0.5-inc1", "the paper's")
-        c.choose("augment.color_jitter", 0.4, "the paper's")
-        c.choose("augment.erasing", 0.25, "the paper's")
-        c.choose("augment.scale", (0.08, 1.0), "the paper's")
-    c.choose("augment.rand_augment", "none", "too strong for a short run")
-    c.choose("augment.color_jitter", 0.0 if glyphs else 0.3, "moderate")
-    c.choose("augment.erasing", 0.0, "too strong for a short run")
-    c.choose("augment.scale", (0.7, 1.0) if glyphs else (0.35, 1.0), "milder than the paper's 0.08")
-    c.choose("augment.hflip", 0.0 if glyphs else 0.5, "glyphs have a side" if glyphs else "usual")
-    mixed = large and scratch
-    c.choose("augment.mixup", 0.8 if mixed else 0.0, "the paper's" if mixed else "needs long runs")
-    c.choose("augment.cutmix", 1.0 if mixed else 0.0, "the paper's" if mixed else "needs long runs")
-    c.choose("loss.label_smoothing", 0.1, "the paper's")
-    rate = 0.1 if large or epochs >= 100 else 0.0
-    c.choose("network.drop_path_rate", rate, "as ConvNeXt-T" if rate else "a short run underfits")
+        c.choose("schedule.epochs", 300 if scratch else 30, "the paper's")
+        c.choose("schedule.warmup_epochs", 20 if scratch else 0, "the paper's")
+        c.choose("schedule.progressive", False, "the paper's")
+    low, high, images = (20, 200, 100_000) if scratch else (5, 30, 30_000)
+    epochs = min(high, max(low, round(images / n)))
+    epochs = c.choose("schedule.epochs", epochs, f"{epochs * n:,} images in all")
+    c.choose("schedule.warmup_epochs", _round(epochs / 20), "a twentieth of the run")
+    progressive = scratch and c["input.image_size"] >= 96
+    c.choose(
+        "schedule.progressive",
+        progressive,
+        "twice the images in the same time" if progressive else "the images are small already",
+    )
 
 
-def _choose_ema(c: _Chooser, num_steps: int, scratch: bool) -> None:
-    if num_steps >= 100_000 and scratch:
-        c.choose("ema.decay", 0.9999, "the paper's")
+def _choose_rate(c: _Chooser, *, scratch: bool, large: bool) -> None:
+    batch = c["optim.batch_size"]
+    if large:
+        c.choose("optim.lr", 4e-3 if scratch else 5e-5, "the paper's")
+        c.choose("optim.weight_decay", 0.05 if scratch else 1e-8, "the paper's")
+        c.choose("optim.clip_grad", 0.0, "the paper's")
+    if scratch:
+        c.choose("optim.lr", _round(min(4e-3, 2e-3 * math.sqrt(batch / 32))), f"for {batch} images")
+        c.choose("optim.weight_decay", 0.05, "the paper's")
+        c.choose("optim.layer_decay", 1.0, "every layer is new")
+    c.choose("optim.lr", _round(2e-4 * math.sqrt(batch / 32)), "gentle: the layers are good already")
+    c.choose("optim.weight_decay", 1e-8, "the paper's for fine-tuning")
+    c.choose("optim.layer_decay", 0.8, "the paper's for fine-tuning")
+    c.choose("optim.clip_grad", 1.0, "steadies small batches")
+
+
+def _choose_augmentation(c: _Chooser, facts: DataFacts, *, scratch: bool, large: bool) -> None:
+    if max(facts.image_height, facts.image_width) <= 64 and facts.greyscale:
+        c.choose("augment.hflip", 0.0, "small and grey: perhaps characters, which have a side")
+        c.choose("augment.scale", (0.7, 1.0), "characters fill their image")
+        c.choose("augment.color_jitter", 0.0, "there is no colour")
+    c.choose("augment.hflip", 0.5, "as in the paper")
+    if large:
+        mixed = 1.0 if scratch else 0.0
+        for name, value in (
+            ("scale", (0.08, 1.0)),
+            ("rand_augment", "rand-m9-mstd0.5-inc1"),
+            ("color_jitter", 0.4),
+            ("mixup", 0.8 * mixed),
+            ("cutmix", 1.0 * mixed),
+            ("erasing", 0.25),
+        ):
+            c.choose(f"augment.{name}", value, "the paper's")
+        c.choose("loss.label_smoothing", 0.1, "the paper's")
+    short = c["schedule.epochs"] <= SHORT
+    strength = f"{'mild' if short else 'moderate'}: {c['schedule.epochs']} epochs"
+    c.choose("augment.scale", (0.6, 1.0) if short else (0.35, 1.0), strength)
+    c.choose("augment.color_jitter", 0.1 if short else 0.3, strength)
+    c.choose("loss.label_smoothing", 0.0 if short else 0.1, strength)
+    for name, none in (("rand_augment", "none"), ("mixup", 0.0), ("cutmix", 0.0), ("erasing", 0.0)):
+        c.choose(f"augment.{name}", none, "for runs of hundreds of epochs")
+
+
+def _choose_ema(c: _Chooser, n: int, *, scratch: bool, large: bool) -> None:
+    if large:
+        c.choose("ema.decay", 0.9999 if scratch else 0.0, "the paper's")
+    num_steps = c["schedule.epochs"] * max(1, n // c["optim.batch_size"])
     if num_steps < 200:
-        c.choose("ema.decay", 0.0, f"{num_steps} steps are too few to average over")
+        c.choose("ema.decay", 0.0, f"{num_steps} steps are too few to average")
     horizon = max(10, num_steps // 20)
-    c.choose("ema.decay", round(1 - 1 / horizon, 5), f"averages the last {horizon} steps or so")
+    c.choose("ema.decay", round(1 - 1 / horizon, 5), "looks back over a twentieth of the run")
 
 
-def _choose_execution(c: _Chooser, where: Circumstances, epochs: int, *, large: bool) -> None:
-    c.choose("run.eval_every", max(1, round(epochs / 20)), "about 20 evaluations")
-    c.choose("loader.cache", not large, "if they fit" if not large else "too many images")
-    if where.device == "cpu":
-        workers = 0
-        reason = "the network needs every core"
-    else:
-        workers = min(16, max(2, (os.cpu_count() or 2) - 1))
-        reason = "the cores beside the GPU"
+def _choose_execution(c: _Chooser, where: Circumstances, *, large: bool) -> None:
+    every = max(1, round(c["schedule.epochs"] / 20))
+    c.choose("run.eval_every", 1 if large else every, "epochs between evaluations")
+    c.choose("loader.cache", not large, "too many images" if large else "if the images fit")
+    workers = 0 if where.device == "cpu" else min(16, max(2, (os.cpu_count() or 2) - 1))
+    reason = "the network needs every core" if workers == 0 else "the cores beside the GPU"
     c.choose("loader.workers", workers, reason)
     precision = "bf16" if where.has_bf16 else "fp32"
-    c.choose("run.precision", precision, f"the fastest safe one on this {where.device}")
+    reason = "this device is fastest in it" if where.has_bf16 else "this device has no fast bf16"
+    c.choose("run.precision", precision, reason)
 
 
 def warnings(recipe: Recipe, facts: DataFacts) -> tuple[str, ...]:
@@ -252,11 +269,6 @@ def _stem(r: dict[str, Any]) -> int:
 def _scale(r: dict[str, Any]) -> float:
     scale = r["network.layer_scale_init"]
     return 0.0 if scale == "auto" else float(scale)
-
-
-def _at_least(value: int, multiple: int) -> int:
-    """Round up to a multiple."""
-    return -(-value // multiple) * multiple
 
 
 def _round(value: float) -> float:

@@ -21,8 +21,8 @@ from importlib import resources
 import numpy as np
 
 from convnext.images import BadImage
-from convnext.tasks.classification.layout import Found, find
-from convnext.tasks.classification.samples import ArraySamples, Samples
+from convnext.tasks.classification.layout import find
+from convnext.tasks.classification.samples import ArraySamples, Found, Samples
 
 # How many images `facts` looks at.
 NUM_HEADERS, NUM_DECODED = 200, 32

@@ -74,7 +74,7 @@ class DataReport:
     def print(self, console: Console) -> None:
         """Print for people."""
         console.print(
-            f"[bold]{escape(self.path)}[/]  {self.num_images:,} images of {len(self.classes):,} "
+            f"[bold]{escape(self.path)}[/]\n{self.num_images:,} images of {len(self.classes):,} "
             f"classes, {_bytes(self.num_bytes)}"
         )
         for note in self.notes:
@@ -91,7 +91,7 @@ class DataReport:
         if not self.problems:
             console.print("\n[green]nothing is wrong[/]")
         else:
-            console.print(f"\n[bold red]{len(self.problems)} problems[/], the worst first")
+            console.print("\n[bold red]problems[/], the worst first")
         for title, lines in (("", self.problems), ("suggestions", self.suggestions)):
             if title and lines:
                 console.print(f"\n[bold]{title}[/]")

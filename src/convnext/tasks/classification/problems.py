@@ -61,7 +61,7 @@ def _unreadable(data: ClassificationData, bad: Sequence[Look], total: int) -> li
     if not bad:
         return []
     lines = [f"{_short(data, look)}: {look.reason}" for look in bad]
-    return [f"{len(bad):,} of {total:,} images cannot be read: {_some(lines)}"]
+    return [f"images that cannot be read: {len(bad):,} of {total:,} ({_some(lines)})"]
 
 
 def _leaks(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
@@ -71,8 +71,8 @@ def _leaks(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
         return []
     pairs = (f"{_short(data, t)} = {_short(data, in_train[t.digest])}" for t in twins)
     return [
-        f"{len(twins):,} validation images have the same pixels as a training image, so that "
-        f"validation flatters: {_some(pairs)}"
+        "validation images with the pixels of a training image, so that validation flatters: "
+        f"{len(twins):,} ({_some(pairs)})"
     ]
 
 
@@ -81,22 +81,20 @@ def _conflicts(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
     if not groups:
         return []
     shown = (" = ".join(_short(data, look) for look in group[:3]) for group in groups)
-    return [
-        f"{len(groups):,} pictures stand in more than one class with the same pixels: "
-        f"{_some(shown)}"
-    ]
+    return [f"pictures that stand in more than one class: {len(groups):,} ({_some(shown)})"]
 
 
 def _repeats(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
     lines = []
     for part, what in (("train", "training"), ("val", "validation")):
         groups = _groups(look for look in looks if look.part == part)
+        groups = [g for g in groups if len({look.label for look in g}) == 1]
         surplus = sum(len(group) - 1 for group in groups)
         if surplus:
             shown = (" = ".join(_short(data, look) for look in group[:3]) for group in groups)
             lines.append(
-                f"{surplus:,} {what} images repeat another one of the same part, pixel by pixel: "
-                f"{_some(shown)}"
+                f"{what} images that repeat another one, pixel by pixel: {surplus:,} "
+                f"({_some(shown)})"
             )
     return lines
 
@@ -106,7 +104,9 @@ def _rare_classes(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
     rare = [f"{data.classes[c]} ({n:,})" for c, n in sorted(counts.items()) if n < FEW]
     if not rare:
         return []
-    return [f"{len(rare):,} classes have fewer than {FEW} readable training images: {_some(rare)}"]
+    return [
+        f"classes with fewer than {FEW} readable training images: {len(rare):,} ({_some(rare)})"
+    ]
 
 
 def _similar(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
@@ -117,8 +117,8 @@ def _similar(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
     if not pairs:
         return []
     return [
-        f"{len(pairs):,} validation images look like a training image, perhaps the same picture "
-        f"saved again: {_some(pairs)}"
+        "validation images that look like a training image, perhaps the same picture saved again: "
+        f"{len(pairs):,} ({_some(pairs)})"
     ]
 
 
@@ -134,7 +134,7 @@ def _odd(what: str, is_odd: Callable[[Look, float], bool]) -> Callable[..., list
             for look in looks
             if is_odd(look, median)
         ]
-        return [f"{len(odd):,} images {what}: {_some(odd)}"] if odd else []
+        return [f"{what}: {len(odd):,} ({_some(odd)})"] if odd else []
 
     return find
 
@@ -162,10 +162,10 @@ _FINDERS: tuple[Callable[[ClassificationData, Sequence[Look]], list[str]], ...] 
     _rare_classes,
     _similar,
     _repeats,
-    _odd("are of one colour only", _is_blank),
-    _odd("are tiny beside the others", _is_tiny),
-    _odd("are so long that a centre crop shows less than a third", _is_long),
-    _odd(f"have more than {HUGE_PIXELS / 1e6:.0f} million pixels and are slow to read", _is_huge),
+    _odd("images of one colour only", _is_blank),
+    _odd("images that are tiny beside the others", _is_tiny),
+    _odd("images so long that a centre crop shows less than a third", _is_long),
+    _odd(f"images of more than {HUGE_PIXELS / 1e6:.0f} million pixels, slow to read", _is_huge),
 )
 
 

@@ -6,8 +6,8 @@ A `Samples` is a sequence by index; what reads from it never asks which kind it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +139,26 @@ class ArraySamples(Samples):
 
     def num_bytes(self, index: int) -> int:
         return int(self.images[index].nbytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The images below a path. `train` and `val` are positions in `keys` and `labels`."""
+
+    root: Path
+    classes: tuple[str, ...]
+    keys: Sequence[str]
+    """Names relative to the root."""
+    labels: Sequence[int]
+    train: Sequence[int]
+    val: Sequence[int] | None
+    """None where the data has no split of its own."""
+    notes: tuple[str, ...]
+    faults: tuple[str, ...]
+    """As in `ClassificationData`, but not repeated in `notes`."""
+    take: Callable[[Sequence[int]], Samples]
+    """Return some of the images as samples."""
+
+    def with_train(self, train: Sequence[int]) -> Found:
+        """Return the same with fewer training images."""
+        return replace(self, train=train)

@@ -64,8 +64,8 @@ def index_shard(shard: Path) -> ShardIndex:
     close()
     if unlabelled:
         index.faults.append(
-            f"{shard.name}: {len(unlabelled):,} images have no readable .cls or .json beside them "
-            f"and are left out (such as {unlabelled[0]})"
+            f"images in {shard.name} without a readable .cls or .json, left out: "
+            f"{len(unlabelled):,} (such as {unlabelled[0]})"
         )
     return index
 
