@@ -227,7 +227,7 @@ def save_bytes(fig: Figure, form: str) -> bytes:
     # Without these fields the file holds no date, and no address of anybody's standards.
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) if form == "svg" else None
     with figure_style():
-        fig.savefig(buffer, format=form, dpi=160, metadata=metadata)
+        fig.savefig(buffer, format=form, dpi=120, metadata=metadata)
     return buffer.getvalue()
 
 

@@ -118,7 +118,7 @@ _STEPS = (
     _Step(name="bn_to_ln", group="micro", what="batch norm to layer norm", misprint=True,
           changes={"norm": "layer"}, paper=(81.47, 0.09, 4.46, 83.35, 14.81)),
     _Step(name="separate_downsampling", group="micro", misprint=True,
-          what="downsampling between stages, layer scale",
+          what="separate downsampling, layer scale",
           changes={"downsample": "between_stages", "layer_scale_init": 1e-6},
           paper=(81.97, 0.06, 4.49, 83.60, 15.35)),
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convnext.atomic import atomic_write, write_text
-from convnext.roadmap import Rung, roadmap
+from convnext.road import Rung, roadmap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,7 @@ def roadmap_rows(regime: str = "resnet50") -> list[RoadmapRow]:
     """
     import torch
 
-    from convnext.cost import cost
+    from convnext.costs import cost
     from convnext.family import create_model
 
     rungs = roadmap(regime)
@@ -125,12 +125,12 @@ def roadmap_rows(regime: str = "resnet50") -> list[RoadmapRow]:
 Column = tuple[str, int, Any, Callable[[RoadmapRow], str]]
 COLUMNS: tuple[Column, ...] = (
     ("rung", 0, "left", lambda row: row.rung if row.kept else f"{row.rung} (not kept)"),
-    ("what changes", 110, "left", lambda row: row.what),
+    ("what changes", 0, "left", lambda row: row.what),
     ("params M", 56, "right", lambda row: f"{row.params / 1e6:.2f}"),
     ("GMACs", 0, "right", lambda row: f"{row.macs / 1e9:.2f}"),
     ("paper", 64, "right", lambda row: f"{row.paper_gmacs:.2f}{_star(row)}"),
     ("top-1 %", 0, "right", lambda row: f"{row.paper_top1:.2f}"),
-    ("±", 72, "right", lambda row: _std(row)),
+    ("±", 100, "right", lambda row: _std(row)),
 )
 
 
@@ -209,13 +209,13 @@ def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
     places, headings = _places(rows)
     bottom = places[-1] + 1.6
     with figure_style():
-        fig = Figure(figsize=(8.2, 7.0))
+        fig = Figure(figsize=(8.8, 7.0))
         top1, macs = fig.subplots(
             1,
             2,
             sharey=True,
             gridspec_kw={
-                "left": 0.325, "right": 0.985, "top": 0.875, "bottom": 0.125, "wspace": 0.34,
+                "left": 0.325, "right": 0.975, "top": 0.875, "bottom": 0.125, "wspace": 0.34,
                 "width_ratios": (1.25, 1),
             },
         )  # fmt: skip
@@ -235,12 +235,12 @@ def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
         _left(top1, f"{facts.rival}, for comparison", bottom, colour=INK, weight="bold")
         _right(top1, f"{facts.rival_top1:.2f}", bottom)
         macs.text(
-            facts.rival_gmacs, bottom, f"   {facts.rival_gmacs:.2f} (paper)", va="center", ha="left"
+            facts.rival_gmacs, bottom, f"   {facts.rival_gmacs:.2f}", va="center", ha="left"
         )
         fig.text(0.012, 0.967, f"{facts.title}, one decision at a time", fontsize=14,
                  fontweight="bold", va="center")  # fmt: skip
         fig.text(0.012, 0.932, "Accuracies are the paper's, nothing was trained here; "
-                 "multiply-accumulates are counted on the networks as built.",
+                 "multiply-accumulates (MACs) are counted on the networks as built.",
                  color=MUTED, va="center")  # fmt: skip
         notes = [f"Top-1: arXiv 2201.03545, {facts.runs}. Hollow and hatched: tried, not kept."]
         if any(row.paper_misprint for row in rows):
@@ -298,7 +298,7 @@ def _draw_macs(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) 
         axes.text(row.macs / 1e9, place, f"  {row.macs / 1e9:.2f}{_star(row)}", va="center",
                   bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.4})  # fmt: skip
     axes.set_xlim(0, 1.22 * max(row.macs for row in rows) / 1e9)
-    axes.set_xlabel("10⁹ multiply-accumulates, counted here")
+    axes.set_xlabel("10⁹ MACs, counted here")
     axes.grid(False)
 
 

@@ -106,9 +106,8 @@ def _free_memory() -> int | None:
     elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     group = Path("/sys/fs/cgroup")
-    try:  # The limit of a container, where there is one ("max" is none).
-        limit = int((group / "memory.max").read_text())
-        found.append(max(0, limit - int((group / "memory.current").read_text())))
-    except (OSError, ValueError):
-        pass
+    if (group / "memory.max").is_file() and (group / "memory.current").is_file():
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":  # The limit of a container.
+            found.append(max(0, int(limit) - int((group / "memory.current").read_text())))
     return min(found, default=None)

@@ -1,2 +1,0 @@
-from convnext.costs import *
-from convnext.costs import Cost, cost, in_chans  # noqa
