@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convnext.blocks import Block, Downsample, Head, Stem
 from convnext.config import NetworkConfig
+from convnext.init import init_paper
 from convnext.pyramid import Level, name_levels
 
 
@@ -49,7 +50,7 @@ class Network(nn.Module):
                 in_dim = out_dim
             self.stages.append(stage)
         self.head = Head(config)
-        self.apply(_init_weights)
+        init_paper(self)
         self._scale_head()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ class Network(nn.Module):
         self.config = replace(self.config, num_classes=num_classes)
         fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head.fc = fc.to(device=like.device, dtype=like.dtype)
-        self.head.fc.apply(_init_weights)
+        init_paper(self.head.fc)
         self._scale_head()
 
     def _stage_outputs(self, images: Tensor) -> list[Tensor]:
@@ -108,10 +109,3 @@ class Network(nn.Module):
         if isinstance(self.head.fc, nn.Linear):
             self.head.fc.weight.data.mul_(self.config.head_init_scale)
             self.head.fc.bias.data.mul_(self.config.head_init_scale)
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -34,6 +34,8 @@ class NetworkRecipe:
     """Pixels per position after the stem: 4, or 2 or 1 for small images. Not for peers."""
     head_init_scale: float | Auto = "auto"
     """Factor on the head's first weights. Not for peers."""
+    init: Literal["auto", "paper", "fan_in"] = "auto"
+    """First weights, from scratch: std 0.02 as in the paper, or by the width. Not for peers."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Any other field of `NetworkConfig` (or argument of the timm network) and its value."""
 

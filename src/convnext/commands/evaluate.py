@@ -38,7 +38,7 @@ def run(argv: list[str]) -> int:
     )
     print_evaluation(result, out)
     if arguments.output:
-        out.print(f"written: {result.write(arguments.output)}")
+        out.print(f"written: {result.write(arguments.output)}", soft_wrap=True)
     if arguments.json:
         print_json(result.to_dict())
     return 0

@@ -40,7 +40,7 @@ def run(argv: list[str]) -> int:
     print_predictions(result, out)
     if arguments.output:
         for path in result.write(arguments.output):
-            out.print(f"written: {path}")
+            out.print(f"written: {path}", soft_wrap=True)
     if arguments.json:
         print_json(result.to_dict())
     return 0

@@ -31,7 +31,7 @@ def run(argv: list[str]) -> int:
         stem = Path(arguments.output) / f"roadmap_{arguments.regime}"
         stem.parent.mkdir(parents=True, exist_ok=True)
         draw_staircase(rows, stem, arguments.regime)
-        out.print(f"figure: {stem}.svg, {stem}.png, drawn from {stem}.csv")
+        out.print(f"figure: {stem}.svg, {stem}.png, drawn from {stem}.csv", soft_wrap=True)
     if arguments.json:
         print_json({"regime": arguments.regime, "rungs": [asdict(row) for row in rows]})
     return 0

@@ -142,7 +142,7 @@ def test_predictions_are_written(finished: RunResult, photos: Path, tmp_path: Pa
     first = written["predictions"][0]
     assert first["source"] == images[0]
     assert sum(first["probabilities"]) == pytest.approx(1, abs=1e-5)
-    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
     assert len(rows) == 8 * 3
     assert rows[0]["class"] == first["classes"][0]
 

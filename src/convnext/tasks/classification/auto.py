@@ -124,8 +124,10 @@ def _choose_network(c: _Chooser, *, scratch: bool, large: bool) -> None:
     if scratch and not large:
         c.choose("network.layer_scale_init", 0.0, "one of 1e-6 takes many epochs to wake up")
         c.choose("network.drop_path_rate", 0.0, "small data is learned faster without")
+        c.choose("network.init", "fan_in", "a std of 0.02 takes many epochs to outgrow")
     c.choose("network.layer_scale_init", 1e-6, "the paper's")
     c.choose("network.drop_path_rate", 0.1, "the paper's for ConvNeXt-T")
+    c.choose("network.init", "paper", "the paper's" if scratch else "weights replace it")
     c.choose("network.head_init_scale", 1.0 if scratch else 0.001, "the paper's")
 
 

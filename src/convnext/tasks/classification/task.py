@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from convnext.checkpoint import Card
 from convnext.device import has_fast_bf16
 from convnext.family import create_model
+from convnext.init import init_fan_in
 from convnext.preprocess import Preprocessing
 from convnext.recipe import Recipe, to_dict
 from convnext.tasks.classification.augment import BatchAugment
@@ -85,15 +86,19 @@ class ClassificationTask:
     def build_model(self) -> nn.Module:
         """Build the network of the recipe, with a head for the data's classes and its weights."""
         settings = to_dict(self.recipe)["network"]
+        init = settings.pop("init")
         changes = settings.pop("changes") | {k: v for k, v in settings.items() if v != "auto"}
         weights = self.recipe.weights
-        return create_model(
+        model = create_model(
             self.recipe.model,
             weights=None if weights == "none" else weights,
             num_classes=len(self.data.classes),
             in_chans=self.preprocessing.in_chans,
             **changes,
         )
+        if init == "fan_in" and weights == "none":
+            init_fan_in(model)
+        return model
 
     @property
     def steps_per_epoch(self) -> int:
