@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 
@@ -69,6 +70,7 @@ def train(
         )
     task = open_task(recipe, device, console)
     recipe = task.recipe
+    torch.manual_seed(recipe.run.seed)
     model = task.build_model()
     task.prepare(console)
     folder = output or _new_folder(recipe)

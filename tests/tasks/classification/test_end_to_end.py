@@ -234,4 +234,4 @@ def test_fine_tuning_starts_from_the_weights(photos: Path, finished: RunResult, 
         for folder in (finished.folder, result.folder)
     )
     key = "stages.3.0.pwconv1.weight"
-    assert torch.allclose(before[key], after[key], atol=1e-6)
+    assert torch.allclose(before[key], after[key], atol=1e-4)
