@@ -1,6 +1,6 @@
 """Change one decision of any network, and see what it costs.
 
-    python examples/02_change_one_decision.py
+python examples/02_change_one_decision.py
 """
 
 import torch

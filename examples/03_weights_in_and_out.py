@@ -1,6 +1,6 @@
 """Take weights from one layout to another, and check that the network says the same.
 
-    python examples/03_weights_in_and_out.py
+python examples/03_weights_in_and_out.py
 """
 
 import timm

@@ -16,7 +16,9 @@ HEAVY = ("torch", "torchvision", "timm", "numpy", "PIL", "rich", "matplotlib", "
 def imported_by(code: str) -> set[str]:
     """Return the heavy packages that a fresh interpreter imports for `code`."""
     script = f"import sys\n{code}\nprint([m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return set(eval(done.stdout.splitlines()[-1]))
 
 
@@ -49,9 +51,7 @@ def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_an_example(
-    verb: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main([verb, "--help"])
     assert leaving.value.code == 0
@@ -78,7 +78,10 @@ def test_every_verb_has_help_with_an_example(
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
-    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    argv: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(argv) == 2

@@ -139,7 +139,7 @@ def test_a_base_is_merged_leaf_by_leaf(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(tree: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match="^r.yaml: ") as caught:
+    with pytest.raises(ValueError, match=r"^r\.yaml: ") as caught:
         recipe_from_dict(tree, where="r.yaml")
     assert message in str(caught.value)
 

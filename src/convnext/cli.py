@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code: 0, or 2 for a mistake of the user's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE.format(verbs="\n".join(f"  {v:<10}{text}" for v, text in VERBS.items())), end="")
+        print(
+            USAGE.format(verbs="\n".join(f"  {v:<10}{text}" for v, text in VERBS.items())), end=""
+        )
         return 0 if arguments else 2
     verb, *rest = arguments
     if verb == "--version":

@@ -46,9 +46,7 @@ class EvaluationResult:
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values for JSON."""
         result = self.evaluation.to_dict()
-        for mistake, (source, thumbnail) in zip(
-            result["mistakes"], self.thumbnails, strict=True
-        ):
+        for mistake, (source, thumbnail) in zip(result["mistakes"], self.thumbnails, strict=True):
             mistake |= {"source": source, "thumbnail": thumbnail}
         return {
             "source": self.source,
@@ -86,7 +84,7 @@ def evaluate(
         split: "val" or "train".
         batch_size: Images at a time. The last bits of the logits may depend on it.
         device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training where the device has it.
+        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
         max_bad_share: The largest share of images that may be unreadable.
         console: Where the progress bar goes; None for none.
 
@@ -144,7 +142,7 @@ def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> 
     if missing:
         raise ValueError(
             f"the network does not know {len(missing)} of the data's {len(classes)} classes, such "
-            f"as {missing[0]!r}; it knows {', '.join(wanted[:5])}{' ...' if len(wanted) > 5 else ''}"
+            f"as {missing[0]!r}; it knows {', '.join(wanted[:5])}"
         )
     relabelled = copy.copy(samples)
     relabelled.labels = [known[classes[label]] for label in samples.labels]

@@ -48,7 +48,9 @@ def network_configs() -> dict[str, NetworkConfig]:
     from convnext.road import REGIMES, roadmap
 
     rungs = {
-        f"roadmap/{regime}/{rung.name}": rung.config for regime in REGIMES for rung in roadmap(regime)
+        f"roadmap/{regime}/{rung.name}": rung.config
+        for regime in REGIMES
+        for rung in roadmap(regime)
     }
     return FAMILY | rungs
 

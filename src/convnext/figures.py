@@ -92,7 +92,8 @@ class Curve:
 @contextmanager
 def figure_style(**changes: Any) -> Iterator[None]:
     """Draw and save in the style of the house; a glyph that the font lacks is no news."""
-    with rc_context(STYLE | changes), warnings.catch_warnings():
+    settings: Any = STYLE | changes
+    with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
@@ -192,7 +193,7 @@ def draw_confusion(confusion: NDArray[Any], classes: Sequence[str]) -> Figure:
 def row_shares(confusion: NDArray[Any]) -> NDArray[np.float64]:
     """Return each row divided by its sum; a class without images has a row of zeros."""
     counts = np.asarray(confusion, dtype=np.float64)
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
 def shrink(shares: NDArray[np.float64], cells: int = MAX_CELLS) -> NDArray[np.float64]:

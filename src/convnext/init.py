@@ -45,4 +45,5 @@ def _windowed(kernels: torch.Tensor) -> torch.Tensor:  # C 1 K K
     x = torch.arange(side, device=kernels.device) - side // 2
     window = torch.exp(-(x[:, None] ** 2 + x[None] ** 2) / (2 * WINDOW_SIGMA**2))
     drawn = torch.randn_like(kernels) * window
-    return drawn / drawn.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    energy = torch.linalg.vector_norm(drawn, dim=(1, 2, 3), keepdim=True)
+    return drawn / energy

@@ -19,7 +19,9 @@ _SHARED = ("num_classes", "in_chans", "drop_path_rate")
 
 def list_peers(pattern: str) -> list[str]:
     """Return every `timm/<name>` that matches a shell pattern."""
-    return [name for name in (f"timm/{n}" for n in timm.list_models()) if fnmatchcase(name, pattern)]
+    return [
+        name for name in (f"timm/{n}" for n in timm.list_models()) if fnmatchcase(name, pattern)
+    ]
 
 
 class TimmNetwork(nn.Module):
@@ -103,5 +105,3 @@ def _any_size(name: str) -> dict[str, Any]:
     if name.startswith(("vit_", "deit")):
         return {"dynamic_img_size": True}
     return {}
-
-

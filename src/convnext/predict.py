@@ -128,8 +128,9 @@ def predict(
                     )
                 )
     return PredictResult(
-        model=card.model, predictions=tuple(predictions), bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
-    
+        model=card.model,
+        predictions=tuple(predictions),
+        bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
     )
 
 
@@ -174,5 +175,3 @@ def print_predictions(result: PredictResult, console: Console) -> None:
         console.print(f"skipped: {source}: {reason}", markup=False)
     if result.bad_images:
         console.print(f"{len(result.bad_images)} of the images could not be read")
-
-

@@ -36,7 +36,7 @@ def name_levels(levels: Iterable[Level]) -> dict[str, Level]:
     if len(set(strides)) < 2:
         raise ValueError(
             f"this network has a single scale (stride {strides[0]}) and so no pyramid; "
-            "take one with several stages, such as convnext_tiny or timm/swin_tiny_patch4_window7_224"
+            "take one with several stages, such as convnext_tiny or timm/resnet50"
         )
     for stride in strides:
         if stride & (stride - 1):

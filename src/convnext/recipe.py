@@ -24,14 +24,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRecipe:
-    """What differs from the named network; for a peer of timm, what it understands of it."""
+    """What differs from the named network; for a peer of timm, what it understands of it.
+
+    For peers and for rungs of the road, `auto` leaves the network as its name says.
+    """
 
     drop_path_rate: float | Auto = "auto"
     """Stochastic depth of the last block."""
     layer_scale_init: float | Auto = "auto"
     """First value of the layer scale; 0 leaves it out. Not for peers."""
+    stem: Literal["auto", "patchify", "conv_pool"] = "auto"
+    """ConvNeXt's patches, or ResNet's convolution and pooling. Not for peers."""
     stem_stride: int | Auto = "auto"
     """Pixels per position after the stem: 4, or 2 or 1 for small images. Not for peers."""
+    norm: Literal["auto", "layer", "batch"] = "auto"
+    """Layer norm, or batch norm as on the road before `bn_to_ln`. Not for peers."""
     head_init_scale: float | Auto = "auto"
     """Factor on the head's first weights. Not for peers."""
     init: Literal["auto", "paper", "fan_in"] = "auto"

@@ -95,11 +95,7 @@ def write_report(folder: Path) -> Path:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     run = read_run(folder)
-    sections = [
-        section
-        for section in (make(run) for make in SECTIONS)
-        if section is not None
-    ]
+    sections = [section for section in (make(run) for make in SECTIONS) if section is not None]
     environment = Environment(
         loader=PackageLoader("convnext"), autoescape=True, undefined=StrictUndefined
     )
@@ -190,7 +186,9 @@ def curves(run: Run) -> Section | None:
             run,
             "speed",
             "Images per second, and the share of time spent waiting for data",
-            draw_speed(*([row[k] for row in trained] for k in ("images", "images_per_s", "wait_share"))),
+            draw_speed(
+                *([row[k] for row in trained] for k in ("images", "images_per_s", "wait_share"))
+            ),
         )
     )
     return Section(block="figures", title="Curves", values={"figures": figures})
@@ -226,9 +224,7 @@ def per_class(run: Run) -> Section | None:
     """Precision, recall and F1 of every class."""
     if not run.evaluation:
         return None
-    return Section(
-        block="classes", title="Classes", values={"rows": run.evaluation["per_class"]}
-    )
+    return Section(block="classes", title="Classes", values={"rows": run.evaluation["per_class"]})
 
 
 def mistakes(run: Run) -> Section | None:

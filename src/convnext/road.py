@@ -1,6 +1,6 @@
 """The road from ResNet-50 to ConvNeXt-T (and ResNet-200 to ConvNeXt-B), one decision per rung.
 
-Each rung is a name and the fields that it changes. The last rung is the family member, to the field:
+Each rung is a name and the fields that it changes. The last rung is the family member:
 
     roadmap("resnet50")[-1].config == FAMILY["convnext_tiny"]
     roadmap("resnet200")[-1].config == FAMILY["convnext_base"]
@@ -56,8 +56,6 @@ RESNET50 = NetworkConfig(
     downsample="in_block",
     layer_scale_init=0.0,
 )
-
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +145,8 @@ def roadmap(regime: str = "resnet50") -> tuple[Rung, ...]:
         own = step.resnet50 if regime == "resnet50" else step.resnet200
         changes = step.changes | (own or {})
         base = rungs[departs_from].config if rungs else _STARTS[regime]
-        top1, std, gmacs = step.paper[:3] if regime == "resnet50" else (
-            step.paper[3], None, step.paper[4]
+        top1, std, gmacs = (
+            step.paper[:3] if regime == "resnet50" else (step.paper[3], None, step.paper[4])
         )
         rungs[step.name] = Rung(
             name=step.name,

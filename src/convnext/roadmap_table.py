@@ -234,9 +234,7 @@ def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
             axes.plot([value], [bottom], "D", color=INK, markersize=5.5)
         _left(top1, f"{facts.rival}, for comparison", bottom, colour=INK, weight="bold")
         _right(top1, f"{facts.rival_top1:.2f}", bottom)
-        macs.text(
-            facts.rival_gmacs, bottom, f"   {facts.rival_gmacs:.2f}", va="center", ha="left"
-        )
+        macs.text(facts.rival_gmacs, bottom, f"   {facts.rival_gmacs:.2f}", va="center", ha="left")
         fig.text(0.012, 0.967, f"{facts.title}, one decision at a time", fontsize=14,
                  fontweight="bold", va="center")  # fmt: skip
         fig.text(0.012, 0.932, "Accuracies are the paper's, nothing was trained here; "

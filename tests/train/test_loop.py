@@ -19,7 +19,7 @@ from convnext.checkpoint import Card
 from convnext.preprocess import Preprocessing
 from convnext.recipe import Recipe, change_recipe
 from convnext.train.log import RunLog, read_metrics
-from convnext.train.loop import Diverged, Outcome, fit
+from convnext.train.loop import DivergedError, Outcome, fit
 from convnext.train.state import complete_steps
 from convnext.weights.files import read_file
 
@@ -44,7 +44,9 @@ class ToyTask:
     primary = "top1"
     steps_per_epoch = NUM_IMAGES // BATCH
 
-    def __init__(self, *, micro: int = BATCH, nan_at: int | None = None, stop_at: int = 10**9) -> None:
+    def __init__(
+        self, *, micro: int = BATCH, nan_at: int | None = None, stop_at: int = 10**9
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         self.labels = torch.arange(NUM_IMAGES) % 3
         self.images = torch.randn(NUM_IMAGES, 3, 32, 32, generator=generator) * 0.5
@@ -106,11 +108,15 @@ def toy_model(**changes: Any) -> nn.Module:
 def run(
     folder: Path, task: ToyTask, *, resume: bool = False, drop_path: float = 0.3, **changes: Any
 ) -> Outcome:
-    recipe = change_recipe(Recipe(), SETTINGS | {k.replace("__", "."): v for k, v in changes.items()})
+    recipe = change_recipe(
+        Recipe(), SETTINGS | {k.replace("__", "."): v for k, v in changes.items()}
+    )
     log = RunLog(folder, Console(quiet=True))
     fabric = Fabric(accelerator="cpu", devices=1)
     try:
-        return fit(task, toy_model(drop_path_rate=drop_path), recipe, fabric=fabric, log=log, resume=resume)
+        return fit(
+            task, toy_model(drop_path_rate=drop_path), recipe, fabric=fabric, log=log, resume=resume
+        )
     finally:
         log.close()
 
@@ -139,7 +145,11 @@ def test_resume_is_exact(tmp_path: Path, stop_at: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts", ToyTask(stop_at=stop_at))
     run(tmp_path / "parts", ToyTask(), resume=True)
-    for name in ("best.safetensors", "step-00000012/model.safetensors", "step-00000012/state.safetensors"):
+    for name in (
+        "best.safetensors",
+        "step-00000012/model.safetensors",
+        "step-00000012/state.safetensors",
+    ):
         whole = weights(tmp_path / "whole/checkpoints" / name)
         parts = weights(tmp_path / "parts/checkpoints" / name)
         assert whole.keys() == parts.keys()
@@ -167,7 +177,7 @@ def test_micro_batches_give_the_gradient_of_the_batch(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r"step 6 .*--optim.lr 0.00067.*is intact"):
+    with pytest.raises(DivergedError, match=r"step 6 .*--optim.lr 0.00067.*is intact"):
         run(tmp_path, ToyTask(nan_at=5))
     (last,) = complete_steps(tmp_path / "checkpoints")
     assert last.name == "step-00000003"

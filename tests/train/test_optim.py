@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_schedule_is_linear_then_cosine() -> None:
     assert rates[100] == pytest.approx(4e-3)
     assert rates[550] == pytest.approx(1e-6 + (4e-3 - 1e-6) * 0.5, rel=1e-9)
     assert rates[-1] == pytest.approx(1e-6, abs=2e-8)
-    assert all(a >= b for a, b in zip(rates[99:], rates[100:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[99:]))
     assert learning_rate(0, peak=1.0, final=0.0, num_steps=10, warmup_steps=0) == 1.0
     assert math.isfinite(learning_rate(0, peak=1.0, final=0.0, num_steps=1, warmup_steps=1))
 

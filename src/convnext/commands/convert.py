@@ -16,8 +16,9 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("source", help="a file, a run folder or a hub id")
     parser.add_argument("target", help="a .safetensors or .pth file to write")
-    parser.add_argument("--to", required=True, choices=LAYOUTS, metavar="LAYOUT",
-                        help=", ".join(LAYOUTS))
+    parser.add_argument(
+        "--to", required=True, choices=LAYOUTS, metavar="LAYOUT", help=", ".join(LAYOUTS)
+    )
     parser.add_argument("--model", help="the network, where the tensors leave it open")
     arguments = parser.parse_args(argv)
 

@@ -19,8 +19,12 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--batch-size", type=int, help="images at a time (default: 64)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    parser.add_argument("--max-bad-share", type=float, default=1.0,
-                        help="fail if more than this share cannot be read (default: 1)")
+    parser.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=1.0,
+        help="fail if more than this share cannot be read (default: 1)",
+    )
     parser.add_argument("--output", metavar="DIR", help="write predictions.json and .csv there")
     arguments = parser.parse_args(argv)
 

@@ -17,7 +17,6 @@ from convnext.recipe import (
     read_recipe,
     recipe_names,
     recipe_parser,
-    to_dict,
 )
 
 DESCRIPTION = """\
@@ -116,5 +115,3 @@ def _explain(error: Exception) -> str:
         known = [name for name, _ in flatten(Recipe())]
         return f"train has no option {word or message}{nearest(name, known)}"
     return explain(error)
-
-

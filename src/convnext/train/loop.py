@@ -67,7 +67,7 @@ class Outcome:
     stopped_early: bool
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
     """The loss is no longer a number."""
 
 
@@ -83,7 +83,7 @@ def fit(
     """Train `model` on `task` as the resolved `recipe` says, into the run folder of `log`.
 
     Raises:
-        Diverged: If a loss is not finite; the last good checkpoint stays.
+        DivergedError: If a loss is not finite; the last good checkpoint stays.
         ValueError: If there is nothing to resume from.
     """
     started = time.perf_counter()
@@ -101,9 +101,7 @@ def fit(
     step, since_best = 0, 0
     best: dict[str, Any] = {}
     if resume:
-        counters = load_state(
-            checkpoints, model=model, ema=ema and ema.module, optimizer=optimizer
-        )
+        counters = load_state(checkpoints, model=model, ema=ema and ema.module, optimizer=optimizer)
         step, best, since_best = counters["step"], counters["best"], counters["since_best"]
         log.resumed(step)
     first_step = step
@@ -197,7 +195,7 @@ def _check_finite(window: list[Tensor], step: int, recipe: Recipe, log: RunLog) 
         if not math.isfinite(loss):
             bad = step - len(window) + position + 1
             log.stop()
-            raise Diverged(
+            raise DivergedError(
                 f"the loss became {float(loss)} at step {bad} (peak learning rate "
                 f"{recipe.optim.lr}, precision {recipe.run.precision}). Try --optim.lr "
                 f"{_number(recipe.optim.lr) / 3:.2g}, --optim.clip_grad 1, a longer "

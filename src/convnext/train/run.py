@@ -60,7 +60,7 @@ def train(
     Raises:
         ValueError: If the recipe, the data or the weights cannot be used, or the folder already
             holds a run and `resume` is not set.
-        Diverged: If the loss stops being a number.
+        DivergedError: If the loss stops being a number.
     """
     console = console or Console(stderr=True, highlight=False)
     device = pick_device(recipe.run.device)
@@ -94,9 +94,7 @@ def train(
     _write_json(folder / "environment.json", facts)
     console.print(f"run folder: {folder}")
 
-    fabric = Fabric(
-        accelerator=device.type, devices=1, precision=PRECISIONS[recipe.run.precision]
-    )
+    fabric = Fabric(accelerator=device.type, devices=1, precision=PRECISIONS[recipe.run.precision])
     try:
         outcome = fit(task, model, recipe, fabric=fabric, log=log, resume=resume)
     finally:

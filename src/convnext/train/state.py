@@ -117,7 +117,7 @@ def _restore_optimizer(
     for full_name, tensor in tensors.items():
         key, name = full_name.split(".", 1)
         parameter = parameters[name]
-        # The count of steps stays on the CPU unless the fused optimizer wants it beside the moments.
+        # The count of steps stays on the CPU, unless a fused optimizer wants it beside the rest.
         fused_elsewhere = optimizer.defaults.get("fused") and parameter.device.type != "cpu"
         device = parameter.device if tensor.ndim or fused_elsewhere else "cpu"
         value = tensor.to(device)

@@ -74,6 +74,8 @@ def test_small_images_keep_their_detail() -> None:
 
 def test_small_data_from_scratch() -> None:
     _, settings, _ = resolved(PHOTOS)
+    assert (settings["network.norm"], settings["network.stem"]) == ("batch", "conv_pool")
+    assert settings["network.init"] == "fan_in"
     assert settings["network.layer_scale_init"] == 0.0
     assert settings["optim.batch_size"] <= 64
     assert settings["augment.mixup"] == 0.0
@@ -94,8 +96,14 @@ def test_fine_tuning_is_gentle() -> None:
 
 def test_peers_keep_what_is_theirs() -> None:
     _, settings, _ = resolved(PHOTOS, model="timm/resnet18")
-    for name in ("layer_scale_init", "stem_stride", "head_init_scale"):
-        assert settings[f"network.{name}"] == "auto"
+    network = {k: v for k, v in settings.items() if k.startswith("network.")}
+    assert network.pop("network.changes") == {}
+    assert set(network.values()) == {"auto"}
+
+
+def test_a_rung_stays_the_rung() -> None:
+    _, settings, _ = resolved(PHOTOS, model="roadmap/resnet50/bn_to_ln")
+    assert settings["network.norm"] == settings["network.stem"] == "auto"
 
 
 @pytest.mark.parametrize("n", [1, 7, 30, 33, 64, 1000, 60_000])

@@ -68,9 +68,7 @@ def recipe(photos: Path, **changes: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return train(
-        recipe(photos), output=tmp_path_factory.mktemp("runs") / "first", console=QUIET
-    )
+    return train(recipe(photos), output=tmp_path_factory.mktemp("runs") / "first", console=QUIET)
 
 
 def test_it_learns(finished: RunResult) -> None:
@@ -79,8 +77,16 @@ def test_it_learns(finished: RunResult) -> None:
 
 def test_the_run_folder_is_complete(finished: RunResult) -> None:
     folder = finished.folder
-    for name in ("recipe.yaml", "metrics.jsonl", "report.html", "evaluation.json", "choices.json",
-                 "environment.json", "model.json", "checkpoints/best.safetensors"):
+    for name in (
+        "recipe.yaml",
+        "metrics.jsonl",
+        "report.html",
+        "evaluation.json",
+        "choices.json",
+        "environment.json",
+        "model.json",
+        "checkpoints/best.safetensors",
+    ):
         assert (folder / name).stat().st_size > 0, name
     assert list((folder / "tensorboard").glob("events*"))
     resolved = dict(flatten(read_recipe(folder / "recipe.yaml")))
@@ -181,8 +187,11 @@ def test_resuming_gives_the_same_bytes(photos: Path, tmp_path: Path) -> None:
         expected, got = read_file(path)[0], read_file(same)[0]
         assert all(torch.equal(expected[name], got[name]) for name in expected), path.name
     rows = [
-        [(r["step"], r["weights"], r["top1"], r["loss"]) for r in read_metrics(f / "metrics.jsonl")
-         if r["kind"] == "val"]
+        [
+            (r["step"], r["weights"], r["top1"], r["loss"])
+            for r in read_metrics(f / "metrics.jsonl")
+            if r["kind"] == "val"
+        ]
         for f in (whole.folder, parts)
     ]
     assert rows[0] == rows[1]
@@ -225,7 +234,9 @@ def test_a_peer_trains_by_the_same_recipe(photos: Path, tmp_path: Path) -> None:
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 
 
-def test_fine_tuning_starts_from_the_weights(photos: Path, finished: RunResult, tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_the_weights(
+    photos: Path, finished: RunResult, tmp_path: Path
+) -> None:
     weights = str(finished.folder / "checkpoints/best.safetensors")
     settings = {"weights": weights, "schedule__epochs": 1, "optim__lr": 1e-9, "ema__decay": 0.0}
     result = train(recipe(photos, **settings), output=tmp_path / "run", console=QUIET)

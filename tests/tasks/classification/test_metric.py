@@ -12,7 +12,9 @@ from convnext.tasks.classification.metric import Evaluation, Metric
 CLASSES = tuple("abcdefg")
 
 
-def evaluation(num_images: int = 500, batch: int = 64) -> tuple[Evaluation, torch.Tensor, torch.Tensor]:
+def evaluation(
+    num_images: int = 500, batch: int = 64
+) -> tuple[Evaluation, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(num_images, len(CLASSES), generator=generator)
     labels = torch.randint(0, len(CLASSES) - 1, (num_images,), generator=generator)

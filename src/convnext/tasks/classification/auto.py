@@ -110,23 +110,27 @@ def _choose_input(c: _Chooser, facts: DataFacts, where: Circumstances) -> None:
 
 
 def _choose_network(c: _Chooser, *, scratch: bool, large: bool) -> None:
-    if c["model"].startswith("timm/"):
-        c.choose("network.drop_path_rate", 0.0, "not every peer has it")
+    if not c["model"].startswith("convnext_"):
         return
     size = c["input.image_size"]
+    if c["model"].startswith("convnext_isotropic"):
+        c.choose("network.stem_stride", 16, "the paper's")
+        c.choose("network.stem", "patchify", "the paper's")
     if scratch and size <= 16:
         c.choose("network.stem_stride", 1, f"keeps every position of {size} pixels")
     elif scratch and size <= 64:
         c.choose("network.stem_stride", 2, f"a stride of 4 leaves too little of {size} pixels")
-    if c["model"].startswith("convnext_isotropic"):
-        c.choose("network.stem_stride", 16, "the paper's")
     c.choose("network.stem_stride", 4, "the paper's")
     if scratch and not large:
         c.choose("network.layer_scale_init", 0.0, "one of 1e-6 takes many epochs to wake up")
         c.choose("network.drop_path_rate", 0.0, "small data is learned faster without")
         c.choose("network.init", "fan_in", "a std of 0.02 takes many epochs to outgrow")
+        c.choose("network.norm", "batch", "learns small data faster than layer norm")
+        c.choose("network.stem", "conv_pool", "learns small data faster than patches")
     c.choose("network.layer_scale_init", 1e-6, "the paper's")
     c.choose("network.drop_path_rate", 0.1, "the paper's for ConvNeXt-T")
+    c.choose("network.norm", "layer", "the paper's")
+    c.choose("network.stem", "patchify", "the paper's")
     c.choose("network.init", "paper", "the paper's" if scratch else "weights replace it")
     c.choose("network.head_init_scale", 1.0 if scratch else 0.001, "the paper's")
 
@@ -169,7 +173,9 @@ def _choose_rate(c: _Chooser, *, scratch: bool, large: bool) -> None:
         c.choose("optim.lr", _round(min(4e-3, 2e-3 * math.sqrt(batch / 32))), f"for {batch} images")
         c.choose("optim.weight_decay", 0.05, "the paper's")
         c.choose("optim.layer_decay", 1.0, "every layer is new")
-    c.choose("optim.lr", _round(2e-4 * math.sqrt(batch / 32)), "gentle: the layers are good already")
+    c.choose(
+        "optim.lr", _round(2e-4 * math.sqrt(batch / 32)), "gentle: the layers are good already"
+    )
     c.choose("optim.weight_decay", 1e-8, "the paper's for fine-tuning")
     c.choose("optim.layer_decay", 0.8, "the paper's for fine-tuning")
     c.choose("optim.clip_grad", 1.0, "steadies small batches")

@@ -169,5 +169,3 @@ def subfolders(folder: Path) -> dict[str, Path]:
 def listing(folder: Path) -> list[Path]:
     """Return what a folder holds, hidden entries left out."""
     return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-
-

@@ -34,9 +34,7 @@ def infer(
     images each batch has dealt with.
     """
     model.eval()
-    loader = DataLoader(
-        dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate
-    )
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate)
     with torch.inference_mode():
         for batch in loader:
             bad.update(batch.bad)

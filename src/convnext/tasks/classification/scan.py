@@ -69,9 +69,7 @@ def look(data: ClassificationData, part: str, index: int) -> Look:
         header = samples.header(index)
         image = samples.open(index, "RGB")
     except BadImage as error:
-        return Look(
-            part=part, source=source, label=label, num_bytes=num_bytes, reason=error.reason
-        )
+        return Look(part=part, source=source, label=label, num_bytes=num_bytes, reason=error.reason)
     extrema = [band for band in image.getextrema() if isinstance(band, tuple)]
     red, green, blue = image.split()
     return Look(

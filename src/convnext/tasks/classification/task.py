@@ -86,8 +86,8 @@ class ClassificationTask:
     def build_model(self) -> nn.Module:
         """Build the network of the recipe, with a head for the data's classes and its weights."""
         settings = to_dict(self.recipe)["network"]
-        init = settings.pop("init")
-        changes = settings.pop("changes") | {k: v for k, v in settings.items() if v != "auto"}
+        init, changes = settings.pop("init"), settings.pop("changes")
+        changes = {k: v for k, v in settings.items() if v != "auto"} | changes
         weights = self.recipe.weights
         model = create_model(
             self.recipe.model,
@@ -179,16 +179,15 @@ class ClassificationTask:
             metrics=metrics,
         )
 
-
     def next_commands(self, folder: Path) -> tuple[str, str]:
         """Return the two commands that a user may want next."""
         samples = self.data.val
-        image = next((s for s in map(samples.source, range(len(samples))) if Path(s).is_file()), None)
-        return (
-            f"convnext predict {folder} {image or 'IMAGE_OR_FOLDER'}",
-            f"convnext train --data {'YOUR_FOLDER' if self.recipe.data == 'digits' else self.recipe.data}"
-            f" --schedule.epochs {2 * int(number(self.recipe.schedule.epochs))}",
+        image = next(
+            (s for s in map(samples.source, range(len(samples))) if Path(s).is_file()), None
         )
+        if image is None:
+            return f"convnext evaluate {folder}", "convnext train --data YOUR_FOLDER"
+        return f"convnext evaluate {folder}", f"convnext predict {folder} {image}"
 
 
 @dataclass(frozen=True)
