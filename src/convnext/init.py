@@ -45,5 +45,5 @@ def _windowed(kernels: torch.Tensor) -> torch.Tensor:  # C 1 K K
     x = torch.arange(side, device=kernels.device) - side // 2
     window = torch.exp(-(x[:, None] ** 2 + x[None] ** 2) / (2 * WINDOW_SIGMA**2))
     drawn = torch.randn_like(kernels) * window
-    energy = torch.linalg.vector_norm(drawn, dim=(1, 2, 3), keepdim=True)
-    return drawn / energy
+    energy: torch.Tensor = torch.linalg.vector_norm(drawn, dim=(1, 2, 3), keepdim=True)
+    return torch.div(drawn, energy)

@@ -1,0 +1,135 @@
+"""The report: whole, escaped, without any address, and made from whatever is there."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from convnext.report import Run, confusion, duration, headline, read_run, write_report
+
+CLASSES = ["<b>bold</b>", "\"quoted\" & 'odd'", "$x_1$"]
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
+
+
+class Page(HTMLParser):
+    """Collects tags, addresses and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.alts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.addresses += [str(values[k]) for k in ("src", "href", "xlink:href") if values.get(k)]
+        if tag == "img":
+            self.alts.append(str(values.get("alt")))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.yaml").write_text("task: classify\ndata: 'a <i>folder</i>'\n")
+    choice = {"setting": "optim.lr", "value": 0.002, "reason": "for 32 images"}
+    (tmp_path / "choices.json").write_text(json.dumps([choice]))
+    rows = []
+    for step in range(10, 110, 10):
+        common = {"step": step, "epoch": step / 10, "images": 32 * step, "seconds": step / 5}
+        rows.append({"kind": "train", **common, "loss": 2 / step, "lr": 1e-3, "images_per_s": 90.0,
+                     "wait_share": 0.02})  # fmt: skip
+        for weights, top1 in (("model", 50 + step / 4), ("ema", 45 + step / 4)):
+            rows.append({"kind": "val", **common, "weights": weights, "loss": 3 / step,
+                         "top1": top1, "top5": 100.0})  # fmt: skip
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"kind": "tr')
+    evaluation = {
+        "top1": 75.0, "top5": 100.0, "loss": 0.4, "num_images": 8, "weights": "model", "step": 100,
+        "classes": CLASSES, "confusion": [[3, 1, 0], [0, 2, 1], [0, 0, 1]],
+        "per_class": [
+            {"name": name, "support": 3, "precision": 0.5, "recall": 0.75, "f1": 0.6}
+            for name in CLASSES
+        ],
+        "mistakes": [{"source": "a<b>.jpg", "truth": CLASSES[0], "prediction": CLASSES[1],
+                      "probability": 0.987, "thumbnail": PIXEL}],
+        "bad_images": [{"source": "broken<.jpg", "reason": "cut off"}],
+    }  # fmt: skip
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    (tmp_path / "environment.json").write_text(json.dumps({"device": "cpu", "torch": "2"}))
+    model = {"name": "convnext_atto", "params": 3_400_000, "macs": 75_000_000, "input_size": 96,
+             "classes": 3}  # fmt: skip
+    (tmp_path / "model.json").write_text(json.dumps(model))
+    return tmp_path
+
+
+def test_the_page_is_whole_and_needs_no_network(run_folder: Path) -> None:
+    text = write_report(run_folder).read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.addresses
+    assert all(a.startswith(("data:", "#")) for a in page.addresses), page.addresses
+    words = " ".join(page.words)
+    for expected in ("75.00 %", "3.40 M", "75 M", "for 32 images", "98.7 %", "cut off", "1 of 4"):
+        assert expected in words, expected
+    assert page.tags.count("svg") == 5
+    assert page.alts == [f"{CLASSES[0]}, taken for {CLASSES[1]}"]
+    figures = {path.name for path in (run_folder / "figures").iterdir()}
+    assert figures == {f"{n}.{f}" for n in ("loss", "top1", "lr", "speed", "confusion")
+                       for f in ("svg", "png")}  # fmt: skip
+
+
+def test_names_are_text_and_never_markup(run_folder: Path) -> None:
+    text = write_report(run_folder).read_text(encoding="utf-8")
+    page = Page(text)
+    assert not {"b", "i"} & set(page.tags)
+    assert CLASSES[0] in page.words
+    assert any("a <i>folder</i>" in word for word in page.words)
+
+
+def test_an_unfinished_run_has_a_report_that_says_so(run_folder: Path) -> None:
+    for name in ("evaluation.json", "model.json", "environment.json"):
+        (run_folder / name).unlink()
+    text = write_report(run_folder).read_text(encoding="utf-8")
+    assert "Not there yet: evaluation.json, environment.json, model.json" in text
+    assert "Most confident mistakes" not in text
+
+
+def test_a_folder_with_nothing_in_it(tmp_path: Path) -> None:
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "svg" not in page.tags
+
+
+def test_the_headline(run_folder: Path) -> None:
+    facts = dict(headline(read_run(run_folder)))
+    assert facts["top-1"] == "75.00 %"
+    assert facts["MACs at 96 px"] == "75 M"
+    assert facts["images seen"] == "3,200"
+    assert "top-5" not in facts
+
+
+def test_many_classes_show_the_pairs_that_matter(run_folder: Path) -> None:
+    size = 200
+    matrix = [[5 if t == p else 0 for p in range(size)] for t in range(size)]
+    matrix[7][9] = 4
+    run = read_run(run_folder)
+    evaluation = dict(run.evaluation) | {
+        "classes": [f"class {c}" for c in range(size)], "confusion": matrix,
+    }  # fmt: skip
+    section = confusion(Run(**{**vars(run), "evaluation": evaluation}))
+    assert section is not None
+    assert section.values["pairs"] == [
+        {"truth": "class 7", "prediction": "class 9", "count": 4, "of": 9}
+    ]
+    assert len(section.values["figure"]["svg"]) < 300_000
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(5.2, "5 s"), (600, "10 min"), (40_000, "11.1 h")])
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
