@@ -76,8 +76,10 @@ def main() -> None:
             ):
                 folder = Path(scratch) / f"{side}-{seed}"
                 core = (side + seed) % 2
-                running.append((model, folder, start(model, core=core, data=arguments.data,
-                                                     epochs=epochs, seed=seed, folder=folder)))  # fmt: skip
+                process = start(
+                    model, core=core, data=arguments.data, epochs=epochs, seed=seed, folder=folder
+                )
+                running.append((model, folder, process))
             for model, folder, process in running:
                 results[model].append(finish(process, folder))
                 print(f"{model:<20} seed {seed}  {results[model][-1]}", flush=True)
