@@ -120,6 +120,16 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     assert read_recipe(path) == recipe
 
 
+def test_a_base_may_come_along_and_may_not_be_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: imagenet1k_tiny\noptim: {lr: 1.0e-3}")
+    recipe = read_recipe(tmp_path / "mine.yaml")
+    assert (recipe.optim.lr, recipe.schedule.epochs) == (1e-3, 300)
+    (tmp_path / "a.yaml").write_text("base: b")
+    (tmp_path / "b.yaml").write_text("base: a")
+    with pytest.raises(ValueError, match="is its own base"):
+        read_recipe(tmp_path / "a.yaml")
+
+
 def test_a_base_is_merged_leaf_by_leaf(tmp_path: Path) -> None:
     (tmp_path / "below.yaml").write_text("optim: {lr: 1.0e-3, batch_size: 8}\nmodel: convnext_pico")
     (tmp_path / "above.yaml").write_text("base: below\noptim: {lr: 2.0e-3}")

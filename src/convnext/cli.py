@@ -35,7 +35,7 @@ Start with `convnext train`: it trains on a small data set that comes along.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code: 0, or 2 for a mistake of the user's."""
+    """Run a verb and return the exit code: 0, 2 for a mistake of the user's, 1 for a failed run."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
@@ -51,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result: int = importlib.import_module(f"convnext.commands.{verb}").run(rest)
         return result
+    except BrokenPipeError:  # Whoever read our output has had enough, as `head` has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except ArithmeticError as error:  # A run that diverged is nobody's wrong option.
+        return _fail(str(error), code=1)
     except (ValueError, OSError) as error:
         if os.environ.get("CONVNEXT_DEBUG"):
             raise
@@ -60,6 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, *, code: int = 2) -> int:
     print(f"convnext: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return code

@@ -296,10 +296,12 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _read_tree(source: str | Path) -> dict[str, Any]:
+def _read_tree(source: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     import yaml
 
     path = _find(source)
+    if path.resolve() in above:
+        raise ValueError(f"{path} is its own base, by way of {', '.join(map(str, above))}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -307,7 +309,11 @@ def _read_tree(source: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold settings as `name: value`, not a {type(tree).__name__}")
     base = tree.pop("base", None)
-    return _merge(_read_tree(path.parent / f"{base}.yaml"), tree) if base else tree
+    if base is None:
+        return tree
+    beside = path.parent / f"{base}.yaml"
+    below = _read_tree(beside if beside.is_file() else base, (*above, path.resolve()))
+    return _merge(below, tree)
 
 
 def _find(source: str | Path) -> Path:

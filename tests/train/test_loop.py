@@ -208,6 +208,7 @@ def test_a_damaged_state_falls_back_to_an_older_one(tmp_path: Path) -> None:
     (newer / "model.safetensors").write_bytes((last / "model.safetensors").read_bytes()[:999])
     outcome = run(tmp_path, ToyTask(), resume=True, schedule__epochs=5)
     assert outcome.steps == 15
+    assert [path.name for path in complete_steps(tmp_path / "checkpoints")] == ["step-00000015"]
 
 
 def test_lines_of_the_log_are_whole(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from convnext.atomic import write_text
+
 # Without a terminal, a plain line now and then in place of a bar that redraws itself.
 PLAIN_LINE_SECONDS = 15.0
 
@@ -41,7 +43,7 @@ class RunLog:
         path = self.folder / "metrics.jsonl"
         self._metrics.close()
         kept = [row for row in read_metrics(path) if row["step"] <= step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._metrics = path.open("a", encoding="utf-8")
         self._images = max((row["images"] for row in kept), default=0)
         self._seconds_before = max((row["seconds"] for row in kept), default=0.0)

@@ -67,7 +67,7 @@ class Outcome:
     stopped_early: bool
 
 
-class DivergedError(RuntimeError):
+class DivergedError(ArithmeticError):
     """The loss is no longer a number."""
 
 
@@ -101,7 +101,13 @@ def fit(
     step, since_best = 0, 0
     best: dict[str, Any] = {}
     if resume:
-        counters = load_state(checkpoints, model=model, ema=ema and ema.module, optimizer=optimizer)
+        counters = load_state(
+            checkpoints,
+            model=model,
+            ema=ema and ema.module,
+            optimizer=optimizer,
+            tell=lambda text: log.console.print(text, markup=False),
+        )
         step, best, since_best = counters["step"], counters["best"], counters["since_best"]
         log.resumed(step)
     first_step = step

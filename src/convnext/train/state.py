@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def save_state(
     card: Card,
     counters: Mapping[str, Any],
 ) -> Path:
-    """Write the state of a step, then drop older ones. Returns its folder."""
+    """Write the state of a step, then drop the others. Returns its folder."""
     target = folder / f"{_PREFIX}{step:08d}"
     temporary = folder / f".{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -49,8 +49,10 @@ def save_state(
     if target.exists():
         shutil.rmtree(target)
     temporary.rename(target)
-    for old in complete_steps(folder)[:-1]:
-        shutil.rmtree(old)
+    # Not only the older ones: a damaged folder of a later step may have been passed over.
+    for other in complete_steps(folder):
+        if other != target:
+            shutil.rmtree(other)
     return target
 
 
@@ -60,9 +62,16 @@ def complete_steps(folder: Path) -> list[Path]:
 
 
 def load_state(
-    folder: Path, *, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer
+    folder: Path,
+    *,
+    model: nn.Module,
+    ema: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Put the newest complete state into model, moving average and optimizer.
+
+    `tell` is told of every damaged state that is passed over for an older one.
 
     Returns:
         The counters that `save_state` was given, and `step`.
@@ -74,8 +83,9 @@ def load_state(
         try:
             weights, _ = read_file(path / "model.safetensors")
             tensors, metadata = read_file(path / "state.safetensors")
-        except (ValueError, OSError, SafetensorError):
-            continue  # Damaged: an older one is better than none.
+        except (ValueError, OSError, SafetensorError) as error:
+            tell(f"passing over a damaged checkpoint: {error}")
+            continue
         try:
             model.load_state_dict(weights)
             if ema is not None:
