@@ -36,6 +36,9 @@ Start with `convnext train`: it trains on a small data set that comes along.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code: 0, 2 for a mistake of the user's, 1 for a failed run."""
+    # Threads of OpenMP spin while they wait. Where anything else runs on the machine, a network on
+    # two cores is then ten times slower (LOG.md). Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(

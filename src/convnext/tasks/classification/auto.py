@@ -151,7 +151,9 @@ def _choose_schedule(c: _Chooser, n: int, *, scratch: bool, large: bool) -> None
         c.choose("schedule.epochs", 300 if scratch else 30, "the paper's")
         c.choose("schedule.warmup_epochs", 20 if scratch else 0, "the paper's")
         c.choose("schedule.progressive", False, "the paper's")
-    low, high, images = (20, 200, 100_000) if scratch else (5, 30, 30_000)
+    low, high, images = (20, 200, 60_000) if scratch else (5, 30, 30_000)
+    if c["input.image_size"] <= 32:
+        images = 30_000  # They are learned sooner.
     epochs = min(high, max(low, round(images / n)))
     epochs = c.choose("schedule.epochs", epochs, f"{epochs * n:,} images in all")
     c.choose("schedule.warmup_epochs", _round(epochs / 20), "a twentieth of the run")
