@@ -11,6 +11,7 @@ from convnext.family import FAMILY
 from convnext.recipe import (
     Recipe,
     change_recipe,
+    check_ranges,
     flatten,
     read_recipe,
     recipe_from_dict,
@@ -152,6 +153,16 @@ def test_mistakes_are_named(tree: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=r"^r\.yaml: ") as caught:
         recipe_from_dict(tree, where="r.yaml")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("optim.batch_size", 0), ("ema.decay", 1.0), ("schedule.epochs", -1), ("loader.workers", -1)],
+)
+def test_numbers_out_of_range_are_named(name: str, value: float) -> None:
+    check_ranges(Recipe())
+    with pytest.raises(ValueError, match=f"{name} is {value}, but must be"):
+        check_ranges(change_recipe(Recipe(), {name: value}))
 
 
 def test_unknown_recipe_and_broken_yaml(tmp_path: Path) -> None:

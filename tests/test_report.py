@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from convnext.report import Run, confusion, duration, headline, read_run, write_report
+from convnext.report import (
+    Run,
+    confusion,
+    duration,
+    headline,
+    per_class,
+    read_run,
+    wilson,
+    write_report,
+)
 
 CLASSES = ["<b>bold</b>", "\"quoted\" & 'odd'", "$x_1$"]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
@@ -23,6 +32,7 @@ class Page(HTMLParser):
         self.addresses: list[str] = []
         self.words: list[str] = []
         self.alts: list[str] = []
+        self.labels: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -31,6 +41,8 @@ class Page(HTMLParser):
         self.addresses += [str(values[k]) for k in ("src", "href", "xlink:href") if values.get(k)]
         if tag == "img":
             self.alts.append(str(values.get("alt")))
+        if tag == "svg":
+            self.labels.append(str(values.get("aria-label")))
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
@@ -76,10 +88,16 @@ def test_the_page_is_whole_and_needs_no_network(run_folder: Path) -> None:
     assert page.addresses
     assert all(a.startswith(("data:", "#")) for a in page.addresses), page.addresses
     words = " ".join(page.words)
-    for expected in ("75.00 %", "3.40 M", "75 M", "for 32 images", "98.7 %", "cut off", "1 of 4"):
+    for expected in ("75.00\u00a0%", "3.40 M", "75 M", "for 32 images", "98.7\u00a0%", "cut off",
+                     "1 of 4", "Best at epoch 10 (step 100), by the weights."):  # fmt: skip
         assert expected in words, expected
     assert page.tags.count("svg") == 5
     assert page.alts == [f"{CLASSES[0]}, taken for {CLASSES[1]}"]
+    assert page.labels[1] == (
+        "Top-1 on the validation set. weights from 52.5 to 75 over 3.2 k images; "
+        "moving average from 47.5 to 70 over 3.2 k images"
+    )
+    assert f"{CLASSES[0]} is taken for {CLASSES[1]}, 1 of 4 images" in page.labels[4]
     figures = {path.name for path in (run_folder / "figures").iterdir()}
     assert figures == {f"{n}.{f}" for n in ("loss", "top1", "lr", "speed", "confusion")
                        for f in ("svg", "png")}  # fmt: skip
@@ -89,7 +107,7 @@ def test_names_are_text_and_never_markup(run_folder: Path) -> None:
     text = write_report(run_folder).read_text(encoding="utf-8")
     page = Page(text)
     assert not {"b", "i"} & set(page.tags)
-    assert CLASSES[0] in page.words
+    assert set(CLASSES) <= set(page.words)
     assert any("a <i>folder</i>" in word for word in page.words)
 
 
@@ -99,6 +117,46 @@ def test_an_unfinished_run_has_a_report_that_says_so(run_folder: Path) -> None:
     text = write_report(run_folder).read_text(encoding="utf-8")
     assert "Not there yet: evaluation.json, environment.json, model.json" in text
     assert "Most confident mistakes" not in text
+    assert dict(headline(read_run(run_folder)))["best top-1 so far"] == "75.00\u00a0%"
+
+
+def test_a_damaged_file_and_a_loss_that_is_no_number(run_folder: Path) -> None:
+    (run_folder / "evaluation.json").write_text('{"top1": 7')
+    lines = (run_folder / "metrics.jsonl").read_text().replace('"loss": 0.2,', '"loss": NaN,')
+    assert "NaN" in lines
+    (run_folder / "metrics.jsonl").write_text(lines)
+    text = write_report(run_folder).read_text(encoding="utf-8")
+    assert "Not there yet: evaluation.json (damaged)." in text
+    assert Page(text).tags.count("svg") == 4
+
+
+def test_a_page_that_is_not_a_picture_is_not_shown(run_folder: Path) -> None:
+    evaluation = json.loads((run_folder / "evaluation.json").read_text())
+    evaluation["mistakes"][0]["thumbnail"] = "https://example.org/a.jpg"
+    (run_folder / "evaluation.json").write_text(json.dumps(evaluation))
+    assert "example.org" not in write_report(run_folder).read_text(encoding="utf-8")
+
+
+def test_another_task_has_the_sections_that_know_no_task(run_folder: Path) -> None:
+    (run_folder / "recipe.yaml").write_text("task: segment\n")
+    text = write_report(run_folder).read_text(encoding="utf-8")
+    assert "Chosen by auto" in text
+    assert "Confusion" not in text
+
+
+def test_the_weakest_class_comes_first(run_folder: Path) -> None:
+    run = read_run(run_folder)
+    scores = [dict(row) | {"f1": f1} for row, f1 in
+              zip(run.evaluation["per_class"], (0.9, 0.2, 0.5), strict=True)]  # fmt: skip
+    section = per_class(Run(**{**vars(run), "evaluation": {"per_class": scores}}))
+    assert section is not None
+    assert [row["f1"] for row in section.parts[0].values["rows"]] == [0.2, 0.5, 0.9]
+
+
+def test_wilson_interval() -> None:
+    # Newcombe (1998), Statistics in Medicine 17, table I: 81 of 263.
+    assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(1.0, 10)[1] == pytest.approx(1.0)
 
 
 def test_a_folder_with_nothing_in_it(tmp_path: Path) -> None:
@@ -108,7 +166,7 @@ def test_a_folder_with_nothing_in_it(tmp_path: Path) -> None:
 
 def test_the_headline(run_folder: Path) -> None:
     facts = dict(headline(read_run(run_folder)))
-    assert facts["top-1"] == "75.00 %"
+    assert facts["top-1"] == "75.00\u00a0%"
     assert facts["MACs at 96 px"] == "75 M"
     assert facts["images seen"] == "3,200"
     assert "top-5" not in facts
@@ -124,10 +182,10 @@ def test_many_classes_show_the_pairs_that_matter(run_folder: Path) -> None:
     }  # fmt: skip
     section = confusion(Run(**{**vars(run), "evaluation": evaluation}))
     assert section is not None
-    assert section.values["pairs"] == [
-        {"truth": "class 7", "prediction": "class 9", "count": 4, "of": 9}
-    ]
-    assert len(section.values["figure"]["svg"]) < 300_000
+    matrix_part, pairs = section.parts
+    (pair,) = pairs.values["rows"]
+    assert (pair["truth"], pair["prediction"], pair["share"]) == ("class 7", "class 9", "4 of 9")
+    assert len(matrix_part.values["figure"]["svg"]) < 300_000
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(5.2, "5 s"), (600, "10 min"), (40_000, "11.1 h")])

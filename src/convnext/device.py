@@ -27,12 +27,24 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"there is no device {name!r}; choose cpu, cuda, mps or auto") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"{name!r} is not a device to run on; choose cpu, cuda, mps or auto")
     missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     )
     if missing:
         raise ValueError(f"this machine has no {device.type} device that torch can use; try cpu")
     return device
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse what the device cannot compute well.
+
+    Raises:
+        ValueError: For fp16 on a CPU.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("a CPU does not train in fp16; choose fp32, or bf16 where it is fast")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -24,6 +25,7 @@ from convnext.inference import imagenet_synsets, open_model, pick_precision
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.classification.dataset import BadImages, EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
+from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.samples import Samples
 
@@ -96,10 +98,7 @@ def evaluate(
     data = data or card.recipe.get("data")
     if data is None:
         raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
-    val_share = card.recipe.get("loader", {}).get("val_share", 0.2)
-    opened = open_dataset(data, val_share=val_share)
-    samples = opened.val if split == "val" else opened.train
-    samples = relabel(samples, opened.classes, card.classes)
+    samples = relabel(*_open_split(data, split, card), card.classes)
     bad = BadImages(samples, max_share=max_bad_share)
     metric = Metric(card.classes)
     with Progress(console=console, transient=True, disable=console is None) as progress:
@@ -123,6 +122,21 @@ def evaluate(
         thumbnails=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
         bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
     )
+
+
+def _open_split(data: str, split: str, card: Card) -> tuple[Samples, tuple[str, ...]]:
+    """Return the samples of a split and their classes.
+
+    A data set without a split of its own is evaluated whole, unless it is the one of training: then
+    the images that were held out are taken.
+    """
+    if data != "digits" and data != card.recipe.get("data"):
+        found = find(data)
+        if found.val is None:
+            return found.take(found.train), found.classes
+    val_share = card.recipe.get("loader", {}).get("val_share", 0.2)
+    opened = open_dataset(data, val_share=val_share)
+    return (opened.val if split == "val" else opened.train), opened.classes
 
 
 def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> Samples:
@@ -160,7 +174,7 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
     shown = e.per_class if len(worst) <= 30 else worst[:30]
     for score in shown:
         table.add_row(
-            score.name,
+            escape(score.name),
             f"{score.support}",
             *(f"{100 * value:.1f}" for value in (score.precision, score.recall, score.f1)),
         )
@@ -169,7 +183,7 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
     console.print(table)
     console.print(
         f"[bold]top-1 {e.top1:.2f} %[/]  top-5 {e.top5:.2f} %  loss {e.loss:.4f}  "
-        f"on {e.num_images:,} images of {result.data}"
+        f"on {e.num_images:,} images of {escape(result.data)}"
     )
     for source, reason in result.bad_images:
         console.print(f"skipped: {source}: {reason}", markup=False)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from convnext.checkpoint import FORMAT, Card, find_checkpoint
+from convnext.device import check_precision
 from convnext.family import create_model
-from convnext.preprocess import Preprocessing
+from convnext.preprocess import RESAMPLING, Preprocessing
 from convnext.recipe import IMAGENET_MEAN, IMAGENET_STD
 
 # The classes of published weights, by their number, as timm knows them.
@@ -42,9 +43,65 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
     return model.eval(), card
 
 
+def card_of(source: str, model: str) -> Card | None:
+    """Return what is known of weights before they are loaded: None for a bare file or hub id."""
+    from convnext.weights.files import read_file
+    from convnext.weights.published import find_published
+
+    path = find_checkpoint(source)
+    if path is not None and path.suffix == ".safetensors":
+        _, metadata = read_file(path)
+        if metadata.get("format") == FORMAT:
+            return Card.from_metadata(metadata, where=str(path))
+    published = find_published(source, model)
+    if published is None and not model.startswith("timm/"):
+        return None
+    return Card(
+        model=model,
+        changes={},
+        classes=(),
+        preprocessing=_published_preprocessing(published) if published else _of_peer(model),
+    )
+
+
+def _of_peer(model: str) -> Preprocessing:
+    """Return the preprocessing of timm's default weights for one of its networks."""
+    from timm.models import get_pretrained_cfg
+
+    name, _, tag = model.removeprefix("timm/").partition(".")
+    known = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
+    if known is None:
+        return _published_preprocessing(None)
+    interpolation: Any = known.interpolation if known.interpolation in RESAMPLING else "bicubic"
+    return Preprocessing(
+        image_size=known.input_size[-1],
+        crop_pct=known.crop_pct,
+        interpolation=interpolation,
+        mean=tuple(known.mean),
+        std=tuple(known.std),
+    )
+
+
+def _published_preprocessing(published: Any, in_chans: int = 3) -> Preprocessing:
+    return Preprocessing(
+        image_size=published.input_size if published else 224,
+        crop_pct=published.crop_pct if published else 0.875,
+        interpolation=published.interpolation if published else "bicubic",
+        in_chans=in_chans,
+        mean=_per_channel(published.mean if published else IMAGENET_MEAN, in_chans),
+        std=_per_channel(published.std if published else IMAGENET_STD, in_chans),
+    )
+
+
+def _per_channel(values: tuple[float, ...], in_chans: int) -> tuple[float, ...]:
+    """Return a value per channel: one channel of grey has the mean of the colours."""
+    return values if in_chans == len(values) else (sum(values) / len(values),) * in_chans
+
+
 def pick_precision(precision: str, card: Card, device: torch.device) -> str:
     """Return the precision to run in: the one asked for, or for `auto` the one of training."""
     if precision != "auto":
+        check_precision(precision, device)
         return precision
     trained = str(card.recipe.get("run", {}).get("precision", "fp32"))
     return trained if trained != "fp16" or device.type == "cuda" else "fp32"
@@ -55,19 +112,11 @@ def _published_card(source: str, name: str, changes: dict[str, Any], weights: An
 
     published = find_published(source)
     num_classes = int(changes.get("num_classes", 1000))
-    size = published.input_size if published else 224
     return Card(
         model=name,
         changes=changes,
         classes=imagenet_classes(num_classes),
-        preprocessing=Preprocessing(
-            image_size=size,
-            crop_pct=published.crop_pct if published else 0.875,
-            interpolation="bicubic",
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            in_chans=int(changes.get("in_chans", 3)),
-        ),
+        preprocessing=_published_preprocessing(published, int(changes.get("in_chans", 3))),
     )
 
 

@@ -42,9 +42,7 @@ class TimmNetwork(nn.Module):
             self.network = timm.create_model(name, **(_any_size(name) | changes))
         except TypeError as error:
             ours = {f.name for f in fields(NetworkConfig)} - set(_SHARED)
-            foreign = sorted(ours & set(changes))
-            if not foreign:
-                raise
+            foreign = sorted(ours & set(changes)) or sorted(set(changes) - set(_SHARED))
             raise ValueError(
                 f"{self.name} does not have the setting {', '.join(foreign)}; it takes "
                 f"{', '.join(_SHARED)} and the arguments of timm's {name}"

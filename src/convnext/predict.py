@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -127,6 +128,9 @@ def predict(
                         probabilities=tuple(values),
                     )
                 )
+    if not predictions:
+        first = next(iter(bad.found.values()))
+        raise ValueError(f"none of the {len(paths)} images can be read: {first}")
     return PredictResult(
         model=card.model,
         predictions=tuple(predictions),
@@ -165,10 +169,10 @@ def print_predictions(result: PredictResult, console: Console) -> None:
     for p in result.predictions:
         others = zip(p.classes[1:3], p.probabilities[1:3], strict=True)
         table.add_row(
-            p.source,
-            p.classes[0],
+            escape(p.source),
+            escape(p.classes[0]),
             f"{100 * p.probabilities[0]:.1f} %",
-            ", ".join(f"{name} {100 * value:.1f}" for name, value in others),
+            escape(", ".join(f"{name} {100 * value:.1f}" for name, value in others)),
         )
     console.print(table)
     for source, reason in result.bad_images:

@@ -55,7 +55,7 @@ class InputRecipe:
     """Side of the square that the network sees, in pixels."""
     crop_pct: float | Auto = "auto"
     """Share of the resized short side that the centre crop keeps; 1 resizes to the square."""
-    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+    interpolation: Literal["auto", "bicubic", "bilinear", "nearest"] = "auto"
     in_chans: int | Auto = "auto"
     """1 for greyscale, 3 for RGB."""
     mean: tuple[float, ...] | Auto = "auto"
@@ -146,7 +146,7 @@ class LoaderRecipe:
     cache: bool | Auto = "auto"
     """Keep decoded images in memory, where the data set is small."""
     max_bad_share: float = 0.01
-    """The run fails when more than this share of the images cannot be read."""
+    """The run fails when more than this share of the images cannot be read, and more than one."""
     val_share: float = 0.2
     """Share of each class held out for validation, where the data has no split of its own."""
 
@@ -185,6 +185,43 @@ class Recipe:
     ema: EmaRecipe = field(default_factory=EmaRecipe)
     loader: LoaderRecipe = field(default_factory=LoaderRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
+
+
+# The smallest and largest value of settings that must lie between; None for no bound.
+RANGES: dict[str, tuple[float | None, float | None]] = {
+    "optim.lr": (0, None),
+    "optim.batch_size": (1, None),
+    "optim.micro_batch_size": (1, None),
+    "optim.weight_decay": (0, None),
+    "optim.layer_decay": (0, 1),
+    "optim.clip_grad": (0, None),
+    "schedule.epochs": (1, None),
+    "schedule.warmup_epochs": (0, None),
+    "schedule.min_lr": (0, None),
+    "ema.decay": (0, 0.9999999),
+    "input.image_size": (1, None),
+    "loader.workers": (0, None),
+    "loader.max_bad_share": (0, 1),
+    "loss.label_smoothing": (0, 1),
+    "run.eval_every": (0, None),
+    "run.patience": (0, None),
+    "run.seed": (0, 2**32 - 1),
+}
+
+
+def check_ranges(recipe: Recipe) -> None:
+    """Check the settings that are numbers.
+
+    Raises:
+        ValueError: Naming the setting, its value and its bounds.
+    """
+    for name, value in flatten(recipe):
+        low, high = RANGES.get(name, (None, None))
+        if isinstance(value, str) or (low is None and high is None):
+            continue
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+            raise ValueError(f"{name} is {value}, but must be {bounds}")
 
 
 def flatten(recipe: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

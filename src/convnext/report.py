@@ -1,12 +1,14 @@
 """The report of a run: one HTML page that opens from disk, without network, in light and in dark.
 
 It is made from the files of the run folder alone, and may be made anew at any time. A file that is
-not there yet leaves its section out, and the page says so.
+not there yet leaves its section out, and the page says so. A section is made of parts (figures,
+tables, pictures, ...) that know no task; a task is a list of sections.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +27,12 @@ from convnext.figures import (
     draw_speed,
     inline_svg,
     save_bytes,
+    short_count,
 )
 from convnext.train.log import read_metrics
 
 MAX_CONFUSED_PAIRS = 12
+WEIGHTS = {"model": "weights", "ema": "moving average"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +56,31 @@ class Run:
             if row["kind"] == kind and weights in (None, row.get("weights"))
         ]
 
+    def best(self) -> Mapping[str, Any] | None:
+        """Return the evaluation with the highest top-1, the earlier one of equals."""
+        scored = [row for row in self.rows("val") if _is_number(row.get("top1"))]
+        return max(scored, key=lambda row: float(row["top1"]), default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What the template can draw: `kind` names its macro, `values` is what the macro shows."""
+
+    kind: str
+    values: Mapping[str, Any]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page: a block of the template, and the values that it shows."""
+    """A heading of the page, what to know before reading on, and the parts below it."""
 
-    block: str
     title: str
-    values: Mapping[str, Any] = field(default_factory=dict)
+    parts: Sequence[Part] = field(default_factory=list)
+    note: str = ""
 
 
 def read_run(folder: Path) -> Run:
-    """Read what is there of a run folder."""
+    """Read what is there of a run folder; a file that cannot be parsed counts as missing."""
     import yaml
 
     missing = []
@@ -73,7 +90,11 @@ def read_run(folder: Path) -> Run:
         if not path.is_file():
             missing.append(name)
             return nothing
-        return parse(path.read_text(encoding="utf-8"))
+        try:
+            return parse(path.read_text(encoding="utf-8")) or nothing
+        except (ValueError, yaml.YAMLError):
+            missing.append(f"{name} (damaged)")
+            return nothing
 
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
@@ -95,15 +116,22 @@ def write_report(folder: Path) -> Path:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     run = read_run(folder)
-    sections = [section for section in (make(run) for make in SECTIONS) if section is not None]
+    data = str(run.recipe.get("data", "unknown data"))
+    makers = TASKS.get(run.recipe.get("task", "classify"), COMMON)
     environment = Environment(
-        loader=PackageLoader("convnext"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("convnext"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     page = environment.get_template("report.html.jinja").render(
-        title=f"{run.model.get('name', 'a network')} on {run.recipe.get('data', 'unknown data')}",
+        model=run.model.get("name", "A network"),
+        data=Path(data).name or data,
         headline=headline(run),
+        summary=summary(run),
         missing=run.missing,
-        sections=sections,
+        sections=[section for make in makers if (section := make(run)) is not None],
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -112,13 +140,15 @@ def write_report(folder: Path) -> Path:
 def headline(run: Run) -> list[tuple[str, str]]:
     """Return the figures at the top of the page, each with its label."""
     facts: list[tuple[str, str]] = []
-    if run.evaluation:
-        facts.append(("top-1", f"{run.evaluation['top1']:.2f} %"))
+    best = run.best()
+    if "top1" in run.evaluation:
+        facts.append(("top-1", f"{run.evaluation['top1']:.2f}\u00a0%"))
         if len(run.evaluation["classes"]) > 5:
-            facts.append(("top-5", f"{run.evaluation['top5']:.2f} %"))
-        facts.append(("validation images", f"{run.evaluation['num_images']:,}"))
-        facts.append(("classes", f"{len(run.evaluation['classes']):,}"))
+            facts.append(("top-5", f"{run.evaluation['top5']:.2f}\u00a0%"))
+    elif best is not None:
+        facts.append(("best top-1 so far", f"{best['top1']:.2f}\u00a0%"))
     if run.model:
+        facts.append(("classes", f"{run.model['classes']:,}"))
         facts.append(("parameters", f"{run.model['params'] / 1e6:.2f} M"))
         macs = run.model["macs"]
         unit, size = ("G", 1e9) if macs >= 1e9 else ("M", 1e6)
@@ -129,6 +159,36 @@ def headline(run: Run) -> list[tuple[str, str]]:
     if run.environment.get("device"):
         facts.append(("device", str(run.environment["device"])))
     return facts
+
+
+def summary(run: Run) -> list[str]:
+    """Return sentences that say when the best was reached, and how sure the figure is."""
+    said = []
+    best = run.best()
+    if best is not None:
+        of = WEIGHTS.get(best.get("weights", ""), "weights")
+        epochs = run.recipe.get("schedule", {}).get("epochs", "auto")
+        said.append(
+            f"Best at epoch {best['epoch']:.4g}{f' of {epochs}' if epochs != 'auto' else ''} "
+            f"(step {best['step']:,}), by the {of}."
+        )
+    if "top1" in run.evaluation:
+        count, share = run.evaluation["num_images"], run.evaluation["top1"] / 100
+        low, high = wilson(share, count)
+        said.append(
+            f"Measured on {count:,} validation images: another sample of as many would do for "
+            f"{100 * low:.1f} to {100 * high:.1f} % (95 % interval)."
+        )
+        if len(run.rows("val")) > 1:
+            said.append("The weights were chosen on these images, so expect a little less on new.")
+    return said
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's interval for a share that was measured on `count` images."""
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / count / 2) ** 2)
+    return centre - half, centre + half
 
 
 def duration(seconds: float) -> str:
@@ -142,56 +202,38 @@ def duration(seconds: float) -> str:
 
 def curves(run: Run) -> Section | None:
     """Loss, accuracy, learning rate and speed against the images seen."""
-    trained, evaluated = run.rows("train"), run.rows("val")
+    trained, best = run.rows("train"), run.best()
     if not trained:
         return None
-    figures = [
-        _figure(
-            run,
+    lines = {
+        "loss": (
+            "Loss",
             "loss",
-            "Training loss, and the loss on the validation set",
-            draw_curves(
-                [
-                    _curve("training", trained, "loss", MUTED),
-                    *_by_weights(run, "loss"),
-                ],
-                label="loss",
-            ),
+            [_curve("training", trained, "loss", MUTED), *_by_weights(run, "loss")],
+        ),
+        "top1": ("Top-1 on the validation set", "top-1, %", _by_weights(run, "top1")),
+        "lr": ("Learning rate", "", [_curve("learning rate", trained, "lr", ACCENT)]),
+    }
+    figures = []
+    for name, (title, label, all_curves) in lines.items():
+        drawn = [curve for curve in all_curves if curve.x]
+        if drawn:
+            mark = None
+            if name == "top1" and best is not None:
+                mark = (best["images"], best["top1"], f"{best['top1']:.2f}")
+            alt = f"{title}. " + "; ".join(map(_spoken, drawn))
+            drawing = draw_curves(drawn, label=label, mark=mark)
+            figures.append(_figure(run, name, title, alt, drawing))
+    columns = [_finite(trained, "images", key) for key in ("images_per_s", "wait_share")]
+    if columns[0][0] and columns[0][0] == columns[1][0]:
+        (images, speed), (_, waiting) = columns
+        title = "Speed, and the share of time spent waiting for data"
+        alt = (
+            f"{title}: on average {np.mean(speed):,.0f} images per second and "
+            f"{np.mean(waiting):.0%} of the time."
         )
-    ]
-    if evaluated:
-        best = max(evaluated, key=lambda row: row["top1"])
-        figures.append(
-            _figure(
-                run,
-                "top1",
-                "Top-1 on the validation set",
-                draw_curves(
-                    _by_weights(run, "top1"),
-                    label="top-1 (%)",
-                    mark=(best["images"], best["top1"], f"{best['top1']:.2f}"),
-                ),
-            )
-        )
-    figures.append(
-        _figure(
-            run,
-            "lr",
-            "Learning rate",
-            draw_curves([_curve("learning rate", trained, "lr", ACCENT)], label="learning rate"),
-        )
-    )
-    figures.append(
-        _figure(
-            run,
-            "speed",
-            "Images per second, and the share of time spent waiting for data",
-            draw_speed(
-                *([row[k] for row in trained] for k in ("images", "images_per_s", "wait_share"))
-            ),
-        )
-    )
-    return Section(block="figures", title="Curves", values={"figures": figures})
+        figures.append(_figure(run, "speed", title, alt, draw_speed(images, speed, waiting)))
+    return Section(title="Training", parts=[Part(kind="figures", values={"figures": figures})])
 
 
 def confusion(run: Run) -> Section | None:
@@ -201,7 +243,7 @@ def confusion(run: Run) -> Section | None:
     matrix = np.asarray(run.evaluation["confusion"])
     names = run.evaluation["classes"]
     off = matrix - np.diag(np.diagonal(matrix))
-    worst = np.argsort(off, axis=None, kind="stable")[::-1][:MAX_CONFUSED_PAIRS]
+    worst = np.argsort(-off, axis=None, kind="stable")[:MAX_CONFUSED_PAIRS]
     pairs = [
         {
             "truth": names[t],
@@ -212,11 +254,24 @@ def confusion(run: Run) -> Section | None:
         for t, p in zip(*np.unravel_index(worst, off.shape), strict=True)
         if off[t, p]
     ]
-    figure = _figure(
-        run, "confusion", "Confusion matrix: rows are the truth", draw_confusion(matrix, names)
+    for pair in pairs:
+        pair["share"] = f"{pair['count']:,} of {pair['of']:,}"
+    alt = f"Confusion matrix of {len(names)} classes. " + (
+        f"Most often {pairs[0]['truth']} is taken for {pairs[0]['prediction']}, "
+        f"{pairs[0]['share']} images."
+        if pairs
+        else "Nothing is confused."
     )
+    figure = _figure(run, "confusion", "Confusion matrix", alt, draw_confusion(matrix, names))
+    parts = [Part(kind="matrix", values={"figure": figure})]
+    if pairs:
+        columns = (("truth", "truth", ""), ("taken for", "prediction", ""), ("images", "share", ""))
+        parts.append(_table(columns, pairs))
     return Section(
-        block="confusion", title="What is taken for what", values={"figure": figure, "pairs": pairs}
+        title="What is taken for what",
+        note="Each row is a class, each column what its images were taken for. Blue is right, "
+        "orange is wrong; the stronger, the larger the share of the row.",
+        parts=parts,
     )
 
 
@@ -224,7 +279,20 @@ def per_class(run: Run) -> Section | None:
     """Precision, recall and F1 of every class."""
     if not run.evaluation:
         return None
-    return Section(block="classes", title="Classes", values={"rows": run.evaluation["per_class"]})
+    columns = (
+        ("class", "name", ""),
+        ("images", "support", "count"),
+        ("precision", "precision", "share"),
+        ("recall", "recall", "share"),
+        ("F1", "f1", "share"),
+    )
+    # The weakest first: they are what one does something about.
+    rows = sorted(run.evaluation["per_class"], key=lambda row: float(row["f1"]))
+    return Section(
+        title="Classes",
+        note="In percent, the weakest F1 first; a click on a heading sorts by it.",
+        parts=[_table(columns, rows, sortable=True)],
+    )
 
 
 def mistakes(run: Run) -> Section | None:
@@ -232,7 +300,22 @@ def mistakes(run: Run) -> Section | None:
     found = run.evaluation.get("mistakes", [])
     if not found:
         return None
-    return Section(block="mistakes", title="Most confident mistakes", values={"mistakes": found})
+    pictures = [
+        {
+            "image": m["thumbnail"] if str(m["thumbnail"]).startswith("data:image/") else "",
+            "alt": f"{m['truth']}, taken for {m['prediction']}",
+            "title": m["prediction"],
+            "figure": f"{100 * m['probability']:.1f}\u00a0%",
+            "text": f"is {m['truth']}",
+            "source": m["source"],
+        }
+        for m in found
+    ]
+    return Section(
+        title="Most confident mistakes",
+        note="In bold what the network saw, and how sure it was. Look for wrong labels here first.",
+        parts=[Part(kind="pictures", values={"pictures": pictures})],
+    )
 
 
 def bad_images(run: Run) -> Section | None:
@@ -240,59 +323,90 @@ def bad_images(run: Run) -> Section | None:
     found = run.evaluation.get("bad_images", [])
     if not found:
         return None
-    title = f"{len(found)} validation images could not be read"
-    return Section(block="bad_images", title=title, values={"images": found})
+    columns = (("image", "source", "code"), ("reason", "reason", ""))
+    title = f"{len(found)} validation image{'s'[: len(found) != 1]} could not be read"
+    return Section(title=title, parts=[_table(columns, found)])
 
 
 def choices(run: Run) -> Section | None:
     """What `auto` chose, and why."""
     if not run.choices:
         return None
-    return Section(block="choices", title="Chosen by auto", values={"choices": run.choices})
+    columns = (("setting", "setting", "code"), ("value", "shown", ""), ("because", "reason", ""))
+    rows = [choice | {"shown": _plain(choice["value"])} for choice in map(dict, run.choices)]
+    return Section(title="Chosen by auto", parts=[_table(columns, rows)])
 
 
 def settings(run: Run) -> Section | None:
     """The resolved recipe and the machine."""
     import yaml
 
-    if not run.recipe:
-        return None
-    text = yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True)
-    return Section(
-        block="settings",
-        title="Recipe and environment",
-        values={"recipe": text, "environment": run.environment},
-    )
+    parts = []
+    if run.recipe:
+        text = yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True)
+        parts.append(Part(kind="text", values={"title": "recipe.yaml", "text": text}))
+    if run.environment:
+        facts = [(name, _plain(value)) for name, value in run.environment.items()]
+        parts.append(Part(kind="facts", values={"facts": facts}))
+    return Section(title="Recipe and environment", parts=parts) if parts else None
 
 
-SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
-    curves, confusion, per_class, mistakes, bad_images, choices, settings,
-)  # fmt: skip
+Maker = Callable[[Run], Section | None]
+COMMON: tuple[Maker, ...] = (curves, choices, settings)
+TASKS: dict[str, tuple[Maker, ...]] = {
+    "classify": (curves, confusion, per_class, mistakes, bad_images, choices, settings),
+}
+
+
+def _table(
+    columns: Sequence[tuple[str, str, str]],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    sortable: bool = False,
+) -> Part:
+    """Return a table; a column is its heading, its key, and "", "code", "count" or "share"."""
+    return Part(kind="table", values={"columns": columns, "rows": rows, "sortable": sortable})
 
 
 def _curve(label: str, rows: Sequence[Mapping[str, Any]], key: str, colour: str) -> Curve:
-    return Curve(
-        label=label,
-        x=[row["images"] for row in rows],
-        y=[row[key] for row in rows],
-        colour=colour,
-    )
+    images, values = _finite(rows, "images", key)
+    return Curve(label=label, x=images, y=values, colour=colour)
 
 
 def _by_weights(run: Run, key: str) -> list[Curve]:
-    kinds = (("model", "weights", ACCENT), ("ema", "moving average", MISS))
+    colours = {"model": ACCENT, "ema": MISS}
     return [
-        _curve(label, rows, key, colour)
-        for weights, label, colour in kinds
-        if (rows := run.rows("val", weights))
+        _curve(label, run.rows("val", weights), key, colours[weights])
+        for weights, label in WEIGHTS.items()
     ]
 
 
-def _figure(run: Run, name: str, title: str, figure: Any) -> dict[str, str]:
+def _finite(rows: Sequence[Mapping[str, Any]], *keys: str) -> tuple[list[float], ...]:
+    """Return the columns of the rows in which each of them is a number."""
+    whole = [row for row in rows if all(_is_number(row.get(key)) for key in keys)]
+    return tuple([row[key] for row in whole] for key in keys)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _spoken(curve: Curve) -> str:
+    return (
+        f"{curve.label} from {curve.y[0]:.3g} to {curve.y[-1]:.3g} "
+        f"over {short_count(curve.x[-1])} images"
+    )
+
+
+def _figure(run: Run, name: str, title: str, alt: str, figure: Any) -> dict[str, str]:
     """Save a figure beside the page as SVG and PNG; return its title and its markup."""
     folder = run.folder / "figures"
     data = {form: save_bytes(figure, form) for form in ("svg", "png")}
     for form, content in data.items():
         with atomic_write(folder / f"{name}.{form}") as path:
             path.write_bytes(content)
-    return {"title": title, "svg": inline_svg(data["svg"].decode(), name)}
+    return {"title": title, "svg": inline_svg(data["svg"].decode(), name, alt)}

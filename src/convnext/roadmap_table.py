@@ -77,6 +77,8 @@ GROUPS = {
     "kernel": ("large kernel", "#b8558a"),
     "micro": ("micro design", "#d55e00"),
 }
+# Where the names of the rungs begin, in widths of the plot to the left of it.
+NAMES = -1.28
 MISPRINT = (
     "Table 10 of the paper prints 4.46 and 4.49 GMACs at the last two rungs. No consistent "
     "definition gives them: Figure 2 prints 4.2 and 4.5, Table 11 shows no change from batch to "
@@ -125,10 +127,10 @@ def roadmap_rows(regime: str = "resnet50") -> list[RoadmapRow]:
 Column = tuple[str, int, Any, Callable[[RoadmapRow], str]]
 COLUMNS: tuple[Column, ...] = (
     ("rung", 0, "left", lambda row: row.rung if row.kept else f"{row.rung} (not kept)"),
-    ("what changes", 0, "left", lambda row: row.what),
-    ("params M", 56, "right", lambda row: f"{row.params / 1e6:.2f}"),
+    ("what changes", 72, "left", lambda row: row.what),
+    ("params M", 60, "right", lambda row: f"{row.params / 1e6:.2f}"),
     ("GMACs", 0, "right", lambda row: f"{row.macs / 1e9:.2f}"),
-    ("paper", 64, "right", lambda row: f"{row.paper_gmacs:.2f}{_star(row)}"),
+    ("paper", 48, "right", lambda row: f"{row.paper_gmacs:.2f}{_star(row)}"),
     ("top-1 %", 0, "right", lambda row: f"{row.paper_top1:.2f}"),
     ("±", 100, "right", lambda row: _std(row)),
 )
@@ -139,7 +141,12 @@ def print_roadmap(rows: Sequence[RoadmapRow], console: Console) -> None:
     from rich.table import Table
 
     facts = REGIME_FACTS[rows[0].regime]
-    columns = [column for column in COLUMNS if column[1] <= console.width]
+    columns = [
+        column
+        for column in COLUMNS
+        if column[1] <= console.width and any(column[3](row) for row in rows)
+    ]
+    shown = {header for header, *_ in columns}
     table = Table(
         title=f"{facts.title} at 224 px", title_style="bold", title_justify="left", box=None
     )
@@ -161,11 +168,11 @@ def print_roadmap(rows: Sequence[RoadmapRow], console: Console) -> None:
     table.add_row(*(rival.get(header, "") for header, *_ in columns), style="italic")
     console.print(table)
     console.print(
-        "\nparams and GMACs (10^9 multiply-accumulates) are counted here on the built networks; "
-        f"paper, top-1 and ± are the paper's ({facts.runs.split(',')[0]}).",
+        "\nGMACs, 10^9 multiply-accumulates, are counted here on the built networks. The column "
+        f"paper and the accuracies are the paper's: {facts.runs.split(',')[0]}, none trained here.",
         style="dim",
     )
-    if any(row.paper_misprint for row in rows):
+    if "paper" in shown and any(row.paper_misprint for row in rows):
         console.print(f"* {MISPRINT}", style="dim")
 
 
@@ -178,7 +185,8 @@ def draw_staircase(rows: Sequence[RoadmapRow], path_stem: str | Path, regime: st
     write_text(f"{stem}.csv", staircase_csv(rows, REGIME_FACTS[regime]))
     for form in ("svg", "png"):
         with atomic_write(f"{stem}.{form}") as path:
-            path.write_bytes(save_bytes(fig, form))
+            # Letters as outlines look the same on a machine without the font.
+            path.write_bytes(save_bytes(fig, form, **{"svg.fonttype": "path"}))
 
 
 def staircase_csv(rows: Sequence[RoadmapRow], facts: Regime) -> str:
@@ -207,49 +215,45 @@ def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
     from convnext.figures import INK, MUTED, figure_style
 
     places, headings = _places(rows)
-    bottom = places[-1] + 1.6
+    bottom = places[-1] + 1.7
+    margins = {"left": 0.37, "right": 0.925, "top": 0.9, "bottom": 0.125, "wspace": 0.31}
     with figure_style():
-        fig = Figure(figsize=(8.8, 7.0))
-        top1, macs = fig.subplots(
-            1,
-            2,
-            sharey=True,
-            gridspec_kw={
-                "left": 0.325, "right": 0.975, "top": 0.875, "bottom": 0.125, "wspace": 0.34,
-                "width_ratios": (1.25, 1),
-            },
-        )  # fmt: skip
-        top1.set_ylim(bottom + 0.7, -1.5)
-        _draw_top1(top1, rows, places)
-        _draw_macs(macs, rows, places)
+        fig = Figure(figsize=(8.2, 7.2))
+        dots, bars = fig.subplots(
+            1, 2, sharey=True, gridspec_kw=margins | {"width_ratios": (1.35, 1)}
+        )
+        dots.set_ylim(bottom + 0.7, -1.5)
+        _draw_top1(dots, rows, places)
+        _draw_macs(bars, rows, places)
         for y, group in headings:
             label, colour = GROUPS[group]
-            _left(top1, label, y, colour=colour, weight="bold")
+            _beside(dots, label, y, x=NAMES, weight="bold", color=colour)
         for row, y in zip(rows, places, strict=True):
-            _left(top1, row.what if row.kept else f"{row.what} (not kept)", y,
-                  colour=INK if row.kept else MUTED)  # fmt: skip
-        rival = {"color": INK, "linewidth": 1.0, "linestyle": (0, (4, 3)), "zorder": 1}
-        for axes, value in ((top1, facts.rival_top1), (macs, facts.rival_gmacs)):
-            axes.plot([value, value], [-0.9, bottom], **rival)
+            ink = INK if row.kept else MUTED
+            _beside(dots, row.what + ("" if row.kept else ", not kept"), y, x=NAMES, color=ink)
+            weight = "bold" if row is rows[-1] else "normal"
+            _beside(dots, f"{row.paper_top1:.2f}", y, color=ink, weight=weight)
+            _beside(bars, f"{_aligned(row.macs / 1e9)}{_star(row)}", y, color=ink, weight=weight)
+        _beside(dots, f"{facts.rival}, for comparison", bottom, x=NAMES, weight="bold")
+        for axes, value in ((dots, facts.rival_top1), (bars, facts.rival_gmacs)):
+            axes.plot([value, value], [-0.9, bottom], "--", color=MUTED, linewidth=1, zorder=0.5)
             axes.plot([value], [bottom], "D", color=INK, markersize=5.5)
-        _left(top1, f"{facts.rival}, for comparison", bottom, colour=INK, weight="bold")
-        _right(top1, f"{facts.rival_top1:.2f}", bottom)
-        macs.text(facts.rival_gmacs, bottom, f"   {facts.rival_gmacs:.2f}", va="center", ha="left")
-        fig.text(0.012, 0.967, f"{facts.title}, one decision at a time", fontsize=14,
-                 fontweight="bold", va="center")  # fmt: skip
-        fig.text(0.012, 0.932, "Accuracies are the paper's, nothing was trained here; "
-                 "multiply-accumulates (MACs) are counted on the networks as built.",
-                 color=MUTED, va="center")  # fmt: skip
-        notes = [f"Top-1: arXiv 2201.03545, {facts.runs}. Hollow and hatched: tried, not kept."]
-        if any(row.paper_misprint for row in rows):
-            notes.append("* Table 10 of the paper prints 4.46 and 4.49; its Figure 2 prints 4.2 "
-                         "and 4.5, and the released ConvNeXt-T counts 4.4555.")  # fmt: skip
-        fig.text(0.012, 0.012, "\n".join(notes), fontsize=8, color=MUTED, va="bottom",
-                 linespacing=1.5)  # fmt: skip
+            _beside(axes, _aligned(value), bottom)
+        fig.text(0.015, 0.956, f"{facts.title}, one decision at a time", fontsize=14, weight="bold")
+        fig.text(
+            0.015,
+            0.926,
+            "Accuracies are the paper's, nothing was trained here; costs are counted on the built "
+            "networks.",
+            color=MUTED,
+        )
+        fig.text(0.015, 0.015, _notes(rows, facts), fontsize=8, color=MUTED, linespacing=1.5)
     return fig
 
 
 def _draw_top1(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) -> None:
+    from matplotlib.ticker import MultipleLocator
+
     from convnext.figures import GRID, PAPER
 
     kept = [(row.paper_top1, y) for row, y in zip(rows, places, strict=True) if row.kept]
@@ -266,17 +270,17 @@ def _draw_top1(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) 
             fmt="o",
             color=colour,
             markerfacecolor=colour if row.kept else PAPER,
-            markersize=6.5,
-            elinewidth=1.6,
+            markersize=5.5,
+            elinewidth=1.4,
             capsize=2.5,
             zorder=3,
         )
-        _right(axes, f"{row.paper_top1:.2f}", place, bold=row is rows[-1])
-    axes.set_xlabel("ImageNet-1K top-1 (%), from the paper")
+    axes.set_xlabel("ImageNet-1K top-1, % (paper)")
+    axes.xaxis.set_major_locator(MultipleLocator(1))
     axes.grid(True, axis="x", color=GRID)
     axes.grid(False, axis="y")
     axes.tick_params(labelleft=False)
-    axes.margins(x=0.07)
+    axes.margins(x=0.06)
 
 
 def _draw_macs(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) -> None:
@@ -287,17 +291,25 @@ def _draw_macs(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) 
         axes.barh(
             place,
             row.macs / 1e9,
-            height=0.62,
+            height=0.6,
             color=colour if row.kept else PAPER,
             edgecolor=colour,
             hatch=None if row.kept else "/////",
             linewidth=0.8,
         )
-        axes.text(row.macs / 1e9, place, f"  {row.macs / 1e9:.2f}{_star(row)}", va="center",
-                  bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.4})  # fmt: skip
-    axes.set_xlim(0, 1.22 * max(row.macs for row in rows) / 1e9)
-    axes.set_xlabel("10⁹ MACs, counted here")
+    axes.set_xlabel("10⁹ MACs at 224 px (counted)")
     axes.grid(False)
+
+
+def _notes(rows: Sequence[RoadmapRow], facts: Regime) -> str:
+    notes = f"Top-1: arXiv 2201.03545, {facts.runs}. Hollow, hatched: tried, not kept. "
+    notes += f"{facts.rival}: the paper's figures."
+    if any(row.paper_misprint for row in rows):
+        notes += (
+            "\n* Table 10 of the paper prints 4.46 and 4.49; its Figure 2 prints 4.2 and 4.5, "
+            "and the released ConvNeXt-T counts 4.4555."
+        )
+    return notes
 
 
 def _places(rows: Sequence[RoadmapRow]) -> tuple[list[float], list[tuple[float, str]]]:
@@ -314,16 +326,18 @@ def _places(rows: Sequence[RoadmapRow]) -> tuple[list[float], list[tuple[float, 
     return places, headings
 
 
-def _left(axes: Axes, words: str, y: float, *, colour: str, weight: str = "normal") -> None:
-    axes.annotate(words, (0, y), xycoords=("axes fraction", "data"), xytext=(-8, 0),
-                  textcoords="offset points", ha="right", va="center", color=colour,
-                  fontweight=weight, annotation_clip=False)  # fmt: skip
-
-
-def _right(axes: Axes, words: str, y: float, *, bold: bool = False) -> None:
-    axes.annotate(words, (1, y), xycoords=("axes fraction", "data"), xytext=(6, 0),
-                  textcoords="offset points", ha="left", va="center",
-                  fontweight="bold" if bold else "normal", annotation_clip=False)  # fmt: skip
+def _beside(axes: Axes, words: str, y: float, *, x: float = 1.0, **style: Any) -> None:
+    """Write beside the axes at a height in data units: at a column on the left, or at the right."""
+    axes.annotate(
+        words,
+        (x, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(6 if x == 1 else 0, 0),
+        textcoords="offset points",
+        va="center",
+        annotation_clip=False,
+        **style,
+    )
 
 
 def _kept(rungs: Sequence[Rung]) -> set[str]:
@@ -334,6 +348,11 @@ def _kept(rungs: Sequence[Rung]) -> set[str]:
         kept.add(name)
         name = before[name]
     return kept
+
+
+def _aligned(value: float) -> str:
+    """Return a number as wide as 15.01, the missing digit a space of a digit's width."""
+    return f"{value:5.2f}".replace(" ", "\u2007")
 
 
 def _star(row: RoadmapRow) -> str:

@@ -90,6 +90,15 @@ class ToyTask:
         )
 
 
+class PoisonedTask(ToyTask):
+    """The losses are fine, but the first update makes the weights infinite."""
+
+    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
+        with torch.no_grad():
+            next(iter(model.parameters())).fill_(float("inf"))
+        return {"loss": sum(p.sum() * 0 for p in list(model.parameters())[1:]) + torch.tensor(1.0)}
+
+
 def toy_model(**changes: Any) -> nn.Module:
     torch.manual_seed(0)
     return create_model(
@@ -195,9 +204,19 @@ def test_early_stopping(tmp_path: Path) -> None:
     assert (outcome.best["top1"], outcome.best["step"]) == (60.0, 2 * task.steps_per_epoch)
 
 
-def test_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no complete checkpoint"):
-        run(tmp_path, ToyTask(), resume=True)
+def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, ToyTask(stop_at=2))
+    assert run(tmp_path, ToyTask(), resume=True).steps == 12
+    steps = [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps == sorted(steps)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="is not finite after step 1"):
+        run(tmp_path, PoisonedTask(), run__eval_every=1 / 3)
+    assert complete_steps(tmp_path / "checkpoints") == []
+    assert not (tmp_path / "checkpoints/best.safetensors").exists()
 
 
 def test_a_damaged_state_falls_back_to_an_older_one(tmp_path: Path) -> None:

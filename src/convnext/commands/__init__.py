@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -32,7 +33,10 @@ class Parser(argparse.ArgumentParser):
 
 def console(*, as_json: bool) -> Console:
     """Return where to print for people: standard error when standard output carries JSON."""
-    return Console(stderr=as_json, highlight=False)
+    stream = sys.stderr if as_json else sys.stdout
+    # A pipe has no width: rows that can be searched beat rows that fit on a screen.
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 160
+    return Console(file=stream, highlight=False, width=width)
 
 
 def print_json(value: Any) -> None:

@@ -35,6 +35,10 @@ examples:
 """
 
 
+# Options of the verb itself, which are no settings of a recipe.
+OWN = ("recipe", "output", "resume", "json")
+
+
 def run(argv: list[str]) -> int:
     """Run the verb."""
     arguments, given = _parse(argv)
@@ -57,6 +61,7 @@ def _parser() -> Any:
     from argparse import RawDescriptionHelpFormatter
 
     parser = recipe_parser()
+    parser.allow_abbrev = False
     parser.usage = "convnext train [RECIPE] [--setting VALUE ...]"
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.description = DESCRIPTION.format(recipes=", ".join(recipe_names()) or "none")
@@ -77,14 +82,9 @@ def _parse(argv: list[str]) -> tuple[Any, dict[str, Any]]:
         arguments = parser.parse_args(argv)
     except ArgumentError as error:
         raise ValueError(_explain(error)) from error
-    flat = dict(flatten(as_recipe(_without(arguments, "recipe", "output", "resume", "json"))))
-    set_here = {word.split("=")[0][2:] for word in argv if word.startswith("--")}
-    given = {
-        name: value
-        for name, value in flat.items()
-        if name in set_here or any(word.startswith(f"{name}.") for word in set_here)
-    }
-    return arguments, given
+    flat = dict(flatten(as_recipe(_without(arguments, *OWN))))
+    given_here = set(parser.parse_args(argv, defaults=False).keys())
+    return arguments, {name: value for name, value in flat.items() if name in given_here}
 
 
 def _recipe(arguments: Any, given: dict[str, Any]) -> Recipe:

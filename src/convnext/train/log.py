@@ -33,13 +33,14 @@ class RunLog:
         self._progress: Progress | None = None
         self._bar = TaskID(0)
         self._num_steps = self._steps_per_epoch = 1
+        self._first_step = 0
         self._images = self._window_images = 0
         self._waited = 0.0
         self._window_start = self._started = self._last_line = time.perf_counter()
         self._seconds_before = 0.0
 
-    def resumed(self, step: int) -> None:
-        """Drop the lines after `step` that an interrupted run had written, and say so."""
+    def begin_at(self, step: int) -> None:
+        """Drop the lines after `step` that an interrupted run had written; say where it goes on."""
         path = self.folder / "metrics.jsonl"
         self._metrics.close()
         kept = [row for row in read_metrics(path) if row["step"] <= step]
@@ -47,11 +48,13 @@ class RunLog:
         self._metrics = path.open("a", encoding="utf-8")
         self._images = max((row["images"] for row in kept), default=0)
         self._seconds_before = max((row["seconds"] for row in kept), default=0.0)
-        self.console.print(f"Resuming at step {step:,}.")
+        if step:
+            self.console.print(f"Resuming at step {step:,}.")
 
     def start(self, *, num_steps: int, steps_per_epoch: int, first_step: int) -> None:
         """Begin the progress line."""
         self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
+        self._first_step = first_step
         self._window_start = self._started = self._last_line = time.perf_counter()
         if self.console.is_terminal:
             self._progress = Progress(
@@ -113,7 +116,8 @@ class RunLog:
             self._progress.update(self._bar, description=line)
         elif now - self._last_line > PLAIN_LINE_SECONDS:
             self._last_line = now
-            left = (now - self._started) / step * (self._num_steps - step)
+            done = step - self._first_step
+            left = (now - self._started) / done * (self._num_steps - step)
             self.console.print(f"{line}  ETA {left:.0f} s", highlight=False, soft_wrap=True)
 
     def evaluated(self, step: int, weights: str, metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from convnext.checkpoint import Card, save_checkpoint
 from convnext.recipe import Recipe
 from convnext.train.log import RunLog
 from convnext.train.optim import learning_rate, make_optimizer, set_learning_rate
-from convnext.train.state import load_state, save_state
+from convnext.train.state import complete_steps, load_state, save_state
 
 # How often the loss is looked at, in steps: rarely enough that a GPU is never made to wait for it.
 LOG_EVERY = 10
@@ -84,7 +84,7 @@ def fit(
 
     Raises:
         DivergedError: If a loss is not finite; the last good checkpoint stays.
-        ValueError: If there is nothing to resume from.
+        ValueError: If the state to resume from cannot be read.
     """
     started = time.perf_counter()
     checkpoints = log.folder / "checkpoints"
@@ -100,7 +100,7 @@ def fit(
     clip_grad = _number(recipe.optim.clip_grad)
     step, since_best = 0, 0
     best: dict[str, Any] = {}
-    if resume:
+    if resume and complete_steps(checkpoints):
         counters = load_state(
             checkpoints,
             model=model,
@@ -109,7 +109,7 @@ def fit(
             tell=lambda text: log.console.print(text, markup=False),
         )
         step, best, since_best = counters["step"], counters["best"], counters["since_best"]
-        log.resumed(step)
+    log.begin_at(step)
     first_step = step
 
     trained, optimizer = fabric.setup(model, optimizer)
@@ -122,11 +122,12 @@ def fit(
         is_last = step >= num_steps
         evaluates = step > first_step and (step % eval_steps == 0 or is_last)
         if window and (evaluates or len(window) >= LOG_EVERY or step == first_step + 1):
-            _check_finite(window, step, recipe, log)
+            _check_losses(window, step, rate, recipe, log)
             log.trained(step, loss=float(torch.stack(window).mean()), lr=rate)
             window.clear()
 
         if evaluates:
+            _check_weights(model, step, rate, recipe, log)
             improved = False
             for weights, evaluated in (("model", model), ("ema", ema and ema.module)):
                 if evaluated is None:
@@ -195,19 +196,45 @@ def fit(
     )
 
 
-def _check_finite(window: list[Tensor], step: int, recipe: Recipe, log: RunLog) -> None:
+def _check_losses(
+    window: list[Tensor], step: int, rate: float, recipe: Recipe, log: RunLog
+) -> None:
     """Stop at the first loss of the window that is not a number."""
     for position, loss in enumerate(window):
         if not math.isfinite(loss):
             bad = step - len(window) + position + 1
-            log.stop()
-            raise DivergedError(
-                f"the loss became {float(loss)} at step {bad} (peak learning rate "
-                f"{recipe.optim.lr}, precision {recipe.run.precision}). Try --optim.lr "
-                f"{_number(recipe.optim.lr) / 3:.2g}, --optim.clip_grad 1, a longer "
-                f"--schedule.warmup_epochs, or --run.precision fp32. The last good checkpoint in "
-                f"{log.folder / 'checkpoints'} is intact; --resume goes on from it."
-            )
+            raise _diverged(f"the loss became {float(loss)} at step {bad}", rate, recipe, log)
+
+
+def _check_weights(model: nn.Module, step: int, rate: float, recipe: Recipe, log: RunLog) -> None:
+    """Stop before weights that are not numbers are measured or saved.
+
+    A step's loss is taken before its update, so that good losses do not vouch for the weights.
+    """
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise _diverged(f"{name} is not finite after step {step}", rate, recipe, log)
+
+
+def _diverged(what: str, rate: float, recipe: Recipe, log: RunLog) -> DivergedError:
+    log.stop()
+    advice = [f"--optim.lr {_number(recipe.optim.lr) / 3:.2g}"]
+    if not _number(recipe.optim.clip_grad):
+        advice.append("--optim.clip_grad 1")
+    advice.append("a longer --schedule.warmup_epochs")
+    if recipe.run.precision != "fp32":
+        advice.append("--run.precision fp32")
+    saved = complete_steps(log.folder / "checkpoints")
+    rest = (
+        f"The last good checkpoint, {saved[-1]}, is intact; go on from it with --resume and one of "
+        "these."
+        if saved
+        else "No checkpoint had been written yet."
+    )
+    return DivergedError(
+        f"{what} (learning rate {rate:.2g}, precision {recipe.run.precision}). "
+        f"Try {', '.join(advice)}. {rest}"
+    )
 
 
 def _number(value: float | str) -> float:

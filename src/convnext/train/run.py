@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from rich.console import Console
 
 from convnext.atomic import write_text
 from convnext.costs import cost
-from convnext.device import environment, pick_device
-from convnext.recipe import Recipe, to_yaml
+from convnext.device import check_precision, environment, pick_device
+from convnext.recipe import Recipe, one_line, to_yaml
 from convnext.tasks import open_task
 from convnext.train.log import RunLog
 from convnext.train.loop import Outcome, fit
+from convnext.train.state import complete_steps
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -64,10 +65,14 @@ def train(
     """
     console = console or Console(stderr=True, highlight=False)
     device = pick_device(recipe.run.device)
-    if output is not None and (output / "recipe.yaml").exists() and not resume:
+    check_precision(recipe.run.precision, device)
+    if output is not None and complete_steps(output / "checkpoints") and not resume:
         raise ValueError(
             f"{output} already holds a run; go on with it by --resume, or choose another --output"
         )
+    if Path(recipe.data).exists():
+        # Where the run is evaluated from later, the data is still found.
+        recipe = replace(recipe, data=str(Path(recipe.data).resolve()))
     task = open_task(recipe, device, console)
     recipe = task.recipe
     torch.manual_seed(recipe.run.seed)
@@ -75,7 +80,13 @@ def train(
     task.prepare(console)
     folder = output or _new_folder(recipe)
     size = task.preprocessing.image_size
-    network = cost(model, size)
+    try:
+        network = cost(model, size)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"{recipe.model} cannot take images of {size} pixels; try another --input.image_size "
+            f"({one_line(error)})"
+        ) from error
     console.print(
         f"[bold]{recipe.model}[/]  {network.params / 1e6:.2f} M parameters, "
         f"{network.macs / 1e6:,.0f} M multiply-accumulates at {size} px, on {device.type} "
@@ -83,7 +94,8 @@ def train(
     )
     log = RunLog(folder, console)
     write_text(folder / "recipe.yaml", to_yaml(recipe))
-    _write_json(folder / "choices.json", [asdict(choice) for choice in task.choices])
+    if not (resume and (folder / "choices.json").exists()):
+        _write_json(folder / "choices.json", [asdict(choice) for choice in task.choices])
     _write_json(
         folder / "model.json",
         {"name": recipe.model, "input_size": size, "classes": len(task.data.classes)}
@@ -92,9 +104,13 @@ def train(
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     facts = environment() | {"precision": recipe.run.precision, "started": started}
     _write_json(folder / "environment.json", facts)
-    console.print(f"run folder: {folder}")
+    console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
 
-    fabric = Fabric(accelerator=device.type, devices=1, precision=PRECISIONS[recipe.run.precision])
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=1 if device.index is None else [device.index],
+        precision=PRECISIONS[recipe.run.precision],
+    )
     try:
         outcome = fit(task, model, recipe, fabric=fabric, log=log, resume=resume)
     finally:
@@ -119,6 +135,7 @@ def _finish(task: Any, folder: Path, outcome: Outcome, console: Console) -> None
     result = evaluate(
         str(folder),
         device=str(task.device),
+        console=console,
         max_bad_share=task.recipe.loader.max_bad_share,
     )
     result.write(folder)
@@ -132,10 +149,10 @@ def _finish(task: Any, folder: Path, outcome: Outcome, console: Console) -> None
     )
     for bad in (*task.bad_train.found.values(), *task.bad_val.found.values()):
         console.print(f"skipped: {bad}", markup=False)
-    console.print(f"report: {report}")
+    console.print(f"report: {report}", markup=False, soft_wrap=True)
     console.print("next:")
     for command in task.next_commands(folder):
-        console.print(f"  {command}", markup=False)
+        console.print(f"  {command}", markup=False, soft_wrap=True)
 
 
 def _new_folder(recipe: Recipe) -> Path:

@@ -10,6 +10,7 @@ Licences are what the model card on the hub says. The authors' own repository is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from convnext.road import REGIMES, roadmap
 
@@ -33,7 +34,7 @@ class Published:
     input_size: int
     crop_pct: float
     """Share of the resized image's side that the central crop keeps."""
-    interpolation: str = "bicubic"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     filename: str = "model.safetensors"

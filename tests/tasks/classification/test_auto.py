@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from convnext.preprocess import Preprocessing
 from convnext.recipe import Recipe, change_recipe, flatten
 from convnext.tasks.classification.auto import Choice, Circumstances, resolve, warnings
 from convnext.tasks.classification.data import DataFacts
@@ -85,12 +86,14 @@ def test_small_data_from_scratch() -> None:
 
 def test_fine_tuning_is_gentle() -> None:
     _, scratch, _ = resolved(PHOTOS)
-    where = replace(CPU, weights_size=384, weights_crop_pct=1.0)
+    known = Preprocessing(image_size=384, crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3)
+    where = replace(CPU, preprocessing=known)
     _, tuned, _ = resolved(PHOTOS, where, weights="fb_in22k_ft_in1k_384")
     assert tuned["optim.lr"] < scratch["optim.lr"] / 4
     assert tuned["optim.layer_decay"] < 1
     assert tuned["network.layer_scale_init"] == 1e-6
     assert (tuned["input.image_size"], tuned["input.crop_pct"]) == (384, 1.0)
+    assert tuned["input.mean"] == (0.5, 0.5, 0.5)
     assert tuned["schedule.epochs"] < scratch["schedule.epochs"]
 
 
@@ -110,7 +113,8 @@ def test_a_rung_stays_the_rung() -> None:
 def test_any_number_of_images_gives_a_run(n: int) -> None:
     recipe, settings, _ = resolved(replace(PHOTOS, num_train=n, class_counts=(n,)))
     assert settings["optim.batch_size"] <= n
-    assert settings["optim.batch_size"] % settings["optim.micro_batch_size"] == 0
+    parts = -(-settings["optim.batch_size"] // settings["optim.micro_batch_size"])
+    assert settings["optim.batch_size"] > (parts - 1) * settings["optim.micro_batch_size"]
     assert settings["schedule.warmup_epochs"] < settings["schedule.epochs"]
     assert recipe.optim.lr != "auto"
 
@@ -120,7 +124,8 @@ def test_any_number_of_images_gives_a_run(n: int) -> None:
     [
         ({"ema__decay": 0.9999}, "looks back 10,000 steps"),
         ({"input__image_size": 32, "network__stem_stride": 4}, "Try --network.stem_stride 2"),
-        ({"optim__lr": 4e-3, "optim__batch_size": 2}, "far above the paper's 4e-3 at batch 4096"),
+        ({"optim__lr": 4e-3, "optim__batch_size": 64}, "Try --optim.lr 0.0028"),
+        ({"optim__batch_size": 2000, "optim__lr": 1e-3, "ema__decay": 0.0}, "more than there are"),
         ({"network__layer_scale_init": 1e-6}, "Try --network.layer_scale_init 0"),
         ({"schedule__epochs": 3, "schedule__warmup_epochs": 5}, "warm-up lasts as long"),
     ],

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from convnext.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe, change_recipe, flatten
+from convnext.preprocess import Preprocessing
+from convnext.recipe import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Recipe,
+    change_recipe,
+    check_ranges,
+    flatten,
+)
 from convnext.tasks.classification.data import DataFacts
 
 # A data set this large takes the paper's recipe as it stands.
 LARGE = 300_000
 # Up to this many epochs from scratch, strong augmentation costs more than it brings (LOG.md).
 SHORT = 40
+CONVOLUTIONAL_PEERS = ("timm/resnet", "timm/resnext", "timm/convnext", "timm/regnet", "timm/swin_")
 # Mean and standard deviation of the luminance of ImageNet's images.
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
 
@@ -39,9 +49,10 @@ class Circumstances:
     """"cpu", "cuda" or "mps"."""
     has_bf16: bool
     """Whether the device computes in bf16 faster than in fp32."""
-    weights_size: int | None = None
-    """Image size that the pretrained weights were made for."""
-    weights_crop_pct: float | None = None
+    preprocessing: Preprocessing | None = None
+    """What the pretrained weights were made for, where it is known."""
+    weights_network: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the network that the pretrained weights belong to, where they are ours."""
 
 
 class _Chooser:
@@ -66,13 +77,14 @@ def resolve(
     recipe: Recipe, facts: DataFacts, where: Circumstances
 ) -> tuple[Recipe, tuple[Choice, ...]]:
     """Return the recipe without any `auto`, and what was chosen and why."""
+    check_ranges(recipe)
     c = _Chooser(recipe)
     if where.device == "cpu":
         c.choose("model", "convnext_atto", "the smallest of the family: there is no GPU")
     c.choose("model", "convnext_tiny", "the smallest network of the paper")
     scratch, large = recipe.weights == "none", facts.num_train >= LARGE
     _choose_input(c, facts, where)
-    _choose_network(c, scratch=scratch, large=large)
+    _choose_network(c, where, scratch=scratch, large=large)
     _choose_batch(c, facts.num_train, scratch=scratch, large=large, on_cpu=where.device == "cpu")
     _choose_schedule(c, facts.num_train, scratch=scratch, large=large)
     _choose_rate(c, scratch=scratch, large=large)
@@ -83,6 +95,10 @@ def resolve(
 
 
 def _choose_input(c: _Chooser, facts: DataFacts, where: Circumstances) -> None:
+    known = where.preprocessing
+    if known is not None:
+        for name, value in asdict(known).items():
+            c.choose(f"input.{name}", value, "as the weights were made for")
     grey = facts.greyscale and c["weights"] == "none"
     chans = c.choose(
         "input.in_chans", 1 if grey else 3, "no colour was seen" if grey else "colour images"
@@ -90,18 +106,18 @@ def _choose_input(c: _Chooser, facts: DataFacts, where: Circumstances) -> None:
     c.choose("input.mean", IMAGENET_MEAN if chans == 3 else GREY_MEAN, "of ImageNet")
     c.choose("input.std", IMAGENET_STD if chans == 3 else GREY_STD, "of ImageNet")
     short_side = min(facts.image_height, facts.image_width)
-    if where.weights_size:
-        c.choose("input.image_size", where.weights_size, "the size that the weights were made for")
-    elif c["weights"] != "none":
+    if c["weights"] != "none":
         c.choose("input.image_size", 224, "the usual size of published weights")
+    elif c["model"].startswith("convnext_isotropic"):
+        size = max(128, min(224, short_side // 32 * 32))
+        c.choose("input.image_size", size, "its patches are 16 pixels wide")
     elif short_side <= 64:
         c.choose("input.image_size", max(8, -(-short_side // 8) * 8), "the size of the images")
     elif where.device == "cpu":
         size = min(96, short_side // 32 * 32)
         c.choose("input.image_size", size, "what a CPU can afford")
     size = c.choose("input.image_size", min(224, short_side // 32 * 32), "as in the paper")
-    if where.weights_crop_pct:
-        c.choose("input.crop_pct", where.weights_crop_pct, "as the weights were tested")
+    c.choose("input.interpolation", "bicubic", "as in the paper")
     if size >= 384:
         c.choose("input.crop_pct", 1.0, "the whole image, as in the paper from 384 pixels up")
     if size <= 128:
@@ -109,9 +125,12 @@ def _choose_input(c: _Chooser, facts: DataFacts, where: Circumstances) -> None:
     c.choose("input.crop_pct", 0.875, "as in the paper")
 
 
-def _choose_network(c: _Chooser, *, scratch: bool, large: bool) -> None:
+def _choose_network(c: _Chooser, where: Circumstances, *, scratch: bool, large: bool) -> None:
     if not c["model"].startswith("convnext_"):
         return
+    for name in ("stem", "stem_stride", "norm", "layer_scale_init"):
+        if name in where.weights_network:
+            c.choose(f"network.{name}", where.weights_network[name], "as the weights have it")
     size = c["input.image_size"]
     if c["model"].startswith("convnext_isotropic"):
         c.choose("network.stem_stride", 16, "the paper's")
@@ -126,7 +145,8 @@ def _choose_network(c: _Chooser, *, scratch: bool, large: bool) -> None:
         c.choose("network.drop_path_rate", 0.0, "small data is learned faster without")
         c.choose("network.init", "fan_in", "a std of 0.02 takes many epochs to outgrow")
         c.choose("network.norm", "batch", "learns small data faster than layer norm")
-        c.choose("network.stem", "conv_pool", "learns small data faster than patches")
+        if c["network.stem_stride"] in ("auto", 1, 2, 4):
+            c.choose("network.stem", "conv_pool", "learns small data faster than patches")
     c.choose("network.layer_scale_init", 1e-6, "the paper's")
     c.choose("network.drop_path_rate", 0.1, "the paper's for ConvNeXt-T")
     c.choose("network.norm", "layer", "the paper's")
@@ -140,16 +160,17 @@ def _choose_batch(c: _Chooser, n: int, *, scratch: bool, large: bool, on_cpu: bo
         c.choose("optim.batch_size", 4096 if scratch else 512, "the paper's")
     size = 32 if n < 10_000 else 64 if n < 50_000 else 256
     batch = c.choose("optim.batch_size", min(size, n), "many steps matter more than large ones")
-    micro = min(batch, 64 if on_cpu else 128)
-    while batch % micro:
-        micro -= 1
-    c.choose("optim.micro_batch_size", micro, "of one backward pass")
+    parts = math.ceil(batch / (64 if on_cpu else 128))
+    c.choose("optim.micro_batch_size", math.ceil(batch / parts), "of one backward pass")
 
 
 def _choose_schedule(c: _Chooser, n: int, *, scratch: bool, large: bool) -> None:
     if large:
         c.choose("schedule.epochs", 300 if scratch else 30, "the paper's")
-        c.choose("schedule.warmup_epochs", 20 if scratch else 0, "the paper's")
+        if not scratch:
+            c.choose("schedule.warmup_epochs", 0, "the paper's")
+        elif c["schedule.epochs"] >= 100:
+            c.choose("schedule.warmup_epochs", 20, "the paper's")
         c.choose("schedule.progressive", False, "the paper's")
     low, high, images = (20, 200, 60_000) if scratch else (5, 30, 30_000)
     if c["input.image_size"] <= 32:
@@ -157,11 +178,14 @@ def _choose_schedule(c: _Chooser, n: int, *, scratch: bool, large: bool) -> None
     epochs = min(high, max(low, round(images / n)))
     epochs = c.choose("schedule.epochs", epochs, f"{epochs * n:,} images in all")
     c.choose("schedule.warmup_epochs", _round(epochs / 20), "a twentieth of the run")
-    progressive = scratch and c["input.image_size"] >= 96
+    # Networks of a fixed number of patches cannot take a smaller image.
+    any_size = c["model"].startswith(("convnext_", "roadmap/", *CONVOLUTIONAL_PEERS))
+    isotropic = c["model"].startswith("convnext_isotropic")
+    progressive = scratch and any_size and not isotropic and c["input.image_size"] >= 96
     c.choose(
         "schedule.progressive",
         progressive,
-        "twice the images in the same time" if progressive else "the images are small already",
+        "twice the images in the same time" if progressive else "not for this network and size",
     )
 
 
@@ -172,12 +196,10 @@ def _choose_rate(c: _Chooser, *, scratch: bool, large: bool) -> None:
         c.choose("optim.weight_decay", 0.05 if scratch else 1e-8, "the paper's")
         c.choose("optim.clip_grad", 0.0, "the paper's")
     if scratch:
-        c.choose("optim.lr", _round(min(4e-3, 2e-3 * math.sqrt(batch / 32))), f"for {batch} images")
+        c.choose("optim.lr", _round(scratch_rate(batch)), f"for {batch} images a step")
         c.choose("optim.weight_decay", 0.05, "the paper's")
         c.choose("optim.layer_decay", 1.0, "every layer is new")
-    c.choose(
-        "optim.lr", _round(2e-4 * math.sqrt(batch / 32)), "gentle: the layers are good already"
-    )
+    c.choose("optim.lr", _round(tuning_rate(batch)), "gentle: the layers are good already")
     c.choose("optim.weight_decay", 1e-8, "the paper's for fine-tuning")
     c.choose("optim.layer_decay", 0.8, "the paper's for fine-tuning")
     c.choose("optim.clip_grad", 1.0, "steadies small batches")
@@ -211,13 +233,15 @@ def _choose_augmentation(c: _Chooser, facts: DataFacts, *, scratch: bool, large:
 
 
 def _choose_ema(c: _Chooser, n: int, *, scratch: bool, large: bool) -> None:
-    if large:
-        c.choose("ema.decay", 0.9999 if scratch else 0.0, "the paper's")
     num_steps = c["schedule.epochs"] * max(1, n // c["optim.batch_size"])
+    if large and not scratch:
+        c.choose("ema.decay", 0.0, "the paper's")
+    if num_steps >= 50_000:
+        c.choose("ema.decay", 0.9999, "the paper's")
     if num_steps < 200:
         c.choose("ema.decay", 0.0, f"{num_steps} steps are too few to average")
     horizon = max(10, num_steps // 20)
-    c.choose("ema.decay", round(1 - 1 / horizon, 5), "looks back over a twentieth of the run")
+    c.choose("ema.decay", round(1 - 1 / horizon, 7), "looks back over a twentieth of the run")
 
 
 def _choose_execution(c: _Chooser, where: Circumstances, *, large: bool) -> None:
@@ -241,7 +265,7 @@ def warnings(recipe: Recipe, facts: DataFacts) -> tuple[str, ...]:
     if decay and 1 / (1 - decay) > steps:
         found.append(
             f"the moving average looks back {1 / (1 - decay):,.0f} steps, but the run has only "
-            f"{steps:,}: it will hold on to the random start. Try --ema.decay auto"
+            f"{steps:,}: it will lag behind the weights. Try --ema.decay auto"
         )
     size, stem = r["input.image_size"], _stem(r)
     if stem > 1 and size < 16 * stem and not r["model"].startswith("timm/"):
@@ -249,11 +273,17 @@ def warnings(recipe: Recipe, facts: DataFacts) -> tuple[str, ...]:
             f"a stem of stride {stem} leaves {size // stem} x {size // stem} positions of an image "
             f"of {size} pixels. Try --network.stem_stride {max(1, stem // 2)}"
         )
-    usual = 4e-3 * math.sqrt(r["optim.batch_size"] / 4096)
-    if r["optim.lr"] > 16 * usual:
+    batch = r["optim.batch_size"]
+    usual = scratch_rate(batch) if r["weights"] == "none" else tuning_rate(batch)
+    if r["optim.lr"] > 1.3 * usual:
         found.append(
-            f"a learning rate of {r['optim.lr']:g} is far above the paper's 4e-3 at batch 4096 for "
-            f"a batch of {r['optim.batch_size']}. Try --optim.lr {_round(4 * usual):g}"
+            f"a learning rate of {r['optim.lr']:g} is high for a batch of {batch} (the paper's "
+            f"4e-3 is for 4,096). Try --optim.lr {_round(usual):g}"
+        )
+    if batch > facts.num_train:
+        found.append(
+            f"a batch of {batch:,} is more than there are images: steps use {facts.num_train:,}. "
+            f"Try --optim.batch_size {min(32, facts.num_train)}"
         )
     if r["weights"] == "none" and 0 < _scale(r) <= 1e-4 and steps < 20_000:
         found.append(
@@ -279,6 +309,16 @@ def _stem(r: dict[str, Any]) -> int:
 def _scale(r: dict[str, Any]) -> float:
     scale = r["network.layer_scale_init"]
     return 0.0 if scale == "auto" else float(scale)
+
+
+def scratch_rate(batch_size: int) -> float:
+    """Return the peak rate from scratch: 2e-3 at 32 images (LOG.md), at most the paper's 4e-3."""
+    return min(4e-3, 2e-3 * math.sqrt(batch_size / 32))
+
+
+def tuning_rate(batch_size: int) -> float:
+    """Return the peak rate for fine-tuning: 2e-4 at 32 images, a judgement."""
+    return 2e-4 * math.sqrt(batch_size / 32)
 
 
 def _round(value: float) -> float:

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# ImageNet-22K would need a matrix of 477 million cells.
+MAX_CONFUSION = 2000
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
@@ -42,7 +45,7 @@ class Evaluation:
     num_images: int
     classes: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
-    """Rows are the truth, columns the prediction."""
+    """Rows are the truth, columns the prediction; empty above 2,000 classes."""
     per_class: tuple[ClassScore, ...]
     mistakes: tuple[Mistake, ...]
     """The most confident ones first."""
@@ -80,8 +83,10 @@ class Metric:
         num_classes = len(self.classes)
         probabilities = logits.softmax(1)
         predictions = logits.argmax(1)
-        confusion = torch.bincount(labels * num_classes + predictions, minlength=num_classes**2)
-        confusion = confusion.view(num_classes, num_classes)
+        confusion = torch.zeros((0, 0), dtype=torch.int64)
+        if num_classes <= MAX_CONFUSION:
+            confusion = torch.bincount(labels * num_classes + predictions, minlength=num_classes**2)
+            confusion = confusion.view(num_classes, num_classes)
         within_top5 = logits.topk(min(5, num_classes), 1).indices.eq(labels[:, None]).any(1)
 
         wrong = (predictions != labels).nonzero().flatten()
@@ -94,7 +99,7 @@ class Metric:
             num_images=len(labels),
             classes=self.classes,
             confusion=tuple(map(tuple, confusion.tolist())),
-            per_class=class_scores(confusion, self.classes),
+            per_class=class_scores(labels, predictions, self.classes),
             mistakes=tuple(
                 Mistake(
                     index=int(indices[i]),
@@ -107,13 +112,19 @@ class Metric:
         )
 
 
-def class_scores(confusion: Tensor, classes: Sequence[str]) -> tuple[ClassScore, ...]:
-    """Return the score of each class from a confusion matrix (truth, prediction).
+def class_scores(
+    labels: Tensor, predictions: Tensor, classes: Sequence[str]
+) -> tuple[ClassScore, ...]:
+    """Return the score of each class from labels (N,) and predictions (N,).
 
     A class without images has recall 0, one that is never predicted precision 0.
     """
-    hits = confusion.diagonal().tolist()
-    support, predicted = confusion.sum(1).tolist(), confusion.sum(0).tolist()
+
+    def count(positions: Tensor) -> list[int]:
+        return torch.bincount(positions, minlength=len(classes)).tolist()
+
+    hits = count(labels[labels == predictions])
+    support, predicted = count(labels), count(predictions)
     return tuple(
         ClassScore(
             name=name,

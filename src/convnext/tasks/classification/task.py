@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -16,9 +18,10 @@ from torch.utils.data import DataLoader
 from convnext.checkpoint import Card
 from convnext.device import has_fast_bf16
 from convnext.family import create_model
+from convnext.inference import card_of
 from convnext.init import init_fan_in
 from convnext.preprocess import Preprocessing
-from convnext.recipe import Recipe, to_dict
+from convnext.recipe import NetworkRecipe, Recipe, to_dict
 from convnext.tasks.classification.augment import BatchAugment
 from convnext.tasks.classification.auto import Choice, Circumstances, resolve, warnings
 from convnext.tasks.classification.data import ClassificationData, facts, open_dataset
@@ -33,7 +36,6 @@ from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.sampling import StepBatches
-from convnext.weights.published import find_published
 
 
 class ClassificationTask:
@@ -181,13 +183,13 @@ class ClassificationTask:
 
     def next_commands(self, folder: Path) -> tuple[str, str]:
         """Return the two commands that a user may want next."""
-        samples = self.data.val
+        samples, run = self.data.val, quote(str(folder))
         image = next(
             (s for s in map(samples.source, range(len(samples))) if Path(s).is_file()), None
         )
         if image is None:
-            return f"convnext evaluate {folder}", "convnext train --data YOUR_FOLDER"
-        return f"convnext evaluate {folder}", f"convnext predict {folder} {image}"
+            return f"convnext evaluate {run}", "convnext train --data YOUR_FOLDER"
+        return f"convnext evaluate {run}", f"convnext predict {run} {quote(image)}"
 
 
 @dataclass(frozen=True)
@@ -229,17 +231,18 @@ def open_task(recipe: Recipe, device: torch.device, console: Console) -> Classif
     """Open the data, choose what the recipe leaves to `auto`, and say what was chosen and why."""
     data = open_dataset(recipe.data, val_share=recipe.loader.val_share)
     known = facts(data)
-    pretrained = find_published(recipe.weights, recipe.model)
+    recipe, card = _with_weights(recipe)
     where = Circumstances(
         device=device.type,
         has_bf16=has_fast_bf16(device),
-        weights_size=pretrained.input_size if pretrained else None,
-        weights_crop_pct=pretrained.crop_pct if pretrained else None,
+        preprocessing=card.preprocessing if card else None,
+        weights_network=card.changes if card else {},
     )
     recipe, choices = resolve(recipe, known, where)
     console.print(
-        f"[bold]{recipe.data}[/]  {known.num_train:,} training and {known.num_val:,} validation "
-        f"images of {known.num_classes} classes, about {known.image_width}x{known.image_height}"
+        f"[bold]{escape(recipe.data)}[/]  {known.num_train:,} training and {known.num_val:,} "
+        f"validation images of {known.num_classes} classes, about {known.image_width} x "
+        f"{known.image_height} pixels"
     )
     for note in data.notes:
         console.print(f"note: {note}", markup=False)
@@ -253,8 +256,23 @@ def open_task(recipe: Recipe, device: torch.device, console: Console) -> Classif
             table.add_row(choice.setting, shown, choice.reason)
         console.print(table)
     for warning in warnings(recipe, known):
-        console.print(f"[yellow]warning:[/] {warning}")
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
     return ClassificationTask(recipe, data, device, choices)
+
+
+def _with_weights(recipe: Recipe) -> tuple[Recipe, Card | None]:
+    """Return the card of the weights that a recipe starts from, and the recipe for its network."""
+    if recipe.weights == "none":
+        return recipe, None
+    card = card_of(recipe.weights, recipe.model)
+    if card is None or recipe.model not in ("auto", card.model):
+        return recipe, card
+    recipe = replace(recipe, model=card.model)
+    kept = {"num_classes", "in_chans", "drop_path_rate", "head_init_scale"}
+    kept |= {field.name for field in fields(NetworkRecipe)}
+    changes = {name: value for name, value in card.changes.items() if name not in kept}
+    network = replace(recipe.network, changes=changes | recipe.network.changes)
+    return replace(recipe, network=network), card
 
 
 def preprocessing(recipe: Recipe) -> Preprocessing:
@@ -262,6 +280,7 @@ def preprocessing(recipe: Recipe) -> Preprocessing:
     settings = recipe.input
     assert not isinstance(settings.mean, str)
     assert not isinstance(settings.std, str)
+    assert settings.interpolation != "auto"
     return Preprocessing(
         image_size=int(number(settings.image_size)),
         crop_pct=number(settings.crop_pct),
