@@ -173,8 +173,8 @@ def _choose_schedule(c: _Chooser, n: int, *, scratch: bool, large: bool) -> None
             c.choose("schedule.warmup_epochs", 20, "the paper's")
         c.choose("schedule.progressive", False, "the paper's")
     low, high, images = (20, 200, 60_000) if scratch else (5, 30, 30_000)
-    if c["input.image_size"] <= 32:
-        images = 30_000  # They are learned sooner.
+    if scratch and c["input.image_size"] <= 16:
+        low, images = 15, 20_000  # Digits are learned sooner.
     epochs = min(high, max(low, round(images / n)))
     epochs = c.choose("schedule.epochs", epochs, f"{epochs * n:,} images in all")
     c.choose("schedule.warmup_epochs", _round(epochs / 20), "a twentieth of the run")
