@@ -20,7 +20,7 @@ from convnext.recipe import (
 )
 
 DESCRIPTION = """\
-Train a network. Without arguments: the built-in digits, in about two minutes on two cores.
+Train a network. Without arguments: the built-in digits, in under two minutes on two cores.
 Settings that read `auto` are chosen from the data, the weights and the device, and explained.
 
 recipes that come along (or give a YAML file): {recipes}
