@@ -54,13 +54,13 @@ def catalogue(pattern: str) -> list[CatalogueRow]:
     rows = []
     for name in names:
         entries = published(name)
-        sizes = sorted({224} | {entry.input_size for entry in entries})
-        counts = {size: _count(name, size) if counted else (None, None) for size in sizes}
+        kinds = {(entry.input_size, entry.num_classes) for entry in entries} or {(224, 1000)}
+        counts = {kind: _count(name, *kind) if counted else (None, None) for kind in kinds}
         if not entries:
-            params, macs = counts[224]
+            params, macs = counts[224, 1000]
             rows.append(CatalogueRow(model=name, params=params, macs=macs, input_size=224))
         for entry in entries:
-            params, macs = counts[entry.input_size]
+            params, macs = counts[entry.input_size, entry.num_classes]
             rows.append(
                 CatalogueRow(
                     model=name,
@@ -107,9 +107,9 @@ def print_catalogue(rows: list[CatalogueRow], console: Console) -> None:
         console.print("top-1 on ImageNet-1K in percent, as published; params and MACs counted here")
 
 
-def _count(name: str, size: int) -> tuple[int | None, int | None]:
+def _count(name: str, size: int, num_classes: int) -> tuple[int | None, int | None]:
     with torch.device("meta"):
-        model = create_model(name)
+        model = create_model(name, num_classes=num_classes)
     try:
         counted = cost(model, size)
     except (AssertionError, RuntimeError):  # A peer that takes no other size than its own.
