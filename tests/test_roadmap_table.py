@@ -10,14 +10,8 @@ import pytest
 from rich.console import Console
 
 from convnext.road import REGIMES, roadmap
-from convnext.roadmap_table import (
-    REGIME_FACTS,
-    RoadmapRow,
-    draw_staircase,
-    print_roadmap,
-    roadmap_rows,
-    staircase,
-)
+from convnext.roadmap_table import REGIME_FACTS, RoadmapRow, print_roadmap, roadmap_rows
+from convnext.staircase import draw_staircase, staircase
 
 
 @pytest.fixture(scope="module")

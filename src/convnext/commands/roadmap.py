@@ -22,7 +22,8 @@ def run(argv: list[str]) -> int:
 
     from dataclasses import asdict
 
-    from convnext.roadmap_table import draw_staircase, print_roadmap, roadmap_rows
+    from convnext.roadmap_table import print_roadmap, roadmap_rows
+    from convnext.staircase import draw_staircase
 
     out = console(as_json=arguments.json)
     rows = roadmap_rows(arguments.regime)

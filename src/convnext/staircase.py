@@ -1,0 +1,198 @@
+"""The road as a figure: the staircase of the paper's Figure 2, drawn from a CSV beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convnext.atomic import atomic_write, write_text
+from convnext.roadmap_table import REGIME_FACTS, Regime, RoadmapRow, star
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which stay apart for every kind of colour vision.
+GROUPS = {
+    "start": ("start", "#667080"),
+    "macro": ("macro design", "#0072b2"),
+    "resnext": ("ResNeXt-ify", "#c77b00"),
+    "inverted": ("inverted bottleneck", "#009e73"),
+    "kernel": ("large kernel", "#b8558a"),
+    "micro": ("micro design", "#d55e00"),
+}
+# Where the names of the rungs begin, in widths of the plot to the left of it.
+NAMES = -1.28
+
+
+def draw_staircase(rows: Sequence[RoadmapRow], path_stem: str | Path, regime: str) -> None:
+    """Write the road as a figure, `path_stem`.svg and .png, and its numbers as .csv."""
+    from convnext.figures import save_bytes
+
+    stem = Path(path_stem)
+    fig = staircase(rows, REGIME_FACTS[regime])
+    write_text(f"{stem}.csv", staircase_csv(rows, REGIME_FACTS[regime]))
+    for form in ("svg", "png"):
+        with atomic_write(f"{stem}.{form}") as path:
+            # Letters as outlines look the same on a machine without the font.
+            path.write_bytes(save_bytes(fig, form, **{"svg.fonttype": "path"}))
+
+
+def staircase_csv(rows: Sequence[RoadmapRow], facts: Regime) -> str:
+    """Return the rows and, as the last line, the rival that the figure compares them with."""
+    text = io.StringIO()
+    names = [f.name for f in fields(RoadmapRow)]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    writer.writerow(
+        {
+            "regime": rows[0].regime,
+            "rung": facts.rival,
+            "group": "rival",
+            "paper_top1": facts.rival_top1,
+            "paper_gmacs": facts.rival_gmacs,
+        }
+    )
+    return text.getvalue()
+
+
+def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
+    """Draw a line per rung from top to bottom: the paper's top-1 as a dot, our MACs as a bar."""
+    from matplotlib.figure import Figure
+
+    from convnext.figures import INK, MUTED, figure_style
+
+    places, headings = _places(rows)
+    bottom = places[-1] + 1.7
+    margins = {"left": 0.37, "right": 0.925, "top": 0.9, "bottom": 0.125, "wspace": 0.31}
+    with figure_style():
+        fig = Figure(figsize=(8.2, 7.2))
+        dots, bars = fig.subplots(
+            1, 2, sharey=True, gridspec_kw=margins | {"width_ratios": (1.35, 1)}
+        )
+        dots.set_ylim(bottom + 0.7, -1.5)
+        _draw_top1(dots, rows, places)
+        _draw_macs(bars, rows, places)
+        for y, group in headings:
+            label, colour = GROUPS[group]
+            _beside(dots, label, y, x=NAMES, weight="bold", color=colour)
+        for row, y in zip(rows, places, strict=True):
+            ink = INK if row.kept else MUTED
+            _beside(dots, row.what + ("" if row.kept else ", not kept"), y, x=NAMES, color=ink)
+            weight = "bold" if row is rows[-1] else "normal"
+            _beside(dots, f"{row.paper_top1:.2f}", y, color=ink, weight=weight)
+            _beside(bars, f"{_aligned(row.macs / 1e9)}{star(row)}", y, color=ink, weight=weight)
+        _beside(dots, f"{facts.rival}, for comparison", bottom, x=NAMES, weight="bold")
+        for axes, value in ((dots, facts.rival_top1), (bars, facts.rival_gmacs)):
+            axes.plot([value, value], [-0.9, bottom], "--", color=MUTED, linewidth=1, zorder=0.5)
+            axes.plot([value], [bottom], "D", color=INK, markersize=5.5)
+            _beside(axes, _aligned(value), bottom)
+        fig.text(0.015, 0.956, f"{facts.title}, one decision at a time", fontsize=14, weight="bold")
+        fig.text(
+            0.015,
+            0.926,
+            "Accuracies are the paper's, nothing was trained here; costs are counted on the built "
+            "networks.",
+            color=MUTED,
+        )
+        fig.text(0.015, 0.015, _notes(rows, facts), fontsize=8, color=MUTED, linespacing=1.5)
+    return fig
+
+
+def _draw_top1(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) -> None:
+    from matplotlib.ticker import MultipleLocator
+
+    from convnext.figures import GRID, PAPER
+
+    kept = [(row.paper_top1, y) for row, y in zip(rows, places, strict=True) if row.kept]
+    # Down to the next rung, then across to its accuracy.
+    x = [value for value, _ in kept for _ in range(2)][:-1]
+    y = [place for _, place in kept for _ in range(2)][1:]
+    axes.plot(x, y, color="#b4bcc7", linewidth=1.4, zorder=2)
+    for row, place in zip(rows, places, strict=True):
+        colour = GROUPS[row.group][1]
+        axes.errorbar(
+            row.paper_top1,
+            place,
+            xerr=row.paper_top1_std,
+            fmt="o",
+            color=colour,
+            markerfacecolor=colour if row.kept else PAPER,
+            markersize=5.5,
+            elinewidth=1.4,
+            capsize=2.5,
+            zorder=3,
+        )
+    axes.set_xlabel("ImageNet-1K top-1, % (paper)")
+    axes.xaxis.set_major_locator(MultipleLocator(1))
+    axes.grid(True, axis="x", color=GRID)
+    axes.grid(False, axis="y")
+    axes.tick_params(labelleft=False)
+    axes.margins(x=0.06)
+
+
+def _draw_macs(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) -> None:
+    from convnext.figures import PAPER
+
+    for row, place in zip(rows, places, strict=True):
+        colour = GROUPS[row.group][1]
+        axes.barh(
+            place,
+            row.macs / 1e9,
+            height=0.6,
+            color=colour if row.kept else PAPER,
+            edgecolor=colour,
+            hatch=None if row.kept else "/////",
+            linewidth=0.8,
+        )
+    axes.set_xlabel("10⁹ MACs at 224 px (counted)")
+    axes.grid(False)
+
+
+def _notes(rows: Sequence[RoadmapRow], facts: Regime) -> str:
+    notes = f"Top-1: arXiv 2201.03545, {facts.runs}. Hollow, hatched: tried, not kept. "
+    notes += f"{facts.rival}: the paper's figures."
+    if any(row.paper_misprint for row in rows):
+        notes += (
+            "\n* Table 10 of the paper prints 4.46 and 4.49; its Figure 2 prints 4.2 and 4.5, "
+            "and the released ConvNeXt-T counts 4.4555."
+        )
+    return notes
+
+
+def _places(rows: Sequence[RoadmapRow]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Return the vertical place of every row, and of the heading above each group."""
+    places: list[float] = []
+    headings: list[tuple[float, str]] = []
+    y = -1.0
+    for i, row in enumerate(rows):
+        if i == 0 or row.group != rows[i - 1].group:
+            headings.append((y + (0.35 if i else 0), row.group))
+            y += 1.35 if i else 1.0
+        places.append(y)
+        y += 1
+    return places, headings
+
+
+def _beside(axes: Axes, words: str, y: float, *, x: float = 1.0, **style: Any) -> None:
+    """Write beside the axes at a height in data units: at a column on the left, or at the right."""
+    axes.annotate(
+        words,
+        (x, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(6 if x == 1 else 0, 0),
+        textcoords="offset points",
+        va="center",
+        annotation_clip=False,
+        **style,
+    )
+
+
+def _aligned(value: float) -> str:
+    """Return a number as wide as 15.01, the missing digit a space of a digit's width."""
+    return f"{value:5.2f}".replace(" ", "\u2007")
