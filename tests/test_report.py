@@ -191,3 +191,12 @@ def test_many_classes_show_the_pairs_that_matter(run_folder: Path) -> None:
 @pytest.mark.parametrize(("seconds", "words"), [(5.2, "5 s"), (600, "10 min"), (40_000, "11.1 h")])
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_too_many_classes_for_a_matrix_leave_it_out(run_folder: Path) -> None:
+    path = run_folder / "evaluation.json"
+    evaluation = json.loads(path.read_text()) | {"confusion": []}
+    path.write_text(json.dumps(evaluation))
+    text = write_report(run_folder).read_text(encoding="utf-8")
+    assert "Confusion matrix" not in text
+    assert "Most confident mistakes" in text

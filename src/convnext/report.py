@@ -238,7 +238,7 @@ def curves(run: Run) -> Section | None:
 
 def confusion(run: Run) -> Section | None:
     """The confusion matrix, and the pairs of classes that are confused most."""
-    if not run.evaluation:
+    if not run.evaluation.get("confusion"):
         return None
     matrix = np.asarray(run.evaluation["confusion"])
     names = run.evaluation["classes"]

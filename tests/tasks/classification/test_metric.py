@@ -75,3 +75,16 @@ def test_two_classes_have_a_top5_of_all() -> None:
 def test_nothing_to_evaluate() -> None:
     with pytest.raises(ValueError, match="no readable image"):
         Metric(CLASSES).compute()
+
+
+def test_the_classes_of_imagenet_22k_need_no_matrix() -> None:
+    names = [str(c) for c in range(21_841)]
+    metric = Metric(names)
+    logits = torch.zeros(3, len(names))
+    logits[range(3), [5, 21_840, 7]] = 1.0
+    metric.update(logits, torch.tensor([5, 21_840, 8]), torch.arange(3))
+    result = metric.compute()
+    assert result.top1 == pytest.approx(200 / 3)
+    assert result.confusion == ()
+    assert result.per_class[5].recall == 1.0
+    assert (result.mistakes[0].truth, result.mistakes[0].prediction) == ("8", "7")
