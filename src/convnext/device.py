@@ -66,19 +66,18 @@ def has_fast_bf16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
-def environment() -> dict[str, Any]:
-    """Return what a reader must know to repeat a measurement."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what a reader must know to repeat a measurement on `device`."""
     import torchvision
 
     import convnext
 
-    device = pick_device()
     return {
         "convnext": convnext.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -153,7 +153,7 @@ class LoaderRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecipe:
-    """Where and how the run executes. Nothing here changes what is computed, up to rounding."""
+    """Where and in which precision the run executes, when it is measured, and its seed."""
 
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto` for the best there is."""
@@ -292,6 +292,12 @@ def as_recipe(namespace: Any) -> Recipe:
     """Turn what the parser returned into a `Recipe`."""
     parser = recipe_parser()
     return Recipe(**parser.instantiate(namespace).as_dict())
+
+
+def number(value: float | str) -> float:
+    """Return a setting that is no longer `auto`."""
+    assert not isinstance(value, str), "the recipe must be resolved first"
+    return value
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from convnext.checkpoint import Card, save_checkpoint
-from convnext.recipe import Recipe
+from convnext.recipe import Recipe, number
 from convnext.train.log import RunLog
 from convnext.train.optim import learning_rate, make_optimizer, set_learning_rate
 from convnext.train.state import complete_steps, load_state, save_state
@@ -90,14 +90,14 @@ def fit(
     checkpoints = log.folder / "checkpoints"
     model = model.to(fabric.device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe.optim)
-    decay = _number(recipe.ema.decay)
+    decay = number(recipe.ema.decay)
     # The warm-up of the average keeps the random weights of the first steps out of it.
     ema = ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=3 / 4) if decay else None
 
-    num_steps = round(_number(recipe.schedule.epochs) * task.steps_per_epoch)
-    warmup_steps = round(_number(recipe.schedule.warmup_epochs) * task.steps_per_epoch)
-    eval_steps = max(1, round(_number(recipe.run.eval_every) * task.steps_per_epoch))
-    clip_grad = _number(recipe.optim.clip_grad)
+    num_steps = round(number(recipe.schedule.epochs) * task.steps_per_epoch)
+    warmup_steps = round(number(recipe.schedule.warmup_epochs) * task.steps_per_epoch)
+    eval_steps = max(1, round(number(recipe.run.eval_every) * task.steps_per_epoch))
+    clip_grad = number(recipe.optim.clip_grad)
     step, since_best = 0, 0
     best: dict[str, Any] = {}
     if resume and complete_steps(checkpoints):
@@ -156,7 +156,7 @@ def fit(
 
         rate = learning_rate(
             step,
-            peak=_number(recipe.optim.lr),
+            peak=number(recipe.optim.lr),
             final=recipe.schedule.min_lr,
             num_steps=num_steps,
             warmup_steps=warmup_steps,
@@ -218,8 +218,8 @@ def _check_weights(model: nn.Module, step: int, rate: float, recipe: Recipe, log
 
 def _diverged(what: str, rate: float, recipe: Recipe, log: RunLog) -> DivergedError:
     log.stop()
-    advice = [f"--optim.lr {_number(recipe.optim.lr) / 3:.2g}"]
-    if not _number(recipe.optim.clip_grad):
+    advice = [f"--optim.lr {number(recipe.optim.lr) / 3:.2g}"]
+    if not number(recipe.optim.clip_grad):
         advice.append("--optim.clip_grad 1")
     advice.append("a longer --schedule.warmup_epochs")
     if recipe.run.precision != "fp32":
@@ -235,8 +235,3 @@ def _diverged(what: str, rate: float, recipe: Recipe, log: RunLog) -> DivergedEr
         f"{what} (learning rate {rate:.2g}, precision {recipe.run.precision}). "
         f"Try {', '.join(advice)}. {rest}"
     )
-
-
-def _number(value: float | str) -> float:
-    assert not isinstance(value, str), "the recipe must be resolved first"
-    return value

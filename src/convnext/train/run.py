@@ -102,7 +102,7 @@ def train(
         | asdict(network),
     )
     started = datetime.now().astimezone().isoformat(timespec="seconds")
-    facts = environment() | {"precision": recipe.run.precision, "started": started}
+    facts = environment(device) | {"precision": recipe.run.precision, "started": started}
     _write_json(folder / "environment.json", facts)
     console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
 

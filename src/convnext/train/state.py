@@ -99,8 +99,8 @@ def load_state(
         counters: dict[str, Any] = json.loads(metadata["counters"])
         return counters
     raise ValueError(
-        f"there is no complete checkpoint in {folder} to resume from; "
-        "leave out --resume to start afresh"
+        f"no checkpoint in {folder} is whole enough to resume from; "
+        "start a new run in another --output"
     )
 
 

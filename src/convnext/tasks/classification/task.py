@@ -21,7 +21,7 @@ from convnext.family import create_model
 from convnext.inference import card_of
 from convnext.init import init_fan_in
 from convnext.preprocess import Preprocessing
-from convnext.recipe import NetworkRecipe, Recipe, to_dict
+from convnext.recipe import NetworkRecipe, Recipe, number, to_dict
 from convnext.tasks.classification.augment import BatchAugment
 from convnext.tasks.classification.auto import Choice, Circumstances, resolve, warnings
 from convnext.tasks.classification.data import ClassificationData, facts, open_dataset
@@ -289,9 +289,3 @@ def preprocessing(recipe: Recipe) -> Preprocessing:
         std=settings.std,
         in_chans=int(number(settings.in_chans)),
     )
-
-
-def number(value: float | str) -> float:
-    """Return a setting that is no longer `auto`."""
-    assert not isinstance(value, str), "the recipe must be resolved first"
-    return value
