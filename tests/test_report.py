@@ -8,16 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from convnext.report import (
-    Run,
-    confusion,
-    duration,
-    headline,
-    per_class,
-    read_run,
-    wilson,
-    write_report,
-)
+from convnext.report import Run, duration, headline, read_run, wilson, write_report
+from convnext.tasks.classification.report import confusion, per_class
 
 CLASSES = ["<b>bold</b>", "\"quoted\" & 'odd'", "$x_1$"]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACw="

@@ -7,6 +7,7 @@ tables, pictures, ...) that know no task; a task is a list of sections.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,16 +23,15 @@ from convnext.figures import (
     MISS,
     MUTED,
     Curve,
-    draw_confusion,
     draw_curves,
     draw_speed,
     inline_svg,
     save_bytes,
     short_count,
 )
+from convnext.tasks import HOMES
 from convnext.train.log import read_metrics
 
-MAX_CONFUSED_PAIRS = 12
 WEIGHTS = {"model": "weights", "ema": "moving average"}
 
 
@@ -117,7 +117,7 @@ def write_report(folder: Path) -> Path:
 
     run = read_run(folder)
     data = str(run.recipe.get("data", "unknown data"))
-    makers = TASKS.get(run.recipe.get("task", "classify"), COMMON)
+    task = run.recipe.get("task", "classify")
     environment = Environment(
         loader=PackageLoader("convnext"),
         autoescape=True,
@@ -131,7 +131,7 @@ def write_report(folder: Path) -> Path:
         headline=headline(run),
         summary=summary(run),
         missing=run.missing,
-        sections=[section for make in makers if (section := make(run)) is not None],
+        sections=[section for make in makers(task) if (section := make(run)) is not None],
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -223,7 +223,7 @@ def curves(run: Run) -> Section | None:
                 mark = (best["images"], best["top1"], f"{best['top1']:.2f}")
             alt = f"{title}. " + "; ".join(map(_spoken, drawn))
             drawing = draw_curves(drawn, label=label, mark=mark)
-            figures.append(_figure(run, name, title, alt, drawing))
+            figures.append(figure(run, name, title, alt, drawing))
     columns = [_finite(trained, "images", key) for key in ("images_per_s", "wait_share")]
     if columns[0][0] and columns[0][0] == columns[1][0]:
         (images, speed), (_, waiting) = columns
@@ -232,100 +232,8 @@ def curves(run: Run) -> Section | None:
             f"{title}: on average {np.mean(speed):,.0f} images per second and "
             f"{np.mean(waiting):.0%} of the time."
         )
-        figures.append(_figure(run, "speed", title, alt, draw_speed(images, speed, waiting)))
+        figures.append(figure(run, "speed", title, alt, draw_speed(images, speed, waiting)))
     return Section(title="Training", parts=[Part(kind="figures", values={"figures": figures})])
-
-
-def confusion(run: Run) -> Section | None:
-    """The confusion matrix, and the pairs of classes that are confused most."""
-    if not run.evaluation.get("confusion"):
-        return None
-    matrix = np.asarray(run.evaluation["confusion"])
-    names = run.evaluation["classes"]
-    off = matrix - np.diag(np.diagonal(matrix))
-    worst = np.argsort(-off, axis=None, kind="stable")[:MAX_CONFUSED_PAIRS]
-    pairs = [
-        {
-            "truth": names[t],
-            "prediction": names[p],
-            "count": int(off[t, p]),
-            "of": int(matrix[t].sum()),
-        }
-        for t, p in zip(*np.unravel_index(worst, off.shape), strict=True)
-        if off[t, p]
-    ]
-    for pair in pairs:
-        pair["share"] = f"{pair['count']:,} of {pair['of']:,}"
-    alt = f"Confusion matrix of {len(names)} classes. " + (
-        f"Most often {pairs[0]['truth']} is taken for {pairs[0]['prediction']}, "
-        f"{pairs[0]['share']} images."
-        if pairs
-        else "Nothing is confused."
-    )
-    figure = _figure(run, "confusion", "Confusion matrix", alt, draw_confusion(matrix, names))
-    parts = [Part(kind="matrix", values={"figure": figure})]
-    if pairs:
-        columns = (("truth", "truth", ""), ("taken for", "prediction", ""), ("images", "share", ""))
-        parts.append(_table(columns, pairs))
-    return Section(
-        title="What is taken for what",
-        note="Each row is a class, each column what its images were taken for. Blue is right, "
-        "orange is wrong; the stronger, the larger the share of the row.",
-        parts=parts,
-    )
-
-
-def per_class(run: Run) -> Section | None:
-    """Precision, recall and F1 of every class."""
-    if not run.evaluation:
-        return None
-    columns = (
-        ("class", "name", ""),
-        ("images", "support", "count"),
-        ("precision", "precision", "share"),
-        ("recall", "recall", "share"),
-        ("F1", "f1", "share"),
-    )
-    # The weakest first: they are what one does something about.
-    rows = sorted(run.evaluation["per_class"], key=lambda row: float(row["f1"]))
-    return Section(
-        title="Classes",
-        note="In percent, the weakest F1 first; a click on a heading sorts by it.",
-        parts=[_table(columns, rows, sortable=True)],
-    )
-
-
-def mistakes(run: Run) -> Section | None:
-    """The pictures that the network is most sure of, and wrong about."""
-    found = run.evaluation.get("mistakes", [])
-    if not found:
-        return None
-    pictures = [
-        {
-            "image": m["thumbnail"] if str(m["thumbnail"]).startswith("data:image/") else "",
-            "alt": f"{m['truth']}, taken for {m['prediction']}",
-            "title": m["prediction"],
-            "figure": f"{100 * m['probability']:.1f}\u00a0%",
-            "text": f"is {m['truth']}",
-            "source": m["source"],
-        }
-        for m in found
-    ]
-    return Section(
-        title="Most confident mistakes",
-        note="In bold what the network saw, and how sure it was. Look for wrong labels here first.",
-        parts=[Part(kind="pictures", values={"pictures": pictures})],
-    )
-
-
-def bad_images(run: Run) -> Section | None:
-    """Images that could not be read."""
-    found = run.evaluation.get("bad_images", [])
-    if not found:
-        return None
-    columns = (("image", "source", "code"), ("reason", "reason", ""))
-    title = f"{len(found)} validation image{'s'[: len(found) != 1]} could not be read"
-    return Section(title=title, parts=[_table(columns, found)])
 
 
 def choices(run: Run) -> Section | None:
@@ -334,7 +242,7 @@ def choices(run: Run) -> Section | None:
         return None
     columns = (("setting", "setting", "code"), ("value", "shown", ""), ("because", "reason", ""))
     rows = [choice | {"shown": _plain(choice["value"])} for choice in map(dict, run.choices)]
-    return Section(title="Chosen by auto", parts=[_table(columns, rows)])
+    return Section(title="Chosen by auto", parts=[table(columns, rows)])
 
 
 def settings(run: Run) -> Section | None:
@@ -353,12 +261,17 @@ def settings(run: Run) -> Section | None:
 
 Maker = Callable[[Run], Section | None]
 COMMON: tuple[Maker, ...] = (curves, choices, settings)
-TASKS: dict[str, tuple[Maker, ...]] = {
-    "classify": (curves, confusion, per_class, mistakes, bad_images, choices, settings),
-}
 
 
-def _table(
+def makers(task: str) -> tuple[Maker, ...]:
+    """Return the sections of a task's report; those of every task where it has none of its own."""
+    if task not in HOMES:
+        return COMMON
+    own = importlib.import_module(f"convnext.tasks.{HOMES[task]}.report").SECTIONS
+    return (curves, *own, choices, settings)
+
+
+def table(
     columns: Sequence[tuple[str, str, str]],
     rows: Sequence[Mapping[str, Any]],
     *,
@@ -402,7 +315,7 @@ def _spoken(curve: Curve) -> str:
     )
 
 
-def _figure(run: Run, name: str, title: str, alt: str, figure: Any) -> dict[str, str]:
+def figure(run: Run, name: str, title: str, alt: str, figure: Any) -> dict[str, str]:
     """Save a figure beside the page as SVG and PNG; return its title and its markup."""
     folder = run.folder / "figures"
     data = {form: save_bytes(figure, form) for form in ("svg", "png")}

@@ -1,0 +1,105 @@
+"""The sections of a report that only classification has."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from convnext.figures import draw_confusion
+from convnext.report import Part, Run, Section, figure, table
+
+MAX_CONFUSED_PAIRS = 12
+
+
+def confusion(run: Run) -> Section | None:
+    """The confusion matrix, and the pairs of classes that are confused most."""
+    if not run.evaluation.get("confusion"):
+        return None
+    matrix = np.asarray(run.evaluation["confusion"])
+    names = run.evaluation["classes"]
+    off = matrix - np.diag(np.diagonal(matrix))
+    worst = np.argsort(-off, axis=None, kind="stable")[:MAX_CONFUSED_PAIRS]
+    pairs = [
+        {
+            "truth": names[t],
+            "prediction": names[p],
+            "count": int(off[t, p]),
+            "of": int(matrix[t].sum()),
+        }
+        for t, p in zip(*np.unravel_index(worst, off.shape), strict=True)
+        if off[t, p]
+    ]
+    for pair in pairs:
+        pair["share"] = f"{pair['count']:,} of {pair['of']:,}"
+    alt = f"Confusion matrix of {len(names)} classes. " + (
+        f"Most often {pairs[0]['truth']} is taken for {pairs[0]['prediction']}, "
+        f"{pairs[0]['share']} images."
+        if pairs
+        else "Nothing is confused."
+    )
+    drawn = figure(run, "confusion", "Confusion matrix", alt, draw_confusion(matrix, names))
+    parts = [Part(kind="matrix", values={"figure": drawn})]
+    if pairs:
+        columns = (("truth", "truth", ""), ("taken for", "prediction", ""), ("images", "share", ""))
+        parts.append(table(columns, pairs))
+    return Section(
+        title="What is taken for what",
+        note="Each row is a class, each column what its images were taken for. Blue is right, "
+        "orange is wrong; the stronger, the larger the share of the row.",
+        parts=parts,
+    )
+
+
+def per_class(run: Run) -> Section | None:
+    """Precision, recall and F1 of every class."""
+    if not run.evaluation:
+        return None
+    columns = (
+        ("class", "name", ""),
+        ("images", "support", "count"),
+        ("precision", "precision", "share"),
+        ("recall", "recall", "share"),
+        ("F1", "f1", "share"),
+    )
+    # The weakest first: they are what one does something about.
+    rows = sorted(run.evaluation["per_class"], key=lambda row: float(row["f1"]))
+    return Section(
+        title="Classes",
+        note="In percent, the weakest F1 first; a click on a heading sorts by it.",
+        parts=[table(columns, rows, sortable=True)],
+    )
+
+
+def mistakes(run: Run) -> Section | None:
+    """The pictures that the network is most sure of, and wrong about."""
+    found = run.evaluation.get("mistakes", [])
+    if not found:
+        return None
+    pictures = [
+        {
+            "image": m["thumbnail"] if str(m["thumbnail"]).startswith("data:image/") else "",
+            "alt": f"{m['truth']}, taken for {m['prediction']}",
+            "title": m["prediction"],
+            "figure": f"{100 * m['probability']:.1f}\u00a0%",
+            "text": f"is {m['truth']}",
+            "source": m["source"],
+        }
+        for m in found
+    ]
+    return Section(
+        title="Most confident mistakes",
+        note="In bold what the network saw, and how sure it was. Look for wrong labels here first.",
+        parts=[Part(kind="pictures", values={"pictures": pictures})],
+    )
+
+
+def bad_images(run: Run) -> Section | None:
+    """Images that could not be read."""
+    found = run.evaluation.get("bad_images", [])
+    if not found:
+        return None
+    columns = (("image", "source", "code"), ("reason", "reason", ""))
+    title = f"{len(found)} validation image{'s'[: len(found) != 1]} could not be read"
+    return Section(title=title, parts=[table(columns, found)])
+
+
+SECTIONS = (confusion, per_class, mistakes, bad_images)
