@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+pytest_plugins = ["shard_server"]
+
 # Two test processes share two cores; more threads than cores wait for each other.
 torch.set_num_threads(1)
 

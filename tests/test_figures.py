@@ -47,6 +47,15 @@ def test_two_curves_have_a_legend() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["weights", "moving average"]
 
 
+def test_a_dashed_curve_is_thin_and_without_points() -> None:
+    plain = Curve(label="weights", x=[0, 1], y=[0, 1])
+    dashed = Curve(label="reference", x=[0, 1], y=[1, 1], dashed=True)
+    first, second = draw_curves([plain, dashed], label="top-1, %").axes[0].lines
+    assert (first.get_linestyle(), second.get_linestyle()) == ("-", "--")
+    assert (first.get_marker(), second.get_marker()) == ("o", "")
+    assert second.get_linewidth() < first.get_linewidth()
+
+
 def test_speed_is_drawn_from_zero_and_waiting_in_percent() -> None:
     top, bottom = draw_speed([0, 64], [90.0, 110.0], [0.5, 0.25]).axes
     assert top.get_ylim()[0] == 0

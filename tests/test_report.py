@@ -145,6 +145,38 @@ def test_the_weakest_class_comes_first(run_folder: Path) -> None:
     assert [row["f1"] for row in section.parts[0].values["rows"]] == [0.2, 0.5, 0.9]
 
 
+def test_events_are_listed_even_where_their_steps_were_repeated(run_folder: Path) -> None:
+    rows = [
+        {"kind": "event", "step": 95, "epoch": 9.5, "event": "top1 is <low>"},
+        {"kind": "resume", "step": 90, "epoch": 9.0},
+    ]
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.writelines("\n" + json.dumps(row) for row in rows)
+    assert [row["step"] for row in read_run(run_folder).rows("train")][-1] == 90
+    words = Page(write_report(run_folder).read_text(encoding="utf-8")).words
+    for expected in ("Events", "top1 is <low>", "went on from here; what came after was repeated"):
+        assert expected in words
+
+
+def test_a_run_without_events_has_no_section_of_them(run_folder: Path) -> None:
+    assert "Events" not in Page(write_report(run_folder).read_text(encoding="utf-8")).words
+
+
+def test_the_reference_is_drawn_as_far_as_the_run_has_come(run_folder: Path) -> None:
+    curve = run_folder / "earlier.csv"
+    curve.write_text("epoch,top1\n2,40\n6,60\n20,95\n")
+    (run_folder / "recipe.yaml").write_text(f"task: classify\nrun: {{reference: '{curve}'}}\n")
+    page = Page(write_report(run_folder).read_text(encoding="utf-8"))
+    assert "reference from 40 to 70 over 3.2 k images" in page.labels[1]
+
+
+def test_a_reference_that_is_gone_is_said(run_folder: Path) -> None:
+    (run_folder / "recipe.yaml").write_text("task: classify\nrun: {reference: gone.csv}\n")
+    text = write_report(run_folder).read_text(encoding="utf-8")
+    assert "Not there yet: the reference gone.csv." in text
+    assert Page(text).tags.count("svg") == 5
+
+
 def test_wilson_interval() -> None:
     # Newcombe (1998), Statistics in Medicine 17, table I: 81 of 263.
     assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)

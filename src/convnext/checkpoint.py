@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from convnext.atomic import atomic_write
 from convnext.family import create_model
 from convnext.preprocess import Preprocessing
+from convnext.weights.files import DIGEST, digest
 
 FORMAT = "convnext-1"
 
@@ -76,14 +77,15 @@ class Card:
 
 
 def save_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], sign: bool = True
 ) -> None:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically, if `sign` with the hash by which damage is found."""
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    signature = {DIGEST: digest(plain, metadata)} if sign else {}
     with atomic_write(path) as temporary:
-        save_file(plain, temporary, metadata=dict(metadata))
+        save_file(plain, temporary, metadata={**metadata, **signature})
 
 
 def save_checkpoint(path: str | Path, weights: Mapping[str, Tensor], card: Card) -> None:

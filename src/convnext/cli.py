@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from convnext import __version__
 from convnext.names import nearest
+from convnext.train.faults import EXIT_AGAIN, InterruptedRun, LostProcessError
 
 VERBS = {
     "train": "train a network on a folder of images, or on the built-in digits",
@@ -35,10 +36,15 @@ Start with `convnext train`: it trains on a small data set that comes along.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code: 0, 2 for a mistake of the user's, 1 for a failed run."""
+    """Run a verb and return the exit code.
+
+    0, 2 for a mistake of the user's, 1 for a failed run, 75 for a run to be started again.
+    """
     # Threads of OpenMP spin while they wait. Where anything else runs on the machine, a network on
     # two cores is then ten times slower (LOG.md). Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # When a process of a run is lost, the others' C++ would print pages before our one line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
@@ -57,6 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # Whoever read our output has had enough, as `head` has.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except InterruptedRun as error:
+        return _fail(str(error), code=EXIT_AGAIN)
+    except LostProcessError as error:
+        if error.speaks:
+            _fail(str(error))
+        # The other end of every connection is gone: closing them in order could wait for ever.
+        os._exit(EXIT_AGAIN)
     except ArithmeticError as error:  # A run that diverged is nobody's wrong option.
         return _fail(str(error), code=1)
     except (ValueError, OSError) as error:

@@ -66,6 +66,18 @@ def has_fast_bf16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
+def pick_training_precision(precision: str, device: torch.device) -> str:
+    """Return the precision of a recipe, or for `auto` the fastest that trains as well as fp32.
+
+    Raises:
+        ValueError: As `check_precision`.
+    """
+    if precision == "auto":
+        return "bf16" if has_fast_bf16(device) else "fp32"
+    check_precision(precision, device)
+    return precision
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Return what a reader must know to repeat a measurement on `device`."""
     import torchvision

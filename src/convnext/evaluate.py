@@ -7,8 +7,8 @@ import copy
 import io
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 
 from convnext.atomic import write_text
 from convnext.checkpoint import Card
@@ -28,8 +29,22 @@ from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.samples import Samples
+from convnext.train.state import complete_steps, step_of
+from convnext.weights.files import read_file
 
 THUMBNAIL_PIXELS = 112
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The scores of other weights of the same run: those of its last step, and their average."""
+
+    weights: str
+    """"model" or "ema"."""
+    step: int
+    top1: float
+    top5: float
+    loss: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +59,8 @@ class EvaluationResult:
     """Of every mistake, where the image came from and a small JPEG as a data URI."""
     bad_images: tuple[tuple[str, str], ...]
     """Images that could not be read, and why."""
+    last: tuple[Variant, ...] = ()
+    """For a run with a moving average: its last step, without the average and with it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values for JSON."""
@@ -58,6 +75,7 @@ class EvaluationResult:
             "step": self.card.metrics.get("step"),
             **result,
             "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
+            "last": [asdict(variant) for variant in self.last],
         }
 
     def write(self, folder: str | Path) -> Path:
@@ -76,6 +94,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     max_bad_share: float = 0.01,
+    last: bool = False,
     console: Console | None = None,
 ) -> EvaluationResult:
     """Evaluate a run, a checkpoint or published weights on a labelled data set.
@@ -88,6 +107,8 @@ def evaluate(
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
         max_bad_share: The largest share of images that may be unreadable.
+        last: Of a run with a moving average, measure the weights of the last step too, and their
+            average: the difference is what the average brings.
         console: Where the progress bar goes; None for none.
 
     Raises:
@@ -100,20 +121,31 @@ def evaluate(
         raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
     samples = relabel(*_open_split(data, split, card), card.classes)
     bad = BadImages(samples, max_share=max_bad_share)
-    metric = Metric(card.classes)
-    with Progress(console=console, transient=True, disable=console is None) as progress:
-        bar = progress.add_task("evaluating", total=len(samples))
-        for batch in infer(
-            model,
-            EvalDataset(samples, card.preprocessing),
-            device=where,
-            precision=pick_precision(precision, card, where),
-            bad=bad,
-            batch_size=batch_size or BATCH_SIZE,
-            progress=lambda count: progress.advance(bar, count),
-        ):
-            metric.update(*batch)
-    evaluation = metric.compute()
+    dataset = EvalDataset(samples, card.preprocessing)
+    executed = pick_precision(precision, card, where)
+
+    def measure(label: str) -> Evaluation:
+        metric = Metric(card.classes)
+        with Progress(console=console, transient=True, disable=console is None) as progress:
+            bar = progress.add_task(f"evaluating {label}", total=len(samples))
+            for batch in infer(
+                model,
+                dataset,
+                device=where,
+                precision=executed,
+                bad=bad,
+                batch_size=batch_size or BATCH_SIZE,
+                progress=lambda count: progress.advance(bar, count),
+            ):
+                metric.update(*batch)
+        return metric.compute()
+
+    evaluation = measure("the best weights" if last else "")
+    variants = []
+    for weights, step, tensors in _last_weights(source) if last else ():
+        model.load_state_dict(tensors)
+        e = measure(f"{_NAMES[weights]} of the last step")
+        variants.append(Variant(weights=weights, step=step, top1=e.top1, top5=e.top5, loss=e.loss))
     return EvaluationResult(
         source=source,
         data=str(data),
@@ -121,7 +153,26 @@ def evaluate(
         evaluation=evaluation,
         thumbnails=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
         bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
+        last=tuple(variants),
     )
+
+
+_NAMES = {"model": "the weights", "ema": "the moving average"}
+
+
+def _last_weights(source: str) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
+    """Yield the weights of a run's last state and their moving average, if it kept one."""
+    states = complete_steps(Path(source) / "checkpoints")
+    if not states:
+        return
+    rest, _ = read_file(states[-1] / "state.safetensors")
+    average = {
+        name.removeprefix("ema."): tensor for name, tensor in rest.items() if name[:4] == "ema."
+    }
+    if average:
+        step = step_of(states[-1])
+        yield "model", step, read_file(states[-1] / "model.safetensors")[0]
+        yield "ema", step, average
 
 
 def _open_split(data: str, split: str, card: Card) -> tuple[Samples, tuple[str, ...]]:
@@ -185,6 +236,14 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
         f"[bold]top-1 {e.top1:.2f} %[/]  top-5 {e.top5:.2f} %  loss {e.loss:.4f}  "
         f"on {e.num_images:,} images of {escape(result.data)}"
     )
+    if result.last:
+        kind = _NAMES[str(result.card.metrics.get("weights", "model"))]
+        console.print(f"These are {kind} of step {result.card.metrics.get('step', 0):,}, the best.")
+    for variant in result.last:
+        console.print(
+            f"top-1 {variant.top1:.2f} %  top-5 {variant.top5:.2f} %  loss {variant.loss:.4f}  for "
+            f"{_NAMES[variant.weights]} of the last step, {variant.step:,}"
+        )
     for source, reason in result.bad_images:
         console.print(f"skipped: {source}: {reason}", markup=False)
 

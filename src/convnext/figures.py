@@ -88,6 +88,7 @@ class Curve:
     y: Sequence[float]
     colour: str = ACCENT
     dashed: bool = False
+    """Thin, without points: what the others are compared with."""
 
 
 @contextmanager
@@ -119,8 +120,8 @@ def draw_curves(
                 label=curve.label,
                 color=curve.colour,
                 linestyle="--" if curve.dashed else "-",
-                linewidth=1.4 if curve.dashed else 1.8,
-                marker="o" if len(x) <= 30 else "",
+                linewidth=1.2 if curve.dashed else 1.8,
+                marker="o" if len(x) <= 30 and not curve.dashed else "",
                 markersize=3,
             )
         if mark is not None:
@@ -289,7 +290,7 @@ def short_count(value: float) -> str:
 
 def _mark(axes: Axes, x: float, y: float, words: str) -> None:
     axes.plot([x], [y], "o", color=ACCENT, markersize=6, zorder=5)
-    # Nothing lies above the best point.
+    # Nothing lies above the best point but perhaps a reference.
     axes.margins(y=0.16)
     axes.annotate(
         words,

@@ -111,6 +111,8 @@ class OptimRecipe:
     eps: float = 1e-8
     layer_decay: float | Auto = "auto"
     """Factor on the learning rate per group of blocks from the head down; 1 for none."""
+    layer_decay_by: Literal["layer", "stage"] = "layer"
+    """Groups of three blocks, as for classification and COCO, or whole stages as for ADE20K."""
     clip_grad: float | Auto = "auto"
     """Largest norm of the gradient; 0 for no clipping."""
 
@@ -149,6 +151,15 @@ class LoaderRecipe:
     """The run fails when more than this share of the images cannot be read, and more than one."""
     val_share: float = 0.2
     """Share of each class held out for validation, where the data has no split of its own."""
+    shard_cache: str = "~/.cache/convnext/shards"
+    """Folder for copies of remote shards; one on a local disk, for all runs of a machine."""
+    shard_cache_gb: float = 0.0
+    """Gigabytes of copies at most, those used least recently make room; 0 for half of what is free
+    on that disk."""
+    retries: int = 5
+    """How often a failed request for remote data is repeated, with growing pauses."""
+    timeout: float = 60.0
+    """Seconds to wait for a server to connect, and then for each piece of data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +169,34 @@ class RunRecipe:
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto` for the best there is."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    devices: int | Auto = "auto"
+    """Processes on this machine; `auto` is what torchrun or srun started, else one."""
+    num_nodes: int = 1
+    """Machines; all of them must be started by torchrun or srun."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """With several devices: a copy of the network on each, or a share of it (`convnext_xlarge`)."""
+    channels_last: bool | Auto = "auto"
+    """Memory format of images and weights; `auto` measures in long runs, else takes it."""
+    compile: bool | Auto = "auto"
+    """Train through torch.compile; `auto` measures in long runs, else leaves it."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    deterministic: bool = False
+    """The same bits every time on a GPU too, at some cost in speed; nothing is measured first."""
     eval_every: int | Auto = "auto"
     """Epochs between evaluations; the last step is always evaluated."""
+    save_every: int | Auto = "auto"
+    """Steps between saved states, beside those of evaluations: what a crash can cost."""
     patience: int = 0
     """Stop after this many evaluations without a better one; 0 never stops early."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """When a loss is no number: stop, or go on from the last good state at half the rate."""
+    loggers: tuple[str, ...] = ()
+    """`wandb`, `mlflow`, beside TensorBoard, which is always on."""
+    reference: str = "none"
+    """A curve to compare with: a run folder, its metrics.jsonl, or a CSV of `epoch,<metric>`."""
+    reference_tolerance: float = 2.0
+    """How far below the reference an evaluation may be before the run warns, in points."""
     seed: int = 0
 
 
@@ -175,7 +210,7 @@ class Recipe:
     weights: str = "none"
     """Where training starts: `none`, a tag of `convnext models`, a path, or a hub id."""
     data: str = "digits"
-    """A folder, or `digits` for the data set that comes along."""
+    """A folder, an address of shards, or `digits` for the data set that comes along."""
     network: NetworkRecipe = field(default_factory=NetworkRecipe)
     input: InputRecipe = field(default_factory=InputRecipe)
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
@@ -202,9 +237,16 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "input.image_size": (1, None),
     "loader.workers": (0, None),
     "loader.max_bad_share": (0, 1),
+    "loader.shard_cache_gb": (0, None),
+    "loader.retries": (0, None),
+    "loader.timeout": (0.001, None),
     "loss.label_smoothing": (0, 1),
+    "run.devices": (1, None),
+    "run.num_nodes": (1, None),
     "run.eval_every": (0, None),
+    "run.save_every": (1, None),
     "run.patience": (0, None),
+    "run.reference_tolerance": (0, None),
     "run.seed": (0, 2**32 - 1),
 }
 

@@ -1,8 +1,9 @@
 """The report of a run: one HTML page that opens from disk, without network, in light and in dark.
 
-It is made from the files of the run folder alone, and may be made anew at any time. A file that is
-not there yet leaves its section out, and the page says so. A section is made of parts (figures,
-tables, pictures, ...) that know no task; a task is a list of sections.
+It is made from the files of the run folder, and the reference curve that its recipe names, and may
+be made anew at any time. A file that is not there leaves its section out, and the page says so. A
+section is made of parts (figures, tables, pictures, ...) that know no task; a task is a list of
+sections.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from convnext.figures import (
 )
 from convnext.tasks import HOMES
 from convnext.train.log import read_metrics
+from convnext.train.reference import Reference, read_reference
 
 WEIGHTS = {"model": "weights", "ema": "moving average"}
 
@@ -47,6 +49,9 @@ class Run:
     environment: Mapping[str, Any]
     model: Mapping[str, Any]
     missing: Sequence[str]
+    events: Sequence[Mapping[str, Any]] = ()
+    """Warnings and restarts of metrics.jsonl, those of superseded steps included."""
+    reference: Reference | None = None
 
     def rows(self, kind: str, weights: str | None = None) -> list[Mapping[str, Any]]:
         """Return the rows of metrics.jsonl of a kind, and of one set of weights."""
@@ -99,15 +104,27 @@ def read_run(folder: Path) -> Run:
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
         missing.append(metrics.name)
+    recipe = read("recipe.yaml", yaml.safe_load, {})
+    curve, reference = recipe.get("run", {}).get("reference", "none"), None
+    try:
+        reference = read_reference(curve, "top1")
+    except ValueError:
+        missing.append(f"the reference {curve}")
     return Run(
         folder=folder,
-        recipe=read("recipe.yaml", yaml.safe_load, {}),
+        recipe=recipe,
         choices=read("choices.json", json.loads, []),
         metrics=read_metrics(metrics) if metrics.is_file() else [],
         evaluation=read("evaluation.json", json.loads, {}),
         environment=read("environment.json", json.loads, {}),
         model=read("model.json", json.loads, {}),
         missing=missing,
+        events=[
+            row
+            for row in (read_metrics(metrics, raw=True) if metrics.is_file() else [])
+            if row["kind"] in ("event", "resume")
+        ],
+        reference=reference,
     )
 
 
@@ -211,7 +228,11 @@ def curves(run: Run) -> Section | None:
             "loss",
             [_curve("training", trained, "loss", MUTED), *_by_weights(run, "loss")],
         ),
-        "top1": ("Top-1 on the validation set", "top-1, %", _by_weights(run, "top1")),
+        "top1": (
+            "Top-1 on the validation set",
+            "top-1, %",
+            [*_by_weights(run, "top1"), *_reference(run)],
+        ),
         "lr": ("Learning rate", "", [_curve("learning rate", trained, "lr", ACCENT)]),
     }
     figures = []
@@ -234,6 +255,22 @@ def curves(run: Run) -> Section | None:
         )
         figures.append(figure(run, "speed", title, alt, draw_speed(images, speed, waiting)))
     return Section(title="Training", parts=[Part(kind="figures", values={"figures": figures})])
+
+
+def events(run: Run) -> Section | None:
+    """Warnings, and where the run went on after an interruption."""
+    if not run.events:
+        return None
+    columns = (("step", "step", "count"), ("epoch", "epoch", ""), ("what happened", "what", ""))
+    rows = [
+        {
+            "step": row["step"],
+            "epoch": f"{row.get('epoch', 0):.4g}",
+            "what": row.get("event") or "went on from here; what came after was repeated",
+        }
+        for row in run.events
+    ]
+    return Section(title="Events", parts=[table(columns, rows)])
 
 
 def choices(run: Run) -> Section | None:
@@ -260,7 +297,7 @@ def settings(run: Run) -> Section | None:
 
 
 Maker = Callable[[Run], Section | None]
-COMMON: tuple[Maker, ...] = (curves, choices, settings)
+COMMON: tuple[Maker, ...] = (curves, events, choices, settings)
 
 
 def makers(task: str) -> tuple[Maker, ...]:
@@ -268,7 +305,7 @@ def makers(task: str) -> tuple[Maker, ...]:
     if task not in HOMES:
         return COMMON
     own = importlib.import_module(f"convnext.tasks.{HOMES[task]}.report").SECTIONS
-    return (curves, *own, choices, settings)
+    return (curves, *own, events, choices, settings)
 
 
 def table(
@@ -291,6 +328,27 @@ def _by_weights(run: Run, key: str) -> list[Curve]:
     return [
         _curve(label, run.rows("val", weights), key, colours[weights])
         for weights, label in WEIGHTS.items()
+    ]
+
+
+def _reference(run: Run) -> list[Curve]:
+    """Return the reference curve as far as the run has come, or no curve."""
+    measured = [row for row in run.rows("val") if row["epoch"] > 0]
+    if run.reference is None or not measured:
+        return []
+    last = measured[-1]
+    per_epoch = last["images"] / last["epoch"]
+    epochs = [epoch for epoch in run.reference.epochs if epoch < last["epoch"]]
+    # The next point would stretch the axis of a run that has only begun.
+    epochs += [last["epoch"]] if run.reference.epochs[0] <= last["epoch"] else []
+    return [
+        Curve(
+            label="reference",
+            x=[epoch * per_epoch for epoch in epochs],
+            y=[run.reference.at(epoch) for epoch in epochs],
+            colour=MUTED,
+            dashed=True,
+        )
     ]
 
 

@@ -3,135 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lightning_fabric import Fabric
-from rich.console import Console
-from torch import Tensor, nn
-from torch.nn import functional as F
+from toy import BATCH, PoisonedTask, ToyTask, run, weights
 
-from convnext import create_model
-from convnext.checkpoint import Card
-from convnext.preprocess import Preprocessing
-from convnext.recipe import Recipe, change_recipe
-from convnext.train.log import RunLog, read_metrics
-from convnext.train.loop import DivergedError, Outcome, fit
+from convnext.train.log import read_metrics
+from convnext.train.loop import DivergedError
 from convnext.train.state import complete_steps
-from convnext.weights.files import read_file
-
-NUM_IMAGES, BATCH = 24, 8
-SETTINGS = {
-    "optim.lr": 2e-3,
-    "optim.weight_decay": 0.05,
-    "optim.layer_decay": 1.0,
-    "optim.clip_grad": 0.0,
-    "optim.batch_size": BATCH,
-    "schedule.epochs": 4,
-    "schedule.warmup_epochs": 1.0,
-    "ema.decay": 0.9,
-    "run.eval_every": 1,
-    "run.precision": "fp32",
-}
-
-
-class ToyTask:
-    """Three classes told apart by the brightness of a channel."""
-
-    primary = "top1"
-    steps_per_epoch = NUM_IMAGES // BATCH
-
-    def __init__(
-        self, *, micro: int = BATCH, nan_at: int | None = None, stop_at: int = 10**9
-    ) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.labels = torch.arange(NUM_IMAGES) % 3
-        self.images = torch.randn(NUM_IMAGES, 3, 32, 32, generator=generator) * 0.5
-        self.images[torch.arange(NUM_IMAGES), self.labels] += 1.0
-        self.micro, self.nan_at, self.stop_at = micro, nan_at, stop_at
-        self.scores: list[float] | None = None
-
-    def batches(self, start_step: int) -> Iterator[Sequence[Any]]:
-        step = start_step
-        while True:
-            if step == self.stop_at:
-                raise KeyboardInterrupt
-            rows = torch.arange(BATCH) + BATCH * (step % self.steps_per_epoch)
-            yield list(rows.split(self.micro))
-            step += 1
-
-    def size(self, batch: Tensor) -> int:
-        return len(batch)
-
-    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
-        loss = F.cross_entropy(model(self.images[batch]), self.labels[batch])
-        return {"loss": loss * float("nan") if step == self.nan_at else loss}
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        model.eval()
-        if self.scores is not None:
-            return {"top1": self.scores.pop(0)}
-        with torch.no_grad():
-            hits = model(self.images).argmax(1) == self.labels
-        return {"top1": 100 * float(hits.float().mean())}
-
-    def card(self, model: nn.Module, metrics: Mapping[str, Any]) -> Card:
-        return Card(
-            model=str(model.name),
-            changes=dict(model.changes),  # type: ignore[arg-type]
-            classes=("a", "b", "c"),
-            preprocessing=Preprocessing(
-                image_size=32, crop_pct=1.0, in_chans=3, mean=(0.5,) * 3, std=(0.2,) * 3
-            ),
-            metrics=metrics,
-        )
-
-
-class PoisonedTask(ToyTask):
-    """The losses are fine, but the first update makes the weights infinite."""
-
-    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
-        with torch.no_grad():
-            next(iter(model.parameters())).fill_(float("inf"))
-        return {"loss": sum(p.sum() * 0 for p in list(model.parameters())[1:]) + torch.tensor(1.0)}
-
-
-def toy_model(**changes: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return create_model(
-        "convnext_atto",
-        **{
-            "depths": (1, 1, 2, 1),
-            "dims": (8, 8, 8, 16),
-            "num_classes": 3,
-            "layer_scale_init": 0.0,
-            "drop_path_rate": 0.3,
-            **changes,
-        },
-    )
-
-
-def run(
-    folder: Path, task: ToyTask, *, resume: bool = False, drop_path: float = 0.3, **changes: Any
-) -> Outcome:
-    recipe = change_recipe(
-        Recipe(), SETTINGS | {k.replace("__", "."): v for k, v in changes.items()}
-    )
-    log = RunLog(folder, Console(quiet=True))
-    fabric = Fabric(accelerator="cpu", devices=1)
-    try:
-        return fit(
-            task, toy_model(drop_path_rate=drop_path), recipe, fabric=fabric, log=log, resume=resume
-        )
-    finally:
-        log.close()
-
-
-def weights(path: Path) -> dict[str, Tensor]:
-    return dict(read_file(path)[0])
 
 
 def test_it_learns_and_keeps_the_best(tmp_path: Path) -> None:
@@ -145,7 +25,10 @@ def test_it_learns_and_keeps_the_best(tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
     assert rows[-1]["step"] == outcome.steps == 60
     assert rows[-1]["images"] == 60 * BATCH
-    assert len(complete_steps(tmp_path / "checkpoints")) == 1
+    assert [p.name for p in complete_steps(tmp_path / "checkpoints")] == [
+        "step-00000057",
+        "step-00000060",
+    ]
 
 
 @pytest.mark.parametrize("stop_at", [4, 7, 11])
@@ -188,7 +71,7 @@ def test_micro_batches_give_the_gradient_of_the_batch(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"step 6 .*--optim.lr 0.00067.*is intact"):
         run(tmp_path, ToyTask(nan_at=5))
-    (last,) = complete_steps(tmp_path / "checkpoints")
+    last = complete_steps(tmp_path / "checkpoints")[-1]
     assert last.name == "step-00000003"
     assert all(torch.isfinite(w).all() for w in weights(last / "model.safetensors").values())
     outcome = run(tmp_path, ToyTask(), resume=True)
@@ -215,19 +98,34 @@ def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path: Path) -> Non
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="is not finite after step 1"):
         run(tmp_path, PoisonedTask(), run__eval_every=1 / 3)
-    assert complete_steps(tmp_path / "checkpoints") == []
+    assert [p.name for p in complete_steps(tmp_path / "checkpoints")] == ["step-00000000"]
     assert not (tmp_path / "checkpoints/best.safetensors").exists()
 
 
-def test_a_damaged_state_falls_back_to_an_older_one(tmp_path: Path) -> None:
-    run(tmp_path, ToyTask())
-    (last,) = complete_steps(tmp_path / "checkpoints")
-    newer = last.with_name("step-00000099")
-    newer.mkdir()
-    (newer / "model.safetensors").write_bytes((last / "model.safetensors").read_bytes()[:999])
+@pytest.mark.parametrize("damage", ["truncated", "bit flipped", "emptied"])
+@pytest.mark.parametrize("name", ["model", "state"])
+def test_a_damaged_state_falls_back_to_the_one_before(
+    tmp_path: Path, damage: str, name: str
+) -> None:
+    run(tmp_path, ToyTask(), schedule__epochs=3)
+    first, last = complete_steps(tmp_path / "checkpoints")
+    assert (first.name, last.name) == ("step-00000006", "step-00000009")
+    path = last / f"{name}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 4
+    broken = {"truncated": content[:-999], "bit flipped": content, "emptied": b""}[damage]
+    path.write_bytes(broken)
     outcome = run(tmp_path, ToyTask(), resume=True, schedule__epochs=5)
     assert outcome.steps == 15
-    assert [path.name for path in complete_steps(tmp_path / "checkpoints")] == ["step-00000015"]
+    rows = read_metrics(tmp_path / "metrics.jsonl", raw=True)
+    told = [row["event"] for row in rows if row["kind"] == "event"]
+    assert any("damaged checkpoint" in text and str(last) in text for text in told)
+    run(tmp_path / "whole", ToyTask(), schedule__epochs=5)
+    # Nothing is lost but time: the steps were repeated.
+    step = "checkpoints/step-00000015/state.safetensors"
+    whole = weights(tmp_path / "whole" / step)
+    again = weights(tmp_path / step)
+    assert whole.keys() == again.keys()
 
 
 def test_lines_of_the_log_are_whole(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from convnext.checkpoint import save_tensors
 from convnext.family import create_model
 from convnext.weights import export_weights, load_weights
 from convnext.weights.files import read_file
@@ -30,6 +31,28 @@ def same(tensors: dict[str, Tensor], wanted: dict[str, Tensor] = TENSORS) -> boo
     return tensors.keys() == wanted.keys() and all(
         torch.equal(tensors[name], wanted[name]) for name in wanted
     )
+
+
+@pytest.mark.parametrize("padding", range(0, 256, 8))
+def test_the_length_of_a_header_is_not_taken_for_a_pickle(tmp_path: Path, padding: int) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(TENSORS, path, metadata={"padding": "x" * padding})
+    assert read_file(path)[1] == {"padding": "x" * padding}
+
+
+def test_damage_is_found_by_the_hash(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, TENSORS, {"classes": "cat dog"})
+    tensors, metadata = read_file(path)
+    assert same(tensors)
+    assert metadata["classes"] == "cat dog"
+    whole = path.read_bytes()
+    for position in (len(whole) - 1, whole.index(b"cat") + 1):
+        broken = bytearray(whole)
+        broken[position] ^= 1
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="do not have the hash"):
+            read_file(path)
 
 
 def test_safetensors_with_metadata(tmp_path: Path) -> None:

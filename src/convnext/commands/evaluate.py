@@ -20,6 +20,11 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     parser.add_argument("--max-bad-share", type=float, default=0.01)
+    parser.add_argument(
+        "--only-best",
+        action="store_true",
+        help="of a run, leave out its last step with and without the moving average",
+    )
     parser.add_argument("--output", metavar="DIR", help="write evaluation.json there")
     arguments = parser.parse_args(argv)
 
@@ -34,6 +39,7 @@ def run(argv: list[str]) -> int:
         device=arguments.device,
         precision=arguments.precision,
         max_bad_share=arguments.max_bad_share,
+        last=not arguments.only_best,
         console=out,
     )
     print_evaluation(result, out)

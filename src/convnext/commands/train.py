@@ -32,20 +32,30 @@ examples:
   convnext train --data my_photos --model convnext_tiny --weights fb_in22k_ft_in1k
   convnext train --data my_photos --schedule.epochs 50 --optim.lr 1e-3 --output runs/first
   convnext train --resume --output runs/first
+  convnext train --resume --output runs/first --schedule.epochs 90     # and longer
+  convnext train --data my_photos --weights runs/first                 # anew, from its weights
+  convnext train imagenet1k_tiny --data shards --run.devices 8         # docs/scaling.md has more
+
+A run that is asked to end (SIGTERM, SIGINT, SIGUSR1) saves its state and leaves with exit code 75.
 """
 
 
 # Options of the verb itself, which are no settings of a recipe.
-OWN = ("recipe", "output", "resume", "json")
+OWN = ("recipe", "output", "resume", "json", "seed", "deterministic", "show_groups")
 
 
 def run(argv: list[str]) -> int:
     """Run the verb."""
     arguments, given = _parse(argv)
-    from convnext.train.run import train
+    from convnext.train.run import show_groups, train
 
     recipe = _recipe(arguments, given)
     out = console(as_json=arguments.json)
+    if arguments.show_groups:
+        rows = show_groups(recipe, out)
+        if arguments.json:
+            print_json(rows)
+        return 0
     result = train(
         recipe,
         output=Path(arguments.output) if arguments.output else None,
@@ -69,6 +79,17 @@ def _parser() -> Any:
     parser.add_argument("recipe", nargs="?", help="a recipe's name or YAML file")
     parser.add_argument("--output", help="the run folder (default: a new one under runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    parser.add_argument("--seed", type=int, help="short for --run.seed: the same bits on a CPU")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="short for --run.deterministic true: the same bits on a GPU too",
+    )
+    parser.add_argument(
+        "--show-groups",
+        action="store_true",
+        help="print the optimizer's groups with their learning rates, and do not train",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     return parser
 
@@ -84,18 +105,25 @@ def _parse(argv: list[str]) -> tuple[Any, dict[str, Any]]:
         raise ValueError(_explain(error)) from error
     flat = dict(flatten(as_recipe(_without(arguments, *OWN))))
     given_here = set(parser.parse_args(argv, defaults=False).keys())
-    return arguments, {name: value for name, value in flat.items() if name in given_here}
+    given = {name: value for name, value in flat.items() if name in given_here}
+    if arguments.seed is not None:
+        given["run.seed"] = arguments.seed
+    if arguments.deterministic:
+        given["run.deterministic"] = True
+    return arguments, given
 
 
 def _recipe(arguments: Any, given: dict[str, Any]) -> Recipe:
     source = arguments.recipe
     if arguments.resume:
-        if source:
-            raise ValueError("--resume goes on with the recipe of the run; leave out RECIPE")
         if not arguments.output:
             raise ValueError("--resume needs --output, the run folder to go on with")
-        source = Path(arguments.output) / "recipe.yaml"
-        if not source.is_file():
+        saved = Path(arguments.output) / "recipe.yaml"
+        # A scheduler starts the same command again and again: the first time, there is no run yet.
+        starts = bool(source or given)
+        if saved.is_file():
+            source = saved
+        elif not starts:
             raise ValueError(f"{arguments.output} is not a run folder: it has no recipe.yaml")
     return change_recipe(read_recipe(source) if source else Recipe(), given)
 

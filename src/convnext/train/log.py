@@ -1,62 +1,86 @@
-"""What a run says while it goes: one progress line, metrics.jsonl, and TensorBoard events."""
+"""What a run says while it goes: one progress line, metrics.jsonl, and TensorBoard events.
+
+metrics.jsonl is only ever appended to. A run that goes on from step N says so in a row of kind
+`resume`; by it `read_metrics` leaves out what an earlier attempt had written about later steps.
+Time is taken from a clock that never jumps.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from convnext.atomic import write_text
+from convnext.train.trackers import Tracker, tensorboard
 
 # Without a terminal, a plain line now and then in place of a bar that redraws itself.
 PLAIN_LINE_SECONDS = 15.0
 
 
 class RunLog:
-    """The log of a run in `folder`."""
+    """The log of a run in `folder`.
 
-    def __init__(self, folder: Path, console: Console | None = None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    Args:
+        folder: The run folder.
+        console: Where to print.
+        silent: Whether to write and print nothing, as in all processes but the first.
+        trackers: Who else gets the scalars, beside TensorBoard.
+    """
 
+    def __init__(
+        self,
+        folder: Path,
+        console: Console | None = None,
+        *,
+        silent: bool = False,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
         self.folder = folder
-        self.console = console or Console(file=sys.stderr)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "tensorboard"))
+        self.console = Console(quiet=True) if silent else console or Console(file=sys.stderr)
+        self._rows = None if silent else _Rows(folder / "metrics.jsonl")
+        self._trackers = () if silent else tuple(trackers)
+        self._events = None if silent else tensorboard(folder, 0)
         self._progress: Progress | None = None
         self._bar = TaskID(0)
         self._num_steps = self._steps_per_epoch = 1
-        self._first_step = 0
+        self._step = self._first_step = 0
         self._images = self._window_images = 0
-        self._waited = 0.0
+        self._waited = self._paused = self._seconds_before = 0.0
         self._window_start = self._started = self._last_line = time.perf_counter()
-        self._seconds_before = 0.0
 
-    def begin_at(self, step: int) -> None:
-        """Drop the lines after `step` that an interrupted run had written; say where it goes on."""
-        path = self.folder / "metrics.jsonl"
-        self._metrics.close()
-        kept = [row for row in read_metrics(path) if row["step"] <= step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._metrics = path.open("a", encoding="utf-8")
-        self._images = max((row["images"] for row in kept), default=0)
+    def begin_at(self, step: int, images: int = 0) -> None:
+        """Say where the run goes on; what was written about later steps is superseded."""
+        self._step = step
+        self._images, self._seconds_before = images, 0.0
+        self._started = time.perf_counter()
+        if self._rows is None:
+            return
+        before = self._rows.read()
+        kept = [row for row in before if row["step"] <= step]
         self._seconds_before = max((row["seconds"] for row in kept), default=0.0)
+        if step or before:
+            self._write("resume", step, {})
         if step:
+            assert self._events is not None
+            self._events.close()
+            self._events = tensorboard(self.folder, step)
             self.console.print(f"Resuming at step {step:,}.")
 
     def start(self, *, num_steps: int, steps_per_epoch: int, first_step: int) -> None:
         """Begin the progress line."""
         self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
-        self._first_step = first_step
-        self._window_start = self._started = self._last_line = time.perf_counter()
-        if self.console.is_terminal:
+        self._step = self._first_step = first_step
+        self._started = self._last_line = time.perf_counter()
+        self._begin_window()
+        if self.console.is_terminal and self._rows is not None:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
@@ -68,18 +92,18 @@ class RunLog:
             self._progress.start()
 
     def stop(self) -> None:
-        """End the progress line and flush the files."""
+        """End the progress line and write out what the trackers still hold."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        self._metrics.flush()
-        self._events.flush()
+        self._ask_trackers(Tracker.save)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files and the trackers."""
         self.stop()
-        self._metrics.close()
-        self._events.close()
+        self._ask_trackers(Tracker.close)
+        if self._rows is not None:
+            self._rows.close()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -88,35 +112,72 @@ class RunLog:
         yield
         self._waited += time.perf_counter() - before
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block, such as a save, out of the speed of training."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - before
+
     def stepped(self, step: int, num_images: int) -> None:
         """Count a step."""
+        self._step = step
         self._images += num_images
         self._window_images += num_images
         if self._progress is not None:
             self._progress.update(self._bar, completed=step)
 
-    def trained(self, step: int, *, loss: float, lr: float) -> None:
-        """Record the mean loss since the last call, the rate, the speed and the waiting."""
+    def trained(
+        self,
+        step: int,
+        *,
+        loss: float,
+        lr: float,
+        losses: Mapping[str, float] | None = None,
+        extra: Mapping[str, float] | None = None,
+        groups: Mapping[str, float] | None = None,
+        mfu: Callable[[float], float | None] | None = None,
+    ) -> None:
+        """Record what happened since the last call, with the speed and the waiting.
+
+        Args:
+            step: The steps taken.
+            loss: The mean loss.
+            lr: The learning rate of the schedule.
+            losses: The parts of the loss by name, where it has several.
+            extra: Other scalars, such as norms and memory.
+            groups: The rate of every parameter group; the file gets the smallest and largest.
+            mfu: From images per second to the share of the machine's limit, None if unknown.
+        """
         now = time.perf_counter()
-        elapsed = max(now - self._window_start, 1e-9)
+        elapsed = max(now - self._window_start - self._paused, 1e-9)
         speed, wait_share = self._window_images / elapsed, self._waited / elapsed
-        self._window_start, self._window_images, self._waited = now, 0, 0.0
-        row = {
-            "loss": loss,
-            "lr": lr,
-            "images_per_s": round(speed, 1),
-            "wait_share": round(wait_share, 4),
-        }
+        self._begin_window()
+        row: dict[str, float] = {"loss": loss, **(losses or {}), "lr": lr}
+        row |= {"images_per_s": round(speed, 1), "wait_share": round(wait_share, 4)}
+        used = mfu(speed) if mfu is not None else None
+        if used is not None:
+            row["mfu"] = round(used, 4)
+        rates = groups or {}
+        if len(set(rates.values())) > 1:
+            row |= {"lr_min": min(rates.values()), "lr_max": max(rates.values())}
+        row |= extra or {}
         self._write("train", step, row)
+        scalars = {f"train/{name}": value for name, value in row.items()}
+        self._send(scalars | {f"lr/{name}": rate for name, rate in rates.items()}, step)
         line = (
             f"step {step:,}/{self._num_steps:,}  epoch {step / self._steps_per_epoch:.1f}  "
             f"loss {loss:.3f}  lr {lr:.1e}  {speed:.0f} images/s  waiting {wait_share:.0%}"
         )
+        if used is not None:
+            line += f"  MFU {used:.0%}"
         if self._progress is not None:
             self._progress.update(self._bar, description=line)
         elif now - self._last_line > PLAIN_LINE_SECONDS:
             self._last_line = now
-            done = step - self._first_step
+            done = max(step - self._first_step, 1)
             left = (now - self._started) / done * (self._num_steps - step)
             self.console.print(f"{line}  ETA {left:.0f} s", highlight=False, soft_wrap=True)
 
@@ -127,14 +188,26 @@ class RunLog:
         """
         row = {"weights": weights, **metrics}
         self._write("val", step, row)
+        self._send({f"val/{name}_{weights}": value for name, value in metrics.items()}, step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         epoch = step / self._steps_per_epoch
         label = "val" if weights == "model" else f"val ({weights})"
         self.console.print(f"epoch {epoch:.4g}  {label}:  {shown}", highlight=False, soft_wrap=True)
-        self._window_start, self._window_images, self._waited = time.perf_counter(), 0, 0.0
+        self._begin_window()
         return {"step": step, **row}
 
+    def warn(self, text: str, *, step: int | None = None) -> None:
+        """Print a warning, and keep it for the report."""
+        self.console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+        self._write("event", self._step if step is None else step, {"event": text})
+
+    def _begin_window(self) -> None:
+        self._window_start, self._window_images = time.perf_counter(), 0
+        self._waited = self._paused = 0.0
+
     def _write(self, kind: str, step: int, row: Mapping[str, Any]) -> None:
+        if self._rows is None:
+            return
         seconds = self._seconds_before + time.perf_counter() - self._started
         full = {
             "kind": kind,
@@ -144,20 +217,70 @@ class RunLog:
             "seconds": round(seconds, 2),
             **row,
         }
-        self._metrics.write(json.dumps(full) + "\n")
-        self._metrics.flush()
-        for name, value in row.items():
-            if isinstance(value, int | float):
-                tag = f"{kind}/{name}" if kind == "train" else f"{kind}/{name}_{row['weights']}"
-                self._events.add_scalar(tag, value, step)
+        problem = self._rows.append(full)
+        if problem:
+            self.console.print(f"[yellow]warning:[/] {escape(problem)}", soft_wrap=True)
+
+    def _send(self, scalars: Mapping[str, float], step: int) -> None:
+        self._ask_trackers(lambda tracker: tracker.send(scalars, step))
+
+    def _ask_trackers(self, act: Callable[[Tracker], str | None]) -> None:
+        for tracker in (*self._trackers, *([self._events] if self._events else [])):
+            problem = act(tracker)
+            if problem:
+                self.warn(problem)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl; a last line that was cut off is left out."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+class _Rows:
+    """A file of JSON lines to which each row is added by one write."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("a+b", buffering=0)
+        # A row that a crash cut off keeps a line to itself.
+        self._torn = False
+        if path.stat().st_size:
+            self._file.seek(-1, 2)
+            self._torn = self._file.read(1) != b"\n"
+
+    def read(self) -> list[dict[str, Any]]:
+        return read_metrics(self.path)
+
+    def append(self, row: Mapping[str, Any]) -> str | None:
+        """Add a row; return what went wrong, as on a full disk, if the row before was fine."""
+        line = b"\n" * self._torn + json.dumps(row).encode() + b"\n"
+        was_torn = self._torn
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            self._torn = self._file.write(line) != len(line)
+            problem = "only a part of it fitted"
+        except OSError as error:
+            self._torn = True
+            problem = str(error)
+        if self._torn and not was_torn:
+            return f"a row of {self.path} could not be written ({problem}); the run goes on"
+        return None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path, *, raw: bool = False) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.jsonl that hold.
+
+    Lines that were cut off are left out, and so is what was superseded when the run went on from
+    an earlier step. With `raw`, superseded rows and those of kind `resume` are there too.
+    """
+    rows: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(row, dict) or not {"kind", "step"} <= set(row):
+            continue
+        if raw or row["kind"] != "resume":
+            rows.append(row)
+        else:
+            rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
     return rows

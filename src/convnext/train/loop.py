@@ -1,27 +1,53 @@
-"""The one training loop. It counts steps and knows no task."""
+"""The one training loop. It counts steps and knows no task.
+
+Periodic work stands in a row before each step: look at the losses, evaluate, save, leave. The loop
+runs one extra turn, so that the end needs no second path. A fault that can be mended (a loader's
+process that died, memory that did not suffice, a loss that is no number) takes the run back to its
+last saved state, from where it repeats the very same steps.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from convnext.checkpoint import Card, save_checkpoint
+from convnext.checkpoint import Card
 from convnext.recipe import Recipe, number
+from convnext.train import faults
+from convnext.train.ema import Ema
+from convnext.train.faults import DivergedError, InterruptedRun
+from convnext.train.heartbeat import Heartbeat
 from convnext.train.log import RunLog
+from convnext.train.measure import UpdateNorm, l2_norm, matrix_limit, mfu, peak_memory_gb
 from convnext.train.optim import learning_rate, make_optimizer, set_learning_rate
-from convnext.train.state import complete_steps, load_state, save_state
+from convnext.train.parallel import (
+    checkpoint_activations,
+    ranks_of,
+    scaler_of,
+    seed_everything,
+    share_batch_norm,
+    whole,
+)
+from convnext.train.reference import read_reference
+from convnext.train.saving import Saver
+from convnext.train.state import Learner, complete_steps, load_state
+from convnext.train.stop import StopSignals
 
 # How often the loss is looked at, in steps: rarely enough that a GPU is never made to wait for it.
 LOG_EVERY = 10
+# A run that meets more faults than this has one that going back does not mend.
+MAX_FAULTS = 20
+ROLLBACK_FACTOR = 0.5
 
 
 class Task(Protocol):
@@ -29,12 +55,31 @@ class Task(Protocol):
 
     primary: str
     """The metric that decides which weights are the best; higher is better."""
+    micro_batch_size: int
+    """Images of a backward pass on one device; the loop halves it when memory does not suffice."""
+    tell: Callable[[str], None]
+    """Where the task's warnings go, such as an image that cannot be read."""
 
     @property
     def steps_per_epoch(self) -> int: ...
 
+    @property
+    def batch_size(self) -> int:
+        """Images of a step, over all processes."""
+        ...
+
+    @property
+    def first_part(self) -> int:
+        """The number of this process's first micro batch among those of a step."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What the data set is: a run goes on only with the one that it began with."""
+        ...
+
     def batches(self, start_step: int) -> Iterator[Sequence[Any]]:
-        """Yield the micro batches of every step from `start_step` on, on the CPU."""
+        """Yield this process's micro batches of every step from `start_step` on, on the CPU."""
         ...
 
     def size(self, batch: Any) -> int:
@@ -46,7 +91,7 @@ class Task(Protocol):
         ...
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Return the metrics of the validation set."""
+        """Return the metrics of the validation set, the same in every process."""
         ...
 
     def card(self, model: nn.Module, metrics: Mapping[str, Any]) -> Card:
@@ -67,10 +112,6 @@ class Outcome:
     stopped_early: bool
 
 
-class DivergedError(ArithmeticError):
-    """The loss is no longer a number."""
-
-
 def fit(
     task: Task,
     model: nn.Module,
@@ -79,159 +120,431 @@ def fit(
     fabric: Fabric,
     log: RunLog,
     resume: bool = False,
+    macs: int | None = None,
 ) -> Outcome:
     """Train `model` on `task` as the resolved `recipe` says, into the run folder of `log`.
 
+    Every process of a launched `fabric` calls it. `macs` of one image give the share of the
+    machine's matrix limit that training reaches.
+
     Raises:
         DivergedError: If a loss is not finite; the last good checkpoint stays.
-        ValueError: If the state to resume from cannot be read.
+        InterruptedRun: If a signal asked the run to end; its state is saved.
+        LostProcessError: If another process of the run has gone.
+        ValueError: If the state to resume from cannot be read, or is of another run.
+        OSError: If the last state could not be saved.
     """
     started = time.perf_counter()
-    checkpoints = log.folder / "checkpoints"
-    model = model.to(fabric.device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, recipe.optim)
-    decay = number(recipe.ema.decay)
-    # The warm-up of the average keeps the random weights of the first steps out of it.
-    ema = ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=3 / 4) if decay else None
+    with StopSignals() as stop, Heartbeat(ranks_of(fabric)) as heartbeat:
+        trainer = _Trainer(task, model, recipe, fabric=fabric, log=log, stop=stop, macs=macs)
+        try:
+            trainer.begin(resume=resume)
+            while (fault := trainer.go()) is not None:
+                trainer.go_back(fault)
+        except RuntimeError as error:
+            if trainer.ranks.count > 1 and faults.is_lost_process(error):
+                raise heartbeat.lost() from error
+            raise
+        finally:
+            log.stop()
+    return Outcome(
+        best=trainer.best,
+        best_path=trainer.saver.best_path,
+        steps=trainer.step,
+        seconds=time.perf_counter() - started,
+        stopped_early=trainer.stopped_early,
+    )
 
-    num_steps = round(number(recipe.schedule.epochs) * task.steps_per_epoch)
-    warmup_steps = round(number(recipe.schedule.warmup_epochs) * task.steps_per_epoch)
-    eval_steps = max(1, round(number(recipe.run.eval_every) * task.steps_per_epoch))
-    clip_grad = number(recipe.optim.clip_grad)
-    step, since_best = 0, 0
-    best: dict[str, Any] = {}
-    if resume and complete_steps(checkpoints):
-        counters = load_state(
-            checkpoints,
-            model=model,
-            ema=ema and ema.module,
-            optimizer=optimizer,
-            tell=lambda text: log.console.print(text, markup=False),
+
+class _Trainer:
+    """The state of `fit`."""
+
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        fabric: Fabric,
+        log: RunLog,
+        stop: StopSignals,
+        macs: int | None,
+    ) -> None:
+        task.tell = lambda text: log.warn(text, step=self.step)
+        self.task, self.recipe, self.fabric, self.log, self.stop = task, recipe, fabric, log, stop
+        self.ranks = ranks_of(fabric)
+        model = model.to(fabric.device)
+        if recipe.run.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        model = share_batch_norm(model, self.ranks, fabric.device)
+        if recipe.run.checkpoint_activations and not checkpoint_activations(model):
+            raise ValueError(f"{recipe.model} cannot recompute its activations; leave it out")
+        form = torch.compile(model) if recipe.run.compile is True else model
+        self.model, self.trained = model, fabric.setup_module(form)
+        raw_optimizer = make_optimizer(model, recipe.optim)
+        self.optimizer = fabric.setup_optimizers(raw_optimizer)
+        decay = number(recipe.ema.decay)
+        self.learner = Learner(
+            model, raw_optimizer, Ema(model, decay) if decay else None, scaler_of(fabric)
         )
-        step, best, since_best = counters["step"], counters["best"], counters["since_best"]
-    log.begin_at(step)
-    first_step = step
+        self.saver = Saver(log.folder / "checkpoints", self.learner, log=log, ranks=self.ranks)
 
-    trained, optimizer = fabric.setup(model, optimizer)
-    batches = task.batches(step)
-    log.start(num_steps=num_steps, steps_per_epoch=task.steps_per_epoch, first_step=step)
-    window: list[Tensor] = []
-    rate = 0.0
-    stopped_early = False
-    while True:
-        is_last = step >= num_steps
-        evaluates = step > first_step and (step % eval_steps == 0 or is_last)
-        if window and (evaluates or len(window) >= LOG_EVERY or step == first_step + 1):
-            _check_losses(window, step, rate, recipe, log)
-            log.trained(step, loss=float(torch.stack(window).mean()), lr=rate)
-            window.clear()
-
-        if evaluates:
-            _check_weights(model, step, rate, recipe, log)
-            improved = False
-            for weights, evaluated in (("model", model), ("ema", ema and ema.module)):
-                if evaluated is None:
-                    continue
-                metrics = log.evaluated(step, weights, task.evaluate(evaluated))
-                if not best or metrics[task.primary] > best[task.primary]:
-                    best, improved = metrics, True
-                    save_checkpoint(
-                        checkpoints / "best.safetensors",
-                        evaluated.state_dict(),
-                        task.card(model, best),
-                    )
-            since_best = 0 if improved else since_best + 1
-            save_state(
-                checkpoints,
-                step=step,
-                model=model,
-                ema=ema and ema.module,
-                optimizer=optimizer,
-                card=task.card(model, {"step": step, "weights": "model"}),
-                counters={"best": best, "since_best": since_best},
-            )
-            stopped_early = 0 < recipe.run.patience <= since_best and not is_last
-        if is_last or stopped_early:
-            break
-
-        rate = learning_rate(
-            step,
-            peak=number(recipe.optim.lr),
-            final=recipe.schedule.min_lr,
-            num_steps=num_steps,
-            warmup_steps=warmup_steps,
+        per_epoch = task.steps_per_epoch
+        self.num_steps = round(number(recipe.schedule.epochs) * per_epoch)
+        self.warmup_steps = round(number(recipe.schedule.warmup_epochs) * per_epoch)
+        self.eval_steps = max(1, round(number(recipe.run.eval_every) * per_epoch))
+        every = recipe.run.save_every
+        self.save_steps = min(1000, self.eval_steps) if isinstance(every, str) else every
+        self.reference = read_reference(
+            recipe.run.reference, task.primary, recipe.run.reference_tolerance
         )
-        set_learning_rate(optimizer, rate)
-        with log.waiting():
-            parts = next(batches)
-        num_images = sum(map(task.size, parts))
+        self.macs = macs
+        self.limit = matrix_limit(fabric.device, recipe.run.precision) if macs else None
 
-        # The randomness of a step (stochastic depth, noise) follows from the seed and the step.
-        torch.manual_seed(hash((recipe.run.seed, step)) & 0xFFFF_FFFF)
-        model.train()
-        total = torch.zeros((), device=fabric.device)
+        self.step = self.first_step = self.since_best = 0
+        self.best: dict[str, Any] = {}
+        self.rate, self.rate_factor = 0.0, 1.0
+        self.stopped_early = False
+        self.losses: list[dict[str, float]] = []  # Since the last line of the log.
+        self.pending: list[Tensor] = []  # The same, not looked at yet.
+        self.names: tuple[str, ...] = ()
+        self.norms: dict[str, Tensor] = {}
+        self.num_faults = 0
+
+    def begin(self, *, resume: bool) -> None:
+        """Start at step 0, or where the last complete state of the run folder is."""
+        if resume and complete_steps(self.saver.folder):
+            counters = self._restore()
+            self._check_same_run(counters)
+        hint = self.saver.micro_batch_size()
+        self.task.micro_batch_size = min(hint or 10**9, self.task.micro_batch_size)
+        self.log.begin_at(self.step, self.step * self.task.batch_size)
+        self.first_step = self.step
+        if self.step == 0:
+            # A disk without room or rights is found now, and every fault has a way back.
+            self._save()
+
+    def go(self) -> Exception | None:
+        """Train to the end; return a fault that going back to the last state can mend."""
+        self.log.start(
+            num_steps=self.num_steps,
+            steps_per_epoch=self.task.steps_per_epoch,
+            first_step=self.first_step,
+        )
+        try:
+            self._go()
+        except RuntimeError as error:
+            mendable = faults.is_out_of_memory(error) or faults.is_lost_worker(error)
+            if self.ranks.count > 1 and faults.is_out_of_memory(error):
+                self.saver.keep_micro_batch_size(self._half(error))
+            if not mendable or self.ranks.count > 1 or self.num_faults >= MAX_FAULTS:
+                raise
+            # Without its traceback, which holds on to the memory of the failed step.
+            return error.with_traceback(None)
+        except DivergedError as error:
+            if self.recipe.run.on_nan == "stop" or self.num_faults >= MAX_FAULTS:
+                raise
+            return error
+        return None
+
+    def _go(self) -> None:
+        batches = self.task.batches(self.step)
+        while True:
+            is_last = self.step >= self.num_steps
+            evaluates = self.step > self.first_step and self._evaluates_at(self.step)
+            if self.losses or self.pending:
+                self._look(ends_window=evaluates or self._logs_at(self.step))
+            if evaluates:
+                self._evaluate()
+                self.stopped_early = 0 < self.recipe.run.patience <= self.since_best and not is_last
+            ends = is_last or self.stopped_early
+            if self.step > self.first_step and (
+                evaluates or self.saver.is_due(self.step, self.save_steps)
+            ):
+                self._save(must=ends)
+            if ends:
+                return
+            self._leave_if_asked()
+            with self.log.waiting():
+                parts = next(batches)
+            self._step(parts)
+
+    def _step(self, parts: Sequence[Any]) -> None:
+        """Take one optimizer step on this process's micro batches."""
+        task, fabric, optimizer = self.task, self.fabric, self.optimizer
+        self.rate = self.rate_factor * learning_rate(
+            self.step,
+            peak=number(self.recipe.optim.lr),
+            final=self.recipe.schedule.min_lr,
+            num_steps=self.num_steps,
+            warmup_steps=self.warmup_steps,
+        )
+        set_learning_rate(self.learner.optimizer, self.rate)
+        self.model.train()
+        total: Tensor | None = None
         for p, part in enumerate(parts):
-            losses = task.losses(trained, part, step, p)
-            loss = torch.stack(list(losses.values())).sum() * (task.size(part) / num_images)
-            fabric.backward(loss)
-            total += loss.detach()
-        if clip_grad:
-            fabric.clip_gradients(trained, optimizer, max_norm=clip_grad, error_if_nonfinite=False)
+            number_of_part = task.first_part + p
+            # The randomness of a part (stochastic depth, noise) follows from its place in the run.
+            seed_everything(self.recipe.run.seed, self.step, number_of_part)
+            with fabric.no_backward_sync(self.trained, enabled=p + 1 < len(parts)):
+                losses = task.losses(self.trained, part, self.step, number_of_part)
+                self.names = tuple(losses)
+                # Gradients are averaged over processes, so that each counts its share of the batch.
+                share = task.size(part) / task.batch_size * self.ranks.count
+                shares = torch.stack(list(losses.values())) * share
+                fabric.backward(shares.sum())
+            total = shares.detach() if total is None else total + shares.detach()
+        assert total is not None, "a step needs a micro batch"
+        measures = self._logs_at(self.step + 1) or self._evaluates_at(self.step + 1)
+        self._clip(measures=measures)
+        update = UpdateNorm(self.model) if measures else None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        step += 1
-        if ema is not None:
-            ema.update(model, step=step)
+        self.step += 1
+        if update is not None:
+            self.norms |= {"param_norm": l2_norm(self.model), "update_norm": update.compute()}
+        if self.learner.ema is not None:
+            self.learner.ema.update(self.model, self.step)
+        self.pending.append(total)
+        self.log.stepped(self.step, task.batch_size)
 
-        window.append(total)
-        log.stepped(step, num_images)
+    def _clip(self, *, measures: bool) -> None:
+        """Limit the norm of the gradient, where the recipe does, and measure it."""
+        most = number(self.recipe.optim.clip_grad)
+        if not most and not measures:
+            return
+        scaler = self.learner.scaler
+        if scaler is not None:
+            scaler.unscale_(self.learner.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), most or math.inf)
+        if measures:
+            self.norms["grad_norm"] = whole(norm)
 
-    log.stop()
-    return Outcome(
-        best=best,
-        best_path=checkpoints / "best.safetensors",
-        steps=step,
-        seconds=time.perf_counter() - started,
-        stopped_early=stopped_early,
-    )
+    def _look(self, *, ends_window: bool) -> None:
+        """Read the losses of the last steps from the device, check them, and log their means."""
+        if not ends_window and not self.saver.is_due(self.step, self.save_steps):
+            return
+        self._read_losses()
+        if not ends_window:
+            return
+        means = {
+            name: math.fsum(losses[name] for losses in self.losses) / len(self.losses)
+            for name in self.names
+        }
+        extra = {name: float(norm) for name, norm in self.norms.items()}
+        extra["memory_gb"] = peak_memory_gb(self.fabric.device)
+        if self.learner.scaler is not None:
+            extra["loss_scale"] = self.learner.scaler.get_scale()
+        self.log.trained(
+            self.step,
+            loss=math.fsum(means.values()),
+            lr=self.rate,
+            losses=means if len(means) > 1 else {},
+            extra=extra,
+            groups={g["name"]: g["lr"] for g in self.learner.optimizer.param_groups},
+            mfu=self._mfu,
+        )
+        self.losses.clear()
+        self.norms.clear()
 
+    def _mfu(self, images_per_s: float) -> float | None:
+        if self.macs is None or self.limit is None:
+            return None
+        return mfu(images_per_s / self.ranks.count, self.macs, self.limit)
 
-def _check_losses(
-    window: list[Tensor], step: int, rate: float, recipe: Recipe, log: RunLog
-) -> None:
-    """Stop at the first loss of the window that is not a number."""
-    for position, loss in enumerate(window):
-        if not math.isfinite(loss):
-            bad = step - len(window) + position + 1
-            raise _diverged(f"the loss became {float(loss)} at step {bad}", rate, recipe, log)
+    def _evaluates_at(self, step: int) -> bool:
+        return step % self.eval_steps == 0 or step >= self.num_steps
 
+    def _logs_at(self, step: int) -> bool:
+        return step == 1 or step % LOG_EVERY == 0
 
-def _check_weights(model: nn.Module, step: int, rate: float, recipe: Recipe, log: RunLog) -> None:
-    """Stop before weights that are not numbers are measured or saved.
+    def _read_losses(self) -> None:
+        """Take over the pending losses, as means over the processes.
 
-    A step's loss is taken before its update, so that good losses do not vouch for the weights.
-    """
-    for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise _diverged(f"{name} is not finite after step {step}", rate, recipe, log)
+        Raises:
+            DivergedError: At the first that is no number.
+        """
+        if not self.pending:
+            return
+        first = self.step - len(self.pending) + 1
+        rows = self.ranks.mean(torch.stack(self.pending)).tolist()
+        self.pending.clear()
+        for step, row in enumerate(rows, first):
+            if not all(map(math.isfinite, row)):
+                raise self._diverged(f"the loss became {math.fsum(row)} at step {step}")
+            self.losses.append(dict(zip(self.names, row, strict=True)))
 
+    def _evaluate(self) -> None:
+        self._check_weights()
+        improved, reached = False, []
+        ema, primary = self.learner.ema, self.task.primary
+        for weights in ("model", "ema") if ema else ("model",):
+            with ema.lent_to(self.model) if ema and weights == "ema" else nullcontext():
+                metrics = self.log.evaluated(self.step, weights, self.task.evaluate(self.model))
+                if not self.best or metrics[primary] > self.best[primary]:
+                    card = self.task.card(self.model, metrics)
+                    if self.saver.save_best(card):
+                        self.best, improved = metrics, True
+                reached.append(metrics[primary])
+        if self.reference is not None:
+            epoch = self.step / self.task.steps_per_epoch
+            warning = self.reference.check(epoch, max(reached))
+            if warning:
+                self.log.warn(warning, step=self.step)
+        self.since_best = 0 if improved else self.since_best + 1
 
-def _diverged(what: str, rate: float, recipe: Recipe, log: RunLog) -> DivergedError:
-    log.stop()
-    advice = [f"--optim.lr {number(recipe.optim.lr) / 3:.2g}"]
-    if not number(recipe.optim.clip_grad):
-        advice.append("--optim.clip_grad 1")
-    advice.append("a longer --schedule.warmup_epochs")
-    if recipe.run.precision != "fp32":
-        advice.append("--run.precision fp32")
-    saved = complete_steps(log.folder / "checkpoints")
-    rest = (
-        f"The last good checkpoint, {saved[-1]}, is intact; go on from it with --resume and one of "
-        "these."
-        if saved
-        else "No checkpoint had been written yet."
-    )
-    return DivergedError(
-        f"{what} (learning rate {rate:.2g}, precision {recipe.run.precision}). "
-        f"Try {', '.join(advice)}. {rest}"
-    )
+    def _save(self, *, must: bool = False) -> None:
+        """Save the state of this step; `must` makes a failure an error and not a warning."""
+        self._read_losses()
+        self._check_weights()
+        scaler = self.learner.scaler
+        counters = {
+            "best": self.best,
+            "since_best": self.since_best,
+            "losses": self.losses,
+            "rate_factor": self.rate_factor,
+            "num_steps": self.num_steps,
+            "steps_per_epoch": self.task.steps_per_epoch,
+            "batch_size": self.task.batch_size,
+            "data": self.task.fingerprint,
+            "scaler": scaler.state_dict() if scaler else {},
+        }
+        card = self.task.card(self.model, {"step": self.step, "weights": "model"})
+        with self.log.paused():
+            self.saver.save(self.step, card, counters, must=must)
+
+    def _leave_if_asked(self) -> None:
+        """Save and raise InterruptedRun if a signal has come; all processes leave together."""
+        if self.ranks.count == 1:
+            name = self.stop.received
+        elif self.step % LOG_EVERY == 0:
+            name = next(filter(None, self.ranks.gather(self.stop.received)), None)
+        else:
+            return
+        if name is None:
+            return
+        if self.saver.saved != self.step:
+            self._save(must=True)
+        raise InterruptedRun(
+            f"{name} received: the run is saved at step {self.step:,} of {self.num_steps:,}; go on "
+            f"with: convnext train --resume --output {quote(str(self.log.folder))}"
+        )
+
+    def _restore(self) -> dict[str, Any]:
+        """Go to the newest state that is whole; return its counters."""
+        counters = load_state(
+            self.saver.folder,
+            self.learner,
+            tell=lambda text: self.log.warn(text, step=self.step),
+        )
+        self.step = self.saver.saved = counters["step"]
+        self.best, self.since_best = counters["best"], counters["since_best"]
+        self.losses, self.rate_factor = counters["losses"], counters["rate_factor"]
+        self.names = tuple(self.losses[0]) if self.losses else self.names
+        self.pending.clear()
+        self.norms.clear()
+        return counters
+
+    def _check_same_run(self, counters: Mapping[str, Any]) -> None:
+        """Refuse to go on with other data or another batch; say what a longer schedule does."""
+        task = self.task
+        if counters["data"] != task.fingerprint:
+            raise ValueError(
+                f"the data set has changed since the run began ({counters['data']} then, "
+                f"{task.fingerprint} now), so that its steps would not be the same; start a new "
+                f"run from its weights: --weights {quote(str(self.log.folder))}"
+            )
+        if counters["batch_size"] != task.batch_size:
+            raise ValueError(
+                f"the run began with a batch of {counters['batch_size']:,} and cannot go on with "
+                f"{task.batch_size:,}; devices and micro_batch_size may change, optim.batch_size "
+                "may not"
+            )
+        before = counters["num_steps"]
+        if before != self.num_steps:
+            then, now = (
+                learning_rate(
+                    min(self.step, num_steps),
+                    peak=number(self.recipe.optim.lr),
+                    final=self.recipe.schedule.min_lr,
+                    num_steps=num_steps,
+                    warmup_steps=self.warmup_steps,
+                )
+                for num_steps in (before, self.num_steps)
+            )
+            self.log.warn(
+                f"the schedule now ends at step {self.num_steps:,} and not {before:,}: the "
+                f"learning rate goes on at {now:.2g} where it was at {then:.2g}, and falls from "
+                f"there to {self.recipe.schedule.min_lr:.2g} over "
+                f"{max(0, self.num_steps - self.step):,} steps",
+                step=self.step,
+            )
+
+    def go_back(self, fault: Exception) -> None:
+        """Mend what can be mended, and return to the last state that was saved."""
+        self.num_faults += 1
+        what = " ".join(str(fault).split())
+        self.log.stop()
+        failed_at = self.step
+        self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(fault, DivergedError):
+            factor = self.rate_factor * ROLLBACK_FACTOR
+            mended = f"going on at {factor:g} times the learning rate of the recipe"
+        elif faults.is_out_of_memory(fault):
+            self.task.micro_batch_size = self._half(fault)
+            torch.cuda.empty_cache()
+            mended = (
+                f"micro_batch_size is {self.task.micro_batch_size} from now on, the batch stays "
+                f"{self.task.batch_size:,}"
+            )
+        else:
+            mended = "its processes are started anew"
+        self._restore()
+        if isinstance(fault, DivergedError):
+            self.rate_factor = factor
+        self.first_step = self.step
+        self.log.begin_at(self.step, self.step * self.task.batch_size)
+        self.log.warn(
+            f"step {failed_at:,} failed ({what[:300]}); {mended}; back at step {self.step:,}",
+            step=self.step,
+        )
+
+    def _half(self, error: Exception) -> int:
+        if self.task.micro_batch_size == 1:
+            raise ValueError(
+                "one image does not fit into the memory of the device; try --run.precision bf16, "
+                "--run.checkpoint_activations true, or a smaller --input.image_size"
+            ) from error
+        return self.task.micro_batch_size // 2
+
+    def _check_weights(self) -> None:
+        """Stop before weights that are not numbers are measured or saved.
+
+        A step's loss is taken before its update, so that good losses do not vouch for the weights.
+        """
+        floats = [t for t in self.model.state_dict().values() if t.is_floating_point()]
+        largest = torch.stack([whole(t.abs().max()).float() for t in floats]).max()
+        if not torch.isfinite(largest):
+            raise self._diverged(f"a weight is not finite after step {self.step}")
+
+    def _diverged(self, what: str) -> DivergedError:
+        recipe = self.recipe
+        advice = [f"--optim.lr {number(recipe.optim.lr) / 3:.2g}"]
+        if not number(recipe.optim.clip_grad):
+            advice.append("--optim.clip_grad 1")
+        advice.append("a longer --schedule.warmup_epochs")
+        if recipe.run.precision != "fp32":
+            advice.append("--run.precision fp32")
+        if recipe.run.on_nan == "stop":
+            advice.append("--run.on_nan rollback")
+        saved = complete_steps(self.saver.folder)
+        rest = (
+            f"The last good checkpoint, {saved[-1]}, is intact; go on from it with --resume and "
+            "one of these."
+            if saved
+            else "No checkpoint had been written yet."
+        )
+        return DivergedError(
+            f"{what} (learning rate {self.rate:.2g}, precision {recipe.run.precision}). "
+            f"Try {', '.join(advice)}. {rest}"
+        )

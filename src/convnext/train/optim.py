@@ -3,61 +3,153 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from itertools import accumulate, groupby
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from convnext.network import Network
 from convnext.peers import TimmNetwork
-from convnext.recipe import OptimRecipe
+from convnext.recipe import OptimRecipe, number
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DecayBy = Literal["layer", "stage"]
+
+# Runs of modules that a row of the table names before it says how many more there are.
+MAX_NAMED = 4
 
 
-def layer_ids(model: nn.Module) -> dict[str, int]:
-    """Return the group of every parameter for layer-wise decay, 0 at the pixels.
+def layer_ids(model: nn.Module, by: DecayBy = "layer") -> dict[str, int]:
+    """Return the group of every parameter for layer-wise or stage-wise decay, 0 at the pixels.
 
-    The authors' groups: stem 0; stage 1 is 1; the first downsampling and stage 2 are 2; the second
-    downsampling is 3; stage 3 advances by one every three blocks from 3 on; the third downsampling
-    and stage 4 are one more; norm and head come last (13 for depths 3-3-27-3). An isotropic network
-    advances by one every three blocks from 1 on. Peers have the groups that timm gives them.
+    The groups are those of the backbone: the model itself, or the first network of ours or of timm
+    inside it. Every other parameter (neck, heads, output norms) is in the last group.
+
+    By layer, as the authors do for classification and COCO: stem 0; stage 1 is 1; the first
+    downsampling and stage 2 are 2; the second downsampling is 3; stage 3 advances by one every
+    three blocks from 3 on; the third downsampling and stage 4 are one more (N, 12 for depths
+    3-3-27-3 and 6 for 3-3-9-3); the rest is N + 1. An isotropic network advances by one every three
+    blocks from 1 on. By stage, as they do for ADE20K: stem and downsampling 0; stage s (from 1)
+    is s; the rest is N + 1 with the same N. Peers have the groups that timm gives them.
+
+    Raises:
+        ValueError: If the model has no such network, or timm does not tell a peer's layers or
+            stages apart.
     """
-    if isinstance(model, TimmNetwork):
-        from timm.models import group_parameters
-
-        matcher = model.network.group_matcher(coarse=False)
-        groups = group_parameters(model.network, matcher, reverse=True)
-        return {f"network.{name}": int(group) for name, group in groups.items()}
-    assert isinstance(model, Network)
-    return {name: _layer_id(name, model.config.depths) for name, _ in model.named_parameters()}
-
-
-def _layer_id(name: str, depths: tuple[int, ...]) -> int:
-    part, *rest = name.split(".")
-    if len(depths) == 1:
-        last = 1 + math.ceil(depths[0] / 3)
-        return {"stem": 0, "head": last}.get(part) or (
-            1 + int(rest[1]) // 3 if part == "stages" else 0
+    found = (
+        (name, module, ids_of)
+        for name, module in model.named_modules()
+        for kind, ids_of in _BACKBONES.items()
+        if isinstance(module, kind)
+    )
+    prefix, backbone, ids_of = next(found, ("", None, None))
+    if ids_of is None:
+        raise ValueError(
+            f"{type(model).__name__} has no network of `convnext models` inside, whose layers "
+            "could have rates of their own; set optim.layer_decay to 1"
         )
-    stage4 = 3 + math.ceil(depths[2] / 3)
-    if part == "head":
-        return stage4 + 1
-    if part == "stem":
-        return 0
-    stage = int(rest[0])
-    if part == "downsample":
-        return {1: 2, 2: 3, 3: stage4}[stage]
-    return (1, 2, 3 + int(rest[1]) // 3, stage4)[stage]
+    ids, last = ids_of(backbone, by)
+    start = f"{prefix}." if prefix else ""
+    return {
+        name: ids.get(name.removeprefix(start), last) if name.startswith(start) else last
+        for name, _ in model.named_parameters()
+    }
+
+
+def _ids_of_ours(network: Network, by: DecayBy) -> tuple[dict[str, int], int]:
+    """Return the group of every parameter of stem and stages, and that of all others."""
+    depths = network.config.depths
+    # Blocks count in threes in the long stage: the third one, or an isotropic network's only one.
+    long = 0 if len(depths) == 1 else 2
+    first = list(
+        accumulate((math.ceil(d / 3) if s == long else 1 for s, d in enumerate(depths)), initial=1)
+    )
+
+    def layer(part: str, stage: int, block: int) -> int:
+        return first[stage] + (block // 3 if part == "stages" and stage == long else 0)
+
+    def stage_of(part: str, stage: int, block: int) -> int:
+        return stage + 1 if part == "stages" else 0
+
+    id_of = {"layer": layer, "stage": stage_of}[by]
+    ids = {}
+    for name, _ in network.named_parameters():
+        part, *rest = name.split(".")
+        if part == "stem":
+            ids[name] = 0
+        elif part in ("downsample", "stages"):
+            ids[name] = id_of(part, int(rest[0]), int(rest[1]) if part == "stages" else 0)
+    return ids, first[-1]
+
+
+def _ids_of_peer(peer: TimmNetwork, by: DecayBy) -> tuple[dict[str, int], int]:
+    ids = _timm_groups(peer, coarse=False)
+    last = max(ids.values())
+    if by == "layer":
+        return ids, last
+    try:
+        num_levels = len(peer.levels)
+    except ValueError as error:
+        raise ValueError(f"{error}; or set optim.layer_decay_by to layer") from error
+    parts = _timm_groups(peer, coarse=True)
+    stages = [f"network.{row['module']}." for row in peer.network.feature_info[-num_levels:]]
+    ends = [max((i for n, i in parts.items() if n.startswith(s)), default=-1) for s in stages]
+    if ends != sorted(set(ends)) or ends[0] < 0:
+        raise ValueError(
+            f"the parameters of {peer.name} cannot be told apart by stage; set "
+            "optim.layer_decay_by to layer"
+        )
+    # timm counts what follows the last stage as part of it, or of the head.
+    names = [name for name, _ in peer.named_parameters()]
+    end = max(n for n, name in enumerate(names) if name.startswith(stages[-1]))
+    ids = {}
+    for name in names[: end + 1]:
+        part = parts[name]
+        if part == 0 or any(name.startswith(f"{stage}downsample.") for stage in stages):
+            ids[name] = 0
+        else:
+            # A stage may be several of timm's parts, of which only the last gives its map.
+            ids[name] = 1 + next(s for s, end in enumerate(ends) if part <= end)
+    return ids, max(last, num_levels + 1)
+
+
+def _timm_groups(peer: TimmNetwork, *, coarse: bool) -> dict[str, int]:
+    from timm.models import group_parameters
+
+    if not hasattr(peer.network, "group_matcher"):
+        raise ValueError(
+            f"timm has no groups of layers for {peer.name}; set optim.layer_decay to 1"
+        )
+    matcher = peer.network.group_matcher(coarse=coarse)
+    groups = group_parameters(peer.network, matcher, reverse=True)
+    return {f"network.{name}": int(group) for name, group in groups.items()}
+
+
+_BACKBONES: dict[type[nn.Module], Callable[[Any, DecayBy], tuple[dict[str, int], int]]] = {
+    Network: _ids_of_ours,
+    TimmNetwork: _ids_of_peer,
+}
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    layer_decay_by: DecayBy = "layer",
 ) -> list[dict[str, Any]]:
     """Return the optimizer's groups: one for each layer and kind of weight decay.
 
     Biases and parameters of one dimension do not decay (reference: the authors' recipe). Each group
     has `lr_scale`, which the schedule multiplies with its rate: `layer_decay ** (last - id)`.
     """
-    ids = layer_ids(model) if layer_decay != 1 else {}
+    ids = layer_ids(model, layer_decay_by) if layer_decay != 1 else {}
     last = max(ids.values(), default=0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -68,7 +160,7 @@ def parameter_groups(
         group = groups.setdefault(
             (layer, decays),
             {
-                "name": f"layer {layer}, {'decay' if decays else 'no decay'}",
+                "name": f"group {layer} {'decay' if decays else 'no decay'}",
                 "params": [],
                 "lr_scale": layer_decay ** (last - layer),
                 "weight_decay": weight_decay if decays else 0.0,
@@ -82,19 +174,87 @@ def parameter_groups(
 
 def make_optimizer(model: nn.Module, recipe: OptimRecipe) -> torch.optim.Optimizer:
     """Build AdamW over `parameter_groups`, fused where the device has it."""
-    assert not isinstance(recipe.lr, str)
-    assert not isinstance(recipe.weight_decay, str)
-    assert not isinstance(recipe.layer_decay, str)
-    groups = parameter_groups(
-        model, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
-    )
     return torch.optim.AdamW(
-        groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=_has_fused(model)
+        _groups(model, recipe),
+        lr=number(recipe.lr),
+        betas=recipe.betas,
+        eps=recipe.eps,
+        fused=_has_fused(model),
+    )
+
+
+def _groups(model: nn.Module, recipe: OptimRecipe) -> list[dict[str, Any]]:
+    return parameter_groups(
+        model,
+        lr=number(recipe.lr),
+        weight_decay=number(recipe.weight_decay),
+        layer_decay=number(recipe.layer_decay),
+        layer_decay_by=recipe.layer_decay_by,
     )
 
 
 def _has_fused(model: nn.Module) -> bool:
     return next(model.parameters()).device.type in ("cpu", "cuda")
+
+
+def group_rows(model: nn.Module, recipe: OptimRecipe) -> list[dict[str, Any]]:
+    """Return the optimizer's groups as plain values: what each holds, its rate and its decay."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [
+        {
+            "name": group["name"],
+            "holds": name_modules([names[id(p)] for p in group["params"]]),
+            "tensors": len(group["params"]),
+            "params": sum(p.numel() for p in group["params"]),
+            "lr_scale": group["lr_scale"],
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+        }
+        for group in _groups(model, recipe)
+    ]
+
+
+def group_table(model: nn.Module, recipe: OptimRecipe) -> Table:
+    """Return `group_rows` as a table for the terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    table.add_column("group", no_wrap=True)
+    table.add_column("holds", overflow="fold")
+    for heading in ("tensors", "params", "lr scale", "peak lr", "weight decay"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in group_rows(model, recipe):
+        table.add_row(
+            row["name"],
+            row["holds"],
+            f"{row['tensors']:,}",
+            f"{row['params'] / 1e6:.3f} M",
+            f"{row['lr_scale']:.4f}",
+            f"{row['lr']:.3g}",
+            f"{row['weight_decay']:g}",
+        )
+    return table
+
+
+def name_modules(names: Sequence[str]) -> str:
+    """Return the modules of some parameters in short, such as "stages.2.3 to stages.2.5".
+
+    A numbered module (a block) stands for all that is in it.
+    """
+    modules = dict.fromkeys(
+        block[0] if (block := re.match(r".*?\.\d+(?:\.\d+)*(?=\.)", name)) else _parent(name)
+        for name in names
+    )
+    runs = []
+    for _, members in groupby(modules, key=_parent):
+        first, *others = members
+        runs.append(f"{first} to {others[-1]}" if others else first)
+    more = len(runs) - MAX_NAMED
+    return ", ".join(runs[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0] or name
 
 
 def learning_rate(

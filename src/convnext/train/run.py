@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 
 from convnext.atomic import write_text
 from convnext.costs import cost
-from convnext.device import check_precision, environment, pick_device
-from convnext.recipe import Recipe, one_line, to_yaml
+from convnext.device import environment, pick_device, pick_training_precision
+from convnext.ranks import Ranks
+from convnext.recipe import Recipe, check_ranges, number, one_line, to_dict, to_yaml
 from convnext.tasks import open_task
+from convnext.train.form import Chosen, choose_form, fit_memory
 from convnext.train.log import RunLog
 from convnext.train.loop import Outcome, fit
+from convnext.train.optim import group_rows, group_table
+from convnext.train.parallel import make_deterministic, make_fabric, ranks_of, seed_everything
 from convnext.train.state import complete_steps
-
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+from convnext.train.trackers import make_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,33 +55,46 @@ def train(
 ) -> RunResult:
     """Train as a recipe says, into a run folder.
 
+    Every process of a run that torchrun or srun started calls it; without them, the processes for
+    `run.devices` are started here.
+
     Args:
         recipe: What to train, on what and how; `auto` settings are chosen here.
-        output: The run folder; by default a new one under `runs/`.
-        resume: Go on from the last complete checkpoint of the run folder.
+        output: The run folder; by default a new one under `runs/`. Several machines need one that
+            all of them see.
+        resume: Go on from the last complete checkpoint of the run folder, if it has one.
         console: Where to print.
 
     Raises:
         ValueError: If the recipe, the data or the weights cannot be used, or the folder already
             holds a run and `resume` is not set.
         DivergedError: If the loss stops being a number.
+        InterruptedRun: If a signal asked the run to end; its state is saved.
+        LostProcessError: If another process of the run has gone.
     """
+    check_ranges(recipe)
     console = console or Console(stderr=True, highlight=False)
     device = pick_device(recipe.run.device)
-    check_precision(recipe.run.precision, device)
     if output is not None and complete_steps(output / "checkpoints") and not resume:
         raise ValueError(
             f"{output} already holds a run; go on with it by --resume, or choose another --output"
         )
+    if recipe.run.deterministic:
+        make_deterministic()
+    precision = pick_training_precision(recipe.run.precision, device)
+    fabric = make_fabric(recipe.run, device, precision)
+    fabric.launch()
+    ranks, device = ranks_of(fabric), fabric.device
+    if not ranks.is_first:
+        console = Console(quiet=True)
     if Path(recipe.data).exists():
         # Where the run is evaluated from later, the data is still found.
         recipe = replace(recipe, data=str(Path(recipe.data).resolve()))
-    task = open_task(recipe, device, console)
+    task = open_task(recipe, device, console, ranks)
     recipe = task.recipe
-    torch.manual_seed(recipe.run.seed)
-    model = task.build_model()
+    seed_everything(recipe.run.seed)
+    model = task.build_model().to(device)
     task.prepare(console)
-    folder = output or _new_folder(recipe)
     size = task.preprocessing.image_size
     try:
         network = cost(model, size)
@@ -92,31 +108,55 @@ def train(
         f"{network.macs / 1e6:,.0f} M multiply-accumulates at {size} px, on {device.type} "
         f"in {recipe.run.precision}"
     )
-    log = RunLog(folder, console)
-    write_text(folder / "recipe.yaml", to_yaml(recipe))
-    if not (resume and (folder / "choices.json").exists()):
-        _write_json(folder / "choices.json", [asdict(choice) for choice in task.choices])
-    _write_json(
-        folder / "model.json",
-        {"name": recipe.model, "input_size": size, "classes": len(task.data.classes)}
-        | asdict(network),
-    )
-    started = datetime.now().astimezone().isoformat(timespec="seconds")
-    facts = environment(device) | {"precision": recipe.run.precision, "started": started}
-    _write_json(folder / "environment.json", facts)
+    if ranks.count > 1 and device.type == "cuda":
+        fit_memory(task, model, recipe, device)
+        task.micro_batch_size = min(ranks.gather(task.micro_batch_size))
+    num_steps = round(number(recipe.schedule.epochs) * task.steps_per_epoch)
+    chosen = choose_form(task, model, recipe, device, ranks=ranks, num_steps=num_steps)
+    form = chosen.form
+    task.memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
+    run = replace(recipe.run, channels_last=form.channels_last, compile=form.compile)
+    task.recipe = recipe = replace(recipe, run=run)
+    console.print(f"{_shape_of_steps(task, ranks)}; {_name_form(chosen)}", soft_wrap=True)
+
+    folder = Path(ranks.of_first(str(output or _new_folder(recipe))))
+    if ranks.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+    ranks.wait()
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is not on this machine; give an --output on a file system that all machines "
+            "of the run share"
+        )
+    facts = environment(device) | {
+        "precision": recipe.run.precision,
+        "processes": ranks.count,
+        "strategy": recipe.run.strategy if ranks.count > 1 else "one device",
+        "form": _name_form(chosen),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    if ranks.is_first:
+        write_text(folder / "recipe.yaml", to_yaml(recipe))
+        if not (resume and (folder / "choices.json").exists()):
+            _write_json(folder / "choices.json", [asdict(choice) for choice in task.choices])
+        _write_json(
+            folder / "model.json",
+            {"name": recipe.model, "input_size": size, "classes": len(task.data.classes)}
+            | asdict(network),
+        )
+        _write_json(folder / "environment.json", facts)
     console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
 
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=1 if device.index is None else [device.index],
-        precision=PRECISIONS[recipe.run.precision],
+    log = RunLog(
+        folder, console, silent=not ranks.is_first, trackers=_trackers(recipe, folder, ranks)
     )
     try:
-        outcome = fit(task, model, recipe, fabric=fabric, log=log, resume=resume)
+        outcome = fit(task, model, recipe, fabric=fabric, log=log, resume=resume, macs=network.macs)
     finally:
         log.close()
-    _write_json(folder / "environment.json", facts | {"seconds": round(outcome.seconds, 1)})
-    _finish(task, folder, outcome, console)
+    if ranks.is_first:
+        _write_json(folder / "environment.json", facts | {"seconds": round(outcome.seconds, 1)})
+        _finish(task, folder, outcome, console)
     return RunResult(
         folder=folder,
         model=recipe.model,
@@ -125,6 +165,38 @@ def train(
         steps=outcome.steps,
         seconds=outcome.seconds,
     )
+
+
+def show_groups(recipe: Recipe, console: Console) -> list[dict[str, Any]]:
+    """Print the optimizer's groups that a recipe makes, and return them.
+
+    Raises:
+        ValueError: If the recipe, the data or the weights cannot be used.
+    """
+    task = open_task(recipe, pick_device(recipe.run.device), console)
+    model = task.build_model()
+    console.print(group_table(model, task.recipe.optim))
+    return group_rows(model, task.recipe.optim)
+
+
+def _trackers(recipe: Recipe, folder: Path, ranks: Ranks) -> list[Any]:
+    return make_trackers(recipe.run.loggers, folder, to_dict(recipe)) if ranks.is_first else []
+
+
+def _shape_of_steps(task: Any, ranks: Ranks) -> str:
+    """Return how a batch is made up, in words."""
+    share = math.ceil(task.batch_size / ranks.count)
+    micro = min(task.micro_batch_size, share)
+    parts = math.ceil(share / micro)
+    devices = f"{ranks.count} devices x " if ranks.count > 1 else ""
+    accumulated = f" x {parts} accumulated" if parts > 1 else ""
+    return f"{task.batch_size:,} images a step: {devices}{micro}{accumulated}"
+
+
+def _name_form(chosen: Chosen) -> str:
+    form = chosen.form
+    layout = "channels_last" if form.channels_last else "channels_first"
+    return f"{'compiled' if form.compile else 'eager'}, {layout} ({chosen.reason})"
 
 
 def _finish(task: Any, folder: Path, outcome: Outcome, console: Console) -> None:

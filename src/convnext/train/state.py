@@ -1,10 +1,11 @@
 """What a run needs to go on as if it had never stopped, in folders that are whole or absent.
 
     checkpoints/best.safetensors            the best weights so far
-    checkpoints/step-00000120/              the last complete state
+    checkpoints/step-00000120/              a complete state; the last two are kept
         model.safetensors                   the weights, a checkpoint like any other
         state.safetensors                   moments of the optimizer, the moving average, counters
 
+Every file carries a hash of its bytes, so that damage is found and the state before it is taken.
 Randomness needs no state: it is a function of the seed and of the step or the sample.
 """
 
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,56 +22,129 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from convnext.atomic import sync_folder
 from convnext.checkpoint import Card, save_checkpoint, save_tensors
+from convnext.train.ema import Ema
+from convnext.train.parallel import put, whole
 from convnext.weights.files import read_file
 
+KEPT = 2
 _PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What changes with every step, beside the counters of the loop."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None = None
+    scaler: torch.amp.GradScaler | None = None
+
+    def gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the weights, and all else by name, whole; every process must call."""
+        weights = {name: whole(t) for name, t in self.model.state_dict().items()}
+        rest = {
+            f"optim.{key}.{name}": whole(value)
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        if self.ema is not None:
+            rest |= {f"ema.{name}": whole(t) for name, t in self.ema.tensors.items()}
+        return weights, rest
+
+    def restore(self, weights: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> None:
+        """Take what `gather` returned.
+
+        Raises:
+            ValueError: If it belongs to another network.
+        """
+        _fill(self.model.state_dict(), weights)
+        if self.ema is not None:
+            _fill(self.ema.tensors, _under("ema.", rest))
+        parameters = dict(self.model.named_parameters())
+        self.optimizer.state.clear()
+        for full_name, tensor in _under("optim.", rest).items():
+            key, name = full_name.split(".", 1)
+            parameter = parameters[name]
+            # The count of steps stays on the CPU, unless a fused optimizer wants it with the rest.
+            fused = self.optimizer.defaults.get("fused") and parameter.device.type != "cpu"
+            value = tensor
+            if tensor.shape == parameter.shape and tensor.ndim:
+                value = torch.empty_like(parameter, requires_grad=False)
+                put(value, tensor)
+            elif fused:
+                value = tensor.to(parameter.device)
+            self.optimizer.state[parameter][key] = value
+
+
+def _fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    different = targets.keys() ^ values.keys()
+    different |= {k for k in targets.keys() & values.keys() if targets[k].shape != values[k].shape}
+    if different:
+        raise ValueError(
+            f"{len(different)} tensors differ from what this recipe builds, such as "
+            f"{min(different)}; start a new run in another --output"
+        )
+    for name, target in targets.items():
+        put(target, values[name])
 
 
 def save_state(
     folder: Path,
     *,
     step: int,
-    model: nn.Module,
-    ema: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
+    weights: Mapping[str, Tensor],
+    rest: Mapping[str, Tensor],
     card: Card,
     counters: Mapping[str, Any],
 ) -> Path:
-    """Write the state of a step, then drop the others. Returns its folder."""
+    """Write the state of a step, then drop all but the last two. Returns its folder."""
     target = folder / f"{_PREFIX}{step:08d}"
     temporary = folder / f".{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
-    save_checkpoint(temporary / "model.safetensors", model.state_dict(), card)
-    tensors = _optimizer_tensors(model, optimizer)
-    if ema is not None:
-        tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
-    metadata = {"format": "convnext-state-1", "counters": json.dumps({"step": step, **counters})}
-    save_tensors(temporary / "state.safetensors", tensors, metadata)
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
-    # Not only the older ones: a damaged folder of a later step may have been passed over.
-    for other in complete_steps(folder):
-        if other != target:
-            shutil.rmtree(other)
+    try:
+        save_checkpoint(temporary / "model.safetensors", weights, card)
+        metadata = {
+            "format": "convnext-state-2",
+            "counters": json.dumps({"step": step, **counters}),
+        }
+        # A state without tensors of its own (no moving average, no step yet) still has a file.
+        save_tensors(temporary / "state.safetensors", rest or {"empty": torch.zeros(1)}, metadata)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        sync_folder(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    # Those of later steps are of a course that was left: they were damaged, or went astray.
+    for other in [*complete_steps(folder, before=step)[: 1 - KEPT], *_after(folder, step)]:
+        shutil.rmtree(other)
     return target
 
 
-def complete_steps(folder: Path) -> list[Path]:
-    """Return the folders of complete states, oldest first."""
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+def needed_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the room that tensors take on a disk."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def load_state(
-    folder: Path,
-    *,
-    model: nn.Module,
-    ema: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
-    tell: Callable[[str], None],
-) -> dict[str, Any]:
-    """Put the newest complete state into model, moving average and optimizer.
+def complete_steps(folder: Path, before: int | None = None) -> list[Path]:
+    """Return the folders of complete states, oldest first; those before a step, if one is given."""
+    found = sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+    return found if before is None else [p for p in found if step_of(p) < before]
+
+
+def step_of(path: Path) -> int:
+    """Return the step of the folder of a state."""
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def _after(folder: Path, step: int) -> list[Path]:
+    return [path for path in complete_steps(folder) if step_of(path) > step]
+
+
+def load_state(folder: Path, learner: Learner, *, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Put the newest complete state into the learner.
 
     `tell` is told of every damaged state that is passed over for an older one.
 
@@ -83,20 +158,16 @@ def load_state(
         try:
             weights, _ = read_file(path / "model.safetensors")
             tensors, metadata = read_file(path / "state.safetensors")
-        except (ValueError, OSError, SafetensorError) as error:
+            counters: dict[str, Any] = json.loads(metadata["counters"])
+        except (ValueError, KeyError, OSError, SafetensorError) as error:
             tell(f"passing over a damaged checkpoint: {error}")
             continue
         try:
-            model.load_state_dict(weights)
-            if ema is not None:
-                ema.load_state_dict(_under("ema.", tensors))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{path} holds another network than this recipe builds; start a new run in "
-                "another --output"
-            ) from error
-        _restore_optimizer(_under("optim.", tensors), model, optimizer)
-        counters: dict[str, Any] = json.loads(metadata["counters"])
+            learner.restore(weights, tensors)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path} holds another network: {error}") from error
+        if learner.scaler is not None and counters.get("scaler"):
+            learner.scaler.load_state_dict(counters["scaler"])
         return counters
     raise ValueError(
         f"no checkpoint in {folder} is whole enough to resume from; "
@@ -110,27 +181,3 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"optim.{key}.{name}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _restore_optimizer(
-    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    parameters = dict(model.named_parameters())
-    for full_name, tensor in tensors.items():
-        key, name = full_name.split(".", 1)
-        parameter = parameters[name]
-        # The count of steps stays on the CPU, unless a fused optimizer wants it beside the rest.
-        fused_elsewhere = optimizer.defaults.get("fused") and parameter.device.type != "cpu"
-        device = parameter.device if tensor.ndim or fused_elsewhere else "cpu"
-        value = tensor.to(device)
-        if tensor.ndim == 4:
-            value = value.to(memory_format=torch.channels_last)
-        optimizer.state[parameter][key] = value

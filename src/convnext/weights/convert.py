@@ -121,7 +121,7 @@ def _write(
     if target.suffix == ".safetensors":
         from convnext.checkpoint import save_tensors
 
-        save_tensors(target, tensors, metadata)
+        save_tensors(target, tensors, metadata, sign=False)  # As the others write it.
         return
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     key = _WRAPPED.get(layout)

@@ -6,6 +6,7 @@ finite floating point numbers. Every refusal names the file and what to do.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from convnext.weights.pickles import read_pickle
+
+# Key of the metadata under which our own files carry their digest.
+DIGEST = "sha256"
 
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
@@ -79,6 +83,20 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
             )
 
 
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of tensors and metadata, as hexadecimal digits.
+
+    It covers names, types, shapes and all bytes; an entry `sha256` of the metadata is left out.
+    """
+    rest = {key: value for key, value in metadata.items() if key != DIGEST}
+    found = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are finite; the extremes tell, and NaN is the extreme of any tensor."""
     if not tensor.numel():
@@ -101,6 +119,9 @@ def _kind(path: Path) -> str:
         raise ValueError(
             f"{path} is a web page, probably the error page of a download; fetch the file again"
         )
+    # The length of a header may begin with the same byte as a pickle does.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return "pickle"
     if head[8:9] == b"{" or path.suffix == ".safetensors":
@@ -116,14 +137,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors.torch import load_file
 
     header = _header(path)
-    metadata = header.get("__metadata__", {})
+    declared = header.get("__metadata__", {})
     try:
         tensors = load_file(path)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is not a valid safetensors file ({error}); fetch it again"
         ) from error
-    return tensors, {str(k): str(v) for k, v in metadata.items()}
+    metadata = {str(k): str(v) for k, v in declared.items()}
+    if DIGEST in metadata and digest(tensors, metadata) != metadata[DIGEST]:
+        raise ValueError(
+            f"{path} is damaged: its bytes do not have the hash that was stored with them; take an "
+            "earlier checkpoint or fetch it again"
+        )
+    return tensors, metadata
 
 
 def _header(path: Path) -> dict[str, dict[str, object]]:

@@ -90,7 +90,8 @@ def test_the_run_folder_is_complete(finished: RunResult) -> None:
         assert (folder / name).stat().st_size > 0, name
     assert list((folder / "tensorboard").glob("events*"))
     resolved = dict(flatten(read_recipe(folder / "recipe.yaml")))
-    assert "auto" not in [v for k, v in resolved.items() if k != "run.device"]
+    of_the_machine = {"run.device", "run.devices", "loader.shard_cache", "loader.shard_cache_gb"}
+    assert "auto" not in [v for k, v in resolved.items() if k not in of_the_machine]
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["top1"] == finished.best["top1"]
     assert [bad["source"].endswith("broken.jpg") for bad in evaluation["bad_images"]] == [True]

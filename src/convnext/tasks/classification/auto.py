@@ -90,7 +90,7 @@ def resolve(
     _choose_rate(c, scratch=scratch, large=large)
     _choose_augmentation(c, facts, scratch=scratch, large=large)
     _choose_ema(c, facts.num_train, scratch=scratch, large=large)
-    _choose_execution(c, where, large=large)
+    _choose_execution(c, where, facts.num_train, large=large)
     return c.recipe, tuple(c.choices)
 
 
@@ -244,9 +244,11 @@ def _choose_ema(c: _Chooser, n: int, *, scratch: bool, large: bool) -> None:
     c.choose("ema.decay", round(1 - 1 / horizon, 7), "looks back over a twentieth of the run")
 
 
-def _choose_execution(c: _Chooser, where: Circumstances, *, large: bool) -> None:
+def _choose_execution(c: _Chooser, where: Circumstances, n: int, *, large: bool) -> None:
     every = max(1, round(c["schedule.epochs"] / 20))
-    c.choose("run.eval_every", 1 if large else every, "epochs between evaluations")
+    every = c.choose("run.eval_every", 1 if large else every, "epochs between evaluations")
+    steps = max(1, round(every * max(1, n // c["optim.batch_size"])))
+    c.choose("run.save_every", min(1000, steps), "steps that a crash can cost")
     c.choose("loader.cache", not large, "too many images" if large else "if the images fit")
     workers = 0 if where.device == "cpu" else min(16, max(2, (os.cpu_count() or 2) - 1))
     reason = "the network needs every core" if workers == 0 else "the cores beside the GPU"

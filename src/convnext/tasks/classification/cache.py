@@ -62,10 +62,19 @@ class ImageCache:
 
 
 def for_each(
-    work: Callable[[int], None], count: int, title: str, *, console: Console | None = None
+    work: Callable[[int], None],
+    count: int,
+    title: str,
+    *,
+    console: Console | None = None,
+    threads: int | None = None,
 ) -> None:
-    """Call `work` with 0 .. count - 1 in a few threads, with a progress bar on `console`."""
-    threads = min(8, os.cpu_count() or 1, max(count, 1))
+    """Call `work` with 0 .. count - 1 in a few threads, with a progress bar on `console`.
+
+    By default there are as many threads as the processor has use for; work that waits for a network
+    may want more.
+    """
+    threads = min(threads or min(8, os.cpu_count() or 1), max(count, 1))
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     visible = console is not None and console.is_terminal
     with Progress(*columns, console=console, disable=not visible, transient=True) as progress:

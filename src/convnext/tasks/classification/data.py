@@ -3,6 +3,7 @@
     PATH/train/CLASS/*  PATH/val/CLASS/*     folders; `validation`, `valid` or `test` for `val` too
     PATH/CLASS/*                             folders without a split: a share is held out
     PATH/train-*.tar    PATH/val-*.tar       WebDataset shards, names in classes.txt
+    https://HOST/FOLDER, s3://, gs://, hf:// shards that are fetched as needed, see `remote`
     digits                                   the handwritten digits that come along
 
 What is held out is chosen by the names of the files alone, so that it never changes: not between
@@ -13,14 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
+from rich.console import Console
 
 from convnext.images import BadImage
+from convnext.recipe import LoaderRecipe
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.samples import ArraySamples, Found, Samples
 
@@ -57,16 +59,25 @@ class DataFacts:
     """Whether no colour was seen on the images that were looked at."""
 
 
-def open_dataset(path: str, *, val_share: float = 0.2, strict: bool = True) -> ClassificationData:
+def open_dataset(
+    path: str,
+    *,
+    val_share: float = 0.2,
+    strict: bool = True,
+    loader: LoaderRecipe | None = None,
+    console: Console | None = None,
+) -> ClassificationData:
     """Return the data set at `path`, without reading any image yet.
 
     A class folder without images counts as absent: noted, dropped if no split has images of it.
     A class that only the training part has is noted.
 
     Args:
-        path: A folder in one of the layouts above, or `digits`.
+        path: A folder or an address in one of the layouts above, or `digits`.
         val_share: Share of each class held out where the data has no split of its own.
         strict: Refuse a class that only the validation part has; else it is noted.
+        loader: Where copies of remote data are kept, and how patiently they are fetched.
+        console: Where it is said that something is fetched; standard error by default.
 
     Raises:
         ValueError: If there is nothing at `path` to train and validate on, and why.
@@ -75,7 +86,7 @@ def open_dataset(path: str, *, val_share: float = 0.2, strict: bool = True) -> C
         return _digits()
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")
-    found = find(path)
+    found = find(path, loader, console=console)
     val, notes = found.val, list(found.notes)
     if val is None:
         found, val = _hold_out(found, val_share, notes)
@@ -99,19 +110,19 @@ def facts(data: ClassificationData) -> DataFacts:
     n = len(data.train)
     headers = []
     last_error: BadImage | None = None
-    for index in _spread(n, NUM_HEADERS):
+    for index in data.train.some(NUM_HEADERS):
         try:
             headers.append(data.train.header(index))
         except BadImage as error:
             last_error = error
     if not headers:
         raise ValueError(f"none of the training images that were tried is readable: {last_error}")
-    counts = Counter(data.train.labels)
+    counts = np.bincount(np.asarray(data.train.labels), minlength=len(data.classes))
     return DataFacts(
         num_train=n,
         num_val=len(data.val),
         num_classes=len(data.classes),
-        class_counts=tuple(counts[c] for c in range(len(data.classes))),
+        class_counts=tuple(counts.tolist()),
         image_height=int(statistics.median(h.height for h in headers)),
         image_width=int(statistics.median(h.width for h in headers)),
         greyscale=_is_greyscale(data.train),
@@ -120,7 +131,7 @@ def facts(data: ClassificationData) -> DataFacts:
 
 def _is_greyscale(samples: Samples) -> bool:
     seen = False
-    for index in _spread(len(samples), NUM_DECODED):
+    for index in samples.some(NUM_DECODED):
         try:
             image = samples.open(index, "RGB", at_least=64)
         except BadImage:
@@ -131,11 +142,6 @@ def _is_greyscale(samples: Samples) -> bool:
         if np.ptp(pixels, axis=2).max() > 3:
             return False
     return seen
-
-
-def _spread(n: int, count: int) -> list[int]:
-    """Return up to `count` positions spread evenly over n."""
-    return sorted({i * n // min(n, count) for i in range(min(n, count))})
 
 
 def _digits() -> ClassificationData:
@@ -160,23 +166,22 @@ def _digits() -> ClassificationData:
 
 def _hold_out(found: Found, share: float, notes: list[str]) -> tuple[Found, list[int]]:
     """Move a share of each class to validation: those whose names have the smallest hashes."""
-    by_class: dict[int, list[int]] = {}
-    for index in found.train:
-        by_class.setdefault(found.labels[index], []).append(index)
+    train = np.asarray(found.train, np.int64)
+    labels = np.asarray(found.labels)[train]
     held: list[int] = []
-    for members in by_class.values():
+    for label in np.unique(labels):
+        members = train[labels == label].tolist()
         ranked = sorted(members, key=lambda i: hashlib.sha256(found.keys[i].encode()).digest())
         # A class of one stays in training, a larger one has at least one image on either side.
         count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
         held += ranked[:count]
     val = sorted(held)
-    inside = set(val)
-    train = [index for index in found.train if index not in inside]
+    kept = np.setdiff1d(train, val).tolist()
     notes.append(
         f"the data has no split of its own: {share:.0%} of each class ({len(val):,} of "
-        f"{len(train) + len(val):,} images) are held out for validation, chosen by file name"
+        f"{len(train):,} images) are held out for validation, chosen by file name"
     )
-    return found.with_train(train), val
+    return found.with_train(kept), val
 
 
 def _check_classes(found: Found, val: Sequence[int], *, strict: bool) -> list[str]:
@@ -186,8 +191,10 @@ def _check_classes(found: Found, val: Sequence[int], *, strict: bool) -> list[st
         ValueError: If there is nothing to learn or to validate on; if `strict`, also for a class
             that is new in validation.
     """
-    in_train = {found.labels[i] for i in found.train}
-    in_val = {found.labels[i] for i in val}
+    labels = np.asarray(found.labels)
+    in_train, in_val = (
+        set(np.unique(labels[np.asarray(part, np.int64)]).tolist()) for part in (found.train, val)
+    )
     if len(found.classes) < 2:
         raise ValueError(
             f"{found.root} has one class only ({found.classes[0]}); a classifier needs at least "

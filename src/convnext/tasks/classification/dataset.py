@@ -1,8 +1,9 @@
 """From samples to the pixels of a batch: what the data loader's processes do.
 
 A training image is a pure function of (seed, round, index), so that neither the number of worker
-processes nor a resumed run changes anything. An image that cannot be read is replaced by the next
-one of its class in training, left out in evaluation, and reported with the batch in both.
+processes nor a resumed run changes anything. An image that cannot be read is replaced in training
+by the next one (of its class in folders, as stored in shards), left out in evaluation, and reported
+with the batch in both.
 """
 
 from __future__ import annotations
@@ -28,9 +29,15 @@ from convnext.tasks.classification.augment import ImageAugment
 from convnext.tasks.classification.cache import ImageCache, Pixels, memory_budget
 from convnext.tasks.classification.samples import Samples
 from convnext.tasks.classification.sampling import Draw
+from convnext.tasks.classification.shards.samples import BadShard, ShardSamples
 
 _KEPT = "are kept in memory ({:,.3g} MB)"
 _TOO_LARGE = "do not fit into the {:,.2g} GB that may be used, and are read anew each time"
+
+_REMOTE = "are remote: their shards are kept on disk as they are read, and no image in memory"
+# Images of shards that are tried in place of one that cannot be read; a shard that cannot be had
+# counts as several, since finding that out takes long.
+MAX_SUBSTITUTES, BAD_SHARD = 64, 8
 
 
 class Item(NamedTuple):
@@ -39,6 +46,7 @@ class Item(NamedTuple):
     pixels: Tensor
     """uint8 (C, H, W)."""
     label: int
+    """Of what is shown."""
     position: int
     """Which of the samples it is."""
     bad: tuple[tuple[int, str], ...]
@@ -88,7 +96,6 @@ class TrainDataset(Dataset[Item]):
         self.mode = preprocessing.mode
         self.seed = seed
         self.cache: ImageCache | None = None
-        self._next = _next_of_class(samples.labels)
         self._known_bad: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -115,6 +122,8 @@ class TrainDataset(Dataset[Item]):
         Returns:
             What was done, as one line for the user.
         """
+        if self.samples.is_remote:
+            return f"the training images {_REMOTE}"
         budget = memory_budget(workers) if budget is None else budget
         shapes = _cached_shapes(self.samples, self.mode, self.augment.short_side, budget)
         if shapes is None:
@@ -133,26 +142,39 @@ class TrainDataset(Dataset[Item]):
         self.cache = cache
         return f"the training images {_KEPT.format(cache.block.nbytes / 1e6)}"
 
+    def __getitems__(self, draws: list[Draw]) -> list[Item]:
+        """Return the images of a batch; what later batches need is fetched in the meantime."""
+        self.samples.prefetch(getattr(draws, "ahead", ()))
+        return [self[draw] for draw in draws]
+
     def __getitem__(self, draw: Draw) -> Item:
         """Return the image of a draw (round, index)."""
         number, index = draw
         rng = random.Random(f"{self.seed} {number} {index}")
         bad: list[tuple[int, str]] = []
-        shown = index
+        shown, tried = index, 0
         while True:
             try:
                 image = self._open(shown)
                 break
             except BadImage as error:
-                self._known_bad[shown] = error.reason
+                # A shard may be back in some minutes; a damaged file stays as it is.
+                if not isinstance(error, BadShard):
+                    self._known_bad[shown] = error.reason
                 bad.append((shown, error.reason))
-                shown = self._next[shown]
-                if shown == index:
+                tried += BAD_SHARD if isinstance(error, BadShard) else 1
+                shown = self.samples.substitute(shown, error)
+                if isinstance(self.samples, ShardSamples):
+                    if shown == index or tried >= MAX_SUBSTITUTES:
+                        raise ValueError(
+                            f"{len(bad):,} images in a row cannot be read, such as {error}"
+                        ) from error
+                elif shown == index:
                     raise ValueError(
                         f"not one image of the class of {error.source} can be read, such as {error}"
                     ) from error
         pixels = to_tensor(self.augment(image, rng))
-        return Item(pixels, self.samples.labels[index], shown, tuple(bad))
+        return Item(pixels, self.samples.labels[shown], shown, tuple(bad))
 
     def _open(self, index: int) -> Image.Image:
         if index in self._known_bad:
@@ -183,6 +205,8 @@ class EvalDataset(Dataset[Item]):
 
         Arguments and result are those of `TrainDataset.fill_cache`.
         """
+        if self.samples.is_remote:
+            return f"the validation images {_REMOTE}"
         budget = memory_budget(workers) if budget is None else budget
         p = self.preprocessing
         shapes = np.array([[p.in_chans, p.image_size, p.image_size]] * len(self), dtype=np.int64)
@@ -192,6 +216,11 @@ class EvalDataset(Dataset[Item]):
         cache.fill(lambda index: self._read(index).numpy(), console=console)
         self.cache = cache
         return f"the validation images {_KEPT.format(cache.block.nbytes / 1e6)}"
+
+    def __getitems__(self, indices: list[int]) -> list[Item]:
+        """Return the images of a batch; what follows them is fetched in the meantime."""
+        self.samples.read_ahead(indices[-1])
+        return [self[index] for index in indices]
 
     def __getitem__(self, index: int) -> Item:
         """Return an image, or where it cannot be read an item that says so."""
@@ -244,16 +273,6 @@ class BadImages:
                 f"lists them all), or allow more with --loader.max_bad_share {needed + 0.01:.2f}"
             )
         return list(new.values())
-
-
-def _next_of_class(labels: Sequence[int]) -> list[int]:
-    """Return for each image the next one of its class, in a ring."""
-    following = np.zeros(len(labels), np.int64)
-    order = np.argsort(labels, kind="stable")
-    for members in np.split(order, np.flatnonzero(np.diff(np.asarray(labels)[order])) + 1):
-        following[members] = np.roll(members, -1)
-    successors: list[int] = following.tolist()
-    return successors
 
 
 def _cached_shapes(

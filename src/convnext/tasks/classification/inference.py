@@ -5,6 +5,7 @@ The same images in the same batches give the same bits in all three.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convnext.device import autocast
+from convnext.ranks import ALONE, Ranks
 from convnext.tasks.classification.dataset import BadImages, EvalDataset, collate
 
 BATCH_SIZE = 64
@@ -27,21 +29,37 @@ def infer(
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
     progress: Callable[[int], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield logits (N, num_classes), labels (N,) and positions (N,), batch by batch, in order.
 
     Images that cannot be read are left out and recorded in `bad`. `progress` is told how many
-    images each batch has dealt with.
+    images each batch has dealt with. Of several processes each yields its share of the batches; all
+    make equally many passes through the network, which may be sharded over them.
     """
     model.eval()
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate)
-    with torch.inference_mode():
-        for batch in loader:
-            bad.update(batch.bad)
+    batches = [
+        list(range(start, min(start + batch_size, len(dataset))))
+        for start in range(0, len(dataset), batch_size)
+    ]
+    mine = batches[ranks.rank :: ranks.count]
+    num_spare = math.ceil(len(batches) / ranks.count) - len(mine)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[*mine, *batches[:num_spare]],
+        num_workers=workers,
+        collate_fn=collate,
+    )
+    # A sharded network cannot gather its parameters in inference mode.
+    with torch.inference_mode() if ranks.count == 1 else torch.no_grad():
+        for b, batch in enumerate(loader):
+            if b < len(mine):
+                bad.update(batch.bad)
             if len(batch.labels):
                 images = dataset.preprocessing.normalize(batch.pixels.to(device))
                 images = images.contiguous(memory_format=torch.channels_last)
                 with autocast(device, precision):
                     logits = model(images)
-                yield logits.float(), batch.labels, batch.indices
+                if b < len(mine):
+                    yield logits.float(), batch.labels, batch.indices
             progress(len(batch.labels) + len(batch.bad))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from convnext.ranks import Ranks
+
 # ImageNet-22K would need a matrix of 477 million cells.
 MAX_CONFUSION = 2000
 
@@ -69,6 +71,17 @@ class Metric:
         self._logits.append(logits.detach().float().cpu())
         self._labels.append(labels.cpu())
         self._indices.append(indices.cpu())
+
+    def merge(self, ranks: Ranks) -> None:
+        """Take in what the other processes were given; all must call."""
+        if ranks.count == 1:
+            return
+        mine = [torch.cat(part) for part in (self._logits, self._labels, self._indices) if part]
+        found = [parts for parts in ranks.gather(mine) if parts]
+        logits, labels, indices = (torch.cat(part) for part in zip(*found, strict=True))
+        order = indices.argsort()
+        self._logits, self._labels = [logits[order]], [labels[order]]
+        self._indices = [indices[order]]
 
     def compute(self, *, num_mistakes: int = 24) -> Evaluation:
         """Return the evaluation of everything added.

@@ -1,4 +1,4 @@
-"""Labelled images wherever they lie: in folders, in tar shards, or in memory.
+"""Labelled images wherever they lie: in folders or in memory here, in shards in `shard_samples`.
 
 A `Samples` is a sequence by index; what reads from it never asks which kind it is.
 """
@@ -6,8 +6,9 @@ A `Samples` is a sequence by index; what reads from it never asks which kind it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from convnext.images import BadImage, Header, Mode, as_mode, decode, read_header
 class Samples(ABC):
     """A sequence of labelled images."""
 
-    labels: list[int]
+    labels: Sequence[int]
     """Position of each image's class in `ClassificationData.classes`."""
 
     def __len__(self) -> int:
@@ -50,6 +51,40 @@ class Samples(ABC):
     def num_bytes(self, index: int) -> int:
         """Return how much an image takes where it lies; 0 if it is gone."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading an image may have to fetch it first, with many others."""
+        return False
+
+    @property
+    def shard_sizes(self) -> Sequence[int] | None:
+        """How many images each shard holds, one shard after the other; None if order is free."""
+        return None
+
+    def substitute(self, index: int, error: BadImage) -> int:
+        """Return which image to show for one that cannot be read: the next of its class."""
+        return int(self._next_of_class[index])
+
+    def some(self, count: int) -> list[int]:
+        """Return up to `count` images to judge all by: spread evenly, or quick to get."""
+        return spread(len(self), count)
+
+    def prefetch(self, shards: Iterable[int]) -> None:  # noqa: B027 - nothing, if all is local
+        """Begin to fetch shards, in this order, if they are remote."""
+
+    def read_ahead(self, index: int) -> None:  # noqa: B027
+        """Begin to fetch what follows an image, in the order of the samples, if it is remote."""
+
+    @cached_property
+    def _next_of_class(self) -> NDArray[np.int64]:
+        """For each image the next one of its class, in a ring."""
+        following = np.zeros(len(self), np.int64)
+        labels = np.asarray(self.labels)
+        order = np.argsort(labels, kind="stable")
+        for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+            following[members] = np.roll(members, -1)
+        return following
+
 
 class FolderSamples(Samples):
     """Image files below a folder."""
@@ -71,52 +106,6 @@ class FolderSamples(Samples):
     def num_bytes(self, index: int) -> int:
         path = Path(self.source(index))
         return path.stat().st_size if path.is_file() else 0
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file inside a tar, by its place."""
-
-    shard: Path
-    name: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """Return the bytes, fewer if the tar has been cut since."""
-        with self.shard.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-    def __str__(self) -> str:
-        return f"{self.shard}!{self.name}"
-
-
-class ShardSamples(Samples):
-    """Images inside uncompressed tar files, read by their place and not in sequence."""
-
-    def __init__(self, members: Sequence[Member], labels: Sequence[int]) -> None:
-        self.members = list(members)
-        self.labels = list(labels)
-
-    def source(self, index: int) -> str:
-        return str(self.members[index])
-
-    def open(self, index: int, mode: Mode, *, at_least: int | None = None) -> Image.Image:
-        source = self.source(index)
-        return decode(self._bytes(index), mode=mode, at_least=at_least, source=source)
-
-    def header(self, index: int) -> Header:
-        return read_header(self._bytes(index), source=self.source(index))
-
-    def num_bytes(self, index: int) -> int:
-        return self.members[index].size
-
-    def _bytes(self, index: int) -> bytes:
-        try:
-            return self.members[index].read()
-        except OSError as error:
-            raise BadImage(self.source(index), f"the shard cannot be read ({error})") from error
 
 
 class ArraySamples(Samples):
@@ -145,7 +134,7 @@ class ArraySamples(Samples):
 class Found:
     """The images below a path. `train` and `val` are positions in `keys` and `labels`."""
 
-    root: Path
+    root: Path | str
     classes: tuple[str, ...]
     keys: Sequence[str]
     """Names relative to the root."""
@@ -162,3 +151,8 @@ class Found:
     def with_train(self, train: Sequence[int]) -> Found:
         """Return the same with fewer training images."""
         return replace(self, train=train)
+
+
+def spread(n: int, count: int) -> list[int]:
+    """Return up to `count` positions spread evenly over n."""
+    return sorted({i * n // min(n, count) for i in range(min(n, count))})

@@ -65,6 +65,7 @@ def look(data: ClassificationData, part: str, index: int) -> Look:
     samples = data.train if part == "train" else data.val
     source, label = samples.source(index), samples.labels[index]
     num_bytes = samples.num_bytes(index)
+    samples.read_ahead(index)
     try:
         header = samples.header(index)
         image = samples.open(index, "RGB")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +24,7 @@ from convnext.family import create_model
 from convnext.inference import card_of
 from convnext.init import init_fan_in
 from convnext.preprocess import Preprocessing
+from convnext.ranks import ALONE, Ranks
 from convnext.recipe import NetworkRecipe, Recipe, number, to_dict
 from convnext.tasks.classification.augment import BatchAugment
 from convnext.tasks.classification.auto import Choice, Circumstances, resolve, warnings
@@ -35,7 +39,7 @@ from convnext.tasks.classification.dataset import (
 from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.metric import Evaluation, Metric
-from convnext.tasks.classification.sampling import StepBatches
+from convnext.tasks.classification.sampling import StepBatches, rank_slice
 
 
 class ClassificationTask:
@@ -46,6 +50,7 @@ class ClassificationTask:
         data: The opened data set.
         device: Where the network runs.
         choices: What `auto` chose in the recipe.
+        ranks: The processes that share the run.
     """
 
     primary = "top1"
@@ -56,8 +61,12 @@ class ClassificationTask:
         data: ClassificationData,
         device: torch.device,
         choices: tuple[Choice, ...] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         self.recipe, self.data, self.device, self.choices = recipe, data, device, choices
+        self.ranks = ranks
+        self.micro_batch_size = int(number(recipe.optim.micro_batch_size))
+        self.memory_format = torch.channels_last
         self.preprocessing = preprocessing(recipe)
         share = recipe.loader.max_bad_share
         self.bad_train = BadImages(data.train, max_share=share)
@@ -69,6 +78,8 @@ class ClassificationTask:
             seed=recipe.run.seed,
         )
         self._val = EvalDataset(data.val, self.preprocessing)
+        self.tell: Callable[[str], None] = lambda text: None
+        """Who hears of images that cannot be read; the loop lets the log hear of them."""
         self.evaluation: Evaluation | None = None
         """The last evaluation, whole."""
         self._augment = BatchAugment(
@@ -83,6 +94,9 @@ class ClassificationTask:
             int(number(recipe.optim.batch_size)),
             seed=recipe.run.seed,
             sampling=recipe.loader.sampling,
+            shard_sizes=data.train.shard_sizes,
+            rank=ranks.rank,
+            num_ranks=ranks.count,
         )
 
     def build_model(self) -> nn.Module:
@@ -107,6 +121,24 @@ class ClassificationTask:
         """Optimizer steps per epoch."""
         return self._batches.steps_per_epoch
 
+    @property
+    def batch_size(self) -> int:
+        """Images of a step, over all processes."""
+        return self._batches.batch_size
+
+    @property
+    def first_part(self) -> int:
+        """The number of this process's first micro batch among those of a step."""
+        slices = (rank_slice(self.batch_size, r, self.ranks.count) for r in range(self.ranks.rank))
+        return sum(math.ceil((s.stop - s.start) / self.micro_batch_size) for s in slices)
+
+    @property
+    def fingerprint(self) -> str:
+        """The counts of the images, and a hash of the training labels in their order."""
+        train = np.ascontiguousarray(self.data.train.labels, dtype=np.int64)
+        found = hashlib.sha256("\n".join(self.data.classes).encode() + train.tobytes())
+        return f"{len(train):,} + {len(self.data.val):,} images, {found.hexdigest()[:8]}"
+
     def prepare(self, console: Console) -> None:
         """Read the images into memory, where the recipe asks for it and they fit."""
         if self.recipe.loader.cache:
@@ -117,7 +149,6 @@ class ClassificationTask:
     def batches(self, start_step: int) -> Iterator[Sequence[Batch]]:
         """Yield the micro batches of every step from `start_step` on."""
         workers = int(number(self.recipe.loader.workers))
-        micro = int(number(self.recipe.optim.micro_batch_size))
         num_steps = round(number(self.recipe.schedule.epochs) * self.steps_per_epoch)
         progressive = bool(self.recipe.schedule.progressive)
         for phase in phases(self.preprocessing.image_size, num_steps, progressive=progressive):
@@ -133,8 +164,9 @@ class ClassificationTask:
                 pin_memory=self.device.type == "cuda",
             )
             for batch in loader:
-                self.bad_train.update(batch.bad)
-                yield split(batch, micro)
+                for bad in self.bad_train.update(batch.bad):
+                    self.tell(f"skipped: {bad}")
+                yield split(batch, self.micro_batch_size)
 
     def size(self, batch: Batch) -> int:
         """Return the number of images of a micro batch."""
@@ -148,7 +180,7 @@ class ClassificationTask:
             step=step,
             part=part,
         )
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self.memory_format)
         return losses(model, images, targets)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -161,8 +193,10 @@ class ClassificationTask:
             precision=self.recipe.run.precision,
             bad=self.bad_val,
             workers=int(number(self.recipe.loader.workers)),
+            ranks=self.ranks,
         ):
             metric.update(*batch)
+        metric.merge(self.ranks)
         self.evaluation = metric.compute()
         return {
             "top1": self.evaluation.top1,
@@ -227,9 +261,13 @@ def split(batch: Batch, size: int) -> list[Batch]:
     ]
 
 
-def open_task(recipe: Recipe, device: torch.device, console: Console) -> ClassificationTask:
+def open_task(
+    recipe: Recipe, device: torch.device, console: Console, ranks: Ranks = ALONE
+) -> ClassificationTask:
     """Open the data, choose what the recipe leaves to `auto`, and say what was chosen and why."""
-    data = open_dataset(recipe.data, val_share=recipe.loader.val_share)
+    data = open_dataset(
+        recipe.data, val_share=recipe.loader.val_share, loader=recipe.loader, console=console
+    )
     known = facts(data)
     recipe, card = _with_weights(recipe)
     where = Circumstances(
@@ -257,7 +295,7 @@ def open_task(recipe: Recipe, device: torch.device, console: Console) -> Classif
         console.print(table)
     for warning in warnings(recipe, known):
         console.print(f"[yellow]warning:[/] {escape(warning)}")
-    return ClassificationTask(recipe, data, device, choices)
+    return ClassificationTask(recipe, data, device, choices, ranks)
 
 
 def _with_weights(recipe: Recipe) -> tuple[Recipe, Card | None]:

@@ -16,10 +16,28 @@ from pathlib import Path
 from typing import BinaryIO
 
 from convnext.images import readable_extensions
-from convnext.tasks.classification.samples import Member
 
 # A label file or a description is not longer than this.
 MAX_LABEL_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside a tar, by its place."""
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the bytes, fewer if the tar has been cut since."""
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    def __str__(self) -> str:
+        return f"{self.shard}!{self.name}"
 
 
 @dataclass
@@ -33,8 +51,12 @@ class ShardIndex:
     """What was left out and why, one line each."""
 
 
-def index_shard(shard: Path) -> ShardIndex:
-    """Return the complete samples of a tar file, and what else is to be said about it."""
+def index_shard(shard: Path, *, title: str = "") -> ShardIndex:
+    """Return the complete samples of a tar file, and what else is to be said about it.
+
+    `title` is its name in messages, where that is not the name of the file.
+    """
+    title = title or shard.name
     index = ShardIndex()
     group: dict[str, Member] = {}
     last_key = None
@@ -51,7 +73,7 @@ def index_shard(shard: Path) -> ShardIndex:
         group.clear()
 
     endings = readable_extensions()
-    for member in members(shard, index.faults):
+    for member in members(shard, index.faults, title=title):
         folder, _, base = member.name.rpartition("/")
         if base.startswith("."):
             continue
@@ -64,13 +86,13 @@ def index_shard(shard: Path) -> ShardIndex:
     close()
     if unlabelled:
         index.faults.append(
-            f"images in {shard.name} without a readable .cls or .json, left out: "
+            f"images in {title} without a readable .cls or .json, left out: "
             f"{len(unlabelled):,} (such as {unlabelled[0]})"
         )
     return index
 
 
-def members(shard: Path, faults: list[str]) -> Iterator[Member]:
+def members(shard: Path, faults: list[str], *, title: str) -> Iterator[Member]:
     """Yield the regular files that a tar holds completely; tell `faults` why it stopped early."""
     size = shard.stat().st_size
     count = 0
@@ -81,7 +103,7 @@ def members(shard: Path, faults: list[str]) -> Iterator[Member]:
                     end = info.offset_data + info.size
                     if info.size < 0 or end > size:
                         faults.append(
-                            f"{shard.name}: {info.name!r} declares {info.size:,} bytes, but the "
+                            f"{title}: {info.name!r} declares {info.size:,} bytes, but the "
                             f"file ends after {max(size - info.offset_data, 0):,} of them; it and "
                             f"what follows are left out, {count:,} files before it are used"
                         )
@@ -95,12 +117,12 @@ def members(shard: Path, faults: list[str]) -> Iterator[Member]:
                 if not rest or rest.strip(b"\0"):
                     what = "is damaged there" if rest else "has no end mark"
                     faults.append(
-                        f"{shard.name}: read up to byte {tar.offset:,} of {size:,} ({count:,} "
+                        f"{title}: read up to byte {tar.offset:,} of {size:,} ({count:,} "
                         f"files); the tar {what}, and may have held more"
                     )
         except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
             faults.append(
-                f"{shard.name}: damaged or cut off after {count:,} files, which are used ({error})"
+                f"{title}: damaged or cut off after {count:,} files, which are used ({error})"
             )
 
 

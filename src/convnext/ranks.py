@@ -1,0 +1,54 @@
+"""The processes that share a run: how many there are, which one this is, and how they agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of `count` processes. Every method must be called by all of them, in the same order."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value of every process, in the order of their ranks."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def of_first(self, value: Any) -> Any:
+        """Return the value of the first process."""
+        if self.count == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the mean over the processes of a tensor on the device of the run."""
+        if self.count > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+            tensor /= self.count
+        return tensor
+
+
+ALONE = Ranks()

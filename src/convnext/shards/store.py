@@ -1,0 +1,344 @@
+"""Remote files in a local folder: each fetched whole, checked, and once per machine.
+
+A file is there complete or not at all, and a lock that dies with its holder keeps two processes
+from fetching the same one. What is used least recently makes room where the folder grows beyond its
+limit. A file that cannot be had, in spite of retries, is remembered as such for ten minutes, by all
+processes: a run goes on without it.
+
+Threads and connections belong to the process that made them. After a fork a store begins anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import queue
+import random
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from convnext.atomic import atomic_write, write_text
+
+# Seconds for which a file that could not be had is not asked for again.
+FORGET_AFTER = 600.0
+# Seconds before the first retry; twice as long before each further one, up to the longest.
+BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
+# Seconds between two notes that a file is in use.
+TOUCH_EVERY = 60.0
+# Share of the disk that is free, or taken by the store already, which it may take.
+DISK_SHARE = 0.5
+# A temporary file this old (in seconds) belongs to a process that was killed.
+STALE_AFTER = 86_400.0
+
+
+class Unavailable(OSError):  # noqa: N818 - as BadImage
+    """A remote file that cannot be had now; the message is a reason for people."""
+
+
+class Missing(Unavailable):
+    """A remote file that does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """A remote file, and what is known of it."""
+
+    url: str
+    num_bytes: int | None = None
+    sha256: str = ""
+
+    @property
+    def key(self) -> str:
+        """A name for the local copy; another one for another content, where that is known."""
+        return hashlib.sha256(f"{self.url}\n{self.sha256}".encode()).hexdigest()[:32]
+
+
+class Store:
+    """Local copies of remote files."""
+
+    def __init__(
+        self, folder: str | Path, *, limit_gb: float = 0.0, retries: int = 5, timeout: float = 60.0
+    ) -> None:
+        """Prepare, without touching the network.
+
+        Args:
+            folder: Where the copies lie; `~` is expanded, and it is made where it is absent.
+            limit_gb: How much they may take; 0 for half of what is free on that disk.
+            retries: How often a failed request is repeated.
+            timeout: Seconds to wait for a connection, and then for each piece.
+        """
+        self.folder = Path(folder).expanduser()
+        self.limit_gb = limit_gb
+        self.retries = retries
+        self.timeout = timeout
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._filesystems: dict[str, Any] = {}
+        self._used: dict[str, float] = {}
+        self._failed: dict[str, tuple[float, Unavailable]] = {}
+        self._queue: queue.SimpleQueue[Remote] = queue.SimpleQueue()
+        self._queued: set[str] = set()
+        self._thread: threading.Thread | None = None
+        self._mutex = threading.Lock()
+
+    def _own(self) -> None:
+        """Drop what was made before a fork."""
+        if self._pid != os.getpid():
+            self._begin()
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("folder", "limit_gb", "retries", "timeout")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def get(self, file: Remote) -> Path:
+        """Return the local copy of a file, fetched where it is absent.
+
+        It may be shorter than `file.num_bytes`, if that is all that the server has. It stays until
+        room is needed: open it at once, and ask again if it is gone.
+
+        Raises:
+            Missing: If there is no such file.
+            Unavailable: If it cannot be had, now or in the last ten minutes.
+        """
+        self._own()
+        path = self.folder / f"{file.key}.bin"
+        now = time.monotonic()
+        if now - self._used.get(file.key, -TOUCH_EVERY) < TOUCH_EVERY and path.exists():
+            return path
+        until, error = self._failed.get(file.key, (0.0, None))
+        if error is not None and now < until:
+            raise error
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._is_good(path, file):
+            with FileLock(self.folder / f"{file.key}.lock"):
+                # Another process may have fetched it, or given up, while this one waited.
+                if not self._is_good(path, file):
+                    self._fetch_or_remember(file, path)
+        self._used[file.key] = now
+        with suppress(FileNotFoundError):  # Removed by another process; the caller asks again.
+            os.utime(path)
+        return path
+
+    def download(self, file: Remote, path: Path) -> None:
+        """Fetch a file to a place of its own, whatever lies there.
+
+        Raises:
+            Missing: If there is no such file.
+            Unavailable: If it cannot be had.
+        """
+        self._own()
+        self._fetch(file, path)
+
+    def prefetch(self, files: Iterable[Remote]) -> None:
+        """Fetch files in a thread of this process, in this order; failures show when they are used.
+
+        Those that are there, or asked for already, cost nothing.
+        """
+        self._own()
+        for file in files:
+            if file.key not in self._queued and not (self.folder / f"{file.key}.bin").exists():
+                self._queued.add(file.key)
+                self._queue.put(file)
+        if self._thread is None and self._queued:
+            self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+            self._thread.start()
+
+    def forget_failures(self) -> None:
+        """Ask again for files that could not be had: a new run is a new chance."""
+        self._failed.clear()
+        for path in (*self.folder.glob("*.failed"), *self.folder.glob("*.short")):
+            path.unlink(missing_ok=True)
+
+    def limit(self) -> int:
+        """Return how many bytes the copies may take."""
+        if self.limit_gb:
+            return int(self.limit_gb * 1e9)
+        above = self.folder
+        while not above.exists():
+            above = above.parent
+        taken = sum(size for _, size, _ in self._copies())
+        return int((shutil.disk_usage(above).free + taken) * DISK_SHARE)
+
+    def _work(self) -> None:
+        while True:
+            file = self._queue.get()
+            with suppress(OSError, ValueError):
+                self.get(file)
+            self._queued.discard(file.key)
+
+    def _is_good(self, path: Path, file: Remote) -> bool:
+        """Tell whether a copy can be used; one that is too short is good for ten minutes."""
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            return False
+        whole = file.num_bytes is None or size == file.num_bytes
+        return whole or _age(path.with_suffix(".short")) < FORGET_AFTER
+
+    def _fetch_or_remember(self, file: Remote, path: Path) -> None:
+        mark = path.with_suffix(".failed")
+        age = _age(mark)
+        if age < FORGET_AFTER:
+            reason = mark.read_text(encoding="utf-8")
+            self._remember(file, Unavailable(reason), FORGET_AFTER - age)
+        try:
+            self._fetch(file, path)
+        except Unavailable as error:
+            write_text(mark, str(error))
+            say(f"{file.url} is left out for now: {error}")
+            self._remember(file, error, FORGET_AFTER)
+
+    def _remember(self, file: Remote, error: Unavailable, seconds: float) -> None:
+        self._failed[file.key] = (time.monotonic() + seconds, error)
+        raise error
+
+    def _fetch(self, file: Remote, path: Path) -> None:
+        """Fetch a file, with retries; wait twice as long after each."""
+        filesystem = self._filesystem(file.url)
+        tries, length = self.retries + 1, -1
+        for attempt in range(tries):
+            try:
+                self._make_room(file.num_bytes or 0)
+                with atomic_write(path) as temporary:
+                    try:
+                        filesystem.get_file(file.url, str(temporary))
+                    except FileNotFoundError as error:
+                        raise Missing("there is no such file") from error
+                    before, length = length, temporary.stat().st_size
+                    # The same end twice is no broken connection, but all there is.
+                    is_all = length == before or attempt + 1 == tries
+                    if is_all and file.num_bytes is not None and length < file.num_bytes:
+                        self._accept_short(file, path, length)
+                    else:
+                        _check(file, temporary)
+                return
+            except Unavailable:
+                raise
+            # The exceptions of a dozen backends have no common base.
+            except Exception as error:
+                status = getattr(error, "status", None)
+                refused = isinstance(status, int) and 400 <= status < 500
+                if isinstance(error, PermissionError) or (refused and status not in (408, 429)):
+                    raise Unavailable(f"the server refuses it ({_line(error)})") from error
+                if attempt + 1 == tries:
+                    raise Unavailable(f"{_line(error)}, tried {tries:,} times") from error
+            wait = min(BACKOFF * 2**attempt, LONGEST_BACKOFF)
+            # Jitter: many readers that failed together must not come back together.
+            time.sleep(wait * random.Random().uniform(0.5, 1.0))
+
+    def _accept_short(self, file: Remote, path: Path, length: int) -> None:
+        say(f"{file.url} ends after {length:,} of {file.num_bytes:,} bytes; these are used")
+        path.with_suffix(".short").touch()
+
+    def _filesystem(self, url: str) -> Any:
+        protocol = url.partition("://")[0]
+        with self._mutex:
+            if protocol not in self._filesystems:
+                self._filesystems[protocol] = open_filesystem(url, timeout=self.timeout)
+            return self._filesystems[protocol]
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Remove the copies that were used least recently until another one fits."""
+        with FileLock(self.folder / "room.lock"):
+            limit = self.limit()
+            copies = sorted(self._copies())
+            total = sum(size for _, size, _ in copies) + num_bytes
+            for _, size, path in copies:
+                if total <= limit:
+                    break
+                path.unlink(missing_ok=True)
+                total -= size
+            for path in self.folder.glob(".*.bin.*"):
+                if STALE_AFTER < _age(path) < math.inf:
+                    path.unlink(missing_ok=True)
+
+    def _copies(self) -> list[tuple[float, int, Path]]:
+        """Return (last use, size, path) of every copy."""
+        found = []
+        for path in self.folder.glob("*.bin"):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:  # Removed by another process.
+                continue
+            found.append((stat.st_mtime, stat.st_size, path))
+        return found
+
+
+def open_filesystem(url: str, *, timeout: float) -> Any:
+    """Return fsspec's file system for an address, with connections of its own.
+
+    Raises:
+        ValueError: If fsspec does not know the protocol, or the package for it is missing.
+    """
+    import fsspec  # type: ignore[import-untyped]
+
+    protocol = url.partition("://")[0]
+    options: dict[str, Any] = {}
+    if protocol in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        wait = ClientTimeout(total=None, connect=timeout, sock_connect=timeout, sock_read=timeout)
+        options["client_kwargs"] = {"timeout": wait, "trust_env": True}
+    elif protocol == "s3":
+        options["config_kwargs"] = {"connect_timeout": timeout, "read_timeout": timeout}
+    try:
+        return fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+    except ImportError as error:
+        package = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+        name = package.get(protocol)
+        advice = f"pip install {name}" if name else str(error)
+        raise ValueError(f"{protocol}:// needs another package: {advice}") from error
+    except ValueError as error:
+        raise ValueError(f"{url}: the protocol {protocol}:// is not known to fsspec") from error
+
+
+def say(line: str) -> None:
+    """Print a line to standard error, from whichever process."""
+    print(f"convnext: {line}", file=sys.stderr, flush=True)
+
+
+def _check(file: Remote, path: Path) -> None:
+    """Compare a download with what is known of the file.
+
+    Raises:
+        ValueError: If it is not what was asked for, so that it is fetched again.
+    """
+    size = path.stat().st_size
+    if file.num_bytes is not None and size != file.num_bytes:
+        raise ValueError(f"it has {size:,} bytes, but its index says {file.num_bytes:,}")
+    if file.sha256:
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
+                raise ValueError("its SHA-256 is not the one in its index")
+
+
+def _age(path: Path) -> float:
+    """Return the seconds since a file was written; infinite where it is absent."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
+
+
+def _line(error: Exception) -> str:
+    status = getattr(error, "status", None)
+    if status:
+        return f"the server answers {status} {getattr(error, 'message', '')}".rstrip()
+    text = " ".join(str(error).split())
+    return text or ("no answer in time" if "Timeout" in type(error).__name__ else repr(error))

@@ -1,0 +1,1 @@
+"""Classification data in WebDataset shards: reading, indexing, converting."""

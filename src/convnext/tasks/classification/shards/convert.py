@@ -1,0 +1,259 @@
+"""Class folders to WebDataset shards with an index: `convnext data FOLDER --to-shards DIR`.
+
+    DIR/train-000000.tar ...  val-000000.tar ...    an image and its class number per sample
+    DIR/train-000000.idx ...                        where each image lies in its shard
+    DIR/classes.txt  shards.json                    names of the classes; the shards of each part
+
+Training images are shuffled once, with a fixed seed, so that every shard is a mixture. Files are
+taken as they are, unless they are to be resized. The same folder gives the same bytes.
+
+Which image goes into which shard is planned before any is read. A conversion that was interrupted
+goes on: shards that are complete stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from convnext.atomic import write_text
+from convnext.tasks.classification.data import ClassificationData, open_dataset
+from convnext.tasks.classification.samples import FolderSamples
+from convnext.tasks.classification.shards import index as shard_index
+from convnext.tasks.classification.shards.index import Listed, index_name
+from convnext.tasks.classification.shards.writing import (
+    Planned,
+    missing_images,
+    plan_shards,
+    size_scale,
+    write_shard,
+)
+
+# Megabytes of a shard: large enough to be read in one go from a disk or a server, small enough that
+# a window of several per lane is fetched in seconds.
+SHARD_MB = 128
+PLAN = ".plan.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsReport:
+    """What a conversion did."""
+
+    folder: str
+    classes: tuple[str, ...]
+    num_train: int
+    num_val: int
+    num_shards: int
+    num_kept: int
+    """Shards that were there already."""
+    num_bytes: int
+    """Of all shards."""
+    unreadable: tuple[tuple[str, str], ...]
+    """The files that were left out, and why."""
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        return asdict(self)
+
+    def print(self, console: Console) -> None:
+        """Print for people."""
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False)
+        kept = f", {self.num_kept:,} of them there already" if self.num_kept else ""
+        console.print(
+            f"{self.num_train:,} training and {self.num_val:,} validation images of "
+            f"{len(self.classes):,} classes in {self.num_shards:,} shards{kept}, "
+            f"{self.num_bytes / 1e6:,.4g} MB: {self.folder}",
+            markup=False,
+        )
+        if self.unreadable:
+            console.print(f"left out, since they cannot be read: {len(self.unreadable):,}")
+        for source, reason in self.unreadable:
+            console.print(f"  {source}: {reason}", markup=False)
+
+
+def to_shards(
+    path: str,
+    folder: str | Path,
+    *,
+    shard_mb: float = SHARD_MB,
+    resize: int | None = None,
+    val_share: float = 0.2,
+    console: Console | None = None,
+) -> ShardsReport:
+    """Write the images of class folders as shards, with the split that training would use.
+
+    Args:
+        path: The folder of class folders, as of `open_dataset`.
+        folder: Where the shards go: a new or empty folder, or one where the same conversion began.
+        shard_mb: Megabytes of a shard, about.
+        resize: Reduce images whose short side is longer than this to it, as JPEG.
+        val_share: Share of each class for validation, where the data has no split of its own.
+        console: Where the progress bar goes; None for none.
+
+    Raises:
+        ValueError: If there are no class folders, `folder` holds something else, or the disk is too
+            small.
+    """
+    if not shard_mb > 0:
+        raise ValueError(f"a shard of {shard_mb} MB holds nothing; give a size above 0")
+    if resize is not None and resize < 1:
+        raise ValueError(f"a short side of {resize} pixels is none; give at least 1")
+    data = open_dataset(path, val_share=val_share)
+    if not isinstance(data.train, FolderSamples):
+        raise ValueError(f"{path} is not made of class folders; only those are turned into shards")
+    odd = [name for name in data.classes if name != name.strip() or "\n" in name]
+    if odd:
+        raise ValueError(f"classes.txt cannot hold the name {odd[0]!r}; rename its folder")
+    target = Path(folder).expanduser()
+    scale = size_scale(data.train, resize)
+    plan = [
+        shard
+        for part, samples in _parts(data)
+        for shard in plan_shards(part, samples, int(shard_mb * 1e6), scale)
+    ]
+    _claim(target, path, data, shard_mb=shard_mb, resize=resize)
+    done = {shard.name for shard in plan if _is_done(target / shard.name, data)}
+    _check_space(target, data, [shard for shard in plan if shard.name not in done], scale)
+
+    columns = (TextColumn("writing shards"), BarColumn(), MofNCompleteColumn())
+    visible = console is not None and console.is_terminal
+    unreadable: list[tuple[str, str]] = []
+    samples_of = dict(_parts(data))
+    with (
+        Progress(
+            *columns, TimeRemainingColumn(), console=console, disable=not visible, transient=True
+        ) as progress,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+    ):
+        bar = progress.add_task("", total=sum(len(shard.indices) for shard in plan))
+        for shard in plan:
+            samples = samples_of[shard.part]
+            if shard.name in done:
+                unreadable += missing_images(target / shard.name, shard, samples)
+            else:
+                unreadable += write_shard(target / shard.name, shard, samples, resize, pool)
+            progress.advance(bar, len(shard.indices))
+    return _finish(target, data, plan, done, unreadable)
+
+
+def _parts(data: ClassificationData) -> list[tuple[str, FolderSamples]]:
+    assert isinstance(data.train, FolderSamples)
+    assert isinstance(data.val, FolderSamples)
+    return [("train", data.train), ("val", data.val)]
+
+
+def _claim(
+    target: Path, path: str, data: ClassificationData, *, shard_mb: float, resize: int | None
+) -> None:
+    """Make sure that `target` is ours: new, empty, or of the same conversion.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    digest = hashlib.sha256()
+    for _, samples in _parts(data):
+        for index, name in enumerate(samples.names):
+            line = f"{name}\0{samples.labels[index]}\0{samples.num_bytes(index)}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+    plan = {
+        "classes": list(data.classes),
+        "images": digest.hexdigest(),
+        "shard_mb": shard_mb,
+        "resize": resize,
+    }
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file; give a new folder")
+    mark = target / PLAN
+    if mark.is_file():
+        try:
+            before = json.loads(mark.read_bytes())
+        except ValueError:
+            before = None
+        if before != plan:
+            raise ValueError(
+                f"{target} holds shards of other images or settings than {path} has now; give a "
+                "new folder, or remove that one"
+            )
+    elif target.is_dir() and any(target.iterdir()):
+        some = ", ".join(sorted(p.name for p in target.iterdir())[:3])
+        raise ValueError(f"{target} holds other files ({some}); give a new or empty folder")
+    target.mkdir(parents=True, exist_ok=True)
+    write_text(mark, json.dumps(plan))
+
+
+def _check_space(
+    target: Path, data: ClassificationData, plan: Sequence[Planned], scale: float
+) -> None:
+    samples_of = dict(_parts(data))
+    needed = sum(
+        samples_of[shard.part].num_bytes(i) * scale + 4 * 512
+        for shard in plan
+        for i in shard.indices
+    )
+    free = shutil.disk_usage(target).free
+    if needed > free:
+        raise ValueError(
+            f"the shards need about {needed / 1e9:,.3g} GB, but only {free / 1e9:,.3g} GB are free "
+            f"at {target}; make room, or give a folder on another disk"
+        )
+
+
+def _is_done(tar: Path, data: ClassificationData) -> bool:
+    """Tell whether a shard is complete: its index is written after it."""
+    try:
+        index = tar.with_name(index_name(tar.name))
+        places = shard_index.read_places(index, num_classes=len(data.classes))
+        return tar.stat().st_size == places.num_bytes
+    except (OSError, ValueError):
+        return False
+
+
+def _finish(
+    target: Path,
+    data: ClassificationData,
+    plan: Sequence[Planned],
+    done: set[str],
+    unreadable: Sequence[tuple[str, str]],
+) -> ShardsReport:
+    """Write what is known only once all shards are there."""
+    parts: dict[str, list[Listed]] = {"train": [], "val": []}
+    for shard in plan:
+        index = target / index_name(shard.name)
+        places = shard_index.read_places(index, num_classes=len(data.classes))
+        parts[shard.part].append(
+            Listed(
+                name=shard.name,
+                num_images=len(places),
+                num_bytes=places.num_bytes,
+                sha256=places.sha256,
+            )
+        )
+    write_text(target / "classes.txt", "".join(f"{name}\n" for name in data.classes))
+    listing = shard_index.Listing(
+        classes=data.classes, parts={part: tuple(listed) for part, listed in parts.items()}
+    )
+    shard_index.write_listing(target / shard_index.FILE, listing)
+    every = [listed for part in parts.values() for listed in part]
+    return ShardsReport(
+        folder=str(target),
+        classes=data.classes,
+        num_train=sum(listed.num_images for listed in parts["train"]),
+        num_val=sum(listed.num_images for listed in parts["val"]),
+        num_shards=len(every),
+        num_kept=len(done),
+        num_bytes=sum(listed.num_bytes for listed in every),
+        unreadable=tuple(unreadable),
+        notes=data.notes,
+    )

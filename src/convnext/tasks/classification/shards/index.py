@@ -1,0 +1,220 @@
+"""The index of a folder of shards: what spares reading every tar to learn what is in it.
+
+`shards.json` lists the classes and the shards of each part. Beside every `NAME.tar` lies `NAME.idx`
+with the place and the label of each of its images:
+
+    8 bytes     "CNVXIDX1"
+    3 x uint64  number of images n, length of the names in bytes, length of the tar in bytes
+    32 bytes    SHA-256 of the tar; zeros where it is not known
+    n x int64   where each image begins in the tar
+    n x int64   how many bytes it has
+    n x int32   its class
+    names       UTF-8, one after the other with a zero byte between
+
+All numbers are little-endian. An index may come from anywhere: nothing in it is believed that would
+lead outside a tar, to a class that is not listed, or to more memory than the file is long.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext.atomic import atomic_write, write_text
+
+FILE = "shards.json"
+FORMAT = "convnext shards 1"
+# A label beyond this is damage, not a class.
+MAX_CLASSES = 100_000
+# A list of a million shards is shorter than this.
+MAX_BYTES = 300_000_000
+
+_MAGIC = b"CNVXIDX1"
+_HEAD = struct.Struct("<8sQQQ32s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A shard as `shards.json` lists it."""
+
+    name: str
+    """Its file, relative to the folder, or its address."""
+    num_images: int
+    num_bytes: int
+    sha256: str = ""
+    """Of the tar, as hexadecimal digits; empty where it is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What `shards.json` says."""
+
+    classes: tuple[str, ...]
+    parts: Mapping[str, tuple[Listed, ...]]
+    """"train" and perhaps "val"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the images of one shard lie, and what they show."""
+
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int32]
+    names: bytes
+    """As `pack_names` made them; empty where they are read on demand."""
+    num_bytes: int
+    """Of the whole tar."""
+    sha256: str = ""
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+def pack_names(names: Sequence[str]) -> bytes:
+    """Return names as the index holds them."""
+    return "\0".join(names).encode("utf-8", "surrogateescape")
+
+
+def name_at(names: Sequence[str], number: int) -> str:
+    """Return a name, or the number where an index has fewer names than images."""
+    return names[number] if number < len(names) else f"image {number}"
+
+
+def unpack_names(names: bytes) -> list[str]:
+    """Return what `pack_names` was given."""
+    return names.decode("utf-8", "surrogateescape").split("\0")
+
+
+def write_places(path: Path, places: Places) -> None:
+    """Write the `.idx` of a shard."""
+    head = _HEAD.pack(
+        _MAGIC,
+        len(places),
+        len(places.names),
+        places.num_bytes,
+        bytes.fromhex(places.sha256) if places.sha256 else bytes(32),
+    )
+    arrays = (places.offsets.astype("<i8"), places.sizes.astype("<i8"), places.labels.astype("<i4"))
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(head + b"".join(a.tobytes() for a in arrays) + places.names)
+
+
+def read_places(path: Path, *, num_classes: int, with_names: bool = False) -> Places:
+    """Read the `.idx` of a shard; the names only `with_names`.
+
+    Raises:
+        ValueError: If it is no such file, or says what cannot be.
+        OSError: If it cannot be read.
+    """
+    content = path.read_bytes()
+    if len(content) < _HEAD.size or not content.startswith(_MAGIC):
+        raise ValueError(f"{path} is not the index of a shard")
+    _, n, names_size, num_bytes, digest = _HEAD.unpack_from(content)
+    if len(content) != _HEAD.size + 20 * n + names_size:
+        raise ValueError(f"{path} is cut off or damaged")
+    start = _HEAD.size
+    offsets = np.frombuffer(content, "<i8", n, start)
+    sizes = np.frombuffer(content, "<i8", n, start + 8 * n)
+    labels = np.frombuffer(content, "<i4", n, start + 16 * n)
+    if n and (
+        offsets.min() < 0
+        or sizes.min() < 0
+        or (offsets > num_bytes).any()
+        or (sizes > num_bytes - offsets).any()
+    ):
+        raise ValueError(f"{path} names places outside of the shard")
+    if n and (labels.min() < 0 or labels.max() >= num_classes):
+        raise ValueError(f"{path} has labels beyond the {num_classes:,} classes")
+    return Places(
+        offsets=offsets.astype(np.int64),
+        sizes=sizes.astype(np.int64),
+        labels=labels.astype(np.int32),
+        names=content[start + 20 * n :] if with_names else b"",
+        num_bytes=num_bytes,
+        sha256=digest.hex() if any(digest) else "",
+    )
+
+
+def read_names(path: Path) -> bytes:
+    """Read the packed names of an `.idx`; none if it is gone, since they serve messages only."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD.size)
+            file.seek(_HEAD.size + 20 * int(_HEAD.unpack(head)[1]))
+            return file.read()
+    except (OSError, struct.error, OverflowError):
+        return b""
+
+
+def write_listing(path: Path, listing: Listing) -> None:
+    """Write `shards.json`."""
+    tree = {"format": FORMAT} | asdict(listing)
+    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_listing(path: Path, *, source: str = "") -> Listing:
+    """Read `shards.json`; `source` is its name in messages.
+
+    Raises:
+        ValueError: If it is no such file, or says what cannot be.
+        OSError: If it cannot be read.
+    """
+    source = source or str(path)
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{source} is larger than {MAX_BYTES:,} bytes, which is refused")
+    try:
+        tree = json.loads(path.read_bytes())
+        if tree["format"] != FORMAT:
+            raise ValueError(f"its format is {tree['format']!r}, but must be {FORMAT!r}")
+        classes = tuple(_checked(name, str) for name in _checked(tree["classes"], list))
+        parts = {
+            part: tuple(_listed(entry) for entry in _checked(tree["parts"][part], list))
+            for part in ("train", "val")
+            if part in tree["parts"]
+        }
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f"there is no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"{source} is not an index of shards ({why}); write one with "
+            "`convnext data FOLDER --to-shards DIR`"
+        ) from error
+    if len(classes) > MAX_CLASSES or len(set(classes)) < len(classes):
+        raise ValueError(f"{source} lists a class twice, or more than {MAX_CLASSES:,} classes")
+    return Listing(classes=classes, parts=parts)
+
+
+def index_name(shard: str) -> str:
+    """Return the name of the `.idx` of a shard."""
+    return f"{shard.removesuffix('.tar')}.idx"
+
+
+def _listed(entry: Any) -> Listed:
+    entry = _checked(entry, dict)
+    listed = Listed(
+        name=_checked(entry["name"], str),
+        num_images=_checked(entry["num_images"], int),
+        num_bytes=_checked(entry["num_bytes"], int),
+        sha256=_checked(entry.get("sha256", ""), str).lower(),
+    )
+    parts = listed.name.split("/")
+    if "://" not in listed.name and (not all(parts) or ".." in parts or "\\" in listed.name):
+        raise ValueError(f"the shard {listed.name!r} lies outside of the folder")
+    if listed.num_images < 0 or listed.num_bytes < 0:
+        raise ValueError(f"the shard {listed.name!r} has a negative size")
+    if listed.sha256 and len(bytes.fromhex(listed.sha256)) != 32:
+        raise ValueError(f"the SHA-256 of the shard {listed.name!r} is none")
+    return listed
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{str(value)[:40]!r} must be of type {kind.__name__}")
+    return value

@@ -1,0 +1,245 @@
+"""Shards to images: the parts of a data set by the names of its tars, and its classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from convnext.shards.store import Store
+from convnext.tasks.classification.folders import VAL_NAMES
+from convnext.tasks.classification.samples import Found
+from convnext.tasks.classification.shards import index as shard_index
+from convnext.tasks.classification.shards.index import (
+    MAX_CLASSES,
+    Listed,
+    Listing,
+    Places,
+    index_name,
+    pack_names,
+)
+from convnext.tasks.classification.shards.samples import Keys, Shard, ShardSamples
+from convnext.tasks.classification.shards.tar import ShardIndex, index_shard
+
+_SPLIT = re.compile(rf"(?:^|[-_.])(train|{'|'.join(VAL_NAMES)})(?=[-_.\d]|$)", re.IGNORECASE)
+
+
+def part_of(name: str) -> str | None:
+    """Return which part the name of a shard tells of: "train", "val", "test" ..., or None."""
+    match = _SPLIT.search(name.removesuffix(".tar"))
+    return match.group(1).lower() if match else None
+
+
+def choose_parts(names: Sequence[str], notes: list[str]) -> list[str]:
+    """Return for each shard "train", "val", or "" if it is not used, by their names.
+
+    A name that tells nothing is for training; of several that tell of validation, such as "val"
+    and "test", one is taken. `notes` is told of what is not as the names say.
+    """
+    told = [part_of(name) or "train" for name in names]
+    taken, *others = [name for name in VAL_NAMES if name in told] or ["val"]
+    if taken != "val":
+        notes.append(f"shards named {taken} are used for validation")
+    notes += [f"shards named {name} are not used" for name in others]
+    meaning = {"train": "train", taken: "val"}
+    return [meaning.get(part, "") for part in told]
+
+
+def find_shards(root: Path, tars: Sequence[Path]) -> Found:
+    """List the images in the tar files of a folder; an index spares reading those it agrees with.
+
+    Raises:
+        ValueError: If there is no labelled image, or a label is of no class.
+    """
+    notes: list[str] = []
+    of_parts: list[str] = []
+    parts = dict(zip(tars, choose_parts([tar.name for tar in tars], of_parts), strict=True))
+    tars = [tar for tar in tars if parts[tar]]
+    listing = _local_listing(root, notes)
+    listed = listing.parts.values() if listing else ()
+    entries = {entry.name: entry for part in listed for entry in part}
+    known: dict[Path, Places] = {}
+    read: dict[Path, Raw] = {}
+    faults: list[str] = []
+    for tar in tars:
+        places = _local_places(tar, listing, entries.get(tar.name)) if listing else None
+        if places is None:
+            index = index_shard(tar)
+            faults += index.faults
+            read[tar] = Raw(str(tar), tar.stat().st_size, index)
+        else:
+            known[tar] = places
+    if listing and read:
+        notes.append(
+            f"{shard_index.FILE} is out of date, and {len(read):,} of {len(tars):,} shards were "
+            f"read to learn what is in them (such as {next(iter(read)).name})"
+        )
+    named = listing.classes if listing else _listed_classes(root / "classes.txt")
+    if not known and not any(raw.index.images for raw in read.values()):
+        raise ValueError(no_samples(str(root), len(tars), faults))
+    classes, resolved = resolve(list(read.values()), named, str(root), notes)
+    found = known | dict(zip(read, resolved, strict=True))
+    shards = [Shard(title=str(tar), part=parts[tar], file=tar, places=found[tar]) for tar in tars]
+    return found_in(root, classes, shards, notes=notes + of_parts, faults=faults)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What was read from one tar, with the labels as they stand there."""
+
+    title: str
+    num_bytes: int
+    index: ShardIndex
+
+
+def resolve(
+    raws: Sequence[Raw], named: tuple[str, ...] | None, where: str, notes: list[str]
+) -> tuple[tuple[str, ...], list[Places]]:
+    """Return the names of the classes, and the images of every shard with numbers for labels.
+
+    Args:
+        raws: The shards.
+        named: The classes that `classes.txt` or an index lists; None where there is neither.
+        where: The data set, for messages.
+        notes: Where it is said that the classes have no names.
+
+    Raises:
+        ValueError: If a label is of no class.
+    """
+    if named is not None:
+        classes = named
+    else:
+        present = {label for raw in raws for label in raw.index.labels}
+        if all(isinstance(label, int) for label in present):
+            count = max((int(label) for label in present), default=-1) + 1
+            if count > MAX_CLASSES:
+                raise ValueError(
+                    f"{where} has the label {count - 1:,}; more than {MAX_CLASSES:,} classes are "
+                    "refused"
+                )
+            classes = tuple(map(str, range(count)))
+            notes.append(f"there is no classes.txt; the {count} classes are numbered")
+        else:
+            classes = tuple(sorted(map(str, present)))
+    numbers = {name: number for number, name in enumerate(classes)}
+
+    def number_of(raw: Raw, position: int) -> int:
+        label = raw.index.labels[position]
+        number = label if isinstance(label, int) and named is not None else numbers.get(str(label))
+        if number is None or number >= len(classes):
+            raise ValueError(
+                f"{raw.title}!{raw.index.images[position].name} has the label {label!r}, but "
+                f"classes.txt lists {len(classes)} classes"
+            )
+        return number
+
+    return classes, [_places(raw, number_of) for raw in raws]
+
+
+def _places(raw: Raw, number_of: Callable[[Raw, int], int]) -> Places:
+    images = raw.index.images
+    return Places(
+        offsets=np.array([m.offset for m in images], np.int64),
+        sizes=np.array([m.size for m in images], np.int64),
+        labels=np.array([number_of(raw, i) for i in range(len(images))], np.int32),
+        names=pack_names([m.name for m in images]),
+        num_bytes=raw.num_bytes,
+    )
+
+
+def found_in(
+    root: Path | str,
+    classes: tuple[str, ...],
+    shards: Sequence[Shard],
+    *,
+    notes: Sequence[str],
+    faults: Sequence[str],
+    store: Store | None = None,
+) -> Found:
+    """Put the shards of both parts together."""
+    # Training first, so that each part is a range.
+    ordered = sorted(shards, key=lambda shard: shard.part != "train")
+    samples = ShardSamples(ordered, store=store)
+    num_train = sum(len(shard.places) for shard in shards if shard.part == "train")
+    has_val = any(shard.part == "val" for shard in shards)
+    return Found(
+        root=root,
+        classes=classes,
+        keys=Keys(samples),
+        labels=samples.labels,
+        train=range(num_train),
+        val=range(num_train, len(samples)) if has_val else None,
+        notes=tuple(notes),
+        faults=tuple(faults),
+        take=samples.take,
+    )
+
+
+def class_lines(text: str, where: str) -> tuple[str, ...]:
+    """Return the names in the text of a `classes.txt`.
+
+    Raises:
+        ValueError: If one is there twice.
+    """
+    classes = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"{where} lists a class twice")
+    return classes
+
+
+def no_samples(where: str, count: int, faults: Sequence[str]) -> str:
+    """Return the message that shards hold nothing to learn from."""
+    detail = f" ({faults[0]})" if faults else ""
+    return (
+        f"the {count:,} tar files in {where} hold no sample of an image with a .cls or .json "
+        f"beside it{detail}"
+    )
+
+
+def _listed_classes(path: Path) -> tuple[str, ...] | None:
+    return class_lines(path.read_text(encoding="utf-8-sig"), str(path)) if path.is_file() else None
+
+
+def _local_listing(root: Path, notes: list[str]) -> Listing | None:
+    path = root / shard_index.FILE
+    if not path.is_file():
+        return None
+    try:
+        return shard_index.read_listing(path)
+    except ValueError as error:
+        notes.append(f"{error}; every shard was read instead")
+        return None
+
+
+def _local_places(tar: Path, listing: Listing, entry: Listed | None) -> Places | None:
+    """Return what the index says of a shard, or None if the shard says otherwise."""
+    index = tar.parent / index_name(tar.name)
+    if entry is None or tar.stat().st_size != entry.num_bytes:
+        return None
+    try:
+        places = shard_index.read_places(index, num_classes=len(listing.classes), with_names=True)
+    except (ValueError, OSError):
+        return None
+    return places if agrees(places, entry) and _holds(tar, places) else None
+
+
+def agrees(places: Places, entry: Listed) -> bool:
+    """Tell whether a shard's `.idx` and its line in `shards.json` are of one shard."""
+    same_sum = not entry.sha256 or not places.sha256 or entry.sha256 == places.sha256
+    return (len(places), places.num_bytes) == (entry.num_images, entry.num_bytes) and same_sum
+
+
+def _holds(tar: Path, places: Places) -> bool:
+    """Tell whether a tar has headers of the right sizes before its first and its last image."""
+    with tar.open("rb") as file:
+        for which in (0, -1) if len(places) else ():
+            offset, size = int(places.offsets[which]), int(places.sizes[which])
+            file.seek(max(offset - 512, 0))
+            header = file.read(512)
+            digits = header[124:136].strip(b"\0 ")
+            if header[257:262] != b"ustar" or digits != f"{size:o}".zfill(len(digits)).encode():
+                return False
+    return True

@@ -1,0 +1,210 @@
+"""Remote data: shards behind an address that fsspec knows, found by an index or by their names.
+
+    https://host/folder                            a folder with the shards.json of our converter
+    https://host/train-{000000..000009}.tar        WebDataset shards by a pattern of their names
+    https://host/shards.txt                        or by a list of them, an address in each line;
+                                                   it may be a local file
+
+Shards without an index are fetched once to learn what is in them, and the index is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from rich.console import Console
+
+from convnext.recipe import LoaderRecipe
+from convnext.shards.addresses import addresses, fetch_text, is_remote
+from convnext.shards.store import Missing, Remote, Store, Unavailable
+from convnext.tasks.classification.cache import for_each
+from convnext.tasks.classification.samples import Found
+from convnext.tasks.classification.shards import index as shard_index
+from convnext.tasks.classification.shards.index import Listed, Listing, Places, index_name
+from convnext.tasks.classification.shards.layout import (
+    Raw,
+    agrees,
+    choose_parts,
+    class_lines,
+    found_in,
+    no_samples,
+    resolve,
+)
+from convnext.tasks.classification.shards.samples import Shard, base_name
+from convnext.tasks.classification.shards.tar import index_shard
+
+# The small files of an index are fetched by this many threads: waiting, not work.
+THREADS = 16
+
+
+def find_remote(path: str, loader: LoaderRecipe, *, console: Console | None = None) -> Found:
+    """List the images at an address; what is about to be fetched, and where to, is said before.
+
+    Raises:
+        ValueError: If there is nothing there, the protocol is unknown, or the index is damaged.
+    """
+    console = console or Console(stderr=True)
+    store = Store(
+        loader.shard_cache,
+        limit_gb=loader.shard_cache_gb,
+        retries=loader.retries,
+        timeout=loader.timeout,
+    )
+    store.forget_failures()
+    note = (
+        f"{path} is remote: its shards are fetched as they are needed and kept in {store.folder}, "
+        f"up to {store.limit() / 1e9:,.3g} GB (--loader.shard_cache, --loader.shard_cache_gb)"
+    )
+    console.print(note, markup=False)
+    notes, faults = [note], list[str]()
+    if "{" in path or path.endswith((".tar", ".txt")):
+        urls = addresses(path, store)
+        folder = store.folder / f"index-{_digest(*urls)}"
+        if not (folder / shard_index.FILE).is_file():
+            _build(path, urls, folder, store, console, notes)
+        else:
+            notes.append(f"its index is that of an earlier run; to read it anew, remove {folder}")
+    else:
+        path = path.rstrip("/")
+        folder = store.folder / f"index-{_digest(path)}"
+        _fetch_listing(path, folder, store)
+    listing = shard_index.read_listing(folder / shard_index.FILE, source=f"the index of {path}")
+    shards = _indexed(path, folder, listing, store, console, faults)
+    return found_in(path, listing.classes, shards, notes=notes, faults=faults, store=store)
+
+
+def _fetch_listing(url: str, folder: Path, store: Store) -> None:
+    """Fetch the index of a folder, which may have changed since the last run."""
+    address = f"{url}/{shard_index.FILE}"
+    try:
+        store.download(Remote(url=address), folder / shard_index.FILE)
+    except Missing as error:
+        raise ValueError(
+            f"there is no {address}: write the shards with `convnext data FOLDER --to-shards DIR`, "
+            f"or name them yourself, such as {url}/train-{{000000..000009}}.tar, or "
+            f"{url}/shards.txt with an address in each line"
+        ) from error
+    except Unavailable as error:
+        raise ValueError(f"{address} cannot be fetched: {error}") from error
+    listing = shard_index.read_listing(folder / shard_index.FILE, source=address)
+    for entry in (entry for listed in listing.parts.values() for entry in listed):
+        if is_remote(entry.name) and _protocol(entry.name) not in (_protocol(url), "https"):
+            raise ValueError(
+                f"{address} lists {entry.name}; only shards of its own protocol or https are read"
+            )
+
+
+def _indexed(
+    url: str,
+    folder: Path,
+    listing: Listing,
+    store: Store,
+    console: Console,
+    faults: list[str],
+) -> list[Shard]:
+    """Return the listed shards with the places of their images, fetched where they are new."""
+    entries = [(part, entry) for part, listed in listing.parts.items() for entry in listed]
+    shards: list[Shard | None] = [None] * len(entries)
+    problems: list[str] = []
+
+    def read(number: int) -> None:
+        part, entry = entries[number]
+        address = entry.name if is_remote(entry.name) else f"{url}/{entry.name}"
+        name = f"{part}-{_digest(address, entry.sha256 or str(entry.num_bytes))}.idx"
+        index = folder / name
+        try:
+            places = _read(index, listing, entry)
+            if places is None:
+                store.download(Remote(url=index_name(address)), index)
+                places = _read(index, listing, entry)
+            if places is None:
+                index.unlink()
+                raise ValueError("its .idx is of another shard, or damaged")
+        except (Unavailable, ValueError) as error:
+            problems.append(f"{address} is left out: {error}")
+            return
+        remote = Remote(url=address, num_bytes=entry.num_bytes, sha256=entry.sha256)
+        shards[number] = Shard(title=address, part=part, file=remote, places=places, index=index)
+
+    for_each(read, len(entries), "fetching the index", console=console, threads=THREADS)
+    faults += sorted(problems)
+    found = [shard for shard in shards if shard is not None]
+    if not any(len(shard.places) for shard in found):
+        raise ValueError(no_samples(url, len(entries), faults))
+    return found
+
+
+def _read(index: Path, listing: Listing, entry: Listed) -> Places | None:
+    try:
+        places = shard_index.read_places(index, num_classes=len(listing.classes))
+    except (ValueError, OSError):
+        return None
+    return places if agrees(places, entry) else None
+
+
+def _build(
+    path: str,
+    urls: list[str],
+    folder: Path,
+    store: Store,
+    console: Console,
+    notes: list[str],
+) -> None:
+    """Fetch every shard once to learn what is in it, and write the index to `folder`."""
+    parts_of = dict(zip(urls, choose_parts([base_name(url) for url in urls], notes), strict=True))
+    urls = [url for url in urls if parts_of[url]]
+    console.print(
+        f"there is no index of {path}: {len(urls):,} shards are fetched once to make one",
+        markup=False,
+    )
+    raws: list[Raw | None] = [None] * len(urls)
+    failures: list[str] = []
+
+    def read(number: int) -> None:
+        if failures:
+            return
+        try:
+            tar = store.get(Remote(url=urls[number]))
+            size, index = tar.stat().st_size, index_shard(tar, title=urls[number])
+        except OSError as error:
+            failures.append(f"{urls[number]} cannot be fetched: {error}")
+            return
+        raws[number] = Raw(urls[number], size, index)
+
+    for_each(read, len(urls), "fetching shards", console=console, threads=4)
+    if failures:
+        raise ValueError(
+            f"{failures[0]}. Without it {path} cannot be indexed: try again (what was fetched is "
+            "kept), or leave it out of the pattern or the list"
+        )
+    read_raws = [raw for raw in raws if raw is not None]
+    faults = [fault for raw in read_raws for fault in raw.index.faults]
+    if not any(raw.index.images for raw in read_raws):
+        raise ValueError(no_samples(path, len(urls), faults))
+    notes += faults
+    classes, places = resolve(read_raws, _remote_classes(urls[0], store), path, notes)
+    parts: dict[str, list[Listed]] = {}
+    for raw, of_shard in zip(read_raws, places, strict=True):
+        part = parts_of[raw.title]
+        digest = _digest(raw.title, str(raw.num_bytes))
+        shard_index.write_places(folder / f"{part}-{digest}.idx", of_shard)
+        entry = Listed(name=raw.title, num_images=len(of_shard), num_bytes=raw.num_bytes)
+        parts.setdefault(part, []).append(entry)
+    listing = Listing(classes=classes, parts={p: tuple(e) for p, e in parts.items()})
+    shard_index.write_listing(folder / shard_index.FILE, listing)
+
+
+def _remote_classes(url: str, store: Store) -> tuple[str, ...] | None:
+    """Return what the `classes.txt` beside a shard lists, or None if there is none."""
+    address = f"{url.rpartition('/')[0]}/classes.txt"
+    text = fetch_text(address, store)
+    return None if text is None else class_lines(text, address)
+
+
+def _protocol(url: str) -> str:
+    return url.partition("://")[0]
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:24]

@@ -1,0 +1,241 @@
+"""Images inside tar files, local or remote, read by their place; compact for tens of millions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnext.images import BadImage, Header, Mode, decode, read_header
+from convnext.shards.store import Remote, Store
+from convnext.tasks.classification.samples import Samples, spread
+from convnext.tasks.classification.shards.index import Places, name_at, read_names, unpack_names
+
+# Times that a remote shard is fetched again because it was removed before it could be read.
+TRIES = 3
+
+
+class BadShard(BadImage):
+    """An image that cannot be read since nothing of its shard can, perhaps for a while only."""
+
+
+class Numbers(Sequence[int]):
+    """An array as a sequence of plain int."""
+
+    def __init__(self, values: NDArray[np.integer]) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Numbers: ...
+
+    def __getitem__(self, index: int | slice) -> int | Numbers:
+        return Numbers(self.values[index]) if isinstance(index, slice) else int(self.values[index])
+
+    def __iter__(self) -> Iterator[int]:
+        for start in range(0, len(self.values), 65_536):
+            yield from self.values[start : start + 65_536].tolist()
+
+    def __array__(
+        self, dtype: np.dtype[np.generic] | None = None, copy: bool | None = None
+    ) -> NDArray[np.generic]:
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+
+def base_name(title: str) -> str:
+    """Return the name of a shard without where it lies."""
+    return title.rpartition("/")[2] if "://" in title else Path(title).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A tar file and where its images lie in it."""
+
+    title: str
+    """Its path or address."""
+    part: str
+    """"train" or "val"."""
+    file: Path | Remote
+    places: Places
+    index: Path | None = None
+    """The `.idx` that holds the names, where `places` does not."""
+
+    @property
+    def name(self) -> str:
+        """The name of the file alone."""
+        return base_name(self.title)
+
+    def names(self) -> bytes:
+        """Return the names of its images, packed."""
+        return self.places.names if self.index is None else read_names(self.index)
+
+
+class ShardSamples(Samples):
+    """Images of some shards, one shard after the other.
+
+    Args:
+        shards: Where they are.
+        store: Where copies of remote ones are kept.
+    """
+
+    def __init__(self, shards: Sequence[Shard], *, store: Store | None = None) -> None:
+        self.store = store
+        self.shards = list(shards)
+        places = [shard.places for shard in shards]
+        self._starts = np.cumsum([0, *map(len, places)])
+        self._offsets = np.concatenate([np.empty(0, np.int64), *(p.offsets for p in places)])
+        self._sizes = np.concatenate([np.empty(0, np.int64), *(p.sizes for p in places)])
+        labels = np.concatenate([np.empty(0, np.int32), *(p.labels for p in places)])
+        self.labels = Numbers(labels)
+        # Which image of its shard each one is.
+        self._numbers = np.arange(len(labels), dtype=np.int32)
+        self._numbers -= np.repeat(self._starts[:-1], np.diff(self._starts)).astype(np.int32)
+        self._names: tuple[int, list[str]] = (-1, [])
+
+    def take(self, which: Sequence[int]) -> ShardSamples:
+        """Return some of the images, given in ascending order."""
+        if isinstance(which, range):
+            where = np.arange(which.start, which.stop, which.step)
+        else:
+            where = np.asarray(which, dtype=np.int64)
+        shard_of = np.searchsorted(self._starts, where, side="right") - 1
+        used, sizes = np.unique(shard_of, return_counts=True)
+        taken = ShardSamples((), store=self.store)
+        taken.shards = [self.shards[number] for number in used.tolist()]
+        taken._starts = np.cumsum([0, *sizes.tolist()])
+        taken._offsets, taken._sizes = self._offsets[where], self._sizes[where]
+        taken._numbers = self._numbers[where]
+        taken.labels = Numbers(np.asarray(self.labels)[where])
+        return taken
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether some shard must be fetched before it can be read."""
+        return any(isinstance(shard.file, Remote) for shard in self.shards)
+
+    @property
+    def shard_sizes(self) -> Sequence[int] | None:
+        """How many images each shard holds; None if all are local, where any order will do."""
+        return tuple(np.diff(self._starts).tolist()) if self.is_remote else None
+
+    def shard_of(self, index: int) -> int:
+        """Return which of `shards` holds an image."""
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
+    def key(self, index: int) -> str:
+        """Return `shard!member`, without where the shard lies."""
+        return f"{self.shards[self.shard_of(index)].name}!{self._name(index)}"
+
+    def source(self, index: int) -> str:
+        return f"{self.shards[self.shard_of(index)].title}!{self._name(index)}"
+
+    def open(self, index: int, mode: Mode, *, at_least: int | None = None) -> Image.Image:
+        content = self._bytes(index)
+        try:
+            return decode(content, mode=mode, at_least=at_least, source="")
+        except BadImage as error:
+            raise BadImage(self.source(index), error.reason) from error
+
+    def header(self, index: int) -> Header:
+        return read_header(self._bytes(index), source=self.source(index))
+
+    def num_bytes(self, index: int) -> int:
+        return int(self._sizes[index])
+
+    def substitute(self, index: int, error: BadImage) -> int:
+        """Return the next image as they are stored, or its like in the next shard.
+
+        An image of another class in a shard that is at hand does less harm than one of the same
+        class in a shard that must be fetched for it.
+        """
+        if not isinstance(error, BadShard):
+            return (index + 1) % len(self)
+        shard = self.shard_of(index)
+        following = (shard + 1) % len(self.shards)
+        start, stop = self._starts[following : following + 2].tolist()
+        return int(start + (index - self._starts[shard]) % (stop - start))
+
+    def some(self, count: int) -> list[int]:
+        """Return images spread evenly; of remote shards, those of the first two only."""
+        return spread(int(self._starts[:3][-1]) if self.is_remote else len(self), count)
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        files = (self.shards[number].file for number in shards if number < len(self.shards))
+        if self.store is not None:
+            self.store.prefetch(file for file in files if isinstance(file, Remote))
+
+    def read_ahead(self, index: int) -> None:
+        shard = self.shard_of(index)
+        self.prefetch(range(shard, shard + 3))
+
+    def _name(self, index: int) -> str:
+        shard = self.shard_of(index)
+        known, names = self._names
+        if known != shard:
+            names = unpack_names(self.shards[shard].names())
+            self._names = (shard, names)
+        return name_at(names, int(self._numbers[index]))
+
+    def _bytes(self, index: int) -> bytes:
+        """Return the bytes of an image file.
+
+        Raises:
+            BadShard: If the shard cannot be had or opened.
+            BadImage: If it ends before the image does.
+        """
+        size = int(self._sizes[index])
+        content = b""
+        for attempt in range(TRIES):
+            try:
+                with self._path(index).open("rb") as file:
+                    file.seek(int(self._offsets[index]))
+                    content = file.read(size)
+                break
+            except OSError as error:
+                was_removed = isinstance(error, FileNotFoundError) and self.store is not None
+                if was_removed and attempt + 1 < TRIES:
+                    continue
+                reason = f"the shard cannot be read ({error})"
+                raise BadShard(self.source(index), reason) from error
+        if len(content) < size:
+            reason = f"the shard ends after {len(content):,} of its {size:,} bytes"
+            raise BadImage(self.source(index), reason)
+        return content
+
+    def _path(self, index: int) -> Path:
+        file = self.shards[self.shard_of(index)].file
+        if isinstance(file, Path):
+            return file
+        assert self.store is not None, "remote shards need a store"
+        return self.store.get(file)
+
+
+class Keys(Sequence[str]):
+    """The keys of shard samples, made when they are asked for."""
+
+    def __init__(self, samples: ShardSamples) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self._samples.key(i) for i in range(*index.indices(len(self)))]
+        return self._samples.key(index)

@@ -1,0 +1,131 @@
+"""Every process of a run says that it lives; when one falls silent, all leave with one message.
+
+A collective whose peer has died may wait for many minutes, above all on GPUs. The heartbeat runs
+beside it in a thread, over a small store of its own, and ends the waiting processes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from convnext.ranks import Ranks
+from convnext.train.faults import EXIT_AGAIN, InterruptedRun, LostProcessError
+
+BEAT_SECONDS = 2.0
+# Long enough for a machine that swaps, short enough that everyone has left within a minute.
+SILENCE_SECONDS = 30.0
+
+
+class Heartbeat:
+    """Within the block, this process beats and watches; without others it does nothing."""
+
+    def __init__(self, ranks: Ranks, *, silence: float = SILENCE_SECONDS) -> None:
+        self.ranks, self.silence = ranks, silence
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+        if ranks.count > 1:
+            self._store = _shared_store(ranks)
+
+    def __enter__(self) -> Heartbeat:
+        if self.ranks.count > 1:
+            self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._thread is None:
+            return
+        in_order = kind is None or issubclass(kind, InterruptedRun)
+        self._end.set()
+        self._thread.join(timeout=2 * BEAT_SECONDS)
+        # A process that failed on its own tells the others, who would wait for it in vain.
+        key = f"left/{self.ranks.rank}" if in_order else "lost"
+        with suppress(RuntimeError):  # The first process, which holds the store, may be gone.
+            self._store.set(key, f"{self.ranks.rank}")
+            if self.ranks.is_first and in_order:
+                others = [f"left/{rank}" for rank in range(1, self.ranks.count)]
+                self._store.wait(others, timedelta(seconds=self.silence))
+
+    def lost(self) -> LostProcessError:
+        """Return the error for a collective that failed; one process alone is to print it."""
+        try:
+            self._store.check(["lost"])
+            speaker = 0
+        except RuntimeError:
+            speaker = 1
+        return LostProcessError(_message(None, self.ranks), speaks=self.ranks.rank == speaker)
+
+    def _run(self) -> None:
+        last = dict.fromkeys(range(self.ranks.count), (b"", time.monotonic()))
+        count = 0
+        while not self._end.wait(BEAT_SECONDS):
+            count += 1
+            try:
+                self._store.set(f"beat/{self.ranks.rank}", f"{count}")
+                silent = self._silent(last)
+            except RuntimeError:
+                # The first process leaves last, and takes the store with it.
+                self._leave(0)
+            if silent is not None:
+                self._leave(silent)
+
+    def _silent(self, last: dict[int, tuple[bytes, float]]) -> int | None:
+        """Return a process that has been silent for too long and has not left in order."""
+        now = time.monotonic()
+        # The first watches all; the others watch the first, and hear from it of the rest.
+        for rank in range(self.ranks.count) if self.ranks.is_first else (0,):
+            if rank == self.ranks.rank:
+                continue
+            beat = self._get(f"beat/{rank}")
+            if beat != last[rank][0]:
+                last[rank] = (beat, now)
+            elif now - last[rank][1] > self.silence and not self._get(f"left/{rank}"):
+                return rank
+        lost = self._get("lost")
+        return int(lost) if lost else None
+
+    def _get(self, key: str) -> bytes:
+        value: bytes = self._store.get(key) if self._store.check([key]) else b""
+        return value
+
+    def _leave(self, lost: int) -> None:
+        if self._end.is_set():
+            return
+        if self.ranks.is_first:
+            self._store.set("lost", str(lost))
+        speaker = 1 if lost == 0 else 0
+        if self.ranks.rank == speaker:
+            print(f"convnext: {_message(lost, self.ranks)}", file=sys.stderr, flush=True)
+        # The main thread waits inside a collective, which nothing else can end.
+        time.sleep(2 * BEAT_SECONDS if self.ranks.is_first else 0)
+        os._exit(EXIT_AGAIN)
+
+
+def _message(lost: int | None, ranks: Ranks) -> str:
+    which = "a process" if lost is None else f"process {lost}"
+    return (
+        f"{which} of the {ranks.count} of this run was lost; all leave, at most --run.save_every "
+        "steps are to be done again. Start the same command with --resume and --output (torchrun "
+        "--max-restarts does it by itself)"
+    )
+
+
+def _shared_store(ranks: Ranks) -> TCPStore:
+    """Return a store that the first process holds and all are connected to."""
+    patience = timedelta(seconds=60)
+    store = None
+    if ranks.is_first:
+        # Port 0 is any that is free.
+        store = TCPStore("0.0.0.0", 0, None, True, patience, wait_for_workers=False)
+    # The name by which the launcher knows the first machine, where it says one.
+    host = os.environ.get("MASTER_ADDR") or socket.gethostname()
+    port = ranks.of_first(store.port if store else None)
+    return store or TCPStore(host, port, None, False, patience)

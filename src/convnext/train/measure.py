@@ -1,0 +1,137 @@
+"""How hard a run works: norms of its weights, memory, and its share of the machine's limit."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convnext.device import AMP_DTYPES
+from convnext.train.parallel import whole
+
+# Side of the square matrices of the limit: large enough to fill the device, over in milliseconds.
+SIDES = {"cuda": 8192, "mps": 2048, "cpu": 1024}
+SECONDS = 0.3
+
+
+def train_flops_per_image(macs: float) -> float:
+    """Return the operations of one training image: 3 x 2 x its multiply-accumulates.
+
+    The convention of the field (PaLM, appendix B): two operations for each multiply-accumulate, and
+    a backward pass that costs twice the forward one. Recomputed activations do not count.
+    """
+    return 3 * 2 * macs
+
+
+def mfu(images_per_s: float, macs: float, limit: float) -> float:
+    """Return the share of a device's limit (operations per second) that training reaches."""
+    return images_per_s * train_flops_per_image(macs) / limit
+
+
+@functools.cache
+def matrix_limit(device: torch.device, precision: str) -> float:
+    """Return the operations per second of a matrix product on `device`, measured in 0.3 s.
+
+    Unlike the figure of a data sheet it is one that this machine reaches today, with the threads
+    and the power that it has; measured once per process. In fp32 on a GPU, products are in TF32
+    where torch lets convolutions use it.
+    """
+    dtype = AMP_DTYPES.get(precision, torch.float32)
+    side = SIDES[device.type]
+    generator = torch.Generator(device).manual_seed(0)
+    # Zeros would do less switching, and so let a GPU clock higher than it does in training.
+    a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        seconds = _median_seconds(a, b)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return 2 * side**3 / seconds
+
+
+def _median_seconds(a: Tensor, b: Tensor) -> float:
+    measured: list[float] = []
+    for _ in range(2):
+        a @ b
+    _wait(a.device)
+    end = time.perf_counter() + SECONDS
+    while len(measured) < 3 or time.perf_counter() < end:
+        before = time.perf_counter()
+        a @ b
+        _wait(a.device)
+        measured.append(time.perf_counter() - before)
+    return statistics.median(measured)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def l2_norm(model: nn.Module) -> Tensor:
+    """Return the L2 norm of all parameters, as a tensor on their device.
+
+    Where they are sharded over processes, all of these must call.
+    """
+    return _l2(p.detach() for p in model.parameters())
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Return the L2 norm of all gradients, as `l2_norm`."""
+    return _l2(p.grad for p in model.parameters() if p.grad is not None)
+
+
+class UpdateNorm:
+    """The L2 norm of what one step changes: made before `optimizer.step()`, computed after it.
+
+    It holds a second copy of the trained parameters in between, so a loop measures now and then.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._before = [p.detach().clone() for p in self._parameters]
+
+    @torch.no_grad()
+    def compute(self) -> Tensor:
+        """Return the norm, and let go of the copy."""
+        before, self._before = self._before, []
+        torch._foreach_sub_(before, [p.detach() for p in self._parameters])
+        return _l2(before)
+
+
+@torch.no_grad()
+def _l2(tensors: Iterable[Tensor]) -> Tensor:
+    return whole(nn.utils.get_total_norm(list(tensors)))
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return the most memory used so far, in 10^9 bytes.
+
+    On a GPU what torch had allocated there; on a CPU the resident set of this process, in which
+    libraries and cached images count too; on MPS, which keeps no peak, what is allocated now.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 1e9
+    return _peak_resident_bytes() / 1e9
+
+
+def _peak_resident_bytes() -> float:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = status.read_text(encoding="utf-8").splitlines()
+        peak = next((line for line in lines if line.startswith("VmHWM:")), "VmHWM: 0 kB")
+        return 1024 * float(peak.split()[1])
+    try:
+        import resource
+    except ImportError:  # Windows.
+        return 0.0
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # Bytes on macOS.

@@ -1,0 +1,203 @@
+"""Devices and processes: one device, DDP on one machine or many, FSDP; always through Fabric.
+
+Processes are started by torchrun or by SLURM's srun, or by Fabric itself with `--run.devices N`.
+The batch of a step is the recipe's, however many processes share it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from convnext.blocks import Block
+from convnext.ranks import Ranks
+from convnext.recipe import RunRecipe
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+
+def make_fabric(run: RunRecipe, device: torch.device, precision: str) -> Fabric:
+    """Return Fabric for a resolved precision, not launched yet.
+
+    Raises:
+        ValueError: If the devices asked for are not those that the launcher started, or not there.
+    """
+    devices, nodes = count_devices(run, device)
+    count = devices * nodes
+    if run.strategy == "fsdp" and count == 1:
+        raise ValueError("fsdp shards a network over several devices; give --run.devices 2 or more")
+    # It announces every process at the level of warnings.
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    plugins = []
+    if precision == "fp16":
+        plugins.append(MixedPrecision("16-mixed", device.type, torch.amp.GradScaler(device.type)))
+    one = [device.index] if device.index is not None else 1
+    return Fabric(
+        accelerator=device.type,
+        devices=devices if count > 1 else one,
+        num_nodes=nodes,
+        strategy=_strategy(run, count),
+        precision=None if plugins else PRECISIONS[precision],
+        plugins=plugins,
+    )
+
+
+def _strategy(run: RunRecipe, count: int) -> Any:
+    if count == 1:
+        return "auto"
+    if run.strategy == "fsdp":
+        from lightning_fabric.strategies import ModelParallelStrategy
+
+        return ModelParallelStrategy(_shard, data_parallel_size=count, tensor_parallel_size=1)
+    from lightning_fabric.strategies import DDPStrategy
+
+    return DDPStrategy(gradient_as_bucket_view=True)
+
+
+def count_devices(run: RunRecipe, device: torch.device) -> tuple[int, int]:
+    """Return devices per machine and machines, from the launcher or else from the recipe."""
+    started = _started_by_launcher()
+    if started is None:
+        devices = 1 if run.devices == "auto" else run.devices
+        have = torch.cuda.device_count() if device.type == "cuda" else devices
+        if devices > have:
+            raise ValueError(f"run.devices is {devices}, but this machine has {have}")
+        if run.num_nodes > 1:
+            raise ValueError(
+                f"run.num_nodes is {run.num_nodes}, but only this machine was started; start every "
+                "machine by torchrun or srun (docs/scaling.md has the commands)"
+            )
+        return devices, 1
+    devices, nodes, by = started
+    if run.devices not in ("auto", devices) or run.num_nodes not in (1, nodes):
+        raise ValueError(
+            f"{by} started {devices} processes on each of {nodes} machines, but the recipe asks "
+            f"for run.devices {run.devices} and run.num_nodes {run.num_nodes}; leave both out"
+        )
+    return devices, nodes
+
+
+def _started_by_launcher() -> tuple[int, int, str] | None:
+    env = os.environ
+    if "LOCAL_WORLD_SIZE" in env and "WORLD_SIZE" in env:
+        local, world = int(env["LOCAL_WORLD_SIZE"]), int(env["WORLD_SIZE"])
+        return local, world // local, "torchrun"
+    if SLURMEnvironment.detect() and int(env.get("SLURM_NTASKS", 1)) > 1:
+        nodes = int(env.get("SLURM_NNODES", 1))
+        return int(env["SLURM_NTASKS"]) // nodes, nodes, "srun"
+    return None
+
+
+def ranks_of(fabric: Fabric) -> Ranks:
+    """Return which of the launched processes this is."""
+    return Ranks(fabric.global_rank, fabric.world_size)
+
+
+def scaler_of(fabric: Fabric) -> torch.amp.GradScaler | None:
+    """Return the loss scaling of fp16, None in other precisions."""
+    return getattr(fabric.strategy.precision, "scaler", None)
+
+
+def share_batch_norm(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+    """Make batch norm see the images of all processes, where torch can: not on a CPU."""
+    if ranks.count > 1 and device.type == "cuda":
+        shared: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return shared
+    return model
+
+
+def checkpoint_activations(model: nn.Module) -> bool:
+    """Recompute the activations of every block in the backward pass; return whether it could."""
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    for block in blocks:
+        block.forward = _Recomputed(block)  # type: ignore[method-assign]
+    switch = getattr(getattr(model, "network", None), "set_grad_checkpointing", None)
+    if not blocks and switch is not None:
+        switch()  # A peer of timm.
+        return True
+    return bool(blocks)
+
+
+class _Recomputed:
+    """The forward pass of a block, of which only the input is kept."""
+
+    def __init__(self, block: Block) -> None:
+        self.forward = block.forward
+
+    def __call__(self, x: Tensor) -> Tensor:
+        from torch.utils.checkpoint import checkpoint
+
+        if not torch.is_grad_enabled():
+            return self.forward(x)
+        output: Tensor = checkpoint(self.forward, x, use_reentrant=False)
+        return output
+
+
+def _shard(model: nn.Module, mesh: Any) -> nn.Module:
+    """Shard every block, and the rest of the network, over the processes (FSDP2)."""
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = mesh["data_parallel"]
+    model = model.to(memory_format=torch.contiguous_format)  # Only such tensors can be sharded.
+    for part in _large_parts(model):
+        fully_shard(part, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def _large_parts(model: nn.Module) -> list[nn.Module]:
+    ours: list[nn.Module] = [module for module in model.modules() if isinstance(module, Block)]
+    if ours:
+        return ours
+    # The repeated parts of a peer are the children of its sequences, as in `stages` or `blocks`.
+    sequences = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
+    inner = {
+        id(child) for s in sequences for m in s.modules() if m is not s for child in m.modules()
+    }
+    return [
+        m for s in sequences for m in s.children() if id(m) not in inner and any(m.parameters())
+    ]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be sharded over the processes as a whole; all must call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def put(target: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded."""
+    with torch.no_grad():
+        target.copy_(like(target, value))
+
+
+def like(target: Tensor, value: Tensor) -> Tensor:
+    """Return a whole tensor as `target` is: on its device, and sharded if it is."""
+    value = value.to(target.device)
+    if isinstance(target, DTensor):
+        return distribute_tensor(value, target.device_mesh, target.placements)
+    return value
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed torch, numpy and Python from a few numbers, such as a seed, a step and a part."""
+    state = np.random.SeedSequence(numbers).generate_state(1)
+    torch.manual_seed(int(state[0]))
+    np.random.seed(int(state[0]))
+    random.seed(int(state[0]))
+
+
+def make_deterministic() -> None:
+    """Make a GPU compute the same bits every time, at some cost in speed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

@@ -1,0 +1,144 @@
+"""Where the scalars of a run go besides its folder: TensorBoard, Weights & Biases, MLflow.
+
+They are the loggers of Lightning that also work with Fabric. A tracker is a convenience: when it
+fails (its server is gone, the disk is full), it is dropped, the run says so once and goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from convnext.atomic import write_text
+from convnext.names import nearest
+
+
+class Tracker:
+    """A logger of Lightning that cannot end a run.
+
+    Args:
+        name: What the run calls it when it fails.
+        make: Makes the logger when it is first needed. It has `log_hyperparams`, `log_metrics`,
+            `save` and `finalize`.
+        config: The settings of the run, sent before the first scalar.
+    """
+
+    def __init__(
+        self, name: str, make: Callable[[], Any], config: Mapping[str, Any] | None = None
+    ) -> None:
+        self.name = name
+        self._make: Callable[[], Any] | None = make
+        self._logger: Any = None
+        self._config = dict(config or {})
+
+    def send(self, scalars: Mapping[str, float], step: int) -> str | None:
+        """Send scalars; return what went wrong if that was the tracker's end."""
+        return self._try(lambda: self._send(scalars, step))
+
+    def save(self) -> str | None:
+        """Write out what is still in memory; return what went wrong."""
+        return None if self._logger is None else self._try(self._logger.save)
+
+    def close(self) -> str | None:
+        """End the tracker's run; return what went wrong."""
+        logger, self._make, self._logger = self._logger, None, None
+        return None if logger is None else self._try(lambda: logger.finalize("success"))
+
+    def _send(self, scalars: Mapping[str, float], step: int) -> None:
+        if self._make is not None and self._logger is None:
+            self._logger = self._make()
+            if self._config:
+                self._logger.log_hyperparams(self._config)
+        if self._logger is not None:
+            self._logger.log_metrics(dict(scalars), step)
+
+    def _try(self, act: Callable[[], Any]) -> str | None:
+        try:
+            act()
+        except Exception as error:
+            self._make = self._logger = None
+            what = " ".join(str(error).split())[:300]
+            return f"{self.name} failed ({type(error).__name__}: {what}) and gets no more scalars"
+        return None
+
+
+def tensorboard(folder: Path, step: int) -> Tracker:
+    """Return the events of a run that starts or goes on at `step`; later ones are superseded."""
+    from lightning_fabric.loggers import TensorBoardLogger
+
+    purge = {"purge_step": step + 1} if step else {}
+    return Tracker(
+        "TensorBoard",
+        lambda: TensorBoardLogger(folder, name="tensorboard", version="", **purge),
+    )
+
+
+def make_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Tracker]:
+    """Return the trackers of `run.loggers`; nothing is sent yet.
+
+    Their own settings are in the environment: WANDB_PROJECT (`convnext` by default), WANDB_MODE
+    (`offline` keeps everything in the run folder), MLFLOW_TRACKING_URI (the run folder by default)
+    and MLFLOW_EXPERIMENT_NAME.
+
+    Raises:
+        ValueError: If a name is unknown, or its package is not installed.
+    """
+    trackers = []
+    for name in names:
+        if name not in _KINDS:
+            raise ValueError(f"run.loggers has no {name!r}{nearest(name, _KINDS)}")
+        kind = _KINDS[name]
+        if not all(map(_is_installed, ("pytorch_lightning", kind.module))):
+            raise ValueError(f"{kind.title} is not installed; pip install 'convnext[{name}]'")
+        trackers.append(Tracker(kind.title, partial(kind.make, folder), config))
+    return trackers
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _wandb(folder: Path) -> Any:
+    from pytorch_lightning.loggers import WandbLogger
+
+    # A run that is resumed goes on under the same name, in the same place.
+    id_file = folder / "wandb_id"
+    if not id_file.is_file():
+        write_text(id_file, uuid.uuid4().hex[:12])
+    return WandbLogger(
+        name=folder.name,
+        save_dir=folder,
+        id=id_file.read_text(encoding="utf-8").strip(),
+        project=os.environ.get("WANDB_PROJECT", "convnext"),
+        resume="allow",
+    )
+
+
+def _mlflow(folder: Path) -> Any:
+    from pytorch_lightning.loggers import MLFlowLogger
+
+    return MLFlowLogger(
+        experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", "convnext"),
+        run_name=folder.name,
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI")
+        or f"sqlite:///{(folder / 'mlflow.db').resolve()}",
+    )
+
+
+@dataclass(frozen=True)
+class _Kind:
+    title: str
+    module: str
+    make: Callable[[Path], Any]
+
+
+_KINDS = {
+    "wandb": _Kind("Weights & Biases", "wandb", _wandb),
+    "mlflow": _Kind("MLflow", "mlflow", _mlflow),
+}

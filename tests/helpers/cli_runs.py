@@ -1,0 +1,99 @@
+"""Runs of the command line in processes of their own, small enough for seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+# 1,437 training digits: 29 steps an epoch. With layer norm, several processes compute the same.
+SMALL = {
+    "data": "digits",
+    "model": "convnext_atto",
+    "network": {
+        "norm": "layer",
+        "stem": "patchify",
+        "drop_path_rate": 0.2,
+        "changes": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]},
+    },
+    "augment": {"mixup": 0.2, "erasing": 0.2},
+    "optim": {"batch_size": 48, "micro_batch_size": 24, "clip_grad": 1.0},
+    "schedule": {"epochs": 2},
+    "ema": {"decay": 0.9},
+    "run": {"device": "cpu", "precision": "fp32", "eval_every": 1, "save_every": 5},
+}
+
+
+@dataclass
+class Runs:
+    """Starts `convnext train` on the digits with the settings above, and with others."""
+
+    folder: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(
+        self, output: Path, *options: str, launcher: tuple[str, ...] = (), **env: str
+    ) -> subprocess.Popen[str]:
+        """Start a run; the second time with --resume it goes on."""
+        recipe = self.folder / "small.yaml"
+        recipe.write_text(yaml.safe_dump(SMALL))
+        command = [sys.executable, *launcher, "-m", "convnext", "train", str(recipe)]
+        process = subprocess.Popen(
+            [*command, "--output", str(output), *options],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(self.folder)} | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def finish(self, output: Path, *options: str, launcher: tuple[str, ...] = ()) -> str:
+        """Run to the end; return what it printed."""
+        process = self.start(output, *options, launcher=launcher)
+        printed, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, printed
+        return printed
+
+    def kill_at(
+        self,
+        output: Path,
+        step: int,
+        *options: str,
+        launcher: tuple[str, ...] = (),
+        number: int = signal.SIGKILL,
+    ) -> str:
+        """Start a run and send a signal once the state of `step`, or a later one, is there."""
+        process = self.start(output, *options, launcher=launcher)
+        wait_for(lambda: last_state(output) >= step, process)
+        os.killpg(process.pid, number)
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode != 0, printed
+        return printed
+
+
+def last_state(output: Path) -> int:
+    """Return the step of the newest state in a run folder, -1 for none."""
+    return max((int(p.name[5:]) for p in output.glob("checkpoints/step-*")), default=-1)
+
+
+def wait_for(
+    condition: Callable[[], bool],
+    process: subprocess.Popen[str] | None = None,
+    seconds: float = 120,
+) -> None:
+    """Wait until something is so, or fail."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if process is not None and process.poll() is not None:
+            raise AssertionError(process.communicate()[0])
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)

@@ -1,0 +1,138 @@
+"""A toy task of random images and a network of a few thousand parameters, for the loop's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convnext import create_model
+from convnext.checkpoint import Card
+from convnext.preprocess import Preprocessing
+from convnext.recipe import Recipe, change_recipe
+from convnext.train.log import RunLog
+from convnext.train.loop import Outcome, fit
+from convnext.weights.files import read_file
+
+NUM_IMAGES, BATCH = 24, 8
+SETTINGS = {
+    "optim.lr": 2e-3,
+    "optim.weight_decay": 0.05,
+    "optim.layer_decay": 1.0,
+    "optim.clip_grad": 0.0,
+    "optim.batch_size": BATCH,
+    "schedule.epochs": 4,
+    "schedule.warmup_epochs": 1.0,
+    "ema.decay": 0.9,
+    "run.eval_every": 1,
+    "run.save_every": 100,
+    "run.channels_last": True,
+    "run.compile": False,
+    "run.precision": "fp32",
+}
+
+
+class ToyTask:
+    """Three classes told apart by the brightness of a channel."""
+
+    primary = "top1"
+    steps_per_epoch = NUM_IMAGES // BATCH
+    batch_size = BATCH
+    first_part = 0
+    fingerprint = "toy"
+    memory_format = torch.channels_last
+
+    def __init__(
+        self, *, micro: int = BATCH, nan_at: int | None = None, stop_at: int = 10**9
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.labels = torch.arange(NUM_IMAGES) % 3
+        self.images = torch.randn(NUM_IMAGES, 3, 32, 32, generator=generator) * 0.5
+        self.images[torch.arange(NUM_IMAGES), self.labels] += 1.0
+        self.micro_batch_size, self.nan_at, self.stop_at = micro, nan_at, stop_at
+        self.scores: list[float] | None = None
+
+    def batches(self, start_step: int) -> Iterator[Sequence[Any]]:
+        step = start_step
+        while True:
+            if step == self.stop_at:
+                raise KeyboardInterrupt
+            rows = torch.arange(BATCH) + BATCH * (step % self.steps_per_epoch)
+            yield list(rows.split(self.micro_batch_size))
+            step += 1
+
+    def size(self, batch: Tensor) -> int:
+        return len(batch)
+
+    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
+        loss = F.cross_entropy(model(self.images[batch]), self.labels[batch])
+        return {"loss": loss * float("nan") if step == self.nan_at else loss}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        model.eval()
+        if self.scores is not None:
+            return {"top1": self.scores.pop(0)}
+        with torch.no_grad():
+            hits = model(self.images).argmax(1) == self.labels
+        return {"top1": 100 * float(hits.float().mean())}
+
+    def card(self, model: nn.Module, metrics: Mapping[str, Any]) -> Card:
+        return Card(
+            model=str(model.name),
+            changes=dict(model.changes),  # type: ignore[arg-type]
+            classes=("a", "b", "c"),
+            preprocessing=Preprocessing(
+                image_size=32, crop_pct=1.0, in_chans=3, mean=(0.5,) * 3, std=(0.2,) * 3
+            ),
+            metrics=metrics,
+        )
+
+
+class PoisonedTask(ToyTask):
+    """The losses are fine, but the first update makes the weights infinite."""
+
+    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
+        with torch.no_grad():
+            next(iter(model.parameters())).fill_(float("inf"))
+        return {"loss": sum(p.sum() * 0 for p in list(model.parameters())[1:]) + torch.tensor(1.0)}
+
+
+def toy_model(**changes: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return create_model(
+        "convnext_atto",
+        **{
+            "depths": (1, 1, 2, 1),
+            "dims": (8, 8, 8, 16),
+            "num_classes": 3,
+            "layer_scale_init": 0.0,
+            "drop_path_rate": 0.3,
+            **changes,
+        },
+    )
+
+
+def run(
+    folder: Path, task: ToyTask, *, resume: bool = False, drop_path: float = 0.3, **changes: Any
+) -> Outcome:
+    recipe = change_recipe(
+        Recipe(), SETTINGS | {k.replace("__", "."): v for k, v in changes.items()}
+    )
+    log = RunLog(folder, Console(quiet=True))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    try:
+        return fit(
+            task, toy_model(drop_path_rate=drop_path), recipe, fabric=fabric, log=log, resume=resume
+        )
+    finally:
+        log.close()
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return dict(read_file(path)[0])

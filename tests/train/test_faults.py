@@ -1,0 +1,220 @@
+"""What goes wrong in long runs, done for real where one process can do it to itself."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toy import BATCH, ToyTask, run, weights
+
+from convnext.train.faults import DivergedError, InterruptedRun
+from convnext.train.log import read_metrics
+from convnext.train.state import complete_steps, step_of
+
+
+def events(folder: Path) -> list[str]:
+    rows = read_metrics(folder / "metrics.jsonl", raw=True)
+    return [row["event"] for row in rows if row["kind"] == "event"]
+
+
+def assert_same_end(one: Path, other: Path, step: int = 12) -> None:
+    for name in ("model", "state"):
+        path = f"checkpoints/step-{step:08d}/{name}.safetensors"
+        whole, parts = weights(one / path), weights(other / path)
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(whole[key], parts[key]) for key in whole), name
+
+
+class SignalledTask(ToyTask):
+    """Its process gets a signal in the middle of a step."""
+
+    def __init__(self, number: int, at: int) -> None:
+        super().__init__()
+        self.number, self.at = number, at
+
+    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
+        if step == self.at:
+            os.kill(os.getpid(), self.number)
+        return super().losses(model, batch, step, part)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("at", [0, 4, 6])
+def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, name: str, at: int) -> None:
+    before = signal.getsignal(getattr(signal, name))
+    with pytest.raises(InterruptedRun, match=f"{name} received: .* saved at step {at + 1} of 12"):
+        run(tmp_path / "parts", SignalledTask(getattr(signal, name), at))
+    assert signal.getsignal(getattr(signal, name)) == before
+    assert step_of(complete_steps(tmp_path / "parts/checkpoints")[-1]) == at + 1
+    run(tmp_path / "parts", ToyTask(), resume=True)
+    run(tmp_path / "whole", ToyTask())
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
+    class Impatient(SignalledTask):
+        def losses(self, model: nn.Module, *rest: Any) -> dict[str, Tensor]:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().losses(model, *rest)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Impatient(signal.SIGINT, 0))
+
+
+class LimitedDisk(ToyTask):
+    """From `full` to `free`, files of more than a few bytes cannot be written."""
+
+    def __init__(self, full: int, free: int) -> None:
+        super().__init__()
+        self.full, self.free = full, free
+        self.scores = [float(k) for k in range(200)]  # Every evaluation is better than the last.
+
+    def batches(self, start_step: int) -> Iterator[Sequence[Any]]:
+        for step, parts in enumerate(super().batches(start_step), start_step):
+            if step in (self.full, self.free):
+                limit_files(9_000 if step == self.full else None)
+            yield parts
+
+
+def limit_files(size: int | None) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+
+
+@pytest.fixture
+def unlimited_files() -> Iterator[None]:
+    yield
+    limit_files(None)
+
+
+@pytest.mark.usefixtures("unlimited_files")
+def test_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
+    outcome = run(tmp_path / "parts", LimitedDisk(full=4, free=8), schedule__epochs=40)
+    told = events(tmp_path / "parts")
+    assert any("step 6 could not be saved: it needs" in text for text in told), told
+    assert any("goes on and tries again" in text for text in told)
+    assert any("best weights are still the earlier ones" in text for text in told)
+    assert not list((tmp_path / "parts/checkpoints").glob(".*"))
+    assert outcome.steps == 120
+    assert outcome.best["step"] == 120
+    run(tmp_path / "whole", ToyTask(), schedule__epochs=40)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts", step=120)
+
+
+@pytest.mark.usefixtures("unlimited_files")
+def test_a_disk_that_stays_full_keeps_the_last_state(tmp_path: Path) -> None:
+    with pytest.raises(
+        OSError, match=r"step 12 could not be saved: it needs 0\.\d MB in .*Make room"
+    ):
+        run(tmp_path, LimitedDisk(full=4, free=10**6))
+    limit_files(None)
+    assert [p.name for p in complete_steps(tmp_path / "checkpoints")][-1] == "step-00000003"
+    run(tmp_path, ToyTask(), resume=True)
+    run(tmp_path / "whole", ToyTask())
+    assert_same_end(tmp_path / "whole", tmp_path)
+
+
+def test_no_room_at_the_start_is_an_error_at_once(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="checkpoints"):
+        run(tmp_path, ToyTask())
+
+
+class NanOnceTask(ToyTask):
+    """A loss is no number, but not again at a lower rate."""
+
+    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
+        losses = super().losses(model, batch, step, part)
+        self.nan_at = None if step == self.nan_at else self.nan_at
+        return losses
+
+
+def test_nan_rolls_back_at_half_the_rate(tmp_path: Path) -> None:
+    outcome = run(tmp_path, NanOnceTask(nan_at=7), run__on_nan="rollback")
+    assert outcome.steps == 12
+    (told,) = events(tmp_path)
+    assert "the loss became nan at step 8" in told
+    assert "0.5 times the learning rate" in told
+    assert "back at step 6" in told
+    rates = {
+        row["step"]: row["lr"] for row in read_metrics(tmp_path / "metrics.jsonl") if "lr" in row
+    }
+    run(tmp_path / "whole", ToyTask())
+    whole = {
+        r["step"]: r["lr"] for r in read_metrics(tmp_path / "whole/metrics.jsonl") if "lr" in r
+    }
+    assert rates[6] == whole[6]
+    assert rates[9] == pytest.approx(whole[9] / 2)
+
+
+def test_nan_that_returns_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="step 8"):
+        run(tmp_path, ToyTask(nan_at=7), run__on_nan="rollback")
+    assert all(
+        torch.isfinite(w).all()
+        for w in weights(
+            complete_steps(tmp_path / "checkpoints")[-1] / "model.safetensors"
+        ).values()
+    )
+
+
+class SmallMemory(ToyTask):
+    """More than three images at once ask for more memory than any machine has."""
+
+    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
+        if len(batch) > 3 and step >= 4:
+            torch.empty(10**15)
+        return super().losses(model, batch, step, part)
+
+
+def test_too_little_memory_halves_the_micro_batch(tmp_path: Path) -> None:
+    task = SmallMemory()
+    outcome = run(tmp_path, task, drop_path=0.0)
+    assert outcome.steps == 12
+    assert task.micro_batch_size == BATCH // 4
+    assert len(events(tmp_path)) == 2
+    assert "micro_batch_size is 2 from now on, the batch stays 8" in events(tmp_path)[-1]
+    run(tmp_path / "whole", ToyTask(), drop_path=0.0)
+    ours = weights(tmp_path / "checkpoints/step-00000012/model.safetensors")
+    whole = weights(tmp_path / "whole/checkpoints/step-00000012/model.safetensors")
+    assert all(torch.allclose(ours[name], whole[name], atol=1e-3) for name in whole)
+
+
+def test_an_image_that_never_fits_is_an_error(tmp_path: Path) -> None:
+    class NoMemory(ToyTask):
+        def losses(self, model: nn.Module, *rest: Any) -> dict[str, Tensor]:
+            torch.empty(10**15)
+            raise AssertionError
+
+    with pytest.raises(ValueError, match="one image does not fit"):
+        run(tmp_path, NoMemory())
+
+
+def test_other_data_or_another_batch_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, ToyTask())
+    other = ToyTask()
+    other.fingerprint = "others"
+    with pytest.raises(ValueError, match=r"data set has changed .*toy then, others now.*--weights"):
+        run(tmp_path, other, resume=True)
+    other = ToyTask()
+    other.batch_size = 4
+    with pytest.raises(ValueError, match="began with a batch of 8 and cannot go on with 4"):
+        run(tmp_path, other, resume=True)
+
+
+def test_a_longer_schedule_says_what_it_does(tmp_path: Path) -> None:
+    run(tmp_path, ToyTask())
+    outcome = run(tmp_path, ToyTask(), resume=True, schedule__epochs=8)
+    assert outcome.steps == 24
+    (told,) = events(tmp_path)
+    assert "ends at step 24 and not 12" in told
+    assert "goes on at 0.0012 where it was at 1e-06" in told
+    rows = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
+    assert rows[-1]["step"] == 24

@@ -1,0 +1,108 @@
+"""The form of training: measured in long runs, remembered, and never at the cost of the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import ToyTask, toy_model
+
+from convnext.ranks import Ranks
+from convnext.recipe import Recipe, change_recipe
+from convnext.train import form as form_module
+from convnext.train.form import Chosen, Form, choose_form
+
+CPU = torch.device("cpu")
+LONG = 10**8
+
+
+def choose(
+    cache: Path, *, num_steps: int = LONG, task: ToyTask | None = None, **changes: Any
+) -> Chosen:
+    settings = {"run.precision": "fp32"} | {k.replace("__", "."): v for k, v in changes.items()}
+    recipe = change_recipe(Recipe(), settings)
+    return choose_form(
+        task or ToyTask(), toy_model(), recipe, CPU, ranks=Ranks(), num_steps=num_steps, cache=cache
+    )
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> dict[Form, float | Exception]:
+    """Seconds that each form seems to take; an exception where it fails."""
+    known: dict[Form, float | Exception] = {
+        Form(channels_last, compiled): 1.0
+        for channels_last in (True, False)
+        for compiled in (True, False)
+    }
+
+    def seem(task: Any, model: Any, form: Form, *_: Any) -> float:
+        found = known[form]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(form_module, "_time_form", seem)
+    return known
+
+
+def test_a_short_run_measures_nothing_else(tmp_path: Path) -> None:
+    chosen = choose(tmp_path / "forms.json", num_steps=10)
+    assert chosen.form == Form(channels_last=True, compile=False)
+    assert "too short" in chosen.reason
+    assert not (tmp_path / "forms.json").exists()
+
+
+def test_the_recipe_decides(tmp_path: Path) -> None:
+    chosen = choose(tmp_path / "forms.json", run__channels_last=False, run__compile=True)
+    assert chosen == Chosen(Form(False, True), "as the recipe says")
+    chosen = choose(tmp_path / "forms.json", run__deterministic=True, run__channels_last=False)
+    assert chosen.form == Form(channels_last=False, compile=False)
+
+
+def test_the_fastest_is_taken_and_remembered(
+    tmp_path: Path, times: dict[Form, float | Exception]
+) -> None:
+    times[Form(False, True)] = 0.5
+    chosen = choose(tmp_path / "forms.json")
+    assert chosen.form == Form(channels_last=False, compile=True)
+    assert "eager channels_last 1000 ms" in chosen.reason
+    assert "compiled channels_first 500 ms" in chosen.reason
+    times[Form(False, True)] = 2.0
+    again = choose(tmp_path / "forms.json")
+    assert again == Chosen(chosen.form, "measured before on this machine")
+    other = choose(tmp_path / "forms.json", run__precision="bf16")
+    assert other.form == Form()
+    assert len(json.loads((tmp_path / "forms.json").read_text())) == 2
+
+
+def test_a_form_that_fails_is_passed_over(
+    tmp_path: Path, times: dict[Form, float | Exception]
+) -> None:
+    times[Form(True, True)] = RuntimeError("no compiler")
+    times[Form(False, False)] = 0.98  # Within the noise.
+    chosen = choose(tmp_path / "forms.json")
+    assert chosen.form == Form()
+    assert "compiled channels_last fails" in chosen.reason
+
+
+def test_memory_that_does_not_suffice_is_left_to_the_loop(
+    tmp_path: Path, times: dict[Form, float | Exception]
+) -> None:
+    times[Form()] = torch.OutOfMemoryError("out of memory")
+    assert choose(tmp_path / "forms.json").form == Form()
+
+
+def test_measuring_leaves_no_trace(tmp_path: Path) -> None:
+    task, model = ToyTask(), toy_model(norm="batch")
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    recipe = change_recipe(Recipe(), {"run.precision": "fp32", "run.compile": False})
+    chosen = choose_form(
+        task, model, recipe, CPU, ranks=Ranks(), num_steps=LONG, cache=tmp_path / "forms.json"
+    )
+    assert "ms" in chosen.reason
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert task.memory_format == torch.channels_last

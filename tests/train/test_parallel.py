@@ -1,0 +1,88 @@
+"""Two processes compute what one does: over gloo, on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_runs import Runs
+
+from convnext.recipe import RunRecipe
+from convnext.train.parallel import count_devices
+from convnext.weights.files import read_file
+
+# 1,437 images: 20 steps of 70, in parts of 35.
+TWENTY = (
+    *("--optim.batch_size", "70", "--optim.micro_batch_size", "35"),
+    *("--schedule.epochs", "1", "--ema.decay", "0.9"),
+)
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights, moments and averages after 20 steps."""
+    weights, _ = read_file(folder / "checkpoints/step-00000020/model.safetensors")
+    rest, _ = read_file(folder / "checkpoints/step-00000020/state.safetensors")
+    return weights | rest
+
+
+def assert_close(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], within: float = 1e-6
+) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        error = float(torch.linalg.vector_norm(tensor - other[name]))
+        assert error <= within * float(torch.linalg.vector_norm(tensor)), name
+
+
+def test_two_processes_are_one(runs: Runs, tmp_path: Path, free_port: int) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+    runs.finish(tmp_path / "one", *TWENTY)
+    printed = runs.finish(
+        tmp_path / "two", *TWENTY, launcher=(*torchrun, "--master-port", str(free_port))
+    )
+    assert "70 images a step: 2 devices x 35" in printed
+    assert printed.count("run folder:") == 1, "only the first process speaks"
+    assert "GLOBAL_RANK" not in printed
+    assert_close(state(tmp_path / "one"), state(tmp_path / "two"))
+
+
+def test_a_sharded_network_is_a_whole_one(runs: Runs, tmp_path: Path) -> None:
+    runs.finish(tmp_path / "one", *TWENTY)
+    runs.finish(tmp_path / "two", *TWENTY, "--run.devices", "2", "--run.strategy", "fsdp")
+    # FSDP divides the sum of the gradients at another place.
+    assert_close(state(tmp_path / "one"), state(tmp_path / "two"), within=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "environment", "message"),
+    [
+        (
+            2,
+            1,
+            {"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"},
+            "torchrun started 4 processes on each of 2",
+        ),
+        ("auto", 2, {}, "only this machine was started"),
+    ],
+)
+def test_devices_that_were_not_started(
+    monkeypatch: pytest.MonkeyPatch,
+    devices: Any,
+    nodes: int,
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        count_devices(RunRecipe(devices=devices, num_nodes=nodes), torch.device("cpu"))
+
+
+def test_the_launcher_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert count_devices(RunRecipe(), torch.device("cpu")) == (4, 2)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert count_devices(RunRecipe(), torch.device("cpu")) == (1, 1)

@@ -1,0 +1,118 @@
+"""Faults of whole processes: killed while saving, a loader's process gone, a peer lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cli_runs import Runs, last_state, wait_for
+
+from convnext.weights.files import read_file
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor of the last state."""
+    last = sorted(folder.glob("checkpoints/step-*"))[-1]
+    return {
+        f"{name}:{key}": tensor
+        for name in ("model", "state")
+        for key, tensor in read_file(last / f"{name}.safetensors")[0].items()
+    }
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    whole, parts = final(one), final(other)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def test_killed_while_a_state_is_written(runs: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    every = ("--run.save_every", "1", "--schedule.epochs", "1")
+    process = runs.start(folder, *every)
+    wait_for(lambda: last_state(folder) >= 3, process)
+    wait_for(lambda: any(folder.glob("checkpoints/.step-*/*")), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    saved = last_state(folder)
+    assert saved >= 3
+    printed = runs.finish(folder, "--resume")
+    assert f"Resuming at step {saved}" in printed or f"Resuming at step {saved + 1}" in printed
+    assert not list(folder.glob("checkpoints/.*"))
+    assert "damaged" not in printed
+
+
+def test_a_dead_loader_process_is_replaced(runs: Runs, tmp_path: Path) -> None:
+    # Two epochs of slow batches, so that there is time to strike.
+    options = ("--loader.workers", "2", "--loader.cache", "false", "--schedule.epochs", "3")
+    process = runs.start(tmp_path / "run", *options)
+    wait_for(lambda: last_state(tmp_path / "run") >= 20, process)
+    victims = children(process.pid)
+    assert victims
+    os.kill(victims[0], signal.SIGKILL)
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
+    assert "its processes are started anew; back at step" in printed
+    runs.finish(tmp_path / "whole", *options)
+    assert_same_end(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_run_and_torchrun_resumes_it(
+    runs: Runs, tmp_path: Path, free_port: int
+) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1")
+    launcher = (*torchrun, "--master-port", str(free_port))
+    folder = tmp_path / "run"
+    process = runs.start(folder, "--resume", launcher=launcher)
+    wait_for(lambda: last_state(folder) >= 20, process)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
+    assert "Resuming at step" in printed
+    runs.finish(tmp_path / "whole", "--run.devices", "2")
+    assert_same_end(tmp_path / "whole", folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_who_is_left_says_so_once_and_leaves(runs: Runs, tmp_path: Path, victim: int) -> None:
+    folder = tmp_path / "run"
+    process = runs.start(folder, "--run.devices", "2", "--schedule.epochs", "50")
+    wait_for(lambda: last_state(folder) >= 20, process)
+    (child,) = children(process.pid)
+    os.kill((process.pid, child)[victim], signal.SIGKILL)
+    killed = time.monotonic()
+    printed, _ = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert printed.count("of the 2 of this run was lost") == 1, printed
+    assert "Traceback" not in printed
+    wait_for(lambda: not Path(f"/proc/{child}").exists())
+
+
+def test_exit_codes_for_schedulers(runs: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = runs.start(folder, "--schedule.epochs", "50")
+    wait_for(lambda: last_state(folder) >= 5, process)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, printed
+    assert printed.count("SIGTERM received: the run is saved at step") == 1
+    assert f"convnext train --resume --output {folder}" in printed
+    saved = last_state(folder)
+    # The command that a scheduler starts again is the same one, with --resume.
+    assert f"Resuming at step {saved:,}" in runs.finish(
+        folder, "--resume", "--schedule.epochs", "2"
+    )
