@@ -26,7 +26,7 @@ from convnext.train.loop import Outcome, fit
 from convnext.train.optim import group_rows, group_table
 from convnext.train.parallel import make_deterministic, make_fabric, ranks_of, seed_everything
 from convnext.train.state import complete_steps
-from convnext.train.trackers import make_trackers
+from convnext.train.trackers import Tracker, check_trackers, make_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,7 @@ def train(
         LostProcessError: If another process of the run has gone.
     """
     check_ranges(recipe)
+    check_trackers(recipe.run.loggers)
     console = console or Console(stderr=True, highlight=False)
     device = pick_device(recipe.run.device)
     if output is not None and complete_steps(output / "checkpoints") and not resume:
@@ -179,7 +180,7 @@ def show_groups(recipe: Recipe, console: Console) -> list[dict[str, Any]]:
     return group_rows(model, task.recipe.optim)
 
 
-def _trackers(recipe: Recipe, folder: Path, ranks: Ranks) -> list[Any]:
+def _trackers(recipe: Recipe, folder: Path, ranks: Ranks) -> list[Tracker]:
     return make_trackers(recipe.run.loggers, folder, to_dict(recipe)) if ranks.is_first else []
 
 
@@ -188,9 +189,10 @@ def _shape_of_steps(task: Any, ranks: Ranks) -> str:
     share = math.ceil(task.batch_size / ranks.count)
     micro = min(task.micro_batch_size, share)
     parts = math.ceil(share / micro)
-    devices = f"{ranks.count} devices x " if ranks.count > 1 else ""
-    accumulated = f" x {parts} accumulated" if parts > 1 else ""
-    return f"{task.batch_size:,} images a step: {devices}{micro}{accumulated}"
+    devices = [f"{ranks.count} devices"] if ranks.count > 1 else []
+    factors = [*devices, str(micro), *([f"{parts} accumulated"] if parts > 1 else [])]
+    made_up = f": {' x '.join(factors)}" if len(factors) > 1 else ""
+    return f"{task.batch_size:,} images a step{made_up}"
 
 
 def _name_form(chosen: Chosen) -> str:

@@ -79,6 +79,20 @@ def tensorboard(folder: Path, step: int) -> Tracker:
     )
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that cannot be.
+
+    Raises:
+        ValueError: If a name of `run.loggers` is unknown, or its package is not installed.
+    """
+    for name in names:
+        if name not in _KINDS:
+            raise ValueError(f"run.loggers has no {name!r}{nearest(name, _KINDS)}")
+        kind = _KINDS[name]
+        if not all(map(_is_installed, ("pytorch_lightning", kind.module))):
+            raise ValueError(f"{kind.title} is not installed; pip install 'convnext[{name}]'")
+
+
 def make_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Tracker]:
     """Return the trackers of `run.loggers`; nothing is sent yet.
 
@@ -87,17 +101,12 @@ def make_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any])
     and MLFLOW_EXPERIMENT_NAME.
 
     Raises:
-        ValueError: If a name is unknown, or its package is not installed.
+        ValueError: As `check_trackers`.
     """
-    trackers = []
-    for name in names:
-        if name not in _KINDS:
-            raise ValueError(f"run.loggers has no {name!r}{nearest(name, _KINDS)}")
-        kind = _KINDS[name]
-        if not all(map(_is_installed, ("pytorch_lightning", kind.module))):
-            raise ValueError(f"{kind.title} is not installed; pip install 'convnext[{name}]'")
-        trackers.append(Tracker(kind.title, partial(kind.make, folder), config))
-    return trackers
+    check_trackers(names)
+    return [
+        Tracker(_KINDS[name].title, partial(_KINDS[name].make, folder), config) for name in names
+    ]
 
 
 def _is_installed(module: str) -> bool:

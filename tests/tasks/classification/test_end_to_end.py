@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -247,3 +249,99 @@ def test_fine_tuning_starts_from_the_weights(
     )
     key = "stages.3.0.pwconv1.weight"
     assert torch.allclose(before[key], after[key], atol=1e-4)
+
+
+def test_a_run_in_unusual_places(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "my photos \u00e4\u4e2d"
+    shutil.copytree(photos, data)
+    for path in (data, *data.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    # Another file system than that of the data and of temporary files, where there is one.
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as elsewhere:
+        output = Path(elsewhere) / "a run \u00fc\u6587"
+        result = train(recipe(data, schedule__epochs=1), output=output, console=QUIET)
+        assert (result.folder / "report.html").is_file()
+        assert evaluate(str(output)).evaluation.top1 == result.best["top1"]
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+    for path in (data, *data.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_an_image_that_breaks_in_the_middle_of_an_epoch(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    victim = data / "train/green/05.jpg"
+    original = convnext.tasks.classification.task.ClassificationTask.losses
+
+    def breaking(self: Any, model: Any, batch: Any, step: int, part: int) -> Any:
+        if step == 5:
+            victim.write_bytes(victim.read_bytes()[:200])
+        return original(self, model, batch, step, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convnext.tasks.classification.task.ClassificationTask, "losses", breaking)
+        result = train(
+            recipe(data, loader__cache=False, schedule__epochs=4),
+            output=tmp_path / "run",
+            console=QUIET,
+        )
+    assert result.steps == 16
+    rows = read_metrics(result.folder / "metrics.jsonl", raw=True)
+    told = [row["event"] for row in rows if row["kind"] == "event"]
+    assert len([text for text in told if str(victim) in text]) == 1
+
+
+def test_evaluate_tells_of_the_average(photos: Path, tmp_path: Path) -> None:
+    run = train(recipe(photos, ema__decay=0.8), output=tmp_path / "run", console=QUIET)
+    result = evaluate(str(run.folder), last=True)
+    assert [(v.weights, v.step) for v in result.last] == [("model", 16), ("ema", 16)]
+    rows = {
+        row["weights"]: row["top1"]
+        for row in read_metrics(run.folder / "metrics.jsonl")
+        if row["kind"] == "val" and row["step"] == 16
+    }
+    assert {v.weights: v.top1 for v in result.last} == rows
+    assert evaluate(str(run.folder)).last == ()
+
+
+def test_show_groups(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["train", "--data", str(photos), "--model", "convnext_atto", "--show-groups", "--json"]
+    assert main([*argv, "--optim.layer_decay", "0.5", "--optim.lr", "1"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rates = {row["name"].split()[1]: row["lr"] for row in rows}
+    assert rates == {str(group): 0.5 ** (6 - group) for group in range(7)}
+    assert not (Path("runs")).exists() or not list(Path("runs").glob(f"{photos.name}*"))
+
+
+def test_remote_shards_train_like_local_ones(
+    photos: Path, tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["data", str(photos), "--to-shards", str(tmp_path / "shards")]) == 0
+    server = serve(tmp_path / "shards")
+    settings = {"loader__shard_cache": str(tmp_path / "copies"), "schedule__epochs": 2}
+    whole = train(
+        recipe(Path("x"), **settings | {"data": server.url}),
+        output=tmp_path / "whole",
+        console=QUIET,
+    )
+    assert whole.best["top1"] > 40
+    assert evaluate(str(whole.folder)).evaluation.top1 == whole.best["top1"]
+    stopped = recipe(photos, **settings, run__save_every=3)
+    original = convnext.tasks.classification.task.ClassificationTask.losses
+
+    def interrupted(self: Any, model: Any, batch: Any, step: int, part: int) -> Any:
+        if step == 5:
+            raise KeyboardInterrupt
+        return original(self, model, batch, step, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convnext.tasks.classification.task.ClassificationTask, "losses", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped, output=tmp_path / "parts", console=QUIET)
+    train(stopped, output=tmp_path / "parts", resume=True, console=QUIET)
+    last = f"checkpoints/step-{whole.steps:08d}/model.safetensors"
+    one, other = (read_file(tmp_path / name / last)[0] for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
