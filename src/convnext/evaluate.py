@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from convnext.checkpoint import Card
 from convnext.device import pick_device
 from convnext.images import BadImage
 from convnext.inference import imagenet_synsets, open_model, pick_precision
+from convnext.recipe import LoaderRecipe
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.classification.dataset import BadImages, EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
@@ -119,7 +120,7 @@ def evaluate(
     data = data or card.recipe.get("data")
     if data is None:
         raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
-    samples = relabel(*_open_split(data, split, card), card.classes)
+    samples = relabel(*_open_split(data, split, card, console), card.classes)
     bad = BadImages(samples, max_share=max_bad_share)
     dataset = EvalDataset(samples, card.preprocessing)
     executed = pick_precision(precision, card, where)
@@ -175,18 +176,22 @@ def _last_weights(source: str) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
         yield "ema", step, average
 
 
-def _open_split(data: str, split: str, card: Card) -> tuple[Samples, tuple[str, ...]]:
+def _open_split(
+    data: str, split: str, card: Card, console: Console | None
+) -> tuple[Samples, tuple[str, ...]]:
     """Return the samples of a split and their classes.
 
     A data set without a split of its own is evaluated whole, unless it is the one of training: then
     the images that were held out are taken.
     """
     if data != "digits" and data != card.recipe.get("data"):
-        found = find(data)
+        found = find(data, console=console)
         if found.val is None:
             return found.take(found.train), found.classes
-    val_share = card.recipe.get("loader", {}).get("val_share", 0.2)
-    opened = open_dataset(data, val_share=val_share)
+    known = {field.name for field in fields(LoaderRecipe)}
+    settings = card.recipe.get("loader", {})
+    loader = LoaderRecipe(**{name: value for name, value in settings.items() if name in known})
+    opened = open_dataset(data, val_share=loader.val_share, loader=loader, console=console)
     return (opened.val if split == "val" else opened.train), opened.classes
 
 

@@ -56,9 +56,9 @@ class RunLog:
         self._waited = self._paused = self._seconds_before = 0.0
         self._window_start = self._started = self._last_line = time.perf_counter()
 
-    def begin_at(self, step: int, images: int = 0) -> None:
+    def begin_at(self, step: int, images: int = 0, steps_per_epoch: int = 1) -> None:
         """Say where the run goes on; what was written about later steps is superseded."""
-        self._step = step
+        self._step, self._steps_per_epoch = step, steps_per_epoch
         self._images, self._seconds_before = images, 0.0
         self._started = time.perf_counter()
         if self._rows is None:

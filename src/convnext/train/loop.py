@@ -218,11 +218,15 @@ class _Trainer:
             self._check_same_run(counters)
         hint = self.saver.micro_batch_size()
         self.task.micro_batch_size = min(hint or 10**9, self.task.micro_batch_size)
-        self.log.begin_at(self.step, self.step * self.task.batch_size)
+        self._begin_log()
         self.first_step = self.step
         if self.step == 0:
             # A disk without room or rights is found now, and every fault has a way back.
             self._save()
+
+    def _begin_log(self) -> None:
+        images = self.step * self.task.batch_size
+        self.log.begin_at(self.step, images, self.task.steps_per_epoch)
 
     def go(self) -> Exception | None:
         """Train to the end; return a fault that going back to the last state can mend."""
@@ -503,7 +507,7 @@ class _Trainer:
         if isinstance(fault, DivergedError):
             self.rate_factor = factor
         self.first_step = self.step
-        self.log.begin_at(self.step, self.step * self.task.batch_size)
+        self._begin_log()
         self.log.warn(
             f"step {failed_at:,} failed ({what[:300]}); {mended}; back at step {self.step:,}",
             step=self.step,

@@ -321,12 +321,12 @@ def test_remote_shards_train_like_local_ones(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert main(["data", str(photos), "--to-shards", str(tmp_path / "shards")]) == 0
     server = serve(tmp_path / "shards")
-    settings = {"loader__shard_cache": str(tmp_path / "copies"), "schedule__epochs": 2}
-    whole = train(
-        recipe(Path("x"), **settings | {"data": server.url}),
-        output=tmp_path / "whole",
-        console=QUIET,
-    )
+    settings = {
+        "data": server.url,
+        "loader__shard_cache": str(tmp_path / "copies"),
+        "schedule__epochs": 2,
+    }
+    whole = train(recipe(photos, **settings), output=tmp_path / "whole", console=QUIET)
     assert whole.best["top1"] > 40
     assert evaluate(str(whole.folder)).evaluation.top1 == whole.best["top1"]
     stopped = recipe(photos, **settings, run__save_every=3)
