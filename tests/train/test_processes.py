@@ -116,3 +116,28 @@ def test_exit_codes_for_schedulers(runs: Runs, tmp_path: Path) -> None:
     assert f"Resuming at step {saved:,}" in runs.finish(
         folder, "--resume", "--schedule.epochs", "2"
     )
+
+
+def test_a_signal_to_every_process_of_a_run(runs: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    workers = ("--loader.workers", "2", "--loader.cache", "false", "--schedule.epochs", "50")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        process = runs.start(folder, "--resume", *workers)
+        step = last_state(folder)
+        wait_for(lambda step=step: last_state(folder) > step, process)  # type: ignore[misc]
+        os.killpg(process.pid, number)
+        printed, _ = process.communicate(timeout=60)
+        assert process.returncode == 75, printed
+        assert f"{number.name} received: the run is saved at step" in printed
+        assert "Traceback" not in printed
+
+
+def test_a_refused_resume_changes_nothing(runs: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    runs.finish(folder, "--schedule.epochs", "1")
+    before = (folder / "recipe.yaml").read_bytes()
+    process = runs.start(folder, "--resume", "--optim.batch_size", "32")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "began with a batch of 48 and cannot go on with 32" in printed
+    assert (folder / "recipe.yaml").read_bytes() == before

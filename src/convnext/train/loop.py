@@ -121,11 +121,13 @@ def fit(
     log: RunLog,
     resume: bool = False,
     macs: int | None = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train `model` on `task` as the resolved `recipe` says, into the run folder of `log`.
 
     Every process of a launched `fabric` calls it. `macs` of one image give the share of the
-    machine's matrix limit that training reaches.
+    machine's matrix limit that training reaches. `begun` is called once it is known that the run
+    can begin or go on, before anything of it is written.
 
     Raises:
         DivergedError: If a loss is not finite; the last good checkpoint stays.
@@ -138,7 +140,7 @@ def fit(
     with StopSignals() as stop, Heartbeat(ranks_of(fabric)) as heartbeat:
         trainer = _Trainer(task, model, recipe, fabric=fabric, log=log, stop=stop, macs=macs)
         try:
-            trainer.begin(resume=resume)
+            trainer.begin(resume=resume, begun=begun)
             while (fault := trainer.go()) is not None:
                 trainer.go_back(fault)
         except RuntimeError as error:
@@ -211,11 +213,12 @@ class _Trainer:
         self.norms: dict[str, Tensor] = {}
         self.num_faults = 0
 
-    def begin(self, *, resume: bool) -> None:
+    def begin(self, *, resume: bool, begun: Callable[[], None]) -> None:
         """Start at step 0, or where the last complete state of the run folder is."""
         if resume and complete_steps(self.saver.folder):
             counters = self._restore()
             self._check_same_run(counters)
+        begun()
         hint = self.saver.micro_batch_size()
         self.task.micro_batch_size = min(hint or 10**9, self.task.micro_batch_size)
         self._begin_log()
@@ -269,8 +272,13 @@ class _Trainer:
             if ends:
                 return
             self._leave_if_asked()
-            with self.log.waiting():
-                parts = next(batches)
+            try:
+                with self.log.waiting():
+                    parts = next(batches)
+            except RuntimeError:
+                # The loader's processes ended by the signal that asks this one to end.
+                self._leave_if_asked()
+                raise
             self._step(parts)
 
     def _step(self, parts: Sequence[Any]) -> None:
@@ -503,9 +511,12 @@ class _Trainer:
             )
         else:
             mended = "its processes are started anew"
+        best = self.best
         self._restore()
         if isinstance(fault, DivergedError):
             self.rate_factor = factor
+            # Its file is there; the course that is left may have been the better one so far.
+            self.best = best
         self.first_step = self.step
         self._begin_log()
         self.log.warn(

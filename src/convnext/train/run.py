@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from convnext.atomic import write_text
-from convnext.costs import cost
+from convnext.costs import Cost, cost
 from convnext.device import environment, pick_device, pick_training_precision
 from convnext.ranks import Ranks
 from convnext.recipe import Recipe, check_ranges, number, one_line, to_dict, to_yaml
@@ -26,7 +26,7 @@ from convnext.train.loop import Outcome, fit
 from convnext.train.optim import group_rows, group_table
 from convnext.train.parallel import make_deterministic, make_fabric, ranks_of, seed_everything
 from convnext.train.state import complete_steps
-from convnext.train.trackers import Tracker, check_trackers, make_trackers
+from convnext.train.trackers import check_trackers, make_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +120,8 @@ def train(
     task.recipe = recipe = replace(recipe, run=run)
     console.print(f"{_shape_of_steps(task, ranks)}; {_name_form(chosen)}", soft_wrap=True)
 
-    folder = Path(ranks.of_first(str(output or _new_folder(recipe))))
-    if ranks.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-    ranks.wait()
-    if not folder.is_dir():
-        raise ValueError(
-            f"{folder} is not on this machine; give an --output on a file system that all machines "
-            "of the run share"
-        )
+    folder = _make_folder(output, recipe, ranks)
+    console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
     facts = environment(device) | {
         "precision": recipe.run.precision,
         "processes": ranks.count,
@@ -136,23 +129,24 @@ def train(
         "form": _name_form(chosen),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-    if ranks.is_first:
-        write_text(folder / "recipe.yaml", to_yaml(recipe))
-        if not (resume and (folder / "choices.json").exists()):
-            _write_json(folder / "choices.json", [asdict(choice) for choice in task.choices])
-        _write_json(
-            folder / "model.json",
-            {"name": recipe.model, "input_size": size, "classes": len(task.data.classes)}
-            | asdict(network),
-        )
-        _write_json(folder / "environment.json", facts)
-    console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
 
-    log = RunLog(
-        folder, console, silent=not ranks.is_first, trackers=_trackers(recipe, folder, ranks)
-    )
+    def describe() -> None:
+        if ranks.is_first:
+            _describe(folder, task, network, facts, resumed=resume)
+
+    trackers = make_trackers(recipe.run.loggers, folder, to_dict(recipe)) if ranks.is_first else []
+    log = RunLog(folder, console, silent=not ranks.is_first, trackers=trackers)
     try:
-        outcome = fit(task, model, recipe, fabric=fabric, log=log, resume=resume, macs=network.macs)
+        outcome = fit(
+            task,
+            model,
+            recipe,
+            fabric=fabric,
+            log=log,
+            resume=resume,
+            macs=network.macs,
+            begun=describe,
+        )
     finally:
         log.close()
     if ranks.is_first:
@@ -180,8 +174,32 @@ def show_groups(recipe: Recipe, console: Console) -> list[dict[str, Any]]:
     return group_rows(model, task.recipe.optim)
 
 
-def _trackers(recipe: Recipe, folder: Path, ranks: Ranks) -> list[Tracker]:
-    return make_trackers(recipe.run.loggers, folder, to_dict(recipe)) if ranks.is_first else []
+def _make_folder(output: Path | None, recipe: Recipe, ranks: Ranks) -> Path:
+    """Make the run folder, and see that every process has it."""
+    folder = Path(ranks.of_first(str(output or _new_folder(recipe))))
+    if ranks.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+    ranks.wait()
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is not on this machine; give an --output on a file system that all machines "
+            "of the run share"
+        )
+    return folder
+
+
+def _describe(
+    folder: Path, task: Any, network: Cost, facts: Mapping[str, Any], *, resumed: bool
+) -> None:
+    """Write what is run, with what and where: all of a run folder that training does not change."""
+    recipe = task.recipe
+    write_text(folder / "recipe.yaml", to_yaml(recipe))
+    if not (resumed and (folder / "choices.json").exists()):
+        _write_json(folder / "choices.json", [asdict(choice) for choice in task.choices])
+    size, classes = task.preprocessing.image_size, len(task.data.classes)
+    model = {"name": recipe.model, "input_size": size, "classes": classes}
+    _write_json(folder / "model.json", model | asdict(network))
+    _write_json(folder / "environment.json", facts)
 
 
 def _shape_of_steps(task: Any, ranks: Ranks) -> str:

@@ -11,6 +11,16 @@ from typing import Any
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
 
 
+def leave_signals_to_parent(_worker: int = 0) -> None:
+    """Make a process of the data loader deaf to them, so that the last step has its data.
+
+    SIGTERM excepted, by which the loader itself ends its processes.
+    """
+    for name in NAMES[1:]:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 class StopSignals:
     """Within the block, `received` is the name of the first such signal, or None.
 
@@ -39,3 +49,8 @@ class StopSignals:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number).name
+        # Such a signal often goes to every process of a run. The loader's may end by it, and torch
+        # would then raise an error in the middle of the step that is to be finished.
+        if hasattr(signal, "SIGCHLD"):
+            self._before.setdefault(signal.SIGCHLD, signal.getsignal(signal.SIGCHLD))
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from convnext.device import autocast
 from convnext.ranks import ALONE, Ranks
 from convnext.tasks.classification.dataset import BadImages, EvalDataset, collate
+from convnext.train.stop import leave_signals_to_parent
 
 BATCH_SIZE = 64
 
@@ -49,6 +50,7 @@ def infer(
         batch_sampler=[*mine, *batches[:num_spare]],
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=leave_signals_to_parent,
     )
     # A sharded network cannot gather its parameters in inference mode.
     with torch.inference_mode() if ranks.count == 1 else torch.no_grad():

@@ -40,6 +40,7 @@ from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.sampling import StepBatches, rank_slice
+from convnext.train.stop import leave_signals_to_parent
 
 
 class ClassificationTask:
@@ -162,6 +163,7 @@ class ClassificationTask:
                 num_workers=workers,
                 collate_fn=collate,
                 pin_memory=self.device.type == "cuda",
+                worker_init_fn=leave_signals_to_parent,
             )
             for batch in loader:
                 for bad in self.bad_train.update(batch.bad):
