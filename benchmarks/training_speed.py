@@ -92,7 +92,7 @@ def our_step(arguments: argparse.Namespace, *, compiled: bool, synthetic: bool) 
 
     def step() -> None:
         trainer._step(next(batches))
-        trainer._look(ends_window=trainer._logs_at(trainer.step))
+        trainer._look(ends_window=trainer.plan.logs_at(trainer.step))
 
     return step
 

@@ -111,7 +111,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("unlimited_files")
 def test_a_disk_that_stays_full_keeps_the_last_state(tmp_path: Path) -> None:
     with pytest.raises(
-        OSError, match=r"step 12 could not be saved: it needs 0\.\d MB in .*Make room"
+        OSError, match=r"step 12 could not be saved: it needs 0\.\d MB in .*Mend that"
     ):
         run(tmp_path, LimitedDisk(full=4, free=10**6))
     limit_files(None)

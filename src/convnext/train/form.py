@@ -23,6 +23,7 @@ from convnext.atomic import write_text
 from convnext.device import autocast, environment
 from convnext.ranks import Ranks
 from convnext.recipe import Recipe
+from convnext.train.advice import smaller_micro_batch
 from convnext.train.faults import is_out_of_memory
 
 # Shorter runs are over before a measurement has paid for itself.
@@ -234,10 +235,5 @@ def fit_memory(task: Any, model: nn.Module, recipe: Recipe, device: torch.device
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if task.micro_batch_size == 1:
-                raise ValueError(
-                    "one image does not fit into the memory of the device; try --run.precision "
-                    "bf16, --run.checkpoint_activations true, or a smaller --input.image_size"
-                ) from error
         torch.cuda.empty_cache()
-        task.micro_batch_size //= 2
+        task.micro_batch_size = smaller_micro_batch(task.micro_batch_size)

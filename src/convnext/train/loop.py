@@ -10,26 +10,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from convnext.checkpoint import Card
 from convnext.recipe import Recipe, number
 from convnext.train import faults
+from convnext.train.advice import (
+    another_length,
+    check_same_run,
+    diverged,
+    smaller_micro_batch,
+)
 from convnext.train.ema import Ema
 from convnext.train.faults import DivergedError, InterruptedRun
 from convnext.train.heartbeat import Heartbeat
 from convnext.train.log import RunLog
 from convnext.train.measure import UpdateNorm, l2_norm, matrix_limit, mfu, peak_memory_gb
-from convnext.train.optim import learning_rate, make_optimizer, set_learning_rate
+from convnext.train.optim import make_optimizer, set_learning_rate
 from convnext.train.parallel import (
     checkpoint_activations,
     ranks_of,
@@ -38,65 +43,16 @@ from convnext.train.parallel import (
     share_batch_norm,
     whole,
 )
+from convnext.train.plan import LOG_EVERY, Plan
 from convnext.train.reference import read_reference
 from convnext.train.saving import Saver
 from convnext.train.state import Learner, complete_steps, load_state
 from convnext.train.stop import StopSignals
+from convnext.train.task import Task
 
-# How often the loss is looked at, in steps: rarely enough that a GPU is never made to wait for it.
-LOG_EVERY = 10
 # A run that meets more faults than this has one that going back does not mend.
 MAX_FAULTS = 20
 ROLLBACK_FACTOR = 0.5
-
-
-class Task(Protocol):
-    """What the loop asks of a task. `Batch` is opaque to it."""
-
-    primary: str
-    """The metric that decides which weights are the best; higher is better."""
-    micro_batch_size: int
-    """Images of a backward pass on one device; the loop halves it when memory does not suffice."""
-    tell: Callable[[str], None]
-    """Where the task's warnings go, such as an image that cannot be read."""
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-
-    @property
-    def batch_size(self) -> int:
-        """Images of a step, over all processes."""
-        ...
-
-    @property
-    def first_part(self) -> int:
-        """The number of this process's first micro batch among those of a step."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """What the data set is: a run goes on only with the one that it began with."""
-        ...
-
-    def batches(self, start_step: int) -> Iterator[Sequence[Any]]:
-        """Yield this process's micro batches of every step from `start_step` on, on the CPU."""
-        ...
-
-    def size(self, batch: Any) -> int:
-        """Return the number of images of a micro batch."""
-        ...
-
-    def losses(self, model: nn.Module, batch: Any, step: int, part: int) -> dict[str, Tensor]:
-        """Return named scalars, means over the micro batch `part` of a step."""
-        ...
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Return the metrics of the validation set, the same in every process."""
-        ...
-
-    def card(self, model: nn.Module, metrics: Mapping[str, Any]) -> Card:
-        """Return what travels with the weights."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,12 +147,7 @@ class _Trainer:
         )
         self.saver = Saver(log.folder / "checkpoints", self.learner, log=log, ranks=self.ranks)
 
-        per_epoch = task.steps_per_epoch
-        self.num_steps = round(number(recipe.schedule.epochs) * per_epoch)
-        self.warmup_steps = round(number(recipe.schedule.warmup_epochs) * per_epoch)
-        self.eval_steps = max(1, round(number(recipe.run.eval_every) * per_epoch))
-        every = recipe.run.save_every
-        self.save_steps = min(1000, self.eval_steps) if isinstance(every, str) else every
+        self.plan = Plan.of(recipe, task.steps_per_epoch)
         self.reference = read_reference(
             recipe.run.reference, task.primary, recipe.run.reference_tolerance
         )
@@ -217,7 +168,10 @@ class _Trainer:
         """Start at step 0, or where the last complete state of the run folder is."""
         if resume and complete_steps(self.saver.folder):
             counters = self._restore()
-            self._check_same_run(counters)
+            check_same_run(counters, self.task, self.log.folder)
+            if counters["num_steps"] != self.plan.num_steps:
+                text = another_length(self.plan, self.step, counters["num_steps"])
+                self.log.warn(text, step=self.step)
         begun()
         hint = self.saver.micro_batch_size()
         self.task.micro_batch_size = min(hint or 10**9, self.task.micro_batch_size)
@@ -225,7 +179,7 @@ class _Trainer:
         self.first_step = self.step
         if self.step == 0:
             # A disk without room or rights is found now, and every fault has a way back.
-            self._save()
+            self._save(must=True)
 
     def _begin_log(self) -> None:
         images = self.step * self.task.batch_size
@@ -234,7 +188,7 @@ class _Trainer:
     def go(self) -> Exception | None:
         """Train to the end; return a fault that going back to the last state can mend."""
         self.log.start(
-            num_steps=self.num_steps,
+            num_steps=self.plan.num_steps,
             steps_per_epoch=self.task.steps_per_epoch,
             first_step=self.first_step,
         )
@@ -243,7 +197,7 @@ class _Trainer:
         except RuntimeError as error:
             mendable = faults.is_out_of_memory(error) or faults.is_lost_worker(error)
             if self.ranks.count > 1 and faults.is_out_of_memory(error):
-                self.saver.keep_micro_batch_size(self._half(error))
+                self.saver.keep_micro_batch_size(smaller_micro_batch(self.task.micro_batch_size))
             if not mendable or self.ranks.count > 1 or self.num_faults >= MAX_FAULTS:
                 raise
             # Without its traceback, which holds on to the memory of the failed step.
@@ -251,22 +205,22 @@ class _Trainer:
         except DivergedError as error:
             if self.recipe.run.on_nan == "stop" or self.num_faults >= MAX_FAULTS:
                 raise
-            return error
+            return error.with_traceback(None)
         return None
 
     def _go(self) -> None:
         batches = self.task.batches(self.step)
         while True:
-            is_last = self.step >= self.num_steps
-            evaluates = self.step > self.first_step and self._evaluates_at(self.step)
+            is_last = self.step >= self.plan.num_steps
+            evaluates = self.step > self.first_step and self.plan.evaluates_at(self.step)
             if self.losses or self.pending:
-                self._look(ends_window=evaluates or self._logs_at(self.step))
+                self._look(ends_window=evaluates or self.plan.logs_at(self.step))
             if evaluates:
                 self._evaluate()
                 self.stopped_early = 0 < self.recipe.run.patience <= self.since_best and not is_last
             ends = is_last or self.stopped_early
             if self.step > self.first_step and (
-                evaluates or self.saver.is_due(self.step, self.save_steps)
+                evaluates or self.saver.is_due(self.step, self.plan.save_steps)
             ):
                 self._save(must=ends)
             if ends:
@@ -276,21 +230,17 @@ class _Trainer:
                 with self.log.waiting():
                     parts = next(batches)
             except RuntimeError:
-                # The loader's processes ended by the signal that asks this one to end.
-                self._leave_if_asked()
+                # The loader's processes ended by the signal that asks this one to end. With others
+                # to agree with, the fault is that of a lost process.
+                if self.ranks.count == 1:
+                    self._leave_if_asked()
                 raise
             self._step(parts)
 
     def _step(self, parts: Sequence[Any]) -> None:
         """Take one optimizer step on this process's micro batches."""
         task, fabric, optimizer = self.task, self.fabric, self.optimizer
-        self.rate = self.rate_factor * learning_rate(
-            self.step,
-            peak=number(self.recipe.optim.lr),
-            final=self.recipe.schedule.min_lr,
-            num_steps=self.num_steps,
-            warmup_steps=self.warmup_steps,
-        )
+        self.rate = self.rate_factor * self.plan.rate(self.step)
         set_learning_rate(self.learner.optimizer, self.rate)
         self.model.train()
         total: Tensor | None = None
@@ -307,7 +257,7 @@ class _Trainer:
                 fabric.backward(shares.sum())
             total = shares.detach() if total is None else total + shares.detach()
         assert total is not None, "a step needs a micro batch"
-        measures = self._logs_at(self.step + 1) or self._evaluates_at(self.step + 1)
+        measures = self.plan.logs_at(self.step + 1) or self.plan.evaluates_at(self.step + 1)
         self._clip(measures=measures)
         update = UpdateNorm(self.model) if measures else None
         optimizer.step()
@@ -334,7 +284,7 @@ class _Trainer:
 
     def _look(self, *, ends_window: bool) -> None:
         """Read the losses of the last steps from the device, check them, and log their means."""
-        if not ends_window and not self.saver.is_due(self.step, self.save_steps):
+        if not ends_window and not self.saver.is_due(self.step, self.plan.save_steps):
             return
         self._read_losses()
         if not ends_window:
@@ -343,7 +293,8 @@ class _Trainer:
             name: math.fsum(losses[name] for losses in self.losses) / len(self.losses)
             for name in self.names
         }
-        extra = {name: float(norm) for name, norm in self.norms.items()}
+        # With the loss scaling of fp16, the gradient of a step that is skipped has no norm.
+        extra = {name: float(norm) for name, norm in self.norms.items() if torch.isfinite(norm)}
         extra["memory_gb"] = peak_memory_gb(self.fabric.device)
         if self.learner.scaler is not None:
             extra["loss_scale"] = self.learner.scaler.get_scale()
@@ -364,12 +315,6 @@ class _Trainer:
             return None
         return mfu(images_per_s / self.ranks.count, self.macs, self.limit)
 
-    def _evaluates_at(self, step: int) -> bool:
-        return step % self.eval_steps == 0 or step >= self.num_steps
-
-    def _logs_at(self, step: int) -> bool:
-        return step == 1 or step % LOG_EVERY == 0
-
     def _read_losses(self) -> None:
         """Take over the pending losses, as means over the processes.
 
@@ -383,7 +328,7 @@ class _Trainer:
         self.pending.clear()
         for step, row in enumerate(rows, first):
             if not all(map(math.isfinite, row)):
-                raise self._diverged(f"the loss became {math.fsum(row)} at step {step}")
+                raise self._diverged(f"the loss became {sum(row)} at step {step}")
             self.losses.append(dict(zip(self.names, row, strict=True)))
 
     def _evaluate(self) -> None:
@@ -415,7 +360,7 @@ class _Trainer:
             "since_best": self.since_best,
             "losses": self.losses,
             "rate_factor": self.rate_factor,
-            "num_steps": self.num_steps,
+            "num_steps": self.plan.num_steps,
             "steps_per_epoch": self.task.steps_per_epoch,
             "batch_size": self.task.batch_size,
             "data": self.task.fingerprint,
@@ -438,8 +383,9 @@ class _Trainer:
         if self.saver.saved != self.step:
             self._save(must=True)
         raise InterruptedRun(
-            f"{name} received: the run is saved at step {self.step:,} of {self.num_steps:,}; go on "
-            f"with: convnext train --resume --output {quote(str(self.log.folder))}"
+            f"{name} received: the run is saved at step {self.step:,} of "
+            f"{self.plan.num_steps:,}; go on with: convnext train --resume --output "
+            f"{quote(str(self.log.folder))}"
         )
 
     def _restore(self) -> dict[str, Any]:
@@ -457,41 +403,6 @@ class _Trainer:
         self.norms.clear()
         return counters
 
-    def _check_same_run(self, counters: Mapping[str, Any]) -> None:
-        """Refuse to go on with other data or another batch; say what a longer schedule does."""
-        task = self.task
-        if counters["data"] != task.fingerprint:
-            raise ValueError(
-                f"the data set has changed since the run began ({counters['data']} then, "
-                f"{task.fingerprint} now), so that its steps would not be the same; start a new "
-                f"run from its weights: --weights {quote(str(self.log.folder))}"
-            )
-        if counters["batch_size"] != task.batch_size:
-            raise ValueError(
-                f"the run began with a batch of {counters['batch_size']:,} and cannot go on with "
-                f"{task.batch_size:,}; devices and micro_batch_size may change, optim.batch_size "
-                "may not"
-            )
-        before = counters["num_steps"]
-        if before != self.num_steps:
-            then, now = (
-                learning_rate(
-                    min(self.step, num_steps),
-                    peak=number(self.recipe.optim.lr),
-                    final=self.recipe.schedule.min_lr,
-                    num_steps=num_steps,
-                    warmup_steps=self.warmup_steps,
-                )
-                for num_steps in (before, self.num_steps)
-            )
-            self.log.warn(
-                f"the schedule now ends at step {self.num_steps:,} and not {before:,}: the "
-                f"learning rate goes on at {now:.2g} where it was at {then:.2g}, and falls from "
-                f"there to {self.recipe.schedule.min_lr:.2g} over "
-                f"{max(0, self.num_steps - self.step):,} steps",
-                step=self.step,
-            )
-
     def go_back(self, fault: Exception) -> None:
         """Mend what can be mended, and return to the last state that was saved."""
         self.num_faults += 1
@@ -503,7 +414,7 @@ class _Trainer:
             factor = self.rate_factor * ROLLBACK_FACTOR
             mended = f"going on at {factor:g} times the learning rate of the recipe"
         elif faults.is_out_of_memory(fault):
-            self.task.micro_batch_size = self._half(fault)
+            self.task.micro_batch_size = smaller_micro_batch(self.task.micro_batch_size)
             torch.cuda.empty_cache()
             mended = (
                 f"micro_batch_size is {self.task.micro_batch_size} from now on, the batch stays "
@@ -524,14 +435,6 @@ class _Trainer:
             step=self.step,
         )
 
-    def _half(self, error: Exception) -> int:
-        if self.task.micro_batch_size == 1:
-            raise ValueError(
-                "one image does not fit into the memory of the device; try --run.precision bf16, "
-                "--run.checkpoint_activations true, or a smaller --input.image_size"
-            ) from error
-        return self.task.micro_batch_size // 2
-
     def _check_weights(self) -> None:
         """Stop before weights that are not numbers are measured or saved.
 
@@ -543,23 +446,4 @@ class _Trainer:
             raise self._diverged(f"a weight is not finite after step {self.step}")
 
     def _diverged(self, what: str) -> DivergedError:
-        recipe = self.recipe
-        advice = [f"--optim.lr {number(recipe.optim.lr) / 3:.2g}"]
-        if not number(recipe.optim.clip_grad):
-            advice.append("--optim.clip_grad 1")
-        advice.append("a longer --schedule.warmup_epochs")
-        if recipe.run.precision != "fp32":
-            advice.append("--run.precision fp32")
-        if recipe.run.on_nan == "stop":
-            advice.append("--run.on_nan rollback")
-        saved = complete_steps(self.saver.folder)
-        rest = (
-            f"The last good checkpoint, {saved[-1]}, is intact; go on from it with --resume and "
-            "one of these."
-            if saved
-            else "No checkpoint had been written yet."
-        )
-        return DivergedError(
-            f"{what} (learning rate {self.rate:.2g}, precision {recipe.run.precision}). "
-            f"Try {', '.join(advice)}. {rest}"
-        )
+        return diverged(what, self.recipe, rate=self.rate, checkpoints=self.saver.folder)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from convnext.atomic import write_text
 from convnext.checkpoint import Card, save_checkpoint
 from convnext.ranks import Ranks
@@ -41,10 +43,10 @@ class Saver:
         return step != self.saved and (step % every == 0 or again)
 
     def save(self, step: int, card: Card, counters: Mapping[str, Any], *, must: bool) -> None:
-        """Save the state of a step. A full disk is told of, and it is tried again later.
+        """Save the state of a step. A full or failing disk is told of, and tried again later.
 
         Raises:
-            OSError: If the disk is full and `must` is set.
+            OSError: If it could not be saved and `must` is set.
         """
         weights, rest = self.learner.gather()
         problem = None
@@ -53,16 +55,14 @@ class Saver:
                 save_state(
                     self.folder, step=step, weights=weights, rest=rest, card=card, counters=counters
                 )
-            except Exception as error:
-                if not is_full_disk(error):
-                    raise
-                problem = self._no_room(step, [*weights.values(), *rest.values()])
+            except (OSError, SafetensorError) as error:
+                problem = self._problem(error, step, [*weights.values(), *rest.values()])
         problem = self.ranks.of_first(problem)
         if problem is None:
             self.saved, self._retry_at = step, None
             return
         if must:
-            raise OSError(f"{problem}. Make room, and go on with --resume")
+            raise OSError(f"{problem}. Mend that, and go on with --resume")
         self._retry_at = step + RETRY_STEPS
         self.log.warn(f"{problem}. The run goes on and tries again", step=step)
 
@@ -73,16 +73,16 @@ class Saver:
         if self.ranks.is_first:
             try:
                 save_checkpoint(self.best_path, weights, card)
-            except Exception as error:
-                if not is_full_disk(error):
-                    raise
+            except (OSError, SafetensorError) as error:
                 saved = False
                 step = int(card.metrics["step"])
-                problem = self._no_room(step, list(weights.values()))
+                problem = self._problem(error, step, list(weights.values()))
                 self.log.warn(f"{problem}. The best weights are still the earlier ones", step=step)
         return bool(self.ranks.of_first(saved))
 
-    def _no_room(self, step: int, tensors: list[Any]) -> str:
+    def _problem(self, error: Exception, step: int, tensors: list[Any]) -> str:
+        if not is_full_disk(error):
+            return f"step {step:,} could not be saved in {self.folder} ({error})"
         need, free = needed_bytes(tensors), shutil.disk_usage(self.folder).free
         return (
             f"step {step:,} could not be saved: it needs {need / 1e6:,.1f} MB in {self.folder}, "
