@@ -119,13 +119,19 @@ def toy_model(**changes: Any) -> nn.Module:
 
 
 def run(
-    folder: Path, task: ToyTask, *, resume: bool = False, drop_path: float = 0.3, **changes: Any
+    folder: Path,
+    task: ToyTask,
+    *,
+    resume: bool = False,
+    drop_path: float = 0.3,
+    fabric: Fabric | None = None,
+    **changes: Any,
 ) -> Outcome:
     recipe = change_recipe(
         Recipe(), SETTINGS | {k.replace("__", "."): v for k, v in changes.items()}
     )
     log = RunLog(folder, Console(quiet=True))
-    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
     try:
         return fit(
             task, toy_model(drop_path_rate=drop_path), recipe, fabric=fabric, log=log, resume=resume

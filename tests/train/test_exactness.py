@@ -55,7 +55,7 @@ def test_killed_over_two_processes(runs: Runs, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     devices = ("--run.devices", "2")
     runs.finish(whole, *devices)
-    for step in (5, 40):
+    for step in (5, 20, 45):
         runs.kill_at(parts, step, "--resume", *devices)
     runs.finish(parts, "--resume", *devices)
     assert_same(whole, parts)

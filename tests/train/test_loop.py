@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from toy import BATCH, PoisonedTask, ToyTask, run, weights
 
 from convnext.train.log import read_metrics
@@ -135,3 +137,29 @@ def test_lines_of_the_log_are_whole(tmp_path: Path) -> None:
         file.write('{"kind": "train", "st')
     assert len(read_metrics(path)) == len(path.read_text().splitlines()) - 1
     assert all(json.loads(line) for line in path.read_text().splitlines()[:-1])
+
+
+def test_the_loss_scale_of_fp16_is_saved(tmp_path: Path) -> None:
+    def fabric() -> Fabric:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**6, growth_interval=5)
+        return Fabric(
+            accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]
+        )
+
+    run(tmp_path / "whole", ToyTask(), fabric=fabric())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", ToyTask(stop_at=7), fabric=fabric())
+    run(tmp_path / "parts", ToyTask(), fabric=fabric(), resume=True)
+    rows = [
+        [
+            (r["step"], r["loss_scale"], r["loss"])
+            for r in read_metrics(tmp_path / name / "metrics.jsonl")
+            if "loss_scale" in r
+        ]
+        for name in ("whole", "parts")
+    ]
+    assert rows[0] == rows[1]
+    assert rows[0][-1][1] == 2.0**8, "grown twice in 12 steps"
+    state = "checkpoints/step-00000012/model.safetensors"
+    whole, parts = weights(tmp_path / "whole" / state), weights(tmp_path / "parts" / state)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from cli_runs import Runs
 
+from convnext import create_model
 from convnext.recipe import RunRecipe
-from convnext.train.parallel import count_devices
+from convnext.train.parallel import checkpoint_activations, count_devices, make_fabric
 from convnext.weights.files import read_file
 
 # 1,437 images: 20 steps of 70, in parts of 35.
@@ -86,3 +87,27 @@ def test_the_launcher_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count_devices(RunRecipe(), torch.device("cpu")) == (4, 2)
     monkeypatch.delenv("WORLD_SIZE")
     assert count_devices(RunRecipe(), torch.device("cpu")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", "timm/resnet18", "timm/swin_tiny_patch4_window7_224"]
+)
+def test_activations_are_computed_again(name: str) -> None:
+    small = {"depths": (1, 1, 2, 1), "dims": (8, 8, 8, 16)} if name == "convnext_atto" else {}
+    gradients = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        model = create_model(name, num_classes=3, drop_path_rate=0.5, **small)
+        names = set(model.state_dict())
+        assert not again or checkpoint_activations(model)
+        assert set(model.state_dict()) == names
+        torch.manual_seed(1)
+        images = torch.randn(2, 3, *((224, 224) if "vit" in name else (64, 64)))
+        model(images).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*gradients, strict=True))
+
+
+def test_one_device_cannot_be_sharded() -> None:
+    with pytest.raises(ValueError, match=r"give --run\.devices 2 or more"):
+        make_fabric(RunRecipe(strategy="fsdp"), torch.device("cpu"), "fp32")

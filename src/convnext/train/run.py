@@ -109,6 +109,13 @@ def train(
         f"{network.macs / 1e6:,.0f} M multiply-accumulates at {size} px, on {device.type} "
         f"in {recipe.run.precision}"
     )
+    if recipe.weights != "none" and not resume:
+        console.print(
+            f"starting from the weights {recipe.weights}: the schedule, the moments of the "
+            "optimizer and the moving average begin anew",
+            markup=False,
+            soft_wrap=True,
+        )
     if ranks.count > 1 and device.type == "cuda":
         fit_memory(task, model, recipe, device)
         task.micro_batch_size = min(ranks.gather(task.micro_batch_size))
