@@ -89,9 +89,7 @@ def test_the_launcher_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count_devices(RunRecipe(), torch.device("cpu")) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    "name", ["convnext_atto", "timm/resnet18", "timm/swin_tiny_patch4_window7_224"]
-)
+@pytest.mark.parametrize("name", ["convnext_atto", "timm/resnet18", "timm/vit_tiny_patch16_224"])
 def test_activations_are_computed_again(name: str) -> None:
     small = {"depths": (1, 1, 2, 1), "dims": (8, 8, 8, 16)} if name == "convnext_atto" else {}
     gradients = []
