@@ -91,6 +91,9 @@ def train(
     if Path(recipe.data).exists():
         # Where the run is evaluated from later, the data is still found.
         recipe = replace(recipe, data=str(Path(recipe.data).resolve()))
+    if Path(recipe.run.reference).exists():
+        reference = str(Path(recipe.run.reference).resolve())
+        recipe = replace(recipe, run=replace(recipe.run, reference=reference))
     task = open_task(recipe, device, console, ranks)
     recipe = task.recipe
     seed_everything(recipe.run.seed)
