@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except InterruptedRun as error:
-        return _fail(str(error), code=EXIT_AGAIN)
+        # The others have nothing to add: neither words nor a code, which their launcher would take
+        # for a failure of theirs.
+        return _fail(str(error), code=EXIT_AGAIN) if error.speaks else 0
     except LostProcessError as error:
         if error.speaks:
             _fail(str(error))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from toy import BATCH, ToyTask, run, weights
 
-from convnext.train.faults import DivergedError, InterruptedRun
+from convnext.train.faults import DivergedError, InterruptedRun, is_lost_worker
 from convnext.train.log import read_metrics
 from convnext.train.state import complete_steps, step_of
 
@@ -218,3 +218,54 @@ def test_a_longer_schedule_says_what_it_does(tmp_path: Path) -> None:
     assert "goes on at 0.0012 where it was at 1e-06" in told
     rows = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
     assert rows[-1]["step"] == 24
+
+
+class LargeGradients(ToyTask):
+    """Finite losses and weights, but squares of gradients that are not."""
+
+    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
+        losses = super().losses(model, batch, step, part)
+        return {"loss": losses["loss"] * (1e25 if step == 4 else 1.0)}
+
+
+def test_moments_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="moment of the optimizer, is not finite after step 5"):
+        run(tmp_path, LargeGradients(), run__save_every=1)
+    run(tmp_path, ToyTask(), resume=True)
+    run(tmp_path / "whole", ToyTask())
+    assert_same_end(tmp_path / "whole", tmp_path)
+
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:
+    def task() -> ToyTask:
+        found = ToyTask()
+        found.scores = [50.0, 40.0, 30.0, 20.0, 10.0, 5.0]
+        return found
+
+    settings = {"ema__decay": 0.0, "run__patience": 2}
+    first = run(tmp_path, task(), **settings)
+    again = run(tmp_path, task(), resume=True, **settings)
+    assert first.stopped_early
+    assert again.stopped_early
+    assert first.steps == again.steps == 9
+    assert not run(tmp_path, task(), resume=True, ema__decay=0.0, run__patience=9).stopped_early
+
+
+def test_best_weights_that_are_gone_are_told_of_and_replaced(tmp_path: Path) -> None:
+    run(tmp_path, ToyTask(), schedule__epochs=3)
+    best = tmp_path / "checkpoints/best.safetensors"
+    best.unlink()
+    (tmp_path / "checkpoints/.step-00000077").mkdir()
+    (tmp_path / "checkpoints/.best.safetensors.xyz").write_text("half")
+    outcome = run(tmp_path, ToyTask(), resume=True, schedule__epochs=4)
+    assert outcome.best["step"] == 12
+    assert best.is_file()
+    assert any("takes its place" in text for text in events(tmp_path))
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_an_error_in_a_loader_is_no_dead_loader() -> None:
+    raised = RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
+    died = RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed.")
+    several = RuntimeError("DataLoader worker (pid(s) 77, 78) exited unexpectedly")
+    assert [is_lost_worker(error) for error in (raised, died, several)] == [False, True, True]

@@ -87,6 +87,27 @@ def test_a_lost_process_ends_the_run_and_torchrun_resumes_it(
 
 
 @pytest.mark.slow
+def test_a_frozen_process_is_a_lost_one(runs: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = runs.start(folder, "--run.devices", "2", "--schedule.epochs", "50")
+    wait_for(lambda: last_state(folder) >= 20, process)
+    (child,) = children(process.pid)
+    os.kill(process.pid, signal.SIGSTOP)
+    # It stays a zombie, since its parent is frozen.
+    wait_for(lambda: ") Z " in Path(f"/proc/{child}/stat").read_text(), seconds=60)
+    os.kill(process.pid, signal.SIGKILL)
+    printed, _ = process.communicate(timeout=60)
+    assert printed.count("process 0 of the 2 of this run was lost") == 1, printed
+
+
+@pytest.mark.slow
+def test_uneven_shares_of_a_batch(runs: Runs, tmp_path: Path) -> None:
+    options = ("--run.devices", "2", "--run.strategy", "fsdp", "--schedule.epochs", "1")
+    uneven = ("--optim.batch_size", "49", "--optim.micro_batch_size", "24")
+    assert "49 images a step: 2 devices x 25" in runs.finish(tmp_path / "run", *options, *uneven)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_who_is_left_says_so_once_and_leaves(runs: Runs, tmp_path: Path, victim: int) -> None:
     folder = tmp_path / "run"

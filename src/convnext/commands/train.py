@@ -116,6 +116,8 @@ def _parse(argv: list[str]) -> tuple[Any, dict[str, Any]]:
 def _recipe(arguments: Any, given: dict[str, Any]) -> Recipe:
     source = arguments.recipe
     if arguments.resume:
+        from convnext.train.parallel import started_by_launcher
+
         if not arguments.output:
             raise ValueError("--resume needs --output, the run folder to go on with")
         saved = Path(arguments.output) / "recipe.yaml"
@@ -123,6 +125,9 @@ def _recipe(arguments: Any, given: dict[str, Any]) -> Recipe:
         starts = bool(source or given)
         if saved.is_file():
             source = saved
+            if started_by_launcher():
+                # It has settled how many processes there are; the run may have had others.
+                given = {"run.devices": "auto", "run.num_nodes": 1} | given
         elif not starts:
             raise ValueError(f"{arguments.output} is not a run folder: it has no recipe.yaml")
     return change_recipe(read_recipe(source) if source else Recipe(), given)

@@ -11,6 +11,9 @@ import re
 # "Temporary failure" of sysexits.h: start the same command again and the run goes on.
 EXIT_AGAIN = 75
 
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED|MPS backend out of memory"
+)
 _LOST_PROCESS = re.compile(
     r"closed by peer|reset by peer|connection (?:was )?(?:closed|refused|reset)|broken pipe|"
     r"remote process|socket timeout|timed out waiting|NCCL|heartbeat|gloo",
@@ -24,6 +27,11 @@ class DivergedError(ArithmeticError):
 
 class InterruptedRun(Exception):  # noqa: N818 - nothing is wrong, so it is no Error
     """The run was asked to end; its state is saved."""
+
+    def __init__(self, message: str, *, speaks: bool = True) -> None:
+        super().__init__(message)
+        self.speaks = speaks
+        """Whether this is the process that tells the user."""
 
 
 class LostProcessError(RuntimeError):
@@ -40,13 +48,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
     )
 
 
 def is_lost_worker(error: BaseException) -> bool:
     """Whether a process of the data loader died, as by the system's out-of-memory killer."""
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    # An error that a worker raised, and lived on, names it too, but not by its process.
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def is_lost_process(error: BaseException) -> bool:

@@ -31,6 +31,7 @@ class Heartbeat:
         self.ranks, self.silence = ranks, silence
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
+        self._round = time.monotonic()
         if ranks.count > 1:
             self._store = _shared_store(ranks)
 
@@ -38,6 +39,7 @@ class Heartbeat:
         if self.ranks.count > 1:
             self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
             self._thread.start()
+            threading.Thread(target=self._watch, name="watch", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -54,28 +56,38 @@ class Heartbeat:
                 others = [f"left/{rank}" for rank in range(1, self.ranks.count)]
                 self._store.wait(others, timedelta(seconds=self.silence))
 
-    def lost(self) -> LostProcessError:
+    def lost(self, cause: BaseException) -> LostProcessError:
         """Return the error for a collective that failed; one process alone is to print it."""
+        what = str(cause).strip().partition("\n")[0][:200]
         try:
             self._store.check(["lost"])
             speaker = 0
         except RuntimeError:
             speaker = 1
-        return LostProcessError(_message(None, self.ranks), speaks=self.ranks.rank == speaker)
+        message = f"{_message(None, self.ranks)} ({what})"
+        return LostProcessError(message, speaks=self.ranks.rank == speaker)
 
     def _run(self) -> None:
         last = dict.fromkeys(range(self.ranks.count), (b"", time.monotonic()))
         count = 0
         while not self._end.wait(BEAT_SECONDS):
             count += 1
+            self._round = time.monotonic()
             try:
                 self._store.set(f"beat/{self.ranks.rank}", f"{count}")
                 silent = self._silent(last)
             except RuntimeError:
                 # The first process leaves last, and takes the store with it.
                 self._leave(0)
+                return
             if silent is not None:
                 self._leave(silent)
+
+    def _watch(self) -> None:
+        """Leave when a round does not end: a machine that froze or lost its power never answers."""
+        while not self._end.wait(BEAT_SECONDS):
+            if time.monotonic() - self._round > self.silence:
+                self._leave(0, store_answers=False)
 
     def _silent(self, last: dict[int, tuple[bytes, float]]) -> int | None:
         """Return a process that has been silent for too long and has not left in order."""
@@ -96,10 +108,10 @@ class Heartbeat:
         value: bytes = self._store.get(key) if self._store.check([key]) else b""
         return value
 
-    def _leave(self, lost: int) -> None:
+    def _leave(self, lost: int, *, store_answers: bool = True) -> None:
         if self._end.is_set():
             return
-        if self.ranks.is_first:
+        if self.ranks.is_first and store_answers:
             self._store.set("lost", str(lost))
         speaker = 1 if lost == 0 else 0
         if self.ranks.rank == speaker:
@@ -113,8 +125,8 @@ def _message(lost: int | None, ranks: Ranks) -> str:
     which = "a process" if lost is None else f"process {lost}"
     return (
         f"{which} of the {ranks.count} of this run was lost; all leave, at most --run.save_every "
-        "steps are to be done again. Start the same command with --resume and --output (torchrun "
-        "--max-restarts does it by itself)"
+        "steps are to be done again. Start the same command with --resume and --output; torchrun "
+        "--max-restarts does so by itself"
     )
 
 

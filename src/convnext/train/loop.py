@@ -36,7 +36,6 @@ from convnext.train.log import RunLog
 from convnext.train.measure import UpdateNorm, l2_norm, matrix_limit, mfu, peak_memory_gb
 from convnext.train.optim import make_optimizer, set_learning_rate
 from convnext.train.parallel import (
-    checkpoint_activations,
     ranks_of,
     scaler_of,
     seed_everything,
@@ -52,6 +51,8 @@ from convnext.train.task import Task
 
 # A run that meets more faults than this has one that going back does not mend.
 MAX_FAULTS = 20
+# Several processes agree on leaving this often: schedulers give half a minute before they kill.
+AGREE_SECONDS = 5.0
 ROLLBACK_FACTOR = 0.5
 
 
@@ -101,7 +102,7 @@ def fit(
                 trainer.go_back(fault)
         except RuntimeError as error:
             if trainer.ranks.count > 1 and faults.is_lost_process(error):
-                raise heartbeat.lost() from error
+                raise heartbeat.lost(error) from error
             raise
         finally:
             log.stop()
@@ -135,8 +136,6 @@ class _Trainer:
         if recipe.run.channels_last:
             model = model.to(memory_format=torch.channels_last)
         model = share_batch_norm(model, self.ranks, fabric.device)
-        if recipe.run.checkpoint_activations and not checkpoint_activations(model):
-            raise ValueError(f"{recipe.model} cannot recompute its activations; leave it out")
         form = torch.compile(model) if recipe.run.compile is True else model
         self.model, self.trained = model, fabric.setup_module(form)
         raw_optimizer = make_optimizer(model, recipe.optim)
@@ -163,16 +162,23 @@ class _Trainer:
         self.names: tuple[str, ...] = ()
         self.norms: dict[str, Tensor] = {}
         self.num_faults = 0
+        self.failed_at: list[int] = []
+        self.agree_at = 0
+        self.step_began = time.perf_counter()
+        self.step_seconds = 0.0
 
     def begin(self, *, resume: bool, begun: Callable[[], None]) -> None:
         """Start at step 0, or where the last complete state of the run folder is."""
-        if resume and complete_steps(self.saver.folder):
+        if self.ranks.of_first(resume and bool(complete_steps(self.saver.folder))):
             counters = self._restore()
             check_same_run(counters, self.task, self.log.folder)
             if counters["num_steps"] != self.plan.num_steps:
                 text = another_length(self.plan, self.step, counters["num_steps"])
                 self.log.warn(text, step=self.step)
+            self.stopped_early = 0 < self.recipe.run.patience <= self.since_best
         begun()
+        if not self.saver.tidy(self.best):
+            self.best = {}
         hint = self.saver.micro_batch_size()
         self.task.micro_batch_size = min(hint or 10**9, self.task.micro_batch_size)
         self._begin_log()
@@ -195,7 +201,9 @@ class _Trainer:
         try:
             self._go()
         except RuntimeError as error:
-            mendable = faults.is_out_of_memory(error) or faults.is_lost_worker(error)
+            mendable = faults.is_out_of_memory(error) or (
+                faults.is_lost_worker(error) and self.failed_at.count(self.step) < 2
+            )
             if self.ranks.count > 1 and faults.is_out_of_memory(error):
                 self.saver.keep_micro_batch_size(smaller_micro_batch(self.task.micro_batch_size))
             if not mendable or self.ranks.count > 1 or self.num_faults >= MAX_FAULTS:
@@ -268,6 +276,8 @@ class _Trainer:
         if self.learner.ema is not None:
             self.learner.ema.update(self.model, self.step)
         self.pending.append(total)
+        now = time.perf_counter()
+        self.step_began, self.step_seconds = now, now - self.step_began
         self.log.stepped(self.step, task.batch_size)
 
     def _clip(self, *, measures: bool) -> None:
@@ -374,8 +384,11 @@ class _Trainer:
         """Save and raise InterruptedRun if a signal has come; all processes leave together."""
         if self.ranks.count == 1:
             name = self.stop.received
-        elif self.step % LOG_EVERY == 0:
-            name = next(filter(None, self.ranks.gather(self.stop.received)), None)
+        elif self.step >= self.agree_at:
+            told = self.ranks.gather((self.stop.received, self.step_seconds))
+            name = next((received for received, _ in told if received), None)
+            slow = max(seconds for _, seconds in told) > AGREE_SECONDS / LOG_EVERY
+            self.agree_at = self.step + (1 if slow else LOG_EVERY)
         else:
             return
         if name is None:
@@ -385,7 +398,8 @@ class _Trainer:
         raise InterruptedRun(
             f"{name} received: the run is saved at step {self.step:,} of "
             f"{self.plan.num_steps:,}; go on with: convnext train --resume --output "
-            f"{quote(str(self.log.folder))}"
+            f"{quote(str(self.log.folder))}",
+            speaks=self.ranks.is_first,
         )
 
     def _restore(self) -> dict[str, Any]:
@@ -393,6 +407,7 @@ class _Trainer:
         counters = load_state(
             self.saver.folder,
             self.learner,
+            ranks=self.ranks,
             tell=lambda text: self.log.warn(text, step=self.step),
         )
         self.step = self.saver.saved = counters["step"]
@@ -409,12 +424,14 @@ class _Trainer:
         what = " ".join(str(fault).split())
         self.log.stop()
         failed_at = self.step
+        self.failed_at.append(failed_at)
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(fault, DivergedError):
             factor = self.rate_factor * ROLLBACK_FACTOR
             mended = f"going on at {factor:g} times the learning rate of the recipe"
         elif faults.is_out_of_memory(fault):
             self.task.micro_batch_size = smaller_micro_batch(self.task.micro_batch_size)
+            self.saver.keep_micro_batch_size(self.task.micro_batch_size)
             torch.cuda.empty_cache()
             mended = (
                 f"micro_batch_size is {self.task.micro_batch_size} from now on, the batch stays "
@@ -440,10 +457,15 @@ class _Trainer:
 
         A step's loss is taken before its update, so that good losses do not vouch for the weights.
         """
-        floats = [t for t in self.model.state_dict().values() if t.is_floating_point()]
-        largest = torch.stack([whole(t.abs().max()).float() for t in floats]).max()
-        if not torch.isfinite(largest):
-            raise self._diverged(f"a weight is not finite after step {self.step}")
+        moments = (t for state in self.learner.optimizer.state.values() for t in state.values())
+        average = self.learner.ema.tensors.values() if self.learner.ema else ()
+        tensors = (*self.model.state_dict().values(), *moments, *average)
+        largest = [whole(t.detach().abs().max()).float() for t in tensors if t.is_floating_point()]
+        device = self.fabric.device
+        if not torch.isfinite(torch.stack([t.to(device) for t in largest])).all():
+            raise self._diverged(
+                f"a weight, or a moment of the optimizer, is not finite after step {self.step}"
+            )
 
     def _diverged(self, what: str) -> DivergedError:
         return diverged(what, self.recipe, rate=self.rate, checkpoints=self.saver.folder)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
-from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -38,7 +38,9 @@ def make_fabric(run: RunRecipe, device: torch.device, precision: str) -> Fabric:
         raise ValueError("fsdp shards a network over several devices; give --run.devices 2 or more")
     # It announces every process at the level of warnings.
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
-    plugins = []
+    plugins: list[Any] = []
+    if count > 1 and started_by_launcher() is None:
+        plugins.append(LightningEnvironment())  # Not SLURM's, in the shell of a job.
     if precision == "fp16":
         plugins.append(MixedPrecision("16-mixed", device.type, torch.amp.GradScaler(device.type)))
     one = [device.index] if device.index is not None else 1
@@ -47,7 +49,7 @@ def make_fabric(run: RunRecipe, device: torch.device, precision: str) -> Fabric:
         devices=devices if count > 1 else one,
         num_nodes=nodes,
         strategy=_strategy(run, count),
-        precision=None if plugins else PRECISIONS[precision],
+        precision=PRECISIONS.get(precision),
         plugins=plugins,
     )
 
@@ -66,7 +68,7 @@ def _strategy(run: RunRecipe, count: int) -> Any:
 
 def count_devices(run: RunRecipe, device: torch.device) -> tuple[int, int]:
     """Return devices per machine and machines, from the launcher or else from the recipe."""
-    started = _started_by_launcher()
+    started = started_by_launcher()
     if started is None:
         devices = 1 if run.devices == "auto" else run.devices
         have = torch.cuda.device_count() if device.type == "cuda" else devices
@@ -87,14 +89,22 @@ def count_devices(run: RunRecipe, device: torch.device) -> tuple[int, int]:
     return devices, nodes
 
 
-def _started_by_launcher() -> tuple[int, int, str] | None:
+def started_by_launcher() -> tuple[int, int, str] | None:
+    """Return processes per machine, machines and the launcher's name; None if there was none."""
     env = os.environ
     if "LOCAL_WORLD_SIZE" in env and "WORLD_SIZE" in env:
         local, world = int(env["LOCAL_WORLD_SIZE"]), int(env["WORLD_SIZE"])
         return local, world // local, "torchrun"
-    if SLURMEnvironment.detect() and int(env.get("SLURM_NTASKS", 1)) > 1:
-        nodes = int(env.get("SLURM_NNODES", 1))
-        return int(env["SLURM_NTASKS"]) // nodes, nodes, "srun"
+    # SLURM_NTASKS is there in the shell of a job too, where srun has started nothing yet.
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks > 1:
+        nodes = int(env.get("SLURM_STEP_NUM_NODES", 1))
+        if tasks % nodes:
+            raise ValueError(
+                f"srun started {tasks} processes on {nodes} machines; give --ntasks-per-node, so "
+                "that every machine has as many"
+            )
+        return tasks // nodes, nodes, "srun"
     return None
 
 

@@ -24,7 +24,13 @@ from convnext.train.form import Chosen, choose_form, fit_memory
 from convnext.train.log import RunLog
 from convnext.train.loop import Outcome, fit
 from convnext.train.optim import group_rows, group_table
-from convnext.train.parallel import make_deterministic, make_fabric, ranks_of, seed_everything
+from convnext.train.parallel import (
+    checkpoint_activations,
+    make_deterministic,
+    make_fabric,
+    ranks_of,
+    seed_everything,
+)
 from convnext.train.state import complete_steps
 from convnext.train.trackers import check_trackers, make_trackers
 
@@ -98,6 +104,8 @@ def train(
     recipe = task.recipe
     seed_everything(recipe.run.seed)
     model = task.build_model().to(device)
+    if recipe.run.checkpoint_activations and not checkpoint_activations(model):
+        raise ValueError(f"{recipe.model} cannot recompute its activations; leave that out")
     task.prepare(console)
     size = task.preprocessing.image_size
     try:
@@ -214,9 +222,8 @@ def _describe(
 
 def _shape_of_steps(task: Any, ranks: Ranks) -> str:
     """Return how a batch is made up, in words."""
-    share = math.ceil(task.batch_size / ranks.count)
-    micro = min(task.micro_batch_size, share)
-    parts = math.ceil(share / micro)
+    parts = task.num_parts
+    micro = math.ceil(task.batch_size / ranks.count / parts)
     devices = [f"{ranks.count} devices"] if ranks.count > 1 else []
     factors = [*devices, str(micro), *([f"{parts} accumulated"] if parts > 1 else [])]
     made_up = f": {' x '.join(factors)}" if len(factors) > 1 else ""

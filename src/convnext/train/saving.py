@@ -17,6 +17,7 @@ from convnext.train.faults import is_full_disk
 from convnext.train.log import RunLog
 from convnext.train.parallel import whole
 from convnext.train.state import Learner, needed_bytes, save_state
+from convnext.weights.files import read_file
 
 # A save that failed is tried again after this many steps.
 RETRY_STEPS = 50
@@ -36,6 +37,26 @@ class Saver:
     def best_path(self) -> Path:
         """Where the best weights are."""
         return self.folder / "best.safetensors"
+
+    def tidy(self, best: Mapping[str, Any]) -> bool:
+        """Remove what a killed process left half written; return whether the best are whole.
+
+        The best weights, that is; where they are not, the user is told.
+        """
+        problem = None
+        if self.ranks.is_first:
+            for left in self.folder.glob(".*"):
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+            try:
+                if best:
+                    read_file(self.best_path)
+            except ValueError as error:
+                problem = f"{error}: the best of the evaluations to come takes its place"
+                self.log.warn(problem)
+        return self.ranks.of_first(problem) is None
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether a step is one to save at."""

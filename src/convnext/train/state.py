@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from convnext.atomic import sync_folder
 from convnext.checkpoint import Card, save_checkpoint, save_tensors
+from convnext.ranks import Ranks
 from convnext.train.ema import Ema
 from convnext.train.parallel import put, whole
 from convnext.weights.files import read_file
@@ -143,10 +144,12 @@ def _after(folder: Path, step: int) -> list[Path]:
     return [path for path in complete_steps(folder) if step_of(path) > step]
 
 
-def load_state(folder: Path, learner: Learner, *, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Put the newest complete state into the learner.
+def load_state(
+    folder: Path, learner: Learner, *, ranks: Ranks, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Put the newest complete state into the learner of every process.
 
-    `tell` is told of every damaged state that is passed over for an older one.
+    The first process chooses it. `tell` is told of every damaged state that is passed over.
 
     Returns:
         The counters that `save_state` was given, and `step`.
@@ -154,25 +157,46 @@ def load_state(folder: Path, learner: Learner, *, tell: Callable[[str], None]) -
     Raises:
         ValueError: If there is no readable state, or it belongs to another network.
     """
+    found = _newest_whole(folder, tell) if ranks.is_first else None
+    name = ranks.of_first(found.path.name if found else None)
+    if name is None:
+        raise ValueError(
+            f"no checkpoint in {folder} is whole enough to resume from; "
+            "start a new run in another --output"
+        )
+    state = found or _read(folder / name)
+    try:
+        learner.restore(state.weights, state.rest)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{state.path} holds another network: {error}") from error
+    if learner.scaler is not None and state.counters.get("scaler"):
+        learner.scaler.load_state_dict(state.counters["scaler"])
+        # What it remembers of a step that failed half way is no part of its own state.
+        learner.scaler._per_optimizer_states.clear()
+    return dict(state.counters)
+
+
+@dataclass(frozen=True)
+class _State:
+    path: Path
+    weights: Mapping[str, Tensor]
+    rest: Mapping[str, Tensor]
+    counters: Mapping[str, Any]
+
+
+def _newest_whole(folder: Path, tell: Callable[[str], None]) -> _State | None:
     for path in reversed(complete_steps(folder)):
         try:
-            weights, _ = read_file(path / "model.safetensors")
-            tensors, metadata = read_file(path / "state.safetensors")
-            counters: dict[str, Any] = json.loads(metadata["counters"])
+            return _read(path)
         except (ValueError, KeyError, OSError, SafetensorError) as error:
             tell(f"passing over a damaged checkpoint: {error}")
-            continue
-        try:
-            learner.restore(weights, tensors)
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{path} holds another network: {error}") from error
-        if learner.scaler is not None and counters.get("scaler"):
-            learner.scaler.load_state_dict(counters["scaler"])
-        return counters
-    raise ValueError(
-        f"no checkpoint in {folder} is whole enough to resume from; "
-        "start a new run in another --output"
-    )
+    return None
+
+
+def _read(path: Path) -> _State:
+    weights, _ = read_file(path / "model.safetensors")
+    rest, metadata = read_file(path / "state.safetensors")
+    return _State(path, weights, rest, json.loads(metadata["counters"]))
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

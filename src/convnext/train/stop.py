@@ -42,7 +42,8 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # One that was not set from Python cannot be set from it.
+                signal.signal(number, handler)
         self._before.clear()
 
     def _take(self, number: int, _frame: FrameType | None) -> None:

@@ -39,7 +39,7 @@ from convnext.tasks.classification.dataset import (
 from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.metric import Evaluation, Metric
-from convnext.tasks.classification.sampling import StepBatches, rank_slice
+from convnext.tasks.classification.sampling import StepBatches
 from convnext.train.stop import leave_signals_to_parent
 
 
@@ -130,8 +130,13 @@ class ClassificationTask:
     @property
     def first_part(self) -> int:
         """The number of this process's first micro batch among those of a step."""
-        slices = (rank_slice(self.batch_size, r, self.ranks.count) for r in range(self.ranks.rank))
-        return sum(math.ceil((s.stop - s.start) / self.micro_batch_size) for s in slices)
+        return self.ranks.rank * self.num_parts
+
+    @property
+    def num_parts(self) -> int:
+        """Micro batches of a step in each process: equally many, since they wait for each other."""
+        least, more = divmod(self.batch_size, self.ranks.count)
+        return min(least, math.ceil((least + bool(more)) / self.micro_batch_size))
 
     @property
     def fingerprint(self) -> str:
@@ -168,7 +173,7 @@ class ClassificationTask:
             for batch in loader:
                 for bad in self.bad_train.update(batch.bad):
                     self.tell(f"skipped: {bad}")
-                yield split(batch, self.micro_batch_size)
+                yield split(batch, self.num_parts)
 
     def size(self, batch: Batch) -> int:
         """Return the number of images of a micro batch."""
@@ -255,12 +260,11 @@ def phases(image_size: int, num_steps: int, *, progressive: bool) -> tuple[Phase
     return tuple(found)
 
 
-def split(batch: Batch, size: int) -> list[Batch]:
-    """Return a batch in parts of up to `size` images."""
-    parts = [slice(start, start + size) for start in range(0, len(batch.labels), size)]
-    return [
-        Batch(batch.pixels[part], batch.labels[part], batch.indices[part], bad=()) for part in parts
-    ]
+def split(batch: Batch, count: int) -> list[Batch]:
+    """Return a batch in `count` parts, whose sizes differ by one image at most."""
+    tensors = (batch.pixels, batch.labels, batch.indices)
+    parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
+    return [Batch(pixels, labels, indices, ()) for pixels, labels, indices in parts]
 
 
 def open_task(
