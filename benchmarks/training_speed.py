@@ -1,214 +1,402 @@
 """Images per second of training: our loop's step against the inner loop of timm's training script.
 
-    python benchmarks/training_speed.py --data PATH                # on a GPU: bf16, batch 256
-    python benchmarks/training_speed.py --data PATH --model convnext_atto --size 64 --batch 8 \
-        --device cpu --precision fp32 --rounds 3 --steps 4         # does it run at all?
+    python benchmarks/training_speed.py                            # ready batches, on a GPU
+    python benchmarks/training_speed.py --input FOLDER             # JPEGs in FOLDER/train/CLASS/*
+    python benchmarks/training_speed.py --device cpu --precision fp32 --model convnext_atto \
+        --size 64 --batch 8 --workers 1 --rounds 2 --steps 3       # does it run at all?
 
-Both train the same network with the paper's recipe (RandAugment, mixup, cutmix, erasing, label
-smoothing, moving average) in the same precision, in one process and in turns: the medians over the
-rounds are of the same minutes. `synthetic` feeds batches that are on the device already, `jpeg`
-decodes and augments the images of PATH (train/CLASS/*) with as many worker processes on both sides.
+Both train the same network by the paper's recipe (RandAugment, mixup, cutmix, erasing, label
+smoothing, moving average) in one process and in turns; the medians over the rounds are of the same
+minutes. Ours is the real step of `convnext.train.loop` on a real task. timm's is what its train.py
+does with `--channels-last --amp --model-ema --mixup --cutmix`: its loader and prefetcher, mixing in
+the loader's processes, cudnn.benchmark on. Only the side whose turn it is has a loader. With ready
+batches timm's images come mixed, ours are mixed in every step; both normalise and erase.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
 import torch
 from rich.console import Console
 from rich.table import Table
-from timm.data import Mixup, create_dataset, create_loader
+from timm.data import FastCollateMixup, create_dataset, create_loader
+from timm.data.loader import PrefetchLoader
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3, NativeScaler
+from torch import Tensor, nn
 
 from convnext.costs import cost
-from convnext.device import autocast, environment
-from convnext.recipe import Recipe, change_recipe, read_recipe
+from convnext.device import autocast, environment, pick_device
+from convnext.family import create_model
+from convnext.ranks import ALONE
+from convnext.recipe import Recipe, change_recipe, number, read_recipe
 from convnext.tasks import open_task
+from convnext.tasks.classification.augment import BatchAugment
 from convnext.tasks.classification.dataset import Batch
+from convnext.tasks.classification.loss import losses
+from convnext.tasks.classification.task import preprocessing
+from convnext.train.form import Form, choose_form
 from convnext.train.log import RunLog
 from convnext.train.loop import _Trainer
 from convnext.train.measure import matrix_limit, mfu
-from convnext.train.parallel import make_fabric
+from convnext.train.parallel import make_fabric, seed_everything
 from convnext.train.stop import StopSignals
 
-Step = Callable[[], None]
+NUM_CLASSES = 1000  # Of ready batches, as in ImageNet.
+NUM_IMAGES = 1_281_167  # Of an epoch of ready batches, and at least of timm's epoch of a folder.
 QUIET = Console(quiet=True)
 
 
-def recipe_of(arguments: argparse.Namespace, *, compiled: bool) -> Recipe:
-    """Return the paper's recipe for ConvNeXt-T on the data, network and device of the options."""
-    return change_recipe(
-        read_recipe("imagenet1k_tiny"),
-        {
-            "model": arguments.model,
-            "data": str(arguments.data),
-            "input.image_size": arguments.size,
-            "optim.batch_size": arguments.batch,
-            "optim.micro_batch_size": arguments.batch,
-            "loader.workers": arguments.workers,
-            "loader.cache": False,
-            "run.device": arguments.device,
-            "run.precision": arguments.precision,
-            "run.channels_last": True,
-            "run.compile": compiled,
-            "run.save_every": 10**9,
-        },
-    )
+class ReadyTask:
+    """Classification of one batch of random pixels that stays on the device."""
 
+    primary = "top1"
+    first_part = 0
+    fingerprint = "random pixels"
 
-def our_step(arguments: argparse.Namespace, *, compiled: bool, synthetic: bool) -> Step:
-    """Return a function that takes one step of our loop, everything in it included."""
-    recipe = recipe_of(arguments, compiled=compiled)
-    device = torch.device(arguments.device)
-    fabric = make_fabric(recipe.run, device, arguments.precision)
-    fabric.launch()
-    task = open_task(recipe, fabric.device, QUIET)
-    log = RunLog(Path(tempfile.mkdtemp()), silent=True)
-    model = task.build_model()
-    trainer = _Trainer(
-        task, model, task.recipe, fabric=fabric, log=log, stop=StopSignals(), macs=None
-    )
-    batches: Iterator[Any] = task.batches(0)
-    if synthetic:
-        shape = (arguments.batch, 3, arguments.size, arguments.size)
-        batch = Batch(
-            torch.randint(0, 256, shape, dtype=torch.uint8, device=device),
-            torch.randint(0, len(task.data.classes), shape[:1], device=device),
-            torch.arange(arguments.batch),
-            (),
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.recipe = recipe
+        self.memory_format = torch.channels_last
+        self.batch_size = self.micro_batch_size = int(number(recipe.optim.batch_size))
+        self.steps_per_epoch = NUM_IMAGES // self.batch_size
+        pixels, labels = random_batch(self.batch_size, int(number(recipe.input.image_size)), device)
+        self._batch = Batch(pixels, labels, torch.arange(self.batch_size), ())
+        self._augment = BatchAugment(
+            recipe.augment,
+            num_classes=NUM_CLASSES,
+            label_smoothing=number(recipe.loss.label_smoothing),
+            preprocessing=preprocessing(recipe),
         )
-        batches = itertools.repeat([batch])
 
-    def step() -> None:
-        trainer._step(next(batches))
+    def build_model(self) -> nn.Module:
+        return create_model(self.recipe.model, drop_path_rate=0.1, num_classes=NUM_CLASSES)
+
+    def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
+        del start_step
+        while True:
+            yield [self._batch]
+
+    def size(self, batch: Batch) -> int:
+        return len(batch.labels)
+
+    def losses(self, model: nn.Module, batch: Batch, step: int, part: int) -> dict[str, Tensor]:
+        images, targets = self._augment(batch.pixels, batch.labels, step=step, part=part)
+        return losses(model, images.contiguous(memory_format=self.memory_format), targets)
+
+
+def random_batch(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return pixels (N, 3, H, W), uint8, and labels (N,)."""
+    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, device=device)
+    return pixels, torch.randint(0, NUM_CLASSES, (count,), device=device)
+
+
+class Ours:
+    """The step of our loop in one form, all that it does between two batches included."""
+
+    def __init__(self, recipe: Recipe, form: Form, device: torch.device, folder: Path) -> None:
+        run = replace(recipe.run, channels_last=form.channels_last, compile=form.compile)
+        recipe = replace(recipe, run=run)
+        fabric = make_fabric(run, device, run.precision)
+        fabric.launch()
+        seed_everything(run.seed)
+        self.task = open_our_task(recipe, fabric.device)
+        if not form.channels_last:
+            self.task.memory_format = torch.contiguous_format
+        self.trainer = _Trainer(
+            self.task,
+            self.task.build_model(),
+            self.task.recipe,
+            fabric=fabric,
+            log=RunLog(folder, silent=True),
+            stop=StopSignals(),
+            macs=None,
+        )
+
+    def batches(self) -> Generator[Any, None, None]:
+        return self.task.batches(self.trainer.step)  # type: ignore[no-any-return]
+
+    def step(self, batch: Any) -> None:
+        trainer = self.trainer
+        trainer._step(batch)
         trainer._look(ends_window=trainer.plan.logs_at(trainer.step))
 
-    return step
+
+def open_our_task(recipe: Recipe, device: torch.device) -> Any:
+    if recipe.data == "synthetic":
+        return ReadyTask(recipe, device)
+    return open_task(recipe, device, QUIET)
 
 
-def timm_step(arguments: argparse.Namespace, *, compiled: bool, synthetic: bool) -> Step:
-    """Return a function that takes one step as timm's training script does."""
-    device = torch.device(arguments.device)
-    num_classes = len(list((arguments.data / "train").iterdir()))
-    model = timm.create_model(arguments.model, num_classes=num_classes, drop_path_rate=0.1)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=4e-3, weight_decay=0.05)
-    ema = ModelEmaV3(model, decay=0.9999)
-    forward = torch.compile(model) if compiled else model
-    mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=num_classes)
-    loss_of = SoftTargetCrossEntropy().to(device)
-    batches: Iterator[Any]
-    if synthetic:
-        images = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
-        labels = torch.randint(0, num_classes, (arguments.batch,), device=device)
-        batches = itertools.repeat((images, labels))
-    else:
-        loader = create_loader(
-            create_dataset("", root=str(arguments.data), split="train", is_training=True),
-            input_size=(3, arguments.size, arguments.size),
-            batch_size=arguments.batch,
+class Timm:
+    """The inner loop of timm's train.py, eager or with --torchcompile."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, *, compiled: bool) -> None:
+        self.recipe, self.device = recipe, device
+        self.precision = recipe.run.precision
+        folder = Path(recipe.data) / "train"
+        ready = recipe.data == "synthetic"
+        self.num_classes = NUM_CLASSES if ready else sum(p.is_dir() for p in folder.iterdir())
+        seed_everything(0)
+        model = timm.create_model(recipe.model, num_classes=self.num_classes, drop_path_rate=0.1)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.optimizer = create_optimizer_v2(
+            self.model, opt="adamw", lr=number(recipe.optim.lr), weight_decay=0.05
+        )
+        self.scaler = NativeScaler(device.type) if self.precision == "fp16" else None
+        self.ema = ModelEmaV3(self.model, decay=number(recipe.ema.decay))
+        self.forward = torch.compile(self.model) if compiled else self.model
+        self.loss = SoftTargetCrossEntropy().to(device)
+        self.num_updates = 0
+        self.loader = self._ready_loader() if ready else self._loader(folder.parent)
+        self.model.train()
+
+    def _loader(self, folder: Path) -> Any:
+        recipe = self.recipe
+        dataset = create_dataset("", root=str(folder), split="train", is_training=True)
+        # An epoch as long as ImageNet's: at the end of each one its loader runs dry.
+        dataset.reader.samples *= -(-NUM_IMAGES // len(dataset.reader.samples))
+        return create_loader(
+            dataset,
+            input_size=(3, int(recipe.input.image_size), int(recipe.input.image_size)),
+            batch_size=int(number(recipe.optim.batch_size)),
             is_training=True,
-            use_prefetcher=device.type == "cuda",
             auto_augment="rand-m9-mstd0.5-inc1",
             color_jitter=0.4,
             re_prob=0.25,
             re_mode="pixel",
             interpolation="bicubic",
-            num_workers=arguments.workers,
-            device=device,
+            num_workers=int(number(recipe.loader.workers)),
+            collate_fn=FastCollateMixup(
+                mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=self.num_classes
+            ),
+            pin_memory=self.device.type == "cuda",
+            device=self.device,
+            persistent_workers=False,
         )
-        batches = (batch for _ in itertools.count() for batch in loader)
-    model.train()
 
-    def step() -> None:
-        images, labels = next(batches)
-        images, labels = mixup(images.to(device).clone(), labels.to(device))
+    def _ready_loader(self) -> Any:
+        size = int(number(self.recipe.input.image_size))
+        count = int(number(self.recipe.optim.batch_size))
+        pixels, labels = random_batch(count, size, self.device)
+        targets = nn.functional.one_hot(labels, NUM_CLASSES).float()
+        return PrefetchLoader(
+            itertools.repeat((pixels, targets)),  # type: ignore[arg-type]
+            device=self.device,
+            re_prob=0.25,
+            re_mode="pixel",
+        )
+
+    def batches(self) -> Generator[Any, None, None]:
+        return iter(self.loader)
+
+    def step(self, batch: Any) -> None:
+        images, targets = batch
         images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(device, arguments.precision):
-            loss = loss_of(forward(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(model)
+        with autocast(self.device, self.precision):
+            loss = self.loss(self.forward(images), targets)
+        if self.scaler is not None:
+            self.scaler(loss, self.optimizer)
+        else:
+            loss.backward()
+            self.optimizer.step()
+        self.num_updates += 1
+        self.optimizer.zero_grad()
+        self.ema.update(self.model, step=self.num_updates)
 
-    return step
+
+@dataclass(frozen=True)
+class Measured:
+    """Some steps of one side."""
+
+    seconds: float
+    """Of one of them."""
+    wait_share: float
+    memory: int
+    """The most bytes on the GPU, without those of the other sides."""
 
 
-def seconds_of(step: Step, count: int, device: torch.device) -> float:
-    """Return the seconds of one step, a mean over `count`."""
-    if device.type == "cuda":
+class Side:
+    """One network being trained."""
+
+    def __init__(self, make: Callable[[], Ours | Timm], settle: int) -> None:
+        self.settle = settle
+        before = allocated()
+        self.trained = make()
+        self.is_timm = isinstance(self.trained, Timm)
+        self.own = 0
+        self.measure(1)  # Compiles, and gives the optimizer its moments.
+        gc.collect()
+        self.own = allocated() - before
+        """Bytes that stay on the device between steps: weights, moments, the moving average."""
+
+    def measure(self, steps: int) -> Measured:
+        """Start a loader, take some steps until it has settled, and time the next ones."""
+        # What train.py sets for its whole process, and we leave alone.
+        torch.backends.cudnn.benchmark = self.is_timm
+        torch.backends.cuda.matmul.allow_tf32 = self.is_timm
+        others = allocated() - self.own
+        waited = 0.0
+        with closing(self.trained.batches()) as batches:
+            for _ in range(self.settle):
+                self.trained.step(next(batches))
+            synchronize()
+            if torch.cuda.is_initialized():
+                torch.cuda.reset_peak_memory_stats()
+            began = time.perf_counter()
+            for _ in range(steps):
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - asked
+                self.trained.step(batch)
+            synchronize()
+            seconds = time.perf_counter() - began
+        return Measured(seconds / steps, waited / seconds, peak() - others)
+
+
+def allocated() -> int:
+    """Return the bytes of tensors on the GPU, 0 without one."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
+
+
+def peak() -> int:
+    """Return the most bytes since the last reset, 0 without a GPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where one is in use."""
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(count):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - began) / count
+
+
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """Return the paper's recipe for ConvNeXt-T on the input, network and device of the options."""
+    return change_recipe(
+        read_recipe("imagenet1k_tiny"),
+        {
+            "model": arguments.model,
+            "data": arguments.input,
+            "input.image_size": arguments.size,
+            "optim.batch_size": arguments.batch,
+            "optim.micro_batch_size": arguments.batch,
+            "loader.workers": arguments.workers,
+            "run.device": arguments.device,
+            "run.precision": arguments.precision,
+            # A small data set has its epochs' ends often; what happens there is not measured.
+            "run.eval_every": 10**6,
+            "run.save_every": 10**9,
+        },
+    )
+
+
+def chosen_form(recipe: Recipe, device: torch.device, folder: Path) -> tuple[Form, str]:
+    """Return the form that a whole run on ImageNet would measure to be the fastest, and why."""
+    task = open_our_task(recipe, device)
+    steps = round(number(recipe.schedule.epochs) * NUM_IMAGES / task.batch_size)
+    chosen = choose_form(
+        task,
+        task.build_model().to(device),
+        task.recipe,
+        device,
+        ranks=ALONE,
+        num_steps=steps,
+        cache=folder / "forms.json",
+    )
+    return chosen.form, chosen.reason
 
 
 def main() -> None:
     """Measure, print a table and a line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", default="synthetic", help="synthetic, or a folder of images")
     parser.add_argument("--model", default="convnext_tiny")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="bf16")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30, help="steps of each form in a round")
-    parser.add_argument("--eager-only", action="store_true")
+    parser.add_argument("--steps", type=int, default=30, help="timed steps of a form in a round")
+    parser.add_argument("--eager-only", action="store_true", help="compile nothing")
     arguments = parser.parse_args()
-    console, device = Console(highlight=False), torch.device(arguments.device)
+    console, device = Console(highlight=False), pick_device(arguments.device)
+    recipe = recipe_of(arguments)
+    # A new loader first fills its queue, two batches for each process.
+    settle = 2 if arguments.input == "synthetic" else max(3, 2 * arguments.workers)
 
-    forms: dict[str, Step] = {}
-    for inputs in ("synthetic", "jpeg"):
-        for compiled in (False,) if arguments.eager_only else (False, True):
-            how = f"{inputs}, {'compiled' if compiled else 'eager'}"
-            options = {"compiled": compiled, "synthetic": inputs == "synthetic"}
-            forms[f"ours, {how}"] = our_step(arguments, **options)
-            forms[f"timm, {how}"] = timm_step(arguments, **options)
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for name, step in forms.items():
-        console.print(f"warming up: {name}")
-        seconds_of(step, max(3, arguments.steps // 4), device)
-    for round_ in range(arguments.rounds):
-        for name, step in forms.items():
-            times[name].append(seconds_of(step, arguments.steps, device))
-        console.print(f"round {round_ + 1} of {arguments.rounds}")
+    with TemporaryDirectory() as scratch:
+        folder, chosen, reason = Path(scratch), None, "not asked"
+        forms = {"eager": Form()}
+        if not arguments.eager_only:
+            console.print("choosing a form")
+            chosen, reason = chosen_form(recipe, device, folder)
+            forms["compiled"] = Form(compile=True)
+            if chosen not in forms.values():
+                forms["chosen"] = chosen
+        makers: dict[str, Callable[[], Ours | Timm]] = {}
+        for how, form in forms.items():
+            makers[f"ours, {how}"] = partial(Ours, recipe, form, device, folder / how)
+            if how != "chosen":
+                makers[f"timm, {how}"] = partial(Timm, recipe, device, compiled=form.compile)
+        sides = {}
+        for name, make in makers.items():
+            console.print(f"warming up: {name}")
+            sides[name] = Side(make, settle)
+        measured: dict[str, list[Measured]] = {name: [] for name in sides}
+        for round_ in range(arguments.rounds):
+            for name, side in sides.items():
+                measured[name].append(side.measure(arguments.steps))
+            console.print(f"round {round_ + 1} of {arguments.rounds}")
 
-    facts = environment(device)
-    network = timm.create_model(arguments.model)
-    macs = cost(network, arguments.size).macs
+    macs = cost(create_model(arguments.model), arguments.size).macs
     limit = matrix_limit(device, arguments.precision)
-    table = Table("form", "images/s", "against timm eager", "MFU", box=None)
-    rows = {}
-    for name, measured in times.items():
-        base = times[f"timm, {name.split(', ')[1]}, eager"]
-        speed = arguments.batch / statistics.median(measured)
+    table = Table("form", "images/s", "timm eager", "waiting", "memory", "MFU", box=None)
+    rows: dict[str, dict[str, float]] = {}
+    base = measured["timm, eager"]
+    for name, found in measured.items():
+        speed = arguments.batch / statistics.median(m.seconds for m in found)
         # Of one round each, then the median: what disturbs a round disturbs both.
-        ratio = statistics.median(b / m for b, m in zip(base, measured, strict=True))
-        used = mfu(speed, macs, limit)
-        rows[name] = {"images_per_s": round(speed, 1), "ratio": round(ratio, 3)}
-        table.add_row(name, f"{speed:,.1f}", f"{ratio:.2f}", f"{used:.0%}")
+        ratio = statistics.median(b.seconds / m.seconds for b, m in zip(base, found, strict=True))
+        waits = statistics.median(m.wait_share for m in found)
+        memory, used = max(m.memory for m in found) / 1e9, mfu(speed, macs, limit)
+        rows[name] = {
+            "images_per_s": round(speed, 1),
+            "ratio": round(ratio, 3),
+            "wait_share": round(waits, 4),
+            "memory_gb": round(memory, 2),
+            "mfu": round(used, 4),
+        }
+        shown = f"{memory:.1f} GB" if memory else "-"  # Only a GPU tells the sides apart.
+        table.add_row(name, f"{speed:,.1f}", f"x {ratio:.2f}", f"{waits:.0%}", shown, f"{used:.1%}")
+    facts = environment(device) | {"timm": timm.__version__, "date": time.strftime("%Y-%m-%d")}
     console.print(
         f"{arguments.model} at {arguments.size}, batch {arguments.batch}, {arguments.precision}, "
-        f"{facts['device']}, torch {facts['torch']}, {time.strftime('%Y-%m-%d')}"
+        f"{arguments.input}; {facts['device']}, {facts['cpu']}, torch {facts['torch']}, "
+        f"timm {facts['timm']}, {facts['date']}",
+        soft_wrap=True,
     )
     console.print(table)
-    print(json.dumps({"settings": vars(arguments) | {"data": str(arguments.data)}, "forms": rows}))
+    if chosen is not None:
+        console.print(f"a long run takes {chosen} ({reason})", soft_wrap=True)
+    result = {"settings": vars(arguments), "environment": facts, "forms": rows, "limit": limit}
+    print(json.dumps(result | {"chosen": asdict(chosen) if chosen else None, "reason": reason}))
 
 
 if __name__ == "__main__":

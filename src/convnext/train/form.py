@@ -30,7 +30,7 @@ from convnext.train.faults import is_out_of_memory
 WORTH_SECONDS = 600.0
 NUM_TIMED = 5
 # A gain below this is within the noise, and not worth another form.
-MIN_GAIN = 0.03
+MIN_GAIN = 0.08
 
 
 @dataclass(frozen=True)
