@@ -41,6 +41,19 @@ def write_tar():
     return write
 
 
+def patience(fault: int | float | None) -> float:
+    """The timeout in seconds for a test of this fault.
+
+    Short only where the server is silent: on a busy machine an answer takes long.
+    """
+    return 1.0 if isinstance(fault, float) else 30.0
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # A full queue drops connections, which then take a second.
+
+
 class Server:
     """A web server for a folder, which fails as `faults` says: {path: [fault, ...]}.
 
@@ -76,8 +89,7 @@ class Server:
             def log_message(self, *arguments):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()

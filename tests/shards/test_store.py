@@ -9,6 +9,7 @@ import pickle
 import time
 
 import pytest
+from shard_server import patience
 
 from convnext.shards import store as store_module
 from convnext.shards.store import (
@@ -52,22 +53,24 @@ def test_a_file_is_fetched_once(served, make_store):
     assert served.requests["a"] == 1
 
 
-@pytest.mark.parametrize("faults", [[500, 500, None], [503, 429, None], [0.4, None]])
+@pytest.mark.parametrize("faults", [[500, 500, None], [503, 429, None], [9.0, None]])
 def test_what_fails_for_a_while_is_tried_again(served, make_store, faults):
     served.faults["a"] = list(faults)
-    assert make_store(timeout=0.15).get(remote(served)).read_bytes() == b"a" + CONTENT
+    assert (
+        make_store(timeout=patience(faults[0])).get(remote(served)).read_bytes() == b"a" + CONTENT
+    )
     assert served.requests["a"] == len(faults)
 
 
 @pytest.mark.parametrize(
     ("fault", "reason", "tries"),
-    [(500, "answers 500", 4), (5.0, "time", 4), (404, "no such file", 1), (403, "refuses it", 1)],
+    [(500, "answers 500", 4), (9.0, "time", 4), (404, "no such file", 1), (403, "refuses it", 1)],
 )
 def test_what_fails_for_good_is_remembered_by_all_processes(
     served, make_store, capsys, fault, reason, tries
 ):
     served.faults["a"] = [fault]
-    for store in (make_store(timeout=0.05), make_store()):
+    for store in (make_store(timeout=patience(fault)), make_store()):
         for _ in range(2):
             with pytest.raises(Unavailable, match=reason):
                 store.get(remote(served))
@@ -145,8 +148,8 @@ def test_without_a_limit_half_of_the_free_disk_is_used(make_store):
 def test_two_processes_fetch_a_file_once(served, make_store, method):
     context, store = multiprocessing.get_context(method), make_store()
     store.get(remote(served, "b"))  # Connections of this process are no use to its children.
-    served.faults["a"] = [0.5, None]
-    store.timeout = 0.25
+    served.faults["a"] = [9.0, None]
+    store.timeout = patience(9.0)
     processes = [context.Process(target=store.get, args=(remote(served),)) for _ in range(2)]
     for process in processes:
         process.start()

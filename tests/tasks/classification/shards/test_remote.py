@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from shard_server import patience
 from torch.utils.data import DataLoader
 
 from convnext.images import BadImage
@@ -148,7 +149,7 @@ def test_a_shard_that_cannot_be_had_is_replaced_and_counted(
 ):
     server = serve(indexed)
     server.faults["train-000002.tar"] = [fault]
-    loader = replace(loader, timeout=0.2, retries=1)
+    loader = replace(loader, timeout=patience(fault), retries=1)
     data = open_dataset(server.url, loader=loader, console=quiet)
     lost = data.train.shard_sizes[2]
     first = sum(data.train.shard_sizes[:2])
