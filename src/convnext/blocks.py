@@ -51,7 +51,8 @@ def block_rows(
     precedes the last row. Layer norm networks have biases everywhere, batch norm networks nowhere.
     """
     narrow = config.bottleneck == "narrow"
-    mid_dim, out_dim = (dim, 4 * dim) if narrow else (4 * dim, dim)
+    wide = config.expansion * dim
+    mid_dim, out_dim = (dim, wide) if narrow else (wide, dim)
     spatial_dim = in_dim if config.spatial_first else mid_dim
     order = ("spatial", "pwconv1") if config.spatial_first else ("pwconv1", "spatial")
     widths = {

@@ -27,7 +27,7 @@ class NetworkConfig:
     depths: tuple[int, ...] = (3, 3, 9, 3)
     """Blocks per stage. One stage makes an isotropic network."""
     dims: tuple[int, ...] = (96, 192, 384, 768)
-    """Narrow width per stage; a stage hands on `dims[i]` channels, or 4 times that if `narrow`."""
+    """Narrow width per stage; it hands on `dims[i]` channels, or the wide width if `narrow`."""
     stem: StemKind = "patchify"
     """`conv_pool` is ResNet's 7x7 convolution and max pool, `patchify` one k x k stride-k one."""
     stem_stride: int = 4
@@ -35,7 +35,9 @@ class NetworkConfig:
     depthwise: bool = True
     """Whether the spatial convolution has one group per channel."""
     bottleneck: BottleneckKind = "inverted"
-    """Whether the middle of the block is 4 times wider (`inverted`) or 4 times narrower."""
+    """Whether the middle of the block is wider (`inverted`) or narrower, by `expansion`."""
+    expansion: int = 4
+    """Wide width over narrow width of a block; 4 everywhere in the paper."""
     spatial_first: bool = True
     """Whether the spatial convolution comes before the two pointwise ones or between them."""
     kernel_size: int = 7
@@ -77,6 +79,8 @@ class NetworkConfig:
                 )
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and positive, not {self.kernel_size}")
+        if self.expansion < 1:
+            raise ValueError(f"expansion must be positive, not {self.expansion}")
         if self.stem_stride < 1 or (self.stem == "conv_pool" and self.stem_stride not in (1, 2, 4)):
             raise ValueError(
                 f"stem_stride is {self.stem_stride}; a conv_pool stem has 1, 2 or 4, "
@@ -92,8 +96,8 @@ class NetworkConfig:
 
     @property
     def stage_dims(self) -> tuple[int, ...]:
-        """Channels that each stage hands on: `dims`, or `4 * dims` after narrow bottlenecks."""
-        wide = 4 if self.bottleneck == "narrow" else 1
+        """Channels that each stage hands on: `dims`, or `expansion` times that if narrow."""
+        wide = self.expansion if self.bottleneck == "narrow" else 1
         return tuple(wide * dim for dim in self.dims)
 
     @property

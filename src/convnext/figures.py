@@ -237,7 +237,7 @@ def save_bytes(fig: Figure, form: str, **style: Any) -> bytes:
         return buffer.getvalue()
     # Plots have few colours: with a palette the file is a third as large and looks the same.
     small = io.BytesIO()
-    palette = Image.open(buffer).convert("RGB").quantize(96, dither=Image.Dither.NONE)
+    palette = Image.open(buffer).convert("RGB").quantize(200, dither=Image.Dither.NONE)
     palette.save(small, "PNG", optimize=True)
     return small.getvalue()
 

@@ -26,7 +26,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class NetworkRecipe:
     """What differs from the named network; for a peer of timm, what it understands of it.
 
-    For peers and for rungs of the road, `auto` leaves the network as its name says.
+    For peers `auto` leaves the network as its name says; for rungs of the road too, but for the
+    stem's stride, stochastic depth and first weights, which follow the data.
     """
 
     drop_path_rate: float | Auto = "auto"
@@ -320,12 +321,12 @@ def recipe_from_dict(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
         raise ValueError(f"{where}: {explain(error)}") from error
 
 
-def recipe_parser() -> Any:
+def recipe_parser(prog: str = "convnext train") -> Any:
     """Return a jsonargparse parser with a `--section.field` option for every leaf."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(exit_on_error=False, prog="convnext train")
+    parser = ArgumentParser(exit_on_error=False, prog=prog)
     parser.add_class_arguments(Recipe)
     return parser
 

@@ -4,6 +4,9 @@ Each rung is a name and the fields that it changes. The last rung is the family 
 
     roadmap("resnet50")[-1].config == FAMILY["convnext_tiny"]
     roadmap("resnet200")[-1].config == FAMILY["convnext_base"]
+
+`mini` is the road from ResNet-50 at a third of its depth and a quarter of its width, for laptops
+and small images: the same fields in the same order, and nothing that the paper reports.
 """
 
 from __future__ import annotations
@@ -32,11 +35,11 @@ class Rung:
     """The rung before, except for what follows kernel 7: the larger kernels are not kept."""
     config: NetworkConfig
     paper_top1: float
-    """ImageNet-1K top-1 in percent (paper, Tables 10 and 11)."""
+    """ImageNet-1K top-1 in percent (paper, Tables 10 and 11); for `mini`, that of ResNet-50's."""
     paper_top1_std: float | None
     """Standard deviation over three seeds; None where the paper has a single run."""
-    paper_gmacs: float
-    """Cost at 224 as printed there, in units of 10^9 multiply-accumulates."""
+    paper_gmacs: float | None
+    """Cost at 224 as printed there, in units of 10^9 multiply-accumulates; None for `mini`."""
     paper_misprint: bool = False
     """Whether no consistent definition of the rung gives the printed cost."""
 
@@ -71,6 +74,7 @@ class _Step:
     departs_from: str | None = None
     resnet50: dict[str, Any] | None = None
     resnet200: dict[str, Any] | None = None
+    mini: dict[str, Any] | None = None
     misprint: bool = False
 
 
@@ -87,14 +91,16 @@ _STEPS = (
     _Step(name="stage_ratio", group="macro", what="stage ratio",
           changes={}, paper=(79.36, 0.07, 4.53, 81.33, 14.52),
           resnet50={"depths": (3, 3, 9, 3)},
-          resnet200={"depths": (3, 3, 27, 3), "dims": _dims(84)}),
+          resnet200={"depths": (3, 3, 27, 3), "dims": _dims(84)},
+          mini={"depths": (1, 1, 3, 1)}),
     _Step(name="patchify_stem", group="macro", what="4x4 stride-4 stem",
           changes={"stem": "patchify"}, paper=(79.51, 0.18, 4.42, 81.59, 14.38)),
     _Step(name="depthwise_conv", group="resnext", what="depthwise spatial convolution",
           changes={"depthwise": True}, paper=(78.28, 0.08, 2.35, 80.54, 7.23)),
     _Step(name="increase_width", group="resnext", what="wider",
           changes={}, paper=(80.50, 0.02, 5.27, 81.85, 16.76),
-          resnet50={"dims": _dims(96)}, resnet200={"dims": _dims(128)}),
+          resnet50={"dims": _dims(96)}, resnet200={"dims": _dims(128)},
+          mini={"dims": _dims(24)}),
     _Step(name="inverting_dimensions", group="inverted", what="inverted bottleneck",
           changes={"bottleneck": "inverted"}, paper=(80.64, 0.03, 4.64, 82.64, 15.68)),
     _Step(name="move_up_depthwise", group="kernel", what="spatial convolution first",
@@ -125,8 +131,10 @@ _STEPS = (
 _STARTS = {
     "resnet50": RESNET50,
     "resnet200": replace(RESNET50, depths=(3, 24, 36, 3)),
+    "mini": replace(RESNET50, depths=(1, 1, 2, 1), dims=_dims(16)),
 }
 REGIMES = tuple(_STARTS)
+PAPER_REGIMES = REGIMES[:2]
 
 
 @cache
@@ -134,7 +142,7 @@ def roadmap(regime: str = "resnet50") -> tuple[Rung, ...]:
     """Return the rungs of a regime in the order of the paper's Tables 10 and 11.
 
     Raises:
-        ValueError: If the regime is neither "resnet50" nor "resnet200".
+        ValueError: If the regime is none of "resnet50", "resnet200" and "mini".
     """
     if regime not in REGIMES:
         raise ValueError(f"there is no regime {regime!r}{nearest(regime, REGIMES)}")
@@ -142,11 +150,11 @@ def roadmap(regime: str = "resnet50") -> tuple[Rung, ...]:
     previous = _STEPS[0].name
     for step in _STEPS:
         departs_from = step.departs_from or previous
-        own = step.resnet50 if regime == "resnet50" else step.resnet200
+        own: dict[str, Any] | None = getattr(step, regime)
         changes = step.changes | (own or {})
         base = rungs[departs_from].config if rungs else _STARTS[regime]
         top1, std, gmacs = (
-            step.paper[:3] if regime == "resnet50" else (step.paper[3], None, step.paper[4])
+            (step.paper[3], None, step.paper[4]) if regime == "resnet200" else step.paper[:3]
         )
         rungs[step.name] = Rung(
             name=step.name,
@@ -157,9 +165,27 @@ def roadmap(regime: str = "resnet50") -> tuple[Rung, ...]:
             config=replace(base, **changes),
             paper_top1=top1,
             paper_top1_std=std,
-            paper_gmacs=gmacs,
+            paper_gmacs=None if regime == "mini" else gmacs,
             # Both misprints stand in the table of the ResNet-50 regime.
             paper_misprint=step.misprint and regime == "resnet50",
         )
         previous = step.name
     return tuple(rungs.values())
+
+
+def kept_rungs(rungs: tuple[Rung, ...]) -> frozenset[str]:
+    """Return the names on the way back from the last rung to the first.
+
+    The road does not go on from the larger kernels, 9 and 11.
+    """
+    before = {rung.name: rung.departs_from for rung in rungs}
+    name, kept = rungs[-1].name, {rungs[0].name}
+    while name not in kept:
+        kept.add(name)
+        name = before[name]
+    return frozenset(kept)
+
+
+def stem_stride(image_size: int) -> int:
+    """Return the stride of the stem that small images need: 4, 2 up to 64 pixels, 1 up to 16."""
+    return 1 if image_size <= 16 else 2 if image_size <= 64 else 4

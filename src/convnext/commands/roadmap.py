@@ -1,32 +1,166 @@
-"""`convnext roadmap`: the table of the road, and its staircase as a figure."""
+"""`convnext roadmap`: the road as a table and a figure, walked on data, or varied at one rung."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import Any
 
-from convnext.commands import Parser, console, print_json
+from convnext.commands import console, print_json
+from convnext.commands.recipes import make_parser, parse
+from convnext.recipe import Recipe, change_recipe, read_recipe
 from convnext.road import REGIMES
+
+DESCRIPTION = """\
+The road from a ResNet to ConvNeXt, one decision per rung.
+
+Without --data: parameters and multiply-accumulates counted on the built networks, and the paper's
+accuracies. With --data every rung is trained under one recipe, with every seed; with --ablate one
+decision is varied at one rung. The same command goes on where it was interrupted.
+
+`mini` is the road at a third of the depth and a quarter of the width of ResNet-50's, for laptops
+and small images.
+"""
+EXAMPLES = """\
+examples:
+  convnext roadmap --output road
+  convnext roadmap --regime mini --data digits --seeds 3 --output runs/road
+  convnext roadmap --regime mini --data my_photos --from kernel_7 --output runs/end
+  convnext roadmap --regime mini --data my_photos --ablate kernel_size=3,5,7,9,11 --seeds 3
+  convnext roadmap --data my_photos --ablate norm=batch,layer --ablate act=relu,gelu --at kernel_7
+  convnext roadmap --data my_photos --ablate optim.lr=1e-3,2e-3,4e-3
+
+Settings of the recipe are options, as for `convnext train`: --schedule.epochs 20
+"""
+OWN = (
+    "recipe",
+    "regime",
+    "rungs",
+    "from",
+    "to",
+    "ablate",
+    "at",
+    "seeds",
+    "jobs",
+    "minutes",
+    "no_speed",
+    "output",
+)
+
+
+def add_study_options(parser: Any) -> None:
+    """Add what all studies take."""
+    parser.add_argument("--seeds", type=int, help="seeds per network (default: 1)", default=1)
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="runs at a time (default: one per GPU, or per CPU core)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0.0,
+        help="equal training time for all, by measured speed, instead of equal epochs",
+    )
+    parser.add_argument(
+        "--no-speed", action="store_true", help="do not measure throughput and memory"
+    )
+    parser.add_argument("--output", help="the folder of the study (default: under runs/)")
 
 
 def run(argv: list[str]) -> int:
     """Run the verb."""
-    parser = Parser(
+    parser = make_parser(
         "roadmap",
-        description="The road from a ResNet to ConvNeXt, one decision per rung: parameters and "
-        "multiply-accumulates counted on the built network, and the paper's accuracies.",
-        example="convnext roadmap --regime resnet50 --output roadmap",
+        usage="convnext roadmap [RECIPE] [--regime R] [--data PATH] [--setting VALUE ...]",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
     )
+    parser.add_argument("recipe", nargs="?", help="a recipe's name or YAML file")
     parser.add_argument("--regime", choices=REGIMES, default=REGIMES[0])
-    parser.add_argument("--output", metavar="DIR", help="write the staircase as SVG, PNG and CSV")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--rungs", help="only these, separated by commas")
+    parser.add_argument("--from", help="the first rung")
+    parser.add_argument("--to", help="the last rung")
+    parser.add_argument(
+        "--ablate",
+        action="append",
+        default=[],
+        metavar="FIELD=A,B",
+        help="vary a field of the network or of the recipe; several make a grid",
+    )
+    parser.add_argument("--at", help="the rung at which --ablate varies (default: the last)")
+    add_study_options(parser)
+    arguments, given = parse(parser, argv, OWN)
+    out = console(as_json=arguments.json)
+    # `--from` is a word of the language.
+    first, last = arguments["from"] or "", arguments.to or ""
+    names = [name.strip() for name in (arguments.rungs or "").split(",") if name.strip()]
+
+    from convnext.lab.road_study import ablation, choose_rungs, parse_decisions, walk
+
+    at = arguments.at or choose_rungs(arguments.regime)[-1].name
+    if arguments.ablate:
+        if names or first or last:
+            raise ValueError("--ablate varies one rung, named by --at; leave out --rungs")
+        (rung,) = choose_rungs(arguments.regime, names=[at])
+        entries = ablation(arguments.regime, at, parse_decisions(arguments.ablate, rung.config))
+        title = f"{', '.join(arguments.ablate)} at {at} of the road {arguments.regime}"
+    elif arguments.at:
+        raise ValueError("--at names the rung of --ablate; to walk to a rung there is --to")
+    else:
+        rungs = choose_rungs(arguments.regime, names=names, first=first, last=last)
+        entries = walk(arguments.regime, rungs)
+        title = f"The road {arguments.regime}"
+    recipe = change_recipe(read_recipe(arguments.recipe) if arguments.recipe else Recipe(), given)
+    if "data" not in given and not arguments.recipe:
+        if arguments.ablate:
+            raise ValueError("--ablate trains networks; give it --data PATH, or --data digits")
+        return _costs(arguments, recipe, out, [entry.name for entry in entries])
+    if arguments.seeds < 1:
+        raise ValueError(f"--seeds is {arguments.seeds}, but must be at least 1")
 
     from dataclasses import asdict
 
-    from convnext.roadmap_table import print_roadmap, roadmap_rows
-    from convnext.staircase import draw_staircase
+    from convnext.lab.road_study import check_settings
+    from convnext.lab.study import study
 
-    out = console(as_json=arguments.json)
-    rows = roadmap_rows(arguments.regime)
+    check_settings(recipe, entries)
+    root = Path(arguments.output or Path("runs") / _folder(arguments, recipe))
+    results = study(
+        "ablate" if arguments.ablate else "roadmap",
+        title,
+        entries,
+        recipe,
+        num_seeds=arguments.seeds,
+        root=root,
+        regime=arguments.regime,
+        command=shlex.join(["convnext", "roadmap", *argv]),
+        processes=arguments.jobs,
+        minutes=arguments.minutes,
+        speed=not arguments.no_speed,
+        console=out,
+    )
+    if arguments.json:
+        print_json({"output": str(root), "results": [asdict(result) for result in results]})
+    return 0
+
+
+def _folder(arguments: Any, recipe: Recipe) -> str:
+    data = Path(recipe.data).name or "data"
+    parts = ["ablate" if arguments.ablate else "road", arguments.regime, data]
+    if arguments.ablate:
+        parts += [decision.partition("=")[0] for decision in arguments.ablate]
+    return "-".join(parts)
+
+
+def _costs(arguments: Any, recipe: Recipe, out: Any, names: list[str]) -> int:
+    """Print what the rungs cost and what the paper reports; nothing is trained."""
+    from dataclasses import asdict
+
+    from convnext.lab.road_figure import draw_staircase
+    from convnext.lab.road_table import print_roadmap, roadmap_rows
+
+    size = recipe.input.image_size
+    rows = roadmap_rows(arguments.regime, image_size=0 if size == "auto" else size)
+    rows = [row for row in rows if row.rung in names]
     print_roadmap(rows, out)
     if arguments.output:
         stem = Path(arguments.output) / f"roadmap_{arguments.regime}"

@@ -6,18 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from convnext.commands import console, print_json
-from convnext.names import nearest
-from convnext.recipe import (
-    Recipe,
-    as_recipe,
-    change_recipe,
-    explain,
-    flatten,
-    one_line,
-    read_recipe,
-    recipe_names,
-    recipe_parser,
-)
+from convnext.commands.recipes import make_parser, parse
+from convnext.recipe import Recipe, change_recipe, read_recipe, recipe_names
 
 DESCRIPTION = """\
 Train a network. Without arguments: the built-in digits, in under two minutes on two cores.
@@ -41,7 +31,7 @@ A run that is asked to end (SIGTERM, SIGINT, SIGUSR1) saves its state and leaves
 
 
 # Options of the verb itself, which are no settings of a recipe.
-OWN = ("recipe", "output", "resume", "json", "seed", "deterministic", "show_groups")
+OWN = ("recipe", "output", "resume", "deterministic", "show_groups")
 
 
 def run(argv: list[str]) -> int:
@@ -68,18 +58,15 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> Any:
-    from argparse import RawDescriptionHelpFormatter
-
-    parser = recipe_parser()
-    parser.allow_abbrev = False
-    parser.usage = "convnext train [RECIPE] [--setting VALUE ...]"
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.description = DESCRIPTION.format(recipes=", ".join(recipe_names()) or "none")
-    parser.epilog = EXAMPLE
+    parser = make_parser(
+        "train",
+        usage="convnext train [RECIPE] [--setting VALUE ...]",
+        description=DESCRIPTION.format(recipes=", ".join(recipe_names()) or "none"),
+        examples=EXAMPLE,
+    )
     parser.add_argument("recipe", nargs="?", help="a recipe's name or YAML file")
     parser.add_argument("--output", help="the run folder (default: a new one under runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
-    parser.add_argument("--seed", type=int, help="short for --run.seed: the same bits on a CPU")
     parser.add_argument(
         "--deterministic",
         action="store_true",
@@ -90,24 +77,12 @@ def _parser() -> Any:
         action="store_true",
         help="print the optimizer's groups with their learning rates, and do not train",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     return parser
 
 
 def _parse(argv: list[str]) -> tuple[Any, dict[str, Any]]:
     """Return the parsed arguments, and the recipe's leaves that the command line sets."""
-    from jsonargparse import ArgumentError
-
-    parser = _parser()
-    try:
-        arguments = parser.parse_args(argv)
-    except ArgumentError as error:
-        raise ValueError(_explain(error)) from error
-    flat = dict(flatten(as_recipe(_without(arguments, *OWN))))
-    given_here = set(parser.parse_args(argv, defaults=False).keys())
-    given = {name: value for name, value in flat.items() if name in given_here}
-    if arguments.seed is not None:
-        given["run.seed"] = arguments.seed
+    arguments, given = parse(_parser(), argv, OWN)
     if arguments.deterministic:
         given["run.deterministic"] = True
     return arguments, given
@@ -131,20 +106,3 @@ def _recipe(arguments: Any, given: dict[str, Any]) -> Recipe:
         elif not starts:
             raise ValueError(f"{arguments.output} is not a run folder: it has no recipe.yaml")
     return change_recipe(read_recipe(source) if source else Recipe(), given)
-
-
-def _without(namespace: Any, *names: str) -> Any:
-    rest = namespace.clone()
-    for name in names:
-        rest.pop(name, None)
-    return rest
-
-
-def _explain(error: Exception) -> str:
-    message = one_line(error)
-    if "nrecognized arguments" in message:
-        word = next((w for w in message.split() if w.startswith("--")), "")
-        name = word.lstrip("-").split("=")[0]
-        known = [name for name, _ in flatten(Recipe())]
-        return f"train has no option {word or message}{nearest(name, known)}"
-    return explain(error)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from convnext.road import REGIMES, roadmap
+from convnext.road import PAPER_REGIMES, roadmap
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -123,7 +123,7 @@ _SAME = {
     "roadmap/resnet50/enhanced_recipe": "resnet50",
 } | {
     f"roadmap/{regime}/{roadmap(regime)[-1].name}": member
-    for regime, member in zip(REGIMES, ("convnext_tiny", "convnext_base"), strict=True)
+    for regime, member in zip(PAPER_REGIMES, ("convnext_tiny", "convnext_base"), strict=True)
 }
 
 

@@ -21,6 +21,7 @@ from convnext.recipe import (
     check_ranges,
     flatten,
 )
+from convnext.road import stem_stride
 from convnext.tasks.classification.data import DataFacts
 
 # A data set this large takes the paper's recipe as it stands.
@@ -126,6 +127,8 @@ def _choose_input(c: _Chooser, facts: DataFacts, where: Circumstances) -> None:
 
 
 def _choose_network(c: _Chooser, where: Circumstances, *, scratch: bool, large: bool) -> None:
+    if c["model"].startswith("roadmap/"):
+        _choose_rung(c, scratch=scratch, large=large)
     if not c["model"].startswith("convnext_"):
         return
     for name in ("stem", "stem_stride", "norm", "layer_scale_init"):
@@ -135,10 +138,9 @@ def _choose_network(c: _Chooser, where: Circumstances, *, scratch: bool, large: 
     if c["model"].startswith("convnext_isotropic"):
         c.choose("network.stem_stride", 16, "the paper's")
         c.choose("network.stem", "patchify", "the paper's")
-    if scratch and size <= 16:
-        c.choose("network.stem_stride", 1, f"keeps every position of {size} pixels")
-    elif scratch and size <= 64:
-        c.choose("network.stem_stride", 2, f"a stride of 4 leaves too little of {size} pixels")
+    if scratch and stem_stride(size) < 4:
+        reason = f"a stride of 4 leaves too little of {size} pixels"
+        c.choose("network.stem_stride", stem_stride(size), reason)
     c.choose("network.stem_stride", 4, "the paper's")
     if scratch and not large:
         c.choose("network.layer_scale_init", 0.0, "one of 1e-6 takes many epochs to wake up")
@@ -153,6 +155,19 @@ def _choose_network(c: _Chooser, where: Circumstances, *, scratch: bool, large: 
     c.choose("network.stem", "patchify", "the paper's")
     c.choose("network.init", "paper", "the paper's" if scratch else "weights replace it")
     c.choose("network.head_init_scale", 1.0 if scratch else 0.001, "the paper's")
+
+
+def _choose_rung(c: _Chooser, *, scratch: bool, large: bool) -> None:
+    """Leave the decisions of a rung as they are; the size of the images and the data decide."""
+    stride = stem_stride(c["input.image_size"])
+    if scratch and stride < 4:
+        reason = f"a stride of 4 leaves too little of {c['input.image_size']} pixels"
+        c.choose("network.stem_stride", stride, reason)
+    if scratch and not large:
+        c.choose("network.init", "fan_in", "a std of 0.02 takes many epochs to outgrow")
+        c.choose("network.drop_path_rate", 0.0, "small data is learned faster without")
+    rate = 0.5 if c["model"].startswith("roadmap/resnet200/") else 0.1
+    c.choose("network.drop_path_rate", rate, "the paper's for this regime")
 
 
 def _choose_batch(c: _Chooser, n: int, *, scratch: bool, large: bool, on_cpu: bool) -> None:

@@ -100,6 +100,12 @@ class ClassificationTask:
             num_ranks=ranks.count,
         )
 
+    def under(self, recipe: Recipe) -> ClassificationTask:
+        """Return the task on the same data and device under another recipe, silently resolved."""
+        recipe, where = _circumstances(recipe, self.device)
+        recipe, choices = resolve(recipe, facts(self.data), where)
+        return ClassificationTask(recipe, self.data, self.device, choices, self.ranks)
+
     def build_model(self) -> nn.Module:
         """Build the network of the recipe, with a head for the data's classes and its weights."""
         settings = to_dict(self.recipe)["network"]
@@ -275,13 +281,7 @@ def open_task(
         recipe.data, val_share=recipe.loader.val_share, loader=recipe.loader, console=console
     )
     known = facts(data)
-    recipe, card = _with_weights(recipe)
-    where = Circumstances(
-        device=device.type,
-        has_bf16=has_fast_bf16(device),
-        preprocessing=card.preprocessing if card else None,
-        weights_network=card.changes if card else {},
-    )
+    recipe, where = _circumstances(recipe, device)
     recipe, choices = resolve(recipe, known, where)
     console.print(
         f"[bold]{escape(recipe.data)}[/]  {known.num_train:,} training and {known.num_val:,} "
@@ -302,6 +302,17 @@ def open_task(
     for warning in warnings(recipe, known):
         console.print(f"[yellow]warning:[/] {escape(warning)}")
     return ClassificationTask(recipe, data, device, choices, ranks)
+
+
+def _circumstances(recipe: Recipe, device: torch.device) -> tuple[Recipe, Circumstances]:
+    """Return the recipe for the network of its weights, and what `auto` looks at beside data."""
+    recipe, card = _with_weights(recipe)
+    return recipe, Circumstances(
+        device=device.type,
+        has_bf16=has_fast_bf16(device),
+        preprocessing=card.preprocessing if card else None,
+        weights_network=card.changes if card else {},
+    )
 
 
 def _with_weights(recipe: Recipe) -> tuple[Recipe, Card | None]:

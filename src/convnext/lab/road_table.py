@@ -6,11 +6,12 @@ paper's (Tables 10 and 11), and nothing here was trained.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convnext.road import Rung, roadmap
+from convnext.road import kept_rungs, roadmap
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,11 +28,13 @@ class RoadmapRow:
     departs_from: str
     kept: bool
     """Whether the road goes on from here, as it does not from kernels 9 and 11."""
+    image_size: int
+    """Side in pixels for which `macs` is counted; the stem's stride follows it."""
     params: int
     macs: int
     paper_top1: float
     paper_top1_std: float | None
-    paper_gmacs: float
+    paper_gmacs: float | None
     paper_misprint: bool
 
 
@@ -40,10 +43,12 @@ class Regime:
     """What the rungs of a regime lead to and are compared with (paper, Tables 10 and 11)."""
 
     title: str
-    rival: str
-    rival_top1: float
-    rival_gmacs: float
     runs: str
+    rival: str = ""
+    rival_top1: float = math.nan
+    rival_gmacs: float = math.nan
+    image_size: int = 224
+    """Side in pixels for which costs are counted, if nothing else is asked for."""
 
 
 REGIME_FACTS = {
@@ -61,6 +66,11 @@ REGIME_FACTS = {
         rival_gmacs=15.43,
         runs="one run each",
     ),
+    "mini": Regime(
+        title="From ResNet to ConvNeXt in small",
+        runs="of its ResNet-50 regime, mean of three runs, bars ± one standard deviation",
+        image_size=32,
+    ),
 }
 MISPRINT = (
     "Table 10 of the paper prints 4.46 and 4.49 GMACs at the last two rungs. No consistent "
@@ -69,24 +79,32 @@ MISPRINT = (
 )
 
 
-def roadmap_rows(regime: str = "resnet50") -> list[RoadmapRow]:
+def roadmap_rows(regime: str = "resnet50", *, image_size: int = 0) -> list[RoadmapRow]:
     """Return the rungs of a regime in order, each counted on the network as it is built.
 
+    Args:
+        regime: "resnet50", "resnet200" or "mini".
+        image_size: Side in pixels of the image for which is counted; 0 for 224, or 32 for `mini`.
+            Below 65 pixels the stem has the smaller stride that `auto` gives it.
+
     Raises:
-        ValueError: If the regime is neither "resnet50" nor "resnet200".
+        ValueError: If there is no such regime.
     """
     import torch
 
     from convnext.costs import cost
     from convnext.family import create_model
+    from convnext.road import stem_stride
 
     rungs = roadmap(regime)
-    kept = _kept(rungs)
+    size = image_size or REGIME_FACTS[regime].image_size
+    kept = kept_rungs(rungs)
     rows = []
     for rung in rungs:
         # Shapes suffice for counting; no memory is touched.
         with torch.device("meta"):
-            counted = cost(create_model(f"roadmap/{regime}/{rung.name}"))
+            name = f"roadmap/{regime}/{rung.name}"
+            counted = cost(create_model(name, stem_stride=stem_stride(size)), size)
         rows.append(
             RoadmapRow(
                 regime=regime,
@@ -95,6 +113,7 @@ def roadmap_rows(regime: str = "resnet50") -> list[RoadmapRow]:
                 what=rung.what,
                 departs_from=rung.departs_from,
                 kept=rung.name in kept,
+                image_size=size,
                 params=counted.params,
                 macs=counted.macs,
                 paper_top1=rung.paper_top1,
@@ -106,14 +125,17 @@ def roadmap_rows(regime: str = "resnet50") -> list[RoadmapRow]:
     return rows
 
 
+GIGA, MEGA = "GMACs", "MMACs"
+
 # Header, the narrowest terminal that shows the column, alignment, and the cell of a row.
 Column = tuple[str, int, Any, Callable[[RoadmapRow], str]]
 COLUMNS: tuple[Column, ...] = (
     ("rung", 0, "left", lambda row: row.rung if row.kept else f"{row.rung} (not kept)"),
     ("what changes", 72, "left", lambda row: row.what),
     ("params M", 60, "right", lambda row: f"{row.params / 1e6:.2f}"),
-    ("GMACs", 0, "right", lambda row: f"{row.macs / 1e9:.2f}"),
-    ("paper", 48, "right", lambda row: f"{row.paper_gmacs:.2f}{star(row)}"),
+    (GIGA, 0, "right", lambda row: "" if is_small(row) else f"{row.macs / 1e9:.2f}"),
+    (MEGA, 0, "right", lambda row: f"{row.macs / 1e6:.2f}" if is_small(row) else ""),
+    ("paper", 48, "right", lambda row: _paper_gmacs(row)),
     ("top-1 %", 0, "right", lambda row: f"{row.paper_top1:.2f}"),
     ("±", 100, "right", lambda row: _std(row)),
 )
@@ -131,7 +153,10 @@ def print_roadmap(rows: Sequence[RoadmapRow], console: Console) -> None:
     ]
     shown = {header for header, *_ in columns}
     table = Table(
-        title=f"{facts.title} at 224 px", title_style="bold", title_justify="left", box=None
+        title=f"{facts.title}, at {rows[0].image_size} px",
+        title_style="bold",
+        title_justify="left",
+        box=None,
     )
     for header, _, justify, _ in columns:
         table.add_column(header, justify=justify, no_wrap=header != "what changes")
@@ -147,26 +172,31 @@ def print_roadmap(rows: Sequence[RoadmapRow], console: Console) -> None:
         "paper": f"{facts.rival_gmacs:.2f}",
         "top-1 %": f"{facts.rival_top1:.2f}",
     }
-    table.add_row()
-    table.add_row(*(rival.get(header, "") for header, *_ in columns), style="italic")
+    if facts.rival and rows[0].image_size == facts.image_size:
+        table.add_row()
+        table.add_row(*(rival.get(header, "") for header, *_ in columns), style="italic")
     console.print(table)
+    unit = "MMACs, 10^6" if is_small(rows[0]) else "GMACs, 10^9"
+    whose = "The accuracies are the paper's: "
+    if "paper" in shown:
+        whose = "The column paper and the accuracies are the paper's: "
     console.print(
-        "\nGMACs, 10^9 multiply-accumulates, are counted here on the built networks. The column "
-        f"paper and the accuracies are the paper's: {facts.runs.split(',')[0]}, none trained here.",
+        f"\n{unit} multiply-accumulates, are counted here on the built networks. {whose}"
+        f"{', '.join(facts.runs.split(', ')[:-1]) or facts.runs}, none trained here.",
         style="dim",
     )
     if "paper" in shown and any(row.paper_misprint for row in rows):
         console.print(f"* {MISPRINT}", style="dim")
 
 
-def _kept(rungs: Sequence[Rung]) -> set[str]:
-    """Return the names on the way back from the last rung to the first."""
-    before = {rung.name: rung.departs_from for rung in rungs}
-    name, kept = rungs[-1].name, {rungs[0].name}
-    while name not in kept:
-        kept.add(name)
-        name = before[name]
-    return kept
+def is_small(row: RoadmapRow) -> bool:
+    """Whether the costs of a regime are millions rather than 10^9."""
+    return row.regime == "mini"
+
+
+def _paper_gmacs(row: RoadmapRow) -> str:
+    at_224 = row.image_size == REGIME_FACTS["resnet50"].image_size
+    return "" if row.paper_gmacs is None or not at_224 else f"{row.paper_gmacs:.2f}{star(row)}"
 
 
 def star(row: RoadmapRow) -> str:

@@ -7,24 +7,17 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from convnext.atomic import atomic_write, write_text
-from convnext.roadmap_table import REGIME_FACTS, Regime, RoadmapRow, star
+from convnext.lab.road_table import REGIME_FACTS, Regime, RoadmapRow, is_small, star
+from convnext.lab.stairs import GROUPS, aligned, beside, climb
+from convnext.lab.stairs import places as places_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which stay apart for every kind of colour vision.
-GROUPS = {
-    "start": ("start", "#667080"),
-    "macro": ("macro design", "#0072b2"),
-    "resnext": ("ResNeXt-ify", "#c77b00"),
-    "inverted": ("inverted bottleneck", "#009e73"),
-    "kernel": ("large kernel", "#b8558a"),
-    "micro": ("micro design", "#d55e00"),
-}
 # Where the names of the rungs begin, in widths of the plot to the left of it.
 NAMES = -1.28
 
@@ -43,21 +36,22 @@ def draw_staircase(rows: Sequence[RoadmapRow], path_stem: str | Path, regime: st
 
 
 def staircase_csv(rows: Sequence[RoadmapRow], facts: Regime) -> str:
-    """Return the rows and, as the last line, the rival that the figure compares them with."""
+    """Return the rows and, as the last line, the rival that they are compared with, if any."""
     text = io.StringIO()
     names = [f.name for f in fields(RoadmapRow)]
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    writer.writerow(
-        {
-            "regime": rows[0].regime,
-            "rung": facts.rival,
-            "group": "rival",
-            "paper_top1": facts.rival_top1,
-            "paper_gmacs": facts.rival_gmacs,
-        }
-    )
+    if facts.rival:
+        writer.writerow(
+            {
+                "regime": rows[0].regime,
+                "rung": facts.rival,
+                "group": "rival",
+                "paper_top1": facts.rival_top1,
+                "paper_gmacs": facts.rival_gmacs,
+            }
+        )
     return text.getvalue()
 
 
@@ -67,8 +61,9 @@ def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
 
     from convnext.figures import INK, MUTED, figure_style
 
-    places, headings = _places(rows)
-    bottom = places[-1] + 1.7
+    places, headings = places_of([row.group for row in rows])
+    bottom = places[-1] + (1.7 if facts.rival else 0)
+    unit = 1e6 if is_small(rows[0]) else 1e9
     margins = {"left": 0.37, "right": 0.925, "top": 0.9, "bottom": 0.125, "wspace": 0.31}
     with figure_style():
         fig = Figure(figsize=(8.2, 7.2))
@@ -80,19 +75,21 @@ def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
         _draw_macs(bars, rows, places)
         for y, group in headings:
             label, colour = GROUPS[group]
-            _beside(dots, label, y, x=NAMES, weight="bold", color=colour)
+            beside(dots, label, y, x=NAMES, weight="bold", color=colour)
         for row, y in zip(rows, places, strict=True):
             ink = INK if row.kept else MUTED
-            _beside(dots, row.what + ("" if row.kept else ", not kept"), y, x=NAMES, color=ink)
+            beside(dots, row.what + ("" if row.kept else ", not kept"), y, x=NAMES, color=ink)
             weight = "bold" if row is rows[-1] else "normal"
-            _beside(dots, f"{row.paper_top1:.2f}", y, color=ink, weight=weight)
-            _beside(bars, f"{_aligned(row.macs / 1e9)}{star(row)}", y, color=ink, weight=weight)
-        _beside(dots, f"{facts.rival}, for comparison", bottom, x=NAMES, weight="bold")
-        for axes, value in ((dots, facts.rival_top1), (bars, facts.rival_gmacs)):
+            beside(dots, f"{row.paper_top1:.2f}", y, color=ink, weight=weight)
+            beside(bars, f"{aligned(row.macs / unit)}{star(row)}", y, color=ink, weight=weight)
+        rival = ((dots, facts.rival_top1), (bars, facts.rival_gmacs)) if facts.rival else ()
+        if rival:
+            beside(dots, f"{facts.rival}, for comparison", bottom, x=NAMES, weight="bold")
+        for axes, value in rival:
             axes.plot([value, value], [-0.9, bottom], "--", color=MUTED, linewidth=1, zorder=0.5)
             axes.plot([value], [bottom], "D", color=INK, markersize=5.5)
-            _beside(axes, _aligned(value), bottom)
-        fig.text(0.015, 0.956, f"{facts.title}, one decision at a time", fontsize=14, weight="bold")
+            beside(axes, aligned(value), bottom)
+        fig.text(0.015, 0.956, _title(facts), fontsize=14, weight="bold")
         fig.text(
             0.015,
             0.926,
@@ -110,10 +107,7 @@ def _draw_top1(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) 
     from convnext.figures import GRID, PAPER
 
     kept = [(row.paper_top1, y) for row, y in zip(rows, places, strict=True) if row.kept]
-    # Down to the next rung, then across to its accuracy.
-    x = [value for value, _ in kept for _ in range(2)][:-1]
-    y = [place for _, place in kept for _ in range(2)][1:]
-    axes.plot(x, y, color="#b4bcc7", linewidth=1.4, zorder=2)
+    climb(axes, kept)
     for row, place in zip(rows, places, strict=True):
         colour = GROUPS[row.group][1]
         axes.errorbar(
@@ -139,60 +133,33 @@ def _draw_top1(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) 
 def _draw_macs(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) -> None:
     from convnext.figures import PAPER
 
+    unit, name = (1e6, "10⁶") if is_small(rows[0]) else (1e9, "10⁹")
     for row, place in zip(rows, places, strict=True):
         colour = GROUPS[row.group][1]
         axes.barh(
             place,
-            row.macs / 1e9,
+            row.macs / unit,
             height=0.6,
             color=colour if row.kept else PAPER,
             edgecolor=colour,
             hatch=None if row.kept else "/////",
             linewidth=0.8,
         )
-    axes.set_xlabel("10⁹ MACs at 224 px (counted)")
+    axes.set_xlabel(f"{name} MACs at {rows[0].image_size} px (counted)")
     axes.grid(False)
 
 
+def _title(facts: Regime) -> str:
+    return f"{facts.title}, one decision at a time" if facts.rival else facts.title
+
+
 def _notes(rows: Sequence[RoadmapRow], facts: Regime) -> str:
-    notes = f"Top-1: arXiv 2201.03545, {facts.runs}. Hollow, hatched: tried, not kept. "
-    notes += f"{facts.rival}: the paper's figures."
+    notes = f"Top-1: arXiv 2201.03545, {facts.runs}. Hollow, hatched: tried, not kept."
+    if facts.rival:
+        notes += f" {facts.rival}: the paper's figures."
     if any(row.paper_misprint for row in rows):
         notes += (
             "\n* Table 10 of the paper prints 4.46 and 4.49; its Figure 2 prints 4.2 and 4.5, "
             "and the released ConvNeXt-T counts 4.4555."
         )
     return notes
-
-
-def _places(rows: Sequence[RoadmapRow]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return the vertical place of every row, and of the heading above each group."""
-    places: list[float] = []
-    headings: list[tuple[float, str]] = []
-    y = -1.0
-    for i, row in enumerate(rows):
-        if i == 0 or row.group != rows[i - 1].group:
-            headings.append((y + (0.35 if i else 0), row.group))
-            y += 1.35 if i else 1.0
-        places.append(y)
-        y += 1
-    return places, headings
-
-
-def _beside(axes: Axes, words: str, y: float, *, x: float = 1.0, **style: Any) -> None:
-    """Write beside the axes at a height in data units: at a column on the left, or at the right."""
-    axes.annotate(
-        words,
-        (x, y),
-        xycoords=("axes fraction", "data"),
-        xytext=(6 if x == 1 else 0, 0),
-        textcoords="offset points",
-        va="center",
-        annotation_clip=False,
-        **style,
-    )
-
-
-def _aligned(value: float) -> str:
-    """Return a number as wide as 15.01, the missing digit a space of a digit's width."""
-    return f"{value:5.2f}".replace(" ", "\u2007")

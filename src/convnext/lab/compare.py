@@ -1,0 +1,150 @@
+"""Studies of any networks, ours and timm's, under one recipe."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+
+from convnext.family import FAMILY, network_configs
+from convnext.lab.plan import Entry, Paper
+from convnext.lab.road_study import paper_of, parse_value, pin_network, show, split_list
+from convnext.names import nearest
+from convnext.road import PAPER_REGIMES, roadmap
+
+# LABEL=NAME@WEIGHTS:field=value,field=value, all but the name optional.
+SPEC = re.compile(
+    r"(?:(?P<label>[\w.\- ]+)=)?(?P<model>[^=@:]+)"
+    r"(?:@(?P<weights>[^=]+?))?(?::(?P<changes>\w+=.*))?"
+)
+GROUPS = (
+    ("resnext", "ResNeXt"),
+    ("resnet", "ResNet"),
+    ("swin", "Swin"),
+    ("deit", "ViT"),
+    ("vit", "ViT"),
+)
+# The names that the paper gives to networks of timm.
+PAPER_NAMES = {
+    "timm/deit_small_patch16_224": "DeiT-S",
+    "timm/deit_base_patch16_224": "DeiT-B",
+    "timm/swin_tiny_patch4_window7_224": "Swin-T",
+    "timm/swin_small_patch4_window7_224": "Swin-S",
+    "timm/swin_base_patch4_window7_224": "Swin-B",
+    "timm/vit_small_patch16_224": "ViT-S",
+    "timm/vit_base_patch16_224": "ViT-B",
+    "timm/vit_large_patch16_224": "ViT-L",
+    "convnext_tiny": "ConvNeXt-T",
+    "convnext_small": "ConvNeXt-S",
+    "convnext_base": "ConvNeXt-B",
+    "convnext_large": "ConvNeXt-L",
+    "convnext_isotropic_small": "ConvNeXt-S(iso)",
+    "convnext_isotropic_base": "ConvNeXt-B(iso)",
+    "convnext_isotropic_large": "ConvNeXt-L(iso)",
+}
+
+
+def entries_of(specs: Sequence[str]) -> list[Entry]:
+    """Return an entry for every `[LABEL=]MODEL[@WEIGHTS][:field=value,...]`.
+
+    The first one is what the others are compared with. Fields are those of `NetworkConfig` for
+    networks of ours, and arguments of the network for those of timm.
+
+    Raises:
+        ValueError: If a model is unknown, a field is no `field=value`, or two have one label.
+    """
+    entries: list[Entry] = []
+    for spec in specs:
+        entry = _entry(spec, departs_from=entries[0].name if entries else "")
+        if entry.name in {other.name for other in entries}:
+            raise ValueError(f"two networks are called {entry.name!r}; label one: LABEL=MODEL")
+        entries.append(entry)
+    return entries
+
+
+def _entry(spec: str, *, departs_from: str) -> Entry:
+    found = SPEC.fullmatch(spec)
+    if found is None:
+        raise ValueError(f"{spec!r} is not [LABEL=]MODEL[@WEIGHTS][:field=value,...]")
+    model, weights = found["model"], found["weights"]
+    changes = {}
+    for part in split_list(found["changes"] or ""):
+        name, equals, text = part.partition("=")
+        if not equals:
+            raise ValueError(f"{part!r} in {spec!r} is not field=value")
+        changes[name] = parse_value(text)
+    configs = network_configs()
+    if model.startswith("timm/"):
+        from convnext.peers import list_peers
+
+        if model not in list_peers(model):
+            near = nearest(model, list_peers("timm/*"))
+            raise ValueError(f"timm has no model {model.removeprefix('timm/')!r}{near}")
+    elif model not in configs:
+        raise ValueError(f"there is no model {model!r}{nearest(model, configs)}")
+    leaves = dict(pin_network(FAMILY[model])) if model in FAMILY else {}
+    settings = {f"network.{name}": changes.pop(name) for name in list(changes) if name in _OWN}
+    leaves |= settings
+    if changes:
+        leaves["network.changes"] = changes
+    if weights:
+        leaves["weights"] = weights
+    label = found["label"] or model.removeprefix("timm/") + (f"@{weights}" if weights else "")
+    if changes and not found["label"]:
+        label += ":" + ",".join(f"{name}={show(value)}" for name, value in changes.items())
+    # A changed network is none of the paper's.
+    paper = paper_figures(model) if not changes else Paper()
+    return Entry(
+        name=label,
+        what=_describe(model, changes),
+        group=group_of(model),
+        model=model,
+        changes=leaves,
+        departs_from=departs_from,
+        paper=paper,
+    )
+
+
+# Fields of the network that are settings of a recipe too.
+_OWN = ("drop_path_rate", "layer_scale_init", "stem", "stem_stride", "norm", "head_init_scale")
+
+
+def group_of(model: str) -> str:
+    """Return the kind of a network, by which figures choose its colour."""
+    if not model.startswith("timm/"):
+        return "ConvNeXt" if "isotropic" not in model else "ConvNeXt (isotropic)"
+    name = model.removeprefix("timm/")
+    return next((group for start, group in GROUPS if start in name), "other")
+
+
+def paper_figures(model: str) -> Paper:
+    """Return what the paper reports of a network trained on ImageNet-1K at 224."""
+    for regime in PAPER_REGIMES:
+        for rung in roadmap(regime):
+            if model == f"roadmap/{regime}/{rung.name}":
+                return paper_of(rung, regime)
+    name = PAPER_NAMES.get(model)
+    return _figures().get(name, Paper(name=name)) if name else Paper()
+
+
+@cache
+def _figures() -> dict[str, Paper]:
+    text = (resources.files("convnext.lab") / "imagenet1k.csv").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return {
+        row["model"]: Paper(
+            name=row["model"],
+            top1=float(row["top1"]),
+            gmacs=float(row["gmacs"]),
+            images_per_s=float(row["images_per_s"]),
+        )
+        for row in csv.DictReader(lines)
+    }
+
+
+def _describe(model: str, changes: dict[str, object]) -> str:
+    if not changes:
+        return model
+    return f"{model}, " + ", ".join(f"{name} {show(value)}" for name, value in changes.items())

@@ -1,0 +1,241 @@
+"""The page of a study: its story in order, from the table, the plan and the run folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convnext.atomic import write_text
+from convnext.config import NetworkConfig, change
+from convnext.figures import Curve, draw_curves, inline_svg, save_bytes
+from convnext.lab.block_picture import block_svg, changed_fields
+from convnext.lab.figures import write_figures
+from convnext.lab.plan import Entry, Study, read_study
+from convnext.lab.results import FINISHED, Result, read_results
+from convnext.lab.stairs import GROUPS
+from convnext.lab.statistics import Summary, correlate, summarise
+from convnext.lab.table import difference, mean_and_std, notes, shorten
+from convnext.report import duration
+from convnext.train.log import read_metrics
+
+TITLES = {
+    "top1_macs": "Accuracy against multiply-accumulates",
+    "top1_throughput": "Accuracy against measured speed",
+    "top1_params": "Accuracy against parameters",
+}
+SEED_COLOURS = ("#1f66b5", "#e8710a", "#009e73", "#b8558a", "#667080", "#c77b00")
+
+
+def write_page(root: Path) -> Path:
+    """Write report.html and the figures into the folder of a study; return the page's path.
+
+    Raises:
+        ValueError: If the folder does not hold a study and its table.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    plan, results = read_study(root), read_results(root / "results.csv")
+    summaries = summarise(results)
+    drawn = write_figures(root)
+    facts = json.loads((root / "results.json").read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=PackageLoader("convnext"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    finished = sum(result.state == FINISHED for result in results)
+    page = environment.get_template("study.html.jinja").render(
+        title=plan.title,
+        headline=_headline(plan, results, facts),
+        reading=reading(summaries),
+        notes=notes(results).split("\n"),
+        finished=finished,
+        staircase=inline_svg(drawn["staircase"], "staircase", _spoken(summaries)),
+        scatters=[
+            {"title": title, "svg": inline_svg(drawn[name], name, f"{title}; numbers below.")}
+            for name, title in TITLES.items()
+            if name in drawn
+        ],
+        rows=[_row(summary) for summary in summaries],
+        has_paper=any(s.first.paper_top1 is not None for s in summaries),
+        has_speed=any(s.first.infer_images_per_s is not None for s in summaries),
+        entries=[_story(root, plan, summary, number) for number, summary in enumerate(summaries)],
+        command=plan.command,
+        environment=_environment(facts),
+    )
+    write_text(root / "report.html", page)
+    return root / "report.html"
+
+
+def reading(summaries: Sequence[Summary]) -> list[str]:
+    """Return what the numbers say, in plain sentences."""
+    measured = [s for s in summaries if s.estimate is not None]
+    if not measured:
+        return ["No run has finished yet."]
+    said = []
+    compared = [s for s in measured if s.comparison and s.comparison.words != "the same network"]
+    for words, verb in (("better", "gained"), ("worse", "lost")):
+        seen = [s for s in compared if s.comparison and s.comparison.words == words]
+        seen.sort(key=lambda s: -abs(_mean_difference(s)))
+        if seen:
+            named = ", ".join(f"{_called(s)} ({_mean_difference(s):+.2f})" for s in seen)
+            said.append(f"More than the seeds explain {verb}: {named}.")
+    unseen = [s for s in compared if s.comparison and s.comparison.words == "no difference seen"]
+    if unseen:
+        said.append(f"No difference seen: {', '.join(map(_called, unseen))}.")
+    if any(s.comparison and s.comparison.words == "one seed" for s in compared):
+        said.append("With one seed, differences are what one run happened to give.")
+    best = max(measured, key=lambda s: s.estimate.mean if s.estimate else 0)
+    said.append(f"Highest: {_called(best)}, {mean_and_std(best.estimate)} %.")
+    found = correlate(summaries)
+    if found is not None:
+        said.append(
+            f"Ranked by these accuracies and by the paper's, the {found.count} networks agree to "
+            f"{found.spearman:+.2f} (Spearman; 1 is the same order, 0 none)."
+        )
+    lost = [s for s in summaries if s.estimate is None]
+    if lost:
+        said.append(f"Nothing to show yet of {', '.join(map(_called, lost))}.")
+    return said
+
+
+def network_of(entry: Entry) -> NetworkConfig | None:
+    """Return the configuration of a network of ours; None for a peer."""
+    from convnext.family import network_configs
+
+    config = network_configs().get(entry.model)
+    if config is None:
+        return None
+    known = set(NetworkConfig.__dataclass_fields__)
+    changes = dict(entry.changes.get("network.changes", {}))
+    for name, value in entry.changes.items():
+        leaf = name.removeprefix("network.")
+        if name.startswith("network.") and leaf in known and value != "auto":
+            changes[leaf] = value
+    return change(config, **changes)
+
+
+def _headline(
+    plan: Study, results: Sequence[Result], facts: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    spent = sum(result.seconds or 0 for result in results if result.runs_as == result.entry)
+    finished = sum(result.state == FINISHED for result in results)
+    sizes = {result.image_size for result in results if result.image_size}
+    epochs = sorted({result.epochs for result in results if result.epochs})
+    said = [
+        ("data", Path(plan.recipe.data).name or plan.recipe.data),
+        ("networks", str(len(plan.entries))),
+        ("seeds", str(len(plan.seeds))),
+        ("runs", f"{finished} of {len(results)}"),
+        ("training time", duration(spent)),
+    ]
+    if epochs:
+        few = f"{epochs[0]:g}" + (f" to {epochs[-1]:g}" if len(epochs) > 1 else "")
+        said.append(("epochs", few))
+    if len(sizes) == 1:
+        said.append(("pixels", str(sizes.pop())))
+    return said
+
+
+def _row(summary: Summary) -> dict[str, str]:
+    first, estimate = summary.first, summary.estimate
+    interval = ""
+    if estimate is not None and estimate.low is not None:
+        interval = f"{estimate.low:.2f} to {estimate.high:.2f}"
+    states = sorted({state for state in summary.states.values() if state != FINISHED})
+    return {
+        "name": first.entry,
+        "what": first.what,
+        "colour": GROUPS.get(first.group, GROUPS["other"])[1],
+        "params": shorten(first.params) if first.params else "",
+        "macs": shorten(first.macs) if first.macs else "",
+        "train": f"{first.train_images_per_s:,.0f}" if first.train_images_per_s else "",
+        "infer": f"{first.infer_images_per_s:,.0f}" if first.infer_images_per_s else "",
+        "memory": f"{first.train_memory / 1e6:,.0f}" if first.train_memory else "",
+        "top1": mean_and_std(estimate) or ", ".join(states),
+        "interval": interval,
+        "difference": difference(summary),
+        "words": summary.comparison.words if summary.comparison else "",
+        "paper": f"{first.paper_top1:.2f}" if first.paper_top1 is not None else "",
+        "reasons": "; ".join(summary.reasons),
+    }
+
+
+def _story(root: Path, plan: Study, summary: Summary, number: int) -> dict[str, Any]:
+    """Return what the page tells of one network."""
+    entries = {entry.name: entry for entry in plan.entries}
+    entry = entries[summary.first.entry]
+    config = network_of(entry)
+    base = entries.get(entry.departs_from)
+    before = network_of(base) if base else None
+    changed = changed_fields(config, before) if config and before else []
+    changed += [
+        (name, str(_asked(plan, name)), str(value))
+        for name, value in entry.changes.items()
+        if not name.startswith("network.")
+    ]
+    folders = {seed: plan.run_folder(root, entry, seed) for seed in plan.seeds}
+    return {
+        "id": f"network-{number}",
+        "group": GROUPS.get(entry.group, GROUPS["other"])[0],
+        "row": _row(summary),
+        "same_as": "" if entry.own_name == entry.name else entry.own_name,
+        "against": summary.comparison.to if summary.comparison else "",
+        "block": block_svg(config, before) if config else "",
+        "changed": changed,
+        "curves": _curves(folders, f"curve-{number}"),
+        "links": [
+            (seed, (folder / "report.html").relative_to(root).as_posix())
+            for seed, folder in folders.items()
+            if (folder / "report.html").is_file()
+        ],
+    }
+
+
+def _asked(plan: Study, name: str) -> Any:
+    """Return what the recipe of all says about a setting that an entry changes."""
+    from convnext.recipe import flatten
+
+    return dict(flatten(plan.recipe)).get(name, "")
+
+
+def _curves(folders: Mapping[int, Path], name: str) -> str:
+    """Return top-1 over the images seen, a line per seed; "" where nothing was evaluated."""
+    curves = []
+    for i, (seed, folder) in enumerate(folders.items()):
+        path = folder / "metrics.jsonl"
+        rows = read_metrics(path) if path.is_file() else []
+        points = [
+            (row["images"], row["top1"])
+            for row in rows
+            if row["kind"] == "val" and row.get("weights") == "model"
+        ]
+        if points:
+            x, y = zip(*points, strict=True)
+            colour = SEED_COLOURS[i % len(SEED_COLOURS)]
+            curves.append(Curve(label=f"seed {seed}", x=x, y=y, colour=colour))
+    if not curves:
+        return ""
+    figure = draw_curves(curves, label="top-1, %")
+    return inline_svg(save_bytes(figure, "svg").decode(), name, "Top-1 of every seed.")
+
+
+def _environment(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, str(value)) for name, value in facts.get("environment", {}).items()]
+
+
+def _spoken(summaries: Sequence[Summary]) -> str:
+    parts = [f"{_called(s)} {mean_and_std(s.estimate)}" for s in summaries if s.estimate]
+    return "Top-1 in percent: " + "; ".join(parts) if parts else "No run has finished yet."
+
+
+def _called(summary: Summary) -> str:
+    return summary.first.what if summary.first.study == "roadmap" else summary.first.entry
+
+
+def _mean_difference(summary: Summary) -> float:
+    return summary.comparison.difference.mean if summary.comparison else 0.0

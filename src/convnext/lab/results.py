@@ -1,0 +1,116 @@
+"""The results of a study: one table, a row for every network and seed.
+
+What a network is, costs and is said to reach by the paper is repeated on each of its rows, so that
+every figure and page can be drawn from the CSV alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+from convnext.atomic import write_text
+
+FINISHED, WAITING, DIVERGED, FAILED = "finished", "waiting", "diverged", "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One network and seed. None where there is nothing: not measured, not known, not trained."""
+
+    study: str
+    """"roadmap", "ablate" or "compare"."""
+    regime: str
+    """Of the road, "" elsewhere."""
+    entry: str
+    """The network's name in this study: a rung, a changed field, a model."""
+    what: str
+    """What changes, in a few words."""
+    group: str
+    """"start", "macro", "resnext", "inverted", "kernel" or "micro" on the road; else a family."""
+    kept: bool
+    """Whether the road goes on from here."""
+    departs_from: str
+    """The entry that it is compared with; "" for none."""
+    runs_as: str
+    """The entry whose runs these are, for it is the same network and recipe; else itself."""
+    seed: int
+    state: str
+    """"finished", "waiting" (also of a run that was interrupted), "diverged" or "failed"."""
+    top1: float | None = None
+    """On the validation set after the last step, in percent."""
+    top5: float | None = None
+    loss: float | None = None
+    best_top1: float | None = None
+    """The highest of all evaluations of the run, which flatters it."""
+    epochs: float | None = None
+    steps: int | None = None
+    images: int | None = None
+    """Training images seen."""
+    seconds: float | None = None
+    """Of training, over all its parts if it was interrupted."""
+    reason: str = ""
+    """Why a run diverged or failed."""
+    image_size: int | None = None
+    params: int | None = None
+    macs: int | None = None
+    """Multiply-accumulates of one image of `image_size`, counted here."""
+    train_images_per_s: float | None = None
+    infer_images_per_s: float | None = None
+    train_memory: int | None = None
+    """Bytes at the peak of a training step, as `convnext.lab.speed` defines them."""
+    infer_memory: int | None = None
+    speed_batch: int | None = None
+    paper_name: str = ""
+    """The network that the paper's figures belong to."""
+    paper_top1: float | None = None
+    """ImageNet-1K top-1 in percent, as the paper prints it."""
+    paper_top1_std: float | None = None
+    paper_gmacs: float | None = None
+    paper_images_per_s: float | None = None
+    """On the paper's device."""
+
+
+def write_results(folder: Path, results: Sequence[Result], facts: Mapping[str, Any]) -> None:
+    """Write results.csv and results.json, each whole at any moment."""
+    write_text(folder / "results.csv", results_csv(results))
+    tree = dict(facts) | {"results": [asdict(result) for result in results]}
+    write_text(folder / "results.json", json.dumps(tree, indent=1) + "\n")
+
+
+def results_csv(results: Sequence[Result]) -> str:
+    """Return the table as CSV, empty where a value is None."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in fields(Result)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(result) for result in results)
+    return text.getvalue()
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read results.csv.
+
+    Raises:
+        ValueError: If a column is missing, or a value is not of its column's type.
+    """
+    kinds = {name: _kind(hint) for name, hint in get_type_hints(Result).items()}
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    try:
+        return [Result(**{n: kind(row[n]) for n, kind in kinds.items()}) for row in rows]
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a table of results: {error}") from error
+
+
+def _kind(hint: Any) -> Any:
+    """Return the function that reads a cell of a type."""
+    if isinstance(hint, UnionType):
+        of = next(t for t in get_args(hint) if t is not type(None))
+        return lambda text: of(text) if text else None
+    return {"True": True, "False": False}.__getitem__ if hint is bool else hint

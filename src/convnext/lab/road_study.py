@@ -1,0 +1,213 @@
+"""Studies of the road: a walk along its rungs, or one decision varied at one of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from convnext.config import NetworkConfig, change
+from convnext.lab.plan import Entry, Paper
+from convnext.names import nearest
+from convnext.recipe import Recipe, change_recipe, flatten
+from convnext.road import Rung, kept_rungs, roadmap
+
+
+def choose_rungs(
+    regime: str, *, names: Sequence[str] = (), first: str = "", last: str = ""
+) -> list[Rung]:
+    """Return the rungs of a walk, in the order of the road.
+
+    Args:
+        regime: "resnet50", "resnet200" or "mini".
+        names: The rungs by name; none for all between `first` and `last`, both included.
+        first: Where the walk begins; "" for the beginning of the road.
+        last: Where it ends; "" for the end of the road.
+
+    Raises:
+        ValueError: If a name is unknown, or both ways of choosing are used.
+    """
+    rungs = roadmap(regime)
+    known = [rung.name for rung in rungs]
+    for name in (*names, first or known[0], last or known[-1]):
+        if name not in known:
+            raise ValueError(f"the road {regime} has no rung {name!r}{nearest(name, known)}")
+    if names and (first or last):
+        raise ValueError("give either --rungs, or --from and --to")
+    if names:
+        return [rung for rung in rungs if rung.name in names]
+    begin, end = known.index(first or known[0]), known.index(last or known[-1])
+    if begin > end:
+        raise ValueError(f"{first} comes after {last} on the road")
+    return list(rungs[begin : end + 1])
+
+
+def walk(regime: str, rungs: Sequence[Rung]) -> list[Entry]:
+    """Return an entry for every rung.
+
+    The recipe is the same for all, so the first two rungs of the road, which differ in nothing
+    else, share their runs where both are chosen.
+    """
+    kept = kept_rungs(roadmap(regime))
+    chosen = {rung.name: rung for rung in rungs}
+    entries: list[Entry] = []
+    for rung in rungs:
+        before = _nearest_before(rung, chosen, regime)
+        same = [e for e in entries if chosen[e.own_name].config == rung.config]
+        entries.append(
+            Entry(
+                name=rung.name,
+                what=rung.what,
+                group=rung.group,
+                model=f"roadmap/{regime}/{rung.name}",
+                departs_from=before,
+                runs_as=same[0].own_name if same else "",
+                kept=rung.name in kept,
+                paper=paper_of(rung, regime),
+            )
+        )
+    return entries
+
+
+def paper_of(rung: Rung, regime: str) -> Paper:
+    """Return what the paper reports of a rung; for `mini`, of the same rung at ResNet-50's size."""
+    name = {"resnet50": "ResNet-50 regime", "resnet200": "ResNet-200 regime"}
+    return Paper(
+        name=name.get(regime, "ResNet-50 regime"),
+        top1=rung.paper_top1,
+        top1_std=rung.paper_top1_std,
+        gmacs=rung.paper_gmacs,
+    )
+
+
+def parse_decisions(decisions: Sequence[str], config: NetworkConfig) -> list[tuple[str, list[Any]]]:
+    """Read `FIELD=a,b,c`, of the network or of the recipe (`optim.lr=1e-3,2e-3`).
+
+    Raises:
+        ValueError: If there is no such field, or a value is not valid for it.
+    """
+    known = [f.name for f in fields(NetworkConfig)]
+    settings = dict(flatten(Recipe()))
+    read = []
+    for decision in decisions:
+        name, equals, text = decision.partition("=")
+        values = [parse_value(part) for part in split_list(text)]
+        if not equals or not values:
+            raise ValueError(f"--ablate takes FIELD=VALUE,VALUE,..., not {decision!r}")
+        if name not in known and name not in settings:
+            raise ValueError(
+                f"neither a network nor a recipe has a setting {name!r}"
+                f"{nearest(name, [*known, *settings])}"
+            )
+        for value in values:
+            if name in known:
+                change(config, **{name: value})
+        read.append((name, values))
+    return read
+
+
+def ablation(regime: str, at: str, decisions: Sequence[tuple[str, Sequence[Any]]]) -> list[Entry]:
+    """Return the rung as it is, and every combination of the values that differs from it."""
+    rung = next(rung for rung in roadmap(regime) if rung.name == at)
+    model = f"roadmap/{regime}/{at}"
+    base = Entry(
+        name=at,
+        what="as on the road",
+        group=rung.group,
+        model=model,
+        paper=paper_of(rung, regime),
+    )
+    entries = [base]
+    for values in itertools.product(*(values for _, values in decisions)):
+        changed = dict(zip((name for name, _ in decisions), values, strict=True))
+        network = {n: v for n, v in changed.items() if "." not in n}
+        settings = {n: v for n, v in changed.items() if "." in n}
+        if not settings and change(rung.config, **network) == rung.config:
+            continue
+        name = ",".join(f"{n}={show(v)}" for n, v in changed.items())
+        entries.append(
+            Entry(
+                name=name,
+                what=", ".join(f"{n} {show(v)}" for n, v in changed.items()),
+                group="variant",
+                model=model,
+                changes=settings | ({"network.changes": network} if network else {}),
+                departs_from=at,
+                kept=False,
+            )
+        )
+    if len(entries) == 1:
+        raise ValueError(f"{at} has these values already; give others to --ablate")
+    return entries
+
+
+def pin_network(config: NetworkConfig) -> Mapping[str, Any]:
+    """Return the leaves of a recipe that keep a member of the family as the paper has it.
+
+    `auto` would give small data from scratch a batch norm and another stem.
+    """
+    return {
+        "network.stem": config.stem,
+        "network.norm": config.norm,
+        "network.layer_scale_init": config.layer_scale_init,
+    }
+
+
+def split_list(text: str) -> list[str]:
+    """Split at the commas outside of brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[({") - (letter in "])}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def parse_value(text: str) -> Any:
+    """Read a value as YAML does, but 1e-6 as a number too."""
+    import yaml
+
+    try:
+        return float(text) if _is_exponent(text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is not a value: {' '.join(str(error).split())}") from error
+
+
+def show(value: Any) -> str:
+    """Return a value without the spaces and brackets that names of folders do not take."""
+    if isinstance(value, list | tuple):
+        return "-".join(map(show, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def check_settings(recipe: Recipe, entries: Sequence[Entry]) -> None:
+    """See that the recipe takes what the entries change.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    from convnext.recipe import check_ranges, recipe_from_dict, to_dict
+
+    for entry in entries:
+        changed = change_recipe(recipe, dict(entry.changes))
+        check_ranges(recipe_from_dict(to_dict(changed), where=entry.name))
+
+
+def _nearest_before(rung: Rung, chosen: Mapping[str, Rung], regime: str) -> str:
+    """Return the chosen rung that a rung departs from, over those that were left out."""
+    every = {r.name: r for r in roadmap(regime)}
+    name = rung.departs_from
+    while name not in chosen and name != every[name].departs_from:
+        name = every[name].departs_from
+    return name if name in chosen and name != rung.name else ""
+
+
+def _is_exponent(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "e" in text.lower()

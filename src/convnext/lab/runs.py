@@ -1,0 +1,299 @@
+"""The runs of a study, in processes side by side: each is trained once, and goes on if killed.
+
+A run folder is finished when it holds `result.json`, which is written last. Everything else about
+a study follows from its plan and its run folders, so that it may be killed at any moment and
+started again by the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from convnext.atomic import write_text
+from convnext.lab.plan import Entry, Study
+from convnext.lab.results import DIVERGED, FAILED, FINISHED, WAITING
+from convnext.recipe import Recipe, recipe_from_dict, to_dict
+from convnext.train.faults import DivergedError, InterruptedRun
+from convnext.train.log import read_metrics
+from convnext.train.stop import StopSignals
+
+POLL_SECONDS = 0.5
+# What SIGTERM leaves a run to finish its step and save its state.
+GRACE_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run that is to be done."""
+
+    entry: Entry
+    seed: int
+    folder: Path
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """How it is called in what is printed."""
+        return f"{self.entry.name}, seed {self.seed}"
+
+
+def outcome(folder: Path) -> Mapping[str, Any]:
+    """Return what a run reached, as its folder says; the state "waiting" where it has not ended."""
+    try:
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"state": WAITING}
+    except ValueError as error:
+        raise ValueError(f"{folder / 'result.json'} is damaged; delete it: {error}") from error
+    return dict(found)
+
+
+def jobs_of(study: Study, root: Path) -> list[Job]:
+    """Return the runs that are not finished: seed by seed, so that the table is early of use."""
+    return [
+        Job(entry=entry, seed=seed, folder=folder, recipe=study.recipe_of(entry, seed))
+        for seed in study.seeds
+        for entry in study.own_entries()
+        if outcome(folder := study.run_folder(root, entry, seed))["state"] == WAITING
+    ]
+
+
+@contextmanager
+def held(root: Path) -> Iterator[None]:
+    """Hold the folder of a study, so that no second process trains into it.
+
+    Raises:
+        ValueError: If another process does.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another process works on {root}; wait for it or end it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_jobs(
+    jobs: list[Job],
+    *,
+    processes: int,
+    threads: int,
+    devices: Sequence[str] = (),
+    console: Console,
+    ended: Callable[[Job, Mapping[str, Any]], None],
+) -> None:
+    """Train all jobs, `processes` at a time, each of them on one device.
+
+    Args:
+        jobs: What is to be done, in this order.
+        processes: How many run at once.
+        threads: CPU threads of each; 0 leaves it to torch.
+        devices: GPUs by their number; process i sees the i-th only, round and round.
+        console: Where progress goes.
+        ended: Called after each job with its outcome, also of one that failed.
+
+    Raises:
+        InterruptedRun: If a signal asked for the end; every run in progress has saved its state.
+    """
+    waiting, running = list(jobs), list[_Worker]()
+    idle: list[_Worker] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+    bar.disable = not console.is_terminal
+    done, total = 0, len(jobs)
+    with bar, StopSignals() as stop:
+        task = bar.add_task("", total=total)
+        try:
+            while (waiting or running) and stop.received is None:
+                while waiting and len(running) < processes:
+                    taken = {worker.number for worker in running}
+                    number = next(n for n in range(processes) if n not in taken)
+                    worker = next((w for w in idle if w.number == number), None)
+                    if worker is None:
+                        worker = _Worker(number, threads, devices)
+                    else:
+                        idle.remove(worker)
+                    worker.begin(waiting.pop(0))
+                    running.append(worker)
+                bar.update(
+                    task,
+                    completed=done + sum(worker.share() for worker in running),
+                    description=f"{done} of {total} runs; "
+                    + " | ".join(worker.job.name for worker in running),
+                )
+                for worker in _ready(running):
+                    job, found = worker.end()
+                    running.remove(worker)
+                    if worker.process.is_alive():
+                        idle.append(worker)
+                    done += 1
+                    ended(job, found)
+        finally:
+            for worker in (*running, *idle):
+                worker.process.terminate()
+            for worker in (*running, *idle):
+                worker.process.join(GRACE_SECONDS)
+        if stop.received is not None:
+            raise InterruptedRun(
+                f"{stop.received} received: {done} of {total} runs are done, the others saved; the "
+                "same command goes on"
+            )
+
+
+def visible_devices() -> list[str]:
+    """Return the GPUs that this process may use, by number."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def describe_end(job: Job, found: Mapping[str, Any]) -> str:
+    """Return one line about a run that ended."""
+    if found["state"] == FINISHED:
+        return f"{job.name}: top-1 {found['top1']:.2f} % in {found['seconds']:.0f} s"
+    return f"{job.name}: {found['state']}: {found.get('reason', '')}"
+
+
+class _Worker:
+    """A process that trains one run after another."""
+
+    def __init__(self, number: int, threads: int, devices: Sequence[str]) -> None:
+        device = devices[number % len(devices)] if devices else None
+        context = multiprocessing.get_context("spawn")
+        self.number = number
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=_work, args=(theirs, threads, device), name=f"run {number}"
+        )
+        self.process.start()
+        theirs.close()
+        self.job: Any = None
+        self._shown, self._next_look = 0.0, 0.0
+
+    def begin(self, job: Job) -> None:
+        self.job, self._shown = job, 0.0
+        self.connection.send((to_dict(job.recipe), str(job.folder)))
+
+    def share(self) -> float:
+        """Return how much of the run is done, from 0 to 1."""
+        now = time.monotonic()
+        if now > self._next_look:
+            self._next_look = now + 3
+            epoch = _last_epoch(self.job.folder / "metrics.jsonl")
+            self._shown = min(1.0, epoch / float(self.job.recipe.schedule.epochs))
+        return self._shown
+
+    def end(self) -> tuple[Job, Mapping[str, Any]]:
+        """Return the job and its outcome, once either is there or the process has gone."""
+        try:
+            found = self.connection.recv() if self.connection.poll() else None
+        except (EOFError, OSError):
+            found = None
+        if found is None:
+            self.process.join(5)
+            code = self.process.exitcode
+            found = {"state": FAILED, "reason": f"its process ended with code {code}"}
+        return self.job, found
+
+
+def _ready(running: list[_Worker]) -> list[_Worker]:
+    """Return the workers that have something to say, or nothing any more."""
+    ends: dict[Any, _Worker] = {}
+    for worker in running:
+        ends[worker.connection] = ends[worker.process.sentinel] = worker
+    found = {ends[end].number: ends[end] for end in wait(list(ends), POLL_SECONDS)}
+    return list(found.values())
+
+
+def _last_epoch(path: Path) -> float:
+    """Return the epoch of the last whole row of a log that is being written."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 4096))
+            lines = stream.read().split(b"\n")[1:-1]
+        return float(json.loads(lines[-1])["epoch"])
+    except (OSError, IndexError, KeyError, ValueError):
+        return 0.0
+
+
+def _work(connection: Connection, threads: int, device: str | None) -> None:
+    """Train what comes through the connection, until nobody is at its other end."""
+    if device is not None:  # Before torch looks for devices: it finds this one only.
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    while True:
+        try:
+            recipe, folder = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            connection.send(_train(recipe_from_dict(recipe), Path(folder)))
+        except (InterruptedRun, KeyboardInterrupt, BrokenPipeError):
+            return
+
+
+def _train(recipe: Recipe, folder: Path) -> Mapping[str, Any]:
+    """Train one run to its end, and write its outcome where that is final."""
+    from convnext.train.run import train
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "console.txt").open("a", encoding="utf-8") as stream:
+        console = Console(file=stream, width=120, highlight=False)
+        try:
+            train(recipe, output=folder, resume=True, console=console)
+        except DivergedError as error:
+            found: dict[str, Any] = {"state": DIVERGED, "reason": str(error)}
+        # One network that does not fit must not end the study; its line says why it is missing.
+        except (ValueError, OSError, RuntimeError) as error:
+            console.print_exception()
+            return {"state": FAILED, "reason": " ".join(str(error).split())[:500]}
+        else:
+            found = {"state": FINISHED} | _scores(folder)
+    write_text(folder / "result.json", json.dumps(found) + "\n")
+    return found
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    """Return the scores of the last step's own weights, and what they took."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    measured = [r for r in rows if r["kind"] == "val" and r.get("weights") == "model"]
+    last = measured[-1]
+    kept = ("top1", "top5", "loss", "epoch", "step", "images", "seconds")
+    scores = {name: last[name] for name in kept if name in last}
+    return scores | {"best_top1": max(row["top1"] for row in measured)}
+
+
+def _leave_with(parent: Any) -> None:
+    """End this process when the one that started it has gone; a run saves its state first."""
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

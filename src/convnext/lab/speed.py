@@ -1,0 +1,226 @@
+"""How fast the networks of a study are here, and how much memory they need, measured side by side.
+
+Throughput is measured in rounds over all networks, so that a machine that slows down slows all of
+them, and the median of the rounds counts. Training is forward, backward and an AdamW step on one
+batch that is in memory already; inference is the forward pass without gradients.
+
+Memory is the peak of what tensors hold during such a step: weights, gradients, moments,
+activations and the batch. On a GPU it is what torch's allocator counts; on a CPU, where none
+counts, the storages of the tensors alive, without the scratch space inside of an operation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from convnext.atomic import write_text
+from convnext.device import autocast, environment
+from convnext.lab.plan import Entry, Study
+
+ROUNDS = 5
+SECONDS = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What one network costs on this machine."""
+
+    batch: int
+    train_images_per_s: float
+    infer_images_per_s: float
+    train_memory: int
+    infer_memory: int
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of the table of results."""
+        values = asdict(self)
+        return values | {"speed_batch": values.pop("batch")}
+
+
+def read_speeds(root: Path) -> dict[str, Speed]:
+    """Return what was measured for a study by the name of the entry; nothing where nothing was."""
+    try:
+        tree = json.loads((root / "speed.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {name: Speed(**values) for name, values in tree["entries"].items()}
+
+
+def speeds_of(plan: Study, task: Any, root: Path, console: Console) -> dict[str, Speed]:
+    """Measure every entry that has not been measured, and keep it in speed.json.
+
+    If one is missing, all are measured anew: figures of different moments are not compared.
+    """
+    entries = plan.own_entries()
+    known = read_speeds(root)
+    if not {entry.name for entry in entries} <= known.keys():
+        fresh = measure(plan, task, console)
+        facts = environment(task.device) | {"precision": plan.recipe.run.precision}
+        known = known | fresh
+        tree = {"environment": facts, "entries": {n: asdict(s) for n, s in known.items()}}
+        write_text(root / "speed.json", json.dumps(tree, indent=1) + "\n")
+    return known
+
+
+def measure(plan: Study, task: Any, console: Console) -> dict[str, Speed]:
+    """Measure all entries in rounds."""
+    entries = plan.own_entries()
+    benches: dict[str, _Bench] = {}
+    train: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    infer: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("measuring speed", total=len(entries) * (ROUNDS + 1))
+        for entry in entries:
+            benches[entry.name] = _Bench(plan, task, entry)
+            progress.advance(bar)
+        for _ in range(ROUNDS):
+            for name, bench in benches.items():
+                train[name].append(bench.rate(bench.train_step))
+                infer[name].append(bench.rate(bench.infer))
+                progress.advance(bar)
+    return {
+        name: bench.speed(statistics.median(train[name]), statistics.median(infer[name]))
+        for name, bench in benches.items()
+    }
+
+
+def epochs_for(plan: Study, speeds: Mapping[str, Speed], task: Any, minutes: float) -> list[Entry]:
+    """Return the entries with as many epochs as they train in `minutes`, one at least."""
+    images = task.steps_per_epoch * task.batch_size
+    entries = []
+    for entry in plan.entries:
+        rate = speeds[entry.own_name].train_images_per_s
+        epochs = max(1, math.floor(60 * minutes * rate / images))
+        changes = dict(entry.changes) | {"schedule.epochs": epochs}
+        entries.append(replace(entry, changes=changes))
+    return entries
+
+
+class _Bench:
+    """One network with an optimizer and a batch, on the device."""
+
+    def __init__(self, plan: Study, task: Any, entry: Entry) -> None:
+        own = task.under(plan.recipe_of(entry, plan.seeds[0]))
+        self.device: torch.device = task.device
+        self.precision = plan.recipe.run.precision
+        with torch.random.fork_rng(devices=[]):
+            model = own.build_model()
+        size = own.preprocessing.image_size
+        self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
+        self.batch_size = task.micro_batch_size
+        shape = (self.batch_size, own.preprocessing.in_chans, size, size)
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        self.images = images.to(self.device).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            self.classes = self.model(self.images[:2]).shape[1]
+        self.labels = torch.arange(self.batch_size, device=self.device) % self.classes
+        self.train_step()
+        self.train_memory = self._peak(self.train_step)
+        self.infer_memory = self._peak(self.infer)
+
+    def train_step(self) -> None:
+        self.model.train()
+        with autocast(self.device, self.precision):
+            loss = nn.functional.cross_entropy(self.model(self.images), self.labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def infer(self) -> None:
+        self.model.eval()
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            self.model(self.images)
+
+    def rate(self, work: Callable[[], None]) -> float:
+        """Return images per second of at least a quarter of a second of work, after a warm-up."""
+        work()
+        self._wait()
+        count, begin = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - begin) < SECONDS:
+            work()
+            self._wait()
+            count += 1
+        return float(count * self.batch_size / elapsed)
+
+    def speed(self, train: float, infer: float) -> Speed:
+        return Speed(
+            batch=self.batch_size,
+            train_images_per_s=round(train, 1),
+            infer_images_per_s=round(infer, 1),
+            train_memory=self.train_memory,
+            infer_memory=self.infer_memory,
+        )
+
+    def _peak(self, work: Callable[[], None]) -> int:
+        held = [*self.model.state_dict().values(), self.images, self.labels]
+        held += [t for s in self.optimizer.state.values() for t in s.values()]
+        if self.device.type == "cuda":
+            others = torch.cuda.memory_allocated(self.device) - _bytes(held)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            work()
+            return int(torch.cuda.max_memory_allocated(self.device) - others)
+        with PeakMemory(held) as peak:
+            work()
+        return int(peak.most)
+
+    def _wait(self) -> None:
+        if self.device.type != "cpu":
+            getattr(torch, self.device.type).synchronize()
+
+
+class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all storages that operations in the block make, while they are alive.
+
+    Args:
+        held: Tensors that are there already and count from the beginning.
+    """
+
+    def __init__(self, held: list[Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._alive: dict[int, int] = {}
+        for tensor in held:
+            self._see(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and see what it made."""
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            self._see(leaf)
+        return made
+
+    def _see(self, tensor: Any) -> None:
+        if not isinstance(tensor, Tensor):
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        self._alive[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._alive.pop(key, 0)
+
+
+def _bytes(tensors: list[Any]) -> int:
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())

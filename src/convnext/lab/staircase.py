@@ -1,0 +1,256 @@
+"""The staircase of a study: Figure 2 of the paper with one's own accuracies, from results alone.
+
+Accuracies measured here and those of the paper never share an axis: they belong to other data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from convnext.lab.results import FINISHED, Result
+from convnext.lab.stairs import GROUPS, beside, climb, places
+from convnext.lab.statistics import Summary, correlate, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Inches of a row, of what lies above and below the rows, of the names, and of a panel.
+ROW, ABOVE, BELOW, NAMES, PANEL = 0.27, 0.95, 0.95, 3.0, 2.25
+MAX_NAME = 40
+
+
+def staircase(results: Sequence[Result], title: str = "") -> Figure:
+    """Draw a line per network: its seeds, mean and interval; its MACs; and the paper's accuracy.
+
+    Args:
+        results: The table of a study of kind "roadmap", "ablate" or "compare".
+        title: The headline; "" for the name of the road.
+    """
+    from matplotlib.figure import Figure
+
+    from convnext.figures import INK, MUTED, figure_style
+
+    summaries = summarise(results)
+    at, headings = places([s.first.group for s in summaries])
+    panels = [_draw_top1, *([_draw_macs] if _all(summaries, "macs") else [])]
+    panels += [_draw_paper] if any(s.first.paper_top1 is not None for s in summaries) else []
+    height = ABOVE + BELOW + ROW * (at[-1] + 3)
+    width = NAMES + PANEL * (len(panels) + 0.35) + 0.3 * len(panels)
+    with figure_style():
+        fig = Figure(figsize=(width, height))
+        margins = {
+            "left": NAMES / width,
+            "right": 1 - 0.62 / width,
+            "top": 1 - ABOVE / height,
+            "bottom": BELOW / height,
+            "wspace": 0.36,
+        }
+        ratios = [1.35, 1.0, 0.8][: len(panels)]
+        if len(panels) == 2 and panels[1] is _draw_paper:
+            ratios = [1.35, 0.8]
+        axes = fig.subplots(
+            1,
+            len(panels),
+            sharey=True,
+            squeeze=False,
+            gridspec_kw={"width_ratios": ratios, **margins},
+        )[0]
+        axes[0].set_ylim(at[-1] + 0.9, -1.6)
+        for panel, draw in zip(axes, panels, strict=True):
+            draw(panel, summaries, at)
+            panel.tick_params(labelleft=False)
+        x = -(NAMES - 0.15) / (axes[0].get_position().width * width)
+        for y, group in headings:
+            label, colour = GROUPS.get(group, GROUPS["other"])
+            beside(axes[0], label, y, x=x, weight="bold", color=colour)
+        for summary, y in zip(summaries, at, strict=True):
+            beside(axes[0], _label(summary), y, x=x, color=INK if summary.first.kept else MUTED)
+        fig.text(
+            0.15 / width, 1 - 0.3 / height, title or _title(results), fontsize=13, weight="bold"
+        )
+        fig.text(0.15 / width, 1 - 0.53 / height, _subtitle(results), color=MUTED)
+        fig.text(
+            0.15 / width, 0.1 / height, _notes(summaries), fontsize=8, color=MUTED, linespacing=1.5
+        )
+    return fig
+
+
+def _draw_top1(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    from convnext.figures import GRID, INK, MUTED, PAPER
+
+    on_road = summaries[0].first.study == "roadmap"
+    drawn = [
+        (s.estimate.mean, y)
+        for s, y in zip(summaries, at, strict=True)
+        if s.estimate is not None and s.first.kept
+    ]
+    if on_road and drawn:
+        climb(axes, drawn)
+    for summary, y in zip(summaries, at, strict=True):
+        colour, estimate = colour_of(summary), summary.estimate
+        if estimate is None:
+            beside(axes, _state(summary), y, color=MUTED)
+            continue
+        values = list(summary.top1.values())
+        axes.plot(
+            values, [y] * len(values), "o", color=colour, alpha=0.35, markersize=3.6, zorder=2.5
+        )
+        spread = None
+        if estimate.low is not None and estimate.high is not None:
+            spread = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
+        axes.errorbar(
+            estimate.mean,
+            y,
+            xerr=spread,
+            fmt="D",
+            color=colour,
+            markerfacecolor=colour if summary.first.kept else PAPER,
+            markersize=5.2,
+            elinewidth=1.1,
+            capsize=2,
+            zorder=3,
+        )
+        last = summary is summaries[-1]
+        beside(axes, f"{estimate.mean:.2f}", y, color=INK, weight="bold" if last else "normal")
+    for summary in summaries:
+        if summary.first.group == "Swin" and summary.estimate is not None and on_road:
+            axes.axvline(
+                summary.estimate.mean, linestyle="--", color=MUTED, linewidth=1, zorder=0.5
+            )
+    _clip_to_means(axes, summaries)
+    axes.set_xlabel("top-1, %, measured here")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(True, axis="x", color=GRID)
+    axes.grid(False, axis="y")
+
+
+def _clip_to_means(axes: Axes, summaries: Sequence[Summary]) -> None:
+    """Let the seeds set the axis: an interval over two or three may be wider than all of them."""
+    values = [value for s in summaries for value in s.top1.values()]
+    if not values:
+        axes.set_xlim(0, 1)
+        return
+    room = 0.12 * max(max(values) - min(values), 0.5)
+    axes.set_xlim(min(values) - room, max(values) + room)
+
+
+def _draw_macs(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    from convnext.figures import INK, PAPER
+
+    unit, name = _unit([s.first.macs or 0 for s in summaries])
+    for summary, y in zip(summaries, at, strict=True):
+        colour, macs = colour_of(summary), (summary.first.macs or 0) / unit
+        kept = summary.first.kept
+        axes.barh(
+            y,
+            macs,
+            height=0.6,
+            color=colour if kept else PAPER,
+            edgecolor=colour,
+            hatch=None if kept else "/////",
+            linewidth=0.8,
+        )
+        beside(axes, f"{macs:.2f}", y, color=INK)
+    axes.set_xlabel(f"{name} MACs at {summaries[0].first.image_size} px, counted")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(False)
+
+
+def _draw_paper(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    from convnext.figures import GRID, INK, MUTED, PAPER
+
+    known = [
+        (s.first.paper_top1, y, s)
+        for s, y in zip(summaries, at, strict=True)
+        if s.first.paper_top1 is not None
+    ]
+    if summaries[0].first.study == "roadmap":
+        climb(axes, [(value, y) for value, y, s in known if s.first.kept])
+    for value, y, summary in known:
+        axes.errorbar(
+            value,
+            y,
+            xerr=summary.first.paper_top1_std,
+            fmt="o",
+            color=MUTED,
+            markerfacecolor=MUTED if summary.first.kept else PAPER,
+            markersize=4.5,
+            elinewidth=1.1,
+            capsize=2,
+            zorder=3,
+        )
+        beside(axes, f"{value:.2f}", y, color=INK)
+    axes.set_xlabel("the paper's, ImageNet-1K, %")
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(True, axis="x", color=GRID)
+    axes.grid(False, axis="y")
+
+
+def colour_of(summary: Summary) -> str:
+    """Return the colour of an entry's group."""
+    return GROUPS.get(summary.first.group, GROUPS["other"])[1]
+
+
+def _label(summary: Summary) -> str:
+    first = summary.first
+    text = first.what if first.study == "roadmap" else first.entry
+    if first.study == "ablate" and not first.departs_from:
+        text = f"{first.entry}, as it is"
+    if first.study == "roadmap" and not first.kept:
+        text += ", not kept"
+    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}…"
+
+
+def _state(summary: Summary) -> str:
+    states = {state for state in summary.states.values() if state != FINISHED}
+    return ", ".join(sorted(states)) or "nothing"
+
+
+def _title(results: Sequence[Result]) -> str:
+    first = results[0]
+    if first.study == "roadmap":
+        return f"The road {first.regime}, one decision at a time"
+    if first.study == "ablate":
+        return f"One decision varied at {first.entry}"
+    return "Networks under one recipe"
+
+
+def _subtitle(results: Sequence[Result]) -> str:
+    seeds = sorted({result.seed for result in results})
+    epochs = {result.epochs for result in results if result.epochs is not None}
+    said = f"{len(seeds)} seed{'s'[: len(seeds) != 1]} each, one recipe and data order"
+    return said + (f", {epochs.pop():g} epochs" if len(epochs) == 1 else "")
+
+
+def _notes(summaries: Sequence[Summary]) -> str:
+    said = []
+    if any(len(s.top1) > 1 for s in summaries):
+        said.append("Dots: seeds. Diamonds: their mean, with 95 % intervals over seeds.")
+    else:
+        said.append("Diamonds: the one seed.")
+    if summaries[0].first.study == "roadmap" and any(not s.first.kept for s in summaries):
+        said.append("Hollow, hatched: tried, not kept.")
+    found = correlate(summaries)
+    if found is not None:
+        said.append(f"\nRank correlation with the paper: Spearman {found.spearman:+.2f}.")
+    if any(s.first.runs_as != s.first.entry for s in summaries):
+        same = next(s for s in summaries if s.first.runs_as != s.first.entry)
+        said.append(f"{same.first.entry} is the same run as {same.first.runs_as} here.")
+    return " ".join(said)
+
+
+def _unit(macs: Sequence[int]) -> tuple[float, str]:
+    return (1e6, "10⁶") if max(macs) < 1e8 else (1e9, "10⁹")
+
+
+def _all(summaries: Sequence[Summary], name: str) -> bool:
+    return all(getattr(s.first, name) is not None for s in summaries)
