@@ -1,0 +1,98 @@
+"""Networks named on a command line."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from convnext.lab.compare import PAPER_NAMES, entries_of, group_of, paper_figures
+from convnext.lab.page import network_of
+from convnext.lab.road_study import check_settings
+from convnext.peers import list_peers
+from convnext.recipe import Recipe
+
+
+def test_names_labels_weights_and_changes() -> None:
+    entries = entries_of(
+        [
+            "convnext_tiny",
+            "wide=convnext_atto:dims=[64,128,256,512],norm=batch",
+            "timm/resnet18",
+            "small swin=timm/swin_tiny_patch4_window7_224@some/file.safetensors:embed_dim=24",
+        ]
+    )
+    assert [e.name for e in entries] == ["convnext_tiny", "wide", "resnet18", "small swin"]
+    assert [e.departs_from for e in entries] == ["", *["convnext_tiny"] * 3]
+    assert [e.group for e in entries] == ["ConvNeXt", "ConvNeXt", "ResNet", "Swin"]
+    wide, swin = network_of(entries[1]), entries[3].changes
+    assert wide is not None
+    assert (wide.dims, wide.norm) == ((64, 128, 256, 512), "batch")
+    assert swin["weights"] == "some/file.safetensors"
+    assert swin["network.changes"] == {"embed_dim": 24}
+    check_settings(Recipe(), entries)
+
+
+def test_a_member_of_the_family_stays_what_the_paper_says() -> None:
+    (entry,) = entries_of(["convnext_tiny"])
+    # `auto` would give small data a batch norm and another stem.
+    assert entry.changes["network.norm"] == "layer"
+    assert entry.changes["network.stem"] == "patchify"
+    assert entry.changes["network.layer_scale_init"] == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("convnext_tony", "no model 'convnext_tony'.*convnext_tiny"),
+        ("timm/resnet1888", "timm has no model 'resnet1888'"),
+        ("a=", "is not"),
+        ("convnext_tiny:dims=[1", "is not a value"),
+    ],
+)
+def test_networks_that_are_not_there(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        entries_of([spec])
+
+
+def test_two_of_one_name() -> None:
+    with pytest.raises(ValueError, match="label one"):
+        entries_of(["convnext_tiny", "convnext_tiny"])
+
+
+def test_the_papers_figures_are_of_unchanged_networks_only() -> None:
+    whole, changed = entries_of(["convnext_tiny", "a=convnext_tiny:kernel_size=3"])
+    assert (whole.paper.top1, whole.paper.gmacs, whole.paper.images_per_s) == (82.1, 4.5, 774.7)
+    assert changed.paper.top1 is None
+    assert paper_figures("roadmap/resnet200/kernel_7").top1 == 82.30
+    assert paper_figures("timm/resnet18").top1 is None
+    assert set(PAPER_NAMES) - set(list_peers("timm/*")) == {
+        name for name in PAPER_NAMES if not name.startswith("timm/")
+    }
+
+
+def test_groups() -> None:
+    names = ("timm/resnext50_32x4d", "timm/deit_small_patch16_224", "timm/efficientnet_b0")
+    assert [group_of(name) for name in names] == ["ResNeXt", "ViT", "other"]
+
+
+def test_the_papers_figures_are_the_reference_ones() -> None:
+    beside = Path(__file__).parents[3] / "shared" / "reference" / "imagenet.csv"
+    if not beside.is_file():
+        pytest.skip("the reference figures are absent")
+    rows = {
+        row["model"]: row
+        for row in csv.DictReader(beside.read_text().splitlines())
+        if row["section"] == "1K" and row["size"] == "224"
+    }
+    compared = 0
+    for name in PAPER_NAMES:
+        paper = paper_figures(name)
+        if paper.name in rows:
+            row = rows[paper.name]
+            assert paper.top1 == float(row["top1"])
+            assert paper.gmacs == float(row["flops_g"])
+            assert paper.images_per_s == float(row["throughput"])
+            compared += 1
+    assert compared == 9
