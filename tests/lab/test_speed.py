@@ -1,0 +1,87 @@
+"""Speed and memory: what is counted, not how fast it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from convnext.lab.compare import entries_of
+from convnext.lab.plan import Study
+from convnext.lab.speed import PeakMemory, Speed, epochs_for, measure, read_speeds, speeds_of
+from convnext.lab.study import choose_once, for_all
+from convnext.recipe import Recipe, change_recipe
+from convnext.tasks import open_task
+
+QUIET = Console(quiet=True)
+
+
+def test_the_peak_counts_every_tensor_that_is_alive() -> None:
+    layers = [nn.Linear(100, 100, bias=False) for _ in range(4)]
+    model, x = nn.Sequential(*layers), torch.randn(100, 100)
+    unit = x.nbytes
+    with torch.no_grad(), PeakMemory([*model.parameters(), x]) as peak:
+        model(x)
+    # Four weights, the input, and two neighbouring activations at a time.
+    assert peak.most == (4 + 1 + 2) * unit
+    assert peak.now == (4 + 1) * unit
+    with PeakMemory([*model.parameters(), x]) as peak:
+        y = model(x)
+    # The last output and those that the backward pass needs.
+    assert peak.now == (4 + 1 + 4) * unit
+    del y
+
+
+@pytest.fixture(scope="module")
+def plan_and_task() -> tuple[Study, object]:
+    recipe = change_recipe(Recipe(), {"run.device": "cpu", "schedule.epochs": 2})
+    task = open_task(choose_once(recipe), torch.device("cpu"), QUIET)
+    plan = Study(
+        kind="compare",
+        title="",
+        entries=entries_of(["roadmap/mini/kernel_5", "timm/vit_tiny_patch16_224:patch_size=2"]),
+        seeds=[0],
+        recipe=for_all(task.recipe, recipe),
+    )
+    return plan, task
+
+
+def test_every_network_is_measured_once_and_kept(
+    plan_and_task: tuple[Study, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, task = plan_and_task
+    monkeypatch.setattr("convnext.lab.speed.ROUNDS", 1)
+    monkeypatch.setattr("convnext.lab.speed.SECONDS", 0.01)
+    speeds = speeds_of(plan, task, tmp_path, QUIET)
+    assert list(speeds) == [entry.name for entry in plan.entries]
+    for speed in speeds.values():
+        assert speed.train_images_per_s > 0
+        assert speed.infer_images_per_s > speed.train_images_per_s
+        assert speed.train_memory > speed.infer_memory > 0
+    assert read_speeds(tmp_path) == speeds
+    monkeypatch.setattr("convnext.lab.speed.measure", lambda *_: pytest.fail("measured again"))
+    assert speeds_of(plan, task, tmp_path, QUIET) == speeds
+    assert measure is not None
+
+
+def test_equal_time_gives_the_faster_network_more_epochs(
+    plan_and_task: tuple[Study, object],
+) -> None:
+    plan, task = plan_and_task
+    slow, fast = (
+        Speed(
+            batch=32,
+            train_images_per_s=rate,
+            infer_images_per_s=1.0,
+            train_memory=1,
+            infer_memory=1,
+        )
+        for rate in (100.0, 1000.0)
+    )
+    names = [entry.name for entry in plan.entries]
+    entries = epochs_for(plan, dict(zip(names, (slow, fast), strict=True)), task, minutes=5)
+    # 1,437 digits, in steps of 32: 1,408 images an epoch, 30,000 or 300,000 in five minutes.
+    assert [entry.changes["schedule.epochs"] for entry in entries] == [21, 213]
