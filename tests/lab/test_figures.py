@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,26 @@ def test_every_network_is_at_its_place() -> None:
     assert "paper" in papers.get_xlabel()
     assert "measured here" in ours.get_xlabel()
     assert ours.get_xlim()[1] < 65 < papers.get_xlim()[0]
+
+
+def test_a_rival_is_a_line_beside_the_road_and_no_step_of_it() -> None:
+    results = made_up(seeds=(0,))
+    rival = replace(
+        results[-1],
+        entry="swin",
+        what="timm/swin",
+        group="Swin",
+        departs_from="",
+        runs_as="swin",
+        top1=60.5,
+        paper_top1=None,
+    )
+    ours = staircase([*results, rival]).axes[0]
+    assert "swin" in [text.get_text() for text in ours.texts]
+    dashed = [line for line in ours.lines if line.get_linestyle() == "--"]
+    assert [line.get_xdata()[0] for line in dashed] == [60.5]
+    stair = max(ours.lines, key=lambda line: len(line.get_xdata()))
+    assert 60.5 not in list(stair.get_xdata())
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])

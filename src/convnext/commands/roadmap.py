@@ -29,6 +29,7 @@ examples:
   convnext roadmap --regime mini --data my_photos --ablate kernel_size=3,5,7,9,11 --seeds 3
   convnext roadmap --data my_photos --ablate norm=batch,layer --ablate act=relu,gelu --at kernel_7
   convnext roadmap --data my_photos --ablate optim.lr=1e-3,2e-3,4e-3
+  convnext roadmap --data my_photos --rival timm/swin_tiny_patch4_window7_224
 
 Settings of the recipe are options, as for `convnext train`: --schedule.epochs 20
 """
@@ -40,6 +41,7 @@ OWN = (
     "to",
     "ablate",
     "at",
+    "rival",
     "seeds",
     "jobs",
     "minutes",
@@ -87,6 +89,13 @@ def run(argv: list[str]) -> int:
         help="vary a field of the network or of the recipe; several make a grid",
     )
     parser.add_argument("--at", help="the rung at which --ablate varies (default: the last)")
+    parser.add_argument(
+        "--rival",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="another network under the same recipe, named as for convnext compare",
+    )
     add_study_options(parser)
     arguments, given = parse(parser, argv, OWN)
     out = console(as_json=arguments.json)
@@ -94,6 +103,7 @@ def run(argv: list[str]) -> int:
     first, last = arguments["from"] or "", arguments.to or ""
     names = [name.strip() for name in (arguments.rungs or "").split(",") if name.strip()]
 
+    from convnext.lab.compare import rivals_of
     from convnext.lab.road_study import ablation, choose_rungs, parse_decisions, walk
 
     at = arguments.at or choose_rungs(arguments.regime)[-1].name
@@ -109,6 +119,7 @@ def run(argv: list[str]) -> int:
         rungs = choose_rungs(arguments.regime, names=names, first=first, last=last)
         entries = walk(arguments.regime, rungs)
         title = f"The road {arguments.regime}"
+    entries += rivals_of(arguments.rival)
     recipe = change_recipe(read_recipe(arguments.recipe) if arguments.recipe else Recipe(), given)
     if "data" not in given and not arguments.recipe:
         if arguments.ablate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 
@@ -62,6 +63,15 @@ def entries_of(specs: Sequence[str]) -> list[Entry]:
             raise ValueError(f"two networks are called {entry.name!r}; label one: LABEL=MODEL")
         entries.append(entry)
     return entries
+
+
+def rivals_of(specs: Sequence[str]) -> list[Entry]:
+    """Return networks to run beside a road, compared with nothing.
+
+    Raises:
+        ValueError: As `entries_of`.
+    """
+    return [replace(entry, departs_from="") for entry in entries_of(specs)]
 
 
 def _entry(spec: str, *, departs_from: str) -> Entry:

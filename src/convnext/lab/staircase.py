@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from convnext.lab.results import FINISHED, Result
-from convnext.lab.stairs import GROUPS, beside, climb, places
+from convnext.lab.stairs import GROUPS, ROAD, beside, climb, places
 from convnext.lab.statistics import Summary, correlate, summarise
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _draw_top1(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) ->
     drawn = [
         (s.estimate.mean, y)
         for s, y in zip(summaries, at, strict=True)
-        if s.estimate is not None and s.first.kept
+        if s.estimate is not None and s.first.kept and s.first.group in ROAD
     ]
     if on_road and drawn:
         climb(axes, drawn)
@@ -117,7 +117,7 @@ def _draw_top1(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) ->
         last = summary is summaries[-1]
         beside(axes, f"{estimate.mean:.2f}", y, color=INK, weight="bold" if last else "normal")
     for summary in summaries:
-        if summary.first.group == "Swin" and summary.estimate is not None and on_road:
+        if on_road and summary.first.group not in ROAD and summary.estimate is not None:
             axes.axvline(
                 summary.estimate.mean, linestyle="--", color=MUTED, linewidth=1, zorder=0.5
             )
@@ -173,7 +173,7 @@ def _draw_paper(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -
         if s.first.paper_top1 is not None
     ]
     if summaries[0].first.study == "roadmap":
-        climb(axes, [(value, y) for value, y, s in known if s.first.kept])
+        climb(axes, [(v, y) for v, y, s in known if s.first.kept and s.first.group in ROAD])
     for value, y, summary in known:
         axes.errorbar(
             value,
@@ -202,7 +202,7 @@ def colour_of(summary: Summary) -> str:
 
 def _label(summary: Summary) -> str:
     first = summary.first
-    text = first.what if first.study == "roadmap" else first.entry
+    text = first.what if first.group in ROAD and first.study == "roadmap" else first.entry
     if first.study == "ablate" and not first.departs_from:
         text = f"{first.entry}, as it is"
     if first.study == "roadmap" and not first.kept:

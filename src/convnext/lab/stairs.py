@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+ROAD = ("start", "macro", "resnext", "inverted", "kernel", "micro")
 # Okabe and Ito's colours, which stay apart for every kind of colour vision.
 GROUPS = {
     "start": ("start", "#667080"),
