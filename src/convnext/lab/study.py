@@ -206,7 +206,8 @@ def costs_of(plan: Study, task: Any) -> dict[str, dict[str, int]]:
     """
     found = {}
     for entry in plan.own_entries():
-        own = task.under(replace(plan.recipe_of(entry, plan.seeds[0]), weights="none"))
+        own = task.under(plan.recipe_of(entry, plan.seeds[0]))
+        own.recipe = replace(own.recipe, weights="none")  # Shapes need no download.
         size = own.preprocessing.image_size
         try:
             with torch.device("meta"):

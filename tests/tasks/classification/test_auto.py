@@ -112,6 +112,18 @@ def test_peers_keep_what_is_theirs() -> None:
 def test_a_rung_stays_the_rung() -> None:
     _, settings, _ = resolved(PHOTOS, model="roadmap/resnet50/bn_to_ln")
     assert settings["network.norm"] == settings["network.stem"] == "auto"
+    assert settings["network.layer_scale_init"] == "auto"
+    _, small, _ = resolved(GLYPHS, model="roadmap/resnet50/bn_to_ln")
+    assert (small["network.stem_stride"], small["network.init"]) == (1, "fan_in")
+    for regime, rate in (("resnet50", 0.1), ("resnet200", 0.5)):
+        _, large, _ = resolved(IMAGENET, model=f"roadmap/{regime}/bn_to_ln")
+        assert (large["network.drop_path_rate"], large["network.init"]) == (rate, "auto")
+
+
+def test_a_rung_is_tuned_with_the_stem_of_its_weights() -> None:
+    where = replace(CPU, weights_network={"stem_stride": 1, "stem": "conv_pool", "norm": "batch"})
+    _, settings, _ = resolved(PHOTOS, where, model="roadmap/mini/kernel_7", weights="somewhere")
+    assert (settings["network.stem_stride"], settings["network.stem"]) == (1, "conv_pool")
 
 
 @pytest.mark.parametrize("n", [1, 7, 30, 33, 64, 1000, 60_000])

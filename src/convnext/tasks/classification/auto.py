@@ -127,13 +127,14 @@ def _choose_input(c: _Chooser, facts: DataFacts, where: Circumstances) -> None:
 
 
 def _choose_network(c: _Chooser, where: Circumstances, *, scratch: bool, large: bool) -> None:
-    if c["model"].startswith("roadmap/"):
-        _choose_rung(c, scratch=scratch, large=large)
-    if not c["model"].startswith("convnext_"):
+    if not c["model"].startswith(("convnext_", "roadmap/")):
         return
     for name in ("stem", "stem_stride", "norm", "layer_scale_init"):
         if name in where.weights_network:
             c.choose(f"network.{name}", where.weights_network[name], "as the weights have it")
+    if c["model"].startswith("roadmap/"):
+        _choose_rung(c, scratch=scratch, large=large)
+        return
     size = c["input.image_size"]
     if c["model"].startswith("convnext_isotropic"):
         c.choose("network.stem_stride", 16, "the paper's")
