@@ -49,7 +49,7 @@ def start(root: Path, *options: str) -> subprocess.Popen[str]:
 
 def finish(root: Path, *options: str) -> str:
     process = start(root, *options)
-    printed, _ = process.communicate(timeout=240)
+    printed, _ = process.communicate(timeout=500)
     assert process.returncode == 0, printed
     return printed
 
@@ -99,7 +99,7 @@ def test_a_walk_that_was_killed_gives_the_same_table(whole: Path, tmp_path: Path
     before = {p: p.stat().st_mtime_ns for p in root.glob("runs/*/seed-*/result.json")}
     # The parent only: those that train notice it, save and leave.
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     assert read_results(root / "results.csv")
     finish(root, "--seeds", "2")
     assert table(root) == table(whole)
@@ -111,7 +111,7 @@ def test_asked_to_end_it_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     process = start(root, "--schedule.epochs", "200")
     wait_for(lambda: any(root.glob("runs/*/seed-0/checkpoints/step-*")), process)
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == 75, printed
     assert "SIGTERM received: 0 of 2 runs are done, the others saved" in printed
     assert {r.state for r in read_results(root / "results.csv")} == {"waiting"}
@@ -133,7 +133,7 @@ def test_a_study_grows_by_seeds_and_rungs_but_keeps_its_recipe(whole: Path, tmp_
     assert len(read_results(root / "results.csv")) == 9
     assert read_study(root).seeds == [0, 1, 2]
     process = start(root, "--optim.lr", "0.01")
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "was begun with optim.lr" in printed
     assert "need another --output" in printed
@@ -154,7 +154,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_a_network_that_diverges_is_one_line_of_the_table(tmp_path: Path) -> None:
     root = tmp_path / "study"
     process = start(root, "--rungs", "kernel_5", "--optim.lr", "1e30", "--optim.clip_grad", "0")
-    printed, _ = process.communicate(timeout=240)
+    printed, _ = process.communicate(timeout=500)
     assert process.returncode == 0, printed
     (result,) = read_results(root / "results.csv")
     assert isinstance(result, Result)
