@@ -96,3 +96,32 @@ def test_the_papers_figures_are_the_reference_ones() -> None:
             assert paper.images_per_s == float(row["throughput"])
             compared += 1
     assert compared == 9
+
+
+def test_fine_tuning_has_the_recipe_of_fine_tuning(tmp_path: Path) -> None:
+    import torch
+    from rich.console import Console
+
+    from convnext.cli import main
+    from convnext.lab.study import choose_once, for_all
+    from convnext.tasks import open_task
+
+    small = "{depths: [1, 1, 1, 1], dims: [8, 8, 8, 8]}"
+    options = ["--schedule.epochs", "1", "--run.device", "cpu", "--network.changes", small]
+    run = tmp_path / "run"
+    assert main(["train", "--model", "convnext_atto", "--output", str(run), *options]) == 0
+    tuned = entries_of([f"convnext_atto@{run}", f"b=convnext_atto@{run}"])
+    mixed = entries_of([f"convnext_atto@{run}", "roadmap/mini/kernel_7"])
+    quiet, cpu = Console(quiet=True), torch.device("cpu")
+    asked = Recipe()
+    recipes = []
+    for entries in (tuned, mixed):
+        task = open_task(choose_once(asked, entries), cpu, quiet)
+        recipes.append(for_all(task.recipe, asked, entries))
+    assert recipes[0].optim.layer_decay == 0.8
+    assert recipes[1].optim.layer_decay == 1.0
+    for recipe in recipes:
+        assert (recipe.weights, recipe.model) == ("none", "auto")
+        assert recipe.input.mean == "auto"
+        assert recipe.input.image_size == 8
+        assert recipe.ema.decay == 0.0

@@ -38,13 +38,14 @@ def test_the_peak_counts_every_tensor_that_is_alive() -> None:
 @pytest.fixture(scope="module")
 def plan_and_task() -> tuple[Study, object]:
     recipe = change_recipe(Recipe(), {"run.device": "cpu", "schedule.epochs": 2})
-    task = open_task(choose_once(recipe), torch.device("cpu"), QUIET)
+    entries = entries_of(["roadmap/mini/kernel_5", "timm/vit_tiny_patch16_224:patch_size=2"])
+    task = open_task(choose_once(recipe, entries), torch.device("cpu"), QUIET)
     plan = Study(
         kind="compare",
         title="",
-        entries=entries_of(["roadmap/mini/kernel_5", "timm/vit_tiny_patch16_224:patch_size=2"]),
+        entries=entries,
         seeds=[0],
-        recipe=for_all(task.recipe, recipe),
+        recipe=for_all(task.recipe, recipe, entries),
     )
     return plan, task
 

@@ -156,6 +156,7 @@ def _row(summary: Summary) -> dict[str, str]:
         "train": f"{first.train_images_per_s:,.0f}" if first.train_images_per_s else "",
         "infer": f"{first.infer_images_per_s:,.0f}" if first.infer_images_per_s else "",
         "memory": f"{first.train_memory / 1e6:,.0f}" if first.train_memory else "",
+        "infer_memory": f"{first.infer_memory / 1e6:,.0f}" if first.infer_memory else "",
         "top1": mean_and_std(estimate) or ", ".join(states),
         "interval": interval,
         "difference": difference(summary),

@@ -34,6 +34,8 @@ from convnext.tasks import open_task
 # road has neither.
 DEFAULTS: Mapping[str, Any] = {"ema.decay": 0.0, "schedule.progressive": False}
 EVALUATIONS = 10
+# What published weights were made for, as far as it is not the size of the images.
+OF_WEIGHTS = ("mean", "std", "interpolation", "crop_pct")
 STAND_IN = "roadmap/resnet50/separate_downsampling"
 
 
@@ -78,8 +80,8 @@ def study(
         devices = visible_devices() if device.type == "cuda" else []
         before = read_study(root) if (root / "study.json").exists() else None
         if before is None:
-            task = open_task(choose_once(recipe), device, console)
-            resolved = for_all(task.recipe, recipe)
+            task = open_task(choose_once(recipe, entries), device, console)
+            resolved = for_all(task.recipe, recipe, entries)
         else:
             resolved = go_on(before.recipe, recipe, root)
             task = open_task(replace(resolved, model="convnext_tiny"), device, Console(quiet=True))
@@ -154,24 +156,38 @@ def finish(root: Path, results: Sequence[Result], console: Console) -> None:
     console.print(f"page: {page}", markup=False, soft_wrap=True)
 
 
-def choose_once(recipe: Recipe) -> Recipe:
+def choose_once(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
     """Return the recipe by which `auto` is asked: that of one network, for all of them.
 
     ConvNeXt-T stands for all, whatever they are, so that a study that is extended by another
-    network still has the same recipe. What belongs to a network is settled for each of them.
+    network still has the same recipe. If all of them start from weights, the first one stands for
+    them: fine-tuning has other settings than training from scratch.
     """
     leaves = dict(flatten(recipe))
     unset = {name: value for name, value in DEFAULTS.items() if leaves[name] == "auto"}
-    return change_recipe(replace(recipe, model=STAND_IN), unset)
+    recipe = change_recipe(replace(recipe, model=STAND_IN), unset)
+    if all(map(starts_from_weights, entries)):
+        first = entries[0]
+        recipe = replace(recipe, model=first.model, weights=str(first.changes["weights"]))
+    return recipe
 
 
-def for_all(resolved: Recipe, asked: Recipe) -> Recipe:
+def for_all(resolved: Recipe, asked: Recipe, entries: Sequence[Entry]) -> Recipe:
     """Return a resolved recipe without what belongs to one network, evaluated often enough."""
-    changes: dict[str, Any] = {"model": "auto", "network": asked.network}
+    changes: dict[str, Any] = {"model": "auto", "weights": "none", "network": asked.network}
+    if any(map(starts_from_weights, entries)):
+        # Weights know what their images looked like; all else is the same for all.
+        own = {name: getattr(asked.input, name) for name in OF_WEIGHTS}
+        changes["input"] = replace(resolved.input, **own)
     if asked.run.eval_every == "auto":
         every = max(1, round(number(resolved.schedule.epochs) / EVALUATIONS))
         changes["run"] = replace(resolved.run, eval_every=every)
     return replace(resolved, **changes)
+
+
+def starts_from_weights(entry: Entry) -> bool:
+    """Return whether a network is fine-tuned."""
+    return bool(entry.changes.get("weights", "none") != "none")
 
 
 def go_on(before: Recipe, asked: Recipe, root: Path) -> Recipe:
