@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,9 +32,6 @@ from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.samples import Samples
 from convnext.train.state import complete_steps, step_of
 from convnext.weights.files import read_file
-
-if TYPE_CHECKING:
-    from convnext.tasks.classification.robustness.measure import Robustness
 
 THUMBNAIL_PIXELS = 112
 
@@ -123,7 +120,7 @@ def evaluate(
     data = data or card.recipe.get("data")
     if data is None:
         raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
-    samples = relabel(*_open_split(data, split, card, console), card.classes)
+    samples = relabel(*open_split(data, split, card, console), card.classes)
     bad = BadImages(samples, max_share=max_bad_share)
     dataset = EvalDataset(samples, card.preprocessing)
     executed = pick_precision(precision, card, where)
@@ -161,90 +158,6 @@ def evaluate(
     )
 
 
-def evaluate_robustness(
-    source: str,
-    *,
-    benchmark: str = "",
-    data: str | None = None,
-    split: str = "val",
-    corruptions: Sequence[str] = (),
-    severities: Sequence[int] = (),
-    max_images: int = 0,
-    device: str = "auto",
-    precision: str = "auto",
-    max_bad_share: float = 0.01,
-    kept: Path | None = None,
-    console: Console | None = None,
-) -> Robustness:
-    """Measure how a network bears corruptions made here, or a published benchmark.
-
-    Args:
-        source: A run folder, a file in any layout, or a hub id.
-        benchmark: A copy of ImageNet-A, -R, -Sketch, -C or C-bar; "" corrupts the images of `data`.
-        data: The data set that is corrupted; by default the one that the network was trained on.
-        split: "val" or "train".
-        corruptions: Names, as of ImageNet-C; none for all fifteen.
-        severities: 1 to 5; none for all.
-        max_images: A fixed random part of each condition's images; 0 for all.
-        device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
-        max_bad_share: The largest share of images that may be unreadable.
-        kept: A file that keeps what was measured, so that the same call goes on from there.
-        console: Where the progress bar goes; None for none.
-
-    Raises:
-        ValueError: If source, data or benchmark cannot be read, or a name is unknown.
-    """
-    from convnext.tasks.classification.robustness.benchmarks import find_benchmark
-    from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS, SEVERITIES
-    from convnext.tasks.classification.robustness.measure import (
-        measure_benchmark,
-        measure_corruptions,
-    )
-
-    found = find_benchmark(benchmark) if benchmark else None
-    where = pick_device(device)
-    model, card = open_model(source, where)
-    executed = pick_precision(precision, card, where)
-    if found is not None:
-
-        def open_samples(path: str) -> Samples:
-            listed = find(path, console=console)
-            return relabel(listed.take(listed.train), listed.classes, card.classes)
-
-        return measure_benchmark(
-            model,
-            card,
-            found,
-            open_samples,
-            device=where,
-            precision=executed,
-            source=source,
-            max_images=max_images,
-            max_bad_share=max_bad_share,
-            kept=kept,
-            console=console,
-        )
-    data = data or card.recipe.get("data")
-    if data is None:
-        raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
-    return measure_corruptions(
-        model,
-        card,
-        relabel(*_open_split(data, split, card, console), card.classes),
-        device=where,
-        precision=executed,
-        source=source,
-        data=str(data),
-        corruptions=corruptions or tuple(CORRUPTIONS),
-        severities=severities or SEVERITIES,
-        max_images=max_images,
-        max_bad_share=max_bad_share,
-        kept=kept,
-        console=console,
-    )
-
-
 _NAMES = {"model": "the weights", "ema": "the moving average"}
 
 
@@ -263,7 +176,7 @@ def _last_weights(source: str) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
         yield "ema", step, average
 
 
-def _open_split(
+def open_split(
     data: str, split: str, card: Card, console: Console | None
 ) -> tuple[Samples, tuple[str, ...]]:
     """Return the samples of a split and their classes.
@@ -285,15 +198,28 @@ def _open_split(
 def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> Samples:
     """Return samples whose labels are positions in the classes of the network.
 
-    Folders named by WordNet ids (n01440764, ...) stand for the classes of ImageNet.
-
     Raises:
         ValueError: If the network does not know one of the classes.
     """
     if tuple(classes) == tuple(wanted):
         return samples
+    positions = class_positions(classes, wanted)
+    relabelled = copy.copy(samples)
+    relabelled.labels = [positions[label] for label in samples.labels]
+    return relabelled
+
+
+def class_positions(classes: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Return the position of each class among those of the network.
+
+    Folders named by WordNet ids (n01440764, ...) stand for the classes of ImageNet, unless the
+    network's own classes are named so.
+
+    Raises:
+        ValueError: If the network does not know one of the classes.
+    """
     known = {name: position for position, name in enumerate(wanted)}
-    if all(re.fullmatch(r"n\d{8}", name) for name in classes):
+    if known.keys().isdisjoint(classes) and all(re.fullmatch(r"n\d{8}", c) for c in classes):
         known = imagenet_synsets(len(wanted))
     missing = [name for name in classes if name not in known]
     if missing:
@@ -301,9 +227,7 @@ def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> 
             f"the network does not know {len(missing)} of the data's {len(classes)} classes, such "
             f"as {missing[0]!r}; it knows {', '.join(wanted[:5])}"
         )
-    relabelled = copy.copy(samples)
-    relabelled.labels = [known[classes[label]] for label in samples.labels]
-    return relabelled
+    return [known[name] for name in classes]
 
 
 def print_evaluation(result: EvaluationResult, console: Console) -> None:

@@ -1,14 +1,13 @@
-"""`convnext evaluate`: a trained network on a labelled data set."""
+"""`convnext evaluate`: a trained network on a labelled data set, or on what makes it fail."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from convnext.commands import Parser, console, print_json
 
-if TYPE_CHECKING:
-    from rich.console import Console
+CORRUPT = "corrupt"
 
 
 def run(argv: list[str]) -> int:
@@ -16,10 +15,11 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "evaluate",
         description="Measure top-1, top-5, and precision and recall of every class, with exactly "
-        "the preprocessing that the checkpoint carries.",
+        "the preprocessing that the checkpoint carries; with --robustness, top-1 on corrupted "
+        "images or on ImageNet-C, C-bar, A, R or Sketch instead.",
         example="convnext evaluate runs/first --data my_photos\n"
-        "  convnext evaluate runs/first --robustness --max-images 500\n"
-        "  convnext evaluate convnext_tiny.safetensors --robustness imagenet-c",
+        "  convnext evaluate runs/first --robustness --severities 1 3 5 --max-images 500\n"
+        "  convnext evaluate convnext_tiny.fb_in1k --robustness imagenet-c --output robustness",
     )
     parser.add_argument("source", help="a run folder, a checkpoint, or a hub id")
     parser.add_argument("--data", help="a data set (default: the one that it was trained on)")
@@ -33,38 +33,46 @@ def run(argv: list[str]) -> int:
         action="store_true",
         help="of a run, leave out its last step with and without the moving average",
     )
-    parser.add_argument("--output", metavar="DIR", help="write evaluation.json there")
     parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="write evaluation.json there; with --robustness, robustness.json, .csv, .svg and "
+        ".png (default: the run folder)",
+    )
+    robustness = parser.add_argument_group("robustness")
+    robustness.add_argument(
         "--robustness",
         nargs="?",
-        const="corrupt",
-        metavar="FOLDER",
-        help="measure under 15 corruptions made here, or on a copy of ImageNet-A, -R, -Sketch, -C "
-        "or C-bar",
+        const=CORRUPT,
+        metavar="PATH",
+        help="the folder of a published benchmark, recognised by its layout; without PATH, 15 "
+        "corruptions are applied to the data's own images",
     )
-    parser.add_argument(
-        "--corruptions", metavar="NAMES", help="only these, separated by commas: fog,snow"
+    robustness.add_argument(
+        "--corruptions", metavar="NAME,...", help="only these, such as gaussian_noise,fog"
     )
-    parser.add_argument(
-        "--severities", type=int, nargs="+", metavar="1-5", help="only these (default: all five)"
+    robustness.add_argument(
+        "--severities", type=int, nargs="+", metavar="N", help="only these (default: 1 2 3 4 5)"
     )
-    parser.add_argument(
-        "--max-images",
-        type=int,
-        default=0,
-        help="only a fixed random part of the images",
+    robustness.add_argument(
+        "--max-images", type=int, metavar="N", help="a random part of each condition's images"
+    )
+    robustness.add_argument(
+        "--seed", type=int, help="of that part, and of the corruptions (default: 0)"
+    )
+    robustness.add_argument(
+        "--workers", type=int, help="processes that read and corrupt images (default: what helps)"
     )
     arguments = parser.parse_args(argv)
-    if arguments.robustness is None and (
-        arguments.corruptions or arguments.severities or arguments.max_images
-    ):
-        parser.error("--corruptions, --severities and --max-images belong to --robustness")
+    if arguments.robustness is not None:
+        return _run_robustness(arguments)
+    for name in ("corruptions", "severities", "max_images", "seed", "workers"):
+        if getattr(arguments, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} goes with --robustness")
 
     from convnext.evaluate import evaluate, print_evaluation
 
     out = console(as_json=arguments.json)
-    if arguments.robustness is not None:
-        return _robustness(arguments, out)
     result = evaluate(
         arguments.source,
         data=arguments.data,
@@ -84,31 +92,44 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _robustness(arguments: Any, out: Console) -> int:
-    """Measure under corruptions or on a benchmark, and write what was found."""
-    from convnext.evaluate import evaluate_robustness
-    from convnext.tasks.classification.robustness.report import print_robustness, write_robustness
+def _run_robustness(arguments: argparse.Namespace) -> int:
+    from convnext.tasks.classification.robustness.run import evaluate_robustness
+    from convnext.tasks.classification.robustness.table import print_robustness, write_robustness
 
-    # The folder of a run is where one looks for what is known of it.
-    folder = arguments.output or (arguments.source if Path(arguments.source).is_dir() else ".")
-    names = [name.strip() for name in (arguments.corruptions or "").split(",") if name.strip()]
+    out = console(as_json=arguments.json)
+    is_run = (Path(arguments.source) / "checkpoints").is_dir()
+    output = arguments.output or (arguments.source if is_run else None)
+    folder = None if output is None else Path(output)
+    names = None
+    if arguments.corruptions is not None:
+        names = [name.strip() for name in arguments.corruptions.split(",") if name.strip()]
     result = evaluate_robustness(
         arguments.source,
-        benchmark="" if arguments.robustness == "corrupt" else arguments.robustness,
+        benchmark=None if arguments.robustness == CORRUPT else arguments.robustness,
         data=arguments.data,
         split=arguments.split,
         corruptions=names,
-        severities=arguments.severities or (),
+        severities=(1, 2, 3, 4, 5) if arguments.severities is None else arguments.severities,
         max_images=arguments.max_images,
+        seed=arguments.seed or 0,
+        output=folder,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
         device=arguments.device,
         precision=arguments.precision,
         max_bad_share=arguments.max_bad_share,
-        kept=Path(folder) / "robustness_kept.json",
         console=out,
     )
+    if result.state.num_found:
+        out.print(f"{result.state.num_found} conditions had been measured before")
     print_robustness(result, out)
-    written = write_robustness(result, Path(folder))
-    out.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+    if folder is None:
+        out.print("nothing was written; give --output DIR to keep the table and the figure")
+    else:
+        if result.state.moved:
+            out.print(f"another evaluation that lay there is now {result.state.moved}.json")
+        written = ", ".join(map(str, write_robustness(result, folder)))
+        out.print(f"written: {written}", soft_wrap=True)
     if arguments.json:
         print_json(result.to_dict())
     return 0

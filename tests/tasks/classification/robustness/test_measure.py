@@ -1,266 +1,179 @@
-"""Benchmarks on disk, their scores, and the measurement that goes on where it stopped."""
+"""Logits restricted to a benchmark's classes, scores that survive an interruption, bad images."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from convnext.checkpoint import Card
-from convnext.cli import main
 from convnext.preprocess import Preprocessing
-from convnext.tasks.classification.robustness import measure as measure_module
-from convnext.tasks.classification.robustness.benchmarks import (
-    ALEXNET_ERROR,
-    C_BAR,
-    EXTRA,
-    find_benchmark,
-    mean_ce,
-    mean_error,
-    score_corruptions,
-)
-from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS, SEVERITIES
-from convnext.tasks.classification.robustness.measure import (
-    Kept,
+from convnext.tasks.classification.robustness.dataset import (
+    CorruptedDataset,
+    SomeSamples,
     choose,
-    measure_benchmark,
-    measure_corruptions,
+    fingerprint,
 )
-from convnext.tasks.classification.robustness.report import (
-    draw_robustness,
-    print_robustness,
-    read_rows,
-    write_robustness,
+from convnext.tasks.classification.robustness.measure import (
+    Execution,
+    Progressed,
+    Trial,
+    restrict,
+    run_trials,
 )
-from convnext.tasks.classification.samples import ArraySamples
+from convnext.tasks.classification.samples import ArraySamples, FolderSamples
 
-CPU = torch.device("cpu")
+GREY = Preprocessing(image_size=4, crop_pct=1.0, in_chans=1, mean=(0.0,), std=(1.0,))
+EXECUTION = Execution(device=torch.device("cpu"), precision="fp32", batch_size=4)
 
 
-class Brightest(nn.Module):
-    """Says which of the three channels is brightest."""
+class Favourite(nn.Module):
+    """Likes class 3 best, and then the class that the brightness of the image says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_calls = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.mean((2, 3))
+        self.num_calls += 1
+        level = (images.mean((1, 2, 3)) * 3).round().long().clamp(0, 2)
+        logits = torch.zeros(len(images), 4)
+        logits[torch.arange(len(images)), level] = 1.0
+        logits[:, 3] = 2.0
+        return logits
 
 
-@pytest.fixture
-def card() -> Card:
-    return Card(
-        model="brightest",
-        changes={},
-        classes=("red", "green", "blue"),
-        preprocessing=Preprocessing(
-            image_size=16,
-            crop_pct=1.0,
-            interpolation="bicubic",
-            mean=(0.0, 0.0, 0.0),
-            std=(1.0, 1.0, 1.0),
-            in_chans=3,
-        ),
-        recipe={},
-        metrics={},
-    )
+def levels(labels: list[int]) -> ArraySamples:
+    """Return flat images whose brightness is their label, of 0, 1 and 2 thirds."""
+    images = np.stack([np.full((4, 4), 85 * label, np.uint8) for label in labels])
+    return ArraySamples("levels", images, labels)
 
 
-@pytest.fixture
-def samples() -> ArraySamples:
-    labels = [i % 3 for i in range(12)]
-    images = np.random.default_rng(0).integers(60, 120, (12, 16, 16, 3)).astype(np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[..., label] += 60
-    return ArraySamples("made up", images, labels)
+def clean(samples: SomeSamples, seed: int = 0) -> CorruptedDataset:
+    return CorruptedDataset(samples, GREY, seed=seed)
 
 
-def measured(card: Card, samples: ArraySamples, **options: Any) -> Any:
-    return measure_corruptions(
-        Brightest(),
-        card,
-        samples,
-        **{
-            "device": CPU,
-            "precision": "fp32",
-            "source": "somewhere",
-            "data": "made up",
-            "corruptions": ("gaussian_noise", "fog"),
-            "severities": (1, 5),
-        }
-        | options,
-    )
+def test_only_the_classes_of_the_benchmark_compete() -> None:
+    samples = choose(levels([0, 1, 2, 1, 0]), max_images=None, seed=0)
+    scores = {}
+    for kept in (None, [0, 1, 2], [1, 2]):
+        state = Progressed.begin({}, {}, None)
+        trial = Trial(corruption="imagenet-a", severity=0, open=lambda: clean(samples))
+        run_trials(Favourite(), [trial], state, EXECUTION, kept_classes=kept)
+        scores[str(kept)] = state.scores["imagenet-a", 0].top1
+    # Of all classes the favourite wins; without it the image decides; without class 0, 0 is lost.
+    assert scores == {"None": 0.0, "[0, 1, 2]": 100.0, "[1, 2]": 60.0}
 
 
-def test_mce_is_as_its_authors_define_it() -> None:
-    # Errors of 10, 20, ... 50 at the five severities, and AlexNet's own for one corruption.
-    errors = {(name, s): 10.0 * s for name in ALEXNET_ERROR for s in SEVERITIES}
-    errors |= {("fog", s): ALEXNET_ERROR["fog"] for s in SEVERITIES}
-    errors |= {("spatter", s): 99.0 for s in SEVERITIES}
-    scores = score_corruptions(errors, published=True)
-    by_name = {score.corruption: score for score in scores}
-    assert by_name["fog"].ce == pytest.approx(100)
-    assert by_name["snow"].ce == pytest.approx(100 * 30 / 86.7)
-    assert by_name["spatter"].ce is None
-    expected = [100 * 30 / e for name, e in ALEXNET_ERROR.items() if name != "fog"] + [100]
-    assert mean_ce(scores) == pytest.approx(sum(expected) / 15)
-    assert mean_error(scores) == pytest.approx((14 * 30 + 81.9) / 15)
+def test_restricted_logits_keep_their_values() -> None:
+    logits = torch.tensor([[1.0, 5.0, 2.0]])
+    assert restrict(logits, [0, 2]).tolist() == [[1.0, -np.inf, 2.0]]
+    assert restrict(logits, None) is logits
 
 
-def test_a_partial_copy_has_no_mce() -> None:
-    errors = {(name, s): 50.0 for name in ALEXNET_ERROR for s in SEVERITIES}
-    del errors["snow", 5]
-    assert mean_ce(score_corruptions(errors, published=True)) is None
-    whole = {(name, s): 50.0 for name in ALEXNET_ERROR for s in SEVERITIES}
-    # What is corrupted here is not what AlexNet was measured on.
-    assert mean_ce(score_corruptions(whole, published=False)) is None
+def test_a_fixed_random_part_by_seed_of_some_classes() -> None:
+    samples = levels([k % 3 for k in range(60)])
+    first, again, other = (choose(samples, max_images=10, seed=s).positions for s in (1, 1, 2))
+    assert first == again == sorted(set(first))
+    assert len(first) == 10
+    assert first != other
+    some = choose(samples, max_images=None, seed=0, labels=[1])
+    assert some.positions == list(range(1, 60, 3))
+    assert set(some.labels) == {1}
+    assert choose(samples, max_images=100, seed=0).positions == list(range(60))
+    assert some.source(2) == samples.source(7)
+    assert some.header(0) == samples.header(1)
+    assert fingerprint(some) != fingerprint(choose(samples, max_images=None, seed=0, labels=[2]))
 
 
-def test_alexnets_errors_are_those_of_all_fifteen() -> None:
-    assert set(ALEXNET_ERROR) == set(CORRUPTIONS)
-    assert not set(CORRUPTIONS) & {*EXTRA, *C_BAR}
+def test_an_image_is_corrupted_alike_alone_and_among_others() -> None:
+    samples = levels([k % 3 for k in range(8)])
+    every = clean(choose(samples, max_images=None, seed=0)).under("gaussian_noise", 3)
+    one = clean(SomeSamples(samples, [5])).under("gaussian_noise", 3)
+    assert torch.equal(every[5].pixels, one[0].pixels)
+    assert not torch.equal(every[5].pixels, every[2].pixels)
+    plain = clean(SomeSamples(samples, [5]))
+    assert torch.equal(plain[0].pixels, torch.full((1, 4, 4), 170, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize(
-    ("folders", "kind", "count"),
-    [
-        (["fog/1/a", "fog/2/a", "snow/1/a"], "c", 3),
-        (["noise/gaussian_noise/3/a", "weather/fog/1/a"], "c", 2),
-        (["sparkles/1/a", "plasma_noise/5/a"], "c-bar", 2),
-        (["n01440764", "n01443537"], "pictures", 1),
-    ],
-)
-def test_benchmarks_are_recognised(
-    make_folder: Callable[..., Path], folders: list[str], kind: str, count: int
-) -> None:
-    found = find_benchmark(str(make_folder(dict.fromkeys(folders, 1))))
-    assert (found.kind, len(found.conditions)) == (kind, count)
+def test_the_cache_holds_clean_images() -> None:
+    dataset = clean(choose(levels([0, 1, 2]), max_images=None, seed=0))
+    direct = dataset.under("impulse_noise", 5)[1].pixels
+    dataset.fill_cache()
+    assert torch.equal(dataset.under("impulse_noise", 5)[1].pixels, direct)
+    assert torch.equal(dataset[1].pixels, torch.full((1, 4, 4), 85, dtype=torch.uint8))
 
 
-def test_what_is_no_benchmark(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="CORRUPTION/SEVERITY/CLASS"):
-        find_benchmark(str(tmp_path))
-    with pytest.raises(ValueError, match="there is no folder"):
-        find_benchmark(str(tmp_path / "absent"))
+def trials(dataset: CorruptedDataset, stop_at: int | None = None) -> list[Trial]:
+    def stop() -> CorruptedDataset:
+        raise KeyboardInterrupt
+
+    names = ["gaussian_noise", "shot_noise", "fog"]
+    opens: list[Callable[[], CorruptedDataset]] = [partial(dataset.under, n, 3) for n in names]
+    if stop_at is not None:
+        opens[stop_at] = stop
+    return [Trial(corruption=n, severity=3, open=o) for n, o in zip(names, opens, strict=True)]
 
 
-def test_the_choice_is_among_the_classes_that_are_there() -> None:
-    logits = torch.tensor([[9.0, 1.0, 2.0], [0.0, 5.0, 1.0]])
-    assert choose(logits, None).tolist() == [0, 1]
-    assert choose(logits, [1, 2]).tolist() == [2, 1]
-
-
-def test_a_subset_of_the_classes_is_easier(card: Card, samples: ArraySamples) -> None:
-    images = samples.images[[1, 2]].copy()  # type: ignore[attr-defined]
-    images[..., 0] = 255  # All of them look red, which neither of them is.
-    two = ArraySamples("two", images, [1, 2])
-    found = find_benchmark_of_one()
-    result = measure_benchmark(
-        Brightest(), card, found, lambda _: two, device=CPU, precision="fp32", source="x"
-    )
-    assert (result.num_classes, 100 - result.mean_error) == (2, 100.0)
-    three = ArraySamples("three", np.concatenate([images, images[:1]]), [1, 2, 0])
-    result = measure_benchmark(
-        Brightest(), card, found, lambda _: three, device=CPU, precision="fp32", source="x"
-    )
-    assert result.num_classes == 3
-    assert 100 - result.mean_error == pytest.approx(100 / 3)
-
-
-def find_benchmark_of_one() -> Any:
-    from convnext.tasks.classification.robustness.benchmarks import Benchmark, Condition
-
-    condition = Condition(corruption="imagenet-a", severity=0, path="x")
-    return Benchmark(kind="pictures", title="imagenet-a", conditions=[condition])
-
-
-def test_corruptions_cost_accuracy(card: Card, samples: ArraySamples) -> None:
-    result = measured(card, samples, corruptions=("gaussian_noise", "contrast"))
-    assert result.clean == 100.0
-    assert {s.corruption for s in result.scores} == {"gaussian_noise", "contrast"}
-    assert all(set(score.errors) == {1, 5} for score in result.scores)
-    assert result.mce is None
-    assert measured(card, samples, corruptions=("gaussian_noise", "contrast")) == result
-
-
-def test_an_interrupted_measurement_goes_on(
-    card: Card, samples: ArraySamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = tmp_path / "kept.json"
-    whole = measured(card, samples)
-    calls: list[str] = []
-    real = measure_module._top1
-
-    def counted(model: Any, dataset: Any, *rest: Any) -> float:
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        calls.append(f"{dataset.corruption} {dataset.severity}")
-        return real(model, dataset, *rest)
-
-    monkeypatch.setattr(measure_module, "_top1", counted)
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    dataset = clean(choose(levels([0, 1, 2, 1]), max_images=None, seed=0))
+    state = Progressed.begin({"seed": 0}, {"model": "m"}, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        measured(card, samples, kept=kept)
-    calls[:] = ["x", "y"]
-    with pytest.raises(KeyboardInterrupt):
-        measured(card, samples, kept=kept)
-    # Clean, noise 1 and noise 5 were kept: the next is fog.
-    assert calls == ["x", "y", "fog 1"]
-    calls.clear()
-    assert measured(card, samples, kept=kept) == whole
-    assert calls == ["fog 5"]
-    assert Kept(kept, {"another": "key"}).values == {}
+        run_trials(Favourite(), trials(dataset, stop_at=2), state, EXECUTION)
+    kept = json.loads((tmp_path / "robustness.json").read_text())
+    assert kept["complete"] is False
+    assert [row["corruption"] for row in kept["conditions"]] == ["gaussian_noise", "shot_noise"]
+
+    again = Progressed.begin({"seed": 0}, {"model": "m"}, tmp_path)
+    assert again.num_found == 2
+    model = Favourite()
+    run_trials(model, trials(dataset), again, EXECUTION)
+    assert model.num_calls == 1
+    whole = Progressed.begin({"seed": 0}, {"model": "m"}, None)
+    run_trials(Favourite(), trials(dataset), whole, EXECUTION)
+    assert again.scores == whole.scores
 
 
-def test_a_fixed_part_of_the_images(card: Card, samples: ArraySamples) -> None:
-    one, other = (measured(card, samples, max_images=5) for _ in range(2))
-    assert one.num_images == 5
-    assert one == other
+def test_another_evaluation_is_moved_aside_and_found_again(tmp_path: Path) -> None:
+    dataset = clean(choose(levels([0, 1]), max_images=None, seed=0))
+    first = Progressed.begin({"seed": 0}, {}, tmp_path)
+    run_trials(Favourite(), trials(dataset), first, EXECUTION)
+    (tmp_path / "robustness.csv").write_text("first")
+    second = Progressed.begin({"seed": 1}, {}, tmp_path)
+    assert second.num_found == 0
+    assert second.moved == f"robustness-{first.key[:8]}"
+    assert (tmp_path / f"{second.moved}.csv").read_text() == "first"
+    assert not (tmp_path / "robustness.json").exists()
+    run_trials(Favourite(), trials(dataset), second, EXECUTION)
+    third = Progressed.begin({"seed": 0}, {}, tmp_path)
+    assert (third.num_found, third.scores) == (3, first.scores)
 
 
-def test_what_is_written_and_drawn(card: Card, samples: ArraySamples, tmp_path: Path) -> None:
-    result = measured(card, samples)
-    written = write_robustness(result, tmp_path)
-    assert [path.suffix for path in written] == [".json", ".csv", ".svg", ".png"]
-    tree = json.loads(written[0].read_text())
-    assert tree["clean_top1"] == 100.0
-    rows = read_rows(written[1])
-    assert len(rows) == 1 + 2 * 2
-    fig = draw_robustness(rows)
-    assert fig is not None
-    assert [axes.get_title(loc="left") for axes in fig.axes] == ["gaussian noise", "fog"]
-    drawn = dict(zip((1, 5), fig.axes[0].lines[1].get_ydata(), strict=True))
-    assert drawn == pytest.approx({k: 100 - v for k, v in result.scores[0].errors.items()})
-    console = Console(width=100)
-    with console.capture() as captured:
-        print_robustness(result, console)
-    assert "compare them with each other" in " ".join(captured.get().split())
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": 3}'])
+def test_a_file_that_is_not_ours_is_no_evaluation(content: str, tmp_path: Path) -> None:
+    (tmp_path / "robustness.json").write_text(content)
+    assert Progressed.begin({"seed": 0}, {}, tmp_path).num_found == 0
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--output", str(tmp_path / "run"), *SHORT]) == 0
-    capsys.readouterr()
-    arguments = ["evaluate", str(tmp_path / "run"), "--robustness", "--max-images", "40"]
-    assert main([*arguments, "--corruptions", "fog,pixelate", "--severities", "2", "--json"]) == 0
-    last = capsys.readouterr().out.strip().splitlines()[-1]
-    tree = json.loads(last)
-    assert [row["corruption"] for row in tree["corruptions"]] == ["fog", "pixelate"]
-    assert (tmp_path / "run" / "robustness.png").is_file()
-    assert main([*arguments, "--corruptions", "rain"]) == 2
-    assert "there is no corruption 'rain'" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["evaluate", str(tmp_path / "run"), "--severities", "2"])
-    assert "belong to --robustness" in capsys.readouterr().err
-
-
-SHORT = (
-    "--schedule.epochs",
-    "1",
-    "--network.changes",
-    "{depths: [1, 1, 1, 1], dims: [8, 8, 8, 8]}",
-    "--run.device",
-    "cpu",
-)
+def test_one_bad_image_does_not_end_it_and_does_not_count(
+    make_folder: Callable[..., Path],
+) -> None:
+    root = make_folder({"a": 5})
+    (root / "a" / "002.png").write_bytes(b"no image")
+    names = [f"a/{i:03d}.png" for i in range(5)]
+    samples = choose(FolderSamples(root, names, [3] * 5), max_images=None, seed=0)
+    state = Progressed.begin({}, {}, None)
+    run_trials(Favourite(), trials(clean(samples)), state, EXECUTION)
+    for score in state.scores.values():
+        assert (score.num_images, score.num_correct) == (4, 4)
+        ((source, reason),) = score.bad_images
+        assert source == str(root / "a" / "002.png")
+        assert "not an image" in reason
+    none = Execution(device=torch.device("cpu"), precision="fp32", max_bad_share=0.0)
+    with pytest.raises(ValueError, match="1 of 5 images cannot be read"):
+        run_trials(Favourite(), trials(clean(samples)), Progressed.begin({}, {}, None), none)

@@ -1,1 +1,1 @@
-"""How a classifier bears what it was not trained for: corruptions, and other kinds of pictures."""
+"""How well a classifier holds up: published robustness benchmarks, and corruptions made here."""

@@ -1,163 +1,222 @@
-"""Published robustness benchmarks: how their folders look, and how their authors score them.
+"""Published robustness benchmarks, recognised from how their folders are laid out and named.
 
-ImageNet-C       CORRUPTION/SEVERITY/WNID/*       mean corruption error, relative to AlexNet
-ImageNet-C-bar   CORRUPTION/SEVERITY/WNID/*       mean error
-ImageNet-A, -R   WNID/*, 200 classes each         top-1 among those classes
-ImageNet-Sketch  WNID/*, 1,000 classes            top-1
+WNID/*                        ImageNet-A, ImageNet-R (200 classes each), ImageNet-Sketch (1,000)
+CORRUPTION/SEVERITY/WNID/*    ImageNet-C, ImageNet-C-bar
+KIND/CORRUPTION/SEVERITY/...  the same, as the archives of ImageNet-C unpack (noise/, blur/ ...)
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
+from typing import Literal
 
-from convnext.tasks.classification.folders import subfolders
+from convnext.tasks.classification.folders import listing
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS, SEVERITIES
 
-# Top-1 error of AlexNet in percent, mean over the severities (Hendrycks and Dietterich 2019).
-ALEXNET_ERROR = {
-    "gaussian_noise": 88.6,
-    "shot_noise": 89.4,
-    "impulse_noise": 92.3,
-    "defocus_blur": 82.0,
-    "glass_blur": 82.6,
-    "motion_blur": 78.6,
-    "zoom_blur": 79.8,
-    "snow": 86.7,
-    "frost": 82.7,
-    "fog": 81.9,
-    "brightness": 56.5,
-    "contrast": 85.3,
-    "elastic_transform": 64.6,
-    "pixelate": 71.8,
-    "jpeg_compression": 60.7,
+Kind = Literal[
+    "corrupt", "imagenet-c", "imagenet-c-bar", "imagenet-a", "imagenet-r", "imagenet-sketch"
+]
+TITLES: dict[Kind, str] = {
+    "corrupt": "corruptions made here",
+    "imagenet-c": "ImageNet-C",
+    "imagenet-c-bar": "ImageNet-C-bar",
+    "imagenet-a": "ImageNet-A",
+    "imagenet-r": "ImageNet-R",
+    "imagenet-sketch": "ImageNet-Sketch",
 }
-# In ImageNet-C too, but not in its score.
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-# Mintun, Kirillov and Xie, "On Interaction Between Augmentations and Corruptions" (2021).
+# Hendrycks and Dietterich made four more, to choose by; they do not count in the mean.
+EXTRAS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+# Mintun, Kirillov and Xie, "On Interaction Between Augmentations and Corruptions to Natural
+# Corruption Robustness", NeurIPS 2021. "cocentric" is how their folder is called.
 C_BAR = (
-    "blue_noise_sample",
-    "brownish_noise",
-    "caustic_refraction",
-    "checkerboard_cutout",
-    "cocentric_sine_waves",
-    "inverse_sparkles",
-    "perlin_noise",
-    "plasma_noise",
-    "single_frequency_greyscale",
-    "sparkles",
+    *("blue_noise_sample", "brownish_noise", "caustic_refraction", "checkerboard_cutout"),
+    *("cocentric_sine_waves", "inverse_sparkles", "perlin_noise", "plasma_noise"),
+    *("single_frequency_greyscale", "sparkles"),
+)
+COUNTED: dict[Kind, tuple[str, ...]] = {
+    "corrupt": tuple(CORRUPTIONS),
+    "imagenet-c": tuple(CORRUPTIONS),
+    "imagenet-c-bar": C_BAR,
+}
+"""The corruptions whose mean is the figure of a benchmark."""
+
+LOOKED_FOR = (
+    "looked for CORRUPTION/SEVERITY/CLASS/* with the names of ImageNet-C (gaussian_noise/1 ...) or "
+    "ImageNet-C-bar (plasma_noise/1 ...), also one folder deeper, and for WordNet ids (n01440764 "
+    "...) that are the classes of ImageNet-A, ImageNet-R or ImageNet-Sketch"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """One folder of classes: a corruption at a severity, or a whole benchmark of pictures."""
+    """One folder of labelled images."""
 
     corruption: str
+    """Its name, or that of the whole benchmark where it has but one condition."""
     severity: int
-    """0 where there is none."""
-    path: str
+    """1 to 5, or 0 where there is none."""
+    folder: Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A benchmark on disk."""
+    """A benchmark that lies below a folder."""
 
-    kind: str
-    """"c", "c-bar" or "pictures"."""
-    title: str
-    conditions: Sequence[Condition]
+    kind: Kind
+    root: Path
+    conditions: tuple[Condition, ...]
+    synsets: tuple[str, ...] | None
+    """The classes that the logits are restricted to, by the benchmark's authors; None for all."""
+    notes: tuple[str, ...]
+    """What is missing."""
 
 
-def find_benchmark(path: str) -> Benchmark:
-    """Recognise a benchmark by the names of its folders.
+def find_benchmark(
+    path: str, *, corruptions: Sequence[str] | None = None, severities: Sequence[int] = SEVERITIES
+) -> Benchmark:
+    """Recognise the benchmark below `path`.
+
+    Args:
+        path: A folder.
+        corruptions: The only ones wanted; all that are there by default.
+        severities: The only ones wanted.
 
     Raises:
-        ValueError: If the folder is none, with what was looked for.
+        ValueError: If it is none that is known, saying what was looked for and what was found.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise ValueError(f"there is no folder {path}")
-    corruptions = _corruptions(root)
-    if corruptions:
-        kind = "c-bar" if set(corruptions) & set(C_BAR) else "c"
-        conditions = [
-            Condition(corruption=name, severity=int(severity), path=str(folder))
-            for name in sorted(corruptions, key=_order)
-            for severity, folder in sorted(subfolders(corruptions[name]).items())
-            if severity in map(str, SEVERITIES)
-        ]
-        title = "ImageNet-C-bar" if kind == "c-bar" else "ImageNet-C"
-        return Benchmark(kind=kind, title=title, conditions=conditions)
-    if subfolders(root):
-        condition = Condition(corruption=root.name, severity=0, path=str(root))
-        return Benchmark(kind="pictures", title=root.name, conditions=[condition])
-    raise ValueError(
-        f"{path} is no benchmark that is known: CORRUPTION/SEVERITY/CLASS/* as in ImageNet-C and "
-        "C-bar, or CLASS/* as in ImageNet-A, -R and -Sketch"
-    )
+        raise ValueError(f"there is no folder {path}; --robustness takes a benchmark's folder")
+    folders = {p.name: p for p in listing(root) if p.is_dir()}
+    if len(folders) == 1 and not _is_known(folders):  # An archive's folder inside of its own.
+        root = next(iter(folders.values()))
+        folders = {p.name: p for p in listing(root) if p.is_dir()}
+    found = _corruption_folders(folders)
+    if found:
+        return _corrupted(root, found, corruptions, severities)
+    if folders and all(re.fullmatch(r"n\d{8}", name) for name in folders):
+        return _renditions(root, folders)
+    some = ", ".join(sorted(folders)[:4]) or "no folders"
+    raise ValueError(f"{path} is no robustness benchmark that is known: {LOOKED_FOR}; found {some}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CorruptionScore:
-    """The error over the severities of one corruption, and relative to AlexNet's, in percent."""
-
-    corruption: str
-    errors: Mapping[int, float]
-    """Top-1 error in percent by severity."""
-    mean_error: float
-    ce: float | None
-    """Corruption error; None for those that have none, or with a severity missing."""
+@cache
+def subset_synsets(name: str) -> tuple[str, ...]:
+    """Return the WordNet ids of "imagenet_a", "imagenet_r" or "imagenet" as timm lists them."""
+    text = (resources.files("timm.data") / "_info" / f"{name}_synsets.txt").read_text("utf-8")
+    return tuple(text.split())
 
 
-def score_corruptions(
-    errors: Mapping[tuple[str, int], float], *, published: bool
-) -> list[CorruptionScore]:
-    """Return a score per corruption.
-
-    Args:
-        errors: Top-1 error in percent by corruption and severity.
-        published: Whether the images are those of ImageNet-C, for which AlexNet's errors hold.
-    """
-    names = list(dict.fromkeys(name for name, _ in errors))
-    scores = []
-    for name in names:
-        own = {severity: e for (other, severity), e in errors.items() if other == name}
-        mean = statistics.fmean(own.values())
-        whole = published and set(own) == set(SEVERITIES) and name in ALEXNET_ERROR
-        ce = 100 * mean / ALEXNET_ERROR[name] if whole else None
-        scores.append(CorruptionScore(corruption=name, errors=own, mean_error=mean, ce=ce))
-    return scores
+def _is_known(names: Iterable[str]) -> bool:
+    known = {*CORRUPTIONS, *EXTRAS, *C_BAR}
+    return any(name in known or re.fullmatch(r"n\d{8}", name) for name in names)
 
 
-def mean_ce(scores: Sequence[CorruptionScore]) -> float | None:
-    """Return the mCE: the mean of the corruption errors of all fifteen; None if one is missing."""
-    found = {s.corruption: s.ce for s in scores if s.corruption in ALEXNET_ERROR}
-    values = [found.get(name) for name in ALEXNET_ERROR]
-    whole = [value for value in values if value is not None]
-    return statistics.fmean(whole) if len(whole) == len(ALEXNET_ERROR) else None
-
-
-def mean_error(scores: Sequence[CorruptionScore]) -> float:
-    """Return the mean error of all corruptions but the extra ones, in percent."""
-    counted = [s.mean_error for s in scores if s.corruption not in EXTRA]
-    return statistics.fmean(counted or [s.mean_error for s in scores])
-
-
-def _corruptions(root: Path) -> dict[str, Path]:
-    """Return the folders of corruptions, also where kinds lie in folders of their own."""
-    known = {*CORRUPTIONS, *EXTRA, *C_BAR}
-    found: dict[str, Path] = {}
-    for name, folder in subfolders(root).items():
-        if name in known:
-            found[name] = folder
-        else:  # As in the published archives: noise/gaussian_noise/1/...
-            found |= {n: f for n, f in subfolders(folder).items() if n in known}
+def _corruption_folders(folders: dict[str, Path]) -> dict[str, Path]:
+    """Return the folders of corruptions that are known, here or one level down."""
+    known = {*CORRUPTIONS, *EXTRAS, *C_BAR}
+    found = {name: folder for name, folder in folders.items() if name in known}
+    for name, folder in folders.items():
+        if name not in known and not re.fullmatch(r"n\d{8}", name):
+            found |= {p.name: p for p in listing(folder) if p.is_dir() and p.name in known}
     return found
 
 
-def _order(name: str) -> tuple[int, str]:
-    known = [*CORRUPTIONS, *EXTRA, *C_BAR]
-    return known.index(name), name
+def _corrupted(
+    root: Path,
+    found: dict[str, Path],
+    wanted: Sequence[str] | None,
+    severities: Sequence[int],
+) -> Benchmark:
+    chosen = {name: folder for name, folder in found.items() if wanted is None or name in wanted}
+    absent = [name for name in wanted or () if name not in found]
+    if absent:
+        raise ValueError(f"{root} has no {', '.join(absent)}; it has {', '.join(sorted(found))}")
+    bar = [name for name in C_BAR if name in chosen]
+    if bar and len(bar) < len(chosen):
+        raise ValueError(
+            f"{root} holds corruptions of ImageNet-C and of ImageNet-C-bar: measure one at a time, "
+            f"such as with --corruptions {','.join(bar)}"
+        )
+    kind: Kind = "imagenet-c-bar" if bar else "imagenet-c"
+    names = C_BAR if bar else (*CORRUPTIONS, *EXTRAS)
+    conditions, notes = [], []
+    missing = [name for name in COUNTED[kind] if name not in found]
+    if missing:
+        notes.append(f"corruptions that are missing: {', '.join(missing)}")
+    for name in (name for name in names if name in chosen):
+        there = {level: chosen[name] / str(level) for level in severities}
+        conditions += [
+            Condition(corruption=name, severity=level, folder=folder)
+            for level, folder in there.items()
+            if folder.is_dir()
+        ]
+        gone = [str(level) for level, folder in there.items() if not folder.is_dir()]
+        if gone:
+            notes.append(f"{name} has no severity {', '.join(gone)}")
+    if not conditions:
+        raise ValueError(f"{root} has {', '.join(chosen)}, but no folders of severities 1 to 5")
+    return Benchmark(
+        kind=kind, root=root, conditions=tuple(conditions), synsets=None, notes=tuple(notes)
+    )
+
+
+def _renditions(root: Path, folders: dict[str, Path]) -> Benchmark:
+    """Tell ImageNet-A, -R and -Sketch apart: by their classes, their files, then their names.
+
+    Raises:
+        ValueError: If they could be several, or none.
+    """
+    names = set(folders)
+    fits: list[Kind] = [
+        kind
+        for kind in ("imagenet-a", "imagenet-r", "imagenet-sketch")
+        if names <= set(subset_synsets(_LISTS[kind]))
+    ]
+    named = [kind for kind in fits if _name_of(kind) in root.name.lower().replace("_", "-")]
+    if _is_sketch(folders):
+        fits = [kind for kind in fits if kind == "imagenet-sketch"]
+    elif named:
+        fits = named[:1]
+    else:  # Any 200 classes are among the 1,000: only files and the name tell a Sketch.
+        fits = [kind for kind in fits if kind != "imagenet-sketch"]
+    if len(fits) != 1:
+        why = "could be " + " or ".join(TITLES[k] for k in fits) if fits else "are of none of them"
+        raise ValueError(
+            f"{root} is no robustness benchmark that is known: its {len(names):,} folders of "
+            f"WordNet ids {why} (ImageNet-A and -R have 200 classes of their own each, the files "
+            "of ImageNet-Sketch are called sketch_*); if it is one, let its folder's name say so "
+            "(imagenet-a, imagenet-r or imagenet-sketch); plain images go with --data"
+        )
+    kind = fits[0]
+    synsets = subset_synsets(_LISTS[kind])
+    lacking = len(synsets) - len(names)
+    return Benchmark(
+        kind=kind,
+        root=root,
+        conditions=(Condition(corruption=kind, severity=0, folder=root),),
+        synsets=None if kind == "imagenet-sketch" else synsets,
+        notes=(f"{lacking:,} of its {len(synsets):,} classes are missing",) if lacking else (),
+    )
+
+
+_LISTS: dict[Kind, str] = {
+    "imagenet-a": "imagenet_a",
+    "imagenet-r": "imagenet_r",
+    "imagenet-sketch": "imagenet",
+}
+
+
+def _name_of(kind: Kind) -> str:
+    return "sketch" if kind == "imagenet-sketch" else kind
+
+
+def _is_sketch(folders: dict[str, Path]) -> bool:
+    """Whether the first file that is found is called as those of ImageNet-Sketch are."""
+    files = (p.name for folder in folders.values() for p in listing(folder))
+    return next(files, "").startswith("sketch_")

@@ -1,363 +1,217 @@
-"""Measure a network under corruptions or on a benchmark, one condition after another.
+"""Measure a network under one condition after the other, and keep what is finished.
 
-What has been measured is kept in robustness.json after every condition: the same command goes on
-where it was interrupted.
+Every finished condition is in robustness.json at once, so that an evaluation that was interrupted
+goes on where it stopped. It is known by a key: a hash of everything that a score depends on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from convnext.atomic import write_text
-from convnext.checkpoint import Card
-from convnext.preprocess import Preprocessing
 from convnext.tasks.classification.dataset import BadImages, EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
-from convnext.tasks.classification.robustness.benchmarks import (
-    Benchmark,
-    CorruptionScore,
-    mean_ce,
-    mean_error,
-    score_corruptions,
-)
-from convnext.tasks.classification.robustness.corruptions import (
-    CORRUPTIONS,
-    SEVERITIES,
-    corrupt,
-)
-from convnext.tasks.classification.samples import Samples
+from convnext.tasks.classification.robustness.score import Score
 
-SEED = 0
+NAME = "robustness"
+FORMS = ("json", "csv", "svg", "png")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Robustness:
-    """What was measured. Accuracies and errors are top-1 in percent."""
+class Trial:
+    """One condition to measure."""
 
-    kind: str
-    """"corrupt" for images corrupted here, else the kind of a benchmark."""
-    title: str
-    source: str
-    model: str
-    clean: float | None
-    """Accuracy on the same images without corruption; None for a benchmark."""
-    num_images: int
-    num_classes: int
-    """Classes that the network chose among."""
-    scores: Sequence[CorruptionScore]
-    bad: Sequence[str]
+    corruption: str
+    severity: int
+    open: Callable[[], EvalDataset]
 
-    @property
-    def mce(self) -> float | None:
-        """Mean corruption error of ImageNet-C, relative to AlexNet; None for anything else."""
-        return mean_ce(self.scores)
 
-    @property
-    def mean_error(self) -> float:
-        """Mean top-1 error over corruptions and severities."""
-        return mean_error(self.scores)
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How the network is run."""
+
+    device: torch.device
+    precision: str
+    batch_size: int = BATCH_SIZE
+    workers: int = 0
+    max_bad_share: float = 0.01
+
+
+@dataclass(kw_only=True)
+class Progressed:
+    """What is finished, in memory and, if there is a folder, in robustness.json."""
+
+    key: str
+    header: Mapping[str, Any]
+    folder: Path | None
+    scores: dict[tuple[str, int], Score] = field(default_factory=dict)
+    num_found: int = 0
+    """Conditions that an earlier run had finished."""
+    moved: str = ""
+    """Where another evaluation was moved that lay in the folder; empty if there was none."""
+
+    @classmethod
+    def begin(
+        cls, inputs: Mapping[str, Any], header: Mapping[str, Any], folder: Path | None
+    ) -> Self:
+        """Take up what is in `folder`, if it is the same evaluation; move it aside if it is not."""
+        text = json.dumps(inputs, sort_keys=True)
+        state = cls(key=hashlib.sha256(text.encode()).hexdigest(), header=header, folder=folder)
+        if folder is None:
+            return state
+        own, aside = folder / f"{NAME}.json", folder / f"{NAME}-{state.key[:8]}.json"
+        lying = _read(own)
+        if lying and lying["key"] != state.key:
+            state.moved = f"{NAME}-{lying['key'][:8]}"
+            for form in FORMS:
+                file = folder / f"{NAME}.{form}"
+                if file.is_file():
+                    file.replace(folder / f"{state.moved}.{form}")
+            lying = None
+        kept = lying or _read(aside)
+        if kept and kept["key"] == state.key:
+            for row in kept["conditions"]:
+                score = _to_score(row)
+                state.scores[score.corruption, score.severity] = score
+        state.num_found = len(state.scores)
+        return state
+
+    def add(self, score: Score) -> None:
+        """Take a finished condition, and write the file."""
+        self.scores[score.corruption, score.severity] = score
+        self.write({"complete": False})
+
+    def write(self, rest: Mapping[str, Any]) -> None:
+        """Write robustness.json, if there is a folder for it."""
+        if self.folder is not None:
+            text = json.dumps(self.to_dict() | dict(rest), indent=1)
+            write_text(self.folder / f"{NAME}.json", text + "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {
-            "kind": self.kind,
-            "title": self.title,
-            "source": self.source,
-            "model": self.model,
-            "clean_top1": self.clean,
-            "num_images": self.num_images,
-            "num_classes": self.num_classes,
-            "mean_error": self.mean_error,
-            "mce": self.mce,
-            "corruptions": [
-                {
-                    "corruption": s.corruption,
-                    "errors": {str(k): v for k, v in s.errors.items()},
-                    "mean_error": s.mean_error,
-                    "ce": s.ce,
-                }
-                for s in self.scores
-            ],
-            "bad_images": list(self.bad),
-        }
+        rows = [
+            asdict(score) | {"top1": score.top1, "error": score.error}
+            for score in self.scores.values()
+        ]
+        return {"key": self.key, **self.header, "conditions": rows}
 
 
-class CorruptedDataset(EvalDataset):
-    """Images as the network will see them, corrupted after they were cut to size.
-
-    An image and a condition always give the same pixels.
-    """
-
-    def __init__(
-        self,
-        samples: Samples,
-        preprocessing: Preprocessing,
-        indices: Sequence[int],
-        corruption: str = "",
-        severity: int = 0,
-    ) -> None:
-        super().__init__(samples, preprocessing)
-        self.indices = list(indices)
-        self.corruption, self.severity = corruption, severity
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitems__(self, indices: list[int]) -> list[Any]:
-        """Return the images of a batch."""
-        return [self[index] for index in indices]
-
-    def __getitem__(self, index: int) -> Any:
-        """Return the image at a position of `indices`."""
-        return super().__getitem__(self.indices[index])
-
-    def _read(self, index: int) -> Tensor:
-        pixels = super()._read(index)
-        if not self.corruption:
-            return pixels
-        word = f"{SEED} {index} {self.corruption} {self.severity}"
-        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
-        image = pixels.permute(1, 2, 0).numpy()
-        made = corrupt(image, self.corruption, self.severity, np.random.default_rng(seed))
-        return torch.from_numpy(made).permute(2, 0, 1).contiguous()
-
-
-class Kept:
-    """Accuracies that were measured already, in a file that is whole at any moment.
-
-    Args:
-        path: The file; None keeps nothing.
-        key: What was measured with what; a file of anything else is begun anew.
-    """
-
-    def __init__(self, path: Path | None, key: Mapping[str, Any]) -> None:
-        self.path, self.key = path, dict(key)
-        self.values: dict[str, float] = {}
-        if path is not None and path.is_file():
-            tree = json.loads(path.read_text(encoding="utf-8"))
-            if tree.get("key") == json.loads(json.dumps(self.key)):
-                self.values = dict(tree["top1"])
-
-    def put(self, name: str, value: float) -> None:
-        """Keep one accuracy."""
-        self.values[name] = value
-        if self.path is not None:
-            tree = {"key": self.key, "top1": self.values}
-            write_text(self.path, json.dumps(tree, indent=1) + "\n")
-
-
-def measure_corruptions(
+def run_trials(
     model: nn.Module,
-    card: Card,
-    samples: Samples,
+    trials: Sequence[Trial],
+    state: Progressed,
+    execution: Execution,
     *,
-    device: torch.device,
-    precision: str,
-    source: str,
-    data: str,
-    corruptions: Sequence[str] = tuple(CORRUPTIONS),
-    severities: Sequence[int] = SEVERITIES,
-    max_images: int = 0,
-    max_bad_share: float = 0.01,
-    kept: Path | None = None,
+    kept_classes: Sequence[int] | None = None,
     console: Console | None = None,
-) -> Robustness:
-    """Corrupt the images of a data set here, and measure top-1 under each condition.
+) -> None:
+    """Measure every condition that `state` lacks.
 
     Args:
         model: The network.
-        card: What travels with its weights.
-        samples: Labelled images.
-        device: Where the network runs.
-        precision: In which precision.
-        source: Where the network came from.
-        data: Where the images came from.
-        corruptions: Names of `CORRUPTIONS`.
-        severities: 1 to 5.
-        max_images: A fixed random part of so many images; 0 for all.
-        max_bad_share: The largest share of images that may be unreadable.
-        kept: Where what is measured is kept.
-        console: Where progress goes.
+        trials: The conditions.
+        state: Where scores go.
+        execution: How to run it.
+        kept_classes: Positions of the only classes that may be predicted; all by default.
+        console: Where the progress bar goes.
 
     Raises:
-        ValueError: If a corruption or severity is unknown, or too many images cannot be read.
+        ValueError: If more images of a condition than allowed cannot be read, or none can.
     """
-    for name in corruptions:
-        if name not in CORRUPTIONS:
-            raise ValueError(f"there is no corruption {name!r}; there are {', '.join(CORRUPTIONS)}")
-    for severity in severities:
-        if severity not in SEVERITIES:
-            raise ValueError(f"a severity is one of 1 to 5, not {severity}")
-    indices = _some(len(samples), max_images)
-    conditions = [("", 0), *((name, severity) for name in corruptions for severity in severities)]
-    bad = BadImages(samples, max_share=max_bad_share)
-    store = Kept(kept, _key(card, "corrupt", source, data, len(indices), precision))
-    with _progress(console) as progress:
-        bar = progress.add_task("", total=len(indices) * len(conditions))
-        for name, severity in conditions:
-            label = f"{name} {severity}" if name else "clean"
-            progress.update(bar, description=label)
-            if label in store.values:
-                progress.advance(bar, len(indices))
-                continue
-            dataset = CorruptedDataset(samples, card.preprocessing, indices, name, severity)
-            top1 = _top1(model, dataset, None, device, precision, bad, progress, bar)
-            store.put(label, top1)
-    errors = {(n, s): 100 - store.values[f"{n} {s}"] for n, s in conditions if n}
-    return Robustness(
-        kind="corrupt",
-        title="corruptions made here",
-        source=source,
-        model=card.model,
-        clean=store.values["clean"],
-        num_images=len(indices),
-        num_classes=len(card.classes),
-        scores=score_corruptions(errors, published=False),
-        bad=[str(image) for image in bad.found.values()],
+    todo = [t for t in trials if (t.corruption, t.severity) not in state.scores]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[done]}"),
+        TimeRemainingColumn(),
     )
+    with Progress(*columns, console=console, transient=True, disable=console is None) as progress:
+        bar = progress.add_task("robustness", total=None, done="")
+        for number, trial in enumerate(todo):
+            dataset = trial.open()
+            # Conditions are alike in size; where they are not, the estimate mends itself.
+            remaining = len(dataset) * (len(todo) - number)
+            progress.update(
+                bar,
+                description=f"{trial.corruption} {trial.severity or ''}".rstrip(),
+                total=progress.tasks[0].completed + remaining,
+                done=f"{number + 1}/{len(todo)}",
+            )
+            score = _measure(
+                model, dataset, trial, execution, kept_classes, lambda n: progress.advance(bar, n)
+            )
+            state.add(score)
 
 
-def measure_benchmark(
+def restrict(logits: Tensor, kept: Sequence[int] | None) -> Tensor:
+    """Return logits (N, K) with minus infinity for every class that may not be predicted."""
+    if kept is None:
+        return logits
+    allowed = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    allowed[list(kept)] = True
+    return logits.masked_fill(~allowed, -torch.inf)
+
+
+def _measure(
     model: nn.Module,
-    card: Card,
-    benchmark: Benchmark,
-    open_samples: Any,
-    *,
-    device: torch.device,
-    precision: str,
-    source: str,
-    max_images: int = 0,
-    max_bad_share: float = 0.01,
-    kept: Path | None = None,
-    console: Console | None = None,
-) -> Robustness:
-    """Measure top-1 on every folder of a published benchmark.
-
-    The network chooses among the classes that the benchmark has, as the authors of ImageNet-A and
-    ImageNet-R define it. Images of ImageNet-C are cut to 224 pixels already and are only resized
-    where the network takes another size.
-
-    Args:
-        model: The network.
-        card: What travels with its weights.
-        benchmark: What was found on disk.
-        open_samples: A function path -> samples labelled by the network's classes.
-        device: Where the network runs.
-        precision: In which precision.
-        source: Where the network came from.
-        max_images: A fixed random part of each condition; 0 for all.
-        max_bad_share: The largest share of images that may be unreadable.
-        kept: Where what is measured is kept.
-        console: Where progress goes.
-    """
-    preprocessing = card.preprocessing
-    if benchmark.kind in ("c", "c-bar"):
-        preprocessing = replace(preprocessing, crop_pct=1.0)
-    key = _key(card, benchmark.title, source, "", max_images, precision)
-    store, bad, num_images, num_classes = Kept(kept, key), [], 0, len(card.classes)
-    with _progress(console) as progress:
-        bar = progress.add_task("", total=None)
-        for number, condition in enumerate(benchmark.conditions):
-            label = f"{condition.corruption} {condition.severity}"
-            progress.update(bar, description=f"{label} ({number + 1}/{len(benchmark.conditions)})")
-            samples: Samples = open_samples(condition.path)
-            indices = _some(len(samples), max_images)
-            classes = sorted(set(samples.labels))
-            num_images, num_classes = num_images + len(indices), len(classes)
-            if label in store.values:
-                continue
-            found = BadImages(samples, max_share=max_bad_share)
-            dataset = CorruptedDataset(samples, preprocessing, indices)
-            progress.update(bar, total=len(indices), completed=0)
-            among = None if len(classes) == len(card.classes) else classes
-            store.put(label, _top1(model, dataset, among, device, precision, found, progress, bar))
-            bad += [str(image) for image in found.found.values()]
-    errors = {
-        (c.corruption, c.severity): 100 - store.values[f"{c.corruption} {c.severity}"]
-        for c in benchmark.conditions
-    }
-    return Robustness(
-        kind=benchmark.kind,
-        title=benchmark.title,
-        source=source,
-        model=card.model,
-        clean=None,
-        num_images=num_images,
-        num_classes=num_classes,
-        scores=score_corruptions(errors, published=benchmark.kind == "c"),
-        bad=bad,
-    )
-
-
-def _top1(
-    model: nn.Module,
-    dataset: CorruptedDataset,
-    among: Sequence[int] | None,
-    device: torch.device,
-    precision: str,
-    bad: BadImages,
-    progress: Progress,
-    bar: Any,
-) -> float:
-    right = total = 0
-    for logits, labels, _ in infer(
+    dataset: EvalDataset,
+    trial: Trial,
+    execution: Execution,
+    kept_classes: Sequence[int] | None,
+    progress: Callable[[int], None],
+) -> Score:
+    bad = BadImages(dataset.samples, max_share=execution.max_bad_share)
+    num_correct = num_images = 0
+    batches = infer(
         model,
         dataset,
-        device=device,
-        precision=precision,
+        device=execution.device,
+        precision=execution.precision,
         bad=bad,
-        batch_size=BATCH_SIZE,
-        progress=lambda count: progress.advance(bar, count),
-    ):
-        right += int((choose(logits, among).cpu() == labels).sum())
-        total += len(labels)
-    if not total:
-        raise ValueError("not one image could be read")
-    return 100 * right / total
+        batch_size=execution.batch_size,
+        workers=execution.workers,
+        progress=progress,
+    )
+    for logits, labels, _ in batches:
+        predictions = restrict(logits, kept_classes).argmax(1).cpu()
+        num_correct += int((predictions == labels).sum())
+        num_images += len(labels)
+    if not num_images:
+        raise ValueError(f"not one image of {trial.corruption} {trial.severity} can be read")
+    return Score(
+        corruption=trial.corruption,
+        severity=trial.severity,
+        num_correct=num_correct,
+        num_images=num_images,
+        bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
+    )
 
 
-def choose(logits: Tensor, among: Sequence[int] | None) -> Tensor:
-    """Return the class of the highest logit (N,), of all or of some of the classes."""
-    if among is None:
-        return logits.argmax(1)
-    allowed = torch.tensor(among, device=logits.device)
-    return allowed[logits[:, allowed].argmax(1)]
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return an evaluation that lies in a file; None for no file or one that is not ours."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found["key"], str) and "conditions" in found else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _some(count: int, most: int) -> list[int]:
-    """Return all positions, or a part of them that never changes, in order."""
-    if not most or count <= most:
-        return list(range(count))
-    drawn = np.random.default_rng(SEED).permutation(count)[:most]
-    return sorted(drawn.tolist())
-
-
-def _key(
-    card: Card, kind: str, source: str, data: str, num_images: int, precision: str
-) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "source": source,
-        "data": data,
-        "num_images": num_images,
-        "precision": precision,
-        "model": card.model,
-        "step": card.metrics.get("step"),
-        "preprocessing": repr(card.preprocessing),
-    }
-
-
-def _progress(console: Console | None) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=console is None)
+def _to_score(row: Mapping[str, Any]) -> Score:
+    return Score(
+        corruption=row["corruption"],
+        severity=row["severity"],
+        num_correct=row["num_correct"],
+        num_images=row["num_images"],
+        bad_images=tuple((source, reason) for source, reason in row["bad_images"]),
+    )

@@ -1,0 +1,293 @@
+"""`evaluate --robustness`: from a network and a folder, or its own data, to figures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from convnext.checkpoint import Card
+from convnext.device import pick_device
+from convnext.evaluate import class_positions, open_split, relabel
+from convnext.images import BadImage
+from convnext.inference import open_model, pick_precision
+from convnext.names import nearest
+from convnext.tasks.classification.dataset import EvalDataset
+from convnext.tasks.classification.folders import find_plain, listing
+from convnext.tasks.classification.inference import BATCH_SIZE
+from convnext.tasks.classification.robustness.benchmarks import (
+    TITLES,
+    Benchmark,
+    Condition,
+    Kind,
+    find_benchmark,
+    subset_synsets,
+)
+from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS, SEVERITIES, VERSION
+from convnext.tasks.classification.robustness.dataset import CorruptedDataset, choose, fingerprint
+from convnext.tasks.classification.robustness.measure import (
+    Execution,
+    Progressed,
+    Trial,
+    run_trials,
+)
+from convnext.tasks.classification.robustness.paper import SOURCE, paper_figures
+from convnext.tasks.classification.robustness.score import Summary, summarise
+from convnext.tasks.classification.samples import Samples
+from convnext.weights.files import digest
+from convnext.weights.published import find_published
+
+MADE_HERE = (
+    "the corruptions were made here, with frost drawn by a procedure: figures compare with each "
+    "other, not with published ones of ImageNet-C"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessResult:
+    """What was measured, and of what."""
+
+    state: Progressed
+    kind: Kind
+    summary: Summary
+    clean_from: str
+    """Where the clean accuracy is from: "measured", "the checkpoint", "published", or empty."""
+    paper: dict[str, float] | None
+    """The paper's figures for these published weights."""
+    notes: tuple[str, ...]
+
+    @property
+    def bad_images(self) -> dict[str, str]:
+        """Images that could not be read, and why."""
+        return {s: reason for score in self.state.scores.values() for s, reason in score.bad_images}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        paper = None if self.paper is None else {"source": SOURCE, **self.paper}
+        return {
+            **self.state.to_dict(),
+            "complete": True,
+            "summary": self.summary.to_dict() | {"clean_from": self.clean_from},
+            "paper": paper,
+            "notes": list(self.notes),
+            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images.items()],
+        }
+
+
+def evaluate_robustness(
+    source: str,
+    *,
+    benchmark: str | None = None,
+    data: str | None = None,
+    split: str = "val",
+    corruptions: Sequence[str] | None = None,
+    severities: Sequence[int] = SEVERITIES,
+    max_images: int | None = None,
+    seed: int = 0,
+    output: Path | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    max_bad_share: float = 0.01,
+    console: Console | None = None,
+) -> RobustnessResult:
+    """Evaluate a run, a checkpoint or published weights on what they were not trained for.
+
+    Args:
+        source: A run folder, a file in any layout, or a hub id.
+        benchmark: The folder of a published benchmark; None to corrupt the images of `data`.
+        data: Images without corruption: those to corrupt, by default of the data set of training;
+            beside a benchmark, those that the clean accuracy is measured on.
+        split: "val" or "train", of `data`.
+        corruptions: The only ones to measure; all by default.
+        severities: The only ones to measure.
+        max_images: Of each condition, measure a random part of so many images.
+        seed: Of that part, and of the corruptions.
+        output: Where finished conditions are kept; None to keep none.
+        batch_size: Images at a time.
+        workers: Processes that read and corrupt images; by default as many as help.
+        device: `cpu`, `cuda`, `mps` or `auto`.
+        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
+        max_bad_share: The largest share of images of a condition that may be unreadable.
+        console: Where progress goes; None for none.
+
+    Raises:
+        ValueError: If something cannot be read or is unknown, or if classes do not match.
+    """
+    _check(corruptions if benchmark is None else None, severities, max_images)
+    severities = tuple(sorted(set(severities)))
+    found = None
+    if benchmark is not None:
+        found = find_benchmark(benchmark, corruptions=corruptions, severities=severities)
+    where = pick_device(device)
+    model, card = open_model(source, where)
+    # Small images are made faster than they are handed from process to process.
+    helpful = 0 if card.preprocessing.image_size < 96 else min(8, (os.cpu_count() or 1) - 1)
+    execution = Execution(
+        device=where,
+        precision=pick_precision(precision, card, where),
+        batch_size=batch_size or BATCH_SIZE,
+        workers=helpful if workers is None else workers,
+        max_bad_share=max_bad_share,
+    )
+    kept = None
+    if found is not None and found.synsets is not None:
+        kept = class_positions(found.synsets, card.classes)
+    clean = None
+    if found is None or data is not None:
+        clean = _open_clean(source, card, data, split, max_images, seed, kept, console)
+    kind: Kind = found.kind if found else "corrupt"
+    header = {
+        "benchmark": kind,
+        "title": TITLES[kind],
+        "source": source,
+        "data": str(found.root if found else data or card.recipe.get("data")),
+        "model": card.model,
+        "weights": card.metrics.get("weights", "model"),
+        "seed": seed,
+        "max_images": max_images,
+    }
+    inputs = header | {
+        "tensors": digest(model.state_dict(), {}),
+        "classes": card.classes,
+        "preprocessing": card.preprocessing.to_dict(),
+        "execution": [str(where.type), execution.precision, execution.batch_size],
+        "corruptions": [*(corruptions or ())],
+        "severities": severities,
+        "version": VERSION,
+        "clean": None if clean is None else fingerprint(clean.samples),
+        "folders": [str(c.folder) for c in found.conditions] if found else [],
+    }
+    state: Progressed = Progressed.begin(inputs, header, output)
+    if clean is not None and found is None and state.num_found == 0 and console is not None:
+        console.print(clean.fill_cache(workers=execution.workers, console=console))
+    trials = [] if clean is None else [Trial(corruption="clean", severity=0, open=lambda: clean)]
+    if found is None:
+        assert clean is not None
+        trials += corruption_trials(clean, corruptions or tuple(CORRUPTIONS), severities)
+    else:
+        trials += benchmark_trials(found, card, max_images, seed)
+    run_trials(model, trials, state, execution, kept_classes=kept, console=console)
+    return _result(state, kind, found, card, source, max_images)
+
+
+def _check(
+    corruptions: Sequence[str] | None, severities: Sequence[int], max_images: int | None
+) -> None:
+    for name in corruptions or ():
+        if name not in CORRUPTIONS:
+            raise ValueError(f"there is no corruption {name!r}{nearest(name, CORRUPTIONS)}")
+    wrong = [level for level in severities if level not in SEVERITIES]
+    if wrong or not severities:
+        raise ValueError(f"severities are 1 to 5, not {', '.join(map(str, wrong)) or 'none'}")
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"max_images is {max_images}, but must be at least 1")
+
+
+def _open_clean(
+    source: str,
+    card: Card,
+    data: str | None,
+    split: str,
+    max_images: int | None,
+    seed: int,
+    kept: Sequence[int] | None,
+    console: Console | None,
+) -> CorruptedDataset:
+    """Return the images without corruption, of the classes that may be predicted."""
+    data = data or card.recipe.get("data")
+    if data is None:
+        raise ValueError(
+            f"{source} does not say what it was trained on; give --data PATH, or a benchmark's "
+            "folder to --robustness"
+        )
+    samples = relabel(*open_split(data, split, card, console), card.classes)
+    chosen = choose(samples, max_images=max_images, seed=seed, labels=kept)
+    return CorruptedDataset(chosen, card.preprocessing, seed=seed)
+
+
+def corruption_trials(
+    clean: CorruptedDataset, corruptions: Sequence[str], severities: Sequence[int]
+) -> list[Trial]:
+    return [
+        Trial(corruption=name, severity=level, open=partial(clean.under, name, level))
+        for name in CORRUPTIONS
+        if name in corruptions
+        for level in severities
+    ]
+
+
+def benchmark_trials(
+    found: Benchmark, card: Card, max_images: int | None, seed: int
+) -> list[Trial]:
+    def open_condition(condition: Condition) -> EvalDataset:
+        listed = find_plain(condition.folder)
+        samples = relabel(listed.take(listed.train), listed.classes, card.classes)
+        preprocessing = card.preprocessing
+        # The images of ImageNet-C and C-bar have been cropped to 224 already.
+        if condition.severity and _is_square(samples):
+            preprocessing = replace(preprocessing, crop_pct=1.0)
+        return EvalDataset(choose(samples, max_images=max_images, seed=seed), preprocessing)
+
+    return [
+        Trial(corruption=c.corruption, severity=c.severity, open=partial(open_condition, c))
+        for c in found.conditions
+    ]
+
+
+def _is_square(samples: Samples) -> bool:
+    """Whether the first readable image of a few is as wide as it is high."""
+    for index in samples.some(8):
+        try:
+            header = samples.header(index)
+        except BadImage:
+            continue
+        return header.width == header.height
+    return False
+
+
+def _result(
+    state: Progressed,
+    kind: Kind,
+    found: Benchmark | None,
+    card: Card,
+    source: str,
+    max_images: int | None,
+) -> RobustnessResult:
+    notes = list(found.notes) if found else [MADE_HERE]
+    num_classes = len(_class_folders(found)) if found else 0
+    if kind == "imagenet-c" and 0 < num_classes < 1000:
+        notes.append(f"{num_classes:,} of ImageNet's 1,000 classes are there")
+    if found and max_images is not None:
+        notes.append(f"estimated on at most {max_images:,} images of each condition")
+    published, clean, clean_from = find_published(source), None, ""
+    measured = state.scores.get(("clean", 0))
+    if measured is not None:
+        clean, clean_from = measured.top1, "measured"
+    elif found is not None and found.synsets is None:
+        # The 200 classes of ImageNet-A and -R have no accuracy that is known beforehand.
+        if card.metrics.get("top1") is not None:
+            clean, clean_from = float(card.metrics["top1"]), "the checkpoint"
+        elif published is not None and published.top1 is not None:
+            clean, clean_from = published.top1, "published"
+    scores = [score for (name, _), score in state.scores.items() if name != "clean"]
+    return RobustnessResult(
+        state=state,
+        kind=kind,
+        summary=summarise(kind, scores, clean=clean, is_imagenet=num_classes > 0),
+        clean_from=clean_from,
+        paper=paper_figures(source),
+        notes=tuple(notes),
+    )
+
+
+def _class_folders(found: Benchmark) -> list[str]:
+    """Return the folders of a benchmark that are classes of ImageNet."""
+    names = [p.name for p in listing(found.conditions[0].folder) if p.is_dir()]
+    return names if all(name in subset_synsets("imagenet") for name in names) else []
