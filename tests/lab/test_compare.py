@@ -103,7 +103,7 @@ def test_fine_tuning_has_the_recipe_of_fine_tuning(tmp_path: Path) -> None:
     from rich.console import Console
 
     from convnext.cli import main
-    from convnext.lab.study import choose_once, for_all
+    from convnext.lab.settle import choose_once, for_all
     from convnext.tasks import open_task
 
     small = "{depths: [1, 1, 1, 1], dims: [8, 8, 8, 8]}"

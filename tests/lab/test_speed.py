@@ -11,8 +11,8 @@ from torch import nn
 
 from convnext.lab.compare import entries_of
 from convnext.lab.plan import Study
+from convnext.lab.settle import choose_once, for_all
 from convnext.lab.speed import PeakMemory, Speed, epochs_for, measure, read_speeds, speeds_of
-from convnext.lab.study import choose_once, for_all
 from convnext.recipe import Recipe, change_recipe
 from convnext.tasks import open_task
 

@@ -66,6 +66,10 @@ class Study:
     regime: str = ""
     threads: int = 0
     """CPU threads of a run; 0 leaves it to torch. The last bits of a run depend on it."""
+    minutes: float = 0.0
+    """Equal training time of all entries; 0 where they have equal epochs."""
+    data: str = ""
+    """The fingerprint of the data."""
     command: str = ""
     """The command line that made the study."""
 

@@ -100,10 +100,16 @@ def measure(plan: Study, task: Any, console: Console) -> dict[str, Speed]:
 
 
 def epochs_for(plan: Study, speeds: Mapping[str, Speed], task: Any, minutes: float) -> list[Entry]:
-    """Return the entries with as many epochs as they train in `minutes`, one at least."""
+    """Return the entries with as many epochs as they train in `minutes`, one at least.
+
+    Those of a study that goes on keep the epochs that they have.
+    """
     images = task.steps_per_epoch * task.batch_size
     entries = []
     for entry in plan.entries:
+        if "schedule.epochs" in entry.changes:
+            entries.append(entry)
+            continue
         rate = speeds[entry.own_name].train_images_per_s
         epochs = max(1, math.floor(60 * minutes * rate / images))
         changes = dict(entry.changes) | {"schedule.epochs": epochs}

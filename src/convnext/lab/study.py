@@ -14,7 +14,7 @@ from rich.console import Console
 
 from convnext.costs import cost
 from convnext.device import environment, pick_device
-from convnext.lab.plan import Entry, Kind, Study, read_study
+from convnext.lab.plan import Entry, Kind, Study
 from convnext.lab.results import FINISHED, WAITING, Result, write_results
 from convnext.lab.runs import (
     Job,
@@ -25,18 +25,10 @@ from convnext.lab.runs import (
     run_jobs,
     visible_devices,
 )
+from convnext.lab.settle import settle
 from convnext.lab.speed import Speed, epochs_for, read_speeds, speeds_of
 from convnext.lab.table import print_study
-from convnext.recipe import Recipe, change_recipe, flatten, number, one_line, to_dict
-from convnext.tasks import open_task
-
-# A study measures the networks, not what the moving average or a growing image adds: the paper's
-# road has neither.
-DEFAULTS: Mapping[str, Any] = {"ema.decay": 0.0, "schedule.progressive": False}
-EVALUATIONS = 10
-# What published weights were made for, as far as it is not the size of the images.
-OF_WEIGHTS = ("mean", "std", "interpolation", "crop_pct")
-STAND_IN = "roadmap/resnet50/separate_downsampling"
+from convnext.recipe import Recipe, one_line, to_dict
 
 
 def study(
@@ -74,57 +66,39 @@ def study(
         ValueError: If the study cannot be made, or the folder holds another one.
         InterruptedRun: If a signal asked for the end.
     """
-    began = time.monotonic()
     with held(root):
         device = pick_device(recipe.run.device)
-        devices = visible_devices() if device.type == "cuda" else []
-        before = read_study(root) if (root / "study.json").exists() else None
-        if before is None:
-            task = open_task(choose_once(recipe, entries), device, console)
-            resolved = for_all(task.recipe, recipe, entries)
-        else:
-            resolved = go_on(before.recipe, recipe, root)
-            task = open_task(replace(resolved, model="convnext_tiny"), device, Console(quiet=True))
-        plan = Study(
+        asked = Study(
             kind=kind,
             title=title,
             regime=regime,
             entries=entries,
             seeds=[recipe.run.seed + i for i in range(num_seeds)],
-            recipe=resolved,
-            threads=before.threads if before else _threads(processes, device.type),
+            recipe=recipe,
+            threads=_threads(processes, device.type),
+            minutes=minutes,
             command=command,
         )
-        if before is not None:
-            _check_entries(before, plan, root)
-        plan.write(root)
+        plan, task = settle(asked, root, device, console)
         costs = costs_of(plan, task)
         speeds = speeds_of(plan, task, root, console) if speed or minutes else read_speeds(root)
         if minutes:
             plan = replace(plan, entries=epochs_for(plan, speeds, task, minutes))
-            plan.write(root)
-        facts = environment(device) | {"data": task.fingerprint}
-
-        def update(seconds: float) -> list[Result]:
-            results = collect(plan, root, costs, speeds)
-            write_results(root, results, _facts(plan, facts, seconds))
-            return results
-
-        def ended(job: Job, found: Mapping[str, Any]) -> None:
-            failed[(job.entry.name, job.seed)] = found
-            console.print(describe_end(job, found), markup=False)
-            update(time.monotonic() - began)
-
-        failed: dict[tuple[str, int], Mapping[str, Any]] = {}
-        update(0.0)
+        plan.write(root)
+        table = _Table(plan, root, costs, speeds, environment(device))
+        table.write()
+        devices = visible_devices() if device.type == "cuda" else []
         jobs = jobs_of(plan, root)
-        total = len(plan.own_entries()) * num_seeds
-        at_once = processes or len(devices) or _processes(device.type)
-        at_once = min(at_once, max(1, len(jobs)))
+        at_once = min(processes or len(devices) or _processes(device.type), max(1, len(jobs)))
         console.print(
-            f"{len(jobs)} of {total} runs to do, {at_once} at a time"
+            f"{len(jobs)} of {len(plan.own_entries()) * num_seeds} runs to do, {at_once} at a time"
             + (f" with {plan.threads} threads each" if plan.threads else "")
         )
+
+        def ended(job: Job, found: Mapping[str, Any]) -> None:
+            console.print(describe_end(job, found), markup=False)
+            table.add(job, found)
+
         run_jobs(
             jobs,
             processes=at_once,
@@ -133,15 +107,55 @@ def study(
             console=console,
             ended=ended,
         )
-        results = update(time.monotonic() - began)
-        lost = [(job, end) for job in jobs if (end := failed.get((job.entry.name, job.seed)))]
-        results = [_with_reason(result, failed) for result in results]
-        write_results(root, results, _facts(plan, facts, time.monotonic() - began))
+        results = table.write()
         finish(root, results, console)
-        for job, end in lost:
-            if end["state"] != FINISHED:
-                console.print(f"[yellow]missing:[/] {describe_end(job, end)}")
     return results
+
+
+class _Table:
+    """The table of a study that is being made: written after every run."""
+
+    def __init__(
+        self,
+        plan: Study,
+        root: Path,
+        costs: Mapping[str, Mapping[str, int]],
+        speeds: Mapping[str, Speed],
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.plan, self.root, self.costs, self.speeds, self.facts = plan, root, costs, speeds, facts
+        self.began = time.monotonic()
+        self._failed: dict[tuple[str, int], Mapping[str, Any]] = {}
+
+    def add(self, job: Job, found: Mapping[str, Any]) -> None:
+        """Take the end of a run; one that failed is not in its folder, to be tried again."""
+        if found["state"] != FINISHED:
+            self._failed[job.entry.name, job.seed] = found
+        self.write()
+
+    def write(self) -> list[Result]:
+        """Write results.csv and results.json; return the rows."""
+        results = [
+            self._with_reason(result)
+            for result in collect(self.plan, self.root, self.costs, self.speeds)
+        ]
+        facts = {
+            "kind": self.plan.kind,
+            "title": self.plan.title,
+            "regime": self.plan.regime,
+            "command": self.plan.command,
+            "environment": dict(self.facts) | {"data": self.plan.data},
+            "seconds": round(time.monotonic() - self.began, 1),
+            "recipe": to_dict(self.plan.recipe),
+        }
+        write_results(self.root, results, facts)
+        return results
+
+    def _with_reason(self, result: Result) -> Result:
+        end = self._failed.get((result.runs_as, result.seed))
+        if result.state != WAITING or end is None:
+            return result
+        return replace(result, state=str(end["state"]), reason=str(end.get("reason", "")))
 
 
 def finish(root: Path, results: Sequence[Result], console: Console) -> None:
@@ -154,64 +168,6 @@ def finish(root: Path, results: Sequence[Result], console: Console) -> None:
     page = write_page(root)
     console.print(f"table: {root / 'results.csv'}", markup=False, soft_wrap=True)
     console.print(f"page: {page}", markup=False, soft_wrap=True)
-
-
-def choose_once(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
-    """Return the recipe by which `auto` is asked: that of one network, for all of them.
-
-    ConvNeXt-T stands for all, whatever they are, so that a study that is extended by another
-    network still has the same recipe. If all of them start from weights, the first one stands for
-    them: fine-tuning has other settings than training from scratch.
-    """
-    leaves = dict(flatten(recipe))
-    unset = {name: value for name, value in DEFAULTS.items() if leaves[name] == "auto"}
-    recipe = change_recipe(replace(recipe, model=STAND_IN), unset)
-    if all(map(starts_from_weights, entries)):
-        first = entries[0]
-        recipe = replace(recipe, model=first.model, weights=str(first.changes["weights"]))
-    return recipe
-
-
-def for_all(resolved: Recipe, asked: Recipe, entries: Sequence[Entry]) -> Recipe:
-    """Return a resolved recipe without what belongs to one network, evaluated often enough."""
-    changes: dict[str, Any] = {"model": "auto", "weights": "none", "network": asked.network}
-    if any(map(starts_from_weights, entries)):
-        # Weights know what their images looked like; all else is the same for all.
-        own = {name: getattr(asked.input, name) for name in OF_WEIGHTS}
-        changes["input"] = replace(resolved.input, **own)
-    if asked.run.eval_every == "auto":
-        every = max(1, round(number(resolved.schedule.epochs) / EVALUATIONS))
-        changes["run"] = replace(resolved.run, eval_every=every)
-    return replace(resolved, **changes)
-
-
-def starts_from_weights(entry: Entry) -> bool:
-    """Return whether a network is fine-tuned."""
-    return bool(entry.changes.get("weights", "none") != "none")
-
-
-def go_on(before: Recipe, asked: Recipe, root: Path) -> Recipe:
-    """Return the recipe of a study that goes on.
-
-    Raises:
-        ValueError: If what is asked for is not what the study began with.
-    """
-    old, default = dict(flatten(before)), dict(flatten(Recipe()))
-    free = {"run.seed", "model", "data"}
-    for name, value in flatten(asked):
-        # What was left open then and is left open now was settled by the study.
-        if name in free or value in ("auto", default[name]):
-            continue
-        if _plain(value) != _plain(old[name]):
-            raise ValueError(
-                f"{root} was begun with {name} {old[name]}, not {value}; runs of another recipe "
-                "need another --output"
-            )
-    if Path(asked.data).exists() and Path(asked.data).resolve() != Path(before.data).resolve():
-        raise ValueError(
-            f"{root} was begun on {before.data}; another data set needs another --output"
-        )
-    return before
 
 
 def costs_of(plan: Study, task: Any) -> dict[str, dict[str, int]]:
@@ -285,38 +241,6 @@ def collect(
     return results
 
 
-def _check_entries(before: Study, plan: Study, root: Path) -> None:
-    old = {entry.name: entry for entry in before.entries}
-    for entry in plan.entries:
-        other = old.get(entry.name)
-        if other is not None and (other.model, dict(other.changes)) != (
-            entry.model,
-            _listed(entry.changes),
-        ):
-            raise ValueError(
-                f"{entry.name} was another network when {root} was begun; take another --output"
-            )
-
-
-def _with_reason(result: Result, failed: Mapping[tuple[str, int], Mapping[str, Any]]) -> Result:
-    end = failed.get((result.runs_as, result.seed))
-    if result.state != WAITING or end is None or end["state"] == FINISHED:
-        return result
-    return replace(result, state=str(end["state"]), reason=str(end.get("reason", "")))
-
-
-def _facts(plan: Study, facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    return {
-        "kind": plan.kind,
-        "title": plan.title,
-        "regime": plan.regime,
-        "command": plan.command,
-        "environment": dict(facts),
-        "seconds": round(seconds, 1),
-        "recipe": to_dict(plan.recipe),
-    }
-
-
 def _processes(device: str) -> int:
     return (os.cpu_count() or 1) if device == "cpu" else 1
 
@@ -326,14 +250,3 @@ def _threads(processes: int, device: str) -> int:
     if device != "cpu":
         return 0
     return max(1, (os.cpu_count() or 1) // (processes or _processes(device)))
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _listed(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return changes as JSON gives them back."""
-    import json
-
-    return dict(json.loads(json.dumps(dict(changes))))

@@ -1,0 +1,136 @@
+"""How a study is settled: one recipe for all its networks, chosen once and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from convnext.lab.plan import Entry, Study, read_study
+from convnext.recipe import Recipe, change_recipe, flatten, number
+from convnext.tasks import open_task
+
+# A study measures the networks, not what the moving average or a growing image adds: the paper's
+# road has neither.
+DEFAULTS: Mapping[str, Any] = {"ema.decay": 0.0, "schedule.progressive": False}
+EVALUATIONS = 10
+# What published weights were made for, as far as it is not the size of the images.
+OF_WEIGHTS = ("mean", "std", "interpolation", "crop_pct")
+STAND_IN = "roadmap/resnet50/separate_downsampling"
+
+
+def settle(asked: Study, root: Path, device: torch.device, console: Console) -> tuple[Study, Any]:
+    """Return the plan of a study that begins, or of one that goes on, and its opened task.
+
+    Raises:
+        ValueError: If the data cannot be used, or the folder was begun with something else.
+    """
+    if not (root / "study.json").exists():
+        task = open_task(choose_once(asked.recipe, asked.entries), device, console)
+        resolved = for_all(task.recipe, asked.recipe, asked.entries)
+        return replace(asked, recipe=resolved, data=task.fingerprint), task
+    before = read_study(root)
+    resolved = go_on(before.recipe, asked.recipe, root)
+    task = open_task(replace(resolved, model=STAND_IN), device, Console(quiet=True))
+    for name, old, new in (
+        ("the data", before.data, task.fingerprint),
+        ("--minutes", before.minutes, asked.minutes),
+    ):
+        if old != new:
+            raise ValueError(
+                f"{root} was begun with {name} {old}, not {new}; take another --output"
+            )
+    plan = replace(asked, recipe=resolved, threads=before.threads, data=before.data)
+    return replace(plan, entries=_known_entries(before, plan, root)), task
+
+
+def choose_once(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
+    """Return the recipe by which `auto` is asked: that of one network, for all of them.
+
+    ConvNeXt-T stands for all, whatever they are, so that a study that is extended by another
+    network still has the same recipe. If all of them start from weights, the first one stands for
+    them: fine-tuning has other settings than training from scratch.
+    """
+    leaves = dict(flatten(recipe))
+    unset = {name: value for name, value in DEFAULTS.items() if leaves[name] == "auto"}
+    recipe = change_recipe(replace(recipe, model=STAND_IN), unset)
+    if all(map(starts_from_weights, entries)):
+        first = entries[0]
+        recipe = replace(recipe, model=first.model, weights=str(first.changes["weights"]))
+    return recipe
+
+
+def for_all(resolved: Recipe, asked: Recipe, entries: Sequence[Entry]) -> Recipe:
+    """Return a resolved recipe without what belongs to one network, evaluated often enough."""
+    changes: dict[str, Any] = {"model": "auto", "weights": "none", "network": asked.network}
+    if any(map(starts_from_weights, entries)):
+        # Weights know what their images looked like; all else is the same for all.
+        own = {name: getattr(asked.input, name) for name in OF_WEIGHTS}
+        changes["input"] = replace(resolved.input, **own)
+    if asked.run.eval_every == "auto":
+        every = max(1, round(number(resolved.schedule.epochs) / EVALUATIONS))
+        changes["run"] = replace(resolved.run, eval_every=every)
+    return replace(resolved, **changes)
+
+
+def starts_from_weights(entry: Entry) -> bool:
+    """Return whether a network is fine-tuned."""
+    return bool(entry.changes.get("weights", "none") != "none")
+
+
+def go_on(before: Recipe, asked: Recipe, root: Path) -> Recipe:
+    """Return the recipe of a study that goes on.
+
+    Raises:
+        ValueError: If what is asked for is not what the study began with.
+    """
+    old, default = dict(flatten(before)), dict(flatten(Recipe()))
+    free = {"run.seed", "model", "data"}
+    for name, value in flatten(asked):
+        # What was left open then and is left open now was settled by the study.
+        if name in free or value in ("auto", default[name]):
+            continue
+        if _plain(value) != _plain(old[name]):
+            raise ValueError(
+                f"{root} was begun with {name} {old[name]}, not {value}; runs of another recipe "
+                "need another --output"
+            )
+    if Path(asked.data).exists() and Path(asked.data).resolve() != Path(before.data).resolve():
+        raise ValueError(
+            f"{root} was begun on {before.data}; another data set needs another --output"
+        )
+    return before
+
+
+def _known_entries(before: Study, plan: Study, root: Path) -> list[Entry]:
+    """Return the entries of a plan, those that were there before with the epochs they had."""
+    old = {entry.name: entry for entry in before.entries}
+    entries = []
+    for entry in plan.entries:
+        other = old.get(entry.name)
+        if other is None:
+            entries.append(entry)
+            continue
+        had = dict(other.changes)
+        epochs = {"schedule.epochs": had["schedule.epochs"]} if plan.minutes else {}
+        now = _listed(entry.changes) | epochs
+        if (other.model, had) != (entry.model, now):
+            raise ValueError(
+                f"{entry.name} was another network when {root} was begun; take another --output"
+            )
+        entries.append(replace(entry, changes=now))
+    return entries
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _listed(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return changes as JSON gives them back."""
+    return dict(json.loads(json.dumps(dict(changes))))

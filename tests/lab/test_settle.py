@@ -1,0 +1,92 @@
+"""One recipe for all networks of a study, and what may change when it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from convnext.lab.compare import entries_of
+from convnext.lab.plan import Study, read_study
+from convnext.lab.settle import settle
+from convnext.recipe import Recipe, change_recipe
+
+QUIET, CPU = Console(quiet=True), torch.device("cpu")
+NETWORKS = ["roadmap/mini/kernel_5", "timm/resnet18"]
+
+
+def asked(specs: list[str] = NETWORKS, seeds: int = 1, **options: Any) -> Study:
+    changes = {k.replace("__", "."): v for k, v in options.pop("recipe", {}).items()}
+    return Study(
+        kind="compare",
+        title="",
+        entries=entries_of(specs),
+        seeds=list(range(seeds)),
+        recipe=change_recipe(Recipe(), {"run.device": "cpu"} | changes),
+        threads=1,
+        **options,
+    )
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    plan, _ = settle(asked(), tmp_path, CPU, QUIET)
+    plan.write(tmp_path)
+    return tmp_path
+
+
+def test_what_is_left_open_is_settled_once(begun: Path) -> None:
+    recipe = read_study(begun).recipe
+    assert (recipe.ema.decay, recipe.schedule.progressive) == (0.0, False)
+    assert recipe.optim.lr != "auto"
+    # What belongs to a network is left to each.
+    assert (recipe.model, recipe.network.stem) == ("auto", "auto")
+
+
+def test_it_goes_on_with_more_seeds_and_networks(begun: Path) -> None:
+    more = asked([*NETWORKS, "convnext_atto"], seeds=3)
+    plan, _ = settle(replace(more, threads=2), begun, CPU, QUIET)
+    assert plan.recipe == read_study(begun).recipe
+    assert (len(plan.entries), plan.seeds, plan.threads) == (3, [0, 1, 2], 1)
+    # The same setting, said in words, is no other one.
+    same = asked(recipe={"optim__lr": plan.recipe.optim.lr})
+    assert settle(same, begun, CPU, QUIET)[0].recipe == plan.recipe
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (asked(recipe={"optim__lr": 0.5}), r"begun with optim\.lr 0\.002, not 0\.5"),
+        (asked(minutes=3.0), r"begun with --minutes 0\.0, not 3\.0"),
+        (asked(["roadmap/mini/kernel_5:kernel_size=3", "timm/resnet18"]), None),
+        (asked(["kernel_5=roadmap/mini/kernel_7", "timm/resnet18"]), None),
+        (asked(["resnet18=timm/resnet34"]), "resnet18 was another network"),
+    ],
+)
+def test_what_needs_another_folder(begun: Path, other: Study, message: str | None) -> None:
+    if message is None:  # Another name: another network of the same study.
+        assert len(settle(other, begun, CPU, QUIET)[0].entries) == 2
+        return
+    with pytest.raises(ValueError, match=message):
+        settle(other, begun, CPU, QUIET)
+
+
+def test_other_data_are_noticed(begun: Path) -> None:
+    replace(read_study(begun), data="1 + 1 images, 0").write(begun)
+    with pytest.raises(ValueError, match="begun with the data 1 \\+ 1 images"):
+        settle(asked(), begun, CPU, QUIET)
+
+
+def test_equal_time_is_settled_once_too(tmp_path: Path) -> None:
+    plan, _ = settle(asked(minutes=1.0), tmp_path, CPU, QUIET)
+    timed = [
+        replace(entry, changes=dict(entry.changes) | {"schedule.epochs": 7})
+        for entry in plan.entries
+    ]
+    replace(plan, entries=timed).write(tmp_path)
+    again, _ = settle(asked([*NETWORKS, "convnext_atto"], minutes=1.0), tmp_path, CPU, QUIET)
+    assert [entry.changes.get("schedule.epochs") for entry in again.entries] == [7, 7, None]
