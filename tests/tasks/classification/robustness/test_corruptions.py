@@ -59,7 +59,7 @@ def test_something_changes_at_every_size(name: str, side: int, chans: int) -> No
     assert change(name, 5, photo(side, chans)) > 0.5
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS.keys() - {"elastic_transform", "frost"})
+@pytest.mark.parametrize("name", sorted(CORRUPTIONS.keys() - {"elastic_transform", "frost"}))
 @pytest.mark.parametrize("side", [32, 112])
 def test_severity_5_changes_more_than_1(name: str, side: int) -> None:
     image = photo(side)
