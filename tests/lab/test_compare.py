@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from convnext.lab.compare import PAPER_NAMES, entries_of, group_of, paper_figures
 from convnext.lab.page import network_of
+from convnext.lab.plan import Study
 from convnext.lab.road_study import check_settings
 from convnext.peers import list_peers
-from convnext.recipe import Recipe
+from convnext.recipe import Recipe, change_recipe
 
 
 def test_names_labels_weights_and_changes() -> None:
@@ -37,9 +39,18 @@ def test_names_labels_weights_and_changes() -> None:
 def test_a_member_of_the_family_stays_what_the_paper_says() -> None:
     (entry,) = entries_of(["convnext_tiny"])
     # `auto` would give small data a batch norm and another stem.
-    assert entry.changes["network.norm"] == "layer"
-    assert entry.changes["network.stem"] == "patchify"
-    assert entry.changes["network.layer_scale_init"] == 1e-6
+    recipe = Study(kind="compare", title="", entries=[entry], seeds=[0], recipe=Recipe())
+    own = recipe.recipe_of(entry, 0).network
+    assert (own.norm, own.stem, own.layer_scale_init) == ("layer", "patchify", 1e-6)
+    # What is asked for all networks counts for it too.
+    asked = change_recipe(Recipe(), {"network.norm": "batch", "network.changes": {"act": "relu"}})
+    (changed,) = entries_of(["convnext_tiny:kernel_size=3"])
+    own = replace(recipe, recipe=asked).recipe_of(changed, 0).network
+    assert (own.norm, own.stem) == ("batch", "patchify")
+    assert own.changes == {"act": "relu", "kernel_size": 3}
+    config = network_of(changed, asked)
+    assert config is not None
+    assert (config.norm, config.act, config.kernel_size) == ("batch", "relu", 3)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +76,10 @@ def test_the_papers_figures_are_of_unchanged_networks_only() -> None:
     whole, changed = entries_of(["convnext_tiny", "a=convnext_tiny:kernel_size=3"])
     assert (whole.paper.top1, whole.paper.gmacs, whole.paper.images_per_s) == (82.1, 4.5, 774.7)
     assert changed.paper.top1 is None
+    for spec in ("convnext_tiny:norm=batch,stem=conv_pool", "convnext_tiny@fb_in22k"):
+        (other,) = entries_of([spec])
+        assert other.paper.top1 is None
+        assert other.name == spec
     assert paper_figures("roadmap/resnet200/kernel_7").top1 == 82.30
     assert paper_figures("timm/resnet18").top1 is None
     assert set(PAPER_NAMES) - set(list_peers("timm/*")) == {

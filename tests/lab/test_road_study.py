@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from convnext.lab.page import network_of
@@ -127,3 +129,33 @@ def test_lists_and_values() -> None:
         "batch",
         True,
     ]
+
+
+def test_what_data_decide_is_never_taken_for_the_rungs_own() -> None:
+    # On small images the rung as it is has another stride than its definition.
+    entries = ablation("mini", LAST.name, parse_decisions(["stem_stride=2,4"], LAST.config))
+    assert [e.name for e in entries[1:]] == ["stem_stride=2", "stem_stride=4"]
+
+
+@pytest.mark.parametrize(
+    ("decisions", "message"),
+    [
+        (["kernel_size=3", "kernel_size=5"], "names kernel_size twice"),
+        (["num_classes=3,4"], "num_classes cannot be varied"),
+        (["run.seed=1,2"], "--seeds does that"),
+    ],
+)
+def test_what_cannot_be_varied(decisions: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_decisions(decisions, LAST.config)
+
+
+def test_a_value_that_is_given_twice_is_one() -> None:
+    assert parse_decisions(["optim.lr=1e-3,0.001"], LAST.config) == [("optim.lr", [1e-3])]
+
+
+def test_two_names_for_one_folder() -> None:
+    entries = walk("mini", choose_rungs("mini", names=["kernel_5", "kernel_7"]))
+    twins = [replace(entries[0], name="a b"), replace(entries[1], name="A_b")]
+    with pytest.raises(ValueError, match="two networks are called"):
+        check_settings(Recipe(), twins)

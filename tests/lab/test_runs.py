@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,24 @@ OPTIONS = (
 )
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on() -> Iterator[None]:
+    """End what a test that failed has left."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
 def start(root: Path, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "convnext", "roadmap", *OPTIONS, *options, "--output", str(root)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(root.parent)},
         stdout=subprocess.PIPE,
@@ -45,6 +62,8 @@ def start(root: Path, *options: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def finish(root: Path, *options: str) -> str:
@@ -91,11 +110,11 @@ def test_what_a_study_leaves(whole: Path) -> None:
 def test_a_walk_that_was_killed_gives_the_same_table(whole: Path, tmp_path: Path) -> None:
     root = tmp_path / "study"
     process = start(root, "--seeds", "2")
-    wait_for(lambda: any(root.glob("runs/*/seed-0/checkpoints/step-*")), process)
+    wait_for(lambda: any(root.glob("runs/*/seed-0/checkpoints/step-*")), process, 400)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     process = start(root, "--seeds", "2")
-    wait_for(lambda: any(root.glob("runs/*/seed-*/result.json")), process)
+    wait_for(lambda: any(root.glob("runs/*/seed-*/result.json")), process, 400)
     before = {p: p.stat().st_mtime_ns for p in root.glob("runs/*/seed-*/result.json")}
     # The parent only: those that train notice it, save and leave.
     os.kill(process.pid, signal.SIGKILL)
@@ -109,7 +128,7 @@ def test_a_walk_that_was_killed_gives_the_same_table(whole: Path, tmp_path: Path
 def test_asked_to_end_it_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     root = tmp_path / "study"
     process = start(root, "--schedule.epochs", "200")
-    wait_for(lambda: any(root.glob("runs/*/seed-0/checkpoints/step-*")), process)
+    wait_for(lambda: any(root.glob("runs/*/seed-0/checkpoints/step-*")), process, 400)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 75, printed

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
+from convnext.costs import cost
+from convnext.family import create_model
 from convnext.lab.compare import entries_of
 from convnext.lab.plan import Study
 from convnext.lab.settle import choose_once, for_all
-from convnext.lab.speed import PeakMemory, Speed, epochs_for, measure, read_speeds, speeds_of
+from convnext.lab.speed import PeakMemory, epochs_for, measure, read_speeds, speeds_of
 from convnext.recipe import Recipe, change_recipe
 from convnext.tasks import open_task
 
@@ -36,7 +40,7 @@ def test_the_peak_counts_every_tensor_that_is_alive() -> None:
 
 
 @pytest.fixture(scope="module")
-def plan_and_task() -> tuple[Study, object]:
+def plan_and_task() -> tuple[Study, Any]:
     recipe = change_recipe(Recipe(), {"run.device": "cpu", "schedule.epochs": 2})
     entries = entries_of(["roadmap/mini/kernel_5", "timm/vit_tiny_patch16_224:patch_size=2"])
     task = open_task(choose_once(recipe, entries), torch.device("cpu"), QUIET)
@@ -51,7 +55,7 @@ def plan_and_task() -> tuple[Study, object]:
 
 
 def test_every_network_is_measured_once_and_kept(
-    plan_and_task: tuple[Study, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan_and_task: tuple[Study, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, task = plan_and_task
     monkeypatch.setattr("convnext.lab.speed.ROUNDS", 1)
@@ -62,27 +66,45 @@ def test_every_network_is_measured_once_and_kept(
         assert speed.train_images_per_s > 0
         assert speed.infer_images_per_s > speed.train_images_per_s
         assert speed.train_memory > speed.infer_memory > 0
-    assert read_speeds(tmp_path) == speeds
+    assert read_speeds(plan, tmp_path) == speeds
     monkeypatch.setattr("convnext.lab.speed.measure", lambda *_: pytest.fail("measured again"))
     assert speeds_of(plan, task, tmp_path, QUIET) == speeds
-    assert measure is not None
 
 
 def test_equal_time_gives_the_faster_network_more_epochs(
-    plan_and_task: tuple[Study, object],
+    plan_and_task: tuple[Study, Any],
 ) -> None:
     plan, task = plan_and_task
-    slow, fast = (
-        Speed(
-            batch=32,
-            train_images_per_s=rate,
-            infer_images_per_s=1.0,
-            train_memory=1,
-            infer_memory=1,
-        )
-        for rate in (100.0, 1000.0)
-    )
     names = [entry.name for entry in plan.entries]
-    entries = epochs_for(plan, dict(zip(names, (slow, fast), strict=True)), task, minutes=5)
+    entries = epochs_for(plan, dict(zip(names, (100.0, 1000.0), strict=True)), task, minutes=5)
     # 1,437 digits, in steps of 32: 1,408 images an epoch, 30,000 or 300,000 in five minutes.
     assert [entry.changes["schedule.epochs"] for entry in entries] == [21, 213]
+    assert [entry.changes["schedule.warmup_epochs"] for entry in entries] == [21 / 20, 213 / 20]
+    # Those of a study that goes on keep what they have.
+    again = replace(plan, entries=entries)
+    assert epochs_for(again, {}, task, minutes=5) == entries
+
+
+def test_a_speed_belongs_to_one_network_whatever_its_name(
+    plan_and_task: tuple[Study, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, task = plan_and_task
+    monkeypatch.setattr("convnext.lab.speed.ROUNDS", 1)
+    monkeypatch.setattr("convnext.lab.speed.SECONDS", 0.01)
+    speeds_of(plan, task, tmp_path, QUIET)
+    renamed = replace(plan, entries=[replace(plan.entries[0], model="roadmap/mini/kernel_7")])
+    assert read_speeds(renamed, tmp_path) == {}
+
+
+def test_inference_needs_no_moments(
+    plan_and_task: tuple[Study, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, task = plan_and_task
+    monkeypatch.setattr("convnext.lab.speed.ROUNDS", 1)
+    monkeypatch.setattr("convnext.lab.speed.SECONDS", 0.01)
+    wide = entries_of(["roadmap/mini/kernel_5:dims=[64,128,256,512]"])
+    (found,) = measure(replace(plan, entries=wide), task, QUIET).values()
+    params = 4 * cost(create_model(wide[0].model, dims=(64, 128, 256, 512), num_classes=10)).params
+    # Weights and a little; with gradients and two moments it is four times the weights at least.
+    assert params < found.infer_memory < 1.6 * params
+    assert found.train_memory > 4 * params

@@ -86,3 +86,20 @@ def test_a_missing_run_is_no_zero() -> None:
     summaries = {s.first.entry: s for s in summarise(made_up(missing=["kernel_7"]))}
     assert summaries["kernel_7"].estimate is None
     assert summaries["kernel_9"].comparison is None
+
+
+def test_equal_differences_of_few_images_are_no_certainty() -> None:
+    # One image of 360 each: rounding alone gives that.
+    scores, other = (
+        {0: 100 * 351 / 360, 1: 100 * 348 / 360},
+        {0: 100 * 350 / 360, 1: 100 * 347 / 360},
+    )
+    found = compare(scores, other, to="x", num_val=360)
+    assert found is not None
+    assert found.words == "no difference seen"
+    assert found.p_value is not None
+    assert found.p_value > 0.05
+    far = {seed: score + 20 for seed, score in other.items()}
+    found = compare(far, other, to="x", num_val=360)
+    assert found is not None
+    assert found.words == "better"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convnext.commands import console, print_json
 from convnext.commands.recipes import make_parser, parse
-from convnext.commands.roadmap import add_study_options
+from convnext.commands.roadmap import add_study_options, check_study_options
 from convnext.recipe import Recipe, change_recipe, read_recipe
 
 DESCRIPTION = """\
@@ -44,10 +44,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--with-recipe", help="a recipe's name or YAML file")
     add_study_options(parser)
     arguments, given = parse(parser, argv, OWN)
-    if arguments.seeds < 1:
-        raise ValueError(f"--seeds is {arguments.seeds}, but must be at least 1")
-    if "model" in given:
-        raise ValueError("compare names its networks without --model: convnext compare MODEL ...")
+    check_study_options(arguments, given)
 
     from dataclasses import asdict
 
@@ -68,6 +65,7 @@ def run(argv: list[str]) -> int:
         recipe,
         num_seeds=arguments.seeds,
         root=root,
+        given=given,
         command=shlex.join(["convnext", "compare", *argv]),
         processes=arguments.jobs,
         minutes=arguments.minutes,
@@ -76,4 +74,5 @@ def run(argv: list[str]) -> int:
     )
     if arguments.json:
         print_json({"output": str(root), "results": [asdict(result) for result in results]})
-    return 0
+    # As `train` ends with 1 where a run diverged: here, where nothing at all was reached.
+    return 0 if any(result.top1 is not None for result in results) else 1

@@ -68,6 +68,28 @@ def add_study_options(parser: Any) -> None:
     parser.add_argument("--output", help="the folder of the study (default: under runs/)")
 
 
+def check_study_options(arguments: Any, given: dict[str, Any]) -> None:
+    """See that the options of a study are possible.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    for name, value, least in (
+        ("--seeds", arguments.seeds, 1),
+        ("--jobs", arguments.jobs, 0),
+        ("--minutes", arguments.minutes, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} is {value}, but must be at least {least}")
+    if arguments.minutes and "schedule.epochs" in given:
+        raise ValueError("--minutes gives each network its epochs; leave out --schedule.epochs")
+    if "model" in given or "weights" in given:
+        raise ValueError(
+            "a study names its networks without --model and --weights: "
+            "convnext compare MODEL@WEIGHTS ..."
+        )
+
+
 def run(argv: list[str]) -> int:
     """Run the verb."""
     parser = make_parser(
@@ -125,8 +147,7 @@ def run(argv: list[str]) -> int:
         if arguments.ablate:
             raise ValueError("--ablate trains networks; give it --data PATH, or --data digits")
         return _costs(arguments, recipe, out, [entry.name for entry in entries])
-    if arguments.seeds < 1:
-        raise ValueError(f"--seeds is {arguments.seeds}, but must be at least 1")
+    check_study_options(arguments, given)
 
     from dataclasses import asdict
 
@@ -142,6 +163,7 @@ def run(argv: list[str]) -> int:
         recipe,
         num_seeds=arguments.seeds,
         root=root,
+        given=given,
         regime=arguments.regime,
         command=shlex.join(["convnext", "roadmap", *argv]),
         processes=arguments.jobs,
@@ -151,13 +173,15 @@ def run(argv: list[str]) -> int:
     )
     if arguments.json:
         print_json({"output": str(root), "results": [asdict(result) for result in results]})
-    return 0
+    # As `train` ends with 1 where a run diverged: here, where nothing at all was reached.
+    return 0 if any(result.top1 is not None for result in results) else 1
 
 
 def _folder(arguments: Any, recipe: Recipe) -> str:
     data = Path(recipe.data).name or "data"
     parts = ["ablate" if arguments.ablate else "road", arguments.regime, data]
     if arguments.ablate:
+        parts += [arguments.at] if arguments.at else []
         parts += [decision.partition("=")[0] for decision in arguments.ablate]
     return "-".join(parts)
 

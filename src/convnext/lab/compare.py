@@ -94,7 +94,9 @@ def _entry(spec: str, *, departs_from: str) -> Entry:
             raise ValueError(f"timm has no model {model.removeprefix('timm/')!r}{near}")
     elif model not in configs:
         raise ValueError(f"there is no model {model!r}{nearest(model, configs)}")
-    leaves = dict(pin_network(FAMILY[model])) if model in FAMILY else {}
+    pins = pin_network(FAMILY[model]) if model in FAMILY else {}
+    all_changes = dict(changes)
+    leaves: dict[str, object] = {}
     settings = {f"network.{name}": changes.pop(name) for name in list(changes) if name in _OWN}
     leaves |= settings
     if changes:
@@ -102,16 +104,17 @@ def _entry(spec: str, *, departs_from: str) -> Entry:
     if weights:
         leaves["weights"] = weights
     label = found["label"] or model.removeprefix("timm/") + (f"@{weights}" if weights else "")
-    if changes and not found["label"]:
-        label += ":" + ",".join(f"{name}={show(value)}" for name, value in changes.items())
-    # A changed network is none of the paper's.
-    paper = paper_figures(model) if not changes else Paper()
+    if all_changes and not found["label"]:
+        label += ":" + ",".join(f"{name}={show(value)}" for name, value in all_changes.items())
+    # A changed network is none of the paper's, nor is one that was trained on something before.
+    paper = Paper() if all_changes or weights else paper_figures(model)
     return Entry(
         name=label,
-        what=_describe(model, changes),
+        what=_describe(model, all_changes),
         group=group_of(model),
         model=model,
         changes=leaves,
+        pins=pins,
         departs_from=departs_from,
         paper=paper,
     )

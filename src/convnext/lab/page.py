@@ -17,6 +17,7 @@ from convnext.lab.results import FINISHED, Result, read_results
 from convnext.lab.stairs import GROUPS
 from convnext.lab.statistics import Summary, correlate, summarise
 from convnext.lab.table import difference, mean_and_std, notes, shorten
+from convnext.recipe import Recipe, flatten
 from convnext.report import duration
 from convnext.train.log import read_metrics
 
@@ -103,16 +104,18 @@ def reading(summaries: Sequence[Summary]) -> list[str]:
     return said
 
 
-def network_of(entry: Entry) -> NetworkConfig | None:
-    """Return the configuration of a network of ours; None for a peer."""
+def network_of(entry: Entry, recipe: Recipe | None = None) -> NetworkConfig | None:
+    """Return the configuration of a network of ours under a recipe; None for a peer."""
     from convnext.family import network_configs
 
     config = network_configs().get(entry.model)
     if config is None:
         return None
     known = set(NetworkConfig.__dataclass_fields__)
-    changes = dict(entry.changes.get("network.changes", {}))
-    for name, value in entry.changes.items():
+    asked = dict(flatten(recipe or Recipe()))
+    changes = asked["network.changes"] | dict(entry.changes.get("network.changes", {}))
+    pins = {name: value for name, value in entry.pins.items() if asked[name] == "auto"}
+    for name, value in (asked | pins | dict(entry.changes)).items():
         leaf = name.removeprefix("network.")
         if name.startswith("network.") and leaf in known and value != "auto":
             changes[leaf] = value
@@ -170,9 +173,9 @@ def _story(root: Path, plan: Study, summary: Summary, number: int) -> dict[str, 
     """Return what the page tells of one network."""
     entries = {entry.name: entry for entry in plan.entries}
     entry = entries[summary.first.entry]
-    config = network_of(entry)
+    config = network_of(entry, plan.recipe)
     base = entries.get(entry.departs_from)
-    before = network_of(base) if base else None
+    before = network_of(base, plan.recipe) if base else None
     changed = changed_fields(config, before) if config and before else []
     changed += [
         (name, str(_asked(plan, name)), str(value))
@@ -199,8 +202,6 @@ def _story(root: Path, plan: Study, summary: Summary, number: int) -> dict[str, 
 
 def _asked(plan: Study, name: str) -> Any:
     """Return what the recipe of all says about a setting that an entry changes."""
-    from convnext.recipe import flatten
-
     return dict(flatten(plan.recipe)).get(name, "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convnext.atomic import write_text
-from convnext.recipe import Recipe, change_recipe, recipe_from_dict, to_dict
+from convnext.recipe import Recipe, change_recipe, flatten, recipe_from_dict, to_dict
 
+# Evaluations of a run, so that its curve has a shape.
+EVALUATIONS = 10
 Kind = Literal["roadmap", "ablate", "compare"]
 
 
@@ -36,6 +39,8 @@ class Entry:
     """A name that `create_model` knows."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Leaves of the recipe that are its own, such as `network.stem_stride`."""
+    pins: Mapping[str, Any] = field(default_factory=dict)
+    """Leaves that it has where the recipe of all leaves them to `auto`."""
     departs_from: str = ""
     runs_as: str = ""
     """The entry whose runs it shares; "" for its own."""
@@ -75,12 +80,23 @@ class Study:
 
     def recipe_of(self, entry: Entry, seed: int) -> Recipe:
         """Return the recipe of one run."""
-        own = change_recipe(self.recipe, dict(entry.changes))
+        leaves = dict(flatten(self.recipe))
+        pins = {name: value for name, value in entry.pins.items() if leaves[name] == "auto"}
+        changes = pins | dict(entry.changes)
+        if "network.changes" in changes:
+            changes["network.changes"] = leaves["network.changes"] | changes["network.changes"]
+        own = change_recipe(self.recipe, changes)
         return replace(own, model=entry.model, run=replace(own.run, seed=seed))
 
     def run_folder(self, root: Path, entry: Entry, seed: int) -> Path:
         """Return where a run lies under the folder of the study."""
         return root / "runs" / entry.folder_name / f"seed-{seed}"
+
+    def identity(self, entry: Entry) -> str:
+        """Return what tells the runs of an entry from those of any other, whatever its name."""
+        tree = to_dict(self.recipe_of(entry, 0))
+        tree["run"]["device"] = tree["loader"]["workers"] = None  # Where, and not what.
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
     def own_entries(self) -> list[Entry]:
         """Return the entries that have runs of their own."""

@@ -53,6 +53,8 @@ class Result:
     steps: int | None = None
     images: int | None = None
     """Training images seen."""
+    num_val: int | None = None
+    """Validation images that the scores are of."""
     seconds: float | None = None
     """Of training, over all its parts if it was interrupted."""
     reason: str = ""

@@ -13,6 +13,18 @@ from convnext.names import nearest
 from convnext.recipe import Recipe, change_recipe, flatten
 from convnext.road import Rung, kept_rungs, roadmap
 
+# Fields that follow the data, so that the rung as it is need not have what its definition says.
+CHOSEN_BY_DATA = {"stem_stride", "drop_path_rate"}
+NOT_VARIED = {
+    "num_classes": "the data have them",
+    "in_chans": "the images have them",
+    "run.seed": "--seeds does that",
+    "model": "convnext compare does that",
+    "weights": "convnext compare does that",
+    "data": "studies are of one data set",
+    "task": "studies are of one task",
+}
+
 
 def choose_rungs(
     regime: str, *, names: Sequence[str] = (), first: str = "", last: str = ""
@@ -89,10 +101,16 @@ def parse_decisions(decisions: Sequence[str], config: NetworkConfig) -> list[tup
     """
     known = [f.name for f in fields(NetworkConfig)]
     settings = dict(flatten(Recipe()))
-    read = []
+    read: list[tuple[str, list[Any]]] = []
     for decision in decisions:
         name, equals, text = decision.partition("=")
-        values = [parse_value(part) for part in split_list(text)]
+        values: list[Any] = []
+        for value in map(parse_value, split_list(text)):
+            values += [] if value in values else [value]
+        if name in (done for done, _ in read):
+            raise ValueError(f"--ablate names {name} twice; give all its values at once")
+        if name in NOT_VARIED:
+            raise ValueError(f"{name} cannot be varied: {NOT_VARIED[name]}")
         if not equals or not values:
             raise ValueError(f"--ablate takes FIELD=VALUE,VALUE,..., not {decision!r}")
         if name not in known and name not in settings:
@@ -123,7 +141,9 @@ def ablation(regime: str, at: str, decisions: Sequence[tuple[str, Sequence[Any]]
         changed = dict(zip((name for name, _ in decisions), values, strict=True))
         network = {n: v for n, v in changed.items() if "." not in n}
         settings = {n: v for n, v in changed.items() if "." in n}
-        if not settings and change(rung.config, **network) == rung.config:
+        chosen_by_data = network.keys() & CHOSEN_BY_DATA
+        same = change(rung.config, **network) == rung.config
+        if same and not settings and not chosen_by_data:
             continue
         name = ",".join(f"{n}={show(v)}" for n, v in changed.items())
         entries.append(
@@ -191,6 +211,12 @@ def check_settings(recipe: Recipe, entries: Sequence[Entry]) -> None:
     """
     from convnext.recipe import check_ranges, recipe_from_dict, to_dict
 
+    names = [entry.name for entry in entries]
+    folders = [entry.folder_name.casefold() for entry in entries if not entry.runs_as]
+    for called in (names, folders):
+        twice = sorted({name for name in called if called.count(name) > 1})
+        if twice:
+            raise ValueError(f"two networks are called {twice[0]!r}; give them other labels")
     for entry in entries:
         changed = change_recipe(recipe, dict(entry.changes))
         check_ranges(recipe_from_dict(to_dict(changed), where=entry.name))

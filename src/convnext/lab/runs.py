@@ -66,12 +66,30 @@ def outcome(folder: Path) -> Mapping[str, Any]:
 
 def jobs_of(study: Study, root: Path) -> list[Job]:
     """Return the runs that are not finished: seed by seed, so that the table is early of use."""
+    for entry in study.own_entries():
+        claim(root / "runs" / entry.folder_name, study.identity(entry), entry.name)
     return [
         Job(entry=entry, seed=seed, folder=folder, recipe=study.recipe_of(entry, seed))
         for seed in study.seeds
         for entry in study.own_entries()
         if outcome(folder := study.run_folder(root, entry, seed))["state"] == WAITING
     ]
+
+
+def claim(folder: Path, identity: str, name: str) -> None:
+    """Take the folder of an entry's runs, or see that it is this entry's.
+
+    Raises:
+        ValueError: If the runs in it are those of another network or recipe.
+    """
+    path = folder / "identity.txt"
+    if path.is_file() and path.read_text(encoding="utf-8").strip() != identity:
+        raise ValueError(
+            f"{folder} holds runs of another network or recipe of the name {name}; take another "
+            "--output, or delete that folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, identity + "\n")
 
 
 @contextmanager
@@ -144,6 +162,8 @@ def run_jobs(
                 for worker in _ready(running):
                     job, found = worker.end()
                     running.remove(worker)
+                    if _was_stopped(stop) and found["state"] == FAILED:
+                        continue  # The signal reached it too: its state is saved.
                     if worker.process.is_alive():
                         idle.append(worker)
                     done += 1
@@ -219,6 +239,11 @@ class _Worker:
         return self.job, found
 
 
+def _was_stopped(stop: StopSignals) -> bool:
+    """Return whether a signal has come, which it may at any moment."""
+    return stop.received is not None
+
+
 def _ready(running: list[_Worker]) -> list[_Worker]:
     """Return the workers that have something to say, or nothing any more."""
     ends: dict[Any, _Worker] = {}
@@ -290,6 +315,8 @@ def _scores(folder: Path) -> dict[str, Any]:
     last = measured[-1]
     kept = ("top1", "top5", "loss", "epoch", "step", "images", "seconds")
     scores = {name: last[name] for name in kept if name in last}
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    scores["num_val"] = evaluation["num_images"]
     return scores | {"best_top1": max(row["top1"] for row in measured)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,30 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from convnext.lab.plan import Entry, Study, read_study
+from convnext.lab.plan import EVALUATIONS, Entry, Study, read_study
 from convnext.recipe import Recipe, change_recipe, flatten, number
 from convnext.tasks import open_task
 
 # A study measures the networks, not what the moving average or a growing image adds: the paper's
 # road has neither.
 DEFAULTS: Mapping[str, Any] = {"ema.decay": 0.0, "schedule.progressive": False}
-EVALUATIONS = 10
 # What published weights were made for, as far as it is not the size of the images.
 OF_WEIGHTS = ("mean", "std", "interpolation", "crop_pct")
+# What equal time gives to each network.
+OF_TIME = ("schedule.epochs", "schedule.warmup_epochs", "run.eval_every")
 STAND_IN = "roadmap/resnet50/separate_downsampling"
 
 
-def settle(asked: Study, root: Path, device: torch.device, console: Console) -> tuple[Study, Any]:
+def settle(
+    asked: Study,
+    root: Path,
+    device: torch.device,
+    console: Console,
+    given: Collection[str] = (),
+) -> tuple[Study, Any]:
     """Return the plan of a study that begins, or of one that goes on, and its opened task.
+
+    `given` are the leaves of the recipe that were asked for by name.
 
     Raises:
         ValueError: If the data cannot be used, or the folder was begun with something else.
@@ -35,11 +44,13 @@ def settle(asked: Study, root: Path, device: torch.device, console: Console) -> 
         resolved = for_all(task.recipe, asked.recipe, asked.entries)
         return replace(asked, recipe=resolved, data=task.fingerprint), task
     before = read_study(root)
-    resolved = go_on(before.recipe, asked.recipe, root)
+    resolved = go_on(before.recipe, asked.recipe, given, root)
     task = open_task(replace(resolved, model=STAND_IN), device, Console(quiet=True))
     for name, old, new in (
         ("the data", before.data, task.fingerprint),
         ("--minutes", before.minutes, asked.minutes),
+        ("a study of the kind", before.kind, asked.kind),
+        ("--regime", before.regime, asked.regime),
     ):
         if old != new:
             raise ValueError(
@@ -58,7 +69,9 @@ def choose_once(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
     """
     leaves = dict(flatten(recipe))
     unset = {name: value for name, value in DEFAULTS.items() if leaves[name] == "auto"}
-    recipe = change_recipe(replace(recipe, model=STAND_IN), unset)
+    # The regimes of the road differ in their stochastic depth.
+    model = entries[0].model if entries[0].model.startswith("roadmap/") else STAND_IN
+    recipe = change_recipe(replace(recipe, model=model), unset)
     if all(map(starts_from_weights, entries)):
         first = entries[0]
         recipe = replace(recipe, model=first.model, weights=str(first.changes["weights"]))
@@ -67,7 +80,9 @@ def choose_once(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
 
 def for_all(resolved: Recipe, asked: Recipe, entries: Sequence[Entry]) -> Recipe:
     """Return a resolved recipe without what belongs to one network, evaluated often enough."""
-    changes: dict[str, Any] = {"model": "auto", "weights": "none", "network": asked.network}
+    # Stochastic depth is one number for all; timm's networks have defaults of their own.
+    network = replace(asked.network, drop_path_rate=resolved.network.drop_path_rate)
+    changes: dict[str, Any] = {"model": "auto", "weights": "none", "network": network}
     if any(map(starts_from_weights, entries)):
         # Weights know what their images looked like; all else is the same for all.
         own = {name: getattr(asked.input, name) for name in OF_WEIGHTS}
@@ -83,28 +98,35 @@ def starts_from_weights(entry: Entry) -> bool:
     return bool(entry.changes.get("weights", "none") != "none")
 
 
-def go_on(before: Recipe, asked: Recipe, root: Path) -> Recipe:
+def go_on(before: Recipe, asked: Recipe, given: Collection[str], root: Path) -> Recipe:
     """Return the recipe of a study that goes on.
+
+    Args:
+        before: The recipe that it began with.
+        asked: What is asked for now.
+        given: The leaves that were asked for by name; others are left as they were.
+        root: The folder of the study.
 
     Raises:
         ValueError: If what is asked for is not what the study began with.
     """
     old, default = dict(flatten(before)), dict(flatten(Recipe()))
-    free = {"run.seed", "model", "data"}
+    free = {"run.seed", "model", "data", "weights"}
     for name, value in flatten(asked):
-        # What was left open then and is left open now was settled by the study.
-        if name in free or value in ("auto", default[name]):
+        if name in free or value == "auto" or (name not in given and value == default[name]):
             continue
         if _plain(value) != _plain(old[name]):
             raise ValueError(
                 f"{root} was begun with {name} {old[name]}, not {value}; runs of another recipe "
                 "need another --output"
             )
-    if Path(asked.data).exists() and Path(asked.data).resolve() != Path(before.data).resolve():
-        raise ValueError(
-            f"{root} was begun on {before.data}; another data set needs another --output"
-        )
+    if _place(asked.data) != _place(before.data):
+        raise ValueError(f"{root} was begun on {before.data}; other data need another --output")
     return before
+
+
+def _place(data: str) -> str:
+    return str(Path(data).resolve()) if Path(data).exists() else data
 
 
 def _known_entries(before: Study, plan: Study, root: Path) -> list[Entry]:
@@ -117,8 +139,9 @@ def _known_entries(before: Study, plan: Study, root: Path) -> list[Entry]:
             entries.append(entry)
             continue
         had = dict(other.changes)
-        epochs = {"schedule.epochs": had["schedule.epochs"]} if plan.minutes else {}
-        now = _listed(entry.changes) | epochs
+        # What equal time made of it was settled with the others.
+        timed = {n: v for n, v in had.items() if plan.minutes and n in OF_TIME}
+        now = _listed(entry.changes) | timed
         if (other.model, had) != (entry.model, now):
             raise ValueError(
                 f"{entry.name} was another network when {root} was begun; take another --output"

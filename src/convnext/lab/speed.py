@@ -12,7 +12,6 @@ counts, the storages of the tensors alive, without the scratch space inside of a
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import time
 import weakref
@@ -30,7 +29,8 @@ from torch.utils._pytree import tree_leaves
 
 from convnext.atomic import write_text
 from convnext.device import autocast, environment
-from convnext.lab.plan import Entry, Study
+from convnext.lab.plan import EVALUATIONS, Entry, Study
+from convnext.train.faults import is_out_of_memory
 
 ROUNDS = 5
 SECONDS = 0.25
@@ -52,13 +52,18 @@ class Speed:
         return values | {"speed_batch": values.pop("batch")}
 
 
-def read_speeds(root: Path) -> dict[str, Speed]:
-    """Return what was measured for a study by the name of the entry; nothing where nothing was."""
+def read_speeds(plan: Study, root: Path) -> dict[str, Speed]:
+    """Return what was measured of these very networks, by the name of the entry."""
     try:
         tree = json.loads((root / "speed.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return {name: Speed(**values) for name, values in tree["entries"].items()}
+    entries = {plan.identity(entry): entry.name for entry in plan.own_entries()}
+    return {
+        entries[identity]: Speed(**values)
+        for identity, values in tree["networks"].items()
+        if identity in entries
+    }
 
 
 def speeds_of(plan: Study, task: Any, root: Path, console: Console) -> dict[str, Speed]:
@@ -67,18 +72,18 @@ def speeds_of(plan: Study, task: Any, root: Path, console: Console) -> dict[str,
     If one is missing, all are measured anew: figures of different moments are not compared.
     """
     entries = plan.own_entries()
-    known = read_speeds(root)
+    known = read_speeds(plan, root)
     if not {entry.name for entry in entries} <= known.keys():
-        fresh = measure(plan, task, console)
+        known = measure(plan, task, console)
         facts = environment(task.device) | {"precision": plan.recipe.run.precision}
-        known = known | fresh
-        tree = {"environment": facts, "entries": {n: asdict(s) for n, s in known.items()}}
+        networks = {plan.identity(e): asdict(known[e.name]) for e in entries if e.name in known}
+        tree = {"environment": facts, "networks": networks}
         write_text(root / "speed.json", json.dumps(tree, indent=1) + "\n")
     return known
 
 
 def measure(plan: Study, task: Any, console: Console) -> dict[str, Speed]:
-    """Measure all entries in rounds."""
+    """Measure all entries in rounds; one that the device has no room for is left out, and said."""
     entries = plan.own_entries()
     benches: dict[str, _Bench] = {}
     train: dict[str, list[float]] = {entry.name: [] for entry in entries}
@@ -86,7 +91,12 @@ def measure(plan: Study, task: Any, console: Console) -> dict[str, Speed]:
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("measuring speed", total=len(entries) * (ROUNDS + 1))
         for entry in entries:
-            benches[entry.name] = _Bench(plan, task, entry)
+            try:
+                benches[entry.name] = _Bench(plan, task, entry)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                console.print(f"no memory to measure {entry.name} beside the others")
             progress.advance(bar)
         for _ in range(ROUNDS):
             for name, bench in benches.items():
@@ -99,8 +109,22 @@ def measure(plan: Study, task: Any, console: Console) -> dict[str, Speed]:
     }
 
 
-def epochs_for(plan: Study, speeds: Mapping[str, Speed], task: Any, minutes: float) -> list[Entry]:
+def rates_of_runs(plan: Study, task: Any, console: Console) -> dict[str, float]:
+    """Return training images per second of every entry, with the threads that a run has."""
+    if not plan.threads:
+        return {name: s.train_images_per_s for name, s in measure(plan, task, console).items()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(plan.threads)
+    try:
+        return {name: s.train_images_per_s for name, s in measure(plan, task, console).items()}
+    finally:
+        torch.set_num_threads(before)
+
+
+def epochs_for(plan: Study, rates: Mapping[str, float], task: Any, minutes: float) -> list[Entry]:
     """Return the entries with as many epochs as they train in `minutes`, one at least.
+
+    Warm-up and evaluations follow the epochs of each.
 
     Those of a study that goes on keep the epochs that they have.
     """
@@ -110,9 +134,12 @@ def epochs_for(plan: Study, speeds: Mapping[str, Speed], task: Any, minutes: flo
         if "schedule.epochs" in entry.changes:
             entries.append(entry)
             continue
-        rate = speeds[entry.own_name].train_images_per_s
-        epochs = max(1, math.floor(60 * minutes * rate / images))
-        changes = dict(entry.changes) | {"schedule.epochs": epochs}
+        epochs = max(1, round(60 * minutes * rates[entry.own_name] / images))
+        changes = dict(entry.changes) | {
+            "schedule.epochs": epochs,
+            "schedule.warmup_epochs": epochs / 20,
+            "run.eval_every": max(1, round(epochs / EVALUATIONS)),
+        }
         entries.append(replace(entry, changes=changes))
     return entries
 
@@ -136,9 +163,9 @@ class _Bench:
         with torch.no_grad():
             self.classes = self.model(self.images[:2]).shape[1]
         self.labels = torch.arange(self.batch_size, device=self.device) % self.classes
+        self.infer_memory = self._peak(self.infer)
         self.train_step()
         self.train_memory = self._peak(self.train_step)
-        self.infer_memory = self._peak(self.infer)
 
     def train_step(self) -> None:
         self.model.train()

@@ -77,6 +77,7 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
                     scores[entry],
                     other,
                     to=first.departs_from,
+                    num_val=first.num_val,
                     same=first.runs_as == by_entry[first.departs_from][0].runs_as,
                 ),
                 reasons=tuple(f"seed {row.seed}: {row.reason}" for row in rows if row.reason),
@@ -85,8 +86,8 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
     return summaries
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Return mean, standard deviation and interval of a sample; None of nothing."""
+def estimate(values: Sequence[float], *, least_std: float = 0.0) -> Estimate | None:
+    """Return mean, standard deviation (at least `least_std`) and interval; None of nothing."""
     if not values:
         return None
     count, mean = len(values), statistics.fmean(values)
@@ -94,13 +95,18 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         return Estimate(count=1, mean=mean, std=None, low=None, high=None)
     from scipy import stats  # type: ignore[import-untyped]
 
-    std = statistics.stdev(values)
+    std = max(statistics.stdev(values), least_std)
     half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * std / math.sqrt(count)
     return Estimate(count=count, mean=mean, std=std, low=mean - half, high=mean + half)
 
 
 def compare(
-    scores: Mapping[int, float], other: Mapping[int, float], *, to: str, same: bool = False
+    scores: Mapping[int, float],
+    other: Mapping[int, float],
+    *,
+    to: str,
+    num_val: int | None = None,
+    same: bool = False,
 ) -> Comparison | None:
     """Compare two entries over the seeds that both have; None where there are none.
 
@@ -108,10 +114,14 @@ def compare(
         scores: Top-1 by seed.
         other: Top-1 by seed of the entry named `to`.
         to: What the comparison is with.
+        num_val: Validation images. Accuracies come in steps of one image: a spread below that of
+            two rounded numbers is taken as that, so that equal differences are no certainty.
         same: Whether both are the same network under the same recipe.
     """
     differences = [scores[seed] - other[seed] for seed in sorted(scores.keys() & other.keys())]
-    difference = estimate(differences)
+    # Two numbers rounded to steps of s differ by an error of standard deviation s / sqrt(6).
+    floor = 100 / num_val / math.sqrt(6) if num_val else 0.0
+    difference = estimate(differences, least_std=floor)
     if difference is None:
         return None
     p_value = None
@@ -120,7 +130,7 @@ def compare(
     elif difference.low is None or difference.high is None:
         words = "one seed"
     else:
-        p_value = _p_value(differences)
+        p_value = _p_value(difference)
         seen = difference.low > 0 or difference.high < 0
         words = ("better" if difference.mean > 0 else "worse") if seen else "no difference seen"
     return Comparison(to=to, difference=difference, p_value=p_value, words=words)
@@ -164,10 +174,11 @@ def _scores(rows: Sequence[Result]) -> dict[int, float]:
     return {row.seed: row.top1 for row in rows if row.state == FINISHED and row.top1 is not None}
 
 
-def _p_value(differences: Sequence[float]) -> float:
+def _p_value(difference: Estimate) -> float:
     from scipy import stats
 
-    # Equal differences leave no spread to divide by: certain if they are not zero.
-    if len(set(differences)) == 1:
-        return 0.0 if differences[0] else 1.0
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    assert difference.std is not None
+    if difference.std == 0:
+        return 0.0 if difference.mean else 1.0
+    t = difference.mean / (difference.std / math.sqrt(difference.count))
+    return float(2 * stats.t.sf(abs(t), difference.count - 1))

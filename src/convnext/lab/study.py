@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from convnext.lab.runs import (
     visible_devices,
 )
 from convnext.lab.settle import settle
-from convnext.lab.speed import Speed, epochs_for, read_speeds, speeds_of
+from convnext.lab.speed import Speed, epochs_for, rates_of_runs, read_speeds, speeds_of
 from convnext.lab.table import print_study
 from convnext.recipe import Recipe, one_line, to_dict
 
@@ -39,6 +39,7 @@ def study(
     *,
     num_seeds: int,
     root: Path,
+    given: Collection[str] = (),
     regime: str = "",
     command: str = "",
     processes: int = 0,
@@ -55,6 +56,7 @@ def study(
         recipe: The recipe of all of them; what reads `auto` is chosen once, for all alike.
         num_seeds: Seeds of each entry, counted from `run.seed`.
         root: The folder of the study.
+        given: Leaves of the recipe that were asked for by name.
         regime: Of the road.
         command: The command line, for the page.
         processes: Runs at a time; 0 for one per GPU, or one per core without.
@@ -79,16 +81,17 @@ def study(
             minutes=minutes,
             command=command,
         )
-        plan, task = settle(asked, root, device, console)
+        plan, task = settle(asked, root, device, console, given)
         costs = costs_of(plan, task)
-        speeds = speeds_of(plan, task, root, console) if speed or minutes else read_speeds(root)
-        if minutes:
-            plan = replace(plan, entries=epochs_for(plan, speeds, task, minutes))
+        if any("schedule.epochs" not in entry.changes for entry in plan.entries) and minutes:
+            rates = rates_of_runs(plan, task, console)
+            plan = replace(plan, entries=epochs_for(plan, rates, task, minutes))
+        jobs = jobs_of(plan, root)
         plan.write(root)
+        speeds = speeds_of(plan, task, root, console) if speed else read_speeds(plan, root)
         table = _Table(plan, root, costs, speeds, environment(device))
         table.write()
         devices = visible_devices() if device.type == "cuda" else []
-        jobs = jobs_of(plan, root)
         at_once = min(processes or len(devices) or _processes(device.type), max(1, len(jobs)))
         console.print(
             f"{len(jobs)} of {len(plan.own_entries()) * num_seeds} runs to do, {at_once} at a time"
@@ -227,6 +230,7 @@ def collect(
                     epochs=None if epochs is None else round(epochs, 3),
                     steps=found.get("step"),
                     images=found.get("images"),
+                    num_val=found.get("num_val"),
                     seconds=found.get("seconds"),
                     reason=str(found.get("reason", "")),
                     **costs[own.name],
