@@ -106,7 +106,7 @@ def test_a_wrong_content_is_not_accepted(served, make_store):
     with pytest.raises(Unavailable, match="SHA-256 is not the one"):
         make_store(retries=1).get(remote(served, sha256="0" * 64))
     assert served.requests["a"] == 2
-    with pytest.raises(Unavailable, match="102,401 bytes, but its index says 1,000"):
+    with pytest.raises(Unavailable, match="more than 1,000 bytes, which is all that is taken"):
         make_store(retries=0).get(remote(served, "b", num_bytes=1000))
 
 
@@ -126,6 +126,42 @@ def test_a_copy_that_was_cut_is_fetched_again(served, make_store):
     path = make_store().get(remote(served))
     path.write_bytes(CONTENT[:10])
     assert make_store().get(remote(served)).read_bytes() == b"a" + CONTENT
+
+
+def test_a_file_longer_than_its_index_says_is_not_taken(served, make_store, tmp_path):
+    with pytest.raises(Unavailable, match="more than 9 bytes"):
+        make_store(retries=0).get(remote(served, num_bytes=9, sha256=""))
+    assert not list((tmp_path / "cache").glob(".*.bin.*"))
+
+
+def test_a_size_beyond_the_room_removes_nothing(served, make_store):
+    make_store().get(remote(served, "b"))
+    small = make_store(limit_gb=0.0002)
+    with pytest.raises(Unavailable, match="has room for"):
+        small.get(remote(served, num_bytes=2**62))
+    small.get(remote(served, "b"))
+    assert served.requests["b"] == 1
+
+
+def test_a_trickle_is_given_up(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(store_module.time, "monotonic", lambda: clock[0])
+    watch = store_module.make_watch(most=10**9, patience=1.0)
+    for _ in range(3):
+        clock[0] += 2.0
+        watch.relative_update(10_000)
+    clock[0] += 6.0  # A new window began at six seconds.
+    with pytest.raises(TimeoutError, match="less than 1,000 bytes a second"):
+        watch.relative_update(10)
+
+
+def test_what_a_killed_process_left_is_removed(served, make_store, tmp_path):
+    file = remote(served)
+    (tmp_path / "cache").mkdir()
+    half = tmp_path / "cache" / f".{file.key}.bin.abc"
+    half.write_bytes(b"half")
+    make_store().get(file)
+    assert not half.exists()
 
 
 def test_what_was_used_least_recently_makes_room(served, make_store):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from convnext.shards.store import Missing, Remote, Store, Unavailable
+from convnext.shards.store import Missing, Refused, Remote, Store, Unavailable
 
 # A pattern that stands for more shards than this is a slip of the keyboard.
 MAX_SHARDS = 1_000_000
@@ -44,6 +44,10 @@ def addresses(path: str, store: Store) -> list[str]:
         raise ValueError(
             f"{path} lists {local}, which is no address; for local shards give a folder"
         )
+    own = {path.partition("://")[0], "https"}
+    other = next((a for a in found if a.partition("://")[0] not in own), None)
+    if is_remote(path) and other is not None:
+        raise ValueError(f"{path} lists {other}; only shards of its own protocol or https are read")
     if not found or len(found) > MAX_SHARDS:
         raise ValueError(f"{path} names no shard, or too many; give 1 to {MAX_SHARDS:,}")
     return list(dict.fromkeys(found))
@@ -92,8 +96,10 @@ def _split_choices(text: str) -> list[str]:
     return choices
 
 
-def fetch_text(url: str, store: Store) -> str | None:
+def fetch_text(url: str, store: Store, *, or_refused: bool = False) -> str | None:
     """Return the text at an address or a path, or None if there is no such file.
+
+    Some servers refuse what they do not have; with `or_refused` that is no file either.
 
     Raises:
         ValueError: If it cannot be fetched.
@@ -107,5 +113,7 @@ def fetch_text(url: str, store: Store) -> str | None:
         except Missing:
             return None
         except Unavailable as error:
+            if or_refused and isinstance(error, Refused):
+                return None
             raise ValueError(f"{url} cannot be fetched: {error}") from error
         return path.read_text(encoding="utf-8-sig")

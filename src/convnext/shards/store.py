@@ -37,6 +37,8 @@ BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 TOUCH_EVERY = 60.0
 # Share of the disk that is free, or taken by the store already, which it may take.
 DISK_SHARE = 0.5
+# A download is given up below this many bytes a second, over this many timeouts.
+SLOWEST, WINDOW = 1_000, 5
 # A temporary file this old (in seconds) belongs to a process that was killed.
 STALE_AFTER = 86_400.0
 
@@ -47,6 +49,10 @@ class Unavailable(OSError):  # noqa: N818 - as BadImage
 
 class Missing(Unavailable):
     """A remote file that does not exist."""
+
+
+class Refused(Unavailable):
+    """A remote file that the server will not give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +135,9 @@ class Store:
             with FileLock(self.folder / f"{file.key}.lock"):
                 # Another process may have fetched it, or given up, while this one waited.
                 if not self._is_good(path, file):
+                    # Nobody else fetches it: what lies there is of a process that was killed.
+                    for half in self.folder.glob(f".{path.name}.*"):
+                        half.unlink(missing_ok=True)
                     self._fetch_or_remember(file, path)
         self._used[file.key] = now
         with suppress(FileNotFoundError):  # Removed by another process; the caller asks again.
@@ -167,13 +176,15 @@ class Store:
 
     def limit(self) -> int:
         """Return how many bytes the copies may take."""
-        if self.limit_gb:
-            return int(self.limit_gb * 1e9)
+        return int(self.limit_gb * 1e9) if self.limit_gb else int(self._room() * DISK_SHARE)
+
+    def _room(self) -> int:
+        """Return the bytes of the disk that are free, or taken by copies."""
         above = self.folder
         while not above.exists():
             above = above.parent
         taken = sum(size for _, size, _ in self._copies())
-        return int((shutil.disk_usage(above).free + taken) * DISK_SHARE)
+        return shutil.disk_usage(above).free + taken
 
     def _work(self) -> None:
         while True:
@@ -211,13 +222,20 @@ class Store:
     def _fetch(self, file: Remote, path: Path) -> None:
         """Fetch a file, with retries; wait twice as long after each."""
         filesystem = self._filesystem(file.url)
-        tries, length = self.retries + 1, -1
+        tries, length, room = self.retries + 1, -1, self._room()
+        # Before anything makes room for a size that no disk here has.
+        if (file.num_bytes or 0) > room:
+            raise Unavailable(
+                f"its index says {file.num_bytes:,} bytes, but {self.folder} has room for {room:,}"
+            )
+        most = room if file.num_bytes is None else file.num_bytes
         for attempt in range(tries):
             try:
                 self._make_room(file.num_bytes or 0)
                 with atomic_write(path) as temporary:
                     try:
-                        filesystem.get_file(file.url, str(temporary))
+                        watch = make_watch(most=most, patience=self.timeout)
+                        filesystem.get_file(file.url, str(temporary), callback=watch)
                     except FileNotFoundError as error:
                         raise Missing("there is no such file") from error
                     before, length = length, temporary.stat().st_size
@@ -235,7 +253,7 @@ class Store:
                 status = getattr(error, "status", None)
                 refused = isinstance(status, int) and 400 <= status < 500
                 if isinstance(error, PermissionError) or (refused and status not in (408, 429)):
-                    raise Unavailable(f"the server refuses it ({_line(error)})") from error
+                    raise Refused(f"the server refuses it ({_line(error)})") from error
                 if attempt + 1 == tries:
                     raise Unavailable(f"{_line(error)}, tried {tries:,} times") from error
             wait = min(BACKOFF * 2**attempt, LONGEST_BACKOFF)
@@ -258,7 +276,7 @@ class Store:
         with FileLock(self.folder / "room.lock"):
             limit = self.limit()
             copies = sorted(self._copies())
-            total = sum(size for _, size, _ in copies) + num_bytes
+            total = sum(size for _, size, _ in copies) + num_bytes + self._halves()
             for _, size, path in copies:
                 if total <= limit:
                     break
@@ -267,6 +285,14 @@ class Store:
             for path in self.folder.glob(".*.bin.*"):
                 if STALE_AFTER < _age(path) < math.inf:
                     path.unlink(missing_ok=True)
+
+    def _halves(self) -> int:
+        """Return the bytes of what is being fetched now."""
+        total = 0
+        for path in self.folder.glob(".*.bin.*"):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
 
     def _copies(self) -> list[tuple[float, int, Path]]:
         """Return (last use, size, path) of every copy."""
@@ -306,6 +332,31 @@ def open_filesystem(url: str, *, timeout: float) -> Any:
         raise ValueError(f"{protocol}:// needs another package: {advice}") from error
     except ValueError as error:
         raise ValueError(f"{url}: the protocol {protocol}:// is not known to fsspec") from error
+
+
+def make_watch(*, most: int, patience: float) -> Any:
+    """Return a callback of fsspec that ends a download without end.
+
+    It raises ValueError beyond `most` bytes, and TimeoutError where less than `SLOWEST` bytes a
+    second came in the last `WINDOW` times `patience` seconds.
+    """
+    from fsspec.callbacks import Callback  # type: ignore[import-untyped]
+
+    class Watch(Callback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.since, self.before = time.monotonic(), 0
+
+        def call(self, *_: Any, **__: Any) -> None:
+            if self.value > most:
+                raise ValueError(f"it has more than {most:,} bytes, which is all that is taken")
+            seconds = time.monotonic() - self.since
+            if seconds > WINDOW * patience:
+                if self.value - self.before < SLOWEST * seconds:
+                    raise TimeoutError(f"less than {SLOWEST:,} bytes a second")
+                self.since, self.before = time.monotonic(), self.value
+
+    return Watch()
 
 
 def say(line: str) -> None:

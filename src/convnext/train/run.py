@@ -102,6 +102,12 @@ def train(
         recipe = replace(recipe, run=replace(recipe.run, reference=reference))
     task = open_task(recipe, device, console, ranks)
     recipe = task.recipe
+    seen = ranks.gather(task.fingerprint)
+    if len(set(seen)) > 1:
+        raise ValueError(
+            f"the processes of this run see different data: {' and '.join(sorted(set(seen)))}; "
+            "give all of them the same files"
+        )
     seed_everything(recipe.run.seed)
     model = task.build_model().to(device)
     if recipe.run.checkpoint_activations and not checkpoint_activations(model):

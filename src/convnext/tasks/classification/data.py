@@ -21,7 +21,7 @@ from importlib import resources
 import numpy as np
 from rich.console import Console
 
-from convnext.images import BadImage
+from convnext.images import BadImage, Header
 from convnext.recipe import LoaderRecipe
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.samples import ArraySamples, Found, Samples
@@ -108,13 +108,16 @@ def facts(data: ClassificationData) -> DataFacts:
         ValueError: If not one of them can be read.
     """
     n = len(data.train)
-    headers = []
+    headers: list[Header] = []
     last_error: BadImage | None = None
-    for index in data.train.some(NUM_HEADERS):
-        try:
-            headers.append(data.train.header(index))
-        except BadImage as error:
-            last_error = error
+    attempt = 0
+    while not headers and (some := data.train.some(NUM_HEADERS, attempt)):
+        for index in some:
+            try:
+                headers.append(data.train.header(index))
+            except BadImage as error:
+                last_error = error
+        attempt += 1
     if not headers:
         raise ValueError(f"none of the training images that were tried is readable: {last_error}")
     counts = np.bincount(np.asarray(data.train.labels), minlength=len(data.classes))
@@ -125,13 +128,13 @@ def facts(data: ClassificationData) -> DataFacts:
         class_counts=tuple(counts.tolist()),
         image_height=int(statistics.median(h.height for h in headers)),
         image_width=int(statistics.median(h.width for h in headers)),
-        greyscale=_is_greyscale(data.train),
+        greyscale=_is_greyscale(data.train, attempt - 1),
     )
 
 
-def _is_greyscale(samples: Samples) -> bool:
+def _is_greyscale(samples: Samples, attempt: int) -> bool:
     seen = False
-    for index in samples.some(NUM_DECODED):
+    for index in samples.some(NUM_DECODED, attempt):
         try:
             image = samples.open(index, "RGB", at_least=64)
         except BadImage:

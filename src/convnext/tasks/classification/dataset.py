@@ -29,7 +29,7 @@ from convnext.tasks.classification.augment import ImageAugment
 from convnext.tasks.classification.cache import ImageCache, Pixels, memory_budget
 from convnext.tasks.classification.samples import Samples
 from convnext.tasks.classification.sampling import Draw
-from convnext.tasks.classification.shards.samples import BadShard, ShardSamples
+from convnext.tasks.classification.shards.samples import BadShard, CutShard, ShardSamples
 
 _KEPT = "are kept in memory ({:,.3g} MB)"
 _TOO_LARGE = "do not fit into the {:,.2g} GB that may be used, and are read anew each time"
@@ -159,7 +159,7 @@ class TrainDataset(Dataset[Item]):
                 break
             except BadImage as error:
                 # A shard may be back in some minutes; a damaged file stays as it is.
-                if not isinstance(error, BadShard):
+                if not isinstance(error, BadShard | CutShard):
                     self._known_bad[shown] = error.reason
                 bad.append((shown, error.reason))
                 tried += BAD_SHARD if isinstance(error, BadShard) else 1

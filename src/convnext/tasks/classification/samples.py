@@ -65,9 +65,12 @@ class Samples(ABC):
         """Return which image to show for one that cannot be read: the next of its class."""
         return int(self._next_of_class[index])
 
-    def some(self, count: int) -> list[int]:
-        """Return up to `count` images to judge all by: spread evenly, or quick to get."""
-        return spread(len(self), count)
+    def some(self, count: int, attempt: int = 0) -> list[int]:
+        """Return up to `count` images to judge all by: spread evenly, or quick to get.
+
+        Where those cannot be had, another attempt names others, until there are none.
+        """
+        return [] if attempt else spread(len(self), count)
 
     def prefetch(self, shards: Iterable[int]) -> None:  # noqa: B027 - nothing, if all is local
         """Begin to fetch shards, in this order, if they are remote."""

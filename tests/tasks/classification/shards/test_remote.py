@@ -186,6 +186,59 @@ def test_of_a_shard_that_ends_early_what_is_whole_is_used(indexed, serve, loader
     assert capfd.readouterr().err.count("ends after 5,000 of") == 1
 
 
+def test_a_shard_cut_to_a_tenth_does_not_end_the_run(make_folder, serve, loader, quiet, tmp_path):
+    source = make_folder({"train/cat": 50, "train/dog": 50, "val/cat": 1, "val/dog": 1})
+    to_shards(str(source), tmp_path / "cut", console=quiet)
+    server = serve(tmp_path / "cut")
+    data = open_dataset(server.url, loader=loader, console=quiet)
+    path = max((tmp_path / "cut").glob("train-*.tar"), key=lambda tar: tar.stat().st_size)
+    path.write_bytes(path.read_bytes()[: int(data.train._offsets[10])])
+    data_set = train_set(data)
+    shown = [data_set[(0, i)] for i in range(100)]
+    assert [len(item.bad) for item in shown] == [0] * 10 + [1] * 90
+    assert {item.position for item in shown} == set(range(10))
+    assert not data_set._known_bad  # The server may have the whole shard later.
+
+
+def test_another_shard_under_the_old_name_is_not_used(indexed, serve, loader, quiet):
+    server = serve(indexed)
+    data = open_dataset(server.url, loader=replace(loader, retries=0), console=quiet)
+    first = indexed / "train-000000.tar"
+    first.write_bytes(b"x" * (first.stat().st_size - 1))
+    with pytest.raises(BadImage, match="another one than was indexed"):
+        data.train.open(0, "RGB")
+
+
+def test_an_index_that_cannot_be_had_ends_the_start(indexed, serve, loader, quiet):
+    server = serve(indexed)
+    server.faults["train-000001.idx"] = [500]
+    with pytest.raises(ValueError, match=r"train-000001.idx cannot be fetched: .*Try again"):
+        open_dataset(server.url, loader=replace(loader, retries=0), console=quiet)
+    server.faults.clear()
+    assert len(open_dataset(server.url, loader=loader, console=quiet).train) == 48
+
+
+def test_a_run_starts_though_its_first_shards_are_down(indexed, serve, loader, quiet):
+    server = serve(indexed)
+    for name in ("train-000000.tar", "train-000001.tar"):
+        server.faults[name] = [500]
+    data = open_dataset(server.url, loader=replace(loader, retries=0), console=quiet)
+    assert facts(data).num_train == 48
+    for number in range(2, len(data.train.shards)):
+        server.faults[f"train-{number:06d}.tar"] = [500]
+    data = open_dataset(
+        server.url, loader=replace(loader, retries=0, shard_cache=f"{indexed}-2"), console=quiet
+    )
+    with pytest.raises(ValueError, match="none of the training images"):
+        facts(data)
+
+
+def test_a_list_of_another_server_cannot_name_local_files(serve, loader, quiet, tmp_path):
+    (tmp_path / "list.txt").write_text("file:///etc/train-0.tar\n")
+    with pytest.raises(ValueError, match="only shards of its own protocol or https"):
+        open_dataset(f"{serve(tmp_path).url}/list.txt", loader=loader, console=quiet)
+
+
 def test_a_bad_image_is_replaced_by_the_next_of_its_shard(make_shards, tmp_path):
     root = make_shards(sizes=(4, 4))
     data = open_dataset(str(root))
@@ -295,7 +348,8 @@ def test_an_index_is_not_trusted(indexed, serve, loader, quiet):
     assert "only shards of its own protocol" in refusal(name="file:///etc/passwd.tar")
     assert "its .idx is of another shard" in refusal(num_images=3)
     assert "'7' must be of type int" in refusal(num_bytes="7")
-    assert "negative size" in refusal(num_images=-1)
+    assert "a size that no file has" in refusal(num_images=-1)
+    assert "a size that no file has" in refusal(num_bytes=2**63)
     assert "not an index of shards" in refusal(sha256="zz")
     path.write_text("[1")
     with pytest.raises(ValueError, match="is not an index of shards"):

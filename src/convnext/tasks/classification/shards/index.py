@@ -118,7 +118,7 @@ def read_places(path: Path, *, num_classes: int, with_names: bool = False) -> Pl
     if len(content) < _HEAD.size or not content.startswith(_MAGIC):
         raise ValueError(f"{path} is not the index of a shard")
     _, n, names_size, num_bytes, digest = _HEAD.unpack_from(content)
-    if len(content) != _HEAD.size + 20 * n + names_size:
+    if len(content) != _HEAD.size + 20 * n + names_size or num_bytes >= 2**63:
         raise ValueError(f"{path} is cut off or damaged")
     start = _HEAD.size
     offsets = np.frombuffer(content, "<i8", n, start)
@@ -207,8 +207,8 @@ def _listed(entry: Any) -> Listed:
     parts = listed.name.split("/")
     if "://" not in listed.name and (not all(parts) or ".." in parts or "\\" in listed.name):
         raise ValueError(f"the shard {listed.name!r} lies outside of the folder")
-    if listed.num_images < 0 or listed.num_bytes < 0:
-        raise ValueError(f"the shard {listed.name!r} has a negative size")
+    if not (0 <= listed.num_images < 2**63 and 0 <= listed.num_bytes < 2**63):
+        raise ValueError(f"the shard {listed.name!r} has a size that no file has")
     if listed.sha256 and len(bytes.fromhex(listed.sha256)) != 32:
         raise ValueError(f"the SHA-256 of the shard {listed.name!r} is none")
     return listed

@@ -22,7 +22,12 @@ from convnext.tasks.classification.shards.index import (
     pack_names,
 )
 from convnext.tasks.classification.shards.samples import Keys, Shard, ShardSamples
-from convnext.tasks.classification.shards.tar import ShardIndex, index_shard
+from convnext.tasks.classification.shards.tar import (
+    HEADER_BYTES,
+    ShardIndex,
+    index_shard,
+    is_header_of,
+)
 
 _SPLIT = re.compile(rf"(?:^|[-_.])(train|{'|'.join(VAL_NAMES)})(?=[-_.\d]|$)", re.IGNORECASE)
 
@@ -72,6 +77,12 @@ def find_shards(root: Path, tars: Sequence[Path]) -> Found:
             read[tar] = Raw(str(tar), tar.stat().st_size, index)
         else:
             known[tar] = places
+    absent = sorted(entries.keys() - {tar.name for tar in parts})
+    if absent:
+        faults.append(
+            f"{shard_index.FILE} lists {len(absent):,} shards that are not there, such as "
+            f"{absent[0]}"
+        )
     if listing and read:
         notes.append(
             f"{shard_index.FILE} is out of date, and {len(read):,} of {len(tars):,} shards were "
@@ -237,9 +248,7 @@ def _holds(tar: Path, places: Places) -> bool:
     with tar.open("rb") as file:
         for which in (0, -1) if len(places) else ():
             offset, size = int(places.offsets[which]), int(places.sizes[which])
-            file.seek(max(offset - 512, 0))
-            header = file.read(512)
-            digits = header[124:136].strip(b"\0 ")
-            if header[257:262] != b"ustar" or digits != f"{size:o}".zfill(len(digits)).encode():
+            file.seek(max(offset - HEADER_BYTES, 0))
+            if not is_header_of(file.read(HEADER_BYTES), size):
                 return False
     return True

@@ -31,7 +31,7 @@ from convnext.tasks.classification.shards.layout import (
     no_samples,
     resolve,
 )
-from convnext.tasks.classification.shards.samples import Shard, base_name
+from convnext.tasks.classification.shards.samples import TRIES, Shard, base_name
 from convnext.tasks.classification.shards.tar import index_shard
 
 # The small files of an index are fetched by this many threads: waiting, not work.
@@ -107,6 +107,7 @@ def _indexed(
     entries = [(part, entry) for part, listed in listing.parts.items() for entry in listed]
     shards: list[Shard | None] = [None] * len(entries)
     problems: list[str] = []
+    unavailable: list[str] = []
 
     def read(number: int) -> None:
         part, entry = entries[number]
@@ -119,15 +120,28 @@ def _indexed(
                 store.download(Remote(url=index_name(address)), index)
                 places = _read(index, listing, entry)
             if places is None:
-                index.unlink()
+                index.unlink(missing_ok=True)
                 raise ValueError("its .idx is of another shard, or damaged")
-        except (Unavailable, ValueError) as error:
+        except Unavailable as error:
+            if not isinstance(error, Missing):
+                unavailable.append(f"{index_name(address)} cannot be fetched: {error}")
+                return
+            problems.append(f"{address} is left out: it has no .idx")
+            return
+        except ValueError as error:
             problems.append(f"{address} is left out: {error}")
             return
         remote = Remote(url=address, num_bytes=entry.num_bytes, sha256=entry.sha256)
         shards[number] = Shard(title=address, part=part, file=remote, places=places, index=index)
 
     for_each(read, len(entries), "fetching the index", console=console, threads=THREADS)
+    if unavailable:
+        # What a data set is must not depend on the mood of a server: processes and a resumed run
+        # would see another one.
+        raise ValueError(
+            f"{min(unavailable)}. Try again; the index of {len(entries) - len(unavailable):,} of "
+            f"{len(entries):,} shards is kept"
+        )
     faults += sorted(problems)
     found = [shard for shard in shards if shard is not None]
     if not any(len(shard.places) for shard in found):
@@ -164,13 +178,17 @@ def _build(
     def read(number: int) -> None:
         if failures:
             return
-        try:
-            tar = store.get(Remote(url=urls[number]))
-            size, index = tar.stat().st_size, index_shard(tar, title=urls[number])
-        except OSError as error:
-            failures.append(f"{urls[number]} cannot be fetched: {error}")
-            return
-        raws[number] = Raw(urls[number], size, index)
+        for attempt in range(TRIES):
+            try:
+                tar = store.get(Remote(url=urls[number]))
+                size, index = tar.stat().st_size, index_shard(tar, title=urls[number])
+                raws[number] = Raw(urls[number], size, index)
+                return
+            except OSError as error:
+                # It made room for another one before it was read.
+                if not isinstance(error, FileNotFoundError) or attempt + 1 == TRIES:
+                    failures.append(f"{urls[number]} cannot be fetched: {error}")
+                    return
 
     for_each(read, len(urls), "fetching shards", console=console, threads=4)
     if failures:
@@ -198,7 +216,7 @@ def _build(
 def _remote_classes(url: str, store: Store) -> tuple[str, ...] | None:
     """Return what the `classes.txt` beside a shard lists, or None if there is none."""
     address = f"{url.rpartition('/')[0]}/classes.txt"
-    text = fetch_text(address, store)
+    text = fetch_text(address, store, or_refused=True)
     return None if text is None else class_lines(text, address)
 
 

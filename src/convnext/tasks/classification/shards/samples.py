@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from convnext.images import BadImage, Header, Mode, decode, read_header
 from convnext.shards.store import Remote, Store
 from convnext.tasks.classification.samples import Samples, spread
 from convnext.tasks.classification.shards.index import Places, name_at, read_names, unpack_names
+from convnext.tasks.classification.shards.tar import HEADER_BYTES, is_header_of
 
 # Times that a remote shard is fetched again because it was removed before it could be read.
 TRIES = 3
@@ -22,6 +24,15 @@ TRIES = 3
 
 class BadShard(BadImage):
     """An image that cannot be read since nothing of its shard can, perhaps for a while only."""
+
+
+class CutShard(BadImage):
+    """An image beyond the end of a shard that was cut, perhaps for a while only."""
+
+    def __init__(self, source: str, reason: str, num_bytes: int) -> None:
+        super().__init__(source, reason)
+        self.num_bytes = num_bytes
+        """What there is of the shard."""
 
 
 class Numbers(Sequence[int]):
@@ -153,21 +164,33 @@ class ShardSamples(Samples):
         return int(self._sizes[index])
 
     def substitute(self, index: int, error: BadImage) -> int:
-        """Return the next image as they are stored, or its like in the next shard.
+        """Return the next image as they are stored, or its like in what there is of other shards.
 
         An image of another class in a shard that is at hand does less harm than one of the same
         class in a shard that must be fetched for it.
         """
-        if not isinstance(error, BadShard):
-            return (index + 1) % len(self)
         shard = self.shard_of(index)
+        if isinstance(error, CutShard):
+            start, stop = self._starts[shard : shard + 2].tolist()
+            ends = self._offsets[start:stop] + self._sizes[start:stop]
+            whole = int(np.count_nonzero(ends <= error.num_bytes))
+            if whole:
+                return int(start + (index - start) % whole)
+        elif not isinstance(error, BadShard):
+            return (index + 1) % len(self)
         following = (shard + 1) % len(self.shards)
         start, stop = self._starts[following : following + 2].tolist()
         return int(start + (index - self._starts[shard]) % (stop - start))
 
-    def some(self, count: int) -> list[int]:
-        """Return images spread evenly; of remote shards, those of the first two only."""
-        return spread(int(self._starts[:3][-1]) if self.is_remote else len(self), count)
+    def some(self, count: int, attempt: int = 0) -> list[int]:
+        """Return images spread evenly; of remote shards, those of two in each attempt."""
+        if not self.is_remote:
+            return super().some(count, attempt)
+        bounds = self._starts[2 * attempt : 2 * attempt + 3]
+        if len(bounds) < 2:
+            return []
+        first = int(bounds[0])
+        return [first + i for i in spread(int(bounds[-1]) - first, count)]
 
     def prefetch(self, shards: Iterable[int]) -> None:
         files = (self.shards[number].file for number in shards if number < len(self.shards))
@@ -190,16 +213,19 @@ class ShardSamples(Samples):
         """Return the bytes of an image file.
 
         Raises:
-            BadShard: If the shard cannot be had or opened.
-            BadImage: If it ends before the image does.
+            BadShard: If the shard cannot be had or opened, or is another one than was indexed.
+            CutShard: If it ends before the image does.
         """
-        size = int(self._sizes[index])
-        content = b""
+        size, offset = int(self._sizes[index]), int(self._offsets[index])
+        content, before, length = b"", b"", 0
         for attempt in range(TRIES):
             try:
                 with self._path(index).open("rb") as file:
-                    file.seek(int(self._offsets[index]))
-                    content = file.read(size)
+                    length = os.fstat(file.fileno()).st_size
+                    if offset + size <= length:
+                        file.seek(offset - HEADER_BYTES)
+                        before = file.read(HEADER_BYTES)
+                        content = file.read(size)
                 break
             except OSError as error:
                 was_removed = isinstance(error, FileNotFoundError) and self.store is not None
@@ -207,9 +233,11 @@ class ShardSamples(Samples):
                     continue
                 reason = f"the shard cannot be read ({error})"
                 raise BadShard(self.source(index), reason) from error
-        if len(content) < size:
-            reason = f"the shard ends after {len(content):,} of its {size:,} bytes"
-            raise BadImage(self.source(index), reason)
+        if offset + size > length:
+            reason = f"the shard ends after {max(length - offset, 0):,} of its {size:,} bytes"
+            raise CutShard(self.source(index), reason, length)
+        if not is_header_of(before, size):
+            raise BadShard(self.source(index), "the shard is another one than was indexed")
         return content
 
     def _path(self, index: int) -> Path:

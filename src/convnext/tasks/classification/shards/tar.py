@@ -19,6 +19,8 @@ from convnext.images import readable_extensions
 
 # A label file or a description is not longer than this.
 MAX_LABEL_BYTES = 1_000_000
+# What stands before every file in a tar.
+HEADER_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class ShardIndex:
     """As they stand in the file: a number or a name."""
     faults: list[str] = field(default_factory=list)
     """What was left out and why, one line each."""
+
+
+# What tarfile raises for headers that are none, or that nest without end.
+_DAMAGE = (tarfile.TarError, OSError, ValueError, OverflowError, EOFError, RecursionError)
 
 
 def index_shard(shard: Path, *, title: str = "") -> ShardIndex:
@@ -120,10 +126,16 @@ def members(shard: Path, faults: list[str], *, title: str) -> Iterator[Member]:
                         f"{title}: read up to byte {tar.offset:,} of {size:,} ({count:,} "
                         f"files); the tar {what}, and may have held more"
                     )
-        except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
+        except _DAMAGE as error:
             faults.append(
                 f"{title}: damaged or cut off after {count:,} files, which are used ({error})"
             )
+
+
+def is_header_of(header: bytes, size: int) -> bool:
+    """Tell whether 512 bytes of a tar are the header of a file of `size` bytes."""
+    digits = header[124:136].strip(b"\0 ")
+    return header[257:262] == b"ustar" and digits == f"{size:o}".zfill(len(digits)).encode()
 
 
 class _Bounded(io.RawIOBase):
