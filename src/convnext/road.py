@@ -93,7 +93,7 @@ _STEPS = (
           resnet50={"depths": (3, 3, 9, 3)},
           resnet200={"depths": (3, 3, 27, 3), "dims": _dims(84)},
           mini={"depths": (1, 1, 3, 1)}),
-    _Step(name="patchify_stem", group="macro", what="4x4 stride-4 stem",
+    _Step(name="patchify_stem", group="macro", what="patchify stem",
           changes={"stem": "patchify"}, paper=(79.51, 0.18, 4.42, 81.59, 14.38)),
     _Step(name="depthwise_conv", group="resnext", what="depthwise spatial convolution",
           changes={"depthwise": True}, paper=(78.28, 0.08, 2.35, 80.54, 7.23)),

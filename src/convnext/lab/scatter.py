@@ -93,7 +93,7 @@ def scatter(results: Sequence[Result], cost: Cost) -> Figure | None:
             ]
             fig.legend(handles=handles, loc="outside upper center", ncols=min(4, len(groups)))
         if cost.bubbles:
-            note = f"area: parameters, {_span(shown)}"
+            note = f"area grows with parameters, {_span(shown)}"
             axes.annotate(
                 note, (1, 0.01), xycoords="axes fraction", ha="right", fontsize=8, color=INK
             )

@@ -121,21 +121,34 @@ def _draw_top1(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) ->
             axes.axvline(
                 summary.estimate.mean, linestyle="--", color=MUTED, linewidth=1, zorder=0.5
             )
-    _clip_to_means(axes, summaries)
-    axes.set_xlabel("top-1, %, measured here")
+    was_cut = _cut_to_seeds(axes, summaries, at)
+    axes.set_xlabel(f"top-1, %, measured here{' (arrows: the interval goes on)' * was_cut}")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(True, axis="x", color=GRID)
     axes.grid(False, axis="y")
 
 
-def _clip_to_means(axes: Axes, summaries: Sequence[Summary]) -> None:
-    """Let the seeds set the axis: an interval over two or three may be wider than all of them."""
+def _cut_to_seeds(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> bool:
+    """Let the seeds set the axis; mark intervals that go beyond it, and return whether any does."""
     values = [value for s in summaries for value in s.top1.values()]
     if not values:
         axes.set_xlim(0, 1)
-        return
+        return False
     room = 0.12 * max(max(values) - min(values), 0.5)
-    axes.set_xlim(min(values) - room, max(values) + room)
+    left, right = min(values) - room, max(values) + room
+    axes.set_xlim(left, right)
+    was_cut = False
+    for summary, y in zip(summaries, at, strict=True):
+        estimate = summary.estimate
+        low, high = (estimate.low, estimate.high) if estimate is not None else (None, None)
+        for end, marker, beyond in (
+            (left, "<", low is not None and low < left),
+            (right, ">", high is not None and high > right),
+        ):
+            if beyond:
+                was_cut = True
+                axes.plot(end, y, marker, color=colour_of(summary), markersize=4, clip_on=False)
+    return was_cut
 
 
 def _draw_macs(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
