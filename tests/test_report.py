@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from convnext.report import Run, duration, headline, read_run, wilson, write_report
-from convnext.tasks.classification.report import confusion, per_class
+from convnext.report import Run, duration, headline, read_run, write_report
+from convnext.tasks.classification.report import confusion, per_class, wilson
 
 CLASSES = ["<b>bold</b>", "\"quoted\" & 'odd'", "$x_1$"]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
@@ -130,7 +130,7 @@ def test_a_page_that_is_not_a_picture_is_not_shown(run_folder: Path) -> None:
 
 
 def test_another_task_has_the_sections_that_know_no_task(run_folder: Path) -> None:
-    (run_folder / "recipe.yaml").write_text("task: segment\n")
+    (run_folder / "recipe.yaml").write_text("task: detect\n")
     text = write_report(run_folder).read_text(encoding="utf-8")
     assert "Chosen by auto" in text
     assert "Confusion" not in text

@@ -13,6 +13,7 @@ What a picture means is decided here once, for training, evaluation and predicti
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -239,3 +240,24 @@ def _length(file: File) -> int:
     if isinstance(file, str | Path):
         return Path(file).stat().st_size
     return file.seek(0, 2)
+
+
+def image_files(images: Iterable[str | Path]) -> list[Path]:
+    """Return the files that are named, and those with an image's ending under folders, sorted.
+
+    Raises:
+        ValueError: If a name does not exist, or nothing is left.
+    """
+    found: list[Path] = []
+    extensions = readable_extensions()
+    for name in images:
+        path = Path(name)
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in extensions)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ValueError(f"there is no file or folder {name}")
+    if not found:
+        raise ValueError(f"there is no image in {', '.join(map(str, images))}")
+    return found

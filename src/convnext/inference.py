@@ -43,6 +43,29 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
     return model.eval(), card
 
 
+def task_of(source: str) -> str:
+    """Return what a run, a checkpoint or a file of weights was trained for: "classify", ...
+
+    Raises:
+        ValueError: If the source cannot be found or read.
+    """
+    from convnext.weights import read_source
+    from convnext.weights.files import read_header
+    from convnext.weights.published import find_published
+
+    path = find_checkpoint(source)
+    if path is None and find_published(source) is not None:
+        return "classify"  # Known without a download.
+    header = None if path is None else read_header(path)
+    if header is None:
+        tensors, metadata = read_source(path or source)
+        header = list(tensors), metadata
+    names, metadata = header
+    if metadata.get("format") == FORMAT:
+        return metadata.get("task", "classify")
+    return "segment" if any("decode_head." in name for name in names) else "classify"
+
+
 def card_of(source: str, model: str) -> Card | None:
     """Return what is known of weights before they are loaded: None for a bare file or hub id."""
     from convnext.weights.files import read_file

@@ -53,7 +53,10 @@ class InputRecipe:
     """How an image becomes the network's input, in training, evaluation, prediction and export."""
 
     image_size: int | Auto = "auto"
-    """Side of the square that the network sees, in pixels."""
+    """Side of the square that the network sees, in pixels; the short side of what segmentation and
+    detection see, where 0 leaves images as they are."""
+    max_size: int = 0
+    """The long side at most, for segmentation and detection; 0 for no limit."""
     crop_pct: float | Auto = "auto"
     """Share of the resized short side that the centre crop keeps; 1 resizes to the square."""
     interpolation: Literal["auto", "bicubic", "bilinear", "nearest"] = "auto"
@@ -97,6 +100,46 @@ class LossRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentRecipe:
+    """What only segmentation has: its head, its crops, its loss, and how large images are read."""
+
+    channels: int | Auto = "auto"
+    """Width of UPerNet's head; 512 in the paper."""
+    auxiliary_weight: float = 0.4
+    """Of the loss of the auxiliary head on c4; 0 leaves the head out."""
+    dropout: float = 0.1
+    """Before the classifiers of both heads."""
+    crop: int | Auto = "auto"
+    """Side of the square that training cuts out, in pixels of the resized image."""
+    jitter: tuple[float, float] = (0.5, 2.0)
+    """Factors on the size of the image before the crop."""
+    max_class_share: float = 0.75
+    """A crop with more than this of one class is drawn anew, up to ten times."""
+    photometric: bool = True
+    """Distort brightness, contrast, saturation and hue."""
+    average: Literal["all", "labelled"] = "all"
+    """Divide the loss by all pixels, as the published networks, or by those with a label."""
+    class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
+    """Factors on the loss of each class; `balanced` by the inverse root of its share of pixels."""
+    dice: float = 0.0
+    """Weight of the soft dice loss beside the cross-entropy."""
+    ohem: float = 0.0
+    """Count only pixels whose true class has less than this probability (0.7 is usual); 0: all."""
+    mode: Literal["auto", "whole", "slide"] = "auto"
+    """Read an image whole, or by a window that slides over it."""
+    window: int | Auto = "auto"
+    """Side of that window in pixels of the resized image; the crop by default."""
+    stride: int | Auto = "auto"
+    """Pixels between two windows; two thirds of the window by default."""
+    images: str = ""
+    """Pattern of the images, such as `left/{split}/*/*_left.png`; empty to go by the layout."""
+    masks: str = ""
+    """Pattern of the masks; what the stars stand for pairs them with the images."""
+    reduce_zero_label: bool | Auto = "auto"
+    """Value 0 of a mask means no class, as in ADE20K; `auto` knows that layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimRecipe:
     """AdamW, and the batch that one of its steps sees."""
 
@@ -120,12 +163,24 @@ class OptimRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleRecipe:
-    """Linear warm-up, then cosine, per step."""
+    """Linear warm-up, then a descent, per step."""
 
     epochs: int | Auto = "auto"
+    steps: int = 0
+    """Length in optimizer steps, as recipes of segmentation give it; 0 for `epochs`."""
     warmup_epochs: float | Auto = "auto"
+    warmup_steps: int = 0
+    """Warm-up in steps; 0 for `warmup_epochs`."""
+    warmup_ratio: float = 0.0
+    """Share of the peak at which the warm-up begins."""
+    shape: Literal["cosine", "polynomial", "multistep"] = "cosine"
+    """How the rate falls after the warm-up."""
+    power: float = 1.0
+    """Of the polynomial; 1 is a straight line."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which a multistep schedule takes a tenth of the rate."""
     min_lr: float = 1e-6
-    """Where the cosine ends."""
+    """Where cosine and polynomial end."""
     progressive: bool | Auto = "auto"
     """Begin with smaller images: half the size, then two thirds, the last fifth in full."""
 
@@ -216,12 +271,16 @@ class Recipe:
     input: InputRecipe = field(default_factory=InputRecipe)
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
     loss: LossRecipe = field(default_factory=LossRecipe)
+    segment: SegmentRecipe = field(default_factory=SegmentRecipe)
     optim: OptimRecipe = field(default_factory=OptimRecipe)
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
     ema: EmaRecipe = field(default_factory=EmaRecipe)
     loader: LoaderRecipe = field(default_factory=LoaderRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
 
+
+# The section that only one task has.
+SECTION_OF_TASK = {"segment": "segment"}
 
 # The smallest and largest value of settings that must lie between; None for no bound.
 RANGES: dict[str, tuple[float | None, float | None]] = {
@@ -234,8 +293,22 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "schedule.epochs": (1, None),
     "schedule.warmup_epochs": (0, None),
     "schedule.min_lr": (0, None),
+    "schedule.steps": (0, None),
+    "schedule.warmup_steps": (0, None),
+    "schedule.warmup_ratio": (0, 1),
+    "schedule.power": (0, None),
+    "segment.channels": (1, None),
+    "segment.auxiliary_weight": (0, None),
+    "segment.dropout": (0, 1),
+    "segment.crop": (1, None),
+    "segment.max_class_share": (0.01, 1),
+    "segment.dice": (0, None),
+    "segment.ohem": (0, 1),
+    "segment.window": (1, None),
+    "segment.stride": (1, None),
     "ema.decay": (0, 0.9999999),
-    "input.image_size": (1, None),
+    "input.image_size": (0, None),
+    "input.max_size": (0, None),
     "loader.workers": (0, None),
     "loader.max_bad_share": (0, 1),
     "loader.shard_cache_gb": (0, None),
@@ -344,8 +417,12 @@ def number(value: float | str) -> float:
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return nested plain values, as YAML and JSON know them."""
-    return _plain(asdict(recipe))  # type: ignore[no-any-return]
+    """Return nested plain values, as YAML and JSON know them, without sections of other tasks."""
+    tree = asdict(recipe)
+    for section in SECTION_OF_TASK.values():
+        if section != SECTION_OF_TASK.get(recipe.task):
+            del tree[section]
+    return _plain(tree)  # type: ignore[no-any-return]
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -8,7 +8,6 @@ sections.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from convnext.figures import (
     save_bytes,
     short_count,
 )
-from convnext.tasks import HOMES
+from convnext.tasks import HOMES, PRIMARY, home
 from convnext.train.log import read_metrics
 from convnext.train.reference import Reference, read_reference
 
@@ -61,10 +60,21 @@ class Run:
             if row["kind"] == kind and weights in (None, row.get("weights"))
         ]
 
+    @property
+    def primary(self) -> str:
+        """The metric that decides which weights are the best."""
+        return PRIMARY[self.recipe.get("task", "classify")][0]
+
+    @property
+    def primary_name(self) -> str:
+        """The same as people write it."""
+        return PRIMARY[self.recipe.get("task", "classify")][1]
+
     def best(self) -> Mapping[str, Any] | None:
-        """Return the evaluation with the highest top-1, the earlier one of equals."""
-        scored = [row for row in self.rows("val") if _is_number(row.get("top1"))]
-        return max(scored, key=lambda row: float(row["top1"]), default=None)
+        """Return the evaluation with the highest primary metric, the earlier one of equals."""
+        key = self.primary
+        scored = [row for row in self.rows("val") if _is_number(row.get(key))]
+        return max(scored, key=lambda row: float(row[key]), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +117,7 @@ def read_run(folder: Path) -> Run:
     recipe = read("recipe.yaml", yaml.safe_load, {})
     curve, reference = recipe.get("run", {}).get("reference", "none"), None
     try:
-        reference = read_reference(curve, "top1")
+        reference = read_reference(curve, PRIMARY[recipe.get("task", "classify")][0])
     except ValueError:
         missing.append(f"the reference {curve}")
     return Run(
@@ -158,12 +168,10 @@ def headline(run: Run) -> list[tuple[str, str]]:
     """Return the figures at the top of the page, each with its label."""
     facts: list[tuple[str, str]] = []
     best = run.best()
-    if "top1" in run.evaluation:
-        facts.append(("top-1", f"{run.evaluation['top1']:.2f}\u00a0%"))
-        if len(run.evaluation["classes"]) > 5:
-            facts.append(("top-5", f"{run.evaluation['top5']:.2f}\u00a0%"))
+    if run.primary in run.evaluation:
+        facts += home(run.recipe.get("task", "classify"), "report").scores(run.evaluation)
     elif best is not None:
-        facts.append(("best top-1 so far", f"{best['top1']:.2f}\u00a0%"))
+        facts.append((f"best {run.primary_name} so far", f"{best[run.primary]:.2f}\u00a0%"))
     if run.model:
         facts.append(("classes", f"{run.model['classes']:,}"))
         facts.append(("parameters", f"{run.model['params'] / 1e6:.2f} M"))
@@ -189,23 +197,11 @@ def summary(run: Run) -> list[str]:
             f"Best at epoch {best['epoch']:.4g}{f' of {epochs}' if epochs != 'auto' else ''} "
             f"(step {best['step']:,}), by the {of}."
         )
-    if "top1" in run.evaluation:
-        count, share = run.evaluation["num_images"], run.evaluation["top1"] / 100
-        low, high = wilson(share, count)
-        said.append(
-            f"Measured on {count:,} validation images: another sample of as many would do for "
-            f"{100 * low:.1f} to {100 * high:.1f} % (95 % interval)."
-        )
+    if run.primary in run.evaluation:
+        said += home(run.recipe.get("task", "classify"), "report").sureness(run.evaluation)
         if len(run.rows("val")) > 1:
             said.append("The weights were chosen on these images, so expect a little less on new.")
     return said
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's interval for a share that was measured on `count` images."""
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / count / 2) ** 2)
-    return centre - half, centre + half
 
 
 def duration(seconds: float) -> str:
@@ -228,10 +224,10 @@ def curves(run: Run) -> Section | None:
             "loss",
             [_curve("training", trained, "loss", MUTED), *_by_weights(run, "loss")],
         ),
-        "top1": (
-            "Top-1 on the validation set",
-            "top-1, %",
-            [*_by_weights(run, "top1"), *_reference(run)],
+        run.primary: (
+            f"{run.primary_name[0].upper()}{run.primary_name[1:]} on the validation set",
+            f"{run.primary_name}, %",
+            [*_by_weights(run, run.primary), *_reference(run)],
         ),
         "lr": ("Learning rate", "", [_curve("learning rate", trained, "lr", ACCENT)]),
     }
@@ -240,8 +236,8 @@ def curves(run: Run) -> Section | None:
         drawn = [curve for curve in all_curves if curve.x]
         if drawn:
             mark = None
-            if name == "top1" and best is not None:
-                mark = (best["images"], best["top1"], f"{best['top1']:.2f}")
+            if name == run.primary and best is not None:
+                mark = (best["images"], best[name], f"{best[name]:.2f}")
             alt = f"{title}. " + "; ".join(map(_spoken, drawn))
             drawing = draw_curves(drawn, label=label, mark=mark)
             figures.append(figure(run, name, title, alt, drawing))
@@ -304,7 +300,7 @@ def makers(task: str) -> tuple[Maker, ...]:
     """Return the sections of a task's report; those of every task where it has none of its own."""
     if task not in HOMES:
         return COMMON
-    own = importlib.import_module(f"convnext.tasks.{HOMES[task]}.report").SECTIONS
+    own = home(task, "report").SECTIONS
     return (curves, *own, events, choices, settings)
 
 

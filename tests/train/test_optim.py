@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from convnext.train.optim import (
     group_rows,
     group_table,
     layer_ids,
-    learning_rate,
     make_optimizer,
     name_modules,
     parameter_groups,
@@ -200,19 +197,6 @@ def test_biases_and_norms_do_not_decay() -> None:
     }
     assert without == expected
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-
-
-def test_schedule_is_linear_then_cosine() -> None:
-    settings = {"peak": 4e-3, "final": 1e-6, "num_steps": 1000, "warmup_steps": 100}
-    rates = [learning_rate(step, **settings) for step in range(1000)]  # type: ignore[arg-type]
-    assert rates[0] == 0.0
-    assert rates[99] == pytest.approx(4e-3)
-    assert rates[100] == pytest.approx(4e-3)
-    assert rates[550] == pytest.approx(1e-6 + (4e-3 - 1e-6) * 0.5, rel=1e-9)
-    assert rates[-1] == pytest.approx(1e-6, abs=2e-8)
-    assert all(a >= b for a, b in pairwise(rates[99:]))
-    assert learning_rate(0, peak=1.0, final=0.0, num_steps=10, warmup_steps=0) == 1.0
-    assert math.isfinite(learning_rate(0, peak=1.0, final=0.0, num_steps=1, warmup_steps=1))
 
 
 def test_optimizer_takes_the_recipe() -> None:

@@ -70,7 +70,7 @@ def run(argv: list[str]) -> int:
         if getattr(arguments, name) is not None:
             parser.error(f"--{name.replace('_', '-')} goes with --robustness")
 
-    from convnext.evaluate import evaluate, print_evaluation
+    from convnext.evaluate import evaluate
 
     out = console(as_json=arguments.json)
     result = evaluate(
@@ -84,7 +84,7 @@ def run(argv: list[str]) -> int:
         last=not arguments.only_best,
         console=out,
     )
-    print_evaluation(result, out)
+    result.print(out)
     if arguments.output:
         out.print(f"written: {result.write(arguments.output)}", soft_wrap=True)
     if arguments.json:

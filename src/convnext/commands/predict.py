@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--output", metavar="DIR", help="write predictions.json and .csv there")
     arguments = parser.parse_args(argv)
 
-    from convnext.predict import predict, print_predictions
+    from convnext.predict import predict
 
     out = console(as_json=arguments.json)
     result = predict(
@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
         max_bad_share=arguments.max_bad_share,
         console=out,
     )
-    print_predictions(result, out)
+    result.print(out)
     if arguments.output:
         for path in result.write(arguments.output):
             out.print(f"written: {path}", soft_wrap=True)

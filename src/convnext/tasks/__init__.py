@@ -11,7 +11,24 @@ from rich.console import Console
 from convnext.ranks import ALONE, Ranks
 from convnext.recipe import Recipe
 
-HOMES = {"classify": "classification"}
+HOMES = {"classify": "classification", "segment": "segmentation"}
+# The metric that decides which weights of a run are the best, in percent, and its name for people.
+PRIMARY = {
+    "classify": ("top1", "top-1"),
+    "segment": ("miou", "mIoU"),
+    "detect": ("box_ap", "box AP"),
+}
+
+
+def home(task: str, module: str) -> Any:
+    """Return a module of a task's folder, such as `home("segment", "predict")`.
+
+    Raises:
+        ValueError: If the task is not there yet.
+    """
+    if task not in HOMES:
+        raise ValueError(f"the task {task!r} is not there yet; there is {', '.join(HOMES)}")
+    return importlib.import_module(f"convnext.tasks.{HOMES[task]}.{module}")
 
 
 def open_task(recipe: Recipe, device: torch.device, console: Console, ranks: Ranks = ALONE) -> Any:
@@ -20,7 +37,4 @@ def open_task(recipe: Recipe, device: torch.device, console: Console, ranks: Ran
     Raises:
         ValueError: If the task is not there yet, or the data cannot be used.
     """
-    if recipe.task not in HOMES:
-        raise ValueError(f"the task {recipe.task!r} is not there yet; there is {', '.join(HOMES)}")
-    module = importlib.import_module(f"convnext.tasks.{HOMES[recipe.task]}.task")
-    return module.open_task(recipe, device, console, ranks)
+    return home(recipe.task, "task").open_task(recipe, device, console, ranks)

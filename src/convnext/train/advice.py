@@ -77,5 +77,5 @@ def another_length(plan: Plan, step: int, before: int) -> str:
     return (
         f"the schedule now ends at step {plan.num_steps:,} and not {before:,}: the learning rate "
         f"goes on at {now:.2g} where it was at {then:.2g}, and falls from there to "
-        f"{plan.final:.2g} over {max(0, plan.num_steps - step):,} steps"
+        f"{plan.rate(plan.num_steps):.2g} over {max(0, plan.num_steps - step):,} steps"
     )

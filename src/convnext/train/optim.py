@@ -257,17 +257,6 @@ def _parent(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def learning_rate(
-    step: int, *, peak: float, final: float, num_steps: int, warmup_steps: int
-) -> float:
-    """Return the rate of a step: linear from 0 to `peak`, then a cosine down to `final`."""
-    if step < warmup_steps:
-        # As the authors' linspace(0, peak, warmup_steps): 0 first, the peak at its end.
-        return peak * step / max(warmup_steps - 1, 1)
-    share = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
-    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * min(share, 1.0)))
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group its share of the rate."""
     for group in optimizer.param_groups:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from convnext.recipe import Recipe, number
-from convnext.train.optim import learning_rate
+from convnext.recipe import Recipe, ScheduleRecipe, number
 
 # How often the loss is looked at: rarely enough that a GPU is never made to wait for it.
 LOG_EVERY = 10
@@ -20,10 +20,10 @@ class Plan:
     eval_steps: int
     """Steps between evaluations; the last step is evaluated too."""
     save_steps: int
+    steps_per_epoch: int
     peak: float
     """The largest learning rate."""
-    final: float
-    """The learning rate at the end."""
+    schedule: ScheduleRecipe
 
     @classmethod
     def of(cls, recipe: Recipe, steps_per_epoch: int) -> Plan:
@@ -31,12 +31,14 @@ class Plan:
         eval_steps = max(1, round(number(recipe.run.eval_every) * steps_per_epoch))
         every = recipe.run.save_every
         return cls(
-            num_steps=round(number(recipe.schedule.epochs) * steps_per_epoch),
-            warmup_steps=round(number(recipe.schedule.warmup_epochs) * steps_per_epoch),
+            num_steps=num_steps(recipe.schedule, steps_per_epoch),
+            warmup_steps=recipe.schedule.warmup_steps
+            or round(number(recipe.schedule.warmup_epochs) * steps_per_epoch),
             eval_steps=eval_steps,
             save_steps=min(1000, eval_steps) if isinstance(every, str) else every,
+            steps_per_epoch=steps_per_epoch,
             peak=number(recipe.optim.lr),
-            final=recipe.schedule.min_lr,
+            schedule=recipe.schedule,
         )
 
     def rate(self, step: int, *, num_steps: int | None = None) -> float:
@@ -44,9 +46,10 @@ class Plan:
         return learning_rate(
             step,
             peak=self.peak,
-            final=self.final,
             num_steps=self.num_steps if num_steps is None else num_steps,
             warmup_steps=self.warmup_steps,
+            schedule=self.schedule,
+            milestones=tuple(round(m * self.steps_per_epoch) for m in self.schedule.milestones),
         )
 
     def logs_at(self, step: int) -> bool:
@@ -56,3 +59,40 @@ class Plan:
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation is due after `step`."""
         return step % self.eval_steps == 0 or step >= self.num_steps
+
+
+def num_steps(schedule: ScheduleRecipe, steps_per_epoch: int) -> int:
+    """Return the optimizer steps of a run."""
+    return schedule.steps or round(number(schedule.epochs) * steps_per_epoch)
+
+
+def learning_rate(
+    step: int,
+    *,
+    peak: float,
+    num_steps: int,
+    warmup_steps: int,
+    schedule: ScheduleRecipe,
+    milestones: tuple[int, ...] = (),
+) -> float:
+    """Return the rate of a step: linear up to `peak`, then down as the schedule's shape says.
+
+    Cosine falls over what follows the warm-up (paper, appendix A). Polynomial and multistep count
+    from step 0, and the warm-up scales them, as in the recipes of ADE20K and COCO; `milestones`
+    are steps.
+    """
+    ratio, final = schedule.warmup_ratio, schedule.min_lr
+    if schedule.shape == "cosine":
+        if step < warmup_steps:
+            # As the authors' linspace(0, peak, warmup_steps): 0 first, the peak at its end.
+            return peak * (ratio + (1 - ratio) * step / max(warmup_steps - 1, 1))
+        share = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
+        return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * min(share, 1.0)))
+    if schedule.shape == "polynomial":
+        left = max(1 - step / max(num_steps, 1), 0.0)
+        rate = final + (peak - final) * math.pow(left, schedule.power)
+    else:
+        rate = peak * math.pow(0.1, sum(step >= milestone for milestone in milestones))
+    if step < warmup_steps:
+        rate *= 1 - (1 - step / warmup_steps) * (1 - ratio)
+    return rate

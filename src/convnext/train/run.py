@@ -18,7 +18,7 @@ from convnext.atomic import write_text
 from convnext.costs import Cost, cost
 from convnext.device import environment, pick_device, pick_training_precision
 from convnext.ranks import Ranks
-from convnext.recipe import Recipe, check_ranges, number, one_line, to_dict, to_yaml
+from convnext.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
 from convnext.tasks import open_task
 from convnext.train.form import Chosen, choose_form, fit_memory
 from convnext.train.log import RunLog
@@ -31,6 +31,7 @@ from convnext.train.parallel import (
     ranks_of,
     seed_everything,
 )
+from convnext.train.plan import num_steps as num_steps_of
 from convnext.train.state import complete_steps
 from convnext.train.trackers import check_trackers, make_trackers
 
@@ -136,7 +137,7 @@ def train(
     if ranks.count > 1 and device.type == "cuda":
         fit_memory(task, model, recipe, device)
         task.micro_batch_size = min(ranks.gather(task.micro_batch_size))
-    num_steps = round(number(recipe.schedule.epochs) * task.steps_per_epoch)
+    num_steps = num_steps_of(recipe.schedule, task.steps_per_epoch)
     chosen = choose_form(task, model, recipe, device, ranks=ranks, num_steps=num_steps)
     form = chosen.form
     task.memory_format = torch.channels_last if form.channels_last else torch.contiguous_format

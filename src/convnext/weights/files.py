@@ -54,6 +54,20 @@ def read_file(path: str | Path, *, ema: bool = False) -> tuple[dict[str, Tensor]
     return tensors, metadata
 
 
+def read_header(path: str | Path) -> tuple[list[str], dict[str, str]] | None:
+    """Return the names of the tensors in a safetensors file, and its metadata; None of another.
+
+    Raises:
+        ValueError: If the file is empty or damaged.
+    """
+    path = Path(path)
+    if _kind(path) != "safetensors":
+        return None
+    header = _header(path)
+    declared = header.pop("__metadata__", {})
+    return list(header), {str(k): str(v) for k, v in declared.items()}
+
+
 def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuse weights that no network can use.
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
-from convnext.preprocess import Preprocessing
 from convnext.recipe import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Recipe,
-    change_recipe,
     check_ranges,
     flatten,
 )
 from convnext.road import stem_stride
+from convnext.tasks.choosing import Choice, Chooser, Circumstances
 from convnext.tasks.classification.data import DataFacts
 
 # A data set this large takes the paper's recipe as it stands.
@@ -33,53 +31,12 @@ CONVOLUTIONAL_PEERS = ("timm/resnet", "timm/resnext", "timm/convnext", "timm/reg
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One setting that `auto` chose."""
-
-    setting: str
-    value: Any
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Circumstances:
-    """What the rules look at beside the recipe and the data."""
-
-    device: str
-    """"cpu", "cuda" or "mps"."""
-    has_bf16: bool
-    """Whether the device computes in bf16 faster than in fp32."""
-    preprocessing: Preprocessing | None = None
-    """What the pretrained weights were made for, where it is known."""
-    weights_network: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the network that the pretrained weights belong to, where they are ours."""
-
-
-class _Chooser:
-    """Fills the settings that read `auto`, and remembers why."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.choices: list[Choice] = []
-
-    def __getitem__(self, setting: str) -> Any:
-        return dict(flatten(self.recipe))[setting]
-
-    def choose(self, setting: str, value: Any, reason: str) -> Any:
-        """Set `setting` if it reads `auto`; return what it is now."""
-        if self[setting] == "auto":
-            self.recipe = change_recipe(self.recipe, {setting: value})
-            self.choices.append(Choice(setting=setting, value=value, reason=reason))
-        return self[setting]
-
-
 def resolve(
     recipe: Recipe, facts: DataFacts, where: Circumstances
 ) -> tuple[Recipe, tuple[Choice, ...]]:
     """Return the recipe without any `auto`, and what was chosen and why."""
     check_ranges(recipe)
-    c = _Chooser(recipe)
+    c = Chooser(recipe)
     if where.device == "cpu":
         c.choose("model", "convnext_atto", "the smallest of the family: there is no GPU")
     c.choose("model", "convnext_tiny", "the smallest network of the paper")
@@ -95,7 +52,7 @@ def resolve(
     return c.recipe, tuple(c.choices)
 
 
-def _choose_input(c: _Chooser, facts: DataFacts, where: Circumstances) -> None:
+def _choose_input(c: Chooser, facts: DataFacts, where: Circumstances) -> None:
     known = where.preprocessing
     if known is not None:
         for name, value in asdict(known).items():
@@ -126,7 +83,7 @@ def _choose_input(c: _Chooser, facts: DataFacts, where: Circumstances) -> None:
     c.choose("input.crop_pct", 0.875, "as in the paper")
 
 
-def _choose_network(c: _Chooser, where: Circumstances, *, scratch: bool, large: bool) -> None:
+def _choose_network(c: Chooser, where: Circumstances, *, scratch: bool, large: bool) -> None:
     if not c["model"].startswith(("convnext_", "roadmap/")):
         return
     for name in ("stem", "stem_stride", "norm", "layer_scale_init"):
@@ -158,7 +115,7 @@ def _choose_network(c: _Chooser, where: Circumstances, *, scratch: bool, large: 
     c.choose("network.head_init_scale", 1.0 if scratch else 0.001, "the paper's")
 
 
-def _choose_rung(c: _Chooser, *, scratch: bool, large: bool) -> None:
+def _choose_rung(c: Chooser, *, scratch: bool, large: bool) -> None:
     """Leave the decisions of a rung as they are; the size of the images and the data decide."""
     stride = stem_stride(c["input.image_size"])
     if scratch and stride < 4:
@@ -171,7 +128,7 @@ def _choose_rung(c: _Chooser, *, scratch: bool, large: bool) -> None:
     c.choose("network.drop_path_rate", rate, "the paper's for this regime")
 
 
-def _choose_batch(c: _Chooser, n: int, *, scratch: bool, large: bool, on_cpu: bool) -> None:
+def _choose_batch(c: Chooser, n: int, *, scratch: bool, large: bool, on_cpu: bool) -> None:
     if large:
         c.choose("optim.batch_size", 4096 if scratch else 512, "the paper's")
     size = 32 if n < 10_000 else 64 if n < 50_000 else 256
@@ -180,7 +137,7 @@ def _choose_batch(c: _Chooser, n: int, *, scratch: bool, large: bool, on_cpu: bo
     c.choose("optim.micro_batch_size", math.ceil(batch / parts), "of one backward pass")
 
 
-def _choose_schedule(c: _Chooser, n: int, *, scratch: bool, large: bool) -> None:
+def _choose_schedule(c: Chooser, n: int, *, scratch: bool, large: bool) -> None:
     if large:
         c.choose("schedule.epochs", 300 if scratch else 30, "the paper's")
         if not scratch:
@@ -205,7 +162,7 @@ def _choose_schedule(c: _Chooser, n: int, *, scratch: bool, large: bool) -> None
     )
 
 
-def _choose_rate(c: _Chooser, *, scratch: bool, large: bool) -> None:
+def _choose_rate(c: Chooser, *, scratch: bool, large: bool) -> None:
     batch = c["optim.batch_size"]
     if large:
         c.choose("optim.lr", 4e-3 if scratch else 5e-5, "the paper's")
@@ -221,7 +178,7 @@ def _choose_rate(c: _Chooser, *, scratch: bool, large: bool) -> None:
     c.choose("optim.clip_grad", 1.0, "steadies small batches")
 
 
-def _choose_augmentation(c: _Chooser, facts: DataFacts, *, scratch: bool, large: bool) -> None:
+def _choose_augmentation(c: Chooser, facts: DataFacts, *, scratch: bool, large: bool) -> None:
     if max(facts.image_height, facts.image_width) <= 64 and facts.greyscale:
         c.choose("augment.hflip", 0.0, "small and grey: perhaps characters, which have a side")
         c.choose("augment.scale", (0.7, 1.0), "characters fill their image")
@@ -248,7 +205,7 @@ def _choose_augmentation(c: _Chooser, facts: DataFacts, *, scratch: bool, large:
         c.choose(f"augment.{name}", none, "for runs of hundreds of epochs")
 
 
-def _choose_ema(c: _Chooser, n: int, *, scratch: bool, large: bool) -> None:
+def _choose_ema(c: Chooser, n: int, *, scratch: bool, large: bool) -> None:
     num_steps = c["schedule.epochs"] * max(1, n // c["optim.batch_size"])
     if large and not scratch:
         c.choose("ema.decay", 0.0, "the paper's")
@@ -260,7 +217,7 @@ def _choose_ema(c: _Chooser, n: int, *, scratch: bool, large: bool) -> None:
     c.choose("ema.decay", round(1 - 1 / horizon, 7), "looks back over a twentieth of the run")
 
 
-def _choose_execution(c: _Chooser, where: Circumstances, n: int, *, large: bool) -> None:
+def _choose_execution(c: Chooser, where: Circumstances, n: int, *, large: bool) -> None:
     every = max(1, round(c["schedule.epochs"] / 20))
     every = c.choose("run.eval_every", 1 if large else every, "epochs between evaluations")
     steps = max(1, round(every * max(1, n // c["optim.batch_size"])))

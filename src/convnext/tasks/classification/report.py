@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from convnext.figures import draw_confusion
 from convnext.report import Part, Run, Section, figure, table
 
 MAX_CONFUSED_PAIRS = 12
+
+
+def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the scores at the top of the page, each with its label."""
+    found = [("top-1", f"{evaluation['top1']:.2f}\u00a0%")]
+    if len(evaluation["classes"]) > 5:
+        found.append(("top-5", f"{evaluation['top5']:.2f}\u00a0%"))
+    return found
+
+
+def sureness(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return sentences that say how far the primary score can be trusted."""
+    count = evaluation["num_images"]
+    low, high = wilson(evaluation["top1"] / 100, count)
+    return [
+        f"Measured on {count:,} validation images: another sample of as many would do for "
+        f"{100 * low:.1f} to {100 * high:.1f} % (95 % interval)."
+    ]
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's interval for a share that was measured on `count` images."""
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / count / 2) ** 2)
+    return centre - half, centre + half
 
 
 def confusion(run: Run) -> Section | None:

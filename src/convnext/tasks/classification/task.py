@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -14,20 +14,18 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convnext.checkpoint import Card
-from convnext.device import has_fast_bf16
 from convnext.family import create_model
-from convnext.inference import card_of
 from convnext.init import init_fan_in
 from convnext.preprocess import Preprocessing
 from convnext.ranks import ALONE, Ranks
-from convnext.recipe import NetworkRecipe, Recipe, number, to_dict
+from convnext.recipe import Recipe, number, to_dict
+from convnext.tasks.choosing import Choice, circumstances, print_choices
 from convnext.tasks.classification.augment import BatchAugment
-from convnext.tasks.classification.auto import Choice, Circumstances, resolve, warnings
+from convnext.tasks.classification.auto import resolve, warnings
 from convnext.tasks.classification.data import ClassificationData, facts, open_dataset
 from convnext.tasks.classification.dataset import (
     BadImages,
@@ -40,6 +38,7 @@ from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.sampling import StepBatches
+from convnext.train.plan import num_steps as num_steps_of
 from convnext.train.stop import leave_signals_to_parent
 
 
@@ -102,7 +101,7 @@ class ClassificationTask:
 
     def under(self, recipe: Recipe) -> ClassificationTask:
         """Return the task on the same data and device under another recipe, silently resolved."""
-        recipe, where = _circumstances(recipe, self.device)
+        recipe, where = circumstances(recipe, self.device)
         recipe, choices = resolve(recipe, facts(self.data), where)
         return ClassificationTask(recipe, self.data, self.device, choices, self.ranks)
 
@@ -161,7 +160,7 @@ class ClassificationTask:
     def batches(self, start_step: int) -> Iterator[Sequence[Batch]]:
         """Yield the micro batches of every step from `start_step` on."""
         workers = int(number(self.recipe.loader.workers))
-        num_steps = round(number(self.recipe.schedule.epochs) * self.steps_per_epoch)
+        num_steps = num_steps_of(self.recipe.schedule, self.steps_per_epoch)
         progressive = bool(self.recipe.schedule.progressive)
         for phase in phases(self.preprocessing.image_size, num_steps, progressive=progressive):
             self._batches.start_step = max(start_step, phase.start)
@@ -281,7 +280,7 @@ def open_task(
         recipe.data, val_share=recipe.loader.val_share, loader=recipe.loader, console=console
     )
     known = facts(data)
-    recipe, where = _circumstances(recipe, device)
+    recipe, where = circumstances(recipe, device)
     recipe, choices = resolve(recipe, known, where)
     console.print(
         f"[bold]{escape(recipe.data)}[/]  {known.num_train:,} training and {known.num_val:,} "
@@ -290,44 +289,10 @@ def open_task(
     )
     for note in data.notes:
         console.print(f"note: {note}", markup=False)
-    if choices:
-        table = Table(box=None, header_style="dim", title="chosen by auto", title_justify="left")
-        for name in ("setting", "value", "because"):
-            table.add_column(name, overflow="fold")
-        for choice in choices:
-            value = choice.value
-            shown = ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-            table.add_row(choice.setting, shown, choice.reason)
-        console.print(table)
+    print_choices(choices, console)
     for warning in warnings(recipe, known):
         console.print(f"[yellow]warning:[/] {escape(warning)}")
     return ClassificationTask(recipe, data, device, choices, ranks)
-
-
-def _circumstances(recipe: Recipe, device: torch.device) -> tuple[Recipe, Circumstances]:
-    """Return the recipe for the network of its weights, and what `auto` looks at beside data."""
-    recipe, card = _with_weights(recipe)
-    return recipe, Circumstances(
-        device=device.type,
-        has_bf16=has_fast_bf16(device),
-        preprocessing=card.preprocessing if card else None,
-        weights_network=card.changes if card else {},
-    )
-
-
-def _with_weights(recipe: Recipe) -> tuple[Recipe, Card | None]:
-    """Return the card of the weights that a recipe starts from, and the recipe for its network."""
-    if recipe.weights == "none":
-        return recipe, None
-    card = card_of(recipe.weights, recipe.model)
-    if card is None or recipe.model not in ("auto", card.model):
-        return recipe, card
-    recipe = replace(recipe, model=card.model)
-    kept = {"num_classes", "in_chans", "drop_path_rate", "head_init_scale"}
-    kept |= {field.name for field in fields(NetworkRecipe)}
-    changes = {name: value for name, value in card.changes.items() if name not in kept}
-    network = replace(recipe.network, changes=changes | recipe.network.changes)
-    return replace(recipe, network=network), card
 
 
 def preprocessing(recipe: Recipe) -> Preprocessing:

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from convnext.checkpoint import Card
 from convnext.device import pick_device
-from convnext.evaluate import class_positions, open_split, relabel
 from convnext.images import BadImage
 from convnext.inference import open_model, pick_precision
 from convnext.names import nearest
 from convnext.tasks.classification.dataset import EvalDataset
+from convnext.tasks.classification.evaluate import class_positions, open_split, relabel
 from convnext.tasks.classification.folders import find_plain, listing
 from convnext.tasks.classification.inference import BATCH_SIZE
 from convnext.tasks.classification.robustness.benchmarks import (

@@ -1,0 +1,281 @@
+"""`evaluate`: a trained network on a labelled data set, with the preprocessing it carries."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from convnext.atomic import write_text
+from convnext.checkpoint import Card
+from convnext.device import pick_device
+from convnext.images import BadImage
+from convnext.inference import imagenet_synsets, open_model, pick_precision
+from convnext.recipe import LoaderRecipe
+from convnext.tasks.classification.data import open_dataset
+from convnext.tasks.classification.dataset import BadImages, EvalDataset
+from convnext.tasks.classification.inference import BATCH_SIZE, infer
+from convnext.tasks.classification.layout import find
+from convnext.tasks.classification.metric import Evaluation, Metric
+from convnext.tasks.classification.samples import Samples
+from convnext.train.state import complete_steps, step_of
+from convnext.weights.files import read_file
+
+THUMBNAIL_PIXELS = 112
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The scores of other weights of the same run: those of its last step, and their average."""
+
+    weights: str
+    """"model" or "ema"."""
+    step: int
+    top1: float
+    top5: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """An evaluation, what was evaluated, and the pictures of its mistakes."""
+
+    source: str
+    data: str
+    card: Card
+    evaluation: Evaluation
+    thumbnails: tuple[tuple[str, str], ...]
+    """Of every mistake, where the image came from and a small JPEG as a data URI."""
+    bad_images: tuple[tuple[str, str], ...]
+    """Images that could not be read, and why."""
+    last: tuple[Variant, ...] = ()
+    """For a run with a moving average: its last step, without the average and with it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        result = self.evaluation.to_dict()
+        for mistake, (source, thumbnail) in zip(result["mistakes"], self.thumbnails, strict=True):
+            mistake |= {"source": source, "thumbnail": thumbnail}
+        return {
+            "source": self.source,
+            "data": self.data,
+            "model": self.card.model,
+            "weights": self.card.metrics.get("weights", "model"),
+            "step": self.card.metrics.get("step"),
+            **result,
+            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
+            "last": [asdict(variant) for variant in self.last],
+        }
+
+    def write(self, folder: str | Path) -> Path:
+        """Write `evaluation.json` into a folder and return its path."""
+        path = Path(folder) / "evaluation.json"
+        write_text(path, json.dumps(self.to_dict()) + "\n")
+        return path
+
+    def print(self, console: Console) -> None:
+        """Print the scores, and a table of the classes where they fit on a screen."""
+        e = self.evaluation
+        table = Table(box=None, header_style="bold")
+        table.add_column("class")
+        for name in ("images", "precision", "recall", "F1"):
+            table.add_column(name, justify="right")
+        worst = sorted(e.per_class, key=lambda score: score.f1)
+        shown = e.per_class if len(worst) <= 30 else worst[:30]
+        for score in shown:
+            table.add_row(
+                escape(score.name),
+                f"{score.support}",
+                *(f"{100 * value:.1f}" for value in (score.precision, score.recall, score.f1)),
+            )
+        if len(e.per_class) > len(shown):
+            console.print(f"the {len(shown)} weakest of {len(e.per_class)} classes:")
+        console.print(table)
+        console.print(
+            f"[bold]top-1 {e.top1:.2f} %[/]  top-5 {e.top5:.2f} %  loss {e.loss:.4f}  "
+            f"on {e.num_images:,} images of {escape(self.data)}"
+        )
+        if self.last:
+            kind = _NAMES[str(self.card.metrics.get("weights", "model"))]
+            console.print(
+                f"These are {kind} of step {self.card.metrics.get('step', 0):,}, the best."
+            )
+        for variant in self.last:
+            console.print(
+                f"top-1 {variant.top1:.2f} %  top-5 {variant.top5:.2f} %  "
+                f"loss {variant.loss:.4f}  for {_NAMES[variant.weights]} of the last step, "
+                f"{variant.step:,}"
+            )
+        for source, reason in self.bad_images:
+            console.print(f"skipped: {source}: {reason}", markup=False)
+
+
+def evaluate(
+    source: str,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    max_bad_share: float = 0.01,
+    last: bool = False,
+    console: Console | None = None,
+) -> EvaluationResult:
+    """Evaluate a run, a checkpoint or published weights on a labelled data set.
+
+    Args:
+        source: A run folder, a file in any layout, or a hub id.
+        data: The data set; by default the one that the network was trained on.
+        split: "val" or "train".
+        batch_size: Images at a time. The last bits of the logits may depend on it.
+        device: `cpu`, `cuda`, `mps` or `auto`.
+        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
+        max_bad_share: The largest share of images that may be unreadable.
+        last: Of a run with a moving average, measure the weights of the last step too, and their
+            average: the difference is what the average brings.
+        console: Where the progress bar goes; None for none.
+
+    Raises:
+        ValueError: If source or data cannot be read, or their classes do not match.
+    """
+    where = pick_device(device)
+    model, card = open_model(source, where)
+    data = data or card.recipe.get("data")
+    if data is None:
+        raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
+    samples = relabel(*open_split(data, split, card, console), card.classes)
+    bad = BadImages(samples, max_share=max_bad_share)
+    dataset = EvalDataset(samples, card.preprocessing)
+    executed = pick_precision(precision, card, where)
+
+    def measure(label: str) -> Evaluation:
+        metric = Metric(card.classes)
+        with Progress(console=console, transient=True, disable=console is None) as progress:
+            bar = progress.add_task(f"evaluating {label}", total=len(samples))
+            for batch in infer(
+                model,
+                dataset,
+                device=where,
+                precision=executed,
+                bad=bad,
+                batch_size=batch_size or BATCH_SIZE,
+                progress=lambda count: progress.advance(bar, count),
+            ):
+                metric.update(*batch)
+        return metric.compute()
+
+    evaluation = measure("the best weights" if last else "")
+    variants = []
+    for weights, step, tensors in _last_weights(source) if last else ():
+        model.load_state_dict(tensors)
+        e = measure(f"{_NAMES[weights]} of the last step")
+        variants.append(Variant(weights=weights, step=step, top1=e.top1, top5=e.top5, loss=e.loss))
+    return EvaluationResult(
+        source=source,
+        data=str(data),
+        card=card,
+        evaluation=evaluation,
+        thumbnails=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
+        bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
+        last=tuple(variants),
+    )
+
+
+_NAMES = {"model": "the weights", "ema": "the moving average"}
+
+
+def _last_weights(source: str) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
+    """Yield the weights of a run's last state and their moving average, if it kept one."""
+    states = complete_steps(Path(source) / "checkpoints")
+    if not states:
+        return
+    rest, _ = read_file(states[-1] / "state.safetensors")
+    average = {
+        name.removeprefix("ema."): tensor for name, tensor in rest.items() if name[:4] == "ema."
+    }
+    if average:
+        step = step_of(states[-1])
+        yield "model", step, read_file(states[-1] / "model.safetensors")[0]
+        yield "ema", step, average
+
+
+def open_split(
+    data: str, split: str, card: Card, console: Console | None
+) -> tuple[Samples, tuple[str, ...]]:
+    """Return the samples of a split and their classes.
+
+    A data set without a split of its own is evaluated whole, unless it is the one of training: then
+    the images that were held out are taken.
+    """
+    if data != "digits" and data != card.recipe.get("data"):
+        found = find(data, console=console)
+        if found.val is None:
+            return found.take(found.train), found.classes
+    known = {field.name for field in fields(LoaderRecipe)}
+    settings = card.recipe.get("loader", {})
+    loader = LoaderRecipe(**{name: value for name, value in settings.items() if name in known})
+    opened = open_dataset(data, val_share=loader.val_share, loader=loader, console=console)
+    return (opened.val if split == "val" else opened.train), opened.classes
+
+
+def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> Samples:
+    """Return samples whose labels are positions in the classes of the network.
+
+    Raises:
+        ValueError: If the network does not know one of the classes.
+    """
+    if tuple(classes) == tuple(wanted):
+        return samples
+    positions = class_positions(classes, wanted)
+    relabelled = copy.copy(samples)
+    relabelled.labels = [positions[label] for label in samples.labels]
+    return relabelled
+
+
+def class_positions(classes: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Return the position of each class among those of the network.
+
+    Folders named by WordNet ids (n01440764, ...) stand for the classes of ImageNet, unless the
+    network's own classes are named so.
+
+    Raises:
+        ValueError: If the network does not know one of the classes.
+    """
+    known = {name: position for position, name in enumerate(wanted)}
+    if known.keys().isdisjoint(classes) and all(re.fullmatch(r"n\d{8}", c) for c in classes):
+        known = imagenet_synsets(len(wanted))
+    missing = [name for name in classes if name not in known]
+    if missing:
+        raise ValueError(
+            f"the network does not know {len(missing)} of the data's {len(classes)} classes, such "
+            f"as {missing[0]!r}; it knows {', '.join(wanted[:5])}"
+        )
+    return [known[name] for name in classes]
+
+
+def _thumbnail(samples: Samples, index: int) -> tuple[str, str]:
+    source = samples.source(index)
+    try:
+        image = samples.open(index, "RGB")
+    except BadImage:  # It was readable a moment ago; a report is not worth failing for.
+        return source, ""
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    if max(image.size) < 48:
+        factor = THUMBNAIL_PIXELS // max(image.size)
+        image = image.resize((image.width * factor, image.height * factor), 0)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return source, f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
