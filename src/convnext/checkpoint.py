@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convnext.atomic import atomic_write
 from convnext.family import create_model
-from convnext.preprocess import Preprocessing
+from convnext.preprocess import DensePreprocessing, Preprocessing
 from convnext.weights.files import DIGEST, digest
 
 FORMAT = "convnext-1"
@@ -30,7 +30,8 @@ class Card:
     changes: Mapping[str, Any]
     """Arguments of `create_model` beside the name."""
     classes: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: Any
+    """`Preprocessing` for classification, `DensePreprocessing` for the dense tasks."""
     task: str = "classify"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -68,12 +69,17 @@ class Card:
                 model=metadata["model"],
                 changes=json.loads(metadata["changes"]),
                 classes=tuple(json.loads(metadata["classes"])),
-                preprocessing=Preprocessing.from_dict(json.loads(metadata["preprocessing"])),
+                preprocessing=_preprocessing(metadata),
                 recipe=json.loads(metadata["recipe"]),
                 metrics=json.loads(metadata["metrics"]),
             )
         except (KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"{where} has damaged metadata: {error!r}") from error
+
+
+def _preprocessing(metadata: Mapping[str, str]) -> Preprocessing | DensePreprocessing:
+    kind = Preprocessing if metadata["task"] == "classify" else DensePreprocessing
+    return kind.from_dict(json.loads(metadata["preprocessing"]))
 
 
 def save_tensors(

@@ -107,7 +107,7 @@ def decode(
             if at_least is not None:
                 image.draft(None, (at_least, at_least))
             image.load()
-            return as_mode(_upright(image), mode)
+            return as_mode(upright(image), mode)
     except BadImage:
         raise
     # Pillow's plugins let almost any exception escape from a damaged file.
@@ -179,7 +179,8 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled.astype(np.uint8))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image with its EXIF orientation applied."""
     turn = _ORIENTATION.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 

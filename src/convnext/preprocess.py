@@ -50,20 +50,7 @@ class Preprocessing:
             raise ValueError(f"image_size is {self.image_size!r}, but must be a positive integer")
         if not _is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct is {self.crop_pct!r}, but must be above 0 and at most 1")
-        if self.interpolation not in get_args(Interpolation):
-            choices = ", ".join(get_args(Interpolation))
-            raise ValueError(f"interpolation is {self.interpolation!r}, but must be of {choices}")
-        if not _is_int(self.in_chans) or self.in_chans not in (1, 3):
-            raise ValueError(
-                f"in_chans is {self.in_chans!r}, but images are read as greyscale (1) or RGB (3)"
-            )
-        for name, value in (("mean", self.mean), ("std", self.std)):
-            if not isinstance(value, tuple) or not all(map(_is_number, value)):
-                raise ValueError(f"{name} is {value!r}, but must be a tuple of numbers")
-            if len(value) != self.in_chans:
-                raise ValueError(f"{name} has {len(value)} values, but in_chans is {self.in_chans}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std!r}, but must be above 0")
+        _check_pixels(self)
 
     @property
     def mode(self) -> Mode:
@@ -84,10 +71,7 @@ class Preprocessing:
 
     def normalize(self, batch: Tensor) -> Tensor:
         """Return uint8 pixels (N, C, H, W) as fp32 of mean 0 and deviation 1, on their device."""
-        shape = (1, self.in_chans, 1, 1)
-        mean = torch.tensor(self.mean, device=batch.device).view(shape)
-        std = torch.tensor(self.std, device=batch.device).view(shape)
-        return (batch.to(torch.float32) / 255 - mean) / std  # (N, C, H, W)
+        return normalize(batch, self.mean, self.std)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the network's input for one image, fp32 (C, H, W)."""
@@ -95,7 +79,7 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        return _to_dict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -104,17 +88,90 @@ class Preprocessing:
         Raises:
             ValueError: If a key is missing or unknown, or a value is wrong.
         """
-        known = [f.name for f in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"preprocessing has no field {name!r}{nearest(name, known)}")
-        missing = [name for name in known if name not in values]
-        if missing:
-            raise ValueError(f"preprocessing lacks {', '.join(missing)}")
-        plain: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**plain)
+        return cls(**_known(cls, values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensePreprocessing:
+    """How any image becomes what a segmentor or a detector sees: whole, and in its own ratio."""
+
+    image_size: int
+    """The short side in pixels; 0 leaves images as they are."""
+    max_size: int = 0
+    """The long side at most; 0 for no limit."""
+    interpolation: Interpolation = "bilinear"
+    in_chans: int = 3
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ValueError: Naming the field, its value and what it can be.
+        """
+        for name, value in (("image_size", self.image_size), ("max_size", self.max_size)):
+            if not _is_int(value) or value < 0:
+                raise ValueError(f"{name} is {value!r}, but must be an integer, 0 for none")
+        if 0 < self.max_size < self.image_size:
+            raise ValueError(
+                f"max_size is {self.max_size}, but must be at least image_size, {self.image_size}"
+            )
+        _check_pixels(self)
+
+    @property
+    def mode(self) -> Mode:
+        """The mode in which images are read: "L" for one channel, "RGB" for three."""
+        return "L" if self.in_chans == 1 else "RGB"
+
+    def size_of(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height that an image of this size is resized to."""
+        return fit_within(width, height, self.image_size, self.max_size)
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Return the pixels that the network sees, uint8 (C, H, W), of an image of any mode."""
+        image = as_mode(image, self.mode)
+        size = self.size_of(*image.size)
+        if size != image.size:
+            image = image.resize(size, RESAMPLING[self.interpolation])
+        return to_tensor(image)
+
+    def normalize(self, batch: Tensor) -> Tensor:
+        """Return uint8 pixels (N, C, H, W) as fp32 of mean 0 and deviation 1, on their device."""
+        return normalize(batch, self.mean, self.std)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return _to_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DensePreprocessing:
+        """Build from what `to_dict` returned.
+
+        Raises:
+            ValueError: If a key is missing or unknown, or a value is wrong.
+        """
+        return cls(**_known(cls, values))
+
+
+def normalize(batch: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return uint8 pixels (N, C, H, W) as fp32, less `mean`, by `std`, of values in [0, 1]."""
+    shape = (1, len(mean), 1, 1)
+    means = torch.tensor(mean, device=batch.device).view(shape)
+    stds = torch.tensor(std, device=batch.device).view(shape)
+    return (batch.to(torch.float32) / 255 - means) / stds  # (N, C, H, W)
+
+
+def fit_within(width: int, height: int, short: int, long: int) -> tuple[int, int]:
+    """Return (width, height) scaled to a short side, or less where the long one would be too long.
+
+    Sides are rounded to the nearest pixel, as the toolbox of the published segmentors does; 0 is
+    no short side to reach, or no limit.
+    """
+    factor = short / min(width, height) if short else 1.0
+    if long:
+        factor = min(factor, long / max(width, height))
+    return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
 
 
 def fit_short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
@@ -138,3 +195,36 @@ def _is_int(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_pixels(settings: Preprocessing | DensePreprocessing) -> None:
+    if settings.interpolation not in get_args(Interpolation):
+        choices = ", ".join(get_args(Interpolation))
+        raise ValueError(f"interpolation is {settings.interpolation!r}, but must be of {choices}")
+    if not _is_int(settings.in_chans) or settings.in_chans not in (1, 3):
+        raise ValueError(
+            f"in_chans is {settings.in_chans!r}, but images are read as greyscale (1) or RGB (3)"
+        )
+    for name, value in (("mean", settings.mean), ("std", settings.std)):
+        if not isinstance(value, tuple) or not all(map(_is_number, value)):
+            raise ValueError(f"{name} is {value!r}, but must be a tuple of numbers")
+        if len(value) != settings.in_chans:
+            raise ValueError(f"{name} has {len(value)} values, but in_chans is {settings.in_chans}")
+    if min(settings.std) <= 0:
+        raise ValueError(f"std is {settings.std!r}, but must be above 0")
+
+
+def _to_dict(settings: Preprocessing | DensePreprocessing) -> dict[str, Any]:
+    return {**asdict(settings), "mean": list(settings.mean), "std": list(settings.std)}
+
+
+def _known(cls: type[Preprocessing | DensePreprocessing], values: Mapping[str, Any]) -> Any:
+    known = [f.name for f in fields(cls)]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"preprocessing has no field {name!r}{nearest(name, known)}")
+    missing = [name for name in known if name not in values]
+    if missing:
+        raise ValueError(f"preprocessing lacks {', '.join(missing)}")
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return plain

@@ -13,7 +13,6 @@ from rich.table import Table
 from convnext.checkpoint import Card
 from convnext.device import has_fast_bf16
 from convnext.inference import card_of
-from convnext.preprocess import Preprocessing
 from convnext.recipe import NetworkRecipe, Recipe, change_recipe, flatten
 
 
@@ -34,7 +33,7 @@ class Circumstances:
     """"cpu", "cuda" or "mps"."""
     has_bf16: bool
     """Whether the device computes in bf16 faster than in fp32."""
-    preprocessing: Preprocessing | None = None
+    preprocessing: Any = None
     """What the pretrained weights were made for, where it is known."""
     weights_network: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the network that the pretrained weights belong to, where they are ours."""
@@ -49,6 +48,10 @@ class Chooser:
 
     def __getitem__(self, setting: str) -> Any:
         return dict(flatten(self.recipe))[setting]
+
+    def set(self, setting: str, value: Any) -> None:
+        """Set `setting` without a word, where nothing reads it."""
+        self.recipe = change_recipe(self.recipe, {setting: value})
 
     def choose(self, setting: str, value: Any, reason: str) -> Any:
         """Set `setting` if it reads `auto`; return what it is now."""

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from convnext.preprocess import Preprocessing
 from convnext.recipe import AugmentRecipe
+from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.cache import ImageCache, memory_budget
 from convnext.tasks.classification.data import open_dataset
-from convnext.tasks.classification.dataset import BadImages, EvalDataset, TrainDataset, collate
+from convnext.tasks.classification.dataset import EvalDataset, TrainDataset, collate
 from convnext.tasks.classification.sampling import StepBatches
 
 AUGMENT = AugmentRecipe(

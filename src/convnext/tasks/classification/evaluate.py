@@ -24,8 +24,9 @@ from convnext.device import pick_device
 from convnext.images import BadImage
 from convnext.inference import imagenet_synsets, open_model, pick_precision
 from convnext.recipe import LoaderRecipe
+from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.data import open_dataset
-from convnext.tasks.classification.dataset import BadImages, EvalDataset
+from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.metric import Evaluation, Metric

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from convnext.device import autocast
 from convnext.ranks import ALONE, Ranks
-from convnext.tasks.classification.dataset import BadImages, EvalDataset, collate
+from convnext.tasks.bad_images import BadImages
+from convnext.tasks.classification.dataset import EvalDataset, collate
 from convnext.train.stop import leave_signals_to_parent
 
 BATCH_SIZE = 64

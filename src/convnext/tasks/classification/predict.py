@@ -19,7 +19,8 @@ from convnext.atomic import write_text
 from convnext.device import pick_device
 from convnext.images import image_files
 from convnext.inference import open_model, pick_precision
-from convnext.tasks.classification.dataset import BadImages, EvalDataset
+from convnext.tasks.bad_images import BadImages
+from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.samples import FolderSamples
 

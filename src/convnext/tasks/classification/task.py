@@ -23,17 +23,12 @@ from convnext.init import init_fan_in
 from convnext.preprocess import Preprocessing
 from convnext.ranks import ALONE, Ranks
 from convnext.recipe import Recipe, number, to_dict
+from convnext.tasks.bad_images import BadImages
 from convnext.tasks.choosing import Choice, circumstances, print_choices
 from convnext.tasks.classification.augment import BatchAugment
 from convnext.tasks.classification.auto import resolve, warnings
 from convnext.tasks.classification.data import ClassificationData, facts, open_dataset
-from convnext.tasks.classification.dataset import (
-    BadImages,
-    Batch,
-    EvalDataset,
-    TrainDataset,
-    collate,
-)
+from convnext.tasks.classification.dataset import Batch, EvalDataset, TrainDataset, collate
 from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.metric import Evaluation, Metric

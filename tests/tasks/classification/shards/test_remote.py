@@ -19,8 +19,9 @@ from convnext.images import BadImage
 from convnext.preprocess import Preprocessing
 from convnext.recipe import AugmentRecipe
 from convnext.shards.addresses import expand
+from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.data import facts, open_dataset
-from convnext.tasks.classification.dataset import BadImages, EvalDataset, TrainDataset, collate
+from convnext.tasks.classification.dataset import EvalDataset, TrainDataset, collate
 from convnext.tasks.classification.sampling import StepBatches
 from convnext.tasks.classification.shards.convert import to_shards
 

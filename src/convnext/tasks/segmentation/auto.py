@@ -1,0 +1,208 @@
+"""What `auto` means for segmentation: settings chosen from the data, the weights and the device.
+
+Every rule is a line that names the setting, the value and the reason in words for the user. The
+rules for small data come from the experiments in LOG.md, those for large data are the paper's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+from convnext.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe, check_ranges, flatten
+from convnext.tasks.choosing import Choice, Chooser, Circumstances
+from convnext.tasks.segmentation.data import DataFacts
+
+# A data set this large takes the paper's recipe as it stands: ADE20K has 20,210 images.
+LARGE = 10_000
+# Augmentations and losses of classification, which mean nothing for masks.
+UNUSED = {
+    "augment.scale": (1.0, 1.0),
+    "augment.rand_augment": "none",
+    "augment.color_jitter": 0.0,
+    "augment.mixup": 0.0,
+    "augment.cutmix": 0.0,
+    "augment.erasing": 0.0,
+    "loss.label_smoothing": 0.0,
+    "network.head_init_scale": 1.0,
+    "input.crop_pct": 1.0,
+    "schedule.progressive": False,
+}
+# Multiple of which crops are: the coarsest map's stride.
+STRIDE = 32
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)
+
+
+def resolve(
+    recipe: Recipe, facts: DataFacts, where: Circumstances
+) -> tuple[Recipe, tuple[Choice, ...]]:
+    """Return the recipe without any `auto`, and what was chosen and why."""
+    check_ranges(recipe)
+    c = Chooser(recipe)
+    on_cpu = where.device == "cpu"
+    if on_cpu:
+        c.choose("model", "upernet_convnext_atto", "the smallest of the family: there is no GPU")
+    c.choose("model", "upernet_convnext_tiny", "the smallest network of the paper")
+    scratch, large = recipe.weights == "none", facts.num_train >= LARGE
+    _choose_input(c, facts, where, on_cpu=on_cpu, large=large)
+    _choose_network(c, where, scratch=scratch, large=large, on_cpu=on_cpu)
+    _choose_batch(c, facts.num_train, large=large, on_cpu=on_cpu)
+    _choose_schedule(c, facts.num_train, scratch=scratch, large=large)
+    _choose_rate(c, scratch=scratch, large=large)
+    _choose_ema(c, facts.num_train, large=large)
+    _choose_execution(c, where, facts.num_train, large=large)
+    c.choose("augment.hflip", 0.5, "as in the paper")
+    # Silently: nothing of segmentation reads them.
+    settled = dict(flatten(c.recipe))
+    for name, value in UNUSED.items():
+        if settled[name] == "auto":
+            c.set(name, value)
+    return c.recipe, tuple(c.choices)
+
+
+def _choose_input(
+    c: Chooser, facts: DataFacts, where: Circumstances, *, on_cpu: bool, large: bool
+) -> None:
+    known = where.preprocessing
+    if known is not None:
+        for name in ("in_chans", "mean", "std"):
+            c.choose(f"input.{name}", getattr(known, name), "as the weights were made for")
+    grey = facts.greyscale and c["weights"] == "none"
+    chans = c.choose(
+        "input.in_chans", 1 if grey else 3, "no colour was seen" if grey else "colour images"
+    )
+    c.choose("input.mean", IMAGENET_MEAN if chans == 3 else GREY_MEAN, "of ImageNet")
+    c.choose("input.std", IMAGENET_STD if chans == 3 else GREY_STD, "of ImageNet")
+    c.choose("input.interpolation", "bilinear", "as in the paper")
+    short = min(facts.image_height, facts.image_width)
+    most, why = (192, "what a CPU can afford") if on_cpu else (512, "as in the paper")
+    size = c.choose("input.image_size", min(most, _multiple(short)), why)
+    if large and not on_cpu:
+        c.choose("segment.crop", 512, "the paper's")
+    c.choose("segment.crop", max(STRIDE, size or _multiple(short)), "the short side of the images")
+    c.choose("segment.mode", "slide" if large else "whole", "the paper's" if large else "is faster")
+    window = c.choose("segment.window", c["segment.crop"], "the size of training")
+    c.choose("segment.stride", max(1, round(window * 2 / 3)), "two thirds of the window")
+    c.choose("segment.reduce_zero_label", facts.reduce_zero_label, "by the layout of the masks")
+
+
+def _choose_network(
+    c: Chooser, where: Circumstances, *, scratch: bool, large: bool, on_cpu: bool
+) -> None:
+    for name in ("stem", "stem_stride", "norm", "layer_scale_init"):
+        if name in where.weights_network:
+            c.choose(f"network.{name}", where.weights_network[name], "as the weights have it")
+    if "channels" in where.weights_network:
+        c.choose("segment.channels", where.weights_network["channels"], "as the weights have it")
+    if on_cpu and not large:
+        c.choose("segment.channels", 128, "what a CPU can afford")
+    c.choose("segment.channels", 512, "the paper's")
+    if not c["model"].removeprefix("upernet_").startswith("convnext_"):
+        return
+    c.choose("network.stem_stride", 4, "the paper's")
+    if scratch and not large:
+        c.choose("network.layer_scale_init", 0.0, "one of 1e-6 takes many epochs to wake up")
+        c.choose("network.drop_path_rate", 0.0, "small data is learned faster without")
+        c.choose("network.init", "fan_in", "a std of 0.02 takes many epochs to outgrow")
+        c.choose("network.norm", "batch", "learns small data faster than layer norm")
+        c.choose("network.stem", "conv_pool", "learns small data faster than patches")
+    c.choose("network.layer_scale_init", 1e-6, "the paper's")
+    c.choose("network.drop_path_rate", 0.4 if large else 0.1, "the paper's" if large else "mild")
+    c.choose("network.norm", "layer", "the paper's")
+    c.choose("network.stem", "patchify", "the paper's")
+    c.choose("network.init", "paper", "the paper's" if scratch else "weights replace it")
+
+
+def _choose_batch(c: Chooser, n: int, *, large: bool, on_cpu: bool) -> None:
+    batch = c.choose("optim.batch_size", min(16 if large else 8, n), "many steps matter more")
+    c.choose("optim.micro_batch_size", batch if on_cpu else min(batch, 8), "of one backward pass")
+
+
+def _choose_schedule(c: Chooser, n: int, *, scratch: bool, large: bool) -> None:
+    if steps := c["schedule.steps"]:
+        epochs = max(1, round(steps * c["optim.batch_size"] / n))
+        c.choose("schedule.epochs", epochs, f"{steps:,} steps")
+        warmup = _round(c["schedule.warmup_steps"] * c["optim.batch_size"] / n)
+        c.choose("schedule.warmup_epochs", warmup, f"{c['schedule.warmup_steps']:,} steps")
+        return
+    images = 160_000 * 16 if large else 12_000 if scratch else 8_000
+    epochs = min(400, max(8, round(images / n)))
+    epochs = c.choose("schedule.epochs", epochs, f"{epochs * n:,} images in all")
+    c.choose("schedule.warmup_epochs", _round(epochs / 20), "a twentieth of the run")
+
+
+def _choose_rate(c: Chooser, *, scratch: bool, large: bool) -> None:
+    batch = c["optim.batch_size"]
+    if scratch:
+        c.choose("optim.lr", _round(scratch_rate(batch)), f"for {batch} images a step")
+        c.choose("optim.layer_decay", 1.0, "every layer is new")
+    c.choose("optim.lr", _round(1e-4 * math.sqrt(batch / 16)), "the paper's, by the batch")
+    c.choose("optim.weight_decay", 0.05, "the paper's")
+    c.choose("optim.layer_decay", 0.9, "the paper's")
+    c.choose("optim.clip_grad", 0.0 if large else 1.0, "the paper's" if large else "small batches")
+
+
+def _choose_ema(c: Chooser, n: int, *, large: bool) -> None:
+    num_steps = c["schedule.epochs"] * max(1, n // c["optim.batch_size"])
+    if large:
+        c.choose("ema.decay", 0.0, "the paper's")
+    if num_steps < 200:
+        c.choose("ema.decay", 0.0, f"{num_steps} steps are too few to average")
+    horizon = max(10, num_steps // 20)
+    c.choose("ema.decay", round(1 - 1 / horizon, 7), "looks back over a twentieth of the run")
+
+
+def _choose_execution(c: Chooser, where: Circumstances, n: int, *, large: bool) -> None:
+    every = max(1, round(c["schedule.epochs"] / 10))
+    every = c.choose("run.eval_every", every, "epochs between evaluations")
+    steps = max(1, round(every * max(1, n // c["optim.batch_size"])))
+    c.choose("run.save_every", min(1000, steps), "steps that a crash can cost")
+    c.choose("loader.cache", not large, "too many images" if large else "if the images fit")
+    workers = 0 if where.device == "cpu" else min(16, max(2, (os.cpu_count() or 2) - 1))
+    reason = "the network needs every core" if workers == 0 else "the cores beside the GPU"
+    c.choose("loader.workers", workers, reason)
+    precision = "bf16" if where.has_bf16 else "fp32"
+    reason = "this device is fastest in it" if where.has_bf16 else "this device has no fast bf16"
+    c.choose("run.precision", precision, reason)
+
+
+def warnings(recipe: Recipe, facts: DataFacts) -> tuple[str, ...]:
+    """Return what cannot work well in a resolved recipe, each with what to do about it."""
+    r = dict(flatten(recipe))
+    found = []
+    steps = r["schedule.steps"] or r["schedule.epochs"] * max(
+        1, facts.num_train // r["optim.batch_size"]
+    )
+    decay = r["ema.decay"]
+    if decay and 1 / (1 - decay) > steps:
+        found.append(
+            f"the moving average looks back {1 / (1 - decay):,.0f} steps, but the run has only "
+            f"{steps:,}: it will lag behind the weights. Try --ema.decay auto"
+        )
+    if r["segment.mode"] == "slide" and r["segment.stride"] > r["segment.window"]:
+        found.append(
+            f"a stride of {r['segment.stride']} leaves gaps between windows of "
+            f"{r['segment.window']}. Try --segment.stride {round(r['segment.window'] * 2 / 3)}"
+        )
+    batch = r["optim.batch_size"]
+    if batch > facts.num_train:
+        found.append(
+            f"a batch of {batch:,} is more than there are images: steps use {facts.num_train:,}. "
+            f"Try --optim.batch_size {min(8, facts.num_train)}"
+        )
+    return tuple(found)
+
+
+def scratch_rate(batch_size: int) -> float:
+    """Return the peak rate from scratch: 1e-3 at 8 images (LOG.md)."""
+    return min(4e-3, 1e-3 * math.sqrt(batch_size / 8))
+
+
+def _multiple(pixels: int) -> int:
+    """Return the largest multiple of the coarsest stride up to a size, and no less than one."""
+    return max(STRIDE, pixels // STRIDE * STRIDE)
+
+
+def _round(value: float) -> float:
+    """Keep two digits."""
+    return float(f"{value:.2g}")

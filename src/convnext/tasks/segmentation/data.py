@@ -1,0 +1,243 @@
+"""Segmentation data: images and masks under a path, their classes, and what holds for all of them.
+
+What is held out is chosen by the names of the files alone, so that it never changes: not between
+runs or machines, and hardly when images are added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from convnext.images import BadImage
+from convnext.tasks.segmentation.classes import Classes, read_classes
+from convnext.tasks.segmentation.layout import Found, Part, find
+from convnext.tasks.segmentation.masks import MaskReader, read_values
+from convnext.tasks.segmentation.samples import Pairs
+
+# How many masks are read to learn their values where no file lists the classes, and for `facts`.
+NUM_MASKS = 200
+NUM_DECODED = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationData:
+    """A data set with its split."""
+
+    path: str
+    classes: tuple[str, ...]
+    train: Pairs
+    val: Pairs
+    notes: tuple[str, ...]
+    """What a user should know about how it was read."""
+    faults: tuple[str, ...] = ()
+    """Those of the notes that tell of something to mend."""
+
+    @property
+    def ignore_index(self) -> int:
+        """The value of pixels of no class."""
+        return self.train.reader.ignore_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What `auto` looks at. Sizes are medians over a sample of the training images."""
+
+    num_train: int
+    num_val: int
+    num_classes: int
+    pixel_counts: tuple[int, ...]
+    """Pixels of each class in a sample of the training masks."""
+    image_height: int
+    image_width: int
+    greyscale: bool
+    reduce_zero_label: bool = False
+
+
+def open_dataset(
+    path: str,
+    *,
+    val_share: float = 0.2,
+    strict: bool = True,
+    images: str = "",
+    masks: str = "",
+    reduce_zero_label: bool | Literal["auto"] = "auto",
+) -> SegmentationData:
+    """Return the data set at `path`, without reading more than a sample of its masks.
+
+    Args:
+        path: A folder in one of the layouts of `layout`.
+        val_share: Share of the images held out where the data has no split of its own.
+        strict: Refuse an empty split; else it is noted.
+        images: Pattern of the images; with `masks` in place of a known layout.
+        masks: Pattern of the masks.
+        reduce_zero_label: Value 0 means no class; "auto" for ADE20K's layout alone.
+
+    Raises:
+        ValueError: If there is nothing at `path` to train and validate on, and why.
+    """
+    if not 0 < val_share < 1:
+        raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")
+    root = Path(path)
+    found = find(root, images, masks)
+    notes = list(found.notes)
+    reduced = found.is_ade20k if reduce_zero_label == "auto" else reduce_zero_label
+    if reduced:
+        notes.append("value 0 of the masks means no class, and class k has the value k + 1")
+    train, val = found.train, found.val
+    if val is None:
+        train, val = _hold_out(train, val_share)
+        notes.append(
+            f"there is no split: {len(val.pairs):,} of {len(found.train.pairs):,} images, chosen "
+            "by their names, are held out for validation"
+        )
+    faults = [*_partners("train", train), *_partners("val", val)]
+    empty = [name for name, part in (("train", train), ("val", val)) if not part.pairs]
+    if empty and strict:
+        detail = f" ({'; '.join(faults)})" if faults else ""
+        raise ValueError(f"{path} has no image with a mask in its {empty[0]} split{detail}")
+    faults += [f"there is no image with a mask in the {name} split" for name in empty]
+    reader, classes = _reader(root, found, reduced, notes)
+    return SegmentationData(
+        path=path,
+        classes=classes,
+        train=_pairs(root, train, reader),
+        val=_pairs(root, val, reader),
+        notes=(*notes, *faults),
+        faults=tuple(faults),
+    )
+
+
+def facts(data: SegmentationData) -> DataFacts:
+    """Look at a sample of the training pairs.
+
+    Raises:
+        ValueError: If not one of them can be read.
+    """
+    sizes, grey = [], True
+    counts = np.zeros(len(data.classes), dtype=np.int64)
+    last: BadImage | None = None
+    for index in data.train.some(NUM_DECODED):
+        try:
+            image = data.train.open(index, "RGB")
+            mask = data.train.mask(index, image.size)
+        except BadImage as error:
+            last = error
+            continue
+        sizes.append(image.size)
+        known = mask[mask != data.ignore_index]
+        counts += np.bincount(known, minlength=len(data.classes))
+        pixels = np.asarray(image)[::4, ::4].astype(np.int16)
+        grey = grey and int(np.ptp(pixels, axis=2).max(initial=0)) <= 8
+    if not sizes:
+        raise ValueError(f"none of the training pairs that were tried can be used: {last}")
+    return DataFacts(
+        num_train=len(data.train),
+        num_val=len(data.val),
+        num_classes=len(data.classes),
+        pixel_counts=tuple(counts.tolist()),
+        image_height=int(statistics.median(height for _, height in sizes)),
+        image_width=int(statistics.median(width for width, _ in sizes)),
+        greyscale=grey,
+        reduce_zero_label=data.train.reader.reduce_zero_label,
+    )
+
+
+def _pairs(root: Path, part: Part, reader: MaskReader) -> Pairs:
+    return Pairs(
+        root=root,
+        names=tuple(part.pairs),
+        images=tuple(image for image, _ in part.pairs.values()),
+        masks=tuple(mask for _, mask in part.pairs.values()),
+        reader=reader,
+    )
+
+
+def _hold_out(part: Part, share: float) -> tuple[Part, Part]:
+    """Return a part in two, by the hashes of the names."""
+
+    def rank(name: str) -> str:
+        return hashlib.sha256(name.encode()).hexdigest()
+
+    count = max(1, round(share * len(part.pairs))) if len(part.pairs) > 1 else 0
+    held = set(sorted(part.pairs, key=rank)[:count])
+    train = {name: pair for name, pair in part.pairs.items() if name not in held}
+    val = {name: pair for name, pair in part.pairs.items() if name in held}
+    return replace(part, pairs=train), Part(pairs=val)
+
+
+def _partners(name: str, part: Part) -> list[str]:
+    return [
+        f"{len(files):,} {what} in the {name} split, left out (such as {files[0]})"
+        for what, files in (
+            ("images without a mask", part.lonely_images),
+            ("masks without an image", part.lonely_masks),
+        )
+        if files
+    ]
+
+
+def _reader(
+    root: Path, found: Found, reduced: bool, notes: list[str]
+) -> tuple[MaskReader, tuple[str, ...]]:
+    """Return how masks are read, and the names of the classes.
+
+    Raises:
+        ValueError: If the classes are listed nowhere and the masks do not tell.
+    """
+    listed = read_classes(root, 255)
+    if listed.names:
+        ignore_index = 255 if len(listed.names) <= 255 else 65_535
+        if ignore_index != 255:
+            listed = read_classes(root, ignore_index)
+        return (
+            MaskReader(
+                num_classes=len(listed.names),
+                ignore_index=ignore_index,
+                reduce_zero_label=reduced,
+                palette=listed.palette,
+            ),
+            listed.names,
+        )
+    return _reader_by_values(root, found, reduced, notes, listed)
+
+
+def _reader_by_values(
+    root: Path, found: Found, reduced: bool, notes: list[str], listed: Classes
+) -> tuple[MaskReader, tuple[str, ...]]:
+    masks = [mask for _, mask in found.train.pairs.values()]
+    values: set[int] = set()
+    for mask in masks[:: max(1, len(masks) // NUM_MASKS)]:
+        try:
+            read = read_values(mask)
+        except BadImage:
+            continue
+        if read.ndim == 3:
+            raise ValueError(
+                f"{mask} is a colour image, not class indices; say which colour is which class in "
+                f'{root / "palette.json"}, such as {{"road": [128, 64, 128], "void": [0, 0, 0]}}'
+            )
+        values |= set(np.unique(read).tolist())
+    if values and values <= {0, 255} and 255 in values and not reduced:
+        notes.append("the masks hold 0 and 255 only: background and foreground")
+        return MaskReader(num_classes=2, binary=True, ignore_index=254), (
+            "background",
+            "foreground",
+        )
+    ignore_index = 255 if max(values - {65_535}, default=0) <= 255 else 65_535
+    known = sorted(values - {ignore_index} - ({0} if reduced else set()))
+    if not known:
+        raise ValueError(f"the masks under {root} have no labelled pixel, as far as was looked")
+    count = known[-1] + (0 if reduced else 1)
+    names = tuple(f"class {k + int(reduced)}" for k in range(count))
+    notes.append(
+        f"no classes.txt or classes.json names the classes: {count} by the values of the masks, "
+        f"{ignore_index} means none"
+    )
+    reader = MaskReader(num_classes=count, ignore_index=ignore_index, reduce_zero_label=reduced)
+    return reader, names

@@ -1,0 +1,148 @@
+"""Where images and their masks lie: the accepted layouts, and how a file finds its partner.
+
+images/{train,val}  annotations/{train,val}         also training and validation, as in ADE20K
+images  annotations (or masks, labels)              without a split: a share is held out
+leftImg8bit/{train,val}/*/*_leftImg8bit.png         Cityscapes, with gtFine/.../
+                                                    *_gtFine_labelTrainIds.png
+two patterns with {split} and stars                 anything else
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from convnext.images import readable_extensions
+
+SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
+MASK_FOLDERS = ("annotations", "masks", "labels", "segmentations")
+CITYSCAPES = (
+    "leftImg8bit/{split}/*/*_leftImg8bit.png",
+    "gtFine/{split}/*/*_gtFine_labelTrainIds.png",
+)
+ACCEPTED = (
+    "accepted are images/{train,val} with annotations/{train,val} (the same names, masks as PNG), "
+    "images/ with masks/ without a split, Cityscapes, or --segment.images and --segment.masks with "
+    "patterns such as 'left/{split}/*/*_left.png'"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The pairs of a split, by name, and the files without a partner."""
+
+    pairs: dict[str, tuple[Path, Path]]
+    lonely_images: tuple[Path, ...] = ()
+    lonely_masks: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What lies under a path."""
+
+    train: Part
+    val: Part | None
+    notes: tuple[str, ...]
+    is_ade20k: bool = False
+
+
+def find(root: Path, images: str = "", masks: str = "") -> Found:
+    """Return the pairs under a folder, by its layout or by two patterns.
+
+    Raises:
+        ValueError: If there is no such folder, or no layout fits.
+    """
+    if not root.is_dir():
+        raise ValueError(f"there is no folder {root}")
+    if bool(images) != bool(masks):
+        raise ValueError("give both patterns, --segment.images and --segment.masks, or neither")
+    if images:
+        return _by_pattern(root, images, masks)
+    if (root / "leftImg8bit").is_dir():
+        return _by_pattern(root, *CITYSCAPES)
+    folder = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
+    if not (root / "images").is_dir() or folder is None:
+        raise ValueError(f"{root} has no images/ with annotations/ or masks/; {ACCEPTED}")
+    train = _split_folder(root / "images", "train")
+    if train is None:
+        return Found(train=_pair(root / "images", folder), val=None, notes=())
+    notes: list[str] = []
+    parts: dict[str, Part | None] = {"train": None, "val": None}
+    for part in parts:
+        name = _split_folder(root / "images", part)
+        if name is None:
+            continue
+        parts[part] = _pair(root / "images" / name, folder / name)
+        if part == "val" and name == "test":
+            notes.append("images/test/ is used for validation")
+    assert parts["train"] is not None
+    is_ade20k = (root / "objectInfo150.txt").is_file() or train == "training"
+    return Found(train=parts["train"], val=parts["val"], notes=tuple(notes), is_ade20k=is_ade20k)
+
+
+def _split_folder(folder: Path, part: str) -> str | None:
+    return next((name for name in SPLITS[part] if (folder / name).is_dir()), None)
+
+
+def _pair(images: Path, masks: Path) -> Part:
+    """Pair the files of two folders by their paths without the ending."""
+    of_images = _files(images)
+    # Masks of JPEG have values that were never drawn; they are not looked for.
+    of_masks = {name: path for name, path in _files(masks).items() if path.suffix != ".jpg"}
+    return _join(of_images, of_masks)
+
+
+def _join(images: dict[str, Path], masks: dict[str, Path]) -> Part:
+    return Part(
+        pairs={name: (images[name], masks[name]) for name in sorted(images.keys() & masks.keys())},
+        lonely_images=tuple(images[name] for name in sorted(images.keys() - masks.keys())),
+        lonely_masks=tuple(masks[name] for name in sorted(masks.keys() - images.keys())),
+    )
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    endings = readable_extensions()
+    found = {}
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.suffix.lower() in endings and not path.name.startswith("."):
+            found[path.relative_to(folder).with_suffix("").as_posix()] = path
+    return found
+
+
+def _by_pattern(root: Path, images: str, masks: str) -> Found:
+    """Pair files by what the stars of two patterns stand for.
+
+    Raises:
+        ValueError: If a pattern matches nothing, or the stars are not equally many.
+    """
+    if images.count("*") != masks.count("*") or "*" not in images:
+        raise ValueError(
+            f"{images!r} and {masks!r} must have the same number of stars, at least one each: what "
+            "they stand for pairs the files"
+        )
+    parts: dict[str, Part] = {}
+    for part, names in SPLITS.items() if "{split}" in images else (("train", ("",)),):
+        for name in names:
+            found = [
+                _matches(root, pattern.replace("{split}", name)) for pattern in (images, masks)
+            ]
+            if found[0]:
+                parts[part] = _join(*found)
+                break
+    if not any(part.pairs for part in parts.values()):
+        raise ValueError(f"no pair of files under {root} matches {images!r} and {masks!r}")
+    if "train" not in parts:
+        raise ValueError(f"{images!r} matches no file of the training split under {root}")
+    return Found(train=parts["train"], val=parts.get("val"), notes=())
+
+
+def _matches(root: Path, pattern: str) -> dict[str, Path]:
+    expression = re.compile("([^/]*)".join(map(re.escape, pattern.split("*"))))
+    found = {}
+    for name in sorted(glob.glob(pattern, root_dir=root)):
+        match = expression.fullmatch(name.replace("\\", "/"))
+        if match:
+            found["/".join(match.groups())] = root / name
+    return found

@@ -1,0 +1,64 @@
+"""Pairs of an image and its mask, by their files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from convnext.images import Header, Mode, decode, read_header
+from convnext.tasks.classification.samples import spread
+from convnext.tasks.segmentation.masks import Labels, MaskReader
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A sequence of images with masks."""
+
+    root: Path
+    names: Sequence[str]
+    """Of each pair, such as the image's path below its folder, without the ending."""
+    images: Sequence[Path]
+    masks: Sequence[Path]
+    reader: MaskReader
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def source(self, index: int) -> str:
+        """Return where an image lies."""
+        return str(self.images[index])
+
+    def mask_source(self, index: int) -> str:
+        """Return where a mask lies."""
+        return str(self.masks[index])
+
+    def header(self, index: int) -> Header:
+        """Return what an image declares to be, without decoding it.
+
+        Raises:
+            BadImage: If it cannot be read.
+        """
+        return read_header(self.images[index])
+
+    def open(self, index: int, mode: Mode) -> Image.Image:
+        """Return an image.
+
+        Raises:
+            BadImage: If it cannot be read.
+        """
+        return decode(self.images[index], mode=mode)
+
+    def mask(self, index: int, size: tuple[int, int] | None = None) -> Labels:
+        """Return the class of every pixel, (H, W) of int32; `size` is the image's (width, height).
+
+        Raises:
+            BadImage: If the mask cannot be read, or does not go with the image.
+        """
+        return self.reader.read(self.masks[index], size)
+
+    def some(self, count: int) -> list[int]:
+        """Return up to `count` pairs to judge all by, spread evenly."""
+        return spread(len(self), count)
