@@ -151,11 +151,40 @@ def draw_speed(images: Sequence[float], speed: Sequence[float], waiting: Sequenc
     return fig
 
 
-def draw_confusion(confusion: NDArray[Any], classes: Sequence[str]) -> Figure:
+def draw_bars(names: Sequence[str], values: Sequence[float], *, label: str) -> Figure:
+    """Draw a bar per name, the first on top, with its value in [0, 100] written beside it.
+
+    Of more than 50 names, the first and the last 25 are shown.
+    """
+    shown = list(zip(names, values, strict=True))
+    if len(shown) > MAX_CELLS:
+        half = MAX_CELLS // 2
+        left_out = (f"… {len(shown) - MAX_CELLS} more …", float("nan"))
+        shown = [*shown[:half], left_out, *shown[-half:]]
+    rows = range(len(shown))
+    style = {"axes.grid.axis": "x", "axes.spines.bottom": False, "xtick.bottom": False}
+    with figure_style(**style):
+        fig, (axes,) = _figure(9.6, 0.75 + 0.24 * max(3, len(shown)))
+        axes.barh(rows, [value for _, value in shown], height=0.72, color=ACCENT)
+        for row, (_, value) in enumerate(shown):
+            if np.isfinite(value):
+                axes.text(value + 0.6, row, f"{value:.1f}", va="center", fontsize=8.5)
+        axes.set_yticks(rows, [shorten(name, 24) for name, _ in shown])
+        axes.set_xlim(0, 104)
+        axes.set_xticks(range(0, 101, 25))
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_xlabel(label)
+    return fig
+
+
+def draw_confusion(
+    confusion: NDArray[Any], classes: Sequence[str], *, percent: bool = False
+) -> Figure:
     """Draw a confusion matrix (rows truth, columns prediction), each row as shares of its class.
 
     Up to 30 classes are named and up to 12 carry their counts; more than 50 are merged into
-    neighbouring cells, of which the errors are then relative to the worst.
+    neighbouring cells, of which the errors are then relative to the worst. With `percent`, shares
+    of the row stand in place of counts that would fit into no cell.
     """
     shares = row_shares(confusion)
     num_classes = len(classes)
@@ -185,10 +214,10 @@ def draw_confusion(confusion: NDArray[Any], classes: Sequence[str]) -> Figure:
             axes.set_yticks([])
         if num_classes <= NUMBERED_CLASSES:
             for (truth, prediction), count in np.ndenumerate(np.asarray(confusion)):
-                if count:
-                    axes.text(
-                        prediction, truth, f"{count:,}", ha="center", va="center", fontsize=8.5
-                    )
+                share = f"{100 * shares[truth, prediction]:.0f}"
+                words = f"{count:,}" if not percent else share
+                if words != "0":
+                    axes.text(prediction, truth, words, ha="center", va="center", fontsize=8.5)
     return fig
 
 

@@ -1,0 +1,163 @@
+"""What segmentation minimises: cross-entropy per pixel, and by choice soft Dice.
+
+Logits come at the stride of their head and are resized to the masks, bilinearly and without aligned
+corners; everything is computed in fp32, whatever the network ran in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Average = Literal["all", "labelled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardExamples:
+    """Online hard example mining: the pixels of a batch that the network is not yet sure of.
+
+    Kept are those whose true class has a probability below `threshold`, and in any case the
+    `min_kept` least probable ones per image; all others count as ignored.
+    """
+
+    threshold: float = 0.7
+    min_kept: int = 100_000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}, but must be above 0 and at most 1")
+        if self.min_kept < 0:
+            raise ValueError(f"min_kept is {self.min_kept}, but must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """The losses of a segmentor. The defaults are the published ones (`reference/recipes.md`)."""
+
+    ignore_index: int = 255
+    average: Average = "all"
+    """Cross-entropy is divided by "all" pixels, as published, or by the "labelled" ones."""
+    auxiliary_weight: float = 0.4
+    dice_weight: float = 0.0
+    """Weight of the Dice loss of the decode head; 0 leaves it out."""
+    class_weights: tuple[float, ...] = ()
+    """A factor per class; empty for equal ones."""
+    ohem: HardExamples | None = None
+    """For the cross-entropy of both heads."""
+
+    def __post_init__(self) -> None:
+        if self.average not in get_args(Average):
+            choices = ", ".join(get_args(Average))
+            raise ValueError(f"average is {self.average!r}, but must be of {choices}")
+        if min(self.auxiliary_weight, self.dice_weight, *self.class_weights) < 0:
+            raise ValueError("weights of losses and classes must be at least 0")
+
+
+def losses(heads: Mapping[str, Tensor], masks: Tensor, settings: LossSettings) -> dict[str, Tensor]:
+    """Return the named losses, already weighted: their sum is what is minimised.
+
+    Args:
+        heads: "decode" logits (N, K, h, w), and by choice "auxiliary" ones at another stride.
+        masks: Class indices (N, H, W) of any integer type.
+        settings: Weights and averages.
+    """
+
+    def ce(logits: Tensor) -> Tensor:
+        return cross_entropy(
+            logits,
+            masks,
+            ignore_index=settings.ignore_index,
+            average=settings.average,
+            class_weights=settings.class_weights,
+            ohem=settings.ohem,
+        )
+
+    named = {"decode_ce": ce(heads["decode"])}
+    if "auxiliary" in heads:
+        named["auxiliary_ce"] = settings.auxiliary_weight * ce(heads["auxiliary"])
+    if settings.dice_weight:
+        overlap = dice(heads["decode"], masks, ignore_index=settings.ignore_index)
+        named["decode_dice"] = settings.dice_weight * overlap
+    return named
+
+
+def cross_entropy(
+    logits: Tensor,
+    masks: Tensor,
+    *,
+    ignore_index: int = 255,
+    average: Average = "all",
+    class_weights: tuple[float, ...] = (),
+    ohem: HardExamples | None = None,
+) -> Tensor:
+    """Return the cross-entropy of logits (N, K, h, w) and masks (N, H, W), a scalar.
+
+    `average="all"` divides by all pixels, ignored ones included, as the published results were
+    trained; "labelled" by those that count, each by the weight of its class. Where none counts, the
+    loss is zero and has gradients of zero.
+
+    Raises:
+        ValueError: If there are not K class weights.
+    """
+    num_classes = logits.shape[1]
+    if class_weights and len(class_weights) != num_classes:
+        raise ValueError(f"{len(class_weights)} class weights were given for {num_classes} classes")
+    logits, masks = resize(logits, masks), masks.long()
+    per_pixel = F.cross_entropy(logits, masks, ignore_index=ignore_index, reduction="none")
+    weights = (masks != ignore_index).float()  # (N, H, W)
+    if ohem is not None:
+        weights = weights * keep_hard(per_pixel.detach(), weights.bool(), ohem)
+    if class_weights:
+        factors = torch.tensor(class_weights, device=logits.device)
+        # An ignored pixel borrows class 0; its weight is zero already.
+        weights = weights * factors[masks.masked_fill(masks == ignore_index, 0)]
+    total = (per_pixel * weights).sum()
+    if average == "all":
+        return total / masks.numel()
+    count = weights.sum()
+    return total / torch.where(count > 0, count, torch.ones_like(count))
+
+
+def keep_hard(losses: Tensor, labelled: Tensor, ohem: HardExamples) -> Tensor:
+    """Return which labelled pixels (N, H, W) are hard, by their cross-entropies (N, H, W)."""
+    kept = labelled & (losses > -math.log(ohem.threshold))
+    candidates = losses[labelled]
+    count = min(ohem.min_kept * len(losses), candidates.numel())
+    if count:
+        least = candidates.topk(count, sorted=False).values.min()
+        kept |= labelled & (losses >= least)
+    return kept
+
+
+def dice(logits: Tensor, masks: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Return the soft Dice loss of logits (N, K, h, w) and masks (N, H, W), a scalar in [0, 1].
+
+    One minus 2 |P T| / (|P| + |T|) of the softmax P and the truth T, taken over the labelled pixels
+    of the whole batch, and averaged over the classes that occur there; with two classes that is
+    binary Dice over background and foreground. Without labelled pixels it is zero, with gradients.
+    """
+    num_classes = logits.shape[1]
+    labelled = (masks != ignore_index)[:, None]  # (N, 1, H, W)
+    probabilities = resize(logits, masks).softmax(1) * labelled
+    truth = masks.long().masked_fill(masks == ignore_index, 0)[:, None]
+    of_truth = probabilities.gather(1, truth) * labelled
+    counts = torch.bincount(masks[labelled[:, 0]].long(), minlength=num_classes)  # (K,)
+    hits = logits.new_zeros(num_classes, dtype=torch.float32)
+    hits = hits.index_add(0, truth.flatten(), of_truth.flatten())
+    overlap = 2 * hits / (probabilities.sum((0, 2, 3)) + counts).clamp(min=1e-6)
+    present = counts > 0
+    return ((1 - overlap) * present).sum() / present.sum().clamp(min=1)
+
+
+def resize(logits: Tensor, masks: Tensor) -> Tensor:
+    """Return logits (N, K, h, w) in fp32 at the size of masks (N, H, W)."""
+    if logits.shape[-2:] == masks.shape[-2:]:
+        return logits.float()
+    size = masks.shape[-2:]
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)

@@ -1,0 +1,245 @@
+"""`predict` for segmentation: masks, overlays and areas of image files, at their own size."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+from convnext.atomic import write_text
+from convnext.images import BadImage, Mode, decode
+from convnext.tasks.segmentation.inference import segment_labels
+from convnext.tasks.segmentation.render import (
+    ClassArea,
+    class_areas,
+    mask_image,
+    overlay,
+    save_image,
+)
+from convnext.tasks.segmentation.scores import InferenceSettings
+
+Form = Literal["png", "jpg", "none"]
+
+
+class Preprocessing(Protocol):
+    """What prediction needs of a preprocessing."""
+
+    @property
+    def mode(self) -> Mode: ...
+    def pixels(self, image: Image.Image) -> Tensor: ...
+    def normalize(self, batch: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """One image: where it came from, what was written, and what is on it, the largest first."""
+
+    source: str
+    width: int
+    height: int
+    mask: str
+    overlay: str
+    """Empty where none was asked for."""
+    areas: tuple[ClassArea, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationResult:
+    """All images, in order, and those that could not be read."""
+
+    output: str
+    classes: tuple[str, ...]
+    predictions: tuple[Segmentation, ...]
+    bad_images: tuple[tuple[str, str], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        return {
+            "output": self.output,
+            "classes": list(self.classes),
+            "predictions": [asdict(prediction) for prediction in self.predictions],
+            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
+        }
+
+    def write(self) -> tuple[Path, Path]:
+        """Write `predictions.json` and `areas.csv` (one row per image and class)."""
+        folder = Path(self.output)
+        as_json, as_csv = folder / "predictions.json", folder / "areas.csv"
+        write_text(as_json, json.dumps(self.to_dict(), indent=1) + "\n")
+        rows = io.StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        writer.writerow(("image", "class", "pixels", "percent"))
+        for prediction in self.predictions:
+            for area in prediction.areas:
+                writer.writerow((prediction.source, area.name, area.pixels, f"{area.percent:.4f}"))
+        write_text(as_csv, rows.getvalue())
+        return as_json, as_csv
+
+
+def segment_files(
+    model: nn.Module,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    paths: Iterable[str | Path],
+    *,
+    output: str | Path,
+    device: torch.device,
+    precision: str,
+    settings: InferenceSettings | None = None,
+    overlays: Form = "png",
+    alpha: float = 0.55,
+    console: Console | None = None,
+) -> SegmentationResult:
+    """Segment image files, and write NAME_mask.png and NAME_overlay.png of each into a folder.
+
+    Args:
+        model: A segmentor on `device`.
+        classes: Names, in the order of the indices.
+        preprocessing: What the network was trained with.
+        paths: The files.
+        output: The folder; `predictions.json` and `areas.csv` are written there, too.
+        device: Where the network runs.
+        precision: "fp32", "bf16" or "fp16".
+        settings: Windows, scales and flips.
+        overlays: "png", "jpg" (smaller), or "none".
+        alpha: How strong the colours of the overlays are, in [0, 1].
+        console: Where the progress bar goes; None for none.
+
+    Raises:
+        ValueError: If no image can be read, or a result would overwrite an image.
+    """
+    if overlays not in get_args(Form):
+        raise ValueError(f"overlays are {overlays!r}, but must be of {', '.join(get_args(Form))}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, but must be from 0 to 1")
+    files, folder = [Path(path) for path in paths], Path(output)
+    names = output_names(files)
+    written = {
+        name: (f"{name}_mask.png", "" if overlays == "none" else f"{name}_overlay.{overlays}")
+        for name in names
+    }
+    _protect(files, [folder / file for pair in written.values() for file in pair if file])
+    model.eval()
+    predictions, bad = [], []
+    with Progress(
+        TextColumn("segmenting"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        disable=console is None,
+    ) as progress:
+        for path, name in zip(files, progress.track(names, len(names)), strict=True):
+            try:
+                image = decode(path, mode=preprocessing.mode)
+            except BadImage as error:
+                bad.append((str(path), error.reason))
+                continue
+            pixels = preprocessing.pixels(image)[None].to(device)
+            labels = segment_labels(
+                model,
+                preprocessing.normalize(pixels)[0],
+                settings=settings,
+                size=(image.height, image.width),
+                device=device,
+                precision=precision,
+            ).numpy()
+            mask, shown = written[name]
+            save_image(mask_image(labels, len(classes)), folder / mask)
+            if shown:
+                save_image(overlay(image, labels, len(classes), alpha=alpha), folder / shown)
+            predictions.append(
+                Segmentation(
+                    source=str(path),
+                    width=image.width,
+                    height=image.height,
+                    mask=mask,
+                    overlay=shown,
+                    areas=class_areas(labels, classes),
+                )
+            )
+    if not predictions:
+        first = f": {bad[0][0]}: {bad[0][1]}" if bad else ""
+        raise ValueError(f"none of the {len(files)} images can be read{first}")
+    result = SegmentationResult(
+        output=str(folder),
+        classes=tuple(classes),
+        predictions=tuple(predictions),
+        bad_images=tuple(bad),
+    )
+    result.write()
+    return result
+
+
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for the results of every file: its own without the ending, where it is alone.
+
+    Files of one name are told apart by the folders below those that all files share, and by their
+    ending; one that is given twice, or differs from another by its writing only, by a number.
+    """
+    stems = Counter(path.stem.casefold() for path in paths)
+    folders = [Path(os.path.abspath(path)).parts[1:-1] for path in paths]
+    # strict=False: the shortest path bounds what all of them share.
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
+    num_shared = len(list(shared))
+    names: list[str] = []
+    taken: set[str] = set()
+    for path, folder in zip(paths, folders, strict=True):
+        name = path.stem
+        if stems[name.casefold()] > 1:
+            name = "_".join([*folder[num_shared:], path.name])
+        # Some file systems take "A" and "a" for the same name.
+        number, tried = 2, name
+        while tried.casefold() in taken:
+            number, tried = number + 1, f"{name}_{number}"
+        taken.add(tried.casefold())
+        names.append(tried)
+    return names
+
+
+def print_segmentation(result: SegmentationResult, console: Console) -> None:
+    """Print a line per image: the classes that cover most of it."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("image", overflow="fold")
+    table.add_column("pixels", justify="right", no_wrap=True)
+    table.add_column("covered by", overflow="fold")
+    for p in result.predictions:
+        table.add_row(
+            escape(p.source),
+            f"{p.width} x {p.height}",
+            escape(", ".join(f"{area.name} {area.percent:.1f} %" for area in p.areas[:4])),
+        )
+    console.print(table)
+    for source, reason in result.bad_images:
+        console.print(f"skipped: {source}: {reason}", markup=False)
+    if result.bad_images:
+        console.print(f"{len(result.bad_images)} of the images could not be read")
+    console.print(f"masks, overlays, areas.csv and predictions.json are in {escape(result.output)}")
+
+
+def _protect(files: Sequence[Path], results: Sequence[Path]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    given = {file.resolve() for file in files}
+    for result in results:
+        if result.resolve() in given:
+            raise ValueError(f"{result} is one of the images; choose another folder with --output")

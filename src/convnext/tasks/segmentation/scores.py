@@ -1,0 +1,238 @@
+"""Scores of every pixel, in bands of rows: whole or by sliding windows, at one scale or many.
+
+An image is looked at in views (a scale, flipped or not). Logits of windows that overlap are
+averaged; logits are resized to the size that was asked for; of several views the probabilities are
+averaged there. All of it happens in rows from top to bottom, so that who wants less than the scores
+themselves never needs those of all pixels at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convnext.device import autocast
+
+# Scores that a band of output rows may hold: 64 MB in fp32.
+BAND_FLOATS = 2**24
+# Rows of a window that are finished at a time, so that their average needs no second copy of all.
+BLOCK_ROWS = 32
+
+Size = tuple[int, int]
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings:
+    """How images are looked at; the arguments of `segment` and `segment_labels`."""
+
+    window: int | None = None
+    """Side of the sliding window in pixels; None for whole images."""
+    stride: int | None = None
+    """Pixels from window to window; None for two thirds of the window, as published."""
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes relative to the image given."""
+    flip: bool = False
+    """Whether every scale is looked at in the mirror, too."""
+    window_batch: int = 8
+    """Windows that go through the network at a time."""
+    on_cpu: bool = False
+    """Whether scores are gathered in the memory of the CPU instead of the device's."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ValueError: Naming the field, its value and what it can be.
+        """
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window is {self.window}, but must be at least 1 pixel, or None")
+        if self.stride is not None and self.window is None:
+            raise ValueError(f"stride is {self.stride} without a window; give a window, too")
+        stride = 1 if self.stride is None else self.stride
+        if self.window is not None and not 1 <= stride <= self.window:
+            raise ValueError(
+                f"stride is {self.stride}, but must be from 1 to the window's {self.window}, "
+                "or pixels would be left out"
+            )
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales are {self.scales}, but must be one or more, all above 0")
+        if self.window_batch < 1:
+            raise ValueError(f"window_batch is {self.window_batch}, but must be at least 1")
+
+    @property
+    def views(self) -> tuple[tuple[float, bool], ...]:
+        """The scale of every view, and whether it is flipped."""
+        return tuple(itertools.product(self.scales, (False, True) if self.flip else (False,)))
+
+
+def score_bands(
+    model: nn.Module,
+    images: Tensor,
+    settings: InferenceSettings,
+    *,
+    size: Size,
+    device: torch.device,
+    precision: str,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield bands of scores (N, K, rows, width) from top to bottom, each with its first row."""
+
+    def forward(crops: Tensor) -> Tensor:
+        crops = crops.to(device).contiguous(memory_format=torch.channels_last)
+        with autocast(device, precision):
+            logits: Tensor = model(crops)
+        return logits.float().cpu() if settings.on_cpu else logits.float()
+
+    def bands(num_classes: int) -> Iterator[tuple[int, int]]:
+        rows = max(1, BAND_FLOATS // (len(images) * num_classes * size[1]))
+        return ((top, min(top + rows, size[0])) for top in range(0, size[0], rows))
+
+    views = (
+        View(forward, images, settings, scale, flipped=flipped) for scale, flipped in settings.views
+    )
+    first, count = next(views), len(settings.views)
+    if count == 1:
+        for top, bottom in bands(first.num_classes):
+            yield top, first.band(top, bottom, size)
+        return
+    # Either the whole output is held and one view at a time, or a part of every view.
+    if math.prod(size) < sum(
+        held_positions(images, settings, scale) for scale, _ in settings.views
+    ):
+        total = first.band(0, size[0], size).softmax(1)
+        for view in views:
+            for top, bottom in bands(first.num_classes):
+                total[:, :, top:bottom] += view.band(top, bottom, size).softmax(1)
+        yield 0, total / count
+        return
+    side_by_side = [first, *views]
+    for top, bottom in bands(first.num_classes):
+        shares = [view.band(top, bottom, size).softmax(1) for view in side_by_side]
+        yield top, torch.stack(shares).mean(0)
+
+
+def held_positions(images: Tensor, settings: InferenceSettings, scale: float) -> int:
+    """Return about how many positions of logits a view of images (N, C, H, W) holds."""
+    height, width = (round(side * scale) for side in images.shape[-2:])
+    if settings.window is not None:
+        height = min(height, settings.window + 2 * BLOCK_ROWS)
+    return height * width
+
+
+class View:
+    """The logits of images at one scale, flipped or not, as rows that are asked for in order."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        images: Tensor,
+        settings: InferenceSettings,
+        scale: float,
+        *,
+        flipped: bool,
+    ) -> None:
+        self.flipped = flipped
+        if scale != 1:
+            to = tuple(max(1, round(side * scale)) for side in images.shape[-2:])
+            images = F.interpolate(images, to, mode="bilinear", antialias=True)
+        images = images.flip(-1) if flipped else images
+        self.size = (images.shape[-2], images.shape[-1])
+        if settings.window is None:
+            self._blocks = iter([forward(images)])
+        else:
+            stride = settings.stride or max(1, settings.window * 2 // 3)
+            at_once = max(1, settings.window_batch // len(images))
+            self._blocks = slide(forward, images, settings.window, stride, at_once)
+        self._held = next(self._blocks)  # (N, K, rows, w)
+        self._top = 0
+        self.num_classes = self._held.shape[1]
+
+    def band(self, top: int, bottom: int, size: Size) -> Tensor:
+        """Return rows `top` to `bottom` of the logits resized to `size`, flipped back."""
+        same = size == self.size
+        found = self._rows(top, bottom) if same else self._resized(top, bottom, size)
+        return found.flip(-1) if self.flipped else found
+
+    def _resized(self, top: int, bottom: int, size: Size) -> Tensor:
+        # Bilinear without aligned corners is separable: here by hand along the rows, of which only
+        # a part is at hand, and by torch within them.
+        centres = (torch.arange(top, bottom, dtype=torch.float32) + 0.5) * (self.size[0] / size[0])
+        centres = (centres - 0.5).clamp(min=0)
+        above = centres.floor().long().clamp(max=self.size[0] - 1)
+        below = (above + 1).clamp(max=self.size[0] - 1)
+        first, last = int(above[0]), int(below[-1])
+        rows = self._rows(first, last + 1)
+        share = (centres - above).to(rows.device)[:, None]
+        above, below = ((i - first).to(rows.device) for i in (above, below))
+        found = torch.lerp(rows[:, :, above], rows[:, :, below], share)
+        if size[1] == self.size[1]:
+            return found
+        return F.interpolate(found, (bottom - top, size[1]), mode="bilinear", align_corners=False)
+
+    def _rows(self, top: int, bottom: int) -> Tensor:
+        """Return rows of the logits (N, K, bottom - top, w); none above `top` is kept."""
+        while self._top + self._held.shape[2] < bottom:
+            passed = min(max(0, top - self._top), self._held.shape[2])
+            self._top += passed
+            self._held = torch.cat([self._held[:, :, passed:], next(self._blocks)], 2)
+        return self._held[:, :, top - self._top : bottom - self._top]
+
+
+def slide(
+    forward: Forward, images: Tensor, window: int, stride: int, at_once: int
+) -> Iterator[Tensor]:
+    """Yield averaged logits of windows over images (N, C, H, W), as rows (N, K, rows, W) in order.
+
+    A window that would pass the border is shifted inside; one larger than the image is the image.
+    """
+    height, width = images.shape[-2:]
+    tall, wide = min(window, height), min(window, width)
+    tops, lefts = window_starts(height, tall, stride), window_starts(width, wide, stride)
+    covers_y, covers_x = count_covers(height, tall, tops), count_covers(width, wide, lefts)
+    sums = None  # (N, K, tall, W): the rows that windows of the current row of windows reach
+    for top, following in itertools.zip_longest(tops, tops[1:], fillvalue=height):
+        for start in range(0, len(lefts), at_once):
+            some = lefts[start : start + at_once]
+            crops = [images[:, :, top : top + tall, left : left + wide] for left in some]
+            parts = forward(torch.cat(crops)).chunk(len(some))
+            if sums is None:
+                sums = parts[0].new_zeros((*parts[0].shape[:3], width))
+                covers_y, covers_x = covers_y.to(sums), covers_x.to(sums)
+            for left, part in zip(some, parts, strict=True):
+                sums[..., left : left + wide] += part
+        assert sums is not None
+        done = following - top
+        for row in range(0, done, BLOCK_ROWS):
+            stop = min(row + BLOCK_ROWS, done)
+            yield sums[:, :, row:stop] / (covers_y[top + row : top + stop, None] * covers_x)
+        # What the next windows add to moves up, in pieces that do not overlap.
+        for row in range(done, tall, done):
+            stop = min(row + done, tall)
+            sums[:, :, row - done : stop - done] = sums[:, :, row:stop]
+        sums[:, :, tall - done :] = 0
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Return where windows begin along an axis; the last one ends with it.
+
+    >>> window_starts(160, 96, 64)
+    [0, 64]
+    >>> window_starts(130, 96, 64)
+    [0, 34]
+    """
+    count = math.ceil(max(length - window, 0) / stride) + 1
+    return [max(min(i * stride, length - window), 0) for i in range(count)]
+
+
+def count_covers(length: int, window: int, starts: Iterable[int]) -> Tensor:
+    """Return how many windows lie over each position of an axis, (length,)."""
+    counts = torch.zeros(length)
+    for start in starts:
+        counts[start : start + window] += 1
+    return counts
