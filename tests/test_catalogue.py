@@ -24,3 +24,10 @@ def test_a_network_without_published_weights_has_a_row() -> None:
 def test_peers_are_listed_and_counted() -> None:
     (row,) = catalogue("timm/resnet18")
     assert row.params == 11_689_512
+
+
+def test_segmentors_are_counted_at_their_crop() -> None:
+    (row,) = catalogue("upernet_convnext_tiny")
+    assert (row.input_size, row.num_classes, row.weights) == (512, 150, "")
+    assert round(row.params / 1e6, 2) == 60.24
+    assert row.macs == pytest.approx(938.92e9 / 4, rel=1e-4)

@@ -34,6 +34,25 @@ def test_attention_counts_in_peers() -> None:
     assert cost(vit).macs == 12 * (linear + attention) + patches + head
 
 
+def test_the_convention_of_dense_tasks_adds_elements() -> None:
+    class Toy(nn.Sequential):
+        cost_convention = "toolbox"
+
+    layers = [
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 4, 1, bias=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 10),
+    ]
+    positions = 16 * 16
+    added = 8 * positions * (1 + 2 + 1 + 1) + 4 * positions // 4
+    assert cost(Toy(*layers), 32).macs == cost(nn.Sequential(*layers), 32).macs + added
+
+
 def test_counting_leaves_a_network_as_it_was() -> None:
     model = create_model("convnext_atto", in_chans=1)
     assert in_chans(model) == 1

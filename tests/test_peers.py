@@ -41,6 +41,16 @@ def test_a_vit_has_logits_at_any_size_and_no_pyramid() -> None:
         model.pyramid(torch.randn(1, 3, 64, 64))
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+def test_patches_that_are_cut_short_are_padded(name: str) -> None:
+    changes = {"depths": (1, 1, 1, 1)} if name.startswith("swin") else {"depth": 1}
+    model = create_model(f"timm/{name}", num_classes=2, **changes).eval()
+    images = torch.randn(1, 3, 70, 101)
+    whole = torch.nn.functional.pad(images, (0, 11, 0, 10) if "vit" in name else (0, 3, 0, 2))
+    with torch.inference_mode():
+        assert torch.allclose(model(images), model(whole))
+
+
 def test_one_channel() -> None:
     model = create_model("timm/resnet18", in_chans=1, num_classes=2)
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 2)
@@ -49,3 +59,15 @@ def test_one_channel() -> None:
 def test_settings_that_only_our_networks_have() -> None:
     with pytest.raises(ValueError, match="timm/resnet18 does not have the setting kernel_size"):
         create_model("timm/resnet18", kernel_size=9)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "resnet18", "swin_tiny_patch4_window7_224"])
+def test_a_network_without_its_head_has_the_same_pyramid(name: str) -> None:
+    model = create_model(f"timm/{name}").eval()
+    images = torch.randn(1, 3, 64, 64)
+    before = model.pyramid(images)
+    model.drop_head()
+    after = model.pyramid(images)
+    assert all(torch.equal(before[level], after[level]) for level in before)
+    sum(map_.sum() for map_ in after.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convnext.costs import cost
-from convnext.family import create_model, list_models
+from convnext.family import create_model, dense_prefix, list_models
 from convnext.names import nearest
 from convnext.weights.published import published
 
@@ -54,11 +54,18 @@ def catalogue(pattern: str) -> list[CatalogueRow]:
     rows = []
     for name in names:
         entries = published(name)
-        kinds = {(entry.input_size, entry.num_classes) for entry in entries} or {(224, 1000)}
+        # A segmentor is counted for the crop and the classes of ADE20K.
+        default = (512, 150) if dense_prefix(name) else (224, 1000)
+        kinds = {(entry.input_size, entry.num_classes) for entry in entries} or {default}
         counts = {kind: _count(name, *kind) if counted else (None, None) for kind in kinds}
         if not entries:
-            params, macs = counts[224, 1000]
-            rows.append(CatalogueRow(model=name, params=params, macs=macs, input_size=224))
+            params, macs = counts[default]
+            size, num_classes = default
+            rows.append(
+                CatalogueRow(
+                    model=name, params=params, macs=macs, input_size=size, num_classes=num_classes
+                )
+            )
         for entry in entries:
             params, macs = counts[entry.input_size, entry.num_classes]
             rows.append(

@@ -1,11 +1,13 @@
 """The family as data, and `create_model`, the one way to any network of the package.
 
 Sizes are those of the paper (Tables 1, 2 and 9) and, from atto to nano, of timm. A name may also be
-a rung of the roadmap (`roadmap/resnet50/<rung>`) or a peer (`timm/<name>`).
+a rung of the roadmap (`roadmap/resnet50/<rung>`) or a peer (`timm/<name>`), and any of these that
+has a pyramid may follow the prefix of a dense task (`upernet_convnext_tiny`).
 """
 
 from __future__ import annotations
 
+import importlib
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +44,14 @@ FAMILY: dict[str, NetworkConfig] = {
     "convnext_isotropic_large": _isotropic(36, 1024, 1e-6),
 }
 
+# Prefixes of the names of dense networks, and the package that builds them on a backbone.
+DENSE = {"upernet_": "convnext.tasks.segmentation"}
+
+
+def dense_prefix(name: str) -> str | None:
+    """Return the prefix of the name of a dense network, or None for a classifier's."""
+    return next((prefix for prefix in DENSE if name.startswith(prefix)), None)
+
 
 def network_configs() -> dict[str, NetworkConfig]:
     """Return the configuration of every network of our own by name: the family, then the rungs."""
@@ -58,8 +68,14 @@ def network_configs() -> dict[str, NetworkConfig]:
 def list_models(pattern: str = "*") -> list[str]:
     """Return the names that match a shell pattern: the family, then the rungs.
 
-    The hundreds of peers are listed only for a pattern that begins with `timm/`.
+    The hundreds of peers are listed only for a pattern that begins with `timm/`, and the networks
+    of a dense task only for one that begins with its prefix, such as `upernet_*`. Those on peers
+    are not listed: only building a peer tells whether it has a pyramid.
     """
+    if (prefix := dense_prefix(pattern)) is not None:
+        inner = pattern.removeprefix(prefix)
+        pyramidal = [name for name, config in network_configs().items() if len(config.depths) > 1]
+        return [f"{prefix}{name}" for name in pyramidal if fnmatchcase(name, inner)]
     if pattern.startswith("timm/"):
         from convnext.peers import list_peers
 
@@ -71,15 +87,18 @@ def create_model(name: str, *, weights: str | None = None, **changes: Any) -> nn
     """Build a network by name, in evaluation of nothing but its configuration.
 
     Args:
-        name: A name of `list_models()`, or `timm/<name>` for a peer.
+        name: A name of `list_models()`, `timm/<name>` for a peer, or `upernet_` and one of these
+            for a segmentor on that backbone.
         weights: A tag of `convnext models` ("fb_in1k", ...), a path, or a hub id; None draws
             random weights. Nothing is downloaded without saying so.
         **changes: Fields of `NetworkConfig` that differ from the named network, such as
             `num_classes`, `in_chans`, `stem_stride` or `drop_path_rate`. For a peer: those of them
-            that it understands, and its own arguments.
+            that it understands, and its own arguments. For a segmentor: fields of `UPerNetConfig`,
+            and those of the backbone.
 
     Returns:
-        A module from images (N, in_chans, H, W) to logits (N, num_classes), in training mode.
+        A module from images (N, in_chans, H, W) to logits (N, num_classes), or of a segmentor
+        (N, num_classes, H, W), in training mode.
 
     Raises:
         ValueError: If the name or a change is unknown, a value is invalid, or the weights do not
@@ -88,7 +107,9 @@ def create_model(name: str, *, weights: str | None = None, **changes: Any) -> nn
     from convnext.network import Network
 
     model: nn.Module
-    if name.startswith("timm/"):
+    if (prefix := dense_prefix(name)) is not None:
+        model = importlib.import_module(f"{DENSE[prefix]}.model").build(name, **changes)
+    elif name.startswith("timm/"):
         from convnext.peers import TimmNetwork
 
         model = TimmNetwork(name.removeprefix("timm/"), **changes)

@@ -97,6 +97,11 @@ class Network(nn.Module):
         init_paper(self.head.fc)
         self._scale_head()
 
+    def drop_head(self) -> None:
+        """Leave out what the pyramid does not need: the classifier, and the norm before it."""
+        self.reset_classifier(0)
+        self.head.norm = nn.Identity()
+
     def _stage_outputs(self, images: Tensor) -> list[Tensor]:
         x = self.stem(images)
         outputs = []

@@ -40,6 +40,7 @@ class TimmNetwork(nn.Module):
         self.changes = changes
         try:
             self.network = timm.create_model(name, **(_any_size(name) | changes))
+            _pad_to_patches(self.network)
         except TypeError as error:
             ours = {f.name for f in fields(NetworkConfig)} - set(_SHARED)
             foreign = sorted(ours & set(changes)) or sorted(set(changes) - set(_SHARED))
@@ -87,6 +88,14 @@ class TimmNetwork(nn.Module):
         self.network.reset_classifier(num_classes)
         self.changes = self.changes | {"num_classes": num_classes}
 
+    def drop_head(self) -> None:
+        """Leave out what the pyramid does not need: the classifier, and the norm before it."""
+        self.reset_classifier(0)
+        last = self._stages()[-1][0]
+        self.network.prune_intermediate_layers([last], prune_norm=True, prune_head=True)
+        if hasattr(self.network, "head"):  # Some keep a norm in it.
+            self.network.head = nn.Identity()
+
     def _stages(self) -> list[tuple[int, Level]]:
         """Return the last four maps that timm can give, with their positions in its list."""
         info = getattr(self.network, "feature_info", [])
@@ -103,3 +112,10 @@ def _any_size(name: str) -> dict[str, Any]:
     if name.startswith(("vit_", "deit")):
         return {"dynamic_img_size": True}
     return {}
+
+
+def _pad_to_patches(network: nn.Module) -> None:
+    """Let a network of patches that takes any size pad the last ones, as Swin's own code does."""
+    patches: Any = getattr(network, "patch_embed", None)
+    if getattr(patches, "strict_img_size", True) is False:
+        patches.dynamic_img_pad = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -22,7 +22,12 @@ class Backbone(Protocol):
     @property
     def levels(self) -> dict[str, Level]: ...
 
+    @property
+    def changes(self) -> dict[str, Any]: ...
+
     def pyramid(self, images: Tensor) -> dict[str, Tensor]: ...
+
+    def drop_head(self) -> None: ...
 
 
 def name_levels(levels: Iterable[Level]) -> dict[str, Level]:

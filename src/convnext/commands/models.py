@@ -10,7 +10,8 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "models",
         description="List networks and published weights. The rungs of the roadmap are listed for "
-        "a pattern that names them, timm's networks for one that begins with timm/.",
+        "a pattern that names them, timm's networks for one that begins with timm/, segmentors "
+        "for one that begins with upernet_.",
         example="convnext models 'convnext_*'\n  convnext models 'timm/swin_*'",
     )
     parser.add_argument("pattern", nargs="?", default="convnext_*", help="a shell pattern")

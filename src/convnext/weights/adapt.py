@@ -32,7 +32,7 @@ def fit(name: str, tensor: Tensor, shape: torch.Size) -> Tensor | None:
     tensor = with_num_dims(tensor, len(shape))
     if tensor.shape == shape:
         return tensor
-    stem, spatial = name == "stem.conv.weight", name.endswith(".spatial.weight")
+    stem, spatial = name.endswith("stem.conv.weight"), name.endswith(".spatial.weight")
     if not (stem or spatial) or tensor.ndim != len(shape) or tensor.shape[0] != shape[0]:
         return None
     if stem:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,22 @@ import torch
 from torch import Tensor
 
 from convnext.atomic import atomic_write
-from convnext.config import NetworkConfig, change
-from convnext.family import network_configs
+from convnext.config import NetworkConfig
+from convnext.family import create_model, dense_prefix, network_configs
 from convnext.names import nearest
 from convnext.weights.adapt import with_num_dims
+from convnext.weights.dense import layouts_of_model, tables_of_model
 from convnext.weights.export import export_tensors
-from convnext.weights.infer import expected_tensors, infer_model
+from convnext.weights.infer import infer_model
 from convnext.weights.layouts import form_of
 from convnext.weights.report import ConvertReport, shorten
 from convnext.weights.sources import read_source
 from convnext.weights.translate import recognise
 
-# What `torch.load` finds around the state dict in the files of these packages.
+# What `torch.load` finds around the state dict in the files of these packages; those of dense tasks
+# come from the toolboxes.
 _WRAPPED = {"official": "model", "openmmlab": "state_dict"}
+_WRAPPED_DENSE = {"official": "state_dict", "openmmlab": "state_dict"}
 
 
 def convert(
@@ -46,11 +48,15 @@ def convert(
         raise ValueError(f"{target} must end in .safetensors or .pth")
     tensors, metadata = read_source(source)
     name, changes = _network(tensors, metadata, model)
-    config = change(network_configs()[name], **changes)
-    form_of(layout, config)
-    recognition = recognise(tensors)
+    with torch.device("meta"):
+        network = create_model(name, **changes)
+    config = getattr(network, "backbone", network).config
+    assert isinstance(config, NetworkConfig), "only networks of our own come this far"
+    layouts = layouts_of_model(name)
+    form_of(layout, config, layouts)
+    recognition = recognise(tensors, layouts)
     found = {ours: tensors[theirs] for theirs, ours in recognition.names.items()}
-    expected = expected_tensors(config)
+    expected = network.state_dict()
     ours = {
         key: with_num_dims(found[key], tensor.ndim)
         for key, tensor in expected.items()
@@ -61,9 +67,10 @@ def convert(
     if wrong or absent:
         what = f"has other shapes for {shorten(wrong)}" if wrong else f"lacks {shorten(absent)}"
         raise ValueError(f"{source} is not a {name}: it {what}")
-    exported = export_tensors(ours, config, layout)
+    exported = export_tensors(ours, config, layout, layouts)
     keep = metadata if layout == "convnext" and metadata.get("model") == name else {"format": "pt"}
-    _write(target, exported, layout, keep)
+    wrapped = _WRAPPED_DENSE if dense_prefix(name) else _WRAPPED
+    _write(target, exported, wrapped.get(layout), keep)
     return ConvertReport(
         source=str(source),
         source_layout=recognition.layout.name,
@@ -81,21 +88,28 @@ def _network(
     """Return a network's name and changes: as told, as the file's metadata has it, as inferred."""
     from convnext.checkpoint import FORMAT, Card
 
-    configs = network_configs()
     if model is not None:
-        if model not in configs:
-            raise ValueError(f"there is no model {model!r}{nearest(model, configs)}")
-        return model, _changes_beside_size(tensors)
+        if not _is_ours(model):
+            raise ValueError(f"there is no model {model!r}{nearest(model, network_configs())}")
+        return model, _changes_beside_size(tensors, model)
     if metadata.get("format") == FORMAT:
         card = Card.from_metadata(metadata, where="the checkpoint")
-        if card.model not in configs:
+        if not _is_ours(card.model):
             raise ValueError(f"{card.model} is not a network of our own, and has no other layouts")
-        return card.model, _changed(configs[card.model], card.changes)
+        return card.model, _changed(card.model, card.changes)
     return infer_model(tensors)
 
 
-def _changes_beside_size(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _is_ours(name: str) -> bool:
+    """Whether a network, or the backbone of one, is of our own."""
+    return name.removeprefix(dense_prefix(name) or "") in network_configs()
+
+
+def _changes_beside_size(tensors: Mapping[str, Tensor], model: str) -> dict[str, Any]:
     """Return what a file says of the classes and channels of a network that is named for it."""
+    if tables_of_model(model) is not None:
+        own = ("num_classes", "channels", "auxiliary", "auxiliary_channels", "output_norms")
+        return {k: v for k, v in infer_model(tensors)[1].items() if k in (*own, "in_chans")}
     recognition = recognise(tensors)
     shapes = {ours: tensors[theirs].shape for theirs, ours in recognition.names.items()}
     head, stem = shapes.get("head.fc.weight", (0,)), shapes.get("stem.conv.weight")
@@ -103,11 +117,13 @@ def _changes_beside_size(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return changes | ({"in_chans": stem[1]} if stem and stem[1] != 3 else {})
 
 
-def _changed(config: NetworkConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that differ from a configuration; a run's card lists all of them."""
-    new = change(config, **values)
-    names = [field.name for field in fields(config)]
-    return {n: getattr(new, n) for n in names if getattr(new, n) != getattr(config, n)}
+def _changed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values in which a network differs from the named one; a run's card lists all."""
+    with torch.device("meta"):
+        known, new = create_model(name), create_model(name, **values)
+    assert isinstance(known.changes, dict)
+    assert isinstance(new.changes, dict)
+    return {key: value for key, value in new.changes.items() if value != known.changes[key]}
 
 
 def _optional(name: str) -> bool:
@@ -116,7 +132,7 @@ def _optional(name: str) -> bool:
 
 
 def _write(
-    target: Path, tensors: Mapping[str, Tensor], layout: str, metadata: Mapping[str, str]
+    target: Path, tensors: Mapping[str, Tensor], key: str | None, metadata: Mapping[str, str]
 ) -> None:
     if target.suffix == ".safetensors":
         from convnext.checkpoint import save_tensors
@@ -124,6 +140,5 @@ def _write(
         save_tensors(target, tensors, metadata, sign=False)  # As the others write it.
         return
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    key = _WRAPPED.get(layout)
     with atomic_write(target) as temporary:
         torch.save({key: plain} if key else plain, temporary)

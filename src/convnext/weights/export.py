@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from convnext.config import NetworkConfig
-from convnext.network import Network
 from convnext.weights.adapt import with_num_dims
-from convnext.weights.layouts import LAYOUT_NAMES, form_of, num_dims
+from convnext.weights.dense import layouts_of_model
+from convnext.weights.layouts import LAYOUT_NAMES, LAYOUTS, Layout, form_of, num_dims
 from convnext.weights.translate import to_layout
 
 
@@ -17,7 +17,7 @@ def export_weights(model: nn.Module, layout: str) -> dict[str, Tensor]:
     """Return the weights of a network of our own in a published layout.
 
     Args:
-        model: A member of the family, or a rung of the roadmap.
+        model: A member of the family, a rung of the roadmap, or a segmentor on one of these.
         layout: "official", "timm", "torchvision", "transformers", "openmmlab" or "convnext".
 
     Returns:
@@ -26,9 +26,12 @@ def export_weights(model: nn.Module, layout: str) -> dict[str, Tensor]:
     Raises:
         ValueError: If there is no such layout, or the network has no form in it.
     """
-    if isinstance(model, Network):
-        return export_tensors(model.state_dict(), model.config, layout)
-    name = getattr(model, "name", type(model).__name__)
+    name = str(getattr(model, "name", type(model).__name__))
+    config = getattr(getattr(model, "backbone", model), "config", None)
+    if isinstance(config, NetworkConfig):
+        return export_tensors(model.state_dict(), config, layout, layouts_of_model(name))
+    if layout == "convnext" and hasattr(model, "backbone"):
+        return dict(model.state_dict())
     inner = getattr(model, "network", None)
     if isinstance(inner, nn.Module) and layout == "timm":
         return dict(inner.state_dict())
@@ -41,10 +44,21 @@ def export_weights(model: nn.Module, layout: str) -> dict[str, Tensor]:
 
 
 def export_tensors(
-    tensors: Mapping[str, Tensor], config: NetworkConfig, layout: str
+    tensors: Mapping[str, Tensor],
+    config: NetworkConfig,
+    layout: str,
+    layouts: tuple[Layout, ...] = LAYOUTS,
 ) -> dict[str, Tensor]:
-    """Return tensors under our names in a published layout, as `export_weights` does."""
-    form = form_of(layout, config)
+    """Return tensors under our names in a published layout, as `export_weights` does.
+
+    `config` is the network's or its backbone's, and `layouts` what it may have a form in.
+    """
+    form = form_of(layout, config, layouts)
+    if layout != "convnext" and "output_norms.{s}" in form.rows and not _has_norms(tensors):
+        raise ValueError(
+            f"the layout {layout!r} has norms on the maps of the backbone, and this network none; "
+            "build it with output_norms=True, or write it as 'convnext'"
+        )
     dims = num_dims(form, config)
     names = to_layout(tensors, form)
     assert len(names) == len(tensors), "a layout that covers a network names all its tensors"
@@ -54,3 +68,7 @@ def export_tensors(
         tensor = tensors[ours].detach()
         exported[theirs] = tensor if wanted is None else with_num_dims(tensor, wanted)
     return exported
+
+
+def _has_norms(tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("output_norms.") for name in tensors)

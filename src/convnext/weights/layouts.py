@@ -217,15 +217,15 @@ def num_dims(layout: Layout, config: NetworkConfig) -> dict[str, int]:
     return {} if as_convolutions else dict(layout.num_dims)
 
 
-def form_of(name: str, config: NetworkConfig) -> Layout:
-    """Return the table of a layout that a network has a form in.
+def form_of(name: str, config: NetworkConfig, layouts: tuple[Layout, ...] = LAYOUTS) -> Layout:
+    """Return the table of a layout that a network, or the backbone of one, has a form in.
 
     Raises:
         ValueError: If there is no such layout, or the network has no form in it; says which do.
     """
     if name not in LAYOUT_NAMES:
         raise ValueError(f"there is no layout {name!r}; choose one of {', '.join(LAYOUT_NAMES)}")
-    forms = {layout.name: layout for layout in LAYOUTS if layout.covers(config)}
+    forms = {layout.name: layout for layout in layouts if layout.covers(config)}
     if name not in forms:
         raise ValueError(
             f"this network has no form in the layout {name!r}; it has one in {', '.join(forms)}"

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convnext.network import Network
 from convnext.weights.adapt import IMAGENET_1K, IMAGENET_22K, fit, fold_layer_scale, slice_head
 from convnext.weights.files import check_tensors
 from convnext.weights.infer import infer_model
-from convnext.weights.layouts import Layout
+from convnext.weights.layouts import LAYOUTS, Layout
 from convnext.weights.report import LoadReport, shorten
 from convnext.weights.sources import read_source
+from convnext.weights.target import Target
 from convnext.weights.translate import Recognition, bare, recognise
 
 MIN_MATCHED = 0.9
@@ -36,6 +36,7 @@ def load_weights(
     A classifier of another number of classes stays as it is in `model`, except that the 21,841
     classes of ImageNet-22K are cut down to 1,000. A stem of another size or number of channels is
     resampled. Layer scales that only one side has are set to 1, or folded into the convolutions.
+    The weights of a classifier go into the backbone of a segmentor, whose heads stay as they are.
 
     Raises:
         ValueError: If the source cannot be read or does not fit; the model is then untouched.
@@ -44,10 +45,11 @@ def load_weights(
         tensors, label = dict(source), "state dict"
         check_tensors(tensors, "the state dict")
     else:
-        name = str(getattr(model, "name", ""))
+        # Published tags are those of classifiers.
+        name = str(getattr(getattr(model, "backbone", model), "name", ""))
         tensors, _ = read_source(source, model=name, ema=ema)
         label = str(source)
-    target = _Target.of(model)
+    target = Target.of(model, tensors)
     plan = _plan(target, tensors)
     if plan.mismatched or plan.matched < MIN_MATCHED:
         raise ValueError(_refusal(label, target, plan, tensors))
@@ -56,54 +58,19 @@ def load_weights(
         source=label,
         layout=plan.layout,
         loaded=len(plan.tensors),
-        total=len(target.expected),
+        total=len(target.expected) + len(target.outside),
         renamed=sum(theirs != ours for theirs, ours in plan.names.items() if ours in plan.tensors),
         resized=tuple(plan.resized),
-        missing=tuple(n for n in target.expected if n not in plan.tensors),
+        missing=(
+            *(target.prefix + n for n in target.expected if n not in plan.tensors),
+            *target.outside,
+        ),
         unexpected=tuple(plan.unexpected),
         head=plan.head,
         head_replaced=plan.head_replaced,
         matched=plan.matched,
         notes=tuple(plan.notes),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Target:
-    """The module that receives the weights, and which of its tensors are the classifier."""
-
-    name: str
-    module: nn.Module
-    expected: Mapping[str, Tensor]
-    classifiers: tuple[str, ...]
-    ours: bool
-
-    @classmethod
-    def of(cls, model: nn.Module) -> _Target:
-        name = str(getattr(model, "name", type(model).__name__))
-        if isinstance(model, Network):
-            return cls(
-                name=name,
-                module=model,
-                expected=model.state_dict(),
-                classifiers=("head.fc.",),
-                ours=True,
-            )
-        # A peer of timm keeps timm's names, without the attribute that wraps it here.
-        inner = getattr(model, "network", model)
-        known = (getattr(inner, "pretrained_cfg", None) or {}).get("classifier") or ()
-        classifiers = (known,) if isinstance(known, str) else tuple(known)
-        return cls(
-            name=name,
-            module=inner,
-            expected=inner.state_dict(),
-            classifiers=tuple(f"{classifier}." for classifier in classifiers),
-            ours=False,
-        )
-
-    def is_head(self, name: str) -> bool:
-        """Whether a tensor is outside the backbone."""
-        return name.startswith(("head.", *self.classifiers) if self.ours else self.classifiers)
 
 
 @dataclass(kw_only=True)
@@ -122,8 +89,10 @@ class _Plan:
     matched: float = 0.0
 
 
-def _plan(target: _Target, tensors: Mapping[str, Tensor]) -> _Plan:
-    recognition = recognise(tensors) if target.ours else _by_own_names(target, tensors)
+def _plan(target: Target, tensors: Mapping[str, Tensor]) -> _Plan:
+    recognition = (
+        recognise(tensors, target.layouts) if target.ours else _by_own_names(target, tensors)
+    )
     plan = _Plan(layout=recognition.layout.name, names=recognition.names)
     found = {ours: tensors[theirs] for theirs, ours in recognition.names.items()}
     found = _match_layer_scales(target, found, plan)
@@ -148,7 +117,7 @@ def _plan(target: _Target, tensors: Mapping[str, Tensor]) -> _Plan:
 
 
 def _share(
-    target: _Target, found: Mapping[str, Tensor], recognition: Recognition, plan: _Plan
+    target: Target, found: Mapping[str, Tensor], recognition: Recognition, plan: _Plan
 ) -> float:
     """Return the share of the backbones' tensors, of either side, that will be loaded.
 
@@ -163,17 +132,15 @@ def _share(
     return len(either & plan.tensors.keys()) / max(len(either) + len(recognition.strange), 1)
 
 
-def _by_own_names(target: _Target, tensors: Mapping[str, Tensor]) -> Recognition:
+def _by_own_names(target: Target, tensors: Mapping[str, Tensor]) -> Recognition:
     """Recognise the names that a network of timm gives its tensors itself."""
     names = {t: n for t in tensors for n in (t, bare(t)) if n in target.expected}
     rest = tuple(name for name in tensors if name not in names)
-    layout = Layout(name="timm", rows={}, like=None)
+    layout = Layout(name="timm" if target.layouts is LAYOUTS else "convnext", rows={}, like=None)
     return Recognition(layout=layout, names=names, strange=(), extra=rest)
 
 
-def _match_layer_scales(
-    target: _Target, found: dict[str, Tensor], plan: _Plan
-) -> dict[str, Tensor]:
+def _match_layer_scales(target: Target, found: dict[str, Tensor], plan: _Plan) -> dict[str, Tensor]:
     wanted = [name for name in target.expected if target.ours and name.endswith(".gamma")]
     given = [name for name in found if target.ours and name.endswith(".gamma")]
     if wanted and not given:
@@ -185,13 +152,17 @@ def _match_layer_scales(
     return found
 
 
-def _plan_head(target: _Target, found: Mapping[str, Tensor], plan: _Plan) -> None:
+def _plan_head(target: Target, found: Mapping[str, Tensor], plan: _Plan) -> None:
     """Decide about the classifier: take it, cut it down, or keep the network's own."""
     wanted = [name for name in target.expected if name.startswith(target.classifiers)]
     given = [name for name in found if name.startswith(target.classifiers)]
+    if target.outside:
+        plan.head, plan.head_replaced = "fresh, the source has none for this task", True
+        return
     if not target.classifiers or not wanted:
         plan.head = "the network has none" + (", that of the source is not used" * bool(given))
         return
+    given = [name for name in given if name in target.expected]
     if not given:
         plan.head, plan.head_replaced = "fresh, the source has none", True
         return
@@ -215,7 +186,7 @@ def _plan_head(target: _Target, found: Mapping[str, Tensor], plan: _Plan) -> Non
     plan.tensors |= {name: head for name, head in heads.items() if head is not None}
 
 
-def _refusal(label: str, target: _Target, plan: _Plan, tensors: Mapping[str, Tensor]) -> str:
+def _refusal(label: str, target: Target, plan: _Plan, tensors: Mapping[str, Tensor]) -> str:
     missing = [n for n in target.expected if n not in plan.tensors and not target.is_head(n)]
     clauses = [
         f"{label} does not fit {target.name}: {100 * plan.matched:.0f} % of the backbone matches "

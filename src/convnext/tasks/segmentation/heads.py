@@ -1,0 +1,137 @@
+"""The heads of segmentation: UPerNet over the whole pyramid, and the auxiliary FCN on one map.
+
+UPerNet (arXiv 1807.10221) is pyramid pooling on the coarsest map, a feature pyramid down to the
+finest one, and one convolution over all of them side by side, at the finest resolution: with four
+times 512 channels there, it costs more than everything below it.
+
+Shapes: N batch, C channels of a map, D channels of the head, K classes, H W the finest map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+POOL_SCALES = (1, 2, 3, 6)
+CLASSIFIER_STD = 0.01
+
+
+class ConvNormAct(nn.Module):
+    """A convolution without bias, batch norm, ReLU; it keeps the size of its input."""
+
+    def __init__(self, in_dim: int, out_dim: int, kernel_size: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(out_dim)
+        self.act = nn.ReLU(inplace=True)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:  # N C H W -> N D H W
+        out: Tensor = self.act(normalise(self.norm, self.conv(x)))
+        return out
+
+
+def normalise(norm: nn.Module, x: Tensor) -> Tensor:  # N C H W
+    """Apply a batch norm, with its running statistics where the batch has one value per channel.
+
+    One image pooled to one position has no variance: torch refuses to train on it, and the batch's
+    statistics would make it zero. The running ones, which such a batch leaves alone, are what
+    evaluation uses. A synchronised norm sees the values of all processes and is left to itself.
+    """
+    alone = x.numel() == x.shape[1]
+    if not (alone and norm.training and isinstance(norm, nn.modules.batchnorm._BatchNorm)):
+        return cast(Tensor, norm(x))
+    if isinstance(norm, nn.SyncBatchNorm) and _num_processes() > 1:
+        return cast(Tensor, norm(x))
+    return F.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+    )
+
+
+class PooledConv(ConvNormAct):
+    """A map averaged to scale x scale positions, then a 1x1 convolution, resized to the map."""
+
+    def __init__(self, in_dim: int, out_dim: int, scale: int) -> None:
+        super().__init__(in_dim, out_dim)
+        self.pool = nn.AdaptiveAvgPool2d(scale)
+
+    def forward(self, x: Tensor) -> Tensor:  # N C H W -> N D H W
+        return resize(super().forward(self.pool(x)), x.shape[2:])
+
+
+class UPerHead(nn.Module):
+    """Maps of a pyramid, finest first, to logits (N, K, H, W) at the size of the finest.
+
+    Args:
+        in_dims: Channels of each map.
+        channels: Width D of the head.
+        num_classes: Classes K.
+        dropout: Share of the channels that are dropped before the classifier.
+    """
+
+    def __init__(
+        self, in_dims: Sequence[int], *, channels: int, num_classes: int, dropout: float
+    ) -> None:
+        super().__init__()
+        *finer, coarsest = in_dims
+        self.pools = nn.ModuleList(PooledConv(coarsest, channels, scale) for scale in POOL_SCALES)
+        pooled = coarsest + len(POOL_SCALES) * channels
+        self.bottleneck = ConvNormAct(pooled, channels, kernel_size=3)
+        self.laterals = nn.ModuleList(ConvNormAct(dim, channels) for dim in finer)
+        self.outputs = nn.ModuleList(ConvNormAct(channels, channels, kernel_size=3) for _ in finer)
+        self.fusion = ConvNormAct(len(in_dims) * channels, channels, kernel_size=3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = make_classifier(channels, num_classes)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Map N C H_l W_l, l from the finest to the coarsest, to N K H W."""
+        coarsest = maps[-1]
+        x = self.bottleneck(torch.cat([coarsest, *(pool(coarsest) for pool in self.pools)], 1))
+        outputs = [x]
+        for i in reversed(range(len(self.laterals))):
+            lateral = self.laterals[i](maps[i])
+            x = lateral + resize(x, lateral.shape[2:])
+            outputs.insert(0, self.outputs[i](x))
+        size = outputs[0].shape[2:]
+        fused = self.fusion(torch.cat([resize(output, size) for output in outputs], 1))
+        logits: Tensor = self.classifier(self.dropout(fused))
+        return logits
+
+
+class FCNHead(nn.Module):
+    """One map (N, C, H, W) to logits (N, K, H, W): the auxiliary head, for training only."""
+
+    def __init__(self, in_dim: int, *, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.conv = ConvNormAct(in_dim, channels, kernel_size=3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = make_classifier(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # N C H W -> N K H W
+        logits: Tensor = self.classifier(self.dropout(self.conv(x)))
+        return logits
+
+
+def make_classifier(in_dim: int, num_classes: int) -> nn.Conv2d:
+    """Build the last convolution of a head: normal weights of std 0.01, zero biases."""
+    classifier = nn.Conv2d(in_dim, num_classes, 1)
+    nn.init.normal_(classifier.weight, std=CLASSIFIER_STD)
+    assert classifier.bias is not None
+    nn.init.zeros_(classifier.bias)
+    return classifier
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:  # N C H W -> N C *size
+    """Resample bilinearly, corners not aligned; a map of that size already comes back as it is."""
+    if x.shape[2:] == tuple(size):
+        return x
+    return F.interpolate(x, list(size), mode="bilinear", align_corners=False)
+
+
+def _num_processes() -> int:
+    initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if initialised else 1

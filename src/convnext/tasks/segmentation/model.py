@@ -1,0 +1,150 @@
+"""UPerNet over any backbone that has a pyramid."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from convnext.config import NetworkConfig
+from convnext.family import create_model
+from convnext.names import nearest
+from convnext.network import Network
+from convnext.output_norms import OutputNorms, wants_output_norms
+from convnext.pyramid import Level
+from convnext.tasks.segmentation.heads import FCNHead, UPerHead, make_classifier, resize
+
+if TYPE_CHECKING:
+    from convnext.peers import TimmNetwork
+
+PREFIX = "upernet_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UPerNetConfig:
+    """What stands on the backbone; the defaults are those of the published ADE20K models."""
+
+    num_classes: int = 150
+    channels: int = 512
+    """Width of the decode head."""
+    auxiliary: bool = True
+    """Whether an FCN on the map before the last helps in training."""
+    auxiliary_channels: int = 256
+    dropout: float = 0.1
+    """Share of the channels that are dropped before either classifier."""
+    output_norms: bool = True
+    """Whether each map of the backbone gets a layer norm of its own."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "channels", "auxiliary_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
+
+
+class Segmentor(nn.Module):
+    """UPerNet: normalised images (N, in_chans, H, W) to logits (N, num_classes, H, W).
+
+    Args:
+        backbone: A network with a pyramid, without a head.
+        config: What stands on it; kept as `segmentor.config`.
+
+    Sizes need not be multiples of the backbone's last stride: maps have the size that the backbone
+    gives them, and are resized to each other's.
+    """
+
+    # What `convnext.cost` counts; the figures for dense tasks were all made so.
+    cost_convention = "toolbox"
+
+    def __init__(self, backbone: Network | TimmNetwork, config: UPerNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.name = f"{PREFIX}{backbone.name}"
+        self.backbone = backbone
+        dims = [level.channels for level in self.levels.values()]
+        self.output_norms = OutputNorms(self.levels) if config.output_norms else nn.Identity()
+        self.decode_head = UPerHead(
+            dims,
+            channels=config.channels,
+            num_classes=config.num_classes,
+            dropout=config.dropout,
+        )
+        self.auxiliary_head = (
+            FCNHead(
+                dims[-2],
+                channels=config.auxiliary_channels,
+                num_classes=config.num_classes,
+                dropout=config.dropout,
+            )
+            if config.auxiliary
+            else None
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, in_chans, H, W) to logits (N, num_classes, H, W)."""
+        return resize(self.heads(images, auxiliary=False)["decode"], images.shape[2:])
+
+    def heads(self, images: Tensor, *, auxiliary: bool | None = None) -> dict[str, Tensor]:
+        """Return the logits of the heads before they are resized to the images.
+
+        Args:
+            images: (N, in_chans, H, W).
+            auxiliary: Whether to run the auxiliary head, if there is one; by default in training.
+
+        Returns:
+            "decode" (N, K, H/4, W/4) at the size of c2, and "auxiliary" (N, K, H/16, W/16) at that
+            of c4 where it was run. How a size that is no multiple is rounded is the backbone's.
+        """
+        maps = list(self.output_norms(self.backbone.pyramid(images)).values())
+        logits = {"decode": self.decode_head(maps)}
+        wanted = self.training if auxiliary is None else auxiliary
+        if wanted and self.auxiliary_head is not None:
+            logits["auxiliary"] = self.auxiliary_head(maps[-2])
+        return logits
+
+    @property
+    def levels(self) -> dict[str, Level]:
+        """Channels and stride of each map of the backbone, by name."""
+        return self.backbone.levels
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the logits."""
+        return self.config.num_classes
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What `create_model(segmentor.name, **segmentor.changes)` needs to build it again."""
+        return {**self.backbone.changes, **asdict(self.config)}
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put new classifiers for `num_classes` classes on the heads."""
+        self.config = replace(self.config, num_classes=num_classes)
+        for head in (self.decode_head, self.auxiliary_head):
+            if head is not None:
+                old = head.classifier.weight
+                new = make_classifier(old.shape[1], num_classes)
+                head.classifier = new.to(device=old.device, dtype=old.dtype)
+
+
+def build(name: str, **changes: Any) -> Segmentor:
+    """Build `upernet_<backbone>`: fields of `UPerNetConfig`, all other changes are the backbone's.
+
+    Raises:
+        ValueError: If there is no such backbone, it has no pyramid, or a change is unknown.
+    """
+    own = [field.name for field in fields(UPerNetConfig)]
+    backbone_name = name.removeprefix(PREFIX)
+    if not backbone_name.startswith("timm/"):
+        known = [*own, *(field.name for field in fields(NetworkConfig))]
+        for change in changes:
+            if change not in known:
+                raise ValueError(f"{name} has no setting {change!r}{nearest(change, known)}")
+    rest = {key: value for key, value in changes.items() if key not in own}
+    backbone = cast("Network | TimmNetwork", create_model(backbone_name, num_classes=0, **rest))
+    backbone.drop_head()
+    settings = {key: value for key, value in changes.items() if key in own}
+    settings.setdefault("output_norms", wants_output_norms(backbone))
+    return Segmentor(backbone, UPerNetConfig(**settings))
