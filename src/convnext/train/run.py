@@ -114,7 +114,7 @@ def train(
     if recipe.run.checkpoint_activations and not checkpoint_activations(model):
         raise ValueError(f"{recipe.model} cannot recompute its activations; leave that out")
     task.prepare(console)
-    size = task.preprocessing.image_size
+    size = task.input_size
     try:
         network = cost(model, size)
     except (AssertionError, RuntimeError) as error:
@@ -221,7 +221,7 @@ def _describe(
     write_text(folder / "recipe.yaml", to_yaml(recipe))
     if not (resumed and (folder / "choices.json").exists()):
         _write_json(folder / "choices.json", [asdict(choice) for choice in task.choices])
-    size, classes = task.preprocessing.image_size, len(task.data.classes)
+    size, classes = task.input_size, len(task.data.classes)
     model = {"name": recipe.model, "input_size": size, "classes": classes}
     _write_json(folder / "model.json", model | asdict(network))
     _write_json(folder / "environment.json", facts)

@@ -100,6 +100,11 @@ class ClassificationTask:
         recipe, choices = resolve(recipe, facts(self.data), where)
         return ClassificationTask(recipe, self.data, self.device, choices, self.ranks)
 
+    @property
+    def input_size(self) -> int:
+        """Side of the square that the network sees, in pixels."""
+        return self.preprocessing.image_size
+
     def build_model(self) -> nn.Module:
         """Build the network of the recipe, with a head for the data's classes and its weights."""
         settings = to_dict(self.recipe)["network"]

@@ -82,8 +82,14 @@ class Segmentor(nn.Module):
             else None
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, in_chans, H, W) to logits (N, num_classes, H, W)."""
+    def forward(self, images: Tensor, *, heads: bool = False) -> Any:
+        """Map images (N, in_chans, H, W) to logits (N, num_classes, H, W).
+
+        With `heads` to what `heads` returns: losses need it, and whatever is wrapped around a
+        network (several processes, compilation) knows of `forward` alone.
+        """
+        if heads:
+            return self.heads(images)
         return resize(self.heads(images, auxiliary=False)["decode"], images.shape[2:])
 
     def heads(self, images: Tensor, *, auxiliary: bool | None = None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,26 @@ from convnext.report import Part, Run, Section, figure, table
 from convnext.tasks.classification.report import bad_images
 
 MAX_CONFUSED_PAIRS = 12
+
+
+def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the scores at the top of the page, each with its label."""
+    found = [
+        ("mIoU", f"{evaluation['miou']:.2f}\u00a0%"),
+        ("pixels right", f"{evaluation['accuracy']:.2f}\u00a0%"),
+    ]
+    if evaluation.get("boundary_f1") is not None:
+        found.append(("boundary F1", f"{evaluation['boundary_f1']:.2f}\u00a0%"))
+    return found
+
+
+def sureness(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return sentences that say how far the primary score can be trusted."""
+    known = [row for row in evaluation["per_class"] if row["iou"] is not None]
+    return [
+        f"Measured on {evaluation['num_images']:,} validation images, "
+        f"{evaluation['num_pixels'] / 1e6:,.1f} million labelled pixels of {len(known)} classes."
+    ]
 
 
 def bars(run: Run) -> Section | None:

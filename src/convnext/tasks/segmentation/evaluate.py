@@ -1,0 +1,264 @@
+"""`evaluate` for segmentation: mIoU and all that follows from the confusion of pixels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from convnext.atomic import write_text
+from convnext.checkpoint import Card
+from convnext.device import pick_device
+from convnext.inference import open_model, pick_precision
+from convnext.recipe import SegmentRecipe
+from convnext.tasks.bad_images import BadImages
+from convnext.tasks.segmentation.data import SegmentationData, open_dataset
+from convnext.tasks.segmentation.dataset import EvalDataset
+from convnext.tasks.segmentation.gallery import draw_images
+from convnext.tasks.segmentation.inference import infer
+from convnext.tasks.segmentation.metric import Evaluation, Metric
+from convnext.tasks.segmentation.samples import Pairs
+from convnext.tasks.segmentation.scores import InferenceSettings
+
+# Scales of multi-scale testing (paper, Table 7).
+MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """An evaluation, what was evaluated, and the pictures of the worst images."""
+
+    source: str
+    data: str
+    card: Card
+    evaluation: Evaluation
+    inference: InferenceSettings
+    pictures: tuple[tuple[str, str], ...]
+    """Of every one of the worst images, where it lies and a comparison as a data URI."""
+    bad_images: tuple[tuple[str, str], ...]
+    """Pairs that could not be read, and why."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        result = self.evaluation.to_dict()
+        for worst, (source, picture) in zip(result["worst"], self.pictures, strict=True):
+            worst |= {"source": source, "picture": picture}
+        return {
+            "source": self.source,
+            "data": self.data,
+            "model": self.card.model,
+            "weights": self.card.metrics.get("weights", "model"),
+            "step": self.card.metrics.get("step"),
+            "inference": describe(self.inference),
+            **result,
+            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
+        }
+
+    def write(self, folder: str | Path) -> Path:
+        """Write `evaluation.json` into a folder and return its path."""
+        path = Path(folder) / "evaluation.json"
+        write_text(path, json.dumps(self.to_dict()) + "\n")
+        return path
+
+    def print(self, console: Console) -> None:
+        """Print the scores, and a table of the classes where they fit on a screen."""
+        e = self.evaluation
+        table = Table(box=None, header_style="bold")
+        table.add_column("class")
+        for name in ("pixels", "accuracy", "precision", "IoU"):
+            table.add_column(name, justify="right")
+        rows = sorted(e.per_class, key=lambda row: -1.0 if row.iou is None else row.iou)
+        shown = e.per_class if len(rows) <= 30 else rows[:30]
+        for row in shown:
+            values = (row.accuracy, row.precision, row.iou)
+            table.add_row(
+                escape(row.name),
+                f"{row.pixels:,}",
+                *("-" if value is None else f"{100 * value:.1f}" for value in values),
+            )
+        if len(rows) > len(shown):
+            console.print(f"the {len(shown)} weakest of {len(rows)} classes:")
+        console.print(table)
+        boundary = "" if e.boundary_f1 is None else f"  boundary F1 {e.boundary_f1:.2f} %"
+        loss = "" if e.loss is None else f"  loss {e.loss:.4f}"
+        console.print(
+            f"[bold]mIoU {e.miou:.2f} %[/]  pixels right {e.accuracy:.2f} %  mean over classes "
+            f"{e.mean_accuracy:.2f} %{boundary}{loss}  on {e.num_images:,} images of "
+            f"{escape(self.data)}, {describe(self.inference)}"
+        )
+        for source, reason in self.bad_images:
+            console.print(f"skipped: {source}: {reason}", markup=False)
+
+
+def evaluate(
+    source: str,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    device: str = "auto",
+    precision: str = "auto",
+    max_bad_share: float = 0.01,
+    inference: InferenceSettings | None = None,
+    boundary: bool = False,
+    console: Console | None = None,
+) -> EvaluationResult:
+    """Evaluate a run, a checkpoint or published weights on images with masks.
+
+    Args:
+        source: A run folder, a file in any layout, or a hub id.
+        data: The data set; by default the one that the network was trained on.
+        split: "val" or "train".
+        device: `cpu`, `cuda`, `mps` or `auto`.
+        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
+        max_bad_share: The largest share of images that may be unreadable.
+        inference: Windows, scales and flips; by default those of training.
+        boundary: Measure the boundary F-score too.
+        console: Where the progress bar goes; None for none.
+
+    Raises:
+        ValueError: If source or data cannot be read, or their classes do not match.
+    """
+    where = pick_device(device)
+    model, card = open_model(source, where)
+    settings = inference or inference_of(card)
+    opened, pairs = open_split(data, split, card, source)
+    bad = BadImages(pairs, max_share=max_bad_share)
+    dataset = EvalDataset(pairs, card.preprocessing)
+    executed = pick_precision(precision, card, where)
+    metric = Metric(card.classes, opened.ignore_index, boundary)
+    with Progress(
+        TextColumn("evaluating"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        disable=console is None,
+    ) as progress:
+        bar = progress.add_task("", total=len(pairs))
+        for found in infer(
+            model,
+            dataset,
+            device=where,
+            precision=executed,
+            bad=bad,
+            settings=settings,
+            ignore_index=opened.ignore_index,
+            progress=lambda count: progress.advance(bar, count),
+        ):
+            metric.update(*found)
+    evaluation = metric.compute()
+    worst = [score.index for score in evaluation.worst]
+    pictures = draw_images(
+        model,
+        dataset,
+        worst,
+        num_classes=len(card.classes),
+        device=where,
+        precision=executed,
+        settings=settings,
+        ignore_index=opened.ignore_index,
+    )
+    return EvaluationResult(
+        source=source,
+        data=opened.path,
+        card=card,
+        evaluation=evaluation,
+        inference=settings,
+        pictures=tuple((pairs.source(i), p) for i, p in zip(worst, pictures, strict=True)),
+        bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
+    )
+
+
+def open_split(
+    data: str | None, split: str, card: Card, source: str
+) -> tuple[SegmentationData, Pairs]:
+    """Return the data set to evaluate on, and the split's pairs.
+
+    Raises:
+        ValueError: If there is none, or its classes are not those of the network.
+    """
+    own = card.recipe.get("data")
+    path = data or own
+    if path is None:
+        raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
+    segment = card.recipe.get("segment", {})
+    same = path == own
+    opened = open_dataset(
+        str(path),
+        val_share=card.recipe.get("loader", {}).get("val_share", 0.2),
+        images=segment.get("images", "") if same else "",
+        masks=segment.get("masks", "") if same else "",
+        reduce_zero_label=segment.get("reduce_zero_label", "auto") if same else "auto",
+    )
+    pairs = opened.val if split == "val" else opened.train
+    return opened, relabel(pairs, opened.classes, card.classes)
+
+
+def relabel(pairs: Pairs, classes: Sequence[str], wanted: Sequence[str]) -> Pairs:
+    """See that the classes of the data are those of the network, in the same order.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if tuple(classes) == tuple(wanted):
+        return pairs
+    # Names of a network without a list of its own are numbers.
+    if len(classes) == len(wanted) and tuple(wanted) == tuple(map(str, range(len(wanted)))):
+        return pairs
+    differ = next(
+        (f"{a!r} and {b!r}" for a, b in zip(classes, wanted, strict=False) if a != b), "the rest"
+    )
+    raise ValueError(
+        f"the data has {len(classes)} classes and the network {len(wanted)}, which differ in "
+        f"{differ}; list the data's classes in the order of the network in classes.txt"
+    )
+
+
+def inference_of(card: Card) -> InferenceSettings:
+    """Return how the network read images when it was trained."""
+    known = card.recipe.get("segment", {})
+    settings = SegmentRecipe(mode=known.get("mode", "whole"))
+    if settings.mode != "slide":
+        return InferenceSettings()
+    return InferenceSettings(window=known["window"], stride=known["stride"])
+
+
+def choose_inference(
+    card: Card,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    whole: bool = False,
+    multi_scale: bool = False,
+    flip: bool = False,
+) -> InferenceSettings:
+    """Return the settings of training with what a user asks for instead."""
+    settings = inference_of(card)
+    if whole:
+        settings = InferenceSettings()
+    if window is not None or stride is not None:
+        window = window or settings.window
+        settings = InferenceSettings(window=window, stride=stride)
+    scales = MULTI_SCALE if multi_scale else settings.scales
+    return replace(settings, scales=scales, flip=flip)
+
+
+def describe(settings: InferenceSettings) -> str:
+    """Return in words how images are looked at."""
+    words = ["whole images"]
+    if settings.window is not None:
+        stride = settings.stride or round(settings.window * 2 / 3)
+        words = [f"windows of {settings.window} every {stride}"]
+    if len(settings.scales) > 1:
+        words.append(f"{len(settings.scales)} scales")
+    if settings.flip:
+        words.append("flipped")
+    return ", ".join(words)
