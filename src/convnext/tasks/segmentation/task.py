@@ -122,6 +122,7 @@ class SegmentationTask:
             **changes,
         )
         if init == "fan_in" and weights == "none":
+            assert isinstance(model.backbone, nn.Module)
             init_fan_in(model.backbone)
         return model
 
