@@ -43,6 +43,21 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
     return model.eval(), card
 
 
+def card_or_none(source: str) -> Card | None:
+    """Return the card of a run or a checkpoint without its network; None where it has none.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    from convnext.weights.files import read_header
+
+    path = find_checkpoint(source)
+    header = None if path is None else read_header(path)
+    if header is None or header[1].get("format") != FORMAT:
+        return None
+    return Card.from_metadata(header[1], where=str(path))
+
+
 def task_of(source: str) -> str:
     """Return what a run, a checkpoint or a file of weights was trained for: "classify", ...
 

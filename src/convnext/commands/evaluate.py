@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from convnext.commands import Parser, console, print_json
+from convnext.commands.dense import LOOKS, add_looks, looks, refuse
 
 CORRUPT = "corrupt"
 
@@ -14,10 +16,12 @@ def run(argv: list[str]) -> int:
     """Run the verb."""
     parser = Parser(
         "evaluate",
-        description="Measure top-1, top-5, and precision and recall of every class, with exactly "
-        "the preprocessing that the checkpoint carries; with --robustness, top-1 on corrupted "
-        "images or on ImageNet-C, C-bar, A, R or Sketch instead.",
+        description="Measure top-1, top-5, and precision and recall of every class (of a "
+        "segmentor: mIoU and the IoU of every class), with exactly the preprocessing that the "
+        "checkpoint carries; with --robustness, top-1 on corrupted images or on ImageNet-C, C-bar, A, R or "
+        "Sketch instead.",
         example="convnext evaluate runs/first --data my_photos\n"
+        "  convnext evaluate runs/streets --multi-scale --flip --boundary\n"
         "  convnext evaluate runs/first --robustness --severities 1 3 5 --max-images 500\n"
         "  convnext evaluate convnext_tiny.fb_in1k --robustness imagenet-c --output robustness",
     )
@@ -63,6 +67,8 @@ def run(argv: list[str]) -> int:
     robustness.add_argument(
         "--workers", type=int, help="processes that read and corrupt images (default: what helps)"
     )
+    group = add_looks(parser)
+    group.add_argument("--boundary", action="store_true", help="measure the boundary F-score too")
     arguments = parser.parse_args(argv)
     if arguments.robustness is not None:
         return _run_robustness(arguments)
@@ -70,19 +76,27 @@ def run(argv: list[str]) -> int:
         if getattr(arguments, name) is not None:
             parser.error(f"--{name.replace('_', '-')} goes with --robustness")
 
-    from convnext.evaluate import evaluate
+    from convnext.inference import task_of
+    from convnext.tasks import home
 
     out = console(as_json=arguments.json)
-    result = evaluate(
+    task = task_of(arguments.source)
+    options: dict[str, Any]
+    if task == "segment":
+        refuse(parser, arguments, ("batch_size", "only_best"), "segments")
+        options = {"boundary": arguments.boundary} | looks(arguments)
+    else:
+        refuse(parser, arguments, (*LOOKS, "boundary"), "classifies")
+        options = {"batch_size": arguments.batch_size, "last": not arguments.only_best}
+    result = home(task, "evaluate").evaluate(
         arguments.source,
         data=arguments.data,
         split=arguments.split,
-        batch_size=arguments.batch_size,
         device=arguments.device,
         precision=arguments.precision,
         max_bad_share=arguments.max_bad_share,
-        last=not arguments.only_best,
         console=out,
+        **options,
     )
     result.print(out)
     if arguments.output:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from convnext.commands import Parser, console, print_json
+from convnext.commands.dense import LOOKS, add_looks, looks, refuse
 
 
 def run(argv: list[str]) -> int:
@@ -10,12 +13,14 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "predict",
         description="Name the classes of images, with their probabilities, using exactly the "
-        "preprocessing that the checkpoint carries.",
-        example="convnext predict runs/first photo.jpg more_photos --output predictions",
+        "preprocessing that the checkpoint carries. A segmentor writes masks, overlays and the "
+        "area of every class.",
+        example="convnext predict runs/first photo.jpg more_photos --output predictions\n"
+        "  convnext predict runs/streets drive/ --output drive_masks --overlays jpg",
     )
     parser.add_argument("source", help="a run folder, a checkpoint, or a hub id")
     parser.add_argument("images", nargs="+", help="image files and folders")
-    parser.add_argument("--topk", type=int, default=5, help="classes per image (default: 5)")
+    parser.add_argument("--topk", type=int, help="classes per image (default: 5)")
     parser.add_argument("--batch-size", type=int, help="images at a time (default: 64)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
@@ -25,21 +30,45 @@ def run(argv: list[str]) -> int:
         default=1.0,
         help="fail if more than this share cannot be read (default: 1)",
     )
-    parser.add_argument("--output", metavar="DIR", help="write predictions.json and .csv there")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="write predictions.json and .csv there, for a segmentor masks and overlays too "
+        "(its default: predictions/)",
+    )
+    group = add_looks(parser)
+    group.add_argument(
+        "--overlays", choices=("png", "jpg", "none"), help="form of the overlays (default: png)"
+    )
+    group.add_argument("--alpha", type=float, help="strength of their colours (default: 0.55)")
     arguments = parser.parse_args(argv)
 
-    from convnext.predict import predict
+    from convnext.images import image_files
+    from convnext.inference import task_of
+    from convnext.tasks import home
 
     out = console(as_json=arguments.json)
-    result = predict(
+    images = image_files(arguments.images)  # Before a network is fetched in vain.
+    task = task_of(arguments.source)
+    options: dict[str, Any]
+    if task == "segment":
+        refuse(parser, arguments, ("topk", "batch_size"), "segments")
+        options = {"output": arguments.output or "predictions"} | looks(arguments)
+        for name in ("overlays", "alpha"):
+            if getattr(arguments, name) is not None:
+                options[name] = getattr(arguments, name)
+    else:
+        refuse(parser, arguments, (*LOOKS, "overlays", "alpha"), "classifies")
+        topk = 5 if arguments.topk is None else arguments.topk
+        options = {"topk": topk, "batch_size": arguments.batch_size}
+    result = home(task, "predict").predict(
         arguments.source,
-        arguments.images,
-        topk=arguments.topk,
-        batch_size=arguments.batch_size,
+        images,
         device=arguments.device,
         precision=arguments.precision,
         max_bad_share=arguments.max_bad_share,
         console=out,
+        **options,
     )
     result.print(out)
     if arguments.output:

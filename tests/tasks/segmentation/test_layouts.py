@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convnext.checkpoint import Card, save_checkpoint
 from convnext.family import create_model
-from convnext.preprocess import Preprocessing
+from convnext.preprocess import DensePreprocessing
 from convnext.weights import convert, export_weights, infer_model, load_weights, read_source
 
 Randomise = Callable[..., nn.Module]
@@ -215,8 +215,8 @@ def test_conversion_of_our_own_checkpoint(tmp_path: Path, segmentor: nn.Module) 
         changes=segmentor.changes,
         classes=tuple("abcde"),
         task="segment",
-        preprocessing=Preprocessing(
-            image_size=64, crop_pct=1.0, in_chans=3, mean=(0.5,) * 3, std=(0.2,) * 3
+        preprocessing=DensePreprocessing(
+            image_size=64, in_chans=3, mean=(0.5,) * 3, std=(0.2,) * 3
         ),
     )
     source, target = tmp_path / "ours.safetensors", tmp_path / "theirs.pth"

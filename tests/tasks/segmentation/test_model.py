@@ -11,7 +11,7 @@ from torch import nn
 from convnext.checkpoint import Card, save_checkpoint
 from convnext.costs import cost
 from convnext.family import FAMILY, create_model, list_models
-from convnext.preprocess import Preprocessing
+from convnext.preprocess import DensePreprocessing
 from convnext.tasks.segmentation.loss import cross_entropy
 from convnext.weights import load_weights, read_source
 
@@ -65,8 +65,8 @@ def test_a_checkpoint_builds_the_same_segmentor(
         changes=model.changes,
         classes=tuple("abcde"),
         task="segment",
-        preprocessing=Preprocessing(
-            image_size=64, crop_pct=1.0, in_chans=3, mean=(0.5,) * 3, std=(0.2,) * 3
+        preprocessing=DensePreprocessing(
+            image_size=64, in_chans=3, mean=(0.5,) * 3, std=(0.2,) * 3
         ),
     )
     save_checkpoint(tmp_path / "model.safetensors", model.state_dict(), card)

@@ -22,7 +22,6 @@ from convnext.tasks.segmentation.colors import class_colors
 from convnext.tasks.segmentation.predict import (
     SegmentationResult,
     output_names,
-    print_segmentation,
     segment_files,
 )
 from convnext.tasks.segmentation.scores import InferenceSettings
@@ -106,7 +105,7 @@ def test_tables_hold_what_was_found(tmp_path: Path) -> None:
     ]
     assert result.bad_images == ((str(damaged), "not an image, or a damaged one"),)
     console = Console(file=io.StringIO(), width=200)
-    print_segmentation(result, console)
+    result.print(console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "40 x 30" in text
     assert "[bold]light 75.0 %, dark 25.0 %" in text

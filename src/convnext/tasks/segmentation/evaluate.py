@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,15 @@ from convnext.atomic import write_text
 from convnext.checkpoint import Card
 from convnext.device import pick_device
 from convnext.inference import open_model, pick_precision
-from convnext.recipe import SegmentRecipe
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.gallery import draw_images
 from convnext.tasks.segmentation.inference import infer
+from convnext.tasks.segmentation.looks import describe, inference_of
 from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.samples import Pairs
 from convnext.tasks.segmentation.scores import InferenceSettings
-
-# Scales of multi-scale testing (paper, Table 7).
-MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,45 +217,3 @@ def relabel(pairs: Pairs, classes: Sequence[str], wanted: Sequence[str]) -> Pair
         f"the data has {len(classes)} classes and the network {len(wanted)}, which differ in "
         f"{differ}; list the data's classes in the order of the network in classes.txt"
     )
-
-
-def inference_of(card: Card) -> InferenceSettings:
-    """Return how the network read images when it was trained."""
-    known = card.recipe.get("segment", {})
-    settings = SegmentRecipe(mode=known.get("mode", "whole"))
-    if settings.mode != "slide":
-        return InferenceSettings()
-    return InferenceSettings(window=known["window"], stride=known["stride"])
-
-
-def choose_inference(
-    card: Card,
-    *,
-    window: int | None = None,
-    stride: int | None = None,
-    whole: bool = False,
-    multi_scale: bool = False,
-    flip: bool = False,
-) -> InferenceSettings:
-    """Return the settings of training with what a user asks for instead."""
-    settings = inference_of(card)
-    if whole:
-        settings = InferenceSettings()
-    if window is not None or stride is not None:
-        window = window or settings.window
-        settings = InferenceSettings(window=window, stride=stride)
-    scales = MULTI_SCALE if multi_scale else settings.scales
-    return replace(settings, scales=scales, flip=flip)
-
-
-def describe(settings: InferenceSettings) -> str:
-    """Return in words how images are looked at."""
-    words = ["whole images"]
-    if settings.window is not None:
-        stride = settings.stride or round(settings.window * 2 / 3)
-        words = [f"windows of {settings.window} every {stride}"]
-    if len(settings.scales) > 1:
-        words.append(f"{len(settings.scales)} scales")
-    if settings.flip:
-        words.append("flipped")
-    return ", ".join(words)

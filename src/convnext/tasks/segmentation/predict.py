@@ -22,8 +22,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from convnext.atomic import write_text
+from convnext.device import pick_device
 from convnext.images import BadImage, Mode, decode
+from convnext.inference import open_model, pick_precision
 from convnext.tasks.segmentation.inference import segment_labels
+from convnext.tasks.segmentation.looks import inference_of
 from convnext.tasks.segmentation.render import (
     ClassArea,
     class_areas,
@@ -76,9 +79,9 @@ class SegmentationResult:
             "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
         }
 
-    def write(self) -> tuple[Path, Path]:
+    def write(self, folder: str | Path | None = None) -> tuple[Path, Path]:
         """Write `predictions.json` and `areas.csv` (one row per image and class)."""
-        folder = Path(self.output)
+        folder = Path(folder or self.output)
         as_json, as_csv = folder / "predictions.json", folder / "areas.csv"
         write_text(as_json, json.dumps(self.to_dict(), indent=1) + "\n")
         rows = io.StringIO()
@@ -89,6 +92,75 @@ class SegmentationResult:
                 writer.writerow((prediction.source, area.name, area.pixels, f"{area.percent:.4f}"))
         write_text(as_csv, rows.getvalue())
         return as_json, as_csv
+
+    def print(self, console: Console) -> None:
+        """Print a line per image: the classes that cover most of it."""
+        table = Table(box=None, header_style="bold")
+        table.add_column("image", overflow="fold")
+        table.add_column("pixels", justify="right", no_wrap=True)
+        table.add_column("covered by", overflow="fold")
+        for p in self.predictions:
+            table.add_row(
+                escape(p.source),
+                f"{p.width} x {p.height}",
+                escape(", ".join(f"{area.name} {area.percent:.1f} %" for area in p.areas[:4])),
+            )
+        console.print(table)
+        for source, reason in self.bad_images:
+            console.print(f"skipped: {source}: {reason}", markup=False)
+        if self.bad_images:
+            console.print(f"{len(self.bad_images)} of the images could not be read")
+        console.print(
+            f"masks, overlays, areas.csv and predictions.json are in {escape(self.output)}"
+        )
+
+
+def predict(
+    source: str,
+    images: Iterable[str | Path],
+    *,
+    output: str | Path = "predictions",
+    device: str = "auto",
+    precision: str = "auto",
+    inference: InferenceSettings | None = None,
+    overlays: Form = "png",
+    alpha: float = 0.55,
+    max_bad_share: float = 1.0,
+    console: Console | None = None,
+) -> SegmentationResult:
+    """Segment image files, and write masks, overlays and areas into a folder.
+
+    Args:
+        source: A run folder, a file in any layout, or a hub id.
+        images: The files.
+        output: The folder.
+        device: `cpu`, `cuda`, `mps` or `auto`.
+        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
+        inference: Windows, scales and flips; by default those of training.
+        overlays: "png", "jpg" (smaller), or "none".
+        alpha: How strong the colours of the overlays are, in [0, 1].
+        max_bad_share: The largest share of images that may be unreadable.
+        console: Where the progress bar goes; None for none.
+
+    Raises:
+        ValueError: If no image can be read, too many cannot, or a result would overwrite an image.
+    """
+    where = pick_device(device)
+    model, card = open_model(source, where)
+    return segment_files(
+        model,
+        card.classes,
+        card.preprocessing,
+        images,
+        output=output,
+        device=where,
+        precision=pick_precision(precision, card, where),
+        settings=inference or inference_of(card),
+        overlays=overlays,
+        alpha=alpha,
+        max_bad_share=max_bad_share,
+        console=console,
+    )
 
 
 def segment_files(
@@ -103,6 +175,7 @@ def segment_files(
     settings: InferenceSettings | None = None,
     overlays: Form = "png",
     alpha: float = 0.55,
+    max_bad_share: float = 1.0,
     console: Console | None = None,
 ) -> SegmentationResult:
     """Segment image files, and write NAME_mask.png and NAME_overlay.png of each into a folder.
@@ -118,10 +191,11 @@ def segment_files(
         settings: Windows, scales and flips.
         overlays: "png", "jpg" (smaller), or "none".
         alpha: How strong the colours of the overlays are, in [0, 1].
+        max_bad_share: The largest share of images that may be unreadable.
         console: Where the progress bar goes; None for none.
 
     Raises:
-        ValueError: If no image can be read, or a result would overwrite an image.
+        ValueError: If no image can be read, too many cannot, or a result would overwrite an image.
     """
     if overlays not in get_args(Form):
         raise ValueError(f"overlays are {overlays!r}, but must be of {', '.join(get_args(Form))}")
@@ -150,6 +224,11 @@ def segment_files(
                 image = decode(path, mode=preprocessing.mode)
             except BadImage as error:
                 bad.append((str(path), error.reason))
+                if len(bad) > max_bad_share * len(files):
+                    raise ValueError(
+                        f"{len(bad):,} of {len(files):,} images cannot be read, such as {error}; "
+                        "allow more with --max-bad-share"
+                    ) from error
                 continue
             pixels = preprocessing.pixels(image)[None].to(device)
             labels = segment_labels(
@@ -211,26 +290,6 @@ def output_names(paths: Sequence[Path]) -> list[str]:
         taken.add(tried.casefold())
         names.append(tried)
     return names
-
-
-def print_segmentation(result: SegmentationResult, console: Console) -> None:
-    """Print a line per image: the classes that cover most of it."""
-    table = Table(box=None, header_style="bold")
-    table.add_column("image", overflow="fold")
-    table.add_column("pixels", justify="right", no_wrap=True)
-    table.add_column("covered by", overflow="fold")
-    for p in result.predictions:
-        table.add_row(
-            escape(p.source),
-            f"{p.width} x {p.height}",
-            escape(", ".join(f"{area.name} {area.percent:.1f} %" for area in p.areas[:4])),
-        )
-    console.print(table)
-    for source, reason in result.bad_images:
-        console.print(f"skipped: {source}: {reason}", markup=False)
-    if result.bad_images:
-        console.print(f"{len(result.bad_images)} of the images could not be read")
-    console.print(f"masks, overlays, areas.csv and predictions.json are in {escape(result.output)}")
 
 
 def _protect(files: Sequence[Path], results: Sequence[Path]) -> None:

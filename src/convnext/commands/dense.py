@@ -1,0 +1,43 @@
+"""The options that only segmentation has, for `evaluate` and `predict`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+from convnext.commands import Parser
+
+LOOKS = ("window", "stride", "whole", "multi_scale", "flip")
+
+
+def add_looks(parser: Parser) -> Any:
+    """Add the options of how images are looked at; return their group."""
+    group = parser.add_argument_group("segmentation")
+    group.add_argument("--window", type=int, metavar="PIXELS", help="slide a window of this side")
+    group.add_argument("--stride", type=int, metavar="PIXELS", help="from window to window")
+    group.add_argument("--whole", action="store_true", help="look at images whole")
+    group.add_argument(
+        "--multi-scale", action="store_true", help="average six scales from 0.5 to 1.75"
+    )
+    group.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    return group
+
+
+def looks(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the option `inference` if the user asks for anything; else nothing."""
+    given = {name: getattr(arguments, name) for name in LOOKS}
+    if not any(given.values()):
+        return {}
+    from convnext.inference import card_or_none
+    from convnext.tasks.segmentation.looks import choose_inference
+
+    known = card_or_none(arguments.source)
+    return {"inference": choose_inference(known, **given)}
+
+
+def refuse(parser: Parser, arguments: argparse.Namespace, names: Iterable[str], task: str) -> None:
+    """Refuse options that the task of the network does not have, rather than ignore them."""
+    for name in names:
+        if getattr(arguments, name) not in (None, False):
+            parser.error(f"--{name.replace('_', '-')} is nothing for a network that {task}")

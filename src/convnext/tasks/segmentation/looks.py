@@ -1,0 +1,52 @@
+"""How a trained segmentor looks at images: as in training, unless a user asks otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from convnext.checkpoint import Card
+from convnext.tasks.segmentation.scores import InferenceSettings
+
+# Scales of multi-scale testing (paper, Table 7).
+MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+def inference_of(card: Card | None) -> InferenceSettings:
+    """Return how the network read images when it was trained."""
+    known = card.recipe.get("segment", {}) if card else {}
+    if known.get("mode") != "slide":
+        return InferenceSettings()
+    return InferenceSettings(window=known["window"], stride=known["stride"])
+
+
+def choose_inference(
+    card: Card | None,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    whole: bool = False,
+    multi_scale: bool = False,
+    flip: bool = False,
+) -> InferenceSettings:
+    """Return the settings of training with what a user asks for instead."""
+    settings = inference_of(card)
+    if whole:
+        settings = InferenceSettings()
+    if window is not None or stride is not None:
+        window = window or settings.window
+        settings = InferenceSettings(window=window, stride=stride)
+    scales = MULTI_SCALE if multi_scale else settings.scales
+    return replace(settings, scales=scales, flip=flip)
+
+
+def describe(settings: InferenceSettings) -> str:
+    """Return in words how images are looked at."""
+    words = ["whole images"]
+    if settings.window is not None:
+        stride = settings.stride or round(settings.window * 2 / 3)
+        words = [f"windows of {settings.window} every {stride}"]
+    if len(settings.scales) > 1:
+        words.append(f"{len(settings.scales)} scales")
+    if settings.flip:
+        words.append("flipped")
+    return ", ".join(words)
