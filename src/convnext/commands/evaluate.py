@@ -18,8 +18,8 @@ def run(argv: list[str]) -> int:
         "evaluate",
         description="Measure top-1, top-5, and precision and recall of every class (of a "
         "segmentor: mIoU and the IoU of every class), with exactly the preprocessing that the "
-        "checkpoint carries; with --robustness, top-1 on corrupted images or on ImageNet-C, C-bar, A, R or "
-        "Sketch instead.",
+        "checkpoint carries; with --robustness, top-1 on corrupted images or on ImageNet-C, "
+        "C-bar, A, R or Sketch instead.",
         example="convnext evaluate runs/first --data my_photos\n"
         "  convnext evaluate runs/streets --multi-scale --flip --boundary\n"
         "  convnext evaluate runs/first --robustness --severities 1 3 5 --max-images 500\n"
