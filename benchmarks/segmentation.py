@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=64, help="width of both heads")
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--crop", type=int, default=160)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--set", nargs="*", default=[], metavar="SETTING=VALUE", help="of ours")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--side", choices=(OURS, THEIRS))
     arguments = parser.parse_args()
@@ -57,6 +59,14 @@ def main() -> None:
     for side in (OURS, THEIRS):
         values = [row["miou"] for row in rows if row["side"] == side]
         print(f"{side}: mIoU {statistics.mean(values):.2f} {[round(v, 2) for v in values]}")
+
+
+def setting(text: str) -> tuple[str, object]:
+    """Return a setting of the recipe and its value, from `name=value`."""
+    import yaml
+
+    name, _, value = text.partition("=")
+    return name, yaml.safe_load(value)
 
 
 def without_seeds(argv: list[str]) -> list[str]:
@@ -94,8 +104,11 @@ def train(arguments: argparse.Namespace, side: str, seed: int) -> dict[str, obje
             "segment.jitter": (0.75, 1.5),
             "schedule.epochs": 10_000,
             "optim.lr": arguments.lr,
+            "optim.batch_size": arguments.batch,
+            "optim.micro_batch_size": arguments.batch,
             "run.seed": seed,
             "run.device": "cpu",
+            **dict(map(setting, arguments.set)),
         },
     )
     task = open_task(recipe, torch.device("cpu"), Console(quiet=True))

@@ -30,9 +30,11 @@ from convnext.figures import (
     short_count,
 )
 from convnext.tasks import HOMES, PRIMARY, home
-from convnext.train.log import read_metrics
+from convnext.train.log import LOSS, read_metrics
 from convnext.train.reference import Reference, read_reference
 
+# Colours of several curves in one figure: apart for every kind of colour vision.
+LINES = (ACCENT, MISS, "#00a076", "#b85488", "#c97800", "#5aa5d8", MUTED)
 WEIGHTS = {"model": "weights", "ema": "moving average"}
 
 
@@ -229,6 +231,7 @@ def curves(run: Run) -> Section | None:
             f"{run.primary_name}, %",
             [*_by_weights(run, run.primary), *_reference(run)],
         ),
+        "losses": ("Losses by name", "loss", _losses(trained)),
         "lr": ("Learning rate", "", [_curve("learning rate", trained, "lr", ACCENT)]),
     }
     figures = []
@@ -317,6 +320,15 @@ def table(
 def _curve(label: str, rows: Sequence[Mapping[str, Any]], key: str, colour: str) -> Curve:
     images, values = _finite(rows, "images", key)
     return Curve(label=label, x=images, y=values, colour=colour)
+
+
+def _losses(trained: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """Return a curve for every part of the loss, where there are several."""
+    names = [key for key in trained[-1] if key.startswith(LOSS)]
+    return [
+        _curve(name.removeprefix(LOSS).replace("_", " "), trained, name, LINES[i % len(LINES)])
+        for i, name in enumerate(names)
+    ]
 
 
 def _by_weights(run: Run, key: str) -> list[Curve]:

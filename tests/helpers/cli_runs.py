@@ -10,8 +10,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
+
+from convnext.recipe import Recipe, to_yaml
+from convnext.train.log import read_metrics
+from convnext.weights.files import read_file
 
 # 1,437 training digits: 29 steps an epoch. With layer norm, several processes compute the same.
 SMALL = {
@@ -33,9 +39,10 @@ SMALL = {
 
 @dataclass
 class Runs:
-    """Starts `convnext train` on the digits with the settings above, and with others."""
+    """Starts `convnext train` on the digits with the settings above, or by another recipe."""
 
     folder: Path
+    recipe: Recipe | None = None
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(
@@ -43,7 +50,8 @@ class Runs:
     ) -> subprocess.Popen[str]:
         """Start a run; the second time with --resume it goes on."""
         recipe = self.folder / "small.yaml"
-        recipe.write_text(yaml.safe_dump(SMALL))
+        text = yaml.safe_dump(SMALL) if self.recipe is None else to_yaml(self.recipe)
+        recipe.write_text(text, encoding="utf-8")
         command = [sys.executable, *launcher, "-m", "convnext", "train", str(recipe)]
         process = subprocess.Popen(
             [*command, "--output", str(output), *options],
@@ -97,3 +105,31 @@ def wait_for(
             raise AssertionError(process.communicate()[0])
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+# What depends on the clock and on memory, and on nothing that is learned.
+TIMED = {"seconds", "images_per_s", "wait_share", "memory_gb", "mfu"}
+
+
+def learned(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """Return every tensor of a finished run, and its metrics but for the clock's."""
+    tensors = {}
+    for path in sorted(folder.glob("checkpoints/**/*.safetensors")):
+        for name, tensor in read_file(path)[0].items():
+            tensors[f"{path.relative_to(folder)}:{name}"] = tensor
+    rows = [
+        {k: v for k, v in row.items() if k not in TIMED}
+        for row in read_metrics(folder / "metrics.jsonl")
+        if row["kind"] != "event"
+    ]
+    return tensors, rows
+
+
+def assert_same(one: Path, other: Path) -> None:
+    tensors, rows = learned(one)
+    other_tensors, other_rows = learned(other)
+    assert len(tensors) > 50
+    assert tensors.keys() == other_tensors.keys()
+    different = [name for name in tensors if not torch.equal(tensors[name], other_tensors[name])]
+    assert not different
+    assert rows == other_rows

@@ -71,7 +71,7 @@ def run(argv: list[str]) -> int:
         **options,
     )
     result.print(out)
-    if arguments.output:
+    if arguments.output and task != "segment":  # Which has written and said so.
         for path in result.write(arguments.output):
             out.print(f"written: {path}", soft_wrap=True)
     if arguments.json:

@@ -81,6 +81,7 @@ def _with_weights(recipe: Recipe) -> tuple[Recipe, Card | None]:
         return recipe, card
     recipe = replace(recipe, model=card.model)
     kept = {"num_classes", "in_chans", "drop_path_rate", "head_init_scale"}
+    kept |= {"channels", "auxiliary", "dropout"}  # Of a segmentor: settings of its own section.
     kept |= {field.name for field in fields(NetworkRecipe)}
     changes = {name: value for name, value in card.changes.items() if name not in kept}
     network = replace(recipe.network, changes=changes | recipe.network.changes)

@@ -25,6 +25,14 @@ from convnext.train.trackers import Tracker, tensorboard
 PLAIN_LINE_SECONDS = 15.0
 
 
+LOSS = "loss/"
+
+
+def named(losses: Mapping[str, float]) -> dict[str, float]:
+    """Return the parts of a loss under the names that they have in metrics.jsonl: `loss/NAME`."""
+    return {f"{LOSS}{name}": value for name, value in losses.items()}
+
+
 class RunLog:
     """The log of a run in `folder`.
 
@@ -155,7 +163,7 @@ class RunLog:
         elapsed = max(now - self._window_start - self._paused, 1e-9)
         speed, wait_share = self._window_images / elapsed, self._waited / elapsed
         self._begin_window()
-        row: dict[str, float] = {"loss": loss, **(losses or {}), "lr": lr}
+        row: dict[str, float] = {"loss": loss, **named(losses or {}), "lr": lr}
         row |= {"images_per_s": round(speed, 1), "wait_share": round(wait_share, 4)}
         used = mfu(speed) if mfu is not None else None
         if used is not None:

@@ -48,6 +48,12 @@ class Found:
     is_ade20k: bool = False
 
 
+def is_segmentation(root: Path) -> bool:
+    """Tell whether a folder is in one of the layouts above, patterns aside."""
+    has_masks = any((root / name).is_dir() for name in MASK_FOLDERS)
+    return (root / "leftImg8bit").is_dir() or ((root / "images").is_dir() and has_masks)
+
+
 def find(root: Path, images: str = "", masks: str = "") -> Found:
     """Return the pairs under a folder, by its layout or by two patterns.
 

@@ -1,0 +1,297 @@
+"""What is in a segmentation data set, and what is wrong with it: `convnext data PATH`."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from convnext.images import BadImage
+from convnext.tasks.classification.cache import for_each
+from convnext.tasks.segmentation.data import SegmentationData, open_dataset
+from convnext.tasks.segmentation.samples import Pairs
+
+NUM_EXAMPLES = 5
+MAX_ROWS = 60
+BAR = 24
+# A class with a smaller share of the labelled pixels is seldom learned without help.
+RARE = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What was seen of one pair."""
+
+    part: str
+    source: str
+    reason: str = ""
+    """Why the pair cannot be used; empty if it can."""
+    width: int = 0
+    height: int = 0
+    counts: NDArray[np.int64]
+    """Pixels of each class."""
+    num_pixels: int = 0
+    digest: bytes = b""
+    """Of the image's pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCount:
+    """How often a class occurs."""
+
+    name: str
+    train_share: float
+    """Of the labelled training pixels."""
+    train_images: int
+    val_share: float
+    val_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """What `inspect` found."""
+
+    path: str
+    classes: tuple[ClassCount, ...]
+    num_train: int
+    num_val: int
+    ignored_share: float
+    """Of all pixels."""
+    sizes: dict[str, int]
+    """Pairs by their size, "480 x 360", the most frequent first."""
+    unusable: tuple[tuple[str, str], ...]
+    """Every pair that cannot be used, and why."""
+    problems: tuple[str, ...]
+    """What is wrong, the worst first."""
+    suggestions: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        return asdict(self)
+
+    def print(self, console: Console) -> None:
+        """Print for people."""
+        console.print(
+            f"[bold]{escape(self.path)}[/]\n{self.num_train:,} training and {self.num_val:,} "
+            f"validation images with masks of {len(self.classes):,} classes; "
+            f"{100 * self.ignored_share:.1f} % of the pixels have no label"
+        )
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False)
+        console.print(self._table())
+        common = list(self.sizes.items())
+        more = f", and {len(common) - 4:,} other sizes" if len(common) > 4 else ""
+        sizes = ", ".join(f"{size} ({count:,})" for size, count in common[:4])
+        console.print(f"sizes: {sizes}{more}")
+        if not self.problems:
+            console.print("\n[green]nothing is wrong[/]")
+        for title, lines in (
+            ("problems, the worst first", self.problems),
+            ("suggestions", self.suggestions),
+        ):
+            if lines:
+                console.print(f"\n[bold]{title}[/]")
+            for number, line in enumerate(lines, 1):
+                console.print(f" {number} {line}", markup=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table(box=None, header_style="dim", pad_edge=False)
+        table.add_column("class", overflow="ellipsis", max_width=30, no_wrap=True)
+        for name in ("train pixels", "images", "val pixels", "images"):
+            table.add_column(name, justify="right")
+        table.add_column("")
+        most = max((row.train_share for row in self.classes), default=0.0)
+        for row in self.classes[:MAX_ROWS]:
+            bar = "█" * max(round(BAR * row.train_share / (most or 1)), 1 if row.train_share else 0)
+            table.add_row(
+                escape(row.name),
+                f"{100 * row.train_share:.2f} %",
+                f"{row.train_images:,}",
+                f"{100 * row.val_share:.2f} %",
+                f"{row.val_images:,}",
+                bar,
+            )
+        if len(self.classes) > MAX_ROWS:
+            table.caption = f"the first {MAX_ROWS} of {len(self.classes):,} classes"
+        return table
+
+
+def inspect(
+    path: str,
+    *,
+    val_share: float = 0.2,
+    images: str = "",
+    masks: str = "",
+    reduce_zero_label: bool | Literal["auto"] = "auto",
+    console: Console | None = None,
+) -> DataReport:
+    """Read every image and mask under `path` in full and report.
+
+    Args:
+        path: As of `open_dataset`, like the next four.
+        val_share: See there.
+        images: See there.
+        masks: See there.
+        reduce_zero_label: See there.
+        console: Where the progress bar goes; standard error by default.
+
+    Raises:
+        ValueError: If there is no data set at `path`.
+    """
+    data = open_dataset(
+        path,
+        val_share=val_share,
+        strict=False,
+        images=images,
+        masks=masks,
+        reduce_zero_label=reduce_zero_label,
+    )
+    return report(data, scan(data, console=console or Console(stderr=True)))
+
+
+def scan(data: SegmentationData, *, console: Console | None = None) -> list[Look]:
+    """Read every pair by a few threads."""
+    jobs = [(part, pairs, i) for part, pairs in _parts(data) for i in range(len(pairs))]
+    found: list[Look | None] = [None] * len(jobs)
+
+    def read(number: int) -> None:
+        part, pairs, index = jobs[number]
+        found[number] = look_at(part, pairs, index, len(data.classes), data.ignore_index)
+
+    for_each(read, len(jobs), "reading images and masks", console=console)
+    return [look for look in found if look is not None]
+
+
+def look_at(part: str, pairs: Pairs, index: int, num_classes: int, ignore_index: int) -> Look:
+    """Read one pair in full."""
+    nothing = np.zeros(num_classes, dtype=np.int64)
+    try:
+        image = pairs.open(index, "RGB")
+        mask = pairs.mask(index, image.size)
+    except BadImage as error:
+        return Look(part=part, source=error.source, reason=error.reason, counts=nothing)
+    labelled = mask[mask != ignore_index]
+    return Look(
+        part=part,
+        source=pairs.source(index),
+        width=image.width,
+        height=image.height,
+        counts=np.bincount(labelled, minlength=num_classes),
+        num_pixels=mask.size,
+        digest=hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(),
+    )
+
+
+def report(data: SegmentationData, looks: Sequence[Look]) -> DataReport:
+    """Sum up what was seen."""
+    good = [look for look in looks if not look.reason]
+    labelled = sum(int(look.counts.sum()) for look in good)
+    total = sum(look.num_pixels for look in good)
+    parts = {part: [look for look in good if look.part == part] for part in ("train", "val")}
+    pixels = {part: _sum(found, len(data.classes)) for part, found in parts.items()}
+    present = {
+        part: np.sum([look.counts > 0 for look in found], axis=0)
+        if found
+        else np.zeros(len(data.classes), dtype=np.int64)
+        for part, found in parts.items()
+    }
+
+    def share(part: str, c: int) -> float:
+        return float(pixels[part][c] / max(int(pixels[part].sum()), 1))
+
+    classes = tuple(
+        ClassCount(
+            name=name,
+            train_share=share("train", c),
+            train_images=int(present["train"][c]),
+            val_share=share("val", c),
+            val_images=int(present["val"][c]),
+        )
+        for c, name in enumerate(data.classes)
+    )
+    return DataReport(
+        path=data.path,
+        classes=classes,
+        num_train=len(data.train),
+        num_val=len(data.val),
+        ignored_share=1 - labelled / total if total else 0.0,
+        sizes=dict(Counter(f"{look.width} x {look.height}" for look in good).most_common()),
+        unusable=tuple((look.source, look.reason) for look in looks if look.reason),
+        problems=tuple(find_problems(data, looks, classes)),
+        suggestions=tuple(find_suggestions(good, classes)),
+        notes=tuple(note for note in data.notes if note not in data.faults),
+    )
+
+
+def find_problems(
+    data: SegmentationData, looks: Sequence[Look], classes: Sequence[ClassCount]
+) -> list[str]:
+    """Return one line per kind of problem, the worst first, each with its count and examples."""
+    lines = []
+    bad = [look for look in looks if look.reason]
+    good = [look for look in looks if not look.reason]
+    if bad:
+        examples = _some([f"{look.source}: {look.reason}" for look in bad])
+        lines.append(f"pairs that cannot be used: {len(bad):,} of {len(looks):,} ({examples})")
+    lines += data.faults
+    train = {look.digest: look.source for look in good if look.part == "train"}
+    twins = [look for look in good if look.part == "val" and look.digest in train]
+    if twins:
+        shown = _some([f"{look.source} = {train[look.digest]}" for look in twins])
+        lines.append(
+            "validation images with the pixels of a training image, so that validation flatters: "
+            f"{len(twins):,} ({shown})"
+        )
+    empty = [look.source for look in good if not look.counts.any()]
+    if empty:
+        lines.append(f"images without a labelled pixel: {len(empty):,} ({_some(empty)})")
+    for what, missing in (
+        ("no training image", [row.name for row in classes if not row.train_images]),
+        ("no validation image", [row.name for row in classes if not row.val_images]),
+    ):
+        if missing:
+            lines.append(f"classes on {what}: {len(missing):,} ({_some(missing)})")
+    return lines
+
+
+def find_suggestions(good: Sequence[Look], classes: Sequence[ClassCount]) -> list[str]:
+    """Return what is worth trying with this data, each with the setting to use."""
+    lines = []
+    rare = [row.name for row in classes if 0 < row.train_share < RARE]
+    if rare:
+        lines.append(
+            f"classes with less than {100 * RARE:g} % of the pixels: {len(rare):,} "
+            f"({_some(rare)}); consider --segment.class_weights balanced, or --segment.dice 1"
+        )
+    side = statistics.median(min(look.width, look.height) for look in good) if good else 0
+    if side > 1000:
+        lines.append(
+            "the images are large: --segment.mode slide reads them by windows in bounded memory"
+        )
+    return lines
+
+
+def _parts(data: SegmentationData) -> tuple[tuple[str, Pairs], ...]:
+    return ("train", data.train), ("val", data.val)
+
+
+def _sum(looks: Sequence[Look], num_classes: int) -> NDArray[np.int64]:
+    total = np.zeros(num_classes, dtype=np.int64)
+    for look in looks:
+        total += look.counts
+    return total
+
+
+def _some(lines: Sequence[str]) -> str:
+    more = len(lines) - NUM_EXAMPLES
+    return "; ".join(lines[:NUM_EXAMPLES]) + (f"; and {more:,} more" if more > 0 else "")

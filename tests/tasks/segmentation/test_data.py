@@ -1,0 +1,241 @@
+"""What lies under a path: layouts, partners, classes, and all that can be wrong with masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from shapes import write_shapes
+
+from convnext.cli import main
+from convnext.images import BadImage
+from convnext.tasks.segmentation.contact_sheet import contact_sheet
+from convnext.tasks.segmentation.data import facts, open_dataset
+from convnext.tasks.segmentation.inspect import inspect
+from convnext.tasks.segmentation.layout import is_segmentation
+from convnext.tasks.segmentation.masks import MaskReader
+
+
+def write(path: Path, values: object, mode: str | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(values, dtype=np.uint16 if mode == "I;16" else np.uint8))
+    image.save(path)
+    return path
+
+
+def pair(root: Path, split: str, name: str, mask: object, masks: str = "annotations") -> None:
+    height, width = np.asarray(mask).shape[:2]
+    rng = np.random.default_rng(abs(hash(name)) % 1000)
+    write(root / "images" / split / f"{name}.png", rng.integers(0, 256, (height, width, 3)))
+    write(root / masks / split / f"{name}.png", mask)
+
+
+def test_the_layout_of_ade20k_with_names(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "ü b")
+    assert is_segmentation(root)
+    data = open_dataset(str(root))
+    assert data.classes == ("ground", "red", "blue")
+    assert (len(data.train), len(data.val), data.faults) == (16, 6, ())
+    assert data.train.names[:2] == ("000", "001")
+    assert set(np.unique(data.train.mask(0))) == {0, 1, 2, 255}
+    known = facts(data)
+    assert (known.image_height, known.image_width, known.greyscale) == (40, 48, False)
+    assert sum(known.pixel_counts) == 16 * 38 * 48
+
+
+def test_ade20k_itself_has_no_class_zero(tmp_path: Path) -> None:
+    for split in ("training", "validation"):
+        pair(tmp_path, split, "a", [[0, 1], [2, 150]])
+    lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
+    lines += [f"{i}\t0.1\t1\t1\t0\tname {i}, other" for i in range(1, 151)]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(lines))
+    data = open_dataset(str(tmp_path))
+    assert len(data.classes) == 150
+    assert data.classes[0] == "name 1"
+    assert data.train.mask(0).tolist() == [[255, 0], [1, 149]]
+    assert any("value 0 of the masks means no class" in note for note in data.notes)
+    plain = open_dataset(str(tmp_path), reduce_zero_label=False)
+    with pytest.raises(BadImage, match="has the value 150 on 1 pixels, but there are 150 classes"):
+        plain.train.mask(0)
+
+
+def test_cityscapes_and_any_pattern(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for city in ("aachen", "bonn"):
+            stem = f"{split}/{city}/{city}_000"
+            write(tmp_path / f"leftImg8bit/{stem}_leftImg8bit.png", np.zeros((4, 6, 3)))
+            write(tmp_path / f"gtFine/{stem}_gtFine_labelTrainIds.png", np.full((4, 6), 3))
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\n")
+    data = open_dataset(str(tmp_path))
+    assert data.train.names == ("aachen/aachen_000", "bonn/bonn_000") or len(data.train) == 2
+    assert (len(data.train), len(data.val)) == (2, 2)
+    images = "leftImg8bit/{split}/*/*_000_leftImg8bit.png"
+    masks = "gtFine/{split}/*/*_000_gtFine_labelTrainIds.png"
+    again = open_dataset(str(tmp_path), images=images, masks=masks)
+    assert again.train.images == data.train.images
+    with pytest.raises(ValueError, match="same number of stars"):
+        open_dataset(str(tmp_path), images=images, masks="gtFine/{split}/*.png")
+    with pytest.raises(ValueError, match="give both patterns"):
+        open_dataset(str(tmp_path), images=images)
+    with pytest.raises(ValueError, match="no pair of files"):
+        open_dataset(str(tmp_path), images="x/{split}/*.png", masks="y/{split}/*.png")
+
+
+def test_without_a_split_a_share_is_held_out_by_name(tmp_path: Path) -> None:
+    for i in range(20):
+        pair(tmp_path, "", f"{i:02d}", [[0, 1]], masks="masks")
+    data = open_dataset(str(tmp_path), val_share=0.25)
+    assert (len(data.train), len(data.val)) == (15, 5)
+    assert data.classes == ("class 0", "class 1")
+    again = open_dataset(str(tmp_path), val_share=0.25)
+    assert data.val.names == again.val.names
+    assert not set(data.val.names) & set(data.train.names)
+
+
+def test_files_without_a_partner_are_named(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "s")
+    (root / "annotations/train/003.png").unlink()
+    (root / "images/train/005.png").unlink()
+    data = open_dataset(str(root))
+    assert len(data.train) == 14
+    assert data.faults == (
+        f"1 images without a mask in the train split, left out (such as "
+        f"{root / 'images/train/003.png'})",
+        f"1 masks without an image in the train split, left out (such as "
+        f"{root / 'annotations/train/005.png'})",
+    )
+
+
+def test_an_empty_split_and_no_layout(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "s", num_val=0)
+    with pytest.raises(ValueError, match="no image with a mask in its val split"):
+        open_dataset(str(root))
+    assert (
+        "there is no image with a mask in the val split"
+        in open_dataset(str(root), strict=False).faults
+    )
+    with pytest.raises(ValueError, match="accepted are images"):
+        open_dataset(str(tmp_path))
+    with pytest.raises(ValueError, match="there is no folder"):
+        open_dataset(str(tmp_path / "nothing"))
+    assert main(["data", str(root)]) == 0
+
+
+@pytest.mark.parametrize("value", [3, 7, 254])
+def test_a_value_that_is_no_class_names_file_and_value(tmp_path: Path, value: int) -> None:
+    root = write_shapes(tmp_path / "s")
+    path = write(root / "annotations/train/002.png", np.full((40, 48), value))
+    data = open_dataset(str(root))
+    with pytest.raises(BadImage, match=f"has the value {value} on 1,920 pixels") as error:
+        data.train.mask(2)
+    assert error.value.source == str(path)
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "s")
+    write(root / "annotations/train/002.png", np.zeros((39, 48)))
+    data = open_dataset(str(root))
+    with pytest.raises(BadImage, match="has 48 x 39 pixels, but its image 48 x 40"):
+        data.train.mask(2, data.train.open(2, "RGB").size)
+
+
+def test_colour_masks_need_a_palette_and_say_how(tmp_path: Path) -> None:
+    colours = np.zeros((2, 3, 3))
+    colours[0] = (128, 64, 128)
+    for split in ("train", "val"):
+        pair(tmp_path, split, "a", colours)
+    with pytest.raises(ValueError, match=r"colour image.*palette.json.*\[128, 64, 128\]"):
+        open_dataset(str(tmp_path))
+    palette = {"road": [128, 64, 128], "car": [0, 0, 142], "void": [0, 0, 0]}
+    (tmp_path / "palette.json").write_text(json.dumps(palette))
+    data = open_dataset(str(tmp_path))
+    assert data.classes == ("road", "car")
+    assert data.train.mask(0).tolist() == [[0, 0, 0], [255, 255, 255]]
+    pair(tmp_path, "train", "b", np.full((1, 1, 3), 9))
+    with pytest.raises(BadImage, match=r"has the colour \(9, 9, 9\), which is not in the palette"):
+        open_dataset(str(tmp_path)).train.mask(1)
+
+
+def test_binary_masks_of_black_and_white(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        pair(tmp_path, split, "a", [[0, 255], [255, 0]])
+    data = open_dataset(str(tmp_path))
+    assert data.classes == ("background", "foreground")
+    assert data.train.mask(0).tolist() == [[0, 1], [1, 0]]
+    assert any("background and foreground" in note for note in data.notes)
+
+
+def test_masks_of_sixteen_bits_are_read_exactly(tmp_path: Path) -> None:
+    values = np.array([[0, 300], [499, 65_535]], dtype=np.uint16)
+    path = write(tmp_path / "m.png", values, "I;16")
+    reader = MaskReader(num_classes=500, ignore_index=65_535)
+    assert reader.read(path).tolist() == values.tolist()
+    with pytest.raises(BadImage, match="has the value 499"):
+        MaskReader(num_classes=400, ignore_index=65_535).read(path)
+
+
+def test_palette_masks_are_read_by_their_index(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1, 255]], dtype=np.uint8))
+    image.putpalette([7] * 768)
+    image.save(tmp_path / "m.png")
+    assert MaskReader(num_classes=2).read(tmp_path / "m.png").tolist() == [[0, 1, 255]]
+
+
+def test_orientation_is_applied_to_image_and_mask_alike(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    values = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    Image.fromarray(values).save(tmp_path / "m.png", exif=turned)
+    read = MaskReader(num_classes=6).read(tmp_path / "m.png", size=(2, 3))
+    assert read.tolist() == np.rot90(values, -1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('["a", "a"]', "lists a class twice"),
+        ('[{"id": 0, "name": "a"}, {"id": 2, "name": "b"}]', "without gaps"),
+        ("{", "does not list classes"),
+        ('{"classes": [{"id": 0, "name": "a", "color": [1, 2]}]}', "does not list classes"),
+    ],
+)
+def test_damaged_lists_of_classes(tmp_path: Path, text: str, message: str) -> None:
+    root = write_shapes(tmp_path / "s")
+    (root / "classes.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_dataset(str(root))
+
+
+def test_what_is_wrong_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_shapes(tmp_path / "s")
+    write(root / "annotations/train/002.png", np.full((40, 48), 9))
+    write(root / "annotations/train/004.png", np.full((40, 48), 255))
+    (root / "images/val/001.png").write_bytes((root / "images/train/001.png").read_bytes())
+    (root / "images/train/006.png").write_bytes(b"no image")
+    report = inspect(str(root))
+    assert report.num_train == 16
+    assert {reason[:19] for _, reason in report.unusable} == {
+        "has the value 9 on ",
+        "not an image, or a ",
+    }
+    text = "\n".join(report.problems)
+    assert "pairs that cannot be used: 2 of 22" in text
+    assert "with the pixels of a training image" in text
+    assert "images without a labelled pixel: 1" in text
+    assert sum(row.train_share for row in report.classes) == pytest.approx(1)
+    assert [row.train_images for row in report.classes] == [13, 13, 13]
+    sheet = tmp_path / "sheet.png"
+    assert main(["data", str(root), "--contact-sheet", str(sheet), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_val"] == 6
+    with Image.open(sheet) as image:
+        assert image.width > 800
+
+
+def test_camvid(shared_data: Path) -> None:
+    data = open_dataset(str(shared_data / "camvid"))
+    assert (len(data.train), len(data.val)) == (367, 101)
+    assert data.classes[:3] == ("Sky", "Building", "Pole")
+    assert contact_sheet(data, per_part=2).height > 200
