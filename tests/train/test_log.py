@@ -254,7 +254,8 @@ def test_a_row_holds_what_the_loop_measures(tmp_path: Path, printed: Console, cl
     log.evaluated(1, "ema", {"top1": 50.0})
     log.close()
     row, _ = read_metrics(tmp_path / "metrics.jsonl")
-    expected = {"loss": 3.0, "loss/cls": 1.0, "loss/box": 2.0, "lr": 1e-3, "images_per_s": 2.0, "mfu": 0.2,
+    expected = {"loss": 3.0, "loss/cls": 1.0, "loss/box": 2.0, "lr": 1e-3,
+                "images_per_s": 2.0, "mfu": 0.2,
                 "wait_share": 0.0, "grad_norm": 0.5, "lr_min": 1e-4, "lr_max": 1e-3}  # fmt: skip
     assert {k: v for k, v in row.items() if k in expected} == expected
     assert not any(key.startswith("lr/") for key in row)
