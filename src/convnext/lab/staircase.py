@@ -114,7 +114,7 @@ def _draw_top1(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) ->
             capsize=2,
             zorder=3,
         )
-        last = summary is summaries[-1]
+        last = on_road and summary is summaries[-1]
         beside(axes, f"{estimate.mean:.2f}", y, color=INK, weight="bold" if last else "normal")
     for summary in summaries:
         if on_road and summary.first.group not in ROAD and summary.estimate is not None:
