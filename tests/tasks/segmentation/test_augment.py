@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from shapes import COLORS, draw_pair, write_shapes
 
 from convnext.preprocess import DensePreprocessing, fit_within, to_tensor
@@ -64,7 +65,8 @@ def test_a_crop_is_a_function_of_the_draw(tmp_path: Path) -> None:
 
 def test_a_pair_that_cannot_be_used_is_replaced_and_named(tmp_path: Path) -> None:
     root = write_shapes(tmp_path / "s", num_train=3)
-    (root / "annotations/train/001.png").write_bytes(b"damaged")
+    wrong = root / "annotations/train/001.png"
+    Image.new("L", (48, 40), 9).save(wrong)
     data = open_dataset(str(root))
     for cached in (False, True):
         dataset = TrainDataset(data.train, PLAIN, seed=0)
@@ -73,6 +75,7 @@ def test_a_pair_that_cannot_be_used_is_replaced_and_named(tmp_path: Path) -> Non
         item = dataset[0, 1]
         assert item.index == 2
         assert [index for index, _ in item.bad] == [1]
+        assert item.bad[0][1].startswith(f"{wrong}: has the value 9 on 1,920 pixels")
     root_val = EvalDataset(data.train, P)
     assert root_val[1].bad
     assert root_val[0].mask.shape == (40, 48)

@@ -184,6 +184,14 @@ def warnings(recipe: Recipe, facts: DataFacts) -> tuple[str, ...]:
             f"a stride of {r['segment.stride']} leaves gaps between windows of "
             f"{r['segment.window']}. Try --segment.stride {round(r['segment.window'] * 2 / 3)}"
         )
+    unused = [name for name, value in UNUSED.items() if r[name] != value]
+    if unused:
+        found.append(f"segmentation has no use for {', '.join(unused)}: nothing reads it")
+    if r["loader.sampling"] != "uniform":
+        found.append(
+            "images with masks have no class to balance: sampling is uniform. Consider "
+            "--segment.class_weights balanced"
+        )
     batch = r["optim.batch_size"]
     if batch > facts.num_train:
         found.append(

@@ -111,8 +111,8 @@ class TrainDataset(Dataset[Item]):
                 pixels, mask = self._open(shown)
                 break
             except BadImage as error:
-                self._known_bad[shown] = error.reason
-                bad.append((shown, str(error)))
+                known = self._known_bad.setdefault(shown, reason_of(error, self.pairs, shown))
+                bad.append((shown, known))
                 shown = (shown + 1) % len(self)
                 if shown == index:
                     raise ValueError(f"not one training image can be used: {error}") from error
@@ -145,7 +145,7 @@ class EvalDataset(Dataset[Item]):
             return Item(p.pixels(image), mask, index, ())
         except BadImage as error:
             nothing = torch.zeros((p.in_chans, 1, 1), dtype=torch.uint8)
-            bad = ((index, str(error)),)
+            bad = ((index, reason_of(error, self.pairs, index)),)
             return Item(nothing, torch.zeros((1, 1), dtype=torch.int32), index, bad)
 
 
@@ -171,8 +171,6 @@ class PairCache:
                 shapes.append((preprocessing.in_chans, header.height, header.width))
             except BadImage:
                 shapes.append((preprocessing.in_chans, 1, 1))
-            if sum(3 * h * w for _, h, w in shapes[-1:]) > budget:
-                return None
         sizes = np.array(shapes, dtype=np.int64)
         if int(sizes.prod(axis=1).sum() + sizes[:, 1:].prod(axis=1).sum()) > budget:
             return None
@@ -187,7 +185,11 @@ class PairCache:
         """Read every pair."""
 
         def load(index: int) -> NDArray[np.uint8]:
-            pixels, mask = read_pair(self.pairs, index, self.preprocessing)
+            try:
+                pixels, mask = read_pair(self.pairs, index, self.preprocessing)
+            except BadImage as error:
+                source = self.pairs.source(index)
+                raise BadImage(source, reason_of(error, self.pairs, index)) from error
             if pixels.shape != tuple(self.images.shapes[index]):
                 raise BadImage(self.pairs.source(index), "has another size than it declares")
             self.masks[index][0] = mask.numpy()
@@ -199,6 +201,11 @@ class PairCache:
         if index in self.images.bad:
             raise BadImage(self.pairs.source(index), self.images.bad[index])
         return torch.from_numpy(self.images[index]), torch.from_numpy(self.masks[index][0])
+
+
+def reason_of(error: BadImage, pairs: Pairs, index: int) -> str:
+    """Return why a pair cannot be used, with the file's name where that is not the image's."""
+    return error.reason if error.source == pairs.source(index) else str(error)
 
 
 def read_pair(pairs: Pairs, index: int, preprocessing: DensePreprocessing) -> tuple[Tensor, Tensor]:

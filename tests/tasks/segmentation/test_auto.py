@@ -1,0 +1,87 @@
+"""What `auto` chooses for images with masks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from convnext.preprocess import DensePreprocessing
+from convnext.recipe import Recipe, change_recipe, flatten, read_recipe
+from convnext.tasks.choosing import Circumstances
+from convnext.tasks.segmentation.auto import resolve, warnings
+from convnext.tasks.segmentation.data import DataFacts
+from convnext.tasks.segmentation.task import balanced
+
+FACTS = DataFacts(
+    num_train=367,
+    num_val=101,
+    num_classes=11,
+    pixel_counts=(5,) * 11,
+    image_height=360,
+    image_width=480,
+    greyscale=False,
+)
+CPU = Circumstances(device="cpu", has_bf16=False)
+GPU = Circumstances(device="cuda", has_bf16=True)
+SEGMENT = change_recipe(Recipe(), {"task": "segment"})
+
+
+@pytest.mark.parametrize("where", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("num_train", [20, 367, 20_210])
+@pytest.mark.parametrize("weights", ["none", "fb_in1k"])
+def test_nothing_is_left_to_auto(where: Circumstances, num_train: int, weights: str) -> None:
+    recipe, choices = resolve(
+        replace(SEGMENT, weights=weights), replace(FACTS, num_train=num_train), where
+    )
+    left = [name for name, value in flatten(recipe) if value == "auto"]
+    assert set(left) <= {"run.device", "run.devices", "run.channels_last", "run.compile"}
+    assert len({choice.setting for choice in choices}) == len(choices)
+    assert recipe.model.startswith("upernet_")
+    assert not warnings(recipe, replace(FACTS, num_train=num_train))
+
+
+def test_a_large_set_takes_the_paper() -> None:
+    facts = replace(FACTS, num_train=20_210, image_height=512, image_width=683)
+    recipe, _ = resolve(replace(SEGMENT, weights="fb_in1k"), facts, GPU)
+    segment = recipe.segment
+    assert (segment.crop, segment.channels, segment.mode) == (512, 512, "slide")
+    assert (recipe.optim.lr, recipe.optim.batch_size, recipe.optim.layer_decay) == (1e-4, 16, 0.9)
+    assert recipe.schedule.epochs == 127
+
+
+def test_the_length_of_a_recipe_is_in_steps() -> None:
+    recipe, _ = resolve(read_recipe("ade20k_tiny"), replace(FACTS, num_train=20_210), GPU)
+    assert recipe.schedule.steps == 160_000
+    changes = {"schedule.steps": 800, "schedule.epochs": "auto", "schedule.warmup_epochs": "auto"}
+    shorter = change_recipe(read_recipe("ade20k_tiny"), changes)
+    recipe, _ = resolve(shorter, replace(FACTS, num_train=1600), GPU)
+    assert recipe.schedule.epochs == 8
+
+
+def test_weights_bring_their_pixels_and_their_design() -> None:
+    p = DensePreprocessing(image_size=640, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
+    network = {"norm": "batch", "stem": "conv_pool", "channels": 96}
+    where = replace(CPU, preprocessing=p, weights_network=network)
+    recipe, _ = resolve(replace(SEGMENT, weights="runs/first"), FACTS, where)
+    assert recipe.input.mean == (0.1, 0.2, 0.3)
+    assert (recipe.network.norm, recipe.network.stem) == ("batch", "conv_pool")
+    assert recipe.segment.channels == 96
+
+
+def test_what_means_nothing_is_said() -> None:
+    changes = {"augment.mixup": 0.8, "loader.sampling": "balanced", "segment.mode": "slide"}
+    recipe, _ = resolve(
+        change_recipe(SEGMENT, changes | {"segment.window": 64, "segment.stride": 80}), FACTS, CPU
+    )
+    found = " ".join(warnings(recipe, FACTS))
+    assert "no use for augment.mixup" in found
+    assert "no class to balance" in found
+    assert "leaves gaps between windows of 64" in found
+
+
+def test_balanced_weights_keep_the_size_of_the_loss() -> None:
+    weights = balanced((900, 100, 0))
+    assert weights[1] == pytest.approx(3 * weights[0])
+    assert weights[2] == weights[1]
+    assert (900 * weights[0] + 100 * weights[1]) / 1000 == pytest.approx(1)
