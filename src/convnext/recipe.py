@@ -111,7 +111,7 @@ class SegmentRecipe:
     """Before the classifiers of both heads."""
     crop: int | Auto = "auto"
     """Side of the square that training cuts out, in pixels of the resized image."""
-    jitter: tuple[float, float] = (0.5, 2.0)
+    jitter: tuple[float, float] | Auto = "auto"
     """Factors on the size of the image before the crop."""
     max_class_share: float = 0.75
     """A crop with more than this of one class is drawn anew, up to ten times."""

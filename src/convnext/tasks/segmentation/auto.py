@@ -79,7 +79,15 @@ def _choose_input(
     size = c.choose("input.image_size", min(most, _multiple(short)), why)
     if large and not on_cpu:
         c.choose("segment.crop", 512, "the paper's")
+    if on_cpu and size >= 6 * STRIDE:
+        c.choose("segment.crop", _multiple(round(size * 5 / 6)), "less to compute, more variety")
     c.choose("segment.crop", max(STRIDE, size or _multiple(short)), "the short side of the images")
+    mild = on_cpu and not large and c["weights"] == "none"
+    c.choose(
+        "segment.jitter",
+        (0.75, 1.5) if mild else (0.5, 2.0),
+        "mild: short" if mild else "the paper's",
+    )
     c.choose("segment.mode", "slide" if large else "whole", "the paper's" if large else "is faster")
     window = c.choose("segment.window", c["segment.crop"], "the size of training")
     c.choose("segment.stride", max(1, round(window * 2 / 3)), "two thirds of the window")
@@ -95,7 +103,7 @@ def _choose_network(
     if "channels" in where.weights_network:
         c.choose("segment.channels", where.weights_network["channels"], "as the weights have it")
     if on_cpu and not large:
-        c.choose("segment.channels", 128, "what a CPU can afford")
+        c.choose("segment.channels", 64, "what a CPU can afford")
     c.choose("segment.channels", 512, "the paper's")
     if not c["model"].removeprefix("upernet_").startswith("convnext_"):
         return
@@ -114,7 +122,9 @@ def _choose_network(
 
 
 def _choose_batch(c: Chooser, n: int, *, large: bool, on_cpu: bool) -> None:
-    batch = c.choose("optim.batch_size", min(16 if large else 8, n), "many steps matter more")
+    size = 16 if large else 4 if on_cpu else 8
+    reason = "the paper's" if large else "many steps matter more than large ones"
+    batch = c.choose("optim.batch_size", min(size, n), reason)
     c.choose("optim.micro_batch_size", batch if on_cpu else min(batch, 8), "of one backward pass")
 
 
@@ -202,8 +212,8 @@ def warnings(recipe: Recipe, facts: DataFacts) -> tuple[str, ...]:
 
 
 def scratch_rate(batch_size: int) -> float:
-    """Return the peak rate from scratch: 1e-3 at 8 images (LOG.md)."""
-    return min(4e-3, 1e-3 * math.sqrt(batch_size / 8))
+    """Return the peak rate from scratch: 2e-3 at 8 images (LOG.md), at most the paper's 4e-3."""
+    return min(4e-3, 2e-3 * math.sqrt(batch_size / 8))
 
 
 def _multiple(pixels: int) -> int:

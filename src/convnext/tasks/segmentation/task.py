@@ -69,6 +69,7 @@ class SegmentationTask:
         self.bad_train = BadImages(data.train, max_share=share)
         self.bad_val = BadImages(data.val, max_share=share)
         settings = recipe.segment
+        assert not isinstance(settings.jitter, str)
         self._train = TrainDataset(
             data.train,
             TrainTransform(
