@@ -54,7 +54,9 @@ FINE_TUNING = {
 
 
 def test_every_shipped_recipe_is_in_a_table() -> None:
-    assert set(recipe_names()) == set(SCRATCH) | set(FINE_TUNING)
+    # Those of segmentation are in tests/tasks/segmentation/test_end_to_end.py.
+    own = {name for name in recipe_names() if read_recipe(name).task == "classify"}
+    assert own == set(SCRATCH) | set(FINE_TUNING)
 
 
 @pytest.mark.parametrize("name", SCRATCH)

@@ -19,7 +19,7 @@ from shapes import write_shapes
 from convnext.checkpoint import Card, find_checkpoint
 from convnext.cli import main
 from convnext.preprocess import DensePreprocessing
-from convnext.recipe import Recipe, change_recipe, read_recipe
+from convnext.recipe import Recipe, change_recipe, read_recipe, recipe_names
 from convnext.tasks import open_task
 from convnext.train.run import RunResult, train
 from convnext.weights.files import read_file
@@ -102,7 +102,7 @@ def test_predictions_are_masks_overlays_and_areas(
     truth = pixels(shapes / "annotations" / "val" / "000.png")
     assert (mask == truth)[truth != 255].mean() > 0.75
     assert pixels(tmp_path / "000_overlay.png").shape == (40, 48, 3)
-    rows = list(csv.DictReader((tmp_path / "areas.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((tmp_path / "areas.csv").read_text(encoding="utf-8").splitlines()))
     assert sum(int(row["pixels"]) for row in rows if row["image"].endswith("000.png")) == 1920
 
 
@@ -171,6 +171,11 @@ RECIPES = {
     "ade20k_22k_large_640": ("fb_in22k", 0.4, 1e-4, 640, 426, "fp32"),
     "ade20k_22k_xlarge_640": ("fb_in22k", 0.4, 8e-5, 640, 426, "fp32"),
 }
+
+
+def test_every_recipe_is_in_the_table() -> None:
+    own = {name for name in recipe_names() if read_recipe(name).task == "segment"}
+    assert own == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
