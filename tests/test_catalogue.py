@@ -31,3 +31,10 @@ def test_segmentors_are_counted_at_their_crop() -> None:
     assert (row.input_size, row.num_classes, row.weights) == (512, 150, "")
     assert round(row.params / 1e6, 2) == 60.24
     assert row.macs == pytest.approx(938.92e9 / 4, rel=1e-4)
+
+
+def test_detectors_are_counted_as_on_coco() -> None:
+    (row,) = catalogue("mask_rcnn_convnext_tiny")
+    assert (row.input_size, row.num_classes, row.weights) == (800, 80, "")
+    assert round(row.params / 1e6, 2) == 48.10
+    assert round(row.macs / 1e9, 2) == 262.11

@@ -17,6 +17,13 @@ from convnext.weights.published import published
 # Counting a peer means building it; a pattern that matches hundreds should still answer.
 MAX_COUNTED_PEERS = 40
 
+# Height, width and classes of what dense networks are counted for, as for ADE20K and COCO.
+DENSE_INPUTS = {
+    "upernet_": (512, 512, 150),
+    "mask_rcnn_": (800, 1280, 80),
+    "cascade_mask_rcnn_": (800, 1280, 80),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueRow:
@@ -54,8 +61,8 @@ def catalogue(pattern: str) -> list[CatalogueRow]:
     rows = []
     for name in names:
         entries = published(name)
-        # A segmentor is counted for the crop and the classes of ADE20K.
-        default = (512, 150) if dense_prefix(name) else (224, 1000)
+        height, _, classes = DENSE_INPUTS.get(dense_prefix(name) or "", (224, 224, 1000))
+        default = (height, classes)
         kinds = {(entry.input_size, entry.num_classes) for entry in entries} or {default}
         counts = {kind: _count(name, *kind) if counted else (None, None) for kind in kinds}
         if not entries:
@@ -118,7 +125,7 @@ def _count(name: str, size: int, num_classes: int) -> tuple[int | None, int | No
     with torch.device("meta"):
         model = create_model(name, num_classes=num_classes)
     try:
-        counted = cost(model, size)
+        counted = cost(model, DENSE_INPUTS.get(dense_prefix(name) or "", (size, size))[:2])
     except (AssertionError, RuntimeError):  # A peer that takes no other size than its own.
         return sum(p.numel() for p in model.parameters()), None
     return counted.params, counted.macs

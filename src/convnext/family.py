@@ -45,7 +45,11 @@ FAMILY: dict[str, NetworkConfig] = {
 }
 
 # Prefixes of the names of dense networks, and the package that builds them on a backbone.
-DENSE = {"upernet_": "convnext.tasks.segmentation"}
+DENSE = {
+    "upernet_": "convnext.tasks.segmentation",
+    "mask_rcnn_": "convnext.tasks.detection",
+    "cascade_mask_rcnn_": "convnext.tasks.detection",
+}
 
 
 def dense_prefix(name: str) -> str | None:
@@ -69,7 +73,7 @@ def list_models(pattern: str = "*") -> list[str]:
     """Return the names that match a shell pattern: the family, then the rungs.
 
     The hundreds of peers are listed only for a pattern that begins with `timm/`, and the networks
-    of a dense task only for one that begins with its prefix, such as `upernet_*`. Those on peers
+    of a dense task only for one that begins with its prefix, such as `mask_rcnn_*`. Those on peers
     are not listed: only building a peer tells whether it has a pyramid.
     """
     if (prefix := dense_prefix(pattern)) is not None:
@@ -87,18 +91,19 @@ def create_model(name: str, *, weights: str | None = None, **changes: Any) -> nn
     """Build a network by name, in evaluation of nothing but its configuration.
 
     Args:
-        name: A name of `list_models()`, `timm/<name>` for a peer, or `upernet_` and one of these
-            for a segmentor on that backbone.
+        name: A name of `list_models()`, `timm/<name>` for a peer, or one of these behind
+            `upernet_`, `mask_rcnn_` or `cascade_mask_rcnn_` for a dense network on that backbone.
         weights: A tag of `convnext models` ("fb_in1k", ...), a path, or a hub id; None draws
             random weights. Nothing is downloaded without saying so.
         **changes: Fields of `NetworkConfig` that differ from the named network, such as
             `num_classes`, `in_chans`, `stem_stride` or `drop_path_rate`. For a peer: those of them
-            that it understands, and its own arguments. For a segmentor: fields of `UPerNetConfig`,
-            and those of the backbone.
+            that it understands, and its own arguments. For a dense network: fields of
+            `UPerNetConfig` or `DetectorConfig`, and those of the backbone.
 
     Returns:
         A module from images (N, in_chans, H, W) to logits (N, num_classes), or of a segmentor
-        (N, num_classes, H, W), in training mode.
+        (N, num_classes, H, W), or from a list of images (in_chans, H, W) to as many detections; in
+        training mode.
 
     Raises:
         ValueError: If the name or a change is unknown, a value is invalid, or the weights do not

@@ -11,7 +11,7 @@ def run(argv: list[str]) -> int:
         "models",
         description="List networks and published weights. The rungs of the roadmap are listed for "
         "a pattern that names them, timm's networks for one that begins with timm/, segmentors "
-        "for one that begins with upernet_.",
+        "for one that begins with upernet_, detectors for mask_rcnn_ or cascade_mask_rcnn_.",
         example="convnext models 'convnext_*'\n  convnext models 'timm/swin_*'",
     )
     parser.add_argument("pattern", nargs="?", default="convnext_*", help="a shell pattern")

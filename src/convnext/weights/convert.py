@@ -108,8 +108,12 @@ def _is_ours(name: str) -> bool:
 def _changes_beside_size(tensors: Mapping[str, Tensor], model: str) -> dict[str, Any]:
     """Return what a file says of the classes and channels of a network that is named for it."""
     if tables_of_model(model) is not None:
-        own = ("num_classes", "channels", "auxiliary", "auxiliary_channels", "output_norms")
-        return {k: v for k, v in infer_model(tensors)[1].items() if k in (*own, "in_chans")}
+        own = ("num_classes", "channels", "fc_dim", "auxiliary", "auxiliary_channels")
+        return {
+            k: v
+            for k, v in infer_model(tensors)[1].items()
+            if k in (*own, "output_norms", "in_chans")
+        }
     recognition = recognise(tensors)
     shapes = {ours: tensors[theirs].shape for theirs, ours in recognition.names.items()}
     head, stem = shapes.get("head.fc.weight", (0,)), shapes.get("stem.conv.weight")

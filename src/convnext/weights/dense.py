@@ -2,7 +2,8 @@
 
 The tables of a dense task lie beside its model, in `<package>.layouts`: `LAYOUTS`; `MARK`, the
 beginning of names that only files of the task have; `CLASSIFIERS` and `OPTIONAL`, beginnings of
-our names; and `infer`, the name and changes of a file's network.
+our names; and `infer`, the name and changes of a file's network. A task with several methods has
+an object of these names for each, by its prefix, in `BY_PREFIX`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,17 @@ from convnext.weights.translate import bare
 class Tables(Protocol):
     """What the module `layouts` of a dense task holds."""
 
-    LAYOUTS: tuple[Layout, ...]
-    MARK: str
-    CLASSIFIERS: tuple[str, ...]
-    OPTIONAL: tuple[str, ...]
+    @property
+    def LAYOUTS(self) -> tuple[Layout, ...]: ...  # noqa: N802
+
+    @property
+    def MARK(self) -> str | tuple[str, ...]: ...  # noqa: N802
+
+    @property
+    def CLASSIFIERS(self) -> tuple[str, ...]: ...  # noqa: N802
+
+    @property
+    def OPTIONAL(self) -> tuple[str, ...]: ...  # noqa: N802
 
     def infer(self, state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]: ...
 
@@ -32,14 +40,14 @@ class Tables(Protocol):
 def tables_of_model(name: str) -> Tables | None:
     """Return the tables for a network by its name, or None for a classifier."""
     prefix = dense_prefix(name)
-    return None if prefix is None else _import(DENSE[prefix])
+    return None if prefix is None else _import(prefix)
 
 
 def tables_of_file(names: Iterable[str]) -> Tables | None:
     """Return the tables for the names in a file, or None for a classifier's or a backbone's."""
     names = [bare(name) for name in names]
-    for package in DENSE.values():
-        tables = _import(package)
+    for prefix in DENSE:
+        tables = _import(prefix)
         if any(name.startswith(tables.MARK) for name in names):
             return tables
     return None
@@ -51,5 +59,6 @@ def layouts_of_model(name: str) -> tuple[Layout, ...]:
     return LAYOUTS if tables is None else tables.LAYOUTS
 
 
-def _import(package: str) -> Tables:
-    return cast(Tables, importlib.import_module(f"{package}.layouts"))
+def _import(prefix: str) -> Tables:
+    module = importlib.import_module(f"{DENSE[prefix]}.layouts")
+    return cast(Tables, getattr(module, "BY_PREFIX", {}).get(prefix, module))

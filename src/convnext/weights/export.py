@@ -17,7 +17,7 @@ def export_weights(model: nn.Module, layout: str) -> dict[str, Tensor]:
     """Return the weights of a network of our own in a published layout.
 
     Args:
-        model: A member of the family, a rung of the roadmap, or a segmentor on one of these.
+        model: A member of the family, a rung of the roadmap, or a dense network on one.
         layout: "official", "timm", "torchvision", "transformers", "openmmlab" or "convnext".
 
     Returns:

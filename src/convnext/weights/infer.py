@@ -24,7 +24,7 @@ def infer_model(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
 
     It is a member of the family or the ResNet that a road begins with, if need be with other
     `depths` and `dims`. Files in any layout are understood; a rung in between is not, since most of
-    them differ in what has no weights. A segmentor's name says what its backbone is.
+    them differ in what has no weights. A dense network's name has its backbone's in it.
 
     Raises:
         ValueError: If the tensors are not those of such a network.

@@ -36,7 +36,8 @@ def load_weights(
     A classifier of another number of classes stays as it is in `model`, except that the 21,841
     classes of ImageNet-22K are cut down to 1,000. A stem of another size or number of channels is
     resampled. Layer scales that only one side has are set to 1, or folded into the convolutions.
-    The weights of a classifier go into the backbone of a segmentor, whose heads stay as they are.
+    The weights of a classifier go into the backbone of a dense network, whose heads stay as they
+    are.
 
     Raises:
         ValueError: If the source cannot be read or does not fit; the model is then untouched.
@@ -167,8 +168,9 @@ def _plan_head(target: Target, found: Mapping[str, Tensor], plan: _Plan) -> None
         plan.head, plan.head_replaced = "fresh, the source has none", True
         return
     heads = {name: fit(name, found[name], target.expected[name].shape) for name in given}
-    classes = len(target.expected[wanted[0]])
-    old = len(found[given[0]])
+    # A detector's layers have a row more, or four, for a class; its masks one.
+    classes = min(len(target.expected[name]) for name in wanted)
+    old = min(len(found[name]) for name in given)
     if all(head is not None for head in heads.values()):
         plan.head = f"loaded, {classes:,} classes"
     elif target.ours and (old, classes) == (IMAGENET_22K, IMAGENET_1K):

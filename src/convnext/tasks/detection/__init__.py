@@ -1,0 +1,1 @@
+"""Objects and their masks: Mask R-CNN and Cascade Mask R-CNN."""

@@ -1,0 +1,38 @@
+"""Images of any sizes as one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convnext.tasks.detection.anchors import DIVISOR
+
+Size = tuple[int, int]
+"""Height and width."""
+
+
+def stack(images: Sequence[Tensor], stride: int) -> tuple[Tensor, list[Size]]:
+    """Pad images (C, H, W) at the right and below with zeros to one size, and stack them.
+
+    Sides become a multiple of 32, and of the backbone's last `stride` if that is more.
+
+    Returns:
+        The batch (N, C, H, W), and the sizes (H, W) of the images.
+
+    Raises:
+        ValueError: If there are none, or one is not (C, H, W).
+    """
+    if not len(images) or any(image.ndim != 3 for image in images):
+        shapes = [tuple(image.shape) for image in images]
+        raise ValueError(f"a detector takes a list of images (C, H, W), at least one, not {shapes}")
+    divisor = max(DIVISOR, stride)
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+    padded = [
+        F.pad(image, (0, width - w, 0, height - h))
+        for image, (h, w) in zip(images, sizes, strict=True)
+    ]
+    return torch.stack(padded), sizes

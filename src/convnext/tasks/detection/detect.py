@@ -1,0 +1,99 @@
+"""From proposals to detections: the stages one after the other, then the masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from convnext.tasks.detection.batch import Size
+from convnext.tasks.detection.coding import Stds, decode
+from convnext.tasks.detection.masks import paste_masks
+
+if TYPE_CHECKING:
+    from convnext.tasks.detection.model import Detector
+
+
+def refine(
+    boxes: Tensor, deltas: Tensor, labels: Tensor, stds: Stds, size: tuple[int, int]
+) -> Tensor:
+    """Return boxes (R, 4) moved by the deltas (R, K, 4) of their classes, inside the image."""
+    own = deltas[torch.arange(len(labels), device=labels.device), labels].float()
+    return decode(boxes, own, stds, size)
+
+
+def select(
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    score_threshold: float,
+    nms_threshold: float,
+    max_detections: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the boxes (M, 4), scores (M,) and labels (M,) of the detections, best first.
+
+    Args:
+        boxes: (R, K, 4), of every proposal for every class.
+        scores: (R, K), without the background.
+        score_threshold: Every class of a box above it is a candidate.
+        nms_threshold: Overlap from which candidates of one class suppress each other.
+        max_detections: Most that are returned.
+    """
+    row, label = (scores > score_threshold).nonzero(as_tuple=True)
+    candidates, score = boxes[row, label], scores[row, label]
+    keep = batched_nms(candidates, score, label, nms_threshold)[:max_detections]
+    return candidates[keep], score[keep], label[keep]
+
+
+def detections(
+    detector: Detector, maps: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[Size]
+) -> list[dict[str, Tensor]]:
+    """Return the detections of every image from its proposals (R_n, 4), as `Detector` has them.
+
+    The class logits of all stages count alike, each on its own boxes; the boxes are those of the
+    last stage, and masks the mean of all stages.
+    """
+    config, stages = detector.config, detector.method.stages
+    boxes, total = list(proposals), torch.zeros((), device=maps[0].device)
+    for s in range(len(stages)):
+        logits, deltas = detector.box_logits(s, maps, boxes)
+        total = total + logits.float() / len(stages)
+        if s + 1 < len(stages):
+            boxes = detector.refined(s, boxes, deltas, logits[:, :-1].argmax(1), sizes)
+    counts = [len(own) for own in boxes]
+    found = []
+    for own, delta, score, size in zip(
+        boxes,
+        torch.split(deltas.float(), counts),
+        torch.split(total.softmax(1)[:, :-1], counts),
+        sizes,
+        strict=True,
+    ):
+        chosen = select(
+            decode(own[:, None], delta, stages[-1].stds, size),
+            score,
+            score_threshold=config.score_threshold,
+            nms_threshold=config.nms_threshold,
+            max_detections=config.max_detections,
+        )
+        found.append(dict(zip(("boxes", "scores", "labels"), chosen, strict=True)))
+    shares = mask_shares(detector, maps, [f["boxes"] for f in found], [f["labels"] for f in found])
+    for f, share, size in zip(found, shares, sizes, strict=True):
+        f["masks"] = paste_masks(share, f["boxes"], size, config.mask_threshold)
+    return found
+
+
+def mask_shares(
+    detector: Detector, maps: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the masks (R_n, 28, 28) of boxes of known classes, in [0, 1], for every image."""
+    own = torch.cat(list(labels))
+    rows = torch.arange(len(own), device=own.device)
+    num = len(detector.method.stages)
+    total = torch.zeros((), device=own.device)
+    for s in range(num):
+        total = total + detector.mask_logits(s, maps, boxes)[rows, own].float().sigmoid() / num
+    return list(torch.split(total, [len(b) for b in boxes]))

@@ -1,0 +1,164 @@
+"""Masks of objects, which stay compressed until a part of one is needed; and masks put together.
+
+A mask is one of three things: a bitmap (H, W); a run-length encoding as COCO has it, `{"size":
+[H, W], "counts": ...}` with counts as a list or in COCO's own string; or polygons, a list of rings
+`[x0, y0, x1, y1, ...]` in pixels, of which a pixel belongs to the object if its centre is in any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+Mask = Tensor | npt.NDArray[Any] | Mapping[str, Any] | Sequence[Sequence[float]]
+Window = tuple[int, int, int, int]
+"""First and last column and row, x1 y1 x2 y2, the last ones excluded."""
+
+
+def cut(mask: Mask, window: Window) -> npt.NDArray[np.uint8]:  # -> y2-y1 x2-x1
+    """Return a part of a mask as 0 and 1, without building the rest of it."""
+    x1, y1, x2, y2 = window
+    if isinstance(mask, Mapping):
+        return _cut_runs(mask, window)
+    if isinstance(mask, Tensor):
+        return (mask[y1:y2, x1:x2] > 0).to("cpu", torch.uint8).numpy()
+    if isinstance(mask, np.ndarray):
+        return (mask[y1:y2, x1:x2] > 0).astype(np.uint8)
+    found = np.zeros((y2 - y1, x2 - x1), np.uint8)
+    for ring in mask:
+        found |= _fill(np.asarray(ring, np.float64).reshape(-1, 2) - (x1, y1), found.shape)
+    return found
+
+
+def size_of(mask: Mask) -> tuple[int, int] | None:
+    """Return the height and width of the image that a mask is of; polygons do not say."""
+    if isinstance(mask, Mapping):
+        return int(mask["size"][0]), int(mask["size"][1])
+    return (mask.shape[0], mask.shape[1]) if isinstance(mask, Tensor | np.ndarray) else None
+
+
+def mask_targets(
+    masks: Sequence[Mask], index: Tensor, boxes: Tensor, size: tuple[int, int], side: int = 28
+) -> Tensor:
+    """Return what the mask head should say of boxes (R, 4), as 0 and 1 of shape (R, side, side).
+
+    Args:
+        masks: One per object.
+        index: (R,) which object a box is responsible for.
+        boxes: Proposals, in an image of `size` (H, W).
+        size: Of the image, and of bitmaps.
+        side: Of the target.
+
+    A cell is 1 where the mean of the mask over it, by aligned RoIAlign, is at least a half.
+    """
+    height, width = size
+    limits = torch.tensor([width, height, width, height], dtype=torch.float32)
+    clipped = boxes.detach().cpu().float().clamp(min=0).minimum(limits).tolist()
+    targets = torch.zeros(len(boxes), side, side, device=boxes.device)
+    for target, i, (left, top, right, bottom) in zip(targets, index.tolist(), clipped, strict=True):
+        x1, y1, x2, y2 = _around((left, top, right, bottom), size)
+        part = torch.from_numpy(cut(masks[i], (x1, y1, x2, y2))).to(boxes.device)
+        roi = torch.tensor([[0, left - x1, top - y1, right - x1, bottom - y1]])
+        cells = roi_align(
+            part.float()[None, None], roi.to(boxes.device), side, 1.0, 0, aligned=True
+        )
+        target.copy_(cells[0, 0] >= 0.5)
+    return targets
+
+
+def paste_masks(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+) -> Tensor:  # M S S, M 4 -> M H W
+    """Put masks of shares in [0, 1] where their boxes are in an image of `size` (H, W).
+
+    Returns booleans. Beside them there is never more in memory than one object's window, and no
+    work is done outside it. A box without width or height repeats the middle of its mask over the
+    pixel around it, as in the reference.
+    """
+    pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
+    corners = boxes.detach().cpu().float().tolist()
+    for mask, box, out, corner in zip(masks.float(), boxes.float(), pasted, corners, strict=True):
+        x1, y1, x2, y2 = _around(corner, size)
+        if x1 == x2 or y1 == y2:
+            continue
+        x = _positions(x1, x2, box[0], box[2])
+        y = _positions(y1, y2, box[1], box[3])
+        grid = torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))), -1)
+        shares = F.grid_sample(mask[None, None], grid[None], align_corners=False)
+        out[y1:y2, x1:x2] = shares[0, 0] >= threshold
+    return pasted
+
+
+def _positions(start: int, end: int, first: Tensor, last: Tensor) -> Tensor:  # -> end-start
+    """Return where pixel centres lie between two edges, which are at -1 and 1."""
+    centers = torch.arange(start, end, dtype=torch.float32, device=first.device) + 0.5
+    return ((centers - first) / (last - first) * 2 - 1).nan_to_num(0.0, 0.0, 0.0)
+
+
+def _around(box: Sequence[float], size: tuple[int, int]) -> Window:
+    """Return the pixels under a box and a margin of one, of those that the image has."""
+    (x1, y1, x2, y2), (height, width) = box, size
+    left, top = (max(int(np.floor(v)) - 1, 0) for v in (x1, y1))
+    right, bottom = int(np.ceil(x2)) + 1, int(np.ceil(y2)) + 1
+    return left, top, max(min(right, width), left), max(min(bottom, height), top)
+
+
+def _fill(points: npt.NDArray[np.float64], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Return the pixels whose centres a ring (V, 2) encloses an odd number of times."""
+    height, width = shape
+    (x1, y1), (x2, y2) = points.T, np.roll(points, -1, 0).T
+    # Rows whose centres y + 1/2 an edge crosses; the half-open rule counts a corner once.
+    rows = np.ceil(np.stack((np.minimum(y1, y2), np.maximum(y1, y2))) - 0.5)
+    first, last = rows.clip(0, height).astype(np.int64)
+    edge = np.repeat(np.arange(len(points)), last - first)
+    row = np.arange(len(edge)) - (np.cumsum(last - first) - last)[edge]
+    slope = (x2 - x1)[edge] / (y2 - y1)[edge]
+    x = x1[edge] + (row + 0.5 - y1[edge]) * slope
+    column = np.ceil(x - 0.5).clip(0, width).astype(np.int64)
+    toggles = np.bincount(row * (width + 1) + column, minlength=height * (width + 1))
+    inside = toggles.reshape(height, width + 1)[:, :width].cumsum(1) % 2
+    return inside.astype(np.uint8)
+
+
+def _cut_runs(encoding: Mapping[str, Any], window: Window) -> npt.NDArray[np.uint8]:
+    """Decode the columns of a window; runs go down the columns, background first."""
+    x1, y1, x2, y2 = window
+    height = int(encoding["size"][0])
+    counts = encoding["counts"]
+    runs = _read_counts(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
+    ends = np.cumsum(runs).clip(x1 * height, x2 * height)
+    lengths = np.diff(ends, prepend=x1 * height)
+    values = np.repeat(np.arange(len(lengths)) % 2, lengths).astype(np.uint8)
+    return values.reshape(x2 - x1, height)[:, y1:y2].T
+
+
+# An object is asked for once for every box that is responsible for it.
+@lru_cache(maxsize=256)
+def _read_counts(text: str | bytes) -> npt.NDArray[np.int64]:
+    """Read COCO's string of counts: six bits a character, from the fourth count on differences.
+
+    Characters begin at "0"; the sixth bit says that more follow, the fifth of the last one is the
+    sign. Each difference is to the count two before.
+    """
+    codes = text.encode("ascii") if isinstance(text, str) else text
+    counts: list[int] = []
+    value, shift = 0, 0
+    for code in codes:
+        bits = code - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value, shift = 0, 0
+    return np.array(counts, np.int64)

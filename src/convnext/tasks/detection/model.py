@@ -1,0 +1,265 @@
+"""Mask R-CNN and Cascade Mask R-CNN over any backbone that has a pyramid.
+
+A detector is a feature pyramid, a proposal network, and stages of a box head and a mask head.
+Mask R-CNN has one stage; the cascade has three, each on the boxes of the one before it.
+
+Shapes: N images of C x H x W, R boxes of all images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from convnext.config import NetworkConfig
+from convnext.family import create_model
+from convnext.names import nearest
+from convnext.network import Network
+from convnext.output_norms import OutputNorms, wants_output_norms
+from convnext.pyramid import Level
+from convnext.tasks.detection import box_head, mask_head
+from convnext.tasks.detection.anchors import level_anchors
+from convnext.tasks.detection.batch import Size, stack
+from convnext.tasks.detection.box_head import BoxHead
+from convnext.tasks.detection.config import METHODS, DetectorConfig, Method
+from convnext.tasks.detection.detect import detections, refine
+from convnext.tasks.detection.fpn import FPN
+from convnext.tasks.detection.mask_head import MaskHead
+from convnext.tasks.detection.roi import pool_rois
+from convnext.tasks.detection.rpn import ProposalNetwork, by_anchor, propose
+
+if TYPE_CHECKING:
+    from convnext.peers import TimmNetwork
+
+
+class Detector(nn.Module):
+    """Normalised images to boxes, scores, labels and masks.
+
+    Args:
+        backbone: A network with a pyramid, without a head.
+        config: The settings; kept as `detector.config`.
+
+    Called with images (C, H, W) of any sizes it returns for each a dict of `boxes` (M, 4) as x1 y1
+    x2 y2 in the image's own pixels, `scores` (M,) from the best on, `labels` (M,) from 0, and
+    `masks` (M, H, W) of booleans.
+    """
+
+    prefix: ClassVar[str]
+    # What `convnext.cost` counts; the figures for dense tasks were all made so.
+    cost_convention = "toolbox"
+
+    def __init__(self, backbone: Network | TimmNetwork, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.method: Method = METHODS[self.prefix]
+        self.name = f"{self.prefix}{backbone.name}"
+        self.backbone = backbone
+        self.output_norms = OutputNorms(self.levels) if config.output_norms else nn.Identity()
+        self.fpn = FPN([level.channels for level in self.levels.values()], config.channels)
+        self.rpn = ProposalNetwork(config.channels)
+        self.strides = [level.stride for level in self.levels.values()]
+        self.box_heads = nn.ModuleList(
+            BoxHead(
+                self.method.box_head,
+                channels=config.channels,
+                fc_dim=config.fc_dim,
+                num_classes=config.num_classes,
+            )
+            for _ in self.method.stages
+        )
+        self.mask_heads = nn.ModuleList(
+            MaskHead(channels=config.channels, num_classes=config.num_classes)
+            for _ in self.method.stages
+        )
+
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Mapping[str, Any]] | None = None,
+        seed: int | None = None,
+    ) -> Any:
+        """Detect objects on images (C, H, W), which are padded to a common size.
+
+        With `targets` return what `losses` returns: whatever is wrapped around a network (several
+        processes, compilation) knows of `forward` alone.
+        """
+        if targets is not None:
+            return self.losses(images, targets, seed)
+        batch, sizes = stack(images, self.strides[-1])
+        maps = self.features(batch)
+        proposals = [boxes for boxes, _ in self.proposals(maps, sizes)]
+        return self.detect(maps, proposals, sizes)
+
+    def losses(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Mapping[str, Any]],
+        seed: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the named losses of images (C, H, W) and as many targets; their sum is the total.
+
+        Args:
+            images: As for detection.
+            targets: What is on them, as `convnext.tasks.detection.targets` has it.
+            seed: Of the boxes that the losses are taken on; None: torch's own source of chance.
+        """
+        from convnext.tasks.detection.training import detector_losses
+
+        return detector_losses(self, images, targets, seed)
+
+    def features(self, batch: Tensor) -> list[Tensor]:
+        """Map images (N, C, H, W) to the maps p2 to p6, finest first."""
+        maps: list[Tensor] = self.fpn(
+            list(self.output_norms(self.backbone.pyramid(batch)).values())
+        )
+        return maps
+
+    def anchors(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the anchors (H * W * A, 4) of every level."""
+        strides = [*self.strides, 2 * self.strides[-1]]
+        return [
+            level_anchors((map_.shape[2], map_.shape[3]), stride, map_.device)
+            for map_, stride in zip(maps, strides, strict=True)
+        ]
+
+    def proposals(
+        self,
+        maps: Sequence[Tensor],
+        sizes: Sequence[Size],
+        *,
+        num_before: int | None = None,
+        num_after: int | None = None,
+        outputs: Sequence[tuple[Tensor, Tensor]] | None = None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return proposals (R, 4) and their scores (R,) for every image.
+
+        `outputs` are those of the proposal network, if it has already run.
+        """
+        anchors = self.anchors(maps)
+        outputs = self.rpn(maps) if outputs is None else outputs
+        levels = [by_anchor(logits, deltas) for logits, deltas in outputs]
+        return [
+            propose(
+                anchors,
+                [logits[n] for logits, _ in levels],
+                [deltas[n] for _, deltas in levels],
+                size=size,
+                num_before=num_before or self.config.num_proposals,
+                num_after=num_after or self.config.num_proposals,
+            )
+            for n, size in enumerate(sizes)
+        ]
+
+    def box_logits(
+        self, stage: int, maps: Sequence[Tensor], boxes: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return class logits (R, K + 1) and deltas (R, K, 4) of a stage for boxes per image."""
+        features = pool_rois(maps[:-1], self.strides, boxes, box_head.SIDE)
+        logits, deltas = self.box_heads[stage](features)
+        return logits, deltas
+
+    def mask_logits(
+        self, stage: int, maps: Sequence[Tensor], boxes: Sequence[Tensor]
+    ) -> Tensor:  # R K 28 28
+        """Return the mask logits of a stage for boxes per image."""
+        logits: Tensor = self.mask_heads[stage](
+            pool_rois(maps[:-1], self.strides, boxes, mask_head.SIDE)
+        )
+        return logits
+
+    def detect(
+        self, maps: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[Size]
+    ) -> list[dict[str, Tensor]]:
+        """Return the detections of every image from its proposals (R_n, 4)."""
+        return detections(self, maps, proposals, sizes)
+
+    def refined(
+        self,
+        stage: int,
+        boxes: Sequence[Tensor],
+        deltas: Tensor,
+        labels: Tensor,
+        sizes: Sequence[Size],
+    ) -> list[Tensor]:
+        """Return the boxes per image that a stage's deltas (R, K, 4) of labels (R,) lead to."""
+        counts = [len(b) for b in boxes]
+        stds = self.method.stages[stage].stds
+        split = zip(
+            boxes, torch.split(deltas, counts), torch.split(labels, counts), sizes, strict=True
+        )
+        return [refine(own, delta, label, stds, size) for own, delta, label, size in split]
+
+    def run_for_cost(self, images: Tensor) -> None:
+        """Run everything that costs, for images (N, C, H, W): 1000 boxes and 100 masks each.
+
+        Nothing here depends on values, so it runs on shapes alone.
+        """
+        maps = self.features(images)
+        self.rpn(maps)
+        num, channels = len(images), self.config.channels
+        for head, side, count in (
+            *((head, box_head.SIDE, 1000) for head in self.box_heads),
+            *((head, mask_head.SIDE, 100) for head in self.mask_heads),
+        ):
+            head(maps[0].new_empty(num * count, channels, side, side))
+
+    @property
+    def levels(self) -> dict[str, Level]:
+        """Channels and stride of each map of the backbone, by name."""
+        return self.backbone.levels
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the labels."""
+        return self.config.num_classes
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What `create_model(detector.name, **detector.changes)` needs to build it again."""
+        return {**self.backbone.changes, **asdict(self.config)}
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put new last layers for `num_classes` classes on the heads."""
+        self.config = replace(self.config, num_classes=num_classes)
+        for head in (*self.box_heads, *self.mask_heads):
+            cast("BoxHead | MaskHead", head).reset_classifier(num_classes)
+
+
+class MaskRCNN(Detector):
+    """One stage: two fully connected layers, and L1 on the deltas of each class."""
+
+    prefix = "mask_rcnn_"
+
+
+class CascadeMaskRCNN(Detector):
+    """Three stages of rising overlap: four convolutions and one layer each, and generalised IoU."""
+
+    prefix = "cascade_mask_rcnn_"
+
+
+def build(name: str, **changes: Any) -> Detector:
+    """Build `mask_rcnn_<backbone>` or `cascade_mask_rcnn_<backbone>`.
+
+    Fields of `DetectorConfig` are the detector's, all other changes the backbone's.
+
+    Raises:
+        ValueError: If there is no such backbone, it has no pyramid, or a change is unknown.
+    """
+    kind = next(k for k in (MaskRCNN, CascadeMaskRCNN) if name.startswith(k.prefix))
+    own = [field.name for field in fields(DetectorConfig)]
+    backbone_name = name.removeprefix(kind.prefix)
+    if not backbone_name.startswith("timm/"):
+        known = [*own, *(field.name for field in fields(NetworkConfig))]
+        for change in changes:
+            if change not in known:
+                raise ValueError(f"{name} has no setting {change!r}{nearest(change, known)}")
+    rest = {key: value for key, value in changes.items() if key not in own}
+    backbone = cast("Network | TimmNetwork", create_model(backbone_name, num_classes=0, **rest))
+    backbone.drop_head()
+    settings = {key: value for key, value in changes.items() if key in own}
+    settings.setdefault("output_norms", wants_output_norms(backbone))
+    return kind(backbone, DetectorConfig(**settings))

@@ -1,0 +1,42 @@
+"""Features of boxes: each from the level of the pyramid that fits its size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from convnext.tasks.detection.boxes import area
+
+CELLS = 14
+"""Side of a box in strides of its level, at least; 56 pixels at stride 4."""
+
+
+def roi_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:  # R 4 -> R
+    """Return the position in `strides` of the level of each box: one coarser per doubling."""
+    side = area(boxes).clamp(min=0).sqrt()
+    level = torch.log2(side / (CELLS * strides[0]) + 1e-6).floor()
+    return level.clamp(0, len(strides) - 1).long()
+
+
+def pool_rois(
+    maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], side: int
+) -> Tensor:
+    """Return the features of boxes (R_n, 4) of every image n as (sum of R_n, C, side, side).
+
+    Aligned RoIAlign with as many samples per cell as it has positions. It runs in fp32 whatever the
+    maps are: half precision cannot tell coordinates beyond 2048 pixels from the next.
+    """
+    rois = torch.cat(
+        [torch.cat((b.new_full((len(b), 1), n), b), 1) for n, b in enumerate(boxes)]
+    ).float()
+    levels = roi_levels(rois[:, 1:], strides)
+    order, parts = [], []
+    for level, (map_, stride) in enumerate(zip(maps, strides, strict=True)):
+        here = (levels == level).nonzero()[:, 0]
+        part = roi_align(map_.float(), rois[here], side, 1 / stride, 0, aligned=True)
+        order.append(here)
+        parts.append(part.to(map_.dtype))
+    return torch.cat(parts)[torch.cat(order).argsort()]

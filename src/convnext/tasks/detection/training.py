@@ -1,0 +1,150 @@
+"""The losses of a detector on a batch: proposals, then each stage on the boxes before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from convnext.tasks.detection.batch import stack
+from convnext.tasks.detection.coding import encode
+from convnext.tasks.detection.loss import (
+    box_loss,
+    class_loss,
+    mask_loss,
+    objectness_loss,
+    smooth_l1,
+)
+from convnext.tasks.detection.masks import mask_targets
+from convnext.tasks.detection.rpn import by_anchor
+from convnext.tasks.detection.targets import (
+    Chosen,
+    Objects,
+    choose_anchors,
+    choose_boxes,
+    read_target,
+)
+
+if TYPE_CHECKING:
+    from convnext.tasks.detection.model import Detector
+
+NUM_BEFORE = 2000
+"""Boxes of each level that enter the suppression of doubles in training."""
+
+
+def detector_losses(
+    detector: Detector,
+    images: Sequence[Tensor],
+    targets: Sequence[Mapping[str, Any]],
+    seed: int | None,
+) -> dict[str, Tensor]:
+    """Return the named losses, as `Detector.losses` describes them.
+
+    Raises:
+        ValueError: If images and targets are not as many, or a target is damaged.
+    """
+    if len(images) != len(targets):
+        raise ValueError(f"there are {len(images)} images and {len(targets)} targets")
+    random = None if seed is None else torch.Generator().manual_seed(seed)
+    objects = [
+        read_target(target, image, detector.num_classes)
+        for target, image in zip(targets, images, strict=True)
+    ]
+    batch, sizes = stack(images, detector.strides[-1])
+    maps = detector.features(batch)
+    outputs = detector.rpn(maps)
+    losses = rpn_losses(detector, maps, outputs, objects, random)
+    with torch.no_grad():
+        proposals = detector.proposals(
+            maps,
+            sizes,
+            num_before=NUM_BEFORE,
+            num_after=detector.method.num_train_proposals,
+            outputs=outputs,
+        )
+    boxes = [own for own, _ in proposals]
+    for s, stage in enumerate(detector.method.stages):
+        chosen = [
+            choose_boxes(own, o, detector.config, stage, random)
+            for own, o in zip(boxes, objects, strict=True)
+        ]
+        named, boxes = stage_losses(detector, s, maps, chosen, objects)
+        prefix = f"stage{s}_" if len(detector.method.stages) > 1 else ""
+        losses |= {f"{prefix}{name}": loss for name, loss in named.items()}
+    return losses
+
+
+def rpn_losses(
+    detector: Detector,
+    maps: Sequence[Tensor],
+    outputs: Sequence[tuple[Tensor, Tensor]],
+    objects: Sequence[Objects],
+    random: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """Return the losses of the proposal network's outputs, over all anchors that were drawn."""
+    anchors = torch.cat(detector.anchors(maps))  # T 4
+    levels = [by_anchor(logits, deltas) for logits, deltas in outputs]
+    logits = torch.cat([level for level, _ in levels], 1)  # N T
+    deltas = torch.cat([level for _, level in levels], 1)  # N T 4
+    positive, negative, regression, num = [], [], [], 0
+    for logit, delta, o in zip(logits, deltas, objects, strict=True):
+        yes, no, boxes = choose_anchors(anchors, o, detector.config, detector.method, random)
+        positive.append(logit[yes])
+        negative.append(logit[no])
+        wanted = encode(anchors[yes], boxes)
+        regression.append(smooth_l1(delta[yes], wanted, detector.method.rpn_beta))
+        # An image without objects counts as if it had one positive anchor, as in the reference.
+        num += max(len(yes), 1) + max(len(no), 1)
+    return {
+        "rpn_class": objectness_loss(torch.cat(positive), torch.cat(negative), num),
+        "rpn_box": torch.stack(regression).sum() / num,
+    }
+
+
+def stage_losses(
+    detector: Detector,
+    stage: int,
+    maps: Sequence[Tensor],
+    chosen: Sequence[Chosen],
+    objects: Sequence[Objects],
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Return the weighted losses of a stage, and the boxes per image for the next one.
+
+    What a stage makes of the objects' own boxes is not handed on, since the next stage adds them
+    again; where nothing is, boxes follow the most likely class.
+    """
+    method, step = detector.method, detector.method.stages[stage]
+    boxes = [c.boxes for c in chosen]
+    logits, deltas = detector.box_logits(stage, maps, boxes)
+    labels = torch.cat([c.labels for c in chosen])
+    positive = (labels < detector.num_classes).nonzero()[:, 0]
+    own = labels[positive]
+    targets = torch.cat([o.boxes[c.index] for c, o in zip(chosen, objects, strict=True)])
+    regression = box_loss(
+        method.box_loss,
+        torch.cat(boxes)[positive],
+        deltas[positive, own],
+        targets,
+        stds=step.stds,
+        num=max(len(labels), 1),
+    )
+    with_objects = [c.boxes[: len(c.index)] for c in chosen]
+    masks = torch.cat(
+        [
+            mask_targets(o.masks, c.index, b, o.size)
+            for c, b, o in zip(chosen, with_objects, objects, strict=True)
+        ]
+    )
+    losses = {
+        "class": step.weight * class_loss(logits, labels),
+        "box": step.weight * method.box_weight * regression,
+        "mask": step.weight
+        * mask_loss(detector.mask_logits(stage, maps, with_objects), own, masks),
+    }
+    with torch.no_grad():
+        likely = logits[:, :-1].argmax(1)
+        best = torch.where(labels < detector.num_classes, labels, likely)
+        refined = detector.refined(stage, boxes, deltas, best, [o.size for o in objects])
+    return losses, [new[~c.given] for new, c in zip(refined, chosen, strict=True)]

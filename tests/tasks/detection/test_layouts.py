@@ -1,0 +1,191 @@
+"""Detectors in the layouts of others, and classifiers in the backbone of a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_detectors import METHODS, NARROW, SMALL, small_detector
+from torch import Tensor, nn
+
+from convnext.family import create_model
+from convnext.weights import convert, export_weights, infer_model, load_weights, read_source
+
+Randomise = Callable[..., nn.Module]
+LAYOUTS = ["convnext", "official", "openmmlab"]
+
+
+def build(method: str, **changes: object) -> nn.Module:
+    return small_detector(f"{method}convnext_atto", **changes)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return equal(a.state_dict(), b.state_dict())
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_there_and_back_is_the_same(method: str, layout: str, randomise: Randomise) -> None:
+    detector = randomise(build(method))
+    exported = export_weights(detector, layout)
+    wrapped = {f"module.{name}": tensor for name, tensor in exported.items()}
+    wrapped["data_preprocessor.mean"] = torch.zeros(3)
+    again = build(method)
+    report = load_weights(again, wrapped)
+    assert (report.layout, report.missing, report.matched) == (layout, (), 1.0)
+    assert report.unexpected == ("data_preprocessor.mean",)
+    assert report.loaded == report.total == len(detector.state_dict())
+    assert report.head == "loaded, 5 classes"
+    assert same(again, detector)
+
+
+# reference: checkpoints.md, for 5 classes, 16 channels and fully connected layers of 24.
+@pytest.mark.parametrize("layout", ["official", "openmmlab"])
+@pytest.mark.parametrize("method", METHODS)
+def test_names_of_the_toolboxes(method: str, layout: str) -> None:
+    exported = export_weights(build(method), layout)
+    block = "backbone.stages.2.1."
+    stages = [f"{s}." for s in range(3)] if method == "cascade_mask_rcnn_" else [""]
+    shapes = {
+        block + ("dwconv" if layout == "official" else "depthwise_conv"): (16, 1, 7, 7),
+        block + ("pwconv1" if layout == "official" else "pointwise_conv1"): (64, 16),
+        "neck.lateral_convs.0.conv": (16, 8, 1, 1),
+        "neck.fpn_convs.3.conv": (16, 16, 3, 3),
+        "rpn_head.rpn_conv": (16, 16, 3, 3),
+        "rpn_head.rpn_cls": (3, 16, 1, 1),
+        "rpn_head.rpn_reg": (12, 16, 1, 1),
+    }
+    for s in stages:
+        box, mask = f"roi_head.bbox_head.{s}", f"roi_head.mask_head.{s}"
+        shapes |= {
+            f"{box}fc_cls": (6, 24),
+            f"{box}fc_reg": (20, 24),
+            f"{box}shared_fcs.0": (24, 784),
+            f"{mask}convs.3.conv": (16, 16, 3, 3),
+            f"{mask}upsample": (16, 16, 2, 2),
+            f"{mask}conv_logits": (5, 16, 1, 1),
+        }
+        if s:
+            shapes[f"{box}shared_convs.3.conv"] = (16, 16, 3, 3)
+            assert exported[f"{box}shared_convs.3.bn.running_var"].shape == (16,)
+            assert f"{box}shared_convs.0.conv.bias" not in exported
+        else:
+            shapes[f"{box}shared_fcs.1"] = (24, 24)
+    for name, shape in shapes.items():
+        assert exported[f"{name}.weight"].shape == shape
+    assert exported["backbone.norm3.bias"].shape == (16,)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_other_classes_keep_the_fresh_classifiers(
+    method: str, layout: str, randomise: Randomise
+) -> None:
+    detector, other = randomise(build(method)), build(method, num_classes=3)
+    before = other.box_heads[0].classifier.weight.clone()
+    report = load_weights(other, export_weights(detector, layout))
+    assert report.head == "fresh for 3 classes, the source has 5"
+    assert report.head_replaced
+    layers = {name.rpartition("heads.")[2].split(".")[1] for name in report.missing}
+    assert layers == {"classifier", "regressor"}
+    assert len(report.missing) == 6 * len(detector.box_heads)
+    assert torch.equal(other.box_heads[0].classifier.weight, before)
+    kernels = (model.mask_heads[-1].convs[2].weight for model in (other, detector))
+    assert torch.equal(*kernels)
+
+
+@pytest.mark.parametrize("layout", ["convnext", "official", "openmmlab", "timm", "torchvision"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_classifier_goes_into_the_backbone(
+    method: str, layout: str, randomise: Randomise
+) -> None:
+    classifier = randomise(create_model("convnext_atto", num_classes=10, **NARROW))
+    model = build(method)
+    heads = {n: t.clone() for n, t in model.state_dict().items() if not n.startswith("backbone.")}
+    report = load_weights(model, export_weights(classifier, layout))
+    assert report.layout == layout
+    assert report.missing == tuple(heads)
+    assert report.head == "fresh, the source has none for this task"
+    images = torch.randn(1, 3, 64, 64)
+    expected, maps = classifier.pyramid(images), model.eval().backbone.pyramid(images)
+    assert all(torch.equal(maps[name], expected[name]) for name in expected)
+    assert equal({n: t for n, t in model.state_dict().items() if n in heads}, heads)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_of_timm_go_into_its_own_backbone(method: str, randomise: Randomise) -> None:
+    classifier = randomise(create_model("timm/resnet18", num_classes=10))
+    model = small_detector(f"{method}timm/resnet18").eval()
+    report = load_weights(model, classifier.state_dict())
+    assert report.head_replaced
+    images = torch.randn(1, 3, 64, 64)
+    expected, maps = classifier.pyramid(images), model.backbone.pyramid(images)
+    assert all(torch.equal(maps[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_says_what_it_is(method: str, layout: str) -> None:
+    for changes in ({}, {"in_chans": 1, "kernel_size": 5, "channels": 8}):
+        model = build(method, **changes)
+        name, told = infer_model(export_weights(model, layout))
+        assert name.startswith(method)
+        again = create_model(name, **told)
+        shapes = {n: t.shape for n, t in again.state_dict().items()}
+        assert shapes == {n: t.shape for n, t in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"this file looks like {method}convnext_.*channels=16"):
+        load_weights(build(method, channels=8), export_weights(build(method), layout))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_published_size_has_its_own_name(method: str) -> None:
+    with torch.device("meta"):
+        model = create_model(f"{method}convnext_small")
+    assert infer_model(export_weights(model, "official")) == (f"{method}convnext_small", {})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_of_the_other_method_gives_its_backbone(method: str, randomise: Randomise) -> None:
+    other = next(m for m in METHODS if m != method)
+    model, source = build(method), randomise(build(other))
+    report = load_weights(model, export_weights(source, "official"))
+    assert report.head_replaced
+    inner = {name for name in model.state_dict() if name.startswith("backbone.")}
+    assert inner.isdisjoint(report.missing)
+    assert torch.equal(model.backbone.stem.conv.weight, source.backbone.stem.conv.weight)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_has_no_form(method: str) -> None:
+    with pytest.raises(ValueError, match=r"no form in the layout 'official'; it has .* convnext"):
+        export_weights(small_detector(f"{method}roadmap/resnet50/kernel_7"), "official")
+    with pytest.raises(ValueError, match="no form in the layout 'timm'"):
+        export_weights(build(method), "timm")
+    with pytest.raises(ValueError, match="and this network none; build it with output_norms=True"):
+        export_weights(build(method, output_norms=False), "official")
+
+
+@pytest.mark.parametrize("layout", ["convnext", "openmmlab"])
+@pytest.mark.parametrize("method", METHODS)
+def test_conversion_of_a_file(
+    method: str, layout: str, tmp_path: Path, randomise: Randomise
+) -> None:
+    detector = randomise(build(method))
+    source, there, back = (tmp_path / f"{n}.pth" for n in ("source", "there", "back"))
+    torch.save({"state_dict": export_weights(detector, "official")}, source)
+    report = convert(source, there, layout)
+    assert (report.source_layout, report.written_layout) == ("official", layout)
+    assert report.dropped == ()
+    told = {key: report.changes[key] for key in SMALL}
+    assert told == SMALL
+    convert(there, back, "official")
+    assert equal(read_source(source)[0], read_source(back)[0])
+    again = create_model(report.model, **report.changes)
+    load_weights(again, there)
+    assert same(again, detector)
