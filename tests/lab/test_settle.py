@@ -90,3 +90,20 @@ def test_equal_time_is_settled_once_too(tmp_path: Path) -> None:
     replace(plan, entries=timed).write(tmp_path)
     again, _ = settle(asked([*NETWORKS, "convnext_atto"], minutes=1.0), tmp_path, CPU, QUIET)
     assert [entry.changes.get("schedule.epochs") for entry in again.entries] == [7, 7, None]
+
+
+def test_the_identity_of_runs_is_what_they_are_and_not_where(begun: Path) -> None:
+    plan = read_study(begun)
+    entry = plan.entries[0]
+
+    def under(**changes: Any) -> str:
+        settings = {k.replace("__", "."): v for k, v in changes.items()}
+        return replace(plan, recipe=change_recipe(plan.recipe, settings)).identity(entry)
+
+    own = plan.identity(entry)
+    assert under(run__device="cuda", loader__workers=4) == own
+    assert under(optim__lr=0.5) != own
+    assert plan.identity(plan.entries[1]) != own
+    # What has its default is not part of it: a study outlives settings that come later.
+    assert under(segment__dice=Recipe().segment.dice) == own
+    assert under(segment__dice=0.5) != own

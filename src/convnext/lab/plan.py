@@ -14,6 +14,8 @@ from convnext.recipe import Recipe, change_recipe, flatten, recipe_from_dict, to
 
 # Evaluations of a run, so that its curve has a shape.
 EVALUATIONS = 10
+# Settings that say where a run executes, and not what it is.
+WHERE = ("run.device", "loader.workers")
 Kind = Literal["roadmap", "ablate", "compare"]
 
 
@@ -93,10 +95,14 @@ class Study:
         return root / "runs" / entry.folder_name / f"seed-{seed}"
 
     def identity(self, entry: Entry) -> str:
-        """Return what tells the runs of an entry from those of any other, whatever its name."""
-        tree = to_dict(self.recipe_of(entry, 0))
-        tree["run"]["device"] = tree["loader"]["workers"] = None  # Where, and not what.
-        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+        """Return what tells the runs of an entry from those of any other, whatever its name.
+
+        Settings that have their default do not count, so that a study outlives new settings.
+        """
+        usual = dict(flatten(Recipe()))
+        leaves = flatten(self.recipe_of(entry, 0))
+        own = {n: v for n, v in leaves if n not in WHERE and v != usual[n]}
+        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
     def own_entries(self) -> list[Entry]:
         """Return the entries that have runs of their own."""
