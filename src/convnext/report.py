@@ -227,7 +227,7 @@ def curves(run: Run) -> Section | None:
             [_curve("training", trained, "loss", MUTED), *_by_weights(run, "loss")],
         ),
         run.primary: (
-            f"{run.primary_name[0].upper()}{run.primary_name[1:]} on the validation set",
+            f"{_as_title(run.primary_name)} on the validation set",
             f"{run.primary_name}, %",
             [*_by_weights(run, run.primary), *_reference(run)],
         ),
@@ -320,6 +320,11 @@ def table(
 def _curve(label: str, rows: Sequence[Mapping[str, Any]], key: str, colour: str) -> Curve:
     images, values = _finite(rows, "images", key)
     return Curve(label=label, x=images, y=values, colour=colour)
+
+
+def _as_title(name: str) -> str:
+    """Return a name with a capital, unless it is written its own way, as mIoU is."""
+    return name if name[:2] != name[:2].lower() else name[0].upper() + name[1:]
 
 
 def _losses(trained: Sequence[Mapping[str, Any]]) -> list[Curve]:
