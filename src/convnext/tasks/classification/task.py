@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +32,12 @@ from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.sampling import StepBatches
+from convnext.tasks.steps import InSteps
 from convnext.train.plan import num_steps as num_steps_of
 from convnext.train.stop import leave_signals_to_parent
 
 
-class ClassificationTask:
+class ClassificationTask(InSteps):
     """A resolved recipe and a data set: batches, losses, evaluation.
 
     Args:
@@ -121,27 +121,6 @@ class ClassificationTask:
         if init == "fan_in" and weights == "none":
             init_fan_in(model)
         return model
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch."""
-        return self._batches.steps_per_epoch
-
-    @property
-    def batch_size(self) -> int:
-        """Images of a step, over all processes."""
-        return self._batches.batch_size
-
-    @property
-    def first_part(self) -> int:
-        """The number of this process's first micro batch among those of a step."""
-        return self.ranks.rank * self.num_parts
-
-    @property
-    def num_parts(self) -> int:
-        """Micro batches of a step in each process: equally many, since they wait for each other."""
-        least, more = divmod(self.batch_size, self.ranks.count)
-        return min(least, math.ceil((least + bool(more)) / self.micro_batch_size))
 
     @property
     def fingerprint(self) -> str:

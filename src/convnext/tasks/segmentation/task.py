@@ -33,11 +33,12 @@ from convnext.tasks.segmentation.loss import HardExamples, LossSettings, losses
 from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.model import PREFIX
 from convnext.tasks.segmentation.scores import InferenceSettings
+from convnext.tasks.steps import InSteps
 from convnext.train.plan import num_steps as num_steps_of
 from convnext.train.stop import leave_signals_to_parent
 
 
-class SegmentationTask:
+class SegmentationTask(InSteps):
     """A resolved recipe and a data set: batches, losses, evaluation.
 
     Args:
@@ -126,27 +127,6 @@ class SegmentationTask:
             assert isinstance(model.backbone, nn.Module)
             init_fan_in(model.backbone)
         return model
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch."""
-        return self._batches.steps_per_epoch
-
-    @property
-    def batch_size(self) -> int:
-        """Images of a step, over all processes."""
-        return self._batches.batch_size
-
-    @property
-    def first_part(self) -> int:
-        """The number of this process's first micro batch among those of a step."""
-        return self.ranks.rank * self.num_parts
-
-    @property
-    def num_parts(self) -> int:
-        """Micro batches of a step in each process: equally many, since they wait for each other."""
-        least, more = divmod(self.batch_size, self.ranks.count)
-        return min(least, math.ceil((least + bool(more)) / self.micro_batch_size))
 
     @property
     def fingerprint(self) -> str:
