@@ -18,7 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-Mask = Tensor | npt.NDArray[Any] | Mapping[str, Any] | Sequence[Sequence[float]]
+Mask = (
+    Tensor
+    | npt.NDArray[Any]
+    | Mapping[str, Any]
+    | Sequence[Sequence[float] | npt.NDArray[np.float64]]
+)
 Window = tuple[int, int, int, int]
 """First and last column and row, x1 y1 x2 y2, the last ones excluded."""
 
@@ -43,6 +48,22 @@ def size_of(mask: Mask) -> tuple[int, int] | None:
     if isinstance(mask, Mapping):
         return int(mask["size"][0]), int(mask["size"][1])
     return (mask.shape[0], mask.shape[1]) if isinstance(mask, Tensor | np.ndarray) else None
+
+
+def num_pixels(encoding: Mapping[str, Any]) -> int:
+    """Return how many pixels run lengths are of; -1 if they are damaged."""
+    try:
+        runs = _runs(encoding)
+    except (ValueError, OverflowError):
+        return -1
+    return int(runs.sum()) if not len(runs) or runs.min() >= 0 else -1
+
+
+def area_of(mask: Mask, size: tuple[int, int]) -> int:
+    """Return the pixels of a mask on an image of `size` (H, W)."""
+    if isinstance(mask, Mapping):
+        return int(_runs(mask)[1::2].sum())
+    return int(cut(mask, (0, 0, size[1], size[0])).sum())
 
 
 def mask_targets(
@@ -132,12 +153,15 @@ def _cut_runs(encoding: Mapping[str, Any], window: Window) -> npt.NDArray[np.uin
     """Decode the columns of a window; runs go down the columns, background first."""
     x1, y1, x2, y2 = window
     height = int(encoding["size"][0])
-    counts = encoding["counts"]
-    runs = _read_counts(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
-    ends = np.cumsum(runs).clip(x1 * height, x2 * height)
+    ends = np.cumsum(_runs(encoding)).clip(x1 * height, x2 * height)
     lengths = np.diff(ends, prepend=x1 * height)
     values = np.repeat(np.arange(len(lengths)) % 2, lengths).astype(np.uint8)
     return values.reshape(x2 - x1, height)[:, y1:y2].T
+
+
+def _runs(encoding: Mapping[str, Any]) -> npt.NDArray[np.int64]:
+    counts = encoding["counts"]
+    return _read_counts(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
 
 
 # An object is asked for once for every box that is responsible for it.

@@ -6,7 +6,6 @@ runs or machines, and hardly when images are added.
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Literal
 import numpy as np
 
 from convnext.images import BadImage
+from convnext.tasks.detection.layout import is_detection
 from convnext.tasks.segmentation.classes import Classes, read_classes
-from convnext.tasks.segmentation.layout import Found, Part, find
+from convnext.tasks.segmentation.layout import Found, Part, find, is_segmentation
 from convnext.tasks.segmentation.masks import MaskReader, read_values
 from convnext.tasks.segmentation.samples import Pairs
+from convnext.tasks.splits import held_out
 
 # How many masks are read to learn their values where no file lists the classes, and for `facts`.
 NUM_MASKS = 200
@@ -71,7 +72,7 @@ def open_dataset(
     """Return the data set at `path`, without reading more than a sample of its masks.
 
     Args:
-        path: A folder in one of the layouts of `layout`.
+        path: A folder in one of the layouts of `layout`, or of those of detection.
         val_share: Share of the images held out where the data has no split of its own.
         strict: Refuse an empty split; else it is noted.
         images: Pattern of the images; with `masks` in place of a known layout.
@@ -84,6 +85,11 @@ def open_dataset(
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")
     root = Path(path)
+    if not images and not is_segmentation(root) and is_detection(root):
+        # Few data sets are a json; its module reads more than the others.
+        from convnext.tasks.segmentation.drawn import open_drawn
+
+        return SegmentationData(**open_drawn(path, val_share))
     found = find(root, images, masks)
     notes = list(found.notes)
     reduced = found.is_ade20k if reduce_zero_label == "auto" else reduce_zero_label
@@ -160,12 +166,7 @@ def _pairs(root: Path, part: Part, reader: MaskReader) -> Pairs:
 
 def _hold_out(part: Part, share: float) -> tuple[Part, Part]:
     """Return a part in two, by the hashes of the names."""
-
-    def rank(name: str) -> str:
-        return hashlib.sha256(name.encode()).hexdigest()
-
-    count = max(1, round(share * len(part.pairs))) if len(part.pairs) > 1 else 0
-    held = set(sorted(part.pairs, key=rank)[:count])
+    held = held_out(list(part.pairs), share)
     train = {name: pair for name, pair in part.pairs.items() if name not in held}
     val = {name: pair for name, pair in part.pairs.items() if name in held}
     return replace(part, pairs=train), Part(pairs=val)

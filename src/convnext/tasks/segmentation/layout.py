@@ -5,6 +5,8 @@ images  annotations (or masks, labels)              without a split: a share is 
 leftImg8bit/{train,val}/*/*_leftImg8bit.png         Cityscapes, with gtFine/.../
                                                     *_gtFine_labelTrainIds.png
 two patterns with {split} and stars                 anything else
+
+COCO's json of objects is the layout of detection; `drawn` makes masks of it.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ CITYSCAPES = (
 )
 ACCEPTED = (
     "accepted are images/{train,val} with annotations/{train,val} (the same names, masks as PNG), "
-    "images/ with masks/ without a split, Cityscapes, or --segment.images and --segment.masks with "
-    "patterns such as 'left/{split}/*/*_left.png'"
+    "images/ with masks/ without a split, Cityscapes, COCO's instances_{train,val}.json, "
+    "or --segment.images and --segment.masks with patterns such as 'left/{split}/*/*_left.png'"
 )
 
 

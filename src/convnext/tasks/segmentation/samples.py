@@ -5,12 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from PIL import Image
 
 from convnext.images import Header, Mode, decode, read_header
 from convnext.tasks.classification.samples import spread
-from convnext.tasks.segmentation.masks import Labels, MaskReader
+from convnext.tasks.segmentation.masks import Labels
+
+
+class Reader(Protocol):
+    """How a mask becomes class indices."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def ignore_index(self) -> int: ...
+
+    @property
+    def reduce_zero_label(self) -> bool: ...
+
+    def read(self, mask: Any, size: tuple[int, int] | None = None) -> Labels:
+        """Return the class of every pixel, (H, W), for an image of `size` (width, height).
+
+        Raises:
+            BadImage: If it cannot be read, or does not go with the image.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,8 +43,9 @@ class Pairs:
     names: Sequence[str]
     """Of each pair, such as the image's path below its folder, without the ending."""
     images: Sequence[Path]
-    masks: Sequence[Path]
-    reader: MaskReader
+    masks: Sequence[Any]
+    """What the reader makes masks of: files, or objects that are drawn."""
+    reader: Reader
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,0 +1,223 @@
+"""Every fault of a json has a message with its place, and ends nothing that need not end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convnext.tasks.detection.coco import read_coco
+from convnext.tasks.detection.data import facts, open_dataset
+from convnext.tasks.detection.layout import is_detection
+
+RING = [1, 1, 5, 1, 5, 5, 1, 5]
+
+
+def image(key: Any = 1, name: Any = "a.png", **changes: Any) -> dict[str, Any]:
+    return {"id": key, "file_name": name, "width": 20, "height": 10, **changes}
+
+
+def annotation(key: Any = 1, **changes: Any) -> dict[str, Any]:
+    found = {"id": key, "image_id": 1, "category_id": 7, "bbox": [1, 1, 4, 4], "area": 16}
+    return {**found, "segmentation": [RING], "iscrowd": 0, **changes}
+
+
+def write(path: Path, **changes: Any) -> Path:
+    content: dict[str, Any] = {
+        "images": [image()],
+        "annotations": [annotation()],
+        "categories": [{"id": 7, "name": "cat"}],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content | changes))
+    return path
+
+
+def test_a_file_without_faults(tmp_path: Path) -> None:
+    categories = [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}]
+    second = annotation(5, category_id=9, bbox=[2, 2, 3.5, 1], segmentation=[])
+    path = write(tmp_path / "x.json", categories=categories, annotations=[annotation(), second])
+    found = read_coco(path)
+    assert (found.classes, found.category_ids, found.faults) == (("cat", "dog"), (7, 9), ())
+    objects = found.records[0].objects
+    assert objects.ids == (1, 5)
+    assert objects.boxes.tolist() == [[1, 1, 5, 5], [2, 2, 5.5, 3]]
+    assert objects.labels.tolist() == [0, 1]
+    assert objects.masks[1] is None
+
+
+FAULTS: list[tuple[str, dict[str, Any], str, int]] = [
+    ("annotation without id", {"id": None}, "number 0 of the annotations", 1),
+    ("box outside the image", {"bbox": [30, 0, 5, 5]}, "outside the image of 20 x 10", 0),
+    ("box over the border", {"bbox": [15, 0, 10, 5]}, "cut at its border", 1),
+    ("box without area", {"bbox": [1, 1, 0, 5]}, "0 x 5 pixels", 0),
+    ("box without area", {"bbox": [1, 1, 4, -4]}, "4 x -4 pixels", 0),
+    ("damaged mask", {"segmentation": "x"}, "neither polygons nor run lengths", 1),
+    ("damaged mask", {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "not pairs", 1),
+    ("damaged mask", {"segmentation": {"size": [10, 20], "counts": [1, 2]}}, "do not fill", 1),
+    ("damaged mask", {"segmentation": {"size": [10, 20], "counts": "\u00e9"}}, "do not fill", 1),
+    ("damaged mask", {"segmentation": {"size": [10, 20]}}, "do not fill", 1),
+    ("mask of another size", {"segmentation": {"size": [20, 10], "counts": [200]}}, "[10, 20]", 1),
+    ("no box", {"bbox": [1, 2, 3]}, "four finite numbers", 0),
+    ("no box", {"bbox": [1, 1, float("nan"), 4]}, "four finite numbers", 0),
+    ("no box", {"bbox": None}, "four finite numbers", 0),
+    ("polygon with too few points", {"segmentation": [[1, 1, 5, 5]]}, "2 points", 1),
+    ("unknown category", {"category_id": 8}, "the file has 7", 0),
+    ("unknown image", {"image_id": 2}, "which the file does not list", 0),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "text", "num_left"), FAULTS)
+def test_faults_of_annotations(
+    tmp_path: Path, kind: str, changes: dict[str, Any], text: str, num_left: int
+) -> None:
+    found = read_coco(write(tmp_path / "x.json", annotations=[annotation(12) | changes]))
+    fault = found.faults[0]
+    assert fault.kind == kind
+    assert text in f"{fault.where} {fault.text}"
+    assert "12" in fault.where or kind == "annotation without id"
+    assert not fault.fatal
+    assert len(found.records[0].objects) == num_left
+
+
+def test_boxes_are_cut_at_the_border(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.json", annotations=[annotation(bbox=[-3, -0.5, 30, 12])])
+    assert read_coco(path).records[0].objects.boxes.tolist() == [[0, 0, 20, 10]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "images", "fatal"),
+    [
+        ("duplicate file name", [image(), image(2)], False),
+        ("duplicate image id", [image(), image(1, "b.png")], True),
+        ("image without id or file", [image(), image(None, "b.png")], True),
+        ("image without id or file", [image(), image(2, "")], True),
+        ("image without size", [image(), image(2, "b.png", width=0)], True),
+        ("image without size", [image(), image(2, "b.png", height=None)], True),
+    ],
+)
+def test_faults_of_images(tmp_path: Path, kind: str, images: list[Any], fatal: bool) -> None:
+    found = read_coco(write(tmp_path / "x.json", images=images))
+    assert [(fault.kind, fault.fatal) for fault in found.faults] == [(kind, fatal)]
+    assert [record.id for record in found.records] == [1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "is a list: results"),
+        ("{", "is not JSON"),
+        ('{"images": []}', "no list 'annotations'"),
+        ('{"images": [1], "annotations": [], "categories": []}', "number 0 of 'images'"),
+        ('{"images": [], "annotations": [], "categories": []}', "has no category"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "needs a whole `id`"),
+        ("[" * 100_000, "is not JSON"),
+        ('"' + "9" * 5000, "is not JSON"),
+        ("9" * 5000, "is not JSON"),
+    ],
+)
+def test_what_is_not_such_a_file_at_all(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_coco(path)
+    assert "x.json" in str(error.value)
+
+
+def test_categories_must_be_clear(tmp_path: Path) -> None:
+    for second in ({"id": 7, "name": "dog"}, {"id": 8, "name": "cat"}):
+        path = write(tmp_path / "x.json", categories=[{"id": 7, "name": "cat"}, second])
+        with pytest.raises(ValueError, match=r"category id 7|called 'cat'"):
+            read_coco(path)
+
+
+def save(root: Path, name: str, size: tuple[int, int] = (20, 10)) -> None:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "red").save(root / name)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "folders"),
+    [
+        ("instances_train.json", "instances_val.json", ("images", "images")),
+        ("instances_train.json", "instances_val.json", ("images/train", "images/val")),
+        (
+            "annotations/instances_train2017.json",
+            "annotations/instances_val2017.json",
+            ("train2017", "val2017"),
+        ),
+        ("train/_annotations.coco.json", "valid/_annotations.coco.json", ("train", "valid")),
+        ("train.json", "test.json", (".", ".")),
+    ],
+)
+def test_layouts(tmp_path: Path, train: str, val: str, folders: tuple[str, str]) -> None:
+    for path, folder, name in zip((train, val), folders, ("a.png", "b.png"), strict=True):
+        write(tmp_path / path, images=[image(1, name)])
+        save(tmp_path / folder, name)
+    assert is_detection(tmp_path)
+    data = open_dataset(str(tmp_path))
+    assert data.train.open(0, "RGB").size == (20, 10)
+    assert data.val.source(0).endswith("b.png")
+    assert any("used for validation" in note for note in data.notes) == ("test" in val)
+
+
+def test_one_file_is_split_by_names(tmp_path: Path) -> None:
+    images = [image(i, f"{i}.png") for i in range(10)]
+    objects = [annotation(i, image_id=i) for i in range(10)]
+    path = write(tmp_path / "labels.json", images=images, annotations=objects)
+    for i in range(10):
+        save(tmp_path / "images", f"{i}.png")
+    for source in (tmp_path, path):
+        data = open_dataset(str(source))
+        assert (len(data.train), len(data.val)) == (8, 2)
+        assert not set(data.train.names) & set(data.val.names)
+
+
+def test_files_that_nothing_can_be_trained_on(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no folder"):
+        open_dataset(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="has no json of training objects"):
+        open_dataset(str(tmp_path))
+    write(tmp_path / "instances_train.json")
+    write(tmp_path / "instances_val.json", images=[image(1, "b.png")])
+    with pytest.raises(ValueError, match=r"the images of .* are not there"):
+        open_dataset(str(tmp_path))
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "images", name)
+    open_dataset(str(tmp_path))
+    write(tmp_path / "instances_val.json", images=[image(1, "b.png"), image(1, "c.png")])
+    with pytest.raises(ValueError, match=r"instances_val.json: image 1 is the id of b.png and of"):
+        open_dataset(str(tmp_path))
+    write(tmp_path / "instances_val.json", images=[image(1, "b.png")], annotations=[])
+    with pytest.raises(ValueError, match="no object that can be used in its val split"):
+        open_dataset(str(tmp_path))
+    dogs = [{"id": 7, "name": "dog"}]
+    write(tmp_path / "instances_val.json", images=[image(1, "b.png")], categories=dogs)
+    with pytest.raises(ValueError, match="objects of 'dog', which is not among"):
+        open_dataset(str(tmp_path))
+
+
+def test_classes_of_both_files_meet_by_name(tmp_path: Path) -> None:
+    two = [{"id": 7, "name": "cat"}, {"id": 1, "name": "dog"}]
+    write(tmp_path / "instances_train.json", categories=two)
+    write(tmp_path / "instances_val.json", images=[image(1, "b.png")])
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "images", name)
+    data = open_dataset(str(tmp_path))
+    assert data.classes == ("dog", "cat")
+    assert data.train.objects(0).labels.tolist() == data.val.objects(0).labels.tolist() == [1]
+
+
+def test_of_real_data(shared_data: Path) -> None:
+    known = facts(open_dataset(str(shared_data / "nuclei_instances")))
+    assert (known.num_train, known.num_objects, known.most_objects) == (192, 7627, 313)
+    assert known.has_masks
+    assert not facts(open_dataset(str(shared_data / "bccd_boxes"))).has_masks
+    crowded = open_dataset(str(shared_data / "coco_mini_cc"))
+    assert sum(int(record.objects.crowd.sum()) for record in crowded.train.records) == 9
+    for record in crowded.train.records[:10]:
+        assert np.isfinite(record.objects.boxes).all()
