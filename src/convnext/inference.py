@@ -11,7 +11,7 @@ from convnext.checkpoint import FORMAT, Card, find_checkpoint
 from convnext.device import check_precision
 from convnext.family import create_model
 from convnext.preprocess import RESAMPLING, Preprocessing
-from convnext.recipe import IMAGENET_MEAN, IMAGENET_STD
+from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
 
 # The classes of published weights, by their number, as timm knows them.
 SUBSETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}

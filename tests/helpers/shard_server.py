@@ -10,7 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from convnext.recipe import LoaderRecipe
+from convnext.settings import LoaderRecipe
 from convnext.shards import store
 
 

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from convnext.recipe import Recipe, ScheduleRecipe, change_recipe
+from convnext.recipe import Recipe, change_recipe
+from convnext.settings import ScheduleRecipe
 from convnext.train.plan import Plan, learning_rate
 
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from convnext.checkpoint import Card
 from convnext.device import has_fast_bf16
 from convnext.inference import card_of
-from convnext.recipe import NetworkRecipe, Recipe, change_recipe, flatten
+from convnext.recipe import Recipe, change_recipe, flatten
+from convnext.settings import NetworkRecipe
 
 
 @dataclass(frozen=True, kw_only=True)

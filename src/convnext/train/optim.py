@@ -13,7 +13,8 @@ from torch import nn
 
 from convnext.network import Network
 from convnext.peers import TimmNetwork
-from convnext.recipe import OptimRecipe, number
+from convnext.recipe import number
+from convnext.settings import OptimRecipe
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from convnext.blocks import Block
 from convnext.ranks import Ranks
-from convnext.recipe import RunRecipe
+from convnext.settings import RunRecipe
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 

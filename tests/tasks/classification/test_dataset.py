@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from convnext.preprocess import Preprocessing
-from convnext.recipe import AugmentRecipe
+from convnext.settings import AugmentRecipe
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.cache import ImageCache, memory_budget
 from convnext.tasks.classification.data import open_dataset

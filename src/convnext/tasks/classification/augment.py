@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from convnext.preprocess import RESAMPLING, Preprocessing
-from convnext.recipe import AugmentRecipe
+from convnext.settings import AugmentRecipe
 from convnext.tasks.classification.mix import erase, mix, smooth_one_hot
 
 _RAND_AUGMENT = re.compile(

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from convnext.images import BadImage, Mode
 from convnext.preprocess import Preprocessing, fit_short_side, to_tensor
-from convnext.recipe import AugmentRecipe
+from convnext.settings import AugmentRecipe
 from convnext.tasks.classification.augment import ImageAugment
 from convnext.tasks.classification.cache import ImageCache, Pixels, memory_budget
 from convnext.tasks.classification.samples import Samples

@@ -23,7 +23,7 @@ from convnext.checkpoint import Card
 from convnext.device import pick_device
 from convnext.images import BadImage
 from convnext.inference import imagenet_synsets, open_model, pick_precision
-from convnext.recipe import LoaderRecipe
+from convnext.settings import LoaderRecipe
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.classification.dataset import EvalDataset

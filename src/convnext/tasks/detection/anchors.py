@@ -7,20 +7,25 @@ from torch import Tensor
 
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width."""
-SCALE = 8
-"""Side of a square anchor, in strides."""
+SCALE = 8.0
+"""Side of a square anchor, in strides, of the published networks."""
 DIVISOR = 32
 """Sides of padded images are multiples of this."""
 
 
-def base_anchors(stride: int) -> Tensor:  # -> A 4
+def base_anchors(stride: int, scale: float = SCALE) -> Tensor:  # -> A 4
     """Return the anchors of one position around the origin, one per ratio, of equal area."""
     root = torch.tensor(RATIOS).sqrt()
-    half_width, half_height = SCALE * stride / root / 2, SCALE * stride * root / 2
+    half_width, half_height = scale * stride / root / 2, scale * stride * root / 2
     return torch.stack((-half_width, -half_height, half_width, half_height), 1)
 
 
-def level_anchors(size: tuple[int, int], stride: int, device: torch.device | str = "cpu") -> Tensor:
+def level_anchors(
+    size: tuple[int, int],
+    stride: int,
+    device: torch.device | str = "cpu",
+    scale: float = SCALE,
+) -> Tensor:
     """Return the anchors of a map of `size` (H, W) as (H * W * A, 4): rows, columns, ratios.
 
     They are centred on the top left corner of their cell, as in the reference.
@@ -30,7 +35,7 @@ def level_anchors(size: tuple[int, int], stride: int, device: torch.device | str
     x = torch.arange(width, device=device) * stride
     y, x = torch.meshgrid(y, x, indexing="ij")
     shifts = torch.stack((x, y, x, y), -1).view(-1, 1, 4)
-    return (shifts + base_anchors(stride).to(device)).view(-1, 4)
+    return (shifts + base_anchors(stride, scale).to(device)).view(-1, 4)
 
 
 def usable(anchors: Tensor, size: tuple[int, int], border: int) -> Tensor:  # R 4 -> R

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from convnext.tasks.detection.anchors import SCALE
 from convnext.tasks.detection.box_head import BoxHeadKind
 from convnext.tasks.detection.coding import Stds
 from convnext.tasks.detection.matching import Thresholds
@@ -91,6 +92,8 @@ class DetectorConfig:
     """Width of the pyramid and of the convolutions of all heads."""
     fc_dim: int = 1024
     """Width of the fully connected layers of the box heads."""
+    anchor_scale: float = SCALE
+    """Side of a square anchor, in strides of its map."""
     output_norms: bool = True
     """Whether each map of the backbone gets a layer norm of its own."""
     num_proposals: int = 1000
@@ -116,6 +119,8 @@ class DetectorConfig:
         for name in (*counts, "rpn_batch_size", "box_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if not self.anchor_scale > 0:
+            raise ValueError(f"anchor_scale must be positive, not {self.anchor_scale}")
         for name in ("score_threshold", "nms_threshold", "mask_threshold", "ignore_threshold"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:

@@ -1,13 +1,15 @@
 """Masks of objects, which stay compressed until a part of one is needed; and masks put together.
 
-A mask is one of three things: a bitmap (H, W); a run-length encoding as COCO has it, `{"size":
+A mask is one of these: a bitmap (H, W); a run-length encoding as COCO has it, `{"size":
 [H, W], "counts": ...}` with counts as a list or in COCO's own string; or polygons, a list of rings
-`[x0, y0, x1, y1, ...]` in pixels, of which a pixel belongs to the object if its centre is in any.
+`[x0, y0, x1, y1, ...]` in pixels, of which a pixel belongs to the object if its centre is in any;
+or any of them placed on another image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,8 +20,28 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A mask on another image: scaled, moved, perhaps mirrored, still compressed.
+
+    A pixel of that image has the value of the pixel of the mask that its centre falls on.
+    """
+
+    mask: Mask
+    source: tuple[int, int]
+    """Height and width of the image that the mask was drawn on."""
+    size: tuple[int, int]
+    """Height and width of the other image."""
+    scale: tuple[float, float]
+    """Pixels of the source per pixel across and down; negative where it is mirrored."""
+    start: tuple[float, float]
+    """Where in the source (x, y) the left and upper edges of the other image are."""
+
+
 Mask = (
     Tensor
+    | Placed
     | npt.NDArray[Any]
     | Mapping[str, Any]
     | Sequence[Sequence[float] | npt.NDArray[np.float64]]
@@ -31,6 +53,8 @@ Window = tuple[int, int, int, int]
 def cut(mask: Mask, window: Window) -> npt.NDArray[np.uint8]:  # -> y2-y1 x2-x1
     """Return a part of a mask as 0 and 1, without building the rest of it."""
     x1, y1, x2, y2 = window
+    if isinstance(mask, Placed):
+        return _cut_placed(mask, window)
     if isinstance(mask, Mapping):
         return _cut_runs(mask, window)
     if isinstance(mask, Tensor):
@@ -43,8 +67,29 @@ def cut(mask: Mask, window: Window) -> npt.NDArray[np.uint8]:  # -> y2-y1 x2-x1
     return found
 
 
+def place(
+    mask: Mask,
+    *,
+    source: tuple[int, int],
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    start: tuple[float, float],
+) -> Mask:
+    """Return a mask as it is on another image; the arguments are those of `Placed`.
+
+    The corners of polygons are moved, which costs no precision; all else waits until it is cut.
+    """
+    if isinstance(mask, Sequence):
+        factors, offset = np.asarray(scale), np.asarray(start)
+        rings = (np.asarray(ring, np.float64).reshape(-1, 2) for ring in mask)
+        return tuple(((ring - offset) / factors).ravel() for ring in rings)
+    return Placed(mask=mask, source=source, size=size, scale=scale, start=start)
+
+
 def size_of(mask: Mask) -> tuple[int, int] | None:
     """Return the height and width of the image that a mask is of; polygons do not say."""
+    if isinstance(mask, Placed):
+        return mask.size
     if isinstance(mask, Mapping):
         return int(mask["size"][0]), int(mask["size"][1])
     return (mask.shape[0], mask.shape[1]) if isinstance(mask, Tensor | np.ndarray) else None
@@ -67,12 +112,16 @@ def area_of(mask: Mask, size: tuple[int, int]) -> int:
 
 
 def mask_targets(
-    masks: Sequence[Mask], index: Tensor, boxes: Tensor, size: tuple[int, int], side: int = 28
+    masks: Sequence[Mask | None],
+    index: Tensor,
+    boxes: Tensor,
+    size: tuple[int, int],
+    side: int = 28,
 ) -> Tensor:
     """Return what the mask head should say of boxes (R, 4), as 0 and 1 of shape (R, side, side).
 
     Args:
-        masks: One per object.
+        masks: One per object; those that `index` names must be there.
         index: (R,) which object a box is responsible for.
         boxes: Proposals, in an image of `size` (H, W).
         size: Of the image, and of bitmaps.
@@ -86,7 +135,9 @@ def mask_targets(
     targets = torch.zeros(len(boxes), side, side, device=boxes.device)
     for target, i, (left, top, right, bottom) in zip(targets, index.tolist(), clipped, strict=True):
         x1, y1, x2, y2 = _around((left, top, right, bottom), size)
-        part = torch.from_numpy(cut(masks[i], (x1, y1, x2, y2))).to(boxes.device)
+        mask = masks[i]
+        assert mask is not None
+        part = torch.from_numpy(cut(mask, (x1, y1, x2, y2))).to(boxes.device)
         roi = torch.tensor([[0, left - x1, top - y1, right - x1, bottom - y1]])
         cells = roi_align(
             part.float()[None, None], roi.to(boxes.device), side, 1.0, 0, aligned=True
@@ -157,6 +208,27 @@ def _cut_runs(encoding: Mapping[str, Any], window: Window) -> npt.NDArray[np.uin
     lengths = np.diff(ends, prepend=x1 * height)
     values = np.repeat(np.arange(len(lengths)) % 2, lengths).astype(np.uint8)
     return values.reshape(x2 - x1, height)[:, y1:y2].T
+
+
+def _cut_placed(placed: Placed, window: Window) -> npt.NDArray[np.uint8]:
+    """Cut the part of the source that is under a window, and take the nearest of its pixels."""
+    x1, y1, x2, y2 = window
+    height, width = placed.source
+    taken = []
+    for first, last, scale, start, side in (
+        (x1, x2, placed.scale[0], placed.start[0], width),
+        (y1, y2, placed.scale[1], placed.start[1], height),
+    ):
+        positions = np.floor(start + (np.arange(first, last) + 0.5) * scale).astype(np.int64)
+        taken.append((positions, (positions >= 0) & (positions < side)))
+    (x, has_x), (y, has_y) = taken
+    found = np.zeros((y2 - y1, x2 - x1), np.uint8)
+    if has_x.any() and has_y.any():
+        x, y = x[has_x], y[has_y]
+        left, top = int(x.min()), int(y.min())
+        part = cut(placed.mask, (left, top, int(x.max()) + 1, int(y.max()) + 1))
+        found[np.ix_(has_y, has_x)] = part[np.ix_(y - top, x - left)]
+    return found
 
 
 def _runs(encoding: Mapping[str, Any]) -> npt.NDArray[np.int64]:

@@ -122,7 +122,9 @@ class Detector(nn.Module):
         """Return the anchors (H * W * A, 4) of every level."""
         strides = [*self.strides, 2 * self.strides[-1]]
         return [
-            level_anchors((map_.shape[2], map_.shape[3]), stride, map_.device)
+            level_anchors(
+                (map_.shape[2], map_.shape[3]), stride, map_.device, self.config.anchor_scale
+            )
             for map_, stride in zip(maps, strides, strict=True)
         ]
 

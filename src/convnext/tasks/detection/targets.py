@@ -1,7 +1,8 @@
 """What a detector is trained on: the objects of an image, and which boxes answer for them.
 
 A target is a dict of `boxes` (M, 4) xyxy in pixels of the image, `labels` (M,), and `masks`, one
-per object in a form of `masks.Mask`; `ignored` (I, 4), regions of unlabelled objects, may be there.
+per object in a form of `masks.Mask` or None where there is a box only; `ignored` (I, 4), regions of
+unlabelled objects, may be there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Objects:
 
     boxes: Tensor  # M 4
     labels: Tensor  # M
-    masks: Sequence[Mask]
+    masks: Sequence[Mask | None]
     ignored: Tensor  # I 4
     size: tuple[int, int]
 
@@ -69,7 +70,7 @@ def read_target(target: Mapping[str, Any], image: Tensor, num_classes: int) -> O
             f"{int(labels.max())}; build the detector with num_classes={int(labels.max()) + 1}"
         )
     size = (image.shape[-2], image.shape[-1])
-    others = {size_of(mask) for mask in masks} - {size, None}
+    others = {size_of(mask) for mask in masks if mask is not None} - {size, None}
     if others:
         raise ValueError(f"the image is {size} (height, width), and has masks of {others.pop()}")
     if not boxes.isfinite().all():

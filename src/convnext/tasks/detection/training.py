@@ -130,21 +130,33 @@ def stage_losses(
         stds=step.stds,
         num=max(len(labels), 1),
     )
-    with_objects = [c.boxes[: len(c.index)] for c in chosen]
-    masks = torch.cat(
-        [
-            mask_targets(o.masks, c.index, b, o.size)
-            for c, b, o in zip(chosen, with_objects, objects, strict=True)
-        ]
-    )
+    masks = masks_loss(detector, stage, maps, chosen, objects)
     losses = {
         "class": step.weight * class_loss(logits, labels),
         "box": step.weight * method.box_weight * regression,
-        "mask": step.weight
-        * mask_loss(detector.mask_logits(stage, maps, with_objects), own, masks),
+        "mask": step.weight * masks,
     }
     with torch.no_grad():
         likely = logits[:, :-1].argmax(1)
         best = torch.where(labels < detector.num_classes, labels, likely)
         refined = detector.refined(stage, boxes, deltas, best, [o.size for o in objects])
     return losses, [new[~c.given] for new, c in zip(refined, chosen, strict=True)]
+
+
+def masks_loss(
+    detector: Detector,
+    stage: int,
+    maps: Sequence[Tensor],
+    chosen: Sequence[Chosen],
+    objects: Sequence[Objects],
+) -> Tensor:
+    """Return the loss of a stage's masks, on the positive boxes of objects that have one."""
+    boxes, labels, targets = [], [], []
+    for c, o in zip(chosen, objects, strict=True):
+        has_mask = torch.tensor([mask is not None for mask in o.masks], dtype=torch.bool)
+        rows = has_mask.to(c.index.device)[c.index].nonzero()[:, 0]
+        boxes.append(c.boxes[rows])
+        labels.append(c.labels[rows])
+        targets.append(mask_targets(o.masks, c.index[rows], boxes[-1], o.size))
+    logits = detector.mask_logits(stage, maps, boxes)
+    return mask_loss(logits, torch.cat(labels), torch.cat(targets))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 
-from convnext.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe, check_ranges, flatten
+from convnext.recipe import Recipe, check_ranges, flatten
+from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.choosing import Choice, Chooser, Circumstances
 from convnext.tasks.segmentation.data import DataFacts
 
