@@ -15,7 +15,8 @@ from PIL import Image
 from shapes import COLORS, draw_pair, write_shapes
 
 from convnext.preprocess import DensePreprocessing, fit_within, to_tensor
-from convnext.tasks.segmentation.augment import TrainTransform, distort, is_varied
+from convnext.tasks.photometric import distort
+from convnext.tasks.segmentation.augment import TrainTransform, is_varied
 from convnext.tasks.segmentation.data import open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset, TrainDataset, collate
 

@@ -19,10 +19,10 @@ from torchvision.transforms.v2 import functional as tv
 from torchvision.tv_tensors import Image, Mask
 
 from convnext.preprocess import DensePreprocessing, fit_within
+from convnext.tasks.photometric import distort
 
 # How often a crop is drawn anew because one class fills it.
 TRIES = 10
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 18 / 360
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,30 +85,3 @@ def is_varied(labels: Tensor, max_share: float, ignore_index: int) -> bool:
     labelled = labels[labels != ignore_index]
     counts = torch.bincount(labelled.flatten().long())
     return bool((counts > 0).sum() > 1 and counts.max() < max_share * labelled.numel())
-
-
-def distort(image: Tensor, rng: random.Random) -> Tensor:
-    """Distort brightness, contrast, saturation and hue of an image (C, H, W) of uint8.
-
-    Each with probability one half; contrast comes before or after the other two, as the detectors
-    of 2016 had it.
-    """
-    if rng.random() < 0.5:
-        delta = rng.randint(-BRIGHTNESS, BRIGHTNESS)
-        image = (image.to(torch.int16) + delta).clamp(0, 255).to(torch.uint8)
-    contrast_first, changes_contrast = rng.random() < 0.5, rng.random() < 0.5
-    contrast = rng.uniform(*CONTRAST)
-    if contrast_first and changes_contrast:
-        image = scale_values(image, contrast)
-    if image.shape[0] == 3 and rng.random() < 0.5:
-        image = tv.adjust_saturation(image, rng.uniform(*SATURATION))
-    if image.shape[0] == 3 and rng.random() < 0.5:
-        image = tv.adjust_hue(image, rng.uniform(-HUE, HUE))
-    if not contrast_first and changes_contrast:
-        image = scale_values(image, contrast)
-    return image
-
-
-def scale_values(image: Tensor, factor: float) -> Tensor:
-    """Multiply the values of an image (C, H, W) of uint8."""
-    return (image.float() * factor).clamp(0, 255).to(torch.uint8)

@@ -25,6 +25,7 @@ from convnext.tasks.classification.cache import ImageCache, memory_budget
 from convnext.tasks.classification.sampling import Draw
 from convnext.tasks.segmentation.augment import TrainTransform
 from convnext.tasks.segmentation.samples import Pairs
+from convnext.tasks.substitutes import Substitutes
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ class TrainDataset(Dataset[Item]):
         self.pairs, self.transform, self.seed = pairs, transform, seed
         self.mode = transform.preprocessing.mode
         self.cache: PairCache | None = None
-        self._known_bad: dict[int, str] = {}
+        self._substitutes = Substitutes(
+            self._open, lambda index, error: reason_of(error, pairs, index), len(pairs)
+        )
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -104,24 +107,11 @@ class TrainDataset(Dataset[Item]):
         """Return the crop of a draw (round, index)."""
         number, index = draw
         rng = random.Random(f"{self.seed} {number} {index}")
-        bad: list[tuple[int, str]] = []
-        shown = index
-        while True:
-            try:
-                pixels, mask = self._open(shown)
-                break
-            except BadImage as error:
-                known = self._known_bad.setdefault(shown, reason_of(error, self.pairs, shown))
-                bad.append((shown, known))
-                shown = (shown + 1) % len(self)
-                if shown == index:
-                    raise ValueError(f"not one training image can be used: {error}") from error
+        (pixels, mask), shown, bad = self._substitutes(index)
         pixels, mask = self.transform(pixels, mask, rng)
-        return Item(pixels, mask, shown, tuple(bad))
+        return Item(pixels, mask, shown, bad)
 
     def _open(self, index: int) -> tuple[Tensor, Tensor]:
-        if index in self._known_bad:
-            raise BadImage(self.pairs.source(index), self._known_bad[index])
         if self.cache is not None:
             return self.cache[index]
         return read_pair(self.pairs, index, self.transform.preprocessing)

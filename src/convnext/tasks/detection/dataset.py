@@ -1,0 +1,197 @@
+"""From images and objects to the pixels and targets of a batch: what the loader's processes do.
+
+A training image is a pure function of (seed, round, index), so that neither the number of worker
+processes nor a resumed run changes anything. An image that cannot be read is replaced in training
+by the next one, left out in evaluation, and reported with the batch in both.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from convnext.images import BadImage
+from convnext.preprocess import DensePreprocessing, to_tensor
+from convnext.tasks.classification.cache import ImageCache, memory_budget
+from convnext.tasks.classification.sampling import Draw, StepBatches
+from convnext.tasks.detection.augment import Target, TrainTransform
+from convnext.tasks.detection.samples import DetectionImages
+from convnext.tasks.substitutes import Substitutes
+
+Bad = tuple[tuple[int, str], ...]
+"""Images that could not be read, each with the reason."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image as a data set returns it."""
+
+    pixels: Tensor
+    """uint8 (C, h, w)."""
+    index: int
+    """Which of the images it is."""
+    size: tuple[int, int]
+    """Height and width of the image as it is on disk."""
+    bad: Bad
+    """Images that could not be read on the way here. If `index` is among them, there is none."""
+    target: Target | None = None
+    """In training: what is on it, as `convnext.tasks.detection.targets` has it."""
+
+
+class Batch(NamedTuple):
+    """A batch of N images."""
+
+    pixels: tuple[Tensor, ...]
+    """uint8 (C, h, w) each."""
+    targets: tuple[Target, ...]
+    indices: tuple[int, ...]
+    bad: Bad
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Put the images of a step beside each other."""
+    return Batch(
+        pixels=tuple(item.pixels for item in items),
+        targets=tuple(item.target or {} for item in items),
+        indices=tuple(item.index for item in items),
+        bad=tuple(record for item in items for record in item.bad),
+    )
+
+
+def split(batch: Batch, count: int) -> list[Batch]:
+    """Return a batch in `count` parts, whose sizes differ by one image at most."""
+    bounds = [len(batch.indices) * part // count for part in range(count + 1)]
+    return [
+        Batch(batch.pixels[a:b], batch.targets[a:b], batch.indices[a:b], ())
+        for a, b in pairwise(bounds)
+    ]
+
+
+class TrainDataset(Dataset[Item]):
+    """Augmented images, by the draws of `GroupedBatches`."""
+
+    def __init__(self, images: DetectionImages, transform: TrainTransform, *, seed: int) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+        self.mode = transform.preprocessing.mode
+        self.cache: ImageCache | None = None
+        self._substitutes = Substitutes(self._open, lambda index, error: error.reason, len(images))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def fill_cache(
+        self, *, budget: int | None = None, workers: int = 0, console: Console | None = None
+    ) -> str:
+        """Keep every image in memory as it is on disk, decoded, if there is room.
+
+        Args:
+            budget: Bytes; by default a share of the memory that is free.
+            workers: How many processes will read it.
+            console: Where a progress bar goes.
+
+        Returns:
+            What was done, as one line for the user.
+        """
+        budget = memory_budget(workers) if budget is None else budget
+        channels = self.transform.preprocessing.in_chans
+        shapes = np.array(
+            [(channels, record.height, record.width) for record in self.images.records], np.int64
+        )
+        if int(shapes.prod(1).sum()) > budget:
+            return (
+                f"the training images do not fit into the {budget / 1e9:,.2g} GB that may be used, "
+                "and are read anew each time"
+            )
+        cache = ImageCache(shapes)
+        cache.fill(self._read, console=console)
+        self.cache = cache
+        return f"the training images are kept in memory ({cache.block.nbytes / 1e6:,.3g} MB)"
+
+    def __getitem__(self, draw: Draw) -> Item:
+        """Return the image of a draw (round, index)."""
+        number, index = draw
+        rng = random.Random(f"{self.seed} {number} {index}")
+        image, shown, bad = self._substitutes(index)
+        pixels, target = self.transform(image, self.images.objects(shown), rng)
+        width, height = self.images.size(shown)
+        return Item(pixels, shown, (height, width), bad, target)
+
+    def _open(self, index: int) -> Tensor:
+        if self.cache is None:
+            return torch.from_numpy(self._read(index))
+        if index in self.cache.bad:
+            raise BadImage(self.images.source(index), self.cache.bad[index])
+        return torch.from_numpy(self.cache[index])
+
+    def _read(self, index: int) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8] = to_tensor(self.images.open(index, self.mode)).numpy()
+        return pixels
+
+
+class EvalDataset(Dataset[Item]):
+    """Images exactly as the network will see them in use."""
+
+    def __init__(self, images: DetectionImages, preprocessing: DensePreprocessing) -> None:
+        self.images, self.preprocessing = images, preprocessing
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return an image, or where it cannot be read an item that says so."""
+        p = self.preprocessing
+        width, height = self.images.size(index)
+        try:
+            return Item(p.pixels(self.images.open(index, p.mode)), index, (height, width), ())
+        except BadImage as error:
+            nothing = torch.zeros((p.in_chans, 1, 1), dtype=torch.uint8)
+            return Item(nothing, index, (height, width), ((index, error.reason),))
+
+
+class GroupedBatches(StepBatches):
+    """Steps whose images all lie or all stand, as far as there are enough of each.
+
+    An epoch is still a permutation, of which one step at most is mixed; its steps come in an order
+    of chance. A pure function of the seed and the step, as `StepBatches`.
+
+    Args:
+        is_tall: Of each image, whether it is higher than wide.
+        batch_size: Images of a step, over all ranks.
+        seed: Another one gives another order.
+        rank: Which slice of the batch to yield.
+        num_ranks: How many slices there are.
+    """
+
+    def __init__(
+        self,
+        is_tall: Sequence[bool],
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        labels = [int(tall) for tall in is_tall]
+        super().__init__(labels, batch_size, seed=seed, rank=rank, num_ranks=num_ranks)
+
+    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        rounds, orders = super()._epoch(epoch)
+        order = orders[0]
+        groups = [order[self.labels[order] == group] for group in (0, 1)]
+        ends = [len(group) - len(group) % self.batch_size for group in groups]
+        rest = np.concatenate([group[end:] for group, end in zip(groups, ends, strict=True)])
+        last = rest[: len(rest) - len(rest) % self.batch_size]
+        whole = [group[:end] for group, end in zip(groups, ends, strict=True)]
+        steps = np.concatenate([*whole, last]).reshape(-1, self.batch_size)
+        generator = np.random.Generator(np.random.PCG64([self.seed, epoch, 1]))
+        return rounds, generator.permutation(steps).ravel()[None]
