@@ -11,7 +11,7 @@ from rich.console import Console
 from convnext.ranks import ALONE, Ranks
 from convnext.recipe import Recipe
 
-HOMES = {"classify": "classification", "segment": "segmentation"}
+HOMES = {"classify": "classification", "segment": "segmentation", "detect": "detection"}
 # The metric that decides which weights of a run are the best, in percent, and its name for people.
 PRIMARY = {
     "classify": ("top1", "top-1"),

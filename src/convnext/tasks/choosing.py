@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -13,8 +14,11 @@ from rich.table import Table
 from convnext.checkpoint import Card
 from convnext.device import has_fast_bf16
 from convnext.inference import card_of
-from convnext.recipe import Recipe, change_recipe, flatten
-from convnext.settings import NetworkRecipe
+from convnext.preprocess import DensePreprocessing
+from convnext.recipe import Recipe, change_recipe, flatten, number
+from convnext.settings import DetectRecipe, NetworkRecipe, SegmentRecipe
+
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +86,9 @@ def _with_weights(recipe: Recipe) -> tuple[Recipe, Card | None]:
         return recipe, card
     recipe = replace(recipe, model=card.model)
     kept = {"num_classes", "in_chans", "drop_path_rate", "head_init_scale"}
-    kept |= {"channels", "auxiliary", "dropout"}  # Of a segmentor: settings of its own section.
-    kept |= {field.name for field in fields(NetworkRecipe)}
+    kept |= {"auxiliary", "ignore_threshold"}
+    for section in (NetworkRecipe, SegmentRecipe, DetectRecipe):
+        kept |= {field.name for field in fields(section)}
     changes = {name: value for name, value in card.changes.items() if name not in kept}
     network = replace(recipe.network, changes=changes | recipe.network.changes)
     return replace(recipe, network=network), card
@@ -101,3 +106,57 @@ def print_choices(choices: Sequence[Choice], console: Console) -> None:
         shown = ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
         table.add_row(choice.setting, shown, choice.reason)
     console.print(table)
+
+
+def dense_preprocessing(recipe: Recipe) -> DensePreprocessing:
+    """Return the preprocessing that a resolved recipe asks for."""
+    settings = recipe.input
+    assert not isinstance(settings.mean, str)
+    assert not isinstance(settings.std, str)
+    assert settings.interpolation != "auto"
+    return DensePreprocessing(
+        image_size=int(number(settings.image_size)),
+        max_size=settings.max_size,
+        interpolation=settings.interpolation,
+        mean=settings.mean,
+        std=settings.std,
+        in_chans=int(number(settings.in_chans)),
+    )
+
+
+def choose_execution(c: Chooser, where: Circumstances, n: int, *, large: bool) -> None:
+    """Choose what dense tasks choose alike: averaging, evaluations, cache, workers, precision.
+
+    Args:
+        c: Knows the batch and the epochs already.
+        where: The device.
+        n: Training images.
+        large: Whether the data is as large as that of the paper.
+    """
+    _choose_ema(c, n, large=large)
+    every = max(1, round(c["schedule.epochs"] / 10))
+    every = c.choose("run.eval_every", every, "epochs between evaluations")
+    steps = max(1, round(every * max(1, n // c["optim.batch_size"])))
+    c.choose("run.save_every", min(1000, steps), "steps that a crash can cost")
+    c.choose("loader.cache", not large, "too many images" if large else "if the images fit")
+    workers = 0 if where.device == "cpu" else min(16, max(2, (os.cpu_count() or 2) - 1))
+    reason = "the network needs every core" if workers == 0 else "the cores beside the GPU"
+    c.choose("loader.workers", workers, reason)
+    precision = "bf16" if where.has_bf16 else "fp32"
+    reason = "this device is fastest in it" if where.has_bf16 else "this device has no fast bf16"
+    c.choose("run.precision", precision, reason)
+
+
+def _choose_ema(c: Chooser, n: int, *, large: bool) -> None:
+    num_steps = c["schedule.epochs"] * max(1, n // c["optim.batch_size"])
+    if large:
+        c.choose("ema.decay", 0.0, "the paper's")
+    if num_steps < 200:
+        c.choose("ema.decay", 0.0, f"{num_steps} steps are too few to average")
+    horizon = max(10, num_steps // 20)
+    c.choose("ema.decay", round(1 - 1 / horizon, 7), "looks back over a twentieth of the run")
+
+
+def two_digits(value: float) -> float:
+    """Round to two significant digits."""
+    return float(f"{value:.2g}")

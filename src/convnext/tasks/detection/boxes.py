@@ -20,9 +20,11 @@ def area(boxes: Tensor) -> Tensor:  # ... 4 -> ...
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:  # ... 4, ... 4 -> ...
     """Return the area that two boxes share; shapes broadcast."""
-    top_left = torch.maximum(a[..., :2], b[..., :2])
-    bottom_right = torch.minimum(a[..., 2:], b[..., 2:])
-    width, height = (bottom_right - top_left).clamp(min=0).unbind(-1)
+    # Each coordinate apart and contiguous: pairs of them would not be vectorised.
+    ax1, ay1, ax2, ay2 = a.movedim(-1, 0).contiguous()
+    bx1, by1, bx2, by2 = b.movedim(-1, 0).contiguous()
+    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
+    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
     return width * height
 
 

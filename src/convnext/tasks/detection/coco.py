@@ -31,7 +31,7 @@ class Objects:
     """What is on an image, one row per object."""
 
     ids: tuple[int, ...]
-    boxes: NDArray[np.float32]
+    boxes: NDArray[np.float64]
     """(M, 4) as x1 y1 x2 y2 in pixels."""
     labels: NDArray[np.int64]
     """(M,) from 0, in the order of the file's categories by id."""
@@ -262,7 +262,7 @@ def _read_objects(
     ids, boxes, labels, areas, crowds, masks = zip(*kept, strict=True) if kept else ((),) * 6
     return Objects(
         ids=tuple(ids),
-        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        boxes=np.array(boxes, np.float64).reshape(-1, 4),
         labels=np.array(labels, np.int64),
         areas=np.array(areas, np.float64),
         crowd=np.array(crowds, np.bool_),

@@ -49,12 +49,18 @@ def select(
 
 
 def detections(
-    detector: Detector, maps: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[Size]
+    detector: Detector,
+    maps: Sequence[Tensor],
+    proposals: Sequence[Tensor],
+    sizes: Sequence[Size],
+    *,
+    paste: bool = True,
 ) -> list[dict[str, Tensor]]:
     """Return the detections of every image from its proposals (R_n, 4), as `Detector` has them.
 
     The class logits of all stages count alike, each on its own boxes; the boxes are those of the
-    last stage, and masks the mean of all stages.
+    last stage, and masks the mean of all stages. Without `paste` there are `shares` (M, 28, 28)
+    in [0, 1] in place of masks.
     """
     config, stages = detector.config, detector.method.stages
     boxes, total = list(proposals), torch.zeros((), device=maps[0].device)
@@ -82,7 +88,9 @@ def detections(
         found.append(dict(zip(("boxes", "scores", "labels"), chosen, strict=True)))
     shares = mask_shares(detector, maps, [f["boxes"] for f in found], [f["labels"] for f in found])
     for f, share, size in zip(found, shares, sizes, strict=True):
-        f["masks"] = paste_masks(share, f["boxes"], size, config.mask_threshold)
+        f["shares"] = share
+        if paste:
+            f["masks"] = paste_masks(f.pop("shares"), f["boxes"], size, config.mask_threshold)
     return found
 
 

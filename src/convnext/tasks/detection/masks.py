@@ -8,7 +8,7 @@ or any of them placed on another image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -156,17 +156,43 @@ def paste_masks(
     pixel around it, as in the reference.
     """
     pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
+    for out, (part, (x1, y1, x2, y2)) in zip(
+        pasted, paste_windows(masks, boxes, size, threshold), strict=True
+    ):
+        out[y1:y2, x1:x2] = part
+    return pasted
+
+
+def paste_windows(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+) -> Iterator[tuple[Tensor, Window]]:
+    """Yield the part of each pasted mask that is not empty for certain, and where it is."""
     corners = boxes.detach().cpu().float().tolist()
-    for mask, box, out, corner in zip(masks.float(), boxes.float(), pasted, corners, strict=True):
-        x1, y1, x2, y2 = _around(corner, size)
+    for mask, box, corner in zip(masks.float(), boxes.float(), corners, strict=True):
+        x1, y1, x2, y2 = window = _around(corner, size)
         if x1 == x2 or y1 == y2:
+            yield torch.zeros(y2 - y1, x2 - x1, dtype=torch.bool, device=masks.device), window
             continue
         x = _positions(x1, x2, box[0], box[2])
         y = _positions(y1, y2, box[1], box[3])
         grid = torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))), -1)
         shares = F.grid_sample(mask[None, None], grid[None], align_corners=False)
-        out[y1:y2, x1:x2] = shares[0, 0] >= threshold
-    return pasted
+        yield shares[0, 0] >= threshold, window
+
+
+def encode(part: npt.NDArray[Any], window: Window, size: tuple[int, int]) -> dict[str, Any]:
+    """Return COCO's run lengths of a mask that is empty outside a window of an image (H, W).
+
+    The counts are a list; they never take more memory than the window.
+    """
+    height, width = size
+    columns, rows = np.nonzero(part.T)
+    pixels = (window[0] + columns.astype(np.int64)) * height + window[1] + rows
+    starts = pixels[np.diff(pixels, prepend=-2) != 1]
+    ends = pixels[np.diff(pixels, append=height * width + 1) != 1] + 1
+    bounds = np.stack((starts, ends), 1).ravel()
+    counts = np.diff(bounds, prepend=0, append=height * width)
+    return {"size": [height, width], "counts": counts.tolist()}
 
 
 def _positions(start: int, end: int, first: Tensor, last: Tensor) -> Tensor:  # -> end-start

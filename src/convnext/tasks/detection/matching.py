@@ -52,11 +52,15 @@ def match(
     else:
         # In chunks: a million anchors times a thousand objects are too many at once.
         chunks = torch.split(boxes, max(MAX_PAIRS // len(objects), 1))
-        best, index = (torch.cat(x) for x in zip(*(_best(c, objects) for c in chunks), strict=True))
+        # One chunk, the usual case, is compared once; several are compared twice for less memory.
+        overlaps = [iou(objects, chunk) if len(chunks) == 1 else None for chunk in chunks]
+        pairs = list(zip(chunks, overlaps, strict=True))
+        found = [_overlaps(pair, objects).max(0) for pair in pairs]
+        best, index = torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
         matches = torch.where(best < thresholds.negative, NEGATIVE, UNUSED)
         matches = torch.where(best >= thresholds.positive, index, matches)
         if thresholds.low_quality is not None:
-            rescuer = _rescuers(chunks, objects, thresholds.low_quality)
+            rescuer = _rescuers(pairs, objects, thresholds.low_quality)
             matches = torch.where(rescuer >= 0, rescuer, matches)
     if thresholds.ignore is not None and ignored is not None and len(ignored) and len(boxes):
         unlabelled = covered(boxes, ignored).amax(1) > thresholds.ignore
@@ -64,17 +68,23 @@ def match(
     return matches
 
 
-def _best(boxes: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:  # R 4, M 4 -> R, R
-    best, index = iou(objects, boxes).max(0)
-    return best, index
+Pair = tuple[Tensor, Tensor | None]
+"""Some of the boxes (R, 4), and their overlaps (M, R) with the objects, if these were kept."""
 
 
-def _rescuers(chunks: Sequence[Tensor], objects: Tensor, least: float) -> Tensor:
+def _overlaps(pair: Pair, objects: Tensor) -> Tensor:  # -> M R
+    boxes, kept = pair
+    return iou(objects, boxes) if kept is None else kept
+
+
+def _rescuers(pairs: Sequence[Pair], objects: Tensor, least: float) -> Tensor:
     """Return for each box the last object that it is a best box of, or -1."""
-    most = torch.stack([iou(objects, c).amax(1) for c in chunks]).amax(0)[:, None]  # M 1
+    most = torch.stack([_overlaps(pair, objects).amax(1) for pair in pairs]).amax(0)[:, None]
+    # An overlap that is below the least is nobody's best.
+    most = torch.where(most >= least, most, 2.0)
     number = torch.arange(len(objects), device=objects.device)[:, None]
     found = []
-    for chunk in chunks:
-        rescued = (iou(objects, chunk) == most) & (most >= least)
+    for pair in pairs:
+        rescued = _overlaps(pair, objects) == most
         found.append(torch.where(rescued, number, -1).amax(0))
     return torch.cat(found)

@@ -81,8 +81,13 @@ class Detector(nn.Module):
         images: Sequence[Tensor],
         targets: Sequence[Mapping[str, Any]] | None = None,
         seed: int | None = None,
+        *,
+        paste: bool = True,
     ) -> Any:
         """Detect objects on images (C, H, W), which are padded to a common size.
+
+        Without `paste` the masks are `shares` (M, 28, 28) of their boxes, in [0, 1], which
+        `masks.paste_windows` puts into an image of any size one by one.
 
         With `targets` return what `losses` returns: whatever is wrapped around a network (several
         processes, compilation) knows of `forward` alone.
@@ -92,7 +97,7 @@ class Detector(nn.Module):
         batch, sizes = stack(images, self.strides[-1])
         maps = self.features(batch)
         proposals = [boxes for boxes, _ in self.proposals(maps, sizes)]
-        return self.detect(maps, proposals, sizes)
+        return self.detect(maps, proposals, sizes, paste=paste)
 
     def losses(
         self,
@@ -174,10 +179,15 @@ class Detector(nn.Module):
         return logits
 
     def detect(
-        self, maps: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[Size]
+        self,
+        maps: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        sizes: Sequence[Size],
+        *,
+        paste: bool = True,
     ) -> list[dict[str, Tensor]]:
         """Return the detections of every image from its proposals (R_n, 4)."""
-        return detections(self, maps, proposals, sizes)
+        return detections(self, maps, proposals, sizes, paste=paste)
 
     def refined(
         self,

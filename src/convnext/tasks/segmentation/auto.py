@@ -7,11 +7,18 @@ rules for small data come from the experiments in LOG.md, those for large data a
 from __future__ import annotations
 
 import math
-import os
 
 from convnext.recipe import Recipe, check_ranges, flatten
 from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
-from convnext.tasks.choosing import Choice, Chooser, Circumstances
+from convnext.tasks.choosing import (
+    GREY_MEAN,
+    GREY_STD,
+    Choice,
+    Chooser,
+    Circumstances,
+    choose_execution,
+    two_digits,
+)
 from convnext.tasks.segmentation.data import DataFacts
 
 # A data set this large takes the paper's recipe as it stands: ADE20K has 20,210 images.
@@ -31,7 +38,6 @@ UNUSED = {
 }
 # Multiple of which crops are: the coarsest map's stride.
 STRIDE = 32
-GREY_MEAN, GREY_STD = (0.449,), (0.226,)
 
 
 def resolve(
@@ -50,8 +56,7 @@ def resolve(
     _choose_batch(c, facts.num_train, large=large, on_cpu=on_cpu)
     _choose_schedule(c, facts.num_train, scratch=scratch, large=large)
     _choose_rate(c, scratch=scratch, large=large)
-    _choose_ema(c, facts.num_train, large=large)
-    _choose_execution(c, where, facts.num_train, large=large)
+    choose_execution(c, where, facts.num_train, large=large)
     c.choose("augment.hflip", 0.5, "as in the paper")
     # Silently: nothing of segmentation reads them.
     settled = dict(flatten(c.recipe))
@@ -133,48 +138,24 @@ def _choose_schedule(c: Chooser, n: int, *, scratch: bool, large: bool) -> None:
     if steps := c["schedule.steps"]:
         epochs = max(1, round(steps * c["optim.batch_size"] / n))
         c.choose("schedule.epochs", epochs, f"{steps:,} steps")
-        warmup = _round(c["schedule.warmup_steps"] * c["optim.batch_size"] / n)
+        warmup = two_digits(c["schedule.warmup_steps"] * c["optim.batch_size"] / n)
         c.choose("schedule.warmup_epochs", warmup, f"{c['schedule.warmup_steps']:,} steps")
         return
     images = 160_000 * 16 if large else 12_000 if scratch else 8_000
     epochs = min(400, max(8, round(images / n)))
     epochs = c.choose("schedule.epochs", epochs, f"{epochs * n:,} images in all")
-    c.choose("schedule.warmup_epochs", _round(epochs / 20), "a twentieth of the run")
+    c.choose("schedule.warmup_epochs", two_digits(epochs / 20), "a twentieth of the run")
 
 
 def _choose_rate(c: Chooser, *, scratch: bool, large: bool) -> None:
     batch = c["optim.batch_size"]
     if scratch:
-        c.choose("optim.lr", _round(scratch_rate(batch)), f"for {batch} images a step")
+        c.choose("optim.lr", two_digits(scratch_rate(batch)), f"for {batch} images a step")
         c.choose("optim.layer_decay", 1.0, "every layer is new")
-    c.choose("optim.lr", _round(1e-4 * math.sqrt(batch / 16)), "the paper's, by the batch")
+    c.choose("optim.lr", two_digits(1e-4 * math.sqrt(batch / 16)), "the paper's, by the batch")
     c.choose("optim.weight_decay", 0.05, "the paper's")
     c.choose("optim.layer_decay", 0.9, "the paper's")
     c.choose("optim.clip_grad", 0.0 if large else 1.0, "the paper's" if large else "small batches")
-
-
-def _choose_ema(c: Chooser, n: int, *, large: bool) -> None:
-    num_steps = c["schedule.epochs"] * max(1, n // c["optim.batch_size"])
-    if large:
-        c.choose("ema.decay", 0.0, "the paper's")
-    if num_steps < 200:
-        c.choose("ema.decay", 0.0, f"{num_steps} steps are too few to average")
-    horizon = max(10, num_steps // 20)
-    c.choose("ema.decay", round(1 - 1 / horizon, 7), "looks back over a twentieth of the run")
-
-
-def _choose_execution(c: Chooser, where: Circumstances, n: int, *, large: bool) -> None:
-    every = max(1, round(c["schedule.epochs"] / 10))
-    every = c.choose("run.eval_every", every, "epochs between evaluations")
-    steps = max(1, round(every * max(1, n // c["optim.batch_size"])))
-    c.choose("run.save_every", min(1000, steps), "steps that a crash can cost")
-    c.choose("loader.cache", not large, "too many images" if large else "if the images fit")
-    workers = 0 if where.device == "cpu" else min(16, max(2, (os.cpu_count() or 2) - 1))
-    reason = "the network needs every core" if workers == 0 else "the cores beside the GPU"
-    c.choose("loader.workers", workers, reason)
-    precision = "bf16" if where.has_bf16 else "fp32"
-    reason = "this device is fastest in it" if where.has_bf16 else "this device has no fast bf16"
-    c.choose("run.precision", precision, reason)
 
 
 def warnings(recipe: Recipe, facts: DataFacts) -> tuple[str, ...]:
@@ -220,8 +201,3 @@ def scratch_rate(batch_size: int) -> float:
 def _multiple(pixels: int) -> int:
     """Return the largest multiple of the coarsest stride up to a size, and no less than one."""
     return max(STRIDE, pixels // STRIDE * STRIDE)
-
-
-def _round(value: float) -> float:
-    """Keep two digits."""
-    return float(f"{value:.2g}")

@@ -18,11 +18,10 @@ from torch.utils.data import DataLoader
 from convnext.checkpoint import Card
 from convnext.family import create_model
 from convnext.init import init_fan_in
-from convnext.preprocess import DensePreprocessing
 from convnext.ranks import ALONE, Ranks
 from convnext.recipe import Recipe, number, to_dict
 from convnext.tasks.bad_images import BadImages
-from convnext.tasks.choosing import Choice, circumstances, print_choices
+from convnext.tasks.choosing import Choice, circumstances, dense_preprocessing, print_choices
 from convnext.tasks.classification.sampling import StepBatches
 from convnext.tasks.segmentation.augment import TrainTransform
 from convnext.tasks.segmentation.auto import resolve, warnings
@@ -65,7 +64,7 @@ class SegmentationTask(InSteps):
         self.ranks = ranks
         self.micro_batch_size = int(number(recipe.optim.micro_batch_size))
         self.memory_format = torch.channels_last
-        self.preprocessing = preprocessing(recipe)
+        self.preprocessing = dense_preprocessing(recipe)
         share = recipe.loader.max_bad_share
         self.bad_train = BadImages(data.train, max_share=share)
         self.bad_val = BadImages(data.val, max_share=share)
@@ -247,22 +246,6 @@ def open_task(
     for warning in warnings(recipe, known):
         console.print(f"[yellow]warning:[/] {escape(warning)}")
     return SegmentationTask(recipe, data, known, device, choices, ranks)
-
-
-def preprocessing(recipe: Recipe) -> DensePreprocessing:
-    """Return the preprocessing that a resolved recipe asks for."""
-    settings = recipe.input
-    assert not isinstance(settings.mean, str)
-    assert not isinstance(settings.std, str)
-    assert settings.interpolation != "auto"
-    return DensePreprocessing(
-        image_size=int(number(settings.image_size)),
-        max_size=settings.max_size,
-        interpolation=settings.interpolation,
-        mean=settings.mean,
-        std=settings.std,
-        in_chans=int(number(settings.in_chans)),
-    )
 
 
 def loss_settings(recipe: Recipe, data: SegmentationData, known: DataFacts) -> LossSettings:

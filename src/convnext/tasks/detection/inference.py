@@ -1,0 +1,126 @@
+"""From images to the objects on them, in the images' own pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval import mask as coco_mask
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from convnext.device import autocast
+from convnext.ranks import ALONE, Ranks
+from convnext.tasks.bad_images import BadImages
+from convnext.tasks.detection.dataset import EvalDataset
+from convnext.tasks.detection.masks import encode, paste_windows
+from convnext.train.stop import leave_signals_to_parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """The objects that were found on an image, the surest first."""
+
+    boxes: NDArray[np.float64]
+    """(M, 4) as x1 y1 x2 y2 in the image's own pixels."""
+    scores: NDArray[np.float64]
+    """(M,)"""
+    labels: NDArray[np.int64]
+    """(M,) from 0."""
+    masks: tuple[dict[str, Any], ...]
+    """Run lengths as COCO has them, compressed; of the whole image."""
+    size: tuple[int, int]
+    """Height and width of the image."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def infer(
+    model: nn.Module,
+    dataset: EvalDataset,
+    *,
+    device: torch.device,
+    precision: str,
+    bad: BadImages,
+    workers: int = 0,
+    progress: Callable[[int], None] = lambda _: None,
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[int, Detections]]:
+    """Yield the index of every image and what was found on it, in order.
+
+    Images that cannot be read are left out and recorded in `bad`. `progress` is told of every image
+    that is dealt with. Of several processes each yields its share, none twice. All look at equally
+    many images, since the network may be sharded over them.
+    """
+    model.eval()
+    mine = list(range(ranks.rank, len(dataset), ranks.count))
+    num_spare = math.ceil(len(dataset) / ranks.count) - len(mine)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=[*mine, *range(num_spare)],
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=leave_signals_to_parent,
+    )
+    for i, item in enumerate(loader):
+        is_mine = i < len(mine)
+        if is_mine:
+            bad.update(item.bad)
+        if not item.bad:
+            image = dataset.preprocessing.normalize(item.pixels[None].to(device))[0]
+            # A sharded network cannot gather its parameters in inference mode.
+            with torch.inference_mode() if ranks.count == 1 else torch.no_grad():
+                found = detect(model, image, item.size, device=device, precision=precision)
+            if is_mine:
+                yield item.index, found
+        progress(1)
+
+
+def detect(
+    model: nn.Module,
+    image: Tensor,
+    size: tuple[int, int],
+    *,
+    device: torch.device,
+    precision: str,
+    threshold: float = 0.5,
+) -> Detections:
+    """Return what is on a normalised image (C, h, w), in the pixels of one of `size` (H, W).
+
+    Masks become run lengths one by one, each within its own window: memory does not grow with
+    their number times the image.
+    """
+    with autocast(device, precision):
+        found = model([image], paste=False)[0]
+    height, width = size
+    factors = torch.tensor(
+        [width / image.shape[2], height / image.shape[1]] * 2, device=found["boxes"].device
+    )
+    boxes = found["boxes"].float() * factors
+    parts = paste_windows(found["shares"].float(), boxes, size, threshold)
+    return Detections(
+        boxes=boxes.double().cpu().numpy(),
+        scores=found["scores"].double().cpu().numpy(),
+        labels=found["labels"].cpu().numpy(),
+        masks=tuple(compress(encode(part.cpu().numpy(), w, size)) for part, w in parts),
+        size=size,
+    )
+
+
+def compress(runs: dict[str, Any]) -> dict[str, Any]:
+    """Return run lengths with COCO's own string in place of a list of counts."""
+    compressed = coco_mask.frPyObjects(runs, *runs["size"])
+    counts = compressed["counts"]
+    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": list(runs["size"]), "counts": text}
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

@@ -1,0 +1,210 @@
+"""Average precision of boxes and masks, as COCO defines it, by faster-coco-eval.
+
+Every process gathers compact results (boxes, scores, run lengths); the numbers are those of all
+images together, and never a mean of the processes' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from numpy.typing import NDArray
+
+from convnext.ranks import Ranks
+from convnext.tasks.detection.coco import Objects
+from convnext.tasks.detection.inference import Detections
+from convnext.tasks.detection.samples import DetectionImages
+
+Kind = Literal["bbox", "segm"]
+# Rows of COCO's tables of precision and recall: thresholds of overlap, and ranges of area.
+OVERLAPS = np.linspace(0.5, 0.95, 10)
+AREAS = ("all", "small", "medium", "large")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """COCO's figures of boxes or of masks, in percent; None where no object could be found."""
+
+    ap: float | None
+    """Mean average precision over classes and ten overlaps, 0.5 to 0.95."""
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    """Of objects below 32 x 32 pixels."""
+    ap_medium: float | None
+    ap_large: float | None
+    """Of objects from 96 x 96 pixels on."""
+    ar_1: float | None
+    """Mean recall with the one surest detection of each image and class."""
+    ar_10: float | None
+    ar: float | None
+    """Mean recall with all detections, at most `max_detections` per image and class."""
+    per_class: tuple[float | None, ...]
+    """AP of each class."""
+    precision: tuple[tuple[float, ...], ...]
+    """Of each class at overlap 0.5, at the recalls 0, 0.01, ..., 1; empty without an object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a detector does on a labelled data set."""
+
+    box: Scores
+    mask: Scores | None
+    """None for data with boxes only."""
+    classes: tuple[str, ...]
+    num_images: int
+    num_objects: int
+    """Crowd regions aside."""
+    num_detections: int
+    max_detections: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        return asdict(self)
+
+
+class Metric:
+    """Gathers detections image by image.
+
+    Args:
+        images: The labelled images.
+        classes: Names, in the order of the labels.
+        max_detections: Most that count on an image for each class.
+    """
+
+    def __init__(
+        self, images: DetectionImages, classes: Sequence[str], max_detections: int = 100
+    ) -> None:
+        self.images, self.classes = images, tuple(classes)
+        self.max_detections = max_detections
+        self.found: dict[int, Detections] = {}
+        """What was found, by the index of the image."""
+
+    def update(self, index: int, found: Detections) -> None:
+        """Add what was found on an image."""
+        self.found[index] = found
+
+    def merge(self, ranks: Ranks) -> None:
+        """Take in what the other processes were given; all must call."""
+        parts = ranks.gather(self.found)
+        self.found = dict(sorted((k, v) for part in parts for k, v in part.items()))
+
+    def compute(self) -> Evaluation:
+        """Return the evaluation of everything added.
+
+        Raises:
+            ValueError: If there was no image.
+        """
+        if not self.found:
+            raise ValueError("there is no readable image to evaluate on")
+        objects = {index: self.images.objects(index) for index in sorted(self.found)}
+        has_masks = any(mask is not None for o in objects.values() for mask in o.masks)
+        return Evaluation(
+            box=self._scores("bbox"),
+            mask=self._scores("segm") if has_masks else None,
+            classes=self.classes,
+            num_images=len(objects),
+            num_objects=sum(int((~o.crowd).sum()) for o in objects.values()),
+            num_detections=sum(len(found) for found in self.found.values()),
+            max_detections=self.max_detections,
+        )
+
+    def _scores(self, kind: Kind) -> Scores:
+        truth = COCO(self.truth(kind))
+        found = truth.loadRes(self.results(kind))
+        judge = COCOeval_faster(truth, found, kind)
+        judge.params.maxDets = sorted({1, 10, self.max_detections})
+        judge.evaluate()
+        judge.accumulate()
+        # Overlaps, recalls, classes, areas, detections; and the same without recalls.
+        precision, recall = judge.eval["precision"], judge.eval["recall"]
+        at = {most: i for i, most in enumerate(judge.params.maxDets)}
+        all_ = at[self.max_detections]
+        by_area = [precision[:, :, :, area, all_] for area in range(len(AREAS))]
+        curves = precision[0, :, :, 0, all_].T
+        return Scores(
+            ap=percent(by_area[0]),
+            ap50=percent(by_area[0][0]),
+            ap75=percent(by_area[0][5]),
+            ap_small=percent(by_area[1]),
+            ap_medium=percent(by_area[2]),
+            ap_large=percent(by_area[3]),
+            ar_1=percent(recall[:, :, 0, at[1]]),
+            ar_10=percent(recall[:, :, 0, at[10]]),
+            ar=percent(recall[:, :, 0, all_]),
+            per_class=tuple(percent(by_area[0][:, :, k]) for k in range(len(self.classes))),
+            precision=tuple(
+                tuple(curve.tolist()) if (curve >= 0).any() else () for curve in curves
+            ),
+        )
+
+    def truth(self, kind: Kind) -> dict[str, Any]:
+        """Return the objects of the images that were looked at as COCO's json has them.
+
+        Objects without a mask are regions that do not count where masks are judged.
+        """
+        annotations: list[dict[str, Any]] = []
+        for index in sorted(self.found):
+            for row in _rows(self.images.objects(index), self.images.size(index), kind):
+                annotations.append({"id": len(annotations) + 1, "image_id": index, **row})
+        images = [
+            {"id": index, "width": size[0], "height": size[1]}
+            for index in sorted(self.found)
+            for size in [self.images.size(index)]
+        ]
+        categories = [{"id": k, "name": name} for k, name in enumerate(self.classes)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def results(self, kind: Kind) -> list[dict[str, Any]]:
+        """Return the detections as COCO's results; images have their index, classes their label."""
+        rows: list[dict[str, Any]] = []
+        for index, found in sorted(self.found.items()):
+            for box, score, label, mask in zip(
+                found.boxes, found.scores, found.labels, found.masks, strict=True
+            ):
+                row = {"image_id": index, "category_id": int(label), "score": float(score)}
+                shape = {"bbox": xywh(box)} if kind == "bbox" else {"segmentation": mask}
+                rows.append({**row, **shape})
+        return rows
+
+
+def _rows(objects: Objects, size: tuple[int, int], kind: Kind) -> list[dict[str, Any]]:
+    rows = []
+    for box, label, area, crowd, mask in zip(
+        objects.boxes, objects.labels, objects.areas, objects.crowd, objects.masks, strict=True
+    ):
+        x1, y1, x2, y2 = box.tolist()
+        row: dict[str, Any] = {
+            "category_id": int(label),
+            "bbox": xywh(box),
+            "area": float(area),
+            "iscrowd": int(crowd),
+            "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
+        }
+        if isinstance(mask, dict):
+            counts = mask["counts"]
+            counts = counts.tolist() if isinstance(counts, np.ndarray) else counts
+            row["segmentation"] = {"size": list(mask["size"]), "counts": counts}
+        elif isinstance(mask, tuple):
+            row["segmentation"] = [np.asarray(ring).tolist() for ring in mask]
+        elif kind == "segm":
+            row["iscrowd"] = 1
+        rows.append(row)
+    return rows
+
+
+def xywh(box: NDArray[np.float64]) -> list[float]:
+    """Return a box as COCO's x, y, width, height."""
+    x1, y1, x2, y2 = box.tolist()
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def percent(values: NDArray[np.float64]) -> float | None:
+    """Return the mean of what is not -1, COCO's mark of classes without an object."""
+    known = values[values > -1]
+    return 100 * float(known.mean()) if known.size else None
