@@ -60,7 +60,10 @@ def build_theirs(ours: nn.Module) -> nn.Module:
     """Build transformers' network with our weights."""
     from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
 
-    backbone = ConvNextConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = ConvNextConfig(
+        hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3], out_features=stages
+    )
     config = UperNetConfig(
         backbone_config=backbone, num_labels=150, hidden_size=512, auxiliary_in_channels=384
     )

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from convnext.tasks.segmentation.heads import ConvNormAct, UPerHead, normalise, resize
+from convnext.tasks.segmentation.heads import ConvNormAct, UPerHead, normalise
+from convnext.tasks.segmentation.resized_conv import resize
 
 
 def test_one_value_per_channel_is_normed_by_the_running_statistics() -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convnext.tasks.segmentation.resized_conv import conv_of_maps, resize
+
 POOL_SCALES = (1, 2, 3, 6)
 CLASSIFIER_STD = 0.01
 
@@ -52,6 +54,16 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:  # N C H W
     )
 
 
+class FusionConv(ConvNormAct):
+    """A 3x3 convolution over maps of several sizes, at the size of the first."""
+
+    def of_maps(self, maps: Sequence[Tensor]) -> Tensor:  # N C H_l W_l -> N D H W
+        """As resizing the maps and putting them side by side, but with fewer multiplications."""
+        x = conv_of_maps(maps, self.conv.weight)
+        out: Tensor = self.act(normalise(self.norm, x))
+        return out
+
+
 class PooledConv(ConvNormAct):
     """A map averaged to scale x scale positions, then a 1x1 convolution, resized to the map."""
 
@@ -83,7 +95,7 @@ class UPerHead(nn.Module):
         self.bottleneck = ConvNormAct(pooled, channels, kernel_size=3)
         self.laterals = nn.ModuleList(ConvNormAct(dim, channels) for dim in finer)
         self.outputs = nn.ModuleList(ConvNormAct(channels, channels, kernel_size=3) for _ in finer)
-        self.fusion = ConvNormAct(len(in_dims) * channels, channels, kernel_size=3)
+        self.fusion = FusionConv(len(in_dims) * channels, channels, kernel_size=3)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = make_classifier(channels, num_classes)
 
@@ -96,8 +108,7 @@ class UPerHead(nn.Module):
             lateral = self.laterals[i](maps[i])
             x = lateral + resize(x, lateral.shape[2:])
             outputs.insert(0, self.outputs[i](x))
-        size = outputs[0].shape[2:]
-        fused = self.fusion(torch.cat([resize(output, size) for output in outputs], 1))
+        fused = self.fusion.of_maps(outputs)
         logits: Tensor = self.classifier(self.dropout(fused))
         return logits
 
@@ -123,13 +134,6 @@ def make_classifier(in_dim: int, num_classes: int) -> nn.Conv2d:
     assert classifier.bias is not None
     nn.init.zeros_(classifier.bias)
     return classifier
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:  # N C H W -> N C *size
-    """Resample bilinearly, corners not aligned; a map of that size already comes back as it is."""
-    if x.shape[2:] == tuple(size):
-        return x
-    return F.interpolate(x, list(size), mode="bilinear", align_corners=False)
 
 
 def _num_processes() -> int:

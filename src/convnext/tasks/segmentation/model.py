@@ -13,7 +13,8 @@ from convnext.names import nearest
 from convnext.network import Network
 from convnext.output_norms import OutputNorms, wants_output_norms
 from convnext.pyramid import Level
-from convnext.tasks.segmentation.heads import FCNHead, UPerHead, make_classifier, resize
+from convnext.tasks.segmentation.heads import FCNHead, UPerHead, make_classifier
+from convnext.tasks.segmentation.resized_conv import resize
 
 if TYPE_CHECKING:
     from convnext.peers import TimmNetwork
