@@ -43,7 +43,8 @@ def resolved(
 @pytest.mark.parametrize("weights", ["none", "fb_in1k"])
 def test_nothing_is_left_to_auto(facts: DataFacts, where: Circumstances, weights: str) -> None:
     recipe, settings, choices = resolved(facts, where, weights=weights)
-    assert [k for k, v in settings.items() if v == "auto" and k[:8] != "segment."] == [
+    others = ("segment.", "detect.")
+    assert [k for k, v in settings.items() if v == "auto" and not k.startswith(others)] == [
         "run.device",
         "run.devices",
         "run.channels_last",

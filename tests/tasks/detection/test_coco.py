@@ -98,6 +98,7 @@ def test_boxes_are_cut_at_the_border(tmp_path: Path) -> None:
         ("image without id or file", [image(), image(2, "")], True),
         ("image without size", [image(), image(2, "b.png", width=0)], True),
         ("image without size", [image(), image(2, "b.png", height=None)], True),
+        ("image too large", [image(), image(2, "b.png", width=10**9, height=10**9)], True),
     ],
 )
 def test_faults_of_images(tmp_path: Path, kind: str, images: list[Any], fatal: bool) -> None:

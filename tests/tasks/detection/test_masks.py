@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
-from convnext.tasks.detection.masks import cut, mask_targets, paste_masks
+from convnext.tasks.detection.masks import bounds_of, cut, mask_targets, paste_masks
 
 HEIGHT, WIDTH = 30, 44
 
@@ -44,6 +44,23 @@ def test_every_form_gives_the_same_part() -> None:
             part = cut(mask, window)
             assert part.dtype == np.uint8
             assert np.array_equal(part, bitmap[y1:y2, x1:x2])
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**36 - 1))
+def test_bounds_of_runs_are_those_of_the_bitmap(height: int, width: int, bits: int) -> None:
+    bitmap = np.array([bits >> i & 1 for i in range(height * width)], np.uint8)
+    bitmap = bitmap.reshape(height, width)
+    rows, columns = np.nonzero(bitmap)
+    expected = None
+    if len(rows):
+        expected = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert bounds_of(to_runs(bitmap)) == expected
+
+
+def test_bounds_of_polygons() -> None:
+    assert bounds_of(([3, 4, 8, 1, 5, 9.5], [2, 5, 4, 5, 4, 6])) == (2, 1, 8, 9.5)
+    assert bounds_of(()) is None
 
 
 @settings(deadline=None, derandomize=True)

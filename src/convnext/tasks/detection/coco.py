@@ -18,6 +18,7 @@ from typing import Any, TypeGuard, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext.images import MAX_PIXELS
 from convnext.tasks.detection.masks import Mask, area_of, num_pixels
 
 # Pixels by which boxes may leave the image by rounding alone.
@@ -190,6 +191,12 @@ def _read_images(
         elif not all(is_whole(value.get(side)) and value[side] > 0 for side in ("width", "height")):
             text = f"{name} needs its `width` and `height`; {FIX}takes them from the file"
             faults.add("image without size", where, text, fatal=True)
+        elif value["width"] * value["height"] > MAX_PIXELS:
+            text = (
+                f"{name} has {value['width']} x {value['height']} pixels by the json, more than "
+                f"the {MAX_PIXELS / 1e6:.0f} million that are read; {FIX}takes them from the file"
+            )
+            faults.add("image too large", where, text, fatal=True)
         elif key in images:
             text = (
                 f"is the id of {images[key]['file_name']} and of {name}: nobody can tell whose "

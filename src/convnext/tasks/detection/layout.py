@@ -31,6 +31,8 @@ ACCEPTED = (
     "accepted are instances_{train,val}.json with images/, COCO's annotations/ with train2017/ and "
     "val2017/, {train,valid}/_annotations.coco.json, or one .json, of which a share is held out"
 )
+# What `convnext data --fix` keeps of a file; it is not read again.
+KEPT = ".before-fix"
 # How many images are looked for to tell a folder.
 NUM_TRIED = 20
 
@@ -63,7 +65,7 @@ def find(root: Path) -> Found:
         raise ValueError(f"there is no folder {root}")
     train, val = _of_split(root, "train"), _of_split(root, "val")
     if train is None:
-        candidates = sorted([*root.glob("*.json"), *root.glob("annotations/*.json")])
+        candidates = _json_files(root, "*.json") + _json_files(root, "annotations/*.json")
         if len(candidates) != 1:
             listed = f"; it has {', '.join(c.name for c in candidates[:5])}" if candidates else ""
             raise ValueError(f"{root} has no json of training objects{listed}; {ACCEPTED}")
@@ -98,7 +100,11 @@ def _of_split(root: Path, split: str) -> Path | None:
     """Return the first json of a split, by the patterns and the names in their order."""
     for pattern in PATTERNS:
         for name in SPLITS[split]:
-            found = sorted(root.glob(pattern.format(name)))
+            found = _json_files(root, pattern.format(name))
             if found:
                 return found[0]
     return None
+
+
+def _json_files(root: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in root.glob(pattern) if KEPT not in path.name)

@@ -111,6 +111,28 @@ def area_of(mask: Mask, size: tuple[int, int]) -> int:
     return int(cut(mask, (0, 0, size[1], size[0])).sum())
 
 
+def bounds_of(mask: Mask) -> tuple[float, float, float, float] | None:
+    """Return x1 y1 x2 y2 of polygons or run lengths in pixels; None if nothing is in them."""
+    if not isinstance(mask, Mapping):
+        assert isinstance(mask, Sequence)
+        points = [np.asarray(ring, np.float64).reshape(-1, 2) for ring in mask]
+        if not points:
+            return None
+        (x1, y1), (x2, y2) = np.concatenate(points).min(0), np.concatenate(points).max(0)
+        return float(x1), float(y1), float(x2), float(y2)
+    height = int(mask["size"][0])
+    ends = np.cumsum(_runs(mask))
+    first, last = ends[0 : len(ends) // 2 * 2 : 2], ends[1::2] - 1
+    first, last = first[first <= last], last[first <= last]
+    if not len(first):
+        return None
+    columns = int(first[0] // height), int(last[-1] // height) + 1
+    # A run that goes on in the next column touches the lower and the upper edge.
+    wraps = bool((first // height != last // height).any())
+    rows = (0, height) if wraps else (int((first % height).min()), int((last % height).max()) + 1)
+    return columns[0], rows[0], columns[1], rows[1]
+
+
 def mask_targets(
     masks: Sequence[Mask | None],
     index: Tensor,

@@ -1,0 +1,83 @@
+"""Objects drawn on their image: masks as tinted areas with an outline, boxes as frames."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from convnext.tasks.detection.coco import Objects
+from convnext.tasks.detection.masks import Mask, Window, cut, place
+
+# How much of a pixel is the colour of the object on it.
+TINT = 0.4
+# And how much of one is the colour of the frame on it, where there is a mask.
+FAINT = 0.45
+
+
+def draw_objects(
+    image: Image.Image,
+    objects: Objects,
+    colors: NDArray[np.uint8],  # K 3
+    *,
+    source: tuple[int, int],
+) -> Image.Image:
+    """Return an RGB image with objects in the colours of their classes.
+
+    Args:
+        image: At any size.
+        objects: In pixels of the image as it was drawn on.
+        colors: Of the classes.
+        source: (width, height) of the image that the objects were drawn on.
+
+    The largest come first, so that none hides a smaller one. Crowd regions have masks without an
+    outline, and no box.
+    """
+    scale = np.array([image.width / source[0], image.height / source[1]] * 2)
+    boxes = objects.boxes * scale
+    pixels = np.array(image.convert("RGB"), np.float32)
+    order = np.argsort(-objects.areas, kind="stable").tolist()
+    for i in order:
+        mask = objects.masks[i]
+        if mask is not None:
+            at_size = place(
+                mask,
+                source=(source[1], source[0]),
+                size=(image.height, image.width),
+                scale=(1 / scale[0], 1 / scale[1]),
+                start=(0.0, 0.0),
+            )
+            window = _around(boxes[i], image.size)
+            _tint(pixels, at_size, window, colors[objects.labels[i]], not objects.crowd[i])
+    # Frames around masks are faint, or they would hide small ones.
+    for has_mask, strength in ((True, FAINT), (False, 1.0)):
+        picture = Image.fromarray(pixels.round().astype(np.uint8))
+        pen = ImageDraw.Draw(picture)
+        for i in order:
+            if (objects.masks[i] is not None) == has_mask and not objects.crowd[i]:
+                x1, y1, x2, y2 = boxes[i].round().astype(int).tolist()
+                corners = (x1, y1, max(x2 - 1, x1), max(y2 - 1, y1))
+                pen.rectangle(corners, outline=tuple(colors[objects.labels[i]].tolist()))
+        pixels += strength * (np.asarray(picture, np.float32) - pixels)
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def _around(box: NDArray[np.float64], size: tuple[int, int]) -> Window:
+    """Return the pixels under a box and a margin of two, of those that the image has."""
+    x1, y1 = (max(int(v) - 2, 0) for v in box[:2])
+    x2, y2 = (min(int(v) + 3, side) for v, side in zip(box[2:], size, strict=True))
+    return x1, y1, max(x2, x1), max(y2, y1)
+
+
+def _tint(
+    pixels: NDArray[np.float32], mask: Mask, window: Window, color: NDArray[np.uint8], outline: bool
+) -> None:
+    """Blend a colour into the pixels of a mask, and paint those at its edge."""
+    x1, y1, x2, y2 = window
+    inside = cut(mask, window).astype(bool)
+    part = pixels[y1:y2, x1:x2]
+    part[inside] += TINT * (color - part[inside])
+    if outline:
+        padded = np.pad(inside, 1)
+        core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        part[inside & ~core] = color

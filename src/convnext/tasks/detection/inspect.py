@@ -1,0 +1,262 @@
+"""What is in a detection data set, and what is wrong with it: `convnext data PATH`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from convnext.tasks.detection.data import DetectionData, open_dataset
+from convnext.tasks.detection.problems import Problem, find_problems, find_suggestions
+from convnext.tasks.detection.samples import DetectionImages
+from convnext.tasks.detection.scan import Look, parts, scan
+
+MAX_ROWS = 60
+BAR = 24
+# Sides of the squares that part small from medium and medium from large objects, in COCO's metric.
+SMALL, LARGE = 32, 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Where the values of something lie."""
+
+    low: float
+    """A tenth of the values is smaller."""
+    median: float
+    high: float
+    """A tenth of the values is larger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitCount:
+    """What is in one split. Crowd regions count as crowd only."""
+
+    images: int
+    empty: int
+    """Images without an object."""
+    objects: int
+    crowd: int
+    masks: int
+    """Objects with a mask."""
+    small: int
+    """Objects of less than 32 x 32 pixels."""
+    medium: int
+    large: int
+    """Objects of 96 x 96 pixels and more."""
+    per_image: float
+    """Median of the objects on an image."""
+    most: int
+    """Objects on one image."""
+    sides: Spread | None
+    """Root of width times height, in percent of the image's short side; None without objects."""
+    aspects: Spread | None
+    """Width for a height of 1; None without objects."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCount:
+    """How often a class occurs."""
+
+    name: str
+    train: int
+    """Training objects; likewise `val`."""
+    train_images: int
+    val: int
+    val_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """What `inspect` found."""
+
+    path: str
+    classes: tuple[ClassCount, ...]
+    splits: dict[str, SplitCount]
+    """"train" and "val"."""
+    sizes: dict[str, int]
+    """Images by their size in the json, "640 x 480", the most frequent first."""
+    problems: tuple[Problem, ...]
+    """What is wrong, the worst first."""
+    suggestions: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        return asdict(self)
+
+    def print(self, console: Console) -> None:
+        """Print for people."""
+        console.print(f"[bold]{escape(self.path)}[/], objects of {len(self.classes):,} classes")
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False)
+        console.print(self._split_table())
+        console.print(self._class_table())
+        common = list(self.sizes.items())
+        more = f", and {len(common) - 4:,} other sizes" if len(common) > 4 else ""
+        listed = ", ".join(f"{size} ({count:,})" for size, count in common[:4])
+        console.print(f"\nsizes: {listed}{more}")
+        if not self.problems:
+            console.print("\n[green]nothing is wrong[/]")
+        else:
+            console.print("\n[bold red]problems[/], the worst first")
+        for number, problem in enumerate(self.problems, 1):
+            console.print(f" {number} {problem}", markup=False, soft_wrap=True)
+            for example in problem.examples:
+                console.print(f"     {example}", markup=False, soft_wrap=True, style="dim")
+            if problem.count > len(problem.examples):
+                left = problem.count - len(problem.examples)
+                console.print(f"     and {left:,} more", style="dim")
+        if self.suggestions:
+            console.print("\n[bold]suggestions[/]")
+        for number, line in enumerate(self.suggestions, 1):
+            console.print(f" {number} {line}", markup=False, soft_wrap=True)
+
+    def _split_table(self) -> Table:
+        table = Table(box=None, header_style="dim", pad_edge=False)
+        table.add_column("")
+        for title in ("training", "validation"):
+            table.add_column(title, justify="right")
+        both = [self.splits[part] for part in ("train", "val")]
+        for name, values in {
+            "images": [f"{s.images:,}" for s in both],
+            "  without objects": [f"{s.empty:,}" for s in both],
+            "objects": [f"{s.objects:,}" for s in both],
+            "  with masks": [_share(s.masks, s.objects) for s in both],
+            "  small (under 32 x 32)": [_share(s.small, s.objects) for s in both],
+            "  medium": [_share(s.medium, s.objects) for s in both],
+            "  large (from 96 x 96)": [_share(s.large, s.objects) for s in both],
+            "crowd regions": [f"{s.crowd:,}" for s in both],
+            "objects on an image": [f"{s.per_image:g}, at most {s.most:,}" for s in both],
+            "side, % of the image": [_spread(s.sides, ".1f") for s in both],
+            "width for height 1": [_spread(s.aspects, ".2f") for s in both],
+        }.items():
+            table.add_row(name, *values)
+        return table
+
+    def _class_table(self) -> Table:
+        table = Table(box=None, header_style="dim", pad_edge=False)
+        table.add_column("class", overflow="ellipsis", max_width=30, no_wrap=True)
+        for name in ("training", "on images", "validation", "on images"):
+            table.add_column(name, justify="right")
+        table.add_column("")
+        most = max((row.train for row in self.classes), default=0)
+        for row in self.classes[:MAX_ROWS]:
+            bar = "█" * max(round(BAR * row.train / max(most, 1)), 1 if row.train else 0)
+            counts = (row.train, row.train_images, row.val, row.val_images)
+            table.add_row(escape(row.name), *(f"{count:,}" for count in counts), bar)
+        if len(self.classes) > MAX_ROWS:
+            table.caption = f"the first {MAX_ROWS} of {len(self.classes):,} classes"
+        return table
+
+
+def inspect(path: str, *, val_share: float = 0.2, console: Console | None = None) -> DataReport:
+    """Check the json under `path`, read every image in full, and report.
+
+    Args:
+        path: As of `open_dataset`.
+        val_share: The share held out where the data has no split of its own.
+        console: Where the progress bar goes; standard error by default.
+
+    Raises:
+        ValueError: If there is no data set at `path`.
+    """
+    data = open_dataset(path, val_share=val_share, strict=False)
+    return report(data, scan(data, console=console or Console(stderr=True)))
+
+
+def report(data: DetectionData, looks: Sequence[Look]) -> DataReport:
+    """Sum up what was seen."""
+    counts = {part: _count_classes(images, len(data.classes)) for part, images in parts(data)}
+    stated = [(r.width, r.height) for _, images in parts(data) for r in images.records]
+    return DataReport(
+        path=data.path,
+        classes=tuple(
+            ClassCount(
+                name=name,
+                train=int(counts["train"][0][c]),
+                train_images=int(counts["train"][1][c]),
+                val=int(counts["val"][0][c]),
+                val_images=int(counts["val"][1][c]),
+            )
+            for c, name in enumerate(data.classes)
+        ),
+        splits={part: count(images) for part, images in parts(data)},
+        sizes={f"{w} x {h}": number for (w, h), number in Counter(stated).most_common()},
+        problems=find_problems(data, looks),
+        suggestions=find_suggestions(data),
+        # All faults are listed.
+        notes=tuple(note for note in data.notes if not note.startswith("the json has faults")),
+    )
+
+
+def count(images: DetectionImages) -> SplitCount:
+    """Count what is in a split."""
+    objects = [record.objects for record in images.records]
+    per_image = [int((~found.crowd).sum()) for found in objects]
+    areas = _joined([found.areas[~found.crowd] for found in objects])
+    boxes = [found.boxes[~found.crowd].astype(np.float64) for found in objects]
+    extents = [box[:, 2:] - box[:, :2] for box in boxes]
+    sides = [
+        np.sqrt(extent.prod(1)) / min(record.width, record.height)
+        for extent, record in zip(extents, images.records, strict=True)
+    ]
+    small, large = areas < SMALL**2, areas >= LARGE**2
+    return SplitCount(
+        images=len(images),
+        empty=sum(not len(found) for found in objects),
+        objects=sum(per_image),
+        crowd=sum(int(found.crowd.sum()) for found in objects),
+        masks=sum(
+            mask is not None and not crowd
+            for found in objects
+            for mask, crowd in zip(found.masks, found.crowd, strict=True)
+        ),
+        small=int(small.sum()),
+        medium=int((~small & ~large).sum()),
+        large=int(large.sum()),
+        per_image=float(np.median(per_image)) if per_image else 0.0,
+        most=max(per_image, default=0),
+        sides=_spread_of(100 * _joined(sides)),
+        aspects=_spread_of(_joined([extent[:, 0] / extent[:, 1] for extent in extents])),
+    )
+
+
+def _count_classes(
+    images: DetectionImages, num_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the objects of each class, and the images that it is on; crowd regions aside."""
+    total, on_images = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
+    for record in images.records:
+        found = np.bincount(record.objects.labels[~record.objects.crowd], minlength=num_classes)
+        total += found
+        on_images += found > 0
+    return total, on_images
+
+
+def _joined(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    return np.concatenate(arrays) if arrays else np.zeros(0)
+
+
+def _spread_of(values: NDArray[np.float64]) -> Spread | None:
+    if not len(values):
+        return None
+    low, median, high = np.quantile(values, (0.1, 0.5, 0.9)).tolist()
+    return Spread(low=low, median=median, high=high)
+
+
+def _spread(spread: Spread | None, form: str) -> str:
+    if spread is None:
+        return "-"
+    return f"{spread.median:{form}} ({spread.low:{form}} to {spread.high:{form}})"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({100 * part / whole:.0f} %)" if whole else "0"

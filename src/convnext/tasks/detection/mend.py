@@ -1,0 +1,232 @@
+"""What is wrong with the content of COCO's json, mended in place where no decision is needed."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from convnext.images import MAX_PIXELS
+from convnext.tasks.detection.coco import ROUNDING, Fault, is_number, is_whole
+from convnext.tasks.detection.masks import area_of, num_pixels
+
+# Sizes whose ratios differ by less are of one picture, enlarged or reduced.
+SAME_SHAPE = 0.01
+
+Json = dict[str, Any]
+Size = tuple[int, int]
+
+
+@dataclass
+class Log:
+    """What was changed, by kind, and what was left for the user."""
+
+    found: dict[str, list[str]] = field(default_factory=dict)
+    left: list[Fault] = field(default_factory=list)
+
+    def add(self, kind: str, where: str) -> None:
+        self.found.setdefault(kind, []).append(where)
+
+    def leave(self, kind: str, where: str, text: str) -> None:
+        self.left.append(Fault(kind=kind, where=where, text=text))
+
+
+def mend_images(content: Json, sizes: Mapping[str, Size | None], log: Log) -> set[int]:
+    """Take sizes from files, and images without a file out, with their annotations.
+
+    Args:
+        content: Of the json.
+        sizes: (width, height) of the files that are there; None of those that are no image.
+        log: Of what was done.
+
+    Returns the images whose boxes nobody can judge: by their id or by their size they may belong
+    to another picture.
+    """
+    objects: dict[int, list[Json]] = {}
+    for annotation in content["annotations"]:
+        if is_whole(annotation.get("image_id")):
+            objects.setdefault(annotation["image_id"], []).append(annotation)
+    num_of = Counter(image["id"] for image in content["images"] if is_whole(image.get("id")))
+    doubtful = {key for key, number in num_of.items() if number > 1}
+    kept, gone = [], set()
+    for image in content["images"]:
+        key, name = image.get("id"), image.get("file_name")
+        if not is_whole(key) or not isinstance(name, str) or not name or key in doubtful:
+            kept.append(image)
+            continue
+        where = f"image {key} {name}"
+        if name not in sizes:
+            log.add("image file is missing: removed with its objects", where)
+            gone.add(key)
+            continue
+        kept.append(image)
+        size = sizes[name]
+        if size is None:
+            text = "is no image that can be read: replace the file"
+            log.leave("image that cannot be read", where, text)
+        elif not _mend_size(image, size, objects.get(key, []), log):
+            doubtful.add(key)
+    content["images"] = kept
+    content["annotations"] = [
+        annotation
+        for annotation in content["annotations"]
+        if not (is_whole(annotation.get("image_id")) and annotation["image_id"] in gone)
+    ]
+    return doubtful
+
+
+def _mend_size(image: Json, size: Size, objects: list[Json], log: Log) -> bool:
+    """Take the size from the file; return False if the objects may belong to another size."""
+    width, height = image.get("width"), image.get("height")
+    if (width, height) == size:
+        return True
+    where = f"image {image['id']} {image['file_name']}"
+    stated = _stated(image)
+    told = f"{width} x {height} in the json, {size[0]} x {size[1]} in the file"
+    reason = _doubt(stated, size, objects)
+    if reason:
+        text = f"has {told}, and {reason}: correct the objects, or the size"
+        log.leave("image of another size than the json says", where, text)
+        return False
+    image["width"], image["height"] = size
+    log.add("image size: taken from the file", f"{where} ({told})")
+    return True
+
+
+def _doubt(stated: Size | None, size: Size, objects: list[Json]) -> str:
+    """Return why the objects may belong to another size than the file's; empty if they fit."""
+    sizes = [
+        tuple(mask["size"])
+        for mask in (annotation.get("segmentation") for annotation in objects)
+        if isinstance(mask, dict) and isinstance(mask.get("size"), list)
+    ]
+    if any(found != size[::-1] for found in sizes):
+        return "it has masks of another size"
+    corners = [annotation["bbox"] for annotation in objects if _is_box(annotation.get("bbox"))]
+    if not _fit(corners, size):
+        return "boxes lie outside the file"
+    if stated is None or sizes or not _fit(corners, stated):
+        return ""
+    if stated == size[::-1]:
+        return "one is the other turned"
+    if objects and abs(stated[0] * size[1] / (stated[1] * size[0]) - 1) < SAME_SHAPE:
+        return "one is the other enlarged"
+    return ""
+
+
+def _fit(boxes: list[list[float]], size: Size) -> bool:
+    return all(x + w <= size[0] + ROUNDING and y + h <= size[1] + ROUNDING for x, y, w, h in boxes)
+
+
+def _stated(image: Json) -> Size | None:
+    width, height = image.get("width"), image.get("height")
+    if not is_whole(width) or not is_whole(height) or min(width, height) <= 0:
+        return None
+    return (width, height) if width * height <= MAX_PIXELS else None
+
+
+def mend_annotations(
+    content: Json, category_ids: Collection[int], doubtful: Collection[int], log: Log
+) -> None:
+    """Mend annotations, and take those out of which nothing can be used.
+
+    Args:
+        content: Of the json.
+        category_ids: Those that there are.
+        doubtful: Images whose size is not to be relied on.
+        log: Of what was done.
+    """
+    sizes = {
+        image["id"]: None if image["id"] in doubtful else _stated(image)
+        for image in content["images"]
+        if is_whole(image.get("id"))
+    }
+    # An image with an id of another kind, such as "5", may be the one that is not found.
+    is_clear = len(content["images"]) == sum(
+        is_whole(image.get("id")) for image in content["images"]
+    )
+    values = content["annotations"]
+    used = [value["id"] for value in values if is_whole(value.get("id"))]
+    free = itertools.count(max(used, default=0) + 1)
+    seen: set[int] = set()
+    kept = []
+    for number, value in enumerate(values):
+        key, image = value.get("id"), value.get("image_id")
+        where = f"annotation {key}" if is_whole(key) else f"number {number} of the annotations"
+        if not is_whole(image) or image not in sizes:
+            if not is_clear:
+                kept.append(value)
+                continue
+            log.add("annotation of an unknown image: removed", where)
+        elif not is_whole(value.get("category_id")) or value["category_id"] not in category_ids:
+            log.add("annotation of an unknown category: removed", where)
+        elif _mend_box(value, sizes[image], where, log):
+            _mend_polygons(value, where, log)
+            _mend_area(value, sizes[image], where, log)
+            if not is_whole(key) or key in seen:
+                value["id"] = next(free)
+                kind = "annotation id there twice" if is_whole(key) else "annotation without id"
+                log.add(f"{kind}: numbered anew", f"{where} is now {value['id']}")
+            seen.add(value["id"])
+            kept.append(value)
+    content["annotations"] = kept
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
+def _mend_box(value: Json, size: Size | None, where: str, log: Log) -> bool:
+    """Cut a box at the border; return whether something is left of it, or nobody can tell."""
+    if not _is_box(value.get("bbox")):
+        return True
+    x, y, w, h = value["bbox"]
+    if w <= 0 or h <= 0:
+        log.add("box without area: removed", where)
+        return False
+    if size is None or max(-x, -y, x + w - size[0], y + h - size[1]) <= ROUNDING:
+        return True
+    x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + w, size[0]), min(y + h, size[1])
+    if x2 <= x1 or y2 <= y1:
+        log.add("box outside the image: removed", where)
+        return False
+    value["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+    if not value.get("segmentation"):
+        value["area"] = (x2 - x1) * (y2 - y1)
+    log.add("box over the border: cut", where)
+    return True
+
+
+def _mend_polygons(value: Json, where: str, log: Log) -> None:
+    rings = value.get("segmentation")
+    if not isinstance(rings, list):
+        return
+    short = [isinstance(ring, list) and len(ring) < 6 and len(ring) % 2 == 0 for ring in rings]
+    if any(short):
+        value["segmentation"] = [ring for ring, out in zip(rings, short, strict=True) if not out]
+        log.add("polygon with too few points: removed, the box stays", where)
+
+
+def _mend_area(value: Json, size: Size | None, where: str, log: Log) -> None:
+    area = value.get("area")
+    if size is None or (is_number(area) and area > 0) or not _is_box(value.get("bbox")):
+        return
+    mask = value.get("segmentation")
+    found = value["bbox"][2] * value["bbox"][3]
+    if mask and _is_whole_mask(mask, size):
+        found = area_of(mask, size[::-1]) or found
+    value["area"] = float(found)
+    log.add("area is absent: computed", where)
+
+
+def _is_whole_mask(mask: Any, size: Size) -> bool:
+    if isinstance(mask, list):
+        return all(
+            isinstance(ring, list) and len(ring) % 2 == 0 and all(map(is_number, ring))
+            for ring in mask
+        )
+    counts = mask.get("counts") if isinstance(mask, dict) else None
+    is_counts = isinstance(counts, str) or (isinstance(counts, list) and all(map(is_whole, counts)))
+    return is_counts and mask.get("size") == [*size[::-1]] and num_pixels(mask) == size[0] * size[1]

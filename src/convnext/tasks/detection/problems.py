@@ -1,0 +1,196 @@
+"""What is wrong with a detection data set, the worst first, and what is worth trying with it."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from convnext.tasks.detection.coco import FIX, UNUSED
+from convnext.tasks.detection.data import DetectionData
+from convnext.tasks.detection.scan import Look, parts, unlisted
+
+NUM_EXAMPLES = 3
+# Fewer training objects than this are hardly a class.
+FEW = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One kind of fault."""
+
+    kind: str
+    """Such as "box without area"."""
+    count: int
+    advice: str
+    """What to do; empty where every example says it."""
+    examples: tuple[str, ...]
+    """The first few."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.count:,}" + (f"; {self.advice}" if self.advice else "")
+
+
+def find_problems(data: DetectionData, looks: Sequence[Look]) -> tuple[Problem, ...]:
+    """Return one problem per kind, those that stop training first."""
+    by_kind: dict[tuple[bool, str], list[str]] = {}
+    for fault in data.faults:
+        if fault.kind != UNUSED:  # Told for both files together, below.
+            by_kind.setdefault((fault.fatal, fault.kind), []).append(f"{fault.where} {fault.text}")
+    ordered = sorted(by_kind.items(), key=lambda item: -len(item[1]))
+    fatal = [
+        _problem(f"{kind}, so that nothing can be trained", lines)
+        for (is_fatal, kind), lines in ordered
+        if is_fatal
+    ]
+    rest = [_problem(kind, lines) for (is_fatal, kind), lines in ordered if not is_fatal]
+    of_files = [find(data, looks) for find in _FINDERS]
+    strays = _problem(
+        "image files that no json lists",
+        [_short(data, source) for source in unlisted(data)],
+        "they are not used",
+    )
+    found = (*fatal, *of_files, *rest, *_classes(data), strays)
+    return tuple(problem for problem in found if problem.count)
+
+
+def find_suggestions(data: DetectionData) -> tuple[str, ...]:
+    """Return what is worth trying with this data, each with the setting to use."""
+    lines = []
+    most = max((len(r.objects) for _, images in parts(data) for r in images.records), default=0)
+    if most > 100:
+        lines.append(
+            f"an image has {most:,} objects, and COCO's limit is 100 detections: train with "
+            f"--detect.max_detections {_round_up(most)}"
+        )
+    areas = [
+        float(area) for record in data.train.records for area in record.objects.areas if area > 0
+    ]
+    if areas and statistics.median(areas) < 32**2:
+        lines.append(
+            "most objects are small (less than 32 x 32 pixels): the image size decides how many "
+            "are found; --input.image_size above the images' own short side enlarges them"
+        )
+    sides = [min(record.width, record.height) for record in data.train.records]
+    if sides and statistics.median(sides) > 2000:
+        lines.append(
+            "the images are large: cut them into tiles, or small objects vanish when they are "
+            "reduced"
+        )
+    return tuple(lines)
+
+
+def _missing(data: DetectionData, looks: Sequence[Look]) -> Problem:
+    lines = [_short(data, look.source) for look in looks if look.missing]
+    advice = f"put them there, or {FIX}takes them out of the json"
+    return _problem("image files that are missing", lines, advice)
+
+
+def _unreadable(data: DetectionData, looks: Sequence[Look]) -> Problem:
+    bad = [look for look in looks if look.reason and not look.missing]
+    lines = [f"{_short(data, look.source)}: {look.reason}" for look in bad]
+    return _problem("images that cannot be read", lines, "replace them; training skips them")
+
+
+def _sizes(data: DetectionData, looks: Sequence[Look]) -> Problem:
+    lines = []
+    for look in looks:
+        if look.width and (look.width, look.height) != look.stated:
+            width, height = look.stated
+            turned = ", which is turned" if (look.height, look.width) == look.stated else ""
+            lines.append(
+                f"{_short(data, look.source)} has {look.width} x {look.height} pixels, but "
+                f"{width} x {height} in the json{turned}"
+            )
+    advice = f"training skips them; {FIX}takes the size from the file where the boxes allow it"
+    return _problem("images of another size than the json says", lines, advice)
+
+
+def _leaks(data: DetectionData, looks: Sequence[Look]) -> Problem:
+    in_train = {look.digest: look for look in looks if look.part == "train" and look.digest}
+    lines = [
+        f"{_short(data, look.source)} = {_short(data, in_train[look.digest].source)}"
+        for look in looks
+        if look.part == "val" and look.digest in in_train
+    ]
+    return _problem(
+        "validation images with the pixels of a training image",
+        lines,
+        "validation flatters; take them out of one of the two",
+    )
+
+
+def _repeats(data: DetectionData, looks: Sequence[Look]) -> Problem:
+    first: dict[tuple[str, bytes], str] = {}
+    lines = []
+    for look in looks:
+        if look.digest:
+            source = first.setdefault((look.part, look.digest), look.source)
+            if source != look.source:
+                lines.append(f"{_short(data, look.source)} = {_short(data, source)}")
+    return _problem("images that repeat another of their split", lines, "keep one of each")
+
+
+def _loose_boxes(data: DetectionData, looks: Sequence[Look]) -> Problem:
+    lines = [f"{_short(data, look.source)}: {text}" for look in looks for text in look.loose]
+    return _problem(
+        "boxes that do not cover their masks", lines, "the box and the mask should be of one object"
+    )
+
+
+def _classes(data: DetectionData) -> list[Problem]:
+    """Return what is wrong with how often classes occur."""
+    train, val = (
+        Counter(int(label) for record in images.records for label in record.objects.labels)
+        for _, images in parts(data)
+    )
+    every = list(enumerate(data.classes))
+    return [
+        _problem(
+            "classes in validation without a training object",
+            [name for c, name in every if val[c] and not train[c]],
+            "they cannot be found; add some, or split anew",
+        ),
+        _problem(
+            f"classes with fewer than {FEW} training objects",
+            [f"{name} ({train[c]:,})" for c, name in every if 0 < train[c] < FEW],
+            "add some",
+        ),
+        _problem(
+            "classes without a validation object",
+            [name for c, name in every if train[c] and not val[c]],
+            "their AP cannot be measured; add some, or split anew",
+        ),
+        _problem(
+            "unused categories",
+            [name for c, name in every if not train[c] and not val[c]],
+            "remove them if they are not meant to be there",
+        ),
+    ]
+
+
+# The worst first.
+_FINDERS: tuple[Callable[[DetectionData, Sequence[Look]], Problem], ...] = (
+    _missing,
+    _unreadable,
+    _sizes,
+    _leaks,
+    _repeats,
+    _loose_boxes,
+)
+
+
+def _problem(kind: str, lines: Iterable[str], advice: str = "") -> Problem:
+    lines = list(lines)
+    return Problem(kind=kind, count=len(lines), advice=advice, examples=tuple(lines[:NUM_EXAMPLES]))
+
+
+def _short(data: DetectionData, source: str) -> str:
+    """Return where an image lies, relative to the data set."""
+    return source.removeprefix(data.path).lstrip("/\\") or source
+
+
+def _round_up(count: int) -> int:
+    """Return the next multiple of 100."""
+    return -(-count // 100) * 100

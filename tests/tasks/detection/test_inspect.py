@@ -1,0 +1,211 @@
+"""What `convnext data` says of a detection data set: counts, and every fault with its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from small_objects import annotation, image, save, small_coco, write_coco
+
+from convnext.cli import main
+from convnext.tasks.detection.contact_sheet import contact_sheet
+from convnext.tasks.detection.data import open_dataset
+from convnext.tasks.detection.draw import draw_objects
+from convnext.tasks.detection.inspect import DataReport, inspect
+from convnext.tasks.segmentation.colors import class_colors
+
+QUIET = Console(quiet=True)
+
+
+def look(root: Path) -> DataReport:
+    return inspect(str(root), console=QUIET)
+
+
+def problems(root: Path) -> dict[str, tuple[int, str]]:
+    found = look(root).problems
+    return {p.kind: (p.count, " | ".join((p.advice, *p.examples))) for p in found}
+
+
+def change(root: Path, edit: Callable[[dict], object], split: str = "train") -> None:
+    path = root / f"instances_{split}.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def test_counts(tmp_path: Path) -> None:
+    root = small_coco(tmp_path, 12, 10)
+
+    def edit(content: dict) -> None:
+        content["annotations"][0]["iscrowd"] = 1  # The only cat of the first image.
+        content["annotations"][3].update(bbox=[0, 0, 40, 30], area=1200)
+        del content["annotations"][4:6]  # All of the third image.
+
+    change(root, edit)
+    report = look(root)
+    train = report.splits["train"]
+    assert (train.images, train.empty, train.objects, train.crowd) == (12, 1, 21, 1)
+    assert (train.masks, train.small, train.medium, train.large) == (10, 20, 1, 0)
+    assert (train.per_image, train.most) == (2, 2)
+    rows = [(c.name, c.train, c.train_images, c.val, c.val_images) for c in report.classes]
+    assert rows == [("cat", 10, 10, 10, 10), ("dog", 11, 11, 10, 10)]
+    assert report.sizes == {"40 x 30": 22}
+    assert report.splits["val"].aspects is not None
+    assert report.splits["val"].aspects.median == 1.5
+    assert report.problems == ()
+    assert json.loads(json.dumps(report.to_dict()))["splits"]["train"]["crowd"] == 1
+
+
+def test_faults_of_files(tmp_path: Path) -> None:
+    root = small_coco(tmp_path, 6, 2)
+    folder = root / "images"
+    (folder / "train0.png").unlink()
+    (folder / "train1.png").write_bytes(b"no image")
+    save(folder / "train2.png", (30, 40))
+    (folder / "val0.png").write_bytes((folder / "train3.png").read_bytes())
+    (folder / "train5.png").write_bytes((folder / "train4.png").read_bytes())
+    save(folder / "stray.png")
+    found = problems(root)
+    kinds = [kind for kind in found if "fewer than" not in kind]
+    expected = {
+        "image files that are missing": "train0.png",
+        "images that cannot be read": "train1.png",
+        "images of another size than the json says": (
+            "train2.png has 30 x 40 pixels, but 40 x 30 in the json, which is turned"
+        ),
+        "validation images with the pixels of a training image": "val0.png = images/train3.png",
+        "images that repeat another of their split": "train5.png = images/train4.png",
+        "image files that no json lists": "stray.png",
+    }
+    assert kinds == list(expected)
+    for kind, text in expected.items():
+        count, lines = found[kind]
+        assert count == 1
+        assert f"images/{text}" in lines.replace("\\", "/")
+    assert "--fix" in found["image files that are missing"][1]
+
+
+def test_the_orientation_of_a_photo_counts(tmp_path: Path) -> None:
+    root = small_coco(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # A quarter turn.
+    Image.new("RGB", (30, 40)).save(root / "images" / "train0.jpg", exif=exif)
+    change(root, lambda content: content["images"][0].update(file_name="train0.jpg"))
+    assert "images of another size than the json says" not in problems(root)
+
+
+def test_faults_of_the_json_are_grouped(tmp_path: Path) -> None:
+    root = small_coco(tmp_path)
+
+    def edit(content: dict) -> None:
+        for value in content["annotations"][:5]:
+            value["bbox"][2] = 0
+        content["annotations"][6]["bbox"] = [2, 2, 8, 4]  # Its mask is 8 x 8.
+
+    change(root, edit)
+    change(root, lambda content: content["images"][0].pop("width"), "val")
+    report = look(root)
+    first = report.problems[0]
+    assert first.kind == "image without size, so that nothing can be trained"
+    assert "instances_val.json: image 5 val0.png needs its `width`" in first.examples[0]
+    of_kind = {p.kind: p for p in report.problems}
+    empty = of_kind["box without area"]
+    assert (empty.count, len(empty.examples)) == (5, 3)
+    assert empty.examples[0].startswith("instances_train.json: annotation 2 has a box of 0 x 8")
+    loose = of_kind["boxes that do not cover their masks"]
+    assert loose.examples == ("images/train3.png: annotation 8 by 4.0 pixels",)
+
+
+def test_how_often_classes_occur(tmp_path: Path) -> None:
+    root = small_coco(tmp_path, 6, 2)
+
+    def edit(content: dict, category: int) -> None:
+        content["categories"] += [{"id": 10, "name": "emu"}]
+        for value in content["annotations"]:
+            value["category_id"] = category
+
+    change(root, lambda content: content["annotations"].pop())
+    rare = problems(root)["classes with fewer than 10 training objects"]
+    assert rare == (2, "add some | cat (6) | dog (5)")
+    change(root, lambda content: edit(content, 7))
+    change(root, lambda content: edit(content, 9), "val")
+    found = problems(root)
+    assert "dog" in found["classes in validation without a training object"][1]
+    assert "cat" in found["classes without a validation object"][1]
+    assert "emu" in found["unused categories"][1]
+    assert not any("unused category" in kind for kind in found)
+
+
+def test_many_objects_ask_for_more_detections(tmp_path: Path) -> None:
+    root = small_coco(tmp_path)
+    many = [annotation(100 + i, 1, segmentation=[]) for i in range(110)]
+    change(root, lambda content: content["annotations"].extend(many))
+    suggestions = look(root).suggestions
+    assert any("112 objects" in s and "--detect.max_detections 200" in s for s in suggestions)
+
+
+def test_of_an_empty_split(tmp_path: Path) -> None:
+    root = small_coco(tmp_path)
+    change(root, lambda content: content.update(annotations=[]), "val")
+    report = look(root)
+    assert (report.splits["val"].empty, report.splits["val"].aspects) == (2, None)
+    write_coco(root / "instances_val.json", [], [])
+    assert look(root).splits["val"].images == 0
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = small_coco(tmp_path / "data", 12, 10)
+    assert main(["data", str(root)]) == 0
+    text = capsys.readouterr().out
+    assert "nothing is wrong" in text
+    assert "small (under 32 x 32)" in text
+    png = tmp_path / "sheet.png"
+    assert main(["data", str(root), "--json", "--contact-sheet", str(png)]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["splits"]["train"]["objects"] == 24
+    with Image.open(png) as sheet:
+        assert sheet.width > 800
+    with pytest.raises(SystemExit) as stop:
+        main(["data", str(root), "--to", "coco"])
+    assert stop.value.code == 2
+
+
+def test_a_contact_sheet_crosses_out_what_is_missing(tmp_path: Path) -> None:
+    root = small_coco(tmp_path)
+    whole = np.asarray(contact_sheet(open_dataset(str(root)), width=80))
+    (root / "images" / "train0.png").unlink()
+    crossed = np.asarray(contact_sheet(open_dataset(str(root)), width=80))
+    assert whole.shape == crossed.shape
+    different = np.argwhere((whole != crossed).any(-1))
+    assert len(different)
+    assert different.max(0).tolist() < [38 + 60, 16 + 80]
+
+
+def test_what_is_drawn(tmp_path: Path) -> None:
+    images = [image(1, "a.png")]
+    objects = [
+        annotation(1, 1, bbox=[4, 4, 16, 16], segmentation=[[4, 4, 20, 4, 20, 20, 4, 20]]),
+        annotation(2, 1, category_id=9, bbox=[24, 2, 10, 20], segmentation=[]),
+    ]
+    save(tmp_path / "images" / "a.png")
+    write_coco(tmp_path / "instances_train.json", images, objects)
+    write_coco(tmp_path / "instances_val.json", images, objects)
+    found = open_dataset(str(tmp_path)).train.objects(0)
+    colors = class_colors(2)
+    black = Image.new("RGB", (80, 60))
+    drawn = np.asarray(draw_objects(black, found, colors, source=(40, 30)))
+    assert (drawn[4, 48:68] == colors[1]).all()  # The upper edge of a box without a mask.
+    assert not drawn[30, 58].any()
+    assert (drawn[20, 20] == np.round(0.4 * colors[0].astype(np.float32))).all()
+    assert not drawn[46, 20].any()
+
+
+@pytest.mark.parametrize("name", ["bccd_boxes", "coco_mini_cc", "nuclei_instances"])
+def test_the_real_sets_have_no_faults(shared_data: Path, name: str) -> None:
+    found = {problem.kind for problem in look(shared_data / name).problems}
+    assert not {kind for kind in found if "classes" not in kind and "categories" not in kind}
