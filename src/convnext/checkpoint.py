@@ -36,6 +36,8 @@ class Card:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """What the weights reached, and at which step."""
+    category_ids: tuple[int, ...] = ()
+    """Of a detector's classes, in the json that it was trained on."""
 
     def build(self) -> nn.Module:
         """Build the network, with random weights."""
@@ -52,6 +54,7 @@ class Card:
             "preprocessing": json.dumps(self.preprocessing.to_dict()),
             "recipe": json.dumps(self.recipe),
             "metrics": json.dumps(self.metrics),
+            **({"category_ids": json.dumps(self.category_ids)} if self.category_ids else {}),
         }
 
     @classmethod
@@ -72,6 +75,7 @@ class Card:
                 preprocessing=_preprocessing(metadata),
                 recipe=json.loads(metadata["recipe"]),
                 metrics=json.loads(metadata["metrics"]),
+                category_ids=tuple(json.loads(metadata.get("category_ids", "[]"))),
             )
         except (KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"{where} has damaged metadata: {error!r}") from error

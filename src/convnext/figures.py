@@ -132,6 +132,28 @@ def draw_curves(
     return fig
 
 
+def draw_precision(curves: Sequence[Curve]) -> Figure:
+    """Draw precision against recall, both in percent."""
+    with figure_style():
+        fig, (axes,) = _figure(4.7, 3.4)
+        for curve in curves:
+            axes.plot(
+                curve.x,
+                curve.y,
+                label=shorten(curve.label),
+                color=curve.colour,
+                linestyle="--" if curve.dashed else "-",
+                linewidth=1.2 if curve.dashed else 1.8,
+            )
+        if len(curves) > 1:
+            axes.legend(loc="lower left", handlelength=1.6)
+        axes.set_xlim(0, 101)
+        axes.set_ylim(0, 103)
+        axes.set_xlabel("recall, %")
+        axes.set_ylabel("precision, %")
+    return fig
+
+
 def draw_speed(images: Sequence[float], speed: Sequence[float], waiting: Sequence[float]) -> Figure:
     """Draw images per second, and below it the share of time spent waiting for data."""
     with figure_style():

@@ -78,7 +78,9 @@ def task_of(source: str) -> str:
     names, metadata = header
     if metadata.get("format") == FORMAT:
         return metadata.get("task", "classify")
-    return "segment" if any("decode_head." in name for name in names) else "classify"
+    marks = {"decode_head.": "segment", "rpn_head.": "detect"}
+    found = (task for mark, task in marks.items() if any(mark in name for name in names))
+    return next(found, "classify")
 
 
 def card_of(source: str, model: str) -> Card | None:

@@ -103,3 +103,48 @@ def small_yolo(root: Path, labels: dict[str, str], names: str = "cat\ndog\n") ->
         path.write_text(text)
     (root / "classes.txt").write_text(names)
     return root
+
+
+COLORS = {7: (220, 40, 40), 9: (40, 40, 220)}
+
+
+def coco_squares(root: Path, num_train: int = 12, num_val: int = 4, size: int = 64) -> Path:
+    """Write images of red cats and blue dogs: squares with masks, as polygons and run lengths."""
+    number = 0
+    for split, count in (("train", num_train), ("val", num_val)):
+        images, annotations = [], []
+        for i in range(count):
+            rng = np.random.default_rng(1000 * num_train * (split == "val") + i)
+            pixels = rng.integers(90, 130, (size, size, 3), dtype=np.uint8)
+            name = f"{split}{i}.png"
+            for corner in ((4, 4), (4, 36), (36, 4)):
+                side = int(rng.integers(14, 25))
+                x, y = corner[0] + int(rng.integers(0, 4)), corner[1] + int(rng.integers(0, 4))
+                category = int(rng.choice([7, 9]))
+                pixels[y : y + side, x : x + side] = COLORS[category]
+                number += 1
+                ring = [x, y, x + side, y, x + side, y + side, x, y + side]
+                annotations.append(
+                    annotation(
+                        number,
+                        i + 1,
+                        category_id=category,
+                        bbox=[x, y, side, side],
+                        area=side * side,
+                        segmentation=[ring] if number % 2 else square_runs(x, y, side, size),
+                    )
+                )
+            (root / "images").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / "images" / name)
+            images.append(image(i + 1, name, width=size, height=size))
+        write_coco(root / f"instances_{split}.json", images, annotations)
+    return root
+
+
+def square_runs(x: int, y: int, side: int, size: int) -> dict[str, Any]:
+    """Return the run lengths of a square on an image of `size` x `size`."""
+    mask = np.zeros((size, size), np.uint8)
+    mask[y : y + side, x : x + side] = 1
+    flat = np.concatenate(([0], mask.T.ravel(), [0]))
+    edges = np.flatnonzero(np.diff(flat))
+    return {"size": [size, size], "counts": np.diff(edges, prepend=0, append=size * size).tolist()}

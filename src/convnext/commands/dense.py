@@ -1,4 +1,4 @@
-"""The options that only segmentation has, for `evaluate` and `predict`."""
+"""The options that only segmentation or detection has, for `evaluate` and `predict`."""
 
 from __future__ import annotations
 
@@ -36,8 +36,33 @@ def looks(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"inference": choose_inference(known, **given)}
 
 
+REPORTED = ("score", "nms", "max_detections")
+
+
+def add_reported(parser: Parser, score: str) -> Any:
+    """Add the options of which objects are reported; return their group."""
+    group = parser.add_argument_group("detection")
+    group.add_argument("--score", type=float, help=f"least score of an object (default: {score})")
+    group.add_argument(
+        "--nms", type=float, help="overlap from which doubles are dropped (default: of training)"
+    )
+    group.add_argument(
+        "--max-detections", type=int, help="objects of an image at most (default: of training)"
+    )
+    return group
+
+
+def reported(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the user asks for of these, by the names of the functions."""
+    return {
+        "score_threshold": arguments.score,
+        "nms_threshold": arguments.nms,
+        "max_detections": arguments.max_detections,
+    }
+
+
 def refuse(parser: Parser, arguments: argparse.Namespace, names: Iterable[str], task: str) -> None:
     """Refuse options that the task of the network does not have, rather than ignore them."""
     for name in names:
-        if getattr(arguments, name) not in (None, False):
+        if getattr(arguments, name) is not None and getattr(arguments, name) is not False:
             parser.error(f"--{name.replace('_', '-')} is nothing for a network that {task}")

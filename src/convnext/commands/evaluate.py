@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from convnext.commands import Parser, console, print_json
-from convnext.commands.dense import LOOKS, add_looks, looks, refuse
+from convnext.commands.dense import (
+    LOOKS,
+    REPORTED,
+    add_looks,
+    add_reported,
+    looks,
+    refuse,
+    reported,
+)
 
 CORRUPT = "corrupt"
 
@@ -17,9 +25,9 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "evaluate",
         description="Measure top-1, top-5, and precision and recall of every class (of a "
-        "segmentor: mIoU and the IoU of every class), with exactly the preprocessing that the "
-        "checkpoint carries; with --robustness, top-1 on corrupted images or on ImageNet-C, "
-        "C-bar, A, R or Sketch instead.",
+        "segmentor: mIoU and the IoU of every class; of a detector: COCO's AP), with exactly the "
+        "preprocessing that the checkpoint carries; with --robustness, top-1 on corrupted images "
+        "or on ImageNet-C, C-bar, A, R or Sketch instead.",
         example="convnext evaluate runs/first --data my_photos\n"
         "  convnext evaluate runs/streets --multi-scale --flip --boundary\n"
         "  convnext evaluate runs/first --robustness --severities 1 3 5 --max-images 500\n"
@@ -69,6 +77,7 @@ def run(argv: list[str]) -> int:
     )
     group = add_looks(parser)
     group.add_argument("--boundary", action="store_true", help="measure the boundary F-score too")
+    add_reported(parser, "of training")
     arguments = parser.parse_args(argv)
     if arguments.robustness is not None:
         return _run_robustness(arguments)
@@ -83,10 +92,13 @@ def run(argv: list[str]) -> int:
     task = task_of(arguments.source)
     options: dict[str, Any]
     if task == "segment":
-        refuse(parser, arguments, ("batch_size", "only_best"), "segments")
+        refuse(parser, arguments, ("batch_size", "only_best", *REPORTED), "segments")
         options = {"boundary": arguments.boundary} | looks(arguments)
+    elif task == "detect":
+        refuse(parser, arguments, ("batch_size", "only_best", *LOOKS, "boundary"), "detects")
+        options = reported(arguments)
     else:
-        refuse(parser, arguments, (*LOOKS, "boundary"), "classifies")
+        refuse(parser, arguments, (*LOOKS, *REPORTED, "boundary"), "classifies")
         options = {"batch_size": arguments.batch_size, "last": not arguments.only_best}
     result = home(task, "evaluate").evaluate(
         arguments.source,

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from convnext.commands import Parser, console, print_json
-from convnext.commands.dense import LOOKS, add_looks, looks, refuse
+from convnext.commands.dense import (
+    LOOKS,
+    REPORTED,
+    add_looks,
+    add_reported,
+    looks,
+    refuse,
+    reported,
+)
 
 
 def run(argv: list[str]) -> int:
@@ -14,9 +22,10 @@ def run(argv: list[str]) -> int:
         "predict",
         description="Name the classes of images, with their probabilities, using exactly the "
         "preprocessing that the checkpoint carries. A segmentor writes masks, overlays and the "
-        "area of every class.",
+        "area of every class; a detector pictures of the objects and COCO's results.",
         example="convnext predict runs/first photo.jpg more_photos --output predictions\n"
-        "  convnext predict runs/streets drive/ --output drive_masks --overlays jpg",
+        "  convnext predict runs/streets drive/ --output drive_masks --overlays jpg\n"
+        "  convnext predict runs/cells slides/ --output cells --score 0.6",
     )
     parser.add_argument("source", help="a run folder, a checkpoint, or a hub id")
     parser.add_argument("images", nargs="+", help="image files and folders")
@@ -33,14 +42,17 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--output",
         metavar="DIR",
-        help="write predictions.json and .csv there, for a segmentor masks and overlays too "
-        "(its default: predictions/)",
+        help="write predictions.json and .csv there, for a segmentor masks and overlays too, "
+        "for a detector pictures (their default: predictions/)",
+    )
+    both = parser.add_argument_group("segmentation and detection")
+    both.add_argument(
+        "--overlays", choices=("png", "jpg", "none"), help="form of the pictures (default: png)"
     )
     group = add_looks(parser)
-    group.add_argument(
-        "--overlays", choices=("png", "jpg", "none"), help="form of the overlays (default: png)"
-    )
     group.add_argument("--alpha", type=float, help="strength of their colours (default: 0.55)")
+    group = add_reported(parser, "0.5")
+    group.add_argument("--no-names", action="store_true", help="draw no names and scores")
     arguments = parser.parse_args(argv)
 
     from convnext.images import image_files
@@ -52,13 +64,20 @@ def run(argv: list[str]) -> int:
     task = task_of(arguments.source)
     options: dict[str, Any]
     if task == "segment":
-        refuse(parser, arguments, ("topk", "batch_size"), "segments")
+        refuse(parser, arguments, ("topk", "batch_size", *REPORTED, "no_names"), "segments")
         options = {"output": arguments.output or "predictions"} | looks(arguments)
         for name in ("overlays", "alpha"):
             if getattr(arguments, name) is not None:
                 options[name] = getattr(arguments, name)
+    elif task == "detect":
+        refuse(parser, arguments, ("topk", "batch_size", *LOOKS, "alpha"), "detects")
+        options = {"output": arguments.output or "predictions", "names": not arguments.no_names}
+        options |= reported(arguments)
+        if arguments.overlays is not None:
+            options["overlays"] = arguments.overlays
     else:
-        refuse(parser, arguments, (*LOOKS, "overlays", "alpha"), "classifies")
+        own = (*LOOKS, *REPORTED, "overlays", "alpha", "no_names")
+        refuse(parser, arguments, own, "classifies")
         topk = 5 if arguments.topk is None else arguments.topk
         options = {"topk": topk, "batch_size": arguments.batch_size}
     result = home(task, "predict").predict(
@@ -71,7 +90,7 @@ def run(argv: list[str]) -> int:
         **options,
     )
     result.print(out)
-    if arguments.output and task != "segment":  # Which has written and said so.
+    if arguments.output and task == "classify":  # The others have written and said so.
         for path in result.write(arguments.output):
             out.print(f"written: {path}", soft_wrap=True)
     if arguments.json:

@@ -213,8 +213,10 @@ def encode(part: npt.NDArray[Any], window: Window, size: tuple[int, int]) -> dic
     starts = pixels[np.diff(pixels, prepend=-2) != 1]
     ends = pixels[np.diff(pixels, append=height * width + 1) != 1] + 1
     bounds = np.stack((starts, ends), 1).ravel()
-    counts = np.diff(bounds, prepend=0, append=height * width)
-    return {"size": [height, width], "counts": counts.tolist()}
+    counts = np.diff(bounds, prepend=0, append=height * width).tolist()
+    if not counts[-1]:  # The mask reaches the last pixel.
+        counts.pop()
+    return {"size": [height, width], "counts": counts}
 
 
 def _positions(start: int, end: int, first: Tensor, last: Tensor) -> Tensor:  # -> end-start

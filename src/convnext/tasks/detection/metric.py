@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from convnext.ranks import Ranks
 from convnext.tasks.detection.coco import Objects
+from convnext.tasks.detection.confusion import confuse, f1
 from convnext.tasks.detection.inference import Detections
 from convnext.tasks.detection.samples import DetectionImages
 
 Kind = Literal["bbox", "segm"]
-# Rows of COCO's tables of precision and recall: thresholds of overlap, and ranges of area.
-OVERLAPS = np.linspace(0.5, 0.95, 10)
+NUM_WORST = 16
+# The matrix of more classes is counted, but not part of the result.
+MAX_CONFUSION = 1001
+# Ranges of area, as COCO's tables of precision and recall have them.
 AREAS = ("all", "small", "medium", "large")
 
 
@@ -50,6 +53,18 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageScore:
+    """How an image fares: the F-score of its boxes at overlap 0.5, a fraction in [0, 1]."""
+
+    index: int
+    f1: float
+    missed: int
+    """Objects that no detection was for."""
+    false: int
+    """Detections that were for no object."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What a detector does on a labelled data set."""
 
@@ -62,6 +77,21 @@ class Evaluation:
     """Crowd regions aside."""
     num_detections: int
     max_detections: int
+    confusion: tuple[tuple[int, ...], ...]
+    """Boxes at overlap 0.5 and score 0.3: rows are the truth, columns the detections, the last ones
+    nothing; empty above 1,000 classes."""
+    worst: tuple[ImageScore, ...]
+    """The images of lowest F-score, the worst first."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores that a run keeps, by name, in percent; 0 where there is no object."""
+        found = {}
+        for kind, scores in (("box", self.box), ("mask", self.mask)):
+            for name in ("ap", "ap50", "ap75"):
+                if scores is not None:
+                    found[f"{kind}_{name}"] = getattr(scores, name) or 0.0
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values for JSON."""
@@ -104,6 +134,13 @@ class Metric:
             raise ValueError("there is no readable image to evaluate on")
         objects = {index: self.images.objects(index) for index in sorted(self.found)}
         has_masks = any(mask is not None for o in objects.values() for mask in o.masks)
+        total = np.zeros((len(self.classes) + 1,) * 2, np.int64)
+        images = []
+        for index, o in objects.items():
+            counts = confuse(o, self.found[index], len(self.classes))
+            total += counts
+            missed, false = int(counts[:, -1].sum()), int(counts[-1].sum())
+            images.append(ImageScore(index=index, f1=f1(counts), missed=missed, false=false))
         return Evaluation(
             box=self._scores("bbox"),
             mask=self._scores("segm") if has_masks else None,
@@ -112,6 +149,8 @@ class Metric:
             num_objects=sum(int((~o.crowd).sum()) for o in objects.values()),
             num_detections=sum(len(found) for found in self.found.values()),
             max_detections=self.max_detections,
+            confusion=tuple(map(tuple, total.tolist() if len(total) <= MAX_CONFUSION else [])),
+            worst=tuple(sorted(images, key=lambda i: (i.f1, i.index))[:NUM_WORST]),
         )
 
     def _scores(self, kind: Kind) -> Scores:

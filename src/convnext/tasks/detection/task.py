@@ -193,11 +193,8 @@ class DetectionTask(InSteps):
         ):
             metric.update(index, found)
         metric.merge(self.ranks)
-        self.evaluation = e = metric.compute()
-        scores = {"box_ap": e.box.ap, "box_ap50": e.box.ap50, "box_ap75": e.box.ap75}
-        if e.mask is not None:
-            scores |= {"mask_ap": e.mask.ap, "mask_ap50": e.mask.ap50, "mask_ap75": e.mask.ap75}
-        return {name: 0.0 if score is None else score for name, score in scores.items()}
+        self.evaluation = metric.compute()
+        return self.evaluation.scores
 
     def card(self, model: nn.Module, metrics: Mapping[str, Any]) -> Card:
         """Return what travels with the weights."""
@@ -209,6 +206,7 @@ class DetectionTask(InSteps):
             preprocessing=self.preprocessing,
             recipe=to_dict(self.recipe),
             metrics=metrics,
+            category_ids=self.data.category_ids,
         )
 
     def next_commands(self, folder: Path) -> tuple[str, str]:

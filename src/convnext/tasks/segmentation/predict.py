@@ -207,7 +207,7 @@ def segment_files(
         name: (f"{name}_mask.png", "" if overlays == "none" else f"{name}_overlay.{overlays}")
         for name in names
     }
-    _protect(files, [folder / file for pair in written.values() for file in pair if file])
+    protect(files, [folder / file for pair in written.values() for file in pair if file])
     model.eval()
     predictions, bad = [], []
     with Progress(
@@ -292,7 +292,7 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _protect(files: Sequence[Path], results: Sequence[Path]) -> None:
+def protect(files: Sequence[Path], results: Sequence[Path]) -> None:
     """Refuse to write over what is read.
 
     Raises:

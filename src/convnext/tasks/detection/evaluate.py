@@ -1,0 +1,265 @@
+"""`evaluate` for detection: average precision of boxes and masks, as COCO defines it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from convnext.atomic import write_text
+from convnext.checkpoint import Card
+from convnext.device import pick_device
+from convnext.inference import open_model, pick_precision
+from convnext.progress import progress_bar
+from convnext.tasks.bad_images import BadImages
+from convnext.tasks.detection.confusion import SCORE
+from convnext.tasks.detection.data import open_dataset
+from convnext.tasks.detection.dataset import EvalDataset
+from convnext.tasks.detection.inference import Detections, infer
+from convnext.tasks.detection.looks import change_detector
+from convnext.tasks.detection.metric import Evaluation, Metric
+from convnext.tasks.detection.render import compare
+from convnext.tasks.detection.samples import DetectionImages
+from convnext.tasks.segmentation.render import data_uri
+
+MAX_CLASSES = 30
+COLUMNS = (
+    ("AP", "ap"),
+    ("AP50", "ap50"),
+    ("AP75", "ap75"),
+    ("small", "ap_small"),
+    ("medium", "ap_medium"),
+    ("large", "ap_large"),
+    ("AR 1", "ar_1"),
+    ("AR 10", "ar_10"),
+    ("AR all", "ar"),
+)
+"""Names of COCO's figures for people, and as fields of `Scores`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """An evaluation, what was evaluated, and the pictures of the worst images."""
+
+    source: str
+    data: str
+    card: Card
+    evaluation: Evaluation
+    pictures: tuple[tuple[str, str], ...]
+    """Of every one of the worst images, where it lies and a comparison as a data URI."""
+    bad_images: tuple[tuple[str, str], ...]
+    """Images that could not be read, and why."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        result = self.evaluation.to_dict()
+        for worst, (source, picture) in zip(result["worst"], self.pictures, strict=True):
+            worst |= {"source": source, "picture": picture}
+        return {
+            "source": self.source,
+            "data": self.data,
+            "model": self.card.model,
+            "weights": self.card.metrics.get("weights", "model"),
+            "step": self.card.metrics.get("step"),
+            **self.evaluation.scores,
+            **result,
+            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
+        }
+
+    def write(self, folder: str | Path) -> Path:
+        """Write `evaluation.json` into a folder and return its path."""
+        path = Path(folder) / "evaluation.json"
+        write_text(path, json.dumps(self.to_dict()) + "\n")
+        return path
+
+    def print(self, console: Console) -> None:
+        """Print COCO's figures, and the classes where they fit on a screen."""
+        e = self.evaluation
+        if len(e.classes) > 1:
+            console.print(class_table(e))
+        table = Table(box=None, header_style="bold")
+        table.add_column("")
+        for name, _ in COLUMNS:
+            table.add_column(name, justify="right")
+        for name, scores in (("boxes", e.box), ("masks", e.mask)):
+            if scores is not None:
+                table.add_row(name, *(shown(getattr(scores, field)) for _, field in COLUMNS))
+        console.print(table)
+        masks = "" if e.mask is None else f", mask AP {shown(e.mask.ap)} %"
+        console.print(
+            f"[bold]box AP {shown(e.box.ap)} %{masks}[/]  on {e.num_images:,} images of "
+            f"{escape(self.data)} with {e.num_objects:,} objects; up to {e.max_detections:,} "
+            "detections an image"
+        )
+        for source, reason in self.bad_images:
+            console.print(f"skipped: {source}: {reason}", markup=False)
+
+
+def class_table(e: Evaluation) -> Table:
+    """Return a table of the AP of every class, or of the weakest ones."""
+    names = list(range(len(e.classes)))
+    known = [k for k in names if e.box.per_class[k] is not None]
+    rows = sorted(known, key=lambda k: e.box.per_class[k] or 0.0)[:MAX_CLASSES]
+    rows = rows if len(known) > len(rows) else known
+    title = f"the {len(rows)} weakest of {len(known)} classes" if len(known) > len(rows) else None
+    table = Table(box=None, header_style="bold", title=title, title_justify="left")
+    table.add_column("class")
+    table.add_column("box AP", justify="right")
+    if e.mask is not None:
+        table.add_column("mask AP", justify="right")
+    for k in rows:
+        masks = [] if e.mask is None else [shown(e.mask.per_class[k])]
+        table.add_row(escape(e.classes[k]), shown(e.box.per_class[k]), *masks)
+    return table
+
+
+def shown(score: float | None) -> str:
+    """Return a score in percent for people."""
+    return "-" if score is None else f"{score:.1f}"
+
+
+def evaluate(
+    source: str,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    device: str = "auto",
+    precision: str = "auto",
+    max_bad_share: float = 0.01,
+    score_threshold: float | None = None,
+    nms_threshold: float | None = None,
+    max_detections: int | None = None,
+    console: Console | None = None,
+) -> EvaluationResult:
+    """Evaluate a run, a checkpoint or published weights on images with objects.
+
+    Args:
+        source: A run folder, a file in any layout, or a hub id.
+        data: The data set; by default the one that the network was trained on.
+        split: "val" or "train".
+        device: `cpu`, `cuda`, `mps` or `auto`.
+        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
+        max_bad_share: The largest share of images that may be unreadable.
+        score_threshold: Least score of a detection; by default that of training.
+        nms_threshold: Overlap from which doubles are suppressed; likewise.
+        max_detections: Most detections of an image; likewise.
+        console: Where the progress bar goes; None for none.
+
+    Raises:
+        ValueError: If source or data cannot be read, or their classes do not match.
+    """
+    where = pick_device(device)
+    model, card = open_model(source, where)
+    detector = change_detector(
+        model,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        max_detections=max_detections,
+    )
+    path, images = open_split(data, split, card, source)
+    bad = BadImages(images, max_share=max_bad_share)
+    dataset = EvalDataset(images, card.preprocessing)
+    metric = Metric(images, card.classes, detector.config.max_detections)
+    with progress_bar("evaluating", len(images), console) as progress:
+        for index, found in infer(
+            model,
+            dataset,
+            device=where,
+            precision=pick_precision(precision, card, where),
+            bad=bad,
+            progress=progress,
+        ):
+            metric.update(index, found)
+    evaluation = metric.compute()
+    worst = [score.index for score in evaluation.worst]
+    pictures = draw_images(dataset, worst, metric.found, card.classes)
+    return EvaluationResult(
+        source=source,
+        data=path,
+        card=card,
+        evaluation=evaluation,
+        pictures=tuple((images.source(i), p) for i, p in zip(worst, pictures, strict=True)),
+        bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
+    )
+
+
+def draw_images(
+    dataset: EvalDataset,
+    indices: Sequence[int],
+    found: dict[int, Detections],
+    classes: Sequence[str],
+) -> Iterator[str]:
+    """Yield truth and prediction of each image as a data URI, "" for one that is gone."""
+    for index in indices:
+        item = dataset[index]
+        if item.bad:
+            yield ""
+            continue
+        pixels = np.moveaxis(item.pixels.numpy(), 0, -1)
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        sure = surest(found[index], SCORE)
+        yield data_uri(compare(image, dataset.images.objects(index), sure, classes))
+
+
+def surest(found: Detections, score: float) -> Detections:
+    """Return the detections from a score on."""
+    keep = found.scores >= score
+    return replace(
+        found,
+        boxes=found.boxes[keep],
+        scores=found.scores[keep],
+        labels=found.labels[keep],
+        masks=tuple(mask for mask, kept in zip(found.masks, keep, strict=True) if kept),
+    )
+
+
+def open_split(
+    data: str | None, split: str, card: Card, source: str
+) -> tuple[str, DetectionImages]:
+    """Return the path of the data set to evaluate on, and the split with the network's labels.
+
+    Raises:
+        ValueError: If there is none, or its classes are not those of the network.
+    """
+    path = data or card.recipe.get("data")
+    if path is None:
+        raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
+    opened = open_dataset(str(path), val_share=card.recipe.get("loader", {}).get("val_share", 0.2))
+    images = opened.val if split == "val" else opened.train
+    return opened.path, relabel(images, opened.classes, card.classes)
+
+
+def relabel(
+    images: DetectionImages, classes: Sequence[str], wanted: Sequence[str]
+) -> DetectionImages:
+    """Return images whose labels are those of the network, matched by the names of the classes.
+
+    Raises:
+        ValueError: If the data has objects of a class that the network does not know.
+    """
+    numbers = tuple(map(str, range(len(wanted))))
+    # Names of a network without a list of its own are numbers.
+    if tuple(classes) == tuple(wanted) or (len(classes) == len(wanted) and wanted == numbers):
+        return images
+    label_of = {name: label for label, name in enumerate(wanted)}
+    used = {int(label) for record in images.records for label in record.objects.labels}
+    unknown = [classes[label] for label in sorted(used) if classes[label] not in label_of]
+    if unknown:
+        raise ValueError(
+            f"the data has objects of {unknown[0]!r}, which the network does not know; it knows "
+            f"{', '.join(wanted[:8])}{', ...' if len(wanted) > 8 else ''}"
+        )
+    labels = np.array([label_of.get(name, -1) for name in classes], np.int64)
+    records = [
+        replace(record, objects=replace(record.objects, labels=labels[record.objects.labels]))
+        for record in images.records
+    ]
+    return replace(images, records=records)

@@ -1,0 +1,102 @@
+"""What was found, drawn on the image: masks, boxes, names and scores; beside the truth if known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from convnext.tasks.detection.coco import Objects
+from convnext.tasks.detection.draw import draw_objects
+from convnext.tasks.detection.inference import Detections
+from convnext.tasks.segmentation.colors import class_colors
+
+# So many objects have colours of their own, where all are of one class.
+NUM_COLORS = 24
+# More names than this hide the image.
+MAX_NAMES = 60
+GAP = 6
+
+
+def draw_detections(
+    image: Image.Image, found: Detections, classes: Sequence[str], *, names: bool = True
+) -> Image.Image:
+    """Return an RGB image with what was found on it.
+
+    Args:
+        image: At any size.
+        found: In pixels of the image at `found.size`.
+        classes: Names, in the order of the labels.
+        names: Write name and score at the boxes, unless there are too many for that.
+    """
+    colors = class_colors(len(classes))[found.labels]
+    if len(classes) == 1:
+        colors = class_colors(NUM_COLORS)[np.arange(len(found)) % NUM_COLORS]
+    height, width = found.size
+    # One colour per object.
+    objects = replace(as_objects(found), labels=np.arange(len(found)))
+    drawn = draw_objects(image, objects, colors, source=(width, height))
+    if names and len(found) <= MAX_NAMES:
+        scale = np.array([image.width / width, image.height / height] * 2)
+        _write_names(drawn, found, found.boxes * scale, classes, colors)
+    return drawn
+
+
+def compare(
+    image: Image.Image,
+    objects: Objects,
+    found: Detections,
+    classes: Sequence[str],
+    width: int = 480,
+) -> Image.Image:
+    """Return the truth and what was found side by side, each `width` pixels wide."""
+    height = max(1, round(image.height * width / image.width))
+    small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    size = (found.size[1], found.size[0])
+    truth = draw_objects(small, objects, class_colors(len(classes)), source=size)
+    guess = draw_objects(small, as_objects(found), class_colors(len(classes)), source=size)
+    both = Image.new("RGB", (2 * width + GAP, height), "white")
+    both.paste(truth, (0, 0))
+    both.paste(guess, (width + GAP, 0))
+    return both
+
+
+def as_objects(found: Detections) -> Objects:
+    """Return detections as the objects of an image."""
+    sides = found.boxes[:, 2:] - found.boxes[:, :2]
+    return Objects(
+        ids=tuple(range(len(found))),
+        boxes=found.boxes,
+        labels=found.labels,
+        areas=sides.prod(1),
+        crowd=np.zeros(len(found), np.bool_),
+        masks=found.masks,
+    )
+
+
+def _write_names(
+    image: Image.Image,
+    found: Detections,
+    boxes: NDArray[np.float64],
+    classes: Sequence[str],
+    colors: NDArray[np.uint8],
+) -> None:
+    """Write a chip above each box, or in it where there is no room, the surest one on top."""
+    pen = ImageDraw.Draw(image)
+    font = ImageFont.load_default(max(10.0, min(image.size) / 42))
+    for i in reversed(range(len(found))):
+        text = f"{classes[found.labels[i]]} {found.scores[i]:.2f}"
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+        wide, high = int(right - left) + 6, int(bottom - top) + 4
+        x = min(max(int(boxes[i, 0]), 0), max(image.width - wide, 0))
+        y = int(boxes[i, 1]) - high
+        y = min(max(y if y >= 0 else int(boxes[i, 1]), 0), max(image.height - high, 0))
+        color = tuple(int(v) for v in colors[i])
+        pen.rectangle((x, y, x + wide - 1, y + high - 1), fill=color)
+        is_light = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 140
+        pen.text(
+            (x + 3 - left, y + 2 - top), text, font=font, fill="black" if is_light else "white"
+        )

@@ -1,0 +1,163 @@
+"""The sections of a report that only detection has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from convnext.figures import Curve, draw_bars, draw_confusion, draw_precision
+from convnext.report import Part, Run, Section, figure, table
+from convnext.tasks.classification.report import bad_images
+from convnext.tasks.detection.evaluate import COLUMNS, shown
+
+# Classes whose curves are drawn one by one; of more, only the mean is.
+MAX_CURVES = 8
+RECALL = [float(recall) for recall in range(101)]
+NOTHING = "nothing"
+KINDS = (("box", "boxes"), ("mask", "masks"))
+
+
+def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the scores at the top of the page, each with its label."""
+    return [
+        (f"{kind} {name}", f"{shown(evaluation[kind][field])}\u00a0%")
+        for kind, _ in KINDS
+        for name, field in (("AP", "ap"), ("AP50", "ap50"))
+        if evaluation.get(kind)
+    ]
+
+
+def sureness(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return sentences that say how far the primary score can be trusted."""
+    found = f"{evaluation['num_objects']:,} objects on {evaluation['num_images']:,} images"
+    return [f"Measured on {found} of the validation set, by COCO's definitions."]
+
+
+def figures_of_coco(run: Run) -> Section | None:
+    """COCO's twelve figures, of boxes and masks."""
+    rows = [
+        {"kind": name, **{f: shown(run.evaluation[kind][f]) for _, f in COLUMNS}}
+        for kind, name in KINDS
+        if run.evaluation.get(kind)
+    ]
+    if not rows:
+        return None
+    columns = [("", "kind", ""), *((name, field, "") for name, field in COLUMNS)]
+    most = run.evaluation["max_detections"]
+    return Section(
+        title="Average precision",
+        note="In percent; AP is the mean over overlaps from 0.5 to 0.95, small is below 32 x 32 "
+        f"pixels, large from 96 x 96 on. AR is the mean recall with 1, 10 and all (at most "
+        f"{most:,}) detections of an image.",
+        parts=[table(columns, rows)],
+    )
+
+
+def precision(run: Run) -> Section | None:
+    """Precision at every recall, at overlap 0.5."""
+    drawn = []
+    names = run.evaluation.get("classes", [])
+    for kind, name in KINDS:
+        found = (run.evaluation.get(kind) or {}).get("precision", [])
+        known = {str(n): [100 * v for v in c] for n, c in zip(names, found, strict=False) if c}
+        if not known:
+            continue
+        curves = [
+            Curve(label=n, x=RECALL, y=curve, colour=f"C{i}")
+            for i, (n, curve) in enumerate(known.items())
+            if len(known) <= MAX_CURVES
+        ]
+        mean = Curve(
+            label=f"mean of {len(known)}", x=RECALL, y=np.mean(list(known.values()), 0).tolist()
+        )
+        if len(known) > 1:
+            curves = [replace(curve, dashed=True) for curve in curves]
+            curves.append(mean)
+        else:
+            curves = [mean]
+        half = float(mean.y[50])
+        alt = f"Precision of {name} over recall; {half:.0f} percent at a recall of 50 percent."
+        title = f"Precision and recall of {name} at overlap 0.5"
+        drawn.append(figure(run, f"precision_{kind}", title, alt, draw_precision(curves)))
+    if not drawn:
+        return None
+    return Section(
+        title="Precision and recall",
+        note="Each point is a score from which detections count; a detector that finds all and "
+        "only what is there reaches the upper right corner.",
+        parts=[Part(kind="figures", values={"figures": drawn})],
+    )
+
+
+def per_class(run: Run) -> Section | None:
+    """AP of every class as bars, where there are several."""
+    names = run.evaluation.get("classes", [])
+    drawn = []
+    for kind, name in KINDS:
+        values = (run.evaluation.get(kind) or {}).get("per_class", [])
+        known = [(str(n), float(v)) for n, v in zip(names, values, strict=False) if v is not None]
+        if len(known) < 2:
+            continue
+        known.sort(key=lambda row: -row[1])
+        alt = (
+            f"AP of {name} of {len(known)} classes. The best is {known[0][0]}, "
+            f"{known[0][1]:.1f} percent; the worst is {known[-1][0]}, {known[-1][1]:.1f} percent."
+        )
+        drawing = draw_bars([n for n, _ in known], [v for _, v in known], label="AP, %")
+        drawn.append(figure(run, f"ap_{kind}", f"AP of {name} by class", alt, drawing))
+    if not drawn:
+        return None
+    return Section(
+        title="Classes", note="", parts=[Part(kind="figures", values={"figures": drawn})]
+    )
+
+
+def confusion(run: Run) -> Section | None:
+    """What is taken for what, missed, or seen where nothing is."""
+    if not run.evaluation.get("confusion"):
+        return None
+    matrix = np.asarray(run.evaluation["confusion"])
+    names = [*run.evaluation["classes"], NOTHING]
+    found, objects = int(np.trace(matrix)), int(matrix[:-1].sum())
+    alt = (
+        f"Confusion matrix of {len(names) - 1} classes and nothing. Of {objects:,} objects "
+        f"{found:,} were found as what they are, {int(matrix[:, -1].sum()):,} were missed."
+    )
+    drawing = draw_confusion(matrix, names)
+    drawn = figure(run, "confusion", "Objects and what they were taken for", alt, drawing)
+    return Section(
+        title="What is taken for what",
+        note="Boxes with a score of at least 0.3 that overlap an object by half. Each row is a "
+        f"class, each column what it was taken for; the column {NOTHING!r} are missed objects, the "
+        f"row {NOTHING!r} detections where no object is.",
+        parts=[Part(kind="matrix", values={"figure": drawn})],
+    )
+
+
+def worst_images(run: Run) -> Section | None:
+    """The images of lowest F-score: truth and prediction side by side."""
+    rows = [row for row in run.evaluation.get("worst", []) if "picture" in row]
+    if not rows:
+        return None
+    strips = [
+        {
+            "image": row["picture"] if str(row["picture"]).startswith("data:image/") else "",
+            "alt": f"Truth and prediction; {row['missed']} missed, {row['false']} false",
+            "title": f"F1 {100 * row['f1']:.0f}\u00a0%: {row['missed']:,} missed, "
+            f"{row['false']:,} false",
+            "source": row.get("source", ""),
+        }
+        for row in rows
+    ]
+    return Section(
+        title="Worst images",
+        note="Truth on the left, what was found with a score of at least 0.3 on the right. Look "
+        "for missing labels here first.",
+        parts=[Part(kind="strips", values={"strips": strips})],
+    )
+
+
+SECTIONS = (figures_of_coco, precision, per_class, confusion, worst_images, bad_images)

@@ -1,0 +1,97 @@
+"""`auto` fits anchors, sizes and schedule to the data, and is the paper where that is large."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from convnext.recipe import Recipe, change_recipe, flatten
+from convnext.tasks.choosing import Circumstances
+from convnext.tasks.detection.auto import anchor_scale, resolve, warnings
+from convnext.tasks.detection.data import DataFacts
+
+DETECT = change_recipe(Recipe(), {"task": "detect"})
+CPU = Circumstances(device="cpu", has_bf16=False)
+GPU = Circumstances(device="cuda", has_bf16=True)
+FACTS = DataFacts(
+    num_train=200,
+    num_val=50,
+    num_empty=0,
+    num_classes=3,
+    num_objects=2_000,
+    most_objects=30,
+    has_masks=True,
+    image_height=480,
+    image_width=640,
+    object_sides=(0.1, 0.2, 0.5),
+    greyscale=False,
+)
+
+
+@pytest.mark.parametrize("weights", ["none", "fb_in1k"])
+@pytest.mark.parametrize("num_train", [1, 200, 118_287])
+@pytest.mark.parametrize("where", [CPU, GPU], ids=["cpu", "gpu"])
+def test_nothing_is_left_to_auto(where: Circumstances, num_train: int, weights: str) -> None:
+    facts = replace(FACTS, num_train=num_train)
+    recipe, choices = resolve(replace(DETECT, weights=weights), facts, where)
+    left = {name for name, value in flatten(recipe) if value == "auto"}
+    left = {name for name in left if not name.startswith("segment.")}
+    assert left <= {"run.device", "run.devices", "run.channels_last", "run.compile"}
+    assert len({choice.setting for choice in choices}) == len(choices)
+    assert recipe.model.startswith("mask_rcnn_")
+    assert not warnings(recipe, facts)
+
+
+def test_a_large_set_takes_the_paper() -> None:
+    recipe, _ = resolve(replace(DETECT, weights="fb_in1k"), replace(FACTS, num_train=118_287), GPU)
+    detect, optim = recipe.detect, recipe.optim
+    assert (recipe.model, recipe.input.image_size) == ("mask_rcnn_convnext_tiny", 800)
+    assert (detect.policy, detect.sides) == ("multi_scale", tuple(range(480, 801, 32)))
+    assert (detect.channels, detect.fc_dim, detect.anchor_scale) == (256, 1024, 8)
+    assert (detect.num_proposals, detect.box_batch_size, detect.max_detections) == (1000, 512, 100)
+    assert (optim.lr, optim.batch_size, optim.layer_decay) == (1e-4, 16, 0.95)
+    assert recipe.schedule.epochs == 36
+    assert not detect.ignore_crowd
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "scale"),
+    [
+        ((0.1, 0.2, 0.5), 800, 8),
+        ((0.033, 0.057, 0.11), 256, 2),
+        ((0.033, 0.057, 0.11), 800, 8),
+        ((0.06, 0.1, 0.3), 256, 4),
+        ((0.0, 0.0, 0.1), 256, 2),
+    ],
+)
+def test_anchors_fit_small_objects(
+    sides: tuple[float, float, float], size: int, scale: float
+) -> None:
+    found, reason = anchor_scale(sides, size)
+    assert found == scale
+    assert "objects" in reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "text"),
+    [
+        ({"detect.anchor_scale": 8.0}, {"object_sides": (0.02, 0.03, 0.1)}, "anchor_scale 1"),
+        ({"detect.anchor_scale": 0.2}, {}, "larger --detect.anchor_scale"),
+        ({"detect.max_detections": 100}, {"most_objects": 313}, "max_detections 500"),
+        ({"optim.batch_size": 500}, {}, "--optim.batch_size"),
+        ({"augment.mixup": 0.8}, {}, "augment.mixup"),
+        ({"loader.sampling": "balanced"}, {}, "uniform"),
+    ],
+)
+def test_warnings_say_what_to_do(changes: dict[str, Any], facts: dict[str, Any], text: str) -> None:
+    known = replace(FACTS, **facts)
+    recipe, _ = resolve(change_recipe(DETECT, changes), known, CPU)
+    assert any(text in warning for warning in warnings(recipe, known)), warnings(recipe, known)
+
+
+def test_many_objects_raise_the_limit() -> None:
+    recipe, _ = resolve(DETECT, replace(FACTS, most_objects=313), CPU)
+    assert recipe.detect.max_detections == 500
+    assert recipe.detect.num_proposals == 1000  # type: ignore[comparison-overlap]
