@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from convnext.checkpoint import FORMAT, Card, find_checkpoint
 from convnext.device import check_precision
-from convnext.family import create_model
+from convnext.family import create_model, dense_prefix
 from convnext.preprocess import RESAMPLING, Preprocessing
 from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
 
@@ -21,7 +22,8 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
     """Return a network in evaluation mode on `device`, and its card.
 
     Weights of a published layout have no card of their own: their network follows from the shapes,
-    their classes are ImageNet's where the count fits, their preprocessing is the published one.
+    their classes are ImageNet's (a segmentor's ADE20K's) where the count fits, their preprocessing
+    is the published one.
 
     Raises:
         ValueError: If the source cannot be found or read.
@@ -84,7 +86,10 @@ def task_of(source: str) -> str:
 
 
 def card_of(source: str, model: str) -> Card | None:
-    """Return what is known of weights before they are loaded: None for a bare file or hub id."""
+    """Return what is known of weights before they are loaded.
+
+    None for a bare file of a classifier, whose network the user names, and for a hub id.
+    """
     from convnext.weights.files import read_file
     from convnext.weights.published import find_published
 
@@ -93,6 +98,8 @@ def card_of(source: str, model: str) -> Card | None:
         _, metadata = read_file(path)
         if metadata.get("format") == FORMAT:
             return Card.from_metadata(metadata, where=str(path))
+    if path is not None and task_of(source) == "segment":
+        return _card_of_segmentor(source, path)
     published = find_published(source, model)
     if published is None and not model.startswith("timm/"):
         return None
@@ -102,6 +109,18 @@ def card_of(source: str, model: str) -> Card | None:
         classes=(),
         preprocessing=_published_preprocessing(published) if published else _of_peer(model),
     )
+
+
+def _card_of_segmentor(source: str, path: Path) -> Card | None:
+    """Return the card of a bare file, or None where its backbone is none of ours."""
+    from convnext.tasks.segmentation.published import published_card
+    from convnext.weights import infer_model, read_source
+
+    weights, _ = read_source(path)
+    try:
+        return published_card(source, *infer_model(weights))
+    except ValueError:
+        return None
 
 
 def _of_peer(model: str) -> Preprocessing:
@@ -150,6 +169,10 @@ def pick_precision(precision: str, card: Card, device: torch.device) -> str:
 def _published_card(source: str, name: str, changes: dict[str, Any], weights: Any) -> Card:
     from convnext.weights.published import find_published
 
+    if dense_prefix(name) == "upernet_":
+        from convnext.tasks.segmentation.published import published_card
+
+        return published_card(source, name, changes)
     published = find_published(source)
     num_classes = int(changes.get("num_classes", 1000))
     return Card(

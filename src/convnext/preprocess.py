@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convnext.images import Mode, as_mode
+from convnext.images import MAX_PIXELS, BadImage, Mode, as_mode
 from convnext.names import nearest
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
@@ -129,9 +129,19 @@ class DensePreprocessing:
         return fit_within(width, height, self.image_size, self.max_size)
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Return the pixels that the network sees, uint8 (C, H, W), of an image of any mode."""
+        """Return the pixels that the network sees, uint8 (C, H, W), of an image of any mode.
+
+        Raises:
+            BadImage: If it is so much longer than wide that they would be too many.
+        """
         image = as_mode(image, self.mode)
         size = self.size_of(*image.size)
+        if size[0] * size[1] > max(MAX_PIXELS, image.width * image.height):
+            raise BadImage(
+                "the image",
+                f"of {image.width:,} x {image.height:,} pixels would become {size[0]:,} x "
+                f"{size[1]:,}; train with --input.max_size to limit the long side",
+            )
         if size != image.size:
             image = image.resize(size, RESAMPLING[self.interpolation])
         return to_tensor(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,12 @@ class Ranks:
         """Wait until every process is here."""
         if self.count > 1:
             dist.barrier()
+
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give all processes the values that the first one has, in place."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the mean over the processes of a tensor on the device of the run."""

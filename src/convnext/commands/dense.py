@@ -27,13 +27,15 @@ def add_looks(parser: Parser) -> Any:
 def looks(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the option `inference` if the user asks for anything; else nothing."""
     given = {name: getattr(arguments, name) for name in LOOKS}
-    if not any(given.values()):
+    if not any(map(_is_given, given.values())):
         return {}
     from convnext.inference import card_or_none
     from convnext.tasks.segmentation.looks import choose_inference
+    from convnext.tasks.segmentation.published import published_recipe
 
-    known = card_or_none(arguments.source)
-    return {"inference": choose_inference(known, **given)}
+    card = card_or_none(arguments.source)
+    recipe = card.recipe if card else published_recipe(arguments.source)
+    return {"inference": choose_inference(recipe, **given)}
 
 
 REPORTED = ("score", "nms", "max_detections")
@@ -64,5 +66,10 @@ def reported(arguments: argparse.Namespace) -> dict[str, Any]:
 def refuse(parser: Parser, arguments: argparse.Namespace, names: Iterable[str], task: str) -> None:
     """Refuse options that the task of the network does not have, rather than ignore them."""
     for name in names:
-        if getattr(arguments, name) is not None and getattr(arguments, name) is not False:
+        if _is_given(getattr(arguments, name)):
             parser.error(f"--{name.replace('_', '-')} is nothing for a network that {task}")
+
+
+def _is_given(value: Any) -> bool:
+    """Tell whether an option was given; 0 was, though Python takes it for False."""
+    return value is not None and value is not False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from convnext.ranks import Ranks
-from convnext.tasks.classification.sampling import StepBatches
+from convnext.tasks.sampling import StepBatches
 
 
 class InSteps:

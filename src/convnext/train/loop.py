@@ -347,6 +347,9 @@ class _Trainer:
         ema, primary = self.learner.ema, self.task.primary
         for weights in ("model", "ema") if ema else ("model",):
             with ema.lent_to(self.model) if ema and weights == "ema" else nullcontext():
+                # Batch norms that are not synchronised have statistics of their own; the first
+                # process's are saved, so they are what is measured.
+                self.ranks.share(b for b in self.model.buffers() if b.is_floating_point())
                 metrics = self.log.evaluated(self.step, weights, self.task.evaluate(self.model))
                 if not self.best or metrics[primary] > self.best[primary]:
                     card = self.task.card(self.model, metrics)

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from convnext.preprocess import Preprocessing
 from convnext.settings import AugmentRecipe
 from convnext.tasks.bad_images import BadImages
-from convnext.tasks.classification.cache import ImageCache, memory_budget
+from convnext.tasks.cache import ImageCache, memory_budget
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.classification.dataset import EvalDataset, TrainDataset, collate
-from convnext.tasks.classification.sampling import StepBatches
+from convnext.tasks.sampling import StepBatches
 
 AUGMENT = AugmentRecipe(
     scale=(0.35, 1.0),

@@ -64,6 +64,17 @@ def test_the_length_of_a_recipe_is_in_steps() -> None:
     assert recipe.schedule.epochs == 8
 
 
+def test_steps_alone_are_warmed_up_too() -> None:
+    recipe, _ = resolve(change_recipe(SEGMENT, {"schedule.steps": 1000}), FACTS, CPU)
+    assert recipe.schedule.epochs == 11
+    assert recipe.schedule.warmup_epochs == 0.55
+
+
+def test_the_stride_is_that_of_the_published_recipes() -> None:
+    recipe, _ = resolve(change_recipe(SEGMENT, {"segment.crop": 640}), FACTS, GPU)
+    assert (recipe.segment.window, recipe.segment.stride) == (640, 426)
+
+
 def test_weights_bring_their_pixels_and_their_design() -> None:
     p = DensePreprocessing(image_size=640, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
     network = {"norm": "batch", "stem": "conv_pool", "channels": 96}
@@ -83,6 +94,12 @@ def test_what_means_nothing_is_said() -> None:
     assert "no use for augment.mixup" in found
     assert "no class to balance" in found
     assert "leaves gaps between windows of 64" in found
+
+
+def test_one_class_alone_is_warned_of() -> None:
+    facts = replace(FACTS, num_classes=1)
+    recipe, _ = resolve(SEGMENT, facts, CPU)
+    assert any("class of its own, such as background" in line for line in warnings(recipe, facts))
 
 
 def test_balanced_weights_keep_the_size_of_the_loss() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def write(path: Path, values: object, mode: str | None = None) -> Path:
 
 def pair(root: Path, split: str, name: str, mask: object, masks: str = "annotations") -> None:
     height, width = np.asarray(mask).shape[:2]
-    rng = np.random.default_rng(abs(hash(name)) % 1000)
+    rng = np.random.default_rng(crc32(name.encode()))
     write(root / "images" / split / f"{name}.png", rng.integers(0, 256, (height, width, 3)))
     write(root / masks / split / f"{name}.png", mask)
 
@@ -239,3 +240,75 @@ def test_camvid(shared_data: Path) -> None:
     assert (len(data.train), len(data.val)) == (367, 101)
     assert data.classes[:3] == ("Sky", "Building", "Pole")
     assert contact_sheet(data, per_part=2).height > 200
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_masks_of_0_and_255_are_binary_whether_classes_are_listed_or_not(
+    tmp_path: Path, listed: bool
+) -> None:
+    for split in ("train", "val"):
+        pair(tmp_path, split, "a", [[0, 255], [0, 0]])
+    if listed:
+        (tmp_path / "classes.txt").write_text("sound\nrotten\n")
+    data = open_dataset(str(tmp_path))
+    assert data.classes == (("sound", "rotten") if listed else ("background", "foreground"))
+    assert data.train.mask(0).tolist() == [[0, 1], [0, 0]]
+    assert any("hold 0 and 255 only" in note for note in data.notes)
+
+
+def test_255_stays_no_class_beside_both_classes(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        pair(tmp_path, split, "a", [[0, 255], [1, 0]])
+    (tmp_path / "classes.txt").write_text("sound\nrotten\n")
+    assert open_dataset(str(tmp_path)).train.mask(0).tolist() == [[0, 255], [1, 0]]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_65535_is_no_class_in_masks_of_16_bits(tmp_path: Path, listed: bool) -> None:
+    for split in ("train", "val"):
+        pair(tmp_path, split, "a", [[0, 0], [0, 0]])
+        write(tmp_path / "annotations" / split / "a.png", [[0, 1], [2, 65_535]], "I;16")
+    if listed:
+        (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    data = open_dataset(str(tmp_path))
+    assert (len(data.classes), data.ignore_index) == (3, 255)
+    assert data.train.mask(0).tolist() == [[0, 1], [2, 255]]
+
+
+def test_zero_means_none_beyond_255_classes_and_255_is_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.png", [[0, 255], [300, 65_535]], "I;16")
+    reader = MaskReader(num_classes=300, ignore_index=65_535, reduce_zero_label=True)
+    assert reader.read(path).tolist() == [[65_535, 254], [299, 65_535]]
+
+
+def test_values_that_are_no_indices_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        pair(tmp_path, split, "a", [[0, 0], [0, 0]])
+        write(tmp_path / "annotations" / split / "a.png", [[0, 40], [9000, 21_000]], "I;16")
+    with pytest.raises(ValueError, match=r"up to 21,000, but only 4 different ones.*classes.txt"):
+        open_dataset(str(tmp_path))
+
+
+def test_a_mask_is_handed_to_no_other_program(tmp_path: Path) -> None:
+    path = tmp_path / "m.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EndComments\n%%EOF\n")
+    with pytest.raises(BadImage, match="cannot identify image file"):
+        MaskReader(num_classes=2).read(path)
+
+
+@pytest.mark.parametrize("ending", ["JPEG", "jpg"])
+def test_masks_of_jpeg_are_named(tmp_path: Path, ending: str) -> None:
+    for split in ("train", "val"):
+        pair(tmp_path, split, "a", [[0, 1], [1, 0]])
+        (tmp_path / "annotations" / split / "a.png").unlink()
+        write(tmp_path / "annotations" / split / f"a.{ending}", [[0, 1], [1, 0]])
+    with pytest.raises(ValueError, match=r"1 masks of JPEG.* save them as PNG"):
+        open_dataset(str(tmp_path))
+
+
+def test_masks_without_a_labelled_pixel_end_a_run_before_it_begins(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        pair(tmp_path, split, "a", [[255, 255], [255, 255]])
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    with pytest.raises(ValueError, match=r"no training mask .* has a labelled pixel: all hold 255"):
+        facts(open_dataset(str(tmp_path)))

@@ -162,6 +162,21 @@ def test_killed_and_resumed_it_is_the_same_run(shapes: Path, tmp_path: Path) -> 
     assert_same(whole, parts)
 
 
+def test_processes_with_statistics_of_their_own_measure_what_is_saved(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = {**SMALL, "data": str(shapes), "network.norm": "batch", "run.device": "cpu"}
+    flat |= {"schedule.epochs": 2, "run.eval_every": 2, "run.devices": 2, "ema.decay": 0.5}
+    Runs(tmp_path, change_recipe(Recipe(), flat)).finish(tmp_path / "run")
+    path = find_checkpoint(tmp_path / "run")
+    assert path is not None
+    trained = Card.from_metadata(read_file(path)[1], where=str(path)).metrics
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert alone["miou"] == trained["miou"]
+    assert alone["accuracy"] == trained["accuracy"]
+
+
 RECIPES = {
     # name: weights, stochastic depth, rate, crop, stride, precision (reference/ade20k_recipes.csv)
     "ade20k_tiny": ("fb_in1k", 0.4, 1e-4, 512, 341, "fp16"),

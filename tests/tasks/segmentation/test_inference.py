@@ -313,6 +313,18 @@ def test_processes_share_images_and_look_at_equally_many(count: int) -> None:
     assert dealt == [-(-7 // count)] * count
 
 
+def test_processes_run_the_network_equally_often_when_an_image_is_bad() -> None:
+    passes = []
+    for rank in range(2):
+        model = Stand()
+        calls: list[object] = []
+        model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        for _ in infer(model, Pictures(), bad=Records(), ranks=Ranks(rank, 2), **CPU):
+            pass
+        passes.append(len(calls))
+    assert passes == [4, 4]
+
+
 def test_the_loss_of_several_views_is_that_of_their_mean() -> None:
     model = Stand()
     views = InferenceSettings(scales=(1.0, 1.5), flip=True)

@@ -165,3 +165,20 @@ def test_another_number_of_classes() -> None:
 def test_mistakes_are_named(name: str, changes: dict[str, object], message: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         create_model(name, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "timm/resnet18"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (31, 5)])
+def test_an_image_smaller_than_a_stride_is_padded_with_the_mean(
+    name: str, size: tuple[int, int]
+) -> None:
+    model = build(name).eval()
+    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    least = max(level.stride for level in model.levels.values())
+    height, width = (max(least, side) for side in size)
+    padded = torch.zeros(2, 3, height, width)
+    padded[..., : size[0], : size[1]] = image
+    with torch.no_grad():
+        logits, expected = model(image), model(padded)
+    assert logits.shape == (2, 5, *size)
+    torch.testing.assert_close(logits, expected[..., : size[0], : size[1]])

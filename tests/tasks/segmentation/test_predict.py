@@ -17,11 +17,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from convnext.images import Mode
-from convnext.preprocess import to_tensor
-from convnext.tasks.segmentation.colors import class_colors
+from convnext.preprocess import DensePreprocessing, to_tensor
+from convnext.tasks.colors import class_colors
+from convnext.tasks.results import output_names
 from convnext.tasks.segmentation.predict import (
     SegmentationResult,
-    output_names,
     segment_files,
 )
 from convnext.tasks.segmentation.scores import InferenceSettings
@@ -170,3 +170,24 @@ def test_what_cannot_be_done(tmp_path: Path, noise: Callable[..., Image.Image]) 
         run([missing], tmp_path / "out", overlays="gif")
     with pytest.raises(ValueError, match="alpha is 2"):
         run([missing], tmp_path / "out", alpha=2.0)
+
+
+def test_names_leave_room_for_what_is_appended(tmp_path: Path) -> None:
+    names = output_names([Path("ä" * 120 + f"{i}.png") for i in range(2)])
+    assert len(set(names)) == 2
+    assert max(len(name.encode("utf-8", "surrogateescape")) for name in names) < 210
+    path = picture(tmp_path / f"{'n' * 250}.png")
+    result = segment_files(Halves(), CLASSES, HalfSize(), [path], output=tmp_path / "out", **CPU)
+    assert (tmp_path / "out" / result.predictions[0].overlay).is_file()
+
+
+def test_a_strip_that_would_grow_beyond_memory_is_left_out(tmp_path: Path) -> None:
+    strip = picture(tmp_path / "strip.png", 60_000, 1)
+    usual = picture(tmp_path / "usual.png")
+    preprocessing = DensePreprocessing(image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
+    result = segment_files(
+        Halves(), CLASSES, preprocessing, [strip, usual], output=tmp_path / "out", **CPU
+    )
+    assert [source for source, _ in result.bad_images] == [str(strip)]
+    assert "3,840,000 x 64" in result.bad_images[0][1]
+    assert "input.max_size" in result.bad_images[0][1]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnext.tasks.segmentation.colors import class_colors
+from convnext.tasks.colors import class_colors
+from convnext.tasks.pictures import data_uri, save_image
 from convnext.tasks.segmentation.render import (
     GAP,
     IGNORED,
@@ -21,11 +22,9 @@ from convnext.tasks.segmentation.render import (
     class_areas,
     color_image,
     compare,
-    data_uri,
     error_image,
     mask_image,
     overlay,
-    save_image,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from convnext.figures import draw_bars, draw_confusion
 from convnext.report import Run, read_run, write_report
 from convnext.tasks.segmentation.gallery import draw_images
 from convnext.tasks.segmentation.metric import Metric
-from convnext.tasks.segmentation.report import bars, confusion, per_class, worst_images
+from convnext.tasks.segmentation.report import bars, confusion, per_class, sureness, worst_images
 
 CLASSES = ("<b>road</b>", "tree", "sky", "nowhere")
 
@@ -130,3 +131,16 @@ def test_a_confusion_in_percent_of_the_row() -> None:
     matrix = np.array([[3_000_000, 1_000_000], [1, 999_999]])
     (axes,) = draw_confusion(matrix, ["a", "b"], percent=True).axes
     assert [text.get_text() for text in axes.texts] == ["75", "25", "100"]
+
+
+def test_counts_and_absent_classes_are_told_in_words_that_fit(tmp_path: Path) -> None:
+    rows = [{"name": str(c), "iou": 0.5 if c < 2 else None} for c in range(100)]
+    told = {"num_images": 2, "num_pixels": 12_345, "per_class": rows}
+    assert sureness(told) == [
+        "Measured on 2 validation images, 12,345 labelled pixels, classes that occur: 2."
+    ]
+    assert "6.1 million labelled" in sureness(told | {"num_pixels": 6_144_000})[0]
+    empty = read_run(tmp_path)
+    section = bars(replace(empty, evaluation={"per_class": rows}))
+    assert section is not None
+    assert section.note.endswith("24, 25 and 74 more.")

@@ -25,11 +25,11 @@ from torch.utils.data import Dataset
 from convnext.images import BadImage, Mode
 from convnext.preprocess import Preprocessing, fit_short_side, to_tensor
 from convnext.settings import AugmentRecipe
+from convnext.tasks.cache import ImageCache, Pixels, memory_budget
 from convnext.tasks.classification.augment import ImageAugment
-from convnext.tasks.classification.cache import ImageCache, Pixels, memory_budget
 from convnext.tasks.classification.samples import Samples
-from convnext.tasks.classification.sampling import Draw
 from convnext.tasks.classification.shards.samples import BadShard, CutShard, ShardSamples
+from convnext.tasks.sampling import Draw
 
 _KEPT = "are kept in memory ({:,.3g} MB)"
 _TOO_LARGE = "do not fit into the {:,.2g} GB that may be used, and are read anew each time"

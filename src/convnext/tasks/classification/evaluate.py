@@ -14,7 +14,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.samples import Samples
+from convnext.tasks.progress import progress_bar
 from convnext.train.state import complete_steps, step_of
 from convnext.weights.files import read_file
 
@@ -164,8 +164,7 @@ def evaluate(
 
     def measure(label: str) -> Evaluation:
         metric = Metric(card.classes)
-        with Progress(console=console, transient=True, disable=console is None) as progress:
-            bar = progress.add_task(f"evaluating {label}", total=len(samples))
+        with progress_bar(f"evaluating {label}", len(samples), console) as advance:
             for batch in infer(
                 model,
                 dataset,
@@ -173,7 +172,7 @@ def evaluate(
                 precision=executed,
                 bad=bad,
                 batch_size=batch_size or BATCH_SIZE,
-                progress=lambda count: progress.advance(bar, count),
+                progress=advance,
             ):
                 metric.update(*batch)
         return metric.compute()

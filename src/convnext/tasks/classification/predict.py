@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from convnext.atomic import write_text
@@ -23,6 +22,7 @@ from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.samples import FolderSamples
+from convnext.tasks.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,16 +120,7 @@ def predict(
     samples = FolderSamples(Path(), [str(path) for path in paths], [0] * len(paths))
     bad = BadImages(samples, max_share=max_bad_share)
     predictions = []
-    with Progress(
-        TextColumn("predicting"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        transient=True,
-        disable=console is None,
-    ) as progress:
-        bar = progress.add_task("", total=len(paths))
+    with progress_bar("predicting", len(paths), console) as advance:
         for logits, _, indices in infer(
             model,
             EvalDataset(samples, card.preprocessing),
@@ -137,7 +128,7 @@ def predict(
             precision=pick_precision(precision, card, where),
             bad=bad,
             batch_size=batch_size or BATCH_SIZE,
-            progress=lambda count: progress.advance(bar, count),
+            progress=advance,
         ):
             top = logits.softmax(1).topk(min(topk, len(card.classes)), 1)
             for index, values, classes in zip(

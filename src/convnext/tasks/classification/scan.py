@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from convnext.images import BadImage
-from convnext.tasks.classification.cache import for_each
+from convnext.tasks.cache import for_each
 from convnext.tasks.classification.data import ClassificationData
 
 # Two pictures look alike if at most this many of the 256 bits of their sketches differ.

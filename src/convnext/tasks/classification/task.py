@@ -31,7 +31,7 @@ from convnext.tasks.classification.dataset import Batch, EvalDataset, TrainDatas
 from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.metric import Evaluation, Metric
-from convnext.tasks.classification.sampling import StepBatches
+from convnext.tasks.sampling import StepBatches
 from convnext.tasks.steps import InSteps
 from convnext.train.plan import num_steps as num_steps_of
 from convnext.train.stop import leave_signals_to_parent

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext.images import BadImage
+from convnext.tasks.colors import class_colors
 from convnext.tasks.detection.data import DetectionData
 from convnext.tasks.detection.draw import draw_objects
 from convnext.tasks.detection.samples import DetectionImages
 from convnext.tasks.detection.scan import parts
-from convnext.tasks.segmentation.colors import class_colors
 from convnext.tasks.sheets import crossed_out, fitted, sheet
 
 TITLES = {"train": "training", "val": "validation"}

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from convnext.atomic import write_text
 from convnext.images import BadImage, read_header
-from convnext.tasks.classification.cache import for_each
+from convnext.tasks.cache import for_each
 from convnext.tasks.detection.coco import ROUNDING
 from convnext.tasks.detection.foreign import Found, Listing, Source
 from convnext.tasks.detection.masks import cut

@@ -22,10 +22,10 @@ from torch.utils.data import Dataset
 
 from convnext.images import BadImage
 from convnext.preprocess import DensePreprocessing, to_tensor
-from convnext.tasks.classification.cache import ImageCache, memory_budget
-from convnext.tasks.classification.sampling import Draw, StepBatches
+from convnext.tasks.cache import ImageCache, memory_budget
 from convnext.tasks.detection.augment import Target, TrainTransform
 from convnext.tasks.detection.samples import DetectionImages
+from convnext.tasks.sampling import Draw, StepBatches
 from convnext.tasks.substitutes import Substitutes
 
 Bad = tuple[tuple[int, str], ...]

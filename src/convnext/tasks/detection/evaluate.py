@@ -18,7 +18,6 @@ from convnext.atomic import write_text
 from convnext.checkpoint import Card
 from convnext.device import pick_device
 from convnext.inference import open_model, pick_precision
-from convnext.progress import progress_bar
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.detection.confusion import SCORE
 from convnext.tasks.detection.data import open_dataset
@@ -28,7 +27,8 @@ from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import Evaluation, Metric
 from convnext.tasks.detection.render import compare
 from convnext.tasks.detection.samples import DetectionImages
-from convnext.tasks.segmentation.render import data_uri
+from convnext.tasks.pictures import data_uri
+from convnext.tasks.progress import progress_bar
 
 MAX_CLASSES = 30
 COLUMNS = (

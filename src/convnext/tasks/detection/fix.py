@@ -23,7 +23,7 @@ from rich.console import Console
 
 from convnext.atomic import write_text
 from convnext.images import BadImage, read_header
-from convnext.tasks.classification.cache import for_each
+from convnext.tasks.cache import for_each
 from convnext.tasks.detection.coco import (
     UNUSED,
     CocoFile,

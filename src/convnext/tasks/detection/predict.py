@@ -20,13 +20,13 @@ from convnext.atomic import write_text
 from convnext.device import pick_device
 from convnext.images import BadImage, decode
 from convnext.inference import open_model, pick_precision
-from convnext.progress import progress_bar
 from convnext.tasks.detection.inference import Detections, detect
 from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import xywh
 from convnext.tasks.detection.render import draw_detections
-from convnext.tasks.segmentation.predict import output_names, protect
-from convnext.tasks.segmentation.render import save_image
+from convnext.tasks.pictures import save_image
+from convnext.tasks.progress import progress_bar
+from convnext.tasks.results import output_names, protect
 
 Form = Literal["png", "jpg", "none"]
 SCORE = 0.5

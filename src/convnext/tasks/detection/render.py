@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from convnext.tasks.colors import class_colors
 from convnext.tasks.detection.coco import Objects
 from convnext.tasks.detection.draw import draw_objects
 from convnext.tasks.detection.inference import Detections
-from convnext.tasks.segmentation.colors import class_colors
 
 # So many objects have colours of their own, where all are of one class.
 NUM_COLORS = 24

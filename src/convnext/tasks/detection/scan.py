@@ -10,7 +10,7 @@ from typing import Literal
 from rich.console import Console
 
 from convnext.images import BadImage, decode, readable_extensions
-from convnext.tasks.classification.cache import for_each
+from convnext.tasks.cache import for_each
 from convnext.tasks.detection.coco import Objects
 from convnext.tasks.detection.data import DetectionData
 from convnext.tasks.detection.masks import bounds_of

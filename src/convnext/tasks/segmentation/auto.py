@@ -20,6 +20,7 @@ from convnext.tasks.choosing import (
     two_digits,
 )
 from convnext.tasks.segmentation.data import DataFacts
+from convnext.tasks.segmentation.scores import default_stride
 
 # A data set this large takes the paper's recipe as it stands: ADE20K has 20,210 images.
 LARGE = 10_000
@@ -96,7 +97,7 @@ def _choose_input(
     )
     c.choose("segment.mode", "slide" if large else "whole", "the paper's" if large else "is faster")
     window = c.choose("segment.window", c["segment.crop"], "the size of training")
-    c.choose("segment.stride", max(1, round(window * 2 / 3)), "two thirds of the window")
+    c.choose("segment.stride", default_stride(window), "two thirds of the window")
     c.choose("segment.reduce_zero_label", facts.reduce_zero_label, "by the layout of the masks")
 
 
@@ -138,8 +139,10 @@ def _choose_schedule(c: Chooser, n: int, *, scratch: bool, large: bool) -> None:
     if steps := c["schedule.steps"]:
         epochs = max(1, round(steps * c["optim.batch_size"] / n))
         c.choose("schedule.epochs", epochs, f"{steps:,} steps")
-        warmup = two_digits(c["schedule.warmup_steps"] * c["optim.batch_size"] / n)
-        c.choose("schedule.warmup_epochs", warmup, f"{c['schedule.warmup_steps']:,} steps")
+        if told := c["schedule.warmup_steps"]:
+            warmup = two_digits(told * c["optim.batch_size"] / n)
+            c.choose("schedule.warmup_epochs", warmup, f"{told:,} steps")
+        c.choose("schedule.warmup_epochs", two_digits(epochs / 20), "a twentieth of the run")
         return
     images = 160_000 * 16 if large else 12_000 if scratch else 8_000
     epochs = min(400, max(8, round(images / n)))
@@ -162,6 +165,11 @@ def warnings(recipe: Recipe, facts: DataFacts) -> tuple[str, ...]:
     """Return what cannot work well in a resolved recipe, each with what to do about it."""
     r = dict(flatten(recipe))
     found = []
+    if facts.num_classes == 1:
+        found.append(
+            "with one class alone every pixel is right, whatever the network does: give what is "
+            "not it a class of its own, such as background"
+        )
     steps = r["schedule.steps"] or r["schedule.epochs"] * max(
         1, facts.num_train // r["optim.batch_size"]
     )
@@ -174,7 +182,7 @@ def warnings(recipe: Recipe, facts: DataFacts) -> tuple[str, ...]:
     if r["segment.mode"] == "slide" and r["segment.stride"] > r["segment.window"]:
         found.append(
             f"a stride of {r['segment.stride']} leaves gaps between windows of "
-            f"{r['segment.window']}. Try --segment.stride {round(r['segment.window'] * 2 / 3)}"
+            f"{r['segment.window']}. Try --segment.stride {default_stride(r['segment.window'])}"
         )
     unused = [name for name, value in UNUSED.items() if r[name] != value]
     if unused:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from convnext.images import BadImage
-from convnext.tasks.segmentation.colors import class_colors
+from convnext.tasks.colors import class_colors
 from convnext.tasks.segmentation.data import SegmentationData
 from convnext.tasks.segmentation.render import overlay
 from convnext.tasks.segmentation.samples import Pairs

@@ -17,13 +17,15 @@ from convnext.images import BadImage
 from convnext.tasks.detection.layout import is_detection
 from convnext.tasks.segmentation.classes import Classes, read_classes
 from convnext.tasks.segmentation.layout import Found, Part, find, is_segmentation
-from convnext.tasks.segmentation.masks import MaskReader, read_values
+from convnext.tasks.segmentation.masks import NONE_16_BIT, MaskReader, read_values
 from convnext.tasks.segmentation.samples import Pairs
 from convnext.tasks.splits import held_out
 
 # How many masks are read to learn their values where no file lists the classes, and for `facts`.
 NUM_MASKS = 200
 NUM_DECODED = 32
+# Beyond 256, values of which less than one in so many occurs are no indices: most would be idle.
+SPARSE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,7 @@ def facts(data: SegmentationData) -> DataFacts:
     """Look at a sample of the training pairs.
 
     Raises:
-        ValueError: If not one of them can be read.
+        ValueError: If not one of them can be read, or none of all has a labelled pixel.
     """
     sizes, grey = [], True
     counts = np.zeros(len(data.classes), dtype=np.int64)
@@ -142,6 +144,11 @@ def facts(data: SegmentationData) -> DataFacts:
         grey = grey and int(np.ptp(pixels, axis=2).max(initial=0)) <= 8
     if not sizes:
         raise ValueError(f"none of the training pairs that were tried can be used: {last}")
+    if not counts.any() and len(sizes) == len(data.train):
+        raise ValueError(
+            f"no training mask of {data.path} has a labelled pixel: all hold {data.ignore_index}, "
+            "which means no class; give the classes the values 0, 1, 2 ..."
+        )
     return DataFacts(
         num_train=len(data.train),
         num_val=len(data.val),
@@ -178,6 +185,7 @@ def _partners(name: str, part: Part) -> list[str]:
         for what, files in (
             ("images without a mask", part.lonely_images),
             ("masks without an image", part.lonely_masks),
+            ("masks of JPEG, which does not keep values: save them as PNG,", part.lossy_masks),
         )
         if files
     ]
@@ -193,7 +201,14 @@ def _reader(
     """
     listed = read_classes(root, 255)
     if listed.names:
-        ignore_index = 255 if len(listed.names) <= 255 else 65_535
+        if len(listed.names) == 2 and not listed.palette and not reduced:
+            values, colored = _values(found)
+            if colored is None and _is_binary(values):
+                notes.append(
+                    f"the masks hold 0 and 255 only: {listed.names[0]} and {listed.names[1]}"
+                )
+                return MaskReader(num_classes=2, binary=True, ignore_index=254), listed.names
+        ignore_index = 255 if len(listed.names) <= 255 else NONE_16_BIT
         if ignore_index != 255:
             listed = read_classes(root, ignore_index)
         return (
@@ -211,6 +226,44 @@ def _reader(
 def _reader_by_values(
     root: Path, found: Found, reduced: bool, notes: list[str], listed: Classes
 ) -> tuple[MaskReader, tuple[str, ...]]:
+    values, colored = _values(found)
+    if colored is not None:
+        raise ValueError(
+            f"{colored} is a colour image, not class indices; say which colour is which class in "
+            f'{root / "palette.json"}, such as {{"road": [128, 64, 128], "void": [0, 0, 0]}}'
+        )
+    if _is_binary(values) and not reduced:
+        notes.append("the masks hold 0 and 255 only: background and foreground")
+        return MaskReader(num_classes=2, binary=True, ignore_index=254), (
+            "background",
+            "foreground",
+        )
+    ignore_index = 255 if max(values - {NONE_16_BIT}, default=0) <= 255 else NONE_16_BIT
+    known = sorted(values - {ignore_index, NONE_16_BIT} - ({0} if reduced else set()))
+    if not known:
+        raise ValueError(f"the masks under {root} have no labelled pixel, as far as was looked")
+    count = known[-1] + (0 if reduced else 1)
+    if count > 256 and len(known) < count // SPARSE:
+        raise ValueError(
+            f"the masks under {root} hold values up to {known[-1]:,}, but only {len(known):,} "
+            "different ones; if these are classes, give them the values 0, 1, 2 ..., or list all "
+            "classes in classes.txt"
+        )
+    names = tuple(f"class {k + int(reduced)}" for k in range(count))
+    notes.append(
+        f"no classes.txt or classes.json names the classes: {count} by the values of the masks, "
+        f"{ignore_index} means none"
+    )
+    reader = MaskReader(num_classes=count, ignore_index=ignore_index, reduce_zero_label=reduced)
+    return reader, names
+
+
+def _is_binary(values: set[int]) -> bool:
+    return values <= {0, 255} and 255 in values
+
+
+def _values(found: Found) -> tuple[set[int], Path | None]:
+    """Return the values in a sample of the training masks, and the first mask that is in colour."""
     masks = [mask for _, mask in found.train.pairs.values()]
     values: set[int] = set()
     for mask in masks[:: max(1, len(masks) // NUM_MASKS)]:
@@ -219,26 +272,6 @@ def _reader_by_values(
         except BadImage:
             continue
         if read.ndim == 3:
-            raise ValueError(
-                f"{mask} is a colour image, not class indices; say which colour is which class in "
-                f'{root / "palette.json"}, such as {{"road": [128, 64, 128], "void": [0, 0, 0]}}'
-            )
+            return values, mask
         values |= set(np.unique(read).tolist())
-    if values and values <= {0, 255} and 255 in values and not reduced:
-        notes.append("the masks hold 0 and 255 only: background and foreground")
-        return MaskReader(num_classes=2, binary=True, ignore_index=254), (
-            "background",
-            "foreground",
-        )
-    ignore_index = 255 if max(values - {65_535}, default=0) <= 255 else 65_535
-    known = sorted(values - {ignore_index} - ({0} if reduced else set()))
-    if not known:
-        raise ValueError(f"the masks under {root} have no labelled pixel, as far as was looked")
-    count = known[-1] + (0 if reduced else 1)
-    names = tuple(f"class {k + int(reduced)}" for k in range(count))
-    notes.append(
-        f"no classes.txt or classes.json names the classes: {count} by the values of the masks, "
-        f"{ignore_index} means none"
-    )
-    reader = MaskReader(num_classes=count, ignore_index=ignore_index, reduce_zero_label=reduced)
-    return reader, names
+    return values, None

@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 
 from convnext.images import BadImage
 from convnext.preprocess import DensePreprocessing, to_tensor
-from convnext.tasks.classification.cache import ImageCache, memory_budget
-from convnext.tasks.classification.sampling import Draw
+from convnext.tasks.cache import ImageCache, memory_budget
+from convnext.tasks.sampling import Draw
 from convnext.tasks.segmentation.augment import TrainTransform
 from convnext.tasks.segmentation.samples import Pairs
 from convnext.tasks.substitutes import Substitutes
@@ -92,6 +92,8 @@ class TrainDataset(Dataset[Item]):
         Returns:
             What was done, as one line for the user.
         """
+        if self.pairs.reader.num_classes > 255:
+            return "masks of more than 255 classes are not kept in memory, but read anew each time"
         budget = memory_budget(workers) if budget is None else budget
         cache = PairCache.of(self.pairs, self.transform.preprocessing, budget)
         if cache is None:
@@ -152,8 +154,7 @@ class PairCache:
     @classmethod
     def of(cls, pairs: Pairs, preprocessing: DensePreprocessing, budget: int) -> PairCache | None:
         """Reserve room for all pairs, or return None if there is not enough."""
-        if pairs.reader.num_classes > 255:
-            return None
+        assert pairs.reader.num_classes <= 255, "masks are kept as bytes"
         shapes = []
         for index in range(len(pairs)):
             try:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from convnext.atomic import write_text
@@ -18,13 +17,15 @@ from convnext.checkpoint import Card
 from convnext.device import pick_device
 from convnext.inference import open_model, pick_precision
 from convnext.tasks.bad_images import BadImages
+from convnext.tasks.progress import progress_bar
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.gallery import draw_images
 from convnext.tasks.segmentation.inference import infer
+from convnext.tasks.segmentation.layout import is_segmentation
 from convnext.tasks.segmentation.looks import describe, inference_of
 from convnext.tasks.segmentation.metric import Evaluation, Metric
-from convnext.tasks.segmentation.samples import Pairs
+from convnext.tasks.segmentation.samples import Pairs, Relabelled
 from convnext.tasks.segmentation.scores import InferenceSettings
 
 
@@ -124,22 +125,14 @@ def evaluate(
     """
     where = pick_device(device)
     model, card = open_model(source, where)
-    settings = inference or inference_of(card)
+    settings = inference or inference_of(card.recipe)
     opened, pairs = open_split(data, split, card, source)
     bad = BadImages(pairs, max_share=max_bad_share)
     dataset = EvalDataset(pairs, card.preprocessing)
     executed = pick_precision(precision, card, where)
-    metric = Metric(card.classes, opened.ignore_index, boundary)
-    with Progress(
-        TextColumn("evaluating"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        transient=True,
-        disable=console is None,
-    ) as progress:
-        bar = progress.add_task("", total=len(pairs))
+    ignore_index = pairs.reader.ignore_index
+    metric = Metric(card.classes, ignore_index, boundary)
+    with progress_bar("evaluating", len(pairs), console) as advance:
         for found in infer(
             model,
             dataset,
@@ -147,8 +140,8 @@ def evaluate(
             precision=executed,
             bad=bad,
             settings=settings,
-            ignore_index=opened.ignore_index,
-            progress=lambda count: progress.advance(bar, count),
+            ignore_index=ignore_index,
+            progress=advance,
         ):
             metric.update(*found)
     evaluation = metric.compute()
@@ -161,7 +154,7 @@ def evaluate(
         device=where,
         precision=executed,
         settings=settings,
-        ignore_index=opened.ignore_index,
+        ignore_index=ignore_index,
     )
     return EvaluationResult(
         source=source,
@@ -177,43 +170,50 @@ def evaluate(
 def open_split(
     data: str | None, split: str, card: Card, source: str
 ) -> tuple[SegmentationData, Pairs]:
-    """Return the data set to evaluate on, and the split's pairs.
+    """Return the data set to evaluate on, and the split's pairs in the classes of the network.
+
+    The data of the run is read as in training; other data as its own layout has it, or if it is in
+    none by the patterns of training.
 
     Raises:
-        ValueError: If there is none, or its classes are not those of the network.
+        ValueError: If there is none, or the network does not know its classes.
     """
     own = card.recipe.get("data")
     path = data or own
     if path is None:
         raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
     segment = card.recipe.get("segment", {})
-    same = path == own
+    same = own is not None and Path(path).resolve() == Path(own).resolve()
+    like_own = same or not is_segmentation(Path(path))
     opened = open_dataset(
         str(path),
         val_share=card.recipe.get("loader", {}).get("val_share", 0.2),
-        images=segment.get("images", "") if same else "",
-        masks=segment.get("masks", "") if same else "",
-        reduce_zero_label=segment.get("reduce_zero_label", "auto") if same else "auto",
+        images=segment.get("images", "") if like_own else "",
+        masks=segment.get("masks", "") if like_own else "",
+        reduce_zero_label=segment.get("reduce_zero_label", "auto") if like_own else "auto",
     )
     pairs = opened.val if split == "val" else opened.train
+    if own is None and len(opened.classes) == len(card.classes):
+        return opened, pairs  # The names of a bare file are a guess.
     return opened, relabel(pairs, opened.classes, card.classes)
 
 
 def relabel(pairs: Pairs, classes: Sequence[str], wanted: Sequence[str]) -> Pairs:
-    """See that the classes of the data are those of the network, in the same order.
+    """Return pairs whose masks hold positions in the classes of the network.
 
     Raises:
-        ValueError: If they are not.
+        ValueError: If the network does not know one of the classes.
     """
     if tuple(classes) == tuple(wanted):
         return pairs
-    # Names of a network without a list of its own are numbers.
-    if len(classes) == len(wanted) and tuple(wanted) == tuple(map(str, range(len(wanted)))):
-        return pairs
-    differ = next(
-        (f"{a!r} and {b!r}" for a, b in zip(classes, wanted, strict=False) if a != b), "the rest"
-    )
-    raise ValueError(
-        f"the data has {len(classes)} classes and the network {len(wanted)}, which differ in "
-        f"{differ}; list the data's classes in the order of the network in classes.txt"
-    )
+    known = {name: position for position, name in enumerate(wanted)}
+    missing = [name for name in classes if name not in known]
+    if missing:
+        raise ValueError(
+            f"the network does not know {len(missing)} of the data's {len(classes)} classes, such "
+            f"as {missing[0]!r}; it knows {', '.join(wanted[:5])}"
+            f"{', ...' if len(wanted) > 5 else ''}: name the data's classes so in classes.txt, in "
+            "the order of their values in the masks"
+        )
+    table = tuple(known[name] for name in classes)
+    return replace(pairs, reader=Relabelled(pairs.reader, table, len(wanted)))

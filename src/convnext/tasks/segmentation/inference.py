@@ -183,14 +183,15 @@ def infer(
         is_mine = i < len(mine)
         if is_mine:
             bad.update(item.bad)
-        if not item.bad:
+        # A sharded network is run equally often by all: on one pixel where there is no image.
+        if not item.bad or ranks.count > 1:
             # A sharded network cannot gather its parameters in inference mode.
             with torch.inference_mode() if ranks.count == 1 else torch.no_grad():
                 images = dataset.preprocessing.normalize(item.pixels[None].to(device))
                 labels, loss = _compare(
                     model, images, item.mask, settings, ignore_index, device, precision
                 )
-            if is_mine:
+            if is_mine and not item.bad:
                 yield labels, torch.as_tensor(item.mask), int(item.index), loss
         progress(1)
 

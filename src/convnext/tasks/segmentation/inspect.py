@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.images import BadImage
-from convnext.tasks.classification.cache import for_each
+from convnext.tasks.cache import for_each
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.samples import Pairs
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import glob
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext.images import readable_extensions
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 MASK_FOLDERS = ("annotations", "masks", "labels", "segmentations")
+# Masks of JPEG have values that were never drawn; they are not looked for.
+LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 CITYSCAPES = (
     "leftImg8bit/{split}/*/*_leftImg8bit.png",
     "gtFine/{split}/*/*_gtFine_labelTrainIds.png",
@@ -38,6 +40,8 @@ class Part:
     pairs: dict[str, tuple[Path, Path]]
     lonely_images: tuple[Path, ...] = ()
     lonely_masks: tuple[Path, ...] = ()
+    lossy_masks: tuple[Path, ...] = ()
+    """Those of JPEG, where there is no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +101,10 @@ def _split_folder(folder: Path, part: str) -> str | None:
 def _pair(images: Path, masks: Path) -> Part:
     """Pair the files of two folders by their paths without the ending."""
     of_images = _files(images)
-    # Masks of JPEG have values that were never drawn; they are not looked for.
-    of_masks = {name: path for name, path in _files(masks).items() if path.suffix != ".jpg"}
-    return _join(of_images, of_masks)
+    found = _files(masks)
+    lossy = {name: path for name, path in found.items() if path.suffix.lower() in LOSSY}
+    part = _join(of_images, {name: path for name, path in found.items() if name not in lossy})
+    return replace(part, lossy_masks=tuple(lossy.values()))
 
 
 def _join(images: dict[str, Path], masks: dict[str, Path]) -> Part:

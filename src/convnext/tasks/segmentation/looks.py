@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from convnext.checkpoint import Card
-from convnext.tasks.segmentation.scores import InferenceSettings
+from convnext.tasks.segmentation.scores import InferenceSettings, default_stride
 
 # Scales of multi-scale testing (paper, Table 7).
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
-def inference_of(card: Card | None) -> InferenceSettings:
-    """Return how the network read images when it was trained."""
-    known = card.recipe.get("segment", {}) if card else {}
+def inference_of(recipe: Mapping[str, Any]) -> InferenceSettings:
+    """Return how the network read images when it was trained, by the recipe on its card."""
+    known = recipe.get("segment", {})
     if known.get("mode") != "slide":
         return InferenceSettings()
     return InferenceSettings(window=known["window"], stride=known["stride"])
 
 
 def choose_inference(
-    card: Card | None,
+    recipe: Mapping[str, Any],
     *,
     window: int | None = None,
     stride: int | None = None,
@@ -28,12 +29,18 @@ def choose_inference(
     multi_scale: bool = False,
     flip: bool = False,
 ) -> InferenceSettings:
-    """Return the settings of training with what a user asks for instead."""
-    settings = inference_of(card)
+    """Return the settings of training with what a user asks for instead.
+
+    Raises:
+        ValueError: If a value is impossible, or two contradict each other.
+    """
+    settings = inference_of(recipe)
     if whole:
+        if window is not None or stride is not None:
+            raise ValueError("whole images have no window and no stride; leave out --whole or both")
         settings = InferenceSettings()
     if window is not None or stride is not None:
-        window = window or settings.window
+        window = settings.window if window is None else window
         settings = InferenceSettings(window=window, stride=stride)
     scales = MULTI_SCALE if multi_scale else settings.scales
     return replace(settings, scales=scales, flip=flip)
@@ -43,7 +50,7 @@ def describe(settings: InferenceSettings) -> str:
     """Return in words how images are looked at."""
     words = ["whole images"]
     if settings.window is not None:
-        stride = settings.stride or round(settings.window * 2 / 3)
+        stride = settings.stride or default_stride(settings.window)
         words = [f"windows of {settings.window} every {stride}"]
     if len(settings.scales) > 1:
         words.append(f"{len(settings.scales)} scales")

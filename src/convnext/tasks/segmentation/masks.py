@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.images import MAX_PIXELS, BadImage, upright
+from convnext.images import MAX_PIXELS, BadImage, readable_formats, upright
 
 Labels = NDArray[np.int32]
 Color = tuple[int, int, int]
 
+# The value of no class in masks of 16 bits, whatever the number of classes.
+NONE_16_BIT = 65_535
 # Pillow's modes whose values are indices already.
 _INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -54,8 +56,9 @@ class MaskReader:
             return self._from_colors(values, path)
         if self.binary:
             values = np.where(values == 255, 1, values)
+        values[values == NONE_16_BIT] = self.ignore_index
         if self.reduce_zero_label:
-            none = (values == 0) | (values == 255)
+            none = (values == 0) | (values == self.ignore_index)
             values = np.where(none, self.ignore_index, values - 1)
         self._check(values, path)
         return values
@@ -96,7 +99,7 @@ def read_values(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.i
         BadImage: If it cannot be read, or has another size than its image.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=readable_formats()) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise BadImage(str(path), f"declares {file.width:,} x {file.height:,} pixels")
             file.load()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from convnext.config import NetworkConfig
 from convnext.family import create_model
@@ -53,7 +54,7 @@ class Segmentor(nn.Module):
         config: What stands on it; kept as `segmentor.config`.
 
     Sizes need not be multiples of the backbone's last stride: maps have the size that the backbone
-    gives them, and are resized to each other's.
+    gives them, and are resized to each other's. Images with less than one stride are padded to it.
     """
 
     # What `convnext.cost` counts; the figures for dense tasks were all made so.
@@ -91,7 +92,14 @@ class Segmentor(nn.Module):
         """
         if heads:
             return self.heads(images)
-        return resize(self.heads(images, auxiliary=False)["decode"], images.shape[2:])
+        height, width = images.shape[2:]
+        least = max(level.stride for level in self.levels.values())
+        bottom, right = max(0, least - height), max(0, least - width)
+        if bottom or right:
+            # Less than one position of the coarsest map: padded with the mean, as in training.
+            images = F.pad(images, (0, right, 0, bottom))
+        logits = resize(self.heads(images, auxiliary=False)["decode"], images.shape[2:])
+        return logits[..., :height, :width]
 
     def heads(self, images: Tensor, *, auxiliary: bool | None = None) -> dict[str, Tensor]:
         """Return the logits of the heads before they are resized to the images.

@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -17,7 +14,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -25,6 +21,9 @@ from convnext.atomic import write_text
 from convnext.device import pick_device
 from convnext.images import BadImage, Mode, decode
 from convnext.inference import open_model, pick_precision
+from convnext.tasks.pictures import save_image
+from convnext.tasks.progress import progress_bar
+from convnext.tasks.results import output_names, protect
 from convnext.tasks.segmentation.inference import segment_labels
 from convnext.tasks.segmentation.looks import inference_of
 from convnext.tasks.segmentation.render import (
@@ -32,7 +31,6 @@ from convnext.tasks.segmentation.render import (
     class_areas,
     mask_image,
     overlay,
-    save_image,
 )
 from convnext.tasks.segmentation.scores import InferenceSettings
 
@@ -155,7 +153,7 @@ def predict(
         output=output,
         device=where,
         precision=pick_precision(precision, card, where),
-        settings=inference or inference_of(card),
+        settings=inference or inference_of(card.recipe),
         overlays=overlays,
         alpha=alpha,
         max_bad_share=max_bad_share,
@@ -210,18 +208,12 @@ def segment_files(
     protect(files, [folder / file for pair in written.values() for file in pair if file])
     model.eval()
     predictions, bad = [], []
-    with Progress(
-        TextColumn("segmenting"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        transient=True,
-        disable=console is None,
-    ) as progress:
-        for path, name in zip(files, progress.track(names, len(names)), strict=True):
+    with progress_bar("segmenting", len(files), console) as advance:
+        for path, name in zip(files, names, strict=True):
+            advance(1)
             try:
                 image = decode(path, mode=preprocessing.mode)
+                pixels = preprocessing.pixels(image)[None].to(device)
             except BadImage as error:
                 bad.append((str(path), error.reason))
                 if len(bad) > max_bad_share * len(files):
@@ -230,7 +222,6 @@ def segment_files(
                         "allow more with --max-bad-share"
                     ) from error
                 continue
-            pixels = preprocessing.pixels(image)[None].to(device)
             labels = segment_labels(
                 model,
                 preprocessing.normalize(pixels)[0],
@@ -264,41 +255,3 @@ def segment_files(
     )
     result.write()
     return result
-
-
-def output_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for the results of every file: its own without the ending, where it is alone.
-
-    Files of one name are told apart by the folders below those that all files share, and by their
-    ending; one that is given twice, or differs from another by its writing only, by a number.
-    """
-    stems = Counter(path.stem.casefold() for path in paths)
-    folders = [Path(os.path.abspath(path)).parts[1:-1] for path in paths]
-    # strict=False: the shortest path bounds what all of them share.
-    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
-    num_shared = len(list(shared))
-    names: list[str] = []
-    taken: set[str] = set()
-    for path, folder in zip(paths, folders, strict=True):
-        name = path.stem
-        if stems[name.casefold()] > 1:
-            name = "_".join([*folder[num_shared:], path.name])
-        # Some file systems take "A" and "a" for the same name.
-        number, tried = 2, name
-        while tried.casefold() in taken:
-            number, tried = number + 1, f"{name}_{number}"
-        taken.add(tried.casefold())
-        names.append(tried)
-    return names
-
-
-def protect(files: Sequence[Path], results: Sequence[Path]) -> None:
-    """Refuse to write over what is read.
-
-    Raises:
-        ValueError: Naming the file.
-    """
-    given = {file.resolve() for file in files}
-    for result in results:
-        if result.resolve() in given:
-            raise ValueError(f"{result} is one of the images; choose another folder with --output")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from convnext.atomic import atomic_write
-from convnext.tasks.segmentation.colors import class_colors
+from convnext.tasks.colors import class_colors
 
 Labels = NDArray[Any]
 """Class indices (H, W) of any integer type."""
@@ -136,20 +132,6 @@ def class_areas(labels: Labels, classes: Sequence[str]) -> tuple[ClassArea, ...]
         )
         for c in order
     )
-
-
-def save_image(image: Image.Image, path: Path, **options: Any) -> None:
-    """Write an image atomically, in the format that its ending names."""
-    form = Image.registered_extensions()[path.suffix.lower()]
-    with atomic_write(path) as temporary:
-        image.save(temporary, form, **options)
-
-
-def data_uri(image: Image.Image) -> str:
-    """Return an image as a JPEG inside an address, for a page that needs no other file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _nearest(labels: Labels, size: tuple[int, int]) -> Labels:

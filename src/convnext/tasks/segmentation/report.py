@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from convnext.report import Part, Run, Section, figure, table
 from convnext.tasks.classification.report import bad_images
 
 MAX_CONFUSED_PAIRS = 12
+# Classes without an IoU that are named.
+MAX_ABSENT = 24
 
 
 def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -28,9 +30,11 @@ def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
 def sureness(evaluation: Mapping[str, Any]) -> list[str]:
     """Return sentences that say how far the primary score can be trusted."""
     known = [row for row in evaluation["per_class"] if row["iou"] is not None]
+    pixels = evaluation["num_pixels"]
+    counted = f"{pixels / 1e6:,.1f} million" if pixels >= 1e6 else f"{pixels:,}"
     return [
         f"Measured on {evaluation['num_images']:,} validation images, "
-        f"{evaluation['num_pixels'] / 1e6:,.1f} million labelled pixels of {len(known)} classes."
+        f"{counted} labelled pixels, classes that occur: {len(known)}."
     ]
 
 
@@ -50,11 +54,16 @@ def bars(run: Run) -> Section | None:
     absent = [str(row["name"]) for row in run.evaluation["per_class"] if row["iou"] is None]
     return Section(
         title="Classes",
-        note=f"Nowhere on these images, and left out of the mean: {', '.join(absent)}."
+        note=f"Nowhere on these images, and left out of the mean: {_some(absent)}."
         if absent
         else "",
         parts=[Part(kind="figures", values={"figures": [drawn]})],
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - MAX_ABSENT
+    return ", ".join(names[:MAX_ABSENT]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def per_class(run: Run) -> Section | None:

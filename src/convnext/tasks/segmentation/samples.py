@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
 from convnext.images import Header, Mode, decode, read_header
 from convnext.tasks.classification.samples import spread
-from convnext.tasks.segmentation.masks import Labels
+from convnext.tasks.segmentation.masks import NONE_16_BIT, Labels
 
 
 class Reader(Protocol):
@@ -33,6 +34,34 @@ class Reader(Protocol):
             BadImage: If it cannot be read, or does not go with the image.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """A reader whose classes are those of a network, which may be more and in another order."""
+
+    reader: Reader
+    table: tuple[int, ...]
+    """The network's class for each of the reader's."""
+    num_classes: int
+
+    @property
+    def ignore_index(self) -> int:
+        """A value that is no class of the network's."""
+        return 255 if self.num_classes <= 255 else NONE_16_BIT
+
+    @property
+    def reduce_zero_label(self) -> bool:
+        """As of the reader."""
+        return self.reader.reduce_zero_label
+
+    def read(self, mask: Any, size: tuple[int, int] | None = None) -> Labels:
+        """Return the network's class of every pixel, (H, W); errors are the reader's."""
+        labels = self.reader.read(mask, size)
+        known = labels != self.reader.ignore_index
+        found = np.full_like(labels, self.ignore_index)
+        found[known] = np.array(self.table, labels.dtype)[labels[known]]
+        return found
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class View:
         if settings.window is None:
             self._blocks = iter([forward(images)])
         else:
-            stride = settings.stride or max(1, settings.window * 2 // 3)
+            stride = settings.stride or default_stride(settings.window)
             at_once = max(1, settings.window_batch // len(images))
             self._blocks = slide(forward, images, settings.window, stride, at_once)
         self._held = next(self._blocks)  # (N, K, rows, w)
@@ -216,6 +216,15 @@ def slide(
             stop = min(row + done, tall)
             sums[:, :, row - done : stop - done] = sums[:, :, row:stop]
         sums[:, :, tall - done :] = 0
+
+
+def default_stride(window: int) -> int:
+    """Return two thirds of a window, as published.
+
+    >>> default_stride(512), default_stride(640)
+    (341, 426)
+    """
+    return max(1, window * 2 // 3)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

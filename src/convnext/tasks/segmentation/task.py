@@ -22,7 +22,7 @@ from convnext.ranks import ALONE, Ranks
 from convnext.recipe import Recipe, number, to_dict
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.choosing import Choice, circumstances, dense_preprocessing, print_choices
-from convnext.tasks.classification.sampling import StepBatches
+from convnext.tasks.sampling import StepBatches
 from convnext.tasks.segmentation.augment import TrainTransform
 from convnext.tasks.segmentation.auto import resolve, warnings
 from convnext.tasks.segmentation.data import DataFacts, SegmentationData, facts, open_dataset

@@ -22,8 +22,8 @@ from convnext.shards.addresses import expand
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.data import facts, open_dataset
 from convnext.tasks.classification.dataset import EvalDataset, TrainDataset, collate
-from convnext.tasks.classification.sampling import StepBatches
 from convnext.tasks.classification.shards.convert import to_shards
+from convnext.tasks.sampling import StepBatches
 
 AUGMENT = AugmentRecipe(
     scale=(0.35, 1.0),

@@ -18,7 +18,7 @@ from rich.console import Console
 from convnext.settings import LoaderRecipe
 from convnext.shards.addresses import addresses, fetch_text, is_remote
 from convnext.shards.store import Missing, Remote, Store, Unavailable
-from convnext.tasks.classification.cache import for_each
+from convnext.tasks.cache import for_each
 from convnext.tasks.classification.samples import Found
 from convnext.tasks.classification.shards import index as shard_index
 from convnext.tasks.classification.shards.index import Listed, Listing, Places, index_name

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convnext.shards.order import ShardOrder
-from convnext.tasks.classification.sampling import StepBatches, rank_slice
+from convnext.tasks.sampling import StepBatches, rank_slice
 
 LABELS = [0] * 40 + [1] * 15 + [2] * 5
 # 1,024 images in shards of uneven sizes, one of them empty.

@@ -1,4 +1,4 @@
-"""The progress bar of long work."""
+"""The progress bar of everything that goes through images one by one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def progress_bar(
     title: str, total: int, console: Console | None
 ) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a console, None for no bar; call what this yields with how much was done."""
+    """Show a bar on `console`, where there is one, while the block lasts.
+
+    Yields:
+        What to call with the number of images that were dealt with.
+    """
     with Progress(
-        TextColumn(title),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),

@@ -1,0 +1,82 @@
+"""What goes with published segmentors, whose files hold tensors alone: ADE20K, and how it is read.
+
+The reference recipes (`recipes/ade20k_*.yaml`) train at 512 pixels or, the larger networks, at 640;
+no tensor tells which, but the file's name does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from convnext.checkpoint import Card
+from convnext.preprocess import DensePreprocessing
+from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
+from convnext.tasks.segmentation.model import UPerNetConfig
+from convnext.tasks.segmentation.scores import default_stride
+
+# In the order of the indices, by the first name of each in ADE20K's own list.
+ADE20K = tuple(
+    """
+    wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk,
+    person, earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf,
+    house, sea, mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub,
+    railing, cushion, base, box, column, signboard, chest of drawers, counter, sand, sink,
+    skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table, pillow,
+    screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill,
+    bench, countertop, stove, palm, kitchen island, computer, swivel chair, boat, bar,
+    arcade machine, hovel, bus, towel, light, truck, tower, chandelier, awning, streetlight, booth,
+    television receiver, airplane, dirt track, apparel, pole, land, bannister, escalator, ottoman,
+    bottle, buffet, poster, stage, van, ship, fountain, conveyer belt, canopy, washer, plaything,
+    swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball, food,
+    step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket,
+    sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate,
+    monitor, bulletin board, shower, radiator, glass, clock, flag
+    """.replace("\n    ", " ")
+    .strip()
+    .split(", ")
+)
+
+
+def published_card(source: str, name: str, changes: Mapping[str, Any]) -> Card:
+    """Return the card of a file without one, by its address and the network that its shapes tell.
+
+    Classes are ADE20K's where there are 150 of them, else numbers.
+    """
+    changes = asdict(UPerNetConfig()) | dict(changes)
+    in_chans = int(changes.get("in_chans", 3))
+    grey = in_chans == 1
+    count = int(changes["num_classes"])
+    side = published_side(source)
+    return Card(
+        task="segment",
+        model=name,
+        changes=changes,
+        classes=ADE20K if count == len(ADE20K) else tuple(map(str, range(count))),
+        preprocessing=DensePreprocessing(
+            image_size=side,
+            max_size=4 * side,
+            in_chans=in_chans,
+            mean=(sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN,
+            std=(sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD,
+        ),
+        recipe=published_recipe(source),
+    )
+
+
+def published_recipe(source: str) -> dict[str, Any]:
+    """Return the settings by which published segmentors read images: windows of the crop's size."""
+    side = published_side(source)
+    return {"segment": {"mode": "slide", "window": side, "stride": default_stride(side)}}
+
+
+def published_side(source: str) -> int:
+    """Return the short side of the images and of the crop, by the name of the file or hub id.
+
+    >>> published_side("upernet_convnext_base_22k_640x640.pth")
+    640
+    """
+    return 640 if re.search(r"640|large", Path(source).name) else 512

@@ -1,0 +1,38 @@
+"""How a user's wishes change the way in which images are looked at."""
+
+from __future__ import annotations
+
+import pytest
+
+from convnext.tasks.segmentation.looks import MULTI_SCALE, choose_inference, describe, inference_of
+from convnext.tasks.segmentation.scores import InferenceSettings, default_stride
+
+SLID = {"segment": {"mode": "slide", "window": 640, "stride": 426}}
+
+
+def test_by_default_as_in_training() -> None:
+    assert inference_of({}) == InferenceSettings()
+    assert inference_of(SLID) == InferenceSettings(window=640, stride=426)
+    chosen = choose_inference(SLID, multi_scale=True, flip=True)
+    assert chosen == InferenceSettings(window=640, stride=426, scales=MULTI_SCALE, flip=True)
+    assert choose_inference(SLID, whole=True) == InferenceSettings()
+    assert choose_inference(SLID, stride=100) == InferenceSettings(window=640, stride=100)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(1, 1), (512, 341), (640, 426)])
+def test_the_stride_that_is_told_is_the_one_that_is_taken(window: int, stride: int) -> None:
+    assert default_stride(window) == stride
+    assert describe(InferenceSettings(window=window)) == f"windows of {window} every {stride}"
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"window": 0}, "window is 0"),
+        ({"stride": 9}, "give a window, too"),
+        ({"whole": True, "window": 64}, "leave out --whole or both"),
+    ],
+)
+def test_what_cannot_be(wishes: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        choose_inference({}, **wishes)  # type: ignore[arg-type]
