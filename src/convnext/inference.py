@@ -22,8 +22,8 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
     """Return a network in evaluation mode on `device`, and its card.
 
     Weights of a published layout have no card of their own: their network follows from the shapes,
-    their classes are ImageNet's (a segmentor's ADE20K's) where the count fits, their preprocessing
-    is the published one.
+    their classes are ImageNet's (a segmentor's ADE20K's, a detector's COCO's) where the count
+    fits, their preprocessing is the published one.
 
     Raises:
         ValueError: If the source cannot be found or read.
@@ -98,8 +98,8 @@ def card_of(source: str, model: str) -> Card | None:
         _, metadata = read_file(path)
         if metadata.get("format") == FORMAT:
             return Card.from_metadata(metadata, where=str(path))
-    if path is not None and task_of(source) == "segment":
-        return _card_of_segmentor(source, path)
+    if path is not None and task_of(source) != "classify":
+        return _card_of_dense(source, path)
     published = find_published(source, model)
     if published is None and not model.startswith("timm/"):
         return None
@@ -111,14 +111,13 @@ def card_of(source: str, model: str) -> Card | None:
     )
 
 
-def _card_of_segmentor(source: str, path: Path) -> Card | None:
-    """Return the card of a bare file, or None where its backbone is none of ours."""
-    from convnext.tasks.segmentation.published import published_card
+def _card_of_dense(source: str, path: Path) -> Card | None:
+    """Return the card of a segmentor's or detector's bare file; None for a backbone not of ours."""
     from convnext.weights import infer_model, read_source
 
     weights, _ = read_source(path)
     try:
-        return published_card(source, *infer_model(weights))
+        return _published_card(source, *infer_model(weights), weights)
     except ValueError:
         return None
 
@@ -169,10 +168,15 @@ def pick_precision(precision: str, card: Card, device: torch.device) -> str:
 def _published_card(source: str, name: str, changes: dict[str, Any], weights: Any) -> Card:
     from convnext.weights.published import find_published
 
-    if dense_prefix(name) == "upernet_":
-        from convnext.tasks.segmentation.published import published_card
+    prefix = dense_prefix(name)
+    if prefix == "upernet_":
+        from convnext.tasks.segmentation import published as segmentor
 
-        return published_card(source, name, changes)
+        return segmentor.published_card(source, name, changes)
+    if prefix:
+        from convnext.tasks.detection import published as detector
+
+        return detector.published_card(name, changes)
     published = find_published(source)
     num_classes = int(changes.get("num_classes", 1000))
     return Card(

@@ -58,8 +58,10 @@ def resolve(
     _choose_heads(c, facts, where, on_cpu=on_cpu, large=large)
     _choose_backbone(c, where, scratch=scratch, large=large)
     _choose_batch(c, facts.num_train, large=large, on_cpu=on_cpu)
-    _choose_schedule(c, facts.num_train, scratch=scratch, large=large)
+    _choose_schedule(c, facts.num_train, large=large)
     _choose_rate(c, scratch=scratch, large=large)
+    every = max(1, round(c["schedule.epochs"] / 5))
+    c.choose("run.eval_every", every, "epochs between evaluations, which take long")
     choose_execution(c, where, facts.num_train, large=large)
     c.choose("run.compile", False, "every batch has another size")
     c.choose("augment.hflip", 0.5, "as in the paper")
@@ -179,10 +181,10 @@ def _choose_batch(c: Chooser, n: int, *, large: bool, on_cpu: bool) -> None:
     c.choose("optim.micro_batch_size", batch if on_cpu else min(batch, 2), "of one backward pass")
 
 
-def _choose_schedule(c: Chooser, n: int, *, scratch: bool, large: bool) -> None:
+def _choose_schedule(c: Chooser, n: int, *, large: bool) -> None:
     if large:
         c.choose("schedule.epochs", 36, "the paper's")
-    images = 12_000 if scratch else 6_000
+    images = 6_000
     epochs = min(300, max(8, round(images / n)))
     epochs = c.choose("schedule.epochs", epochs, f"{epochs * n:,} images in all")
     c.choose("schedule.warmup_epochs", two_digits(epochs / 20), "a twentieth of the run")

@@ -1,0 +1,58 @@
+"""What goes with published detectors, whose files hold tensors alone: COCO, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from convnext.checkpoint import Card
+from convnext.preprocess import DensePreprocessing
+from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
+from convnext.tasks.detection.config import DetectorConfig
+
+# The ids of COCO's 80 categories; those of no object were never used.
+COCO_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+
+# In the order of the ids.
+COCO = tuple(
+    """
+    person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light,
+    fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant,
+    bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard,
+    sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle,
+    wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot,
+    hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop,
+    mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock,
+    vase, scissors, teddy bear, hair drier, toothbrush
+    """.replace("\n    ", " ")
+    .strip()
+    .split(", ")
+)
+
+
+def published_card(name: str, changes: Mapping[str, Any]) -> Card:
+    """Return the card of a file without one, by the network that its shapes tell.
+
+    Classes are COCO's where there are 80 of them, else numbers; images are read at 800 pixels, the
+    long side at most 1333 (paper, appendix A.3).
+    """
+    changes = asdict(DetectorConfig()) | dict(changes)
+    in_chans = int(changes.get("in_chans", 3))
+    grey = in_chans == 1
+    count = int(changes["num_classes"])
+    is_coco = count == len(COCO)
+    return Card(
+        task="detect",
+        model=name,
+        changes=changes,
+        classes=COCO if is_coco else tuple(map(str, range(count))),
+        category_ids=COCO_IDS if is_coco else (),
+        preprocessing=DensePreprocessing(
+            image_size=800,
+            max_size=1333,
+            in_chans=in_chans,
+            mean=(sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN,
+            std=(sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD,
+        ),
+    )
