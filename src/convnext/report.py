@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from convnext.train.log import LOSS, read_metrics
 from convnext.train.reference import Reference, read_reference
 
 # Colours of several curves in one figure: apart for every kind of colour vision.
-LINES = (ACCENT, MISS, "#00a076", "#b85488", "#c97800", "#5aa5d8", MUTED)
+LINES = (ACCENT, MISS, "#00a076", "#b85488", "#6b4fb3", "#5aa5d8", MUTED)
 WEIGHTS = {"model": "weights", "ema": "moving average"}
 
 
@@ -330,10 +330,13 @@ def _as_title(name: str) -> str:
 def _losses(trained: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """Return a curve for every part of the loss, where there are several."""
     names = [key for key in trained[-1] if key.startswith(LOSS)]
-    return [
-        _curve(name.removeprefix(LOSS).replace("_", " "), trained, name, LINES[i % len(LINES)])
-        for i, name in enumerate(names)
-    ]
+    curves = []
+    for i, name in enumerate(names):
+        label, colour = name.removeprefix(LOSS).replace("_", " "), LINES[i % len(LINES)]
+        curve = _curve(label, trained, name, colour)
+        # A cascade has more parts than there are colours.
+        curves.append(replace(curve, dashed=i >= len(LINES)))
+    return curves
 
 
 def _by_weights(run: Run, key: str) -> list[Curve]:
