@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from cli_runs import Runs, assert_same
+from PIL import Image
 from rich.console import Console
 from small_objects import coco_squares, small_coco
 
 from convnext.checkpoint import Card, find_checkpoint
+from convnext.cli import main
 from convnext.preprocess import DensePreprocessing
 from convnext.recipe import Recipe, change_recipe
 from convnext.tasks import open_task
+from convnext.tasks.detection.masks import cut
 from convnext.train.run import RunResult, train
 from convnext.weights.files import read_file
 
@@ -69,6 +73,72 @@ def test_losses_are_written_by_name(finished: RunResult) -> None:
     assert {f"loss/{n}" for n in ("rpn_class", "rpn_box", "class", "box", "mask")} <= names
 
 
+def test_the_report_has_curves_confusion_and_the_worst_images(finished: RunResult) -> None:
+    text = (finished.folder / "report.html").read_text(encoding="utf-8")
+    for words in ("Average precision", "Precision and recall", "Worst images", "box AP", "rpn box"):
+        assert words in text, words
+    assert "top-1" not in text
+
+
+def test_evaluate_agrees_with_training(
+    finished: RunResult, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(finished.folder), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["box_ap"] == finished.best["box_ap"]
+    assert result["mask_ap"] == finished.best["mask_ap"]
+    assert len(result["confusion"]) == 3
+    assert (result["num_images"], result["num_objects"]) == (4, 12)
+    strict = ["evaluate", str(finished.folder), "--max-detections", "1", "--json"]
+    assert main(strict) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["box"]["ar"] < result["box"]["ar"]
+    # Classes in another order are matched by name.
+    other = tmp_path / "other"
+    shutil.copytree(squares, other)
+    for path in other.glob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for row in (*content["categories"], *content["annotations"]):
+            key = "id" if "name" in row else "category_id"
+            row[key] = {7: 9, 9: 7}[row[key]]
+        path.write_text(json.dumps(content), encoding="utf-8")
+    assert main(["evaluate", str(finished.folder), "--data", str(other), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["box_ap"] == result["box_ap"]
+
+
+def test_predictions_are_pictures_rows_and_results_of_coco(
+    finished: RunResult, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(squares / "images", folder)
+    (folder / "broken.png").write_bytes(b"no image")
+    output = tmp_path / "out"
+    command = ["predict", str(finished.folder), str(folder), "--output", str(output)]
+    assert main([*command, "--overlays", "jpg", "--score", "0.2"]) == 0
+    assert "1 of the images could not be read" in capsys.readouterr().out
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert {row["category_id"] for row in results} <= {7, 9}
+    assert min(row["score"] for row in results) >= 0.2
+    for row in results:
+        assert cut(row["segmentation"], (0, 0, 64, 64)).shape == (64, 64)
+        assert min(row["bbox"][2:]) > 0
+    rows = (output / "objects.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == len(results) + 1
+    with Image.open(output / "train0_objects.jpg") as picture:
+        assert picture.size == (64, 64)
+    nothing = ["predict", str(finished.folder), str(folder / "val0.png"), "--score", "1.0"]
+    assert main([*nothing, "--output", str(tmp_path / "none"), "--overlays", "none"]) == 0
+    assert json.loads((tmp_path / "none" / "results.json").read_text()) == []
+    assert not list((tmp_path / "none").glob("*.png"))
+
+
+@pytest.mark.parametrize("option", ["--topk=3", "--window=64", "--alpha=0.3"])
+def test_options_of_other_tasks_are_refused(finished: RunResult, option: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["predict", str(finished.folder), __file__, option])
+    assert left.value.code == 2
+
+
 def test_a_classifier_is_refused_with_the_names_to_take(squares: Path) -> None:
     recipe = change_recipe(Recipe(), {"task": "detect", "model": "convnext_tiny"})
     with pytest.raises(ValueError, match="mask_rcnn_convnext_tiny or cascade_mask_rcnn_"):
@@ -111,8 +181,19 @@ def test_boxes_alone_train_too(tmp_path: Path) -> None:
     assert "mask_ap50" not in done.best
 
 
-@pytest.mark.slow
 def test_killed_and_resumed_it_is_the_same_run(squares: Path, tmp_path: Path) -> None:
-    settings = SMALL | {"data": str(squares), "schedule.epochs": 12, "run.eval_every": 4}
-    runs = Runs(tmp_path, change_recipe(Recipe(), settings))
-    assert_same(runs.straight(), runs.killed())
+    flat = {**SMALL, "data": str(squares), "network.norm": "layer", "network.stem": "patchify"}
+    flat |= {
+        "schedule.epochs": 8,
+        "run.eval_every": 4,
+        "network.drop_path_rate": 0.2,
+        "optim.micro_batch_size": 2,
+        "ema.decay": 0.9,
+    }
+    runs = Runs(tmp_path, change_recipe(Recipe(), flat | {"run.save_every": 3}))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    runs.finish(whole)
+    for step in (6, 17):
+        runs.kill_at(parts, step, "--resume", "--loader.workers", "1")
+    runs.finish(parts, "--resume")
+    assert_same(whole, parts)

@@ -99,6 +99,8 @@ def detect(
     """
     with autocast(device, precision):
         found = model([image], paste=False)[0]
+    # A box without area is no object that a user could see.
+    found = {k: v[_has_area(found["boxes"])] for k, v in found.items()}
     height, width = size
     factors = torch.tensor(
         [width / image.shape[2], height / image.shape[1]] * 2, device=found["boxes"].device
@@ -112,6 +114,10 @@ def detect(
         masks=tuple(compress(encode(part.cpu().numpy(), w, size)) for part, w in parts),
         size=size,
     )
+
+
+def _has_area(boxes: Tensor) -> Tensor:  # M 4 -> M
+    return (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
 def compress(runs: dict[str, Any]) -> dict[str, Any]:
