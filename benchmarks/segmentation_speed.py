@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--compile", action="store_true", help="compiled and frozen, too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -40,8 +41,14 @@ def main() -> None:
         "ours": lambda: ours(images),
         "ours, channels_last": lambda: channels_last(last),
     }
+    if arguments.compile:
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True
+        compiled = torch.compile(channels_last)
+        forms["ours, compiled"] = lambda: compiled(last)
     seconds: dict[str, list[float]] = {name: [] for name in forms}
-    with torch.inference_mode():
+    with torch.no_grad():
         reference = forms["transformers"]()
         difference = {n: float((form() - reference).abs().max()) for n, form in forms.items()}
         for _ in range(arguments.rounds):
