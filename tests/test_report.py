@@ -129,13 +129,6 @@ def test_a_page_that_is_not_a_picture_is_not_shown(run_folder: Path) -> None:
     assert "example.org" not in write_report(run_folder).read_text(encoding="utf-8")
 
 
-def test_another_task_has_the_sections_that_know_no_task(run_folder: Path) -> None:
-    (run_folder / "recipe.yaml").write_text("task: detect\n")
-    text = write_report(run_folder).read_text(encoding="utf-8")
-    assert "Chosen by auto" in text
-    assert "Confusion" not in text
-
-
 def test_the_weakest_class_comes_first(run_folder: Path) -> None:
     run = read_run(run_folder)
     scores = [dict(row) | {"f1": f1} for row, f1 in

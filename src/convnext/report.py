@@ -29,7 +29,7 @@ from convnext.figures import (
     save_bytes,
     short_count,
 )
-from convnext.tasks import HOMES, PRIMARY, home
+from convnext.tasks import PRIMARY, home
 from convnext.train.log import LOSS, read_metrics
 from convnext.train.reference import Reference, read_reference
 
@@ -296,13 +296,10 @@ def settings(run: Run) -> Section | None:
 
 
 Maker = Callable[[Run], Section | None]
-COMMON: tuple[Maker, ...] = (curves, events, choices, settings)
 
 
 def makers(task: str) -> tuple[Maker, ...]:
-    """Return the sections of a task's report; those of every task where it has none of its own."""
-    if task not in HOMES:
-        return COMMON
+    """Return the sections of a task's report, its own among those of every task."""
     own = home(task, "report").SECTIONS
     return (curves, *own, events, choices, settings)
 

@@ -34,7 +34,7 @@ def made_up(seeds: Sequence[int] = (0, 1, 2), missing: Sequence[str] = ()) -> li
                     runs_as=entry.own_name,
                     seed=seed,
                     state=FINISHED if done else WAITING,
-                    top1=entry.paper.top1 - 20 + noise if done else None,
+                    score=entry.paper.top1 - 20 + noise if done else None,
                     epochs=8.0 if done else None,
                     seconds=60.0 if done else None,
                     image_size=32,
@@ -69,7 +69,7 @@ def write_study(root: Path, results: Sequence[Result], title: str = "The road mi
     write_results(root, results, {"environment": {"cpu": "made up"}, "seconds": 1.0})
     by_name = {entry.name: entry for entry in plan.entries}
     for result in results:
-        if result.top1 is None:
+        if result.score is None:
             continue
         folder = plan.run_folder(root, by_name[result.entry], result.seed)
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def write_study(root: Path, results: Sequence[Result], title: str = "The road mi
                 "images": 100 * step,
                 "seconds": step,
                 "weights": "model",
-                "top1": result.top1 - 30 / step,
+                "top1": result.score - 30 / step,
             }
             for step in (10, 20, 40)
         ]

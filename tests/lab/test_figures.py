@@ -58,7 +58,7 @@ def test_a_rival_is_a_line_beside_the_road_and_no_step_of_it() -> None:
         group="Swin",
         departs_from="",
         runs_as="swin",
-        top1=60.5,
+        score=60.5,
         paper_top1=None,
     )
     ours = staircase([*results, rival]).axes[0]

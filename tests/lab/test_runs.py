@@ -95,9 +95,9 @@ def test_what_a_study_leaves(whole: Path) -> None:
         for entry in ("resnet_baseline", "enhanced_recipe", "kernel_5")
         for seed in (0, 1)
     ]
-    assert all(r.state == "finished" and r.top1 is not None and r.top1 > 50 for r in results)
+    assert all(r.state == "finished" and r.score is not None and r.score > 50 for r in results)
     # The first two are one network under one recipe, and the seeds are not the same run.
-    assert [r.top1 for r in results[:2]] == [r.top1 for r in results[2:4]]
+    assert [r.score for r in results[:2]] == [r.score for r in results[2:4]]
     assert results[0].loss != results[1].loss
     assert sorted(p.name for p in (whole / "runs").iterdir()) == ["kernel_5", "resnet_baseline"]
     recipes = [p.read_text() for p in sorted(whole.glob("runs/*/seed-0/recipe.yaml"))]
@@ -178,7 +178,7 @@ def test_a_network_that_diverges_is_one_line_of_the_table(tmp_path: Path) -> Non
     assert process.returncode == 1, printed  # Nothing was reached.
     (result,) = read_results(root / "results.csv")
     assert isinstance(result, Result)
-    assert (result.state, result.top1) == ("diverged", None)
+    assert (result.state, result.score) == ("diverged", None)
     assert "loss" in result.reason
     # It is not tried again: the same seed ends the same way.
     process = start(root, *options)

@@ -70,12 +70,12 @@ def test_neighbours_are_compared_and_shared_runs_are_not() -> None:
 
 def test_rank_correlation_with_the_paper() -> None:
     results = made_up()
-    ranked = [replace(result, top1=result.paper_top1) for result in results]
+    ranked = [replace(result, score=result.paper_top1) for result in results]
     same = correlate(summarise(ranked))
     assert same is not None
     assert (same.spearman, same.kendall) == (pytest.approx(1), pytest.approx(1))
     assert same.count == 16  # Seventeen rungs, of which two are one network.
-    turned = [replace(r, top1=-(r.paper_top1 or 0)) for r in results]
+    turned = [replace(r, score=-(r.paper_top1 or 0)) for r in results]
     opposite = correlate(summarise(turned))
     assert opposite is not None
     assert opposite.spearman == pytest.approx(-1)

@@ -12,7 +12,8 @@ from convnext.recipe import Recipe, change_recipe, read_recipe
 
 DESCRIPTION = """\
 Train networks under one recipe, with the same data order and augmentation, and compare them:
-accuracy over seeds, parameters, multiply-accumulates, and throughput and memory measured here.
+the primary metric (top-1, mIoU, box AP) over seeds, parameters, multiply-accumulates, and
+throughput and memory measured here.
 
 A network is [LABEL=]MODEL[@WEIGHTS][:field=value,...]; the others are compared with the first one.
 Fields are those of NetworkConfig for networks of ours, arguments of the network for those of timm.
@@ -26,6 +27,7 @@ examples:
   convnext compare convnext_atto 'wide=convnext_atto:dims=[64,128,256,512]' --data digits
   convnext compare convnext_tiny timm/resnet50 --data my_photos --minutes 20    # equal time
   convnext compare convnext_tiny@fb_in22k timm/resnet50@weights.safetensors --data my_photos
+  convnext compare convnext_atto timm/resnet18 --task detect --data cells    # Mask R-CNN on each
 
 Settings of the recipe are options, as for `convnext train`: --schedule.epochs 20
 """
@@ -46,16 +48,14 @@ def run(argv: list[str]) -> int:
     arguments, given = parse(parser, argv, OWN)
     check_study_options(arguments, given)
 
-    from dataclasses import asdict
-
     from convnext.lab.compare import entries_of
     from convnext.lab.road_study import check_settings
     from convnext.lab.study import study
 
     out = console(as_json=arguments.json)
-    entries = entries_of(arguments.models)
     source = arguments.with_recipe
     recipe = change_recipe(read_recipe(source) if source else Recipe(), given)
+    entries = entries_of(arguments.models, recipe.task)
     check_settings(recipe, entries)
     root = Path(arguments.output or Path("runs") / f"compare-{Path(recipe.data).name or 'data'}")
     results = study(
@@ -73,6 +73,6 @@ def run(argv: list[str]) -> int:
         console=out,
     )
     if arguments.json:
-        print_json({"output": str(root), "results": [asdict(result) for result in results]})
+        print_json({"output": str(root), "results": [result.row() for result in results]})
     # As `train` ends with 1 where a run diverged: here, where nothing at all was reached.
-    return 0 if any(result.top1 is not None for result in results) else 1
+    return 0 if any(result.score is not None for result in results) else 1

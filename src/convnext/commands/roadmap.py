@@ -148,8 +148,11 @@ def run(argv: list[str]) -> int:
             raise ValueError("--ablate trains networks; give it --data PATH, or --data digits")
         return _costs(arguments, recipe, out, [entry.name for entry in entries])
     check_study_options(arguments, given)
-
-    from dataclasses import asdict
+    if recipe.task != "classify":
+        raise ValueError(
+            f"the road is walked by classification; for --task {recipe.task} compare its rungs: "
+            f"convnext compare roadmap/{arguments.regime}/kernel_7 --task {recipe.task} ..."
+        )
 
     from convnext.lab.road_study import check_settings
     from convnext.lab.study import study
@@ -172,9 +175,9 @@ def run(argv: list[str]) -> int:
         console=out,
     )
     if arguments.json:
-        print_json({"output": str(root), "results": [asdict(result) for result in results]})
+        print_json({"output": str(root), "results": [result.row() for result in results]})
     # As `train` ends with 1 where a run diverged: here, where nothing at all was reached.
-    return 0 if any(result.top1 is not None for result in results) else 1
+    return 0 if any(result.score is not None for result in results) else 1
 
 
 def _folder(arguments: Any, recipe: Recipe) -> str:

@@ -9,9 +9,10 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
-from convnext.family import FAMILY, network_configs
+from convnext.family import FAMILY, dense_prefix, network_configs
 from convnext.lab.plan import Entry, Paper
 from convnext.lab.road_study import paper_of, parse_value, pin_network, show, split_list
+from convnext.lab.settle import PREFIX_OF_TASK
 from convnext.names import nearest
 from convnext.road import PAPER_REGIMES, roadmap
 
@@ -47,18 +48,19 @@ PAPER_NAMES = {
 }
 
 
-def entries_of(specs: Sequence[str]) -> list[Entry]:
+def entries_of(specs: Sequence[str], task: str = "classify") -> list[Entry]:
     """Return an entry for every `[LABEL=]MODEL[@WEIGHTS][:field=value,...]`.
 
     The first one is what the others are compared with. Fields are those of `NetworkConfig` for
-    networks of ours, and arguments of the network for those of timm.
+    networks of ours, and arguments of the network for those of timm. For a dense task a model may
+    be a backbone, which becomes UPerNet or Mask R-CNN on it, or a full name.
 
     Raises:
         ValueError: If a model is unknown, a field is no `field=value`, or two have one label.
     """
     entries: list[Entry] = []
     for spec in specs:
-        entry = _entry(spec, departs_from=entries[0].name if entries else "")
+        entry = _entry(spec, departs_from=entries[0].name if entries else "", task=task)
         if entry.name in {other.name for other in entries}:
             raise ValueError(f"two networks are called {entry.name!r}; label one: LABEL=MODEL")
         entries.append(entry)
@@ -74,11 +76,15 @@ def rivals_of(specs: Sequence[str]) -> list[Entry]:
     return [replace(entry, departs_from="") for entry in entries_of(specs)]
 
 
-def _entry(spec: str, *, departs_from: str) -> Entry:
+def _entry(spec: str, *, departs_from: str, task: str) -> Entry:
     found = SPEC.fullmatch(spec)
     if found is None:
         raise ValueError(f"{spec!r} is not [LABEL=]MODEL[@WEIGHTS][:field=value,...]")
-    model, weights = found["model"], found["weights"]
+    prefix = dense_prefix(found["model"]) or ""
+    model, weights = found["model"].removeprefix(prefix), found["weights"]
+    prefix = prefix or PREFIX_OF_TASK[task]
+    if bool(prefix) != (task != "classify"):
+        raise ValueError(f"{found['model']} does not {task}; name its backbone, or give --task")
     changes = {}
     for part in split_list(found["changes"] or ""):
         name, equals, text = part.partition("=")
@@ -103,16 +109,19 @@ def _entry(spec: str, *, departs_from: str) -> Entry:
         leaves["network.changes"] = changes
     if weights:
         leaves["weights"] = weights
-    label = found["label"] or model.removeprefix("timm/") + (f"@{weights}" if weights else "")
+    label = found["label"] or found["model"].replace("timm/", "") + (
+        f"@{weights}" if weights else ""
+    )
     if all_changes and not found["label"]:
         label += ":" + ",".join(f"{name}={show(value)}" for name, value in all_changes.items())
     # A changed network is none of the paper's, nor is one that was trained on something before.
-    paper = Paper() if all_changes or weights else paper_figures(model)
+    of_paper = not all_changes and not weights and task == "classify"
+    paper = paper_figures(model) if of_paper else Paper()
     return Entry(
         name=label,
         what=_describe(model, all_changes),
         group=group_of(model),
-        model=model,
+        model=prefix + model,
         changes=leaves,
         pins=pins,
         departs_from=departs_from,

@@ -19,6 +19,7 @@ from convnext.lab.statistics import Summary, correlate, summarise
 from convnext.lab.table import difference, mean_and_std, notes, shorten
 from convnext.recipe import Recipe, flatten
 from convnext.report import duration
+from convnext.tasks import label_of
 from convnext.train.log import read_metrics
 
 TITLES = {
@@ -62,6 +63,7 @@ def write_page(root: Path) -> Path:
             if name in drawn
         ],
         rows=[_row(summary) for summary in summaries],
+        score=label_of(summaries[0].first.metric),
         has_paper=any(s.first.paper_top1 is not None for s in summaries),
         has_speed=any(s.first.infer_images_per_s is not None for s in summaries),
         entries=[_story(root, plan, summary, number) for number, summary in enumerate(summaries)],
@@ -160,7 +162,7 @@ def _row(summary: Summary) -> dict[str, str]:
         "infer": f"{first.infer_images_per_s:,.0f}" if first.infer_images_per_s else "",
         "memory": f"{first.train_memory / 1e6:,.0f}" if first.train_memory else "",
         "infer_memory": f"{first.infer_memory / 1e6:,.0f}" if first.infer_memory else "",
-        "top1": mean_and_std(estimate) or ", ".join(states),
+        "score": mean_and_std(estimate) or ", ".join(states),
         "interval": interval,
         "difference": difference(summary),
         "words": summary.comparison.words if summary.comparison else "",
@@ -191,7 +193,7 @@ def _story(root: Path, plan: Study, summary: Summary, number: int) -> dict[str, 
         "against": summary.comparison.to if summary.comparison else "",
         "block": block_svg(config, before) if config else "",
         "changed": changed,
-        "curves": _curves(folders, f"curve-{number}"),
+        "curves": _curves(folders, f"curve-{number}", summary.first.metric),
         "links": [
             (seed, (folder / "report.html").relative_to(root).as_posix())
             for seed, folder in folders.items()
@@ -205,14 +207,14 @@ def _asked(plan: Study, name: str) -> Any:
     return dict(flatten(plan.recipe)).get(name, "")
 
 
-def _curves(folders: Mapping[int, Path], name: str) -> str:
-    """Return top-1 over the images seen, a line per seed; "" where nothing was evaluated."""
+def _curves(folders: Mapping[int, Path], name: str, metric: str) -> str:
+    """Return the metric over the images seen, a line per seed; "" where nothing was evaluated."""
     curves = []
     for i, (seed, folder) in enumerate(folders.items()):
         path = folder / "metrics.jsonl"
         rows = read_metrics(path) if path.is_file() else []
         points = [
-            (row["images"], row["top1"])
+            (row["images"], row[metric])
             for row in rows
             if row["kind"] == "val" and row.get("weights") == "model"
         ]
@@ -222,8 +224,10 @@ def _curves(folders: Mapping[int, Path], name: str) -> str:
             curves.append(Curve(label=f"seed {seed}", x=x, y=y, colour=colour))
     if not curves:
         return ""
-    figure = draw_curves(curves, label="top-1, %")
-    return inline_svg(save_bytes(figure, "svg").decode(), name, "Top-1 of every seed.")
+    figure = draw_curves(curves, label=f"{label_of(metric)}, %")
+    return inline_svg(
+        save_bytes(figure, "svg").decode(), name, f"{label_of(metric)} of every seed."
+    )
 
 
 def _environment(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -231,8 +235,9 @@ def _environment(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _spoken(summaries: Sequence[Summary]) -> str:
+    label = label_of(summaries[0].first.metric).capitalize()
     parts = [f"{_called(s)} {mean_and_std(s.estimate)}" for s in summaries if s.estimate]
-    return "Top-1 in percent: " + "; ".join(parts) if parts else "No run has finished yet."
+    return f"{label} in percent: " + "; ".join(parts) if parts else "No run has finished yet."
 
 
 def _called(summary: Summary) -> str:

@@ -10,12 +10,13 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 from convnext.atomic import write_text
+from convnext.tasks import PRIMARY
 
 FINISHED, WAITING, DIVERGED, FAILED = "finished", "waiting", "diverged", "failed"
 
@@ -43,11 +44,11 @@ class Result:
     seed: int
     state: str
     """"finished", "waiting" (also of a run that was interrupted), "diverged" or "failed"."""
-    top1: float | None = None
-    """On the validation set after the last step, in percent."""
+    score: float | None = None
+    """The metric on the validation set after the last step, in percent."""
     top5: float | None = None
     loss: float | None = None
-    best_top1: float | None = None
+    best_score: float | None = None
     """The highest of all evaluations of the run, which flatters it."""
     epochs: float | None = None
     steps: int | None = None
@@ -77,21 +78,35 @@ class Result:
     paper_gmacs: float | None = None
     paper_images_per_s: float | None = None
     """On the paper's device."""
+    metric: str = "top1"
+    """What the score is: the primary metric of the task, which names its column."""
+    others: Mapping[str, float | None] = field(default_factory=dict)
+    """Other metrics of a dense task, each with a column of its own."""
+
+    def row(self) -> dict[str, Any]:
+        """Return the columns of the table: those of the scores have the names of the metrics."""
+        names = {"score": self.metric, "best_score": f"best_{self.metric}"}
+        columns = {names.get(name, name): value for name, value in asdict(self).items()}
+        del columns["metric"], columns["others"]
+        if self.metric != "top1":
+            del columns["top5"]
+        return columns | dict(self.others)
 
 
 def write_results(folder: Path, results: Sequence[Result], facts: Mapping[str, Any]) -> None:
     """Write results.csv and results.json, each whole at any moment."""
     write_text(folder / "results.csv", results_csv(results))
-    tree = dict(facts) | {"results": [asdict(result) for result in results]}
+    tree = dict(facts) | {"results": [result.row() for result in results]}
     write_text(folder / "results.json", json.dumps(tree, indent=1) + "\n")
 
 
 def results_csv(results: Sequence[Result]) -> str:
     """Return the table as CSV, empty where a value is None."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(Result)], lineterminator="\n")
+    rows = [result.row() for result in results]
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(result) for result in results)
+    writer.writerows(rows)
     return text.getvalue()
 
 
@@ -102,12 +117,24 @@ def read_results(path: Path) -> list[Result]:
         ValueError: If a column is missing, or a value is not of its column's type.
     """
     kinds = {name: _kind(hint) for name, hint in get_type_hints(Result).items()}
+    del kinds["metric"], kinds["others"]
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     try:
-        return [Result(**{n: kind(row[n]) for n, kind in kinds.items()}) for row in rows]
-    except (KeyError, ValueError, TypeError) as error:
+        return [_result(row, kinds) for row in rows]
+    except (KeyError, ValueError, TypeError, StopIteration) as error:
         raise ValueError(f"{path} is not a table of results: {error}") from error
+
+
+def _result(row: Mapping[str, str], kinds: Mapping[str, Any]) -> Result:
+    metric = next(name for name, _ in PRIMARY.values() if f"best_{name}" in row)
+    columns = {"score": metric, "best_score": f"best_{metric}"}
+    if metric != "top1":
+        kinds = {name: kind for name, kind in kinds.items() if name != "top5"}
+    values = {name: kind(row[columns.get(name, name)]) for name, kind in kinds.items()}
+    others = set(row) - set(kinds) - set(columns.values())
+    number = _kind(float | None)
+    return Result(**values, metric=metric, others={n: number(row[n]) for n in row if n in others})
 
 
 def _kind(hint: Any) -> Any:

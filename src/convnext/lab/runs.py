@@ -29,6 +29,7 @@ from convnext.atomic import write_text
 from convnext.lab.plan import Entry, Study
 from convnext.lab.results import DIVERGED, FAILED, FINISHED, WAITING
 from convnext.recipe import Recipe, recipe_from_dict, to_dict
+from convnext.tasks import OTHERS, PRIMARY
 from convnext.train.faults import DivergedError, InterruptedRun
 from convnext.train.log import read_metrics
 from convnext.train.stop import StopSignals
@@ -193,7 +194,8 @@ def visible_devices() -> list[str]:
 def describe_end(job: Job, found: Mapping[str, Any]) -> str:
     """Return one line about a run that ended."""
     if found["state"] == FINISHED:
-        return f"{job.name}: top-1 {found['top1']:.2f} % in {found['seconds']:.0f} s"
+        score = next(f"{m[1]} {found[m[0]]:.2f} %" for m in PRIMARY.values() if m[0] in found)
+        return f"{job.name}: {score} in {found['seconds']:.0f} s"
     return f"{job.name}: {found['state']}: {found.get('reason', '')}"
 
 
@@ -313,11 +315,13 @@ def _scores(folder: Path) -> dict[str, Any]:
     rows = read_metrics(folder / "metrics.jsonl")
     measured = [r for r in rows if r["kind"] == "val" and r.get("weights") == "model"]
     last = measured[-1]
-    kept = ("top1", "top5", "loss", "epoch", "step", "images", "seconds")
+    primary = next(name for name, _ in PRIMARY.values() if name in last)
+    others = sum(OTHERS.values(), ())
+    kept = (primary, "top5", *others, "loss", "epoch", "step", "images", "seconds")
     scores = {name: last[name] for name in kept if name in last}
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     scores["num_val"] = evaluation["num_images"]
-    return scores | {"best_top1": max(row["top1"] for row in measured)}
+    return scores | {f"best_{primary}": max(row[primary] for row in measured)}
 
 
 def _leave_with(parent: Any) -> None:

@@ -10,6 +10,7 @@ from convnext.lab.results import Result
 from convnext.lab.staircase import colour_of
 from convnext.lab.stairs import GROUPS
 from convnext.lab.statistics import Summary, summarise
+from convnext.tasks import label_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def scatter(results: Sequence[Result], cost: Cost) -> Figure | None:
             assert summary.estimate is not None
             x = getattr(summary.first, cost.column) / cost.unit
             colour = colour_of(summary)
-            seeds = list(summary.top1.values())
+            seeds = list(summary.scores.values())
             axes.plot([x] * len(seeds), seeds, "_", color=colour, alpha=0.6, markersize=5)
             alpha = 0.55 if summary.first.kept or summary.first.study != "roadmap" else 0.2
             axes.scatter(
@@ -75,7 +76,7 @@ def scatter(results: Sequence[Result], cost: Cost) -> Figure | None:
             points.append((x, summary.estimate.mean, summary.first.entry))
         axes.margins(0.1)
         axes.set_xlabel(cost.label)
-        axes.set_ylabel("top-1, %, measured here")
+        axes.set_ylabel(f"{label_of(shown[0].first.metric)}, %, measured here")
         axes.grid(True, axis="both")
         _label(axes, fig, points, color=INK)
         groups = list(dict.fromkeys(s.first.group for s in shown))

@@ -23,6 +23,8 @@ OF_WEIGHTS = ("mean", "std", "interpolation", "crop_pct")
 # What equal time gives to each network.
 OF_TIME = ("schedule.epochs", "schedule.warmup_epochs", "run.eval_every")
 STAND_IN = "roadmap/resnet50/separate_downsampling"
+# What makes a network of a task out of a backbone, by its name.
+PREFIX_OF_TASK = {"classify": "", "segment": "upernet_", "detect": "mask_rcnn_"}
 
 
 def settle(
@@ -45,7 +47,7 @@ def settle(
         return replace(asked, recipe=resolved, data=task.fingerprint), task
     before = read_study(root)
     resolved = go_on(before.recipe, asked.recipe, given, root)
-    task = open_task(replace(resolved, model=STAND_IN), device, Console(quiet=True))
+    task = open_task(replace(resolved, model=stand_in(resolved)), device, Console(quiet=True))
     for name, old, new in (
         ("the data", before.data, task.fingerprint),
         ("--minutes", before.minutes, asked.minutes),
@@ -70,12 +72,17 @@ def choose_once(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
     leaves = dict(flatten(recipe))
     unset = {name: value for name, value in DEFAULTS.items() if leaves[name] == "auto"}
     # The regimes of the road differ in their stochastic depth.
-    model = entries[0].model if entries[0].model.startswith("roadmap/") else STAND_IN
+    model = entries[0].model if entries[0].model.startswith("roadmap/") else stand_in(recipe)
     recipe = change_recipe(replace(recipe, model=model), unset)
     if all(map(starts_from_weights, entries)):
         first = entries[0]
         recipe = replace(recipe, model=first.model, weights=str(first.changes["weights"]))
     return recipe
+
+
+def stand_in(recipe: Recipe) -> str:
+    """Return the network that stands for all of a study, for a task."""
+    return PREFIX_OF_TASK[recipe.task] + STAND_IN
 
 
 def for_all(resolved: Recipe, asked: Recipe, entries: Sequence[Entry]) -> Recipe:

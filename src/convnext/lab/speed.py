@@ -92,7 +92,8 @@ def measure(plan: Study, task: Any, console: Console) -> dict[str, Speed]:
         bar = progress.add_task("measuring speed", total=len(entries) * (ROUNDS + 1))
         for entry in entries:
             try:
-                benches[entry.name] = _Bench(plan, task, entry)
+                kind = _Bench if plan.recipe.task == "classify" else _DenseBench
+                benches[entry.name] = kind(plan, task, entry)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -163,6 +164,7 @@ class _Bench:
         with torch.no_grad():
             self.classes = self.model(self.images[:2]).shape[1]
         self.labels = torch.arange(self.batch_size, device=self.device) % self.classes
+        self.held = [self.images, self.labels]
         self.infer_memory = self._peak(self.infer)
         self.train_step()
         self.train_memory = self._peak(self.train_step)
@@ -201,7 +203,7 @@ class _Bench:
         )
 
     def _peak(self, work: Callable[[], None]) -> int:
-        held = [*self.model.state_dict().values(), self.images, self.labels]
+        held = [*self.model.state_dict().values(), *self.held]
         held += [t for s in self.optimizer.state.values() for t in s.values()]
         if self.device.type == "cuda":
             others = torch.cuda.memory_allocated(self.device) - _bytes(held)
@@ -215,6 +217,38 @@ class _Bench:
     def _wait(self) -> None:
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()
+
+
+class _DenseBench(_Bench):
+    """A network of a dense task with the first batch of its training, targets and all."""
+
+    def __init__(self, plan: Study, task: Any, entry: Entry) -> None:
+        self.task = task.under(plan.recipe_of(entry, plan.seeds[0]))
+        self.device = task.device
+        self.precision = plan.recipe.run.precision
+        with torch.random.fork_rng(devices=[]):
+            model = self.task.build_model()
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
+        self.batch_size = task.micro_batch_size
+        self.batch = next(iter(self.task.batches(0)))[0]
+        self.held: list[Any] = []
+        self.infer_memory = self._peak(self.infer)
+        self.train_step()
+        self.train_memory = self._peak(self.train_step)
+
+    def train_step(self) -> None:
+        self.model.train()
+        with autocast(self.device, self.precision):
+            loss = sum(self.task.losses(self.model, self.batch, 0, 0).values())
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def infer(self) -> None:
+        self.model.eval()
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            self.task.look(self.model, self.batch)
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from convnext.lab.results import FINISHED, Result
 from convnext.lab.stairs import GROUPS, ROAD, beside, climb, places
 from convnext.lab.statistics import Summary, correlate, summarise
+from convnext.tasks import label_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ def staircase(results: Sequence[Result], title: str = "") -> Figure:
 
     summaries = summarise(results)
     at, headings = places([s.first.group for s in summaries])
-    panels = [_draw_top1, *([_draw_macs] if _all(summaries, "macs") else [])]
+    panels = [_draw_scores, *([_draw_macs] if _all(summaries, "macs") else [])]
     panels += [_draw_paper] if any(s.first.paper_top1 is not None for s in summaries) else []
     height = ABOVE + BELOW + ROW * (at[-1] + 3)
     width = NAMES + PANEL * (len(panels) + 0.35) + 0.3 * len(panels)
@@ -77,7 +78,7 @@ def staircase(results: Sequence[Result], title: str = "") -> Figure:
     return fig
 
 
-def _draw_top1(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
+def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     from convnext.figures import GRID, INK, MUTED, PAPER
@@ -95,7 +96,7 @@ def _draw_top1(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) ->
         if estimate is None:
             beside(axes, _state(summary), y, color=MUTED)
             continue
-        values = list(summary.top1.values())
+        values = list(summary.scores.values())
         axes.plot(
             values, [y] * len(values), "o", color=colour, alpha=0.35, markersize=3.6, zorder=2.5
         )
@@ -122,7 +123,9 @@ def _draw_top1(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) ->
                 summary.estimate.mean, linestyle="--", color=MUTED, linewidth=1, zorder=0.5
             )
     was_cut = _cut_to_seeds(axes, summaries, at)
-    axes.set_xlabel(f"top-1, %, measured here{' (arrows: the interval goes on)' * was_cut}")
+    metric = label_of(summaries[0].first.metric)
+    arrows = " (arrows: the interval goes on)" * was_cut
+    axes.set_xlabel(f"{metric}, %, measured here{arrows}")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(True, axis="x", color=GRID)
     axes.grid(False, axis="y")
@@ -130,7 +133,7 @@ def _draw_top1(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) ->
 
 def _cut_to_seeds(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> bool:
     """Let the seeds set the axis; mark intervals that go beyond it, and return whether any does."""
-    values = [value for s in summaries for value in s.top1.values()]
+    values = [value for s in summaries for value in s.scores.values()]
     if not values:
         axes.set_xlim(0, 1)
         return False
@@ -246,7 +249,7 @@ def _subtitle(results: Sequence[Result]) -> str:
 
 def _notes(summaries: Sequence[Summary]) -> str:
     said = []
-    if any(len(s.top1) > 1 for s in summaries):
+    if any(len(s.scores) > 1 for s in summaries):
         said.append("Dots: seeds. Diamonds: their mean, with 95 % intervals over seeds.")
     else:
         said.append("Diamonds: the one seed.")

@@ -46,7 +46,7 @@ class Summary:
 
     first: Result
     """One of its rows, for what all of them share."""
-    top1: Mapping[int, float]
+    scores: Mapping[int, float]
     """Of every finished seed, in percent."""
     states: Mapping[int, str]
     estimate: Estimate | None = None
@@ -68,7 +68,7 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
         summaries.append(
             Summary(
                 first=first,
-                top1=scores[entry],
+                scores=scores[entry],
                 states={row.seed: row.state for row in rows},
                 estimate=estimate(list(scores[entry].values())),
                 comparison=None
@@ -171,7 +171,7 @@ def correlate(summaries: Sequence[Summary]) -> Correlation | None:
 
 
 def _scores(rows: Sequence[Result]) -> dict[int, float]:
-    return {row.seed: row.top1 for row in rows if row.state == FINISHED and row.top1 is not None}
+    return {row.seed: row.score for row in rows if row.state == FINISHED and row.score is not None}
 
 
 def _p_value(difference: Estimate) -> float:

@@ -29,6 +29,7 @@ from convnext.lab.settle import settle
 from convnext.lab.speed import Speed, epochs_for, rates_of_runs, read_speeds, speeds_of
 from convnext.lab.table import print_study
 from convnext.recipe import Recipe, one_line, to_dict
+from convnext.tasks import OTHERS, PRIMARY
 
 
 def study(
@@ -210,6 +211,7 @@ def collect(
         speed = speeds.get(own.name)
         for seed in plan.seeds:
             found = outcome(plan.run_folder(root, entry, seed))
+            metric = PRIMARY[plan.recipe.task][0]
             epochs = found.get("epoch")
             results.append(
                 Result(
@@ -223,10 +225,12 @@ def collect(
                     runs_as=entry.own_name,
                     seed=seed,
                     state=str(found["state"]),
-                    top1=found.get("top1"),
+                    metric=metric,
+                    score=found.get(metric),
                     top5=found.get("top5"),
                     loss=found.get("loss"),
-                    best_top1=found.get("best_top1"),
+                    best_score=found.get(f"best_{metric}"),
+                    others={name: found.get(name) for name in OTHERS[plan.recipe.task]},
                     epochs=None if epochs is None else round(epochs, 3),
                     steps=found.get("step"),
                     images=found.get("images"),

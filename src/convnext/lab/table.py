@@ -10,6 +10,7 @@ from rich.table import Table
 
 from convnext.lab.results import FINISHED, Result
 from convnext.lab.statistics import Estimate, Summary, correlate, summarise
+from convnext.tasks import label_of
 
 Column = tuple[str, int, Any, Callable[[Summary], str]]
 
@@ -24,6 +25,7 @@ def print_study(results: Sequence[Result], console: Console) -> None:
     ]
     table = Table(box=None, header_style="bold")
     for header, _, justify, _ in columns:
+        header = header.format(score=label_of(results[0].metric))
         table.add_column(header, justify=justify, no_wrap=header != "what changes")
     group = summaries[0].first.group
     for summary in summaries:
@@ -39,8 +41,8 @@ def notes(results: Sequence[Result]) -> str:
     """Return what a reader of the table must know."""
     seeds = len({result.seed for result in results})
     said = [
-        f"top-1 is that of the last step on the validation images, over {seeds} "
-        f"seed{'s'[: seeds != 1]}; ± is one standard deviation."
+        f"{label_of(results[0].metric)} is that of the last step on the validation images, over "
+        f"{seeds} seed{'s'[: seeds != 1]}; ± is one standard deviation."
     ]
     if seeds > 1:
         said.append(
@@ -138,7 +140,7 @@ COLUMNS: tuple[Column, ...] = (
     ("train/s", 110, "right", _speed("train_images_per_s")),
     ("infer/s", 100, "right", _speed("infer_images_per_s")),
     ("train MB", 140, "right", _megabytes),
-    ("top-1 %", 0, "right", lambda summary: mean_and_std(summary.estimate)),
+    ("{score} %", 0, "right", lambda summary: mean_and_std(summary.estimate)),
     ("difference", 80, "right", difference),
     ("", 60, "left", _words),
     ("paper", 75, "right", _paper),

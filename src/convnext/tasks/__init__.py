@@ -18,6 +18,13 @@ PRIMARY = {
     "segment": ("miou", "mIoU"),
     "detect": ("box_ap", "box AP"),
 }
+# What a comparison of networks reports beside it.
+OTHERS = {"classify": (), "segment": ("accuracy",), "detect": ("box_ap50", "mask_ap", "mask_ap50")}
+
+
+def label_of(metric: str) -> str:
+    """Return a primary metric's name for people."""
+    return next(label for name, label in PRIMARY.values() if name == metric)
 
 
 def home(task: str, module: str) -> Any:

@@ -93,7 +93,8 @@ def test_the_run_folder_is_complete(finished: RunResult) -> None:
     assert list((folder / "tensorboard").glob("events*"))
     resolved = dict(flatten(read_recipe(folder / "recipe.yaml")))
     of_the_machine = {"run.device", "run.devices", "loader.shard_cache", "loader.shard_cache_gb"}
-    own = [k for k in resolved if k not in of_the_machine and not k.startswith("segment.")]
+    others = ("segment.", "detect.")
+    own = [k for k in resolved if k not in of_the_machine and not k.startswith(others)]
     assert "auto" not in [resolved[k] for k in own]
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["top1"] == finished.best["top1"]

@@ -103,6 +103,17 @@ class DetectionTask(InSteps):
             num_ranks=ranks.count,
         )
 
+    def under(self, recipe: Recipe) -> DetectionTask:
+        """Return the task on the same data and device under another recipe, silently resolved."""
+        recipe, where = circumstances(recipe, self.device)
+        recipe, choices = resolve(recipe, facts(self.data), where)
+        return DetectionTask(recipe, self.data, self.device, choices, self.ranks)
+
+    def look(self, model: nn.Module, batch: Batch) -> None:
+        """Run the network on the images of a batch as inference does."""
+        pixels = [pixels[None].to(self.device) for pixels in batch.pixels]
+        model([self.preprocessing.normalize(p)[0] for p in pixels])
+
     @property
     def input_size(self) -> int:
         """Short side of the images that the network sees, in pixels."""

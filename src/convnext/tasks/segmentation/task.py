@@ -99,6 +99,18 @@ class SegmentationTask(InSteps):
             num_ranks=ranks.count,
         )
 
+    def under(self, recipe: Recipe) -> SegmentationTask:
+        """Return the task on the same data and device under another recipe, silently resolved."""
+        recipe, where = circumstances(recipe, self.device)
+        known = facts(self.data)
+        recipe, choices = resolve(recipe, known, where)
+        return SegmentationTask(recipe, self.data, known, self.device, choices, self.ranks)
+
+    def look(self, model: nn.Module, batch: Batch) -> None:
+        """Run the network on the images of a batch as inference does."""
+        images = self.preprocessing.normalize(batch.pixels.to(self.device))
+        model(images.contiguous(memory_format=self.memory_format))
+
     @property
     def input_size(self) -> int:
         """Side of the square that training cuts out, in pixels."""
