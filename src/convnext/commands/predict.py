@@ -53,6 +53,9 @@ def run(argv: list[str]) -> int:
     group.add_argument("--alpha", type=float, help="strength of their colours (default: 0.55)")
     group = add_reported(parser, "0.5")
     group.add_argument("--no-names", action="store_true", help="draw no names and scores")
+    group.add_argument(
+        "--ids", metavar="JSON", help="COCO's json that lists the images: results have its ids"
+    )
     arguments = parser.parse_args(argv)
 
     from convnext.images import image_files
@@ -64,7 +67,7 @@ def run(argv: list[str]) -> int:
     task = task_of(arguments.source)
     options: dict[str, Any]
     if task == "segment":
-        refuse(parser, arguments, ("topk", "batch_size", *REPORTED, "no_names"), "segments")
+        refuse(parser, arguments, ("topk", "batch_size", *REPORTED, "no_names", "ids"), "segments")
         options = {"output": arguments.output or "predictions"} | looks(arguments)
         for name in ("overlays", "alpha"):
             if getattr(arguments, name) is not None:
@@ -72,11 +75,12 @@ def run(argv: list[str]) -> int:
     elif task == "detect":
         refuse(parser, arguments, ("topk", "batch_size", *LOOKS, "alpha"), "detects")
         options = {"output": arguments.output or "predictions", "names": not arguments.no_names}
+        options["ids"] = arguments.ids
         options |= reported(arguments)
         if arguments.overlays is not None:
             options["overlays"] = arguments.overlays
     else:
-        own = (*LOOKS, *REPORTED, "overlays", "alpha", "no_names")
+        own = (*LOOKS, *REPORTED, "overlays", "alpha", "no_names", "ids")
         refuse(parser, arguments, own, "classifies")
         topk = 5 if arguments.topk is None else arguments.topk
         options = {"topk": topk, "batch_size": arguments.batch_size}

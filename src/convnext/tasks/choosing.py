@@ -86,7 +86,7 @@ def _with_weights(recipe: Recipe) -> tuple[Recipe, Card | None]:
         return recipe, card
     recipe = replace(recipe, model=card.model)
     kept = {"num_classes", "in_chans", "drop_path_rate", "head_init_scale"}
-    kept |= {"auxiliary", "ignore_threshold"}
+    kept |= {"auxiliary", "ignore_threshold", "masks"}
     for section in (NetworkRecipe, SegmentRecipe, DetectRecipe):
         kept |= {field.name for field in fields(section)}
     changes = {name: value for name, value in card.changes.items() if name not in kept}

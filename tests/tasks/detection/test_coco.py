@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from small_objects import small_coco
 
 from convnext.tasks.detection.coco import read_coco
 from convnext.tasks.detection.data import facts, open_dataset
@@ -222,3 +223,38 @@ def test_of_real_data(shared_data: Path) -> None:
     assert sum(int(record.objects.crowd.sum()) for record in crowded.train.records) == 9
     for record in crowded.train.records[:10]:
         assert np.isfinite(record.objects.boxes).all()
+
+
+def test_a_mark_of_windows_at_the_beginning_is_no_fault(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_coco(path).records) == 1
+
+
+def test_a_crowd_is_marked_by_a_number(tmp_path: Path) -> None:
+    rows = [annotation(1, iscrowd="0"), annotation(2, iscrowd=True)]
+    found = read_coco(write(tmp_path / "a.json", annotations=rows))
+    assert found.records[0].objects.crowd.tolist() == [False, True]
+    fault = next(fault for fault in found.faults if fault.kind == "unclear crowd")
+    assert fault.where == "annotation 1"
+
+
+def test_crowds_alone_are_no_objects_to_train_on(tmp_path: Path) -> None:
+    root = small_coco(tmp_path)
+    path = root / "instances_train.json"
+    content = json.loads(path.read_text())
+    for row in content["annotations"]:
+        row["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="no object that can be used in its train split"):
+        open_dataset(str(root))
+
+
+def test_one_fatal_fault_is_told_in_a_sentence(tmp_path: Path) -> None:
+    root = small_coco(tmp_path)
+    path = root / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = "a\0.png"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"add them \(`convnext data .* lists all\)"):
+        open_dataset(str(root))

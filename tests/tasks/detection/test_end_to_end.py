@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from convnext.cli import main
 from convnext.preprocess import DensePreprocessing
 from convnext.recipe import Recipe, change_recipe
 from convnext.tasks import open_task
+from convnext.tasks.detection.evaluate import evaluate
 from convnext.tasks.detection.masks import cut
+from convnext.tasks.detection.predict import predict
 from convnext.train.run import RunResult, train
 from convnext.weights.files import read_file
 
@@ -132,6 +135,58 @@ def test_predictions_are_pictures_rows_and_results_of_coco(
     assert not list((tmp_path / "none").glob("*.png"))
 
 
+def test_results_have_the_ids_of_the_json(
+    finished: RunResult, squares: Path, tmp_path: Path
+) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    # Other ids of images and of classes than in training, and another order.
+    given = squares / "instances_val.json"
+    content = json.loads(given.read_text(encoding="utf-8"))
+    for row in content["images"]:
+        row["id"] += 500
+    for row in content["annotations"]:
+        row["image_id"] += 500
+        row["category_id"] = {7: 90, 9: 70}[row["category_id"]]
+    content["categories"] = [{"id": 70, "name": "dog"}, {"id": 90, "name": "cat"}]
+    root = tmp_path / "other"
+    shutil.copytree(squares, root)
+    listed = root / "instances_val.json"
+    listed.write_text(json.dumps(content), encoding="utf-8")
+    files = sorted((root / "images").glob("val*.png"))
+    predict(finished.folder, files, output=tmp_path, score_threshold=0.05, ids=listed)
+    result = evaluate(str(finished.folder), data=str(root))
+    result.write(tmp_path)
+    truth = coco.COCO(str(listed))
+    for name, kind, score in (
+        ("results", "bbox", None),
+        ("results_box", "bbox", result.evaluation.box.ap),
+        ("results_mask", "segm", result.evaluation.mask and result.evaluation.mask.ap),
+    ):
+        judge = cocoeval.COCOeval(truth, truth.loadRes(str(tmp_path / f"{name}.json")), kind)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+        expected = result.evaluation.box.ap if score is None else score
+        assert expected is not None
+        # In predictions boxes are rounded to thousandths.
+        assert 100 * judge.stats[0] == pytest.approx(expected, abs=0.5 if score is None else 1e-6)
+    with pytest.raises(ValueError, match="lists no image train0"):
+        predict(finished.folder, [root / "images" / "train0.png"], output=tmp_path, ids=listed)
+
+
+def test_a_name_that_is_no_utf8_is_written_as_it_is(
+    finished: RunResult, squares: Path, tmp_path: Path
+) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        shutil.copy(squares / "images" / "val0.png", tmp_path / name)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    predict(finished.folder, [tmp_path / name], output=tmp_path / "out", score_threshold=0.05)
+    assert b"caf\xe9.png" in (tmp_path / "out" / "objects.csv").read_bytes()
+
+
 @pytest.mark.parametrize("option", ["--topk=3", "--window=64", "--alpha=0.3"])
 def test_options_of_other_tasks_are_refused(finished: RunResult, option: str) -> None:
     with pytest.raises(SystemExit) as left:
@@ -179,6 +234,19 @@ def test_boxes_alone_train_too(tmp_path: Path) -> None:
     done = train(change_recipe(Recipe(), settings), output=tmp_path / "run", console=QUIET)
     assert "box_ap50" in done.best
     assert "mask_ap50" not in done.best
+    # The mask heads have learned nothing, so nothing of theirs is shown.
+    image = str(root / "images" / "val0.png")
+    found = predict(done.folder, [image], output=tmp_path / "out", score_threshold=0.0)
+    assert len(found.predictions[0].found)
+    assert {mask for p in found.predictions for mask in p.found.masks} == {None}
+    assert not any("segmentation" in row for row in found.results())
+    # On data with masks it is judged by its boxes.
+    masked = evaluate(str(done.folder), data=str(small_coco(tmp_path / "m")))
+    assert masked.evaluation.mask is None
+    # Fine-tuned on masks it has them.
+    tuned = settings | {"data": str(tmp_path / "m"), "weights": str(done.folder)}
+    again = train(change_recipe(Recipe(), tuned), output=tmp_path / "run2", console=QUIET)
+    assert "mask_ap50" in again.best
 
 
 def test_killed_and_resumed_it_is_the_same_run(squares: Path, tmp_path: Path) -> None:

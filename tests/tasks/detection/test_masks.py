@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,14 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
-from convnext.tasks.detection.masks import bounds_of, cut, mask_targets, paste_masks
+from convnext.tasks.detection.masks import (
+    bounds_of,
+    cut,
+    encode,
+    mask_targets,
+    num_pixels,
+    paste_masks,
+)
 
 HEIGHT, WIDTH = 30, 44
 
@@ -193,3 +202,34 @@ def test_five_hundred_objects_of_a_large_image_need_one_window_at_a_time() -> No
     assert pasted.shape == (500, 1080, 1920)
     assert pasted[0].float().mean() > 0.99
     assert largest.num <= max(2 * 1080 * 1920, 500 * 28 * 28)
+
+
+def test_run_lengths_whose_sum_overflows_are_damaged() -> None:
+    runs = {"size": [30, 40], "counts": np.array([2**62] * 4 + [1200])}
+    assert num_pixels(runs) == -1
+
+
+def test_encoding_a_large_mask_takes_little_memory() -> None:
+    part = np.ones((1500, 2000), bool)
+    tracemalloc.start()
+    runs = encode(part, (0, 0, 2000, 1500), (1500, 2000))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert runs["counts"] == [0, part.size]
+    # Ten times would be no more than the pixels' own bytes, and not eight bytes for each position.
+    assert most < 10 * part.size
+
+
+def test_runs_of_random_masks_come_back() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        size = tuple(rng.integers(1, 9, 2).tolist())
+        x1, y1 = (int(rng.integers(0, side)) for side in size[::-1])
+        x2, y2 = int(rng.integers(x1 + 1, size[1] + 1)), int(rng.integers(y1 + 1, size[0] + 1))
+        part = rng.random((y2 - y1, x2 - x1)) < rng.choice([0.3, 0.9, 1.0])
+        whole = np.zeros(size, bool)
+        whole[y1:y2, x1:x2] = part
+        runs = encode(part, (x1, y1, x2, y2), size)
+        assert sum(runs["counts"]) == whole.size
+        assert 0 not in runs["counts"][1:]
+        assert (cut(runs, (0, 0, size[1], size[0])) == whole).all()

@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_objects import coco_squares, small_coco
 
+from convnext.preprocess import DensePreprocessing
 from convnext.ranks import Ranks
+from convnext.tasks.bad_images import BadImages
 from convnext.tasks.detection.data import open_dataset
-from convnext.tasks.detection.inference import Detections, compress
+from convnext.tasks.detection.dataset import EvalDataset
+from convnext.tasks.detection.inference import Detections, compress, infer
 from convnext.tasks.detection.masks import cut, encode, paste_masks, paste_windows
 from convnext.tasks.detection.metric import Metric, Scores
 from convnext.tasks.detection.samples import DetectionImages
@@ -180,3 +183,28 @@ def test_run_lengths_are_those_of_the_pasted_mask(
     assert min(runs["counts"][1:], default=1) > 0
     for form in (runs, compress(runs)):
         assert np.array_equal(cut(form, (0, 0, size[1], size[0])), whole)
+
+
+def test_every_process_runs_the_network_equally_often(tmp_path: Path) -> None:
+    data = open_dataset(str(coco_squares(tmp_path / "d")))
+    Path(data.val.source(0)).write_bytes(b"no image")
+    runs = []
+
+    class Counted(torch.nn.Module):
+        def forward(self, images: list[torch.Tensor], paste: bool) -> list[dict[str, Any]]:
+            runs.append(images)
+            nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)}
+            nothing["shares"] = torch.zeros(0, 28, 28)
+            return [nothing | {"labels": torch.zeros(0, dtype=torch.long)}]
+
+    # A sharded network would wait for ever for the process that has a bad image.
+    found = infer(
+        Counted(),
+        EvalDataset(data.val, DensePreprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)),
+        device=torch.device("cpu"),
+        precision="fp32",
+        bad=BadImages(data.val, max_share=0.5),
+        ranks=Two([]),
+    )
+    assert [index for index, _ in found] == [2]
+    assert len(runs) == 2

@@ -206,3 +206,16 @@ def test_what_a_target_lacks_is_named() -> None:
 def test_as_many_targets_as_images() -> None:
     with pytest.raises(ValueError, match="there are 2 images and 1 targets"):
         build("mask_rcnn_").losses(images(2), [empty()])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_boxes_far_outside_take_no_memory(method: str) -> None:
+    # RoIAlign would take a sample for each of their pixels.
+    detector = small_detector(f"{method}convnext_atto").train()
+    target = {
+        "boxes": torch.tensor([[-1e6, -1e6, 1e7, 1e7], [300.0, 300.0, 400.0, 400.0]]),
+        "labels": torch.tensor([0, 1]),
+        "masks": [None, None],
+    }
+    losses = detector.losses([torch.randn(3, 64, 64)], [target], seed=0)
+    assert all(loss.isfinite() for loss in losses.values())

@@ -127,7 +127,7 @@ def load_json(path: Path) -> dict[str, Any]:
         ValueError: If it cannot be read, is not JSON, or has no such lists.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -185,7 +185,7 @@ def _read_images(
     for number, value in enumerate(values):
         key, name = value.get("id"), value.get("file_name")
         where = f"image {key}" if is_whole(key) else f"number {number} of the images"
-        if not is_whole(key) or not isinstance(name, str) or not name:
+        if not is_whole(key) or not isinstance(name, str) or not name or "\0" in name:
             text = "needs a whole `id` and a `file_name`; add them"
             faults.add("image without id or file", where, text, fatal=True)
         elif not all(is_whole(value.get(side)) and value[side] > 0 for side in ("width", "height")):
@@ -257,7 +257,11 @@ def _read_objects(
         box = _read_box(value.get("bbox"), (width, height), where, faults)
         if box is None:
             continue
-        crowd = bool(value.get("iscrowd", 0))
+        crowd = value.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            text = f"has the iscrowd {crowd!r}, neither 0 nor 1; taken as a single object"
+            faults.add("unclear crowd", where, text)
+            crowd = 0
         mask = _read_mask(value.get("segmentation"), (height, width), where, faults)
         area = value.get("area")
         if not is_number(area) or area <= 0:
@@ -265,7 +269,7 @@ def _read_objects(
             if mask is not None:
                 area = area_of(mask, (height, width)) or area
         key = value["id"] if is_whole(value.get("id")) else -1
-        kept.append((key, box, label_of[value["category_id"]], float(area), crowd, mask))
+        kept.append((key, box, label_of[value["category_id"]], float(area), bool(crowd), mask))
     ids, boxes, labels, areas, crowds, masks = zip(*kept, strict=True) if kept else ((),) * 6
     return Objects(
         ids=tuple(ids),

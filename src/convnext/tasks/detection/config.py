@@ -104,6 +104,8 @@ class DetectorConfig:
     """Overlap from which the better of two detections of one class suppresses the other."""
     max_detections: int = 100
     """Most detections of an image."""
+    masks: bool = True
+    """Whether masks are reported; heads that were trained on boxes alone have learned nothing."""
     mask_threshold: float = 0.5
     """Share from which a pixel belongs to an object."""
     rpn_batch_size: int = 256

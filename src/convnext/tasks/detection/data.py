@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,10 +83,10 @@ def open_dataset(path: str, *, val_share: float = 0.2, strict: bool = True) -> D
     faults = tuple(dict.fromkeys(fault for part in (train, val) for fault in _named(part[0])))
     fatal = [fault for fault in faults if fault.fatal]
     if fatal and strict:
+        more = f"{len(fatal) - 1:,} more such faults; " if len(fatal) > 1 else ""
         raise ValueError(
-            f"{fatal[0].where} {fatal[0].text}"
-            + (f" (and {len(fatal) - 1:,} more such faults" if len(fatal) > 1 else " (")
-            + f"; `convnext data {path} --task detect` lists them all)"
+            f"{fatal[0].where} {fatal[0].text} "
+            f"({more}`convnext data {path} --task detect` lists all)"
         )
     if strict:
         for name, (_, images) in parts.items():
@@ -135,7 +136,7 @@ def facts(data: DetectionData) -> DataFacts:
         num_classes=len(data.classes),
         num_objects=sum(counts),
         most_objects=max(counts),
-        has_masks=any(mask is not None for record in records for mask in record.objects.masks),
+        has_masks=data.train.has_masks,
         image_height=int(statistics.median(record.height for record in records)),
         image_width=int(statistics.median(record.width for record in records)),
         object_sides=(small, middle, large),
@@ -159,7 +160,11 @@ def _open(found: Found, root: Path, val_share: float, notes: list[str]) -> tuple
     if found.val is None:
         held = held_out([record.file_name for record in train.records], val_share)
         parts = [
-            DetectionImages(folder, [r for r in train.records if (r.file_name in held) is out])
+            DetectionImages(
+                folder,
+                [r for r in train.records if (r.file_name in held) is out],
+                train.category_ids,
+            )
             for out in (False, True)
         ]
         notes.append(
@@ -169,12 +174,12 @@ def _open(found: Found, root: Path, val_share: float, notes: list[str]) -> tuple
         return (train, parts[0]), (train, parts[1])
     val = read_coco(found.val)
     val = _by_class_names(val, train)
-    images = DetectionImages(image_root(val, root, "val"), val.records)
-    return (train, DetectionImages(folder, train.records)), (val, images)
+    images = DetectionImages(image_root(val, root, "val"), val.records, val.category_ids)
+    return (train, DetectionImages(folder, train.records, train.category_ids)), (val, images)
 
 
 def _by_class_names(val: CocoFile, train: CocoFile) -> CocoFile:
-    """Return the validation file with labels in the order of the training classes.
+    """Return the validation file with labels in the order of the training classes, its own ids.
 
     Raises:
         ValueError: If it has objects of a class that the training file does not know.
@@ -195,7 +200,16 @@ def _by_class_names(val: CocoFile, train: CocoFile) -> CocoFile:
         return replace(objects, labels=labels[objects.labels])
 
     records = tuple(replace(record, objects=relabel(record.objects)) for record in val.records)
-    return replace(val, classes=train.classes, category_ids=train.category_ids, records=records)
+    ids = ids_of(train.classes, val.classes, val.category_ids)
+    return replace(val, classes=train.classes, category_ids=ids, records=records)
+
+
+def ids_of(
+    wanted: Sequence[str], classes: Sequence[str], category_ids: Sequence[int]
+) -> tuple[int, ...]:
+    """Return the ids of the wanted classes; -1 of those that are not among `classes`."""
+    ids = dict(zip(classes, category_ids, strict=True))
+    return tuple(ids.get(name, -1) for name in wanted)
 
 
 def _named(file: CocoFile) -> list[Fault]:
@@ -207,7 +221,7 @@ def _check(path: str, name: str, images: DetectionImages) -> None:
     """Raise a ValueError if a split has no image, no object, or none of its files is there."""
     if not len(images):
         raise ValueError(f"{path} has no image in its {name} split")
-    if not any(len(record.objects) for record in images.records):
+    if all(record.objects.crowd.all() for record in images.records):
         raise ValueError(f"{path} has no object that can be used in its {name} split")
     tried = images.some(NUM_DECODED)
     if not any((images.root / images.records[i].file_name).exists() for i in tried):

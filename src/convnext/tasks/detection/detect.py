@@ -60,7 +60,7 @@ def detections(
 
     The class logits of all stages count alike, each on its own boxes; the boxes are those of the
     last stage, and masks the mean of all stages. Without `paste` there are `shares` (M, 28, 28)
-    in [0, 1] in place of masks.
+    in [0, 1] in place of masks; a detector that reports no masks has neither.
     """
     config, stages = detector.config, detector.method.stages
     boxes, total = list(proposals), torch.zeros((), device=maps[0].device)
@@ -86,6 +86,8 @@ def detections(
             max_detections=config.max_detections,
         )
         found.append(dict(zip(("boxes", "scores", "labels"), chosen, strict=True)))
+    if not config.masks:
+        return found
     shares = mask_shares(detector, maps, [f["boxes"] for f in found], [f["labels"] for f in found])
     for f, share, size in zip(found, shares, sizes, strict=True):
         f["shares"] = share

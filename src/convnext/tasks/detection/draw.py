@@ -35,7 +35,7 @@ def draw_objects(
     """
     scale = np.array([image.width / source[0], image.height / source[1]] * 2)
     boxes = objects.boxes * scale
-    pixels = np.array(image.convert("RGB"), np.float32)
+    pixels = np.array(image.convert("RGB"))
     order = np.argsort(-objects.areas, kind="stable").tolist()
     for i in order:
         mask = objects.masks[i]
@@ -51,15 +51,23 @@ def draw_objects(
             _tint(pixels, at_size, window, colors[objects.labels[i]], not objects.crowd[i])
     # Frames around masks are faint, or they would hide small ones.
     for has_mask, strength in ((True, FAINT), (False, 1.0)):
-        picture = Image.fromarray(pixels.round().astype(np.uint8))
+        picture = Image.fromarray(pixels)
         pen = ImageDraw.Draw(picture)
         for i in order:
             if (objects.masks[i] is not None) == has_mask and not objects.crowd[i]:
                 x1, y1, x2, y2 = boxes[i].round().astype(int).tolist()
                 corners = (x1, y1, max(x2 - 1, x1), max(y2 - 1, y1))
                 pen.rectangle(corners, outline=tuple(colors[objects.labels[i]].tolist()))
-        pixels += strength * (np.asarray(picture, np.float32) - pixels)
-    return Image.fromarray(pixels.round().astype(np.uint8))
+        framed = np.asarray(picture)
+        drawn = (framed != pixels).any(-1)
+        pixels[drawn] = blend(pixels[drawn], framed[drawn], strength)
+    return Image.fromarray(pixels)
+
+
+def blend(below: NDArray[np.uint8], above: NDArray[np.uint8], strength: float) -> NDArray[np.uint8]:
+    """Return colours with a share of others laid over them."""
+    mixed = below + np.float32(strength) * (above.astype(np.float32) - below)
+    return mixed.round().astype(np.uint8)
 
 
 def _around(box: NDArray[np.float64], size: tuple[int, int]) -> Window:
@@ -70,13 +78,17 @@ def _around(box: NDArray[np.float64], size: tuple[int, int]) -> Window:
 
 
 def _tint(
-    pixels: NDArray[np.float32], mask: Mask, window: Window, color: NDArray[np.uint8], outline: bool
+    pixels: NDArray[np.uint8], mask: Mask, window: Window, color: NDArray[np.uint8], outline: bool
 ) -> None:
     """Blend a colour into the pixels of a mask, and paint those at its edge."""
     x1, y1, x2, y2 = window
     inside = cut(mask, window).astype(bool)
     part = pixels[y1:y2, x1:x2]
-    part[inside] += TINT * (color - part[inside])
+    # By a table of what each value becomes: a mask may be as large as a large image.
+    tinted = blend(np.arange(256, dtype=np.uint8)[:, None], color[None], TINT)
+    for channel in range(3):
+        plane = part[..., channel]
+        plane[inside] = tinted[plane[inside], channel]
     if outline:
         padded = np.pad(inside, 1)
         core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]

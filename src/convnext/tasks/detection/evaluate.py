@@ -20,7 +20,7 @@ from convnext.device import pick_device
 from convnext.inference import open_model, pick_precision
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.detection.confusion import SCORE
-from convnext.tasks.detection.data import open_dataset
+from convnext.tasks.detection.data import ids_of, open_dataset
 from convnext.tasks.detection.dataset import EvalDataset
 from convnext.tasks.detection.inference import Detections, infer
 from convnext.tasks.detection.looks import change_detector
@@ -57,6 +57,8 @@ class EvaluationResult:
     """Of every one of the worst images, where it lies and a comparison as a data URI."""
     bad_images: tuple[tuple[str, str], ...]
     """Images that could not be read, and why."""
+    results: tuple[tuple[str, list[dict[str, Any]]], ...]
+    """Of boxes and of masks, COCO's results with the ids of the data's json."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values for JSON."""
@@ -75,9 +77,15 @@ class EvaluationResult:
         }
 
     def write(self, folder: str | Path) -> Path:
-        """Write `evaluation.json` into a folder and return its path."""
+        """Write `evaluation.json` into a folder, and COCO's results beside it; return its path.
+
+        Boxes and masks have a file each, for pycocotools takes the area of a mask from its box
+        where there is one.
+        """
         path = Path(folder) / "evaluation.json"
         write_text(path, json.dumps(self.to_dict()) + "\n")
+        for kind, rows in self.results:
+            write_text(path.with_name(f"results_{kind}.json"), json.dumps(rows) + "\n")
         return path
 
     def print(self, console: Console) -> None:
@@ -164,7 +172,7 @@ def evaluate(
         nms_threshold=nms_threshold,
         max_detections=max_detections,
     )
-    path, images = open_split(data, split, card, source)
+    path, images = open_split(data, split, card, source, console)
     bad = BadImages(images, max_share=max_bad_share)
     dataset = EvalDataset(images, card.preprocessing)
     metric = Metric(images, card.classes, detector.config.max_detections)
@@ -179,6 +187,9 @@ def evaluate(
         ):
             metric.update(index, found)
     evaluation = metric.compute()
+    results = [("box", with_ids(metric.results("bbox"), images))]
+    if evaluation.mask is not None:
+        results.append(("mask", with_ids(metric.results("segm"), images)))
     worst = [score.index for score in evaluation.worst]
     pictures = draw_images(dataset, worst, metric.found, card.classes)
     return EvaluationResult(
@@ -188,7 +199,21 @@ def evaluate(
         evaluation=evaluation,
         pictures=tuple((images.source(i), p) for i, p in zip(worst, pictures, strict=True)),
         bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
+        results=tuple(results),
     )
+
+
+def with_ids(rows: list[dict[str, Any]], images: DetectionImages) -> list[dict[str, Any]]:
+    """Return results of indices and labels with the ids of the json that the images are of.
+
+    Those of a class that the json does not have are left out.
+    """
+    ids = images.category_ids
+    return [
+        row | {"image_id": images.records[row["image_id"]].id, "category_id": ids[label]}
+        for row in rows
+        if ids[label := row["category_id"]] != -1
+    ]
 
 
 def draw_images(
@@ -222,7 +247,7 @@ def surest(found: Detections, score: float) -> Detections:
 
 
 def open_split(
-    data: str | None, split: str, card: Card, source: str
+    data: str | None, split: str, card: Card, source: str, console: Console | None = None
 ) -> tuple[str, DetectionImages]:
     """Return the path of the data set to evaluate on, and the split with the network's labels.
 
@@ -233,6 +258,9 @@ def open_split(
     if path is None:
         raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
     opened = open_dataset(str(path), val_share=card.recipe.get("loader", {}).get("val_share", 0.2))
+    if console is not None:
+        for note in opened.notes:
+            console.print(f"note: {note}", markup=False)
     images = opened.val if split == "val" else opened.train
     return opened.path, relabel(images, opened.classes, card.classes)
 
@@ -262,4 +290,5 @@ def relabel(
         replace(record, objects=replace(record.objects, labels=labels[record.objects.labels]))
         for record in images.records
     ]
-    return replace(images, records=records)
+    ids = ids_of(wanted, classes, images.category_ids)
+    return replace(images, records=records, category_ids=ids)

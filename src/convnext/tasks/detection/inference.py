@@ -32,8 +32,8 @@ class Detections:
     """(M,)"""
     labels: NDArray[np.int64]
     """(M,) from 0."""
-    masks: tuple[dict[str, Any], ...]
-    """Run lengths as COCO has them, compressed; of the whole image."""
+    masks: tuple[dict[str, Any] | None, ...]
+    """Run lengths as COCO has them, compressed; of the whole image. None without masks."""
     size: tuple[int, int]
     """Height and width of the image."""
 
@@ -73,12 +73,13 @@ def infer(
         is_mine = i < len(mine)
         if is_mine:
             bad.update(item.bad)
-        if not item.bad:
+        # A sharded network waits for every process: they look at what stands for bad images too.
+        if not item.bad or ranks.count > 1:
             image = dataset.preprocessing.normalize(item.pixels[None].to(device))[0]
             # A sharded network cannot gather its parameters in inference mode.
             with torch.inference_mode() if ranks.count == 1 else torch.no_grad():
                 found = detect(model, image, item.size, device=device, precision=precision)
-            if is_mine:
+            if is_mine and not item.bad:
                 yield item.index, found
         progress(1)
 
@@ -106,12 +107,15 @@ def detect(
         [width / image.shape[2], height / image.shape[1]] * 2, device=found["boxes"].device
     )
     boxes = found["boxes"].float() * factors
-    parts = paste_windows(found["shares"].float(), boxes, size, threshold)
+    masks: tuple[dict[str, Any] | None, ...] = (None,) * len(boxes)
+    if "shares" in found:
+        parts = paste_windows(found["shares"].float(), boxes, size, threshold)
+        masks = tuple(compress(encode(part.cpu().numpy(), w, size)) for part, w in parts)
     return Detections(
         boxes=boxes.double().cpu().numpy(),
         scores=found["scores"].double().cpu().numpy(),
         labels=found["labels"].cpu().numpy(),
-        masks=tuple(compress(encode(part.cpu().numpy(), w, size)) for part, w in parts),
+        masks=masks,
         size=size,
     )
 

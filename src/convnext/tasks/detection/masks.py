@@ -8,6 +8,7 @@ or any of them placed on another image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -101,7 +102,10 @@ def num_pixels(encoding: Mapping[str, Any]) -> int:
         runs = _runs(encoding)
     except (ValueError, OverflowError):
         return -1
-    return int(runs.sum()) if not len(runs) or runs.min() >= 0 else -1
+    # A sum of runs that are each no longer than the image cannot overflow.
+    most = math.prod(encoding["size"])
+    is_sound = not len(runs) or (runs.min() >= 0 and runs.max() <= most)
+    return int(runs.sum()) if is_sound else -1
 
 
 def area_of(mask: Mask, size: tuple[int, int]) -> int:
@@ -205,14 +209,17 @@ def paste_windows(
 def encode(part: npt.NDArray[Any], window: Window, size: tuple[int, int]) -> dict[str, Any]:
     """Return COCO's run lengths of a mask that is empty outside a window of an image (H, W).
 
-    The counts are a list; they never take more memory than the window.
+    The counts are a list. Memory is a few bytes for each pixel of the window.
     """
     height, width = size
-    columns, rows = np.nonzero(part.T)
-    pixels = (window[0] + columns.astype(np.int64)) * height + window[1] + rows
-    starts = pixels[np.diff(pixels, prepend=-2) != 1]
-    ends = pixels[np.diff(pixels, append=height * width + 1) != 1] + 1
-    bounds = np.stack((starts, ends), 1).ravel()
+    columns = np.pad(part.T != 0, ((0, 0), (1, 1)))
+    column, row = np.divmod(
+        np.flatnonzero(columns[:, 1:] != columns[:, :-1]).astype(np.int64), len(part) + 1
+    )
+    bounds = (window[0] + column) * height + window[1] + row  # Start, end, start, end, ...
+    # A run to the lower edge of the image goes on at the upper one.
+    goes_on = np.flatnonzero(bounds[1:-1:2] == bounds[2::2]) * 2 + 1
+    bounds = np.delete(bounds, np.concatenate((goes_on, goes_on + 1)))
     counts = np.diff(bounds, prepend=0, append=height * width).tolist()
     if not counts[-1]:  # The mask reaches the last pixel.
         counts.pop()

@@ -70,7 +70,7 @@ class Evaluation:
 
     box: Scores
     mask: Scores | None
-    """None for data with boxes only."""
+    """None for data with boxes only, and for networks that were trained on such."""
     classes: tuple[str, ...]
     num_images: int
     num_objects: int
@@ -133,7 +133,9 @@ class Metric:
         if not self.found:
             raise ValueError("there is no readable image to evaluate on")
         objects = {index: self.images.objects(index) for index in sorted(self.found)}
-        has_masks = any(mask is not None for o in objects.values() for mask in o.masks)
+        has_masks = any(mask is not None for o in objects.values() for mask in o.masks) and all(
+            mask is not None for found in self.found.values() for mask in found.masks
+        )
         total = np.zeros((len(self.classes) + 1,) * 2, np.int64)
         images = []
         for index, o in objects.items():

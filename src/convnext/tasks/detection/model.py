@@ -45,7 +45,7 @@ class Detector(nn.Module):
 
     Called with images (C, H, W) of any sizes it returns for each a dict of `boxes` (M, 4) as x1 y1
     x2 y2 in the image's own pixels, `scores` (M,) from the best on, `labels` (M,) from 0, and
-    `masks` (M, H, W) of booleans.
+    `masks` (M, H, W) of booleans, unless `config.masks` is off.
     """
 
     prefix: ClassVar[str]

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +20,7 @@ from convnext.atomic import write_text
 from convnext.device import pick_device
 from convnext.images import BadImage, decode
 from convnext.inference import open_model, pick_precision
+from convnext.tasks.detection.coco import read_coco
 from convnext.tasks.detection.inference import Detections, detect
 from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import xywh
@@ -41,6 +42,8 @@ class ImageObjects:
     picture: str
     """Empty where none was asked for."""
     found: Detections
+    image_id: int
+    """In COCO's results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +61,15 @@ class DetectionResult:
         """Return the objects as COCO's results, with the image's file beside its number."""
         return [
             {
-                "image_id": number,
+                "image_id": prediction.image_id,
                 "file_name": prediction.source,
                 "category_id": self.category_ids[label],
                 "category": self.classes[label],
                 "bbox": [round(value, 3) for value in xywh(box)],
                 "score": round(float(score), 6),
-                "segmentation": mask,
+                **({} if mask is None else {"segmentation": mask}),
             }
-            for number, prediction in enumerate(self.predictions, 1)
+            for prediction in self.predictions
             for box, score, label, mask in zip(
                 prediction.found.boxes,
                 prediction.found.scores,
@@ -83,14 +86,14 @@ class DetectionResult:
             "classes": list(self.classes),
             "images": [
                 {
-                    "id": number,
+                    "id": prediction.image_id,
                     "source": prediction.source,
                     "height": prediction.found.size[0],
                     "width": prediction.found.size[1],
                     "picture": prediction.picture,
                     "num_objects": len(prediction.found),
                 }
-                for number, prediction in enumerate(self.predictions, 1)
+                for prediction in self.predictions
             ],
             "objects": self.results(),
             "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
@@ -144,6 +147,7 @@ def predict(
     max_detections: int | None = None,
     overlays: Form = "png",
     names: bool = True,
+    ids: str | Path | None = None,
     max_bad_share: float = 1.0,
     console: Console | None = None,
 ) -> DetectionResult:
@@ -160,11 +164,14 @@ def predict(
         max_detections: Most objects of an image; likewise.
         overlays: Form of the pictures: "png", "jpg" (smaller), or "none".
         names: Write names and scores into the pictures.
+        ids: COCO's json that lists the images: the results have its ids of images and classes;
+            without, images are numbered from 1 in their order.
         max_bad_share: The largest share of images that may be unreadable.
         console: Where the progress bar goes; None for none.
 
     Raises:
-        ValueError: If no image can be read, too many cannot, or a result would overwrite an image.
+        ValueError: If no image can be read, too many cannot, a result would overwrite an image, or
+            the json of `ids` does not list an image or a class.
     """
     if overlays not in get_args(Form):
         raise ValueError(f"overlays are {overlays!r}, but must be of {', '.join(get_args(Form))}")
@@ -178,6 +185,10 @@ def predict(
     ).eval()
     executed = pick_precision(precision, card, where)
     files, folder = [Path(path) for path in images], Path(output)
+    image_ids: Sequence[int] = range(1, len(files) + 1)
+    category_ids = card.category_ids or tuple(range(1, len(card.classes) + 1))
+    if ids is not None:
+        image_ids, category_ids = read_ids(Path(ids), files, card.classes)
     results = [
         "" if overlays == "none" else f"{name}_objects.{overlays}" for name in output_names(files)
     ]
@@ -185,7 +196,7 @@ def predict(
     predictions: list[ImageObjects] = []
     bad: list[tuple[str, str]] = []
     with progress_bar("detecting", len(files), console) as progress:
-        for path, result in zip(files, results, strict=True):
+        for path, result, image_id in zip(files, results, image_ids, strict=True):
             progress(1)
             try:
                 image = decode(path, mode=card.preprocessing.mode)
@@ -209,17 +220,46 @@ def predict(
             if result:
                 picture = draw_detections(image, found, card.classes, names=names)
                 save_image(picture, folder / result)
-            predictions.append(ImageObjects(source=str(path), picture=result, found=found))
+            predictions.append(
+                ImageObjects(source=str(path), picture=result, found=found, image_id=image_id)
+            )
     if not predictions:
         first = f": {bad[0][0]}: {bad[0][1]}" if bad else ""
         raise ValueError(f"none of the {len(files)} images can be read{first}")
-    listed = card.category_ids or range(1, len(card.classes) + 1)
     done = DetectionResult(
         output=str(folder),
         classes=tuple(card.classes),
-        category_ids=tuple(listed),
+        category_ids=category_ids,
         predictions=tuple(predictions),
         bad_images=tuple(bad),
     )
     done.write()
     return done
+
+
+def read_ids(
+    path: Path, files: Sequence[Path], classes: Sequence[str]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids of images and of classes in COCO's json.
+
+    A file is the image whose `file_name` its path ends with.
+
+    Raises:
+        ValueError: If one is not listed.
+    """
+    content = read_coco(path)
+    by_parts = {Path(record.file_name).parts: record.id for record in content.records}
+    by_name = dict(zip(content.classes, content.category_ids, strict=True))
+    found = []
+    for file in files:
+        ends = (file.parts[start:] for start in range(len(file.parts)))
+        end = next((end for end in ends if end in by_parts), None)
+        if end is None:
+            raise ValueError(
+                f"{path} lists no image {file.name}; leave it out, or go without --ids"
+            )
+        found.append(by_parts[end])
+    missing = [name for name in classes if name not in by_name]
+    if missing:
+        raise ValueError(f"{path} has no category {missing[0]!r}, which the network finds")
+    return tuple(found), tuple(by_name[name] for name in classes)

@@ -20,6 +20,8 @@ class DetectionImages:
     root: Path
     """Below which the images lie."""
     records: Sequence[Record]
+    category_ids: tuple[int, ...] = ()
+    """Of each label, in the json of these images; -1 where it has no such class."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -33,6 +35,11 @@ class DetectionImages:
     def images(self) -> list[Path]:
         """Where the images lie."""
         return [self.root / record.file_name for record in self.records]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any object has a mask, rather than a box alone."""
+        return any(mask is not None for record in self.records for mask in record.objects.masks)
 
     def source(self, index: int) -> str:
         """Return where an image lies."""

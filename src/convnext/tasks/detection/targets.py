@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from convnext.tasks.detection.anchors import usable
+from convnext.tasks.detection.boxes import clip
 from convnext.tasks.detection.config import RPN_THRESHOLDS, DetectorConfig, Method, Stage
 from convnext.tasks.detection.masks import Mask, size_of
 from convnext.tasks.detection.matching import match
@@ -48,7 +49,8 @@ class Chosen:
 def read_target(target: Mapping[str, Any], image: Tensor, num_classes: int) -> Objects:
     """Check the objects of an image (C, H, W) and move them to its device.
 
-    Boxes without width or height cannot be coded as differences and are left out.
+    Boxes end at the border of the image. Those without width or height cannot be coded as
+    differences and are left out.
 
     Raises:
         ValueError: If the parts of the target do not fit each other or the classes.
@@ -76,6 +78,8 @@ def read_target(target: Mapping[str, Any], image: Tensor, num_classes: int) -> O
     if not boxes.isfinite().all():
         raise ValueError("a target has a box with a coordinate that is not finite")
     ignored = torch.as_tensor(target.get("ignored", boxes[:0])).to(image.device, torch.float32)
+    # What leaves the image is cut: RoIAlign takes as many samples as a box has pixels.
+    boxes = clip(boxes, size)
     keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
     return Objects(
         boxes=boxes[keep],

@@ -131,6 +131,7 @@ class DetectionTask(InSteps):
             weights=None if weights == "none" else weights,
             num_classes=len(self.data.classes),
             in_chans=self.preprocessing.in_chans,
+            masks=self.data.train.has_masks,
             **detector_settings(self.recipe),
             **changes,
         )
