@@ -59,7 +59,7 @@ class FusionConv(ConvNormAct):
 
     def of_maps(self, maps: Sequence[Tensor]) -> Tensor:  # N C H_l W_l -> N D H W
         """As resizing the maps and putting them side by side, but with fewer multiplications."""
-        x = conv_of_maps(maps, self.conv.weight)
+        x = conv_of_maps(maps, self.conv.weight, self.conv.bias)
         out: Tensor = self.act(normalise(self.norm, x))
         return out
 

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def conv_of_maps(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+def conv_of_maps(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Resize maps (N, C_l, h_l, w_l) to the first one's size, and convolve them side by side.
 
     Args:
         maps: The first is the largest.
         weight: Of a 3x3 convolution, (D, sum of C_l, 3, 3), padded by one pixel.
+        bias: (D,), if it has one.
 
     Returns:
         (N, D, H, W), as resizing, `torch.cat` and `conv2d` give it.
@@ -31,9 +32,9 @@ def conv_of_maps(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     size = (maps[0].shape[2], maps[0].shape[3])
     if not saves(maps):
         resized = [resize(x, size) for x in maps]
-        return F.conv2d(torch.cat(resized, 1), weight, padding=1)
+        return F.conv2d(torch.cat(resized, 1), weight, bias, padding=1)
     own = torch.split(weight, [x.shape[1] for x in maps], 1)
-    out = F.conv2d(maps[0], own[0], padding=1).contiguous()
+    out = F.conv2d(maps[0], own[0], bias, padding=1).contiguous()
     for x, part in zip(maps[1:], own[1:], strict=True):
         add_conv_of_resized(out, x, part)
     return out

@@ -1,0 +1,1 @@
+"""The fast forms of a trained network: folded, compiled, quantised, exported."""

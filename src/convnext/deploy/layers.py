@@ -1,0 +1,121 @@
+"""The few layers that only an inference form has.
+
+Shapes: N batch, C channels, H and W positions; `...` any dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Standardize(nn.Module):
+    """Mean 0 and variance 1 over the channels of maps (N, C, H, W): layer norm without weights.
+
+    The statistics are in fp32 whatever the input is, as in `convnext.blocks.LayerNorm2d`.
+    """
+
+    def __init__(self, dim: int, *, eps: float) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # N C H W
+        return standardize(x.permute(0, 2, 3, 1), self.eps).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        """Show the channels and eps."""
+        return f"{self.dim}, eps={self.eps}"
+
+
+class StandardizeLast(Standardize):
+    """The same over the last dimension, for (..., C)."""
+
+    def forward(self, x: Tensor) -> Tensor:  # ... C
+        return standardize(x, self.eps)
+
+
+def standardize(x: Tensor, eps: float) -> Tensor:  # ... C
+    """Return x with mean 0 and variance 1 over its last dimension."""
+    return F.layer_norm(x, x.shape[-1:], None, None, eps)
+
+
+class Scaled(nn.Module):
+    """`x * scale + shift` per channel of (N, C, H, W), where no product could take it up."""
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:  # N C H W
+        return torch.addcmul(self.shift.view(-1, 1, 1), x, self.scale.view(-1, 1, 1))
+
+
+class Positionwise(nn.Sequential):
+    """Layers over (..., C) that are given maps (N, C, H, W).
+
+    The channels are moved last by a view, which costs nothing for channels_last maps.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # N C H W -> N D H W
+        x = x.permute(0, 2, 3, 1)
+        for layer in self:
+            x = layer(x)
+        return x.permute(0, 3, 1, 2)
+
+
+class FoldedBlock(nn.Module):
+    """`act(shortcut(x) + rows(x))`: a residual block of which only products are left."""
+
+    def __init__(self, rows: nn.Sequential, shortcut: nn.Module, act: nn.Module) -> None:
+        super().__init__()
+        self.rows = rows
+        self.shortcut = shortcut
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:  # N Cin H W -> N Cout H/stride W/stride
+        out: Tensor = self.act(self.shortcut(x) + self.rows(x))
+        return out
+
+
+class Normalized(nn.Module):
+    """A network that is given images before their normalisation.
+
+    For networks that pad inside, where zeros must stand for the mean. What the network has beside
+    `forward` is found on `network`.
+
+    Args:
+        network: Takes images (N, C, H, W), or a list of (C, H, W).
+        mean: (C,), in the units of the images.
+        std: (C,).
+    """
+
+    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.normalize = Scaled(1 / std, -mean / std)
+
+    def forward(self, images: Tensor | Sequence[Tensor], **options: Any) -> Any:
+        """As the network's."""
+        if isinstance(images, Tensor):
+            return self.network(self.normalize(images), **options)
+        return self.network([self.normalize(image) for image in images], **options)
+
+    def pyramid(self, images: Tensor) -> dict[str, Tensor]:
+        """As the network's, where it has one."""
+        network: Any = self.network
+        maps: dict[str, Tensor] = network.pyramid(self.normalize(images))
+        return maps
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("network"), name)
