@@ -325,8 +325,13 @@ def _as_title(name: str) -> str:
 
 
 def _losses(trained: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """Return a curve for every part of the loss, where there are several."""
-    names = [key for key in trained[-1] if key.startswith(LOSS)]
+    """Return a curve for every part of the loss, where there are several.
+
+    A part that was zero throughout had nothing to learn from, as masks where boxes are all there is.
+    """
+    names = [
+        key for key in trained[-1] if key.startswith(LOSS) and any(row.get(key) for row in trained)
+    ]
     curves = []
     for i, name in enumerate(names):
         label, colour = name.removeprefix(LOSS).replace("_", " "), LINES[i % len(LINES)]
