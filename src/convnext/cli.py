@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from convnext import __version__
+from convnext.allocator import keep_freed_memory
 from convnext.names import nearest
 from convnext.train.faults import EXIT_AGAIN, InterruptedRun, LostProcessError
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # When a process of a run is lost, the others' C++ would print pages before our one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(

@@ -327,7 +327,7 @@ def _as_title(name: str) -> str:
 def _losses(trained: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """Return a curve for every part of the loss, where there are several.
 
-    A part that was zero throughout had nothing to learn from, as masks where boxes are all there is.
+    A part that was zero throughout had nothing to learn from, as masks of objects with boxes alone.
     """
     names = [
         key for key in trained[-1] if key.startswith(LOSS) and any(row.get(key) for row in trained)

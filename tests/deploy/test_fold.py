@@ -81,7 +81,7 @@ def _norms_left(model: nn.Module) -> int:
     return sum(isinstance(m, _BatchNorm) for m in model.modules())
 
 
-@pytest.mark.parametrize("form", ["conv", "linear"])
+@pytest.mark.parametrize("form", ["chunked", "conv", "linear"])
 @pytest.mark.parametrize("name", OURS)
 @torch.no_grad()
 def test_every_network_computes_the_same(name: str, form: str) -> None:
@@ -186,7 +186,7 @@ CONFIGS = st.builds(
 )
 
 
-@given(config=CONFIGS, form=st.sampled_from(["conv", "linear"]))
+@given(config=CONFIGS, form=st.sampled_from(["chunked", "conv", "linear"]))
 @settings(max_examples=60, deadline=None, derandomize=True)
 @torch.no_grad()
 def test_every_configuration_computes_the_same(config: NetworkConfig, form: str) -> None:
@@ -231,5 +231,5 @@ def test_mistakes_are_named() -> None:
         fold(model, mean=MEAN)
     with pytest.raises(ValueError, match="the network takes 3 channels"):
         fold(model, mean=(0.5,), std=(0.5,))
-    with pytest.raises(ValueError, match="linear, conv"):
+    with pytest.raises(ValueError, match="linear, conv, chunked"):
         fold(model, form="dense")  # type: ignore[arg-type]

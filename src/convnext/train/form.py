@@ -6,9 +6,6 @@ with one seed take the same form and so the same bits.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -19,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from convnext.atomic import write_text
 from convnext.device import autocast, environment
 from convnext.ranks import Ranks
 from convnext.recipe import Recipe
+from convnext.remembered import cache_folder, key_of, recall, remember
 from convnext.train.advice import smaller_micro_batch
 from convnext.train.faults import is_out_of_memory
 
@@ -90,8 +87,7 @@ def choose_form(
 
 def cache_file() -> Path:
     """Return where measurements are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "convnext" / "training_forms.json"
+    return cache_folder() / "training_forms.json"
 
 
 def _measured(
@@ -121,7 +117,7 @@ def _measured(
     if left < WORTH_SECONDS:
         return Chosen(plain, "the usual one: the run is too short to measure others")
     key = _key(task, recipe, device)
-    known = _read(cache)
+    known = recall(cache)
     if key in known:
         return Chosen(Form(**known[key]), "measured before on this machine")
     options = [
@@ -146,8 +142,7 @@ def _measured(
         if cost < best_cost * (1 - MIN_GAIN):
             best, best_cost = form, cost
     torch._dynamo.reset()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_text(cache, json.dumps(known | {key: asdict(best)}, indent=1) + "\n")
+    remember(cache, key, asdict(best))
     return Chosen(best, "measured per micro batch: " + ", ".join(told))
 
 
@@ -206,15 +201,7 @@ def _key(task: Any, recipe: Recipe, device: torch.device) -> str:
         recipe.run.channels_last,
         recipe.run.compile,
     )
-    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-
-
-def _read(cache: Path) -> dict[str, dict[str, bool]]:
-    try:
-        known: dict[str, dict[str, bool]] = json.loads(cache.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # Nothing was measured yet, or it cannot be read any more: measure again.
-    return known
+    return key_of(*what)
 
 
 def fit_memory(task: Any, model: nn.Module, recipe: Recipe, device: torch.device) -> None:

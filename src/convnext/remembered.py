@@ -1,0 +1,37 @@
+"""What was measured on this machine, kept in a file of the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from convnext.atomic import write_text
+
+
+def cache_folder() -> Path:
+    """Return the folder in which this package keeps what it can find out again."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "convnext"
+
+
+def key_of(*facts: Any) -> str:
+    """Return a short name for facts that decide a measurement, by their `repr`."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def recall(path: Path) -> dict[str, Any]:
+    """Return what a file remembers; nothing if there is none, or it cannot be read any more."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def remember(path: Path, key: str, value: Any) -> None:
+    """Keep a value of plain types under a key, beside what is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(recall(path) | {key: value}, indent=1) + "\n")
