@@ -46,6 +46,12 @@ def run(argv: list[str]) -> int:
         help="of a run, leave out its last step with and without the moving average",
     )
     parser.add_argument(
+        "--no-fast",
+        action="store_true",
+        help="run the network as it was trained, bit for bit; else work of minutes is given the "
+        "fastest form on this machine",
+    )
+    parser.add_argument(
         "--output",
         metavar="DIR",
         help="write evaluation.json there; with --robustness, robustness.json, .csv, .svg and "
@@ -107,6 +113,7 @@ def run(argv: list[str]) -> int:
         device=arguments.device,
         precision=arguments.precision,
         max_bad_share=arguments.max_bad_share,
+        fast=not arguments.no_fast,
         console=out,
         **options,
     )

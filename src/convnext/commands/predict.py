@@ -40,6 +40,12 @@ def run(argv: list[str]) -> int:
         help="fail if more than this share cannot be read (default: 1)",
     )
     parser.add_argument(
+        "--no-fast",
+        action="store_true",
+        help="run the network as it was trained, bit for bit; else work of minutes is given the "
+        "fastest form on this machine",
+    )
+    parser.add_argument(
         "--output",
         metavar="DIR",
         help="write predictions.json and .csv there, for a segmentor masks and overlays too, "
@@ -90,6 +96,7 @@ def run(argv: list[str]) -> int:
         device=arguments.device,
         precision=arguments.precision,
         max_bad_share=arguments.max_bad_share,
+        fast=not arguments.no_fast,
         console=out,
         **options,
     )

@@ -185,8 +185,10 @@ def _chunked(rows: Sequence[nn.Module]) -> ChunkedBlock | None:
     kinds = tuple(type(layer) for layer in pointwise)
     if kinds != (nn.Linear, nn.GELU, nn.Linear) or not isinstance(spatial, nn.Conv2d):
         return None
-    first, _, second = pointwise
-    return ChunkedBlock(spatial, norm, cast(nn.Linear, first), cast(nn.Linear, second)).eval()
+    first, second = cast(nn.Linear, pointwise[0]), cast(Any, pointwise[2])
+    if second.bias is None:
+        second.bias = nn.Parameter(second.weight.new_zeros(second.out_features), False)
+    return ChunkedBlock(spatial, norm, first, second).eval()
 
 
 def _as_linear(layers: Sequence[nn.Module]) -> list[nn.Module]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
 
 
 @contextmanager
@@ -29,3 +32,17 @@ def progress_bar(
     ) as progress:
         bar = progress.add_task(title, total=total)
         yield lambda count: progress.advance(bar, count)
+
+
+def counted(items: Iterable[Item], advance: Callable[[int], None]) -> Iterator[Item]:
+    """Yield items, and tell `advance` of each one when its turn is over."""
+    for item in items:
+        yield item
+        advance(1)
+
+
+def notes(console: Console | None) -> Callable[[str], None]:
+    """Return what prints a line above the bar, where there is a console."""
+    if console is None:
+        return lambda _: None
+    return lambda line: console.print(line, style="dim", markup=False, highlight=False)

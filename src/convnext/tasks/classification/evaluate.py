@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from convnext.atomic import write_text
 from convnext.checkpoint import Card
+from convnext.deploy.fast import Fast
 from convnext.device import pick_device
 from convnext.images import BadImage
 from convnext.inference import imagenet_synsets, open_model, pick_precision
@@ -30,7 +32,7 @@ from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.samples import Samples
-from convnext.tasks.progress import progress_bar
+from convnext.tasks.progress import notes, progress_bar
 from convnext.train.state import complete_steps, step_of
 from convnext.weights.files import read_file
 
@@ -133,6 +135,7 @@ def evaluate(
     precision: str = "auto",
     max_bad_share: float = 0.01,
     last: bool = False,
+    fast: bool = True,
     console: Console | None = None,
 ) -> EvaluationResult:
     """Evaluate a run, a checkpoint or published weights on a labelled data set.
@@ -147,6 +150,8 @@ def evaluate(
         max_bad_share: The largest share of images that may be unreadable.
         last: Of a run with a moving average, measure the weights of the last step too, and their
             average: the difference is what the average brings.
+        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
+            differ in their last bits.
         console: Where the progress bar goes; None for none.
 
     Raises:
@@ -162,26 +167,36 @@ def evaluate(
     dataset = EvalDataset(samples, card.preprocessing)
     executed = pick_precision(precision, card, where)
 
-    def measure(label: str) -> Evaluation:
+    def measure(label: str, network: nn.Module) -> Evaluation:
         metric = Metric(card.classes)
+        form = Fast(
+            network,
+            device=where,
+            precision=executed,
+            num_images=len(samples),
+            enabled=fast,
+            note=notes(console),
+        )
         with progress_bar(f"evaluating {label}", len(samples), console) as advance:
             for batch in infer(
-                model,
+                form,
                 dataset,
                 device=where,
                 precision=executed,
                 bad=bad,
                 batch_size=batch_size or BATCH_SIZE,
-                progress=advance,
+                progress=form.watch(advance),
             ):
                 metric.update(*batch)
         return metric.compute()
 
-    evaluation = measure("the best weights" if last else "")
+    evaluation = measure("the best weights" if last else "", model)
     variants = []
     for weights, step, tensors in _last_weights(source) if last else ():
-        model.load_state_dict(tensors)
-        e = measure(f"{_NAMES[weights]} of the last step")
+        network = card.build()
+        network.load_state_dict(tensors)
+        network = network.to(where).to(memory_format=torch.channels_last)
+        e = measure(f"{_NAMES[weights]} of the last step", network)
         variants.append(Variant(weights=weights, step=step, top1=e.top1, top5=e.top5, loss=e.loss))
     return EvaluationResult(
         source=source,

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
+from convnext.deploy.fast import Fast
 from convnext.device import pick_device
 from convnext.images import image_files
 from convnext.inference import open_model, pick_precision
@@ -22,7 +23,7 @@ from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.samples import FolderSamples
-from convnext.tasks.progress import progress_bar
+from convnext.tasks.progress import notes, progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,7 @@ def predict(
     device: str = "auto",
     precision: str = "auto",
     max_bad_share: float = 1.0,
+    fast: bool = True,
     console: Console | None = None,
 ) -> PredictResult:
     """Predict the classes of image files, and of all images in folders.
@@ -107,6 +109,8 @@ def predict(
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
         max_bad_share: The largest share of images that may be unreadable.
+        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
+            differ in their last bits.
         console: Where the progress bar goes; None for none.
 
     Raises:
@@ -119,16 +123,25 @@ def predict(
     model, card = open_model(source, where)
     samples = FolderSamples(Path(), [str(path) for path in paths], [0] * len(paths))
     bad = BadImages(samples, max_share=max_bad_share)
+    executed = pick_precision(precision, card, where)
+    network = Fast(
+        model,
+        device=where,
+        precision=executed,
+        num_images=len(paths),
+        enabled=fast,
+        note=notes(console),
+    )
     predictions = []
     with progress_bar("predicting", len(paths), console) as advance:
         for logits, _, indices in infer(
-            model,
+            network,
             EvalDataset(samples, card.preprocessing),
             device=where,
-            precision=pick_precision(precision, card, where),
+            precision=executed,
             bad=bad,
             batch_size=batch_size or BATCH_SIZE,
-            progress=advance,
+            progress=network.watch(advance),
         ):
             top = logits.softmax(1).topk(min(topk, len(card.classes)), 1)
             for index, values, classes in zip(

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from convnext.atomic import write_text
 from convnext.checkpoint import Card
+from convnext.deploy.fast import Fast
 from convnext.device import pick_device
 from convnext.inference import open_model, pick_precision
 from convnext.tasks.bad_images import BadImages
@@ -28,7 +29,7 @@ from convnext.tasks.detection.metric import Evaluation, Metric
 from convnext.tasks.detection.render import compare
 from convnext.tasks.detection.samples import DetectionImages
 from convnext.tasks.pictures import data_uri
-from convnext.tasks.progress import progress_bar
+from convnext.tasks.progress import notes, progress_bar
 
 MAX_CLASSES = 30
 COLUMNS = (
@@ -145,6 +146,7 @@ def evaluate(
     score_threshold: float | None = None,
     nms_threshold: float | None = None,
     max_detections: int | None = None,
+    fast: bool = True,
     console: Console | None = None,
 ) -> EvaluationResult:
     """Evaluate a run, a checkpoint or published weights on images with objects.
@@ -159,6 +161,8 @@ def evaluate(
         score_threshold: Least score of a detection; by default that of training.
         nms_threshold: Overlap from which doubles are suppressed; likewise.
         max_detections: Most detections of an image; likewise.
+        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
+            differ in their last bits.
         console: Where the progress bar goes; None for none.
 
     Raises:
@@ -176,14 +180,23 @@ def evaluate(
     bad = BadImages(images, max_share=max_bad_share)
     dataset = EvalDataset(images, card.preprocessing)
     metric = Metric(images, card.classes, detector.config.max_detections)
-    with progress_bar("evaluating", len(images), console) as progress:
+    executed = pick_precision(precision, card, where)
+    network = Fast(
+        model,
+        device=where,
+        precision=executed,
+        num_images=len(images),
+        enabled=fast,
+        note=notes(console),
+    )
+    with progress_bar("evaluating", len(images), console) as advance:
         for index, found in infer(
-            model,
+            network,
             dataset,
             device=where,
-            precision=pick_precision(precision, card, where),
+            precision=executed,
             bad=bad,
-            progress=progress,
+            progress=network.watch(advance),
         ):
             metric.update(index, found)
     evaluation = metric.compute()

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
+from convnext.deploy.fast import Fast
 from convnext.device import pick_device
 from convnext.images import BadImage, decode
 from convnext.inference import open_model, pick_precision
@@ -26,7 +27,7 @@ from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import xywh
 from convnext.tasks.detection.render import draw_detections
 from convnext.tasks.pictures import save_image
-from convnext.tasks.progress import progress_bar
+from convnext.tasks.progress import counted, notes, progress_bar
 from convnext.tasks.results import output_names, protect
 
 Form = Literal["png", "jpg", "none"]
@@ -149,6 +150,7 @@ def predict(
     names: bool = True,
     ids: str | Path | None = None,
     max_bad_share: float = 1.0,
+    fast: bool = True,
     console: Console | None = None,
 ) -> DetectionResult:
     """Detect objects on image files, and write pictures and COCO's results into a folder.
@@ -167,6 +169,8 @@ def predict(
         ids: COCO's json that lists the images: the results have its ids of images and classes;
             without, images are numbered from 1 in their order.
         max_bad_share: The largest share of images that may be unreadable.
+        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
+            differ in their last bits.
         console: Where the progress bar goes; None for none.
 
     Raises:
@@ -195,9 +199,17 @@ def predict(
     protect(files, [folder / result for result in results if result])
     predictions: list[ImageObjects] = []
     bad: list[tuple[str, str]] = []
-    with progress_bar("detecting", len(files), console) as progress:
-        for path, result, image_id in zip(files, results, image_ids, strict=True):
-            progress(1)
+    network = Fast(
+        detector,
+        device=where,
+        precision=executed,
+        num_images=len(files),
+        enabled=fast,
+        note=notes(console),
+    )
+    with progress_bar("detecting", len(files), console) as advance:
+        turns = zip(files, results, image_ids, strict=True)
+        for path, result, image_id in counted(turns, network.watch(advance)):
             try:
                 image = decode(path, mode=card.preprocessing.mode)
             except BadImage as error:
@@ -211,7 +223,7 @@ def predict(
             pixels = card.preprocessing.pixels(image)[None].to(where)
             with torch.inference_mode():
                 found = detect(
-                    detector,
+                    network,
                     card.preprocessing.normalize(pixels)[0],
                     (image.height, image.width),
                     device=where,

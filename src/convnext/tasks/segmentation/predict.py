@@ -18,11 +18,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from convnext.atomic import write_text
+from convnext.deploy.fast import Fast
 from convnext.device import pick_device
 from convnext.images import BadImage, Mode, decode
 from convnext.inference import open_model, pick_precision
 from convnext.tasks.pictures import save_image
-from convnext.tasks.progress import progress_bar
+from convnext.tasks.progress import counted, notes, progress_bar
 from convnext.tasks.results import output_names, protect
 from convnext.tasks.segmentation.inference import segment_labels
 from convnext.tasks.segmentation.looks import inference_of
@@ -124,6 +125,7 @@ def predict(
     overlays: Form = "png",
     alpha: float = 0.55,
     max_bad_share: float = 1.0,
+    fast: bool = True,
     console: Console | None = None,
 ) -> SegmentationResult:
     """Segment image files, and write masks, overlays and areas into a folder.
@@ -138,6 +140,8 @@ def predict(
         overlays: "png", "jpg" (smaller), or "none".
         alpha: How strong the colours of the overlays are, in [0, 1].
         max_bad_share: The largest share of images that may be unreadable.
+        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
+            differ in their last bits.
         console: Where the progress bar goes; None for none.
 
     Raises:
@@ -157,6 +161,7 @@ def predict(
         overlays=overlays,
         alpha=alpha,
         max_bad_share=max_bad_share,
+        fast=fast,
         console=console,
     )
 
@@ -174,6 +179,7 @@ def segment_files(
     overlays: Form = "png",
     alpha: float = 0.55,
     max_bad_share: float = 1.0,
+    fast: bool = True,
     console: Console | None = None,
 ) -> SegmentationResult:
     """Segment image files, and write NAME_mask.png and NAME_overlay.png of each into a folder.
@@ -190,6 +196,8 @@ def segment_files(
         overlays: "png", "jpg" (smaller), or "none".
         alpha: How strong the colours of the overlays are, in [0, 1].
         max_bad_share: The largest share of images that may be unreadable.
+        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
+            differ in their last bits.
         console: Where the progress bar goes; None for none.
 
     Raises:
@@ -206,11 +214,17 @@ def segment_files(
         for name in names
     }
     protect(files, [folder / file for pair in written.values() for file in pair if file])
-    model.eval()
+    network = Fast(
+        model.eval(),
+        device=device,
+        precision=precision,
+        num_images=len(files),
+        enabled=fast,
+        note=notes(console),
+    )
     predictions, bad = [], []
     with progress_bar("segmenting", len(files), console) as advance:
-        for path, name in zip(files, names, strict=True):
-            advance(1)
+        for path, name in counted(zip(files, names, strict=True), network.watch(advance)):
             try:
                 image = decode(path, mode=preprocessing.mode)
                 pixels = preprocessing.pixels(image)[None].to(device)
@@ -223,7 +237,7 @@ def segment_files(
                     ) from error
                 continue
             labels = segment_labels(
-                model,
+                network,
                 preprocessing.normalize(pixels)[0],
                 settings=settings,
                 size=(image.height, image.width),

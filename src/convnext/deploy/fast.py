@@ -1,0 +1,157 @@
+"""A network that takes its fast form by itself, as soon as the work ahead is worth it.
+
+It begins as it was trained, bit for bit, and looks at the clock: what a job of seconds would gain
+is less than any change costs. For one of minutes the folded form follows, which costs nothing to
+build; for one that outlasts a search by far, or a form that was found before, the best of
+`convnext.deploy.optimize`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from convnext.allocator import keep_freed_memory
+from convnext.deploy.fold import fold
+from convnext.deploy.forms import Form
+from convnext.deploy.optimize import (
+    BUDGET_S,
+    Optimized,
+    cache_file,
+    cache_key,
+    eager_form,
+    known_form,
+    optimize,
+)
+
+# Work ahead, in seconds as trained, from which the network changes its form.
+WORTH_FOLDING_S = 10.0
+# What a search takes comes back several times over: forms found so far are 1.3 times as fast.
+WORTH_SEARCHING_S = 10 * BUDGET_S
+
+Choice = Literal["wait", "stay", "fold", "known", "search"]
+
+
+class Fast(nn.Module):
+    """A network behind its own interface, which speeds up while it works through a job.
+
+    Args:
+        model: In evaluation mode, on its device. It is taken over: it may be folded in place.
+        precision: In which the caller runs it.
+        num_images: Of the job.
+        enabled: Whether it may change at all.
+        note: Told in a line what was chosen and why.
+
+    `watch` counts the images that are done. A detector, called with a list, is folded at most.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        precision: str,
+        num_images: int,
+        enabled: bool = True,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        super().__init__()
+        self.form: Form | None = None
+        self._model: nn.Module | Optimized = model
+        self._device = device
+        self._precision = precision
+        self._num_images = num_images
+        self._note = note
+        self._done = 0
+        self._seconds = 0.0
+        self._decided = not enabled
+        if device.type == "cpu":
+            keep_freed_memory()
+
+    def watch(self, advance: Callable[[int], None]) -> Callable[[int], None]:
+        """Return a function that counts images before it tells `advance` of them."""
+
+        def count(num: int) -> None:
+            self._done += num
+            advance(num)
+
+        return count
+
+    def forward(self, images: Any, **options: Any) -> Any:
+        """As the network's."""
+        if not self._decided:
+            self._decide(images)
+        if isinstance(self._model, Optimized):
+            return self._model(images, **options)
+        began = time.perf_counter()
+        outputs = self._model(images, **options)
+        if self._device.type == "cuda" and not self._decided:
+            torch.cuda.synchronize(self._device)
+        self._seconds += time.perf_counter() - began
+        return outputs
+
+    def _decide(self, images: Any) -> None:
+        left = seconds_left(self._seconds, self._done, self._num_images)
+        example = images if isinstance(images, Tensor) else None
+        known = None
+        if example is not None:
+            key = cache_key(self._model, example, self._precision)
+            known = known_form(cache_file(), key)
+        gain = 0.0 if known is None else (left or 0.0) * (1 - 1 / known.ratio)
+        choice = choose(
+            left,
+            gain=gain,
+            build_seconds=0.0 if known is None else known.build_seconds,
+            is_known=known is not None,
+            can_search=example is not None,
+        )
+        if choice == "wait":
+            return
+        self._decided = True
+        if choice == "fold":
+            self._fold()
+        elif choice in ("known", "search"):
+            assert example is not None
+            if choice == "search":
+                self._note(
+                    f"looking for the fastest form on this machine, for {BUDGET_S:.0f} s at most "
+                    "and once; --no-fast leaves the network as it is"
+                )
+            best = optimize(self._model, example, precision=self._precision, note=self._note)
+            self._model, self.form = best, best.form
+
+    def _fold(self) -> None:
+        form = eager_form(self._device, self._precision)
+        folded = fold(self._model, form=form.pointwise, inplace=True)
+        self._model = folded.to(memory_format=torch.channels_last)
+        self.form = form
+
+
+def seconds_left(seconds: float, done: int, total: int) -> float | None:
+    """Return the work ahead, from the seconds that `done` of `total` images took; None at first."""
+    return None if done == 0 or seconds == 0 else seconds * (total - done) / done
+
+
+def choose(
+    left: float | None, *, gain: float, build_seconds: float, is_known: bool, can_search: bool
+) -> Choice:
+    """Return what to do with a network that has `left` seconds of work ahead as trained.
+
+    Args:
+        left: None if nothing is done yet.
+        gain: Seconds that a form found before would save.
+        build_seconds: What building it took.
+        is_known: Whether there is one.
+        can_search: Whether the network is called with batches of one shape.
+    """
+    if left is None:
+        return "wait"
+    if left < WORTH_FOLDING_S:
+        return "stay"
+    if is_known:
+        return "known" if gain > build_seconds else "fold"
+    return "search" if can_search and left > WORTH_SEARCHING_S else "fold"

@@ -1,0 +1,92 @@
+"""The forms in which a network can run here, as data: what each is, and which are worth trying."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from convnext.deploy.fold import PointwiseForm
+from convnext.device import has_fast_bf16
+
+Engine = Literal["eager", "inductor", "openvino", "onnxruntime"]
+Layout = Literal["channels_last", "channels_first"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a folded network is executed."""
+
+    engine: Engine = "eager"
+    """What runs it: torch's operators one by one, torch.compile with its weights frozen, or another
+    runtime."""
+    pointwise: PointwiseForm = "linear"
+    layout: Layout = "channels_last"
+    precision: Precision = "fp32"
+    folded: bool = True
+    """Only the network as it was trained is not."""
+
+    def __str__(self) -> str:
+        if not self.folded:
+            return f"as trained {self.precision}"
+        return f"{self.engine} {self.pointwise} {self.layout} {self.precision}"
+
+
+PLAIN = Form(folded=False)
+
+# Modules that an engine needs beside torch.
+_NEEDS = {
+    "eager": (),
+    "inductor": (),
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
+}
+
+
+def available(engine: Engine) -> bool:
+    """Tell whether what an engine needs is installed; it may still fail."""
+    return all(importlib.util.find_spec(name) is not None for name in _NEEDS[engine])
+
+
+def candidates(device: torch.device, precision: str) -> list[Form]:
+    """Return the forms to try on a device, those first that were fastest elsewhere (LOG.md).
+
+    Args:
+        device: A compiler of another runtime is for CPUs alone.
+        precision: `fp32`, `bf16` or `fp16`, or `auto`: fp32 and, where the device has instructions
+            for it, bf16.
+    """
+    on_cpu = device.type == "cpu"
+    if precision == "auto":
+        precisions = ["bf16", "fp32"] if has_fast_bf16(device) else ["fp32"]
+    else:
+        precisions = [precision]
+    if on_cpu:
+        shapes: list[tuple[Engine, PointwiseForm, Layout]] = [
+            ("eager", "chunked", "channels_last"),
+            ("inductor", "conv", "channels_last"),
+            ("openvino", "conv", "channels_first"),
+            ("inductor", "linear", "channels_last"),
+            ("openvino", "linear", "channels_first"),
+            ("eager", "conv", "channels_last"),
+            ("onnxruntime", "linear", "channels_first"),
+            ("onnxruntime", "conv", "channels_first"),
+            ("eager", "conv", "channels_first"),
+            ("inductor", "conv", "channels_first"),
+        ]
+    else:
+        shapes = [
+            ("inductor", "linear", "channels_last"),
+            ("inductor", "conv", "channels_last"),
+            ("eager", "linear", "channels_last"),
+            ("eager", "conv", "channels_last"),
+        ]
+    return [
+        Form(engine=engine, pointwise=pointwise, layout=layout, precision=p)  # type: ignore[arg-type]
+        for engine, pointwise, layout in shapes
+        for p in precisions
+        if available(engine) and not (engine == "onnxruntime" and p != "fp32")
+    ]

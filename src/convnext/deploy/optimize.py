@@ -1,0 +1,273 @@
+"""`optimize`: the fastest form of a network that is correct here, found by measuring.
+
+Every candidate is built, compared with the network as it was trained, and timed in turn with the
+best one so far; speed counts only where the outputs agree. The verdict is remembered by machine,
+network and shape, so that the next process builds the winner alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convnext.deploy.build import Runner, build
+from convnext.deploy.forms import PLAIN, Form, available, candidates
+from convnext.device import environment
+from convnext.remembered import cache_folder, key_of, recall, remember
+
+BUDGET_S = 60.0
+NUM_TIMED = 5
+# Relative L2 distance of outputs. Forms in fp32 differ by rounding, some 1e-6; 8 bits of mantissa
+# in every layer leave some 1e-2.
+MOST = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 6e-2}
+# A form that takes this much longer than the best one will not overtake it.
+HOPELESS = 1.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A form, how fast it is, and how far from the network as it was trained."""
+
+    form: Form
+    seconds: float | None
+    """Median of a batch; None where it cannot run or is wrong."""
+    difference: float | None
+    """Relative L2 distance of the outputs."""
+    build_seconds: float
+    failure: str = ""
+
+
+class Optimized(nn.Module):
+    """A network in its fastest form here; called with images (N, C, H, W), it gives what it gave.
+
+    Fewer images than in the example are filled up to it. Images of another size run in eager mode.
+
+    Attributes:
+        form: The form.
+        measured: Every form that was tried; empty if the form was known from before.
+        ratio: How many times as fast as the network as it was trained, when it was measured.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        form: Form,
+        runner: Runner,
+        *,
+        ratio: float,
+        measured: Sequence[Measured] = (),
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.measured = tuple(measured)
+        self.ratio = ratio
+        self._shape = tuple(example.shape)
+        self._runner = runner
+        self._eager: Runner | None = runner if form.engine == "eager" else None
+        # Not a child: it has no weights of its own, and may be moved nowhere.
+        self._model = (model,)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to what the network maps them to, in fp32."""
+        num, *rest = images.shape
+        if self.form.engine == "eager" or (tuple(rest) != self._shape[1:] or num > self._shape[0]):
+            return self._in_eager_mode(images)
+        if num == self._shape[0]:
+            return self._runner(images)
+        filled = torch.cat([images, images[-1:].expand(self._shape[0] - num, *rest)])
+        return self._runner(filled)[:num]
+
+    def _in_eager_mode(self, images: Tensor) -> Tensor:
+        if self._eager is None:
+            form = eager_form(images.device, self.form.precision)
+            self._eager = build(form, self._model[0], images)
+        return self._eager(images)
+
+
+def eager_form(device: torch.device, precision: str) -> Form:
+    """Return the best form that needs no compiler, on a CPU or elsewhere."""
+    pointwise = "chunked" if device.type == "cpu" else "linear"
+    return Form(pointwise=pointwise, precision=precision)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def optimize(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    precision: str = "auto",
+    budget_s: float = BUDGET_S,
+    cache: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Optimized:
+    """Return the fastest correct form of a network on this machine, for batches like an example.
+
+    Args:
+        model: A classifier or a segmentor, in fp32 on the device of the example.
+        example: Normalised images (N, C, H, W), as many as there will be in a batch.
+        precision: `fp32`, `bf16`, `fp16`; or `auto`: fp32, and bf16 where the device is fast in it.
+        budget_s: Seconds after which no further form is tried.
+        cache: The file of what was found before; by default in the user's cache folder.
+        note: Told how the search goes, a line at a time.
+
+    Returns:
+        A module with `form` and, after a search, `measured`.
+
+    Raises:
+        ValueError: If the example is no batch of images.
+    """
+    if example.dim() != 4 or not len(example):
+        raise ValueError(f"give a batch of images (N, C, H, W), not {tuple(example.shape)}")
+    model = model.eval()
+    cache = cache or cache_file()
+    key = cache_key(model, example, precision)
+    known = known_form(cache, key)
+    if known is not None:
+        try:
+            runner = build(known.form, model, example)
+            runner(example)
+            note(f"{known.form}, found before on this machine")
+            return Optimized(model, example, known.form, runner, ratio=known.ratio)
+        except Exception as error:  # Any engine may have changed since; then search again.
+            note(f"{known.form} does not run any more: {_first_line(error)}")
+    found = search(model, example, precision=precision, budget_s=budget_s, note=note)
+    remember(cache, key, asdict(_Known(found.form, found.ratio, _build_seconds(found))))
+    return found
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a search found before."""
+
+    form: Form
+    ratio: float
+    build_seconds: float
+
+
+def cache_file() -> Path:
+    """Return where the verdicts are kept."""
+    return cache_folder() / "inference_forms.json"
+
+
+def cache_key(model: nn.Module, example: Tensor, precision: str) -> str:
+    """Return the name of a verdict: the machine, the engines, the network without its weights."""
+    device = example.device
+    facts = environment(device)
+    machine = [facts[n] for n in ("device", "cpu", "cores", "threads", "torch", "convnext")]
+    engines = [e for e in ("openvino", "onnxruntime") if available(e)]
+    return key_of(machine, engines, repr(model), tuple(example.shape), precision)
+
+
+def known_form(cache: Path, key: str) -> _Known | None:
+    """Return what a search found before; None if nothing is known, or it cannot be read."""
+    value: Any = recall(cache).get(key)
+    try:
+        return _Known(Form(**value["form"]), float(value["ratio"]), float(value["build_seconds"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+@torch.no_grad()
+def search(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    precision: str = "auto",
+    budget_s: float = BUDGET_S,
+    note: Callable[[str], None] = lambda _: None,
+    forms: Sequence[Form] | None = None,
+) -> Optimized:
+    """Measure every candidate, or those given, and return the best."""
+    began = time.perf_counter()
+    plain = build(PLAIN, model, example)
+    expected = plain(example)
+    best_runner, best = plain, PLAIN
+    best_s = plain_s = seconds_of(plain, example)
+    results = [Measured(form=PLAIN, seconds=plain_s, difference=0.0, build_seconds=0.0)]
+    note(f"{PLAIN}: {1000 * plain_s:.0f} ms a batch")
+    for form in candidates(example.device, precision) if forms is None else forms:
+        if time.perf_counter() - began > budget_s:
+            note(f"{form} and what follows: not tried, {budget_s:.0f} s are over")
+            break
+        at = time.perf_counter()
+        try:
+            runner = build(form, model, example)
+            difference = distance(runner(example), expected)
+            build_s = time.perf_counter() - at
+            if not difference <= MOST[form.precision]:
+                raise ArithmeticError(f"outputs differ by {difference:.1e}")
+            pair = interleaved([best_runner, runner], example, hopeless=HOPELESS)
+        except Exception as error:  # A compiler may fail in any way; there are other forms.
+            reason = _first_line(error)
+            results.append(
+                Measured(
+                    form=form,
+                    seconds=None,
+                    difference=None,
+                    build_seconds=time.perf_counter() - at,
+                    failure=reason,
+                )
+            )
+            note(f"{form}: {reason}")
+            continue
+        # Against the best in the same minute, whatever else the machine does.
+        seconds = best_s * pair[1] / pair[0]
+        results.append(
+            Measured(form=form, seconds=seconds, difference=difference, build_seconds=build_s)
+        )
+        note(f"{form}: {1000 * seconds:.0f} ms, {plain_s / seconds:.2f} times as fast")
+        if seconds < best_s:
+            best, best_runner, best_s = form, runner, seconds
+    return Optimized(model, example, best, best_runner, ratio=plain_s / best_s, measured=results)
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Return the relative L2 distance of outputs; infinity where their shapes differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    scale = torch.linalg.vector_norm(expected.double()).clamp_min(1e-12)
+    return float(torch.linalg.vector_norm(found.double() - expected.double()) / scale)
+
+
+def seconds_of(run: Runner, example: Tensor, num: int = NUM_TIMED) -> float:
+    """Return the median seconds of a call."""
+    return interleaved([run], example, num=num)[0]
+
+
+def interleaved(
+    runs: Sequence[Runner], example: Tensor, *, num: int = NUM_TIMED, hopeless: float = float("inf")
+) -> list[float]:
+    """Return the median seconds of each call, in turns, so that all see the same machine.
+
+    After two turns it ends if the last one is `hopeless` times slower than the first.
+    """
+    times: list[list[float]] = [[] for _ in runs]
+    for run in runs:
+        run(example)
+    for turn in range(num):
+        for run, measured in zip(runs, times, strict=True):
+            began = time.perf_counter()
+            run(example)
+            if example.device.type == "cuda":
+                torch.cuda.synchronize(example.device)
+            measured.append(time.perf_counter() - began)
+        if turn == 1 and min(times[-1]) > hopeless * min(times[0]):
+            break
+    return [statistics.median(measured) for measured in times]
+
+
+def _build_seconds(found: Optimized) -> float:
+    return next(m.build_seconds for m in found.measured if m.form == found.form)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__
