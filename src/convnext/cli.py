@@ -18,6 +18,7 @@ VERBS = {
     "predict": "say what is on images",
     "roadmap": "the road from ResNet-50 to ConvNeXt, counted, or walked on your data",
     "compare": "networks side by side under one recipe: accuracy, cost, measured speed",
+    "benchmark": "how fast networks are here, beside timm's form and the machine's limits",
     "convert": "turn a checkpoint into another layout",
     "models": "the networks, and the weights that are published for them",
     "data": "look at a data set and report what is wrong with it",
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
-            USAGE.format(verbs="\n".join(f"  {v:<10}{text}" for v, text in VERBS.items())), end=""
+            USAGE.format(verbs="\n".join(f"  {v:<11}{text}" for v, text in VERBS.items())), end=""
         )
         return 0 if arguments else 2
     verb, *rest = arguments

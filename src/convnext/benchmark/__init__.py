@@ -1,0 +1,1 @@
+"""How fast networks are on this machine, beside timm's form of them and the machine's limits."""

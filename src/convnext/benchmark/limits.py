@@ -1,0 +1,87 @@
+"""What a machine can do at most, measured, and what a network asks of it, counted."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convnext.costs import cost, in_chans
+
+# Larger than any cache, small enough for a laptop.
+COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31, "mps": 2**29}
+NUM_COPIES = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Operations per second of a large matrix product, and bytes per second of a large copy."""
+
+    flops: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What one image asks of a machine."""
+
+    params: int
+    flops: int
+    """Two for each multiply-accumulate."""
+    activation_bytes: int
+    """What convolutions and linear layers read and write in fp32, if all else is fused to them."""
+    weight_bytes: int
+    """In fp32; once for each batch."""
+
+
+def measure_limits(device: torch.device, precision: str) -> Limits:
+    """Measure for about a second, with the threads that torch has."""
+    from convnext.train.measure import matrix_limit
+
+    return Limits(flops=matrix_limit(device, precision), bytes_per_s=copy_limit(device))
+
+
+def copy_limit(device: torch.device) -> float:
+    """Return bytes read and written per second by the copy of a large tensor."""
+    source = torch.ones(COPIED_BYTES[device.type] // 4, device=device)
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(NUM_COPIES):
+        began = time.perf_counter()
+        target.copy_(source)
+        if device.type != "cpu":
+            getattr(torch, device.type).synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * source.nbytes / statistics.median(times[1:])
+
+
+def demand(model: nn.Module, size: tuple[int, int]) -> Demand:
+    """Count on shapes alone what an image of `size` (H, W) asks for."""
+    counted = cost(model, size)
+    shapes = copy.deepcopy(model).to("meta").eval()
+    moved = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal moved
+        moved += 4 * (inputs[0].numel() + output.numel())
+
+    hooks = [
+        m.register_forward_hook(count)
+        for m in shapes.modules()
+        if isinstance(m, nn.Conv2d | nn.Linear)
+    ]
+    images = torch.empty(1, in_chans(model), *size, device="meta")
+    with torch.no_grad():
+        getattr(shapes, "run_for_cost", shapes)(images)
+    for hook in hooks:
+        hook.remove()
+    return Demand(
+        params=counted.params,
+        flops=2 * counted.macs,
+        activation_bytes=moved,
+        weight_bytes=4 * counted.params,
+    )

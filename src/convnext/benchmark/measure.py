@@ -1,0 +1,281 @@
+"""Networks in several forms, timed in turns by processes of their own."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from convnext.benchmark.limits import Demand, Limits, demand, measure_limits
+from convnext.costs import in_chans
+from convnext.device import environment, pick_device
+from convnext.family import create_model, dense_prefix
+
+ROUNDS = 7
+# Single images whose times give the percentiles of latency.
+NUM_LATENCIES = 50
+# Height and width of the images where none is given, as the papers measure.
+SIZES = {"classify": (224, 224), "segment": (512, 512), "detect": (800, 1280)}
+KINDS = {"timm": "timm, eager", "eager": "eager", "best": "best form"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One form at one batch size."""
+
+    kind: str
+    """Of `KINDS`."""
+    form: str
+    batch: int
+    seconds: float
+    """Median of a batch."""
+    images_per_s: float
+    ratio: float | None
+    """To the first form in the list, in the same rounds."""
+    peak_gb: float
+    """Of the process beside the libraries that it began with (building included), on a GPU of its
+    tensors; in 10^9 bytes."""
+    matrix_share: float
+    """Of the operations per second of a large matrix product."""
+    memory_share: float
+    """Of the bytes per second of a large copy, if only products touch memory."""
+    latency_ms: dict[str, float] | None = None
+    """At batch 1: percentiles p50, p90, p99."""
+    failure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkResult:
+    """A network, what it asks for, and how fast its forms are."""
+
+    model: str
+    size: tuple[int, int]
+    demand: Demand
+    timings: tuple[Timing, ...]
+    searches: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    """By batch size, what the search for the best form measured, if it was not known before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResult:
+    """Everything that was measured in one run."""
+
+    environment: dict[str, Any]
+    precision: str
+    rounds: int
+    limits: Limits
+    networks: tuple[NetworkResult, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values for JSON."""
+        return asdict(self)
+
+
+def benchmark(
+    models: Sequence[str],
+    *,
+    batches: Sequence[int] = (1, 8),
+    size: tuple[int, int] | None = None,
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int = 0,
+    rounds: int = ROUNDS,
+    kinds: Sequence[str] = tuple(KINDS),
+    note: Callable[[str], None] = lambda _: None,
+) -> BenchmarkResult:
+    """Measure networks with random weights, whose speed is that of any weights.
+
+    Args:
+        models: Names of `create_model`.
+        batches: Images at a time.
+        size: Height and width of the images; by default 224 x 224 for classifiers, 512 x 512 for
+            segmentors, 800 x 1280 for detectors.
+        precision: Of the best form: `fp32`, `bf16`, `fp16`, or `auto` for the fastest that the
+            device has instructions for. Eager forms run in fp32 on a CPU, on a GPU in this one.
+        device: `cpu`, `cuda`, `mps` or `auto`.
+        threads: Of the CPU; 0: as many as torch takes.
+        rounds: Turns of all forms; medians count.
+        kinds: Which forms, of `KINDS`; ratios are to the first one that a network has.
+        note: Told of progress, a line at a time.
+
+    Raises:
+        ValueError: If a model, a kind or a number makes no sense.
+    """
+    for number, what in ((rounds, "rounds"), *((b, "batch sizes") for b in batches)):
+        if number < 1:
+            raise ValueError(f"{what} must be at least 1, not {number}")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"there is no form {kind!r}; choose of {', '.join(KINDS)}")
+    where = pick_device(device)
+    if threads:
+        torch.set_num_threads(threads)
+    eager = "fp32" if where.type == "cpu" or precision == "auto" else precision
+    limits = measure_limits(where, "fp32" if precision == "auto" else precision)
+    note(
+        f"this machine: {limits.flops / 1e9:,.0f} GFLOP/s in a matrix product, "
+        f"{limits.bytes_per_s / 1e9:,.1f} GB/s in a copy"
+    )
+    results = []
+    for name in models:
+        task = task_of_name(name)
+        shape = size or SIZES[task]
+        model = create_model(name)
+        wanted = demand(model, shape)
+        timings: list[Timing] = []
+        searches: dict[int, list[dict[str, Any]]] = {}
+        for batch in batches:
+            request = {
+                "model": name,
+                "timm": timm_name(name),
+                "task": task,
+                "in_chans": in_chans(model),
+                "size": list(shape),
+                "batch": batch,
+                "threads": threads,
+                "device": str(where),
+            }
+            own = [k for k in kinds if k != "timm" or request["timm"]]
+            requests = [
+                request | {"kind": kind, "precision": precision if kind == "best" else eager}
+                for kind in own
+            ]
+            told = _take_turns(requests, rounds, note)
+            timings += _timings(own, told, batch, wanted, limits)
+            searches[batch] = next((t["search"] for t in told if t.get("search")), [])
+        results.append(
+            NetworkResult(
+                model=name,
+                size=shape,
+                demand=wanted,
+                timings=tuple(timings),
+                searches={b: s for b, s in searches.items() if s},
+            )
+        )
+    return BenchmarkResult(
+        environment=environment(where),
+        precision=precision,
+        rounds=rounds,
+        limits=limits,
+        networks=tuple(results),
+    )
+
+
+def task_of_name(name: str) -> str:
+    """Return the task of a network by its name."""
+    prefix = dense_prefix(name)
+    return "classify" if prefix is None else ("segment" if prefix == "upernet_" else "detect")
+
+
+def timm_name(name: str) -> str:
+    """Return what timm calls the same network; empty if it has none."""
+    import timm
+
+    known = name.removeprefix("timm/")
+    if known.startswith("convnext_isotropic"):
+        return ""
+    return known if known in timm.list_models() else ""
+
+
+class _Worker:
+    """The other end of `convnext.benchmark.worker`."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "convnext.benchmark.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Send a request and return its answer; `failure` says that it could not be met."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            return {"failure": "its process died, perhaps for want of memory"}
+        for line in stdout:
+            if not line.startswith("{"):  # What libraries print.
+                continue
+            answer: dict[str, Any] = json.loads(line)
+            if "note" not in answer:
+                return answer
+            self._note(f"  {answer['note']}")
+        return {"failure": "its process died, perhaps for want of memory"}
+
+    def end(self) -> None:
+        """Let the process go."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def _take_turns(
+    requests: Sequence[dict[str, Any]], rounds: int, note: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Return what each worker told: `times` of every batch, `form`, `peak_gb`, or `failure`."""
+    workers = [_Worker(note) for _ in requests]
+    try:
+        told = []
+        for worker, request in zip(workers, requests, strict=True):
+            note(f"{request['model']}, batch {request['batch']}: {KINDS[request['kind']]}")
+            told.append(worker.ask(build=request) | {"times": []})
+        # One by one for the rounds; single images take as many as their percentiles need.
+        single = requests[0]["batch"] == 1
+        turns = -(-NUM_LATENCIES // rounds) if single else 1
+        for _ in range(rounds):
+            for worker, known in zip(workers, told, strict=True):
+                if "failure" not in known:
+                    answer = worker.ask(run=turns)
+                    known["times"] += answer.pop("seconds", [])
+                    known |= answer
+        return told
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+def _timings(
+    kinds: Sequence[str],
+    told: Sequence[dict[str, Any]],
+    batch: int,
+    wanted: Demand,
+    limits: Limits,
+) -> list[Timing]:
+    timings = []
+    first = statistics.median(told[0]["times"]) if told[0]["times"] else None
+    for kind, known in zip(kinds, told, strict=True):
+        times = known["times"]
+        seconds = statistics.median(times) if times else float("nan")
+        moved = batch * wanted.activation_bytes + wanted.weight_bytes
+        percentiles = np.percentile(times, [50, 90, 99]) if batch == 1 and times else None
+        timings.append(
+            Timing(
+                kind=kind,
+                form=known.get("form", KINDS[kind]),
+                batch=batch,
+                seconds=seconds,
+                images_per_s=batch / seconds,
+                ratio=None if first is None else first / seconds,
+                peak_gb=known.get("peak_gb", float("nan")),
+                matrix_share=batch * wanted.flops / seconds / limits.flops,
+                memory_share=moved / seconds / limits.bytes_per_s,
+                latency_ms=None
+                if percentiles is None
+                else dict(zip(("p50", "p90", "p99"), (1000 * percentiles).tolist(), strict=True)),
+                failure=known.get("failure", ""),
+            )
+        )
+    return timings

@@ -1,0 +1,114 @@
+"""A benchmark as a table, and as a figure."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from convnext.atomic import atomic_write, write_text
+from convnext.benchmark.measure import KINDS, BenchmarkResult, NetworkResult, Timing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def print_result(result: BenchmarkResult, console: Console) -> None:
+    """Print a table of every form, and what the shares are of."""
+    table = Table(box=None, header_style="bold")
+    for name in ("model", "batch", "form"):
+        table.add_column(name, no_wrap=name != "form")
+    for name in ("images/s", "ratio", "ms", "p90", "p99", "GB", "of matrix", "of memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for network in result.networks:
+        for t in network.timings:
+            table.add_row(network.model, str(t.batch), _form(t), *_numbers(t))
+    console.print(table)
+    console.print(
+        f"ms is the median of a batch, ratio to the first form of each batch in the same "
+        f"{result.rounds} rounds; GB the peak of its process, building included. The machine does "
+        f"{result.limits.flops / 1e9:,.0f} GFLOP/s in a matrix product and "
+        f"{result.limits.bytes_per_s / 1e9:,.1f} GB/s in a copy: the shares are of these.",
+        soft_wrap=True,
+    )
+    facts = result.environment
+    console.print(
+        f"{facts['cpu'] if facts['device'] == 'cpu' else facts['device']}, {facts['threads']} "
+        f"threads, torch {facts['torch']}, images of "
+        + ", ".join(sorted({f"{h} x {w}" for h, w in (n.size for n in result.networks)})),
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def _form(t: Timing) -> str:
+    return t.form if t.form == KINDS[t.kind] else f"{KINDS[t.kind]}: {t.form}"
+
+
+def _numbers(t: Timing) -> list[str]:
+    if t.failure or math.isnan(t.seconds):
+        return [t.failure or "failed", *[""] * 7]
+    tail = ["", ""] if t.latency_ms is None else [f"{t.latency_ms[p]:.1f}" for p in ("p90", "p99")]
+    return [
+        f"{t.images_per_s:,.1f}",
+        "" if t.ratio is None else f"{t.ratio:.2f}",
+        f"{1000 * t.seconds:,.1f}",
+        *tail,
+        f"{t.peak_gb:.2f}",
+        f"{100 * t.matrix_share:.0f} %",
+        f"{100 * t.memory_share:.0f} %",
+    ]
+
+
+def write_result(result: BenchmarkResult, folder: str | Path) -> list[Path]:
+    """Write `benchmark.json`, and the figure as `benchmark.png` and `.svg`; return the paths."""
+    from convnext.figures import save_bytes
+
+    paths = [Path(folder) / f"benchmark.{ending}" for ending in ("json", "png", "svg")]
+    write_text(paths[0], json.dumps(result.to_dict(), indent=1) + "\n")
+    for path in paths[1:]:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(save_bytes(draw(result), path.suffix[1:]))
+    return paths
+
+
+def draw(result: BenchmarkResult) -> Figure:
+    """Draw images per second of every form, a panel for each network, and the machine's limit."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from convnext.figures import figure_style
+
+    heights = [len(n.timings) + 1.6 for n in result.networks]
+    with figure_style(**{"axes.grid.axis": "x"}):
+        figure = Figure(figsize=(7.2, 0.24 * sum(heights) + 0.7), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(
+            len(result.networks), squeeze=False, gridspec_kw={"height_ratios": heights}
+        )[:, 0]
+        for axes, network in zip(panels, result.networks, strict=True):
+            _draw_network(axes, network, result.limits.flops / network.demand.flops)
+        panels[-1].set_xlabel("images per second; dashed: the limit of the matrix product here")
+    return figure
+
+
+def _draw_network(axes: Axes, network: NetworkResult, limit: float) -> None:
+    from convnext.figures import ACCENT, HIT, INK, MUTED
+
+    colours = dict(zip(KINDS, (MUTED, HIT, ACCENT), strict=True))
+    shown = [t for t in network.timings if not math.isnan(t.seconds)]
+    for y, t in enumerate(shown):
+        axes.barh(y, t.images_per_s, color=colours[t.kind], height=0.72)
+        ratio = "" if t.ratio is None else f"  {t.ratio:.2f}x"
+        label = f"{t.images_per_s:,.1f}{ratio}"
+        axes.annotate(label, (t.images_per_s, y), (4, 0), textcoords="offset points", va="center")
+    axes.axvline(limit, color=INK, linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(shown)), [f"batch {t.batch}, {KINDS[t.kind]}" for t in shown])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.18 * max([limit, *(t.images_per_s for t in shown)]))
+    axes.set_title(network.model, loc="left", fontsize=10)

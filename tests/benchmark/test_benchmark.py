@@ -1,0 +1,141 @@
+"""What a benchmark counts, how it tells it, and one that really runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import convnext
+from convnext.benchmark import measure as module
+from convnext.benchmark.limits import Demand, Limits, copy_limit, demand
+from convnext.benchmark.measure import BenchmarkResult, benchmark, task_of_name, timm_name
+from convnext.benchmark.show import draw, print_result, write_result
+from convnext.cli import main
+
+# Three stages of the arithmetic: 2 GFLOP an image, 1 GB moved, on a machine of 10 and 4.
+WANTED = Demand(params=10, flops=2 * 10**9, activation_bytes=10**9, weight_bytes=10**9)
+LIMITS = Limits(flops=1e10, bytes_per_s=4e9)
+
+
+def _told(seconds: float, **more: Any) -> dict[str, Any]:
+    return {"times": [seconds, seconds, 9 * seconds], "peak_gb": 0.5} | more
+
+
+def test_shares_and_ratios_follow_from_the_times() -> None:
+    told = [_told(2.0), _told(1.0, form="eager conv"), {"times": [], "failure": "no room"}]
+    first, second, third = module._timings(["timm", "eager", "best"], told, 4, WANTED, LIMITS)
+    assert (first.ratio, second.ratio) == (1.0, 2.0)
+    assert (second.seconds, second.images_per_s) == (1.0, 4.0)
+    assert second.matrix_share == pytest.approx(4 * 2e9 / 1e10)
+    assert second.memory_share == pytest.approx((4 * 1e9 + 1e9) / 4e9)
+    assert second.form == "eager conv"
+    assert third.failure == "no room"
+    assert second.latency_ms is None
+
+
+def test_single_images_have_percentiles() -> None:
+    told = [{"times": [i / 1000 for i in range(1, 101)], "peak_gb": 0.1}]
+    (timing,) = module._timings(["eager"], told, 1, WANTED, LIMITS)
+    assert timing.latency_ms is not None
+    assert timing.latency_ms == pytest.approx({"p50": 50.5, "p90": 90.1, "p99": 99.01})
+
+
+def test_demand_is_counted_by_hand() -> None:
+    model = convnext.create_model(
+        "convnext_atto", depths=(1,), dims=(2,), num_classes=3, stem_stride=4
+    )
+    # At 8 x 8: four positions; per position 96 -> 2, 7 x 7 depthwise, 2 -> 8 -> 2; then 2 -> 3.
+    found = demand(model, (8, 8))
+    assert found.flops == 2 * (4 * (48 * 2 + 49 * 2 + 16 + 16) + 6)
+    stem, spatial, wide, narrow, head = 192 + 8, 8 + 8, 8 + 32, 32 + 8, 2 + 3
+    assert found.activation_bytes == 4 * (stem + spatial + wide + narrow + head)
+    assert found.weight_bytes == 4 * sum(p.numel() for p in model.parameters())
+
+
+def test_a_copy_is_timed() -> None:
+    assert copy_limit(torch.device("cpu")) > 1e8
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "peer"),
+    [
+        ("convnext_isotropic_small", "classify", ""),
+        ("convnext_tiny", "classify", "convnext_tiny"),
+        ("mask_rcnn_convnext_tiny", "detect", ""),
+        ("roadmap/resnet50/kernel_7", "classify", ""),
+        ("timm/resnet50", "classify", "resnet50"),
+        ("upernet_convnext_tiny", "segment", ""),
+    ],
+)
+def test_names_say_what_is_measured(name: str, task: str, peer: str) -> None:
+    assert task_of_name(name) == task
+    assert timm_name(name) == peer
+
+
+@pytest.fixture(scope="module")
+def result() -> BenchmarkResult:
+    """Return a small benchmark that really ran, in processes of their own."""
+    lines: list[str] = []
+    found = benchmark(
+        ["convnext_atto"], batches=(1,), size=(32, 32), rounds=1, threads=1, note=lines.append,
+        kinds=("timm", "eager"),
+    )  # fmt: skip
+    assert any("GFLOP/s" in line for line in lines)
+    return found
+
+
+def test_it_runs_and_is_told(result: BenchmarkResult, tmp_path: Path) -> None:
+    (network,) = result.networks
+    assert [t.kind for t in network.timings] == ["timm", "eager"]
+    for timing in network.timings:
+        assert not timing.failure
+        assert 0 < timing.images_per_s < 1e6
+        assert 0 < timing.matrix_share < 1.5
+    console = Console(record=True, width=200)
+    print_result(result, console)
+    text = console.export_text()
+    assert "convnext_atto" in text
+    assert "1.00" in text
+    paths = write_result(result, tmp_path)
+    assert json.loads(paths[0].read_text()) == json.loads(json.dumps(result.to_dict()))
+    assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_a_failed_form_is_shown_and_not_drawn(result: BenchmarkResult) -> None:
+    from dataclasses import replace
+
+    (network,) = result.networks
+    failed = replace(network.timings[1], seconds=float("nan"), failure="no room")
+    shown = replace(result, networks=(replace(network, timings=(network.timings[0], failed)),))
+    console = Console(record=True, width=200)
+    print_result(shown, console)
+    assert "no room" in console.export_text()
+    assert len(draw(shown).axes[0].patches) == 1
+
+
+def test_a_form_that_cannot_be_built_does_not_end_the_others() -> None:
+    told = module._take_turns(
+        [
+            {"model": "no_such_network", "kind": "eager", "batch": 1, "device": "cpu",
+             "threads": 1, "in_chans": 3, "size": [32, 32], "precision": "fp32"},
+        ],
+        1,
+        lambda _: None,
+    )  # fmt: skip
+    assert "there is no model 'no_such_network'" in told[0]["failure"]
+
+
+def test_mistakes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="rounds must be at least 1"):
+        benchmark(["convnext_atto"], rounds=0)
+    with pytest.raises(ValueError, match="batch sizes must be at least 1"):
+        benchmark(["convnext_atto"], batches=(0,))
+    with pytest.raises(ValueError, match="no form 'fast'"):
+        benchmark(["convnext_atto"], kinds=("fast",))
+    assert main(["benchmark", "no_such_network", "--forms", "eager"]) == 2
+    assert "there is no model" in capsys.readouterr().err
