@@ -19,6 +19,7 @@ VERBS = {
     "roadmap": "the road from ResNet-50 to ConvNeXt, counted, or walked on your data",
     "compare": "networks side by side under one recipe: accuracy, cost, measured speed",
     "benchmark": "how fast networks are here, beside timm's form and the machine's limits",
+    "export": "write a network as ONNX, OpenVINO or pt2, proven on real images",
     "convert": "turn a checkpoint into another layout",
     "models": "the networks, and the weights that are published for them",
     "data": "look at a data set and report what is wrong with it",

@@ -19,7 +19,7 @@ SUBSETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}
 
 
 def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
-    """Return a network in evaluation mode on `device`, and its card.
+    """Return a network in evaluation mode on `device`, and its card; an exported file likewise.
 
     Weights of a published layout have no card of their own: their network follows from the shapes,
     their classes are ImageNet's (a segmentor's ADE20K's, a detector's COCO's) where the count
@@ -28,8 +28,13 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
     Raises:
         ValueError: If the source cannot be found or read.
     """
+    from convnext.deploy.runtimes import is_exported, open_as_network
     from convnext.weights import infer_model, load_weights, read_source
 
+    if is_exported(source):
+        if device.type != "cpu":
+            raise ValueError(f"{source} runs on the CPU: --device cpu")
+        return open_as_network(source)
     path = find_checkpoint(source)
     weights, metadata = read_source(path or source)
     if metadata.get("format") == FORMAT:
@@ -51,9 +56,10 @@ def card_or_none(source: str) -> Card | None:
     Raises:
         ValueError: If the file is damaged.
     """
+    from convnext.deploy.runtimes import is_exported
     from convnext.weights.files import read_header
 
-    path = find_checkpoint(source)
+    path = None if is_exported(source) else find_checkpoint(source)
     header = None if path is None else read_header(path)
     if header is None or header[1].get("format") != FORMAT:
         return None
@@ -66,10 +72,13 @@ def task_of(source: str) -> str:
     Raises:
         ValueError: If the source cannot be found or read.
     """
+    from convnext.deploy.runtimes import is_exported, open_exported
     from convnext.weights import read_source
     from convnext.weights.files import read_header
     from convnext.weights.published import find_published
 
+    if is_exported(source):
+        return open_exported(source).metadata.get("task", "classify")
     path = find_checkpoint(source)
     if path is None and find_published(source) is not None:
         return "classify"  # Known without a download.

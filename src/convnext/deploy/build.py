@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convnext.deploy.fold import fold
 from convnext.deploy.forms import Form, Precision
+from convnext.deploy.layers import spell_out
 from convnext.device import AMP_DTYPES
 
 Runner = Callable[[Tensor], Tensor]
@@ -38,7 +39,7 @@ def build(form: Form, model: nn.Module, example: Tensor) -> Runner:
         return _eager(model.eval(), form, torch.contiguous_format)
     folded = fold(model, form=form.pointwise)
     if form.engine == "openvino":
-        return _openvino(folded, example, form.precision)
+        return _openvino(spell_out(folded), example, form.precision)
     if form.engine == "onnxruntime":
         return _onnxruntime(folded, example)
     memory_format = _FORMATS[form.layout]

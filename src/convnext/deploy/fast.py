@@ -27,6 +27,7 @@ from convnext.deploy.optimize import (
     known_form,
     optimize,
 )
+from convnext.deploy.runtimes import ExportedNetwork
 
 # Work ahead, in seconds as trained, from which the network changes its form.
 WORTH_FOLDING_S = 10.0
@@ -68,7 +69,8 @@ class Fast(nn.Module):
         self._note = note
         self._done = 0
         self._seconds = 0.0
-        self._decided = not enabled
+        # A file is in its form already.
+        self._decided = not enabled or isinstance(model, ExportedNetwork)
         if device.type == "cpu":
             keep_freed_memory()
 

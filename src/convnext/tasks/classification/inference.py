@@ -40,6 +40,8 @@ def infer(
     make equally many passes through the network, which may be sharded over them.
     """
     model.eval()
+    if getattr(dataset.preprocessing, "whole", False):
+        batch_size = 1  # Images of their own sizes, which an exported file resizes itself.
     batches = [
         list(range(start, min(start + batch_size, len(dataset))))
         for start in range(0, len(dataset), batch_size)

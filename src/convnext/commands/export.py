@@ -1,0 +1,84 @@
+"""`convnext export`: a trained network as a file for another runtime, proven on real images."""
+
+from __future__ import annotations
+
+from convnext.commands import Parser, console, print_json
+
+
+def run(argv: list[str]) -> int:
+    """Run the verb."""
+    parser = Parser(
+        "export",
+        description="Write a classifier or a segmentor as ONNX, OpenVINO or torch.export's pt2, "
+        "with its classes and preprocessing, run the file in its own runtime on real images, and "
+        "keep it only if it computes what the network does.",
+        example="convnext export runs/first --format onnx\n"
+        "  convnext export runs/first --format openvino --precision int8\n"
+        "  convnext export runs/first --format onnx --preprocess full --output flowers.onnx\n"
+        "  convnext predict flowers.onnx photo.jpg",
+    )
+    parser.add_argument("source", help="a run folder, a checkpoint, or a hub id")
+    parser.add_argument("--format", choices=("onnx", "openvino", "pt2"), required=True)
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16", "int8"),
+        default="fp32",
+        help="default: fp32",
+    )
+    parser.add_argument("--output", metavar="FILE", help="default: in the run folder")
+    parser.add_argument(
+        "--preprocess",
+        choices=("none", "normalize", "full"),
+        default="normalize",
+        help="what of the preprocessing is in the file: none of it (it takes normalised floats, "
+        "N C H W), the normalisation (it takes pixels of the network's size, uint8 N H W C; the "
+        "default), or all (it takes one image of any size, uint8 1 H W C)",
+    )
+    parser.add_argument(
+        "--logits",
+        action="store_true",
+        help="give logits in place of probabilities (of a segmentor: of labels)",
+    )
+    parser.add_argument("--batch", type=int, metavar="N", help="fix the batch (default: open)")
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="side of the images (default: as trained)"
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="images to prove the file on, and to calibrate int8 (default: the run's own data)",
+    )
+    parser.add_argument(
+        "--num-images", type=int, metavar="N", help="how many at most (default: 32; int8: 500)"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="keep a file that fails its proof or is slower"
+    )
+    arguments = parser.parse_args(argv)
+
+    from convnext.deploy.export import ExportSettings, export
+
+    out = console(as_json=arguments.json)
+    num = arguments.num_images or (500 if arguments.precision == "int8" else 32)
+    result = export(
+        arguments.source,
+        settings=ExportSettings(
+            format=arguments.format,
+            precision=arguments.precision,
+            inside=arguments.preprocess,
+            answers=not arguments.logits,
+            batch=arguments.batch,
+            size=None if arguments.size is None else (arguments.size, arguments.size),
+        ),
+        output=arguments.output,
+        images=arguments.images,
+        num_images=num,
+        force=arguments.force,
+        note=lambda line: out.print(line, style="dim", markup=False),
+    )
+    result.print(out)
+    if arguments.json:
+        print_json(result.to_dict())
+    return 0

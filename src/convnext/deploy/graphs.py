@@ -1,0 +1,157 @@
+"""What an exported file computes beside the network: pixels to its input, its output to answers.
+
+Everything is plain arithmetic on tensors, so that every exporter takes it. Resizing is two matrix
+products whose matrices follow from the image's size; they repeat Pillow's filters and roundings, so
+that the network sees the pixels that it sees in `convnext predict`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convnext.deploy.layers import Standardize
+from convnext.preprocess import Interpolation, Preprocessing
+
+Inside = Literal["none", "normalize", "full"]
+"""How much of the preprocessing is in a file: nothing (images are normalised floats, N C H W), the
+normalisation (pixels, uint8 N H W C, of the network's size), or all of it (one whole image, uint8
+1 H W C, of any size)."""
+
+
+class Pixels(nn.Module):
+    """uint8 (N, H, W, C) to floats (N, C, H, W), 0 to 255 as they are."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.permute(0, 3, 1, 2).float()
+
+
+class WholeImage(nn.Module):
+    """One uint8 image (1, H, W, C) of any size to the pixels of the network, (1, C, size, size).
+
+    Args:
+        preprocessing: Of a classifier; its interpolation is followed.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.size = preprocessing.image_size
+        self.interpolation: Interpolation = preprocessing.interpolation
+        whole = preprocessing.crop_pct == 1
+        # The short side before the centre is cropped; 0: both sides become `size`.
+        self.short = 0 if whole else int(self.size / preprocessing.crop_pct)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image[0].permute(2, 0, 1).float()  # C H W
+        rows, columns = torch.ones_like(x[0, :, 0]), torch.ones_like(x[0, 0])
+        height, width = rows.sum(), columns.sum()
+        down, across = self._sizes(height, width), self._sizes(width, height)
+        # Pillow resizes along the rows first, and rounds in between.
+        x = _round(x @ self._matrix(columns, width, across).T)
+        x = _round(self._matrix(rows, height, down) @ x)
+        return x[None]
+
+    def _sizes(self, own: Tensor, other: Tensor) -> Tensor:
+        """Return the length that a side of `own` pixels is resized to."""
+        if not self.short:
+            return torch.full_like(own, self.size)
+        longer = torch.floor(self.short * own / other).clamp_min(self.short)
+        return torch.where(own <= other, torch.full_like(own, self.short), longer)
+
+    def _matrix(self, ones: Tensor, length: Tensor, full: Tensor) -> Tensor:  # -> size, length
+        """Return the weights of a line's pixels in each pixel of the crop."""
+        first = torch.round((full - self.size) / 2)
+        i = torch.arange(self.size, dtype=torch.float32, device=ones.device) + first
+        j = torch.cumsum(ones, 0) - 1
+        scale = length / full
+        centres = (i + 0.5) * scale
+        if self.interpolation == "nearest":
+            return (j == torch.floor(centres)[:, None]).float()
+        # A filter grows with what it shrinks, which is what keeps fine patterns from aliasing.
+        distance = ((j + 0.5 - centres[:, None]) / scale.clamp_min(1)).abs()
+        weights = _cubic(distance) if self.interpolation == "bicubic" else _linear(distance)
+        return weights / weights.sum(1, keepdim=True)
+
+
+def _linear(x: Tensor) -> Tensor:
+    return (1 - x).clamp_min(0)
+
+
+def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def _round(x: Tensor) -> Tensor:
+    return torch.floor(x + 0.5).clamp(0, 255)
+
+
+class Probabilities(nn.Module):
+    """Logits (N, K) to probabilities, in fp32."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return F.softmax(logits.float(), 1)
+
+
+class Labels(nn.Module):
+    """Logits (N, K, H, W) at the size of the image to the class of every pixel, (N, H, W) int32."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.argmax(1).to(torch.int32)
+
+
+class Graph(nn.Module):
+    """What a file holds: preparation, network, answer."""
+
+    def __init__(self, prepare: nn.Module, network: nn.Module, finish: nn.Module) -> None:
+        super().__init__()
+        self.prepare = prepare
+        self.network = network
+        self.finish = finish
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.finish(self.network(self.prepare(images)))
+        return out
+
+
+class InFloat(nn.Module):
+    """A norm that computes in fp32 between halves: squares of activations do not fit into fp16."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(x.float())
+        return out.to(x.dtype)
+
+
+class Half(nn.Module):
+    """A network in half precision, its norms in fp32; fp32 in and out.
+
+    Args:
+        network: A folded one; it is taken apart.
+        dtype: fp16 or bf16.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = _norms_in_float(network.to(dtype))
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.network(images.to(self.dtype))
+        return out.float()
+
+
+def _norms_in_float(module: nn.Module) -> nn.Module:
+    for name, child in list(module.named_children()):
+        if isinstance(child, Standardize | nn.LayerNorm):
+            setattr(module, name, InFloat(child.float()))
+        else:
+            _norms_in_float(child)
+    return module

@@ -1,0 +1,275 @@
+"""The proof of an exported file: run on real images, beside the network that it came from."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from convnext.checkpoint import Card
+from convnext.deploy.runtimes import open_as_network
+from convnext.images import BadImage, image_files
+from convnext.tasks.classification.samples import spread
+
+# Largest difference of a probability, and least share of equal answers. Rounding to 10 bits of
+# mantissa leaves some 1e-3, to 7 bits some 1e-2; int8 is judged by its answers.
+MOST_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
+LEAST_AGREEMENT = {"fp32": 0.995, "fp16": 0.97, "bf16": 0.93, "int8": 0.90}
+# Points of accuracy or mIoU.
+MOST_LOST = 0.5
+# Images that a lost point must be seen on: of fewer, one image is more than half a point.
+ENOUGH_IMAGES = 200
+NUM_TIMED = 5
+NUM_CALIBRATION = 128
+
+
+@dataclass(frozen=True)
+class Proofs:
+    """Images to prove a file on, each opened when it is needed."""
+
+    files: Sequence[str]
+    open: Callable[[int], Image.Image]
+    truth: Callable[[int], Any] | None
+    """The label of an image, or its labels (H, W); None where nothing is known."""
+    calibration: Callable[[], Iterator[Tensor]]
+    """Yields pixels, uint8 (N, C, H, W), of images of training where there are any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """How a file compares with the network that it came from."""
+
+    num_images: int
+    max_difference: float
+    """Of a probability."""
+    agreement: float
+    """Share of images, or of pixels, with the same answer."""
+    metric: str
+    before: float | None
+    """In percent, of the network; None without labels."""
+    after: float | None
+    """Of the file."""
+    speed_ratio: float
+    """How many times as fast as the network in eager mode, on the same images in turns."""
+    failure: str
+    sensitivity: tuple[dict[str, Any], ...] = ()
+    """Of int8: what each layer alone does to the outputs, the worst first."""
+    keep_float: tuple[str, ...] = ()
+    """Of int8: the layers that stayed in fp32."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file computes what the network does, as well as its precision can."""
+        return not self.failure
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self) | {"passed": self.passed}
+
+
+def collect(card: Card, source: str, images: Sequence[str | Path], num: int) -> Proofs:
+    """Return the images to prove a file on: those given, else of the data that a run was made with.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if images:
+        paths = image_files(images)
+        chosen = [paths[i] for i in spread(len(paths), num)]
+        return _proofs(card, [str(p) for p in chosen], _opener(card, chosen), None, None)
+    if card.recipe.get("data") is None:
+        raise ValueError(
+            f"{source} does not say which images it was trained on; give --images FOLDER, so that "
+            "the file can be proven on real ones"
+        )
+    if card.task == "segment":
+        from convnext.tasks.segmentation.evaluate import open_split as open_pairs
+
+        _, pairs = open_pairs(None, "val", card, source)
+        _, train = open_pairs(None, "train", card, source)
+        picked = spread(len(pairs), num)
+        return _proofs(
+            card,
+            [pairs.source(i) for i in picked],
+            lambda k: pairs.open(picked[k], card.preprocessing.mode),
+            lambda k: (pairs.mask(picked[k]), pairs.reader.ignore_index),
+            lambda k: train.open(k, card.preprocessing.mode),
+            len(train),
+        )
+    from convnext.tasks.classification.evaluate import open_split, relabel
+
+    data = str(card.recipe["data"])
+    val, train_samples = (
+        relabel(*open_split(data, split, card, None), card.classes) for split in ("val", "train")
+    )
+    chosen_ones = spread(len(val), num)
+    return _proofs(
+        card,
+        [val.source(i) for i in chosen_ones],
+        lambda k: val.open(chosen_ones[k], card.preprocessing.mode),
+        lambda k: val.labels[chosen_ones[k]],
+        lambda k: train_samples.open(k, card.preprocessing.mode),
+        len(train_samples),
+    )
+
+
+def _opener(card: Card, paths: Sequence[Path]) -> Callable[[int], Image.Image]:
+    from convnext.images import decode
+
+    return lambda k: decode(paths[k], mode=card.preprocessing.mode)
+
+
+def _proofs(
+    card: Card,
+    files: Sequence[str],
+    open_one: Callable[[int], Image.Image],
+    truth: Callable[[int], Any] | None,
+    open_train: Callable[[int], Image.Image] | None,
+    num_train: int = 0,
+) -> Proofs:
+    opened, count = (open_train, num_train) if open_train else (open_one, len(files))
+
+    def calibration() -> Iterator[Tensor]:
+        for k in spread(count, NUM_CALIBRATION):
+            try:
+                yield card.preprocessing.pixels(opened(k))[None]
+            except BadImage:
+                continue  # The data's own report tells of it.
+
+    return Proofs(files, open_one, truth, calibration)
+
+
+def prove(model: nn.Module, card: Card, path: Path, proofs: Proofs, *, precision: str) -> Proof:
+    """Run a file and its network on the same images.
+
+    Images that cannot be read are left out.
+
+    Raises:
+        ValueError: If none can be read.
+    """
+    exported, own = open_as_network(path)
+    # Both look at a segmentor's images by the windows that the file takes.
+    both = [_answerer(model, replace(card, recipe=own.recipe)), _answerer(exported, own)]
+    differences, same, times = [], [], [[], []]  # type: ignore[var-annotated]
+    hits: list[list[Any]] = [[], []]
+    for k in range(len(proofs.files)):
+        try:
+            image = proofs.open(k)
+        except BadImage:
+            continue
+        found = []
+        for answer, seconds in zip(both, times, strict=True):
+            began = time.perf_counter()
+            found.append(answer(image))
+            seconds.append(time.perf_counter() - began)
+        (a, label_a), (b, label_b) = found
+        if a is not None and b is not None:
+            differences.append(float((a - b).abs().max()))
+        same.append(float(np.mean(label_a == label_b)))
+        if proofs.truth is not None:
+            truth = proofs.truth(k)
+            for score, label in zip(hits, (label_a, label_b), strict=True):
+                score.append(_score(card, truth, label))
+    if not same:
+        raise ValueError("none of the images to prove the file on can be read")
+    before, after = (_total(card, score) for score in hits)
+    # The first images pay for the allocation of memory.
+    ratio = statistics.median(
+        a / b for a, b in itertools.islice(zip(*times, strict=True), min(2, len(same) - 1), None)
+    )
+    difference, agreement = max(differences, default=0.0), statistics.fmean(same)
+    return Proof(
+        num_images=len(same),
+        max_difference=difference,
+        agreement=agreement,
+        metric="top-1" if card.task == "classify" else "mIoU",
+        before=before,
+        after=after,
+        speed_ratio=ratio,
+        failure=judge(difference, agreement, before, after, len(same), precision),
+    )
+
+
+def judge(
+    difference: float,
+    agreement: float,
+    before: float | None,
+    after: float | None,
+    num_images: int,
+    precision: str,
+) -> str:
+    """Return what is wrong with a file of a precision; empty if nothing is."""
+    if not difference <= MOST_DIFFERENCE[precision]:
+        return (
+            f"a probability differs by {difference:.2g}, more than {MOST_DIFFERENCE[precision]:g}"
+        )
+    lost = None if before is None or after is None else before - after
+    if lost is not None and num_images >= ENOUGH_IMAGES:
+        if lost > MOST_LOST:
+            return f"{lost:.2f} points are lost, more than {MOST_LOST}"
+        return ""
+    if agreement < LEAST_AGREEMENT[precision]:
+        return (
+            f"only {100 * agreement:.1f} % of the answers are the same, less than "
+            f"{100 * LEAST_AGREEMENT[precision]:g} %"
+        )
+    return ""
+
+
+def _answerer(model: nn.Module, card: Card) -> Callable[[Image.Image], tuple[Tensor | None, Any]]:
+    """Return what maps an image to its probabilities (None for a segmentor) and its answer."""
+    pre = card.preprocessing
+    if card.task == "segment":
+        from convnext.tasks.segmentation.inference import segment_labels
+        from convnext.tasks.segmentation.looks import inference_of
+
+        settings = inference_of(card.recipe)
+
+        def labels(image: Image.Image) -> tuple[None, Any]:
+            pixels = pre.normalize(pre.pixels(image)[None])[0]
+            found = segment_labels(
+                model,
+                pixels,
+                settings=settings,
+                size=(image.height, image.width),
+                device=torch.device("cpu"),
+                precision="fp32",
+            )
+            return None, found.numpy()
+
+        return labels
+
+    def probabilities(image: Image.Image) -> tuple[Tensor, Any]:
+        with torch.inference_mode():
+            found = model(pre.normalize(pre.pixels(image)[None])).softmax(1)[0]
+        return found, int(found.argmax())
+
+    return probabilities
+
+
+def _score(card: Card, truth: Any, label: Any) -> Any:
+    if card.task == "classify":
+        return float(truth == label)
+    from convnext.tasks.segmentation.metric import count_confusion
+
+    mask, ignore_index = truth
+    return count_confusion(label, mask, len(card.classes), ignore_index)
+
+
+def _total(card: Card, scores: Sequence[Any]) -> float | None:
+    if not scores:
+        return None
+    if card.task == "classify":
+        return 100 * statistics.fmean(scores)
+    from convnext.tasks.segmentation.metric import class_iou
+
+    return float(100 * np.nanmean(class_iou(np.sum(scores, 0))))

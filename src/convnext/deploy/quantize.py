@@ -1,0 +1,242 @@
+"""int8 weights and activations, for CPUs with VNNI or AMX, by OpenVINO and NNCF.
+
+Pointwise layers and the strided convolutions run in int8; the depthwise convolutions, which are no
+faster in it, the norms and the sums of the residuals stay in fp32. Ranges come from images of the
+user's own data. How much each layer alone changes the outputs is measured first, so that the most
+sensitive ones can stay in fp32.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convnext.deploy.layers import spell_out
+from convnext.deploy.runtimes import Array, need
+
+if TYPE_CHECKING:
+    from convnext.deploy.export import ExportSettings
+
+# Layers that stay in fp32, the most sensitive ones: none, and if that loses too much, more.
+NUM_KEPT = (0, 4, 12)
+NUM_TIMED = 5
+# What is no product is not worth an int8 of its own, and the variance of a norm does not bear it.
+FLOAT_TYPES = (
+    "GroupConvolution",
+    "Multiply",
+    "Add",
+    "Subtract",
+    "ReduceMean",
+    "ReduceSum",
+    "Power",
+)
+FLOAT_ONNX_TYPES = ("LayerNormalization", "Mul", "Add", "Sub", "ReduceMean", "Pow", "Erf", "Div")
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """What one layer in int8 does to the outputs of a network."""
+
+    name: str
+    error: float
+    """Relative L2 distance of the outputs."""
+
+
+@torch.no_grad()
+def sensitivity(network: nn.Module, images: Tensor) -> list[LayerSensitivity]:
+    """Return how much each dense product in int8, alone, changes the outputs; the worst first.
+
+    Weights are rounded per output channel, inputs per tensor within the range that they have on
+    these images, as the runtime does it.
+
+    Args:
+        network: A folded classifier or segmentor.
+        images: Normalised, (N, C, H, W).
+    """
+    layers = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and getattr(module, "groups", 1) == 1
+    }
+    expected = network(images)
+    found = []
+    for name, layer in layers.items():
+        weight = layer.weight.data
+        layer.weight.data = _rounded_weight(weight)
+        hook = layer.register_forward_pre_hook(lambda _, inputs: (_rounded_input(inputs[0]),))
+        try:
+            outputs = network(images)
+        finally:
+            hook.remove()
+            layer.weight.data = weight
+        error = torch.linalg.vector_norm(outputs - expected) / torch.linalg.vector_norm(expected)
+        found.append(LayerSensitivity(name, float(error)))
+    return sorted(found, key=lambda layer: -layer.error)
+
+
+def _rounded_weight(weight: Tensor) -> Tensor:
+    """Return weights of 255 steps, symmetric about 0, for each output channel."""
+    rows = weight.flatten(1)
+    step = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+    return (torch.round(rows / step) * step).view_as(weight)
+
+
+def _rounded_input(x: Tensor) -> Tensor:
+    """Return activations of 256 steps from the least to the largest."""
+    low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
+    step = ((high - low) / 255).clamp_min(1e-12)
+    return torch.round((x - low) / step) * step + low
+
+
+def quantize(
+    network: nn.Module,
+    example: Tensor,
+    calibration: Sequence[Tensor],
+    *,
+    batch: int | None = None,
+    keep_float: Sequence[str] = (),
+) -> Any:
+    """Return OpenVINO's model of a network with its products in int8.
+
+    Args:
+        network: Folded with `form="conv"`, norms spelled out; or a graph around one.
+        example: What it takes.
+        calibration: Batches of what it takes, from the user's data.
+        batch: The batch of the model; None leaves it open.
+        keep_float: Names of modules that stay in fp32.
+
+    Raises:
+        ValueError: If there is nothing to calibrate on, or a library is not installed.
+    """
+    openvino, nncf = need("openvino", "nncf")
+    shape = [batch or -1, *example.shape[1:]]
+    kind = openvino.Type.f32 if example.dtype == torch.float32 else openvino.Type.u8
+    converted = openvino.convert_model(
+        network, example_input=example, input=[(openvino.PartialShape(shape), kind)]
+    )
+    return _calibrated(nncf, converted, calibration, FLOAT_TYPES, keep_float)
+
+
+def _calibrated(
+    nncf: Any,
+    model: Any,
+    calibration: Sequence[Tensor],
+    float_types: Sequence[str],
+    keep_float: Sequence[str],
+    name: str | None = None,
+) -> Any:
+    if not calibration:
+        raise ValueError("int8 needs images to calibrate its ranges on; give --images FOLDER")
+    import logging
+
+    nncf.set_log_level(logging.ERROR)
+    arrays = [part.numpy() for batch in calibration for part in torch.split(batch, 1)]
+    given = (lambda x: x) if name is None else (lambda x: {name: x})
+    return nncf.quantize(
+        model,
+        nncf.Dataset(arrays, given),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(arrays),
+        ignored_scope=nncf.IgnoredScope(
+            types=list(float_types),
+            patterns=[f".*{layer.replace('.', '[./]')}/.*" for layer in keep_float],
+            validate=False,
+        ),
+    )
+
+
+def write_int8(
+    graph: nn.Module,
+    example: Tensor,
+    path: Path,
+    metadata: dict[str, str],
+    calibration: Sequence[Tensor],
+    settings: ExportSettings,
+    keep_float: Sequence[str] = (),
+) -> str:
+    """Write a graph in int8; return what is wrong with its speed, or nothing.
+
+    Raises:
+        ValueError: As `quantize`.
+    """
+    if settings.inside == "full":
+        raise ValueError(
+            "int8 is calibrated on pixels of the network's size: take --preprocess normalize"
+        )
+    from convnext.deploy.export import to_openvino, write_onnx
+
+    if settings.format == "onnx":
+        onnx, nncf = need("onnx", "nncf")
+        plain = path.with_name("float.onnx")
+        write_onnx(graph, example, settings.batch, plain, metadata, settings)
+        model = _calibrated(
+            nncf, onnx.load(str(plain)), calibration, FLOAT_ONNX_TYPES, keep_float, "images"
+        )
+        onnx.helper.set_model_props(model, metadata)
+        onnx.save(model, str(path))
+        fast, slow = (_onnx_runner(p) for p in (path, plain))
+        plain_files = [plain]
+    else:
+        (openvino,) = need("openvino")
+        model = quantize(graph, example, calibration, batch=settings.batch, keep_float=keep_float)
+        model.set_rt_info(json.dumps(metadata), ["convnext"])
+        openvino.save_model(model, str(path))
+        fast = openvino_runner(model)
+        slow = openvino_runner(to_openvino(graph, example, settings.batch, settings))
+        plain_files = []
+    ratio = _ratio(slow, fast, example.numpy())
+    for file in plain_files:
+        file.unlink()
+    if ratio < 1:
+        return f"int8 is slower on this machine, {ratio:.2f} times fp32 in the same runtime"
+    return ""
+
+
+def openvino_runner(model: Any, precision: str = "f32") -> Callable[[Array], Array]:
+    """Return what runs an OpenVINO model with the threads that torch has."""
+    (openvino,) = need("openvino")
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return lambda images: np.array(request.infer([images], share_inputs=True)[0])
+
+
+def _onnx_runner(path: Path) -> Callable[[Array], Array]:
+    from convnext.deploy.runtimes import open_exported
+
+    return open_exported(path).run
+
+
+def _ratio(slow: Callable[[Array], Array], fast: Callable[[Array], Array], given: Array) -> float:
+    """Return how many times as fast one is as the other, in turns."""
+    ratios = []
+    for turn in range(NUM_TIMED + 1):
+        times = []
+        for run in (slow, fast):
+            began = time.perf_counter()
+            run(given)
+            times.append(time.perf_counter() - began)
+        if turn:  # The first one allocates.
+            ratios.append(times[0] / times[1])
+    return statistics.median(ratios)
+
+
+def int8_runner(
+    folded: nn.Module, example: Tensor, calibration: Sequence[Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """Return a folded network in int8 as a function of normalised images in torch."""
+    model = quantize(spell_out(folded), example, calibration, batch=len(example))
+    run = openvino_runner(model)
+    return lambda images: torch.from_numpy(run(images.contiguous().numpy())).float()

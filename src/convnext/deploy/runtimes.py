@@ -1,0 +1,264 @@
+"""Exported files, run by their own runtime: ONNX Runtime, OpenVINO, or torch for pt2.
+
+`Exported` runs a file; `ExportedNetwork` lets it take the place of a network in `predict` and
+`evaluate`.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from convnext.checkpoint import Card
+from convnext.images import Mode, as_mode
+from convnext.preprocess import to_tensor
+
+SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
+EXTRA = "convnext.json"
+"""Where a pt2 file keeps its metadata."""
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file in its runtime."""
+
+    path: Path
+    metadata: Mapping[str, str]
+    run: Callable[[Array], Array]
+    """From what the graph takes to what it gives."""
+
+    @property
+    def graph(self) -> dict[str, Any]:
+        """What the file computes beside the network; see `convnext.deploy.export`."""
+        known: dict[str, Any] = json.loads(self.metadata["graph"])
+        return known
+
+
+def is_exported(path: str | Path) -> bool:
+    """Tell whether a path names an exported file, by its ending."""
+    return Path(path).suffix in SUFFIXES
+
+
+def need(*modules: str) -> list[Any]:
+    """Import what an extra brings.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    import importlib
+
+    try:
+        return [importlib.import_module(name) for name in modules]
+    except ImportError as error:
+        raise ValueError(
+            f"this needs {error.name}, which is not installed: pip install 'convnext[export]'"
+        ) from error
+
+
+def open_exported(path: str | Path) -> Exported:
+    """Open a file for running.
+
+    Raises:
+        ValueError: If there is no such file, its runtime is not installed, it was not exported by
+            this package, or it holds what could execute code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    openers = {"onnx": _open_onnx, "openvino": _open_openvino, "pt2": _open_pt2}
+    exported = openers[SUFFIXES[path.suffix]](path)
+    if "graph" not in exported.metadata:
+        raise ValueError(f"{path} was not written by `convnext export`: it does not say what it is")
+    return exported
+
+
+def _open_onnx(path: Path) -> Exported:
+    (ort,) = need("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    except Exception as error:  # Its exceptions share no base class.
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    name = session.get_inputs()[0].name
+    metadata = session.get_modelmeta().custom_metadata_map
+    return Exported(path, metadata, lambda images: session.run(None, {name: images})[0])
+
+
+def _open_openvino(path: Path) -> Exported:
+    (openvino,) = need("openvino")
+    core = openvino.Core()
+    try:
+        model = core.read_model(str(path))
+        metadata = json.loads(model.get_rt_info(["convnext"]).astype(str))
+    except Exception as error:  # Likewise.
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    precision = json.loads(metadata["graph"])["precision"]
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+    }
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def run(images: Array) -> Array:
+        # The result's memory is the request's: it is copied before the next call.
+        return np.array(request.infer([np.ascontiguousarray(images)])[0])
+
+    return Exported(path, metadata, run)
+
+
+def _open_pt2(path: Path) -> Exported:
+    check_pt2(path)
+    extra = {EXTRA: ""}
+    program = torch.export.load(str(path), extra_files=extra)
+    module = program.module()
+    metadata = json.loads(extra[EXTRA] or "{}")
+
+    def run(images: Array) -> Array:
+        with torch.inference_mode():
+            return cast(Array, module(torch.from_numpy(images)).numpy())
+
+    return Exported(path, metadata, run)
+
+
+def check_pt2(path: Path) -> None:
+    """Refuse a pt2 file with pickled objects in it, which torch would execute on loading.
+
+    Raises:
+        ValueError: If there are any, or it is not such a file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            configs = [n for n in names if n.endswith("_config.json") and "/data/" in n]
+            pickled = any(
+                entry.get("use_pickle") or "custom_obj" in str(entry.get("path_name"))
+                for name in configs
+                for entry in json.loads(archive.read(name)).get("config", {}).values()
+            )
+            inputs = [n for n in names if "/data/sample_inputs/" in n]
+            for name in inputs:
+                with archive.open(name) as file:
+                    torch.load(file, weights_only=True)
+    except Exception as error:  # What a damaged or a malicious archive raises is anybody's guess.
+        raise ValueError(f"{path} is damaged, or holds more than tensors: {error}") from error
+    known = all("/data/" in n or "/models/" in n or "/extra/" in n or _is_plain(n) for n in names)
+    if pickled or not configs or not inputs or not known or any("aotinductor" in n for n in names):
+        raise ValueError(f"{path} holds objects that would run code when they are loaded; refused")
+
+
+def _is_plain(name: str) -> bool:
+    ends = ("archive_format", "archive_version", "byteorder", "/.data/version", "serialization_id")
+    return name.endswith(ends)
+
+
+class ExportedNetwork(nn.Module):
+    """An exported file as a network: pixels (N, C, H, W) in fp32, 0 to 255, to logits.
+
+    Files that normalise are given pixels, others normalised images; probabilities come back as
+    their logarithms, and labels as logits of 1 and 0. Files of fixed size are given windows that
+    are filled up with zeros.
+    """
+
+    def __init__(self, exported: Exported, num_classes: int) -> None:
+        super().__init__()
+        self.exported = exported
+        self.num_classes = num_classes
+        self.graph = exported.graph
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images to logits (N, K), or (N, K, H, W) of a segmentor."""
+        height, width = images.shape[2:]
+        fixed = self.graph["size"]
+        if fixed is not None and [height, width] != fixed:
+            if height > fixed[0] or width > fixed[1]:
+                raise ValueError(
+                    f"{self.exported.path} takes images of {fixed[0]} x {fixed[1]} pixels, not "
+                    f"{height} x {width}: give --window {min(fixed)}"
+                )
+            images = nn.functional.pad(images, (0, fixed[1] - width, 0, fixed[0] - height))
+        given = images if self.graph["inside"] == "none" else _as_pixels(images)
+        parts = [self.exported.run(part) for part in self._batches(given)]
+        out = torch.from_numpy(np.concatenate(parts))
+        if self.graph["output"] == "probabilities":
+            return out.clamp_min(1e-38).log()
+        if self.graph["output"] == "labels":
+            one_hot = nn.functional.one_hot(out.long(), self.num_classes)
+            out = one_hot.permute(0, 3, 1, 2).float()
+        return out[..., :height, :width] if out.ndim == 4 else out
+
+    def _batches(self, given: Tensor) -> list[Array]:
+        size = self.graph["batch"] or len(given)
+        parts = []
+        for part in torch.split(given, size):
+            missing = size - len(part)
+            filled = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])
+            parts.append(filled.contiguous().numpy())
+        return parts
+
+
+def _as_pixels(images: Tensor) -> Tensor:
+    return images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoNormalization:
+    """The preprocessing of a checkpoint without its last step, which is inside of a file.
+
+    `whole` leaves the resizing to the file, too.
+    """
+
+    inner: Any
+    whole: bool
+
+    @property
+    def mode(self) -> Mode:
+        """As the checkpoint's."""
+        return cast(Mode, self.inner.mode)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Return uint8 (C, H, W)."""
+        if self.whole:
+            return to_tensor(as_mode(image, self.mode))
+        return cast(Tensor, self.inner.pixels(image))
+
+    def normalize(self, batch: Tensor) -> Tensor:
+        """Return uint8 pixels (N, C, H, W) as fp32, 0 to 255."""
+        return batch.float()
+
+
+def open_as_network(path: str | Path) -> tuple[ExportedNetwork, Card]:
+    """Return an exported file as a network, and its card with the preprocessing that is left.
+
+    Raises:
+        ValueError: As `open_exported`.
+    """
+    exported = open_exported(path)
+    card = Card.from_metadata(exported.metadata, where=str(path))
+    inside, size = exported.graph["inside"], exported.graph["size"]
+    if card.task == "segment":  # A file of one size slides over larger images.
+        own = {"mode": "slide", "window": min(size), "stride": max(1, 2 * min(size) // 3)}
+        segment = {**card.recipe.get("segment", {}), **own}
+        card = replace(card, recipe={**card.recipe, "segment": segment})
+    if inside != "none":
+        left = NoNormalization(inner=card.preprocessing, whole=inside == "full")
+        card = replace(card, preprocessing=left)
+    return ExportedNetwork(exported, len(card.classes)).eval(), card
