@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from convnext.config import NetworkConfig as NetworkConfig
     from convnext.costs import Cost as Cost
     from convnext.costs import cost as cost
+    from convnext.deploy.fold import fold as fold
+    from convnext.deploy.optimize import optimize as optimize
     from convnext.family import FAMILY as FAMILY
     from convnext.family import create_model as create_model
     from convnext.family import list_models as list_models
@@ -34,6 +36,8 @@ _HOMES = {
     "NetworkConfig": "config",
     "Cost": "costs",
     "cost": "costs",
+    "fold": "deploy.fold",
+    "optimize": "deploy.optimize",
     "FAMILY": "family",
     "create_model": "family",
     "list_models": "family",

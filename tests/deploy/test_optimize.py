@@ -76,7 +76,7 @@ def test_candidates_are_what_is_installed_and_fast_here(monkeypatch: pytest.Monk
 def _fakes(monkeypatch: pytest.MonkeyPatch, seconds: dict[Form, float]) -> None:
     """Let forms be built without compilers, wrong for those of `linear`, and take given seconds."""
 
-    def fake_build(form: Form, model: nn.Module, example: Tensor) -> Runner:
+    def fake_build(form: Form, model: nn.Module, example: Tensor, _: object = ()) -> Runner:
         if form.engine == "onnxruntime":
             raise RuntimeError("no such operator\nand pages of what the exporter has to say")
 
@@ -169,6 +169,16 @@ def test_timings_are_taken_in_turns() -> None:
     assert order == [0, 1] * 4
 
 
+def test_int8_is_tried_first_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convnext.deploy.forms.available", lambda engine: True)
+    monkeypatch.setattr("convnext.deploy.forms.find_spec", lambda name: True)
+    first, *others = candidates(CPU, "int8")
+    assert (first.engine, first.precision) == ("openvino", "int8")
+    assert others == candidates(CPU, "auto")
+
+
 def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match="int8 needs `calibration`"):
+        optimize(_model(), _images(), precision="int8")
     with pytest.raises(ValueError, match="batch of images"):
         optimize(_model(), torch.zeros(3, 32, 32))

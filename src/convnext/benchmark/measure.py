@@ -23,7 +23,8 @@ ROUNDS = 7
 NUM_LATENCIES = 50
 # Height and width of the images where none is given, as the papers measure.
 SIZES = {"classify": (224, 224), "segment": (512, 512), "detect": (800, 1280)}
-KINDS = {"timm": "timm, eager", "eager": "eager", "best": "best form"}
+KINDS = {"timm": "timm, eager", "eager": "eager", "best": "best form", "int8": "int8"}
+USUAL = ("timm", "eager", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def benchmark(
     device: str = "auto",
     threads: int = 0,
     rounds: int = ROUNDS,
-    kinds: Sequence[str] = tuple(KINDS),
+    kinds: Sequence[str] = USUAL,
     note: Callable[[str], None] = lambda _: None,
 ) -> BenchmarkResult:
     """Measure networks with random weights, whose speed is that of any weights.

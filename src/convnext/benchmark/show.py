@@ -98,9 +98,9 @@ def draw(result: BenchmarkResult) -> Figure:
 
 
 def _draw_network(axes: Axes, network: NetworkResult, limit: float) -> None:
-    from convnext.figures import ACCENT, HIT, INK, MUTED
+    from convnext.figures import ACCENT, HIT, INK, MISS, MUTED
 
-    colours = dict(zip(KINDS, (MUTED, HIT, ACCENT), strict=True))
+    colours = dict(zip(KINDS, (MUTED, HIT, ACCENT, MISS), strict=True))
     shown = [t for t in network.timings if not math.isnan(t.seconds)]
     for y, t in enumerate(shown):
         axes.barh(y, t.images_per_s, color=colours[t.kind], height=0.72)

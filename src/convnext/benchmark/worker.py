@@ -25,7 +25,8 @@ def build(request: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
     """Return what runs one batch, and what is to be told of it.
 
     `kind` is "timm" (its network in eager mode, memory left as it is, as most people run it),
-    "eager" (ours, likewise), or "best" (what `convnext.deploy.optimize` finds).
+    "eager" (ours, likewise), "best" (what `convnext.deploy.optimize` finds), or "int8" (calibrated
+    on noise, which does for its speed).
     """
     device = torch.device(request["device"])
     if request["threads"]:
@@ -33,12 +34,19 @@ def build(request: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
     torch.manual_seed(0)
     model = _network(request).eval().to(device)
     images = torch.randn(request["batch"], request["in_chans"], *request["size"], device=device)
-    if request["kind"] != "best":
+    if request["kind"] not in ("best", "int8"):
         return _as_trained(model, images, request["precision"], device), {}
     if request["task"] == "detect":
         return _folded_detector(model, images, device), {"form": "folded, eager"}
+    from convnext.deploy.build import build as form_runner
     from convnext.deploy.optimize import optimize
 
+    if request["kind"] == "int8":
+        from convnext.deploy.forms import Form
+
+        form = Form(engine="openvino", pointwise="conv", precision="int8")
+        runner = form_runner(form, model, images, [torch.randn_like(images)])
+        return lambda: runner(images), {"form": "openvino int8"}
     began = time.perf_counter()
     best = optimize(model, images, precision=request["precision"], note=_note)
     told = {

@@ -40,9 +40,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--forms",
         nargs="+",
-        choices=("timm", "eager", "best"),
+        choices=("timm", "eager", "best", "int8"),
         default=["timm", "eager", "best"],
-        help="which (default: all); ratios are to the first",
+        help="which (default: timm eager best); ratios are to the first",
     )
     parser.add_argument("--output", metavar="DIR", help="write benchmark.json, .png and .svg there")
     arguments = parser.parse_args(argv)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 from convnext.deploy.fold import fold
 from convnext.deploy.forms import Form, Precision
 from convnext.deploy.layers import spell_out
+from convnext.deploy.quiet import quiet
 from convnext.device import AMP_DTYPES
 
 Runner = Callable[[Tensor], Tensor]
@@ -24,13 +22,16 @@ Runner = Callable[[Tensor], Tensor]
 _FORMATS = {"channels_last": torch.channels_last, "channels_first": torch.contiguous_format}
 
 
-def build(form: Form, model: nn.Module, example: Tensor) -> Runner:
+def build(
+    form: Form, model: nn.Module, example: Tensor, calibration: Sequence[Tensor] = ()
+) -> Runner:
     """Return a network in a form. Engines other than eager are built for the example's shape alone.
 
     Args:
         form: Any whose engine is installed.
         model: In evaluation mode and fp32; it is left as it is.
         example: Images (N, C, H, W) in fp32, on the network's device.
+        calibration: For int8: batches of images like it, from the user's data.
 
     Raises:
         Exception: Whatever an engine raises that cannot build this network here.
@@ -38,6 +39,10 @@ def build(form: Form, model: nn.Module, example: Tensor) -> Runner:
     if not form.folded:
         return _eager(model.eval(), form, torch.contiguous_format)
     folded = fold(model, form=form.pointwise)
+    if form.precision == "int8":
+        from convnext.deploy.quantize import int8_runner
+
+        return int8_runner(folded, example, calibration)
     if form.engine == "openvino":
         return _openvino(spell_out(folded), example, form.precision)
     if form.engine == "onnxruntime":
@@ -67,7 +72,7 @@ def _eager(model: Callable[..., Any], form: Form, memory_format: torch.memory_fo
 def _openvino(folded: nn.Module, example: Tensor, precision: Precision) -> Runner:
     import openvino
 
-    with _quiet():
+    with quiet():
         converted = openvino.convert_model(
             folded, example_input=example.contiguous(), input=[list(example.shape)]
         )
@@ -95,7 +100,7 @@ def _onnxruntime(folded: nn.Module, example: Tensor) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "network.onnx"
         torch.onnx.export(
             folded, (example.contiguous(),), str(path), dynamo=True, external_data=True
@@ -107,17 +112,3 @@ def _onnxruntime(folded: nn.Module, example: Tensor) -> Runner:
         return torch.from_numpy(session.run(None, {name: images.contiguous().numpy()})[0])
 
     return run
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what tracers say of code that is not ours from the user's screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

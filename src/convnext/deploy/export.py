@@ -8,11 +8,8 @@ compared with the network that it came from, and only then given its name.
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -37,6 +34,7 @@ from convnext.deploy.graphs import (
 )
 from convnext.deploy.layers import spell_out
 from convnext.deploy.prove import Proof, Proofs, collect, prove
+from convnext.deploy.quiet import quiet
 from convnext.deploy.runtimes import EXTRA, need
 from convnext.device import AMP_DTYPES
 from convnext.inference import open_model
@@ -263,7 +261,7 @@ def write(
         ),
     }
     writers = {"onnx": write_onnx, "openvino": _write_openvino, "pt2": _write_pt2}
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         if settings.precision == "int8":
             from convnext.deploy.quantize import write_int8
 
@@ -438,21 +436,3 @@ def _write_pt2(
 ) -> None:
     program = _program(graph, example, batch, settings)
     torch.export.save(program, str(path), extra_files={EXTRA: json.dumps(metadata)})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what exporters say of code that is not ours from the user's screen."""
-    loggers = [
-        logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "torch.utils.cpp_extension")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from convnext.device import has_fast_bf16
 
 Engine = Literal["eager", "inductor", "openvino", "onnxruntime"]
 Layout = Literal["channels_last", "channels_first"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ _NEEDS = {
 
 def available(engine: Engine) -> bool:
     """Tell whether what an engine needs is installed; it may still fail."""
-    return all(importlib.util.find_spec(name) is not None for name in _NEEDS[engine])
+    return all(find_spec(name) is not None for name in _NEEDS[engine])
 
 
 def candidates(device: torch.device, precision: str) -> list[Form]:
@@ -57,9 +57,15 @@ def candidates(device: torch.device, precision: str) -> list[Form]:
     Args:
         device: A compiler of another runtime is for CPUs alone.
         precision: `fp32`, `bf16` or `fp16`, or `auto`: fp32 and, where the device has instructions
-            for it, bf16.
+            for it, bf16; or `int8`: that first, then as `auto`.
     """
     on_cpu = device.type == "cpu"
+    if precision == "int8":
+        quantised = Form(
+            engine="openvino", pointwise="conv", layout="channels_first", precision="int8"
+        )
+        possible = on_cpu and available("openvino") and find_spec("nncf") is not None
+        return [quantised] * possible + candidates(device, "auto")
     if precision == "auto":
         precisions = ["bf16", "fp32"] if has_fast_bf16(device) else ["fp32"]
     else:

@@ -2,7 +2,7 @@
 
 Everything is plain arithmetic on tensors, so that every exporter takes it. Resizing is two matrix
 products whose matrices follow from the image's size; they repeat Pillow's filters and roundings, so
-that the network sees the pixels that it sees in `convnext predict`.
+that the network sees the pixels of `convnext predict`, a few of them a level brighter or darker.
 """
 
 from __future__ import annotations
@@ -34,12 +34,20 @@ class WholeImage(nn.Module):
 
     Args:
         preprocessing: Of a classifier; its interpolation is followed.
+
+    Raises:
+        ValueError: For the interpolation `nearest`, which is no filter.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.size = preprocessing.image_size
         self.interpolation: Interpolation = preprocessing.interpolation
+        if self.interpolation == "nearest":
+            raise ValueError(
+                "images that are resized by nearest neighbours cannot be resized inside of a file: "
+                "take --preprocess normalize"
+            )
         whole = preprocessing.crop_pct == 1
         # The short side before the centre is cropped; 0: both sides become `size`.
         self.short = 0 if whole else int(self.size / preprocessing.crop_pct)
@@ -49,7 +57,8 @@ class WholeImage(nn.Module):
         rows, columns = torch.ones_like(x[0, :, 0]), torch.ones_like(x[0, 0])
         height, width = rows.sum(), columns.sum()
         down, across = self._sizes(height, width), self._sizes(width, height)
-        # Pillow resizes along the rows first, and rounds in between.
+        # Pillow resizes along the rows first, and rounds in between. (Of images much taller than
+        # wide today's does the columns first, which changes some pixels by a level.)
         x = _round(x @ self._matrix(columns, width, across).T)
         x = _round(self._matrix(rows, height, down) @ x)
         return x[None]
@@ -68,8 +77,6 @@ class WholeImage(nn.Module):
         j = torch.cumsum(ones, 0) - 1
         scale = length / full
         centres = (i + 0.5) * scale
-        if self.interpolation == "nearest":
-            return (j == torch.floor(centres)[:, None]).float()
         # A filter grows with what it shrinks, which is what keeps fine patterns from aliasing.
         distance = ((j + 0.5 - centres[:, None]) / scale.clamp_min(1)).abs()
         weights = _cubic(distance) if self.interpolation == "bicubic" else _linear(distance)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convnext.allocator import keep_freed_memory
 from convnext.deploy.build import Runner, build
 from convnext.deploy.forms import PLAIN, Form, available, candidates
 from convnext.device import environment
@@ -25,8 +26,9 @@ from convnext.remembered import cache_folder, key_of, recall, remember
 BUDGET_S = 60.0
 NUM_TIMED = 5
 # Relative L2 distance of outputs. Forms in fp32 differ by rounding, some 1e-6; 8 bits of mantissa
-# in every layer leave some 1e-2.
-MOST = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 6e-2}
+# in every layer leave some 1e-2, int8 what calibration on few images leaves: its accuracy is for
+# `convnext export` to prove on labelled ones.
+MOST = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 6e-2, "int8": 0.25}
 # A form that takes this much longer than the best one will not overtake it.
 HOPELESS = 1.3
 
@@ -95,6 +97,7 @@ class Optimized(nn.Module):
 def eager_form(device: torch.device, precision: str) -> Form:
     """Return the best form that needs no compiler, on a CPU or elsewhere."""
     pointwise = "chunked" if device.type == "cpu" else "linear"
+    precision = "fp32" if precision in ("auto", "int8") else precision
     return Form(pointwise=pointwise, precision=precision)  # type: ignore[arg-type]
 
 
@@ -104,6 +107,7 @@ def optimize(
     example: Tensor,
     *,
     precision: str = "auto",
+    calibration: Sequence[Tensor] | None = None,
     budget_s: float = BUDGET_S,
     cache: Path | None = None,
     note: Callable[[str], None] = lambda _: None,
@@ -113,7 +117,9 @@ def optimize(
     Args:
         model: A classifier or a segmentor, in fp32 on the device of the example.
         example: Normalised images (N, C, H, W), as many as there will be in a batch.
-        precision: `fp32`, `bf16`, `fp16`; or `auto`: fp32, and bf16 where the device is fast in it.
+        precision: `fp32`, `bf16`, `fp16`; or `auto`: fp32, and bf16 where the device is fast in it;
+            or `int8`: that too, on CPUs.
+        calibration: For int8: batches of normalised images from the data that it will see.
         budget_s: Seconds after which no further form is tried.
         cache: The file of what was found before; by default in the user's cache folder.
         note: Told how the search goes, a line at a time.
@@ -121,24 +127,38 @@ def optimize(
     Returns:
         A module with `form` and, after a search, `measured`.
 
+    On a CPU with Linux's C library, this process keeps the memory that it frees from then on
+    (`convnext.allocator`).
+
     Raises:
-        ValueError: If the example is no batch of images.
+        ValueError: If the example is no batch of images, or int8 has no images to calibrate on.
     """
     if example.dim() != 4 or not len(example):
         raise ValueError(f"give a batch of images (N, C, H, W), not {tuple(example.shape)}")
+    if precision == "int8" and not calibration:
+        raise ValueError("int8 needs `calibration`: batches of images from the data it will see")
+    if example.device.type == "cpu":
+        keep_freed_memory()
     model = model.eval()
     cache = cache or cache_file()
     key = cache_key(model, example, precision)
     known = known_form(cache, key)
     if known is not None:
         try:
-            runner = build(known.form, model, example)
+            runner = build(known.form, model, example, calibration or ())
             runner(example)
             note(f"{known.form}, found before on this machine")
             return Optimized(model, example, known.form, runner, ratio=known.ratio)
         except Exception as error:  # Any engine may have changed since; then search again.
             note(f"{known.form} does not run any more: {_first_line(error)}")
-    found = search(model, example, precision=precision, budget_s=budget_s, note=note)
+    found = search(
+        model,
+        example,
+        precision=precision,
+        calibration=calibration or (),
+        budget_s=budget_s,
+        note=note,
+    )
     remember(cache, key, asdict(_Known(found.form, found.ratio, _build_seconds(found))))
     return found
 
@@ -181,6 +201,7 @@ def search(
     example: Tensor,
     *,
     precision: str = "auto",
+    calibration: Sequence[Tensor] = (),
     budget_s: float = BUDGET_S,
     note: Callable[[str], None] = lambda _: None,
     forms: Sequence[Form] | None = None,
@@ -199,7 +220,7 @@ def search(
             break
         at = time.perf_counter()
         try:
-            runner = build(form, model, example)
+            runner = build(form, model, example, calibration)
             difference = distance(runner(example), expected)
             build_s = time.perf_counter() - at
             if not difference <= MOST[form.precision]:

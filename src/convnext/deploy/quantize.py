@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from convnext.deploy.layers import spell_out
-from convnext.deploy.runtimes import Array, need
+from convnext.deploy.quiet import quiet
+from convnext.deploy.runtimes import Array, need, open_exported
 
 if TYPE_CHECKING:
     from convnext.deploy.export import ExportSettings
@@ -120,9 +121,10 @@ def quantize(
     openvino, nncf = need("openvino", "nncf")
     shape = [batch or -1, *example.shape[1:]]
     kind = openvino.Type.f32 if example.dtype == torch.float32 else openvino.Type.u8
-    converted = openvino.convert_model(
-        network, example_input=example, input=[(openvino.PartialShape(shape), kind)]
-    )
+    with quiet():
+        converted = openvino.convert_model(
+            network, example_input=example, input=[(openvino.PartialShape(shape), kind)]
+        )
     return _calibrated(nncf, converted, calibration, FLOAT_TYPES, keep_float)
 
 
@@ -141,17 +143,19 @@ def _calibrated(
     nncf.set_log_level(logging.ERROR)
     arrays = [part.numpy() for batch in calibration for part in torch.split(batch, 1)]
     given = (lambda x: x) if name is None else (lambda x: {name: x})
-    return nncf.quantize(
-        model,
-        nncf.Dataset(arrays, given),
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(arrays),
-        ignored_scope=nncf.IgnoredScope(
-            types=list(float_types),
-            patterns=[f".*{layer.replace('.', '[./]')}/.*" for layer in keep_float],
-            validate=False,
-        ),
+    scope = nncf.IgnoredScope(
+        types=list(float_types),
+        patterns=[f".*{layer.replace('.', '[./]')}/.*" for layer in keep_float],
+        validate=False,
     )
+    with quiet():
+        return nncf.quantize(
+            model,
+            nncf.Dataset(arrays, given),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(arrays),
+            ignored_scope=scope,
+        )
 
 
 def write_int8(
@@ -214,8 +218,6 @@ def openvino_runner(model: Any, precision: str = "f32") -> Callable[[Array], Arr
 
 
 def _onnx_runner(path: Path) -> Callable[[Array], Array]:
-    from convnext.deploy.runtimes import open_exported
-
     return open_exported(path).run
 
 

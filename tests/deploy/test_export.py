@@ -1,0 +1,272 @@
+"""Exported files say what they are, compute what the network does, or are not kept."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_exports import CLASSES, NETWORK, STATISTICS, small_checkpoint, small_photos
+
+from convnext.checkpoint import Card, save_checkpoint
+from convnext.cli import main
+from convnext.deploy import export as module
+from convnext.deploy.export import ExportSettings, export
+from convnext.deploy.prove import MOST_LOST, judge
+from convnext.deploy.runtimes import is_exported, need, open_as_network, open_exported
+from convnext.preprocess import DensePreprocessing
+from convnext.tasks.classification.predict import predict
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytest.importorskip("openvino")
+
+FILES = {"onnx": "net.onnx", "openvino": "net.xml", "pt2": "net.pt2"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a classifier of three classes whose answers differ."""
+    return small_checkpoint(tmp_path_factory.mktemp("checkpoint") / "net.safetensors")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of images of several sizes."""
+    return small_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.mark.parametrize(
+    ("format", "precision"),
+    [
+        ("onnx", "fp16"),
+        ("onnx", "fp32"),
+        ("openvino", "fp16"),
+        ("openvino", "fp32"),
+        ("pt2", "bf16"),
+        ("pt2", "fp32"),
+    ],
+)
+def test_a_file_predicts_like_its_checkpoint(
+    format: Any, precision: Any, checkpoint: str, photos: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / FILES[format]
+    result = export(
+        checkpoint,
+        settings=ExportSettings(format=format, precision=precision),
+        output=path,
+        images=[photos],
+    )
+    assert result.proof.passed
+    assert result.proof.num_images == 4
+    assert json.loads(result.proof_path.read_text())["agreement"] == result.proof.agreement
+    expected = predict(checkpoint, [photos], topk=3)
+    found = predict(str(path), [photos], topk=3, batch_size=3)
+    tolerance = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}[precision]
+    for a, b in zip(expected.predictions, found.predictions, strict=True):
+        before, after = (dict(zip(p.classes, p.probabilities, strict=True)) for p in (a, b))
+        assert after == pytest.approx(before, abs=tolerance)
+
+
+@pytest.mark.parametrize("format", sorted(FILES))
+def test_a_file_with_all_preprocessing_takes_images_of_any_size(
+    format: Any, checkpoint: str, photos: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / FILES[format]
+    settings = ExportSettings(format=format, inside="full")
+    export(checkpoint, settings=settings, output=path, images=[photos])
+    exported = open_exported(path)
+    expected = predict(checkpoint, [photos], topk=3)
+    for prediction in expected.predictions:
+        image = np.array(Image.open(prediction.source))[None]
+        found = exported.run(image)[0]
+        assert found.sum() == pytest.approx(1, abs=1e-4)
+        assert CLASSES[int(found.argmax())] == prediction.classes[0]
+        assert found.max() == pytest.approx(prediction.probabilities[0], abs=5e-3)
+    again = predict(str(path), [photos], topk=1)
+    assert [p.classes for p in again.predictions] == [p.classes[:1] for p in expected.predictions]
+
+
+def test_an_onnx_file_says_what_it_is(checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export(checkpoint, settings=ExportSettings(), output=path, images=[photos])
+    written = onnx.load(str(path))
+    assert "LayerNormalization" in {node.op_type for node in written.graph.node}
+    assert written.opset_import[0].version >= 17
+    metadata = {entry.key: entry.value for entry in written.metadata_props}
+    assert json.loads(metadata["classes"]) == ["cat", "dog", "héron"]
+    assert json.loads(metadata["preprocessing"])["image_size"] == 64
+    assert json.loads(metadata["graph"])["inside"] == "normalize"
+    assert {"convnext", "licence", "model", "task"} <= metadata.keys()
+
+
+def test_the_batch_is_open_or_fixed(checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    paths = [tmp_path / "open.onnx", tmp_path / "fixed.onnx"]
+    for path, batch in zip(paths, (None, 2), strict=True):
+        export(checkpoint, settings=ExportSettings(batch=batch), output=path, images=[photos])
+    assert open_exported(paths[0]).run(pixels).shape == (5, 3)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    first, second = (open_as_network(path)[0](images) for path in paths)
+    assert torch.allclose(first, second, atol=1e-4)
+
+
+def test_a_segmentor_is_exported(tmp_path: Path, photos: Path) -> None:
+    card = Card(
+        task="segment",
+        model="upernet_convnext_atto",
+        changes={**NETWORK, "channels": 8},
+        classes=("road", "sky", "tree"),
+        preprocessing=DensePreprocessing(image_size=0, **STATISTICS),
+        recipe={"segment": {"crop": 64}},
+    )
+    torch.manual_seed(0)
+    model = card.build()
+    torch.nn.init.normal_(model.decode_head.classifier.weight, std=5.0)
+    checkpoint = tmp_path / "seg.safetensors"
+    save_checkpoint(checkpoint, model.state_dict(), card)
+    for answers in (True, False):
+        path = tmp_path / f"seg{answers}.onnx"
+        result = export(
+            str(checkpoint),
+            settings=ExportSettings(answers=answers),
+            output=path,
+            images=[photos],
+        )
+        assert result.proof.agreement > 0.995
+        network, own = open_as_network(path)
+        assert own.recipe["segment"]["window"] == 64
+        assert network(torch.zeros(2, 3, 50, 64)).shape == (2, 3, 50, 64)
+    assert main(["predict", str(path), str(photos), "--output", str(tmp_path / "masks")]) == 0
+    assert (tmp_path / "masks" / "0_mask.png").is_file()
+    with pytest.raises(ValueError, match="in their own ratio"):
+        export(
+            str(checkpoint),
+            settings=ExportSettings(inside="full"),
+            output=tmp_path / "full.onnx",
+            images=[photos],
+        )
+
+
+def test_a_file_that_fails_its_proof_is_not_kept(
+    checkpoint: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = module.write
+
+    def write_another(model: Any, *rest: Any, **options: Any) -> str:
+        torch.nn.init.normal_(model.head.fc.weight, std=5.0)
+        return write(model, *rest, **options)
+
+    # The network is compared as it was read: what is written is a copy with another head.
+    monkeypatch.setattr(module, "write", lambda m, *r, **o: write_another(_copy(m), *r, **o))
+    path = tmp_path / "net.onnx"
+    with pytest.raises(ArithmeticError, match="it was not kept"):
+        export(checkpoint, settings=ExportSettings(), output=path, images=[photos])
+    assert list(tmp_path.iterdir()) == []
+    kept = export(checkpoint, settings=ExportSettings(), output=path, images=[photos], force=True)
+    assert not kept.proof.passed
+    assert path.is_file()
+
+
+def _copy(model: Any) -> Any:
+    import copy
+
+    return copy.deepcopy(model)
+
+
+@pytest.mark.parametrize(
+    ("difference", "agreement", "before", "after", "num", "precision", "wrong"),
+    [
+        (1e-5, 1.0, None, None, 32, "fp32", ""),
+        (1e-2, 1.0, None, None, 32, "fp32", "differs by 0.01"),
+        (float("nan"), 1.0, None, None, 32, "fp32", "differs by nan"),
+        (0.3, 0.99, 80.0, 80.0 - MOST_LOST, 500, "int8", ""),
+        (0.3, 0.99, 80.0, 79.0, 500, "int8", "1.00 points"),
+        (0.3, 0.80, 80.0, 79.9, 100, "int8", "80.0 %"),
+    ],
+)
+def test_verdicts(
+    difference: float,
+    agreement: float,
+    before: float | None,
+    after: float | None,
+    num: int,
+    precision: str,
+    wrong: str,
+) -> None:
+    found = judge(difference, agreement, before, after, num, precision)
+    assert bool(found) == bool(wrong)
+    assert wrong in found
+
+
+def test_a_pickle_in_a_pt2_file_is_never_loaded(
+    checkpoint: str, photos: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "net.pt2"
+    export(checkpoint, settings=ExportSettings(format="pt2"), output=path, images=[photos])
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (marker,))
+
+    evil = pickle.dumps(Evil())
+    for name in ("net/data/sample_inputs/model.pt", "net/data/weights/weight_0"):
+        bad = tmp_path / "bad.pt2"
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(bad, "w") as new:
+            for entry in old.infolist():
+                content = old.read(entry)
+                if re.sub("^[^/]*/", "net/", entry.filename) == name:
+                    content = evil
+                if entry.filename.endswith("model_weights_config.json") and "weights" in name:
+                    content = content.replace(b'"use_pickle": false', b'"use_pickle": true')
+                    content = content.replace(b'"use_pickle":false', b'"use_pickle":true')
+                new.writestr(entry, content)
+        with pytest.raises(ValueError, match="holds"):
+            open_exported(bad)
+    assert not marker.exists()
+
+
+def test_mistakes_are_named(
+    checkpoint: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fields, words in (
+        ({"precision": "bf16"}, "OpenVINO for bf16"),
+        ({"format": "pt2", "precision": "int8"}, "--format openvino"),
+        ({"batch": 0}, "batch is 0"),
+        ({"format": "tflite"}, "choose of onnx"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            ExportSettings(**fields)
+    with pytest.raises(ValueError, match="must end in"):
+        export(checkpoint, settings=ExportSettings(), output="net.xml", images=[photos])
+    assert (
+        main(["export", checkpoint, "--format", "onnx", "--output", str(tmp_path / "a.onnx")]) == 2
+    )
+    assert "--images FOLDER" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"pip install 'convnext\[export\]'"):
+        need("no_such_runtime")
+    for name, content in (("a.onnx", b"nothing"), ("a.xml", b"<net/>"), ("a.pt2", b"PK")):
+        (tmp_path / name).write_bytes(content)
+        assert is_exported(tmp_path / name)
+        with pytest.raises(ValueError, match=r"cannot be read|damaged"):
+            open_exported(tmp_path / name)
+    with pytest.raises(ValueError, match="there is no file"):
+        open_exported(tmp_path / "missing.onnx")
+
+
+def test_a_file_that_says_nothing_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plain.onnx"
+    torch.onnx.export(
+        torch.nn.Flatten(), (torch.zeros(2, 3),), str(path), dynamo=True, verbose=False
+    )
+    with pytest.raises(ValueError, match="does not say what it is"):
+        open_exported(path)

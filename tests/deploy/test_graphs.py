@@ -1,0 +1,109 @@
+"""What a file computes beside the network is what `predict` computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import convnext
+from convnext.deploy.fold import fold
+from convnext.deploy.graphs import Half, Labels, Pixels, Probabilities, WholeImage
+from convnext.deploy.layers import spell_out
+from convnext.preprocess import Interpolation, Preprocessing
+
+
+def _image(width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(width * 1000 + height)
+    smooth = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    noise = rng.integers(-30, 30, (height, width, 3))
+    large = np.array(Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC))
+    return Image.fromarray(np.clip(large + noise, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+@pytest.mark.parametrize("size", [(40, 40), (37, 90), (301, 200), (16, 500), (33, 32)])
+def test_resizing_is_pillows(
+    size: tuple[int, int], crop_pct: float, interpolation: Interpolation
+) -> None:
+    preprocessing = Preprocessing(
+        image_size=32, crop_pct=crop_pct, interpolation=interpolation, mean=(0,) * 3, std=(1,) * 3
+    )
+    image = _image(*size)
+    expected = preprocessing.pixels(image).float()
+    given = torch.from_numpy(np.array(image))[None]
+    found = WholeImage(preprocessing)(given)[0]
+    assert found.shape == expected.shape
+    differing = (found - expected).abs()
+    if size[1] > 2 * size[0]:  # Pillow's order of the two passes is the other one.
+        assert differing.max() <= 8
+        assert differing.mean() < 0.5
+    else:
+        # Pillow's weights have 22 bits: a half is now and then rounded the other way.
+        assert differing.max() <= 1
+        assert (differing > 0).float().mean() < 0.08
+
+
+def test_nearest_neighbours_are_refused() -> None:
+    nearest = Preprocessing(
+        image_size=32, crop_pct=1.0, interpolation="nearest", mean=(0,) * 3, std=(1,) * 3
+    )
+    with pytest.raises(ValueError, match="--preprocess normalize"):
+        WholeImage(nearest)
+
+
+def test_pixels_are_moved_and_not_changed() -> None:
+    given = torch.arange(2 * 3 * 4 * 3, dtype=torch.uint8).view(2, 3, 4, 3)
+    found = Pixels()(given)
+    assert found.dtype == torch.float32
+    assert torch.equal(found[1, 2], given[1, :, :, 2].float())
+
+
+def test_answers() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert torch.equal(Probabilities()(logits), logits.softmax(1))
+    labels = Labels()(torch.randn(1, 4, 5, 6, generator=torch.Generator().manual_seed(0)))
+    assert labels.shape == (1, 5, 6)
+    assert labels.dtype == torch.int32
+
+
+@torch.no_grad()
+def test_norms_in_half_precision_do_not_overflow() -> None:
+    torch.manual_seed(0)
+    model = convnext.create_model(
+        "convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=5
+    ).eval()
+    # Activations of the last stage of which the squares, but not they, leave fp16.
+    model.stages[3][0].spatial.weight.data.mul_(30_000)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    seen: list[float] = []
+    model.stages[3][0].norm.register_forward_pre_hook(
+        lambda _, inputs: seen.append(float(inputs[0].abs().max()))
+    )
+    expected = model(images).softmax(1)
+    assert 300 < seen[0] < 65504
+    folded = fold(model, form="conv")
+    found = Half(folded, torch.float16)(images).softmax(1)
+    assert torch.isfinite(found).all()
+    assert (found - expected).abs().max() < 2e-2
+    # What the norm is protected from, in the form that squares in the precision of its input.
+    naive = spell_out(fold(model, form="conv")).half()
+    assert not torch.isfinite(naive(images.half())).all()
+
+
+@torch.no_grad()
+def test_spelled_out_norms_are_the_same() -> None:
+    torch.manual_seed(0)
+    model = convnext.create_model(
+        "convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=5
+    ).eval()
+    for p in model.parameters():
+        if p.dim() == 1:
+            nn.init.normal_(p, 1, 0.3)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    expected = model(images)
+    found = spell_out(fold(model, form="conv"))(images)
+    assert (found - expected).norm() / expected.norm() < 1e-5
