@@ -131,6 +131,8 @@ def test_a_segmentor_is_exported(tmp_path: Path, photos: Path) -> None:
     torch.manual_seed(0)
     model = card.build()
     torch.nn.init.normal_(model.decode_head.classifier.weight, std=5.0)
+    # Where all features are 0, only the biases tell classes apart.
+    torch.nn.init.normal_(model.decode_head.classifier.bias)
     checkpoint = tmp_path / "seg.safetensors"
     save_checkpoint(checkpoint, model.state_dict(), card)
     for answers in (True, False):
@@ -266,7 +268,7 @@ def test_mistakes_are_named(
 def test_a_file_that_says_nothing_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plain.onnx"
     torch.onnx.export(
-        torch.nn.Flatten(), (torch.zeros(2, 3),), str(path), dynamo=True, verbose=False
+        torch.nn.Flatten().eval(), (torch.zeros(2, 3),), str(path), dynamo=True, verbose=False
     )
     with pytest.raises(ValueError, match="does not say what it is"):
         open_exported(path)

@@ -59,7 +59,7 @@ def test_int8_is_close_and_products_are_in_it() -> None:
     folded, images = _folded(), _images()
     expected = folded(images)
     found = int8_runner(_folded(), images, [images])(images)
-    assert 1e-4 < distance(found, expected) < 0.1
+    assert 1e-4 < distance(found, expected) < 0.25
     assert torch.equal(found.argmax(1), expected.argmax(1))
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convnext.checkpoint import Card
-from convnext.deploy.runtimes import open_as_network
+from convnext.deploy.runtimes import fill_up, open_as_network, votes
 from convnext.images import BadImage, image_files
 from convnext.tasks.classification.samples import spread
 
@@ -158,7 +158,8 @@ def prove(model: nn.Module, card: Card, path: Path, proofs: Proofs, *, precision
     """
     exported, own = open_as_network(path)
     # Both look at a segmentor's images by the windows that the file takes.
-    both = [_answerer(model, replace(card, recipe=own.recipe)), _answerer(exported, own)]
+    alike = _LikeTheFile(model, exported.graph) if card.task == "segment" else model
+    both = [_answerer(alike, replace(card, recipe=own.recipe)), _answerer(exported, own)]
     differences, same, times = [], [], [[], []]  # type: ignore[var-annotated]
     hits: list[list[Any]] = [[], []]
     for k in range(len(proofs.files)):
@@ -197,6 +198,21 @@ def prove(model: nn.Module, card: Card, path: Path, proofs: Proofs, *, precision
         speed_ratio=ratio,
         failure=judge(difference, agreement, before, after, len(same), precision),
     )
+
+
+class _LikeTheFile(nn.Module):
+    """A segmentor that is given windows of one size, and votes by labels, if its file does."""
+
+    def __init__(self, model: nn.Module, graph: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.graph = graph
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(fill_up(images, self.graph["size"]))
+        if self.graph["output"] == "labels":
+            logits = votes(logits.argmax(1), logits.shape[1])
+        return logits[..., : images.shape[2], : images.shape[3]]
 
 
 def judge(

@@ -119,13 +119,16 @@ def quantize(
         ValueError: If there is nothing to calibrate on, or a library is not installed.
     """
     openvino, nncf = need("openvino", "nncf")
-    shape = [batch or -1, *example.shape[1:]]
+    shape = [-1, *example.shape[1:]]  # Calibrated image by image.
     kind = openvino.Type.f32 if example.dtype == torch.float32 else openvino.Type.u8
     with quiet():
         converted = openvino.convert_model(
             network, example_input=example, input=[(openvino.PartialShape(shape), kind)]
         )
-    return _calibrated(nncf, converted, calibration, FLOAT_TYPES, keep_float)
+    model = _calibrated(nncf, converted, calibration, FLOAT_TYPES, keep_float)
+    if batch is not None:
+        model.reshape([batch, *example.shape[1:]])
+    return model
 
 
 def _calibrated(
@@ -181,7 +184,9 @@ def write_int8(
     if settings.format == "onnx":
         onnx, nncf = need("onnx", "nncf")
         plain = path.with_name("float.onnx")
-        write_onnx(graph, example, settings.batch, plain, metadata, settings)
+        if settings.batch is not None:
+            raise ValueError("int8 in ONNX leaves the batch open: leave out --batch")
+        write_onnx(graph, example, None, plain, metadata, settings)
         model = _calibrated(
             nncf, onnx.load(str(plain)), calibration, FLOAT_ONNX_TYPES, keep_float, "images"
         )

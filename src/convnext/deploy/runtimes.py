@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -182,22 +182,15 @@ class ExportedNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits (N, K), or (N, K, H, W) of a segmentor."""
         height, width = images.shape[2:]
-        fixed = self.graph["size"]
-        if fixed is not None and [height, width] != fixed:
-            if height > fixed[0] or width > fixed[1]:
-                raise ValueError(
-                    f"{self.exported.path} takes images of {fixed[0]} x {fixed[1]} pixels, not "
-                    f"{height} x {width}: give --window {min(fixed)}"
-                )
-            images = nn.functional.pad(images, (0, fixed[1] - width, 0, fixed[0] - height))
+        if self.graph["size"] is not None:
+            images = fill_up(images, self.graph["size"])
         given = images if self.graph["inside"] == "none" else _as_pixels(images)
         parts = [self.exported.run(part) for part in self._batches(given)]
-        out = torch.from_numpy(np.concatenate(parts))
+        out = torch.from_numpy(np.concatenate(parts)[: len(given)])
         if self.graph["output"] == "probabilities":
             return out.clamp_min(1e-38).log()
         if self.graph["output"] == "labels":
-            one_hot = nn.functional.one_hot(out.long(), self.num_classes)
-            out = one_hot.permute(0, 3, 1, 2).float()
+            out = votes(out, self.num_classes)
         return out[..., :height, :width] if out.ndim == 4 else out
 
     def _batches(self, given: Tensor) -> list[Array]:
@@ -208,6 +201,26 @@ class ExportedNetwork(nn.Module):
             filled = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])
             parts.append(filled.contiguous().numpy())
         return parts
+
+
+def votes(labels: Tensor, num_classes: int) -> Tensor:
+    """Return labels (N, H, W) as logits of 1 and 0, (N, K, H, W): windows that overlap vote."""
+    return nn.functional.one_hot(labels.long(), num_classes).permute(0, 3, 1, 2).float()
+
+
+def fill_up(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Return images (N, C, H, W) with zeros below and to the right of them, up to a size.
+
+    Raises:
+        ValueError: If they are larger.
+    """
+    height, width = images.shape[2:]
+    if height > size[0] or width > size[1]:
+        raise ValueError(
+            f"the file takes images of {size[0]} x {size[1]} pixels, not {height} x {width}: give "
+            f"--window {min(size)}"
+        )
+    return nn.functional.pad(images, (0, size[1] - width, 0, size[0] - height))
 
 
 def _as_pixels(images: Tensor) -> Tensor:

@@ -1,0 +1,239 @@
+"""`apply_kernels`: each kernel against torch's own layers on this device, and only what wins.
+
+Every piece of a network that a kernel could compute is built in all its forms, for the maps that
+an example brings there. A form that differs from torch's is out; of the others the fastest is
+taken, if it is faster by `MIN_GAIN`. Verdicts are remembered by device, shape and versions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import convnext
+from convnext.deploy.optimize import distance
+from convnext.kernels import available
+from convnext.kernels.measure import Timer, interleaved_medians
+from convnext.kernels.sites import Maps, find_sites, forms_of, joined, replaced
+from convnext.kernels.traffic import Piece, floor_seconds, work_of
+from convnext.remembered import cache_folder, key_of, recall, remember
+
+# Less is noise, and not worth another form.
+MIN_GAIN = 1.03
+# Relative L2 distance to torch's own layers in the same precision: rounding, of inputs and between.
+MOST = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which form of a piece is used for maps of one shape, and why."""
+
+    piece: Piece
+    shape: tuple[int, ...]
+    dtype: str
+    option: str
+    """`torch`, `depthwise` or `fused`."""
+    seconds: dict[str, float]
+    """Median of a call, by option; only of those that are correct."""
+    predicted: dict[str, float]
+    """The least seconds that an H200 would need, by option."""
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast as torch's own layers."""
+        return self.seconds["torch"] / self.seconds[self.option]
+
+
+def apply_kernels(
+    network: nn.Module,
+    example: Tensor,
+    *,
+    cache: Path | None = None,
+    timer: Timer = interleaved_medians,
+    console: Console | None = None,
+) -> nn.Module:
+    """Return a copy of a network in which kernels compute what they compute faster here.
+
+    In training mode depthwise convolutions alone are replaced, by layers with the same names and
+    parameters and with gradients. In evaluation mode blocks of ConvNeXt, as trained or folded, run
+    on kernels for inference and cannot be trained any more. Choices are made against eager layers:
+    before `torch.compile`, which fuses some of it itself, compare whole networks.
+
+    Args:
+        network: Any network, on the device of the example.
+        example: Images (N, C, H, W) as many and as large as there will be. Call this in the
+            autocast in which the network is going to run.
+        cache: The file of what was found before; by default in the user's cache folder.
+        timer: Measures functions side by side.
+        console: Told what was chosen.
+
+    Returns:
+        The copy, with `choices`, a list of `Choice`; it is unchanged where there is no Triton or
+        no GPU, or nothing wins.
+
+    Raises:
+        ValueError: If the example is no batch of images.
+    """
+    if example.dim() != 4 or not len(example):
+        raise ValueError(f"give a batch of images (N, C, H, W), not {tuple(example.shape)}")
+    console = console or Console(stderr=True)
+    network = copy.deepcopy(network)
+    choices: dict[str, Choice] = {}
+    if available(example.device):
+        cache = cache or cache_folder() / "kernels.json"
+        for name, kind in find_sites(network, example).items():
+            site = network.get_submodule(name)
+            picked: dict[Piece, nn.Module] = {}
+            options = set()
+            for piece, forms in forms_of(site, training=network.training).items():
+                key = _key(piece, forms, kind)
+                if key not in choices:
+                    choices[key] = _choose(piece, forms, kind, key, cache, timer)
+                options.add(choices[key].option)
+                picked[piece] = forms[choices[key].option]
+            if options != {"torch"}:
+                network = replaced(network, name, joined(picked))
+        console.print(table_of(list(choices.values())))
+    else:
+        console.print(
+            f"no kernels on {example.device}: they need an NVIDIA GPU and Triton; "
+            "the network runs as it was"
+        )
+    cast(Any, network).choices = list(choices.values())
+    return network
+
+
+def _key(piece: Piece, forms: Mapping[str, nn.Module], maps: Maps) -> str:
+    """Return the name of a verdict."""
+    device = maps.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+    weights = [(n, tuple(w.shape), w.dtype) for n, w in forms["torch"].state_dict().items()]
+    import triton
+
+    versions = (torch.__version__, triton.__version__, convnext.__version__)
+    facts = (name, versions, piece, sorted(forms), maps.shape, maps.dtype, autocast)
+    return key_of(*facts, repr(forms["torch"]), weights)
+
+
+def _choose(
+    piece: Piece,
+    forms: Mapping[str, nn.Module],
+    maps: Maps,
+    key: str,
+    cache: Path,
+    timer: Timer,
+) -> Choice:
+    """Return the verdict on a piece, remembered or measured now."""
+    try:
+        value: Any = recall(cache)[key]
+        known = Choice(**(value | {"shape": tuple(value["shape"])}))
+        if known.option in forms and known.seconds["torch"] > 0:
+            return known
+    except (KeyError, TypeError):
+        pass
+    inputs = inputs_of(piece, maps)
+    dtype = _dtype_of(inputs[0])
+    calls = {name: call_of(form, inputs, piece) for name, form in forms.items()}
+    expected = calls["torch"]()
+    most = MOST[dtype]
+    failures = {}
+    for name in [name for name in calls if name != "torch"]:
+        try:
+            away = max(map(distance, calls[name](), expected))
+            if not away <= most:
+                failures[name] = f"differs by {away:.1e}, {most:.0e} are allowed"
+        except Exception as error:  # A compiler's, a driver's: the network runs without the kernel.
+            failures[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+    right = {name: call for name, call in calls.items() if name not in failures}
+    seconds = timer(right, maps.device)
+    option = min(seconds, key=lambda name: seconds[name])
+    if seconds["torch"] < MIN_GAIN * seconds[option]:
+        option = "torch"
+    choice = Choice(
+        piece=piece,
+        shape=maps.shape,
+        dtype=str(dtype).removeprefix("torch."),
+        option=option,
+        seconds=seconds,
+        predicted={
+            name: floor_seconds(work_of(piece, name, maps.shape, dtype.itemsize)) for name in forms
+        },
+        failures=failures,
+    )
+    remember(cache, key, asdict(choice))
+    return choice
+
+
+def inputs_of(piece: Piece, maps: Maps) -> tuple[Tensor, ...]:
+    """Return what a piece is called with: maps, for a pair those of the other half before them."""
+    x = maps.draw()
+    if piece != "pair":
+        return (x,)
+    y = x.flip(0, 2, 3).to(_dtype_of(x), memory_format=torch.channels_last)
+    return (y, x)
+
+
+def _dtype_of(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a convolution of x runs."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def call_of(
+    form: nn.Module, inputs: tuple[Tensor, ...], piece: Piece
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Return a function that runs a form once: forward, or in training forward and backward."""
+    if piece != "conv training":
+
+        def infer() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (form(*inputs),)
+
+        return infer
+    (x,) = inputs
+    x = x.detach().requires_grad_()
+    trained = [x, *(p for p in form.parameters() if p.requires_grad)]
+
+    def train() -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            y = form(x)
+            return (y.detach(), *torch.autograd.grad(y, trained, y.detach()))
+
+    return train
+
+
+def table_of(choices: Sequence[Choice]) -> Table:
+    """Return the choices as a table: microseconds, gains measured and at the limits of an H200."""
+    columns = ("piece", "maps", "dtype", "torch", "kernels", "chosen", "gain", "at the limit")
+    table = Table(*columns, box=None, title="microseconds")
+    for choice in choices:
+        others = [n for n in choice.predicted if n != "torch"]
+        shown = [
+            f"{name} {1e6 * choice.seconds[name]:.1f}" if name in choice.seconds else f"{name} -"
+            for name in others
+        ]
+        best = min(others, key=lambda name: choice.seconds.get(name, float("inf")))
+        about = best if choice.option == "torch" else choice.option
+        table.add_row(
+            choice.piece,
+            " x ".join(map(str, choice.shape)),
+            choice.dtype,
+            f"{1e6 * choice.seconds['torch']:.1f}",
+            ", ".join(shown),
+            choice.option,
+            f"x {choice.gain:.2f}",
+            f"x {choice.predicted['torch'] / choice.predicted[about]:.2f} ({about})",
+        )
+        for name, why in choice.failures.items():
+            table.add_row("", "", "", "", f"{name}: {why}", "", "", "")
+    return table

@@ -1,0 +1,47 @@
+"""The kernels themselves, in Triton's interpreter.
+
+It must be chosen before Triton is imported, and other tests of this process may have imported it
+(torch's compiler does). So the checks run in a process of their own, under names that are not
+collected here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent / "interpreted"
+FILES = sorted(path.name for path in FOLDER.glob("check_*.py"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_kernels_in_the_interpreter(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    ran = subprocess.run(
+        [
+            *command,
+            "-o",
+            "python_files=check_*.py",
+            f"--basetemp={tmp_path / 'own'}",
+            FOLDER / name,
+        ],
+        cwd=root,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
+    assert " passed" in ran.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment with the interpreter on, and without what pytest-xdist sets."""
+    kept = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_")}
+    return kept | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
