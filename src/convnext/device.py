@@ -53,6 +53,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was told."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether the device has instructions for bf16, so that it is the faster precision.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,13 @@ from convnext.atomic import write_text
 
 def cache_folder() -> Path:
     """Return the folder in which this package keeps what it can find out again."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "convnext"
+    root = os.environ.get("XDG_CACHE_HOME")
+    if root:
+        return Path(root) / "convnext"
+    try:
+        return Path.home() / ".cache" / "convnext"
+    except RuntimeError:  # A user without a home, as in containers.
+        return Path(tempfile.gettempdir()) / "convnext"
 
 
 def key_of(*facts: Any) -> str:
@@ -32,6 +39,9 @@ def recall(path: Path) -> dict[str, Any]:
 
 
 def remember(path: Path, key: str, value: Any) -> None:
-    """Keep a value of plain types under a key, beside what is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(recall(path) | {key: value}, indent=1) + "\n")
+    """Keep a value of plain types under a key, beside what is there, where files can be written.
+
+    Elsewhere it is forgotten: what was measured can be measured again.
+    """
+    with contextlib.suppress(OSError):
+        write_text(path, json.dumps(recall(path) | {key: value}, indent=1) + "\n")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from rich.console import Console
 
 import convnext
 from convnext.benchmark import measure as module
+from convnext.benchmark import worker
 from convnext.benchmark.limits import Demand, Limits, copy_limit, demand
 from convnext.benchmark.measure import BenchmarkResult, benchmark, task_of_name, timm_name
 from convnext.benchmark.show import draw, print_result, write_result
@@ -19,7 +23,7 @@ from convnext.cli import main
 
 # Three stages of the arithmetic: 2 GFLOP an image, 1 GB moved, on a machine of 10 and 4.
 WANTED = Demand(params=10, flops=2 * 10**9, activation_bytes=10**9, weight_bytes=10**9)
-LIMITS = Limits(flops=1e10, bytes_per_s=4e9)
+LIMITS = Limits(flops={"bf16": 4e10, "fp32": 1e10}, bytes_per_s=4e9)
 
 
 def _told(seconds: float, **more: Any) -> dict[str, Any]:
@@ -107,8 +111,6 @@ def test_it_runs_and_is_told(result: BenchmarkResult, tmp_path: Path) -> None:
 
 
 def test_a_failed_form_is_shown_and_not_drawn(result: BenchmarkResult) -> None:
-    from dataclasses import replace
-
     (network,) = result.networks
     failed = replace(network.timings[1], seconds=float("nan"), failure="no room")
     shown = replace(result, networks=(replace(network, timings=(network.timings[0], failed)),))
@@ -139,3 +141,108 @@ def test_mistakes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
         benchmark(["convnext_atto"], kinds=("fast",))
     assert main(["benchmark", "no_such_network", "--forms", "eager"]) == 2
     assert "there is no model" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="sizes must be at least 1"):
+        benchmark(["convnext_atto"], size=(0, 32))
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        benchmark(["convnext_atto"], threads=-1)
+    with pytest.raises(ValueError, match="timm has no form of convnext_isotropic_small"):
+        benchmark(["convnext_isotropic_small"], kinds=("timm",))
+    with pytest.raises(ValueError, match="takes no images of 8 x 8; try --size 224"):
+        benchmark(["convnext_atto"], size=(8, 8))
+
+
+def test_every_name_is_read_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "measure_limits", lambda *_: pytest.fail("measured"))
+    with pytest.raises(ValueError, match="there is no model 'no_such_network'"):
+        benchmark(["convnext_atto", "no_such_network"], size=(32, 32))
+
+
+def test_shares_are_of_the_limits_in_the_precision_of_the_form() -> None:
+    told = [_told(1.0, precision="fp32"), _told(1.0, precision="bf16")]
+    wide, narrow = module._timings(["eager", "best"], told, 4, WANTED, LIMITS)
+    assert narrow.matrix_share == pytest.approx(wide.matrix_share / 4)
+    assert narrow.memory_share == pytest.approx(wide.memory_share / 2)
+
+
+def test_failures_are_valid_json(result: BenchmarkResult) -> None:
+    (network,) = result.networks
+    failed = replace(network.timings[1], seconds=float("nan"), failure="no room")
+    shown = replace(result, networks=(replace(network, timings=(failed,)),))
+    text = json.dumps(shown.to_dict(), allow_nan=False)
+    assert json.loads(text)["networks"][0]["timings"][0]["seconds"] is None
+
+
+def _request(**changes: Any) -> dict[str, Any]:
+    return {
+        "model": "convnext_atto", "kind": "eager", "task": "classify", "batch": 2, "device": "cpu",
+        "threads": 1, "in_chans": 3, "size": [32, 32], "precision": "fp32",
+    } | changes  # fmt: skip
+
+
+def test_what_libraries_print_neither_stops_nor_confuses_a_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import json, sys\n"
+        "sys.stderr.write('noise ' * 50_000)\n"
+        "plain = json.loads\n"
+        "def loads(*given, **options):\n"
+        "    print('{no json', end='', flush=True)\n"
+        "    return plain(*given, **options)\n"
+        "json.loads = loads\n",
+        encoding="utf-8",
+    )
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{before}")
+    (told,) = module._take_turns([_request()], 2, lambda _: None)
+    assert "failure" not in told
+    assert len(told["times"]) == 2
+
+
+def test_a_worker_that_dies_says_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    (told,) = module._take_turns([_request()], 1, lambda _: None)
+    assert "its process died" in told["failure"]
+
+
+def test_a_form_that_was_searched_for_is_measured_in_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, list[str]]] = []
+    found = {"engine": "eager", "pointwise": "conv"}
+
+    class Recorder:
+        count = 0
+
+        def __init__(self, note: object) -> None:
+            Recorder.count += 1
+            self.number = Recorder.count
+
+        def ask(self, **request: Any) -> dict[str, Any]:
+            asked.append((self.number, sorted(request.get("build", request))))
+            if "build" not in request:
+                return {"seconds": [1.0], "peak_gb": 0.1 * self.number}
+            if "found" in request["build"]:
+                return {"peak_gb": 0.2}
+            return {"search": [{}], "found": found, "form": "eager conv", "peak_gb": 9.0}
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(module, "_Worker", Recorder)
+    (told,) = module._take_turns([_request(kind="best")], 1, lambda _: None)
+    assert told["peak_gb"] == pytest.approx(0.2)
+    assert (told["form"], told["search"]) == ("eager conv", [{}])
+    assert [number for number, _ in asked] == [1, 2, 2]
+
+
+@torch.inference_mode()
+def test_fresh_networks_do_what_trained_ones_have_to() -> None:
+    detector = worker._network(_request(model="mask_rcnn_convnext_atto", task="detect")).eval()
+    (found,) = detector([torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(0))])
+    assert len(found["masks"]) > 10
+    for kind in ("eager", "timm"):
+        network = worker._network(_request(kind=kind, timm="convnext_atto"))
+        scales = [p for name, p in network.named_parameters() if name.endswith("gamma")]
+        assert scales
+        assert all((p == worker.LAYER_SCALE).all() for p in scales)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 import convnext
 from convnext.deploy import fast as module
 from convnext.deploy.fast import Fast, choose, seconds_left
-from convnext.deploy.forms import Form
+from convnext.deploy.forms import PLAIN, Form
 from convnext.deploy.layers import ChunkedBlock
-from convnext.deploy.optimize import Optimized, distance
+from convnext.deploy.optimize import Known, Optimized, distance
+from convnext.device import autocast
 
 CPU = torch.device("cpu")
 
@@ -98,3 +99,96 @@ def test_images_are_counted_on_their_way_to_the_bar() -> None:
     count(4)
     assert told == [3, 4]
     assert network._done == 7
+
+
+def _fast(model: nn.Module, lines: list[str], precision: str = "fp32") -> Fast:
+    network = Fast(model, device=CPU, precision=precision, num_images=100, note=lines.append)
+    return network.eval()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@torch.inference_mode()
+def test_a_folded_network_goes_on_in_the_precision_of_the_job(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "seconds_left", lambda *_: 100.0)
+    monkeypatch.setattr(module, "known_form", lambda *_: None)
+    model, images = _model(), _images()
+    expected = model(images)
+    network = _fast(model, [], precision)
+    with autocast(CPU, precision):
+        found = network(images)
+    assert network.form is not None
+    assert distance(found.float(), expected) < (3e-2 if precision == "bf16" else 1e-5)
+
+
+@torch.inference_mode()
+def test_a_known_form_that_is_wrong_now_is_no_reason_to_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "seconds_left", lambda *_: 100.0)
+    wrong = Form(engine="onnxruntime", pointwise="dense")  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "known_form", lambda *_: Known(wrong, 3.0, 1.0))
+    monkeypatch.setattr(module, "optimize", lambda *_, **__: pytest.fail("a search"))
+    model, images, lines = _model(), _images(), list[str]()
+    expected = model(images)
+    network = _fast(model, lines)
+    assert distance(network(images), expected) < 1e-5
+    assert network.form == Form(pointwise="chunked")
+    assert "not right now" in lines[0]
+
+
+@torch.inference_mode()
+def test_a_network_that_is_fastest_as_trained_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "seconds_left", lambda *_: 100.0)
+    monkeypatch.setattr(module, "known_form", lambda *_: Known(PLAIN, 1.0, 0.0))
+    model, images = _model(), _images()
+    network = _fast(model, [])
+    assert torch.equal(network(images), model(images))
+    assert network.form is None
+    assert not any(isinstance(m, ChunkedBlock) for m in network.modules())
+
+
+@torch.inference_mode()
+def test_images_of_changing_sizes_are_no_job_for_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = iter([None, 10_000.0])
+    monkeypatch.setattr(module, "seconds_left", lambda *_: next(left))
+    monkeypatch.setattr(module, "optimize", lambda *_, **__: pytest.fail("a search"))
+    network = _fast(_model(), [])
+    for images in (_images(), _images()[..., :32]):
+        network(images)
+    assert network.form == Form(pointwise="chunked")
+
+
+@torch.inference_mode()
+def test_a_search_is_on_as_many_images_as_come_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = iter([None, 10_000.0])
+    monkeypatch.setattr(module, "seconds_left", lambda *_: next(left))
+    monkeypatch.setattr(module, "known_form", lambda *_: None)
+    shapes = []
+
+    def find(model: nn.Module, example: Tensor, **options: object) -> Optimized:
+        shapes.append(tuple(example.shape))
+        return Optimized(model, example, PLAIN, lambda images: model(images), ratio=1.0)
+
+    monkeypatch.setattr(module, "optimize", find)
+    network = _fast(_model(), [])
+    full = torch.cat([_images()] * 5)
+    for images in (full, full[:3]):  # Seven of the second batch could not be read.
+        network(images)
+    assert shapes == [(module.NUM_EXAMPLES, 3, 64, 64)]
+
+
+@torch.inference_mode()
+def test_the_first_call_of_a_gpu_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(module, "seconds_left", lambda *facts: asked.append(facts))
+    monkeypatch.setattr(module, "wait_for", lambda device: None)
+    network = Fast(_model(), device=torch.device("cuda"), precision="fp32", num_images=100)
+    count = network.watch(lambda num: None)
+    for _ in range(3):
+        network.eval()(_images())
+        count(2)
+    assert [(done, total) for _, done, total in asked] == [(0, 100), (0, 98), (2, 98)]
+    assert asked[1][0] == 0.0
+    assert asked[2][0] > 0.0

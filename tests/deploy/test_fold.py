@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import convnext
 from convnext.config import NetworkConfig
 from convnext.deploy.fold import fold
+from convnext.deploy.layers import ChunkedBlock, FoldedBlock
+from convnext.device import autocast
 from convnext.network import Network
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -233,3 +235,48 @@ def test_mistakes_are_named() -> None:
         fold(model, mean=(0.5,), std=(0.5,))
     with pytest.raises(ValueError, match="linear, conv, chunked"):
         fold(model, form="dense")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["chunked", "conv", "linear"])
+@torch.inference_mode()
+def test_folded_networks_run_under_autocast_as_narrow_as_the_original(form: str) -> None:
+    """As `predict` runs a network that was trained in bf16."""
+    model = _build("convnext_atto")
+    images = _images(2, 3, 64, 64)
+    exact = model(images)
+    folded = fold(model, form=form)
+    dtypes = set()
+    for module in folded.modules():
+        if isinstance(module, FoldedBlock | ChunkedBlock):
+            module.register_forward_hook(lambda _, given, out: dtypes.add(out.dtype))
+    with autocast(torch.device("cpu"), "bf16"):
+        found = folded(images)
+    assert dtypes == {torch.bfloat16}
+    assert _difference(found.float(), exact) < 3e-2
+
+
+@torch.no_grad()
+def test_a_folded_network_can_be_folded_again() -> None:
+    model = _build("convnext_atto")
+    images = _images(2, 3, 64, 64)
+    again = fold(fold(model), mean=MEAN, std=STD, form="chunked")
+    assert _difference(again(images), model(_normalized(images))) < MOST
+
+
+@torch.no_grad()
+def test_devices_without_fp64_have_their_weights_folded_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moved = []
+    monkeypatch.setattr("convnext.deploy.fold.WITHOUT_FP64", ("cpu",))
+    monkeypatch.setattr(nn.Module, "cpu", lambda self: moved.append(self) or self)
+    model = _build("convnext_atto")
+    images = _images(1, 3, 64, 64)
+    assert _difference(fold(model)(images), model(images)) < MOST
+    assert len(moved) == 1
+
+
+@pytest.mark.parametrize("name", ["timm/resnet18", "upernet_convnext_atto"])
+def test_a_mean_for_other_channels_is_refused_by_every_network(name: str) -> None:
+    with pytest.raises(ValueError, match="the network takes 3 channels"):
+        fold(_build(name), mean=(0.5,), std=(0.5,))

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import subprocess
+import sys
+import weakref
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +18,8 @@ import convnext
 from convnext.deploy import optimize as module
 from convnext.deploy.build import Runner, build
 from convnext.deploy.forms import PLAIN, Form, available, candidates
-from convnext.deploy.optimize import distance, interleaved, optimize, search
+from convnext.deploy.optimize import distance, interleaved, known_form, optimize, search
+from convnext.device import autocast
 
 CPU = torch.device("cpu")
 FORMS = [
@@ -182,3 +189,135 @@ def test_mistakes_are_named() -> None:
         optimize(_model(), _images(), precision="int8")
     with pytest.raises(ValueError, match="batch of images"):
         optimize(_model(), torch.zeros(3, 32, 32))
+    with pytest.raises(ValueError, match="must be of auto, fp32, bf16, fp16"):
+        optimize(_model(), _images(), precision="int8")
+    detector = convnext.create_model("mask_rcnn_convnext_atto", channels=8)
+    with pytest.raises(ValueError, match="fold"):
+        optimize(detector, _images())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@torch.inference_mode()
+def test_forms_are_built_where_predict_asks_for_them(form: Form) -> None:
+    """Inside inference mode and, for networks that were trained in bf16, inside autocast."""
+    if not available(form.engine):
+        pytest.skip(f"{form.engine} is not installed")
+    model, images = _model(), _images().contiguous(memory_format=torch.channels_last)
+    expected = model(images)
+    with autocast(CPU, "bf16"):
+        assert distance(build(form, model, images)(images), expected) < 1e-5
+
+
+def test_building_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    form = Form(engine="onnxruntime", layout="channels_first")
+    if not available(form.engine):
+        pytest.skip("onnxruntime is not installed")
+    build(form, _model(), _images())
+    assert capfd.readouterr().out == ""
+
+
+def test_openvino_is_imported_without_its_telemetry() -> None:
+    if not available("openvino"):
+        pytest.skip("openvino is not installed")
+    code = (
+        "from convnext.deploy.build import import_openvino; import_openvino(); import sys\n"
+        "from openvino.tools.ovc import telemetry_utils\n"
+        "assert telemetry_utils.tm.__name__.endswith('telemetry_stub')\n"
+        "assert 'openvino_telemetry' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_compiling_freezes_weights_and_has_no_ninth_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[bool, int]] = []
+
+    def compile_nothing(self: nn.Module, **options: object) -> None:
+        self.register_forward_hook(
+            lambda *_: seen.append(
+                (torch._inductor.config.freezing, torch._dynamo.config.recompile_limit)
+            )
+        )
+
+    monkeypatch.setattr(nn.Module, "compile", compile_nothing)
+    build(Form(engine="inductor", pointwise="conv"), _model(), _images())(_images())
+    assert seen[0][0]
+    assert seen[0][1] > 100
+    assert not torch._inductor.config.freezing
+
+
+def test_a_form_found_with_other_weights_is_compared_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _fakes(monkeypatch, {PLAIN: 1.0, CONV: 0.5, LINEAR: 0.1})
+    monkeypatch.setattr(module, "candidates", lambda device, precision: [CONV])
+    cache = tmp_path / "forms.json"
+    key = module.cache_key(_model(), _images(), "auto")
+    wrong = {"form": asdict(LINEAR), "ratio": 10.0, "build_seconds": 0.0}
+    cache.write_text(json.dumps({key: wrong}), encoding="utf-8")
+    lines: list[str] = []
+    found = optimize(_model(), _images(), cache=cache, note=lines.append)
+    assert found.form == CONV
+    assert "not right now: outputs differ" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["text", [], {"form": {}}, {"form": {"engine": "eager"}, "ratio": 0, "build_seconds": 1},
+     {"form": {"engine": "eager"}, "ratio": float("nan"), "build_seconds": 1}],
+    ids=str,
+)  # fmt: skip
+def test_damaged_verdicts_are_forgotten(value: object, tmp_path: Path) -> None:
+    cache = tmp_path / "forms.json"
+    cache.write_text(json.dumps({"key": value}), encoding="utf-8")
+    assert known_form(cache, "key") is None
+
+
+def test_a_search_that_tried_nothing_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _fakes(monkeypatch, {PLAIN: 1.0, CONV: 0.5})
+    cache = tmp_path / "forms.json"
+    assert optimize(_model(), _images(), cache=cache, budget_s=-1.0).form == PLAIN
+    assert not cache.exists()
+
+
+def test_slow_batches_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMED_S", 0.0)
+    calls: list[int] = []
+    interleaved([lambda images: calls.append(0) or images], _images())  # type: ignore[func-returns-value]
+    assert len(calls) == 2
+
+
+def test_the_baseline_is_what_would_run_otherwise() -> None:
+    found = search(_model(), _images(), precision="bf16", forms=[])
+    assert (found.form.folded, found.form.precision) == (False, "bf16")
+
+
+@torch.no_grad()
+def test_empty_and_nearly_empty_batches_are_not_filled_up() -> None:
+    model = _model()
+    calls: list[int] = []
+
+    def run(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        outputs: Tensor = model(images)
+        return outputs
+
+    compiled = Form(engine="inductor", pointwise="conv")
+    found = module.Optimized(model, _images(4), compiled, run, ratio=1.5)
+    assert found(_images(0)).shape == (0, 7)
+    for num in (1, 3, 9):
+        assert distance(found(_images(num)), model(_images(num))) < 1e-5
+    assert calls == [4, 4, 4]  # Three filled up, two parts of nine; the rest in eager mode.
+
+
+def test_eager_forms_let_go_of_the_original() -> None:
+    model = _model()
+    held = weakref.ref(model)
+    found = module.Optimized(model, _images(), CONV, build(CONV, model, _images()), ratio=1.0)
+    del model
+    gc.collect()
+    assert held() is None
+    assert found(_images()).shape == (2, 7)

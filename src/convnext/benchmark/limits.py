@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from convnext.costs import cost, in_chans
+from convnext.device import wait_for
 
 # Larger than any cache, small enough for a laptop.
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31, "mps": 2**29}
@@ -21,7 +23,8 @@ NUM_COPIES = 7
 class Limits:
     """Operations per second of a large matrix product, and bytes per second of a large copy."""
 
-    flops: float
+    flops: dict[str, float]
+    """By precision."""
     bytes_per_s: float
 
 
@@ -37,12 +40,18 @@ class Demand:
     weight_bytes: int
     """In fp32; once for each batch."""
 
+    def bytes_of(self, batch: int, precision: str) -> float:
+        """Return what a batch reads and writes in a precision."""
+        in_fp32 = batch * self.activation_bytes + self.weight_bytes
+        return in_fp32 if precision == "fp32" else in_fp32 / 2
 
-def measure_limits(device: torch.device, precision: str) -> Limits:
+
+def measure_limits(device: torch.device, precisions: Iterable[str]) -> Limits:
     """Measure for about a second, with the threads that torch has."""
     from convnext.train.measure import matrix_limit
 
-    return Limits(flops=matrix_limit(device, precision), bytes_per_s=copy_limit(device))
+    flops = {precision: matrix_limit(device, precision) for precision in precisions}
+    return Limits(flops=flops, bytes_per_s=copy_limit(device))
 
 
 def copy_limit(device: torch.device) -> float:
@@ -53,8 +62,7 @@ def copy_limit(device: torch.device) -> float:
     for _ in range(NUM_COPIES):
         began = time.perf_counter()
         target.copy_(source)
-        if device.type != "cpu":
-            getattr(torch, device.type).synchronize()
+        wait_for(device)
         times.append(time.perf_counter() - began)
     return 2 * source.nbytes / statistics.median(times[1:])
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +18,7 @@ import torch
 
 from convnext.benchmark.limits import Demand, Limits, demand, measure_limits
 from convnext.costs import in_chans
-from convnext.device import environment, pick_device
+from convnext.device import environment, has_fast_bf16, pick_device
 from convnext.family import create_model, dense_prefix
 
 ROUNDS = 7
@@ -25,6 +28,14 @@ NUM_LATENCIES = 50
 SIZES = {"classify": (224, 224), "segment": (512, 512), "detect": (800, 1280)}
 KINDS = {"timm": "timm, eager", "eager": "eager", "best": "best form", "int8": "int8"}
 USUAL = ("timm", "eager", "best")
+# What libraries print, from their import on, goes where errors go, and not between the answers.
+START = """
+import os
+answers = os.dup(1)
+os.dup2(2, 1)
+from convnext.benchmark.worker import main
+main(answers)
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +45,11 @@ class Timing:
     kind: str
     """Of `KINDS`."""
     form: str
+    precision: str
+    """In which it runs, and the limits are that its shares are of."""
     batch: int
     seconds: float
-    """Median of a batch."""
+    """Median of a batch; not a number where it failed."""
     images_per_s: float
     ratio: float | None
     """To the first form in the list, in the same rounds."""
@@ -75,8 +88,9 @@ class BenchmarkResult:
     networks: tuple[NetworkResult, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values for JSON."""
-        return asdict(self)
+        """Return nested plain values for JSON, in which there is no number that is none."""
+        plain: dict[str, Any] = _without_nan(asdict(self))
+        return plain
 
 
 def benchmark(
@@ -99,7 +113,8 @@ def benchmark(
         size: Height and width of the images; by default 224 x 224 for classifiers, 512 x 512 for
             segmentors, 800 x 1280 for detectors.
         precision: Of the best form: `fp32`, `bf16`, `fp16`, or `auto` for the fastest that the
-            device has instructions for. Eager forms run in fp32 on a CPU, on a GPU in this one.
+            device has instructions for. Eager forms run in fp32 on a CPU, on a GPU in this one
+            under autocast (`auto`: bf16), as most people run them.
         device: `cpu`, `cuda`, `mps` or `auto`.
         threads: Of the CPU; 0: as many as torch takes.
         rounds: Turns of all forms; medians count.
@@ -109,27 +124,28 @@ def benchmark(
     Raises:
         ValueError: If a model, a kind or a number makes no sense.
     """
-    for number, what in ((rounds, "rounds"), *((b, "batch sizes") for b in batches)):
+    least_1 = [(rounds, "rounds"), *((b, "batch sizes") for b in batches)]
+    for number, what in (*least_1, *((side, "sizes") for side in size or ())):
         if number < 1:
             raise ValueError(f"{what} must be at least 1, not {number}")
+    if threads < 0:
+        raise ValueError(f"threads must be at least 1, or 0 for torch's own choice, not {threads}")
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(f"there is no form {kind!r}; choose of {', '.join(KINDS)}")
     where = pick_device(device)
     if threads:
         torch.set_num_threads(threads)
-    eager = "fp32" if where.type == "cpu" or precision == "auto" else precision
-    limits = measure_limits(where, "fp32" if precision == "auto" else precision)
-    note(
-        f"this machine: {limits.flops / 1e9:,.0f} GFLOP/s in a matrix product, "
-        f"{limits.bytes_per_s / 1e9:,.1f} GB/s in a copy"
-    )
+    fastest = "bf16" if has_fast_bf16(where) else "fp32"
+    eager = "fp32" if where.type == "cpu" else (fastest if precision == "auto" else precision)
+    # Before anything is measured, so that a wrong name costs no time.
+    plans = [_plan(name, size, kinds) for name in models]
+    others = {"fp32", fastest} if precision == "auto" else {precision}
+    limits = measure_limits(where, sorted({eager} | others))
+    note(f"this machine: {tell_limits(limits)}")
     results = []
-    for name in models:
-        task = task_of_name(name)
-        shape = size or SIZES[task]
-        model = create_model(name)
-        wanted = demand(model, shape)
+    for plan in plans:
+        name, task, shape, wanted = plan.name, plan.task, plan.size, plan.demand
         timings: list[Timing] = []
         searches: dict[int, list[dict[str, Any]]] = {}
         for batch in batches:
@@ -137,19 +153,18 @@ def benchmark(
                 "model": name,
                 "timm": timm_name(name),
                 "task": task,
-                "in_chans": in_chans(model),
+                "in_chans": plan.in_chans,
                 "size": list(shape),
                 "batch": batch,
                 "threads": threads,
                 "device": str(where),
             }
-            own = [k for k in kinds if k != "timm" or request["timm"]]
             requests = [
                 request | {"kind": kind, "precision": precision if kind == "best" else eager}
-                for kind in own
+                for kind in plan.kinds
             ]
             told = _take_turns(requests, rounds, note)
-            timings += _timings(own, told, batch, wanted, limits)
+            timings += _timings(plan.kinds, told, batch, wanted, limits)
             searches[batch] = next((t["search"] for t in told if t.get("search")), [])
         results.append(
             NetworkResult(
@@ -167,6 +182,52 @@ def benchmark(
         limits=limits,
         networks=tuple(results),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is to be measured of a network."""
+
+    name: str
+    task: str
+    size: tuple[int, int]
+    in_chans: int
+    demand: Demand
+    kinds: tuple[str, ...]
+
+
+def _plan(name: str, size: tuple[int, int] | None, kinds: Sequence[str]) -> _Plan:
+    own = tuple(k for k in kinds if k != "timm" or timm_name(name))
+    if not own:
+        raise ValueError(f"timm has no form of {name}; measure one of {', '.join(KINDS)} beside it")
+    task = task_of_name(name)
+    shape = size or SIZES[task]
+    model = create_model(name)
+    try:
+        wanted = demand(model, shape)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{name} takes no images of {shape[0]} x {shape[1]}; try --size {SIZES[task][0]} "
+            f"({reason})"
+        ) from error
+    return _Plan(
+        name=name, task=task, size=shape, in_chans=in_chans(model), demand=wanted, kinds=own
+    )
+
+
+def tell_limits(limits: Limits) -> str:
+    """Return the limits of a machine in words."""
+    flops = ", ".join(f"{f / 1e9:,.0f} GFLOP/s in {name}" for name, f in limits.flops.items())
+    return f"a matrix product {flops}; a copy {limits.bytes_per_s / 1e9:,.1f} GB/s"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def task_of_name(name: str) -> str:
@@ -190,11 +251,13 @@ class _Worker:
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
+        # A file, for a pipe that nobody reads fills up, and holds the process for ever.
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "convnext.benchmark.worker"],
+            [sys.executable, "-c", START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
         )
 
@@ -207,20 +270,27 @@ class _Worker:
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
         except BrokenPipeError:
-            return {"failure": "its process died, perhaps for want of memory"}
+            return self._death()
         for line in stdout:
-            if not line.startswith("{"):  # What libraries print.
-                continue
             answer: dict[str, Any] = json.loads(line)
             if "note" not in answer:
                 return answer
             self._note(f"  {answer['note']}")
-        return {"failure": "its process died, perhaps for want of memory"}
+        return self._death()
 
     def end(self) -> None:
         """Let the process go."""
         self._process.kill()
-        self._process.communicate()
+        with suppress(BrokenPipeError):  # What it was last asked.
+            self._process.communicate()
+        self._errors.close()
+
+    def _death(self) -> dict[str, Any]:
+        self._process.wait()
+        self._errors.seek(0)
+        last = self._errors.read().strip().splitlines()[-1:]
+        why = last[0][:120] if last else "perhaps for want of memory"
+        return {"failure": f"its process died: {why}"}
 
 
 def _take_turns(
@@ -230,9 +300,15 @@ def _take_turns(
     workers = [_Worker(note) for _ in requests]
     try:
         told = []
-        for worker, request in zip(workers, requests, strict=True):
+        for i, request in enumerate(requests):
             note(f"{request['model']}, batch {request['batch']}: {KINDS[request['kind']]}")
-            told.append(worker.ask(build=request) | {"times": []})
+            answer = workers[i].ask(build=request)
+            if answer.get("search"):
+                # In a new process, whose memory is not that of all that was tried.
+                workers[i].end()
+                workers[i] = _Worker(note)
+                answer |= workers[i].ask(build=request | {"found": answer["found"]})
+            told.append(answer | {"times": []})
         # One by one for the rounds; single images take as many as their percentiles need.
         single = requests[0]["batch"] == 1
         turns = -(-NUM_LATENCIES // rounds) if single else 1
@@ -260,19 +336,20 @@ def _timings(
     for kind, known in zip(kinds, told, strict=True):
         times = known["times"]
         seconds = statistics.median(times) if times else float("nan")
-        moved = batch * wanted.activation_bytes + wanted.weight_bytes
+        precision = known.get("precision", "fp32")
         percentiles = np.percentile(times, [50, 90, 99]) if batch == 1 and times else None
         timings.append(
             Timing(
                 kind=kind,
                 form=known.get("form", KINDS[kind]),
+                precision=precision,
                 batch=batch,
                 seconds=seconds,
                 images_per_s=batch / seconds,
                 ratio=None if first is None else first / seconds,
                 peak_gb=known.get("peak_gb", float("nan")),
-                matrix_share=batch * wanted.flops / seconds / limits.flops,
-                memory_share=moved / seconds / limits.bytes_per_s,
+                matrix_share=batch * wanted.flops / seconds / limits.flops.get(precision, math.nan),
+                memory_share=wanted.bytes_of(batch, precision) / seconds / limits.bytes_per_s,
                 latency_ms=None
                 if percentiles is None
                 else dict(zip(("p50", "p90", "p99"), (1000 * percentiles).tolist(), strict=True)),

@@ -11,7 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from convnext.atomic import atomic_write, write_text
-from convnext.benchmark.measure import KINDS, BenchmarkResult, NetworkResult, Timing
+from convnext.benchmark.measure import (
+    KINDS,
+    BenchmarkResult,
+    NetworkResult,
+    Timing,
+    tell_limits,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,9 +37,8 @@ def print_result(result: BenchmarkResult, console: Console) -> None:
     console.print(table)
     console.print(
         f"ms is the median of a batch, ratio to the first form of each batch in the same "
-        f"{result.rounds} rounds; GB the peak of its process, building included. The machine does "
-        f"{result.limits.flops / 1e9:,.0f} GFLOP/s in a matrix product and "
-        f"{result.limits.bytes_per_s / 1e9:,.1f} GB/s in a copy: the shares are of these.",
+        f"{result.rounds} rounds; GB the peak of its process, building included. Shares are of "
+        f"this machine: {tell_limits(result.limits)}.",
         soft_wrap=True,
     )
     facts = result.environment
@@ -60,7 +65,7 @@ def _numbers(t: Timing) -> list[str]:
         f"{1000 * t.seconds:,.1f}",
         *tail,
         f"{t.peak_gb:.2f}",
-        f"{100 * t.matrix_share:.0f} %",
+        "" if math.isnan(t.matrix_share) else f"{100 * t.matrix_share:.0f} %",
         f"{100 * t.memory_share:.0f} %",
     ]
 
@@ -84,6 +89,7 @@ def draw(result: BenchmarkResult) -> Figure:
 
     from convnext.figures import figure_style
 
+    fastest = max(result.limits.flops.values())
     heights = [len(n.timings) + 1.6 for n in result.networks]
     with figure_style(**{"axes.grid.axis": "x"}):
         figure = Figure(figsize=(7.2, 0.24 * sum(heights) + 0.7), layout="constrained")
@@ -92,7 +98,7 @@ def draw(result: BenchmarkResult) -> Figure:
             len(result.networks), squeeze=False, gridspec_kw={"height_ratios": heights}
         )[:, 0]
         for axes, network in zip(panels, result.networks, strict=True):
-            _draw_network(axes, network, result.limits.flops / network.demand.flops)
+            _draw_network(axes, network, fastest / network.demand.flops)
         panels[-1].set_xlabel("images per second; dashed: the limit of the matrix product here")
     return figure
 

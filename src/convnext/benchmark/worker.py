@@ -2,12 +2,13 @@
 
 Each form has a process, so that its memory can be told, and so that the settings of one (threads,
 memory that is kept, compilers) do not reach another. Requests are lines of JSON on standard input,
-answers lines on standard output; `convnext.benchmark.measure` has the other end.
+answers lines on another file; `convnext.benchmark.measure` has the other end.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,16 +18,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext.device import autocast
+from convnext.allocator import keep_freed_memory
+from convnext.deploy.build import build as build_form
+from convnext.deploy.fold import fold
+from convnext.deploy.forms import Form
+from convnext.deploy.optimize import eager_form, optimize
+from convnext.device import autocast, wait_for
+from convnext.family import create_model
 from convnext.train.measure import peak_memory_gb
 
+LAYER_SCALE = 0.1
+# Logit of a class beside 80 others of about 0.
+SURE = 20.0
 
-def build(request: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
+
+def build(
+    request: dict[str, Any], note: Callable[[str], None]
+) -> tuple[Callable[[], Any], dict[str, Any]]:
     """Return what runs one batch, and what is to be told of it.
 
     `kind` is "timm" (its network in eager mode, memory left as it is, as most people run it),
-    "eager" (ours, likewise), "best" (what `convnext.deploy.optimize` finds), or "int8" (calibrated
-    on noise, which does for its speed).
+    "eager" (ours, likewise), "best" (what `convnext.deploy.optimize` finds, or the form in
+    `found`), or "int8" (calibrated on noise, which does for its speed).
     """
     device = torch.device(request["device"])
     if request["threads"]:
@@ -35,26 +48,29 @@ def build(request: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
     model = _network(request).eval().to(device)
     images = torch.randn(request["batch"], request["in_chans"], *request["size"], device=device)
     if request["kind"] not in ("best", "int8"):
-        return _as_trained(model, images, request["precision"], device), {}
+        told = {"precision": request["precision"]}
+        return _as_trained(model, images, request["precision"], device), told
+    keep_freed_memory()  # As `convnext predict` does.
     if request["task"] == "detect":
-        return _folded_detector(model, images, device), {"form": "folded, eager"}
-    from convnext.deploy.build import build as form_runner
-    from convnext.deploy.optimize import optimize
-
+        told = {"form": "folded, eager", "precision": "fp32"}
+        return _folded_detector(model, images, device), told
     if request["kind"] == "int8":
-        from convnext.deploy.forms import Form
-
         form = Form(engine="openvino", pointwise="conv", precision="int8")
-        runner = form_runner(form, model, images, [torch.randn_like(images)])
-        return lambda: runner(images), {"form": "openvino int8"}
+        quantised = build_form(form, model, images, [torch.randn_like(images)])
+        return lambda: quantised(images), {"form": "openvino int8", "precision": "int8"}
     began = time.perf_counter()
-    best = optimize(model, images, precision=request["precision"], note=_note)
-    told = {
+    if "found" in request:
+        runner = build_form(Form(**request["found"]), model, images)
+        return lambda: runner(images), {"build_seconds": time.perf_counter() - began}
+    best = optimize(model, images, precision=request["precision"], note=note)
+    found = {
         "form": str(best.form),
+        "precision": best.form.precision,
+        "found": asdict(best.form),
         "search": [asdict(m) for m in best.measured],
         "build_seconds": time.perf_counter() - began,
     }
-    return lambda: best(images), told
+    return lambda: best(images), found
 
 
 def _network(request: dict[str, Any]) -> nn.Module:
@@ -62,10 +78,15 @@ def _network(request: dict[str, Any]) -> nn.Module:
         import timm
 
         network: nn.Module = timm.create_model(request["timm"])
-        return network
-    from convnext.family import create_model
-
-    return create_model(request["model"])
+    else:
+        network = create_model(request["model"])
+    for name, p in network.named_parameters():
+        if name.endswith("gamma"):  # Fresh layer scales of 1e-6 would hide what blocks compute.
+            nn.init.constant_(p, LAYER_SCALE)
+    for head in getattr(network, "box_heads", ()):
+        # Fresh detectors find nothing, and so run no mask head: here every proposal is an object.
+        head.classifier.bias.data[0] = SURE
+    return network
 
 
 def _as_trained(
@@ -84,22 +105,18 @@ def _as_trained(
 
 
 def _folded_detector(model: nn.Module, images: Tensor, device: torch.device) -> Callable[[], Any]:
-    from convnext.allocator import keep_freed_memory
-    from convnext.deploy.fold import fold
-    from convnext.deploy.optimize import eager_form
-
-    keep_freed_memory()
     form = eager_form(device, "fp32")
     folded = fold(model, form=form.pointwise, inplace=True).to(memory_format=torch.channels_last)
     return _as_trained(folded, images, "fp32", device)
 
 
-def _note(line: str) -> None:
-    print(json.dumps({"note": line}), flush=True)
+def main(answers: int) -> None:
+    """Answer requests on a file descriptor until there are no more."""
+    channel = os.fdopen(answers, "w", encoding="utf-8")
 
+    def tell(told: dict[str, Any]) -> None:
+        print(json.dumps(told), file=channel, flush=True)
 
-def main() -> None:
-    """Answer requests until there are no more."""
     run: Callable[[], Any] = lambda: None  # noqa: E731
     device = torch.device("cpu")
     libraries = peak_memory_gb(device)
@@ -109,26 +126,17 @@ def main() -> None:
         try:
             if "build" in request:
                 device = torch.device(request["build"]["device"])
-                run, answer = build(request["build"])
+                run, answer = build(request["build"], lambda line: tell({"note": line}))
                 run()
-                _wait(device)
+                wait_for(device)
             times = []
             for _ in range(request.get("run", 0)):
                 began = time.perf_counter()
                 run()
-                _wait(device)
+                wait_for(device)
                 times.append(time.perf_counter() - began)
             held = libraries if device.type == "cpu" else 0.0
             answer |= {"seconds": times, "peak_gb": peak_memory_gb(device) - held}
         except Exception as error:  # It is told, and the other forms go on.
             answer = {"failure": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-        print(json.dumps(answer), flush=True)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
-
-
-if __name__ == "__main__":
-    main()
+        tell(answer)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +16,13 @@ from convnext.deploy.fold import fold
 from convnext.deploy.forms import Form, Precision
 from convnext.deploy.layers import spell_out
 from convnext.deploy.quiet import quiet
-from convnext.device import AMP_DTYPES
+from convnext.device import AMP_DTYPES, autocast
 
 Runner = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) in fp32 to outputs in fp32."""
 
+# Networks of one class that a process may compile; torch runs the ninth in eager mode by default.
+NUM_COMPILED = 256
 _FORMATS = {"channels_last": torch.channels_last, "channels_first": torch.contiguous_format}
 
 
@@ -37,8 +41,22 @@ def build(
         Exception: Whatever an engine raises that cannot build this network here.
     """
     if not form.folded:
-        return _eager(model.eval(), form, torch.contiguous_format)
-    folded = fold(model, form=form.pointwise)
+        return _as_trained(model.eval(), form.precision)
+    with torch.autocast(example.device.type, enabled=False):  # Tracers would write it down.
+        return _build(form, fold(model, form=form.pointwise), example, calibration)
+
+
+def _as_trained(model: nn.Module, precision: Precision) -> Runner:
+    @torch.no_grad()
+    def run(images: Tensor) -> Tensor:
+        with autocast(images.device, precision):
+            outputs: Tensor = model(images)
+        return outputs.float()
+
+    return run
+
+
+def _build(form: Form, folded: nn.Module, example: Tensor, calibration: Sequence[Tensor]) -> Runner:
     if form.precision == "int8":
         from convnext.deploy.quantize import int8_runner
 
@@ -50,28 +68,40 @@ def build(
     memory_format = _FORMATS[form.layout]
     dtype = AMP_DTYPES.get(form.precision, torch.float32)
     folded = folded.to(dtype).to(memory_format=memory_format)
-    if form.engine == "inductor":
-        # Freezing knows that weights stay as they are: it packs them, and computes what depends on
-        # nothing else.
-        folded = torch.compile(folded, dynamic=False, options={"freezing": True})  # type: ignore[assignment]
-    return _eager(folded, form, memory_format)
-
-
-def _eager(model: Callable[..., Any], form: Form, memory_format: torch.memory_format) -> Runner:
-    dtype = AMP_DTYPES.get(form.precision, torch.float32)
 
     @torch.no_grad()
     def run(images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            outputs: Tensor = model(images.to(dtype=dtype, memory_format=memory_format))
+            outputs: Tensor = folded(images.to(dtype=dtype, memory_format=memory_format))
         return outputs.float()
 
-    return run
+    return _inductor(folded, run) if form.engine == "inductor" else run
+
+
+def _inductor(folded: nn.Module, run: Runner) -> Runner:
+    """Compile a network in place, and return what runs it.
+
+    Freezing knows that weights stay as they are: it packs them, and computes what depends on
+    nothing else. Of torch's settings, as an option of the compiler alone it comes too late: the
+    tracer has made the weights inputs by then.
+    """
+    from torch._dynamo import config as tracer
+    from torch._inductor import config as compiler
+
+    folded.compile(dynamic=False)
+
+    def compiled(images: Tensor) -> Tensor:
+        with (
+            compiler.patch(freezing=True),
+            tracer.patch(recompile_limit=NUM_COMPILED),
+        ):
+            return run(images)
+
+    return compiled
 
 
 def _openvino(folded: nn.Module, example: Tensor, precision: Precision) -> Runner:
-    import openvino
-
+    openvino = import_openvino()
     with quiet():
         converted = openvino.convert_model(
             folded, example_input=example.contiguous(), input=[list(example.shape)]
@@ -103,7 +133,12 @@ def _onnxruntime(folded: nn.Module, example: Tensor) -> Runner:
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "network.onnx"
         torch.onnx.export(
-            folded, (example.contiguous(),), str(path), dynamo=True, external_data=True
+            folded,
+            (example.contiguous(),),
+            str(path),
+            dynamo=True,
+            external_data=True,
+            verbose=False,
         )
         session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
@@ -112,3 +147,18 @@ def _onnxruntime(folded: nn.Module, example: Tensor) -> Runner:
         return torch.from_numpy(session.run(None, {name: images.contiguous().numpy()})[0])
 
     return run
+
+
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry, which tells its makers of every conversion."""
+    name = "openvino_telemetry"
+    unwanted = name not in sys.modules
+    if unwanted:
+        sys.modules[name] = None  # type: ignore[assignment]  # As if it were not installed.
+    try:
+        import openvino
+        import openvino.tools.ovc
+    finally:
+        if unwanted:
+            del sys.modules[name]
+    return cast(ModuleType, openvino)

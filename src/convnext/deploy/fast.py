@@ -20,7 +20,9 @@ from convnext.deploy.fold import fold
 from convnext.deploy.forms import Form
 from convnext.deploy.optimize import (
     BUDGET_S,
+    Known,
     Optimized,
+    build_known,
     cache_file,
     cache_key,
     eager_form,
@@ -28,11 +30,14 @@ from convnext.deploy.optimize import (
     optimize,
 )
 from convnext.deploy.runtimes import ExportedNetwork
+from convnext.device import wait_for
 
 # Work ahead, in seconds as trained, from which the network changes its form.
 WORTH_FOLDING_S = 10.0
 # What a search takes comes back several times over: forms found so far are 1.3 times as fast.
 WORTH_SEARCHING_S = 10 * BUDGET_S
+# Images of a search on a CPU, where more at a time are no faster but take longer to measure.
+NUM_EXAMPLES = 8
 
 Choice = Literal["wait", "stay", "fold", "known", "search"]
 
@@ -69,6 +74,11 @@ class Fast(nn.Module):
         self._note = note
         self._done = 0
         self._seconds = 0.0
+        # Elsewhere the first call prepares the device, and says nothing of the others.
+        self._warm = device.type == "cpu"
+        self._uncounted = 0
+        self._sizes: set[tuple[int, ...]] = set()
+        self._most = 0
         # A file is in its form already.
         self._decided = not enabled or isinstance(model, ExportedNetwork)
         if device.type == "cpu":
@@ -87,22 +97,27 @@ class Fast(nn.Module):
         """As the network's."""
         if not self._decided:
             self._decide(images)
-        if isinstance(self._model, Optimized):
+        if self._decided:
             return self._model(images, **options)
         began = time.perf_counter()
         outputs = self._model(images, **options)
-        if self._device.type == "cuda" and not self._decided:
-            torch.cuda.synchronize(self._device)
+        wait_for(self._device)
         self._seconds += time.perf_counter() - began
         return outputs
 
     def _decide(self, images: Any) -> None:
-        left = seconds_left(self._seconds, self._done, self._num_images)
-        example = images if isinstance(images, Tensor) else None
-        known = None
-        if example is not None:
+        if not self._warm and self._done:
+            self._warm, self._uncounted, self._seconds = True, self._done, 0.0
+        example = self._example(images)
+        skipped = self._uncounted
+        left = seconds_left(self._seconds, self._done - skipped, self._num_images - skipped)
+        known: Known | None = None
+        if left is not None and left >= WORTH_FOLDING_S and example is not None:
             key = cache_key(self._model, example, self._precision)
             known = known_form(cache_file(), key)
+        if known is not None and not known.form.folded:
+            self._decided = True  # As it was trained it is the fastest.
+            return
         gain = 0.0 if known is None else (left or 0.0) * (1 - 1 / known.ratio)
         choice = choose(
             left,
@@ -116,15 +131,34 @@ class Fast(nn.Module):
         self._decided = True
         if choice == "fold":
             self._fold()
-        elif choice in ("known", "search"):
+        elif choice == "known":
             assert example is not None
-            if choice == "search":
-                self._note(
-                    f"looking for the fastest form on this machine, for {BUDGET_S:.0f} s at most "
-                    "and once; --no-fast leaves the network as it is"
-                )
+            assert known is not None
+            best = build_known(known, self._model, example, note=self._note)
+            if best is None:  # There may be no time for a search.
+                self._fold()
+            else:
+                self._model, self.form = best, best.form
+        elif choice == "search":
+            assert example is not None
+            self._note(
+                f"looking for the fastest form on this machine, for some {BUDGET_S:.0f} s and "
+                "once; --no-fast leaves the network as it is"
+            )
             best = optimize(self._model, example, precision=self._precision, note=self._note)
             self._model, self.form = best, best.form
+
+    def _example(self, images: Any) -> Tensor | None:
+        """Return what to measure on, as many images as come at a time; None if sizes change."""
+        if not isinstance(images, Tensor) or not len(images):
+            return None
+        self._sizes.add(tuple(images.shape[1:]))
+        self._most = max(self._most, len(images))
+        if len(self._sizes) > 1:
+            return None
+        num = min(self._most, NUM_EXAMPLES) if self._device.type == "cpu" else self._most
+        # Unreadable images are missing from this batch, not from the next.
+        return images[torch.arange(num, device=images.device) % len(images)]
 
     def _fold(self) -> None:
         form = eager_form(self._device, self._precision)

@@ -23,7 +23,16 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from convnext.blocks import Block, Head
-from convnext.deploy.algebra import Affine, Layer, Product, affine, join, simplify
+from convnext.costs import in_chans
+from convnext.deploy.algebra import (
+    Affine,
+    Layer,
+    Product,
+    affine,
+    is_unpadded,
+    join,
+    simplify,
+)
 from convnext.deploy.layers import (
     ChunkedBlock,
     FoldedBlock,
@@ -38,6 +47,8 @@ from convnext.peers import TimmNetwork
 
 PointwiseForm = Literal["linear", "conv", "chunked"]
 _DROPPED = (nn.modules.dropout._DropoutNd, StochasticDepth)
+# Devices that do not compute in fp64: there, weights are multiplied out on the CPU.
+WITHOUT_FP64 = ("mps",)
 
 
 @torch.no_grad()
@@ -74,33 +85,31 @@ def fold(
     if (mean is None) != (std is None):
         raise ValueError("give mean and std together, or neither")
     model = (model if inplace else copy.deepcopy(model)).eval().requires_grad_(False)
+    like = next(model.parameters())
+    dtype, device = like.dtype, like.device
+    if device.type in WITHOUT_FP64:
+        model = model.cpu()
     normalization = None if mean is None or std is None else _normalization(model, mean, std)
     # A padded stem would see zeros where there must be the mean.
-    first = (
-        normalization if isinstance(model, Network) and not _is_padded(model.stem.conv) else None
-    )
-    dtype = next(model.parameters()).dtype
-    folded = _fold(model, form, first).to(dtype)
+    takes_it = isinstance(model, Network) and is_unpadded(model.stem[0])
+    first = normalization if takes_it else None
+    folded = _fold(model, form, first).to(device, dtype)
     if normalization is None or first is not None:
         return folded
-    like = next(model.parameters())
-    return Normalized(folded, *(torch.tensor(v).to(like) for v in (mean, std))).eval()
+    means, stds = (torch.tensor(v, dtype=dtype, device=device) for v in (mean, std))
+    return Normalized(folded, means, stds).eval()
 
 
 def _normalization(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Affine:
     if len(mean) != len(std) or min(std) <= 0:
         raise ValueError(f"mean {mean} and std {std} need one value per channel, std above 0")
-    if isinstance(model, Network) and len(mean) != model.config.in_chans:
+    if len(mean) != in_chans(model):
         raise ValueError(
-            f"mean has {len(mean)} values, but the network takes {model.config.in_chans} channels"
+            f"mean has {len(mean)} values, but the network takes {in_chans(model)} channels"
         )
     like = next(model.parameters()).device
     means, stds = (torch.tensor(v, dtype=torch.float64, device=like) for v in (mean, std))
     return Affine(1 / stds, -means / stds)
-
-
-def _is_padded(conv: nn.Conv2d) -> bool:
-    return conv.padding != (0, 0)
 
 
 def _fold(module: nn.Module, form: PointwiseForm, first: Affine | None = None) -> nn.Module:
@@ -185,9 +194,12 @@ def _chunked(rows: Sequence[nn.Module]) -> ChunkedBlock | None:
     kinds = tuple(type(layer) for layer in pointwise)
     if kinds != (nn.Linear, nn.GELU, nn.Linear) or not isinstance(spatial, nn.Conv2d):
         return None
-    first, second = cast(nn.Linear, pointwise[0]), cast(Any, pointwise[2])
-    if second.bias is None:
-        second.bias = nn.Parameter(second.weight.new_zeros(second.out_features), False)
+    first, gelu, second = cast(Any, pointwise)
+    if gelu.approximate != "none":
+        return None
+    for linear in (first, second):
+        if linear.bias is None:
+            linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features), False)
     return ChunkedBlock(spatial, norm, first, second).eval()
 
 
@@ -216,7 +228,7 @@ def _as_linear(layers: Sequence[nn.Module]) -> list[nn.Module]:
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:
     return (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1) and (
-        not _is_padded(conv)
+        is_unpadded(conv)
     )
 
 

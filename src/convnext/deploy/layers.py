@@ -42,7 +42,9 @@ class StandardizeLast(Standardize):
 
 
 def standardize(x: Tensor, eps: float) -> Tensor:  # ... C
-    """Return x with mean 0 and variance 1 over its last dimension."""
+    """Return x with mean 0 and variance 1 over its last dimension, in its own dtype."""
+    if torch.is_autocast_enabled(x.device.type):  # It would widen `F.layer_norm`.
+        return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)[0]
     return F.layer_norm(x, x.shape[-1:], None, None, eps)
 
 
@@ -111,7 +113,7 @@ class ChunkedBlock(nn.Module):
     Args:
         spatial: Maps (N, C, H, W) to a new (N, C, H, W).
         norm: On (..., C), or None.
-        first: C to D, followed by an exact GELU.
+        first: C to D with a bias, followed by an exact GELU.
         second: D to C, with a bias.
     """
 
@@ -132,12 +134,16 @@ class ChunkedBlock(nn.Module):
         y: Tensor = self.spatial(x)
         y = y.contiguous(memory_format=torch.channels_last)
         rows, residual = (t.permute(0, 2, 3, 1).reshape(-1, t.shape[1]) for t in (y, x))
-        num = max(64, self.CHUNK_BYTES // (self.first.out_features * x.element_size()))
-        second = self.second.weight.t()
+        num = max(64, self.CHUNK_BYTES // (self.first.out_features * y.element_size()))
+        # Under autocast the maps are narrower than the weights, and `out` is not cast to.
+        wide, narrow, bias_wide, bias_narrow = (
+            t.to(y.dtype)
+            for t in (self.first.weight, self.second.weight, self.first.bias, self.second.bias)
+        )
         for chunk, identity in zip(torch.split(rows, num), torch.split(residual, num), strict=True):
-            hidden = self.first(self.norm(chunk))
+            hidden = F.linear(self.norm(chunk), wide, bias_wide)
             torch.ops.aten.gelu_(hidden)
-            torch.addmm(self.second.bias, hidden, second, out=chunk)
+            torch.addmm(bias_narrow, hidden, narrow.t(), out=chunk)
             chunk.add_(identity)
         return y
 

@@ -7,10 +7,12 @@ network and shape, so that the next process builds the winner alone.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,16 @@ from torch import Tensor, nn
 from convnext.allocator import keep_freed_memory
 from convnext.deploy.build import Runner, build
 from convnext.deploy.forms import PLAIN, Form, available, candidates
-from convnext.device import environment
+from convnext.device import AMP_DTYPES, environment, wait_for
 from convnext.remembered import cache_folder, key_of, recall, remember
 
 BUDGET_S = 60.0
 NUM_TIMED = 5
+# Turns of slow batches end here, so that several forms are seen within the budget.
+TIMED_S = 6.0
+# Images of a batch on which a form that was found before is compared with the network.
+NUM_COMPARED = 8
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 # Relative L2 distance of outputs. Forms in fp32 differ by rounding, some 1e-6; 8 bits of mantissa
 # in every layer leave some 1e-2, int8 what calibration on few images leaves: its accuracy is for
 # `convnext export` to prove on labelled ones.
@@ -49,7 +56,8 @@ class Measured:
 class Optimized(nn.Module):
     """A network in its fastest form here; called with images (N, C, H, W), it gives what it gave.
 
-    Fewer images than in the example are filled up to it. Images of another size run in eager mode.
+    More images than in the example run in parts of it, somewhat fewer are filled up to it. What is
+    far smaller, and images of another size, run in eager mode.
 
     Attributes:
         form: The form.
@@ -73,18 +81,28 @@ class Optimized(nn.Module):
         self.ratio = ratio
         self._shape = tuple(example.shape)
         self._runner = runner
-        self._eager: Runner | None = runner if form.engine == "eager" else None
-        # Not a child: it has no weights of its own, and may be moved nowhere.
-        self._model = (model,)
+        is_eager = form.engine == "eager"
+        self._eager: Runner | None = runner if is_eager else None
+        # Not a child: it has no weights of its own, and may be moved nowhere. An eager form takes
+        # any shape, and needs the weights of the network no more.
+        self._model: tuple[nn.Module, ...] = () if is_eager else (model,)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, C, H, W) to what the network maps them to, in fp32."""
-        num, *rest = images.shape
-        if self.form.engine == "eager" or (tuple(rest) != self._shape[1:] or num > self._shape[0]):
+        most = self._shape[0]
+        if self.form.engine == "eager" or tuple(images.shape[1:]) != self._shape[1:]:
             return self._in_eager_mode(images)
-        if num == self._shape[0]:
+        if len(images) <= most:
+            return self._up_to_example(images)
+        return torch.cat([self._up_to_example(part) for part in torch.split(images, most)])
+
+    def _up_to_example(self, images: Tensor) -> Tensor:
+        most, num = self._shape[0], len(images)
+        if num == most:
             return self._runner(images)
-        filled = torch.cat([images, images[-1:].expand(self._shape[0] - num, *rest)])
+        if num * self.ratio < most:  # Filling up would cost more than it gains.
+            return self._in_eager_mode(images)
+        filled = torch.cat([images, images[-1:].expand(most - num, *images.shape[1:])])
         return self._runner(filled)[:num]
 
     def _in_eager_mode(self, images: Tensor) -> Tensor:
@@ -115,7 +133,8 @@ def optimize(
     """Return the fastest correct form of a network on this machine, for batches like an example.
 
     Args:
-        model: A classifier or a segmentor, in fp32 on the device of the example.
+        model: A classifier or a segmentor, in fp32 on the device of the example. It is put into
+            evaluation mode, and must stay as it is while the result is used.
         example: Normalised images (N, C, H, W), as many as there will be in a batch.
         precision: `fp32`, `bf16`, `fp16`; or `auto`: fp32, and bf16 where the device is fast in it;
             or `int8`: that too, on CPUs.
@@ -131,40 +150,68 @@ def optimize(
     (`convnext.allocator`).
 
     Raises:
-        ValueError: If the example is no batch of images, or int8 has no images to calibrate on.
+        ValueError: If the example is no batch of images, there is no such precision, int8 has no
+            images to calibrate on, or the network is a detector.
     """
-    if example.dim() != 4 or not len(example):
-        raise ValueError(f"give a batch of images (N, C, H, W), not {tuple(example.shape)}")
+    if example.dim() != 4 or not len(example) or not example.is_floating_point():
+        raise ValueError(
+            f"give a batch of images (N, C, H, W) in normalised floats, not {example.dtype} "
+            f"{tuple(example.shape)}"
+        )
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, but must be of {', '.join(PRECISIONS)}")
     if precision == "int8" and not calibration:
         raise ValueError("int8 needs `calibration`: batches of images from the data it will see")
+    if hasattr(model, "rpn"):
+        raise ValueError("a detector has no form to search for; convnext.deploy.fold is its own")
     if example.device.type == "cpu":
         keep_freed_memory()
     model = model.eval()
     cache = cache or cache_file()
     key = cache_key(model, example, precision)
     known = known_form(cache, key)
+    given = calibration or ()
+    best = None
     if known is not None:
-        try:
-            runner = build(known.form, model, example, calibration or ())
-            runner(example)
-            note(f"{known.form}, found before on this machine")
-            return Optimized(model, example, known.form, runner, ratio=known.ratio)
-        except Exception as error:  # Any engine may have changed since; then search again.
-            note(f"{known.form} does not run any more: {_first_line(error)}")
+        best = build_known(known, model, example, calibration=given, note=note)
+    if best is not None:
+        return best
     found = search(
-        model,
-        example,
-        precision=precision,
-        calibration=calibration or (),
-        budget_s=budget_s,
-        note=note,
+        model, example, precision=precision, calibration=given, budget_s=budget_s, note=note
     )
-    remember(cache, key, asdict(_Known(found.form, found.ratio, _build_seconds(found))))
+    if len(found.measured) > 1:  # Else the budget was over before anything was tried.
+        remember(cache, key, asdict(Known(found.form, found.ratio, _build_seconds(found))))
     return found
 
 
+@torch.no_grad()
+def build_known(
+    known: Known,
+    model: nn.Module,
+    example: Tensor,
+    *,
+    calibration: Sequence[Tensor] = (),
+    note: Callable[[str], None],
+) -> Optimized | None:
+    """Return a network in the form that was found before; None if it does not run or is wrong.
+
+    It may have been found with other weights, as by `convnext benchmark`.
+    """
+    few = example[:NUM_COMPARED]
+    try:
+        runner = build(known.form, model, example, calibration)
+        difference = distance(runner(example)[: len(few)], build(PLAIN, model, few)(few))
+        if not difference <= MOST[known.form.precision]:
+            raise ArithmeticError(f"outputs differ by {difference:.1e}")
+    except Exception as error:  # Any engine may have changed since.
+        note(f"{known.form} was the fastest before, but is not right now: {_first_line(error)}")
+        return None
+    note(f"{known.form}, found before on this machine")
+    return Optimized(model, example, known.form, runner, ratio=known.ratio)
+
+
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """What a search found before."""
 
     form: Form
@@ -182,17 +229,25 @@ def cache_key(model: nn.Module, example: Tensor, precision: str) -> str:
     device = example.device
     facts = environment(device)
     machine = [facts[n] for n in ("device", "cpu", "cores", "threads", "torch", "convnext")]
-    engines = [e for e in ("openvino", "onnxruntime") if available(e)]
+    engines = [(e, _version(e)) for e in ("openvino", "onnxruntime") if available(e)]
     return key_of(machine, engines, repr(model), tuple(example.shape), precision)
 
 
-def known_form(cache: Path, key: str) -> _Known | None:
+def _version(engine: str) -> str:
+    try:
+        return version(engine)
+    except PackageNotFoundError:  # It comes under other names, too.
+        return ""
+
+
+def known_form(cache: Path, key: str) -> Known | None:
     """Return what a search found before; None if nothing is known, or it cannot be read."""
     value: Any = recall(cache).get(key)
     try:
-        return _Known(Form(**value["form"]), float(value["ratio"]), float(value["build_seconds"]))
+        known = Known(Form(**value["form"]), float(value["ratio"]), float(value["build_seconds"]))
     except (KeyError, TypeError, ValueError):
         return None
+    return known if math.isfinite(known.ratio) and known.ratio >= 1 else None
 
 
 @torch.no_grad()
@@ -208,17 +263,19 @@ def search(
 ) -> Optimized:
     """Measure every candidate, or those given, and return the best."""
     began = time.perf_counter()
-    plain = build(PLAIN, model, example)
-    expected = plain(example)
-    best_runner, best = plain, PLAIN
-    best_s = plain_s = seconds_of(plain, example)
-    results = [Measured(form=PLAIN, seconds=plain_s, difference=0.0, build_seconds=0.0)]
-    note(f"{PLAIN}: {1000 * plain_s:.0f} ms a batch")
+    expected = build(PLAIN, model, example)(example)
+    # What the caller would run otherwise: in half precision, under autocast.
+    best = replace(PLAIN, precision=precision if precision in AMP_DTYPES else "fp32")  # type: ignore[arg-type]
+    best_runner = build(best, model, example)
+    best_s = plain_s = seconds_of(best_runner, example)
+    results = [Measured(form=best, seconds=plain_s, difference=0.0, build_seconds=0.0)]
+    note(f"{best}: {1000 * plain_s:.0f} ms a batch")
     for form in candidates(example.device, precision) if forms is None else forms:
         if time.perf_counter() - began > budget_s:
             note(f"{form} and what follows: not tried, {budget_s:.0f} s are over")
             break
         at = time.perf_counter()
+        runner = best_runner  # Lets go of the last one before the next is built.
         try:
             runner = build(form, model, example, calibration)
             difference = distance(runner(example), expected)
@@ -254,8 +311,10 @@ def distance(found: Tensor, expected: Tensor) -> float:
     """Return the relative L2 distance of outputs; infinity where their shapes differ."""
     if found.shape != expected.shape:
         return float("inf")
-    scale = torch.linalg.vector_norm(expected.double()).clamp_min(1e-12)
-    return float(torch.linalg.vector_norm(found.double() - expected.double()) / scale)
+    # On the CPU, since not every device has fp64.
+    a, b = (t.detach().cpu().double() for t in (found, expected))
+    scale = torch.linalg.vector_norm(b).clamp_min(1e-12)
+    return float(torch.linalg.vector_norm(a - b) / scale)
 
 
 def seconds_of(run: Runner, example: Tensor, num: int = NUM_TIMED) -> float:
@@ -268,19 +327,23 @@ def interleaved(
 ) -> list[float]:
     """Return the median seconds of each call, in turns, so that all see the same machine.
 
-    After two turns it ends if the last one is `hopeless` times slower than the first.
+    After two turns it ends if the last one is `hopeless` times slower than the first; after any, if
+    `TIMED_S` are over.
     """
     times: list[list[float]] = [[] for _ in runs]
+    start = time.perf_counter()
     for run in runs:
         run(example)
+    wait_for(example.device)
     for turn in range(num):
         for run, measured in zip(runs, times, strict=True):
             began = time.perf_counter()
             run(example)
-            if example.device.type == "cuda":
-                torch.cuda.synchronize(example.device)
+            wait_for(example.device)
             measured.append(time.perf_counter() - began)
         if turn == 1 and min(times[-1]) > hopeless * min(times[0]):
+            break
+        if time.perf_counter() - start > TIMED_S:
             break
     return [statistics.median(measured) for measured in times]
 

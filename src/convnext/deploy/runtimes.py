@@ -58,7 +58,11 @@ def need(*modules: str) -> list[Any]:
     """
     import importlib
 
+    from convnext.deploy.build import import_openvino
+
     try:
+        if "openvino" in modules:  # NNCF imports it, too.
+            import_openvino()
         return [importlib.import_module(name) for name in modules]
     except ImportError as error:
         raise ValueError(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convnext.device import AMP_DTYPES
+from convnext.device import AMP_DTYPES, wait_for
 from convnext.train.parallel import whole
 
 # Side of the square matrices of the limit: large enough to fill the device, over in milliseconds.
@@ -60,19 +60,14 @@ def _median_seconds(a: Tensor, b: Tensor) -> float:
     measured: list[float] = []
     for _ in range(2):
         a @ b
-    _wait(a.device)
+    wait_for(a.device)
     end = time.perf_counter() + SECONDS
     while len(measured) < 3 or time.perf_counter() < end:
         before = time.perf_counter()
         a @ b
-        _wait(a.device)
+        wait_for(a.device)
         measured.append(time.perf_counter() - before)
     return statistics.median(measured)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
 
 
 def l2_norm(model: nn.Module) -> Tensor:

@@ -1,6 +1,7 @@
 """Logits for a data set: the one path of evaluation in training, of `evaluate` and of `predict`.
 
-The same images in the same batches give the same bits in all three.
+The same images in the same batches give the same bits in all three, where the network stays as it
+was trained (`convnext.deploy.fast`).
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def segment_files(
     """Segment image files, and write NAME_mask.png and NAME_overlay.png of each into a folder.
 
     Args:
-        model: A segmentor on `device`.
+        model: A segmentor on `device`. If it is `fast` it is taken over, and may be folded.
         classes: Names, in the order of the indices.
         preprocessing: What the network was trained with.
         paths: The files.
