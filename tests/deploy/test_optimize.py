@@ -190,7 +190,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="batch of images"):
         optimize(_model(), torch.zeros(3, 32, 32))
     with pytest.raises(ValueError, match="must be of auto, fp32, bf16, fp16"):
-        optimize(_model(), _images(), precision="int8")
+        optimize(_model(), _images(), precision="int4")
     detector = convnext.create_model("mask_rcnn_convnext_atto", channels=8)
     with pytest.raises(ValueError, match="fold"):
         optimize(detector, _images())

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convnext.checkpoint import Card
-from convnext.deploy.runtimes import fill_up, open_as_network, votes
+from convnext.deploy.runtimes import fill_up, mean_pixel, open_as_network, votes
 from convnext.images import BadImage, image_files
 from convnext.tasks.classification.samples import spread
 
@@ -158,7 +158,7 @@ def prove(model: nn.Module, card: Card, path: Path, proofs: Proofs, *, precision
     """
     exported, own = open_as_network(path)
     # Both look at a segmentor's images by the windows that the file takes.
-    alike = _LikeTheFile(model, exported.graph) if card.task == "segment" else model
+    alike = _LikeTheFile(model, card, exported.graph) if card.task == "segment" else model
     both = [_answerer(alike, replace(card, recipe=own.recipe)), _answerer(exported, own)]
     differences, same, times = [], [], [[], []]  # type: ignore[var-annotated]
     hits: list[list[Any]] = [[], []]
@@ -203,13 +203,15 @@ def prove(model: nn.Module, card: Card, path: Path, proofs: Proofs, *, precision
 class _LikeTheFile(nn.Module):
     """A segmentor that is given windows of one size, and votes by labels, if its file does."""
 
-    def __init__(self, model: nn.Module, graph: dict[str, Any]) -> None:
+    def __init__(self, model: nn.Module, card: Card, graph: dict[str, Any]) -> None:
         super().__init__()
         self.model = model
         self.graph = graph
+        grey = card.preprocessing.normalize(mean_pixel(card).view(1, -1, 1, 1)).flatten()
+        self.colour = torch.zeros_like(grey) if graph["inside"] == "none" else grey
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(fill_up(images, self.graph["size"]))
+        logits: Tensor = self.model(fill_up(images, self.graph["size"], self.colour))
         if self.graph["output"] == "labels":
             logits = votes(logits.argmax(1), logits.shape[1])
         return logits[..., : images.shape[2], : images.shape[3]]

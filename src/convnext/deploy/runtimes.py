@@ -174,20 +174,22 @@ class ExportedNetwork(nn.Module):
 
     Files that normalise are given pixels, others normalised images; probabilities come back as
     their logarithms, and labels as logits of 1 and 0. Files of fixed size are given windows that
-    are filled up with zeros.
+    are filled up with the mean colour.
     """
 
-    def __init__(self, exported: Exported, num_classes: int) -> None:
+    def __init__(self, exported: Exported, card: Card) -> None:
         super().__init__()
         self.exported = exported
-        self.num_classes = num_classes
+        self.num_classes = len(card.classes)
         self.graph = exported.graph
+        grey = mean_pixel(card)
+        self.colour = torch.zeros_like(grey) if self.graph["inside"] == "none" else grey
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits (N, K), or (N, K, H, W) of a segmentor."""
         height, width = images.shape[2:]
         if self.graph["size"] is not None:
-            images = fill_up(images, self.graph["size"])
+            images = fill_up(images, self.graph["size"], self.colour)
         given = images if self.graph["inside"] == "none" else _as_pixels(images)
         parts = [self.exported.run(part) for part in self._batches(given)]
         out = torch.from_numpy(np.concatenate(parts)[: len(given)])
@@ -212,8 +214,13 @@ def votes(labels: Tensor, num_classes: int) -> Tensor:
     return nn.functional.one_hot(labels.long(), num_classes).permute(0, 3, 1, 2).float()
 
 
-def fill_up(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Return images (N, C, H, W) with zeros below and to the right of them, up to a size.
+def mean_pixel(card: Card) -> Tensor:
+    """Return the pixel nearest to the mean of the normalisation, (C,) from 0 to 255."""
+    return (255 * torch.tensor(card.preprocessing.mean)).round()
+
+
+def fill_up(images: Tensor, size: Sequence[int], colour: Tensor) -> Tensor:
+    """Return images (N, C, H, W) with a colour (C,) below and to the right of them, up to a size.
 
     Raises:
         ValueError: If they are larger.
@@ -224,7 +231,9 @@ def fill_up(images: Tensor, size: Sequence[int]) -> Tensor:
             f"the file takes images of {size[0]} x {size[1]} pixels, not {height} x {width}: give "
             f"--window {min(size)}"
         )
-    return nn.functional.pad(images, (0, size[1] - width, 0, size[0] - height))
+    filled = colour.to(images).view(-1, 1, 1).expand(*images.shape[:2], *size).clone()
+    filled[:, :, :height, :width] = images
+    return filled
 
 
 def _as_pixels(images: Tensor) -> Tensor:
@@ -270,6 +279,7 @@ def open_as_network(path: str | Path) -> tuple[ExportedNetwork, Card]:
     """
     exported = open_exported(path)
     card = Card.from_metadata(exported.metadata, where=str(path))
+    network = ExportedNetwork(exported, card).eval()
     inside, size = exported.graph["inside"], exported.graph["size"]
     if card.task == "segment":  # A file of one size slides over larger images.
         own = {"mode": "slide", "window": min(size), "stride": max(1, 2 * min(size) // 3)}
@@ -278,4 +288,4 @@ def open_as_network(path: str | Path) -> tuple[ExportedNetwork, Card]:
     if inside != "none":
         left = NoNormalization(inner=card.preprocessing, whole=inside == "full")
         card = replace(card, preprocessing=left)
-    return ExportedNetwork(exported, len(card.classes)).eval(), card
+    return network, card
