@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import runpy
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,23 @@ def test_a_file_with_all_preprocessing_takes_images_of_any_size(
         assert found.max() == pytest.approx(prediction.probabilities[0], abs=5e-3)
     again = predict(str(path), [photos], topk=1)
     assert [p.classes for p in again.predictions] == [p.classes[:1] for p in expected.predictions]
+
+
+def test_the_server_of_the_example_needs_nothing_of_ours(
+    checkpoint: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net.onnx"
+    export(checkpoint, settings=ExportSettings(inside="full"), output=path, images=[photos])
+    example = Path(__file__).parents[2] / "examples" / "07_serve_onnx.py"
+    source = example.read_text(encoding="utf-8")
+    assert "import convnext" not in source
+    assert "from convnext" not in source
+    images = sorted(map(str, photos.iterdir()))
+    capsys.readouterr()
+    runpy.run_path(str(example))["main"](str(path), images)
+    lines = capsys.readouterr().out.splitlines()
+    for line, expected in zip(lines, predict(checkpoint, images, topk=1).predictions, strict=True):
+        assert line.split()[:2] == [expected.source, expected.classes[0]]
 
 
 def test_an_onnx_file_says_what_it_is(checkpoint: str, photos: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ for channels in (96, 128):
 """
 
 
+@pytest.mark.slow
 def test_for_compute_capability_9(tmp_path: Path) -> None:
     pytest.importorskip("triton.backends.nvidia")
     command = [sys.executable, "-c", COMPILE]

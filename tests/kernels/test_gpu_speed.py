@@ -22,6 +22,7 @@ def _run(*options: str) -> dict[str, Any]:
     return tree
 
 
+@pytest.mark.slow
 def test_forms_of_inference() -> None:
     tree = _run("--eager-only", "--modes", "infer", "--small")
     assert list(tree["infer_2"]) == ["timm eager", "ours eager", "ours kernels"]

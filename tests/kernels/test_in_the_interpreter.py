@@ -18,7 +18,13 @@ FOLDER = Path(__file__).parent / "interpreted"
 FILES = sorted(path.name for path in FOLDER.glob("check_*.py"))
 
 
-@pytest.mark.parametrize("name", FILES)
+# Choosing runs every kernel many times, which takes the interpreter a minute.
+SLOW = {"check_choose.py"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in FILES]
+)
 def test_kernels_in_the_interpreter(name: str, tmp_path: Path) -> None:
     pytest.importorskip("triton")
     root = Path(__file__).parents[2]

@@ -30,6 +30,7 @@ assert torch.equal(apply_kernels(model, images)(images), model(images))
 """
 
 
+@pytest.mark.slow
 def test_without_triton_everything_is_as_before() -> None:
     command = [sys.executable, "-c", WITHOUT_TRITON]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -154,8 +154,8 @@ def export(
     model, card = open_model(source, torch.device("cpu"))
     if card.task == "detect":
         raise ValueError(
-            f"{source} is a detector: only its parts can be exported so far, classifiers and "
-            "segmentors whole"
+            f"{source} is a detector, which this verb does not export yet: "
+            "convnext.deploy.detector_graph.DetectorGraph is its graph of fixed size"
         )
     path = _target(source, card, settings, output)
     proofs = collect(card, source, images, num_images)
