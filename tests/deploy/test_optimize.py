@@ -28,8 +28,6 @@ FORMS = [
         ("eager", "chunked", "channels_last"),
         ("eager", "conv", "channels_first"),
         ("eager", "linear", "channels_last"),
-        ("onnxruntime", "linear", "channels_first"),
-        ("openvino", "conv", "channels_first"),
     )
 ]
 
@@ -206,14 +204,6 @@ def test_forms_are_built_where_predict_asks_for_them(form: Form) -> None:
     expected = model(images)
     with autocast(CPU, "bf16"):
         assert distance(build(form, model, images)(images), expected) < 1e-5
-
-
-def test_building_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    form = Form(engine="onnxruntime", layout="channels_first")
-    if not available(form.engine):
-        pytest.skip("onnxruntime is not installed")
-    build(form, _model(), _images())
-    assert capfd.readouterr().out == ""
 
 
 def test_openvino_is_imported_without_its_telemetry() -> None:

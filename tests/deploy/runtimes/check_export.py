@@ -101,7 +101,7 @@ def test_the_server_of_the_example_needs_nothing_of_ours(
 ) -> None:
     path = tmp_path / "net.onnx"
     export(checkpoint, settings=ExportSettings(inside="full"), output=path, images=[photos])
-    example = Path(__file__).parents[2] / "examples" / "07_serve_onnx.py"
+    example = Path(__file__).parents[3] / "examples" / "07_serve_onnx.py"
     source = example.read_text(encoding="utf-8")
     assert "import convnext" not in source
     assert "from convnext" not in source
