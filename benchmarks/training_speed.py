@@ -4,6 +4,8 @@
     python benchmarks/training_speed.py --input FOLDER             # JPEGs in FOLDER/train/CLASS/*
     python benchmarks/training_speed.py --device cpu --precision fp32 --model convnext_atto \
         --size 64 --batch 8 --workers 1 --rounds 2 --steps 3       # does it run at all?
+    python benchmarks/training_speed.py --device cpu --precision fp32 --threads 2 --batch 8 \
+        --rounds 5 --steps 2 --eager-only --layouts       # pointwise forms and memory formats
 
 Both train the same network by the paper's recipe (RandAugment, mixup, cutmix, erasing, label
 smoothing, moving average) in one process and in turns; the medians over the rounds are of the same
@@ -11,6 +13,9 @@ minutes. Ours is the real step of `convnext.train.loop` on a real task. timm's i
 does with `--channels-last --amp --model-ema --mixup --cutmix`: its loader and prefetcher, mixing in
 the loader's processes, cudnn.benchmark on. Only the side whose turn it is has a loader. With ready
 batches timm's images come mixed, ours are mixed in every step; both normalise and erase.
+With `--layouts` both train in either memory format, and ours with its pointwise convolutions as
+convolutions and as linear layers too. `--cpu-time` counts processor time where others share the
+machine; with one thread only, since threads that wait for each other count as well.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from timm.data import FastCollateMixup, create_dataset, create_loader
+from timm.data.auto_augment import NAME_TO_OP
 from timm.data.loader import PrefetchLoader
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -46,7 +52,7 @@ from convnext.family import create_model
 from convnext.ranks import ALONE
 from convnext.recipe import Recipe, change_recipe, number, read_recipe
 from convnext.tasks import open_task
-from convnext.tasks.classification.augment import BatchAugment
+from convnext.tasks.classification.augment import BatchAugment, _posterize
 from convnext.tasks.classification.dataset import Batch
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.task import preprocessing
@@ -55,6 +61,7 @@ from convnext.train.log import RunLog
 from convnext.train.loop import _Trainer
 from convnext.train.measure import matrix_limit, mfu
 from convnext.train.parallel import make_fabric, seed_everything
+from convnext.train.pointwise import set_pointwise
 from convnext.train.stop import StopSignals
 
 NUM_CLASSES = 1000  # Of ready batches, as in ImageNet.
@@ -108,7 +115,15 @@ def random_batch(count: int, size: int, device: torch.device) -> tuple[Tensor, T
 class Ours:
     """The step of our loop in one form, all that it does between two batches included."""
 
-    def __init__(self, recipe: Recipe, form: Form, device: torch.device, folder: Path) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        form: Form,
+        device: torch.device,
+        folder: Path,
+        *,
+        linear: bool = False,
+    ) -> None:
         run = replace(recipe.run, channels_last=form.channels_last, compile=form.compile)
         recipe = replace(recipe, run=run)
         fabric = make_fabric(run, device, run.precision)
@@ -117,9 +132,11 @@ class Ours:
         self.task = open_our_task(recipe, fabric.device)
         if not form.channels_last:
             self.task.memory_format = torch.contiguous_format
+        model = self.task.build_model()
+        set_pointwise(model, linear=linear)
         self.trainer = _Trainer(
             self.task,
-            self.task.build_model(),
+            model,
             self.task.recipe,
             fabric=fabric,
             log=RunLog(folder, silent=True),
@@ -145,7 +162,9 @@ def open_our_task(recipe: Recipe, device: torch.device) -> Any:
 class Timm:
     """The inner loop of timm's train.py, eager or with --torchcompile."""
 
-    def __init__(self, recipe: Recipe, device: torch.device, *, compiled: bool) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, form: Form) -> None:
+        layout = torch.channels_last if form.channels_last else torch.contiguous_format
+        self.memory_format = layout
         self.recipe, self.device = recipe, device
         self.precision = recipe.run.precision
         folder = Path(recipe.data) / "train"
@@ -153,13 +172,13 @@ class Timm:
         self.num_classes = NUM_CLASSES if ready else sum(p.is_dir() for p in folder.iterdir())
         seed_everything(0)
         model = timm.create_model(recipe.model, num_classes=self.num_classes, drop_path_rate=0.1)
-        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.model = model.to(device).to(memory_format=layout)
         self.optimizer = create_optimizer_v2(
             self.model, opt="adamw", lr=number(recipe.optim.lr), weight_decay=0.05
         )
         self.scaler = NativeScaler(device.type) if self.precision == "fp16" else None
         self.ema = ModelEmaV3(self.model, decay=number(recipe.ema.decay))
-        self.forward = torch.compile(self.model) if compiled else self.model
+        self.forward = torch.compile(self.model) if form.compile else self.model
         self.loss = SoftTargetCrossEntropy().to(device)
         self.num_updates = 0
         self.loader = self._ready_loader() if ready else self._loader(folder.parent)
@@ -167,6 +186,8 @@ class Timm:
 
     def _loader(self, folder: Path) -> Any:
         recipe = self.recipe
+        # Its own fails with Pillow 13 at full strength.
+        NAME_TO_OP["PosterizeIncreasing"] = _posterize
         dataset = create_dataset("", root=str(folder), split="train", is_training=True)
         # An epoch as long as ImageNet's: at the end of each one its loader runs dry.
         dataset.reader.samples *= -(-NUM_IMAGES // len(dataset.reader.samples))
@@ -206,7 +227,7 @@ class Timm:
 
     def step(self, batch: Any) -> None:
         images, targets = batch
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self.memory_format)
         with autocast(self.device, self.precision):
             loss = self.loss(self.forward(images), targets)
         if self.scaler is not None:
@@ -233,8 +254,11 @@ class Measured:
 class Side:
     """One network being trained."""
 
-    def __init__(self, make: Callable[[], Ours | Timm], settle: int) -> None:
+    def __init__(
+        self, make: Callable[[], Ours | Timm], settle: int, clock: Callable[[], float]
+    ) -> None:
         self.settle = settle
+        self.clock = clock
         before = allocated()
         self.trained = make()
         self.is_timm = isinstance(self.trained, Timm)
@@ -257,14 +281,14 @@ class Side:
             synchronize()
             if torch.cuda.is_initialized():
                 torch.cuda.reset_peak_memory_stats()
-            began = time.perf_counter()
+            began = self.clock()
             for _ in range(steps):
-                asked = time.perf_counter()
+                asked = self.clock()
                 batch = next(batches)
-                waited += time.perf_counter() - asked
+                waited += self.clock() - asked
                 self.trained.step(batch)
             synchronize()
-            seconds = time.perf_counter() - began
+            seconds = self.clock() - began
         return Measured(seconds / steps, waited / seconds, peak() - others)
 
 
@@ -335,7 +359,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30, help="timed steps of a form in a round")
     parser.add_argument("--eager-only", action="store_true", help="compile nothing")
+    parser.add_argument("--layouts", action="store_true", help="forms and memory formats as well")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 for torch's choice")
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time")
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.cpu_time and torch.get_num_threads() != 1:
+        parser.error("--cpu-time needs --threads 1: threads that wait use the processor too")
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     console, device = Console(highlight=False), pick_device(arguments.device)
     recipe = recipe_of(arguments)
     # A new loader first fills its queue, two batches for each process.
@@ -354,11 +386,21 @@ def main() -> None:
         for how, form in forms.items():
             makers[f"ours, {how}"] = partial(Ours, recipe, form, device, folder / how)
             if how != "chosen":
-                makers[f"timm, {how}"] = partial(Timm, recipe, device, compiled=form.compile)
+                makers[f"timm, {how}"] = partial(Timm, recipe, device, form)
+        if arguments.layouts:
+            first = Form(channels_last=False)
+            makers["timm, channels_first"] = partial(Timm, recipe, device, first)
+            for how, form, linear in (
+                ("linear", Form(), True),
+                ("channels_first", first, False),
+                ("linear channels_first", first, True),
+            ):
+                make = partial(Ours, recipe, form, device, folder / how, linear=linear)
+                makers[f"ours, {how}"] = make
         sides = {}
         for name, make in makers.items():
             console.print(f"warming up: {name}")
-            sides[name] = Side(make, settle)
+            sides[name] = Side(make, settle, clock)
         measured: dict[str, list[Measured]] = {name: [] for name in sides}
         for round_ in range(arguments.rounds):
             for name, side in sides.items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convnext.preprocess import Preprocessing, fit_short_side
+from convnext.preprocess import Preprocessing, fit_short_side, normalize
 from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -51,6 +51,24 @@ def test_pixels_and_normalize_are_the_two_halves_of_a_call(noise):
     assert batch.dtype == torch.float32
     for row, image in zip(batch, images, strict=True):
         assert torch.equal(row, p(image))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 20, 30), (2, 1, 9, 9), (0, 3, 8, 8), (1, 3, 1, 1)])
+def test_normalize_keeps_the_memory_format_and_the_bits(shape):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    mean, std = IMAGENET_MEAN[: shape[1]], IMAGENET_STD[: shape[1]]
+    means, stds = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
+    expected = (pixels.to(torch.float32) / 255 - means) / stds
+    last = pixels.contiguous(memory_format=torch.channels_last)
+    window = torch.nn.functional.pad(pixels, (2, 1, 1, 3))[:, :, 1 : 1 + shape[2], 2 : 2 + shape[3]]
+    for batch in (pixels, last, window):
+        before = batch.clone()
+        images = normalize(batch, mean, std)
+        assert torch.equal(images, expected)
+        assert torch.equal(batch, before)
+    assert normalize(pixels, mean, std).is_contiguous()
+    assert normalize(last, mean, std).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_images_of_any_mode_are_accepted(noise):

@@ -13,8 +13,8 @@ What a picture means is decided here once, for training, evaluation and predicti
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -100,19 +100,11 @@ def decode(
     Raises:
         BadImage: If it is absent, empty, no image, cut off, damaged or too large.
     """
-    name = _name(file, source)
-    try:
-        with _open(file) as stream, Image.open(stream, formats=readable_formats()) as image:
-            _check_size(image, max_pixels, name)
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
-            image.load()
-            return as_mode(upright(image), mode)
-    except BadImage:
-        raise
-    # Pillow's plugins let almost any exception escape from a damaged file.
-    except Exception as error:
-        raise BadImage(name, _reason(error, file)) from error
+    with opened(file, max_pixels=max_pixels, source=source) as image:
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
+        image.load()
+        return as_mode(upright(image), mode)
 
 
 def read_header(file: File, *, max_pixels: int = MAX_PIXELS, source: str | None = None) -> Header:
@@ -121,17 +113,31 @@ def read_header(file: File, *, max_pixels: int = MAX_PIXELS, source: str | None 
     Raises:
         BadImage: If it is absent, empty, no image or too large.
     """
+    with opened(file, max_pixels=max_pixels, source=source) as image:
+        width, height = image.size
+        # Pillow turns the pixels and the declared size of a TIFF by itself.
+        if image.format != "TIFF" and orientation(image) in _QUARTER_TURNS:
+            width, height = height, width
+        return Header(width=width, height=height, mode=image.mode, format=image.format or "?")
+
+
+@contextmanager
+def opened(
+    file: File, *, max_pixels: int = MAX_PIXELS, source: str | None = None
+) -> Iterator[Image.Image]:
+    """Open an image file of which no pixel is decoded yet; arguments as in `decode`.
+
+    Raises:
+        BadImage: If it is absent, empty, no image or too large, or for what fails inside.
+    """
     name = _name(file, source)
     try:
         with _open(file) as stream, Image.open(stream, formats=readable_formats()) as image:
             _check_size(image, max_pixels, name)
-            width, height = image.size
-            # Pillow turns the pixels and the declared size of a TIFF by itself.
-            if image.format != "TIFF" and _orientation(image) in _QUARTER_TURNS:
-                width, height = height, width
-            return Header(width=width, height=height, mode=image.mode, format=image.format or "?")
+            yield image
     except BadImage:
         raise
+    # Pillow's plugins let almost any exception escape from a damaged file.
     except Exception as error:
         raise BadImage(name, _reason(error, file)) from error
 
@@ -181,11 +187,11 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """Return an image with its EXIF orientation applied."""
-    turn = _ORIENTATION.get(_orientation(image))
+    turn = _ORIENTATION.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, or 1 where the EXIF block is absent or damaged."""
     if "exif" not in image.info and image.format not in ("TIFF", "PNG", "WEBP", "MPO"):
         return 1

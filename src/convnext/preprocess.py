@@ -165,11 +165,25 @@ class DensePreprocessing:
 
 
 def normalize(batch: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return uint8 pixels (N, C, H, W) as fp32, less `mean`, by `std`, of values in [0, 1]."""
-    shape = (1, len(mean), 1, 1)
-    means = torch.tensor(mean, device=batch.device).view(shape)
-    stds = torch.tensor(std, device=batch.device).view(shape)
-    return (batch.to(torch.float32) / 255 - means) / stds  # (N, C, H, W)
+    """Return uint8 pixels (N, C, H, W) as fp32, less `mean`, by `std`, of values in [0, 1].
+
+    The memory format stays as it is.
+    """
+    means, stds = (torch.tensor(values, device=batch.device) for values in (mean, std))
+    images = torch.empty_like(batch, dtype=torch.float32)
+    source, target = batch, images
+    if batch.is_contiguous():
+        means, stds = means.view(-1, 1, 1), stds.view(-1, 1, 1)
+    else:
+        source, target = batch.permute(0, 2, 3, 1), images.permute(0, 2, 3, 1)  # N H W C
+        if source.is_contiguous():  # Loops over three channels are slow, over rows they are fast.
+            means, stds = means.repeat(batch.shape[3]), stds.repeat(batch.shape[3])
+            source, target = source.flatten(2), target.flatten(2)  # N H WC
+    # On a CPU one image at a time, which stays in the cache from step to step.
+    size = 1 if batch.device.type == "cpu" else max(1, len(batch))
+    for pixels, part in zip(torch.split(source, size), torch.split(target, size), strict=True):
+        part.copy_(pixels).div_(255).sub_(means).div_(stds)
+    return images  # N C H W
 
 
 def fit_within(width: int, height: int, short: int, long: int) -> tuple[int, int]:

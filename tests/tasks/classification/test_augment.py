@@ -83,6 +83,26 @@ def test_rand_augment_keeps_size_and_mode(noise, preprocessing, policy):
         assert (augmented.size, augmented.mode) == ((32, 32), image.mode)
 
 
+def test_exact_is_pillows_way_and_the_default_a_quicker_one(noise):
+    image = noise(28, 28).resize((224, 224), Image.Resampling.BICUBIC)
+    quick, exact = (
+        {op.name: op for op in ImageAugment(replace(PAPER, exact=e), COLOUR).rand_augment.ops}
+        for e in (False, True)
+    )
+    for name, op in sorted(exact.items()):
+        op.prob = quick[name].prob = 1.0
+        with seeded(1):
+            slow = op(image)
+        with seeded(1):
+            fast = quick[name](image)
+        slow, fast = (np.asarray(i).astype(float) for i in (slow, fast))
+        if name.startswith(("Rotate", "Shear", "Translate")):
+            assert not np.array_equal(slow, fast)
+            assert np.square(slow - fast).mean() < np.square(slow - np.asarray(image)).mean() / 10
+        else:
+            assert np.array_equal(slow, fast)
+
+
 def test_the_global_generators_are_left_as_they_were(noise):
     augment = ImageAugment(PAPER, COLOUR)
     random.seed(3)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from convnext.preprocess import Preprocessing
+from convnext.preprocess import Preprocessing, to_tensor
 from convnext.settings import AugmentRecipe
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.cache import ImageCache, memory_budget
@@ -86,6 +86,38 @@ def test_spawned_processes_read_the_cache(photos):
         assert torch.equal(one.pixels, other.pixels)
 
 
+def test_exact_pixels_are_those_of_pillow_alone(make_folder):
+    counts = {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1}
+    data = open_dataset(str(make_folder(counts, size=(200, 150))))
+    exact = train_set(data, augment=replace(RAND_AUGMENT, exact=True))
+    default = train_set(data, augment=RAND_AUGMENT)
+    for index in range(6):
+        image = data.train.open(index, "RGB")
+        expected = exact.augment(image, random.Random(f"0 2 {index}"))
+        assert torch.equal(exact[(2, index)].pixels, to_tensor(expected))
+        assert default[(2, index)].pixels.shape == (3, 16, 16)
+    assert any(not torch.equal(exact[(2, i)].pixels, default[(2, i)].pixels) for i in range(6))
+
+
+def test_an_image_found_damaged_late_changes_nothing_for_its_substitute(tmp_path, noise):
+    for name in ("train/a/0", "train/a/1", "train/b/0", "train/b/1", "val/a/0", "val/b/0"):
+        path = tmp_path / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(150, 120).save(path, quality=95)
+    data = open_dataset(str(tmp_path))
+    path = tmp_path / "train/a/0.jpg"
+    path.write_bytes(path.read_bytes()[:-2000])  # Its header is fine.
+    dataset = train_set(data)
+    first, again = dataset[(0, 0)], dataset[(0, 0)]
+    assert (first.position, again.position) == (1, 1)
+    assert torch.equal(first.pixels, again.pixels)
+
+
+def test_a_batch_is_channels_last(photos):
+    (batch, *_) = batches(train_set(photos))
+    assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_labels_belong_to_their_images(photos):
     for batch in batches(train_set(photos)):
         expected = [photos.train.labels[i] for i in batch.indices.tolist()]
@@ -112,7 +144,7 @@ def test_the_cache_of_large_images_is_smaller_and_nearly_the_same(make_folder):
     assert cached.cache.block.nbytes < 8 * 3 * 30 * 40
     for index in range(8):
         one, other = plain[(0, index)].pixels, cached[(0, index)].pixels
-        assert (one.float() - other.float()).abs().mean() < 3
+        assert (one.float() - other.float()).abs().mean() < 4
 
 
 def test_what_does_not_fit_is_not_cached(photos):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from convnext.tasks.classification.mix import cutmix_box, erase, mix, smooth_one_hot
+from convnext.tasks.classification.mix import blend_reversed, cutmix_box, erase, mix, smooth_one_hot
 
 
 def batch(n=8, num_classes=5, size=24):
@@ -62,6 +62,15 @@ def test_batches_of_any_size_are_mixed_and_targets_sum_to_one(n, mixup, cutmix):
         assert mixed.shape == images.shape
         assert torch.allclose(targets.sum(1), torch.ones(n))
         assert (targets >= 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_blending_in_place_is_blending_with_a_copy(n):
+    images, _ = batch(n)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        blended = images.clone().contiguous(memory_format=layout)
+        blend_reversed(blended, 0.7)
+        assert torch.equal(blended, images * 0.7 + images.flip(0) * (1 - 0.7))
 
 
 def test_the_share_of_a_cutmix_is_that_of_the_pixels():

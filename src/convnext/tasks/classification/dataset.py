@@ -22,8 +22,9 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from convnext.crops import Box, to_pixels
 from convnext.images import BadImage, Mode
-from convnext.preprocess import Preprocessing, fit_short_side, to_tensor
+from convnext.preprocess import Preprocessing, fit_short_side
 from convnext.settings import AugmentRecipe
 from convnext.tasks.cache import ImageCache, Pixels, memory_budget
 from convnext.tasks.classification.augment import ImageAugment
@@ -67,11 +68,15 @@ class Batch(NamedTuple):
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Stack items to a batch, without those that have no image; N may become 0."""
+    """Stack items to a batch, without those that have no image; N may become 0.
+
+    The pixels come as channels_last, as images are decoded and as the network likes them.
+    """
     bad = tuple(record for item in items for record in item.bad)
     kept = [k for k, item in enumerate(items) if all(i != item.position for i, _ in item.bad)]
+    pixels = torch.stack([item.pixels.permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2)
     return Batch(
-        pixels=torch.stack([item.pixels for item in items])[kept],
+        pixels=pixels if len(kept) == len(items) else pixels[kept],
         labels=torch.tensor([items[k].label for k in kept], dtype=torch.int64),
         indices=torch.tensor([items[k].position for k in kept], dtype=torch.int64),
         bad=bad,
@@ -150,12 +155,13 @@ class TrainDataset(Dataset[Item]):
     def __getitem__(self, draw: Draw) -> Item:
         """Return the image of a draw (round, index)."""
         number, index = draw
-        rng = random.Random(f"{self.seed} {number} {index}")
         bad: list[tuple[int, str]] = []
         shown, tried = index, 0
         while True:
             try:
-                image = self._open(shown)
+                # Anew for each try: an image that cannot be read may have been drawn from first.
+                rng = random.Random(f"{self.seed} {number} {index}")
+                image, box = self._open(shown, rng)
                 break
             except BadImage as error:
                 # A shard may be back in some minutes; a damaged file stays as it is.
@@ -173,18 +179,25 @@ class TrainDataset(Dataset[Item]):
                     raise ValueError(
                         f"not one image of the class of {error.source} can be read, such as {error}"
                     ) from error
-        pixels = to_tensor(self.augment(image, rng))
+        pixels = to_pixels(self.augment(image, rng, box))
         return Item(pixels, self.samples.labels[shown], shown, tuple(bad))
 
-    def _open(self, index: int) -> Image.Image:
+    def _open(self, index: int, rng: random.Random) -> tuple[Image.Image | Tensor, Box | None]:
+        """Return an image, or as many of its pixels as a crop needs and the crop."""
+        augment = self.augment
         if index in self._known_bad:
             raise BadImage(self.samples.source(index), self._known_bad[index])
+        if self.cache is None and augment.exact:
+            return self.samples.open(index, self.mode, at_least=augment.short_side), None
         if self.cache is None:
-            return self.samples.open(index, self.mode, at_least=self.augment.short_side)
+            draw = augment.draw(rng)
+            return self.samples.open_crop(index, self.mode, draw=draw, size=augment.size)
         if index in self.cache.bad:
             raise BadImage(self.samples.source(index), self.cache.bad[index])
         pixels = self.cache[index]
-        return Image.fromarray(pixels[..., 0] if self.mode == "L" else pixels)
+        if not augment.exact:
+            return torch.from_numpy(pixels).permute(2, 0, 1), None
+        return Image.fromarray(pixels[..., 0] if self.mode == "L" else pixels), None
 
 
 class EvalDataset(Dataset[Item]):

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from convnext.crops import Box, Draw, decode_crop, to_pixels
 from convnext.images import BadImage, Header, Mode, as_mode, decode, read_header
 
 
@@ -38,6 +40,15 @@ class Samples(ABC):
         Raises:
             BadImage: If it cannot be read.
         """
+
+    def open_crop(self, index: int, mode: Mode, *, draw: Draw, size: int) -> tuple[Tensor, Box]:
+        """Return what a crop needs of an image, and the crop; all as in `decode_crop`.
+
+        Raises:
+            BadImage: If it cannot be read.
+        """
+        image = self.open(index, mode)
+        return to_pixels(image), draw(*image.size)
 
     @abstractmethod
     def header(self, index: int) -> Header:
@@ -102,6 +113,9 @@ class FolderSamples(Samples):
 
     def open(self, index: int, mode: Mode, *, at_least: int | None = None) -> Image.Image:
         return decode(self.source(index), mode=mode, at_least=at_least)
+
+    def open_crop(self, index: int, mode: Mode, *, draw: Draw, size: int) -> tuple[Tensor, Box]:
+        return decode_crop(self.source(index), mode=mode, draw=draw, size=size)
 
     def header(self, index: int) -> Header:
         return read_header(self.source(index))

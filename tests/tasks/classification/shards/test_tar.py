@@ -8,7 +8,9 @@ import tarfile
 from collections import Counter
 
 import pytest
+import torch
 
+from convnext.crops import to_pixels
 from convnext.images import BadImage
 from convnext.tasks.classification.data import facts, open_dataset
 from convnext.tasks.classification.shards.tar import index_shard
@@ -52,6 +54,10 @@ def test_shards_are_read_at_random(tmp_path, png, noise):
     assert data.notes == ()
     for index in (3, 0, 2):
         assert data.train.open(index, "RGB").tobytes() == noise(12, 10, seed=index).tobytes()
+        whole = (0.0, 0.0, 12.0, 10.0)
+        crop = data.train.open_crop(index, "RGB", draw=lambda *size: (0.0, 0.0, *size), size=8)
+        assert torch.equal(crop[0], to_pixels(noise(12, 10, seed=index)))
+        assert crop[1] == whole
     assert data.train.source(3) == f"{tmp_path / 'train-000001.tar'}!000003.png"
     assert data.train.num_bytes(0) == len(png(0))
     assert facts(data).image_width == 12

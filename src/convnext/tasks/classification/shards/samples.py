@@ -11,7 +11,9 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from convnext.crops import Box, Draw, decode_crop
 from convnext.images import BadImage, Header, Mode, decode, read_header
 from convnext.shards.store import Remote, Store
 from convnext.tasks.classification.samples import Samples, spread
@@ -154,6 +156,13 @@ class ShardSamples(Samples):
         content = self._bytes(index)
         try:
             return decode(content, mode=mode, at_least=at_least, source="")
+        except BadImage as error:
+            raise BadImage(self.source(index), error.reason) from error
+
+    def open_crop(self, index: int, mode: Mode, *, draw: Draw, size: int) -> tuple[Tensor, Box]:
+        content = self._bytes(index)
+        try:
+            return decode_crop(content, mode=mode, draw=draw, size=size, source="")
         except BadImage as error:
             raise BadImage(self.source(index), error.reason) from error
 
