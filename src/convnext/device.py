@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,17 +60,47 @@ def wait_for(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether the device has instructions for bf16, so that it is the faster precision.
+# A product in bf16 at this many times the rate in fp32 is worth its 8 bits of mantissa.
+BF16_GAIN = 1.2
 
-    A CPU without them computes bf16 correctly but several times slower than fp32.
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether the device is faster in bf16 than in fp32.
+
+    A CPU without instructions for bf16 computes it correctly but several times slower. One with
+    them is asked by measuring a matrix product, once: with AVX512_BF16 some are twice as fast in
+    bf16, and others half as fast (LOG.md).
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    if not any(getattr(torch.cpu, check, lambda: False)() for check in checks):
+        return False
+    return _bf16_gain(torch.get_num_threads()) > BF16_GAIN
+
+
+@cache
+def _bf16_gain(threads: int) -> float:
+    """Return the rate of a product in bf16 by that in fp32 on this CPU, measured or remembered.
+
+    It decides the precision of runs: two of them on one machine must not differ by chance.
+    """
+    from convnext.remembered import cache_folder, key_of, recall, remember
+
+    file = cache_folder() / "bf16_gain.json"
+    key = key_of(_cpu_name(), threads, torch.__version__)
+    known = recall(file).get(key)
+    if isinstance(known, float) and known > 0:
+        return known
+    from convnext.train.measure import matrix_limit
+
+    device = torch.device("cpu")
+    rates = {name: matrix_limit(device, name, seconds=0.1) for name in ("bf16", "fp32")}
+    gain = rates["bf16"] / rates["fp32"]
+    remember(file, key, gain)
+    return gain
 
 
 def pick_training_precision(precision: str, device: torch.device) -> str:

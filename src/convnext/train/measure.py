@@ -34,8 +34,8 @@ def mfu(images_per_s: float, macs: float, limit: float) -> float:
 
 
 @functools.cache
-def matrix_limit(device: torch.device, precision: str) -> float:
-    """Return the operations per second of a matrix product on `device`, measured in 0.3 s.
+def matrix_limit(device: torch.device, precision: str, seconds: float = SECONDS) -> float:
+    """Return the operations per second of a matrix product on `device`, measured in `seconds`.
 
     Unlike the figure of a data sheet it is one that this machine reaches today, with the threads
     and the power that it has; measured once per process. In fp32 on a GPU, products are in TF32
@@ -50,18 +50,18 @@ def matrix_limit(device: torch.device, precision: str) -> float:
     if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
         torch.set_float32_matmul_precision("high")
     try:
-        seconds = _median_seconds(a, b)
+        median = _median_seconds(a, b, seconds)
     finally:
         torch.set_float32_matmul_precision(before)
-    return 2 * side**3 / seconds
+    return 2 * side**3 / median
 
 
-def _median_seconds(a: Tensor, b: Tensor) -> float:
+def _median_seconds(a: Tensor, b: Tensor, seconds: float) -> float:
     measured: list[float] = []
     for _ in range(2):
         a @ b
     wait_for(a.device)
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + seconds
     while len(measured) < 3 or time.perf_counter() < end:
         before = time.perf_counter()
         a @ b

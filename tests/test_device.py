@@ -1,0 +1,51 @@
+"""Tests of what a device is asked before a precision is chosen for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from convnext import device as devices
+from convnext.device import has_fast_bf16
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def rates(tmp_path, monkeypatch):
+    """Rates of a product by precision, with a list of those that were measured."""
+    known = {"fp32": 100.0, "bf16": 230.0}
+    asked = []
+
+    def measure(device, precision, seconds):
+        asked.append(precision)
+        return known[precision]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("convnext.train.measure.matrix_limit", measure)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    devices._bf16_gain.cache_clear()
+    yield known, asked
+    devices._bf16_gain.cache_clear()
+
+
+@pytest.mark.parametrize(("bf16", "fast"), [(230.0, True), (110.0, False), (50.0, False)])
+def test_instructions_for_bf16_count_where_they_are_faster(rates, bf16, fast):
+    rates[0]["bf16"] = bf16
+    assert has_fast_bf16(CPU) is fast
+
+
+def test_what_was_measured_is_remembered(rates):
+    known, asked = rates
+    assert has_fast_bf16(CPU)
+    devices._bf16_gain.cache_clear()  # As in another process.
+    known["bf16"] = 50.0
+    assert has_fast_bf16(CPU)
+    assert asked == ["bf16", "fp32"]
+
+
+def test_without_instructions_nothing_is_measured(rates, monkeypatch):
+    for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, check, lambda: False)
+    assert not has_fast_bf16(CPU)
+    assert rates[1] == []
