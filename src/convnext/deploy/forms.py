@@ -73,8 +73,8 @@ def candidates(device: torch.device, precision: str) -> list[Form]:
     if on_cpu:
         shapes: list[tuple[Engine, PointwiseForm, Layout]] = [
             ("eager", "chunked", "channels_last"),
-            ("inductor", "conv", "channels_last"),
             ("openvino", "conv", "channels_first"),
+            ("inductor", "conv", "channels_last"),
             ("inductor", "linear", "channels_last"),
             ("openvino", "linear", "channels_first"),
             ("eager", "conv", "channels_last"),

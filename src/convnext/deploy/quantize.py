@@ -244,6 +244,6 @@ def int8_runner(
     folded: nn.Module, example: Tensor, calibration: Sequence[Tensor]
 ) -> Callable[[Tensor], Tensor]:
     """Return a folded network in int8 as a function of normalised images in torch."""
-    model = quantize(spell_out(folded), example, calibration, batch=len(example))
+    model = quantize(spell_out(folded, two_passes=False), example, calibration, batch=len(example))
     run = openvino_runner(model)
     return lambda images: torch.from_numpy(run(images.contiguous().numpy())).float()
