@@ -76,7 +76,7 @@ def test_every_form_computes_the_same_at_any_size(form: Form, prefix: str) -> No
         found, expected = fast(images, paste=False), model(images, paste=False)
         assert all(len(e["scores"]) for e in expected)
         assert agreement(found, expected, form.precision) > (
-            0.95 if form.precision == "fp32" else 0.5
+            0.9 if form.precision == "fp32" else 0.5
         )
         assert all(f["boxes"].dtype == f["scores"].dtype == torch.float32 for f in found)
     assert fast.config is model.config or fast.config == model.config
@@ -181,4 +181,4 @@ def test_a_job_of_detection_speeds_up_by_itself(
     else:
         assert network.form == FORMS[int(seconds == 1e4)]
     for ours, theirs in zip(found, expected, strict=True):
-        assert agreement(ours, theirs) > 0.95
+        assert agreement(ours, theirs) > 0.9
