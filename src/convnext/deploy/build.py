@@ -16,6 +16,7 @@ from convnext.deploy.fold import fold
 from convnext.deploy.forms import Form, Precision
 from convnext.deploy.layers import spell_out
 from convnext.deploy.quiet import quiet
+from convnext.deploy.winograd import with_winograd
 from convnext.device import AMP_DTYPES, autocast
 
 Runner = Callable[[Tensor], Tensor]
@@ -43,7 +44,10 @@ def build(
     if not form.folded:
         return _as_trained(model.eval(), form.precision)
     with torch.autocast(example.device.type, enabled=False):  # Tracers would write it down.
-        return _build(form, fold(model, form=form.pointwise), example, calibration)
+        folded = fold(model, form=form.pointwise)
+        if form.dense == "winograd":
+            folded = with_winograd(folded)
+        return _build(form, folded, example, calibration)
 
 
 def _as_trained(model: nn.Module, precision: Precision) -> Runner:

@@ -9,19 +9,24 @@ build; for one that outlasts a search by far, or a form that was found before, t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from convnext.allocator import keep_freed_memory
+from convnext.deploy.detector import (
+    FastDetector,
+    detector_key,
+    first_form,
+    optimize_detector,
+)
 from convnext.deploy.fold import fold
 from convnext.deploy.forms import Form
 from convnext.deploy.optimize import (
     BUDGET_S,
     Known,
-    Optimized,
     build_known,
     cache_file,
     cache_key,
@@ -30,6 +35,7 @@ from convnext.deploy.optimize import (
     optimize,
 )
 from convnext.deploy.runtimes import ExportedNetwork
+from convnext.deploy.winograd import with_winograd
 from convnext.device import wait_for
 
 # Work ahead, in seconds as trained, from which the network changes its form.
@@ -52,7 +58,8 @@ class Fast(nn.Module):
         enabled: Whether it may change at all.
         note: Told in a line what was chosen and why.
 
-    `watch` counts the images that are done. A detector, called with a list, is folded at most.
+    `watch` counts the images that are done. A detector, called with a list, takes its first form in
+    place of the folded one, and is measured on the first image where others would be searched.
     """
 
     def __init__(
@@ -67,7 +74,7 @@ class Fast(nn.Module):
     ) -> None:
         super().__init__()
         self.form: Form | None = None
-        self._model: nn.Module | Optimized = model
+        self._model: nn.Module = model
         self._device = device
         self._precision = precision
         self._num_images = num_images
@@ -108,12 +115,16 @@ class Fast(nn.Module):
     def _decide(self, images: Any) -> None:
         if not self._warm and self._done:
             self._warm, self._uncounted, self._seconds = True, self._done, 0.0
-        example = self._example(images)
+        is_detector = hasattr(self._model, "rpn")
+        example = None if is_detector else self._example(images)
         skipped = self._uncounted
         left = seconds_left(self._seconds, self._done - skipped, self._num_images - skipped)
         known: Known | None = None
         if left is not None and left >= WORTH_FOLDING_S and example is not None:
             key = cache_key(self._model, example, self._precision)
+            known = known_form(cache_file(), key)
+        if is_detector and left is not None and left >= WORTH_FOLDING_S:
+            key = detector_key(self._model, self._device, self._precision)
             known = known_form(cache_file(), key)
         if known is not None and not known.form.folded:
             self._decided = True  # As it was trained it is the fastest.
@@ -124,21 +135,23 @@ class Fast(nn.Module):
             gain=gain,
             build_seconds=0.0 if known is None else known.build_seconds,
             is_known=known is not None,
-            can_search=example is not None,
+            can_search=is_detector or example is not None,
         )
         if choice == "wait":
             return
         self._decided = True
-        if choice == "fold":
+        if is_detector:
+            self._change_detector(choice, images)
+        elif choice == "fold":
             self._fold()
         elif choice == "known":
             assert example is not None
             assert known is not None
-            best = build_known(known, self._model, example, note=self._note)
-            if best is None:  # There may be no time for a search.
+            before = build_known(known, self._model, example, note=self._note)
+            if before is None:  # There may be no time for a search.
                 self._fold()
             else:
-                self._model, self.form = best, best.form
+                self._model, self.form = before, before.form
         elif choice == "search":
             assert example is not None
             self._note(
@@ -147,6 +160,18 @@ class Fast(nn.Module):
             )
             best = optimize(self._model, example, precision=self._precision, note=self._note)
             self._model, self.form = best, best.form
+
+    def _change_detector(self, choice: Choice, images: Sequence[Tensor]) -> None:
+        if choice == "stay":
+            return
+        if choice == "fold":
+            form = first_form(self._model, self._device, self._precision)
+            fast = FastDetector(self._model, form, inplace=True)
+        else:
+            fast = optimize_detector(
+                self._model, images, precision=self._precision, note=self._note
+            )
+        self._model, self.form = fast, fast.form
 
     def _example(self, images: Any) -> Tensor | None:
         """Return what to measure on, as many images as come at a time; None if sizes change."""
@@ -161,8 +186,10 @@ class Fast(nn.Module):
         return images[torch.arange(num, device=images.device) % len(images)]
 
     def _fold(self) -> None:
-        form = eager_form(self._device, self._precision)
+        form = eager_form(self._device, self._precision, self._model)
         folded = fold(self._model, form=form.pointwise, inplace=True)
+        if form.dense == "winograd":
+            folded = with_winograd(folded)
         self._model = folded.to(memory_format=torch.channels_last)
         self.form = form
 

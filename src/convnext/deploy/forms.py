@@ -14,6 +14,7 @@ from convnext.device import has_fast_bf16
 Engine = Literal["eager", "inductor", "openvino", "onnxruntime"]
 Layout = Literal["channels_last", "channels_first"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Dense = Literal["direct", "winograd"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +27,16 @@ class Form:
     pointwise: PointwiseForm = "linear"
     layout: Layout = "channels_last"
     precision: Precision = "fp32"
+    dense: Dense = "direct"
+    """How dense 3x3 convolutions are computed: by torch, or by `convnext.deploy.winograd`."""
     folded: bool = True
     """Only the network as it was trained is not."""
 
     def __str__(self) -> str:
         if not self.folded:
             return f"as trained {self.precision}"
-        return f"{self.engine} {self.pointwise} {self.layout} {self.precision}"
+        dense = "" if self.dense == "direct" else f" {self.dense}"
+        return f"{self.engine} {self.pointwise} {self.layout} {self.precision}{dense}"
 
 
 PLAIN = Form(folded=False)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,12 @@ from torch import Tensor, nn
 from convnext.allocator import keep_freed_memory
 from convnext.deploy.build import Runner, build
 from convnext.deploy.forms import PLAIN, Form, available, candidates
+from convnext.deploy.winograd import has_any
 from convnext.device import AMP_DTYPES, environment, wait_for
 from convnext.remembered import cache_folder, key_of, recall, remember
+
+if TYPE_CHECKING:
+    from convnext.deploy.detector import FastDetector
 
 BUDGET_S = 60.0
 NUM_TIMED = 5
@@ -107,16 +111,18 @@ class Optimized(nn.Module):
 
     def _in_eager_mode(self, images: Tensor) -> Tensor:
         if self._eager is None:
-            form = eager_form(images.device, self.form.precision)
+            form = eager_form(images.device, self.form.precision, self._model[0])
             self._eager = build(form, self._model[0], images)
         return self._eager(images)
 
 
-def eager_form(device: torch.device, precision: str) -> Form:
-    """Return the best form that needs no compiler, on a CPU or elsewhere."""
+def eager_form(device: torch.device, precision: str, model: nn.Module) -> Form:
+    """Return the best form of a network that needs no compiler, on a CPU or elsewhere."""
     pointwise = "chunked" if device.type == "cpu" else "linear"
     precision = "fp32" if precision in ("auto", "int8") else precision
-    return Form(pointwise=pointwise, precision=precision)  # type: ignore[arg-type]
+    winograd = device.type == "cpu" and precision == "fp32" and has_any(model)
+    dense = "winograd" if winograd else "direct"
+    return Form(pointwise=pointwise, precision=precision, dense=dense)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -129,12 +135,12 @@ def optimize(
     budget_s: float = BUDGET_S,
     cache: Path | None = None,
     note: Callable[[str], None] = lambda _: None,
-) -> Optimized:
+) -> Optimized | FastDetector:
     """Return the fastest correct form of a network on this machine, for batches like an example.
 
     Args:
-        model: A classifier or a segmentor, in fp32 on the device of the example. It is put into
-            evaluation mode, and must stay as it is while the result is used.
+        model: A classifier, a segmentor or a detector, in fp32 on the device of the example. It is
+            put into evaluation mode, and must stay as it is while the result is used.
         example: Normalised images (N, C, H, W), as many as there will be in a batch.
         precision: `fp32`, `bf16`, `fp16`; or `auto`: fp32, and bf16 where the device is fast in it;
             or `int8`: that too, on CPUs.
@@ -144,14 +150,15 @@ def optimize(
         note: Told how the search goes, a line at a time.
 
     Returns:
-        A module with `form` and, after a search, `measured`.
+        A module with `form` and, after a search, `measured`. That of a detector is called like one,
+        with a list of images (C, H, W) of any sizes.
 
     On a CPU with Linux's C library, this process keeps the memory that it frees from then on
     (`convnext.allocator`).
 
     Raises:
         ValueError: If the example is no batch of images, there is no such precision, int8 has no
-            images to calibrate on, or the network is a detector.
+            images to calibrate on, or is asked for of a detector.
     """
     if example.dim() != 4 or not len(example) or not example.is_floating_point():
         raise ValueError(
@@ -162,11 +169,17 @@ def optimize(
         raise ValueError(f"precision is {precision!r}, but must be of {', '.join(PRECISIONS)}")
     if precision == "int8" and not calibration:
         raise ValueError("int8 needs `calibration`: batches of images from the data it will see")
-    if hasattr(model, "rpn"):
-        raise ValueError("a detector has no form to search for; convnext.deploy.fold is its own")
     if example.device.type == "cpu":
         keep_freed_memory()
     model = model.eval()
+    if hasattr(model, "rpn"):
+        from convnext.deploy.detector import optimize_detector
+
+        if precision == "int8":
+            raise ValueError("int8 is no form of a detector here; take auto, fp32 or bf16")
+        return optimize_detector(
+            model, list(example), precision=precision, budget_s=budget_s, cache=cache, note=note
+        )
     cache = cache or cache_file()
     key = cache_key(model, example, precision)
     known = known_form(cache, key)
@@ -270,7 +283,12 @@ def search(
     best_s = plain_s = seconds_of(best_runner, example)
     results = [Measured(form=best, seconds=plain_s, difference=0.0, build_seconds=0.0)]
     note(f"{best}: {1000 * plain_s:.0f} ms a batch")
-    for form in candidates(example.device, precision) if forms is None else forms:
+    if forms is None:
+        forms = candidates(example.device, precision)
+        first = eager_form(example.device, "fp32", model)
+        if first.dense == "winograd" and precision in ("auto", "fp32", "int8"):
+            forms = [first, *forms]
+    for form in forms:
         if time.perf_counter() - began > budget_s:
             note(f"{form} and what follows: not tried, {budget_s:.0f} s are over")
             break

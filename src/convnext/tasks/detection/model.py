@@ -51,6 +51,8 @@ class Detector(nn.Module):
     prefix: ClassVar[str]
     # What `convnext.cost` counts; the figures for dense tasks were all made so.
     cost_convention = "toolbox"
+    # Features of boxes; an inference form has another way to the same.
+    pool = staticmethod(pool_rois)
 
     def __init__(self, backbone: Network | TimmNetwork, config: DetectorConfig) -> None:
         super().__init__()
@@ -165,7 +167,7 @@ class Detector(nn.Module):
         self, stage: int, maps: Sequence[Tensor], boxes: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return class logits (R, K + 1) and deltas (R, K, 4) of a stage for boxes per image."""
-        features = pool_rois(maps[:-1], self.strides, boxes, box_head.SIDE)
+        features = self.pool(maps[:-1], self.strides, boxes, box_head.SIDE)
         logits, deltas = self.box_heads[stage](features)
         return logits, deltas
 
@@ -174,7 +176,7 @@ class Detector(nn.Module):
     ) -> Tensor:  # R K 28 28
         """Return the mask logits of a stage for boxes per image."""
         logits: Tensor = self.mask_heads[stage](
-            pool_rois(maps[:-1], self.strides, boxes, mask_head.SIDE)
+            self.pool(maps[:-1], self.strides, boxes, mask_head.SIDE)
         )
         return logits
 

@@ -1,0 +1,292 @@
+"""The fastest form of a detector, found by measuring, for images of any size.
+
+A detector follows its data, so no compiler takes it as a whole. Its form is in its parts: the
+network is folded, its 3x3 convolutions run in Winograd's form, boxes are pooled by matrix products
+(`convnext.deploy.pool`); or products are in bf16, where the device is faster in it. Boxes are
+decoded, scored, suppressed and pooled in fp32 always.
+
+A form is right if its parts compute what those of the network as it was trained do (maps, logits of
+the anchors, logits and masks of the same boxes: relative L2 distance at most 1e-4 in fp32, 6e-2 in
+bf16), and if nearly all detections are found again, with the class, place and score that they had.
+Not all are: rounding decides which of two boxes suppresses the other where they score the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convnext.deploy.fold import fold
+from convnext.deploy.forms import PLAIN, Form
+from convnext.deploy.optimize import BUDGET_S, Known, cache_file, cache_key, known_form
+from convnext.deploy.pool import pool_rois_by_products
+from convnext.deploy.winograd import has_any, with_winograd
+from convnext.device import AMP_DTYPES, autocast, has_fast_bf16, wait_for
+from convnext.remembered import remember
+from convnext.tasks.detection.batch import stack
+from convnext.tasks.detection.boxes import iou
+
+# Overlap and difference of scores up to which two detections of a class are the same.
+SAME_IOU = 0.9
+SAME_SCORE = {"fp32": 0.01, "bf16": 0.05, "fp16": 0.05}
+# Share of the detections, by score, that must be found again. Random weights, whose boxes hardly
+# differ in score, are the hard case: 94 to 100 percent in fp32.
+LEAST = {"fp32": 0.9, "bf16": 0.8, "fp16": 0.8}
+# Relative L2 distance of what the parts compute, as of other networks (`convnext.deploy.optimize`).
+MOST = {"fp32": 1e-4, "bf16": 6e-2, "fp16": 2e-2}
+# Boxes of an image on which heads are compared.
+NUM_COMPARED = 50
+# Turns of slow images end here.
+TIMED_S = 12.0
+
+Found = list[dict[str, Tensor]]
+
+
+class FastDetector(nn.Module):
+    """A detector in a form of its own, called like a detector with images (C, H, W) of any sizes.
+
+    What a detector has beside `forward` is found on it. It cannot be trained.
+
+    Attributes:
+        form: The form.
+        ratio: How many times as fast as the network as it was trained; 1 if it was not measured.
+        measured: Of every form that was tried, seconds and agreement.
+    """
+
+    def __init__(self, detector: nn.Module, form: Form, *, inplace: bool = False) -> None:
+        super().__init__()
+        self.form = form
+        self.ratio = 1.0
+        self.measured: tuple[MeasuredDetector, ...] = ()
+        self.dtype = AMP_DTYPES.get(form.precision, torch.float32)
+        if not form.folded:
+            self.detector = detector
+            return
+        folded = fold(detector, form=form.pointwise, inplace=inplace)
+        if form.dense == "winograd":
+            folded = with_winograd(folded)
+        if next(folded.parameters()).device.type == "cpu":
+            folded.pool = pool_rois_by_products  # type: ignore[assignment]
+        self.detector = folded.to(self.dtype).to(memory_format=torch.channels_last)
+
+    def forward(self, images: Any, **options: Any) -> Any:
+        """As the detector's."""
+        detector: Any = self.detector
+        if not self.form.folded:
+            with autocast(images[0].device, self.form.precision):
+                return detector(images, **options)
+        # The form has its own precision, whatever the caller's.
+        with torch.autocast(images[0].device.type, enabled=False):
+            return detector([image.to(self.dtype) for image in images], **options)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("detector"), name)
+
+
+class MeasuredDetector(dict[str, Any]):
+    """A form, `seconds` of the images (None where it failed), and its `agreement`, or `failure`."""
+
+
+def detector_forms(model: nn.Module, device: torch.device, precision: str) -> list[Form]:
+    """Return the forms of a detector to try on a device, the safest first.
+
+    Args:
+        model: A detector.
+        device: Where it runs.
+        precision: `fp32`: that alone. `auto`, `bf16`, `fp16`: fp32 too, which is never less exact,
+            and the other, for `auto` bf16 where the device has instructions for it.
+    """
+    on_cpu = device.type == "cpu"
+    form = Form(pointwise="chunked" if on_cpu else "linear")
+    forms = [form]
+    if on_cpu and has_any(model):
+        forms.insert(0, replace(form, dense="winograd"))
+    half = precision if precision in AMP_DTYPES else "bf16"
+    if precision in AMP_DTYPES or (precision == "auto" and has_fast_bf16(device)):
+        forms.append(replace(form, precision=half))  # type: ignore[arg-type]
+    return forms
+
+
+def first_form(model: nn.Module, device: torch.device, precision: str) -> Form:
+    """Return the form of a detector that is taken without a search.
+
+    On a CPU it is fp32 in Winograd's form even for a network that was trained in bf16, which is
+    more exact, and on most CPUs faster.
+    """
+    forms = detector_forms(model, device, precision)
+    return forms[0] if device.type == "cpu" or precision not in AMP_DTYPES else forms[-1]
+
+
+def optimize_detector(
+    model: nn.Module,
+    images: Sequence[Tensor],
+    *,
+    precision: str = "auto",
+    budget_s: float = BUDGET_S,
+    cache: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> FastDetector:
+    """Return what `search_detector` finds, or the form that it found before on this machine.
+
+    A verdict holds for images of any size: it is kept under the network and the precision.
+    """
+    cache = cache or cache_file()
+    key = detector_key(model, images[0].device, precision)
+    known = known_form(cache, key)
+    if known is not None:
+        fast = FastDetector(model, known.form)
+        failure = (
+            ""
+            if not known.form.folded
+            else wrong(known.form, 1.0, distance_of_parts(fast, model, images))
+        )
+        if not failure:
+            note(f"{known.form}, found before on this machine")
+            fast.ratio = known.ratio
+            return fast
+        note(f"{known.form} was the fastest before, but is not right now: {failure}")
+    found = search_detector(model, images, precision=precision, budget_s=budget_s, note=note)
+    if len(found.measured) > 1:
+        remember(cache, key, asdict(Known(found.form, found.ratio, 0.0)))
+    return found
+
+
+def detector_key(model: nn.Module, device: torch.device, precision: str) -> str:
+    """Return the name of a verdict on a detector."""
+    return cache_key(model, torch.empty(0, device=device), precision)
+
+
+@torch.inference_mode()
+def search_detector(
+    model: nn.Module,
+    images: Sequence[Tensor],
+    *,
+    precision: str = "auto",
+    budget_s: float = BUDGET_S,
+    note: Callable[[str], None] = lambda _: None,
+) -> FastDetector:
+    """Measure every form of a detector on images (C, H, W), and return the best that is right."""
+    began = time.perf_counter()
+    device = images[0].device
+    expected: Found = model(list(images), paste=False)
+    start = replace(PLAIN, precision=precision if precision in AMP_DTYPES else "fp32")  # type: ignore[arg-type]
+    best = FastDetector(model, start)
+    best_s = plain_s = _seconds([best], images)[0]
+    measured = [MeasuredDetector(form=str(start), seconds=plain_s, agreement=1.0)]
+    note(f"{start}: {1000 * plain_s:.0f} ms")
+    for form in detector_forms(model, device, precision):
+        if time.perf_counter() - began > budget_s:
+            note(f"{form} and what follows: not tried, {budget_s:.0f} s are over")
+            break
+        candidate = FastDetector(model, form)
+        share = agreement(candidate(images, paste=False), expected, form.precision)
+        apart = distance_of_parts(candidate, model, images)
+        failure = wrong(form, share, apart)
+        if failure:
+            measured.append(
+                MeasuredDetector(form=str(form), seconds=None, agreement=share, failure=failure)
+            )
+            note(f"{form}: {failure}")
+            continue
+        pair = _seconds([best, candidate], images)
+        seconds = best_s * pair[1] / pair[0]
+        measured.append(MeasuredDetector(form=str(form), seconds=seconds, agreement=share))
+        note(
+            f"{form}: {1000 * seconds:.0f} ms, {plain_s / seconds:.2f} times as fast, "
+            f"{100 * share:.1f} % found again"
+        )
+        if seconds < best_s:
+            best, best_s = candidate, seconds
+    best.ratio, best.measured = plain_s / best_s, tuple(measured)
+    return best
+
+
+def wrong(form: Form, share: float, apart: float) -> str:
+    """Return what is wrong with a form that finds a share, and whose parts are so far `apart`."""
+    if not apart <= MOST[form.precision]:
+        return f"outputs differ by {apart:.1e}"
+    if share < LEAST[form.precision]:
+        return f"finds {100 * share:.1f} % of what the network finds"
+    return ""
+
+
+@torch.inference_mode()
+def distance_of_parts(fast: FastDetector, model: Any, images: Sequence[Tensor]) -> float:
+    """Return the largest relative L2 distance of what the parts of a form and a network compute.
+
+    Of the maps together, of all anchors' logits and deltas, and of each stage's logits, deltas and
+    masks of the boxes that the network proposes.
+    """
+    with torch.autocast(images[0].device.type, enabled=False):
+        batch, sizes = stack(list(images), model.strides[-1])
+        outputs: list[list[Tensor]] = []
+        boxes: list[Tensor] = []
+        own_form: Any = fast.detector
+        for detector, dtype in ((model, batch.dtype), (own_form, fast.dtype)):
+            maps = detector.features(batch.to(dtype))
+            anchors = detector.rpn(maps)
+            if not boxes:
+                proposed = detector.proposals(maps, sizes, outputs=anchors)
+                boxes = [own[:NUM_COMPARED] for own, _ in proposed]
+            parts = [_flat(maps), *(_flat(kind) for kind in zip(*anchors, strict=True))]
+            for s in range(len(model.method.stages)):
+                parts += [t.float().flatten() for t in detector.box_logits(s, maps, boxes)]
+                if model.config.masks:
+                    parts.append(detector.mask_logits(s, maps, boxes).float().flatten())
+            outputs.append(parts)
+    ours, theirs = outputs[1], outputs[0]
+    return max(
+        float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _flat(maps: Sequence[Tensor]) -> Tensor:
+    return torch.cat([m.float().flatten() for m in maps])
+
+
+def agreement(found: Found, expected: Found, precision: str = "fp32") -> float:
+    """Return the share of detections, weighed by score, that both have; 1 where neither has any.
+
+    A detection is had if the other side has one of its class that overlaps with it by 0.9 and whose
+    score is close. Both sides are asked, and the lesser share counts.
+    """
+    shares = [1.0]
+    for ours, theirs in ((found, expected), (expected, found)):
+        total = same = 0.0
+        for a, b in zip(ours, theirs, strict=True):
+            total += float(a["scores"].sum())
+            if not len(a["scores"]) or not len(b["scores"]):
+                continue
+            overlap = iou(a["boxes"].float(), b["boxes"].float())  # M R
+            alike = a["labels"][:, None] == b["labels"]
+            near = (a["scores"][:, None] - b["scores"]).abs() <= SAME_SCORE[precision]
+            again = ((overlap >= SAME_IOU) & alike & near).any(1)
+            same += float(a["scores"][again].sum())
+        if total:
+            shares.append(same / total)
+    return min(shares)
+
+
+def _seconds(runs: Sequence[nn.Module], images: Sequence[Tensor], num: int = 5) -> list[float]:
+    """Return the median seconds of each, in turns."""
+    times: list[list[float]] = [[] for _ in runs]
+    start = time.perf_counter()
+    for turn in range(num + 1):
+        for run, own in zip(runs, times, strict=True):
+            began = time.perf_counter()
+            run(images, paste=False)
+            wait_for(images[0].device)
+            own.append(time.perf_counter() - began)
+        if turn > 1 and time.perf_counter() - start > TIMED_S:
+            break
+    # The first turn warms up.
+    return [sorted(own[1:])[len(own[1:]) // 2] for own in times]

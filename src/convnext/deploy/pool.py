@@ -1,0 +1,97 @@
+"""RoIAlign as matrix products on channels_last maps, for CPUs.
+
+The samples of a box lie on a grid and are weighted by rows and by columns, so their means are two
+small products: the window of the map that a box touches, times weights down, times weights across.
+The window is read where it lies, in whole rows of channels. torchvision's operator wants the maps
+channel by channel, and reads four values for every sample of every channel.
+
+Shapes: R boxes, C channels, H W a map, S cells of a box each way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from convnext.tasks.detection.roi import roi_levels
+
+
+def pool_rois_by_products(
+    maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], side: int
+) -> Tensor:
+    """As `convnext.tasks.detection.roi.pool_rois`, but for rounding, in fp32 and channels_last.
+
+    Args:
+        maps: (N, C, H_l, W_l) of every level.
+        strides: Of every level.
+        boxes: (R_n, 4) of every image n.
+        side: S.
+
+    Returns:
+        (sum of R_n, C, S, S), in the dtype of the maps.
+    """
+    rois = torch.cat(list(boxes)).float()
+    channels = maps[0].shape[1]
+    out = rois.new_empty(len(rois), side, side, channels)
+    if not len(rois):
+        return out.permute(0, 3, 1, 2).to(maps[0].dtype)
+    image_of = [n for n, own in enumerate(boxes) for _ in range(len(own))]
+    level_of = roi_levels(rois, strides)
+    rows = [
+        m.float().contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1) for m in maps
+    ]
+    stride_of = torch.tensor(strides, device=rois.device)[level_of]
+    sides = torch.tensor([[m.shape[2], m.shape[3]] for m in maps], device=rois.device)[level_of]
+    across = _axis(rois[:, 0], rois[:, 2], stride_of, sides[:, 1], side)
+    down = _axis(rois[:, 1], rois[:, 3], stride_of, sides[:, 0], side)
+    plan = zip(level_of.tolist(), image_of, *down[1:], *across[1:], strict=True)
+    for r, (level, n, y, height, x, width) in enumerate(plan):
+        window = rows[level][n, y : y + height, x : x + width]  # h w C
+        lines = torch.mm(down[0][r, :, :height], window.reshape(height, width * channels))
+        torch.matmul(across[0][r, :, :width], lines.view(side, width, channels), out=out[r])
+    return out.permute(0, 3, 1, 2).to(maps[0].dtype)
+
+
+def _axis(
+    first: Tensor, last: Tensor, stride: Tensor, length: Tensor, side: int
+) -> tuple[Tensor, list[int], list[int]]:
+    """Return the weights of a box's cells along one axis, and the positions that they are of.
+
+    Args:
+        first: (R,), where the boxes begin, in pixels.
+        last: (R,), where they end.
+        stride: (R,), pixels of a position.
+        length: (R,), positions of the map.
+        side: Cells of a box.
+
+    Returns:
+        Weights (R, S, most positions), and for every box the first position and their number.
+    """
+    # In the order of torchvision's operator, so that coordinates are rounded as there.
+    scale = 1 / stride.float()
+    start = first * scale - 0.5
+    extent = last * scale - 0.5 - start
+    cell = extent / side  # R
+    num = cell.ceil().clamp_min(0)  # Samples of a cell; none where a box is empty.
+    most = max(1, int(num.max()))
+    i = torch.arange(side, device=first.device)
+    k = torch.arange(most, device=first.device)
+    step = (k + 0.5) * cell[:, None] / num.clamp_min(1)[:, None]  # R most
+    at = start[:, None, None] + (i * cell[:, None])[:, :, None] + step[:, None]  # R S most
+    end = length[:, None, None]
+    seen = (at >= -1) & (at <= end) & (k < num[:, None])[:, None]
+    at = at.clamp_min(0).minimum(end - 1.0)
+    low = at.floor().long()
+    high = (low + 1).minimum(end - 1)
+    share = at - low
+    weight = seen / num.clamp_min(1)[:, None, None]
+    begin = low.masked_fill(~seen, 2**31).flatten(1).amin(1).clamp_max(length - 1)
+    stop = high.masked_fill(~seen, 0).flatten(1).amax(1)
+    width = (stop - begin + 1).clamp_min(1)
+    weights = first.new_zeros(len(first), side, int(width.max()))
+    for position, part in ((low, weight * (1 - share)), (high, weight * share)):
+        index = (position - begin[:, None, None]).clamp(0, weights.shape[2] - 1)
+        weights.scatter_add_(2, index, part)
+    return weights, begin.tolist(), width.tolist()

@@ -1,0 +1,204 @@
+"""3x3 convolutions with a quarter of the multiplications (Lavin and Gray, 2016).
+
+F(4x4, 3x3): each tile of 6 x 6 positions of the input becomes 36 coefficients, those are multiplied
+by 36 matrices over the channels, and what comes out becomes 4 x 4 positions of the output: 36
+products where there were 144. Both changes are matrix products themselves. A few rows of tiles are
+worked on at a time, so that they stay in the cache. Rounding is some ten times that of the plain
+convolution, 1e-6 to 1e-5 relative, which is why it is for fp32 alone.
+
+Shapes: N batch, C channels in, D channels out, H W positions, T tiles of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from convnext.tasks.segmentation.heads import FusionConv
+from convnext.tasks.segmentation.resized_conv import conv_of_maps, saves, shifted
+
+TILE = 4
+"""Positions of the output that a tile gives, each way."""
+SPAN = TILE + 2
+"""Positions of the input that it takes."""
+# Channels from which the products outweigh the changes to and fro.
+MIN_CHANNELS = 64
+# Tiles at a time, within 3 percent of the best from 128 to 512 (256 channels, 2 MB of L2 cache).
+NUM_TILES = 256
+
+# For the points 0, 1, -1, 2, -2 and infinity.
+INPUT = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+KERNEL = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+OUTPUT = (
+    (1, 1, 1, 1, 1, 0),
+    (0, 1, -1, 2, -2, 0),
+    (0, 1, 1, 4, 4, 0),
+    (0, 1, -1, 8, -8, 1),
+)
+# The coefficient that reaches every position of the output with factor 1: of point 1, both ways.
+CONSTANT = 1 * SPAN + 1
+
+
+class WinogradConv(nn.Module):
+    """A convolution 3x3 with padding 1 and stride 1 in fp32, at fixed weights.
+
+    Args:
+        conv: As `fits` wants it; it is left as it is.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        weight = conv.weight.detach()
+        kernel = torch.tensor(KERNEL, dtype=torch.float64)
+        wide = torch.einsum("ay,bx,dcyx->abcd", kernel, kernel, weight.double().cpu())
+        self.weight: Tensor  # 36 C D
+        self.bias: Tensor  # D
+        self.change: Tensor  # 36 36
+        self.change_back: Tensor  # 16 36
+        self.register_buffer("weight", wide.flatten(0, 1).contiguous().to(weight))
+        bias = weight.new_zeros(self.out_channels) if conv.bias is None else conv.bias.detach()
+        self.register_buffer("bias", bias)
+        for name, rows in (("change", INPUT), ("change_back", OUTPUT)):
+            matrix = torch.tensor(rows, dtype=torch.float64)
+            self.register_buffer(name, torch.kron(matrix, matrix).to(weight))
+
+    def forward(self, x: Tensor) -> Tensor:  # N C H W -> N D H W, channels_last
+        num, _, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1)  # N H W C
+        out = x.new_empty(num, height, width, self.out_channels)
+        high, wide = -(-height // TILE), -(-width // TILE)  # In tiles.
+        some_images = max(1, NUM_TILES // (high * wide))
+        some_rows = high if some_images > 1 else max(1, NUM_TILES // wide)
+        for n in range(0, num, some_images):
+            for top in range(0, high, some_rows):
+                bottom = min(high, top + some_rows)
+                images = slice(n, min(num, n + some_images))
+                self._chunk(rows[images], out[images], top, bottom, wide)
+        return out.permute(0, 3, 1, 2)
+
+    def _chunk(self, x: Tensor, out: Tensor, top: int, bottom: int, wide: int) -> None:
+        """Fill the rows of tiles from `top` to `bottom` of some images (n, H, W, D)."""
+        num, height, width, dim = x.shape
+        high = bottom - top
+        padded = x.new_zeros(num, high * TILE + 2, wide * TILE + 2, dim)
+        first, last = max(0, top * TILE - 1), min(height, bottom * TILE + 1)
+        at = first - (top * TILE - 1)
+        padded[:, at : at + last - first, 1 : width + 1] = x[:, first:last]
+        tiles = padded.unfold(1, SPAN, TILE).unfold(2, SPAN, TILE)  # n high wide C 6 6
+        flat = tiles.permute(4, 5, 0, 1, 2, 3).reshape(SPAN**2, -1)  # 36 T*C
+        inner = (self.change @ flat).view(SPAN**2, -1, dim)  # 36 T C
+        products = torch.bmm(inner, self.weight)  # 36 T D
+        products[CONSTANT] += self.bias
+        found = (self.change_back @ products.flatten(1)).view(
+            TILE, TILE, num, high, wide, self.out_channels
+        )
+        whole = found.permute(2, 3, 0, 4, 1, 5)  # n high 4 wide 4 D
+        here = slice(top * TILE, min(height, bottom * TILE))
+        rows = whole.reshape(num, high * TILE, wide * TILE, self.out_channels)
+        out[:, here] = rows[:, : here.stop - here.start, :width]
+
+    def extra_repr(self) -> str:
+        """Show the channels."""
+        return f"{self.in_channels}, {self.out_channels}"
+
+
+class WinogradFusion(nn.Module):
+    """A folded `FusionConv`: Winograd for the largest map, and all of it over channels_last maps.
+
+    As `convnext.tasks.segmentation.resized_conv` has it, the channels of smaller maps are mixed
+    before they grow; here every step is a product whose inner dimension are whole channels.
+    """
+
+    def __init__(self, fusion: FusionConv) -> None:
+        super().__init__()
+        self.conv = fusion.conv
+        self.norm, self.act = fusion.norm, fusion.act
+        # All maps have the width of the head.
+        self.dim = self.conv.out_channels
+        own = torch.split(self.conv.weight.detach(), self.dim, 1)
+        first = nn.Conv2d(self.dim, self.dim, 3, padding=1, device="meta")
+        first.weight = nn.Parameter(own[0], requires_grad=False)
+        assert self.conv.bias is not None
+        first.bias = nn.Parameter(self.conv.bias.detach(), requires_grad=False)
+        self.first = WinogradConv(first)
+        self.taps: Tensor  # (L-1)*9 C D: of every smaller map the places down, then across.
+        taps = torch.stack(own[1:]).permute(0, 3, 4, 2, 1)
+        self.register_buffer("taps", taps.flatten(0, 2).contiguous())
+
+    def of_maps(self, maps: Sequence[Tensor]) -> Tensor:  # N C H_l W_l -> N D H W
+        """As `FusionConv.of_maps`."""
+        if not saves(maps):
+            out = conv_of_maps(maps, self.conv.weight, self.conv.bias)
+        else:
+            out = self.first(maps[0])
+            for n in range(len(out)):
+                self._add_resized(out[n].permute(1, 2, 0), [x[n] for x in maps[1:]])
+        fused: Tensor = self.act(self.norm(out))
+        return fused
+
+    def _add_resized(self, out: Tensor, maps: Sequence[Tensor]) -> None:
+        """Add to `out` (H, W, D) what smaller maps (C, h_l, w_l) of the same image contribute."""
+        high, wide, dim = out.shape
+        total = sum(x.shape[1] for x in maps)
+        lines, down, at = out.new_empty(3 * total, wide, dim), out.new_empty(high, 3 * total), 0
+        for x, taps in zip(maps, torch.split(self.taps, 9), strict=True):
+            height, width = x.shape[1:]
+            rows = x.permute(1, 2, 0).reshape(height * width, -1)  # h*w C
+            across = [shifted(width, wide, t, like=x).expand(height, -1, -1) for t in range(3)]
+            for place in range(3):
+                here = slice(at, at + height)
+                down[:, here] = shifted(height, high, place, like=x)
+                for t in range(3):
+                    mixed = (rows @ taps[3 * place + t]).view(height, width, dim)
+                    lines[here].baddbmm_(across[t], mixed, beta=int(t > 0))
+                at += height
+        out.view(high, -1).addmm_(down, lines.flatten(1))
+
+
+def with_winograd(module: nn.Module) -> nn.Module:
+    """Replace the convolutions below a folded module that `fits`; return what it becomes."""
+    if isinstance(module, nn.Conv2d) and fits(module):
+        return WinogradConv(module)
+    if isinstance(module, FusionConv) and fits(module.conv) and module.conv.bias is not None:
+        return WinogradFusion(module)
+    for name, child in list(module.named_children()):
+        new = with_winograd(child)
+        if new is not child:
+            setattr(module, name, new)
+    return module
+
+
+def has_any(module: nn.Module) -> bool:
+    """Tell whether a module has a convolution that `fits`."""
+    return any(fits(child) for child in module.modules())
+
+
+def fits(module: nn.Module) -> bool:
+    """Tell whether a module is a convolution that `WinogradConv` can be in the place of."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (3, 3)
+        and module.stride == (1, 1)
+        and module.padding == (1, 1)
+        and module.dilation == (1, 1)
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and min(module.in_channels, module.out_channels) >= MIN_CHANNELS
+    )
