@@ -17,9 +17,13 @@ from torch.nn import functional as F
 
 from convnext.tasks.segmentation.heads import PooledConv, UPerHead
 
+LEAST_ANY = 64
+"""Least height and width: two positions of the coarsest map, as a single one is a special case for
+torch's exporter. Smaller images are filled up with the mean colour."""
+
 
 class AnySizeSegmentor(nn.Module):
-    """Images (N, C, H, W) of at least one stride each way to logits (N, K, H, W).
+    """Images (N, C, H, W) of at least 64 x 64 pixels to logits (N, K, H, W).
 
     Args:
         segmentor: A folded one, or one around which the normalisation lies; it is taken apart.
@@ -32,9 +36,12 @@ class AnySizeSegmentor(nn.Module):
         self.backbone = within.backbone
         self.output_norms = within.output_norms
         self.decode_head = AnySizeHead(within.decode_head)
+        # Strides of channels_last maps would become conditions on the sizes wherever one is cast.
+        self.to(memory_format=torch.contiguous_format)
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.output_norms(self.backbone.pyramid(self.normalize(images)))
+        images = self.normalize(images.contiguous())
+        maps = self.output_norms(self.backbone.pyramid(images))
         return resized(self.decode_head(list(maps.values())), images)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.checkpoint import Card
-from convnext.deploy.any_size import AnySizeSegmentor
+from convnext.deploy.any_size import LEAST_ANY, AnySizeSegmentor
 from convnext.deploy.export_settings import MAX_BATCH, ExportSettings
 from convnext.deploy.fold import fold
 from convnext.deploy.graphs import (
@@ -23,9 +23,9 @@ from convnext.deploy.layers import spell_out
 from convnext.deploy.writers import Blueprint
 from convnext.device import AMP_DTYPES
 
-# Sides of images of any size: at least one position of the coarsest map, and no more than torch's
-# exporter believes in.
-LEAST_SIDE, MOST_SIDE = 32, 16384
+# Sides of a segmentor's images of any size. A map of a single position is a special case for torch's
+# exporter, so that the coarsest one has two at least.
+MOST_SIDE = 16384
 
 
 def blueprint_of(model: nn.Module, card: Card, settings: ExportSettings) -> Blueprint:
@@ -68,9 +68,11 @@ def build_graph(model: nn.Module, card: Card, settings: ExportSettings) -> Graph
         folded = fold(model, mean=mean, std=std, form="conv")
     if settings.size == "any":
         folded = AnySizeSegmentor(folded)
-    if settings.format == "openvino":
+    is_half = settings.precision in AMP_DTYPES
+    # Casting what a layer norm has moved depends on strides, which torch's exporter must not know.
+    if settings.format == "openvino" or (settings.size == "any" and is_half):
         folded = spell_out(folded)
-    elif settings.precision in AMP_DTYPES:
+    if settings.format != "openvino" and is_half:
         folded = Half(folded, AMP_DTYPES[settings.precision])
     prepare: nn.Module = {"none": nn.Identity(), "normalize": Pixels()}.get(
         settings.inside
@@ -144,7 +146,7 @@ def _open_dims(settings: ExportSettings, batch: int | None) -> dict[int, Any]:
     if batch is None:
         dims[0] = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     if settings.inside == "full" or settings.size == "any":
-        least, most = (8, 32768) if settings.inside == "full" else (LEAST_SIDE, MOST_SIDE)
+        least, most = (8, 32768) if settings.inside == "full" else (LEAST_ANY, MOST_SIDE)
         first = 2 if settings.inside == "none" else 1
         for i, name in enumerate(("height", "width")):
             dims[first + i] = torch.export.Dim(name, min=least, max=most)

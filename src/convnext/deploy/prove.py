@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from convnext.checkpoint import Card
 from convnext.deploy.detection_proof import DetectionProof
 from convnext.deploy.exported_detector import ExportedDetector
-from convnext.deploy.runtimes import fill_up, mean_pixel, open_as_network, votes
+from convnext.deploy.runtimes import fill_up, filled_size, mean_pixel, open_as_network, votes
 from convnext.images import BadImage, image_files
 from convnext.tasks.classification.samples import spread
 
@@ -270,8 +270,8 @@ class _LikeTheFile(nn.Module):
         self.colour = torch.zeros_like(grey) if graph["inside"] == "none" else grey
 
     def forward(self, images: Tensor) -> Tensor:
-        size = self.graph["size"]
-        filled = images if size is None else fill_up(images, size, self.colour)
+        size = filled_size(self.graph, *images.shape[2:])
+        filled = fill_up(images, size, self.colour)
         logits: Tensor = self.model(filled)
         if self.graph["output"] == "labels":
             logits = votes(logits.argmax(1), logits.shape[1])

@@ -8,8 +8,10 @@ sensitive ones can stay in fp32.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -172,7 +174,8 @@ def _calibrated(
         ],
         validate=False,
     )
-    with quiet():
+    # Its progress bars are no output of a program.
+    with quiet(), contextlib.redirect_stdout(sys.stderr):
         return nncf.quantize(
             model,
             nncf.Dataset(list(calibration), given),

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convnext.checkpoint import Card
+from convnext.deploy.any_size import LEAST_ANY
 from convnext.deploy.exported_detector import ExportedDetector, OnCanvas
 from convnext.images import Mode, as_mode
 from convnext.preprocess import to_tensor
@@ -206,8 +207,8 @@ class ExportedNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits (N, K), or (N, K, H, W) of a segmentor."""
         height, width = images.shape[2:]
-        if self.graph["size"] is not None:
-            images = fill_up(images, self.graph["size"], self.colour)
+        if self.graph["inside"] != "full":
+            images = fill_up(images, filled_size(self.graph, height, width), self.colour)
         given = images if self.graph["inside"] == "none" else _as_pixels(images)
         parts = [self.exported.run(part) for part in self._batches(given)]
         out = torch.from_numpy(np.concatenate(parts)[: len(given)])
@@ -230,6 +231,13 @@ class ExportedNetwork(nn.Module):
 def votes(labels: Tensor, num_classes: int) -> Tensor:
     """Return labels (N, H, W) as logits of 1 and 0, (N, K, H, W): windows that overlap vote."""
     return nn.functional.one_hot(labels.long(), num_classes).permute(0, 3, 1, 2).float()
+
+
+def filled_size(graph: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
+    """Return the height and width that a file is given images of, which are filled up to it."""
+    if graph["size"] is not None:
+        return graph["size"][0], graph["size"][1]
+    return max(height, LEAST_ANY), max(width, LEAST_ANY)
 
 
 def mean_pixel(card: Card) -> Tensor:
