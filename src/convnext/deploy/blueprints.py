@@ -23,8 +23,7 @@ from convnext.deploy.layers import spell_out
 from convnext.deploy.writers import Blueprint
 from convnext.device import AMP_DTYPES
 
-# Sides of a segmentor's images of any size. A map of a single position is a special case for torch's
-# exporter, so that the coarsest one has two at least.
+# Longest side of a segmentor's images of any size.
 MOST_SIDE = 16384
 
 

@@ -51,7 +51,7 @@ class DetectionProof:
         if self.mask_iou is not None:
             rows.append(("mean overlap of their masks", f"{100 * self.mask_iou:.2f} %"))
         if self.matched_own != self.matched:
-            name = "found by both, images not on a canvas"
+            name = "found by both, the network without a canvas"
             rows.append((name, f"{100 * self.matched_own:.2f} %"))
         return rows
 
