@@ -165,6 +165,7 @@ def test_sizes_are_read() -> None:
         ({"answers": False}, "detect", "leave out --logits"),
         ({"batch": 4}, "detect", "one image at a time"),
         ({"format": "onnx", "precision": "int8"}, "detect", "--format openvino"),
+        ({"format": "openvino", "precision": "bf16"}, "detect", "loses pixels"),
     ],
 )
 def test_what_a_task_does_not_have_is_refused(fields: Any, task: str, words: str) -> None:

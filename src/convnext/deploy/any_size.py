@@ -27,21 +27,24 @@ class AnySizeSegmentor(nn.Module):
 
     Args:
         segmentor: A folded one, or one around which the normalisation lies; it is taken apart.
+        contiguous: Whether maps are kept channels first. Where one is cast, strides of others would
+            become conditions on the sizes; a layer norm makes them so itself.
     """
 
-    def __init__(self, segmentor: nn.Module) -> None:
+    def __init__(self, segmentor: nn.Module, *, contiguous: bool = False) -> None:
         super().__init__()
+        self.contiguous = contiguous
         within: Any = segmentor
         self.normalize = getattr(within, "normalize", nn.Identity())
         self.backbone = within.backbone
         self.output_norms = within.output_norms
         self.decode_head = AnySizeHead(within.decode_head)
-        # Strides of channels_last maps would become conditions on the sizes wherever one is cast.
-        self.to(memory_format=torch.contiguous_format)
+        if contiguous:
+            self.to(memory_format=torch.contiguous_format)
 
     def forward(self, images: Tensor) -> Tensor:
-        images = self.normalize(images.contiguous())
-        maps = self.output_norms(self.backbone.pyramid(images))
+        images = images.contiguous() if self.contiguous else images
+        maps = self.output_norms(self.backbone.pyramid(self.normalize(images)))
         return resized(self.decode_head(list(maps.values())), images)
 
 

@@ -65,9 +65,9 @@ def build_graph(model: nn.Module, card: Card, settings: ExportSettings) -> Graph
         scaled = ([255 * v for v in values] for values in (pre.mean, pre.std))
         mean, std = scaled
         folded = fold(model, mean=mean, std=std, form="conv")
-    if settings.size == "any":
-        folded = AnySizeSegmentor(folded)
     is_half = settings.precision in AMP_DTYPES
+    if settings.size == "any":
+        folded = AnySizeSegmentor(folded, contiguous=is_half)
     # Casting what a layer norm has moved depends on strides, which torch's exporter must not know.
     if settings.format == "openvino" or (settings.size == "any" and is_half):
         folded = spell_out(folded)

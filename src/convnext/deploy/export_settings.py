@@ -79,6 +79,11 @@ class ExportSettings:
             raise ValueError("a detector has no logits to give; leave out --logits")
         if self.batch not in (None, 1):
             raise ValueError("a detector's file takes one image at a time; leave out --batch")
+        if self.format == "openvino" and self.precision == "bf16":
+            raise ValueError(
+                "OpenVINO computes the corners of boxes in bf16, too, which loses pixels: take "
+                "--precision int8 or fp32"
+            )
         if self.format == "onnx" and self.precision == "int8":
             raise ValueError(
                 "a detector's int8 is for OpenVINO: --format openvino --precision int8"
