@@ -67,7 +67,7 @@ def test_a_detectors_file_predicts_like_its_checkpoint(
         assert (b.found.masks[0] is None) == (masks == "none")
 
 
-@pytest.mark.parametrize("format", sorted(FILES))
+@pytest.mark.parametrize("format", ["onnx", "openvino"])  # pt2 is what onnx is made from.
 def test_a_segmentors_file_takes_any_size(format: Any, tmp_path: Path) -> None:
     checkpoint = small_segmentor(tmp_path / "net.safetensors")
     photos = small_photos(tmp_path / "photos")
