@@ -1,4 +1,4 @@
-"""A small classifier whose answers differ, and photos to ask it about."""
+"""Small networks of every task whose answers differ, and photos to ask them about."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from convnext.checkpoint import Card, save_checkpoint
-from convnext.preprocess import Preprocessing
+from convnext.preprocess import DensePreprocessing, Preprocessing
 
 CLASSES = ("cat", "dog", "héron")
 NETWORK: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "num_classes": 3}
@@ -31,6 +31,51 @@ def small_checkpoint(path: Path) -> str:
         if p.dim() == 1:
             torch.nn.init.normal_(p, 1.0 if "norm" in name or "gamma" in name else 0.0, 0.3)
     model.head.fc.weight.data.mul_(40)
+    save_checkpoint(path, model.state_dict(), card)
+    return str(path)
+
+
+def small_segmentor(path: Path, **recipe: Any) -> str:
+    """Write a checkpoint of a segmentor of three classes and return its path."""
+    card = Card(
+        task="segment",
+        model="upernet_convnext_atto",
+        changes={**NETWORK, "channels": 8},
+        classes=("road", "sky", "tree"),
+        preprocessing=DensePreprocessing(image_size=0, **STATISTICS),
+        recipe={"segment": {"crop": 64, **recipe}},
+    )
+    torch.manual_seed(0)
+    model: Any = card.build()
+    torch.nn.init.normal_(model.decode_head.classifier.weight, std=5.0)
+    # Where all features are 0, only the biases tell classes apart.
+    torch.nn.init.normal_(model.decode_head.classifier.bias)
+    save_checkpoint(path, model.state_dict(), card)
+    return str(path)
+
+
+def small_detector_file(path: Path, method: str = "mask_rcnn_", **changes: Any) -> str:
+    """Write a checkpoint of a detector whose boxes, scores and masks differ; return its path."""
+    card = Card(
+        task="detect",
+        model=f"{method}convnext_atto",
+        changes={
+            **NETWORK,
+            **{"channels": 16, "fc_dim": 24, "num_proposals": 50, "max_detections": 30},
+            **{"score_threshold": 0.3, **changes},
+        },
+        classes=CLASSES,
+        preprocessing=DensePreprocessing(image_size=64, max_size=128, **STATISTICS),
+    )
+    torch.manual_seed(0)
+    model: Any = card.build()
+    with torch.no_grad():
+        model.rpn.objectness.weight.mul_(30)
+        model.rpn.deltas.weight.mul_(20)
+        for box, mask in zip(model.box_heads, model.mask_heads, strict=True):
+            box.classifier.weight.mul_(30)
+            box.regressor.weight.mul_(100)
+            mask.classifier.weight.mul_(30)
     save_checkpoint(path, model.state_dict(), card)
     return str(path)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from typing import Literal
+
 from convnext.commands import Parser, console, print_json
 
 
@@ -9,12 +12,14 @@ def run(argv: list[str]) -> int:
     """Run the verb."""
     parser = Parser(
         "export",
-        description="Write a classifier or a segmentor as ONNX, OpenVINO or torch.export's pt2, "
-        "with its classes and preprocessing, run the file in its own runtime on real images, and "
-        "keep it only if it computes what the network does.",
+        description="Write a classifier, a segmentor or a detector as ONNX, OpenVINO or "
+        "torch.export's pt2, with its classes and preprocessing, run the file in its own runtime "
+        "on real images, and keep it only if it computes what the network does.",
         example="convnext export runs/first --format onnx\n"
         "  convnext export runs/first --format openvino --precision int8\n"
         "  convnext export runs/first --format onnx --preprocess full --output flowers.onnx\n"
+        "  convnext export runs/streets --format onnx --size any\n"
+        "  convnext export runs/cells --format openvino --size 512x768 --masks full\n"
         "  convnext predict flowers.onnx photo.jpg",
     )
     parser.add_argument("source", help="a run folder, a checkpoint, or a hub id")
@@ -32,7 +37,7 @@ def run(argv: list[str]) -> int:
         default="normalize",
         help="what of the preprocessing is in the file: none of it (it takes normalised floats, "
         "N C H W), the normalisation (it takes pixels of the network's size, uint8 N H W C; the "
-        "default), or all (it takes one image of any size, uint8 1 H W C)",
+        "default), or all (it takes one image of any size, uint8 1 H W C; not of a segmentor)",
     )
     parser.add_argument(
         "--logits",
@@ -41,7 +46,17 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--batch", type=int, metavar="N", help="fix the batch (default: open)")
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="side of the images (default: as trained)"
+        "--size",
+        type=_size,
+        metavar="SIZE",
+        help="height and width of the images: HxW, PIXELS for both, or of a segmentor `any` "
+        "(default: as trained; of a detector what the images it is proven on need)",
+    )
+    parser.add_argument(
+        "--masks",
+        choices=("none", "shares", "full"),
+        help="of a detector: no masks, shares of 28 x 28 cells of each box (the default), or a "
+        "bitmap of the image for each object",
     )
     parser.add_argument(
         "--images",
@@ -51,7 +66,10 @@ def run(argv: list[str]) -> int:
         help="images to prove the file on, and to calibrate int8 (default: the run's own data)",
     )
     parser.add_argument(
-        "--num-images", type=int, metavar="N", help="how many at most (default: 32; int8: 500)"
+        "--num-images",
+        type=int,
+        metavar="N",
+        help="how many at most (default: 32; int8: 500, of a detector 50)",
     )
     parser.add_argument(
         "--force", action="store_true", help="keep a file that fails its proof or is slower"
@@ -59,9 +77,12 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from convnext.deploy.export import ExportSettings, export
+    from convnext.inference import task_of
 
     out = console(as_json=arguments.json)
-    num = arguments.num_images or (500 if arguments.precision == "int8" else 32)
+    num = arguments.num_images or 32
+    if arguments.num_images is None and arguments.precision == "int8":
+        num = 50 if task_of(arguments.source) == "detect" else 500
     result = export(
         arguments.source,
         settings=ExportSettings(
@@ -70,7 +91,8 @@ def run(argv: list[str]) -> int:
             inside=arguments.preprocess,
             answers=not arguments.logits,
             batch=arguments.batch,
-            size=None if arguments.size is None else (arguments.size, arguments.size),
+            size=arguments.size,
+            masks=arguments.masks,
         ),
         output=arguments.output,
         images=arguments.images,
@@ -82,3 +104,14 @@ def run(argv: list[str]) -> int:
     if arguments.json:
         print_json(result.to_dict())
     return 0
+
+
+def _size(text: str) -> tuple[int, int] | Literal["any"]:
+    """Return height and width from HxW or PIXELS."""
+    if text == "any":
+        return "any"
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 512x768, 512 or any")
+    height, width = (int(sides[0]), int(sides[-1]))
+    return height, width

@@ -29,8 +29,7 @@ from torchvision.ops import nms, roi_align
 from convnext.tasks.detection import box_head, mask_head
 from convnext.tasks.detection.anchors import DIVISOR, level_anchors
 from convnext.tasks.detection.batch import Size
-from convnext.tasks.detection.coding import decode
-from convnext.tasks.detection.detect import refine
+from convnext.tasks.detection.coding import Stds, decode
 from convnext.tasks.detection.model import Detector
 from convnext.tasks.detection.roi import roi_levels
 from convnext.tasks.detection.rpn import NMS_THRESHOLD, by_anchor
@@ -46,6 +45,9 @@ at least two come out, and refuses to run otherwise; and no runtime is given an 
 
 class DetectorGraph(nn.Module):
     """A normalised image (1, C, H, W) to boxes (D, 4), scores (D,), labels (D,), masks (D, 28, 28).
+
+    An image that is smaller lies in the upper left corner, with zeros around it; its height and
+    width are given beside it, (2,), and boxes stay inside.
 
     The first of them are what `detector([image], paste=False)` returns, best first; the masks are
     its `shares` of the boxes, in [0, 1]. Where there are fewer than D, the others have score 0, an
@@ -97,16 +99,20 @@ class DetectorGraph(nn.Module):
         self.tops: Tensor
         self.register_buffer("scales", scales.to(device), persistent=False)
         self.register_buffer("tops", tops.to(device), persistent=False)
+        self.whole: Tensor
+        self.register_buffer("whole", torch.tensor(size, device=device), persistent=False)
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of what is returned, in its order."""
         return OUTPUTS if self.masks else OUTPUTS[:3]
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, extent: Tensor | None = None) -> tuple[Tensor, ...]:
         detector = self.detector
+        height, width = (self.whole if extent is None else extent).float().unbind()
+        limits = torch.stack((width, height, width, height))
         maps = detector.features(image.to(self.dtype))
-        boxes, found = self.proposals(maps)  # R 4, R
+        boxes, found = self.proposals(maps, limits)  # R 4, R
         packed = pack(maps[:-1])
         stages = detector.method.stages
         total = torch.zeros((), device=image.device)
@@ -115,24 +121,27 @@ class DetectorGraph(nn.Module):
             logits, deltas = detector.box_heads[s](features)  # R K+1, R K 4
             total = total + logits.float() / len(stages)
             if s + 1 < len(stages):
-                boxes = refine(boxes, deltas, logits[:, :-1].argmax(1), stage.stds, self.size)
+                best = logits[:, :-1].argmax(1)
+                own = deltas[torch.arange(len(best), device=best.device), best].float()
+                boxes = moved(boxes, own, stage.stds, limits)
         scores = total.softmax(1)[:, :-1] * found[:, None]  # R K
-        boxes, scores, labels = self.select(boxes, deltas.float(), scores)
+        boxes, scores, labels = self.select(boxes, deltas.float(), scores, limits)
         if not self.masks:
             return boxes, scores, labels
         return boxes, scores, labels, self.shares(packed, boxes, labels)
 
-    def proposals(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def proposals(self, maps: Sequence[Tensor], limits: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes (R, 4) from maps p2 to p6, best first, and which of them are any (R,).
 
-        R is the number of proposals, or less where there are not as many anchors.
+        They end at the right and lower edges of the image, `limits` (4,), as x y x y. R is the
+        number of proposals, or less where there are not as many anchors.
         """
         num = self.detector.config.num_proposals
         chosen, scores = [], []
         for name, outputs in zip(self.anchors, self.detector.rpn(maps), strict=True):
             logit, delta = (out[0] for out in by_anchor(*outputs))
             score, index = logit.sigmoid().topk(min(num, len(logit)))
-            boxes = decode(getattr(self, name)[index], delta[index], size=self.size)
+            boxes = moved(getattr(self, name)[index], delta[index], (1, 1, 1, 1), limits)
             boxes, score = with_nothing(boxes, score, MISSING)
             keep = nms(boxes, score, NMS_THRESHOLD)
             chosen.append(boxes)
@@ -152,7 +161,7 @@ class DetectorGraph(nn.Module):
         return features.to(packed.dtype)
 
     def select(
-        self, boxes: Tensor, deltas: Tensor, scores: Tensor
+        self, boxes: Tensor, deltas: Tensor, scores: Tensor, limits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the boxes (D, 4), scores (D,) and labels (D,) of the detections, best first.
 
@@ -160,12 +169,13 @@ class DetectorGraph(nn.Module):
             boxes: (R, 4), of the proposals.
             deltas: (R, K, 4), of the last stage.
             scores: (R, K), without the background.
+            limits: (4,), the right and lower edges of the image, as x y x y.
         """
         num_classes = scores.shape[1]
         index = (scores.flatten() > self.score_threshold).nonzero()[:, 0]  # P
         row, label = index // num_classes, index % num_classes
         stds = self.detector.method.stages[-1].stds
-        candidates = decode(boxes[row], deltas.flatten(0, 1)[index], stds, self.size)
+        candidates = moved(boxes[row], deltas.flatten(0, 1)[index], stds, limits)
         candidates, score = with_nothing(candidates, scores.flatten()[index], 0.0)
         label = torch.cat((label.new_zeros(NUM_NOTHING), label))
         # Boxes of different classes are moved apart, so that they do not suppress each other.
@@ -184,6 +194,52 @@ class DetectorGraph(nn.Module):
         for head in heads:
             total = total + head(features)[rows, labels].float().sigmoid() / len(heads)
         return total
+
+
+def moved(boxes: Tensor, deltas: Tensor, stds: Stds, limits: Tensor) -> Tensor:  # R 4 -> R 4
+    """Return boxes that deltas lead to, inside the image whose edges are `limits` (4,)."""
+    return torch.minimum(decode(boxes, deltas, stds).clamp(min=0), limits)
+
+
+def paste(
+    shares: Tensor, boxes: Tensor, size: tuple[Tensor, Tensor], threshold: float
+) -> Tensor:  # D S S, D 4 -> D H W
+    """Put masks of shares in [0, 1] where their boxes are, by the rule of `paste_masks`.
+
+    Both directions are a product with the weights of each pixel's two neighbours among the cells.
+
+    Args:
+        shares: (D, S, S).
+        boxes: (D, 4).
+        size: The rows (H,) and columns (W,) of the image, counted from 0, in fp32.
+        threshold: Share from which a pixel belongs to an object.
+
+    Returns:
+        Booleans.
+    """
+    side = shares.shape[1]
+    x1, y1, x2, y2 = boxes.unbind(1)
+    rows, columns = size
+    down, across = _cells(rows, y1, y2, side), _cells(columns, x1, x2, side)  # D H S, D W S
+    spread = torch.bmm(torch.bmm(down, shares), across.transpose(1, 2))
+    inside = _near(rows, y1, y2)[:, :, None] & _near(columns, x1, x2)[:, None]
+    return (spread >= threshold) & inside
+
+
+def _cells(pixels: Tensor, first: Tensor, last: Tensor, side: int) -> Tensor:  # -> D len side
+    """Return the weight of each of a box's cells in each pixel of a line."""
+    extent = (last - first)[:, None]
+    middle = (side - 1) / 2  # A box without width repeats the middle of its mask.
+    at = (pixels[None] + 0.5 - first[:, None]) / torch.where(extent > 0, extent, 1.0)
+    at = torch.where(extent > 0, at * side - 0.5, middle)
+    cells = torch.arange(side, dtype=torch.float32, device=pixels.device)
+    return (1 - (at[:, :, None] - cells).abs()).clamp_min(0)
+
+
+def _near(pixels: Tensor, first: Tensor, last: Tensor) -> Tensor:  # -> D len
+    """Tell which pixels of a line lie under a box or a margin of one pixel."""
+    low, high = torch.floor(first) - 1, torch.ceil(last) + 1
+    return (pixels[None] >= low[:, None]) & (pixels[None] < high[:, None])
 
 
 def with_nothing(boxes: Tensor, scores: Tensor, score: float) -> tuple[Tensor, Tensor]:

@@ -12,76 +12,24 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 import convnext
 from convnext.atomic import write_text
 from convnext.checkpoint import Card
-from convnext.deploy.fold import fold
-from convnext.deploy.graphs import (
-    Graph,
-    Half,
-    Inside,
-    Labels,
-    Pixels,
-    Probabilities,
-    WholeImage,
-)
-from convnext.deploy.layers import spell_out
+from convnext.deploy.blueprints import blueprint_of, facts_of
+from convnext.deploy.export_settings import SUFFIX, ExportSettings
 from convnext.deploy.prove import Proof, Proofs, collect, prove
 from convnext.deploy.quiet import quiet
-from convnext.deploy.runtimes import EXTRA, need
-from convnext.device import AMP_DTYPES
+from convnext.deploy.writers import WRITERS, Given
 from convnext.inference import open_model
 
-Format = Literal["onnx", "openvino", "pt2"]
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
-SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
-# LayerNormalization came with 17, antialiasing and fp16 casts of today's runtimes with 18.
-OPSET = 18
-MAX_BATCH = 4096
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportSettings:
-    """What is in a file, and in which form."""
-
-    format: Format = "onnx"
-    precision: Precision = "fp32"
-    inside: Inside = "normalize"
-    answers: bool = True
-    """Probabilities of a classifier, labels of a segmentor; else logits."""
-    batch: int | None = None
-    """Images at a time; None leaves it open."""
-    size: tuple[int, int] | None = None
-    """Height and width of the images; None for those of the checkpoint."""
-
-    def __post_init__(self) -> None:
-        """Check what goes together.
-
-        Raises:
-            ValueError: Naming the field, its value and what it can be.
-        """
-        for value, kinds, name in (
-            (self.format, Format, "format"),
-            (self.precision, Precision, "precision"),
-            (self.inside, Inside, "preprocess"),
-        ):
-            if value not in get_args(kinds):
-                raise ValueError(f"{name} is {value!r}; choose of {', '.join(get_args(kinds))}")
-        if self.batch is not None and not 1 <= self.batch <= MAX_BATCH:
-            raise ValueError(f"batch is {self.batch}, but must be from 1 to {MAX_BATCH:,}")
-        if self.format == "onnx" and self.precision == "bf16":
-            raise ValueError(
-                "ONNX Runtime has no kernels for bf16 on CPUs: take fp16, or OpenVINO for bf16"
-            )
-        if self.format == "pt2" and self.precision == "int8":
-            raise ValueError("int8 is for OpenVINO and ONNX: --format openvino --precision int8")
+__all__ = ["ExportResult", "ExportSettings", "export", "write"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +45,7 @@ class ExportResult:
     def print(self, console: Console) -> None:
         """Print how the file compares with its network, and what to do with it."""
         proof, table = self.proof, Table(box=None, show_header=False)
-        rows = [
-            ("images", f"{proof.num_images:,}"),
-            ("largest difference of a probability", f"{proof.max_difference:.2g}"),
-            ("same answers", f"{100 * proof.agreement:.2f} %"),
-        ]
-        if proof.before is not None and proof.after is not None:
-            change = f"{proof.before:.2f} % before, {proof.after:.2f} % after"
-            rows.append((f"{proof.metric} on them", change))
-        rows.append(("speed, one image at a time", f"{proof.speed_ratio:.2f} times eager"))
-        for row in rows:
+        for row in proof.rows():
             table.add_row(*row)
         console.print(table)
         if proof.failure:
@@ -152,13 +91,10 @@ def export(
         ArithmeticError: If the file does not compute what the network does; it is not kept.
     """
     model, card = open_model(source, torch.device("cpu"))
-    if card.task == "detect":
-        raise ValueError(
-            f"{source} is a detector, which this verb does not export yet: "
-            "convnext.deploy.detector_graph.DetectorGraph is its graph of fixed size"
-        )
+    settings.check_task(card.task)
     path = _target(source, card, settings, output)
     proofs = collect(card, source, images, num_images)
+    settings = _sized(model, card, settings, proofs, note)
     note(f"folding {card.model}; {len(proofs.files):,} images to prove it on")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
@@ -192,21 +128,21 @@ def _write_proven(
         write(model, card, settings, draft)
         note("running the file in its own runtime")
         return prove(model, card, draft, proofs, precision=settings.precision)
-    from convnext.deploy.quantize import NUM_KEPT, sensitivity
+    from convnext.deploy.calibration import calibrate
+    from convnext.deploy.quantize import NUM_KEPT
 
-    pixels = list(proofs.calibration())
-    note(f"measuring how sensitive each layer is to int8, on {min(8, len(pixels))} images")
-    normalized = card.preprocessing.normalize(torch.cat(pixels[:8]))
-    layers = sensitivity(fold(model, form="conv"), normalized)
+    calibration = calibrate(model, card, settings, proofs, note)
+    layers = calibration.layers
     for layer in layers[:5]:
         note(f"  {layer.name}: outputs change by {100 * layer.error:.1f} % with it alone in int8")
     for num_kept in NUM_KEPT:
         kept = tuple(layer.name for layer in layers[:num_kept])
         note(
-            f"writing {settings.format} in int8, calibrated on {len(pixels):,} images"
+            f"writing {settings.format} in int8, calibrated on {len(calibration.given):,} images"
             + (f", {num_kept} layers in float" if kept else "")
         )
-        slower = write(model, card, settings, draft, calibration=pixels, keep_float=kept)
+        given = calibration.given
+        slower = write(model, card, settings, draft, calibration=given, keep_float=kept)
         proof = prove(model, card, draft, proofs, precision="int8")
         proof = replace(proof, sensitivity=tuple(map(asdict, layers)), keep_float=kept)
         if slower and proof.passed:
@@ -223,7 +159,7 @@ def write(
     settings: ExportSettings,
     path: Path,
     *,
-    calibration: Sequence[Tensor] = (),
+    calibration: Sequence[Given] = (),
     keep_float: Sequence[str] = (),
 ) -> str:
     """Write a file without proving it.
@@ -233,7 +169,7 @@ def write(
         card: Of its checkpoint.
         settings: What is in the file.
         path: With the suffix of the format.
-        calibration: For int8: pixels, uint8 (N, C, H, W).
+        calibration: For int8: images as the graph takes them.
         keep_float: For int8: names of layers of the folded network that stay in fp32.
 
     Returns:
@@ -242,72 +178,42 @@ def write(
     Raises:
         ValueError: If a library is not installed, or a setting does not fit the network.
     """
-    size = size_of(card, settings)
-    graph = build_graph(model, card, settings)
-    batch = 1 if settings.inside == "full" else settings.batch
-    example = _example(card, settings, batch or 2, size)
+    settings.check_task(card.task)
+    blueprint = blueprint_of(model, card, settings)
     metadata = {
         **card.to_metadata(),
         "convnext": convnext.__version__,
         "licence": licence_of(card),
-        "graph": json.dumps(
-            {
-                "inside": settings.inside,
-                "output": _output(card, settings),
-                "batch": batch,
-                "size": None if settings.inside == "full" else list(size),
-                "precision": settings.precision,
-            }
-        ),
+        "graph": json.dumps(facts_of(model, card, settings)),
     }
-    writers = {"onnx": write_onnx, "openvino": _write_openvino, "pt2": _write_pt2}
     with torch.no_grad(), quiet():
         if settings.precision == "int8":
             from convnext.deploy.quantize import write_int8
 
-            given = [_given(pixels, card, settings) for pixels in calibration]
-            return write_int8(graph, example, path, metadata, given, settings, keep_float)
-        writers[settings.format](graph, example, batch, path, metadata, settings)
+            return write_int8(blueprint, path, metadata, calibration, settings, keep_float)
+        WRITERS[settings.format](blueprint, path, metadata, settings)
     return ""
 
 
-def build_graph(model: nn.Module, card: Card, settings: ExportSettings) -> Graph:
-    """Return the network with what goes into the file around it, folded."""
-    pre = card.preprocessing
-    if settings.inside == "full" and card.task != "classify":
-        raise ValueError(
-            "a segmentor looks at images in their own ratio, and so is given them resized: take "
-            "--preprocess normalize"
-        )
-    if settings.inside == "none":
-        folded = fold(model, form="conv")
-    else:
-        scaled = ([255 * v for v in values] for values in (pre.mean, pre.std))
-        mean, std = scaled
-        folded = fold(model, mean=mean, std=std, form="conv")
-    if settings.format == "openvino":
-        folded = spell_out(folded)
-    elif settings.precision in AMP_DTYPES:
-        folded = Half(folded, AMP_DTYPES[settings.precision])
-    prepare: nn.Module = {"none": nn.Identity(), "normalize": Pixels()}.get(
-        settings.inside
-    ) or WholeImage(pre)
-    finish: nn.Module = nn.Identity()
-    if settings.answers:
-        finish = Probabilities() if card.task == "classify" else Labels()
-    return Graph(prepare, folded, finish).eval()
+def _sized(
+    model: nn.Module,
+    card: Card,
+    settings: ExportSettings,
+    proofs: Proofs,
+    note: Callable[[str], None],
+) -> ExportSettings:
+    """Return settings with the size of a detector's file, which follows from images of its own."""
+    if card.task != "detect" or settings.size is not None:
+        return settings
+    from convnext.deploy.detector_file import default_canvas, last_stride
 
-
-def size_of(card: Card, settings: ExportSettings) -> tuple[int, int]:
-    """Return the height and width of the images that a file takes."""
-    if settings.size is not None:
-        return settings.size
-    if card.task == "classify":
-        side = int(card.preprocessing.image_size)
-        return side, side
-    crop = card.recipe.get("segment", {}).get("crop")
-    side = int(crop or card.preprocessing.image_size or 512)
-    return side, side
+    sizes = [image.size for image in proofs.images()]
+    size = default_canvas(card.preprocessing, sizes, last_stride(model))
+    note(
+        f"the file takes images of up to {size[0]} x {size[1]} pixels, which the largest of "
+        f"{len(sizes):,} images needs; larger ones are shrunk (--size HxW for another)"
+    )
+    return replace(settings, size=size)
 
 
 def licence_of(card: Card) -> str:
@@ -316,32 +222,6 @@ def licence_of(card: Card) -> str:
 
     known = find_published(card.model) if not card.metrics else None
     return known.licence if known else ""
-
-
-def _output(card: Card, settings: ExportSettings) -> str:
-    if not settings.answers:
-        return "logits"
-    return "probabilities" if card.task == "classify" else "labels"
-
-
-def _example(card: Card, settings: ExportSettings, num: int, size: tuple[int, int]) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    chans, (height, width) = int(card.preprocessing.in_chans), size
-    if settings.inside == "none":
-        return torch.randn(num, chans, height, width, generator=generator)
-    if settings.inside == "full":  # No side is a special case: neither equal nor the target's.
-        height, width = height + 37, width + 91
-    return torch.randint(
-        0, 256, (num, height, width, chans), generator=generator, dtype=torch.uint8
-    )
-
-
-def _given(pixels: Tensor, card: Card, settings: ExportSettings) -> Tensor:
-    """Return pixels, uint8 (N, C, H, W), as the graph takes them."""
-    if settings.inside == "none":
-        normalized: Tensor = card.preprocessing.normalize(pixels)
-        return normalized
-    return pixels.permute(0, 2, 3, 1).contiguous()
 
 
 def _target(source: str, card: Card, settings: ExportSettings, output: str | Path | None) -> Path:
@@ -354,85 +234,3 @@ def _target(source: str, card: Card, settings: ExportSettings, output: str | Pat
     name = f"{card.model.replace('/', '-')}_{settings.precision}{suffix}"
     folder = Path(source)
     return (folder if folder.is_dir() else Path()) / name
-
-
-def _dynamic(example: Tensor, batch: int | None, settings: ExportSettings) -> dict[int, Any]:
-    if settings.inside == "full":
-        sides = (torch.export.Dim(n, min=8, max=32768) for n in ("height", "width"))
-        return dict(zip((1, 2), sides, strict=True))
-    return {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)} if batch is None else {}
-
-
-def _program(
-    graph: nn.Module, example: Tensor, batch: int | None, settings: ExportSettings
-) -> torch.export.ExportedProgram:
-    return torch.export.export(
-        graph, (example,), dynamic_shapes=(_dynamic(example, batch, settings),)
-    )
-
-
-def write_onnx(
-    graph: nn.Module,
-    example: Tensor,
-    batch: int | None,
-    path: Path,
-    metadata: dict[str, str],
-    settings: ExportSettings,
-) -> None:
-    onnx, _ = need("onnx", "onnxscript")
-    program = _program(graph, example, batch, settings)
-    torch.onnx.export(
-        program,
-        (),
-        str(path),
-        input_names=["images"],
-        output_names=["output"],
-        opset_version=OPSET,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    written = onnx.load(str(path))
-    onnx.helper.set_model_props(written, metadata)
-    written.producer_name = "convnext"
-    onnx.save(written, str(path))
-
-
-def _write_openvino(
-    graph: nn.Module,
-    example: Tensor,
-    batch: int | None,
-    path: Path,
-    metadata: dict[str, str],
-    settings: ExportSettings,
-) -> None:
-    (openvino,) = need("openvino")
-    converted = to_openvino(graph, example, batch, settings)
-    converted.set_rt_info(json.dumps(metadata), ["convnext"])
-    openvino.save_model(converted, str(path), compress_to_fp16=settings.precision == "fp16")
-
-
-def to_openvino(
-    graph: nn.Module, example: Tensor, batch: int | None, settings: ExportSettings
-) -> Any:
-    """Return OpenVINO's model of a graph, straight from torch: twice as fast as by way of ONNX."""
-    (openvino,) = need("openvino")
-    shape = [
-        -1 if i in _dynamic(example, batch, settings) else n for i, n in enumerate(example.shape)
-    ]
-    kind = openvino.Type.f32 if example.dtype == torch.float32 else openvino.Type.u8
-    return openvino.convert_model(
-        graph, example_input=example, input=[(openvino.PartialShape(shape), kind)]
-    )
-
-
-def _write_pt2(
-    graph: nn.Module,
-    example: Tensor,
-    batch: int | None,
-    path: Path,
-    metadata: dict[str, str],
-    settings: ExportSettings,
-) -> None:
-    program = _program(graph, example, batch, settings)
-    torch.export.save(program, str(path), extra_files={EXTRA: json.dumps(metadata)})

@@ -22,6 +22,7 @@ from convnext.deploy.detector import (
     first_form,
     optimize_detector,
 )
+from convnext.deploy.exported_detector import ExportedDetector
 from convnext.deploy.fold import fold
 from convnext.deploy.forms import Form
 from convnext.deploy.optimize import (
@@ -87,7 +88,7 @@ class Fast(nn.Module):
         self._sizes: set[tuple[int, ...]] = set()
         self._most = 0
         # A file is in its form already.
-        self._decided = not enabled or isinstance(model, ExportedNetwork)
+        self._decided = not enabled or isinstance(model, ExportedNetwork | ExportedDetector)
         if device.type == "cpu":
             keep_freed_memory()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnext.deploy.layers import Standardize
-from convnext.preprocess import Interpolation, Preprocessing
+from convnext.preprocess import DensePreprocessing, Interpolation, Preprocessing
 
 Inside = Literal["none", "normalize", "full"]
 """How much of the preprocessing is in a file: nothing (images are normalised floats, N C H W), the
@@ -43,11 +43,7 @@ class WholeImage(nn.Module):
         super().__init__()
         self.size = preprocessing.image_size
         self.interpolation: Interpolation = preprocessing.interpolation
-        if self.interpolation == "nearest":
-            raise ValueError(
-                "images that are resized by nearest neighbours cannot be resized inside of a file: "
-                "take --preprocess normalize"
-            )
+        _refuse_nearest(self.interpolation)
         whole = preprocessing.crop_pct == 1
         # The short side before the centre is cropped; 0: both sides become `size`.
         self.short = 0 if whole else int(self.size / preprocessing.crop_pct)
@@ -59,8 +55,8 @@ class WholeImage(nn.Module):
         down, across = self._sizes(height, width), self._sizes(width, height)
         # Pillow resizes along the rows first, and rounds in between. (Of images much taller than
         # wide today's does the columns first, which changes some pixels by a level.)
-        x = _round(x @ self._matrix(columns, width, across).T)
-        x = _round(self._matrix(rows, height, down) @ x)
+        x = round_pixels(x @ self._matrix(columns, width, across).T)
+        x = round_pixels(self._matrix(rows, height, down) @ x)
         return x[None]
 
     def _sizes(self, own: Tensor, other: Tensor) -> Tensor:
@@ -73,14 +69,87 @@ class WholeImage(nn.Module):
     def _matrix(self, ones: Tensor, length: Tensor, full: Tensor) -> Tensor:  # -> size, length
         """Return the weights of a line's pixels in each pixel of the crop."""
         first = torch.round((full - self.size) / 2)
-        i = torch.arange(self.size, dtype=torch.float32, device=ones.device) + first
-        j = torch.cumsum(ones, 0) - 1
-        scale = length / full
-        centres = (i + 0.5) * scale
-        # A filter grows with what it shrinks, which is what keeps fine patterns from aliasing.
-        distance = ((j + 0.5 - centres[:, None]) / scale.clamp_min(1)).abs()
-        weights = _cubic(distance) if self.interpolation == "bicubic" else _linear(distance)
+        weights = line_weights(ones, length, full, self.size, first, self.interpolation)
         return weights / weights.sum(1, keepdim=True)
+
+
+class FittedImage(nn.Module):
+    """One uint8 image (1, H, W, C) of any size to the pixels that a detector sees, on a canvas.
+
+    It is resized in its own ratio by the rule of the preprocessing, less where it would not fit,
+    and lies in the upper left corner with zeros around it.
+
+    Args:
+        preprocessing: Of a detector.
+        size: Height and width of the canvas.
+
+    Raises:
+        ValueError: For the interpolation `nearest`, which is no filter.
+    """
+
+    def __init__(self, preprocessing: DensePreprocessing, size: tuple[int, int]) -> None:
+        super().__init__()
+        _refuse_nearest(preprocessing.interpolation)
+        self.interpolation: Interpolation = preprocessing.interpolation
+        self.short, self.long = preprocessing.image_size, preprocessing.max_size
+        self.size = size
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the pixels (1, C, *size), and the height and width (2,) after and before."""
+        x = image[0].permute(2, 0, 1).float()  # C H W
+        rows, columns = torch.ones_like(x[0, :, 0]), torch.ones_like(x[0, 0])
+        own = torch.stack((rows.sum(), columns.sum()))
+        canvas = torch.tensor(self.size, dtype=torch.float32, device=x.device)
+        factor = (canvas / own).min()
+        if self.long:
+            factor = torch.minimum(factor, self.long / own.max())
+        factor = torch.minimum(factor, self.short / own.min() if self.short else own.new_ones(()))
+        fitted = torch.minimum(torch.floor(own * factor + 0.5).clamp_min(1), canvas)
+        across = self._matrix(columns, own[1], fitted[1], self.size[1])
+        down = self._matrix(rows, own[0], fitted[0], self.size[0])
+        x = round_pixels(x @ across.T)
+        return round_pixels(down @ x)[None], fitted, own
+
+    def _matrix(self, ones: Tensor, length: Tensor, full: Tensor, size: int) -> Tensor:
+        weights = line_weights(ones, length, full, size, full.new_zeros(()), self.interpolation)
+        i = torch.arange(size, dtype=torch.float32, device=ones.device)
+        inside = (i < full)[:, None]
+        return inside * weights / weights.sum(1, keepdim=True).clamp_min(1e-6)
+
+
+def line_weights(
+    ones: Tensor,
+    length: Tensor,
+    full: Tensor,
+    size: int,
+    first: Tensor,
+    interpolation: Interpolation,
+) -> Tensor:  # -> size, length
+    """Return the weights of a line's pixels in `size` pixels of a resized line, before their sum.
+
+    Args:
+        ones: As many as the line has pixels.
+        length: Their number.
+        full: That of the resized line.
+        size: How many pixels of it are wanted.
+        first: The first of them.
+        interpolation: The filter.
+    """
+    i = torch.arange(size, dtype=torch.float32, device=ones.device) + first
+    j = torch.cumsum(ones, 0) - 1
+    scale = length / full
+    centres = (i + 0.5) * scale
+    # A filter grows with what it shrinks, which is what keeps fine patterns from aliasing.
+    distance = ((j + 0.5 - centres[:, None]) / scale.clamp_min(1)).abs()
+    return _cubic(distance) if interpolation == "bicubic" else _linear(distance)
+
+
+def _refuse_nearest(interpolation: Interpolation) -> None:
+    if interpolation == "nearest":
+        raise ValueError(
+            "images that are resized by nearest neighbours cannot be resized inside of a file: "
+            "take --preprocess normalize"
+        )
 
 
 def _linear(x: Tensor) -> Tensor:
@@ -93,7 +162,8 @@ def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def _round(x: Tensor) -> Tensor:
+def round_pixels(x: Tensor) -> Tensor:
+    """Return the nearest whole values from 0 to 255."""
     return torch.floor(x + 0.5).clamp(0, 255)
 
 
@@ -147,12 +217,17 @@ class Half(nn.Module):
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.network = _norms_in_float(network.to(dtype))
+        self.network = halved(network, dtype)
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
         out: Tensor = self.network(images.to(self.dtype))
         return out.float()
+
+
+def halved(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a folded network in half precision, its norms in fp32; it is taken apart."""
+    return _norms_in_float(network.to(dtype))
 
 
 def _norms_in_float(module: nn.Module) -> nn.Module:

@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convnext.checkpoint import Card
-from convnext.deploy.runtimes import fill_up, mean_pixel, open_as_network, votes
+from convnext.deploy.detection_proof import DetectionProof
+from convnext.deploy.exported_detector import ExportedDetector
+from convnext.deploy.runtimes import fill_up, filled_size, mean_pixel, open_as_network, votes
 from convnext.images import BadImage, image_files
 from convnext.tasks.classification.samples import spread
 
@@ -26,10 +28,9 @@ MOST_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
 LEAST_AGREEMENT = {"fp32": 0.995, "fp16": 0.97, "bf16": 0.93, "int8": 0.90}
 # Points of accuracy or mIoU.
 MOST_LOST = 0.5
+NONE_CAN_BE_READ = "none of the images to prove the file on can be read"
 # Images that a lost point must be seen on: of fewer, one image is more than half a point.
 ENOUGH_IMAGES = 200
-NUM_TIMED = 5
-NUM_CALIBRATION = 128
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,28 @@ class Proofs:
     files: Sequence[str]
     open: Callable[[int], Image.Image]
     truth: Callable[[int], Any] | None
-    """The label of an image, or its labels (H, W); None where nothing is known."""
-    calibration: Callable[[], Iterator[Tensor]]
-    """Yields pixels, uint8 (N, C, H, W), of images of training where there are any."""
+    """The label of an image, its labels (H, W) and what to ignore of them, or its place among
+    `labelled`; None where nothing is known."""
+    calibration: Callable[[int], Iterator[Image.Image]]
+    """Yields so many images, at most, of training where there are any."""
+    labelled: Any = None
+    """Of a detector, `DetectionImages` with the network's labels."""
+
+    def images(self) -> Iterator[Image.Image]:
+        """Yield the images that can be read.
+
+        Raises:
+            ValueError: If none can.
+        """
+        found = 0
+        for k in range(len(self.files)):
+            try:
+                yield self.open(k)
+            except BadImage:
+                continue  # The data's own report tells of it.
+            found += 1
+        if not found:
+            raise ValueError(NONE_CAN_BE_READ)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +70,9 @@ class Proof:
 
     num_images: int
     max_difference: float
-    """Of a probability."""
+    """Of a probability, or of the score of a detection; 0 of a segmentor, whose labels count."""
     agreement: float
-    """Share of images, or of pixels, with the same answer."""
+    """Share of images, of pixels, or of detections with the same answer."""
     metric: str
     before: float | None
     """In percent, of the network; None without labels."""
@@ -65,6 +85,33 @@ class Proof:
     """Of int8: what each layer alone does to the outputs, the worst first."""
     keep_float: tuple[str, ...] = ()
     """Of int8: the layers that stayed in fp32."""
+    detections: DetectionProof | None = None
+    """Of a detector: what becomes of its detections, and AP of masks."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return for people what was found: names and figures."""
+        rows = [("images", f"{self.num_images:,}")]
+        if self.detections is not None:
+            rows += self.detections.rows()
+        else:
+            if self.probabilities:
+                difference = f"{self.max_difference:.2g}"
+                rows.append(("largest difference of a probability", difference))
+            rows.append(("same answers", f"{100 * self.agreement:.2f} %"))
+        if self.before is not None and self.after is not None:
+            change = f"{self.before:.2f} % before, {self.after:.2f} % after"
+            rows.append((f"{self.metric} on them", change))
+        if self.detections is not None and self.detections.mask_after is not None:
+            d = self.detections
+            change = f"{d.mask_before:.2f} % before, {d.mask_after:.2f} % after"
+            rows.append(("mask AP on them", change))
+        rows.append(("speed, one image at a time", f"{self.speed_ratio:.2f} times eager"))
+        return rows
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether probabilities were compared: of a segmentor, labels are."""
+        return self.metric == "top-1"
 
     @property
     def passed(self) -> bool:
@@ -85,20 +132,23 @@ def collect(card: Card, source: str, images: Sequence[str | Path], num: int) -> 
     if images:
         paths = image_files(images)
         chosen = [paths[i] for i in spread(len(paths), num)]
-        return _proofs(card, [str(p) for p in chosen], _opener(card, chosen), None, None)
+        return make_proofs([str(p) for p in chosen], _opener(card, chosen), None, None)
     if card.recipe.get("data") is None:
         raise ValueError(
             f"{source} does not say which images it was trained on; give --images FOLDER, so that "
             "the file can be proven on real ones"
         )
+    if card.task == "detect":
+        from convnext.deploy.prove_detector import collect_detections
+
+        return collect_detections(card, source, num)
     if card.task == "segment":
         from convnext.tasks.segmentation.evaluate import open_split as open_pairs
 
         _, pairs = open_pairs(None, "val", card, source)
         _, train = open_pairs(None, "train", card, source)
         picked = spread(len(pairs), num)
-        return _proofs(
-            card,
+        return make_proofs(
             [pairs.source(i) for i in picked],
             lambda k: pairs.open(picked[k], card.preprocessing.mode),
             lambda k: (pairs.mask(picked[k]), pairs.reader.ignore_index),
@@ -112,8 +162,7 @@ def collect(card: Card, source: str, images: Sequence[str | Path], num: int) -> 
         relabel(*open_split(data, split, card, None), card.classes) for split in ("val", "train")
     )
     chosen_ones = spread(len(val), num)
-    return _proofs(
-        card,
+    return make_proofs(
         [val.source(i) for i in chosen_ones],
         lambda k: val.open(chosen_ones[k], card.preprocessing.mode),
         lambda k: val.labels[chosen_ones[k]],
@@ -128,20 +177,20 @@ def _opener(card: Card, paths: Sequence[Path]) -> Callable[[int], Image.Image]:
     return lambda k: decode(paths[k], mode=card.preprocessing.mode)
 
 
-def _proofs(
-    card: Card,
+def make_proofs(
     files: Sequence[str],
     open_one: Callable[[int], Image.Image],
     truth: Callable[[int], Any] | None,
     open_train: Callable[[int], Image.Image] | None,
     num_train: int = 0,
 ) -> Proofs:
+    """Return images to prove a file on; without any of training, it is calibrated on the same."""
     opened, count = (open_train, num_train) if open_train else (open_one, len(files))
 
-    def calibration() -> Iterator[Tensor]:
-        for k in spread(count, NUM_CALIBRATION):
+    def calibration(num: int) -> Iterator[Image.Image]:
+        for k in spread(count, num):
             try:
-                yield card.preprocessing.pixels(opened(k))[None]
+                yield opened(k)
             except BadImage:
                 continue  # The data's own report tells of it.
 
@@ -157,6 +206,10 @@ def prove(model: nn.Module, card: Card, path: Path, proofs: Proofs, *, precision
         ValueError: If none can be read.
     """
     exported, own = open_as_network(path)
+    if isinstance(exported, ExportedDetector):
+        from convnext.deploy.prove_detector import prove_detector
+
+        return prove_detector(model, card, exported, own, proofs, precision=precision)
     # Both look at a segmentor's images by the windows that the file takes.
     alike = _LikeTheFile(model, card, exported.graph) if card.task == "segment" else model
     both = [_answerer(alike, replace(card, recipe=own.recipe)), _answerer(exported, own)]
@@ -181,12 +234,9 @@ def prove(model: nn.Module, card: Card, path: Path, proofs: Proofs, *, precision
             for score, label in zip(hits, (label_a, label_b), strict=True):
                 score.append(_score(card, truth, label))
     if not same:
-        raise ValueError("none of the images to prove the file on can be read")
+        raise ValueError(NONE_CAN_BE_READ)
     before, after = (_total(card, score) for score in hits)
-    # The first images pay for the allocation of memory.
-    ratio = statistics.median(
-        a / b for a, b in itertools.islice(zip(*times, strict=True), min(2, len(same) - 1), None)
-    )
+    ratio = speed_ratio(*times)
     difference, agreement = max(differences, default=0.0), statistics.fmean(same)
     return Proof(
         num_images=len(same),
@@ -197,6 +247,15 @@ def prove(model: nn.Module, card: Card, path: Path, proofs: Proofs, *, precision
         after=after,
         speed_ratio=ratio,
         failure=judge(difference, agreement, before, after, len(same), precision),
+    )
+
+
+def speed_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Return the median ratio of seconds on the same images, in turns."""
+    # The first images pay for the allocation of memory.
+    skipped = min(2, len(slow) - 1)
+    return statistics.median(
+        a / b for a, b in itertools.islice(zip(slow, fast, strict=True), skipped, None)
     )
 
 
@@ -211,7 +270,9 @@ class _LikeTheFile(nn.Module):
         self.colour = torch.zeros_like(grey) if graph["inside"] == "none" else grey
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(fill_up(images, self.graph["size"], self.colour))
+        size = filled_size(self.graph, *images.shape[2:])
+        filled = fill_up(images, size, self.colour)
+        logits: Tensor = self.model(filled)
         if self.graph["output"] == "labels":
             logits = votes(logits.argmax(1), logits.shape[1])
         return logits[..., : images.shape[2], : images.shape[3]]

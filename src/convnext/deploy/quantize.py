@@ -8,24 +8,25 @@ sensitive ones can stay in fp32.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convnext.deploy.export_settings import ExportSettings
 from convnext.deploy.layers import spell_out
 from convnext.deploy.quiet import quiet
 from convnext.deploy.runtimes import Array, need, open_exported
-
-if TYPE_CHECKING:
-    from convnext.deploy.export import ExportSettings
+from convnext.deploy.writers import Blueprint, Given, to_openvino, write_onnx
 
 # Layers that stay in fp32, the most sensitive ones: none, and if that loses too much, more.
 NUM_KEPT = (0, 4, 12)
@@ -118,55 +119,77 @@ def quantize(
     Raises:
         ValueError: If there is nothing to calibrate on, or a library is not installed.
     """
-    openvino, nncf = need("openvino", "nncf")
-    shape = [-1, *example.shape[1:]]  # Calibrated image by image.
-    kind = openvino.Type.f32 if example.dtype == torch.float32 else openvino.Type.u8
-    with quiet():
-        converted = openvino.convert_model(
-            network, example_input=example, input=[(openvino.PartialShape(shape), kind)]
-        )
-    model = _calibrated(nncf, converted, calibration, FLOAT_TYPES, keep_float)
+    blueprint = Blueprint(graph=network, examples=(example,), open_dims=({0: None},))
+    given = [(part,) for images in calibration for part in torch.split(images, 1)]
+    model = quantize_graph(blueprint, given, keep_float=keep_float)
     if batch is not None:
         model.reshape([batch, *example.shape[1:]])
     return model
 
 
+def quantize_graph(
+    blueprint: Blueprint, calibration: Sequence[Given], *, keep_float: Sequence[str] = ()
+) -> Any:
+    """Return OpenVINO's model of a graph with its products in int8.
+
+    Args:
+        blueprint: Open in its batch, if it takes several images.
+        calibration: One image each, as the graph takes it.
+        keep_float: As in `quantize`.
+
+    Raises:
+        ValueError: As `quantize`.
+    """
+    (nncf,) = need("nncf")
+    with quiet():
+        converted = to_openvino(blueprint)
+    return _calibrated(nncf, converted, calibration, FLOAT_TYPES, keep_float)
+
+
 def _calibrated(
     nncf: Any,
     model: Any,
-    calibration: Sequence[Tensor],
+    calibration: Sequence[Given],
     float_types: Sequence[str],
     keep_float: Sequence[str],
-    name: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> Any:
     if not calibration:
         raise ValueError("int8 needs images to calibrate its ranges on; give --images FOLDER")
     import logging
 
     nncf.set_log_level(logging.ERROR)
-    arrays = [part.numpy() for batch in calibration for part in torch.split(batch, 1)]
-    given = (lambda x: x) if name is None else (lambda x: {name: x})
+
+    def given(item: Given) -> Any:
+        arrays = [part.numpy() for part in item]
+        if names is not None:
+            return dict(zip(names, arrays, strict=True))
+        return arrays if len(arrays) > 1 else arrays[0]
+
     scope = nncf.IgnoredScope(
         types=list(float_types),
-        patterns=[f".*{layer.replace('.', '[./]')}/.*" for layer in keep_float],
+        patterns=[
+            *(f".*{layer.replace('.', '[./]')}/.*" for layer in keep_float),
+            ".*aten::bmm.*",  # No layer: masks are pasted so.
+        ],
         validate=False,
     )
-    with quiet():
+    # Its progress bars are no output of a program.
+    with quiet(), contextlib.redirect_stdout(sys.stderr):
         return nncf.quantize(
             model,
-            nncf.Dataset(arrays, given),
+            nncf.Dataset(list(calibration), given),
             preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(arrays),
+            subset_size=len(calibration),
             ignored_scope=scope,
         )
 
 
 def write_int8(
-    graph: nn.Module,
-    example: Tensor,
+    blueprint: Blueprint,
     path: Path,
     metadata: dict[str, str],
-    calibration: Sequence[Tensor],
+    calibration: Sequence[Given],
     settings: ExportSettings,
     keep_float: Sequence[str] = (),
 ) -> str:
@@ -179,30 +202,40 @@ def write_int8(
         raise ValueError(
             "int8 is calibrated on pixels of the network's size: take --preprocess normalize"
         )
-    from convnext.deploy.export import to_openvino, write_onnx
-
     if settings.format == "onnx":
         onnx, nncf = need("onnx", "nncf")
         plain = path.with_name("float.onnx")
         if settings.batch is not None:
             raise ValueError("int8 in ONNX leaves the batch open: leave out --batch")
-        write_onnx(graph, example, None, plain, metadata, settings)
+        write_onnx(blueprint, plain, metadata, settings)
         model = _calibrated(
-            nncf, onnx.load(str(plain)), calibration, FLOAT_ONNX_TYPES, keep_float, "images"
+            nncf,
+            onnx.load(str(plain)),
+            calibration,
+            FLOAT_ONNX_TYPES,
+            keep_float,
+            blueprint.inputs,
         )
         onnx.helper.set_model_props(model, metadata)
         onnx.save(model, str(path))
-        fast, slow = (_onnx_runner(p) for p in (path, plain))
+        fast, slow = (open_exported(p).call for p in (path, plain))
         plain_files = [plain]
     else:
         (openvino,) = need("openvino")
-        model = quantize(graph, example, calibration, batch=settings.batch, keep_float=keep_float)
+        # Calibrated image by image.
+        batched = len(blueprint.inputs) == 1
+        dims = tuple({0: None, **d} if batched else d for d in blueprint.open_dims)
+        opened = replace(blueprint, open_dims=dims)
+        model = quantize_graph(opened, calibration, keep_float=keep_float)
+        if batched and settings.batch is not None:
+            shape = [-1 if i in blueprint.open_dims[0] else n
+                     for i, n in enumerate(blueprint.examples[0].shape)]  # fmt: skip
+            model.reshape(shape)
         model.set_rt_info(json.dumps(metadata), ["convnext"])
         openvino.save_model(model, str(path))
-        fast = openvino_runner(model)
-        slow = openvino_runner(to_openvino(graph, example, settings.batch, settings))
+        fast, slow = (_openvino_call(m) for m in (model, to_openvino(blueprint)))
         plain_files = []
-    ratio = _ratio(slow, fast, example.numpy())
+    ratio = _ratio(slow, fast, [example.numpy() for example in blueprint.examples])
     for file in plain_files:
         file.unlink()
     if ratio < 1:
@@ -210,23 +243,32 @@ def write_int8(
     return ""
 
 
-def openvino_runner(model: Any, precision: str = "f32") -> Callable[[Array], Array]:
-    """Return what runs an OpenVINO model with the threads that torch has."""
+def _openvino_call(model: Any) -> Callable[[Sequence[Array]], Any]:
+    request = _openvino_request(model, "f32")
+    return lambda given: request.infer(list(given))
+
+
+def _openvino_request(model: Any, precision: str) -> Any:
     (openvino,) = need("openvino")
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": precision,
     }
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+
+def openvino_runner(model: Any, precision: str = "f32") -> Callable[[Array], Array]:
+    """Return what runs an OpenVINO model with the threads that torch has."""
+    request = _openvino_request(model, precision)
     return lambda images: np.array(request.infer([images], share_inputs=True)[0])
 
 
-def _onnx_runner(path: Path) -> Callable[[Array], Array]:
-    return open_exported(path).run
-
-
-def _ratio(slow: Callable[[Array], Array], fast: Callable[[Array], Array], given: Array) -> float:
+def _ratio(
+    slow: Callable[[Sequence[Array]], Any],
+    fast: Callable[[Sequence[Array]], Any],
+    given: Sequence[Array],
+) -> float:
     """Return how many times as fast one is as the other, in turns."""
     ratios = []
     for turn in range(NUM_TIMED + 1):

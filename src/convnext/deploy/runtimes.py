@@ -20,6 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convnext.checkpoint import Card
+from convnext.deploy.any_size import LEAST_ANY
+from convnext.deploy.exported_detector import ExportedDetector, OnCanvas
 from convnext.images import Mode, as_mode
 from convnext.preprocess import to_tensor
 
@@ -35,8 +37,16 @@ class Exported:
 
     path: Path
     metadata: Mapping[str, str]
-    run: Callable[[Array], Array]
-    """From what the graph takes to what it gives."""
+    call: Callable[[Sequence[Array]], list[Array]]
+    """From all that the graph takes to all that it gives."""
+
+    def run(self, images: Array) -> Array:
+        """Return what a graph of one input and one output gives."""
+        return self.call([images])[0]
+
+    def run_all(self, *given: Array) -> list[Array]:
+        """Return all that a graph gives."""
+        return self.call(given)
 
     @property
     def graph(self) -> dict[str, Any]:
@@ -96,9 +106,14 @@ def _open_onnx(path: Path) -> Exported:
         session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # Its exceptions share no base class.
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    name = session.get_inputs()[0].name
+    names = [entry.name for entry in session.get_inputs()]
     metadata = session.get_modelmeta().custom_metadata_map
-    return Exported(path, metadata, lambda images: session.run(None, {name: images})[0])
+
+    def call(given: Sequence[Array]) -> list[Array]:
+        found: list[Array] = session.run(None, dict(zip(names, given, strict=True)))
+        return found
+
+    return Exported(path, metadata, call)
 
 
 def _open_openvino(path: Path) -> Exported:
@@ -117,25 +132,29 @@ def _open_openvino(path: Path) -> Exported:
     }
     request = core.compile_model(model, "CPU", settings).create_infer_request()
 
-    def run(images: Array) -> Array:
+    def call(given: Sequence[Array]) -> list[Array]:
+        found = request.infer([np.ascontiguousarray(array) for array in given])
         # The result's memory is the request's: it is copied before the next call.
-        return np.array(request.infer([np.ascontiguousarray(images)])[0])
+        return [np.array(found[i]) for i in range(len(found))]
 
-    return Exported(path, metadata, run)
+    return Exported(path, metadata, call)
 
 
 def _open_pt2(path: Path) -> Exported:
+    import torchvision  # noqa: F401 - A detector's program calls its operators.
+
     check_pt2(path)
     extra = {EXTRA: ""}
     program = torch.export.load(str(path), extra_files=extra)
     module = program.module()
     metadata = json.loads(extra[EXTRA] or "{}")
 
-    def run(images: Array) -> Array:
+    def call(given: Sequence[Array]) -> list[Array]:
         with torch.inference_mode():
-            return cast(Array, module(torch.from_numpy(images)).numpy())
+            found = module(*map(torch.from_numpy, given))
+        return [out.numpy() for out in ((found,) if isinstance(found, Tensor) else found)]
 
-    return Exported(path, metadata, run)
+    return Exported(path, metadata, call)
 
 
 def check_pt2(path: Path) -> None:
@@ -188,8 +207,8 @@ class ExportedNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits (N, K), or (N, K, H, W) of a segmentor."""
         height, width = images.shape[2:]
-        if self.graph["size"] is not None:
-            images = fill_up(images, self.graph["size"], self.colour)
+        if self.graph["inside"] != "full":
+            images = fill_up(images, filled_size(self.graph, height, width), self.colour)
         given = images if self.graph["inside"] == "none" else _as_pixels(images)
         parts = [self.exported.run(part) for part in self._batches(given)]
         out = torch.from_numpy(np.concatenate(parts)[: len(given)])
@@ -212,6 +231,13 @@ class ExportedNetwork(nn.Module):
 def votes(labels: Tensor, num_classes: int) -> Tensor:
     """Return labels (N, H, W) as logits of 1 and 0, (N, K, H, W): windows that overlap vote."""
     return nn.functional.one_hot(labels.long(), num_classes).permute(0, 3, 1, 2).float()
+
+
+def filled_size(graph: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
+    """Return the height and width that a file is given images of, which are filled up to it."""
+    if graph["size"] is not None:
+        return graph["size"][0], graph["size"][1]
+    return max(height, LEAST_ANY), max(width, LEAST_ANY)
 
 
 def mean_pixel(card: Card) -> Tensor:
@@ -271,7 +297,7 @@ class NoNormalization:
         return batch.float()
 
 
-def open_as_network(path: str | Path) -> tuple[ExportedNetwork, Card]:
+def open_as_network(path: str | Path) -> tuple[ExportedNetwork | ExportedDetector, Card]:
     """Return an exported file as a network, and its card with the preprocessing that is left.
 
     Raises:
@@ -279,9 +305,16 @@ def open_as_network(path: str | Path) -> tuple[ExportedNetwork, Card]:
     """
     exported = open_exported(path)
     card = Card.from_metadata(exported.metadata, where=str(path))
-    network = ExportedNetwork(exported, card).eval()
+    network: ExportedNetwork | ExportedDetector
+    if card.task == "detect":
+        network = ExportedDetector(exported, card).eval()
+    else:
+        network = ExportedNetwork(exported, card).eval()
     inside, size = exported.graph["inside"], exported.graph["size"]
-    if card.task == "segment":  # A file of one size slides over larger images.
+    if card.task == "detect" and size is not None:
+        fitted = OnCanvas(inner=card.preprocessing, size=tuple(size))
+        card = replace(card, preprocessing=fitted)
+    if card.task == "segment" and size is not None:  # Of one size: it slides over larger images.
         own = {"mode": "slide", "window": min(size), "stride": max(1, 2 * min(size) // 3)}
         segment = {**card.recipe.get("segment", {}), **own}
         card = replace(card, recipe={**card.recipe, "segment": segment})

@@ -12,6 +12,7 @@ import torch
 from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from convnext.device import autocast
@@ -112,6 +113,10 @@ def detect(
     if "shares" in found:
         parts = paste_windows(found["shares"].float(), boxes, size, threshold)
         masks = tuple(compress(encode(part.cpu().numpy(), w, size)) for part, w in parts)
+    elif "masks" in found:  # An exported file may have pasted them already, in what it was given.
+        window = (0, 0, width, height)
+        bitmaps = (_resized(mask, size).cpu().numpy() for mask in found["masks"])
+        masks = tuple(compress(encode(bitmap, window, size)) for bitmap in bitmaps)
     return Detections(
         boxes=boxes.double().cpu().numpy(),
         scores=found["scores"].double().cpu().numpy(),
@@ -119,6 +124,14 @@ def detect(
         masks=masks,
         size=size,
     )
+
+
+def _resized(mask: Tensor, size: tuple[int, int]) -> Tensor:  # h w -> *size
+    """Return a bitmap at another size: pixels of which half belongs to the object."""
+    if tuple(mask.shape) == size:
+        return mask
+    shares = F.interpolate(mask[None, None].float(), size, mode="bilinear", align_corners=False)
+    return shares[0, 0] >= 0.5
 
 
 def _has_area(boxes: Tensor) -> Tensor:  # M 4 -> M

@@ -7,16 +7,21 @@ from typing import Any
 
 from torch import nn
 
+from convnext.deploy.exported_detector import ExportedDetector
 from convnext.tasks.detection.model import Detector
 
 
-def change_detector(model: nn.Module, **asked: Any) -> Detector:
+def change_detector(model: nn.Module, **asked: Any) -> Detector | ExportedDetector:
     """Change fields of a detector's config that say what is reported, and return it; None changes
     nothing.
 
     Raises:
-        ValueError: If the network is no detector, or a value is out of its bounds.
+        ValueError: If the network is no detector, a value is out of its bounds, or an exported file
+            was not written for it.
     """
+    if isinstance(model, ExportedDetector):
+        model.change(**{name: value for name, value in asked.items() if value is not None})
+        return model
     if not isinstance(model, Detector):
         raise ValueError("the network does not detect objects")
     changes = {name: value for name, value in asked.items() if value is not None}

@@ -1,0 +1,154 @@
+"""The file of a detector in the place of a detector: images to boxes, scores, labels and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convnext.checkpoint import Card
+from convnext.images import Mode, as_mode
+from convnext.preprocess import RESAMPLING, DensePreprocessing, to_tensor
+from convnext.tasks.detection.config import DetectorConfig
+from convnext.tasks.detection.masks import paste_masks
+
+if TYPE_CHECKING:
+    from convnext.deploy.runtimes import Exported
+
+
+class ExportedDetector(nn.Module):
+    """An exported detector behind the interface of `Detector`.
+
+    Its images are normalised, or pixels from 0 to 255 where the file normalises. `config` says what
+    is reported, as a detector's does; the file itself has no more than was written into it.
+    """
+
+    def __init__(self, exported: Exported, card: Card) -> None:
+        super().__init__()
+        self.exported = exported
+        self.graph = exported.graph
+        known = {field.name for field in fields(DetectorConfig)}
+        own = {name: value for name, value in card.changes.items() if name in known}
+        written = {name: value for name, value in self.graph.items() if name in known}
+        written["masks"] = self.graph["masks"] != "none"
+        self.config = DetectorConfig(**{**own, **written})
+
+    def forward(self, images: Sequence[Tensor], *, paste: bool = True) -> list[dict[str, Tensor]]:
+        """Detect objects on images (C, H, W), as `Detector` does.
+
+        Without `paste` the masks are `shares` (M, 28, 28) if the file has those.
+        """
+        return [self._detect(image, paste=paste) for image in images]
+
+    def change(self, **changes: Any) -> None:
+        """Report less than the file does.
+
+        Raises:
+            ValueError: If more is asked for.
+        """
+        most = changes.get("max_detections", 1)
+        least = changes.get("score_threshold", 1.0)
+        graph = self.graph
+        for wrong, name in (
+            (least < graph["score_threshold"], "score_threshold"),
+            (changes.get("nms_threshold", graph["nms_threshold"]) != graph["nms_threshold"],
+             "nms_threshold"),
+            (most > graph["max_detections"], "max_detections"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(
+                    f"{self.exported.path} was written with a {name} of {graph[name]:g}, and "
+                    f"cannot report by one of {changes[name]:g}; ask the network it came from"
+                )
+        self.config = replace(self.config, **changes)
+
+    def _detect(self, image: Tensor, *, paste: bool) -> dict[str, Tensor]:
+        height, width = image.shape[1:]
+        outputs = self.exported.run_all(*self._given(image.cpu()))
+        found = {
+            name: torch.from_numpy(out)
+            for name, out in zip(self.graph["outputs"], outputs, strict=True)
+        }
+        # What is missing has a score of 0; the others come best first.
+        least = max(self.config.score_threshold, 1e-12)
+        num = min(int((found["scores"] >= least).sum()), self.config.max_detections)
+        found = {name: out[:num] for name, out in found.items()}
+        found["labels"] = found["labels"].long()
+        if self.graph["masks"] == "full":
+            found["masks"] = found["masks"][:, :height, :width].bool()
+        elif self.graph["masks"] == "shares":
+            shares = found.pop("masks")
+            if paste:
+                size, threshold = (height, width), self.config.mask_threshold
+                found["masks"] = paste_masks(shares, found["boxes"], size, threshold)
+            else:
+                found["shares"] = shares
+        return found
+
+    def _given(self, image: Tensor) -> list[Any]:
+        """Return an image (C, H, W) as the file takes it."""
+        height, width = image.shape[1:]
+        if self.graph["inside"] == "full":
+            return [_as_pixels(image)[None].contiguous().numpy()]
+        canvas = self.graph["size"]
+        if height > canvas[0] or width > canvas[1]:
+            raise ValueError(
+                f"the file takes images of up to {canvas[0]} x {canvas[1]} pixels, not {height} x "
+                f"{width}"
+            )
+        filled = F.pad(image, (0, canvas[1] - width, 0, canvas[0] - height))
+        if self.graph["inside"] == "normalize":
+            filled = _as_pixels(filled)
+        size = torch.tensor([height, width]).numpy()
+        return [filled[None].contiguous().numpy(), size]
+
+
+def _as_pixels(image: Tensor) -> Tensor:  # C H W -> H W C
+    return image.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnCanvas:
+    """The preprocessing of a detector whose file takes images up to a size: larger ones shrink."""
+
+    inner: DensePreprocessing
+    size: tuple[int, int]
+    """Height and width."""
+
+    @property
+    def mode(self) -> Mode:
+        """As the checkpoint's."""
+        return self.inner.mode
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def size_of(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height that an image of this size is resized to."""
+        read = self.inner.size_of(width, height)
+        factor = min(1.0, self.size[1] / read[0], self.size[0] / read[1])
+        if factor == 1:
+            return read
+        factor *= read[0] / width if width >= height else read[1] / height
+        sides = (max(1, int(side * factor + 0.5)) for side in (width, height))
+        fitted = tuple(min(a, b) for a, b in zip(sides, reversed(self.size), strict=True))
+        return cast(tuple[int, int], fitted)
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Return the pixels that the network sees, uint8 (C, H, W), of an image of any mode."""
+        size = self.size_of(*image.size)
+        if size == self.inner.size_of(*image.size):
+            return self.inner.pixels(image)
+        shrunk = as_mode(image, self.mode).resize(size, RESAMPLING[self.inner.interpolation])
+        return to_tensor(shrunk)
+
+    def normalize(self, batch: Tensor) -> Tensor:
+        """As the checkpoint's."""
+        return self.inner.normalize(batch)
