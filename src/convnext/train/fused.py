@@ -4,8 +4,8 @@ The mathematics and the weights are those of `Block`; what differs is how they a
 
 - The pointwise pair runs on some rows of positions at a time, whose wide activations stay in the
   cache from the first product to the last, forwards and backwards.
-- Layer scale and the factor of drop path are folded into the second product, the addition of the
-  shortcut into the last loop. Images whose branch is dropped are left out of it.
+- Layer scale, the factor of drop path and the addition of the shortcut are one operation. Images
+  whose branch is dropped are left out of it.
 - The weight gradient of the depthwise convolution is a depthwise convolution over tiles.
 - Where products of bf16 are slower than those of fp32, the rows are widened for them: bf16 is
   then what is kept for the backward pass.
@@ -15,7 +15,11 @@ Shapes: N images, C channels, D wide channels, H W positions, R = N x H x W rows
 
 from __future__ import annotations
 
+import functools
+import time
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +28,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from convnext.blocks import Block, LayerNorm2d
+from convnext.device import environment
+from convnext.remembered import cache_folder, key_of, recall, remember
 
 # Bytes of the wide activations of a chunk, in the dtype of the products.
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 8 * 2**20
 # Weight gradients are added to once for every chunk, which must be worth it.
 MIN_CHUNK = 512
 # Positions of a tile's side: kernel and input of a tile stay in the first cache.
@@ -107,8 +113,38 @@ def set_fused(model: nn.Module, *, fused: bool) -> int:
 
 
 def widens(dtype: torch.dtype) -> bool:
-    """Tell whether products of this dtype are computed in fp32."""
-    return dtype == torch.bfloat16
+    """Tell whether products of this dtype are computed in fp32, as they are faster so here."""
+    if dtype != torch.bfloat16:
+        return False
+    return has_faster_fp32(torch.get_num_threads(), cache_folder() / "products.json")
+
+
+@functools.cache
+def has_faster_fp32(threads: int, cache: Path) -> bool:
+    """Tell whether this CPU multiplies matrices of fp32 faster than those of bf16.
+
+    Instructions say little: a Xeon with those for vectors of bf16 takes 1.8 times as long for them
+    (LOG.md). What was measured is kept in the file `cache`, so that later runs compute the same.
+    """
+    if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+        return False
+    facts = environment(torch.device("cpu"))
+    key = key_of(facts["cpu"], facts["torch"], threads)
+    known = recall(cache)
+    if key not in known:
+        seconds = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            matrix = torch.zeros(1024, 384, dtype=dtype)
+            out = torch.empty(1024, 1024, dtype=dtype)
+            times = []
+            for _ in range(7):
+                began = time.perf_counter()
+                torch.mm(matrix, matrix.t(), out=out)
+                times.append(time.perf_counter() - began)
+            seconds[dtype] = min(times)
+        known[key] = seconds[torch.float32] < seconds[torch.bfloat16]
+        remember(cache, key, known[key])
+    return bool(known[key])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +162,11 @@ class How:
     def sums(self) -> torch.dtype:
         """The dtype of statistics and of gradients of weights."""
         return torch.promote_types(self.kept, torch.float32)
+
+    @property
+    def widened(self) -> bool:
+        """Whether rows are kept in less precision than they are computed in."""
+        return self.products != self.kept
 
     def chunk(self, wide: int) -> int:
         """Return the rows of a chunk whose activations have `wide` channels."""
@@ -164,32 +205,43 @@ class _Branch(torch.autograd.Function):
                 )
             )
             rows = mixed.flatten(0, 2)  # R C
-            wide = len(first)
-            normed = torch.empty_like(rows)
-            before = torch.empty(len(rows), wide, dtype=how.kept)  # The activation.
-            mean, rstd = (torch.empty(len(rows), 1, dtype=how.sums) for _ in range(2))
-            branch = torch.empty_like(rows)
-            first_t = first.flatten(1).to(how.products).t()
-            folded, folded_bias = (
-                t.to(how.products) for t in _fold(second, second_bias, gamma, how.scale)
-            )
-            for part in _parts(len(rows), how.chunk(wide)):
-                y, m, r = torch.native_layer_norm(
-                    rows[part].to(how.sums), norm.shape, norm, norm_bias, how.eps
-                )
-                normed[part], mean[part], rstd[part] = y, m, r
-                hidden = torch.addmm(first_bias.to(how.products), y.to(how.products), first_t)
-                before[part] = hidden
-                torch.ops.aten.gelu_(hidden)
-                branch[part] = torch.addmm(folded_bias, hidden, folded.t())
-            branch = branch.view_as(images)
-            if index is None:
-                out = branch.add_(x) if branch.dtype == x.dtype else x + branch
-            else:
-                out = x.index_add(0, index, branch.to(x.dtype))
+            residual = x.flatten(0, 2)
+            num, wide = len(rows), len(first)
+            normed, out = torch.empty_like(rows), torch.empty_like(rows, dtype=x.dtype)
+            before = torch.empty(num, wide, dtype=how.kept)  # The activation.
+            # Widened rows have it computed again, which is cheaper than rounding it.
+            after = None if how.widened else torch.empty_like(before)
+            mean, rstd = (torch.empty(num, 1, dtype=how.sums) for _ in range(2))
+            first_t, second_t = (t.flatten(1).to(how.products).t() for t in (first, second))
+            first_bias, second_bias = (t.to(how.products) for t in (first_bias, second_bias))
+            factor = _factor(gamma, second_bias, how)
+            for part in _parts(num, how.chunk(wide)):
+                moments = mean[part], rstd[part]
+                options = (norm.shape, norm, norm_bias, how.eps)
+                if after is None:
+                    y, *found = torch.native_layer_norm(rows[part].to(how.sums), *options)
+                    normed[part], moments[0][:], moments[1][:] = y, *found
+                    hidden = torch.addmm(first_bias, y.to(how.products), first_t)
+                    before[part] = hidden
+                    torch.ops.aten.gelu_(hidden)
+                else:
+                    torch.ops.aten.native_layer_norm.out(
+                        rows[part], *options, out0=normed[part], out1=moments[0], out2=moments[1]
+                    )
+                    hidden = torch.addmm(first_bias, normed[part], first_t, out=before[part])
+                    hidden = torch.ops.aten.gelu.out(hidden, out=after[part])
+                y = torch.addmm(second_bias, hidden, second_t)
+                if index is None:
+                    y = torch.addcmul(residual[part].to(y.dtype), y, factor)
+                else:
+                    y *= factor
+                out[part] = y
+            out = out.view_as(images)
+            if index is not None:
+                out = x.index_add(0, index, out)
         ctx.how = how
         ctx.save_for_backward(
-            *(images, mixed, normed, mean, rstd, before),
+            *(images, mixed, normed, mean, rstd, before, after),
             *(spatial, norm, norm_bias, first, second, second_bias, gamma, index),
         )
         return _maps(out)
@@ -198,29 +250,25 @@ class _Branch(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         how: How = ctx.how
-        images, mixed, normed, mean, rstd, before = ctx.saved_tensors[:6]
-        spatial, norm, norm_bias, first, second, second_bias, gamma, index = ctx.saved_tensors[6:]
+        images, mixed, normed, mean, rstd, before, after = ctx.saved_tensors[:7]
+        spatial, norm, norm_bias, first, second, second_bias, gamma, index = ctx.saved_tensors[7:]
         with torch.autocast("cpu", enabled=False):
             grad = _last(grad)  # N H W C
             inner = (grad if index is None else grad.index_select(0, index)).flatten(0, 2)
             rows = mixed.flatten(0, 2)
             wide, dim = len(first), len(second)
-            folded = _fold(second, second_bias, gamma, how.scale)[0].to(how.products)
-            first_rows = first.flatten(1).to(how.products)
-            of_first, of_folded = (
-                torch.zeros(shape, dtype=how.sums) for shape in ((wide, dim), (dim, wide))
-            )
-            of_first_bias = torch.zeros(wide, dtype=how.sums)
-            of_folded_bias, of_norm, of_norm_bias = torch.zeros(3, dim, dtype=how.sums)
+            first_rows, second_rows = (t.flatten(1).to(how.products) for t in (first, second))
+            factor = _factor(gamma, second_bias, how)
+            # Of the branch before layer scale, and of what is inside the activation.
+            of_branch, of_inside = (Sums(*shape, how.sums) for shape in ((dim, wide), (wide, dim)))
+            of_norm, of_norm_bias = torch.zeros(2, dim, dtype=how.sums)
             of_mixed = torch.empty_like(rows)
             for part in _parts(len(rows), how.chunk(wide)):
                 g, y, u = (t[part].to(how.products) for t in (inner, normed, before))
-                of_folded_bias += g.sum(0, dtype=how.sums)
-                _add_product(of_folded, g.t(), F.gelu(u))
-                g = g @ folded
+                of_branch.add(g, F.gelu(u) if after is None else after[part])
+                g = (g * factor) @ second_rows
                 torch.ops.aten.gelu_backward.grad_input(g, u, grad_input=g)
-                of_first_bias += g.sum(0, dtype=how.sums)
-                _add_product(of_first, g.t(), y)
+                of_inside.add(g, y)
                 of_mixed[part], n, b = torch.ops.aten.native_layer_norm_backward(
                     *((g @ first_rows).to(how.sums), rows[part].to(how.sums), norm.shape),
                     *(mean[part], rstd[part], norm, norm_bias, [True, True, True]),
@@ -239,41 +287,52 @@ class _Branch(torch.autograd.Function):
             else:
                 of_x = grad.index_add(0, index, of_images.to(grad.dtype))
             of_spatial = depthwise_weight_gradient(images, of_mixed, spatial.shape[-1])
-            # Out of the folded product: w' = scale * gamma * w, and the same for the bias.
-            of_second, of_second_bias = of_folded * how.scale, of_folded_bias * how.scale
             of_gamma = None
             if gamma is not None:
-                of_gamma = (of_second * second.flatten(1)).sum(1) + of_second_bias * second_bias
-                of_second *= gamma.unsqueeze(1)
-                of_second_bias *= gamma
+                of_gamma = (of_branch.weight * second.flatten(1)).sum(1)
+                of_gamma = (of_gamma + of_branch.bias * second_bias) * how.scale
+            of_second = of_branch.weight.mul_(factor.unsqueeze(1))
+            of_second_bias = of_branch.bias.mul_(factor)
         return (
             _maps(of_x),
             *(of_spatial, of_mixed.sum((0, 1, 2), dtype=how.sums), of_norm, of_norm_bias),
-            *(of_first.view_as(first), of_first_bias),
+            *(of_inside.weight.view_as(first), of_inside.bias),
             *(of_second.view_as(second), of_second_bias, of_gamma, None, None),
         )
 
 
-def _fold(
-    second: Tensor, bias: Tensor, gamma: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Return the second weight (C, D) and bias with layer scale and drop path's factor in them."""
-    factor = second.new_full((len(second),), scale) if gamma is None else gamma * scale
-    return second.flatten(1) * factor.unsqueeze(1), bias * factor
+def _factor(gamma: Tensor | None, like: Tensor, how: How) -> Tensor:
+    """Return layer scale times the factor of drop path (C,), in the dtype of the products."""
+    factor = torch.ones_like(like) if gamma is None else gamma
+    return (factor * how.scale).to(how.products)
+
+
+class Sums:
+    """The gradients of a linear layer's weight (D, C) and bias (D,), summed over chunks of rows."""
+
+    def __init__(self, out_dim: int, in_dim: int, dtype: torch.dtype) -> None:
+        self.weight = torch.empty(out_dim, in_dim, dtype=dtype)
+        self.bias = torch.zeros(out_dim, dtype=dtype)
+        self.empty = True
+
+    def add(self, grad: Tensor, input: Tensor) -> None:
+        """Take in the rows of a chunk, (R, D) and (R, C)."""
+        self.bias += grad.sum(0, dtype=self.bias.dtype)
+        if grad.dtype != self.weight.dtype:
+            product = grad.t() @ input
+            self.weight = product.to(self.weight.dtype) if self.empty else self.weight + product
+        elif self.empty:
+            torch.mm(grad.t(), input, out=self.weight)
+        else:
+            self.weight.addmm_(grad.t(), input)
+        self.empty = False
 
 
 def _parts(rows: int, size: int) -> list[slice]:
     """Return slices of about equal length that cover `rows`."""
     count = max(1, -(-rows // size))
     ends = [rows * i // count for i in range(count + 1)]
-    return [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def _last(x: Tensor) -> Tensor:
@@ -329,6 +388,14 @@ def _padded(x: Tensor, start: int, height: int, width: int) -> Tensor:
     """Return (N, H, W, C) amid zeros, `start` of them before its rows and columns."""
     if x.shape[1:3] == (height, width):
         return x
-    padded = x.new_zeros(len(x), height, width, x.shape[-1])
-    padded[:, start : start + x.shape[1], start : start + x.shape[2]] = x
+    padded = x.new_empty(len(x), height, width, x.shape[-1])
+    bottom, right = start + x.shape[1], start + x.shape[2]
+    padded[:, start:bottom, start:right] = x
+    for border in (
+        padded[:, :start],
+        padded[:, bottom:],
+        padded[:, :, :start],
+        padded[:, :, right:],
+    ):
+        border.zero_()
     return padded
