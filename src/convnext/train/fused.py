@@ -64,7 +64,7 @@ class FusedBlock(Block):
             scale=scale,
             eps=norm.eps,  # type: ignore[arg-type]
         )
-        out: Tensor = _Branch.apply(  # type: ignore[no-untyped-call]
+        out: Tensor = _Branch.apply(
             x,
             spatial.weight,
             spatial.bias,
@@ -247,11 +247,12 @@ class _Branch(torch.autograd.Function):
         return _maps(out)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         how: How = ctx.how
-        images, mixed, normed, mean, rstd, before, after = ctx.saved_tensors[:7]
-        spatial, norm, norm_bias, first, second, second_bias, gamma, index = ctx.saved_tensors[7:]
+        saved = ctx.saved_tensors  # Once: recomputed ones are handed out a single time.
+        images, mixed, normed, mean, rstd, before, after = saved[:7]
+        spatial, norm, norm_bias, first, second, second_bias, gamma, index = saved[7:]
         with torch.autocast("cpu", enabled=False):
             grad = _last(grad)  # N H W C
             inner = (grad if index is None else grad.index_select(0, index)).flatten(0, 2)
