@@ -14,7 +14,9 @@ does with `--channels-last --amp --model-ema --mixup --cutmix`: its loader and p
 the loader's processes, cudnn.benchmark on. Only the side whose turn it is has a loader. With ready
 batches timm's images come mixed, ours are mixed in every step; both normalise and erase.
 With `--layouts` both train in either memory format, and ours with its pointwise convolutions as
-convolutions and as linear layers too. `--cpu-time` counts processor time where others share the
+convolutions and as linear layers too. On a CPU our blocks train as one operation; "layer by layer"
+are the same ones without that. `--keep-memory` lets both sides keep freed memory, as our command
+line does (Linux). `--cpu-time` counts processor time where others share the
 machine; with one thread only, since threads that wait for each other count as well.
 """
 
