@@ -14,7 +14,9 @@ does with `--channels-last --amp --model-ema --mixup --cutmix`: its loader and p
 the loader's processes, cudnn.benchmark on. Only the side whose turn it is has a loader. With ready
 batches timm's images come mixed, ours are mixed in every step; both normalise and erase.
 With `--layouts` both train in either memory format, and ours with its pointwise convolutions as
-convolutions and as linear layers too. `--cpu-time` counts processor time where others share the
+convolutions and as linear layers too. On a CPU our blocks train as one operation; "layer by layer"
+are the same ones without that. `--keep-memory` lets both sides keep freed memory, as our command
+line does (Linux). `--cpu-time` counts processor time where others share the
 machine; with one thread only, since threads that wait for each other count as well.
 """
 
@@ -46,6 +48,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, NativeScaler
 from torch import Tensor, nn
 
+from convnext.allocator import keep_freed_memory
 from convnext.costs import cost
 from convnext.device import autocast, environment, pick_device
 from convnext.family import create_model
@@ -57,6 +60,7 @@ from convnext.tasks.classification.dataset import Batch
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.task import preprocessing
 from convnext.train.form import Form, choose_form
+from convnext.train.fused import set_fused
 from convnext.train.log import RunLog
 from convnext.train.loop import _Trainer
 from convnext.train.measure import matrix_limit, mfu
@@ -123,6 +127,7 @@ class Ours:
         folder: Path,
         *,
         linear: bool = False,
+        fused: bool = True,
     ) -> None:
         run = replace(recipe.run, channels_last=form.channels_last, compile=form.compile)
         recipe = replace(recipe, run=run)
@@ -143,6 +148,8 @@ class Ours:
             stop=StopSignals(),
             macs=None,
         )
+        if not fused:
+            set_fused(model, fused=False)
 
     def batches(self) -> Generator[Any, None, None]:
         return self.task.batches(self.trainer.step)  # type: ignore[no-any-return]
@@ -361,12 +368,17 @@ def main() -> None:
     parser.add_argument("--eager-only", action="store_true", help="compile nothing")
     parser.add_argument("--layouts", action="store_true", help="forms and memory formats as well")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 for torch's choice")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="let both sides keep freed memory, as our CLI"
+    )
     parser.add_argument("--cpu-time", action="store_true", help="count processor time")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.cpu_time and torch.get_num_threads() != 1:
         parser.error("--cpu-time needs --threads 1: threads that wait use the processor too")
+    if arguments.keep_memory and not keep_freed_memory():
+        parser.error("--keep-memory is for glibc only")
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     console, device = Console(highlight=False), pick_device(arguments.device)
     recipe = recipe_of(arguments)
@@ -387,6 +399,9 @@ def main() -> None:
             makers[f"ours, {how}"] = partial(Ours, recipe, form, device, folder / how)
             if how != "chosen":
                 makers[f"timm, {how}"] = partial(Timm, recipe, device, form)
+        if device.type == "cpu":
+            make = partial(Ours, recipe, Form(), device, folder / "layers", fused=False)
+            makers["ours, layer by layer"] = make
         if arguments.layouts:
             first = Form(channels_last=False)
             makers["timm, channels_first"] = partial(Timm, recipe, device, first)
@@ -395,7 +410,7 @@ def main() -> None:
                 ("channels_first", first, False),
                 ("linear channels_first", first, True),
             ):
-                make = partial(Ours, recipe, form, device, folder / how, linear=linear)
+                make = partial(Ours, recipe, form, device, folder / how, linear=linear, fused=False)
                 makers[f"ours, {how}"] = make
         sides = {}
         for name, make in makers.items():

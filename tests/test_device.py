@@ -24,9 +24,9 @@ def rates(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("convnext.train.measure.matrix_limit", measure)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    devices._bf16_gain.cache_clear()
+    devices.bf16_gain.cache_clear()
     yield known, asked
-    devices._bf16_gain.cache_clear()
+    devices.bf16_gain.cache_clear()
 
 
 @pytest.mark.parametrize(("bf16", "fast"), [(230.0, True), (110.0, False), (50.0, False)])
@@ -38,7 +38,7 @@ def test_instructions_for_bf16_count_where_they_are_faster(rates, bf16, fast):
 def test_what_was_measured_is_remembered(rates):
     known, asked = rates
     assert has_fast_bf16(CPU)
-    devices._bf16_gain.cache_clear()  # As in another process.
+    devices.bf16_gain.cache_clear()  # As in another process.
     known["bf16"] = 50.0
     assert has_fast_bf16(CPU)
     assert asked == ["bf16", "fp32"]

@@ -78,14 +78,14 @@ def has_fast_bf16(device: torch.device) -> bool:
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     if not any(getattr(torch.cpu, check, lambda: False)() for check in checks):
         return False
-    return _bf16_gain(torch.get_num_threads()) > BF16_GAIN
+    return bf16_gain(torch.get_num_threads()) > BF16_GAIN
 
 
 @cache
-def _bf16_gain(threads: int) -> float:
+def bf16_gain(threads: int) -> float:
     """Return the rate of a product in bf16 by that in fp32 on this CPU, measured or remembered.
 
-    It decides the precision of runs: two of them on one machine must not differ by chance.
+    It decides how runs compute: two of them on one machine must not differ by chance.
     """
     from convnext.remembered import cache_folder, key_of, recall, remember
 

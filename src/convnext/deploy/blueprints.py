@@ -70,7 +70,7 @@ def build_graph(model: nn.Module, card: Card, settings: ExportSettings) -> Graph
         folded = AnySizeSegmentor(folded, contiguous=is_half)
     # Casting what a layer norm has moved depends on strides, which torch's exporter must not know.
     if settings.format == "openvino" or (settings.size == "any" and is_half):
-        folded = spell_out(folded)
+        folded = spell_out(folded, two_passes=settings.precision != "int8")
     if settings.format != "openvino" and is_half:
         folded = Half(folded, AMP_DTYPES[settings.precision])
     prepare: nn.Module = {"none": nn.Identity(), "normalize": Pixels()}.get(

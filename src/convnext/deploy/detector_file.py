@@ -99,7 +99,7 @@ def build_detector(model: nn.Module, card: Card, settings: ExportSettings) -> De
     config, masks = model.config, masks_of(model.config, settings)
     folded: Any = fold(model, form="conv")
     if settings.format == "openvino":
-        folded = spell_out(folded)
+        folded = spell_out(folded, two_passes=settings.precision != "int8")
     elif settings.precision in AMP_DTYPES:
         folded = halved(folded, AMP_DTYPES[settings.precision])
     assert isinstance(settings.size, tuple)

@@ -22,6 +22,7 @@ from convnext.recipe import Recipe
 from convnext.remembered import cache_folder, key_of, recall, remember
 from convnext.train.advice import smaller_micro_batch
 from convnext.train.faults import is_out_of_memory
+from convnext.train.fused import set_fused
 
 # Shorter runs are over before a measurement has paid for itself.
 WORTH_SECONDS = 600.0
@@ -166,6 +167,7 @@ def _time_form(
     task.memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to(memory_format=task.memory_format)
+    set_fused(model, fused=device.type == "cpu" and not form.compile)  # As in the loop.
     form_of = torch.compile(model) if form.compile else model
     model.train()
     times = []
@@ -180,6 +182,7 @@ def _time_form(
             times.append(time.perf_counter() - began)
             model.zero_grad(set_to_none=True)
     finally:
+        set_fused(model, fused=False)
         task.memory_format = before
         model.zero_grad(set_to_none=True)
         with torch.no_grad():

@@ -31,6 +31,7 @@ from convnext.train.advice import (
 )
 from convnext.train.ema import Ema
 from convnext.train.faults import DivergedError, InterruptedRun
+from convnext.train.fused import set_fused
 from convnext.train.heartbeat import Heartbeat
 from convnext.train.log import RunLog
 from convnext.train.measure import UpdateNorm, l2_norm, matrix_limit, mfu, peak_memory_gb
@@ -136,6 +137,8 @@ class _Trainer:
         if recipe.run.channels_last:
             model = model.to(memory_format=torch.channels_last)
         model = share_batch_norm(model, self.ranks, fabric.device)
+        # A compiler fuses on its own, and kernels of GPUs know other ways.
+        set_fused(model, fused=fabric.device.type == "cpu" and recipe.run.compile is not True)
         form = torch.compile(model) if recipe.run.compile is True else model
         self.model, self.trained = model, fabric.setup_module(form)
         raw_optimizer = make_optimizer(model, recipe.optim)

@@ -1,0 +1,148 @@
+"""Blocks that train as one operation: the numbers, gradients and random draws of plain ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convnext.blocks import Block
+from convnext.config import NetworkConfig
+from convnext.family import create_model
+from convnext.train import fused as fused_module
+from convnext.train.fused import (
+    FusedBlock,
+    depthwise_weight_gradient,
+    is_fusable,
+    set_fused,
+)
+from convnext.train.parallel import checkpoint_activations
+
+SMALL = {"num_classes": 5, "depths": (1, 1, 2, 1)}
+NAMES = (
+    "convnext_atto",
+    "convnext_isotropic_small",
+    "roadmap/resnet50/separate_downsampling",
+    "roadmap/resnet50/inverting_dimensions",
+)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_module, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(fused_module, "MIN_CHUNK", 50)  # No divisor of the rows.
+
+
+def gradients(
+    model: nn.Module, *, fused: bool, dtype: torch.dtype = torch.float64, bf16: bool = False
+) -> list[Tensor]:
+    """Return logits, the gradient of the images and that of every parameter."""
+    count = set_fused(model, fused=fused)
+    assert sum(isinstance(m, FusedBlock) for m in model.modules()) == count * fused
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 96, 64, dtype=dtype, generator=generator)
+    images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+    model.zero_grad()
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits = model(images)
+    logits.to(dtype).square().sum().backward()
+    parameters = [p.grad for p in model.parameters() if p.requires_grad]
+    found = [logits.detach(), images.grad, *parameters]
+    assert all(t is not None for t in found)
+    return found  # type: ignore[return-value]
+
+
+def distance(found: list[Tensor], true: list[Tensor]) -> float:
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, true, strict=True))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.6])
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_and_gradients_stay(name, rate, randomise):
+    depths = (2,) if "isotropic" in name else (1, 1, 2, 1)
+    model = create_model(name, num_classes=5, depths=depths, drop_path_rate=rate)
+    model = randomise(model).double().to(memory_format=torch.channels_last).train()
+    names = list(model.state_dict())
+    plain = gradients(model, fused=False)
+    assert distance(gradients(model, fused=True), plain) < 1e-10
+    assert list(model.state_dict()) == names
+
+
+def test_every_block_of_the_family_is_fusable():
+    model = create_model("convnext_atto", **SMALL)
+    assert set_fused(model, fused=True) == 5
+    assert set_fused(model, fused=False) == 5
+    assert not any(isinstance(m, FusedBlock) for m in model.modules())
+    batch_norm = create_model("roadmap/resnet50/resnet_baseline", num_classes=5)
+    assert set_fused(batch_norm, fused=True) == 0
+    assert not is_fusable(nn.Conv2d(4, 4, 1))
+
+
+def test_single_precision_is_as_exact_as_that_of_the_layers(randomise):
+    model = randomise(create_model("convnext_atto", **SMALL, drop_path_rate=0.0))
+    model = model.to(memory_format=torch.channels_last).train()
+    found = {fused: gradients(model, fused=fused, dtype=torch.float32) for fused in (False, True)}
+    model.double()
+    true = gradients(model, fused=False)
+    single, plain = (distance([t.double() for t in found[fused]], true) for fused in (True, False))
+    assert single < max(1e-5, 3 * plain)
+
+
+@pytest.mark.parametrize("widened", [True, False])
+def test_bf16_is_as_exact_as_that_of_the_layers(widened, randomise, monkeypatch):
+    monkeypatch.setattr(fused_module, "bf16_gain", lambda threads: 0.5 if widened else 2.0)
+    model = randomise(create_model("convnext_atto", **SMALL, drop_path_rate=0.4))
+    model = model.to(memory_format=torch.channels_last).train()
+    true = gradients(model, fused=False, dtype=torch.float32)
+    one, two = (
+        gradients(model, fused=fused, dtype=torch.float32, bf16=True) for fused in (True, False)
+    )
+    assert one[0].dtype == two[0].dtype == torch.bfloat16
+    assert distance(one, true) < 1.5 * distance(two, true)
+
+
+def test_recomputed_activations_and_frozen_weights(randomise):
+    model = randomise(create_model("convnext_atto", **SMALL, drop_path_rate=0.5))
+    model = model.double().to(memory_format=torch.channels_last).train()
+    model.stages[0].requires_grad_(False)
+    plain = gradients(model, fused=False)
+    assert checkpoint_activations(model)
+    assert distance(gradients(model, fused=True), plain) < 1e-10
+
+
+def test_a_branch_that_every_image_drops_has_gradients_of_zero(randomise):
+    config = NetworkConfig(dims=(8, 8, 8, 8), layer_scale_init=1.0)
+    block = randomise(Block(config, in_dim=8, dim=8, drop_path_rate=1.0)).train()
+    assert set_fused(block, fused=True) == 1
+    x = torch.randn(2, 8, 5, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    out = block(x)
+    assert torch.equal(out, x)
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert all(not p.grad.any() for p in block.parameters())
+
+
+def test_evaluation_is_that_of_a_plain_block(randomise):
+    model = randomise(create_model("convnext_atto", **SMALL)).eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = model(images)
+    set_fused(model, fused=True)
+    assert torch.equal(model(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "kernel_size"), [(5, 7, 3), (14, 14, 7), (15, 30, 7), (2, 1, 7), (9, 9, 11)]
+)
+def test_gradient_of_depthwise_weights(height, width, kernel_size):
+    generator = torch.Generator().manual_seed(0)
+    images, grad = torch.randn(2, 3, height, width, 6, dtype=torch.float64, generator=generator)
+    weight = torch.zeros(6, 1, kernel_size, kernel_size, dtype=torch.float64, requires_grad=True)
+    out = F.conv2d(images.permute(0, 3, 1, 2), weight, padding=kernel_size // 2, groups=6)
+    out.backward(grad.permute(0, 3, 1, 2))
+    found = depthwise_weight_gradient(images, grad, kernel_size)
+    torch.testing.assert_close(found, weight.grad)
+    low = depthwise_weight_gradient(images.bfloat16(), grad.bfloat16(), kernel_size)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low.double(), weight.grad, rtol=0.05, atol=0.3)
