@@ -1,0 +1,179 @@
+"""`convnext predict` on JPEG files from end to end, beside its network alone; and its memory.
+
+    python benchmarks/predict_speed.py FOLDER                           # photos below FOLDER
+    python benchmarks/predict_speed.py FOLDER --model convnext_xlarge --size 384 --count 2 --no-fast
+    python benchmarks/predict_speed.py FOLDER --count 8 --rounds 1 --model convnext_atto    # runs?
+
+The photos are written anew, `--side` pixels long, at quality 92. Each round, in processes of their
+own and in turns: `predict` reads, decodes and resizes all files, and runs the network in the form
+that it takes by itself (the form is found before the first round, as a machine does it once); the
+network alone is given as many images of noise in the same batches, and takes the same form. Both
+exclude the seconds until Python and torch are imported, which are told apart. Memory is the peak of
+the process of `predict` less what it had after the imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from convnext.allocator import keep_freed_memory
+from convnext.checkpoint import Card, save_checkpoint
+from convnext.costs import cost
+from convnext.deploy.fast import Fast
+from convnext.deploy.optimize import cache_file, cache_key, known_form, optimize
+from convnext.device import environment
+from convnext.family import create_model
+from convnext.preprocess import Preprocessing
+from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
+from convnext.tasks.classification.inference import BATCH_SIZE
+from convnext.tasks.classification.predict import predict
+from convnext.train.measure import peak_memory_gb
+from input_speed import write_photos
+
+CPU = torch.device("cpu")
+NUM_EXAMPLES = 8  # As `convnext.deploy.fast` measures on.
+SIDES = ("predict", "network")
+
+
+def run_side(side: str, checkpoint: Path, folder: Path, *, fast: bool) -> dict[str, float]:
+    """Return seconds, and for `predict` gigabytes beside the libraries, of one side in here."""
+    files = sorted(folder.rglob("*.jpg"))
+    libraries, began = peak_memory_gb(CPU), time.perf_counter()
+    if side == "predict":
+        result = predict(str(checkpoint), files, device="cpu", fast=fast)
+        assert len(result.predictions) == len(files)
+    else:
+        from convnext.inference import open_model
+
+        model, card = open_model(str(checkpoint), CPU)
+        size = card.preprocessing.image_size
+        noise = torch.randn(min(BATCH_SIZE, len(files)), 3, size, size)
+        noise = noise.contiguous(memory_format=torch.channels_last)
+        network = Fast(model, device=CPU, precision="fp32", num_images=len(files), enabled=fast)
+        done = network.watch(lambda _: None)
+        began = time.perf_counter()
+        with torch.inference_mode():
+            for start in range(0, len(files), len(noise)):
+                num = min(len(noise), len(files) - start)
+                network(noise[:num])
+                done(num)
+    return {"seconds": time.perf_counter() - began, "gb": peak_memory_gb(CPU) - libraries}
+
+
+def find_form(checkpoint: Path, size: int, *, fast: bool) -> str:
+    """Search the form that predict takes, unless it is known; return its name."""
+    from convnext.inference import open_model
+
+    if not fast:
+        return "as trained"
+    keep_freed_memory()
+    model, _ = open_model(str(checkpoint), CPU)
+    example = torch.randn(NUM_EXAMPLES, 3, size, size)
+    optimize(model, example, precision="fp32")
+    known = known_form(cache_file(), cache_key(model, example, "fp32"))
+    return "as trained" if known is None else str(known.form)
+
+
+def main() -> None:
+    """Measure, print a table and a line of JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photos", type=Path, help="a folder of photos")
+    parser.add_argument("--model", default="convnext_tiny")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--side", type=int, default=500, help="long side of the JPEGs, in pixels")
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-fast", action="store_true", help="the network as it was trained")
+    parser.add_argument("--run", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    fast = not arguments.no_fast
+    if arguments.run:
+        found = run_side(arguments.run, arguments.checkpoint, arguments.photos, fast=fast)
+        print(json.dumps(found))
+        return
+
+    random.seed(0)
+    torch.manual_seed(0)
+    console = Console(highlight=False)
+    measured: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_photos(arguments.photos, folder, count=arguments.count, side=arguments.side)
+        model = create_model(arguments.model)
+        params = cost(model, arguments.size).params
+        card = Card(
+            model=arguments.model,
+            changes={},
+            classes=tuple(map(str, range(1000))),
+            preprocessing=Preprocessing(
+                image_size=arguments.size, crop_pct=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD
+            ),
+        )
+        checkpoint = folder / "random.safetensors"
+        save_checkpoint(checkpoint, model.state_dict(), card)
+        del model
+        form = find_form(checkpoint, arguments.size, fast=fast)
+        command = [sys.executable, __file__, str(folder), "--checkpoint", str(checkpoint)]
+        command += ["--no-fast"] * arguments.no_fast
+        for _ in range(arguments.rounds):
+            for side in SIDES:
+                began = time.perf_counter()
+                told = subprocess.run(
+                    [*command, "--run", side], check=True, capture_output=True, text=True
+                )
+                whole = time.perf_counter() - began
+                measured[side].append(json.loads(told.stdout.splitlines()[-1]) | {"whole": whole})
+
+    def median(side: str, what: str) -> float:
+        return statistics.median(row[what] for row in measured[side])
+
+    share = statistics.median(
+        network["seconds"] / own["seconds"]
+        for own, network in zip(measured["predict"], measured["network"], strict=True)
+    )
+    table = Table("", "s", "images/s", "with start", "GB", box=None)
+    for side in SIDES:
+        seconds = median(side, "seconds")
+        table.add_row(
+            side,
+            f"{seconds:.2f}",
+            f"{arguments.count / seconds:.1f}",
+            f"{median(side, 'whole'):.2f} s",
+            f"{median(side, 'gb'):.2f}",
+        )
+    facts = environment(CPU) | {"date": time.strftime("%Y-%m-%d")}
+    console.print(
+        f"{arguments.model} at {arguments.size}, {arguments.count} JPEGs {arguments.side} pixels "
+        f"long, {form}; weights {4 * params / 1e9:.2f} GB; {facts['cpu']}, {facts['threads']} "
+        f"threads, torch {facts['torch']}, {facts['date']}",
+        soft_wrap=True,
+    )
+    console.print(table)
+    console.print(f"predict has {100 * share:.0f} % of the speed of its network alone")
+    settings = vars(arguments) | {"photos": str(arguments.photos), "checkpoint": None}
+    print(
+        json.dumps(
+            {"settings": settings, "environment": facts, "form": form, "share": round(share, 3)}
+            | {"weights_gb": 4 * params / 1e9, "rounds": measured}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
