@@ -68,6 +68,7 @@ def test_outputs_and_gradients_stay(name, rate, randomise):
     plain = gradients(model, fused=False)
     assert distance(gradients(model, fused=True), plain) < 1e-10
     assert list(model.state_dict()) == names
+    assert all(p.grad.stride() == p.stride() for p in model.parameters())
 
 
 def test_every_block_of_the_family_is_fusable():

@@ -254,6 +254,7 @@ class _Branch(torch.autograd.Function):
             else:
                 of_x = grad.index_add(0, index, of_images.to(grad.dtype))
             of_spatial = depthwise_weight_gradient(images, of_mixed, spatial.shape[-1])
+            of_spatial = _like(of_spatial, spatial)
             of_gamma = None
             if gamma is not None:
                 of_gamma = (of_branch.weight * second.flatten(1)).sum(1)
@@ -263,8 +264,8 @@ class _Branch(torch.autograd.Function):
         return (
             _maps(of_x),
             *(of_spatial, of_mixed.sum((0, 1, 2), dtype=how.sums), of_norm, of_norm_bias),
-            *(of_inside.weight.view_as(first), of_inside.bias),
-            *(of_second.view_as(second), of_second_bias, of_gamma, None, None),
+            *(_like(of_inside.weight, first), of_inside.bias),
+            *(_like(of_second, second), of_second_bias, of_gamma, None, None),
         )
 
 
@@ -305,6 +306,15 @@ def _parts(rows: int, size: int) -> list[slice]:
 def _last(x: Tensor) -> Tensor:
     """Return maps (N, C, H, W) as a contiguous (N, H, W, C)."""
     return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _like(grad: Tensor, weight: Tensor) -> Tensor:
+    """Return a contiguous gradient in the strides of its weight, so that nobody copies it again.
+
+    With one input channel or one position, the two memory formats differ in strides alone.
+    """
+    assert weight.shape[1] == 1 or weight.shape[2:] == (1, 1)
+    return grad.as_strided(weight.shape, weight.stride())
 
 
 def _maps(x: Tensor) -> Tensor:
