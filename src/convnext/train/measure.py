@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import statistics
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,7 +37,8 @@ def matrix_limit(device: torch.device, precision: str, seconds: float = SECONDS)
     """Return the operations per second of a matrix product on `device`, measured in `seconds`.
 
     Unlike the figure of a data sheet it is one that this machine reaches today, with the threads
-    and the power that it has; measured once per process. In fp32 on a GPU, products are in TF32
+    and the power that it has: the best of many, which other work on the machine lowers least;
+    measured once per process. In fp32 on a GPU, products are in TF32
     where torch lets convolutions use it.
     """
     dtype = AMP_DTYPES.get(precision, torch.float32)
@@ -50,13 +50,13 @@ def matrix_limit(device: torch.device, precision: str, seconds: float = SECONDS)
     if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
         torch.set_float32_matmul_precision("high")
     try:
-        median = _median_seconds(a, b, seconds)
+        least = _least_seconds(a, b, seconds)
     finally:
         torch.set_float32_matmul_precision(before)
-    return 2 * side**3 / median
+    return 2 * side**3 / least
 
 
-def _median_seconds(a: Tensor, b: Tensor, seconds: float) -> float:
+def _least_seconds(a: Tensor, b: Tensor, seconds: float) -> float:
     measured: list[float] = []
     for _ in range(2):
         a @ b
@@ -67,7 +67,7 @@ def _median_seconds(a: Tensor, b: Tensor, seconds: float) -> float:
         a @ b
         wait_for(a.device)
         measured.append(time.perf_counter() - before)
-    return statistics.median(measured)
+    return min(measured)
 
 
 def l2_norm(model: nn.Module) -> Tensor:
