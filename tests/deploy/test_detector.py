@@ -118,6 +118,9 @@ def test_what_is_tried_follows_from_precision_and_device(monkeypatch: pytest.Mon
     assert [f.precision for f in detector_forms(model, CPU, "auto")] == ["fp32", "fp32"]
     assert [f.precision for f in detector_forms(model, CPU, "bf16")] == ["fp32", "fp32", "bf16"]
     assert first_form(model, CPU, "fp32") == first_form(model, CPU, "bf16") == FORMS[0]
+    monkeypatch.setattr(module, "has_fast_bf16", lambda device: True)
+    assert first_form(model, CPU, "auto") == FORMS[0]
+    assert first_form(model, CPU, "bf16").precision == "bf16"
     gpu = torch.device("cuda")
     assert first_form(model, gpu, "bf16") == Form(pointwise="linear", precision="bf16")
 

@@ -119,11 +119,12 @@ def detector_forms(model: nn.Module, device: torch.device, precision: str) -> li
 def first_form(model: nn.Module, device: torch.device, precision: str) -> Form:
     """Return the form of a detector that is taken without a search.
 
-    On a CPU it is fp32 in Winograd's form even for a network that was trained in bf16, which is
-    more exact, and on most CPUs faster.
+    On a CPU that is not faster in bf16 it is fp32 in Winograd's form even for a network that was
+    trained in bf16, which is faster and more exact.
     """
     forms = detector_forms(model, device, precision)
-    return forms[0] if device.type == "cpu" or precision not in AMP_DTYPES else forms[-1]
+    in_half = precision in AMP_DTYPES and (device.type != "cpu" or has_fast_bf16(device))
+    return forms[-1] if in_half else forms[0]
 
 
 def optimize_detector(
