@@ -7,6 +7,7 @@ import torch
 
 from convnext import device as devices
 from convnext.device import has_fast_bf16
+from convnext.train import measure
 
 CPU = torch.device("cpu")
 
@@ -49,3 +50,17 @@ def test_without_instructions_nothing_is_measured(rates, monkeypatch):
         monkeypatch.setattr(torch.cpu, check, lambda: False)
     assert not has_fast_bf16(CPU)
     assert rates[1] == []
+
+
+def test_rates_are_the_same_inside_of_autocast(monkeypatch):
+    seen = []
+
+    def least(a, b, seconds):
+        seen.append((a @ b).dtype)
+        return 1.0
+
+    monkeypatch.setattr(measure, "_least_seconds", least)
+    with torch.autocast("cpu", torch.bfloat16):
+        for precision in ("fp32", "bf16"):
+            measure.matrix_limit(CPU, precision, seconds=0.0)
+    assert seen == [torch.float32, torch.bfloat16]

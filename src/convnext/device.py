@@ -87,19 +87,21 @@ def bf16_gain(threads: int) -> float:
 
     It decides how runs compute: two of them on one machine must not differ by chance.
     """
-    from convnext.remembered import cache_folder, key_of, recall, remember
+    from convnext.remembered import alone, cache_folder, key_of, recall, remember
 
     file = cache_folder() / "bf16_gain.json"
     key = key_of(_cpu_name(), threads, torch.__version__)
-    known = recall(file).get(key)
-    if isinstance(known, float) and known > 0:
-        return known
-    from convnext.train.measure import matrix_limit
+    # One process of several measures, and does so undisturbed; the others read what it found.
+    with alone(file):
+        known = recall(file).get(key)
+        if isinstance(known, float) and known > 0:
+            return known
+        from convnext.train.measure import matrix_limit
 
-    device = torch.device("cpu")
-    rates = {name: matrix_limit(device, name, seconds=0.1) for name in ("bf16", "fp32")}
-    gain = rates["bf16"] / rates["fp32"]
-    remember(file, key, gain)
+        device = torch.device("cpu")
+        rates = {name: matrix_limit(device, name, seconds=0.1) for name in ("bf16", "fp32")}
+        gain = rates["bf16"] / rates["fp32"]
+        remember(file, key, gain)
     return gain
 
 

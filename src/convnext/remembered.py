@@ -7,8 +7,11 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from convnext.atomic import write_text
 
@@ -27,6 +30,17 @@ def cache_folder() -> Path:
 def key_of(*facts: Any) -> str:
     """Return a short name for facts that decide a measurement, by their `repr`."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes out that measure for the same file, where files can be written."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=60)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # A timeout is one.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock)
+        yield
 
 
 def recall(path: Path) -> dict[str, Any]:

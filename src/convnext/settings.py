@@ -275,6 +275,8 @@ class RunRecipe:
     """Memory format of images and weights; `auto` measures in long runs, else takes it."""
     compile: bool | Auto = "auto"
     """Train through torch.compile; `auto` measures in long runs, else leaves it."""
+    fused: bool = True
+    """Train blocks of ConvNeXt as one operation on a CPU (eager mode): the same up to rounding."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     deterministic: bool = False

@@ -35,10 +35,15 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gradients(
-    model: nn.Module, *, fused: bool, dtype: torch.dtype = torch.float64, bf16: bool = False
+    model: nn.Module,
+    *,
+    fused: bool,
+    dtype: torch.dtype = torch.float64,
+    bf16: bool = False,
+    widened: bool = False,
 ) -> list[Tensor]:
     """Return logits, the gradient of the images and that of every parameter."""
-    count = set_fused(model, fused=fused)
+    count = set_fused(model, fused=fused, widened=widened)
     assert sum(isinstance(m, FusedBlock) for m in model.modules()) == count * fused
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 96, 64, dtype=dtype, generator=generator)
@@ -92,13 +97,13 @@ def test_single_precision_is_as_exact_as_that_of_the_layers(randomise):
 
 
 @pytest.mark.parametrize("widened", [True, False])
-def test_bf16_is_as_exact_as_that_of_the_layers(widened, randomise, monkeypatch):
-    monkeypatch.setattr(fused_module, "bf16_gain", lambda threads: 0.5 if widened else 2.0)
+def test_bf16_is_as_exact_as_that_of_the_layers(widened, randomise):
     model = randomise(create_model("convnext_atto", **SMALL, drop_path_rate=0.4))
     model = model.to(memory_format=torch.channels_last).train()
     true = gradients(model, fused=False, dtype=torch.float32)
     one, two = (
-        gradients(model, fused=fused, dtype=torch.float32, bf16=True) for fused in (True, False)
+        gradients(model, fused=fused, dtype=torch.float32, bf16=True, widened=widened)
+        for fused in (True, False)
     )
     assert one[0].dtype == two[0].dtype == torch.bfloat16
     assert distance(one, true) < 1.5 * distance(two, true)
@@ -147,3 +152,51 @@ def test_gradient_of_depthwise_weights(height, width, kernel_size):
     low = depthwise_weight_gradient(images.bfloat16(), grad.bfloat16(), kernel_size)
     assert low.dtype == torch.float32
     torch.testing.assert_close(low.double(), weight.grad, rtol=0.05, atol=0.3)
+
+
+def _block(**changes: object) -> Block:
+    model = create_model("convnext_atto", **SMALL, **changes)
+    return next(m for m in model.modules() if isinstance(m, Block))
+
+
+def test_what_differs_from_the_block_of_convnext_is_left_alone() -> None:
+    def spatial(block: Block, **values: object) -> None:
+        for name, value in values.items():
+            setattr(block.get_submodule("spatial"), name, value)
+
+    changed = {
+        "wrapped": lambda b: setattr(b, "pwconv1", nn.Sequential(b.pwconv1)),
+        "circular": lambda b: spatial(b, padding_mode="circular"),
+        "unpadded": lambda b: spatial(b, padding=(0, 0)),
+        "dilated": lambda b: spatial(b, dilation=(2, 2)),
+        "without bias": lambda b: spatial(b, bias=None),
+        "tanh": lambda b: setattr(b, "pwconv1_act", nn.GELU("tanh")),
+        "watched": lambda b: b.pwconv1.register_forward_hook(lambda *_: None),
+    }
+    assert set_fused(_block(), fused=True) == 1
+    for name, change in changed.items():
+        block = _block()
+        change(block)
+        assert set_fused(block, fused=True) == 0, name
+
+
+def test_the_output_may_be_changed_in_place(randomise) -> None:
+    block = randomise(_block(drop_path_rate=0.5)).train()
+    set_fused(block, fused=True)
+    dim = block.get_submodule("spatial").weight.shape[0]
+    out = block(torch.randn(6, dim, 9, 8, requires_grad=True))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    out.mul_(2).sum().backward()
+
+
+def test_frozen_blocks_and_weights_of_bf16_run_layer_by_layer(randomise) -> None:
+    block = randomise(_block()).train()
+    set_fused(block, fused=True)
+    images = torch.randn(2, block.get_submodule("spatial").weight.shape[0], 8, 8)
+    assert "_Branch" in type(block(images).grad_fn).__name__
+    assert block.requires_grad_(False)(images).grad_fn is None
+    block.requires_grad_(True).bfloat16()
+    out = block(images.bfloat16())
+    assert "_Branch" not in type(out.grad_fn).__name__
+    out.sum().backward()
+    assert all(p.grad is not None for p in block.parameters())

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from convnext.checkpoint import Card
 from convnext.deploy.any_size import LEAST_ANY
 from convnext.deploy.exported_detector import ExportedDetector, OnCanvas
+from convnext.deploy.pt2 import checked_archive
 from convnext.images import Mode, as_mode
 from convnext.preprocess import to_tensor
 
@@ -51,8 +51,16 @@ class Exported:
     @property
     def graph(self) -> dict[str, Any]:
         """What the file computes beside the network; see `convnext.deploy.export`."""
-        known: dict[str, Any] = json.loads(self.metadata["graph"])
-        return known
+        return facts_of_graph(self.metadata)
+
+
+def facts_of_graph(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return what metadata say of a graph; nothing if they are none of ours."""
+    try:
+        known = json.loads(metadata.get("graph", "{}"))
+    except ValueError:
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def is_exported(path: str | Path) -> bool:
@@ -92,7 +100,7 @@ def open_exported(path: str | Path) -> Exported:
         raise ValueError(f"there is no file {path}")
     openers = {"onnx": _open_onnx, "openvino": _open_openvino, "pt2": _open_pt2}
     exported = openers[SUFFIXES[path.suffix]](path)
-    if "graph" not in exported.metadata:
+    if not {"inside", "precision"} <= exported.graph.keys():
         raise ValueError(f"{path} was not written by `convnext export`: it does not say what it is")
     return exported
 
@@ -124,7 +132,7 @@ def _open_openvino(path: Path) -> Exported:
         metadata = json.loads(model.get_rt_info(["convnext"]).astype(str))
     except Exception as error:  # Likewise.
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    precision = json.loads(metadata["graph"])["precision"]
+    precision = facts_of_graph(metadata).get("precision")
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -143,9 +151,8 @@ def _open_openvino(path: Path) -> Exported:
 def _open_pt2(path: Path) -> Exported:
     import torchvision  # noqa: F401 - A detector's program calls its operators.
 
-    check_pt2(path)
     extra = {EXTRA: ""}
-    program = torch.export.load(str(path), extra_files=extra)
+    program = torch.export.load(checked_archive(path), extra_files=extra)
     module = program.module()
     metadata = json.loads(extra[EXTRA] or "{}")
 
@@ -155,37 +162,6 @@ def _open_pt2(path: Path) -> Exported:
         return [out.numpy() for out in ((found,) if isinstance(found, Tensor) else found)]
 
     return Exported(path, metadata, call)
-
-
-def check_pt2(path: Path) -> None:
-    """Refuse a pt2 file with pickled objects in it, which torch would execute on loading.
-
-    Raises:
-        ValueError: If there are any, or it is not such a file.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            configs = [n for n in names if n.endswith("_config.json") and "/data/" in n]
-            pickled = any(
-                entry.get("use_pickle") or "custom_obj" in str(entry.get("path_name"))
-                for name in configs
-                for entry in json.loads(archive.read(name)).get("config", {}).values()
-            )
-            inputs = [n for n in names if "/data/sample_inputs/" in n]
-            for name in inputs:
-                with archive.open(name) as file:
-                    torch.load(file, weights_only=True)
-    except Exception as error:  # What a damaged or a malicious archive raises is anybody's guess.
-        raise ValueError(f"{path} is damaged, or holds more than tensors: {error}") from error
-    known = all("/data/" in n or "/models/" in n or "/extra/" in n or _is_plain(n) for n in names)
-    if pickled or not configs or not inputs or not known or any("aotinductor" in n for n in names):
-        raise ValueError(f"{path} holds objects that would run code when they are loaded; refused")
-
-
-def _is_plain(name: str) -> bool:
-    ends = ("archive_format", "archive_version", "byteorder", "/.data/version", "serialization_id")
-    return name.endswith(ends)
 
 
 class ExportedNetwork(nn.Module):

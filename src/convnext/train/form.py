@@ -20,9 +20,10 @@ from convnext.device import autocast, environment
 from convnext.ranks import Ranks
 from convnext.recipe import Recipe
 from convnext.remembered import cache_folder, key_of, recall, remember
+from convnext.settings import RunRecipe
 from convnext.train.advice import smaller_micro_batch
 from convnext.train.faults import is_out_of_memory
-from convnext.train.fused import set_fused
+from convnext.train.fused import set_fused, widens
 
 # Shorter runs are over before a measurement has paid for itself.
 WORTH_SECONDS = 600.0
@@ -106,7 +107,7 @@ def _measured(
     parts_per_step = max(1, task.batch_size / max(1, task.size(part)))
 
     def seconds(form: Form) -> float:
-        return _time_form(task, model, form, part, device, recipe.run.precision)
+        return _time_form(task, model, form, part, device, recipe.run)
 
     try:
         first = seconds(plain)
@@ -160,21 +161,23 @@ def _name(form: Form) -> str:
 
 
 def _time_form(
-    task: Any, model: nn.Module, form: Form, part: Any, device: torch.device, precision: str
+    task: Any, model: nn.Module, form: Form, part: Any, device: torch.device, run: RunRecipe
 ) -> float:
     """Return the median seconds of forward and backward pass over a micro batch."""
     before = task.memory_format
     task.memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to(memory_format=task.memory_format)
-    set_fused(model, fused=device.type == "cpu" and not form.compile)  # As in the loop.
+    fused = run.fused and device.type == "cpu" and not form.compile  # As in the loop.
+    widened = fused and widens(run.precision, deterministic=run.deterministic)
+    set_fused(model, fused=fused, widened=widened)
     form_of = torch.compile(model) if form.compile else model
     model.train()
     times = []
     try:
         for _ in range(NUM_TIMED):
             began = time.perf_counter()
-            with autocast(device, precision):
+            with autocast(device, run.precision):
                 losses = task.losses(form_of, part, 0, 0)
             torch.autograd.backward(torch.stack(list(losses.values())).sum())
             if device.type == "cuda":
@@ -203,6 +206,7 @@ def _key(task: Any, recipe: Recipe, device: torch.device) -> str:
         recipe.run.precision,
         recipe.run.channels_last,
         recipe.run.compile,
+        recipe.run.fused,
     )
     return key_of(*what)
 
@@ -220,7 +224,7 @@ def fit_memory(task: Any, model: nn.Module, recipe: Recipe, device: torch.device
         part = next(batches)[0]
         batches.close()
         try:
-            _time_form(task, model, Form(), part, device, recipe.run.precision)
+            _time_form(task, model, Form(), part, device, recipe.run)
             return
         except RuntimeError as error:
             if not is_out_of_memory(error):

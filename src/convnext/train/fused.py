@@ -36,12 +36,17 @@ MAX_TILE = 14
 
 
 class FusedBlock(Block):
-    """A block that trains as one operation, and is a plain `Block` for everything else."""
+    """A block that trains as one operation, and is a plain `Block` for everything else.
+
+    Attributes:
+        widened: Whether products of bf16 are computed in fp32.
+    """
+
+    widened = False
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W
         """As `Block`; the random numbers of drop path are the same ones."""
-        plain = not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling()
-        if plain or x.device.type != "cpu":
+        if not self._is_worth_it(x):
             return super().forward(x)
         kept = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         index, scale = None, 1.0
@@ -56,7 +61,7 @@ class FusedBlock(Block):
         )
         how = How(
             kept=kept,
-            products=torch.float32 if widens(kept) else kept,
+            products=torch.float32 if self.widened and kept == torch.bfloat16 else kept,
             scale=scale,
             eps=norm.eps,  # type: ignore[arg-type]
         )
@@ -76,41 +81,80 @@ class FusedBlock(Block):
         )
         return out
 
+    def _is_worth_it(self, x: Tensor) -> bool:
+        if not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return False
+        own = [p for p in self.parameters() if p.requires_grad]
+        if x.device.type != "cpu" or not (own or x.requires_grad):
+            return False
+        # Sums over rows want more digits than weights in half precision have.
+        return self.get_submodule("spatial").weight.dtype in (torch.float32, torch.float64)
+
 
 def is_fusable(module: nn.Module) -> bool:
-    """Tell whether a module is the block of ConvNeXt: spatial, norm, GELU between a wide pair."""
+    """Tell whether a module is the block of ConvNeXt: spatial, norm, GELU between a wide pair.
+
+    Its layers must be just that: what replaced, wrapped or watches one of them would be skipped.
+    """
     if type(module) not in (Block, FusedBlock):
         return False
     assert isinstance(module, Block)
-    spatial, norm = module.get_submodule("spatial"), getattr(module, "norm", None)
-    return (
-        module.order == ("spatial", "norm", "pwconv1", "pwconv1_act", "pwconv2")
-        and isinstance(norm, LayerNorm2d)
-        and isinstance(module.get_submodule("pwconv1_act"), nn.GELU)
-        and isinstance(spatial, nn.Conv2d)
+    if module.order != ("spatial", "norm", "pwconv1", "pwconv1_act", "pwconv2"):
+        return False
+    layers = [module.get_submodule(name) for name in module.order]
+    kinds = (nn.Conv2d, LayerNorm2d, nn.Conv2d, nn.GELU, nn.Conv2d)
+    if any(type(layer) is not kind or _is_watched(layer) for layer, kind in zip(layers, kinds)):  # noqa: B905
+        return False
+    spatial, norm, first, act, second = layers
+    same = spatial.kernel_size[0] // 2  # type: ignore[index]
+    pointwise = all(
+        p.kernel_size == (1, 1) and p.stride == (1, 1) and p.padding == (0, 0) and p.groups == 1
+        for p in (first, second)
+    )
+    return bool(
+        pointwise
+        and act.approximate == "none"
         and spatial.groups == spatial.in_channels == spatial.out_channels
-        and spatial.stride == (1, 1)
+        and spatial.kernel_size == (2 * same + 1,) * 2
+        and spatial.padding == (same, same)
+        and spatial.stride == spatial.dilation == (1, 1)
+        and spatial.padding_mode == "zeros"
+        and all(layer.bias is not None for layer in (spatial, norm, first, second))
         and isinstance(module.shortcut, nn.Identity)
         and isinstance(module.act, nn.Identity)
     )
 
 
-def set_fused(model: nn.Module, *, fused: bool) -> int:
+def _is_watched(layer: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(layer, name) for name in hooks)
+
+
+def set_fused(model: nn.Module, *, fused: bool, widened: bool = False) -> int:
     """Let the blocks of a network train as one operation or layer by layer, in place.
 
+    Args:
+        model: Any network.
+        fused: As one operation.
+        widened: Compute products of bf16 in fp32 (`widens`).
+
     Returns:
-        How many there are that can.
+        How many blocks there are that can.
     """
     found = [module for module in model.modules() if is_fusable(module)]
     for module in found:
         # The state is the same either way; only `forward` differs.
         module.__class__ = FusedBlock if fused else Block
+        module.widened = fused and widened  # type: ignore[assignment]
     return len(found)
 
 
-def widens(dtype: torch.dtype) -> bool:
-    """Tell whether products of this dtype are computed in fp32, as they are faster so here."""
-    return dtype == torch.bfloat16 and bf16_gain(torch.get_num_threads()) < 1
+def widens(precision: str, *, deterministic: bool) -> bool:
+    """Tell whether a run computes its products of bf16 in fp32, as they are faster so here.
+
+    In a deterministic run nothing depends on a measurement.
+    """
+    return precision == "bf16" and not deterministic and bf16_gain(torch.get_num_threads()) < 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +217,14 @@ class _Branch(torch.autograd.Function):
             rows = mixed.flatten(0, 2)  # R C
             residual = x.flatten(0, 2)
             num, wide = len(rows), len(first)
-            normed, out = torch.empty_like(rows), torch.empty_like(rows, dtype=x.dtype)
+            normed = torch.empty_like(rows)
+            # What is returned must own its memory, or it could not be changed in place.
+            whole = torch.empty_like(_maps(x), memory_format=torch.channels_last)
+            by_image = whole.permute(0, 2, 3, 1)  # N H W C
+            dropped = index is not None
+            out = (
+                torch.empty_like(rows, dtype=x.dtype) if dropped else by_image.view(residual.shape)
+            )
             before = torch.empty(num, wide, dtype=how.kept)  # The activation.
             # Widened rows have it computed again, which is cheaper than rounding it.
             after = None if how.widened else torch.empty_like(before)
@@ -202,15 +253,14 @@ class _Branch(torch.autograd.Function):
                 else:
                     y *= factor
                 out[part] = y
-            out = out.view_as(images)
             if index is not None:
-                out = x.index_add(0, index, out)
+                by_image.copy_(x).index_add_(0, index, out.view_as(images))
         ctx.how = how
         ctx.save_for_backward(
             *(images, mixed, normed, mean, rstd, before, after),
             *(spatial, norm, norm_bias, first, second, second_bias, gamma, index),
         )
-        return _maps(out)
+        return whole
 
     @staticmethod
     @once_differentiable

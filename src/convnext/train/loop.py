@@ -31,7 +31,7 @@ from convnext.train.advice import (
 )
 from convnext.train.ema import Ema
 from convnext.train.faults import DivergedError, InterruptedRun
-from convnext.train.fused import set_fused
+from convnext.train.fused import set_fused, widens
 from convnext.train.heartbeat import Heartbeat
 from convnext.train.log import RunLog
 from convnext.train.measure import UpdateNorm, l2_norm, matrix_limit, mfu, peak_memory_gb
@@ -107,6 +107,7 @@ def fit(
             raise
         finally:
             log.stop()
+            set_fused(model, fused=False)
     return Outcome(
         best=trainer.best,
         best_path=trainer.saver.best_path,
@@ -137,8 +138,13 @@ class _Trainer:
         if recipe.run.channels_last:
             model = model.to(memory_format=torch.channels_last)
         model = share_batch_norm(model, self.ranks, fabric.device)
+        run = recipe.run
         # A compiler fuses on its own, and kernels of GPUs know other ways.
-        set_fused(model, fused=fabric.device.type == "cpu" and recipe.run.compile is not True)
+        fused = run.fused and fabric.device.type == "cpu" and run.compile is not True
+        widened = self.ranks.of_first(
+            fused and widens(run.precision, deterministic=run.deterministic)
+        )
+        set_fused(model, fused=fused, widened=widened)
         form = torch.compile(model) if recipe.run.compile is True else model
         self.model, self.trained = model, fabric.setup_module(form)
         raw_optimizer = make_optimizer(model, recipe.optim)
@@ -154,7 +160,8 @@ class _Trainer:
             recipe.run.reference, task.primary, recipe.run.reference_tolerance
         )
         self.macs = macs
-        self.limit = matrix_limit(fabric.device, recipe.run.precision) if macs else None
+        products = "fp32" if widened else run.precision
+        self.limit = matrix_limit(fabric.device, products) if macs else None
 
         self.step = self.first_step = self.since_best = 0
         self.best: dict[str, Any] = {}

@@ -50,7 +50,9 @@ def matrix_limit(device: torch.device, precision: str, seconds: float = SECONDS)
     if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
         torch.set_float32_matmul_precision("high")
     try:
-        least = _least_seconds(a, b, seconds)
+        # A caller's autocast would turn products of fp32 into others.
+        with torch.autocast(device.type, enabled=False), torch.no_grad():
+            least = _least_seconds(a, b, seconds)
     finally:
         torch.set_float32_matmul_precision(before)
     return 2 * side**3 / least

@@ -6,7 +6,10 @@ import json
 import pickle
 import re
 import runpy
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +255,35 @@ def test_a_pickle_in_a_pt2_file_is_never_loaded(
                 new.writestr(entry, content)
         with pytest.raises(ValueError, match="holds"):
             open_exported(bad)
+    # Which of two entries of one name counts is for each reader of archives to say.
+    config = "model_weights_config.json"
+    for others in ((config, config), (config.upper(),)):
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(bad, "w") as new, _no_warnings():
+            for entry in old.infolist():
+                content = old.read(entry)
+                if entry.filename.endswith(config):
+                    harmful = content.replace(b'"use_pickle": false', b'"use_pickle": true')
+                    assert harmful != content
+                    for other in others:
+                        new.writestr(entry.filename.replace(config, other), harmful)
+                new.writestr(
+                    entry.filename, evil if entry.filename.endswith("weight_0") else content
+                )
+        with pytest.raises(ValueError, match="holds"):
+            open_exported(bad)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(bad, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    with pytest.raises(ValueError, match="holds"):
+        open_exported(bad)
     assert not marker.exists()
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of names that occur twice.
+        yield
 
 
 def test_mistakes_are_named(
