@@ -103,7 +103,7 @@ def detector_forms(model: nn.Module, device: torch.device, precision: str) -> li
         model: A detector.
         device: Where it runs.
         precision: `fp32`: that alone. `auto`, `bf16`, `fp16`: fp32 too, which is never less exact,
-            and the other, for `auto` bf16 where the device has instructions for it.
+            and the other, for `auto` bf16 where the device is faster in it.
     """
     on_cpu = device.type == "cpu"
     form = Form(pointwise="chunked" if on_cpu else "linear")
@@ -143,22 +143,28 @@ def optimize_detector(
     cache = cache or cache_file()
     key = detector_key(model, images[0].device, precision)
     known = known_form(cache, key)
-    if known is not None:
-        fast = FastDetector(model, known.form)
-        failure = (
-            ""
-            if not known.form.folded
-            else wrong(known.form, 1.0, distance_of_parts(fast, model, images))
-        )
-        if not failure:
-            note(f"{known.form}, found before on this machine")
-            fast.ratio = known.ratio
-            return fast
-        note(f"{known.form} was the fastest before, but is not right now: {failure}")
+    fast = None if known is None else known_detector(known, model, images, note=note)
+    if fast is not None:
+        return fast
     found = search_detector(model, images, precision=precision, budget_s=budget_s, note=note)
     if len(found.measured) > 1:
         remember(cache, key, asdict(Known(found.form, found.ratio, 0.0)))
     return found
+
+
+def known_detector(
+    known: Known, model: nn.Module, images: Sequence[Tensor], *, note: Callable[[str], None]
+) -> FastDetector | None:
+    """Return a detector in the form that was found before; None if that is wrong on `images`."""
+    fast = FastDetector(model, known.form)
+    apart = distance_of_parts(fast, model, images) if known.form.folded else 0.0
+    failure = wrong(known.form, 1.0, apart)
+    if failure:
+        note(f"{known.form} was the fastest before, but is not right now: {failure}")
+        return None
+    note(f"{known.form}, found before on this machine")
+    fast.ratio = known.ratio
+    return fast
 
 
 def detector_key(model: nn.Module, device: torch.device, precision: str) -> str:

@@ -20,6 +20,7 @@ from convnext.deploy.detector import (
     FastDetector,
     detector_key,
     first_form,
+    known_detector,
     optimize_detector,
 )
 from convnext.deploy.exported_detector import ExportedDetector
@@ -45,6 +46,11 @@ WORTH_FOLDING_S = 10.0
 WORTH_SEARCHING_S = 10 * BUDGET_S
 # Images of a search on a CPU, where more at a time are no faster but take longer to measure.
 NUM_EXAMPLES = 8
+
+SEARCHING = (
+    f"looking for the fastest form on this machine, for some {BUDGET_S:.0f} s and once; --no-fast "
+    "leaves the network as it is"
+)
 
 Choice = Literal["wait", "stay", "fold", "known", "search"]
 
@@ -142,7 +148,7 @@ class Fast(nn.Module):
             return
         self._decided = True
         if is_detector:
-            self._change_detector(choice, images)
+            self._change_detector(choice, known, images)
         elif choice == "fold":
             self._fold()
         elif choice == "known":
@@ -155,23 +161,26 @@ class Fast(nn.Module):
                 self._model, self.form = before, before.form
         elif choice == "search":
             assert example is not None
-            self._note(
-                f"looking for the fastest form on this machine, for some {BUDGET_S:.0f} s and "
-                "once; --no-fast leaves the network as it is"
-            )
+            self._note(SEARCHING)
             best = optimize(self._model, example, precision=self._precision, note=self._note)
             self._model, self.form = best, best.form
 
-    def _change_detector(self, choice: Choice, images: Sequence[Tensor]) -> None:
+    def _change_detector(
+        self, choice: Choice, known: Known | None, images: Sequence[Tensor]
+    ) -> None:
         if choice == "stay":
             return
-        if choice == "fold":
-            form = first_form(self._model, self._device, self._precision)
-            fast = FastDetector(self._model, form, inplace=True)
-        else:
+        fast: FastDetector | None = None
+        if choice == "known" and known is not None:
+            fast = known_detector(known, self._model, images, note=self._note)
+        elif choice == "search":
+            self._note(SEARCHING)
             fast = optimize_detector(
                 self._model, images, precision=self._precision, note=self._note
             )
+        if fast is None:  # There may be no time for a search.
+            form = first_form(self._model, self._device, self._precision)
+            fast = FastDetector(self._model, form, inplace=True)
         self._model, self.form = fast, fast.form
 
     def _example(self, images: Any) -> Tensor | None:

@@ -60,8 +60,8 @@ def candidates(device: torch.device, precision: str) -> list[Form]:
 
     Args:
         device: A compiler of another runtime is for CPUs alone.
-        precision: `fp32`, `bf16` or `fp16`, or `auto`: fp32 and, where the device has instructions
-            for it, bf16; or `int8`: that first, then as `auto`.
+        precision: `fp32`, `bf16` or `fp16`, or `auto`: fp32 and, where the device is faster in
+            it, bf16; or `int8`: that first, then as `auto`.
     """
     on_cpu = device.type == "cpu"
     if precision == "int8":

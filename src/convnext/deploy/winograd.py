@@ -84,13 +84,16 @@ class WinogradConv(nn.Module):
         rows = x.permute(0, 2, 3, 1)  # N H W C
         out = x.new_empty(num, height, width, self.out_channels)
         high, wide = -(-height // TILE), -(-width // TILE)  # In tiles.
-        some_images = max(1, NUM_TILES // (high * wide))
-        some_rows = high if some_images > 1 else max(1, NUM_TILES // wide)
-        for n in range(0, num, some_images):
-            for top in range(0, high, some_rows):
-                bottom = min(high, top + some_rows)
-                images = slice(n, min(num, n + some_images))
-                self._chunk(rows[images], out[images], top, bottom, wide)
+        some_images = max(1, NUM_TILES // max(1, high * wide))
+        some_rows = high if some_images > 1 else max(1, NUM_TILES // max(1, wide))
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # Its changes do not bear less than fp32.
+            for n in range(0, num, some_images):
+                for top in range(0, high, some_rows):
+                    bottom = min(high, top + some_rows)
+                    images = slice(n, min(num, n + some_images))
+                    self._chunk(rows[images], out[images], top, bottom, wide)
         return out.permute(0, 3, 1, 2)
 
     def _chunk(self, x: Tensor, out: Tensor, top: int, bottom: int, wide: int) -> None:
