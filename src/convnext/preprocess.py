@@ -1,7 +1,8 @@
 """From an image to the network's input: one object for training, evaluation, prediction, export.
 
 It is data that travels with a checkpoint. The pixels come from Pillow's antialiased resize and are
-the same bits on every machine; `normalize` runs wherever the batch is, always in fp32.
+the same bits on every machine (crops for training have ways of their own, `convnext.crops`);
+`normalize` runs wherever the batch is, always in fp32.
 
 Paper, appendix A (and its code): below 384 pixels the short side is resized to
 int(image_size / 0.875) and the centre is cropped; from 384 up the image is resized to the square.

@@ -112,8 +112,8 @@ def benchmark(
         batches: Images at a time.
         size: Height and width of the images; by default 224 x 224 for classifiers, 512 x 512 for
             segmentors, 800 x 1280 for detectors.
-        precision: Of the best form: `fp32`, `bf16`, `fp16`, or `auto` for the fastest that the
-            device has instructions for. Eager forms run in fp32 on a CPU, on a GPU in this one
+        precision: Of the best form: `fp32`, `bf16`, `fp16`, or `auto` for the fastest of
+            fp32 and bf16. Eager forms run in fp32 on a CPU, on a GPU in this one
             under autocast (`auto`: bf16), as most people run them.
         device: `cpu`, `cuda`, `mps` or `auto`.
         threads: Of the CPU; 0: as many as torch takes.

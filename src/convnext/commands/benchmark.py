@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
-        help="of the best form (default: the fastest that the device has instructions for)",
+        help="of the best form (default: the fastest of fp32 and bf16)",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU (default: all)")
