@@ -6,8 +6,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
-from convnext.tasks.ahead import ahead
+from convnext.tasks.ahead import ahead, items_of
 
 
 def test_items_come_in_order_and_all() -> None:
@@ -47,3 +49,9 @@ def test_leaving_early_ends_the_thread() -> None:
     assert next(found) == 0
     found.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("ahead")]
+
+
+def test_a_cpu_has_no_core_to_spare() -> None:
+    loader = DataLoader(range(4), batch_size=None)  # type: ignore[arg-type]
+    assert items_of(loader, torch.device("cpu")) is loader
+    assert list(items_of(loader, torch.device("cuda"))) == [0, 1, 2, 3]

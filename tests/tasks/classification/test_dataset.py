@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -267,3 +268,23 @@ def test_the_real_photos_in_two_processes(shared_data):
     for one, other in zip(batches(dataset), batches(dataset, num_workers=2), strict=True):
         assert torch.equal(one.pixels, other.pixels)
         assert one.bad == ()
+
+
+def test_threads_read_what_one_reads(photos, monkeypatch):
+    dataset = EvalDataset(photos.train, COLOUR)
+    alone = [dataset[index] for index in range(len(dataset))]
+    seen = set()
+    read = dataset._pixels
+
+    def watched(index):
+        seen.add(threading.current_thread().name)
+        return read(index)
+
+    monkeypatch.setattr(dataset, "_pixels", watched)
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
+        seen.clear()
+        together = dataset.__getitems__(list(range(len(dataset))))
+        assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(alone, together, strict=True))
+        assert [item.label for item in together] == [item.label for item in alone]
+        assert (threading.current_thread().name in seen) == (threads == 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -231,9 +232,16 @@ class EvalDataset(Dataset[Item]):
         return f"the validation images {_KEPT.format(cache.block.nbytes / 1e6)}"
 
     def __getitems__(self, indices: list[int]) -> list[Item]:
-        """Return the images of a batch; what follows them is fetched in the meantime."""
+        """Return the images of a batch; what follows them is fetched in the meantime.
+
+        Files are decoded by as many threads as torch has, which is one in a loader's process.
+        """
         self.samples.read_ahead(indices[-1])
-        return [self[index] for index in indices]
+        threads = min(torch.get_num_threads(), len(indices))
+        if threads == 1 or self.cache is not None or not self.samples.is_open_to_threads:
+            return [self[index] for index in indices]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self.__getitem__, indices))
 
     def __getitem__(self, index: int) -> Item:
         """Return an image, or where it cannot be read an item that says so."""

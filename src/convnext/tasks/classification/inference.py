@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from convnext.device import autocast
 from convnext.ranks import ALONE, Ranks
-from convnext.tasks.ahead import ahead
+from convnext.tasks.ahead import items_of
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.dataset import EvalDataset, collate
 from convnext.train.stop import leave_signals_to_parent
@@ -59,7 +59,7 @@ def infer(
     )
     # A sharded network cannot gather its parameters in inference mode.
     with torch.inference_mode() if ranks.count == 1 else torch.no_grad():
-        for b, batch in enumerate(loader if workers else ahead(loader)):
+        for b, batch in enumerate(items_of(loader, device)):
             if b < len(mine):
                 bad.update(batch.bad)
             if len(batch.labels):

@@ -25,6 +25,8 @@ class Samples(ABC):
 
     labels: Sequence[int]
     """Position of each image's class in `ClassificationData.classes`."""
+    is_open_to_threads = False
+    """Whether several threads may open images at once."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,6 +104,8 @@ class Samples(ABC):
 
 class FolderSamples(Samples):
     """Image files below a folder."""
+
+    is_open_to_threads = True
 
     def __init__(self, root: Path, names: Sequence[str], labels: Sequence[int]) -> None:
         self.root = root

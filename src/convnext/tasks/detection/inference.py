@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from convnext.device import autocast
 from convnext.ranks import ALONE, Ranks
-from convnext.tasks.ahead import ahead
+from convnext.tasks.ahead import items_of
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.detection.dataset import EvalDataset
 from convnext.tasks.detection.masks import encode, paste_windows
@@ -71,7 +71,7 @@ def infer(
         collate_fn=_as_it_is,
         worker_init_fn=leave_signals_to_parent,
     )
-    for i, item in enumerate(loader if workers else ahead(loader)):
+    for i, item in enumerate(items_of(loader, device)):
         is_mine = i < len(mine)
         if is_mine:
             bad.update(item.bad)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from convnext.ranks import ALONE, Ranks
-from convnext.tasks.ahead import ahead
+from convnext.tasks.ahead import items_of
 from convnext.tasks.segmentation.scores import InferenceSettings, Size, score_bands
 from convnext.train.stop import leave_signals_to_parent
 
@@ -180,7 +180,7 @@ def infer(
         collate_fn=_as_it_is,
         worker_init_fn=leave_signals_to_parent,
     )
-    for i, item in enumerate(loader if workers else ahead(loader)):
+    for i, item in enumerate(items_of(loader, device)):
         is_mine = i < len(mine)
         if is_mine:
             bad.update(item.bad)
