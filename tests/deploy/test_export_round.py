@@ -40,7 +40,7 @@ def test_a_full_round(task: str, tmp_path: Path) -> None:
         source = small_segmentor(tmp_path / "net.safetensors")
     else:
         data = coco_squares(tmp_path / "data", num_train=24, num_val=4)
-        options = ["--run.precision", "fp32", "--schedule.epochs", 20, "--input.image_size", 64]
+        options = ["--run.precision", "fp32", "--schedule.epochs", 12, "--input.image_size", 64]
         model = ["--task", "detect", "--model", "mask_rcnn_convnext_atto"]
         convnext("train", *model, "--data", data, "--output", source, *options)
         photos, images = data / "images", []
