@@ -56,5 +56,5 @@ def test_a_full_round(task: str, tmp_path: Path) -> None:
             assert proof["agreement"] > 0.8
             convnext("predict", path, photos, "--output", tmp_path / f"out-{path.name}")
             if task == "detect":
-                assert (proof["before"], proof["after"]) != (None, None)
+                assert None not in (proof["before"], proof["after"])
                 convnext("evaluate", path, "--data", tmp_path / "data")

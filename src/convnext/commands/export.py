@@ -80,6 +80,8 @@ def run(argv: list[str]) -> int:
     from convnext.inference import task_of
 
     out = console(as_json=arguments.json)
+    if arguments.num_images is not None and arguments.num_images < 1:
+        raise ValueError(f"--num-images must be at least 1, not {arguments.num_images}")
     num = arguments.num_images or 32
     if arguments.num_images is None and arguments.precision == "int8":
         num = 50 if task_of(arguments.source) == "detect" else 500

@@ -54,11 +54,7 @@ def blueprint_of(model: nn.Module, card: Card, settings: ExportSettings) -> Blue
 def build_graph(model: nn.Module, card: Card, settings: ExportSettings) -> Graph:
     """Return a classifier or a segmentor with what goes into the file around it, folded."""
     pre = card.preprocessing
-    if settings.inside == "full" and card.task != "classify":
-        raise ValueError(
-            "a segmentor looks at images in their own ratio, and so is given them resized: take "
-            "--preprocess normalize"
-        )
+    assert settings.inside != "full" or card.task == "classify"
     if settings.inside == "none":
         folded = fold(model, form="conv")
     else:

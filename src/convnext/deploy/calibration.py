@@ -49,12 +49,20 @@ def calibrate(
     """Read images of training, and measure how sensitive each layer is.
 
     Images of a segmentor or a detector are cut, or filled up, to one size.
+
+    Raises:
+        ValueError: If none can be read.
     """
     size = example_size(card, settings)
     pre = card.preprocessing
     if card.task == "detect":
         pre = OnCanvas(inner=pre, size=size)
     pixels = [pre.pixels(image)[None] for image in proofs.calibration(NUM_IMAGES[card.task])]
+    if not pixels:
+        raise ValueError(
+            "int8 needs images to calibrate its ranges on, and none of those given can be read; "
+            "give --images FOLDER"
+        )
     if card.task == "segment":
         grey = mean_pixel(card)
         pixels = [fill_up(x[..., : size[0], : size[1]], size, grey) for x in pixels]

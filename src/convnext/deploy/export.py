@@ -23,9 +23,10 @@ import convnext
 from convnext.atomic import write_text
 from convnext.checkpoint import Card
 from convnext.deploy.blueprints import blueprint_of, facts_of
-from convnext.deploy.export_settings import SUFFIX, ExportSettings
+from convnext.deploy.export_settings import LIBRARIES, SUFFIX, ExportSettings
 from convnext.deploy.prove import Proof, Proofs, collect, prove
 from convnext.deploy.quiet import quiet
+from convnext.deploy.runtimes import need
 from convnext.deploy.writers import WRITERS, Given
 from convnext.inference import open_model
 
@@ -92,6 +93,11 @@ def export(
     """
     model, card = open_model(source, torch.device("cpu"))
     settings.check_task(card.task)
+    need(*LIBRARIES[settings.format], *(["nncf"] if settings.precision == "int8" else []))
+    if card.task == "classify" and isinstance(settings.size, tuple):
+        # The file, what it is calibrated on and what proves it are all of this size.
+        resized = replace(card.preprocessing, image_size=settings.size[0])
+        card = replace(card, preprocessing=resized)
     path = _target(source, card, settings, output)
     proofs = collect(card, source, images, num_images)
     settings = _sized(model, card, settings, proofs, note)

@@ -12,6 +12,12 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Masks = Literal["none", "shares", "full"]
 """Of a detector: no masks, the shares of 28 x 28 cells of each box, or a bitmap of the image."""
 AnySize = Literal["any"]
+LIBRARIES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino",),
+    "pt2": (),
+}
+"""Modules that write and run a format, beside torch; int8 needs nncf too."""
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 # LayerNormalization came with 17, antialiasing and fp16 casts of today's runtimes with 18.
 OPSET = 18
@@ -58,6 +64,17 @@ class ExportSettings:
             )
         if self.format == "pt2" and self.precision == "int8":
             raise ValueError("int8 is for OpenVINO and ONNX: --format openvino --precision int8")
+        if self.precision == "int8" and self.inside == "full":
+            raise ValueError(
+                "int8 is calibrated on pixels of the network's size: take --preprocess normalize"
+            )
+        if self.precision == "int8" and self.format == "onnx" and self.batch is not None:
+            raise ValueError("int8 in ONNX leaves the batch open: leave out --batch")
+        if self.inside == "full" and self.batch not in (None, 1):
+            raise ValueError(
+                "with --preprocess full a file takes one image at a time: leave out --batch, or "
+                "take --preprocess normalize"
+            )
 
     def check_task(self, task: str) -> None:
         """Check what only some tasks have.
@@ -67,6 +84,16 @@ class ExportSettings:
         """
         if task != "detect" and self.masks is not None:
             raise ValueError("--masks is for detectors")
+        if task == "classify" and isinstance(self.size, tuple) and self.size[0] != self.size[1]:
+            raise ValueError(
+                f"a classifier's images are squares, not {self.size[0]} x {self.size[1]}: take "
+                f"--size {min(self.size)}"
+            )
+        if task == "segment" and self.inside == "full":
+            raise ValueError(
+                "a segmentor looks at images in their own ratio, and so is given them resized: "
+                "take --preprocess normalize"
+            )
         if self.size == "any" and task != "segment":
             what = "classifier" if task == "classify" else "detector"
             raise ValueError(

@@ -12,6 +12,7 @@ import contextlib
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +62,7 @@ def sensitivity(network: nn.Module, images: Tensor) -> list[LayerSensitivity]:
     these images, as the runtime does it.
 
     Args:
-        network: A folded classifier or segmentor.
+        network: A folded classifier or segmentor, or the parts of a detector.
         images: Normalised, (N, C, H, W).
     """
     layers = {
@@ -198,15 +199,26 @@ def write_int8(
     Raises:
         ValueError: As `quantize`.
     """
-    if settings.inside == "full":
-        raise ValueError(
-            "int8 is calibrated on pixels of the network's size: take --preprocess normalize"
+    with tempfile.TemporaryDirectory() as folder:
+        return _write_int8(
+            *(blueprint, path, metadata, calibration, settings, keep_float),
+            plain=Path(folder) / "float.onnx",
         )
+
+
+def _write_int8(
+    blueprint: Blueprint,
+    path: Path,
+    metadata: dict[str, str],
+    calibration: Sequence[Given],
+    settings: ExportSettings,
+    keep_float: Sequence[str],
+    *,
+    plain: Path,
+) -> str:
+    assert settings.inside != "full"
     if settings.format == "onnx":
         onnx, nncf = need("onnx", "nncf")
-        plain = path.with_name("float.onnx")
-        if settings.batch is not None:
-            raise ValueError("int8 in ONNX leaves the batch open: leave out --batch")
         write_onnx(blueprint, plain, metadata, settings)
         model = _calibrated(
             nncf,
@@ -219,7 +231,6 @@ def write_int8(
         onnx.helper.set_model_props(model, metadata)
         onnx.save(model, str(path))
         fast, slow = (open_exported(p).call for p in (path, plain))
-        plain_files = [plain]
     else:
         (openvino,) = need("openvino")
         # Calibrated image by image.
@@ -234,10 +245,7 @@ def write_int8(
         model.set_rt_info(json.dumps(metadata), ["convnext"])
         openvino.save_model(model, str(path))
         fast, slow = (_openvino_call(m) for m in (model, to_openvino(blueprint)))
-        plain_files = []
     ratio = _ratio(slow, fast, [example.numpy() for example in blueprint.examples])
-    for file in plain_files:
-        file.unlink()
     if ratio < 1:
         return f"int8 is slower on this machine, {ratio:.2f} times fp32 in the same runtime"
     return ""

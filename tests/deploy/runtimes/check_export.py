@@ -294,6 +294,9 @@ def test_mistakes_are_named(
         ({"format": "pt2", "precision": "int8"}, "--format openvino"),
         ({"batch": 0}, "batch is 0"),
         ({"format": "tflite"}, "choose of onnx"),
+        ({"precision": "int8", "inside": "full"}, "--preprocess normalize"),
+        ({"precision": "int8", "batch": 4}, "leave out --batch"),
+        ({"inside": "full", "batch": 4}, "one image at a time"),
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
             ExportSettings(**fields)
@@ -312,6 +315,29 @@ def test_mistakes_are_named(
             open_exported(tmp_path / name)
     with pytest.raises(ValueError, match="there is no file"):
         open_exported(tmp_path / "missing.onnx")
+
+
+def test_a_task_has_its_own_mistakes() -> None:
+    for fields, task, words in (
+        ({"size": (64, 96)}, "classify", "--size 64"),
+        ({"inside": "full"}, "segment", "--preprocess normalize"),
+        ({"size": "any"}, "detect", "for segmentors"),
+        ({"masks": "full"}, "segment", "for detectors"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            ExportSettings(**fields).check_task(task)  # type: ignore[arg-type]
+
+
+def test_a_classifier_of_another_size_is_read_and_proven_at_it(
+    checkpoint: str, photos: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "float.onnx"
+    settings = ExportSettings(size=(96, 96))
+    result = export(checkpoint, settings=settings, output=path, images=[photos])
+    assert result.proof.agreement == 1
+    assert open_exported(path).graph["size"] == [96, 96]
+    _, card = open_as_network(path)
+    assert card.preprocessing.image_size == 96
 
 
 def test_a_file_that_says_nothing_is_refused(tmp_path: Path) -> None:
