@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning_fabric.plugins.precision import MixedPrecision
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
@@ -19,6 +20,7 @@ from convnext.tasks.detection.masks import (
     mask_targets,
     num_pixels,
     paste_masks,
+    place,
 )
 
 HEIGHT, WIDTH = 30, 44
@@ -233,3 +235,15 @@ def test_runs_of_random_masks_come_back() -> None:
         assert sum(runs["counts"]) == whole.size
         assert 0 not in runs["counts"][1:]
         assert (cut(runs, (0, 0, size[1], size[0])) == whole).all()
+
+
+def test_masks_pass_what_casts_inputs_for_half_precision() -> None:
+    """In bf16 and fp16 Fabric looks into all that a network is called with."""
+    bitmap = ellipse()
+    size = (bitmap.shape[0], bitmap.shape[1])
+    placed = place(to_runs(bitmap), source=size, size=size, scale=(-1.0, 1.0), start=(size[1], 0.0))
+    targets = ({"boxes": torch.zeros(1, 4), "masks": [placed]},)
+    (passed,) = MixedPrecision("bf16-mixed", "cpu").convert_input(targets)
+    window = (0, 0, size[1], size[0])
+    assert np.array_equal(cut(passed["masks"][0], window), cut(placed, window))
+    assert np.array_equal(cut(placed, window), bitmap[:, ::-1])

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +21,11 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 
-@dataclass(frozen=True, kw_only=True)
-class Placed:
+class Placed(NamedTuple):
     """A mask on another image: scaled, moved, perhaps mirrored, still compressed.
 
-    A pixel of that image has the value of the pixel of the mask that its centre falls on.
+    A pixel of that image has the value of the pixel of the mask that its centre falls on. (What
+    casts a network's inputs for half precision looks into tuples, and refuses frozen dataclasses.)
     """
 
     mask: Mask
