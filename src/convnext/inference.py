@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convnext.checkpoint import FORMAT, Card, find_checkpoint
 from convnext.device import check_precision
@@ -39,15 +39,32 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
     weights, metadata = read_source(path or source)
     if metadata.get("format") == FORMAT:
         card = Card.from_metadata(metadata, where=str(path or source))
-        model = card.build()
-        model.load_state_dict(weights)
+        model = _built(card, weights)
     else:
         name, changes = infer_model(weights)
         model = create_model(name, **changes)
         load_weights(model, weights)
         card = _published_card(source, name, changes, weights)
+    del weights
     model = model.to(device).to(memory_format=torch.channels_last)
     return model.eval(), card
+
+
+def _built(card: Card, weights: dict[str, Tensor]) -> nn.Module:
+    """Return the network of a card with its weights, which exist once if it is of the family.
+
+    Networks of timm and dense ones compute more than their state when they are built.
+    """
+    if card.task != "classify" or card.model.startswith("timm/"):
+        model = card.build()
+        model.load_state_dict(weights)
+        return model
+    with torch.device("meta"):
+        model = card.build()
+    whole = {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
+    model.load_state_dict(whole, assign=True)
+    assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
+    return model
 
 
 def card_or_none(source: str) -> Card | None:
