@@ -94,6 +94,21 @@ def test_an_image_is_fitted_as_by_the_preprocessing(
     assert not found[0, :, :, width:].any()
 
 
+@pytest.mark.parametrize(("short", "long"), [(800, 1333), (512, 0), (0, 1000), (0, 0)])
+def test_a_file_resizes_to_the_sizes_of_the_package(short: int, long: int) -> None:
+    pre = DensePreprocessing(image_size=short, max_size=long, **PIXELS)
+    rng = np.random.default_rng(0)
+    sizes = [(1798, 551), (551, 1798), (1, 3000), *rng.integers(8, 3000, (400, 2)).tolist()]
+    for canvas in ((1344, 416), (416, 1344), (800, 1344), (64, 64)):
+        file, package = FittedImage(pre, canvas), OnCanvas(inner=pre, size=canvas)
+        for width, height in sizes:
+            own = torch.tensor([height, width]).float()
+            found = tuple(map(int, reversed(file._fitted(own).tolist())))
+            assert found == package.size_of(width, height), (width, height, canvas)
+            assert found[0] <= canvas[1]
+            assert found[1] <= canvas[0]
+
+
 def test_a_canvas_holds_what_is_read_onto_it() -> None:
     pre = DensePreprocessing(image_size=100, max_size=160, **PIXELS)
     assert default_canvas(pre, [(300, 200)]) == (128, 160)
