@@ -95,6 +95,17 @@ GOOD = DetectionProof(
 )
 def test_verdicts(changes: Any, points: Any, num: int, precision: str, wrong: str) -> None:
     before, after = points or (None, None)
-    found = judge_detections(replace(GOOD, **changes), before, after, num, precision)
+    verdict = replace(GOOD, **changes)
+    found = judge_detections(verdict, before, after, num, precision, any_found=True)
     assert bool(found) == bool(wrong)
     assert wrong in found
+
+
+def test_detections_near_the_threshold_are_not_called_none() -> None:
+    near = detections(scores=(0.055, 0.056, 0.057))
+    verdict = compared(near, near)
+    assert verdict.num_detections == 0
+    found = judge_detections(verdict, None, None, 32, "fp32", any_found=True)
+    assert "none is surely above the threshold" in found
+    found = judge_detections(verdict, None, None, 32, "fp32", any_found=False)
+    assert "nothing was detected on any image" in found

@@ -13,10 +13,12 @@ from small_exports import small_detector_file, small_segmentor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from convnext.cli import main
 from convnext.commands.export import _size
 from convnext.deploy.any_size import AnySizeSegmentor, parts
 from convnext.deploy.detector_file import default_canvas
 from convnext.deploy.detector_graph import paste
+from convnext.deploy.export import export
 from convnext.deploy.export_settings import ExportSettings
 from convnext.deploy.exported_detector import OnCanvas
 from convnext.deploy.fold import fold
@@ -92,6 +94,21 @@ def test_an_image_is_fitted_as_by_the_preprocessing(
     assert differing.max() <= (2 if size[1] > 2 * size[0] else 1)
     assert not found[0, :, height:].any()
     assert not found[0, :, :, width:].any()
+
+
+@pytest.mark.parametrize(("short", "long"), [(800, 1333), (512, 0), (0, 1000), (0, 0)])
+def test_a_file_resizes_to_the_sizes_of_the_package(short: int, long: int) -> None:
+    pre = DensePreprocessing(image_size=short, max_size=long, **PIXELS)
+    rng = np.random.default_rng(0)
+    sizes = [(1798, 551), (551, 1798), (1, 3000), *rng.integers(8, 3000, (400, 2)).tolist()]
+    for canvas in ((1344, 416), (416, 1344), (800, 1344), (64, 64)):
+        file, package = FittedImage(pre, canvas), OnCanvas(inner=pre, size=canvas)
+        for width, height in sizes:
+            own = torch.tensor([height, width]).float()
+            found = tuple(map(int, reversed(file._fitted(own).tolist())))
+            assert found == package.size_of(width, height), (width, height, canvas)
+            assert found[0] <= canvas[1]
+            assert found[1] <= canvas[0]
 
 
 def test_a_canvas_holds_what_is_read_onto_it() -> None:
@@ -171,3 +188,25 @@ def test_sizes_are_read() -> None:
 def test_what_a_task_does_not_have_is_refused(fields: Any, task: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ExportSettings(**fields).check_task(task)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"size": (64, 100)}, "multiples of 32, not 64 x 100: take --size 64x128"),
+        ({"size": (64, 64), "masks": "full"}, "leave out --masks"),
+    ],
+)
+def test_what_a_detector_does_not_fit_is_refused_before_images_are_read(
+    fields: Any, words: str, tmp_path: Any
+) -> None:
+    source = small_detector_file(tmp_path / "a.safetensors", masks=False)
+    with pytest.raises(ValueError, match=words):
+        export(source, settings=ExportSettings(**fields), images=[tmp_path / "missing"])
+
+
+@pytest.mark.parametrize("num", ["0", "-3"])
+def test_a_number_of_images_is_positive(num: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", "missing", "--format", "pt2", "--num-images", num]
+    assert main(words) == 2
+    assert f"--num-images must be at least 1, not {num}" in capsys.readouterr().err

@@ -152,6 +152,25 @@ def detector_blueprint(model: nn.Module, card: Card, settings: ExportSettings) -
     )
 
 
+def check_detector(model: nn.Module, settings: ExportSettings) -> None:
+    """Check what depends on the detector itself, before anything is read or computed.
+
+    Raises:
+        ValueError: If the size does not fit the detector, or it has none of the masks asked for.
+    """
+    assert isinstance(model, Detector)
+    masks_of(model.config, settings)
+    if not isinstance(settings.size, tuple):
+        return
+    divisor = max(DIVISOR, last_stride(model))
+    if any(side % divisor for side in settings.size):
+        height, width = (-(-side // divisor) * divisor for side in settings.size)
+        raise ValueError(
+            f"--size of {model.name} must be of multiples of {divisor}, not "
+            f"{settings.size[0]} x {settings.size[1]}: take --size {height}x{width}"
+        )
+
+
 def masks_of(config: DetectorConfig, settings: ExportSettings) -> Masks:
     """Return which masks a file has.
 

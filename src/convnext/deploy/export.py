@@ -93,6 +93,10 @@ def export(
     """
     model, card = open_model(source, torch.device("cpu"))
     settings.check_task(card.task)
+    if card.task == "detect":
+        from convnext.deploy.detector_file import check_detector
+
+        check_detector(model, settings)
     need(*LIBRARIES[settings.format], *(["nncf"] if settings.precision == "int8" else []))
     if card.task == "classify" and isinstance(settings.size, tuple):
         # The file, what it is calibrated on and what proves it are all of this size.

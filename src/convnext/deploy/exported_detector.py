@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -133,13 +133,14 @@ class OnCanvas:
     def size_of(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height that an image of this size is resized to."""
         read = self.inner.size_of(width, height)
-        factor = min(1.0, self.size[1] / read[0], self.size[0] / read[1])
-        if factor == 1:
+        rows, columns = self.size
+        if read[0] <= columns and read[1] <= rows:
             return read
-        factor *= read[0] / width if width >= height else read[1] / height
-        sides = (max(1, int(side * factor + 0.5)) for side in (width, height))
-        fitted = tuple(min(a, b) for a, b in zip(sides, reversed(self.size), strict=True))
-        return cast(tuple[int, int], fitted)
+        # As in the file: of whole numbers, the side that needs it most fills the canvas.
+        over, under = (rows, height) if height * columns > width * rows else (columns, width)
+        fitted = ((2 * side * over + under) // (2 * under) for side in (width, height))
+        fitted_width, fitted_height = (max(1, side) for side in fitted)
+        return fitted_width, fitted_height
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Return the pixels that the network sees, uint8 (C, H, W), of an image of any mode."""

@@ -99,16 +99,40 @@ class FittedImage(nn.Module):
         x = image[0].permute(2, 0, 1).float()  # C H W
         rows, columns = torch.ones_like(x[0, :, 0]), torch.ones_like(x[0, 0])
         own = torch.stack((rows.sum(), columns.sum()))
-        canvas = torch.tensor(self.size, dtype=torch.float32, device=x.device)
-        factor = (canvas / own).min()
-        if self.long:
-            factor = torch.minimum(factor, self.long / own.max())
-        factor = torch.minimum(factor, self.short / own.min() if self.short else own.new_ones(()))
-        fitted = torch.minimum(torch.floor(own * factor + 0.5).clamp_min(1), canvas)
+        fitted = self._fitted(own)
         across = self._matrix(columns, own[1], fitted[1], self.size[1])
         down = self._matrix(rows, own[0], fitted[0], self.size[0])
         x = round_pixels(x @ across.T)
         return round_pixels(down @ x)[None], fitted, own
+
+    def _fitted(self, own: Tensor) -> Tensor:
+        """Return the height and width (2,) that an image of this one is resized to.
+
+        Sides are multiplied by `over / under` and rounded, all in products of whole numbers below
+        2 ** 31 and their signs: runtimes divide in fp32, which is now and then a pixel off.
+        """
+        height, width = own.to(torch.int64).unbind()
+        longest, shortest = own.max().to(torch.int64), own.min().to(torch.int64)
+        one = torch.ones_like(height)
+        over, under = (self.short * one, shortest) if self.short else (one, one)
+        if self.long:
+            is_longer = over * longest - self.long * under > 0
+            over = torch.where(is_longer, self.long * one, over)
+            under = torch.where(is_longer, longest, under)
+        # What is read onto the canvas stays as it is; else the side that needs it most fills it.
+        rows, columns = self.size
+        is_high = 2 * height * over - (2 * rows + 1) * under >= 0
+        is_wide = 2 * width * over - (2 * columns + 1) * under >= 0
+        is_tall = height * columns - width * rows > 0
+        is_larger = is_high | is_wide
+        over = torch.where(is_larger, torch.where(is_tall, rows * one, columns * one), over)
+        under = torch.where(is_larger, torch.where(is_tall, height, width), under)
+        sides = []
+        for side, most in ((height, rows), (width, columns)):
+            odd = 2 * torch.arange(most, device=own.device) + 1
+            reached = (2 * side * over - odd * under >= 0).float().sum()
+            sides.append(reached.clamp_min(1))
+        return torch.stack(sides)
 
     def _matrix(self, ones: Tensor, length: Tensor, full: Tensor, size: int) -> Tensor:
         weights = line_weights(ones, length, full, size, full.new_zeros(()), self.interpolation)

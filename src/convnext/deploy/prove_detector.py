@@ -148,7 +148,10 @@ def prove_detector(
         before=before,
         after=after,
         speed_ratio=speed_ratio(*times),
-        failure=judge_detections(compared, before, after, len(found), tolerance),
+        failure=judge_detections(
+            *(compared, before, after, len(found), tolerance),
+            any_found=any(len(d) for network, file, _ in found for d in (network, file)),
+        ),
         detections=compared,
     )
 
@@ -172,9 +175,25 @@ def judge_detections(
     after: float | None,
     num_images: int,
     precision: str,
+    *,
+    any_found: bool,
 ) -> str:
-    """Return what is wrong with a file of a precision; empty if nothing is."""
+    """Return what is wrong with a file of a precision; empty if nothing is.
+
+    Args:
+        compared: How the detections of the file compare with the network's.
+        before: Box AP of the network in percent; None without labels.
+        after: Of the file.
+        num_images: On which both were run.
+        precision: Whose limits hold.
+        any_found: Whether either of them detected anything, however near the threshold.
+    """
     if not compared.num_detections:
+        if any_found:
+            return (
+                "of the detections none is surely above the threshold of the score, which proves "
+                "nothing: give other images with --images"
+            )
         return "nothing was detected on any image, which proves nothing: give others with --images"
     if not compared.score_difference <= MOST_DIFFERENCE[precision]:
         return (
