@@ -10,12 +10,13 @@ import pytest
 
 from convnext.cli import VERBS, main
 
+EXPORTERS = ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 HEAVY = ("torch", "torchvision", "timm", "numpy", "PIL", "rich", "matplotlib", "jsonargparse")
 
 
 def imported_by(code: str) -> set[str]:
     """Return the heavy packages that a fresh interpreter imports for `code`."""
-    script = f"import sys\n{code}\nprint([m for m in {HEAVY!r} if m in sys.modules])"
+    script = f"import sys\n{code}\nprint([m for m in {HEAVY + EXPORTERS!r} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
@@ -28,6 +29,17 @@ def test_import_is_light() -> None:
 
 def test_help_is_light() -> None:
     assert imported_by("from convnext.cli import main\nmain(['--help'])") == set()
+
+
+def test_no_export_library_comes_before_it_is_asked_for() -> None:
+    found = imported_by(
+        "import convnext.predict, convnext.evaluate, convnext.deploy.export, convnext.deploy.fast\n"
+        "import torch\n"
+        "network = convnext.create_model('convnext_atto', depths=(1, 1, 1, 1), num_classes=2)\n"
+        "convnext.fold(network.eval())(torch.zeros(1, 3, 32, 32))"
+    )
+    assert "torch" in found
+    assert not found & set(EXPORTERS)
 
 
 def test_public_names_are_lazy_but_there() -> None:
