@@ -84,7 +84,7 @@ class AugmentRecipe:
     erasing: float | Auto = "auto"
     """Probability of random erasing, one rectangle of noise."""
     exact: bool = False
-    """Cut and transform as Pillow does, to fractions of pixels and as smoothly; a quarter slower.
+    """Cut and transform as Pillow does, to fractions of pixels and as smoothly; half as long again.
     For classification, whose training images are meant; no other image is ever approximate."""
 
 
