@@ -51,7 +51,7 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
 
 
 def _built(card: Card, weights: dict[str, Tensor]) -> nn.Module:
-    """Return the network of a card with its weights, which exist once if it is of the family.
+    """Return the network of a card with its weights; one of the family draws no others before.
 
     Networks of timm and dense ones compute more than their state when they are built.
     """

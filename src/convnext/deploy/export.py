@@ -188,7 +188,6 @@ def write(
     Raises:
         ValueError: If a library is not installed, or a setting does not fit the network.
     """
-    settings.check_task(card.task)
     blueprint = blueprint_of(model, card, settings)
     metadata = {
         **card.to_metadata(),

@@ -84,8 +84,8 @@ class FusedBlock(Block):
     def _is_worth_it(self, x: Tensor) -> bool:
         if not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
             return False
-        own = [p for p in self.parameters() if p.requires_grad]
-        if x.device.type != "cpu" or not (own or x.requires_grad):
+        learns = x.requires_grad or any(p.requires_grad for p in self.parameters())
+        if x.device.type != "cpu" or not learns:
             return False
         # Sums over rows want more digits than weights in half precision have.
         return self.get_submodule("spatial").weight.dtype in (torch.float32, torch.float64)
