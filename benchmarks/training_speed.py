@@ -53,6 +53,7 @@ from convnext.costs import cost
 from convnext.device import autocast, environment, pick_device
 from convnext.family import create_model
 from convnext.ranks import ALONE
+from convnext.rates import matrix_limit
 from convnext.recipe import Recipe, change_recipe, number, read_recipe
 from convnext.tasks import open_task
 from convnext.tasks.classification.augment import BatchAugment, _posterize
@@ -63,7 +64,7 @@ from convnext.train.form import Form, choose_form
 from convnext.train.fused import set_fused
 from convnext.train.log import RunLog
 from convnext.train.loop import _Trainer
-from convnext.train.measure import matrix_limit, mfu
+from convnext.train.measure import mfu
 from convnext.train.parallel import make_fabric, seed_everything
 from convnext.train.pointwise import set_pointwise
 from convnext.train.stop import StopSignals

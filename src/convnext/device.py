@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 from contextlib import AbstractContextManager
-from functools import cache
 from typing import Any
 
 import torch
@@ -60,63 +59,6 @@ def wait_for(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-# A product in bf16 at this many times the rate in fp32 is worth its 8 bits of mantissa.
-BF16_GAIN = 1.2
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether the device is faster in bf16 than in fp32.
-
-    A CPU without instructions for bf16 computes it correctly but several times slower. One with
-    them is asked by measuring a matrix product, once: with AVX512_BF16 some are twice as fast in
-    bf16, and others half as fast (LOG.md).
-    """
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    if not any(getattr(torch.cpu, check, lambda: False)() for check in checks):
-        return False
-    return bf16_gain(torch.get_num_threads()) > BF16_GAIN
-
-
-@cache
-def bf16_gain(threads: int) -> float:
-    """Return the rate of a product in bf16 by that in fp32 on this CPU, measured or remembered.
-
-    It decides how runs compute: two of them on one machine must not differ by chance.
-    """
-    from convnext.remembered import alone, cache_folder, key_of, recall, remember
-
-    file = cache_folder() / "bf16_gain.json"
-    key = key_of(_cpu_name(), threads, torch.__version__)
-    # One process of several measures, and does so undisturbed; the others read what it found.
-    with alone(file):
-        known = recall(file).get(key)
-        if isinstance(known, float) and known > 0:
-            return known
-        from convnext.train.measure import matrix_limit
-
-        device = torch.device("cpu")
-        rates = {name: matrix_limit(device, name, seconds=0.1) for name in ("bf16", "fp32")}
-        gain = rates["bf16"] / rates["fp32"]
-        remember(file, key, gain)
-    return gain
-
-
-def pick_training_precision(precision: str, device: torch.device) -> str:
-    """Return the precision of a recipe, or for `auto` the fastest that trains as well as fp32.
-
-    Raises:
-        ValueError: As `check_precision`.
-    """
-    if precision == "auto":
-        return "bf16" if has_fast_bf16(device) else "fp32"
-    check_precision(precision, device)
-    return precision
-
-
 def environment(device: torch.device) -> dict[str, Any]:
     """Return what a reader must know to repeat a measurement on `device`."""
     import torchvision
@@ -129,14 +71,15 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.release()}",
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return what the processor calls itself."""
     if sys.platform == "linux":
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

@@ -12,11 +12,11 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from convnext.rates import matrix_limit
 from convnext.train.measure import (
     UpdateNorm,
     gradient_norm,
     l2_norm,
-    matrix_limit,
     mfu,
     peak_memory_gb,
     train_flops_per_image,

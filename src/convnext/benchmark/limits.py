@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convnext.costs import cost, in_chans
 from convnext.device import wait_for
+from convnext.rates import matrix_limit
 
 # Larger than any cache, small enough for a laptop.
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31, "mps": 2**29}
@@ -47,8 +48,6 @@ class Demand:
 
 def measure_limits(device: torch.device, precisions: Iterable[str]) -> Limits:
     """Measure for about a second, with the threads that torch has."""
-    from convnext.train.measure import matrix_limit
-
     flops = {precision: matrix_limit(device, precision) for precision in precisions}
     return Limits(flops=flops, bytes_per_s=copy_limit(device))
 

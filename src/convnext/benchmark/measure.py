@@ -18,8 +18,9 @@ import torch
 
 from convnext.benchmark.limits import Demand, Limits, demand, measure_limits
 from convnext.costs import in_chans
-from convnext.device import environment, has_fast_bf16, pick_device
+from convnext.device import environment, pick_device
 from convnext.family import create_model, dense_prefix
+from convnext.rates import has_fast_bf16
 
 ROUNDS = 7
 # Single images whose times give the percentiles of latency.

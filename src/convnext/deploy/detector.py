@@ -27,7 +27,8 @@ from convnext.deploy.forms import PLAIN, Form
 from convnext.deploy.optimize import BUDGET_S, Known, cache_file, cache_key, known_form
 from convnext.deploy.pool import pool_rois_by_products
 from convnext.deploy.winograd import has_any, with_winograd
-from convnext.device import AMP_DTYPES, autocast, has_fast_bf16, wait_for
+from convnext.device import AMP_DTYPES, autocast, wait_for
+from convnext.rates import has_fast_bf16
 from convnext.remembered import remember
 from convnext.tasks.detection.batch import stack
 from convnext.tasks.detection.boxes import iou

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from convnext.blocks import Block, LayerNorm2d
-from convnext.device import bf16_gain
+from convnext.rates import bf16_gain
 
 # Bytes of the wide activations of a chunk, in the dtype of the products.
 CHUNK_BYTES = 8 * 2**20

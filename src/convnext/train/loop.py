@@ -21,6 +21,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from convnext.rates import matrix_limit
 from convnext.recipe import Recipe, number
 from convnext.train import faults
 from convnext.train.advice import (
@@ -34,7 +35,7 @@ from convnext.train.faults import DivergedError, InterruptedRun
 from convnext.train.fused import set_fused, widens
 from convnext.train.heartbeat import Heartbeat
 from convnext.train.log import RunLog
-from convnext.train.measure import UpdateNorm, l2_norm, matrix_limit, mfu, peak_memory_gb
+from convnext.train.measure import UpdateNorm, l2_norm, mfu, peak_memory_gb
 from convnext.train.optim import make_optimizer, set_learning_rate
 from convnext.train.parallel import (
     ranks_of,

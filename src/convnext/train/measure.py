@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from convnext.device import AMP_DTYPES, wait_for
 from convnext.train.parallel import whole
-
-# Side of the square matrices of the limit: large enough to fill the device, over in milliseconds.
-SIDES = {"cuda": 8192, "mps": 2048, "cpu": 1024}
-SECONDS = 0.3
 
 
 def train_flops_per_image(macs: float) -> float:
@@ -30,46 +23,6 @@ def train_flops_per_image(macs: float) -> float:
 def mfu(images_per_s: float, macs: float, limit: float) -> float:
     """Return the share of a device's limit (operations per second) that training reaches."""
     return images_per_s * train_flops_per_image(macs) / limit
-
-
-@functools.cache
-def matrix_limit(device: torch.device, precision: str, seconds: float = SECONDS) -> float:
-    """Return the operations per second of a matrix product on `device`, measured in `seconds`.
-
-    Unlike the figure of a data sheet it is one that this machine reaches today, with the threads
-    and the power that it has: the best of many, which other work on the machine lowers least;
-    measured once per process. In fp32 on a GPU, products are in TF32
-    where torch lets convolutions use it.
-    """
-    dtype = AMP_DTYPES.get(precision, torch.float32)
-    side = SIDES[device.type]
-    generator = torch.Generator(device).manual_seed(0)
-    # Zeros would do less switching, and so let a GPU clock higher than it does in training.
-    a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
-    before = torch.get_float32_matmul_precision()
-    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        torch.set_float32_matmul_precision("high")
-    try:
-        # A caller's autocast would turn products of fp32 into others.
-        with torch.autocast(device.type, enabled=False), torch.no_grad():
-            least = _least_seconds(a, b, seconds)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    return 2 * side**3 / least
-
-
-def _least_seconds(a: Tensor, b: Tensor, seconds: float) -> float:
-    measured: list[float] = []
-    for _ in range(2):
-        a @ b
-    wait_for(a.device)
-    end = time.perf_counter() + seconds
-    while len(measured) < 3 or time.perf_counter() < end:
-        before = time.perf_counter()
-        a @ b
-        wait_for(a.device)
-        measured.append(time.perf_counter() - before)
-    return min(measured)
 
 
 def l2_norm(model: nn.Module) -> Tensor:

@@ -16,8 +16,9 @@ from rich.console import Console
 
 from convnext.atomic import write_text
 from convnext.costs import Cost, cost
-from convnext.device import environment, pick_device, pick_training_precision
+from convnext.device import environment, pick_device
 from convnext.ranks import Ranks
+from convnext.rates import pick_training_precision
 from convnext.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
 from convnext.tasks import open_task
 from convnext.train.form import Chosen, choose_form, fit_memory

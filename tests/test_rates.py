@@ -1,13 +1,12 @@
-"""Tests of what a device is asked before a precision is chosen for it."""
+"""Tests of the rates that a precision is chosen by."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from convnext import device as devices
-from convnext.device import has_fast_bf16
-from convnext.train import measure
+from convnext import rates as module
+from convnext.rates import has_fast_bf16
 
 CPU = torch.device("cpu")
 
@@ -23,11 +22,11 @@ def rates(tmp_path, monkeypatch):
         return known[precision]
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("convnext.train.measure.matrix_limit", measure)
+    monkeypatch.setattr(module, "matrix_limit", measure)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    devices.bf16_gain.cache_clear()
+    module.bf16_gain.cache_clear()
     yield known, asked
-    devices.bf16_gain.cache_clear()
+    module.bf16_gain.cache_clear()
 
 
 @pytest.mark.parametrize(("bf16", "fast"), [(230.0, True), (110.0, False), (50.0, False)])
@@ -39,7 +38,7 @@ def test_instructions_for_bf16_count_where_they_are_faster(rates, bf16, fast):
 def test_what_was_measured_is_remembered(rates):
     known, asked = rates
     assert has_fast_bf16(CPU)
-    devices.bf16_gain.cache_clear()  # As in another process.
+    module.bf16_gain.cache_clear()  # As in another process.
     known["bf16"] = 50.0
     assert has_fast_bf16(CPU)
     assert asked == ["bf16", "fp32"]
@@ -59,8 +58,8 @@ def test_rates_are_the_same_inside_of_autocast(monkeypatch):
         seen.append((a @ b).dtype)
         return 1.0
 
-    monkeypatch.setattr(measure, "_least_seconds", least)
+    monkeypatch.setattr(module, "_least_seconds", least)
     with torch.autocast("cpu", torch.bfloat16):
         for precision in ("fp32", "bf16"):
-            measure.matrix_limit(CPU, precision, seconds=0.0)
+            module.matrix_limit(CPU, precision, seconds=0.0)
     assert seen == [torch.float32, torch.bfloat16]

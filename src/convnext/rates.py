@@ -1,0 +1,108 @@
+"""How fast a device multiplies matrices in each precision, and the precision that follows."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from convnext.device import AMP_DTYPES, check_precision, cpu_name, wait_for
+from convnext.remembered import alone, cache_folder, key_of, recall, remember
+
+# Side of the square matrices of the limit: large enough to fill the device, over in milliseconds.
+SIDES = {"cuda": 8192, "mps": 2048, "cpu": 1024}
+SECONDS = 0.3
+
+# A product in bf16 at this many times the rate in fp32 is worth its 8 bits of mantissa.
+BF16_GAIN = 1.2
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether the device is faster in bf16 than in fp32.
+
+    A CPU without instructions for bf16 computes it correctly but several times slower. One with
+    them is asked by measuring a matrix product, once: with AVX512_BF16 some are twice as fast in
+    bf16, and others half as fast (LOG.md).
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    if not any(getattr(torch.cpu, check, lambda: False)() for check in checks):
+        return False
+    return bf16_gain(torch.get_num_threads()) > BF16_GAIN
+
+
+@cache
+def bf16_gain(threads: int) -> float:
+    """Return the rate of a product in bf16 by that in fp32 on this CPU, measured or remembered.
+
+    It decides how runs compute: two of them on one machine must not differ by chance.
+    """
+    file = cache_folder() / "bf16_gain.json"
+    key = key_of(cpu_name(), threads, torch.__version__)
+    # One process of several measures, and does so undisturbed; the others read what it found.
+    with alone(file):
+        known = recall(file).get(key)
+        if isinstance(known, float) and known > 0:
+            return known
+        device = torch.device("cpu")
+        rates = {name: matrix_limit(device, name, seconds=0.1) for name in ("bf16", "fp32")}
+        gain = rates["bf16"] / rates["fp32"]
+        remember(file, key, gain)
+    return gain
+
+
+def pick_training_precision(precision: str, device: torch.device) -> str:
+    """Return the precision of a recipe, or for `auto` the fastest that trains as well as fp32.
+
+    Raises:
+        ValueError: As `check_precision`.
+    """
+    if precision == "auto":
+        return "bf16" if has_fast_bf16(device) else "fp32"
+    check_precision(precision, device)
+    return precision
+
+
+@cache
+def matrix_limit(device: torch.device, precision: str, seconds: float = SECONDS) -> float:
+    """Return the operations per second of a matrix product on `device`, measured in `seconds`.
+
+    Unlike the figure of a data sheet it is one that this machine reaches today, with the threads
+    and the power that it has: the best of many, which other work on the machine lowers least;
+    measured once per process. In fp32 on a GPU, products are in TF32
+    where torch lets convolutions use it.
+    """
+    dtype = AMP_DTYPES.get(precision, torch.float32)
+    side = SIDES[device.type]
+    generator = torch.Generator(device).manual_seed(0)
+    # Zeros would do less switching, and so let a GPU clock higher than it does in training.
+    a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        # A caller's autocast would turn products of fp32 into others.
+        with torch.autocast(device.type, enabled=False), torch.no_grad():
+            least = _least_seconds(a, b, seconds)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return 2 * side**3 / least
+
+
+def _least_seconds(a: Tensor, b: Tensor, seconds: float) -> float:
+    measured: list[float] = []
+    for _ in range(2):
+        a @ b
+    wait_for(a.device)
+    end = time.perf_counter() + seconds
+    while len(measured) < 3 or time.perf_counter() < end:
+        before = time.perf_counter()
+        a @ b
+        wait_for(a.device)
+        measured.append(time.perf_counter() - before)
+    return min(measured)
