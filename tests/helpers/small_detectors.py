@@ -23,6 +23,17 @@ def small_detector(name: str, **changes: Any) -> nn.Module:
     return create_model(name, **{**narrow, **SMALL, **SHY, **changes})
 
 
+def sharpen(model: Any) -> None:
+    """Make boxes, scores and masks of a fresh detector differ from each other."""
+    with torch.no_grad():
+        model.rpn.objectness.weight.mul_(30)
+        model.rpn.deltas.weight.mul_(20)
+        for box, mask in zip(model.box_heads, model.mask_heads, strict=True):
+            box.classifier.weight.mul_(30)
+            box.regressor.weight.mul_(100)
+            mask.classifier.weight.mul_(30)
+
+
 def random_target(num: int, height: int, width: int, seed: int = 0) -> dict[str, Any]:
     """Return `num` boxes with labels from 0 to 4, and rectangular masks as polygons."""
     random = torch.Generator().manual_seed(seed)

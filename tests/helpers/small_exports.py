@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from small_detectors import sharpen
 
 from convnext.checkpoint import Card, save_checkpoint
 from convnext.preprocess import DensePreprocessing, Preprocessing
@@ -15,6 +16,7 @@ from convnext.preprocess import DensePreprocessing, Preprocessing
 CLASSES = ("cat", "dog", "héron")
 NETWORK: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "num_classes": 3}
 STATISTICS: dict[str, Any] = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
+FILES = {"onnx": "net.onnx", "openvino": "net.xml", "pt2": "net.pt2"}
 
 
 def small_checkpoint(path: Path) -> str:
@@ -69,13 +71,7 @@ def small_detector_file(path: Path, method: str = "mask_rcnn_", **changes: Any) 
     )
     torch.manual_seed(0)
     model: Any = card.build()
-    with torch.no_grad():
-        model.rpn.objectness.weight.mul_(30)
-        model.rpn.deltas.weight.mul_(20)
-        for box, mask in zip(model.box_heads, model.mask_heads, strict=True):
-            box.classifier.weight.mul_(30)
-            box.regressor.weight.mul_(100)
-            mask.classifier.weight.mul_(30)
+    sharpen(model)
     save_checkpoint(path, model.state_dict(), card)
     return str(path)
 

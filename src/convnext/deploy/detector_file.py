@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.checkpoint import Card
-from convnext.deploy.detector_graph import OUTPUTS, DetectorGraph, paste
+from convnext.deploy.detector_graph import OUTPUTS, DetectorGraph, check_size, paste
 from convnext.deploy.export_settings import ExportSettings, Masks
 from convnext.deploy.fold import fold
 from convnext.deploy.graphs import FittedImage, Inside, Pixels, halved
@@ -160,15 +160,8 @@ def check_detector(model: nn.Module, settings: ExportSettings) -> None:
     """
     assert isinstance(model, Detector)
     masks_of(model.config, settings)
-    if not isinstance(settings.size, tuple):
-        return
-    divisor = max(DIVISOR, last_stride(model))
-    if any(side % divisor for side in settings.size):
-        height, width = (-(-side // divisor) * divisor for side in settings.size)
-        raise ValueError(
-            f"--size of {model.name} must be of multiples of {divisor}, not "
-            f"{settings.size[0]} x {settings.size[1]}: take --size {height}x{width}"
-        )
+    if isinstance(settings.size, tuple):
+        check_size(model, settings.size)
 
 
 def masks_of(config: DetectorConfig, settings: ExportSettings) -> Masks:

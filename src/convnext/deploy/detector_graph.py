@@ -273,6 +273,21 @@ def packing(size: Size, strides: Sequence[int]) -> tuple[Tensor, Tensor]:
     return 1 / torch.tensor(strides).float(), corners
 
 
+def check_size(detector: Detector, size: Size) -> None:
+    """Check that a detector's maps divide images of a height and width without a rest.
+
+    Raises:
+        ValueError: If they do not, with a size that they do.
+    """
+    divisor = max(DIVISOR, detector.strides[-1])
+    if min(size) < divisor or any(side % divisor for side in size):
+        height, width = (max(1, -(-side // divisor)) * divisor for side in size)
+        raise ValueError(
+            f"{detector.name} is exported for sizes that are multiples of {divisor}, not "
+            f"{size[0]} x {size[1]}: take {height} x {width} (--size {height}x{width})"
+        )
+
+
 def _check(
     detector: Detector,
     size: Size,
@@ -280,13 +295,7 @@ def _check(
     nms_threshold: float,
     max_detections: int,
 ) -> None:
-    divisor = max(DIVISOR, detector.strides[-1])
-    if min(size) < divisor or any(side % divisor for side in size):
-        up = tuple(max(1, -(-side // divisor)) * divisor for side in size)
-        raise ValueError(
-            f"{detector.name} is exported for sizes that are multiples of {divisor}, not "
-            f"{size[0]} x {size[1]}: take {up[0]} x {up[1]}"
-        )
+    check_size(detector, size)
     for name, value in (("score_threshold", score_threshold), ("nms_threshold", nms_threshold)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must lie in [0, 1], not {value}")

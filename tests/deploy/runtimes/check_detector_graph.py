@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_detectors import METHODS, small_detector
+from small_detectors import METHODS, sharpen, small_detector
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -33,13 +33,7 @@ Run = Callable[[Tensor], Sequence[Any]]
 def sharp_detector(method: str, **changes: Any) -> Detector:
     """Return a detector whose boxes, scores and masks differ from each other."""
     model: Any = small_detector(f"{method}convnext_atto", **{**SETTINGS, **changes}).eval()
-    with torch.no_grad():
-        model.rpn.objectness.weight.mul_(30)
-        model.rpn.deltas.weight.mul_(20)
-        for box, mask in zip(model.box_heads, model.mask_heads, strict=True):
-            box.classifier.weight.mul_(30)
-            box.regressor.weight.mul_(100)
-            mask.classifier.weight.mul_(30)
+    sharpen(model)
     return model
 
 

@@ -17,23 +17,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_exports import CLASSES, NETWORK, STATISTICS, small_checkpoint, small_photos
+from small_exports import (
+    CLASSES,
+    FILES,
+    small_checkpoint,
+    small_photos,
+    small_segmentor,
+)
 
-from convnext.checkpoint import Card, save_checkpoint
 from convnext.cli import main
 from convnext.deploy import export as module
 from convnext.deploy.export import ExportSettings, export
 from convnext.deploy.prove import MOST_LOST, judge
 from convnext.deploy.runtimes import is_exported, need, open_as_network, open_exported
-from convnext.preprocess import DensePreprocessing
 from convnext.tasks.classification.predict import predict
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytest.importorskip("openvino")
-
-FILES = {"onnx": "net.onnx", "openvino": "net.xml", "pt2": "net.pt2"}
 
 
 @pytest.fixture(scope="module")
@@ -141,25 +143,11 @@ def test_the_batch_is_open_or_fixed(checkpoint: str, photos: Path, tmp_path: Pat
 
 
 def test_a_segmentor_is_exported(tmp_path: Path, photos: Path) -> None:
-    card = Card(
-        task="segment",
-        model="upernet_convnext_atto",
-        changes={**NETWORK, "channels": 8},
-        classes=("road", "sky", "tree"),
-        preprocessing=DensePreprocessing(image_size=0, **STATISTICS),
-        recipe={"segment": {"crop": 64}},
-    )
-    torch.manual_seed(0)
-    model = card.build()
-    torch.nn.init.normal_(model.decode_head.classifier.weight, std=5.0)
-    # Where all features are 0, only the biases tell classes apart.
-    torch.nn.init.normal_(model.decode_head.classifier.bias)
-    checkpoint = tmp_path / "seg.safetensors"
-    save_checkpoint(checkpoint, model.state_dict(), card)
+    checkpoint = small_segmentor(tmp_path / "seg.safetensors")
     for answers in (True, False):
         path = tmp_path / f"seg{answers}.onnx"
         result = export(
-            str(checkpoint),
+            checkpoint,
             settings=ExportSettings(answers=answers),
             output=path,
             images=[photos],
@@ -172,7 +160,7 @@ def test_a_segmentor_is_exported(tmp_path: Path, photos: Path) -> None:
     assert (tmp_path / "masks" / "0_mask.png").is_file()
     with pytest.raises(ValueError, match="in their own ratio"):
         export(
-            str(checkpoint),
+            checkpoint,
             settings=ExportSettings(inside="full"),
             output=tmp_path / "full.onnx",
             images=[photos],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_exports import small_detector_file, small_photos, small_segmentor
+from small_exports import FILES, small_detector_file, small_photos, small_segmentor
 
 from convnext.cli import main
 from convnext.deploy.export import ExportSettings, export
@@ -20,8 +20,6 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytest.importorskip("openvino")
-
-FILES = {"onnx": "net.onnx", "openvino": "net.xml", "pt2": "net.pt2"}
 
 
 @pytest.fixture(scope="module")
