@@ -66,8 +66,8 @@ from convnext.train.log import RunLog
 from convnext.train.loop import _Trainer
 from convnext.train.measure import mfu
 from convnext.train.parallel import make_fabric, seed_everything
-from convnext.train.pointwise import set_pointwise
 from convnext.train.stop import StopSignals
+from pointwise import set_pointwise
 
 NUM_CLASSES = 1000  # Of ready batches, as in ImageNet.
 NUM_IMAGES = 1_281_167  # Of an epoch of ready batches, and at least of timm's epoch of a folder.

@@ -5,15 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from convnext.blocks import Block
 from convnext.config import NetworkConfig
 from convnext.family import create_model
-from convnext.train import fused as fused_module
+from convnext.train import branch
 from convnext.train.fused import (
     FusedBlock,
-    depthwise_weight_gradient,
     is_fusable,
     set_fused,
 )
@@ -30,8 +28,8 @@ NAMES = (
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_module, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(fused_module, "MIN_CHUNK", 50)  # No divisor of the rows.
+    monkeypatch.setattr(branch, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(branch, "MIN_CHUNK", 50)  # No divisor of the rows.
 
 
 def gradients(
@@ -138,22 +136,6 @@ def test_evaluation_is_that_of_a_plain_block(randomise):
     assert torch.equal(model(images), expected)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "kernel_size"), [(5, 7, 3), (14, 14, 7), (15, 30, 7), (2, 1, 7), (9, 9, 11)]
-)
-def test_gradient_of_depthwise_weights(height, width, kernel_size):
-    generator = torch.Generator().manual_seed(0)
-    images, grad = torch.randn(2, 3, height, width, 6, dtype=torch.float64, generator=generator)
-    weight = torch.zeros(6, 1, kernel_size, kernel_size, dtype=torch.float64, requires_grad=True)
-    out = F.conv2d(images.permute(0, 3, 1, 2), weight, padding=kernel_size // 2, groups=6)
-    out.backward(grad.permute(0, 3, 1, 2))
-    found = depthwise_weight_gradient(images, grad, kernel_size)
-    torch.testing.assert_close(found, weight.grad)
-    low = depthwise_weight_gradient(images.bfloat16(), grad.bfloat16(), kernel_size)
-    assert low.dtype == torch.float32
-    torch.testing.assert_close(low.double(), weight.grad, rtol=0.05, atol=0.3)
-
-
 def _block(**changes: object) -> Block:
     model = create_model("convnext_atto", **SMALL, **changes)
     return next(m for m in model.modules() if isinstance(m, Block))
@@ -193,10 +175,10 @@ def test_frozen_blocks_and_weights_of_bf16_run_layer_by_layer(randomise) -> None
     block = randomise(_block()).train()
     set_fused(block, fused=True)
     images = torch.randn(2, block.get_submodule("spatial").weight.shape[0], 8, 8)
-    assert "_Branch" in type(block(images).grad_fn).__name__
+    assert "Branch" in type(block(images).grad_fn).__name__
     assert block.requires_grad_(False)(images).grad_fn is None
     block.requires_grad_(True).bfloat16()
     out = block(images.bfloat16())
-    assert "_Branch" not in type(out.grad_fn).__name__
+    assert "Branch" not in type(out.grad_fn).__name__
     out.sum().backward()
     assert all(p.grad is not None for p in block.parameters())

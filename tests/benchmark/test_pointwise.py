@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from convnext.family import create_model
-from convnext.train.pointwise import PointwiseLinear, is_pointwise, set_pointwise
+from pointwise import PointwiseLinear, is_pointwise, set_pointwise
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

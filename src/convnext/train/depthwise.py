@@ -1,0 +1,69 @@
+"""The weight gradient of a depthwise convolution on a CPU, as a depthwise convolution over tiles.
+
+Shapes: N images, C channels, H W positions, k kernel size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Positions of a tile's side: kernel and input of a tile stay in the first cache.
+MAX_TILE = 14
+
+
+def depthwise_weight_gradient(images: Tensor, grad: Tensor, kernel_size: int) -> Tensor:
+    """Return the gradient of the weight of a depthwise convolution of stride 1 and equal size.
+
+    It is a convolution again, of the images by the gradients, with one output for each weight. Cut
+    into tiles, of which each with each channel is a group of its own, it runs on the kernels
+    of the forward pass; oneDNN's own are 1.2 to 2 times as slow in fp32, 3 to 6 times in bf16.
+
+    Args:
+        images: Inputs of the convolution (N, H, W, C), contiguous.
+        grad: Gradient of its output, of the same shape.
+        kernel_size: k, odd.
+
+    Returns:
+        (C, 1, k, k), in fp32, or in fp64 if the images are.
+    """
+    n, height, width, dim = images.shape
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    rows, columns = -(-height // MAX_TILE), -(-width // MAX_TILE)
+    h, w = -(-height // rows), -(-width // columns)
+    halo = kernel_size - 1
+    if n == 0:
+        return torch.zeros(dim, 1, kernel_size, kernel_size, dtype=dtype)
+    padded = _padded(images, kernel_size // 2, rows * h + halo, columns * w + halo)
+    a, b, c, _ = padded.stride()
+    windows = padded.as_strided(
+        (h + halo, w + halo, n, rows, columns, dim), (b, c, a, h * b, w * c, 1)
+    )
+    kernels = _padded(grad, 0, rows * h, columns * w)
+    kernels = kernels.view(n, rows, h, columns, w, dim).permute(2, 4, 0, 1, 3, 5)
+    groups = n * rows * columns * dim
+    # One copy each, which orders, and widens where it must.
+    windows, kernels = (
+        torch.empty(t.shape, dtype=dtype).copy_(t).view(1, *t.shape[:2], groups)
+        for t in (windows, kernels)
+    )
+    sums = F.conv2d(windows.permute(0, 3, 1, 2), kernels.permute(3, 0, 1, 2), groups=groups)
+    return sums.view(-1, dim, 1, kernel_size, kernel_size).sum(0)
+
+
+def _padded(x: Tensor, start: int, height: int, width: int) -> Tensor:
+    """Return (N, H, W, C) amid zeros, `start` of them before its rows and columns."""
+    if x.shape[1:3] == (height, width):
+        return x
+    padded = x.new_empty(len(x), height, width, x.shape[-1])
+    bottom, right = start + x.shape[1], start + x.shape[2]
+    padded[:, start:bottom, start:right] = x
+    for border in (
+        padded[:, :start],
+        padded[:, bottom:],
+        padded[:, :, :start],
+        padded[:, :, right:],
+    ):
+        border.zero_()
+    return padded
