@@ -132,8 +132,8 @@ def test_a_wrong_form_never_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     best = search_detector(_detector(), _images(), precision="fp32", note=lines.append)
     assert not best.form.folded
     assert len(best.measured) == 3
-    assert all("outputs differ" in m["failure"] for m in best.measured[1:])
-    assert all(m["seconds"] is None for m in best.measured[1:])
+    assert all("outputs differ" in m.failure for m in best.measured[1:])
+    assert all(m.seconds is None for m in best.measured[1:])
 
 
 def test_a_verdict_is_remembered_for_any_size(

@@ -71,7 +71,7 @@ def build(
         "form": str(best.form),
         "precision": best.form.precision,
         "found": asdict(best.form),
-        "search": [m if isinstance(m, dict) else asdict(m) for m in best.measured],
+        "search": [asdict(m) for m in best.measured],
         "build_seconds": time.perf_counter() - began,
     }
     return _detecting(best, images) if request["task"] == "detect" else lambda: best(images), found

@@ -82,8 +82,8 @@ def run(argv: list[str]) -> int:
     out = console(as_json=arguments.json)
     if arguments.num_images is not None and arguments.num_images < 1:
         raise ValueError(f"--num-images must be at least 1, not {arguments.num_images}")
-    num = arguments.num_images or 32
-    if arguments.num_images is None and arguments.precision == "int8":
+    num = arguments.num_images
+    if num is None and arguments.precision == "int8":
         num = 50 if task_of(arguments.source) == "detect" else 500
     result = export(
         arguments.source,
@@ -98,7 +98,7 @@ def run(argv: list[str]) -> int:
         ),
         output=arguments.output,
         images=arguments.images,
-        num_images=num,
+        num_images=num or 32,
         force=arguments.force,
         note=lambda line: out.print(line, style="dim", markup=False),
     )

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,16 +110,7 @@ def _openvino(folded: nn.Module, example: Tensor, precision: Precision) -> Runne
         converted = openvino.convert_model(
             folded, example_input=example.contiguous(), input=[list(example.shape)]
         )
-    compiled = openvino.Core().compile_model(
-        converted,
-        "CPU",
-        {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
-        },
-    )
-    request = compiled.create_infer_request()
+    request = openvino_request(converted, precision)
 
     def run(images: Tensor) -> Tensor:
         outputs = request.infer([images.contiguous().numpy()], share_inputs=True)
@@ -151,6 +142,21 @@ def _onnxruntime(folded: nn.Module, example: Tensor) -> Runner:
         return torch.from_numpy(session.run(None, {name: images.contiguous().numpy()})[0])
 
     return run
+
+
+def openvino_request(model: Any, precision: str) -> Any:
+    """Return what infers by an OpenVINO model on the CPU, with the threads that torch has.
+
+    Args:
+        model: OpenVINO's.
+        precision: Of what the model leaves open: `bf16`, `fp16`, or of all others fp32.
+    """
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp16": "f16"}.get(precision, "f32"),
+    }
+    return import_openvino().Core().compile_model(model, "CPU", settings).create_infer_request()
 
 
 def import_openvino() -> ModuleType:

@@ -24,7 +24,14 @@ from torch import Tensor, nn
 
 from convnext.deploy.fold import fold
 from convnext.deploy.forms import PLAIN, Form
-from convnext.deploy.optimize import BUDGET_S, Known, cache_file, cache_key, known_form
+from convnext.deploy.optimize import (
+    BUDGET_S,
+    Known,
+    Measured,
+    cache_file,
+    cache_key,
+    known_form,
+)
 from convnext.deploy.pool import pool_rois_by_products
 from convnext.deploy.winograd import has_any, with_winograd
 from convnext.device import AMP_DTYPES, autocast, wait_for
@@ -57,14 +64,14 @@ class FastDetector(nn.Module):
     Attributes:
         form: The form.
         ratio: How many times as fast as the network as it was trained; 1 if it was not measured.
-        measured: Of every form that was tried, seconds and agreement.
+        measured: Every form that was tried; empty if the form was known from before.
     """
 
     def __init__(self, detector: nn.Module, form: Form, *, inplace: bool = False) -> None:
         super().__init__()
         self.form = form
         self.ratio = 1.0
-        self.measured: tuple[MeasuredDetector, ...] = ()
+        self.measured: tuple[Measured, ...] = ()
         self.dtype = AMP_DTYPES.get(form.precision, torch.float32)
         if not form.folded:
             self.detector = detector
@@ -91,10 +98,6 @@ class FastDetector(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("detector"), name)
-
-
-class MeasuredDetector(dict[str, Any]):
-    """A form, `seconds` of the images (None where it failed), and its `agreement`, or `failure`."""
 
 
 def detector_forms(model: nn.Module, device: torch.device, precision: str) -> list[Form]:
@@ -189,25 +192,26 @@ def search_detector(
     start = replace(PLAIN, precision=precision if precision in AMP_DTYPES else "fp32")  # type: ignore[arg-type]
     best = FastDetector(model, start)
     best_s = plain_s = _seconds([best], images)[0]
-    measured = [MeasuredDetector(form=str(start), seconds=plain_s, agreement=1.0)]
+    measured = [Measured(form=start, seconds=plain_s, difference=0.0, build_seconds=0.0)]
     note(f"{start}: {1000 * plain_s:.0f} ms")
     for form in detector_forms(model, device, precision):
         if time.perf_counter() - began > budget_s:
             note(f"{form} and what follows: not tried, {budget_s:.0f} s are over")
             break
+        at = time.perf_counter()
         candidate = FastDetector(model, form)
+        built = time.perf_counter() - at
         share = agreement(candidate(images, paste=False), expected, form.precision)
         apart = distance_of_parts(candidate, model, images)
+        found = Measured(form=form, seconds=None, difference=apart, build_seconds=built)
         failure = wrong(form, share, apart)
         if failure:
-            measured.append(
-                MeasuredDetector(form=str(form), seconds=None, agreement=share, failure=failure)
-            )
+            measured.append(replace(found, failure=failure))
             note(f"{form}: {failure}")
             continue
         pair = _seconds([best, candidate], images)
         seconds = best_s * pair[1] / pair[0]
-        measured.append(MeasuredDetector(form=str(form), seconds=seconds, agreement=share))
+        measured.append(replace(found, seconds=seconds))
         note(
             f"{form}: {1000 * seconds:.0f} ms, {plain_s / seconds:.2f} times as fast, "
             f"{100 * share:.1f} % found again"

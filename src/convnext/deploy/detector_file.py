@@ -23,6 +23,7 @@ from convnext.deploy.writers import Blueprint
 from convnext.device import AMP_DTYPES
 from convnext.preprocess import DensePreprocessing
 from convnext.tasks.detection.anchors import DIVISOR
+from convnext.tasks.detection.batch import padded_size
 from convnext.tasks.detection.config import DetectorConfig
 from convnext.tasks.detection.model import Detector
 
@@ -207,6 +208,4 @@ def default_canvas(
     """
     assert sizes
     read = [preprocessing.size_of(*size) for size in sizes]
-    divisor = max(DIVISOR, stride)
-    width, height = (-(-max(side) // divisor) * divisor for side in zip(*read, strict=True))
-    return height, width
+    return padded_size([(height, width) for width, height in read], stride)

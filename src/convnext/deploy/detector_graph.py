@@ -28,7 +28,7 @@ from torchvision.ops import nms, roi_align
 
 from convnext.tasks.detection import box_head, mask_head
 from convnext.tasks.detection.anchors import DIVISOR, level_anchors
-from convnext.tasks.detection.batch import Size
+from convnext.tasks.detection.batch import Size, padded_size
 from convnext.tasks.detection.coding import Stds, decode
 from convnext.tasks.detection.model import Detector
 from convnext.tasks.detection.roi import roi_levels
@@ -279,9 +279,9 @@ def check_size(detector: Detector, size: Size) -> None:
     Raises:
         ValueError: If they do not, with a size that they do.
     """
-    divisor = max(DIVISOR, detector.strides[-1])
-    if min(size) < divisor or any(side % divisor for side in size):
-        height, width = (max(1, -(-side // divisor)) * divisor for side in size)
+    height, width = padded_size([size], detector.strides[-1])
+    if size != (height, width):
+        divisor = max(DIVISOR, detector.strides[-1])
         raise ValueError(
             f"{detector.name} is exported for sizes that are multiples of {divisor}, not "
             f"{size[0]} x {size[1]}: take {height} x {width} (--size {height}x{width})"

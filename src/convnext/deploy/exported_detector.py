@@ -69,7 +69,7 @@ class ExportedDetector(nn.Module):
 
     def _detect(self, image: Tensor, *, paste: bool) -> dict[str, Tensor]:
         height, width = image.shape[1:]
-        outputs = self.exported.run_all(*self._given(image.cpu()))
+        outputs = self.exported.call(self._given(image.cpu()))
         found = {
             name: torch.from_numpy(out)
             for name, out in zip(self.graph["outputs"], outputs, strict=True)

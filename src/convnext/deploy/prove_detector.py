@@ -24,7 +24,7 @@ from convnext.deploy.prove import (
 )
 from convnext.images import BadImage
 from convnext.tasks.classification.samples import spread
-from convnext.tasks.detection.batch import stack
+from convnext.tasks.detection.batch import padded_size, stack
 from convnext.tasks.detection.inference import Detections, detect
 from convnext.tasks.detection.metric import Metric
 from convnext.tasks.detection.model import Detector
@@ -158,8 +158,7 @@ def prove_detector(
 
 def _fills(model: Detector, size: tuple[int, int], canvas: tuple[int, int]) -> bool:
     """Whether an image read at `size` (width, height) is padded to just the canvas."""
-    divisor = max(32, model.strides[-1])
-    return tuple(-(-side // divisor) * divisor for side in reversed(size)) == canvas
+    return padded_size([(size[1], size[0])], model.strides[-1]) == canvas
 
 
 def _detect(network: nn.Module, preprocessing: Any, image: Image.Image) -> Detections:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convnext.deploy.build import openvino_request
 from convnext.deploy.export_settings import ExportSettings
 from convnext.deploy.layers import spell_out
 from convnext.deploy.quiet import quiet
@@ -252,23 +253,13 @@ def _write_int8(
 
 
 def _openvino_call(model: Any) -> Callable[[Sequence[Array]], Any]:
-    request = _openvino_request(model, "f32")
+    request = openvino_request(model, "fp32")
     return lambda given: request.infer(list(given))
 
 
-def _openvino_request(model: Any, precision: str) -> Any:
-    (openvino,) = need("openvino")
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": precision,
-    }
-    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-
-
-def openvino_runner(model: Any, precision: str = "f32") -> Callable[[Array], Array]:
+def openvino_runner(model: Any, precision: str = "fp32") -> Callable[[Array], Array]:
     """Return what runs an OpenVINO model with the threads that torch has."""
-    request = _openvino_request(model, precision)
+    request = openvino_request(model, precision)
     return lambda images: np.array(request.infer([images], share_inputs=True)[0])
 
 

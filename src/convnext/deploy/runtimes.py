@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from convnext.checkpoint import Card
 from convnext.deploy.any_size import LEAST_ANY
+from convnext.deploy.build import import_openvino, openvino_request
 from convnext.deploy.exported_detector import ExportedDetector, OnCanvas
 from convnext.deploy.pt2 import checked_archive
 from convnext.images import Mode, as_mode
@@ -43,10 +44,6 @@ class Exported:
     def run(self, images: Array) -> Array:
         """Return what a graph of one input and one output gives."""
         return self.call([images])[0]
-
-    def run_all(self, *given: Array) -> list[Array]:
-        """Return all that a graph gives."""
-        return self.call(given)
 
     @property
     def graph(self) -> dict[str, Any]:
@@ -75,8 +72,6 @@ def need(*modules: str) -> list[Any]:
         ValueError: If it is not installed.
     """
     import importlib
-
-    from convnext.deploy.build import import_openvino
 
     try:
         if "openvino" in modules:  # NNCF imports it, too.
@@ -126,19 +121,14 @@ def _open_onnx(path: Path) -> Exported:
 
 def _open_openvino(path: Path) -> Exported:
     (openvino,) = need("openvino")
-    core = openvino.Core()
     try:
-        model = core.read_model(str(path))
+        model = openvino.Core().read_model(str(path))
         metadata = json.loads(model.get_rt_info(["convnext"]).astype(str))
     except Exception as error:  # Likewise.
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    precision = facts_of_graph(metadata).get("precision")
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-    }
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    # Halves of a file are stored so; they are computed with in fp32.
+    is_bf16 = facts_of_graph(metadata).get("precision") == "bf16"
+    request = openvino_request(model, "bf16" if is_bf16 else "fp32")
 
     def call(given: Sequence[Array]) -> list[Array]:
         found = request.infer([np.ascontiguousarray(array) for array in given])

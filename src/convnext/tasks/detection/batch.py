@@ -14,6 +14,15 @@ Size = tuple[int, int]
 """Height and width."""
 
 
+def padded_size(sizes: Sequence[Size], stride: int) -> Size:
+    """Return the least height and width that hold images, both multiples of 32 and of `stride`."""
+    divisor = max(DIVISOR, stride)
+    height, width = (
+        max(1, -(-max(side) // divisor)) * divisor for side in zip(*sizes, strict=True)
+    )
+    return height, width
+
+
 def stack(images: Sequence[Tensor], stride: int) -> tuple[Tensor, list[Size]]:
     """Pad images (C, H, W) at the right and below with zeros to one size, and stack them.
 
@@ -28,9 +37,8 @@ def stack(images: Sequence[Tensor], stride: int) -> tuple[Tensor, list[Size]]:
     if not len(images) or any(image.ndim != 3 for image in images):
         shapes = [tuple(image.shape) for image in images]
         raise ValueError(f"a detector takes a list of images (C, H, W), at least one, not {shapes}")
-    divisor = max(DIVISOR, stride)
     sizes = [(image.shape[1], image.shape[2]) for image in images]
-    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+    height, width = padded_size(sizes, stride)
     padded = [
         F.pad(image, (0, width - w, 0, height - h))
         for image, (h, w) in zip(images, sizes, strict=True)
