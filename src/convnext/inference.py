@@ -46,8 +46,19 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
         load_weights(model, weights)
         card = _published_card(source, name, changes, weights)
     del weights
-    model = model.to(device).to(memory_format=torch.channels_last)
-    return model.eval(), card
+    return keep_channels_last(model.to(device)).eval(), card
+
+
+def keep_channels_last(model: nn.Module) -> nn.Module:
+    """Put convolutions into channels_last in place, but for those that are in it already.
+
+    `Module.to` copies the pointwise ones too, most of the weights, for other strides of the same
+    bytes: a file's pages would stay mapped beside the copies.
+    """
+    for p in model.parameters():
+        if p.dim() == 4 and not p.is_contiguous(memory_format=torch.channels_last):
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def _built(card: Card, weights: dict[str, Tensor]) -> nn.Module:
