@@ -70,8 +70,8 @@ class Bench:
         return torch.compile(function, backend="aot_eager" if self.dry else "inductor")
 
     def with_kernels(self, model: nn.Module, images: Tensor) -> nn.Module:
-        from convnext.kernels import apply_kernels
-        from convnext.kernels.measure import interleaved_medians
+        from gpu_kernels import apply_kernels
+        from gpu_kernels.measure import interleaved_medians
 
         cache = Path(self.arguments.cache) if self.arguments.cache else None
         if self.dry:  # What it pretends to have measured must not be remembered.
@@ -108,7 +108,7 @@ class Bench:
     def graph(
         self, function: Callable[[Tensor], Tensor], example: Tensor
     ) -> Callable[[Tensor], Tensor]:
-        from convnext.kernels import cuda_graph
+        from gpu_kernels import cuda_graph
 
         with torch.no_grad():
             return cuda_graph(function, example)
@@ -160,7 +160,7 @@ class Bench:
 
     def measure(self, title: str, batch: int, forms: dict[str, Callable[[], Tensor]]) -> Any:
         """Time all forms in turns, print a table, return its rows."""
-        from convnext.kernels.measure import seconds_of
+        from gpu_kernels.measure import seconds_of
 
         arguments = self.arguments
         outputs = {}
@@ -200,10 +200,10 @@ class Bench:
 
     def kernels(self) -> list[dict[str, Any]]:
         """Time each kernel alone for the maps of every stage, print a table, return its rows."""
-        from convnext.kernels.choose import call_of, inputs_of
-        from convnext.kernels.measure import interleaved_medians
-        from convnext.kernels.sites import Maps, forms_of
-        from convnext.kernels.traffic import H200, floor_seconds, total_bytes, work_of
+        from gpu_kernels.choose import call_of, inputs_of
+        from gpu_kernels.measure import interleaved_medians
+        from gpu_kernels.sites import Maps, forms_of
+        from gpu_kernels.traffic import H200, floor_seconds, total_bytes, work_of
 
         columns = ("piece", "maps", "form", "us", "GB", "of 4.3 TB/s", "of the limit", "gain")
         table, rows = Table(*columns, box=None), []

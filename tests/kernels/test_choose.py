@@ -13,10 +13,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import convnext
-from convnext.kernels import choose as module
-from convnext.kernels import modules
-from convnext.kernels.choose import apply_kernels
-from convnext.kernels.modules import DepthwiseConv2d, DepthwiseNorm, FusedPair, PlainPair
+from gpu_kernels import choose as module
+from gpu_kernels import modules
+from gpu_kernels.choose import apply_kernels
+from gpu_kernels.modules import DepthwiseConv2d, DepthwiseNorm, FusedPair, PlainPair
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 Timings = dict[str, float]
@@ -160,8 +160,8 @@ def test_without_triton_or_a_gpu_the_network_stays_as_it_is(
     fast = _apply(tmp_path, _timer({}), model)
     assert fast.choices == []
     assert torch.equal(fast(IMAGES), model(IMAGES))
-    monkeypatch.setattr("convnext.kernels.importlib.util.find_spec", lambda name: None)
-    assert not convnext.kernels.available(torch.device("cuda"))
+    monkeypatch.setattr("gpu_kernels.importlib.util.find_spec", lambda name: None)
+    assert not gpu_kernels.available(torch.device("cuda"))
 
 
 def test_an_example_is_a_batch_of_images(tmp_path: Path) -> None:

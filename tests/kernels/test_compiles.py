@@ -14,8 +14,8 @@ import warnings
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from convnext.kernels import depthwise, mlp, norm
-from convnext.kernels.tuning import LAUNCH, split
+from gpu_kernels import depthwise, mlp, norm
+from gpu_kernels.tuning import LAUNCH, split
 
 warnings.simplefilter("error")
 SCALARS = {"eps": "fp32"} | dict.fromkeys(

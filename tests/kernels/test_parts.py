@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnext.kernels import cuda_graph, graphs
-from convnext.kernels.measure import interleaved_medians
-from convnext.kernels.traffic import H200, Work, floor_seconds, total_bytes, work_of
+from gpu_kernels import cuda_graph, graphs
+from gpu_kernels.measure import interleaved_medians
+from gpu_kernels.traffic import H200, Work, floor_seconds, total_bytes, work_of
 
 CPU = torch.device("cpu")
 STAGES = [(256, 96, 56, 56), (256, 192, 28, 28), (256, 384, 14, 14), (256, 768, 7, 7)]
@@ -23,7 +23,7 @@ import os, sys
 sys.modules["triton"] = None  # It cannot be imported.
 os.environ["TRITON_INTERPRET"] = "1"
 import torch, convnext
-from convnext.kernels import apply_kernels
+from gpu_kernels import apply_kernels
 model = convnext.create_model("convnext_atto", depths=(1, 1), dims=(4, 8)).eval()
 images = torch.randn(1, 3, 8, 8)
 assert torch.equal(apply_kernels(model, images)(images), model(images))

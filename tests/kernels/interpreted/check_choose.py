@@ -13,8 +13,8 @@ from torch import nn
 
 import convnext
 from convnext.deploy.fold import fold
-from convnext.kernels import apply_kernels
-from convnext.kernels.modules import DepthwiseConv2d, KernelBlock
+from gpu_kernels import apply_kernels
+from gpu_kernels.modules import DepthwiseConv2d, KernelBlock
 
 QUIET = Console(quiet=True)
 CHANGES = {"depths": (1, 1), "dims": (4, 16), "num_classes": 3, "kernel_size": 3}

@@ -8,8 +8,8 @@ from relative import relative
 from torch import Tensor
 from torch.nn import functional as F
 
-from convnext.kernels import depthwise as module
-from convnext.kernels.depthwise import depthwise, depthwise_op, gradient_op
+from gpu_kernels import depthwise as module
+from gpu_kernels.depthwise import depthwise, depthwise_op, gradient_op
 
 # Rounding of a result, and of nothing before it; the interpreter cuts bf16 off.
 MOST = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 6e-3}

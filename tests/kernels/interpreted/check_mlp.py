@@ -8,9 +8,9 @@ from relative import relative
 from torch import Tensor
 from torch.nn import functional as F
 
-from convnext.kernels import mlp as module
-from convnext.kernels.mlp import pointwise_pair, pointwise_pair_op
-from convnext.kernels.tuning import split
+from gpu_kernels import mlp as module
+from gpu_kernels.mlp import pointwise_pair, pointwise_pair_op
+from gpu_kernels.tuning import split
 
 # Weights, the activations between the products and the result are rounded.
 MOST = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}

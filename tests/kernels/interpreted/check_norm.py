@@ -8,8 +8,8 @@ from relative import relative
 from torch import Tensor
 from torch.nn import functional as F
 
-from convnext.kernels import norm as module
-from convnext.kernels.norm import depthwise_norm, depthwise_norm_op
+from gpu_kernels import norm as module
+from gpu_kernels.norm import depthwise_norm, depthwise_norm_op
 
 MOST = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 6e-3}  # As for depthwise.
 SHAPES = [  # N C H W k; channels in one part and in three, with and without unused ones.

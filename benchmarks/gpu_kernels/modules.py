@@ -27,7 +27,7 @@ class DepthwiseConv2d(nn.Conv2d):
         return out
 
     def forward(self, input: Tensor) -> Tensor:  # N C H W
-        from convnext.kernels.depthwise import depthwise
+        from gpu_kernels.depthwise import depthwise
 
         return depthwise(input, self.weight, self.bias)
 
@@ -41,7 +41,7 @@ class DepthwiseNorm(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W
-        from convnext.kernels.norm import depthwise_norm
+        from gpu_kernels.norm import depthwise_norm
 
         norm: Any = self.norm
         return depthwise_norm(
@@ -79,7 +79,7 @@ class FusedPair(nn.Module):
         self.gamma = gamma
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:  # N C H W
-        from convnext.kernels.mlp import pointwise_pair
+        from gpu_kernels.mlp import pointwise_pair
 
         out = pointwise_pair(
             y.permute(0, 2, 3, 1),

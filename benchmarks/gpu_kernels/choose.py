@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.deploy.optimize import distance
-from convnext.kernels import available
-from convnext.kernels.measure import Timer, interleaved_medians
-from convnext.kernels.sites import Maps, find_sites, forms_of, joined, replaced
-from convnext.kernels.traffic import Piece, floor_seconds, work_of
 from convnext.remembered import cache_folder, key_of, recall, remember
+from gpu_kernels import available
+from gpu_kernels.measure import Timer, interleaved_medians
+from gpu_kernels.sites import Maps, find_sites, forms_of, joined, replaced
+from gpu_kernels.traffic import Piece, floor_seconds, work_of
 
 # Less is noise, and not worth another form.
 MIN_GAIN = 1.03

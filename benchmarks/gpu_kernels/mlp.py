@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from convnext.kernels.tuning import LAUNCH, run_in_autocast, split, tuned
+from gpu_kernels.tuning import LAUNCH, run_in_autocast, split, tuned
 
 # 64 rows of 384 sums in fp32 are 96 of the 255 registers of a thread of eight warps.
 MAX_CHANNELS = 384

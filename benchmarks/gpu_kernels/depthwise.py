@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from convnext.kernels.tuning import LAUNCH, run_in_autocast, tuned
+from gpu_kernels.tuning import LAUNCH, run_in_autocast, tuned
 
 # Programs of the gradient by the weights: some waves on 132 multiprocessors. A constant, as the
 # order of its sums must not depend on the device.

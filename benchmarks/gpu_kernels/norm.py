@@ -2,7 +2,7 @@
 
 A program holds all channels of its pixels, in one part or in three (`tuning.split`). The wider the
 pixel, the fewer of them share what is read: where this costs more than the map that is not written
-and read again, `convnext.kernels.choose` keeps the two apart.
+and read again, `gpu_kernels.choose` keeps the two apart.
 
 Registers: a thread holds up to `ROWS * TILE / threads` sums, and as many inputs and taps as one
 part of a row has. Compiled for compute capability 9.0, four configurations or more do not spill at
@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from convnext.kernels.depthwise import taps_of, window_sums
-from convnext.kernels.tuning import LAUNCH, run_in_autocast, split, tuned
+from gpu_kernels.depthwise import taps_of, window_sums
+from gpu_kernels.tuning import LAUNCH, run_in_autocast, split, tuned
 
 MAX_CHANNELS = 2048
 

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from convnext.kernels.modules import (
+from gpu_kernels.modules import (
     DepthwiseConv2d,
     DepthwiseNorm,
     FusedPair,
@@ -18,7 +18,7 @@ from convnext.kernels.modules import (
     halves_of,
     is_depthwise,
 )
-from convnext.kernels.traffic import Piece
+from gpu_kernels.traffic import Piece
 
 # The kernels' own limits, known without importing Triton.
 MAX_CHANNELS = {"spatial": 2048, "pair": 384}

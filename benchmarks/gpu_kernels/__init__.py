@@ -1,0 +1,43 @@
+"""Triton kernels for what a GPU spends its time on in a ConvNeXt block, taken where they win.
+
+    depthwise  the k x k depthwise convolution over channels_last maps, forward and backward
+    norm       the same with the layer norm after it, for inference
+    mlp        the pointwise pair with the GELU between, for inference
+    choose     `apply_kernels`: each against torch's own on this device, and only what wins
+    graphs     `cuda_graph`: many small kernels launched as one, for small batches
+
+Triton is imported when a kernel is first asked for, and never by the rest of the package.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from gpu_kernels.choose import apply_kernels as apply_kernels
+    from gpu_kernels.graphs import cuda_graph as cuda_graph
+
+_HOMES = {"apply_kernels": "choose", "cuda_graph": "graphs"}
+
+__all__ = ["available", *_HOMES]
+
+
+def available(device: torch.device) -> bool:
+    """Return whether the kernels run on a device: Triton is there, and a GPU that it knows.
+
+    With TRITON_INTERPRET=1 in the environment they run on a CPU, slowly, to be tested.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gpu_kernels' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gpu_kernels.{_HOMES[name]}"), name)
