@@ -31,11 +31,11 @@ from rich.table import Table
 
 from convnext.allocator import keep_freed_memory
 from convnext.checkpoint import Card, save_checkpoint
-from convnext.costs import cost
 from convnext.deploy.fast import Fast
 from convnext.deploy.optimize import cache_file, cache_key, known_form, optimize
 from convnext.device import environment
-from convnext.family import create_model
+from convnext.models.family import create_model
+from convnext.models.flops import cost
 from convnext.preprocess import Preprocessing
 from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.classification.inference import BATCH_SIZE

@@ -49,9 +49,9 @@ from timm.utils import ModelEmaV3, NativeScaler
 from torch import Tensor, nn
 
 from convnext.allocator import keep_freed_memory
-from convnext.costs import cost
 from convnext.device import autocast, environment, pick_device
-from convnext.family import create_model
+from convnext.models.family import create_model
+from convnext.models.flops import cost
 from convnext.ranks import ALONE
 from convnext.rates import matrix_limit
 from convnext.recipe import Recipe, change_recipe, number, read_recipe

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convnext.blocks import Block, LayerNorm2d, Row, Stem, block_rows
-from convnext.config import NetworkConfig
-from convnext.road import RESNET50, roadmap
+from convnext.models.blocks import Block, LayerNorm2d, Row, Stem, block_rows
+from convnext.models.config import NetworkConfig
+from convnext.models.roadmap import RESNET50, roadmap
 
 
 def test_the_rows_of_resnet50() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from convnext.config import NetworkConfig, change
+from convnext.models.config import NetworkConfig, change
 
 
 def test_the_defaults_are_convnext_tiny() -> None:

@@ -13,8 +13,8 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from convnext.costs import cost
-from convnext.family import FAMILY, create_model, list_models
+from convnext.models.family import FAMILY, create_model, list_models
+from convnext.models.flops import cost
 from convnext.weights import export_weights
 
 REFERENCE = Path(__file__).parent / "reference"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from convnext.family import create_model
-from convnext.network import Network
-from convnext.road import roadmap
+from convnext.models.family import create_model
+from convnext.models.network import Network
+from convnext.models.roadmap import roadmap
 
 SMALL: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (8, 16, 32, 64)}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext.family import FAMILY
+from convnext.models.family import FAMILY
 from convnext.recipe import (
     SECTION_OF_TASK,
     Recipe,

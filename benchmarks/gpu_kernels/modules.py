@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from convnext.blocks import Block
 from convnext.deploy.layers import FoldedBlock, Positionwise, Standardize, StandardizeLast
+from convnext.models.blocks import Block
 
 
 class DepthwiseConv2d(nn.Conv2d):

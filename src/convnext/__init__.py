@@ -9,21 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convnext.blocks import Row as Row
-    from convnext.blocks import block_rows as block_rows
-    from convnext.config import NetworkConfig as NetworkConfig
-    from convnext.costs import Cost as Cost
-    from convnext.costs import cost as cost
     from convnext.deploy.fold import fold as fold
     from convnext.deploy.optimize import optimize as optimize
-    from convnext.family import FAMILY as FAMILY
-    from convnext.family import create_model as create_model
-    from convnext.family import list_models as list_models
-    from convnext.network import Network as Network
+    from convnext.models.blocks import Row as Row
+    from convnext.models.blocks import block_rows as block_rows
+    from convnext.models.config import NetworkConfig as NetworkConfig
+    from convnext.models.family import FAMILY as FAMILY
+    from convnext.models.family import create_model as create_model
+    from convnext.models.family import list_models as list_models
+    from convnext.models.flops import Cost as Cost
+    from convnext.models.flops import cost as cost
+    from convnext.models.network import Network as Network
+    from convnext.models.roadmap import Rung as Rung
+    from convnext.models.roadmap import roadmap as roadmap
     from convnext.recipe import Recipe as Recipe
     from convnext.recipe import read_recipe as read_recipe
-    from convnext.road import Rung as Rung
-    from convnext.road import roadmap as roadmap
     from convnext.weights import LoadReport as LoadReport
     from convnext.weights import export_weights as export_weights
     from convnext.weights import load_weights as load_weights
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Row": "blocks",
-    "block_rows": "blocks",
-    "NetworkConfig": "config",
-    "Cost": "costs",
-    "cost": "costs",
+    "Row": "models.blocks",
+    "block_rows": "models.blocks",
+    "NetworkConfig": "models.config",
+    "Cost": "models.flops",
+    "cost": "models.flops",
     "fold": "deploy.fold",
     "optimize": "deploy.optimize",
-    "FAMILY": "family",
-    "create_model": "family",
-    "list_models": "family",
-    "Network": "network",
+    "FAMILY": "models.family",
+    "create_model": "models.family",
+    "list_models": "models.family",
+    "Network": "models.network",
     "Recipe": "recipe",
     "read_recipe": "recipe",
-    "Rung": "road",
-    "roadmap": "road",
+    "Rung": "models.roadmap",
+    "roadmap": "models.roadmap",
     "LoadReport": "weights",
     "export_weights": "weights",
     "load_weights": "weights",

@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from convnext.costs import cost
-from convnext.family import create_model, dense_prefix, list_models
+from convnext.models.family import create_model, dense_prefix, list_models
+from convnext.models.flops import cost
 from convnext.names import nearest
 from convnext.weights.published import published
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convnext.atomic import atomic_write
-from convnext.family import create_model
+from convnext.models.family import create_model
 from convnext.preprocess import DensePreprocessing, Preprocessing
 from convnext.weights.files import DIGEST, digest
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convnext.checkpoint import FORMAT, Card, find_checkpoint
 from convnext.device import check_precision
-from convnext.family import create_model, dense_prefix
+from convnext.models.family import create_model, dense_prefix
 from convnext.preprocess import RESAMPLING, Preprocessing
 from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
 

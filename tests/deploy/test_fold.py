@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import convnext
-from convnext.config import NetworkConfig
 from convnext.deploy.fold import fold
 from convnext.deploy.layers import ChunkedBlock, FoldedBlock
 from convnext.device import autocast
-from convnext.network import Network
+from convnext.models.config import NetworkConfig
+from convnext.models.network import Network
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 # The goal of the form; in fp32 the outputs differ by rounding alone, some 1e-7.

@@ -12,7 +12,7 @@ from convnext.lab.compare import PAPER_NAMES, entries_of, group_of, paper_figure
 from convnext.lab.page import network_of
 from convnext.lab.plan import Study
 from convnext.lab.road_study import check_settings
-from convnext.peers import list_peers
+from convnext.models.timm import list_peers
 from convnext.recipe import Recipe, change_recipe
 
 

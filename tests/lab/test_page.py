@@ -11,7 +11,7 @@ from studies import made_up, write_study
 
 from convnext.lab.page import reading, write_page
 from convnext.lab.statistics import summarise
-from convnext.road import roadmap
+from convnext.models.roadmap import roadmap
 
 
 class Reader(HTMLParser):

@@ -16,8 +16,8 @@ from convnext.lab.road_study import (
     split_list,
     walk,
 )
+from convnext.models.roadmap import REGIMES, roadmap
 from convnext.recipe import Recipe
-from convnext.road import REGIMES, roadmap
 
 LAST = roadmap("mini")[-1]
 

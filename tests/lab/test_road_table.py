@@ -11,7 +11,7 @@ from rich.console import Console
 
 from convnext.lab.road_figure import draw_staircase, staircase
 from convnext.lab.road_table import REGIME_FACTS, RoadmapRow, print_roadmap, roadmap_rows
-from convnext.road import REGIMES, roadmap
+from convnext.models.roadmap import REGIMES, roadmap
 
 
 @pytest.fixture(scope="module")

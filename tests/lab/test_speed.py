@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from convnext.costs import cost
-from convnext.family import create_model
 from convnext.lab.compare import entries_of
 from convnext.lab.plan import Study
 from convnext.lab.settle import choose_once, for_all
 from convnext.lab.speed import PeakMemory, epochs_for, measure, read_speeds, speeds_of
+from convnext.models.family import create_model
+from convnext.models.flops import cost
 from convnext.recipe import Recipe, change_recipe
 from convnext.tasks import open_task
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convnext.blocks import Block
-from convnext.config import NetworkConfig
-from convnext.family import create_model
+from convnext.models.blocks import Block
+from convnext.models.config import NetworkConfig
+from convnext.models.family import create_model
 from convnext.train import branch
 from convnext.train.fused import (
     FusedBlock,

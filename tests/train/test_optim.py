@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from convnext import create_model, list_models
-from convnext.network import Network
+from convnext.models.network import Network
 from convnext.settings import OptimRecipe
 from convnext.train.optim import (
     DecayBy,

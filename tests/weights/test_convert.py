@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from convnext.family import create_model
+from convnext.models.family import create_model
 from convnext.weights import LAYOUT_NAMES, convert, export_weights, load_weights, read_source
 
 Randomise = Callable[[nn.Module], nn.Module]

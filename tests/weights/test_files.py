@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convnext.checkpoint import save_tensors
-from convnext.family import create_model
+from convnext.models.family import create_model
 from convnext.weights import export_weights, load_weights
 from convnext.weights.files import read_file
 

@@ -9,7 +9,7 @@ import timm
 import torch
 import torchvision
 
-from convnext.family import FAMILY, create_model
+from convnext.models.family import FAMILY, create_model
 from convnext.weights import LAYOUT_NAMES, export_weights, infer_model
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from convnext.family import FAMILY, create_model
+from convnext.models.family import FAMILY, create_model
 from convnext.weights import LAYOUT_NAMES, export_weights, load_weights
 
 Randomise = Callable[[nn.Module], nn.Module]
@@ -58,7 +58,7 @@ def test_the_starts_of_the_road_round_trip(regime: str, layout: str, randomise: 
 
 
 def test_every_rung_round_trips_under_our_names(randomise: Randomise) -> None:
-    from convnext.road import roadmap
+    from convnext.models.roadmap import roadmap
 
     for rung in roadmap("resnet50"):
         name = f"roadmap/resnet50/{rung.name}"

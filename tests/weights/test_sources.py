@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from convnext.family import create_model
+from convnext.models.family import create_model
 from convnext.weights import export_weights, load_weights, read_source
 from convnext.weights.hub import download
 from convnext.weights.sources import locate

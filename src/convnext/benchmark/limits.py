@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from convnext.costs import cost, in_chans
 from convnext.device import wait_for
+from convnext.models.flops import cost, in_chans
 from convnext.rates import matrix_limit
 
 # Larger than any cache, small enough for a laptop.

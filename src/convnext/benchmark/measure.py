@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from convnext.benchmark.limits import Demand, Limits, demand, measure_limits
-from convnext.costs import in_chans
 from convnext.device import environment, pick_device
-from convnext.family import create_model, dense_prefix
+from convnext.models.family import create_model, dense_prefix
+from convnext.models.flops import in_chans
 from convnext.rates import has_fast_bf16
 
 ROUNDS = 7

@@ -24,7 +24,7 @@ from convnext.deploy.detector import FastDetector
 from convnext.deploy.forms import Form
 from convnext.deploy.optimize import optimize
 from convnext.device import autocast, wait_for
-from convnext.family import create_model
+from convnext.models.family import create_model
 from convnext.train.measure import peak_memory_gb
 
 LAYER_SCALE = 0.1

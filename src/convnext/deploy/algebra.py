@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convnext.blocks import LayerNorm2d
 from convnext.deploy.layers import Scaled, Standardize, StandardizeLast
+from convnext.models.blocks import LayerNorm2d
 
 Product = nn.Conv2d | nn.Linear
 

@@ -22,8 +22,6 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from convnext.blocks import Block, Head
-from convnext.costs import in_chans
 from convnext.deploy.algebra import (
     Affine,
     Layer,
@@ -42,8 +40,10 @@ from convnext.deploy.layers import (
     StandardizeLast,
 )
 from convnext.deploy.peers import fold_batch_norms
-from convnext.network import Network
-from convnext.peers import TimmNetwork
+from convnext.models.blocks import Block, Head
+from convnext.models.flops import in_chans
+from convnext.models.network import Network
+from convnext.models.timm import TimmNetwork
 
 PointwiseForm = Literal["linear", "conv", "chunked"]
 _DROPPED = (nn.modules.dropout._DropoutNd, StochasticDepth)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext.blocks import LayerNorm2d
+from convnext.models.blocks import LayerNorm2d
 
 
 class Standardize(nn.Module):
     """Mean 0 and variance 1 over the channels of maps (N, C, H, W): layer norm without weights.
 
-    The statistics are in fp32 whatever the input is, as in `convnext.blocks.LayerNorm2d`.
+    The statistics are in fp32 whatever the input is, as in `convnext.models.blocks.LayerNorm2d`.
     """
 
     def __init__(self, dim: int, *, eps: float) -> None:

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convnext.deploy.algebra import Affine, Product, product_then, split
-from convnext.peers import TimmNetwork
+from convnext.models.timm import TimmNetwork
 
 
 class _Tracer(fx.Tracer):

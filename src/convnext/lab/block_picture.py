@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from html import escape
 
-from convnext.blocks import Row, block_rows
-from convnext.config import NetworkConfig
+from convnext.models.blocks import Row, block_rows
+from convnext.models.config import NetworkConfig
 
 WIDTH, ROW, GAP, TOP = 340, 34, 12, 34
 LEFT, RIGHT = 46, 214

@@ -9,12 +9,12 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
-from convnext.family import FAMILY, dense_prefix, network_configs
 from convnext.lab.plan import Entry, Paper
 from convnext.lab.road_study import paper_of, parse_value, pin_network, show, split_list
 from convnext.lab.settle import PREFIX_OF_TASK
+from convnext.models.family import FAMILY, dense_prefix, network_configs
+from convnext.models.roadmap import PAPER_REGIMES, roadmap
 from convnext.names import nearest
-from convnext.road import PAPER_REGIMES, roadmap
 
 # LABEL=NAME@WEIGHTS:field=value,field=value, all but the name optional.
 SPEC = re.compile(
@@ -93,7 +93,7 @@ def _entry(spec: str, *, departs_from: str, task: str) -> Entry:
         changes[name] = parse_value(text)
     configs = network_configs()
     if model.startswith("timm/"):
-        from convnext.peers import list_peers
+        from convnext.models.timm import list_peers
 
         if model not in list_peers(model):
             near = nearest(model, list_peers("timm/*"))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from convnext.atomic import write_text
-from convnext.config import NetworkConfig, change
 from convnext.figures import Curve, draw_curves, inline_svg, save_bytes
 from convnext.lab.block_picture import block_svg, changed_fields
 from convnext.lab.figures import write_figures
@@ -17,6 +16,7 @@ from convnext.lab.results import FINISHED, Result, read_results
 from convnext.lab.stairs import GROUPS
 from convnext.lab.statistics import Summary, correlate, summarise
 from convnext.lab.table import difference, mean_and_std, notes, shorten
+from convnext.models.config import NetworkConfig, change
 from convnext.recipe import Recipe, flatten
 from convnext.report import duration
 from convnext.tasks import label_of
@@ -108,7 +108,7 @@ def reading(summaries: Sequence[Summary]) -> list[str]:
 
 def network_of(entry: Entry, recipe: Recipe | None = None) -> NetworkConfig | None:
     """Return the configuration of a network of ours under a recipe; None for a peer."""
-    from convnext.family import network_configs
+    from convnext.models.family import network_configs
 
     config = network_configs().get(entry.model)
     if config is None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convnext.road import kept_rungs, roadmap
+from convnext.models.roadmap import kept_rungs, roadmap
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,9 +92,9 @@ def roadmap_rows(regime: str = "resnet50", *, image_size: int = 0) -> list[Roadm
     """
     import torch
 
-    from convnext.costs import cost
-    from convnext.family import create_model
-    from convnext.road import stem_stride
+    from convnext.models.family import create_model
+    from convnext.models.flops import cost
+    from convnext.models.roadmap import stem_stride
 
     rungs = roadmap(regime)
     size = image_size or REGIME_FACTS[regime].image_size

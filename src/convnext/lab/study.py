@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from convnext.costs import cost
 from convnext.device import environment, pick_device
 from convnext.lab.plan import Entry, Kind, Study
 from convnext.lab.results import FINISHED, WAITING, Result, write_results
@@ -28,6 +27,7 @@ from convnext.lab.runs import (
 from convnext.lab.settle import settle
 from convnext.lab.speed import Speed, epochs_for, rates_of_runs, read_speeds, speeds_of
 from convnext.lab.table import print_study
+from convnext.models.flops import cost
 from convnext.recipe import Recipe, one_line, to_dict
 from convnext.tasks import OTHERS, PRIMARY
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from convnext.network import Network
-from convnext.peers import TimmNetwork
+from convnext.models.network import Network
+from convnext.models.timm import TimmNetwork
 from convnext.recipe import number
 from convnext.settings import OptimRecipe
 

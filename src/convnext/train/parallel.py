@@ -19,7 +19,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from convnext.blocks import Block
+from convnext.models.blocks import Block
 from convnext.ranks import Ranks
 from convnext.settings import RunRecipe
 

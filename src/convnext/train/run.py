@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 from convnext.atomic import write_text
-from convnext.costs import Cost, cost
 from convnext.device import environment, pick_device
+from convnext.models.flops import Cost, cost
 from convnext.ranks import Ranks
 from convnext.rates import pick_training_precision
 from convnext.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from convnext.atomic import atomic_write
-from convnext.config import NetworkConfig
-from convnext.family import create_model, dense_prefix, network_configs
+from convnext.models.config import NetworkConfig
+from convnext.models.family import create_model, dense_prefix, network_configs
 from convnext.names import nearest
 from convnext.weights.adapt import with_num_dims
 from convnext.weights.dense import layouts_of_model, tables_of_model

@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
-from convnext.family import DENSE, dense_prefix
+from convnext.models.family import DENSE, dense_prefix
 from convnext.weights.layouts import LAYOUTS, Layout
 from convnext.weights.translate import bare
 

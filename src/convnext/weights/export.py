@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from convnext.config import NetworkConfig
+from convnext.models.config import NetworkConfig
 from convnext.weights.adapt import with_num_dims
 from convnext.weights.dense import layouts_of_model
 from convnext.weights.layouts import LAYOUT_NAMES, LAYOUTS, Layout, form_of, num_dims

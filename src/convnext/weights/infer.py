@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext.config import NetworkConfig
-from convnext.family import FAMILY
-from convnext.road import REGIMES, RESNET50, roadmap
+from convnext.models.config import NetworkConfig
+from convnext.models.family import FAMILY
+from convnext.models.roadmap import REGIMES, RESNET50, roadmap
 from convnext.weights.adapt import fit
 from convnext.weights.translate import Recognition, recognise
 
@@ -84,7 +84,7 @@ def infer_config(recognition: Recognition, tensors: Mapping[str, Tensor]) -> Net
 
 def expected_tensors(config: NetworkConfig) -> dict[str, Tensor]:
     """Return the tensors of a network, as shapes without memory."""
-    from convnext.network import Network
+    from convnext.models.network import Network
 
     with torch.device("meta"):
         return dict(Network(config).state_dict())

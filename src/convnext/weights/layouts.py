@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from convnext.config import NetworkConfig
-from convnext.family import FAMILY
-from convnext.road import RESNET50
+from convnext.models.config import NetworkConfig
+from convnext.models.family import FAMILY
+from convnext.models.roadmap import RESNET50
 
 # Our names, of every network on the road.
 OURS = (

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from convnext.road import PAPER_REGIMES, roadmap
+from convnext.models.roadmap import PAPER_REGIMES, roadmap
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

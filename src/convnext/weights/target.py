@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from convnext.network import Network
+from convnext.models.network import Network
 from convnext.weights.dense import tables_of_file, tables_of_model
 from convnext.weights.layouts import LAYOUTS, Layout
 

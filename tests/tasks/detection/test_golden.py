@@ -10,7 +10,7 @@ import torch
 from golden import GOLDEN, golden_images, golden_weights, sha256
 from torch import Tensor
 
-from convnext.family import create_model
+from convnext.models.family import create_model
 from convnext.tasks.detection import targets, training
 from convnext.tasks.detection.coding import decode, encode
 from convnext.tasks.detection.config import METHODS

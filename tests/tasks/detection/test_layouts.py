@@ -10,7 +10,7 @@ import torch
 from small_detectors import METHODS, NARROW, SMALL, small_detector
 from torch import Tensor, nn
 
-from convnext.family import create_model
+from convnext.models.family import create_model
 from convnext.weights import convert, export_weights, infer_model, load_weights, read_source
 
 Randomise = Callable[..., nn.Module]

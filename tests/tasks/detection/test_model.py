@@ -11,9 +11,9 @@ from small_detectors import METHODS, NARROW, SHY, SMALL, random_target, small_de
 from torch import nn
 
 from convnext.checkpoint import Card, save_checkpoint
-from convnext.costs import cost
-from convnext.dense_cost import dense_macs
-from convnext.family import FAMILY, create_model, list_models
+from convnext.models.dense_flops import dense_macs
+from convnext.models.family import FAMILY, create_model, list_models
+from convnext.models.flops import cost
 from convnext.preprocess import DensePreprocessing
 from convnext.tasks.detection.model import CascadeMaskRCNN, MaskRCNN
 from convnext.weights import load_weights, read_source

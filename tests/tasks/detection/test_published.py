@@ -10,8 +10,8 @@ from small_detectors import NARROW
 from small_objects import save
 
 from convnext.cli import main
-from convnext.family import create_model
 from convnext.inference import card_of, task_of
+from convnext.models.family import create_model
 from convnext.tasks.detection.data import open_dataset
 from convnext.tasks.detection.published import COCO, COCO_IDS
 from convnext.weights import export_weights

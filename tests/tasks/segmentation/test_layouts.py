@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.checkpoint import Card, save_checkpoint
-from convnext.family import create_model
+from convnext.models.family import create_model
 from convnext.preprocess import DensePreprocessing
 from convnext.weights import convert, export_weights, infer_model, load_weights, read_source
 

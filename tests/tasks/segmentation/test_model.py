@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from convnext.checkpoint import Card, save_checkpoint
-from convnext.costs import cost
-from convnext.family import FAMILY, create_model, list_models
+from convnext.models.family import FAMILY, create_model, list_models
+from convnext.models.flops import cost
 from convnext.preprocess import DensePreprocessing
 from convnext.tasks.segmentation.loss import cross_entropy
 from convnext.weights import load_weights, read_source

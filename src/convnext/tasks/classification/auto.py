@@ -11,8 +11,8 @@ import os
 from dataclasses import asdict
 from typing import Any
 
+from convnext.models.roadmap import stem_stride
 from convnext.recipe import Recipe, check_ranges, flatten
-from convnext.road import stem_stride
 from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.choosing import Choice, Chooser, Circumstances
 from convnext.tasks.classification.data import DataFacts

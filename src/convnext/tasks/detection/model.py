@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from convnext.config import NetworkConfig
-from convnext.family import create_model
+from convnext.models.config import NetworkConfig
+from convnext.models.family import create_model
+from convnext.models.network import Network
+from convnext.models.output_norms import OutputNorms, wants_output_norms
+from convnext.models.pyramid import Level
 from convnext.names import nearest
-from convnext.network import Network
-from convnext.output_norms import OutputNorms, wants_output_norms
-from convnext.pyramid import Level
 from convnext.tasks.detection import box_head, mask_head
 from convnext.tasks.detection.anchors import level_anchors
 from convnext.tasks.detection.batch import Size, stack
@@ -33,7 +33,7 @@ from convnext.tasks.detection.roi import pool_rois
 from convnext.tasks.detection.rpn import ProposalNetwork, by_anchor, propose
 
 if TYPE_CHECKING:
-    from convnext.peers import TimmNetwork
+    from convnext.models.timm import TimmNetwork
 
 
 class Detector(nn.Module):

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext.config import NetworkConfig
-from convnext.family import create_model
+from convnext.models.config import NetworkConfig
+from convnext.models.family import create_model
+from convnext.models.network import Network
+from convnext.models.output_norms import OutputNorms, wants_output_norms
+from convnext.models.pyramid import Level
 from convnext.names import nearest
-from convnext.network import Network
-from convnext.output_norms import OutputNorms, wants_output_norms
-from convnext.pyramid import Level
 from convnext.tasks.segmentation.heads import FCNHead, UPerHead, make_classifier
 from convnext.tasks.segmentation.resized_conv import resize
 
 if TYPE_CHECKING:
-    from convnext.peers import TimmNetwork
+    from convnext.models.timm import TimmNetwork
 
 PREFIX = "upernet_"
 

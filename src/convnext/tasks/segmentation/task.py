@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convnext.checkpoint import Card
-from convnext.family import create_model
-from convnext.init import init_fan_in
+from convnext.models.family import create_model
+from convnext.models.init import init_fan_in
 from convnext.ranks import ALONE, Ranks
 from convnext.recipe import Recipe, number, to_dict
 from convnext.tasks.bad_images import BadImages

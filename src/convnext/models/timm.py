@@ -9,9 +9,9 @@ from typing import Any, cast
 import timm
 from torch import Tensor, nn
 
-from convnext.config import NetworkConfig
+from convnext.models.config import NetworkConfig
+from convnext.models.pyramid import Level, name_levels
 from convnext.names import nearest
-from convnext.pyramid import Level, name_levels
 
 # What timm understands of our configuration, under the same names.
 _SHARED = ("num_classes", "in_chans", "drop_path_rate")

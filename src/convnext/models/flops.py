@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convnext.dense_cost import dense_macs
+from convnext.models.dense_flops import dense_macs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, int] = 224) -> Cost:
     count, and the two matrix products of attention in the peers that have it; biases, norms,
     activations and pooling do not (ResNet-50 at 224: 4,089,184,256). A network of a dense task is
     counted as the toolboxes of 2021 did, without an auxiliary head and with what
-    `convnext.dense_cost` adds; a detector with 1000 proposals through every box head and 100
+    `convnext.models.dense_flops` adds; a detector with 1000 proposals through every box head and 100
     through every mask head. Nothing is computed: the network runs on shapes alone, and stays as it
     was.
     """

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from convnext.blocks import LayerNorm2d
-from convnext.pyramid import Level
+from convnext.models.blocks import LayerNorm2d
+from convnext.models.pyramid import Level
 
 
 class OutputNorms(nn.ModuleList):

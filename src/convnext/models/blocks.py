@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from convnext.config import ActKind, NetworkConfig, NormKind
+from convnext.models.config import ActKind, NetworkConfig, NormKind
 
 LAYER_NORM_EPS = 1e-6
 

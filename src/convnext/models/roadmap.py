@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
-from convnext.config import NetworkConfig
+from convnext.models.config import NetworkConfig
 from convnext.names import nearest
 
 Group = Literal["start", "macro", "resnext", "inverted", "kernel", "micro"]

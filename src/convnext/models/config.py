@@ -21,7 +21,7 @@ class NetworkConfig:
 
     Every field changes what the network computes. How it is executed (memory format, compilation,
     precision) is not a field, and what follows from other fields (biases, shortcut convolutions,
-    which position carries the only norm) is derived in `convnext.blocks.block_rows`.
+    which position carries the only norm) is derived in `convnext.models.blocks.block_rows`.
     """
 
     depths: tuple[int, ...] = (3, 3, 9, 3)

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from convnext.blocks import Block, Downsample, Head, Stem
-from convnext.config import NetworkConfig
-from convnext.init import init_paper
-from convnext.pyramid import Level, name_levels
+from convnext.models.blocks import Block, Downsample, Head, Stem
+from convnext.models.config import NetworkConfig
+from convnext.models.init import init_paper
+from convnext.models.pyramid import Level, name_levels
 
 
 class Network(nn.Module):

@@ -11,7 +11,7 @@ import importlib
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from convnext.config import NetworkConfig, change
+from convnext.models.config import NetworkConfig, change
 from convnext.names import nearest
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def dense_prefix(name: str) -> str | None:
 
 def network_configs() -> dict[str, NetworkConfig]:
     """Return the configuration of every network of our own by name: the family, then the rungs."""
-    from convnext.road import REGIMES, roadmap
+    from convnext.models.roadmap import REGIMES, roadmap
 
     rungs = {
         f"roadmap/{regime}/{rung.name}": rung.config
@@ -81,7 +81,7 @@ def list_models(pattern: str = "*") -> list[str]:
         pyramidal = [name for name, config in network_configs().items() if len(config.depths) > 1]
         return [f"{prefix}{name}" for name in pyramidal if fnmatchcase(name, inner)]
     if pattern.startswith("timm/"):
-        from convnext.peers import list_peers
+        from convnext.models.timm import list_peers
 
         return list_peers(pattern)
     return [name for name in network_configs() if fnmatchcase(name, pattern)]
@@ -109,13 +109,13 @@ def create_model(name: str, *, weights: str | None = None, **changes: Any) -> nn
         ValueError: If the name or a change is unknown, a value is invalid, or the weights do not
             fit the network.
     """
-    from convnext.network import Network
+    from convnext.models.network import Network
 
     model: nn.Module
     if (prefix := dense_prefix(name)) is not None:
         model = importlib.import_module(f"{DENSE[prefix]}.model").build(name, **changes)
     elif name.startswith("timm/"):
-        from convnext.peers import TimmNetwork
+        from convnext.models.timm import TimmNetwork
 
         model = TimmNetwork(name.removeprefix("timm/"), **changes)
     else:
