@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import convnext
 from convnext.deploy.fold import fold
 from convnext.deploy.optimize import distance
-from convnext.device import autocast, environment, pick_device
+from convnext.hardware.devices import autocast, environment, pick_device
 
 NUM_CLASSES = 1000
 MODES = ("infer", "train")

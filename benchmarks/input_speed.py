@@ -38,7 +38,7 @@ from timm.data.auto_augment import NAME_TO_OP
 from torch import Tensor
 
 from convnext.crops import resize_crop, to_pixels
-from convnext.device import environment
+from convnext.hardware.devices import environment
 from convnext.images import decode, image_files
 from convnext.preprocess import Preprocessing
 from convnext.settings import IMAGENET_MEAN, IMAGENET_STD, AugmentRecipe

@@ -29,11 +29,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from convnext.allocator import keep_freed_memory
 from convnext.checkpoint import Card, save_checkpoint
 from convnext.deploy.fast import Fast
 from convnext.deploy.optimize import cache_file, cache_key, known_form, optimize
-from convnext.device import environment
+from convnext.hardware.allocator import keep_freed_memory
+from convnext.hardware.devices import environment
 from convnext.models.family import create_model
 from convnext.models.flops import cost
 from convnext.preprocess import Preprocessing

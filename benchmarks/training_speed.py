@@ -48,12 +48,13 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, NativeScaler
 from torch import Tensor, nn
 
-from convnext.allocator import keep_freed_memory
-from convnext.device import autocast, environment, pick_device
+from convnext.hardware.allocator import keep_freed_memory
+from convnext.hardware.devices import autocast, environment, pick_device
+from convnext.hardware.peak_rates import matrix_limit
+from convnext.hardware.ranks import ALONE
+from convnext.hardware.signals import StopSignals
 from convnext.models.family import create_model
 from convnext.models.flops import cost
-from convnext.ranks import ALONE
-from convnext.rates import matrix_limit
 from convnext.recipe import Recipe, change_recipe, number, read_recipe
 from convnext.tasks import open_task
 from convnext.tasks.classification.augment import BatchAugment, _posterize
@@ -66,7 +67,6 @@ from convnext.train.log import RunLog
 from convnext.train.loop import _Trainer
 from convnext.train.measure import mfu
 from convnext.train.parallel import make_fabric, seed_everything
-from convnext.train.stop import StopSignals
 from pointwise import set_pointwise
 
 NUM_CLASSES = 1000  # Of ready batches, as in ImageNet.

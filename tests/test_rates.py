@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convnext import rates as module
-from convnext.rates import has_fast_bf16
+from convnext.hardware import peak_rates as module
+from convnext.hardware.peak_rates import has_fast_bf16
 
 CPU = torch.device("cpu")
 

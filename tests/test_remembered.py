@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext.remembered import cache_folder, recall, remember
+from convnext.hardware.tuning_cache import cache_folder, recall, remember
 
 
 def test_values_are_kept_beside_each_other(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.deploy.optimize import distance
-from convnext.remembered import cache_folder, key_of, recall, remember
+from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
 from gpu_kernels import available
 from gpu_kernels.measure import Timer, interleaved_medians
 from gpu_kernels.sites import Maps, find_sites, forms_of, joined, replaced

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from convnext import __version__
-from convnext.allocator import keep_freed_memory
+from convnext.hardware.allocator import keep_freed_memory
 from convnext.names import nearest
 from convnext.train.faults import EXIT_AGAIN, InterruptedRun, LostProcessError
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.checkpoint import FORMAT, Card, find_checkpoint
-from convnext.device import check_precision
+from convnext.hardware.devices import check_precision
 from convnext.models.family import create_model, dense_prefix
 from convnext.preprocess import RESAMPLING, Preprocessing
 from convnext.settings import IMAGENET_MEAN, IMAGENET_STD

@@ -24,7 +24,7 @@ from convnext.deploy.fast import Fast
 from convnext.deploy.forms import PLAIN, Form
 from convnext.deploy.pool import pool_rois_by_products
 from convnext.deploy.winograd import WinogradConv
-from convnext.device import autocast
+from convnext.hardware.devices import autocast
 
 CPU = torch.device("cpu")
 FORMS = [

@@ -12,7 +12,7 @@ from convnext.deploy.fast import Fast, choose, seconds_left
 from convnext.deploy.forms import PLAIN, Form
 from convnext.deploy.layers import ChunkedBlock
 from convnext.deploy.optimize import Known, Optimized, distance
-from convnext.device import autocast
+from convnext.hardware.devices import autocast
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import convnext
 from convnext.deploy.fold import fold
 from convnext.deploy.layers import ChunkedBlock, FoldedBlock
-from convnext.device import autocast
+from convnext.hardware.devices import autocast
 from convnext.models.config import NetworkConfig
 from convnext.models.network import Network
 

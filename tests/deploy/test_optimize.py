@@ -19,7 +19,7 @@ from convnext.deploy import optimize as module
 from convnext.deploy.build import Runner, build
 from convnext.deploy.forms import PLAIN, Form, available, candidates
 from convnext.deploy.optimize import distance, interleaved, known_form, optimize, search
-from convnext.device import autocast
+from convnext.hardware.devices import autocast
 
 CPU = torch.device("cpu")
 FORMS = [

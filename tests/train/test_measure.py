@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from convnext.rates import matrix_limit
+from convnext.hardware.peak_rates import matrix_limit
 from convnext.train.measure import (
     UpdateNorm,
     gradient_norm,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from convnext.device import wait_for
+from convnext.hardware.devices import wait_for
+from convnext.hardware.peak_rates import matrix_limit
 from convnext.models.flops import cost, in_chans
-from convnext.rates import matrix_limit
 
 # Larger than any cache, small enough for a laptop.
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31, "mps": 2**29}

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from convnext.benchmark.limits import Demand, Limits, demand, measure_limits
-from convnext.device import environment, pick_device
+from convnext.hardware.devices import environment, pick_device
+from convnext.hardware.peak_rates import has_fast_bf16
 from convnext.models.family import create_model, dense_prefix
 from convnext.models.flops import in_chans
-from convnext.rates import has_fast_bf16
 
 ROUNDS = 7
 # Single images whose times give the percentiles of latency.

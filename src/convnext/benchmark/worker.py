@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext.allocator import keep_freed_memory
 from convnext.deploy.build import build as build_form
 from convnext.deploy.detector import FastDetector
 from convnext.deploy.forms import Form
 from convnext.deploy.optimize import optimize
-from convnext.device import autocast, wait_for
+from convnext.hardware.allocator import keep_freed_memory
+from convnext.hardware.devices import autocast, wait_for
 from convnext.models.family import create_model
 from convnext.train.measure import peak_memory_gb
 

@@ -21,7 +21,7 @@ from convnext.deploy.graphs import (
 )
 from convnext.deploy.layers import spell_out
 from convnext.deploy.writers import Blueprint
-from convnext.device import AMP_DTYPES
+from convnext.hardware.devices import AMP_DTYPES
 
 # Longest side of a segmentor's images of any size.
 MOST_SIDE = 16384

@@ -17,7 +17,7 @@ from convnext.deploy.forms import Form, Precision
 from convnext.deploy.layers import spell_out
 from convnext.deploy.quiet import quiet
 from convnext.deploy.winograd import with_winograd
-from convnext.device import AMP_DTYPES, autocast
+from convnext.hardware.devices import AMP_DTYPES, autocast
 
 Runner = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) in fp32 to outputs in fp32."""

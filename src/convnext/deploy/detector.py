@@ -34,9 +34,9 @@ from convnext.deploy.optimize import (
 )
 from convnext.deploy.pool import pool_rois_by_products
 from convnext.deploy.winograd import has_any, with_winograd
-from convnext.device import AMP_DTYPES, autocast, wait_for
-from convnext.rates import has_fast_bf16
-from convnext.remembered import remember
+from convnext.hardware.devices import AMP_DTYPES, autocast, wait_for
+from convnext.hardware.peak_rates import has_fast_bf16
+from convnext.hardware.tuning_cache import remember
 from convnext.tasks.detection.batch import stack
 from convnext.tasks.detection.boxes import iou
 

@@ -20,7 +20,7 @@ from convnext.deploy.fold import fold
 from convnext.deploy.graphs import FittedImage, Inside, Pixels, halved
 from convnext.deploy.layers import Scaled, spell_out
 from convnext.deploy.writers import Blueprint
-from convnext.device import AMP_DTYPES
+from convnext.hardware.devices import AMP_DTYPES
 from convnext.preprocess import DensePreprocessing
 from convnext.tasks.detection.anchors import DIVISOR
 from convnext.tasks.detection.batch import padded_size

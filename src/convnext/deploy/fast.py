@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from convnext.allocator import keep_freed_memory
 from convnext.deploy.detector import (
     FastDetector,
     detector_key,
@@ -38,7 +37,8 @@ from convnext.deploy.optimize import (
 )
 from convnext.deploy.runtimes import ExportedNetwork
 from convnext.deploy.winograd import with_winograd
-from convnext.device import wait_for
+from convnext.hardware.allocator import keep_freed_memory
+from convnext.hardware.devices import wait_for
 
 # Work ahead, in seconds as trained, from which the network changes its form.
 WORTH_FOLDING_S = 10.0

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from convnext.deploy.fold import PointwiseForm
-from convnext.rates import has_fast_bf16
+from convnext.hardware.peak_rates import has_fast_bf16
 
 Engine = Literal["eager", "inductor", "openvino", "onnxruntime"]
 Layout = Literal["channels_last", "channels_first"]

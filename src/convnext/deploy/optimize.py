@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from convnext.allocator import keep_freed_memory
 from convnext.deploy.build import Runner, build
 from convnext.deploy.forms import PLAIN, Form, available, candidates
 from convnext.deploy.winograd import has_any
-from convnext.device import AMP_DTYPES, environment, wait_for
-from convnext.remembered import cache_folder, key_of, recall, remember
+from convnext.hardware.allocator import keep_freed_memory
+from convnext.hardware.devices import AMP_DTYPES, environment, wait_for
+from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
 
 if TYPE_CHECKING:
     from convnext.deploy.detector import FastDetector
@@ -154,7 +154,7 @@ def optimize(
         with a list of images (C, H, W) of any sizes.
 
     On a CPU with Linux's C library, this process keeps the memory that it frees from then on
-    (`convnext.allocator`).
+    (`convnext.hardware.allocator`).
 
     Raises:
         ValueError: If the example is no batch of images, there is no such precision, int8 has no

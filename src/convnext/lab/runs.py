@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from convnext.atomic import write_text
+from convnext.hardware.signals import StopSignals
 from convnext.lab.plan import Entry, Study
 from convnext.lab.results import DIVERGED, FAILED, FINISHED, WAITING
 from convnext.recipe import Recipe, recipe_from_dict, to_dict
 from convnext.tasks import OTHERS, PRIMARY
 from convnext.train.faults import DivergedError, InterruptedRun
 from convnext.train.log import read_metrics
-from convnext.train.stop import StopSignals
 
 POLL_SECONDS = 0.5
 # What SIGTERM leaves a run to finish its step and save its state.

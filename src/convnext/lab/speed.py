@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from convnext.atomic import write_text
-from convnext.device import autocast, environment
+from convnext.hardware.devices import autocast, environment
 from convnext.lab.plan import EVALUATIONS, Entry, Study
 from convnext.train.faults import is_out_of_memory
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from convnext.device import environment, pick_device
+from convnext.hardware.devices import environment, pick_device
 from convnext.lab.plan import Entry, Kind, Study
 from convnext.lab.results import FINISHED, WAITING, Result, write_results
 from convnext.lab.runs import (

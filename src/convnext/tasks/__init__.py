@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from convnext.ranks import ALONE, Ranks
+from convnext.hardware.ranks import ALONE, Ranks
 from convnext.recipe import Recipe
 
 HOMES = {"classify": "classification", "segment": "segmentation", "detect": "detection"}

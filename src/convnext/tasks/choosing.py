@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from convnext.checkpoint import Card
+from convnext.hardware.peak_rates import has_fast_bf16
 from convnext.inference import card_of
 from convnext.preprocess import DensePreprocessing
-from convnext.rates import has_fast_bf16
 from convnext.recipe import Recipe, change_recipe, flatten, number
 from convnext.settings import DetectRecipe, NetworkRecipe, SegmentRecipe
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from convnext.ranks import Ranks
+from convnext.hardware.ranks import Ranks
 from convnext.tasks.sampling import StepBatches
 
 

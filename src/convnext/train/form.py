@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from convnext.device import autocast, environment
-from convnext.ranks import Ranks
+from convnext.hardware.devices import autocast, environment
+from convnext.hardware.ranks import Ranks
+from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
 from convnext.recipe import Recipe
-from convnext.remembered import cache_folder, key_of, recall, remember
 from convnext.settings import RunRecipe
 from convnext.train.advice import smaller_micro_batch
 from convnext.train.faults import is_out_of_memory

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from convnext.hardware.peak_rates import bf16_gain
 from convnext.models.blocks import Block, LayerNorm2d
-from convnext.rates import bf16_gain
 from convnext.train.branch import Branch, How
 
 

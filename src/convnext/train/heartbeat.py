@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from convnext.ranks import Ranks
+from convnext.hardware.ranks import Ranks
 from convnext.train.faults import EXIT_AGAIN, InterruptedRun, LostProcessError
 
 BEAT_SECONDS = 2.0

@@ -21,7 +21,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from convnext.rates import matrix_limit
+from convnext.hardware.peak_rates import matrix_limit
+from convnext.hardware.signals import StopSignals
 from convnext.recipe import Recipe, number
 from convnext.train import faults
 from convnext.train.advice import (
@@ -48,7 +49,6 @@ from convnext.train.plan import LOG_EVERY, Plan
 from convnext.train.reference import read_reference
 from convnext.train.saving import Saver
 from convnext.train.state import Learner, complete_steps, load_state
-from convnext.train.stop import StopSignals
 from convnext.train.task import Task
 
 # A run that meets more faults than this has one that going back does not mend.

@@ -19,8 +19,8 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from convnext.hardware.ranks import Ranks
 from convnext.models.blocks import Block
-from convnext.ranks import Ranks
 from convnext.settings import RunRecipe
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}

@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 
 from convnext.atomic import write_text
-from convnext.device import environment, pick_device
+from convnext.hardware.devices import environment, pick_device
+from convnext.hardware.peak_rates import pick_training_precision
+from convnext.hardware.ranks import Ranks
 from convnext.models.flops import Cost, cost
-from convnext.ranks import Ranks
-from convnext.rates import pick_training_precision
 from convnext.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
 from convnext.tasks import open_task
 from convnext.train.form import Chosen, choose_form, fit_memory

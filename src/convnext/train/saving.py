@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from convnext.atomic import write_text
 from convnext.checkpoint import Card, save_checkpoint
-from convnext.ranks import Ranks
+from convnext.hardware.ranks import Ranks
 from convnext.train.faults import is_full_disk
 from convnext.train.log import RunLog
 from convnext.train.parallel import whole

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_objects import coco_squares, small_coco
 
+from convnext.hardware.ranks import Ranks
 from convnext.preprocess import DensePreprocessing
-from convnext.ranks import Ranks
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.detection.data import open_dataset
 from convnext.tasks.detection.dataset import EvalDataset

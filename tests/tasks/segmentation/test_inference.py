@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convnext.ranks import Ranks
+from convnext.hardware.ranks import Ranks
 from convnext.tasks.segmentation import scores as module
 from convnext.tasks.segmentation.inference import infer, segment, segment_labels
 from convnext.tasks.segmentation.scores import InferenceSettings, window_starts

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from convnext.atomic import write_text
 from convnext.checkpoint import Card
 from convnext.deploy.fast import Fast
-from convnext.device import pick_device
+from convnext.hardware.devices import pick_device
 from convnext.images import BadImage
 from convnext.inference import imagenet_synsets, open_model, pick_precision
 from convnext.settings import LoaderRecipe

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from convnext.device import autocast
-from convnext.ranks import ALONE, Ranks
+from convnext.hardware.devices import autocast
+from convnext.hardware.ranks import ALONE, Ranks
+from convnext.hardware.signals import leave_signals_to_parent
 from convnext.tasks.ahead import items_of
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.dataset import EvalDataset, collate
-from convnext.train.stop import leave_signals_to_parent
 
 BATCH_SIZE = 64
 

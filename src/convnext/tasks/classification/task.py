@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convnext.checkpoint import Card
+from convnext.hardware.ranks import ALONE, Ranks
+from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.family import create_model
 from convnext.models.init import init_fan_in
 from convnext.preprocess import Preprocessing
-from convnext.ranks import ALONE, Ranks
 from convnext.recipe import Recipe, number, to_dict
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.choosing import Choice, circumstances, print_choices
@@ -34,7 +35,6 @@ from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.sampling import StepBatches
 from convnext.tasks.steps import InSteps
 from convnext.train.plan import num_steps as num_steps_of
-from convnext.train.stop import leave_signals_to_parent
 
 
 class ClassificationTask(InSteps):

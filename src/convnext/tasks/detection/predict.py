@@ -18,7 +18,7 @@ from rich.table import Table
 
 from convnext.atomic import write_text
 from convnext.deploy.fast import Fast
-from convnext.device import pick_device
+from convnext.hardware.devices import pick_device
 from convnext.images import BadImage, decode
 from convnext.inference import open_model, pick_precision
 from convnext.tasks.detection.coco import read_coco

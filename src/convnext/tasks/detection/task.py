@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convnext.checkpoint import Card
+from convnext.hardware.ranks import ALONE, Ranks
+from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.family import create_model
 from convnext.models.init import init_fan_in
-from convnext.ranks import ALONE, Ranks
 from convnext.recipe import Recipe, number, to_dict
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.choosing import Choice, circumstances, dense_preprocessing, print_choices
@@ -39,7 +40,6 @@ from convnext.tasks.detection.model import CascadeMaskRCNN, MaskRCNN
 from convnext.tasks.detection.samples import DetectionImages
 from convnext.tasks.steps import InSteps
 from convnext.train.plan import num_steps as num_steps_of
-from convnext.train.stop import leave_signals_to_parent
 
 PREFIXES = (MaskRCNN.prefix, CascadeMaskRCNN.prefix)
 # Share of a box in a crowd region from which it is not trained on.

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from convnext.ranks import ALONE, Ranks
+from convnext.hardware.ranks import ALONE, Ranks
+from convnext.hardware.signals import leave_signals_to_parent
 from convnext.tasks.ahead import items_of
 from convnext.tasks.segmentation.scores import InferenceSettings, Size, score_bands
-from convnext.train.stop import leave_signals_to_parent
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from convnext.ranks import Ranks
+from convnext.hardware.ranks import Ranks
 from convnext.tasks.segmentation.boundary import count_boundaries
 
 NUM_WORST = 16

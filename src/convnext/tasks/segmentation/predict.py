@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from convnext.atomic import write_text
 from convnext.deploy.fast import Fast
-from convnext.device import pick_device
+from convnext.hardware.devices import pick_device
 from convnext.images import BadImage, Mode, decode
 from convnext.inference import open_model, pick_precision
 from convnext.tasks.pictures import save_image

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext.device import autocast
+from convnext.hardware.devices import autocast
 
 # Scores that a band of output rows may hold: 64 MB in fp32.
 BAND_FLOATS = 2**24

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from convnext.checkpoint import Card
-from convnext.device import pick_device
+from convnext.hardware.devices import pick_device
 from convnext.images import BadImage
 from convnext.inference import open_model, pick_precision
 from convnext.names import nearest

@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from convnext.device import AMP_DTYPES, check_precision, cpu_name, wait_for
-from convnext.remembered import alone, cache_folder, key_of, recall, remember
+from convnext.hardware.devices import AMP_DTYPES, check_precision, cpu_name, wait_for
+from convnext.hardware.tuning_cache import alone, cache_folder, key_of, recall, remember
 
 # Side of the square matrices of the limit: large enough to fill the device, over in milliseconds.
 SIDES = {"cuda": 8192, "mps": 2048, "cpu": 1024}
