@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from convnext.inference import task_of
 from convnext.tasks import home
+from convnext.weights.open import task_of
 
 
 def evaluate(source: str, **options: Any) -> Any:

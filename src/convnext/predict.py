@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from convnext.images import image_files
-from convnext.inference import task_of
 from convnext.tasks import home
+from convnext.weights.open import task_of
 
 
 def predict(source: str, images: Iterable[str | Path], **options: Any) -> Any:

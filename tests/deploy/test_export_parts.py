@@ -24,9 +24,9 @@ from convnext.deploy.export_settings import ExportSettings
 from convnext.deploy.exported_detector import OnCanvas
 from convnext.deploy.fold import fold
 from convnext.deploy.graphs import FittedImage
-from convnext.inference import open_model
 from convnext.preprocess import DensePreprocessing
 from convnext.tasks.detection.masks import paste_masks
+from convnext.weights.open import open_model
 
 PIXELS: dict[str, Any] = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
 
@@ -123,11 +123,11 @@ def test_a_canvas_holds_what_is_read_onto_it() -> None:
 
 
 def test_a_file_reports_no_more_than_was_written_into_it(tmp_path: Any) -> None:
-    from convnext.checkpoint import Card
     from convnext.deploy.blueprints import facts_of
     from convnext.deploy.exported_detector import ExportedDetector
     from convnext.deploy.runtimes import Exported
     from convnext.tasks.detection.looks import change_detector
+    from convnext.weights.checkpoint import Card
 
     source = small_detector_file(tmp_path / "a.safetensors")
     model, card = open_model(source, torch.device("cpu"))

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from small_detectors import sharpen
 
-from convnext.checkpoint import Card, save_checkpoint
 from convnext.preprocess import DensePreprocessing, Preprocessing
+from convnext.weights.checkpoint import Card, save_checkpoint
 
 CLASSES = ("cat", "dog", "héron")
 NETWORK: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "num_classes": 3}

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnext import create_model
-from convnext.checkpoint import Card
 from convnext.preprocess import Preprocessing
 from convnext.recipe import Recipe, change_recipe
 from convnext.train.log import RunLog
 from convnext.train.loop import Outcome, fit
+from convnext.weights.checkpoint import Card
 from convnext.weights.files import read_file
 
 NUM_IMAGES, BATCH = 24, 8

@@ -29,9 +29,9 @@ def looks(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(arguments, name) for name in LOOKS}
     if not any(map(_is_given, given.values())):
         return {}
-    from convnext.inference import card_or_none
     from convnext.tasks.segmentation.looks import choose_inference
     from convnext.tasks.segmentation.published import published_recipe
+    from convnext.weights.open import card_or_none
 
     card = card_or_none(arguments.source)
     recipe = card.recipe if card else published_recipe(arguments.source)

@@ -91,8 +91,8 @@ def run(argv: list[str]) -> int:
         if getattr(arguments, name) is not None:
             parser.error(f"--{name.replace('_', '-')} goes with --robustness")
 
-    from convnext.inference import task_of
     from convnext.tasks import home
+    from convnext.weights.open import task_of
 
     out = console(as_json=arguments.json)
     task = task_of(arguments.source)

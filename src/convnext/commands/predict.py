@@ -65,8 +65,8 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from convnext.images import image_files
-    from convnext.inference import task_of
     from convnext.tasks import home
+    from convnext.weights.open import task_of
 
     out = console(as_json=arguments.json)
     images = image_files(arguments.images)  # Before a network is fetched in vain.

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext.checkpoint import Card
 from convnext.deploy.any_size import LEAST_ANY, AnySizeSegmentor
 from convnext.deploy.export_settings import MAX_BATCH, ExportSettings
 from convnext.deploy.fold import fold
@@ -22,6 +21,7 @@ from convnext.deploy.graphs import (
 from convnext.deploy.layers import spell_out
 from convnext.deploy.writers import Blueprint
 from convnext.hardware.devices import AMP_DTYPES
+from convnext.weights.checkpoint import Card
 
 # Longest side of a segmentor's images of any size.
 MOST_SIDE = 16384

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext.checkpoint import Card
 from convnext.deploy.blueprints import example_size, given
 from convnext.deploy.export_settings import ExportSettings
 from convnext.deploy.exported_detector import OnCanvas
@@ -22,6 +21,7 @@ from convnext.deploy.writers import Given
 from convnext.tasks.detection import box_head, mask_head
 from convnext.tasks.detection.model import Detector
 from convnext.tasks.detection.roi import pool_rois
+from convnext.weights.checkpoint import Card
 
 NUM_IMAGES = {"classify": 128, "segment": 128, "detect": 32}
 # That layers are judged on.

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext.checkpoint import Card
 from convnext.deploy.detector_graph import OUTPUTS, DetectorGraph, check_size, paste
 from convnext.deploy.export_settings import ExportSettings, Masks
 from convnext.deploy.fold import fold
@@ -26,6 +25,7 @@ from convnext.tasks.detection.anchors import DIVISOR
 from convnext.tasks.detection.batch import padded_size
 from convnext.tasks.detection.config import DetectorConfig
 from convnext.tasks.detection.model import Detector
+from convnext.weights.checkpoint import Card
 
 # Sides of images that a file with everything inside may be given.
 LEAST_SIDE, MOST_SIDE = 8, 32768

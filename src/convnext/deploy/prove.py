@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from convnext.checkpoint import Card
 from convnext.deploy.detection_proof import DetectionProof
 from convnext.deploy.exported_detector import ExportedDetector
 from convnext.deploy.runtimes import fill_up, filled_size, mean_pixel, open_as_network, votes
 from convnext.images import BadImage, image_files
 from convnext.tasks.classification.samples import spread
+from convnext.weights.checkpoint import Card
 
 # Largest difference of a probability, and least share of equal answers. Rounding to 10 bits of
 # mantissa leaves some 1e-3, to 7 bits some 1e-2; int8 is judged by its answers.

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from convnext.checkpoint import Card
 from convnext.deploy.detection_proof import DetectionProof, compare
 from convnext.deploy.exported_detector import ExportedDetector, OnCanvas
 from convnext.deploy.prove import (
@@ -28,6 +27,7 @@ from convnext.tasks.detection.batch import padded_size, stack
 from convnext.tasks.detection.inference import Detections, detect
 from convnext.tasks.detection.metric import Metric
 from convnext.tasks.detection.model import Detector
+from convnext.weights.checkpoint import Card
 
 # Largest difference of a score, least share of detections with a partner, and of their masks' mean
 # overlap. Half precision moves a box now and then over the threshold of a suppression.

@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from convnext.checkpoint import Card
 from convnext.hardware.peak_rates import has_fast_bf16
-from convnext.inference import card_of
 from convnext.preprocess import DensePreprocessing
 from convnext.recipe import Recipe, change_recipe, flatten, number
 from convnext.settings import DetectRecipe, NetworkRecipe, SegmentRecipe
+from convnext.weights.checkpoint import Card
+from convnext.weights.open import card_of
 
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
 

@@ -11,12 +11,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from convnext.atomic import write_text
-from convnext.checkpoint import Card, save_checkpoint
 from convnext.hardware.ranks import Ranks
 from convnext.train.faults import is_full_disk
 from convnext.train.log import RunLog
 from convnext.train.parallel import whole
 from convnext.train.state import Learner, needed_bytes, save_state
+from convnext.weights.checkpoint import Card, save_checkpoint
 from convnext.weights.files import read_file
 
 # A save that failed is tried again after this many steps.

@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from convnext.atomic import sync_folder
-from convnext.checkpoint import Card, save_checkpoint, save_tensors
 from convnext.hardware.ranks import Ranks
 from convnext.train.ema import Ema
 from convnext.train.parallel import put, whole
+from convnext.weights.checkpoint import Card, save_checkpoint, save_tensors
 from convnext.weights.files import read_file
 
 KEPT = 2

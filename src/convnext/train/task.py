@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from convnext.checkpoint import Card
+from convnext.weights.checkpoint import Card
 
 
 class Task(Protocol):

@@ -86,7 +86,7 @@ def _network(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], model: str | None
 ) -> tuple[str, dict[str, Any]]:
     """Return a network's name and changes: as told, as the file's metadata has it, as inferred."""
-    from convnext.checkpoint import FORMAT, Card
+    from convnext.weights.checkpoint import FORMAT, Card
 
     if model is not None:
         if not _is_ours(model):
@@ -139,7 +139,7 @@ def _write(
     target: Path, tensors: Mapping[str, Tensor], key: str | None, metadata: Mapping[str, str]
 ) -> None:
     if target.suffix == ".safetensors":
-        from convnext.checkpoint import save_tensors
+        from convnext.weights.checkpoint import save_tensors
 
         save_tensors(target, tensors, metadata, sign=False)  # As the others write it.
         return

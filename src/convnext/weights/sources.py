@@ -68,7 +68,7 @@ def locate(source: str | Path, *, model: str = "") -> Path:
 
 def _in_folder(folder: Path) -> Path:
     """Return the weights in a run folder, a snapshot of the hub, or a repository in its cache."""
-    from convnext.checkpoint import find_checkpoint
+    from convnext.weights.checkpoint import find_checkpoint
 
     if (checkpoint := find_checkpoint(folder)) is not None:
         return checkpoint

@@ -20,16 +20,16 @@ from torch import Tensor
 import convnext.tasks.classification.evaluate
 import convnext.tasks.classification.predict
 import convnext.tasks.classification.task
-from convnext.checkpoint import Card, find_checkpoint
 from convnext.cli import main
 from convnext.evaluate import evaluate
-from convnext.inference import open_model
 from convnext.predict import predict
 from convnext.recipe import Recipe, change_recipe, flatten, read_recipe
 from convnext.tasks.classification.inference import infer
 from convnext.train.log import read_metrics
 from convnext.train.run import RunResult, train
+from convnext.weights.checkpoint import Card, find_checkpoint
 from convnext.weights.files import read_file
+from convnext.weights.open import open_model
 
 QUIET = Console(quiet=True)
 SMALL = {

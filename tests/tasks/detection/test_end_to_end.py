@@ -14,7 +14,6 @@ from PIL import Image
 from rich.console import Console
 from small_objects import coco_squares, small_coco
 
-from convnext.checkpoint import Card, find_checkpoint
 from convnext.cli import main
 from convnext.preprocess import DensePreprocessing
 from convnext.recipe import Recipe, change_recipe
@@ -23,6 +22,7 @@ from convnext.tasks.detection.evaluate import evaluate
 from convnext.tasks.detection.masks import cut
 from convnext.tasks.detection.predict import predict
 from convnext.train.run import RunResult, train
+from convnext.weights.checkpoint import Card, find_checkpoint
 from convnext.weights.files import read_file
 
 QUIET = Console(quiet=True)

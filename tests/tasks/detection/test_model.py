@@ -10,13 +10,13 @@ import torch
 from small_detectors import METHODS, NARROW, SHY, SMALL, random_target, small_detector
 from torch import nn
 
-from convnext.checkpoint import Card, save_checkpoint
 from convnext.models.dense_flops import dense_macs
 from convnext.models.family import FAMILY, create_model, list_models
 from convnext.models.flops import cost
 from convnext.preprocess import DensePreprocessing
 from convnext.tasks.detection.model import CascadeMaskRCNN, MaskRCNN
 from convnext.weights import load_weights, read_source
+from convnext.weights.checkpoint import Card, save_checkpoint
 
 SWIN = {"embed_dim": 12, "num_heads": (1, 1, 1, 1), "depths": (1, 1, 2, 1)}
 BACKBONES: dict[str, dict[str, object]] = {

@@ -16,12 +16,12 @@ from PIL import Image
 from rich.console import Console
 from shapes import write_shapes
 
-from convnext.checkpoint import Card, find_checkpoint
 from convnext.cli import main
 from convnext.preprocess import DensePreprocessing
 from convnext.recipe import Recipe, change_recipe, read_recipe, recipe_names
 from convnext.tasks import open_task
 from convnext.train.run import RunResult, train
+from convnext.weights.checkpoint import Card, find_checkpoint
 from convnext.weights.files import read_file
 
 QUIET = Console(quiet=True)

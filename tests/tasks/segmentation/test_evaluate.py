@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from shapes import write_shapes
 
-from convnext.checkpoint import Card
 from convnext.tasks.segmentation.data import open_dataset
 from convnext.tasks.segmentation.evaluate import open_split, relabel
+from convnext.weights.checkpoint import Card
 
 CLASSES = ("ground", "red", "blue")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from convnext.checkpoint import Card, save_checkpoint
 from convnext.models.family import FAMILY, create_model, list_models
 from convnext.models.flops import cost
 from convnext.preprocess import DensePreprocessing
 from convnext.tasks.segmentation.loss import cross_entropy
 from convnext.weights import load_weights, read_source
+from convnext.weights.checkpoint import Card, save_checkpoint
 
 SMALL = {"num_classes": 5, "channels": 8, "auxiliary_channels": 4}
 NARROW = {"dims": (8, 8, 16, 16), "depths": (1, 1, 2, 1)}

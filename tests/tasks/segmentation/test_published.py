@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from shapes import write_shapes
 
 from convnext.cli import main
-from convnext.inference import card_of, open_model, task_of
 from convnext.models.family import create_model
 from convnext.preprocess import DensePreprocessing
 from convnext.tasks.segmentation.published import ADE20K, published_side
 from convnext.weights import export_weights
+from convnext.weights.open import card_of, open_model, task_of
 
 CPU = torch.device("cpu")
 SMALL = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "channels": 16, "auxiliary_channels": 8}

@@ -19,11 +19,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from convnext.atomic import write_text
-from convnext.checkpoint import Card
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
 from convnext.images import BadImage
-from convnext.inference import imagenet_synsets, open_model, pick_precision
 from convnext.settings import LoaderRecipe
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.data import open_dataset
@@ -34,7 +32,9 @@ from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.samples import Samples
 from convnext.tasks.progress import notes, progress_bar
 from convnext.train.state import complete_steps, step_of
+from convnext.weights.checkpoint import Card
 from convnext.weights.files import read_file
+from convnext.weights.open import imagenet_synsets, open_model, pick_precision
 
 THUMBNAIL_PIXELS = 112
 

@@ -18,12 +18,12 @@ from convnext.atomic import write_text
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
 from convnext.images import image_files
-from convnext.inference import open_model, pick_precision
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.samples import FolderSamples
 from convnext.tasks.progress import notes, progress_bar
+from convnext.weights.open import open_model, pick_precision
 
 
 @dataclass(frozen=True, kw_only=True)

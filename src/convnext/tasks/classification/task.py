@@ -16,7 +16,6 @@ from rich.markup import escape
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from convnext.checkpoint import Card
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.family import create_model
@@ -35,6 +34,7 @@ from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.sampling import StepBatches
 from convnext.tasks.steps import InSteps
 from convnext.train.plan import num_steps as num_steps_of
+from convnext.weights.checkpoint import Card
 
 
 class ClassificationTask(InSteps):

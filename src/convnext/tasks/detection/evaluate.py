@@ -15,10 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
-from convnext.checkpoint import Card
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
-from convnext.inference import open_model, pick_precision
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.detection.confusion import SCORE
 from convnext.tasks.detection.data import ids_of, open_dataset
@@ -30,6 +28,8 @@ from convnext.tasks.detection.render import compare
 from convnext.tasks.detection.samples import DetectionImages
 from convnext.tasks.pictures import data_uri
 from convnext.tasks.progress import notes, progress_bar
+from convnext.weights.checkpoint import Card
+from convnext.weights.open import open_model, pick_precision
 
 MAX_CLASSES = 30
 COLUMNS = (

@@ -20,7 +20,6 @@ from convnext.atomic import write_text
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
 from convnext.images import BadImage, decode
-from convnext.inference import open_model, pick_precision
 from convnext.tasks.detection.coco import read_coco
 from convnext.tasks.detection.inference import Detections, detect
 from convnext.tasks.detection.looks import change_detector
@@ -29,6 +28,7 @@ from convnext.tasks.detection.render import draw_detections
 from convnext.tasks.pictures import save_image
 from convnext.tasks.progress import counted, notes, progress_bar
 from convnext.tasks.results import output_names, protect
+from convnext.weights.open import open_model, pick_precision
 
 Form = Literal["png", "jpg", "none"]
 SCORE = 0.5

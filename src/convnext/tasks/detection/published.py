@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from convnext.checkpoint import Card
 from convnext.preprocess import DensePreprocessing
 from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.detection.config import DetectorConfig
+from convnext.weights.checkpoint import Card
 
 # The ids of COCO's 80 categories; those of no object were never used.
 COCO_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})

@@ -15,7 +15,6 @@ from rich.markup import escape
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from convnext.checkpoint import Card
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.family import create_model
@@ -40,6 +39,7 @@ from convnext.tasks.detection.model import CascadeMaskRCNN, MaskRCNN
 from convnext.tasks.detection.samples import DetectionImages
 from convnext.tasks.steps import InSteps
 from convnext.train.plan import num_steps as num_steps_of
+from convnext.weights.checkpoint import Card
 
 PREFIXES = (MaskRCNN.prefix, CascadeMaskRCNN.prefix)
 # Share of a box in a crowd region from which it is not trained on.

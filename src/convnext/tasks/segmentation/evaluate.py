@@ -13,10 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
-from convnext.checkpoint import Card
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
-from convnext.inference import open_model, pick_precision
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.progress import notes, progress_bar
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
@@ -28,6 +26,8 @@ from convnext.tasks.segmentation.looks import describe, inference_of
 from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.samples import Pairs, Relabelled
 from convnext.tasks.segmentation.scores import InferenceSettings
+from convnext.weights.checkpoint import Card
+from convnext.weights.open import open_model, pick_precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,6 @@ from convnext.atomic import write_text
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
 from convnext.images import BadImage, Mode, decode
-from convnext.inference import open_model, pick_precision
 from convnext.tasks.pictures import save_image
 from convnext.tasks.progress import counted, notes, progress_bar
 from convnext.tasks.results import output_names, protect
@@ -34,6 +33,7 @@ from convnext.tasks.segmentation.render import (
     overlay,
 )
 from convnext.tasks.segmentation.scores import InferenceSettings
+from convnext.weights.open import open_model, pick_precision
 
 Form = Literal["png", "jpg", "none"]
 

@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from convnext.checkpoint import Card
 from convnext.preprocess import DensePreprocessing
 from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.segmentation.model import UPerNetConfig
 from convnext.tasks.segmentation.scores import default_stride
+from convnext.weights.checkpoint import Card
 
 # In the order of the indices, by the first name of each in ADE20K's own list.
 ADE20K = tuple(

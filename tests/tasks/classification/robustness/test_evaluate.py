@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 import convnext.tasks.classification.robustness.dataset as dataset_module
-from convnext.checkpoint import Card, save_checkpoint
 from convnext.cli import main
 from convnext.figures import save_bytes
 from convnext.preprocess import Preprocessing
@@ -19,6 +18,7 @@ from convnext.tasks.classification.robustness.benchmarks import C_BAR, subset_sy
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS
 from convnext.tasks.classification.robustness.figure import draw_robustness, read_rows
 from convnext.tasks.classification.robustness.score import ALEXNET_ERROR
+from convnext.weights.checkpoint import Card, save_checkpoint
 
 SMALL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "stem_stride": 1}
 
@@ -193,9 +193,9 @@ def test_imagenet_c_whole_and_then_in_part(
 
 
 def test_images_of_imagenet_c_are_not_cropped_again(imagenet: str, tmp_path: Path) -> None:
-    from convnext.checkpoint import find_checkpoint
     from convnext.tasks.classification.robustness.benchmarks import find_benchmark
     from convnext.tasks.classification.robustness.run import benchmark_trials
+    from convnext.weights.checkpoint import find_checkpoint
     from convnext.weights.files import read_file
 
     found = find_checkpoint(imagenet)

@@ -11,10 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from convnext.checkpoint import Card
 from convnext.hardware.devices import pick_device
 from convnext.images import BadImage
-from convnext.inference import open_model, pick_precision
 from convnext.names import nearest
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.evaluate import class_positions, open_split, relabel
@@ -39,7 +37,9 @@ from convnext.tasks.classification.robustness.measure import (
 from convnext.tasks.classification.robustness.paper import SOURCE, paper_figures
 from convnext.tasks.classification.robustness.score import Summary, summarise
 from convnext.tasks.classification.samples import Samples
+from convnext.weights.checkpoint import Card
 from convnext.weights.files import digest
+from convnext.weights.open import open_model, pick_precision
 from convnext.weights.published import find_published
 
 MADE_HERE = (

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext.checkpoint import FORMAT, Card, find_checkpoint
 from convnext.hardware.devices import check_precision
 from convnext.models.family import create_model, dense_prefix
 from convnext.preprocess import RESAMPLING, Preprocessing
 from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
+from convnext.weights.checkpoint import FORMAT, Card, find_checkpoint
 
 # The classes of published weights, by their number, as timm knows them.
 SUBSETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}
