@@ -104,7 +104,7 @@ def open_task(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> Any:
     import torch
     from rich.console import Console
 
-    from convnext.recipe import Recipe, change_recipe
+    from convnext.recipes.recipe import Recipe, change_recipe
     from convnext.tasks import open_task
 
     torch.set_num_threads(1)

@@ -41,7 +41,7 @@ from convnext.crops import resize_crop, to_pixels
 from convnext.hardware.devices import environment
 from convnext.images import decode, image_files
 from convnext.preprocess import Preprocessing
-from convnext.settings import IMAGENET_MEAN, IMAGENET_STD, AugmentRecipe
+from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentRecipe
 from convnext.tasks.classification.augment import BatchAugment, ImageAugment, _posterize
 from convnext.tasks.classification.dataset import Item, TrainDataset, collate
 from convnext.tasks.classification.samples import FolderSamples

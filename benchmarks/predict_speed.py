@@ -36,7 +36,7 @@ from convnext.hardware.devices import environment
 from convnext.models.family import create_model
 from convnext.models.flops import cost
 from convnext.preprocess import Preprocessing
-from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
+from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.classification.inference import BATCH_SIZE
 from convnext.tasks.classification.predict import predict
 from convnext.train.measure import peak_memory_gb

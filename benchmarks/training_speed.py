@@ -55,7 +55,7 @@ from convnext.hardware.ranks import ALONE
 from convnext.hardware.signals import StopSignals
 from convnext.models.family import create_model
 from convnext.models.flops import cost
-from convnext.recipe import Recipe, change_recipe, number, read_recipe
+from convnext.recipes.recipe import Recipe, change_recipe, number, read_recipe
 from convnext.tasks import open_task
 from convnext.tasks.classification.augment import BatchAugment, _posterize
 from convnext.tasks.classification.dataset import Batch

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from convnext.recipe import Recipe, change_recipe
+from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.tasks.segmentation.predict import predict
 from convnext.train.run import train
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from convnext.preprocess import Preprocessing, fit_short_side, normalize
-from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
+from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 
 
 def make(image_size=224, crop_pct=0.875, **changes):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convnext.models.family import FAMILY
-from convnext.recipe import (
+from convnext.recipes.recipe import (
     SECTION_OF_TASK,
     Recipe,
     change_recipe,

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from convnext.models.network import Network as Network
     from convnext.models.roadmap import Rung as Rung
     from convnext.models.roadmap import roadmap as roadmap
-    from convnext.recipe import Recipe as Recipe
-    from convnext.recipe import read_recipe as read_recipe
+    from convnext.recipes.recipe import Recipe as Recipe
+    from convnext.recipes.recipe import read_recipe as read_recipe
     from convnext.weights import LoadReport as LoadReport
     from convnext.weights import export_weights as export_weights
     from convnext.weights import load_weights as load_weights
@@ -42,8 +42,8 @@ _HOMES = {
     "create_model": "models.family",
     "list_models": "models.family",
     "Network": "models.network",
-    "Recipe": "recipe",
-    "read_recipe": "recipe",
+    "Recipe": "recipes.recipe",
+    "read_recipe": "recipes.recipe",
     "Rung": "models.roadmap",
     "roadmap": "models.roadmap",
     "LoadReport": "weights",

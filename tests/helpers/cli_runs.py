@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from convnext.recipe import Recipe, to_yaml
+from convnext.recipes.recipe import Recipe, to_yaml
 from convnext.train.log import read_metrics
 from convnext.weights.files import read_file
 

@@ -10,7 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from convnext.settings import LoaderRecipe
+from convnext.recipes.schema import LoaderRecipe
 from convnext.shards import store
 
 

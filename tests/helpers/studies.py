@@ -11,7 +11,7 @@ from convnext.lab.plan import Study
 from convnext.lab.results import FINISHED, WAITING, Result, write_results
 from convnext.lab.road_study import walk
 from convnext.models.roadmap import roadmap
-from convnext.recipe import Recipe
+from convnext.recipes.recipe import Recipe
 
 
 def made_up(seeds: Sequence[int] = (0, 1, 2), missing: Sequence[str] = ()) -> list[Result]:

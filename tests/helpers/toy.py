@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from convnext import create_model
 from convnext.preprocess import Preprocessing
-from convnext.recipe import Recipe, change_recipe
+from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.train.log import RunLog
 from convnext.train.loop import Outcome, fit
 from convnext.weights.checkpoint import Card

@@ -13,7 +13,7 @@ from convnext.lab.page import network_of
 from convnext.lab.plan import Study
 from convnext.lab.road_study import check_settings
 from convnext.models.timm import list_peers
-from convnext.recipe import Recipe, change_recipe
+from convnext.recipes.recipe import Recipe, change_recipe
 
 
 def test_names_labels_weights_and_changes() -> None:

@@ -17,7 +17,7 @@ from convnext.lab.road_study import (
     walk,
 )
 from convnext.models.roadmap import REGIMES, roadmap
-from convnext.recipe import Recipe
+from convnext.recipes.recipe import Recipe
 
 LAST = roadmap("mini")[-1]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from convnext.lab.compare import entries_of
 from convnext.lab.plan import Study, read_study
 from convnext.lab.settle import settle
-from convnext.recipe import Recipe, change_recipe
+from convnext.recipes.recipe import Recipe, change_recipe
 
 QUIET, CPU = Console(quiet=True), torch.device("cpu")
 NETWORKS = ["roadmap/mini/kernel_5", "timm/resnet18"]

@@ -17,7 +17,7 @@ from convnext.lab.settle import choose_once, for_all
 from convnext.lab.speed import PeakMemory, epochs_for, measure, read_speeds, speeds_of
 from convnext.models.family import create_model
 from convnext.models.flops import cost
-from convnext.recipe import Recipe, change_recipe
+from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.tasks import open_task
 
 QUIET = Console(quiet=True)

@@ -11,7 +11,7 @@ import torch
 from toy import ToyTask, toy_model
 
 from convnext.hardware.ranks import Ranks
-from convnext.recipe import Recipe, change_recipe
+from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.train import form as form_module
 from convnext.train.form import Chosen, Form, choose_form
 

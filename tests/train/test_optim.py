@@ -10,7 +10,7 @@ from torch import nn
 
 from convnext import create_model, list_models
 from convnext.models.network import Network
-from convnext.settings import OptimRecipe
+from convnext.recipes.schema import OptimRecipe
 from convnext.train.optim import (
     DecayBy,
     group_rows,

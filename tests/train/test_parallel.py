@@ -10,7 +10,7 @@ import torch
 from cli_runs import Runs
 
 from convnext import create_model
-from convnext.settings import RunRecipe
+from convnext.recipes.schema import RunRecipe
 from convnext.train.parallel import checkpoint_activations, count_devices, make_fabric
 from convnext.weights.files import read_file
 

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from convnext.recipe import Recipe, change_recipe
-from convnext.settings import ScheduleRecipe
-from convnext.train.plan import Plan, learning_rate
+from convnext.recipes.plan import Plan, learning_rate
+from convnext.recipes.recipe import Recipe, change_recipe
+from convnext.recipes.schema import ScheduleRecipe
 
 
 def test_schedule_is_linear_then_cosine() -> None:

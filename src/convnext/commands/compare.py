@@ -8,7 +8,7 @@ from pathlib import Path
 from convnext.commands import console, print_json
 from convnext.commands.recipes import make_parser, parse
 from convnext.commands.roadmap import add_study_options, check_study_options
-from convnext.recipe import Recipe, change_recipe, read_recipe
+from convnext.recipes.recipe import Recipe, change_recipe, read_recipe
 
 DESCRIPTION = """\
 Train networks under one recipe, with the same data order and augmentation, and compare them:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from convnext.names import nearest
-from convnext.recipe import (
+from convnext.recipes.recipe import (
     Recipe,
     as_recipe,
     explain,

@@ -9,7 +9,7 @@ from typing import Any
 from convnext.commands import console, print_json
 from convnext.commands.recipes import make_parser, parse
 from convnext.models.roadmap import REGIMES
-from convnext.recipe import Recipe, change_recipe, read_recipe
+from convnext.recipes.recipe import Recipe, change_recipe, read_recipe
 
 DESCRIPTION = """\
 The road from a ResNet to ConvNeXt, one decision per rung.

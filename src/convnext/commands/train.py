@@ -7,7 +7,7 @@ from typing import Any
 
 from convnext.commands import console, print_json
 from convnext.commands.recipes import make_parser, parse
-from convnext.recipe import Recipe, change_recipe, read_recipe, recipe_names
+from convnext.recipes.recipe import Recipe, change_recipe, read_recipe, recipe_names
 
 DESCRIPTION = """\
 Train a network. Without arguments: the built-in digits, in under two minutes on two cores.

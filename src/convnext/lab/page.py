@@ -17,7 +17,7 @@ from convnext.lab.stairs import GROUPS
 from convnext.lab.statistics import Summary, correlate, summarise
 from convnext.lab.table import difference, mean_and_std, notes, shorten
 from convnext.models.config import NetworkConfig, change
-from convnext.recipe import Recipe, flatten
+from convnext.recipes.recipe import Recipe, flatten
 from convnext.report import duration
 from convnext.tasks import label_of
 from convnext.train.log import read_metrics

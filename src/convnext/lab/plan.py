@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convnext.atomic import write_text
-from convnext.recipe import Recipe, change_recipe, flatten, recipe_from_dict, to_dict
+from convnext.recipes.recipe import Recipe, change_recipe, flatten, recipe_from_dict, to_dict
 
 # Evaluations of a run, so that its curve has a shape.
 EVALUATIONS = 10

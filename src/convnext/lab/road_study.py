@@ -11,7 +11,7 @@ from convnext.lab.plan import Entry, Paper
 from convnext.models.config import NetworkConfig, change
 from convnext.models.roadmap import Rung, kept_rungs, roadmap
 from convnext.names import nearest
-from convnext.recipe import Recipe, change_recipe, flatten
+from convnext.recipes.recipe import Recipe, change_recipe, flatten
 
 # Fields that follow the data, so that the rung as it is need not have what its definition says.
 CHOSEN_BY_DATA = {"stem_stride", "drop_path_rate"}
@@ -209,7 +209,7 @@ def check_settings(recipe: Recipe, entries: Sequence[Entry]) -> None:
     Raises:
         ValueError: If it does not.
     """
-    from convnext.recipe import check_ranges, recipe_from_dict, to_dict
+    from convnext.recipes.recipe import check_ranges, recipe_from_dict, to_dict
 
     names = [entry.name for entry in entries]
     folders = [entry.folder_name.casefold() for entry in entries if not entry.runs_as]

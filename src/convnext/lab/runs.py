@@ -29,7 +29,7 @@ from convnext.atomic import write_text
 from convnext.hardware.signals import StopSignals
 from convnext.lab.plan import Entry, Study
 from convnext.lab.results import DIVERGED, FAILED, FINISHED, WAITING
-from convnext.recipe import Recipe, recipe_from_dict, to_dict
+from convnext.recipes.recipe import Recipe, recipe_from_dict, to_dict
 from convnext.tasks import OTHERS, PRIMARY
 from convnext.train.faults import DivergedError, InterruptedRun
 from convnext.train.log import read_metrics

@@ -28,7 +28,7 @@ from convnext.lab.settle import settle
 from convnext.lab.speed import Speed, epochs_for, rates_of_runs, read_speeds, speeds_of
 from convnext.lab.table import print_study
 from convnext.models.flops import cost
-from convnext.recipe import Recipe, one_line, to_dict
+from convnext.recipes.recipe import Recipe, one_line, to_dict
 from convnext.tasks import OTHERS, PRIMARY
 
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from convnext.hardware.ranks import ALONE, Ranks
-from convnext.recipe import Recipe
+from convnext.recipes.recipe import Recipe
 
 HOMES = {"classify": "classification", "segment": "segmentation", "detect": "detection"}
 # The metric that decides which weights of a run are the best, in percent, and its name for people.

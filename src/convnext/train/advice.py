@@ -7,9 +7,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from convnext.recipe import Recipe, number
+from convnext.recipes.plan import Plan
+from convnext.recipes.recipe import Recipe, number
 from convnext.train.faults import DivergedError
-from convnext.train.plan import Plan
 from convnext.train.state import complete_steps
 from convnext.train.task import Task
 

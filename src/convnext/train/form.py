@@ -19,8 +19,8 @@ from torch import nn
 from convnext.hardware.devices import autocast, environment
 from convnext.hardware.ranks import Ranks
 from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
-from convnext.recipe import Recipe
-from convnext.settings import RunRecipe
+from convnext.recipes.recipe import Recipe
+from convnext.recipes.schema import RunRecipe
 from convnext.train.advice import smaller_micro_batch
 from convnext.train.faults import is_out_of_memory
 from convnext.train.fused import set_fused, widens

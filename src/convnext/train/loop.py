@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from convnext.hardware.peak_rates import matrix_limit
 from convnext.hardware.signals import StopSignals
-from convnext.recipe import Recipe, number
+from convnext.recipes.plan import LOG_EVERY, Plan
+from convnext.recipes.recipe import Recipe, number
 from convnext.train import faults
 from convnext.train.advice import (
     another_length,
@@ -45,7 +46,6 @@ from convnext.train.parallel import (
     share_batch_norm,
     whole,
 )
-from convnext.train.plan import LOG_EVERY, Plan
 from convnext.train.reference import read_reference
 from convnext.train.saving import Saver
 from convnext.train.state import Learner, complete_steps, load_state

@@ -13,8 +13,8 @@ from torch import nn
 
 from convnext.models.network import Network
 from convnext.models.timm import TimmNetwork
-from convnext.recipe import number
-from convnext.settings import OptimRecipe
+from convnext.recipes.recipe import number
+from convnext.recipes.schema import OptimRecipe
 
 if TYPE_CHECKING:
     from rich.table import Table

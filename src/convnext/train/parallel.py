@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from convnext.hardware.ranks import Ranks
 from convnext.models.blocks import Block
-from convnext.settings import RunRecipe
+from convnext.recipes.schema import RunRecipe
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 

@@ -19,7 +19,8 @@ from convnext.hardware.devices import environment, pick_device
 from convnext.hardware.peak_rates import pick_training_precision
 from convnext.hardware.ranks import Ranks
 from convnext.models.flops import Cost, cost
-from convnext.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
+from convnext.recipes.plan import num_steps as num_steps_of
+from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
 from convnext.tasks import open_task
 from convnext.train.form import Chosen, choose_form, fit_memory
 from convnext.train.log import RunLog
@@ -32,7 +33,6 @@ from convnext.train.parallel import (
     ranks_of,
     seed_everything,
 )
-from convnext.train.plan import num_steps as num_steps_of
 from convnext.train.state import complete_steps
 from convnext.train.trackers import check_trackers, make_trackers
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from convnext.hardware.devices import check_precision
 from convnext.models.family import create_model, dense_prefix
 from convnext.preprocess import RESAMPLING, Preprocessing
-from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
+from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.weights.checkpoint import FORMAT, Card, find_checkpoint
 
 # The classes of published weights, by their number, as timm knows them.

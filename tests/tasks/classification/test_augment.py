@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from convnext.preprocess import Preprocessing
-from convnext.settings import IMAGENET_MEAN, IMAGENET_STD, AugmentRecipe
+from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentRecipe
 from convnext.tasks.classification.augment import (
     BatchAugment,
     ImageAugment,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from convnext.preprocess import Preprocessing
-from convnext.recipe import Recipe, change_recipe, flatten
+from convnext.recipes.recipe import Recipe, change_recipe, flatten
 from convnext.tasks.classification.auto import Choice, Circumstances, resolve, warnings
 from convnext.tasks.classification.data import DataFacts
 
@@ -61,7 +61,7 @@ def test_what_the_user_sets_stays() -> None:
 
 
 def test_large_data_takes_the_recipe_of_the_paper() -> None:
-    from convnext.recipe import read_recipe
+    from convnext.recipes.recipe import read_recipe
 
     _, settings, _ = resolved(IMAGENET, GPU)
     paper = dict(flatten(read_recipe("imagenet1k_tiny")))

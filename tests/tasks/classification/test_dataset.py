@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from convnext.preprocess import Preprocessing, to_tensor
-from convnext.settings import AugmentRecipe
+from convnext.recipes.schema import AugmentRecipe
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.cache import ImageCache, memory_budget
 from convnext.tasks.classification.data import open_dataset

@@ -23,7 +23,7 @@ import convnext.tasks.classification.task
 from convnext.cli import main
 from convnext.evaluate import evaluate
 from convnext.predict import predict
-from convnext.recipe import Recipe, change_recipe, flatten, read_recipe
+from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe
 from convnext.tasks.classification.inference import infer
 from convnext.train.log import read_metrics
 from convnext.train.run import RunResult, train

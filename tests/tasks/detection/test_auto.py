@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from convnext.recipe import Recipe, change_recipe, flatten
-from convnext.tasks.choosing import Circumstances
+from convnext.recipes.recipe import Recipe, change_recipe, flatten
+from convnext.recipes.resolve import Circumstances
 from convnext.tasks.detection.auto import anchor_scale, resolve, warnings
 from convnext.tasks.detection.data import DataFacts
 

@@ -16,7 +16,7 @@ from small_objects import coco_squares, small_coco
 
 from convnext.cli import main
 from convnext.preprocess import DensePreprocessing
-from convnext.recipe import Recipe, change_recipe
+from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.tasks import open_task
 from convnext.tasks.detection.evaluate import evaluate
 from convnext.tasks.detection.masks import cut

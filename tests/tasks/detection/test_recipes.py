@@ -7,8 +7,8 @@ import io
 
 import pytest
 
-from convnext.recipe import flatten, read_recipe, recipe_names
-from convnext.tasks.choosing import Circumstances
+from convnext.recipes.recipe import flatten, read_recipe, recipe_names
+from convnext.recipes.resolve import Circumstances
 from convnext.tasks.detection.auto import UNUSED, resolve
 from convnext.tasks.detection.data import DataFacts
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from convnext.preprocess import DensePreprocessing
-from convnext.recipe import Recipe, change_recipe, flatten, read_recipe
-from convnext.tasks.choosing import Circumstances
+from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe
+from convnext.recipes.resolve import Circumstances
 from convnext.tasks.segmentation.auto import resolve, warnings
 from convnext.tasks.segmentation.data import DataFacts
 from convnext.tasks.segmentation.task import balanced

@@ -18,7 +18,7 @@ from shapes import write_shapes
 
 from convnext.cli import main
 from convnext.preprocess import DensePreprocessing
-from convnext.recipe import Recipe, change_recipe, read_recipe, recipe_names
+from convnext.recipes.recipe import Recipe, change_recipe, read_recipe, recipe_names
 from convnext.tasks import open_task
 from convnext.train.run import RunResult, train
 from convnext.weights.checkpoint import Card, find_checkpoint

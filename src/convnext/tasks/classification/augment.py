@@ -22,7 +22,7 @@ from torch import Tensor
 
 from convnext.crops import Box, Draw, resize_crop
 from convnext.preprocess import RESAMPLING, Preprocessing
-from convnext.settings import AugmentRecipe
+from convnext.recipes.schema import AugmentRecipe
 from convnext.tasks.classification.mix import erase, mix, smooth_one_hot
 
 _RAND_AUGMENT = re.compile(

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from typing import Any
 
 from convnext.models.roadmap import stem_stride
-from convnext.recipe import Recipe, check_ranges, flatten
-from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
-from convnext.tasks.choosing import Choice, Chooser, Circumstances
+from convnext.recipes.recipe import Recipe, check_ranges, flatten
+from convnext.recipes.resolve import Choice, Chooser, Circumstances
+from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.classification.data import DataFacts
 
 # A data set this large takes the paper's recipe as it stands.

@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from convnext.images import BadImage, Header
-from convnext.settings import LoaderRecipe
+from convnext.recipes.schema import LoaderRecipe
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.samples import ArraySamples, Found, Samples
 

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from convnext.crops import Box, to_pixels
 from convnext.images import BadImage, Mode
 from convnext.preprocess import Preprocessing, fit_short_side
-from convnext.settings import AugmentRecipe
+from convnext.recipes.schema import AugmentRecipe
 from convnext.tasks.cache import ImageCache, Pixels, memory_budget
 from convnext.tasks.classification.augment import ImageAugment
 from convnext.tasks.classification.samples import Samples

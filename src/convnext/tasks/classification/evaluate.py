@@ -22,7 +22,7 @@ from convnext.atomic import write_text
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
 from convnext.images import BadImage
-from convnext.settings import LoaderRecipe
+from convnext.recipes.schema import LoaderRecipe
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.classification.dataset import EvalDataset

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from convnext.names import nearest
-from convnext.settings import LoaderRecipe
+from convnext.recipes.schema import LoaderRecipe
 from convnext.shards.addresses import is_remote
 from convnext.tasks.classification.folders import (
     LAYOUTS,

@@ -21,9 +21,10 @@ from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.family import create_model
 from convnext.models.init import init_fan_in
 from convnext.preprocess import Preprocessing
-from convnext.recipe import Recipe, number, to_dict
+from convnext.recipes.plan import num_steps as num_steps_of
+from convnext.recipes.recipe import Recipe, number, to_dict
+from convnext.recipes.resolve import Choice, circumstances, print_choices
 from convnext.tasks.bad_images import BadImages
-from convnext.tasks.choosing import Choice, circumstances, print_choices
 from convnext.tasks.classification.augment import BatchAugment
 from convnext.tasks.classification.auto import resolve, warnings
 from convnext.tasks.classification.data import ClassificationData, facts, open_dataset
@@ -33,7 +34,6 @@ from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.sampling import StepBatches
 from convnext.tasks.steps import InSteps
-from convnext.train.plan import num_steps as num_steps_of
 from convnext.weights.checkpoint import Card
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from convnext.preprocess import DensePreprocessing
-from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
+from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.detection.config import DetectorConfig
 from convnext.weights.checkpoint import Card
 

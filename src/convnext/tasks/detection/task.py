@@ -19,9 +19,10 @@ from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.family import create_model
 from convnext.models.init import init_fan_in
-from convnext.recipe import Recipe, number, to_dict
+from convnext.recipes.plan import num_steps as num_steps_of
+from convnext.recipes.recipe import Recipe, number, to_dict
+from convnext.recipes.resolve import Choice, circumstances, dense_preprocessing, print_choices
 from convnext.tasks.bad_images import BadImages
-from convnext.tasks.choosing import Choice, circumstances, dense_preprocessing, print_choices
 from convnext.tasks.detection.augment import LargeScaleJitter, MultiScale, Policy, TrainTransform
 from convnext.tasks.detection.auto import resolve, warnings
 from convnext.tasks.detection.data import DetectionData, facts, open_dataset
@@ -38,7 +39,6 @@ from convnext.tasks.detection.metric import Evaluation, Metric
 from convnext.tasks.detection.model import CascadeMaskRCNN, MaskRCNN
 from convnext.tasks.detection.samples import DetectionImages
 from convnext.tasks.steps import InSteps
-from convnext.train.plan import num_steps as num_steps_of
 from convnext.weights.checkpoint import Card
 
 PREFIXES = (MaskRCNN.prefix, CascadeMaskRCNN.prefix)

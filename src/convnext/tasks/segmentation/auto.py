@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 
-from convnext.recipe import Recipe, check_ranges, flatten
-from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
-from convnext.tasks.choosing import (
+from convnext.recipes.recipe import Recipe, check_ranges, flatten
+from convnext.recipes.resolve import (
     GREY_MEAN,
     GREY_STD,
     Choice,
@@ -19,6 +18,7 @@ from convnext.tasks.choosing import (
     choose_execution,
     two_digits,
 )
+from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.segmentation.data import DataFacts
 from convnext.tasks.segmentation.scores import default_stride
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext.preprocess import DensePreprocessing
-from convnext.settings import IMAGENET_MEAN, IMAGENET_STD
+from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.segmentation.model import UPerNetConfig
 from convnext.tasks.segmentation.scores import default_stride
 from convnext.weights.checkpoint import Card

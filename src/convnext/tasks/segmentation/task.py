@@ -19,9 +19,10 @@ from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.family import create_model
 from convnext.models.init import init_fan_in
-from convnext.recipe import Recipe, number, to_dict
+from convnext.recipes.plan import num_steps as num_steps_of
+from convnext.recipes.recipe import Recipe, number, to_dict
+from convnext.recipes.resolve import Choice, circumstances, dense_preprocessing, print_choices
 from convnext.tasks.bad_images import BadImages
-from convnext.tasks.choosing import Choice, circumstances, dense_preprocessing, print_choices
 from convnext.tasks.sampling import StepBatches
 from convnext.tasks.segmentation.augment import TrainTransform
 from convnext.tasks.segmentation.auto import resolve, warnings
@@ -33,7 +34,6 @@ from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.model import PREFIX
 from convnext.tasks.segmentation.scores import InferenceSettings
 from convnext.tasks.steps import InSteps
-from convnext.train.plan import num_steps as num_steps_of
 from convnext.weights.checkpoint import Card
 
 

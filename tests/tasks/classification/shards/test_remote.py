@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from convnext.images import BadImage
 from convnext.preprocess import Preprocessing
-from convnext.settings import AugmentRecipe
+from convnext.recipes.schema import AugmentRecipe
 from convnext.shards.addresses import expand
 from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.data import facts, open_dataset

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from convnext.settings import LoaderRecipe
+from convnext.recipes.schema import LoaderRecipe
 from convnext.shards.addresses import addresses, fetch_text, is_remote
 from convnext.shards.store import Missing, Remote, Store, Unavailable
 from convnext.tasks.cache import for_each

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convnext.names import nearest
-from convnext.settings import (
+from convnext.recipes.schema import (
     RANGES,
     AugmentRecipe,
     DetectRecipe,
@@ -102,7 +102,7 @@ def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the package."""
-    folder = resources.files("convnext") / "recipes"
+    folder = resources.files("convnext.recipes") / "presets"
     return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir())
 
 
@@ -218,7 +218,7 @@ def _find(source: str | Path) -> Path:
     if path.is_file():
         return path
     if str(source) in recipe_names():
-        return Path(str(resources.files("convnext") / "recipes" / f"{source}.yaml"))
+        return Path(str(resources.files("convnext.recipes") / "presets" / f"{source}.yaml"))
     raise ValueError(f"there is no recipe {str(source)!r}{nearest(str(source), recipe_names())}")
 
 

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from convnext.hardware.peak_rates import has_fast_bf16
 from convnext.preprocess import DensePreprocessing
-from convnext.recipe import Recipe, change_recipe, flatten, number
-from convnext.settings import DetectRecipe, NetworkRecipe, SegmentRecipe
+from convnext.recipes.recipe import Recipe, change_recipe, flatten, number
+from convnext.recipes.schema import DetectRecipe, NetworkRecipe, SegmentRecipe
 from convnext.weights.checkpoint import Card
 from convnext.weights.open import card_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from convnext.recipe import Recipe, number
-from convnext.settings import ScheduleRecipe
+from convnext.recipes.recipe import Recipe, number
+from convnext.recipes.schema import ScheduleRecipe
 
 # How often the loss is looked at: rarely enough that a GPU is never made to wait for it.
 LOG_EVERY = 10
