@@ -71,7 +71,7 @@ def build_other(task, size: int):  # type: ignore[no-untyped-def]
     from torchvision.models.detection import maskrcnn_resnet50_fpn
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-    from convnext.tasks.detection.masks import cut
+    from convnext.data.masks import cut
 
     detect = task.recipe.detect
     sides = tuple((round(detect.anchor_scale * stride),) for stride in (4, 8, 16, 32, 64))

@@ -80,9 +80,9 @@ def main() -> None:
 
 def detect(network: Any, image: Tensor) -> dict[str, float]:
     """Return the seconds of each part of a detection with 1000 proposals and 100 objects."""
+    from convnext.data.masks import paste_masks
     from convnext.tasks.detection.batch import stack
     from convnext.tasks.detection.detect import mask_shares, select
-    from convnext.tasks.detection.masks import paste_masks
 
     clock = Clock()
     began = time.perf_counter()

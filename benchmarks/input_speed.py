@@ -37,14 +37,14 @@ from timm.data import FastCollateMixup, create_dataset, create_loader
 from timm.data.auto_augment import NAME_TO_OP
 from torch import Tensor
 
-from convnext.crops import resize_crop, to_pixels
+from convnext.data.crops import resize_crop, to_pixels
+from convnext.data.images import decode, image_files
+from convnext.data.preprocessing import Preprocessing
+from convnext.data.samples import FolderSamples
 from convnext.hardware.devices import environment
-from convnext.images import decode, image_files
-from convnext.preprocess import Preprocessing
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentRecipe
 from convnext.tasks.classification.augment import BatchAugment, ImageAugment, _posterize
 from convnext.tasks.classification.dataset import Item, TrainDataset, collate
-from convnext.tasks.classification.samples import FolderSamples
 
 SIZE, NUM_CLASSES, QUALITY = 224, 1000, 92
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"

@@ -29,13 +29,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.fast import Fast
 from convnext.deploy.optimize import cache_file, cache_key, known_form, optimize
 from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import environment
 from convnext.models.family import create_model
 from convnext.models.flops import cost
-from convnext.preprocess import Preprocessing
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.classification.inference import BATCH_SIZE
 from convnext.tasks.classification.predict import predict

@@ -11,8 +11,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from convnext.data.masks import area_of
 from convnext.recipes.recipe import Recipe, change_recipe
-from convnext.tasks.detection.masks import area_of
 from convnext.tasks.detection.predict import predict
 from convnext.train.run import train
 

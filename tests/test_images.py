@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnext.images import BadImage, as_mode, decode, read_header, readable_extensions
+from convnext.data.images import BadImage, as_mode, decode, read_header, readable_extensions
 
 
 def encode(image, format="PNG", **options):

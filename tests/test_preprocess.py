@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convnext.preprocess import Preprocessing, fit_short_side, normalize
+from convnext.data.preprocessing import Preprocessing, fit_short_side, normalize
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 
 

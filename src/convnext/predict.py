@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convnext.images import image_files
+from convnext.data.images import image_files
 from convnext.tasks import home
 from convnext.weights.open import task_of
 

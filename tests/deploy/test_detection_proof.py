@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from convnext.data.masks import encode, paste_masks
 from convnext.deploy.detection_proof import DetectionProof, compare
 from convnext.deploy.prove_detector import judge_detections
 from convnext.tasks.detection.inference import Detections, compress
-from convnext.tasks.detection.masks import encode, paste_masks
 
 SIZE = (60, 80)
 BOXES = np.array([[5.0, 5, 25, 25], [30, 10, 60, 50], [40, 12, 70, 52]])

@@ -16,6 +16,8 @@ from torch.testing import assert_close
 
 from convnext.cli import main
 from convnext.commands.export import _size
+from convnext.data.masks import paste_masks
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.deploy.any_size import AnySizeSegmentor, parts
 from convnext.deploy.detector_file import default_canvas
 from convnext.deploy.detector_graph import paste
@@ -24,8 +26,6 @@ from convnext.deploy.export_settings import ExportSettings
 from convnext.deploy.exported_detector import OnCanvas
 from convnext.deploy.fold import fold
 from convnext.deploy.graphs import FittedImage
-from convnext.preprocess import DensePreprocessing
-from convnext.tasks.detection.masks import paste_masks
 from convnext.weights.open import open_model
 
 PIXELS: dict[str, Any] = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import nn
 
 import convnext
+from convnext.data.preprocessing import Interpolation, Preprocessing
 from convnext.deploy.fold import fold
 from convnext.deploy.graphs import Half, Labels, Pixels, Probabilities, WholeImage
 from convnext.deploy.layers import spell_out
-from convnext.preprocess import Interpolation, Preprocessing
 
 
 def _image(width: int, height: int) -> Image.Image:

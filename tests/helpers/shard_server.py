@@ -10,8 +10,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from convnext.data.shards import store
 from convnext.recipes.schema import LoaderRecipe
-from convnext.shards import store
 
 
 @pytest.fixture

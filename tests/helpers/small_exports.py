@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from small_detectors import sharpen
 
-from convnext.preprocess import DensePreprocessing, Preprocessing
+from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 from convnext.weights.checkpoint import Card, save_checkpoint
 
 CLASSES = ("cat", "dog", "héron")

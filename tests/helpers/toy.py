@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnext import create_model
-from convnext.preprocess import Preprocessing
+from convnext.data.preprocessing import Preprocessing
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.train.log import RunLog
 from convnext.train.loop import Outcome, fit

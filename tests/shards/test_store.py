@@ -11,8 +11,8 @@ import time
 import pytest
 from shard_server import patience
 
-from convnext.shards import store as store_module
-from convnext.shards.store import (
+from convnext.data.shards import store as store_module
+from convnext.data.shards.store import (
     Missing,
     Remote,
     Store,

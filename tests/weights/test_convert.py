@@ -73,7 +73,7 @@ def test_precision_and_a_missing_head_are_kept(tmp_path: Path, randomise: Random
 
 
 def test_a_checkpoint_of_ours_says_what_it_is(tmp_path: Path, randomise: Randomise) -> None:
-    from convnext.preprocess import Preprocessing
+    from convnext.data.preprocessing import Preprocessing
     from convnext.weights.checkpoint import Card, save_checkpoint
 
     # Nothing in its tensors tells this rung from the next.

@@ -71,7 +71,7 @@ def run(argv: list[str]) -> int:
     out = console(as_json=arguments.json)
     report: Any
     if arguments.to_shards is not None:
-        from convnext.tasks.classification.shards.convert import SHARD_MB, to_shards
+        from convnext.data.shards.convert import SHARD_MB, to_shards
 
         report = to_shards(
             arguments.path,
@@ -119,7 +119,7 @@ def _check(parser: Parser, arguments: argparse.Namespace) -> None:
 
 
 def _task(arguments: argparse.Namespace) -> str:
-    from convnext.tasks.detection.layout import is_detection
+    from convnext.data.formats.coco_layout import is_detection
     from convnext.tasks.segmentation.layout import is_segmentation
 
     if arguments.task is not None:

@@ -64,7 +64,7 @@ def run(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
 
-    from convnext.images import image_files
+    from convnext.data.images import image_files
     from convnext.tasks import home
     from convnext.weights.open import task_of
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.deploy.detector_graph import OUTPUTS, DetectorGraph, check_size, paste
 from convnext.deploy.export_settings import ExportSettings, Masks
 from convnext.deploy.fold import fold
@@ -20,7 +21,6 @@ from convnext.deploy.graphs import FittedImage, Inside, Pixels, halved
 from convnext.deploy.layers import Scaled, spell_out
 from convnext.deploy.writers import Blueprint
 from convnext.hardware.devices import AMP_DTYPES
-from convnext.preprocess import DensePreprocessing
 from convnext.tasks.detection.anchors import DIVISOR
 from convnext.tasks.detection.batch import padded_size
 from convnext.tasks.detection.config import DetectorConfig

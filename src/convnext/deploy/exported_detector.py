@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext.images import Mode, as_mode
-from convnext.preprocess import RESAMPLING, DensePreprocessing, to_tensor
+from convnext.data.images import Mode, as_mode
+from convnext.data.masks import paste_masks
+from convnext.data.preprocessing import RESAMPLING, DensePreprocessing, to_tensor
 from convnext.tasks.detection.config import DetectorConfig
-from convnext.tasks.detection.masks import paste_masks
 from convnext.weights.checkpoint import Card
 
 if TYPE_CHECKING:

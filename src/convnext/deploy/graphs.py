@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convnext.data.preprocessing import DensePreprocessing, Interpolation, Preprocessing
 from convnext.deploy.layers import Standardize
-from convnext.preprocess import DensePreprocessing, Interpolation, Preprocessing
 
 Inside = Literal["none", "normalize", "full"]
 """How much of the preprocessing is in a file: nothing (images are normalised floats, N C H W), the

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from convnext.data.images import BadImage, image_files
+from convnext.data.samples import spread
 from convnext.deploy.detection_proof import DetectionProof
 from convnext.deploy.exported_detector import ExportedDetector
 from convnext.deploy.runtimes import fill_up, filled_size, mean_pixel, open_as_network, votes
-from convnext.images import BadImage, image_files
-from convnext.tasks.classification.samples import spread
 from convnext.weights.checkpoint import Card
 
 # Largest difference of a probability, and least share of equal answers. Rounding to 10 bits of
@@ -172,7 +172,7 @@ def collect(card: Card, source: str, images: Sequence[str | Path], num: int) -> 
 
 
 def _opener(card: Card, paths: Sequence[Path]) -> Callable[[int], Image.Image]:
-    from convnext.images import decode
+    from convnext.data.images import decode
 
     return lambda k: decode(paths[k], mode=card.preprocessing.mode)
 

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from convnext.data.images import BadImage
+from convnext.data.samples import spread
 from convnext.deploy.detection_proof import DetectionProof, compare
 from convnext.deploy.exported_detector import ExportedDetector, OnCanvas
 from convnext.deploy.prove import (
@@ -21,8 +23,6 @@ from convnext.deploy.prove import (
     make_proofs,
     speed_ratio,
 )
-from convnext.images import BadImage
-from convnext.tasks.classification.samples import spread
 from convnext.tasks.detection.batch import padded_size, stack
 from convnext.tasks.detection.inference import Detections, detect
 from convnext.tasks.detection.metric import Metric

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from convnext.data.images import Mode, as_mode
+from convnext.data.preprocessing import to_tensor
 from convnext.deploy.any_size import LEAST_ANY
 from convnext.deploy.build import import_openvino, openvino_request
 from convnext.deploy.exported_detector import ExportedDetector, OnCanvas
 from convnext.deploy.pt2 import checked_archive
-from convnext.images import Mode, as_mode
-from convnext.preprocess import to_tensor
 from convnext.weights.checkpoint import Card
 
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}

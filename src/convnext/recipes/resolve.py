@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.hardware.peak_rates import has_fast_bf16
-from convnext.preprocess import DensePreprocessing
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, number
 from convnext.recipes.schema import DetectRecipe, NetworkRecipe, SegmentRecipe
 from convnext.weights.checkpoint import Card

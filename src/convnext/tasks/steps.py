@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from convnext.data.sampling import StepBatches
 from convnext.hardware.ranks import Ranks
-from convnext.tasks.sampling import StepBatches
 
 
 class InSteps:

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from convnext.atomic import atomic_write
+from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 from convnext.models.family import create_model
-from convnext.preprocess import DensePreprocessing, Preprocessing
 from convnext.weights.files import DIGEST, digest
 
 FORMAT = "convnext-1"

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convnext.data.preprocessing import RESAMPLING, Preprocessing
 from convnext.hardware.devices import check_precision
 from convnext.models.family import create_model, dense_prefix
-from convnext.preprocess import RESAMPLING, Preprocessing
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.weights.checkpoint import FORMAT, Card, find_checkpoint
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convnext.preprocess import Preprocessing
+from convnext.data.preprocessing import Preprocessing
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentRecipe
 from convnext.tasks.classification.augment import (
     BatchAugment,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from convnext.preprocess import Preprocessing
+from convnext.data.preprocessing import Preprocessing
 from convnext.recipes.recipe import Recipe, change_recipe, flatten
 from convnext.tasks.classification.auto import Choice, Circumstances, resolve, warnings
 from convnext.tasks.classification.data import DataFacts

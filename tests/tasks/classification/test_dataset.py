@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from convnext.preprocess import Preprocessing, to_tensor
+from convnext.data.bad_images import BadImages
+from convnext.data.cache import ImageCache, memory_budget
+from convnext.data.preprocessing import Preprocessing, to_tensor
+from convnext.data.sampling import StepBatches
 from convnext.recipes.schema import AugmentRecipe
-from convnext.tasks.bad_images import BadImages
-from convnext.tasks.cache import ImageCache, memory_budget
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.classification.dataset import EvalDataset, TrainDataset, collate
-from convnext.tasks.sampling import StepBatches
 
 AUGMENT = AugmentRecipe(
     scale=(0.35, 1.0),
@@ -246,7 +246,7 @@ def test_too_many_bad_images_end_the_run(photos):
 
 
 def test_a_cache_keeps_shapes_apart_and_remembers_what_failed():
-    from convnext.images import BadImage
+    from convnext.data.images import BadImage
 
     cache = ImageCache(np.array([[2, 3, 1], [1, 1, 3], [4, 4, 3]]))
 

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_objects import coco_squares, square_runs
 
-from convnext.preprocess import DensePreprocessing
+from convnext.data.formats.coco import Objects
+from convnext.data.masks import area_of, cut
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.tasks.detection.augment import (
     LargeScaleJitter,
     MultiScale,
@@ -21,10 +23,8 @@ from convnext.tasks.detection.augment import (
     TrainTransform,
     scaled_back,
 )
-from convnext.tasks.detection.coco import Objects
 from convnext.tasks.detection.data import open_dataset
 from convnext.tasks.detection.dataset import EvalDataset, GroupedBatches, TrainDataset, collate
-from convnext.tasks.detection.masks import area_of, cut
 
 PLAIN = DensePreprocessing(image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
 POLICIES: dict[str, Policy] = {

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from small_objects import small_coco
 
-from convnext.tasks.detection.coco import read_coco
+from convnext.data.formats.coco import read_coco
+from convnext.data.formats.coco_layout import is_detection
 from convnext.tasks.detection.data import facts, open_dataset
-from convnext.tasks.detection.layout import is_detection
 
 RING = [1, 1, 5, 1, 5, 5, 1, 5]
 

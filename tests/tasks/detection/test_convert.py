@@ -25,10 +25,10 @@ from small_objects import (
 )
 
 from convnext.cli import main
-from convnext.tasks.detection.coco import UNUSED
+from convnext.data.formats.coco import UNUSED
+from convnext.data.formats.voc import BadXml, parse, read_objects
 from convnext.tasks.detection.convert import to_coco
 from convnext.tasks.detection.data import open_dataset
-from convnext.tasks.detection.voc import BadXml, parse, read_objects
 
 CAT = voc_xml(voc_object("cat", (3, 3, 10, 10)))
 EMPTY = voc_xml("")

@@ -15,11 +15,11 @@ from rich.console import Console
 from small_objects import coco_squares, small_coco
 
 from convnext.cli import main
-from convnext.preprocess import DensePreprocessing
+from convnext.data.masks import cut
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.tasks import open_task
 from convnext.tasks.detection.evaluate import evaluate
-from convnext.tasks.detection.masks import cut
 from convnext.tasks.detection.predict import predict
 from convnext.train.run import RunResult, train
 from convnext.weights.checkpoint import Card, find_checkpoint

@@ -11,7 +11,7 @@ import pytest
 from small_objects import HEIGHT, RING, WIDTH, annotation, image, save, small_coco, write_coco
 
 from convnext.cli import main
-from convnext.tasks.detection.coco import read_coco
+from convnext.data.formats.coco import read_coco
 from convnext.tasks.detection.data import open_dataset
 from convnext.tasks.detection.fix import FixReport, fix, fix_dataset
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from small_objects import annotation, image, save, small_coco, write_coco
 
 from convnext.cli import main
-from convnext.tasks.colors import class_colors
+from convnext.data.colors import class_colors
 from convnext.tasks.detection.contact_sheet import contact_sheet
 from convnext.tasks.detection.data import open_dataset
 from convnext.tasks.detection.draw import draw_objects

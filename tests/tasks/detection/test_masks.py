@@ -13,7 +13,7 @@ from lightning_fabric.plugins.precision import MixedPrecision
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
-from convnext.tasks.detection.masks import (
+from convnext.data.masks import (
     bounds_of,
     cut,
     encode,

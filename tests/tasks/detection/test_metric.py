@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_objects import coco_squares, small_coco
 
+from convnext.data.bad_images import BadImages
+from convnext.data.masks import cut, encode, paste_masks, paste_windows
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.hardware.ranks import Ranks
-from convnext.preprocess import DensePreprocessing
-from convnext.tasks.bad_images import BadImages
 from convnext.tasks.detection.data import open_dataset
 from convnext.tasks.detection.dataset import EvalDataset
 from convnext.tasks.detection.inference import Detections, compress, infer
-from convnext.tasks.detection.masks import cut, encode, paste_masks, paste_windows
 from convnext.tasks.detection.metric import Metric, Scores
 from convnext.tasks.detection.samples import DetectionImages
 

@@ -10,10 +10,10 @@ import torch
 from small_detectors import METHODS, NARROW, SHY, SMALL, random_target, small_detector
 from torch import nn
 
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.models.dense_flops import dense_macs
 from convnext.models.family import FAMILY, create_model, list_models
 from convnext.models.flops import cost
-from convnext.preprocess import DensePreprocessing
 from convnext.tasks.detection.model import CascadeMaskRCNN, MaskRCNN
 from convnext.weights import load_weights, read_source
 from convnext.weights.checkpoint import Card, save_checkpoint

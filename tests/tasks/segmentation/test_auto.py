@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from convnext.preprocess import DensePreprocessing
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe
 from convnext.recipes.resolve import Circumstances
 from convnext.tasks.segmentation.auto import resolve, warnings

@@ -12,7 +12,7 @@ from PIL import Image
 from shapes import write_shapes
 
 from convnext.cli import main
-from convnext.images import BadImage
+from convnext.data.images import BadImage
 from convnext.tasks.segmentation.contact_sheet import contact_sheet
 from convnext.tasks.segmentation.data import facts, open_dataset
 from convnext.tasks.segmentation.inspect import inspect

@@ -17,7 +17,7 @@ from rich.console import Console
 from shapes import write_shapes
 
 from convnext.cli import main
-from convnext.preprocess import DensePreprocessing
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.recipe import Recipe, change_recipe, read_recipe, recipe_names
 from convnext.tasks import open_task
 from convnext.train.run import RunResult, train

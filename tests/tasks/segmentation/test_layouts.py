@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.models.family import create_model
-from convnext.preprocess import DensePreprocessing
 from convnext.weights import convert, export_weights, infer_model, load_weights, read_source
 from convnext.weights.checkpoint import Card, save_checkpoint
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.models.family import FAMILY, create_model, list_models
 from convnext.models.flops import cost
-from convnext.preprocess import DensePreprocessing
 from convnext.tasks.segmentation.loss import cross_entropy
 from convnext.weights import load_weights, read_source
 from convnext.weights.checkpoint import Card, save_checkpoint

@@ -16,10 +16,10 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from convnext.images import Mode
-from convnext.preprocess import DensePreprocessing, to_tensor
-from convnext.tasks.colors import class_colors
-from convnext.tasks.results import output_names
+from convnext.data.colors import class_colors
+from convnext.data.images import Mode
+from convnext.data.output_names import output_names
+from convnext.data.preprocessing import DensePreprocessing, to_tensor
 from convnext.tasks.segmentation.predict import (
     SegmentationResult,
     segment_files,

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from shapes import write_shapes
 
 from convnext.cli import main
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.models.family import create_model
-from convnext.preprocess import DensePreprocessing
 from convnext.tasks.segmentation.published import ADE20K, published_side
 from convnext.weights import export_weights
 from convnext.weights.open import card_of, open_model, task_of

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnext.tasks.colors import class_colors
-from convnext.tasks.pictures import data_uri, save_image
+from convnext.data.colors import class_colors
+from convnext.data.pictures import data_uri, save_image
 from convnext.tasks.segmentation.render import (
     GAP,
     IGNORED,

@@ -20,8 +20,8 @@ from numpy.random import mtrand
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from convnext.crops import Box, Draw, resize_crop
-from convnext.preprocess import RESAMPLING, Preprocessing
+from convnext.data.crops import Box, Draw, resize_crop
+from convnext.data.preprocessing import RESAMPLING, Preprocessing
 from convnext.recipes.schema import AugmentRecipe
 from convnext.tasks.classification.mix import erase, mix, smooth_one_hot
 

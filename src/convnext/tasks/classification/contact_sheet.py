@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw, ImageFont
 
-from convnext.images import BadImage
+from convnext.data.images import BadImage
+from convnext.data.samples import Samples
 from convnext.tasks.classification.data import ClassificationData, open_dataset
-from convnext.tasks.classification.samples import Samples
 
 MARGIN, GAP, LINE = 16, 6, 22
 PAPER, INK, PALE = (255, 255, 255), (20, 20, 20), (120, 120, 120)

@@ -21,10 +21,10 @@ from importlib import resources
 import numpy as np
 from rich.console import Console
 
-from convnext.images import BadImage, Header
+from convnext.data.images import BadImage, Header
+from convnext.data.samples import ArraySamples, Found, Samples
 from convnext.recipes.schema import LoaderRecipe
 from convnext.tasks.classification.layout import find
-from convnext.tasks.classification.samples import ArraySamples, Found, Samples
 
 # How many images `facts` looks at.
 NUM_HEADERS, NUM_DECODED = 200, 32
@@ -149,7 +149,7 @@ def _is_greyscale(samples: Samples, attempt: int) -> bool:
 
 def _digits() -> ClassificationData:
     with (
-        resources.as_file(resources.files("convnext") / "digits" / "digits.npz") as path,
+        resources.as_file(resources.files("convnext.data") / "digits" / "digits.npz") as path,
         np.load(path, allow_pickle=False) as file,
     ):
         levels, labels, is_val = file["images"], file["labels"], file["is_val"]

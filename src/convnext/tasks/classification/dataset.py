@@ -23,15 +23,15 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from convnext.crops import Box, to_pixels
-from convnext.images import BadImage, Mode
-from convnext.preprocess import Preprocessing, fit_short_side
+from convnext.data.cache import ImageCache, Pixels, memory_budget
+from convnext.data.crops import Box, to_pixels
+from convnext.data.images import BadImage, Mode
+from convnext.data.preprocessing import Preprocessing, fit_short_side
+from convnext.data.samples import Samples
+from convnext.data.sampling import Draw
+from convnext.data.shards.samples import BadShard, CutShard, ShardSamples
 from convnext.recipes.schema import AugmentRecipe
-from convnext.tasks.cache import ImageCache, Pixels, memory_budget
 from convnext.tasks.classification.augment import ImageAugment
-from convnext.tasks.classification.samples import Samples
-from convnext.tasks.classification.shards.samples import BadShard, CutShard, ShardSamples
-from convnext.tasks.sampling import Draw
 
 _KEPT = "are kept in memory ({:,.3g} MB)"
 _TOO_LARGE = "do not fit into the {:,.2g} GB that may be used, and are read anew each time"

@@ -19,18 +19,18 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from convnext.atomic import write_text
+from convnext.data.bad_images import BadImages
+from convnext.data.images import BadImage
+from convnext.data.samples import Samples
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
-from convnext.images import BadImage
+from convnext.progress import notes, progress_bar
 from convnext.recipes.schema import LoaderRecipe
-from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.metric import Evaluation, Metric
-from convnext.tasks.classification.samples import Samples
-from convnext.tasks.progress import notes, progress_bar
 from convnext.train.state import complete_steps, step_of
 from convnext.weights.checkpoint import Card
 from convnext.weights.files import read_file

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from convnext.data.bad_images import BadImages
+from convnext.data.prefetch import items_of
 from convnext.hardware.devices import autocast
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
-from convnext.tasks.ahead import items_of
-from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.dataset import EvalDataset, collate
 
 BATCH_SIZE = 64

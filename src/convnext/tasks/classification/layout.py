@@ -6,10 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from convnext.names import nearest
-from convnext.recipes.schema import LoaderRecipe
-from convnext.shards.addresses import is_remote
-from convnext.tasks.classification.folders import (
+from convnext.data.formats.class_folders import (
     LAYOUTS,
     find_plain,
     find_split,
@@ -17,9 +14,12 @@ from convnext.tasks.classification.folders import (
     listing,
     subfolders,
 )
-from convnext.tasks.classification.samples import Found
-from convnext.tasks.classification.shards.layout import find_shards, part_of
-from convnext.tasks.classification.shards.remote import find_remote
+from convnext.data.samples import Found
+from convnext.data.shards.addresses import is_remote
+from convnext.data.shards.layout import find_shards, part_of
+from convnext.data.shards.remote import find_remote
+from convnext.names import nearest
+from convnext.recipes.schema import LoaderRecipe
 
 # Names of folders in data sets for other tasks.
 _NOT_CLASSES = {"images", "annotations", "labels", "masks"}

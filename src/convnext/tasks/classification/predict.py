@@ -15,14 +15,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
+from convnext.data.bad_images import BadImages
+from convnext.data.images import image_files
+from convnext.data.samples import FolderSamples
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
-from convnext.images import image_files
-from convnext.tasks.bad_images import BadImages
+from convnext.progress import notes, progress_bar
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
-from convnext.tasks.classification.samples import FolderSamples
-from convnext.tasks.progress import notes, progress_bar
 from convnext.weights.open import open_model, pick_precision
 
 

@@ -16,15 +16,16 @@ from rich.markup import escape
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from convnext.data.bad_images import BadImages
+from convnext.data.preprocessing import Preprocessing
+from convnext.data.sampling import StepBatches
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.family import create_model
 from convnext.models.init import init_fan_in
-from convnext.preprocess import Preprocessing
 from convnext.recipes.plan import num_steps as num_steps_of
 from convnext.recipes.recipe import Recipe, number, to_dict
 from convnext.recipes.resolve import Choice, circumstances, print_choices
-from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.augment import BatchAugment
 from convnext.tasks.classification.auto import resolve, warnings
 from convnext.tasks.classification.data import ClassificationData, facts, open_dataset
@@ -32,7 +33,6 @@ from convnext.tasks.classification.dataset import Batch, EvalDataset, TrainDatas
 from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.metric import Evaluation, Metric
-from convnext.tasks.sampling import StepBatches
 from convnext.tasks.steps import InSteps
 from convnext.weights.checkpoint import Card
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from convnext.data.formats.coco import Objects
 from convnext.tasks.detection.boxes import covered, iou
-from convnext.tasks.detection.coco import Objects
 from convnext.tasks.detection.inference import Detections
 
 OVERLAP = 0.5

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.images import BadImage
-from convnext.tasks.colors import class_colors
+from convnext.data.colors import class_colors
+from convnext.data.images import BadImage
+from convnext.data.sheets import crossed_out, fitted, sheet
 from convnext.tasks.detection.data import DetectionData
 from convnext.tasks.detection.draw import draw_objects
 from convnext.tasks.detection.samples import DetectionImages
 from convnext.tasks.detection.scan import parts
-from convnext.tasks.sheets import crossed_out, fitted, sheet
 
 TITLES = {"train": "training", "val": "validation"}
 

@@ -20,13 +20,13 @@ import numpy as np
 from rich.console import Console
 
 from convnext.atomic import write_text
-from convnext.images import BadImage, read_header
-from convnext.tasks.cache import for_each
-from convnext.tasks.detection.coco import ROUNDING
-from convnext.tasks.detection.foreign import Found, Listing, Source
-from convnext.tasks.detection.masks import cut
-from convnext.tasks.detection.voc import Difficult, is_voc, read_voc
-from convnext.tasks.detection.yolo import is_yolo, read_yolo
+from convnext.data.cache import for_each
+from convnext.data.formats.coco import ROUNDING
+from convnext.data.formats.imported import Found, Listing, Source
+from convnext.data.formats.voc import Difficult, is_voc, read_voc
+from convnext.data.formats.yolo import is_yolo, read_yolo
+from convnext.data.images import BadImage, read_header
+from convnext.data.masks import cut
 
 NUM_EXAMPLES = 8
 ACCEPTED = (

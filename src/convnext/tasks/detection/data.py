@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext.images import BadImage
-from convnext.tasks.detection.coco import UNUSED, CocoFile, Fault, Objects, Record, read_coco
-from convnext.tasks.detection.layout import Found, find, image_root
+from convnext.data.formats.coco import UNUSED, CocoFile, Fault, Objects, Record, read_coco
+from convnext.data.formats.coco_layout import Found, find, image_root
+from convnext.data.images import BadImage
+from convnext.data.splits import held_out
 from convnext.tasks.detection.samples import DetectionImages
-from convnext.tasks.splits import held_out
 
 NUM_DECODED = 32
 

@@ -20,13 +20,13 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from convnext.images import BadImage
-from convnext.preprocess import DensePreprocessing, to_tensor
-from convnext.tasks.cache import ImageCache, memory_budget
+from convnext.data.cache import ImageCache, memory_budget
+from convnext.data.images import BadImage
+from convnext.data.preprocessing import DensePreprocessing, to_tensor
+from convnext.data.sampling import Draw, StepBatches
+from convnext.data.substitutes import Substitutes
 from convnext.tasks.detection.augment import Target, TrainTransform
 from convnext.tasks.detection.samples import DetectionImages
-from convnext.tasks.sampling import Draw, StepBatches
-from convnext.tasks.substitutes import Substitutes
 
 Bad = tuple[tuple[int, str], ...]
 """Images that could not be read, each with the reason."""

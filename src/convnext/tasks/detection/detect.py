@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from convnext.data.masks import paste_masks
 from convnext.tasks.detection.batch import Size
 from convnext.tasks.detection.coding import Stds, decode
-from convnext.tasks.detection.masks import paste_masks
 
 if TYPE_CHECKING:
     from convnext.tasks.detection.model import Detector

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from convnext.tasks.detection.coco import Objects
-from convnext.tasks.detection.masks import Mask, Window, cut, place
+from convnext.data.formats.coco import Objects
+from convnext.data.masks import Mask, Window, cut, place
 
 # How much of a pixel is the colour of the object on it.
 TINT = 0.4

@@ -15,9 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
+from convnext.data.bad_images import BadImages
+from convnext.data.pictures import data_uri
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
-from convnext.tasks.bad_images import BadImages
+from convnext.progress import notes, progress_bar
 from convnext.tasks.detection.confusion import SCORE
 from convnext.tasks.detection.data import ids_of, open_dataset
 from convnext.tasks.detection.dataset import EvalDataset
@@ -26,8 +28,6 @@ from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import Evaluation, Metric
 from convnext.tasks.detection.render import compare
 from convnext.tasks.detection.samples import DetectionImages
-from convnext.tasks.pictures import data_uri
-from convnext.tasks.progress import notes, progress_bar
 from convnext.weights.checkpoint import Card
 from convnext.weights.open import open_model, pick_precision
 

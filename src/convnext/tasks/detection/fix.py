@@ -22,9 +22,8 @@ import numpy as np
 from rich.console import Console
 
 from convnext.atomic import write_text
-from convnext.images import BadImage, read_header
-from convnext.tasks.cache import for_each
-from convnext.tasks.detection.coco import (
+from convnext.data.cache import for_each
+from convnext.data.formats.coco import (
     UNUSED,
     CocoFile,
     Fault,
@@ -33,7 +32,8 @@ from convnext.tasks.detection.coco import (
     load_json,
     read_coco,
 )
-from convnext.tasks.detection.layout import KEPT, find, image_root
+from convnext.data.formats.coco_layout import KEPT, find, image_root
+from convnext.data.images import BadImage, read_header
 from convnext.tasks.detection.mend import Json, Log, Size, mend_annotations, mend_images
 
 NUM_EXAMPLES = 3

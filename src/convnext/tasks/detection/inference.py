@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from convnext.data.bad_images import BadImages
+from convnext.data.masks import encode, paste_windows
+from convnext.data.prefetch import items_of
 from convnext.hardware.devices import autocast
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
-from convnext.tasks.ahead import items_of
-from convnext.tasks.bad_images import BadImages
 from convnext.tasks.detection.dataset import EvalDataset
-from convnext.tasks.detection.masks import encode, paste_windows
 
 
 @dataclass(frozen=True, kw_only=True)

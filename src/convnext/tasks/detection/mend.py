@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convnext.images import MAX_PIXELS
-from convnext.tasks.detection.coco import ROUNDING, Fault, is_number, is_whole
-from convnext.tasks.detection.masks import area_of, num_pixels
+from convnext.data.formats.coco import ROUNDING, Fault, is_number, is_whole
+from convnext.data.images import MAX_PIXELS
+from convnext.data.masks import area_of, num_pixels
 
 # Sizes whose ratios differ by less are of one picture, enlarged or reduced.
 SAME_SHAPE = 0.01

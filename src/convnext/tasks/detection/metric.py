@@ -14,8 +14,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
+from convnext.data.formats.coco import Objects
 from convnext.hardware.ranks import Ranks
-from convnext.tasks.detection.coco import Objects
 from convnext.tasks.detection.confusion import confuse, f1
 from convnext.tasks.detection.inference import Detections
 from convnext.tasks.detection.samples import DetectionImages

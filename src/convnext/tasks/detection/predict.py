@@ -17,17 +17,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
+from convnext.data.formats.coco import read_coco
+from convnext.data.images import BadImage, decode
+from convnext.data.output_names import output_names, protect
+from convnext.data.pictures import save_image
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
-from convnext.images import BadImage, decode
-from convnext.tasks.detection.coco import read_coco
+from convnext.progress import counted, notes, progress_bar
 from convnext.tasks.detection.inference import Detections, detect
 from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import xywh
 from convnext.tasks.detection.render import draw_detections
-from convnext.tasks.pictures import save_image
-from convnext.tasks.progress import counted, notes, progress_bar
-from convnext.tasks.results import output_names, protect
 from convnext.weights.open import open_model, pick_precision
 
 Form = Literal["png", "jpg", "none"]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from convnext.tasks.detection.coco import FIX, UNUSED
+from convnext.data.formats.coco import FIX, UNUSED
 from convnext.tasks.detection.data import DetectionData
 from convnext.tasks.detection.scan import Look, parts, unlisted
 

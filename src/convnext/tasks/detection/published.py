@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from convnext.preprocess import DensePreprocessing
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.detection.config import DetectorConfig
 from convnext.weights.checkpoint import Card

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from convnext.tasks.colors import class_colors
-from convnext.tasks.detection.coco import Objects
+from convnext.data.colors import class_colors
+from convnext.data.formats.coco import Objects
 from convnext.tasks.detection.draw import draw_objects
 from convnext.tasks.detection.inference import Detections
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from convnext.images import BadImage, Header, Mode, decode, read_header
-from convnext.tasks.classification.samples import spread
-from convnext.tasks.detection.coco import Objects, Record
+from convnext.data.formats.coco import Objects, Record
+from convnext.data.images import BadImage, Header, Mode, decode, read_header
+from convnext.data.samples import spread
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Literal
 
 from rich.console import Console
 
-from convnext.images import BadImage, decode, readable_extensions
-from convnext.tasks.cache import for_each
-from convnext.tasks.detection.coco import Objects
+from convnext.data.cache import for_each
+from convnext.data.formats.coco import Objects
+from convnext.data.images import BadImage, decode, readable_extensions
+from convnext.data.masks import bounds_of
 from convnext.tasks.detection.data import DetectionData
-from convnext.tasks.detection.masks import bounds_of
 from convnext.tasks.detection.samples import DetectionImages
 
 Part = Literal["train", "val"]

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convnext.data.masks import Mask, size_of
 from convnext.tasks.detection.anchors import usable
 from convnext.tasks.detection.boxes import clip
 from convnext.tasks.detection.config import RPN_THRESHOLDS, DetectorConfig, Method, Stage
-from convnext.tasks.detection.masks import Mask, size_of
 from convnext.tasks.detection.matching import match
 from convnext.tasks.detection.sampling import sample
 

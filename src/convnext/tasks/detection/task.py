@@ -15,6 +15,7 @@ from rich.markup import escape
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from convnext.data.bad_images import BadImages
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.family import create_model
@@ -22,7 +23,6 @@ from convnext.models.init import init_fan_in
 from convnext.recipes.plan import num_steps as num_steps_of
 from convnext.recipes.recipe import Recipe, number, to_dict
 from convnext.recipes.resolve import Choice, circumstances, dense_preprocessing, print_choices
-from convnext.tasks.bad_images import BadImages
 from convnext.tasks.detection.augment import LargeScaleJitter, MultiScale, Policy, TrainTransform
 from convnext.tasks.detection.auto import resolve, warnings
 from convnext.tasks.detection.data import DetectionData, facts, open_dataset

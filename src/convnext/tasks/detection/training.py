@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from convnext.data.masks import mask_targets
 from convnext.tasks.detection.batch import stack
 from convnext.tasks.detection.coding import encode
 from convnext.tasks.detection.loss import (
@@ -17,7 +18,6 @@ from convnext.tasks.detection.loss import (
     objectness_loss,
     smooth_l1,
 )
-from convnext.tasks.detection.masks import mask_targets
 from convnext.tasks.detection.rpn import by_anchor
 from convnext.tasks.detection.targets import (
     Chosen,

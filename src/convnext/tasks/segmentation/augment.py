@@ -18,8 +18,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from torchvision.tv_tensors import Image, Mask
 
-from convnext.preprocess import DensePreprocessing, fit_within
-from convnext.tasks.photometric import distort
+from convnext.data.photometric import distort
+from convnext.data.preprocessing import DensePreprocessing, fit_within
 
 # How often a crop is drawn anew because one class fills it.
 TRIES = 10

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from convnext.images import BadImage
-from convnext.tasks.colors import class_colors
+from convnext.data.colors import class_colors
+from convnext.data.images import BadImage
+from convnext.data.sheets import crossed_out, fitted, sheet
 from convnext.tasks.segmentation.data import SegmentationData
 from convnext.tasks.segmentation.render import overlay
 from convnext.tasks.segmentation.samples import Pairs
-from convnext.tasks.sheets import crossed_out, fitted, sheet
 
 
 def contact_sheet(

@@ -19,13 +19,13 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from convnext.images import BadImage
-from convnext.preprocess import DensePreprocessing, to_tensor
-from convnext.tasks.cache import ImageCache, memory_budget
-from convnext.tasks.sampling import Draw
+from convnext.data.cache import ImageCache, memory_budget
+from convnext.data.images import BadImage
+from convnext.data.preprocessing import DensePreprocessing, to_tensor
+from convnext.data.sampling import Draw
+from convnext.data.substitutes import Substitutes
 from convnext.tasks.segmentation.augment import TrainTransform
 from convnext.tasks.segmentation.samples import Pairs
-from convnext.tasks.substitutes import Substitutes
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from convnext.images import BadImage
-from convnext.tasks.detection.coco import Objects, Record
+from convnext.data.formats.coco import Objects, Record
+from convnext.data.images import BadImage
+from convnext.data.masks import cut
 from convnext.tasks.detection.data import open_dataset
-from convnext.tasks.detection.masks import cut
 from convnext.tasks.detection.samples import DetectionImages
 from convnext.tasks.segmentation.masks import Labels
 from convnext.tasks.segmentation.samples import Pairs

@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
+from convnext.data.bad_images import BadImages
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
-from convnext.tasks.bad_images import BadImages
-from convnext.tasks.progress import notes, progress_bar
+from convnext.progress import notes, progress_bar
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.gallery import draw_images

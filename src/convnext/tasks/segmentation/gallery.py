@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from convnext.tasks.pictures import data_uri
+from convnext.data.pictures import data_uri
 from convnext.tasks.segmentation.inference import Items, segment_labels
 from convnext.tasks.segmentation.render import compare
 from convnext.tasks.segmentation.scores import InferenceSettings

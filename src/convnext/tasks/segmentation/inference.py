@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from convnext.data.prefetch import items_of
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
-from convnext.tasks.ahead import items_of
 from convnext.tasks.segmentation.scores import InferenceSettings, Size, score_bands
 
 

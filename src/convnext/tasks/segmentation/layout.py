@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convnext.images import readable_extensions
+from convnext.data.images import readable_extensions
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 MASK_FOLDERS = ("annotations", "masks", "labels", "segmentations")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.images import MAX_PIXELS, BadImage, readable_formats, upright
+from convnext.data.images import MAX_PIXELS, BadImage, readable_formats, upright
 
 Labels = NDArray[np.int32]
 Color = tuple[int, int, int]

@@ -18,12 +18,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from convnext.atomic import write_text
+from convnext.data.images import BadImage, Mode, decode
+from convnext.data.output_names import output_names, protect
+from convnext.data.pictures import save_image
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
-from convnext.images import BadImage, Mode, decode
-from convnext.tasks.pictures import save_image
-from convnext.tasks.progress import counted, notes, progress_bar
-from convnext.tasks.results import output_names, protect
+from convnext.progress import counted, notes, progress_bar
 from convnext.tasks.segmentation.inference import segment_labels
 from convnext.tasks.segmentation.looks import inference_of
 from convnext.tasks.segmentation.render import (

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from convnext.preprocess import DensePreprocessing
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.segmentation.model import UPerNetConfig
 from convnext.tasks.segmentation.scores import default_stride

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from convnext.images import Header, Mode, decode, read_header
-from convnext.tasks.classification.samples import spread
+from convnext.data.images import Header, Mode, decode, read_header
+from convnext.data.samples import spread
 from convnext.tasks.segmentation.masks import NONE_16_BIT, Labels
 
 

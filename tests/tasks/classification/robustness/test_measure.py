@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convnext.preprocess import Preprocessing
+from convnext.data.preprocessing import Preprocessing
+from convnext.data.samples import ArraySamples, FolderSamples
 from convnext.tasks.classification.robustness.dataset import (
     CorruptedDataset,
     SomeSamples,
@@ -26,7 +27,6 @@ from convnext.tasks.classification.robustness.measure import (
     restrict,
     run_trials,
 )
-from convnext.tasks.classification.samples import ArraySamples, FolderSamples
 
 GREY = Preprocessing(image_size=4, crop_pct=1.0, in_chans=1, mean=(0.0,), std=(1.0,))
 EXECUTION = Execution(device=torch.device("cpu"), precision="fp32", batch_size=4)

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from convnext.cli import main
+from convnext.data.shards import convert as module
+from convnext.data.shards import index as shard_index
+from convnext.data.shards.convert import to_shards
+from convnext.data.shards.index import Places, read_places, write_places
 from convnext.tasks.classification.data import open_dataset
-from convnext.tasks.classification.shards import convert as module
-from convnext.tasks.classification.shards import index as shard_index
-from convnext.tasks.classification.shards.convert import to_shards
-from convnext.tasks.classification.shards.index import Places, read_places, write_places
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_the_command(photos, tmp_path, capsys, monkeypatch):
 
 
 def test_the_index_spares_reading_the_shards(photos, tmp_path, monkeypatch):
-    from convnext.tasks.classification.shards import layout as shard_layout
+    from convnext.data.shards import layout as shard_layout
 
     to_shards(str(photos), tmp_path / "shards", shard_mb=0.01)
     monkeypatch.setattr(shard_layout, "index_shard", None)

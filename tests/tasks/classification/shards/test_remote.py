@@ -15,15 +15,15 @@ from rich.console import Console
 from shard_server import patience
 from torch.utils.data import DataLoader
 
-from convnext.images import BadImage
-from convnext.preprocess import Preprocessing
+from convnext.data.bad_images import BadImages
+from convnext.data.images import BadImage
+from convnext.data.preprocessing import Preprocessing
+from convnext.data.sampling import StepBatches
+from convnext.data.shards.addresses import expand
+from convnext.data.shards.convert import to_shards
 from convnext.recipes.schema import AugmentRecipe
-from convnext.shards.addresses import expand
-from convnext.tasks.bad_images import BadImages
 from convnext.tasks.classification.data import facts, open_dataset
 from convnext.tasks.classification.dataset import EvalDataset, TrainDataset, collate
-from convnext.tasks.classification.shards.convert import to_shards
-from convnext.tasks.sampling import StepBatches
 
 AUGMENT = AugmentRecipe(
     scale=(0.35, 1.0),

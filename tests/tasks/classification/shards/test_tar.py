@@ -10,10 +10,10 @@ from collections import Counter
 import pytest
 import torch
 
-from convnext.crops import to_pixels
-from convnext.images import BadImage
+from convnext.data.crops import to_pixels
+from convnext.data.images import BadImage
+from convnext.data.shards.tar import index_shard
 from convnext.tasks.classification.data import facts, open_dataset
-from convnext.tasks.classification.shards.tar import index_shard
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from convnext.tasks.classification.folders import listing
+from convnext.data.formats.class_folders import listing
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS, SEVERITIES
 
 Kind = Literal[

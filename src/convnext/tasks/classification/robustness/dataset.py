@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convnext.images import Header, Mode
-from convnext.preprocess import Preprocessing
+from convnext.data.images import Header, Mode
+from convnext.data.preprocessing import Preprocessing
+from convnext.data.samples import Samples
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.robustness.corruptions import corrupt
-from convnext.tasks.classification.samples import Samples
 
 
 class SomeSamples(Samples):

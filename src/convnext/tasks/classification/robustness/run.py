@@ -11,12 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
+from convnext.data.formats.class_folders import find_plain, listing
+from convnext.data.images import BadImage
+from convnext.data.samples import Samples
 from convnext.hardware.devices import pick_device
-from convnext.images import BadImage
 from convnext.names import nearest
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.evaluate import class_positions, open_split, relabel
-from convnext.tasks.classification.folders import find_plain, listing
 from convnext.tasks.classification.inference import BATCH_SIZE
 from convnext.tasks.classification.robustness.benchmarks import (
     TITLES,
@@ -36,7 +37,6 @@ from convnext.tasks.classification.robustness.measure import (
 )
 from convnext.tasks.classification.robustness.paper import SOURCE, paper_figures
 from convnext.tasks.classification.robustness.score import Summary, summarise
-from convnext.tasks.classification.samples import Samples
 from convnext.weights.checkpoint import Card
 from convnext.weights.files import digest
 from convnext.weights.open import open_model, pick_precision

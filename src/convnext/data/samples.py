@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from convnext.crops import Box, Draw, decode_crop, to_pixels
-from convnext.images import BadImage, Header, Mode, as_mode, decode, read_header
+from convnext.data.crops import Box, Draw, decode_crop, to_pixels
+from convnext.data.images import BadImage, Header, Mode, as_mode, decode, read_header
 
 
 class Samples(ABC):

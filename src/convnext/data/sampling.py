@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from convnext.shards.order import ShardOrder
+from convnext.data.shards.order import ShardOrder
 
 Draw = tuple[int, int]
 """(round, index): the number of the round in which an image is drawn, and the image. No image is

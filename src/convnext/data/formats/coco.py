@@ -18,8 +18,8 @@ from typing import Any, TypeGuard, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext.images import MAX_PIXELS
-from convnext.tasks.detection.masks import Mask, area_of, num_pixels
+from convnext.data.images import MAX_PIXELS
+from convnext.data.masks import Mask, area_of, num_pixels
 
 # Pixels by which boxes may leave the image by rounding alone.
 ROUNDING = 1.0

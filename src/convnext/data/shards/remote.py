@@ -15,14 +15,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from convnext.recipes.schema import LoaderRecipe
-from convnext.shards.addresses import addresses, fetch_text, is_remote
-from convnext.shards.store import Missing, Remote, Store, Unavailable
-from convnext.tasks.cache import for_each
-from convnext.tasks.classification.samples import Found
-from convnext.tasks.classification.shards import index as shard_index
-from convnext.tasks.classification.shards.index import Listed, Listing, Places, index_name
-from convnext.tasks.classification.shards.layout import (
+from convnext.data.cache import for_each
+from convnext.data.samples import Found
+from convnext.data.shards import index as shard_index
+from convnext.data.shards.addresses import addresses, fetch_text, is_remote
+from convnext.data.shards.index import Listed, Listing, Places, index_name
+from convnext.data.shards.layout import (
     Raw,
     agrees,
     choose_parts,
@@ -31,8 +29,10 @@ from convnext.tasks.classification.shards.layout import (
     no_samples,
     resolve,
 )
-from convnext.tasks.classification.shards.samples import TRIES, Shard, base_name
-from convnext.tasks.classification.shards.tar import index_shard
+from convnext.data.shards.samples import TRIES, Shard, base_name
+from convnext.data.shards.store import Missing, Remote, Store, Unavailable
+from convnext.data.shards.tar import index_shard
+from convnext.recipes.schema import LoaderRecipe
 
 # The small files of an index are fetched by this many threads: waiting, not work.
 THREADS = 16

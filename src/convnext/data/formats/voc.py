@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 from xml.parsers import expat
 
-from convnext.images import readable_extensions
-from convnext.tasks.detection.foreign import Found, Listing, Source
-from convnext.tasks.detection.layout import SPLITS
-from convnext.tasks.splits import held_out
+from convnext.data.formats.coco_layout import SPLITS
+from convnext.data.formats.imported import Found, Listing, Source
+from convnext.data.images import readable_extensions
+from convnext.data.splits import held_out
 
 Difficult = Literal["keep", "crowd", "drop"]
 MAX_BYTES = 16 * 2**20

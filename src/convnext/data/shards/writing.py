@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 
 from convnext.atomic import atomic_write
-from convnext.images import BadImage, Mode, decode, read_header
-from convnext.preprocess import fit_short_side
-from convnext.tasks.classification.samples import FolderSamples, spread
-from convnext.tasks.classification.shards import index as shard_index
-from convnext.tasks.classification.shards.index import Places, index_name, pack_names
+from convnext.data.images import BadImage, Mode, decode, read_header
+from convnext.data.preprocessing import fit_short_side
+from convnext.data.samples import FolderSamples, spread
+from convnext.data.shards import index as shard_index
+from convnext.data.shards.index import Places, index_name, pack_names
 
 # Quality of JPEG files that are written anew.
 JPEG_QUALITY = 92

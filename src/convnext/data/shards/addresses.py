@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from convnext.shards.store import Missing, Refused, Remote, Store, Unavailable
+from convnext.data.shards.store import Missing, Refused, Remote, Store, Unavailable
 
 # A pattern that stands for more shards than this is a slip of the keyboard.
 MAX_SHARDS = 1_000_000

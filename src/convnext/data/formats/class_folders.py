@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from convnext.images import readable_extensions
-from convnext.tasks.classification.samples import FolderSamples, Found, Samples
+from convnext.data.images import readable_extensions
+from convnext.data.samples import FolderSamples, Found, Samples
 
 VAL_NAMES = ("val", "validation", "valid", "test")
 LAYOUTS = (

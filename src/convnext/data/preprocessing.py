@@ -1,7 +1,7 @@
 """From an image to the network's input: one object for training, evaluation, prediction, export.
 
 It is data that travels with a checkpoint. The pixels come from Pillow's antialiased resize and are
-the same bits on every machine (crops for training have ways of their own, `convnext.crops`);
+the same bits on every machine (crops for training have ways of their own, `convnext.data.crops`);
 `normalize` runs wherever the batch is, always in fp32.
 
 Paper, appendix A (and its code): below 384 pixels the short side is resized to
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convnext.images import MAX_PIXELS, BadImage, Mode, as_mode
+from convnext.data.images import MAX_PIXELS, BadImage, Mode, as_mode
 from convnext.names import nearest
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]

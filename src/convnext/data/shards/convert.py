@@ -27,17 +27,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from convnext.atomic import write_text
-from convnext.tasks.classification.data import ClassificationData, open_dataset
-from convnext.tasks.classification.samples import FolderSamples
-from convnext.tasks.classification.shards import index as shard_index
-from convnext.tasks.classification.shards.index import Listed, index_name
-from convnext.tasks.classification.shards.writing import (
+from convnext.data.samples import FolderSamples
+from convnext.data.shards import index as shard_index
+from convnext.data.shards.index import Listed, index_name
+from convnext.data.shards.writing import (
     Planned,
     missing_images,
     plan_shards,
     size_scale,
     write_shard,
 )
+from convnext.tasks.classification.data import ClassificationData, open_dataset
 
 # Megabytes of a shard: large enough to be read in one go from a disk or a server, small enough that
 # a window of several per lane is fetched in seconds.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from convnext.images import BadImage
+from convnext.data.images import BadImage
 
 # Share of the memory that is free now which a cache may take.
 BUDGET_SHARE = 0.5

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from convnext.shards.store import Store
-from convnext.tasks.classification.folders import VAL_NAMES
-from convnext.tasks.classification.samples import Found
-from convnext.tasks.classification.shards import index as shard_index
-from convnext.tasks.classification.shards.index import (
+from convnext.data.formats.class_folders import VAL_NAMES
+from convnext.data.samples import Found
+from convnext.data.shards import index as shard_index
+from convnext.data.shards.index import (
     MAX_CLASSES,
     Listed,
     Listing,
@@ -21,8 +20,9 @@ from convnext.tasks.classification.shards.index import (
     index_name,
     pack_names,
 )
-from convnext.tasks.classification.shards.samples import Keys, Shard, ShardSamples
-from convnext.tasks.classification.shards.tar import (
+from convnext.data.shards.samples import Keys, Shard, ShardSamples
+from convnext.data.shards.store import Store
+from convnext.data.shards.tar import (
     HEADER_BYTES,
     ShardIndex,
     index_shard,

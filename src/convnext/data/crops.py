@@ -21,8 +21,8 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 from torch.nn import functional as F
 
-from convnext.images import MAX_PIXELS, File, Mode, as_mode, opened, orientation, upright
-from convnext.preprocess import RESAMPLING, Interpolation
+from convnext.data.images import MAX_PIXELS, File, Mode, as_mode, opened, orientation, upright
+from convnext.data.preprocessing import RESAMPLING, Interpolation
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels, or fractions of pixels."""
@@ -52,8 +52,8 @@ def decode_crop(
         draw: Called once, with the declared width and height of the upright image.
         size: A JPEG is decoded at a half, a quarter or an eighth of its size, as long as both sides
             of the crop keep this many pixels.
-        max_pixels: As in `convnext.images.decode`.
-        source: As in `convnext.images.decode`.
+        max_pixels: As in `convnext.data.images.decode`.
+        source: As in `convnext.data.images.decode`.
 
     Returns:
         Pixels, uint8 (C, H, W) with the channels last in memory; the crop in their coordinates.

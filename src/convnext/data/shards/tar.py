@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from convnext.images import readable_extensions
+from convnext.data.images import readable_extensions
 
 # A label file or a description is not longer than this.
 MAX_LABEL_BYTES = 1_000_000

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from convnext.images import readable_extensions
-from convnext.tasks.detection.coco import is_whole
-from convnext.tasks.detection.foreign import Found, Listing, Source
-from convnext.tasks.detection.layout import SPLITS
-from convnext.tasks.splits import held_out
+from convnext.data.formats.coco import is_whole
+from convnext.data.formats.coco_layout import SPLITS
+from convnext.data.formats.imported import Found, Listing, Source
+from convnext.data.images import readable_extensions
+from convnext.data.splits import held_out
 
 MAX_BYTES = 16 * 2**20
 # Shares may leave the image by rounding.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from convnext.images import BadImage
+from convnext.data.images import BadImage
 
 
 class Sources(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from convnext.images import BadImage
+from convnext.data.images import BadImage
 
 T = TypeVar("T")
 

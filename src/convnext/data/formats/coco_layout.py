@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from convnext.tasks.detection.coco import CocoFile
+from convnext.data.formats.coco import CocoFile
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 PATTERNS = (

@@ -1,1 +1,0 @@
-"""Classification data in WebDataset shards: reading, indexing, converting."""
