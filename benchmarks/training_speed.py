@@ -53,6 +53,7 @@ from convnext.hardware.devices import autocast, environment, pick_device
 from convnext.hardware.peak_rates import matrix_limit
 from convnext.hardware.ranks import ALONE
 from convnext.hardware.signals import StopSignals
+from convnext.kernels.fused_block import set_fused
 from convnext.models.family import create_model
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, change_recipe, number, read_recipe
@@ -62,7 +63,6 @@ from convnext.tasks.classification.dataset import Batch
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.task import preprocessing
 from convnext.train.form import Form, choose_form
-from convnext.train.fused import set_fused
 from convnext.train.log import RunLog
 from convnext.train.loop import _Trainer
 from convnext.train.measure import mfu

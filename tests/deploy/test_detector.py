@@ -22,9 +22,9 @@ from convnext.deploy.detector import (
 )
 from convnext.deploy.fast import Fast
 from convnext.deploy.forms import PLAIN, Form
-from convnext.deploy.pool import pool_rois_by_products
-from convnext.deploy.winograd import WinogradConv
 from convnext.hardware.devices import autocast
+from convnext.kernels.roi_pooling import pool_rois_by_products
+from convnext.kernels.winograd import WinogradConv
 
 CPU = torch.device("cpu")
 FORMS = [

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convnext.deploy.optimize import distance
-from convnext.deploy.pool import pool_rois_by_products
+from convnext.kernels.roi_pooling import pool_rois_by_products
 from convnext.tasks.detection.roi import pool_rois
 
 STRIDES = (4, 8, 16, 32)

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convnext.models.blocks import Block
-from convnext.models.config import NetworkConfig
-from convnext.models.family import create_model
-from convnext.train import branch
-from convnext.train.fused import (
+from convnext.kernels import fused_branch as branch
+from convnext.kernels.fused_block import (
     FusedBlock,
     is_fusable,
     set_fused,
 )
+from convnext.models.blocks import Block
+from convnext.models.config import NetworkConfig
+from convnext.models.family import create_model
 from convnext.train.parallel import checkpoint_activations
 
 SMALL = {"num_classes": 5, "depths": (1, 1, 2, 1)}

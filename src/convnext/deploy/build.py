@@ -16,8 +16,8 @@ from convnext.deploy.fold import fold
 from convnext.deploy.forms import Form, Precision
 from convnext.deploy.layers import spell_out
 from convnext.deploy.quiet import quiet
-from convnext.deploy.winograd import with_winograd
 from convnext.hardware.devices import AMP_DTYPES, autocast
+from convnext.kernels.winograd import with_winograd
 
 Runner = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) in fp32 to outputs in fp32."""

@@ -2,7 +2,7 @@
 
 A detector follows its data, so no compiler takes it as a whole. Its form is in its parts: the
 network is folded, its 3x3 convolutions run in Winograd's form, boxes are pooled by matrix products
-(`convnext.deploy.pool`); or products are in bf16, where the device is faster in it. Boxes are
+(`convnext.kernels.roi_pooling`); or products are in bf16, where the device is faster in it. Boxes are
 decoded, scored, suppressed and pooled in fp32 always.
 
 A form is right if its parts compute what those of the network as it was trained do (maps, logits of
@@ -32,11 +32,11 @@ from convnext.deploy.optimize import (
     cache_key,
     known_form,
 )
-from convnext.deploy.pool import pool_rois_by_products
-from convnext.deploy.winograd import has_any, with_winograd
 from convnext.hardware.devices import AMP_DTYPES, autocast, wait_for
 from convnext.hardware.peak_rates import has_fast_bf16
 from convnext.hardware.tuning_cache import remember
+from convnext.kernels.roi_pooling import pool_rois_by_products
+from convnext.kernels.winograd import has_any, with_winograd
 from convnext.tasks.detection.batch import stack
 from convnext.tasks.detection.boxes import iou
 

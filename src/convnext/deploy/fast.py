@@ -36,9 +36,9 @@ from convnext.deploy.optimize import (
     optimize,
 )
 from convnext.deploy.runtimes import ExportedNetwork
-from convnext.deploy.winograd import with_winograd
 from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import wait_for
+from convnext.kernels.winograd import with_winograd
 
 # Work ahead, in seconds as trained, from which the network changes its form.
 WORTH_FOLDING_S = 10.0

@@ -28,7 +28,7 @@ class Form:
     layout: Layout = "channels_last"
     precision: Precision = "fp32"
     dense: Dense = "direct"
-    """How dense 3x3 convolutions are computed: by torch, or by `convnext.deploy.winograd`."""
+    """How dense 3x3 convolutions are computed: by torch, or by `convnext.kernels.winograd`."""
     folded: bool = True
     """Only the network as it was trained is not."""
 

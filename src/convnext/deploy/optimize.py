@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from convnext.deploy.build import Runner, build
 from convnext.deploy.forms import PLAIN, Form, available, candidates
-from convnext.deploy.winograd import has_any
 from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import AMP_DTYPES, environment, wait_for
 from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
+from convnext.kernels.winograd import has_any
 
 if TYPE_CHECKING:
     from convnext.deploy.detector import FastDetector

@@ -19,11 +19,11 @@ from torch import nn
 from convnext.hardware.devices import autocast, environment
 from convnext.hardware.ranks import Ranks
 from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
+from convnext.kernels.fused_block import set_fused, widens
 from convnext.recipes.recipe import Recipe
 from convnext.recipes.schema import RunRecipe
 from convnext.train.advice import smaller_micro_batch
 from convnext.train.faults import is_out_of_memory
-from convnext.train.fused import set_fused, widens
 
 # Shorter runs are over before a measurement has paid for itself.
 WORTH_SECONDS = 600.0

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from convnext.hardware.peak_rates import matrix_limit
 from convnext.hardware.signals import StopSignals
+from convnext.kernels.fused_block import set_fused, widens
 from convnext.recipes.plan import LOG_EVERY, Plan
 from convnext.recipes.recipe import Recipe, number
 from convnext.train import faults
@@ -34,7 +35,6 @@ from convnext.train.advice import (
 )
 from convnext.train.ema import Ema
 from convnext.train.faults import DivergedError, InterruptedRun
-from convnext.train.fused import set_fused, widens
 from convnext.train.heartbeat import Heartbeat
 from convnext.train.log import RunLog
 from convnext.train.measure import UpdateNorm, l2_norm, mfu, peak_memory_gb

@@ -1,6 +1,6 @@
 """Blocks of ConvNeXt that train as one operation on a CPU: which can, and how they are told to.
 
-The mathematics and the weights are those of `Block`; `convnext.train.branch` says how they are run.
+The mathematics and the weights are those of `Block`; `convnext.kernels.fused_branch` says how they are run.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from convnext.hardware.peak_rates import bf16_gain
+from convnext.kernels.fused_branch import Branch, How
 from convnext.models.blocks import Block, LayerNorm2d
-from convnext.train.branch import Branch, How
 
 
 class FusedBlock(Block):
