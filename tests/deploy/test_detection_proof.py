@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from convnext.data.masks import encode, paste_masks
-from convnext.deploy.detection_proof import DetectionProof, compare
-from convnext.deploy.prove_detector import judge_detections
+from convnext.tasks.detection.export.pairing import DetectionProof, compare
+from convnext.tasks.detection.export.proof import judge_detections
 from convnext.tasks.detection.inference import Detections, compress
 
 SIZE = (60, 80)

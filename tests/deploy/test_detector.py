@@ -9,9 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import convnext
-from convnext.deploy import detector as module
 from convnext.deploy import fast as fast_module
-from convnext.deploy.detector import (
+from convnext.deploy.fast import Fast
+from convnext.deploy.forms import PLAIN, Form
+from convnext.hardware.devices import autocast
+from convnext.kernels.roi_pooling import pool_rois_by_products
+from convnext.kernels.winograd import WinogradConv
+from convnext.tasks.detection.export import backend as module
+from convnext.tasks.detection.export.backend import (
     FastDetector,
     agreement,
     detector_forms,
@@ -20,11 +25,6 @@ from convnext.deploy.detector import (
     optimize_detector,
     search_detector,
 )
-from convnext.deploy.fast import Fast
-from convnext.deploy.forms import PLAIN, Form
-from convnext.hardware.devices import autocast
-from convnext.kernels.roi_pooling import pool_rois_by_products
-from convnext.kernels.winograd import WinogradConv
 
 CPU = torch.device("cpu")
 FORMS = [

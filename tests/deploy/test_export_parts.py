@@ -18,14 +18,14 @@ from convnext.cli import main
 from convnext.commands.export import _size
 from convnext.data.masks import paste_masks
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.deploy.any_size import AnySizeSegmentor, parts
-from convnext.deploy.detector_file import default_canvas
-from convnext.deploy.detector_graph import paste
 from convnext.deploy.export import export
 from convnext.deploy.export_settings import ExportSettings
-from convnext.deploy.exported_detector import OnCanvas
 from convnext.deploy.fold import fold
 from convnext.deploy.graphs import FittedImage
+from convnext.tasks.detection.export.exported import OnCanvas
+from convnext.tasks.detection.export.file import default_canvas
+from convnext.tasks.detection.export.graph import paste
+from convnext.tasks.segmentation.any_size import AnySizeSegmentor, parts
 from convnext.weights.open import open_model
 
 PIXELS: dict[str, Any] = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
@@ -124,8 +124,8 @@ def test_a_canvas_holds_what_is_read_onto_it() -> None:
 
 def test_a_file_reports_no_more_than_was_written_into_it(tmp_path: Any) -> None:
     from convnext.deploy.blueprints import facts_of
-    from convnext.deploy.exported_detector import ExportedDetector
     from convnext.deploy.runtimes import Exported
+    from convnext.tasks.detection.export.exported import ExportedDetector
     from convnext.tasks.detection.looks import change_detector
     from convnext.weights.checkpoint import Card
 

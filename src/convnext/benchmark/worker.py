@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from convnext.deploy.build import build as build_form
-from convnext.deploy.detector import FastDetector
 from convnext.deploy.forms import Form
 from convnext.deploy.optimize import optimize
 from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import autocast, wait_for
 from convnext.models.family import create_model
+from convnext.tasks.detection.export.backend import FastDetector
 from convnext.train.measure import peak_memory_gb
 
 LAYER_SCALE = 0.1

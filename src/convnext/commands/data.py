@@ -82,7 +82,7 @@ def run(argv: list[str]) -> int:
         )
         report.print(out)
     elif arguments.to is not None:
-        from convnext.tasks.detection.convert import to_coco
+        from convnext.tasks.detection.data.convert import to_coco
 
         report = to_coco(
             arguments.path, arguments.output, difficult=arguments.difficult, console=out
@@ -132,7 +132,7 @@ def _task(arguments: argparse.Namespace) -> str:
 
 
 def _fix(arguments: argparse.Namespace, out: Any) -> Any:
-    from convnext.tasks.detection.fix import fix_dataset
+    from convnext.tasks.detection.data.fix import fix_dataset
 
     report = fix_dataset(arguments.path, arguments.output, console=out)
     report.print(out)
@@ -140,9 +140,9 @@ def _fix(arguments: argparse.Namespace, out: Any) -> Any:
 
 
 def _look_at_objects(arguments: argparse.Namespace, out: Any) -> Any:
-    from convnext.tasks.detection.contact_sheet import contact_sheet
-    from convnext.tasks.detection.data import open_dataset
-    from convnext.tasks.detection.inspect import inspect
+    from convnext.tasks.detection.data.contact_sheet import contact_sheet
+    from convnext.tasks.detection.data.inspect import inspect
+    from convnext.tasks.detection.data.open import open_dataset
 
     report = inspect(arguments.path)
     report.print(out)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext.deploy.any_size import LEAST_ANY, AnySizeSegmentor
 from convnext.deploy.export_settings import MAX_BATCH, ExportSettings
 from convnext.deploy.fold import fold
 from convnext.deploy.graphs import (
@@ -21,6 +20,7 @@ from convnext.deploy.graphs import (
 from convnext.deploy.layers import spell_out
 from convnext.deploy.writers import Blueprint
 from convnext.hardware.devices import AMP_DTYPES
+from convnext.tasks.segmentation.any_size import LEAST_ANY, AnySizeSegmentor
 from convnext.weights.checkpoint import Card
 
 # Longest side of a segmentor's images of any size.
@@ -40,7 +40,7 @@ def blueprint_of(model: nn.Module, card: Card, settings: ExportSettings) -> Blue
     """
     settings.check_task(card.task)
     if card.task == "detect":
-        from convnext.deploy.detector_file import detector_blueprint
+        from convnext.tasks.detection.export.file import detector_blueprint
 
         return detector_blueprint(model, card, settings)
     batch = batch_of(settings)
@@ -88,7 +88,7 @@ def facts_of(model: nn.Module, card: Card, settings: ExportSettings) -> dict[str
         "precision": settings.precision,
     }
     if card.task == "detect":
-        from convnext.deploy import detector_file
+        from convnext.tasks.detection.export import file as detector_file
 
         return facts | detector_file.facts_of(model, settings) | {"canvas": settings.size}
     if not settings.answers:

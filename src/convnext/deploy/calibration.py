@@ -12,15 +12,15 @@ from torch.nn import functional as F
 
 from convnext.deploy.blueprints import example_size, given
 from convnext.deploy.export_settings import ExportSettings
-from convnext.deploy.exported_detector import OnCanvas
 from convnext.deploy.fold import fold
 from convnext.deploy.prove import Proofs
 from convnext.deploy.quantize import LayerSensitivity, sensitivity
 from convnext.deploy.runtimes import fill_up, mean_pixel
 from convnext.deploy.writers import Given
-from convnext.tasks.detection import box_head, mask_head
-from convnext.tasks.detection.model import Detector
-from convnext.tasks.detection.roi import pool_rois
+from convnext.tasks.detection.export.exported import OnCanvas
+from convnext.tasks.detection.model import box_head, mask_head
+from convnext.tasks.detection.model.detector import Detector
+from convnext.tasks.detection.model.roi import pool_rois
 from convnext.weights.checkpoint import Card
 
 NUM_IMAGES = {"classify": 128, "segment": 128, "detect": 32}

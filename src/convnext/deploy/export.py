@@ -94,7 +94,7 @@ def export(
     model, card = open_model(source, torch.device("cpu"))
     settings.check_task(card.task)
     if card.task == "detect":
-        from convnext.deploy.detector_file import check_detector
+        from convnext.tasks.detection.export.file import check_detector
 
         check_detector(model, settings)
     need(*LIBRARIES[settings.format], *(["nncf"] if settings.precision == "int8" else []))
@@ -214,7 +214,7 @@ def _sized(
     """Return settings with the size of a detector's file, which follows from images of its own."""
     if card.task != "detect" or settings.size is not None:
         return settings
-    from convnext.deploy.detector_file import default_canvas, last_stride
+    from convnext.tasks.detection.export.file import default_canvas, last_stride
 
     sizes = [image.size for image in proofs.images()]
     size = default_canvas(card.preprocessing, sizes, last_stride(model))

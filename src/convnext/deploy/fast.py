@@ -15,14 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from convnext.deploy.detector import (
-    FastDetector,
-    detector_key,
-    first_form,
-    known_detector,
-    optimize_detector,
-)
-from convnext.deploy.exported_detector import ExportedDetector
 from convnext.deploy.fold import fold
 from convnext.deploy.forms import Form
 from convnext.deploy.optimize import (
@@ -39,6 +31,14 @@ from convnext.deploy.runtimes import ExportedNetwork
 from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import wait_for
 from convnext.kernels.winograd import with_winograd
+from convnext.tasks.detection.export.backend import (
+    FastDetector,
+    detector_key,
+    first_form,
+    known_detector,
+    optimize_detector,
+)
+from convnext.tasks.detection.export.exported import ExportedDetector
 
 # Work ahead, in seconds as trained, from which the network changes its form.
 WORTH_FOLDING_S = 10.0

@@ -27,7 +27,7 @@ from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remembe
 from convnext.kernels.winograd import has_any
 
 if TYPE_CHECKING:
-    from convnext.deploy.detector import FastDetector
+    from convnext.tasks.detection.export.backend import FastDetector
 
 BUDGET_S = 60.0
 NUM_TIMED = 5
@@ -173,7 +173,7 @@ def optimize(
         keep_freed_memory()
     model = model.eval()
     if hasattr(model, "rpn"):
-        from convnext.deploy.detector import optimize_detector
+        from convnext.tasks.detection.export.backend import optimize_detector
 
         if precision == "int8":
             raise ValueError("int8 is no form of a detector here; take auto, fp32 or bf16")

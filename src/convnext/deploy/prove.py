@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from convnext.data.images import BadImage, image_files
 from convnext.data.samples import spread
-from convnext.deploy.detection_proof import DetectionProof
-from convnext.deploy.exported_detector import ExportedDetector
 from convnext.deploy.runtimes import fill_up, filled_size, mean_pixel, open_as_network, votes
+from convnext.tasks.detection.export.exported import ExportedDetector
+from convnext.tasks.detection.export.pairing import DetectionProof
 from convnext.weights.checkpoint import Card
 
 # Largest difference of a probability, and least share of equal answers. Rounding to 10 bits of
@@ -139,7 +139,7 @@ def collect(card: Card, source: str, images: Sequence[str | Path], num: int) -> 
             "the file can be proven on real ones"
         )
     if card.task == "detect":
-        from convnext.deploy.prove_detector import collect_detections
+        from convnext.tasks.detection.export.proof import collect_detections
 
         return collect_detections(card, source, num)
     if card.task == "segment":
@@ -207,7 +207,7 @@ def prove(model: nn.Module, card: Card, path: Path, proofs: Proofs, *, precision
     """
     exported, own = open_as_network(path)
     if isinstance(exported, ExportedDetector):
-        from convnext.deploy.prove_detector import prove_detector
+        from convnext.tasks.detection.export.proof import prove_detector
 
         return prove_detector(model, card, exported, own, proofs, precision=precision)
     # Both look at a segmentor's images by the windows that the file takes.

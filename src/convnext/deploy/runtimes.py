@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from convnext.data.images import Mode, as_mode
 from convnext.data.preprocessing import to_tensor
-from convnext.deploy.any_size import LEAST_ANY
 from convnext.deploy.build import import_openvino, openvino_request
-from convnext.deploy.exported_detector import ExportedDetector, OnCanvas
 from convnext.deploy.pt2 import checked_archive
+from convnext.tasks.detection.export.exported import ExportedDetector, OnCanvas
+from convnext.tasks.segmentation.any_size import LEAST_ANY
 from convnext.weights.checkpoint import Card
 
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}

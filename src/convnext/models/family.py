@@ -46,9 +46,9 @@ FAMILY: dict[str, NetworkConfig] = {
 
 # Prefixes of the names of dense networks, and the package that builds them on a backbone.
 DENSE = {
-    "upernet_": "convnext.tasks.segmentation",
-    "mask_rcnn_": "convnext.tasks.detection",
-    "cascade_mask_rcnn_": "convnext.tasks.detection",
+    "upernet_": "convnext.tasks.segmentation.model",
+    "mask_rcnn_": "convnext.tasks.detection.model.detector",
+    "cascade_mask_rcnn_": "convnext.tasks.detection.model.detector",
 }
 
 
@@ -113,7 +113,7 @@ def create_model(name: str, *, weights: str | None = None, **changes: Any) -> nn
 
     model: nn.Module
     if (prefix := dense_prefix(name)) is not None:
-        model = importlib.import_module(f"{DENSE[prefix]}.model").build(name, **changes)
+        model = importlib.import_module(DENSE[prefix]).build(name, **changes)
     elif name.startswith("timm/"):
         from convnext.models.timm import TimmNetwork
 

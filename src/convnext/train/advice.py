@@ -9,9 +9,9 @@ from typing import Any
 
 from convnext.recipes.plan import Plan
 from convnext.recipes.recipe import Recipe, number
+from convnext.tasks.base import Task
 from convnext.train.faults import DivergedError
 from convnext.train.state import complete_steps
-from convnext.train.task import Task
 
 
 def diverged(what: str, recipe: Recipe, *, rate: float, checkpoints: Path) -> DivergedError:

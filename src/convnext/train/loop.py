@@ -26,6 +26,7 @@ from convnext.hardware.signals import StopSignals
 from convnext.kernels.fused_block import set_fused, widens
 from convnext.recipes.plan import LOG_EVERY, Plan
 from convnext.recipes.recipe import Recipe, number
+from convnext.tasks.base import Task
 from convnext.train import faults
 from convnext.train.advice import (
     another_length,
@@ -49,7 +50,6 @@ from convnext.train.parallel import (
 from convnext.train.reference import read_reference
 from convnext.train.saving import Saver
 from convnext.train.state import Learner, complete_steps, load_state
-from convnext.train.task import Task
 
 # A run that meets more faults than this has one that going back does not mend.
 MAX_FAULTS = 20

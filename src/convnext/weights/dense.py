@@ -60,5 +60,5 @@ def layouts_of_model(name: str) -> tuple[Layout, ...]:
 
 
 def _import(prefix: str) -> Tables:
-    module = importlib.import_module(f"{DENSE[prefix]}.layouts")
+    module = importlib.import_module("convnext.tasks." + DENSE[prefix].split(".")[2] + ".layouts")
     return cast(Tables, getattr(module, "BY_PREFIX", {}).get(prefix, module))

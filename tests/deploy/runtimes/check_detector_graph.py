@@ -14,11 +14,11 @@ from small_detectors import METHODS, sharpen, small_detector
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from convnext.deploy.detector_graph import OUTPUTS, DetectorGraph, pack, packing
 from convnext.deploy.fold import fold
 from convnext.deploy.quiet import quiet
-from convnext.tasks.detection.model import Detector
-from convnext.tasks.detection.roi import pool_rois, roi_levels
+from convnext.tasks.detection.export.graph import OUTPUTS, DetectorGraph, pack, packing
+from convnext.tasks.detection.model.detector import Detector
+from convnext.tasks.detection.model.roi import pool_rois, roi_levels
 
 SIZE = (64, 96)
 NUM = 40

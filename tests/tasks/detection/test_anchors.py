@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convnext.tasks.detection.anchors import RATIOS, base_anchors, level_anchors, usable
-from convnext.tasks.detection.boxes import area
+from convnext.tasks.detection.model.anchors import RATIOS, base_anchors, level_anchors, usable
+from convnext.tasks.detection.model.boxes import area
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32, 64])

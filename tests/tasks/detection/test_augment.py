@@ -16,15 +16,15 @@ from small_objects import coco_squares, square_runs
 from convnext.data.formats.coco import Objects
 from convnext.data.masks import area_of, cut
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.tasks.detection.augment import (
+from convnext.tasks.detection.data.augment import (
     LargeScaleJitter,
     MultiScale,
     Policy,
     TrainTransform,
     scaled_back,
 )
-from convnext.tasks.detection.data import open_dataset
-from convnext.tasks.detection.dataset import EvalDataset, GroupedBatches, TrainDataset, collate
+from convnext.tasks.detection.data.dataset import EvalDataset, GroupedBatches, TrainDataset, collate
+from convnext.tasks.detection.data.open import open_dataset
 
 PLAIN = DensePreprocessing(image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
 POLICIES: dict[str, Policy] = {

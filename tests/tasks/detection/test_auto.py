@@ -10,7 +10,7 @@ import pytest
 from convnext.recipes.recipe import Recipe, change_recipe, flatten
 from convnext.recipes.resolve import Circumstances
 from convnext.tasks.detection.auto import anchor_scale, resolve, warnings
-from convnext.tasks.detection.data import DataFacts
+from convnext.tasks.detection.data.open import DataFacts
 
 DETECT = change_recipe(Recipe(), {"task": "detect"})
 CPU = Circumstances(device="cpu", has_bf16=False)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou, generalized_box_iou
 
-from convnext.tasks.detection.boxes import area, clip, covered, giou, iou
+from convnext.tasks.detection.model.boxes import area, clip, covered, giou, iou
 
 coordinate = st.integers(0, 12)
 box = st.tuples(coordinate, coordinate, coordinate, coordinate).map(

@@ -14,10 +14,10 @@ from small_objects import annotation, image, save, small_coco, write_coco
 
 from convnext.cli import main
 from convnext.data.colors import class_colors
-from convnext.tasks.detection.contact_sheet import contact_sheet
-from convnext.tasks.detection.data import open_dataset
+from convnext.tasks.detection.data.contact_sheet import contact_sheet
+from convnext.tasks.detection.data.inspect import DataReport, inspect
+from convnext.tasks.detection.data.open import open_dataset
 from convnext.tasks.detection.draw import draw_objects
-from convnext.tasks.detection.inspect import DataReport, inspect
 
 QUIET = Console(quiet=True)
 

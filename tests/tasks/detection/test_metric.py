@@ -18,11 +18,11 @@ from convnext.data.bad_images import BadImages
 from convnext.data.masks import cut, encode, paste_masks, paste_windows
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.hardware.ranks import Ranks
-from convnext.tasks.detection.data import open_dataset
-from convnext.tasks.detection.dataset import EvalDataset
+from convnext.tasks.detection.data.dataset import EvalDataset
+from convnext.tasks.detection.data.open import open_dataset
+from convnext.tasks.detection.data.samples import DetectionImages
 from convnext.tasks.detection.inference import Detections, compress, infer
 from convnext.tasks.detection.metric import Metric, Scores
-from convnext.tasks.detection.samples import DetectionImages
 
 
 def perfect(images: DetectionImages, index: int, shift: int = 0, score: float = 0.9) -> Detections:

@@ -14,7 +14,7 @@ from convnext.data.preprocessing import DensePreprocessing
 from convnext.models.dense_flops import dense_macs
 from convnext.models.family import FAMILY, create_model, list_models
 from convnext.models.flops import cost
-from convnext.tasks.detection.model import CascadeMaskRCNN, MaskRCNN
+from convnext.tasks.detection.model.detector import CascadeMaskRCNN, MaskRCNN
 from convnext.weights import load_weights, read_source
 from convnext.weights.checkpoint import Card, save_checkpoint
 

@@ -11,7 +11,7 @@ from small_objects import save
 
 from convnext.cli import main
 from convnext.models.family import create_model
-from convnext.tasks.detection.data import open_dataset
+from convnext.tasks.detection.data.open import open_dataset
 from convnext.tasks.detection.published import COCO, COCO_IDS
 from convnext.weights import export_weights
 from convnext.weights.open import card_of, task_of

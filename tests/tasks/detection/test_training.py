@@ -10,9 +10,9 @@ import torch
 from small_detectors import METHODS, random_target, small_detector
 from torch import Tensor, nn
 
-from convnext.tasks.detection.config import METHODS as METHOD_TABLE
-from convnext.tasks.detection.config import DetectorConfig
-from convnext.tasks.detection.targets import choose_anchors, choose_boxes, read_target
+from convnext.tasks.detection.model.config import METHODS as METHOD_TABLE
+from convnext.tasks.detection.model.config import DetectorConfig
+from convnext.tasks.detection.model.targets import choose_anchors, choose_boxes, read_target
 
 SIZE = (64, 96)
 NAMES = {

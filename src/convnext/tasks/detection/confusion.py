@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from convnext.data.formats.coco import Objects
-from convnext.tasks.detection.boxes import covered, iou
 from convnext.tasks.detection.inference import Detections
+from convnext.tasks.detection.model.boxes import covered, iou
 
 OVERLAP = 0.5
 SCORE = 0.3

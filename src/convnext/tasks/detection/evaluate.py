@@ -21,13 +21,13 @@ from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
 from convnext.progress import notes, progress_bar
 from convnext.tasks.detection.confusion import SCORE
-from convnext.tasks.detection.data import ids_of, open_dataset
-from convnext.tasks.detection.dataset import EvalDataset
+from convnext.tasks.detection.data.dataset import EvalDataset
+from convnext.tasks.detection.data.open import ids_of, open_dataset
+from convnext.tasks.detection.data.samples import DetectionImages
 from convnext.tasks.detection.inference import Detections, infer
 from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import Evaluation, Metric
 from convnext.tasks.detection.render import compare
-from convnext.tasks.detection.samples import DetectionImages
 from convnext.weights.checkpoint import Card
 from convnext.weights.open import open_model, pick_precision
 

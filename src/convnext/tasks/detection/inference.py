@@ -21,7 +21,7 @@ from convnext.data.prefetch import items_of
 from convnext.hardware.devices import autocast
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
-from convnext.tasks.detection.dataset import EvalDataset
+from convnext.tasks.detection.data.dataset import EvalDataset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from convnext.tasks.detection.config import METHODS, DetectorConfig
+from convnext.tasks.detection.model.config import METHODS, DetectorConfig
 from convnext.weights.infer import infer_model
 from convnext.weights.layouts import LAYOUTS as BACKBONE_LAYOUTS
 from convnext.weights.layouts import Layout

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from convnext.deploy.exported_detector import ExportedDetector
-from convnext.tasks.detection.model import Detector
+from convnext.tasks.detection.export.exported import ExportedDetector
+from convnext.tasks.detection.model.detector import Detector
 
 
 def change_detector(model: nn.Module, **asked: Any) -> Detector | ExportedDetector:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from convnext.data.formats.coco import Objects
 from convnext.hardware.ranks import Ranks
 from convnext.tasks.detection.confusion import confuse, f1
+from convnext.tasks.detection.data.samples import DetectionImages
 from convnext.tasks.detection.inference import Detections
-from convnext.tasks.detection.samples import DetectionImages
 
 Kind = Literal["bbox", "segm"]
 NUM_WORST = 16

@@ -8,7 +8,7 @@ from typing import Any
 
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
-from convnext.tasks.detection.config import DetectorConfig
+from convnext.tasks.detection.model.config import DetectorConfig
 from convnext.weights.checkpoint import Card
 
 # The ids of COCO's 80 categories; those of no object were never used.

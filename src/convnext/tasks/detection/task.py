@@ -23,10 +23,14 @@ from convnext.models.init import init_fan_in
 from convnext.recipes.plan import num_steps as num_steps_of
 from convnext.recipes.recipe import Recipe, number, to_dict
 from convnext.recipes.resolve import Choice, circumstances, dense_preprocessing, print_choices
-from convnext.tasks.detection.augment import LargeScaleJitter, MultiScale, Policy, TrainTransform
 from convnext.tasks.detection.auto import resolve, warnings
-from convnext.tasks.detection.data import DetectionData, facts, open_dataset
-from convnext.tasks.detection.dataset import (
+from convnext.tasks.detection.data.augment import (
+    LargeScaleJitter,
+    MultiScale,
+    Policy,
+    TrainTransform,
+)
+from convnext.tasks.detection.data.dataset import (
     Batch,
     EvalDataset,
     GroupedBatches,
@@ -34,10 +38,11 @@ from convnext.tasks.detection.dataset import (
     collate,
     split,
 )
+from convnext.tasks.detection.data.open import DetectionData, facts, open_dataset
+from convnext.tasks.detection.data.samples import DetectionImages
 from convnext.tasks.detection.inference import infer
 from convnext.tasks.detection.metric import Evaluation, Metric
-from convnext.tasks.detection.model import CascadeMaskRCNN, MaskRCNN
-from convnext.tasks.detection.samples import DetectionImages
+from convnext.tasks.detection.model.detector import CascadeMaskRCNN, MaskRCNN
 from convnext.tasks.steps import InSteps
 from convnext.weights.checkpoint import Card
 

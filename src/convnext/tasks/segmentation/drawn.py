@@ -11,8 +11,8 @@ import numpy as np
 from convnext.data.formats.coco import Objects, Record
 from convnext.data.images import BadImage
 from convnext.data.masks import cut
-from convnext.tasks.detection.data import open_dataset
-from convnext.tasks.detection.samples import DetectionImages
+from convnext.tasks.detection.data.open import open_dataset
+from convnext.tasks.detection.data.samples import DetectionImages
 from convnext.tasks.segmentation.masks import Labels
 from convnext.tasks.segmentation.samples import Pairs
 
@@ -70,7 +70,7 @@ def open_drawn(path: str, val_share: float) -> dict[str, Any]:
     """Return the parts of the segmentation data of a path with a json: classes, pairs, notes.
 
     Raises:
-        ValueError: As `convnext.tasks.detection.data.open_dataset`, or if there are boxes only.
+        ValueError: As `convnext.tasks.detection.data.open.open_dataset`, or if there are boxes only.
     """
     data = open_dataset(path, val_share=val_share)
     records = (*data.train.records, *data.val.records)

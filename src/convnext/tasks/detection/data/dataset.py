@@ -25,8 +25,8 @@ from convnext.data.images import BadImage
 from convnext.data.preprocessing import DensePreprocessing, to_tensor
 from convnext.data.sampling import Draw, StepBatches
 from convnext.data.substitutes import Substitutes
-from convnext.tasks.detection.augment import Target, TrainTransform
-from convnext.tasks.detection.samples import DetectionImages
+from convnext.tasks.detection.data.augment import Target, TrainTransform
+from convnext.tasks.detection.data.samples import DetectionImages
 
 Bad = tuple[tuple[int, str], ...]
 """Images that could not be read, each with the reason."""
@@ -45,7 +45,7 @@ class Item:
     bad: Bad
     """Images that could not be read on the way here. If `index` is among them, there is none."""
     target: Target | None = None
-    """In training: what is on it, as `convnext.tasks.detection.targets` has it."""
+    """In training: what is on it, as `convnext.tasks.detection.model.targets` has it."""
 
 
 class Batch(NamedTuple):

@@ -13,8 +13,8 @@ from convnext.data.cache import for_each
 from convnext.data.formats.coco import Objects
 from convnext.data.images import BadImage, decode, readable_extensions
 from convnext.data.masks import bounds_of
-from convnext.tasks.detection.data import DetectionData
-from convnext.tasks.detection.samples import DetectionImages
+from convnext.tasks.detection.data.open import DetectionData
+from convnext.tasks.detection.data.samples import DetectionImages
 
 Part = Literal["train", "val"]
 # Pixels by which a mask may leave its box: boxes are often rounded.

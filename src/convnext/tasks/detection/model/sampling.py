@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convnext.tasks.detection.matching import NEGATIVE
+from convnext.tasks.detection.model.matching import NEGATIVE
 
 
 def sample(

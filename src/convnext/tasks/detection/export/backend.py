@@ -37,8 +37,8 @@ from convnext.hardware.peak_rates import has_fast_bf16
 from convnext.hardware.tuning_cache import remember
 from convnext.kernels.roi_pooling import pool_rois_by_products
 from convnext.kernels.winograd import has_any, with_winograd
-from convnext.tasks.detection.batch import stack
-from convnext.tasks.detection.boxes import iou
+from convnext.tasks.detection.model.batch import stack
+from convnext.tasks.detection.model.boxes import iou
 
 # Overlap and difference of scores up to which two detections of a class are the same.
 SAME_IOU = 0.9

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from convnext.tasks.detection.boxes import area
+from convnext.tasks.detection.model.boxes import area
 
 CELLS = 14
 """Side of a box in strides of its level, at least; 56 pixels at stride 4."""

@@ -23,7 +23,7 @@ from convnext.data.photometric import distort
 from convnext.data.preprocessing import DensePreprocessing, fit_within
 
 Target = dict[str, object]
-"""As `convnext.tasks.detection.targets` has it."""
+"""As `convnext.tasks.detection.model.targets` has it."""
 
 Region = tuple[int, int, int, int]
 """Left, top, width and height of what is kept of an image, in its own pixels."""

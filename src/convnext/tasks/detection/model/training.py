@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from convnext.data.masks import mask_targets
-from convnext.tasks.detection.batch import stack
-from convnext.tasks.detection.coding import encode
-from convnext.tasks.detection.loss import (
+from convnext.tasks.detection.model.batch import stack
+from convnext.tasks.detection.model.coding import encode
+from convnext.tasks.detection.model.loss import (
     box_loss,
     class_loss,
     mask_loss,
     objectness_loss,
     smooth_l1,
 )
-from convnext.tasks.detection.rpn import by_anchor
-from convnext.tasks.detection.targets import (
+from convnext.tasks.detection.model.rpn import by_anchor
+from convnext.tasks.detection.model.targets import (
     Chosen,
     Objects,
     choose_anchors,
@@ -28,7 +28,7 @@ from convnext.tasks.detection.targets import (
 )
 
 if TYPE_CHECKING:
-    from convnext.tasks.detection.model import Detector
+    from convnext.tasks.detection.model.detector import Detector
 
 NUM_BEFORE = 2000
 """Boxes of each level that enter the suppression of doubles in training."""

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from faster_coco_eval import mask as coco_mask
 
-from convnext.tasks.detection.boxes import iou
 from convnext.tasks.detection.inference import Detections
+from convnext.tasks.detection.model.boxes import iou
 
 # Overlaps of boxes from which two detections of one class are the same.
 OVERLAP, CLOSE_OVERLAP = 0.5, 0.9

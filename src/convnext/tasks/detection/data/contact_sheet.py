@@ -11,10 +11,10 @@ from PIL import Image
 from convnext.data.colors import class_colors
 from convnext.data.images import BadImage
 from convnext.data.sheets import crossed_out, fitted, sheet
-from convnext.tasks.detection.data import DetectionData
+from convnext.tasks.detection.data.open import DetectionData
+from convnext.tasks.detection.data.samples import DetectionImages
+from convnext.tasks.detection.data.scan import parts
 from convnext.tasks.detection.draw import draw_objects
-from convnext.tasks.detection.samples import DetectionImages
-from convnext.tasks.detection.scan import parts
 
 TITLES = {"train": "training", "val": "validation"}
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from convnext.tasks.detection.boxes import clip
+from convnext.tasks.detection.model.boxes import clip
 
 Stds = tuple[float, float, float, float]
 

@@ -34,7 +34,7 @@ from convnext.data.formats.coco import (
 )
 from convnext.data.formats.coco_layout import KEPT, find, image_root
 from convnext.data.images import BadImage, read_header
-from convnext.tasks.detection.mend import Json, Log, Size, mend_annotations, mend_images
+from convnext.tasks.detection.data.repair import Json, Log, Size, mend_annotations, mend_images
 
 NUM_EXAMPLES = 3
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convnext.tasks.detection.boxes import covered, iou
+from convnext.tasks.detection.model.boxes import covered, iou
 
 NEGATIVE, UNUSED = -1, -2
 MAX_PAIRS = 2**24

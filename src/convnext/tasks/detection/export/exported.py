@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from convnext.data.images import Mode, as_mode
 from convnext.data.masks import paste_masks
 from convnext.data.preprocessing import RESAMPLING, DensePreprocessing, to_tensor
-from convnext.tasks.detection.config import DetectorConfig
+from convnext.tasks.detection.model.config import DetectorConfig
 from convnext.weights.checkpoint import Card
 
 if TYPE_CHECKING:

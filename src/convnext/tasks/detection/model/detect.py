@@ -10,11 +10,11 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from convnext.data.masks import paste_masks
-from convnext.tasks.detection.batch import Size
-from convnext.tasks.detection.coding import Stds, decode
+from convnext.tasks.detection.model.batch import Size
+from convnext.tasks.detection.model.coding import Stds, decode
 
 if TYPE_CHECKING:
-    from convnext.tasks.detection.model import Detector
+    from convnext.tasks.detection.model.detector import Detector
 
 
 def refine(

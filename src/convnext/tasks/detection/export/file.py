@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.deploy.detector_graph import OUTPUTS, DetectorGraph, check_size, paste
 from convnext.deploy.export_settings import ExportSettings, Masks
 from convnext.deploy.fold import fold
 from convnext.deploy.graphs import FittedImage, Inside, Pixels, halved
 from convnext.deploy.layers import Scaled, spell_out
 from convnext.deploy.writers import Blueprint
 from convnext.hardware.devices import AMP_DTYPES
-from convnext.tasks.detection.anchors import DIVISOR
-from convnext.tasks.detection.batch import padded_size
-from convnext.tasks.detection.config import DetectorConfig
-from convnext.tasks.detection.model import Detector
+from convnext.tasks.detection.export.graph import OUTPUTS, DetectorGraph, check_size, paste
+from convnext.tasks.detection.model.anchors import DIVISOR
+from convnext.tasks.detection.model.batch import padded_size
+from convnext.tasks.detection.model.config import DetectorConfig
+from convnext.tasks.detection.model.detector import Detector
 from convnext.weights.checkpoint import Card
 
 # Sides of images that a file with everything inside may be given.

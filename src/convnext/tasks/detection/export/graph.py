@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms, roi_align
 
-from convnext.tasks.detection import box_head, mask_head
-from convnext.tasks.detection.anchors import DIVISOR, level_anchors
-from convnext.tasks.detection.batch import Size, padded_size
-from convnext.tasks.detection.coding import Stds, decode
-from convnext.tasks.detection.model import Detector
-from convnext.tasks.detection.roi import roi_levels
-from convnext.tasks.detection.rpn import NMS_THRESHOLD, by_anchor
+from convnext.tasks.detection.model import box_head, mask_head
+from convnext.tasks.detection.model.anchors import DIVISOR, level_anchors
+from convnext.tasks.detection.model.batch import Size, padded_size
+from convnext.tasks.detection.model.coding import Stds, decode
+from convnext.tasks.detection.model.detector import Detector
+from convnext.tasks.detection.model.roi import roi_levels
+from convnext.tasks.detection.model.rpn import NMS_THRESHOLD, by_anchor
 
 OUTPUTS = ("boxes", "scores", "labels", "masks")
 """Names of what a graph returns, in its order; without masks the first three."""
@@ -156,7 +156,7 @@ class DetectorGraph(nn.Module):
         level = roi_levels(boxes, self.detector.strides)
         corners = boxes * self.scales[level][:, None] + self.tops[level].repeat(1, 2)
         rois = torch.cat((torch.zeros_like(corners[:, :1]), corners), 1)
-        # In fp32, as in `convnext.tasks.detection.roi`.
+        # In fp32, as in `convnext.tasks.detection.model.roi`.
         features: Tensor = roi_align(packed.float(), rois, side, 1.0, 0, aligned=True)
         return features.to(packed.dtype)
 

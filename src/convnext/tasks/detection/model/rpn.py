@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
-from convnext.tasks.detection.anchors import RATIOS
-from convnext.tasks.detection.coding import decode
+from convnext.tasks.detection.model.anchors import RATIOS
+from convnext.tasks.detection.model.coding import decode
 
 NMS_THRESHOLD = 0.7
 

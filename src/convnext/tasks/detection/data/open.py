@@ -19,7 +19,7 @@ from convnext.data.formats.coco import UNUSED, CocoFile, Fault, Objects, Record,
 from convnext.data.formats.coco_layout import Found, find, image_root
 from convnext.data.images import BadImage
 from convnext.data.splits import held_out
-from convnext.tasks.detection.samples import DetectionImages
+from convnext.tasks.detection.data.samples import DetectionImages
 
 NUM_DECODED = 32
 

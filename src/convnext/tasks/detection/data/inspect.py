@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from convnext.tasks.detection.data import DetectionData, open_dataset
-from convnext.tasks.detection.problems import Problem, find_problems, find_suggestions
-from convnext.tasks.detection.samples import DetectionImages
-from convnext.tasks.detection.scan import Look, parts, scan
+from convnext.tasks.detection.data.open import DetectionData, open_dataset
+from convnext.tasks.detection.data.problems import Problem, find_problems, find_suggestions
+from convnext.tasks.detection.data.samples import DetectionImages
+from convnext.tasks.detection.data.scan import Look, parts, scan
 
 MAX_ROWS = 60
 BAR = 24

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from convnext.data.images import BadImage
 from convnext.data.samples import spread
-from convnext.deploy.detection_proof import DetectionProof, compare
-from convnext.deploy.exported_detector import ExportedDetector, OnCanvas
 from convnext.deploy.prove import (
     ENOUGH_IMAGES,
     MOST_LOST,
@@ -23,10 +21,12 @@ from convnext.deploy.prove import (
     make_proofs,
     speed_ratio,
 )
-from convnext.tasks.detection.batch import padded_size, stack
+from convnext.tasks.detection.export.exported import ExportedDetector, OnCanvas
+from convnext.tasks.detection.export.pairing import DetectionProof, compare
 from convnext.tasks.detection.inference import Detections, detect
 from convnext.tasks.detection.metric import Metric
-from convnext.tasks.detection.model import Detector
+from convnext.tasks.detection.model.batch import padded_size, stack
+from convnext.tasks.detection.model.detector import Detector
 from convnext.weights.checkpoint import Card
 
 # Largest difference of a score, least share of detections with a partner, and of their masks' mean

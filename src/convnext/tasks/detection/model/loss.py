@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convnext.tasks.detection.boxes import giou
-from convnext.tasks.detection.coding import Stds, decode, encode
-from convnext.tasks.detection.config import BoxLoss
+from convnext.tasks.detection.model.boxes import giou
+from convnext.tasks.detection.model.coding import Stds, decode, encode
+from convnext.tasks.detection.model.config import BoxLoss
 
 
 def smooth_l1(predicted: Tensor, target: Tensor, beta: float) -> Tensor:

@@ -21,16 +21,16 @@ from convnext.models.network import Network
 from convnext.models.output_norms import OutputNorms, wants_output_norms
 from convnext.models.pyramid import Level
 from convnext.names import nearest
-from convnext.tasks.detection import box_head, mask_head
-from convnext.tasks.detection.anchors import level_anchors
-from convnext.tasks.detection.batch import Size, stack
-from convnext.tasks.detection.box_head import BoxHead
-from convnext.tasks.detection.config import METHODS, DetectorConfig, Method
-from convnext.tasks.detection.detect import detections, refine
-from convnext.tasks.detection.fpn import FPN
-from convnext.tasks.detection.mask_head import MaskHead
-from convnext.tasks.detection.roi import pool_rois
-from convnext.tasks.detection.rpn import ProposalNetwork, by_anchor, propose
+from convnext.tasks.detection.model import box_head, mask_head
+from convnext.tasks.detection.model.anchors import level_anchors
+from convnext.tasks.detection.model.batch import Size, stack
+from convnext.tasks.detection.model.box_head import BoxHead
+from convnext.tasks.detection.model.config import METHODS, DetectorConfig, Method
+from convnext.tasks.detection.model.detect import detections, refine
+from convnext.tasks.detection.model.fpn import FPN
+from convnext.tasks.detection.model.mask_head import MaskHead
+from convnext.tasks.detection.model.roi import pool_rois
+from convnext.tasks.detection.model.rpn import ProposalNetwork, by_anchor, propose
 
 if TYPE_CHECKING:
     from convnext.models.timm import TimmNetwork
@@ -111,10 +111,10 @@ class Detector(nn.Module):
 
         Args:
             images: As for detection.
-            targets: What is on them, as `convnext.tasks.detection.targets` has it.
+            targets: What is on them, as `convnext.tasks.detection.model.targets` has it.
             seed: Of the boxes that the losses are taken on; None: torch's own source of chance.
         """
-        from convnext.tasks.detection.training import detector_losses
+        from convnext.tasks.detection.model.training import detector_losses
 
         return detector_losses(self, images, targets, seed)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from convnext.data.formats.coco import FIX, UNUSED
-from convnext.tasks.detection.data import DetectionData
-from convnext.tasks.detection.scan import Look, parts, unlisted
+from convnext.tasks.detection.data.open import DetectionData
+from convnext.tasks.detection.data.scan import Look, parts, unlisted
 
 NUM_EXAMPLES = 3
 # Fewer training objects than this are hardly a class.
