@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.deploy import fast as fast_module
+from convnext.deploy.backends import PLAIN, Form
 from convnext.deploy.fast import Fast
-from convnext.deploy.forms import PLAIN, Form
 from convnext.hardware.devices import autocast
 from convnext.kernels.roi_pooling import pool_rois_by_products
 from convnext.kernels.winograd import WinogradConv

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.deploy import fast as module
+from convnext.deploy.backends import PLAIN, Form
 from convnext.deploy.fast import Fast, choose, seconds_left
-from convnext.deploy.forms import PLAIN, Form
 from convnext.deploy.layers import ChunkedBlock
 from convnext.deploy.optimize import Known, Optimized, distance
 from convnext.hardware.devices import autocast

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.deploy import optimize as module
+from convnext.deploy.backends import PLAIN, Form, available, candidates
 from convnext.deploy.build import Runner, build
-from convnext.deploy.forms import PLAIN, Form, available, candidates
 from convnext.deploy.optimize import distance, interleaved, known_form, optimize, search
 from convnext.hardware.devices import autocast
 
@@ -67,12 +67,12 @@ def test_half_precision_is_close_and_comes_back_in_fp32() -> None:
 
 
 def test_candidates_are_what_is_installed_and_fast_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convnext.deploy.forms.has_fast_bf16", lambda device: False)
+    monkeypatch.setattr("convnext.deploy.backends.has_fast_bf16", lambda device: False)
     assert {form.precision for form in candidates(CPU, "auto")} == {"fp32"}
-    monkeypatch.setattr("convnext.deploy.forms.has_fast_bf16", lambda device: True)
+    monkeypatch.setattr("convnext.deploy.backends.has_fast_bf16", lambda device: True)
     assert {form.precision for form in candidates(CPU, "auto")} == {"fp32", "bf16"}
     assert {form.precision for form in candidates(CPU, "bf16")} == {"bf16"}
-    monkeypatch.setattr("convnext.deploy.forms.available", lambda engine: engine == "eager")
+    monkeypatch.setattr("convnext.deploy.backends.available", lambda engine: engine == "eager")
     assert {form.engine for form in candidates(CPU, "fp32")} == {"eager"}
     forms = candidates(CPU, "fp32")
     assert len(set(forms)) == len(forms)
@@ -175,8 +175,8 @@ def test_timings_are_taken_in_turns() -> None:
 
 
 def test_int8_is_tried_first_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convnext.deploy.forms.available", lambda engine: True)
-    monkeypatch.setattr("convnext.deploy.forms.find_spec", lambda name: True)
+    monkeypatch.setattr("convnext.deploy.backends.available", lambda engine: True)
+    monkeypatch.setattr("convnext.deploy.backends.find_spec", lambda name: True)
     first, *others = candidates(CPU, "int8")
     assert (first.engine, first.precision) == ("openvino", "int8")
     assert others == candidates(CPU, "auto")

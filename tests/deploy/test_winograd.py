@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import convnext
+from convnext.deploy.backends import Form
 from convnext.deploy.build import build
 from convnext.deploy.fold import fold
-from convnext.deploy.forms import Form
 from convnext.deploy.optimize import distance, eager_form, search
 from convnext.kernels import winograd as module
 from convnext.kernels.winograd import WinogradConv, WinogradFusion, fits, has_any, with_winograd

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convnext.deploy.backends import Form
 from convnext.deploy.build import build as build_form
-from convnext.deploy.forms import Form
 from convnext.deploy.optimize import optimize
 from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import autocast, wait_for

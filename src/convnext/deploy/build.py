@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from convnext.deploy.backends import Form, Precision
 from convnext.deploy.fold import fold
-from convnext.deploy.forms import Form, Precision
 from convnext.deploy.layers import spell_out
 from convnext.deploy.quiet import quiet
 from convnext.hardware.devices import AMP_DTYPES, autocast

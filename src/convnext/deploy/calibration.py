@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from convnext.deploy.blueprints import example_size, given
 from convnext.deploy.export_settings import ExportSettings
 from convnext.deploy.fold import fold
-from convnext.deploy.prove import Proofs
 from convnext.deploy.quantize import LayerSensitivity, sensitivity
 from convnext.deploy.runtimes import fill_up, mean_pixel
+from convnext.deploy.verify import Proofs
 from convnext.deploy.writers import Given
 from convnext.tasks.detection.export.exported import OnCanvas
 from convnext.tasks.detection.model import box_head, mask_head

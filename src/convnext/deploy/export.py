@@ -23,9 +23,9 @@ import convnext
 from convnext.atomic import write_text
 from convnext.deploy.blueprints import blueprint_of, facts_of
 from convnext.deploy.export_settings import LIBRARIES, SUFFIX, ExportSettings
-from convnext.deploy.prove import Proof, Proofs, collect, prove
 from convnext.deploy.quiet import quiet
 from convnext.deploy.runtimes import need
+from convnext.deploy.verify import Proof, Proofs, collect, prove
 from convnext.deploy.writers import WRITERS, Given
 from convnext.weights.checkpoint import Card
 from convnext.weights.open import open_model

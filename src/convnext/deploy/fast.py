@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from convnext.deploy.backends import Form
 from convnext.deploy.fold import fold
-from convnext.deploy.forms import Form
 from convnext.deploy.optimize import (
     BUDGET_S,
     Known,

@@ -39,7 +39,7 @@ from convnext.deploy.layers import (
     Standardize,
     StandardizeLast,
 )
-from convnext.deploy.peers import fold_batch_norms
+from convnext.deploy.timm import fold_batch_norms
 from convnext.models.blocks import Block, Head
 from convnext.models.flops import in_chans
 from convnext.models.network import Network

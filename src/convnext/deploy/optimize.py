@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from convnext.deploy.backends import PLAIN, Form, available, candidates
 from convnext.deploy.build import Runner, build
-from convnext.deploy.forms import PLAIN, Form, available, candidates
 from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import AMP_DTYPES, environment, wait_for
 from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember

@@ -28,8 +28,8 @@ from small_exports import (
 from convnext.cli import main
 from convnext.deploy import export as module
 from convnext.deploy.export import ExportSettings, export
-from convnext.deploy.prove import MOST_LOST, judge
 from convnext.deploy.runtimes import is_exported, need, open_as_network, open_exported
+from convnext.deploy.verify import MOST_LOST, judge
 from convnext.tasks.classification.predict import predict
 
 onnx = pytest.importorskip("onnx")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import convnext
+from convnext.deploy.backends import Form, available
 from convnext.deploy.build import build
-from convnext.deploy.forms import Form, available
 from convnext.deploy.optimize import distance
 
 FORMS = [

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convnext.deploy.backends import PLAIN, Form
 from convnext.deploy.fold import fold
-from convnext.deploy.forms import PLAIN, Form
 from convnext.deploy.optimize import (
     BUDGET_S,
     Known,

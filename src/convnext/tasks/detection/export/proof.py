@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convnext.data.images import BadImage
 from convnext.data.samples import spread
-from convnext.deploy.prove import (
+from convnext.deploy.verify import (
     ENOUGH_IMAGES,
     MOST_LOST,
     NONE_CAN_BE_READ,
