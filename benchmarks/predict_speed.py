@@ -39,7 +39,7 @@ from convnext.models.flops import cost
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.classification.inference import BATCH_SIZE
 from convnext.tasks.classification.predict import predict
-from convnext.train.measure import peak_memory_gb
+from convnext.training.measure import peak_memory_gb
 from convnext.weights.checkpoint import Card, save_checkpoint
 from input_speed import write_photos
 

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from convnext.train.log import read_metrics
+from convnext.training.log import read_metrics
 from convnext.weights.files import read_file
 
 STEPS_PER_EPOCH = 44  # 1,437 images in batches of 32.

@@ -9,7 +9,7 @@
 
 Both train the same network by the paper's recipe (RandAugment, mixup, cutmix, erasing, label
 smoothing, moving average) in one process and in turns; the medians over the rounds are of the same
-minutes. Ours is the real step of `convnext.train.loop` on a real task. timm's is what its train.py
+minutes. Ours is the real step of `convnext.training.loop` on a real task. timm's is what its train.py
 does with `--channels-last --amp --model-ema --mixup --cutmix`: its loader and prefetcher, mixing in
 the loader's processes, cudnn.benchmark on. Only the side whose turn it is has a loader. With ready
 batches timm's images come mixed, ours are mixed in every step; both normalise and erase.
@@ -62,11 +62,11 @@ from convnext.tasks.classification.augment import BatchAugment, _posterize
 from convnext.tasks.classification.dataset import Batch
 from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.task import preprocessing
-from convnext.train.form import Form, choose_form
-from convnext.train.log import RunLog
-from convnext.train.loop import _Trainer
-from convnext.train.measure import mfu
-from convnext.train.parallel import make_fabric, seed_everything
+from convnext.training.backend import Form, choose_form
+from convnext.training.distributed import make_fabric, seed_everything
+from convnext.training.log import RunLog
+from convnext.training.loop import _Trainer
+from convnext.training.measure import mfu
 from pointwise import set_pointwise
 
 NUM_CLASSES = 1000  # Of ready batches, as in ImageNet.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.tasks.segmentation.predict import predict
-from convnext.train.run import train
+from convnext.training.run import train
 
 
 def main(data: str, photo: str) -> None:

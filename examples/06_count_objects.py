@@ -14,7 +14,7 @@ from pathlib import Path
 from convnext.data.masks import area_of
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.tasks.detection.predict import predict
-from convnext.train.run import train
+from convnext.training.run import train
 
 
 def main(data: str, photo: str) -> None:

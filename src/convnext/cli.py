@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from convnext import __version__
 from convnext.hardware.allocator import keep_freed_memory
 from convnext.names import nearest
-from convnext.train.faults import EXIT_AGAIN, InterruptedRun, LostProcessError
+from convnext.training.faults import EXIT_AGAIN, InterruptedRun, LostProcessError
 
 VERBS = {
     "train": "train a network on a folder of images, or on the built-in digits",

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from convnext.recipes.recipe import Recipe, to_yaml
-from convnext.train.log import read_metrics
+from convnext.training.log import read_metrics
 from convnext.weights.files import read_file
 
 # 1,437 training digits: 29 steps an epoch. With layer norm, several processes compute the same.

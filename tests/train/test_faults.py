@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from toy import BATCH, ToyTask, run, weights
 
-from convnext.train.faults import DivergedError, InterruptedRun, is_lost_worker
-from convnext.train.log import read_metrics
-from convnext.train.state import complete_steps, step_of
+from convnext.training.faults import DivergedError, InterruptedRun, is_lost_worker
+from convnext.training.log import read_metrics
+from convnext.training.state import complete_steps, step_of
 
 
 def events(folder: Path) -> list[str]:

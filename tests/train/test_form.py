@@ -12,8 +12,8 @@ from toy import ToyTask, toy_model
 
 from convnext.hardware.ranks import Ranks
 from convnext.recipes.recipe import Recipe, change_recipe
-from convnext.train import form as form_module
-from convnext.train.form import Chosen, Form, choose_form
+from convnext.training import backend as form_module
+from convnext.training.backend import Chosen, Form, choose_form
 
 CPU = torch.device("cpu")
 LONG = 10**8

@@ -15,7 +15,7 @@ from convnext.kernels.fused_block import (
 from convnext.models.blocks import Block
 from convnext.models.config import NetworkConfig
 from convnext.models.family import create_model
-from convnext.train.parallel import checkpoint_activations
+from convnext.training.distributed import checkpoint_activations
 
 SMALL = {"num_classes": 5, "depths": (1, 1, 2, 1)}
 NAMES = (

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from convnext.train.log import RunLog, read_metrics
-from convnext.train.trackers import Tracker
+from convnext.training.log import RunLog, read_metrics
+from convnext.training.trackers import Tracker
 
 
 class Clock:
@@ -47,7 +47,7 @@ class Collector:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("convnext.train.log.time.perf_counter", clock)
+    monkeypatch.setattr("convnext.training.log.time.perf_counter", clock)
     return clock
 
 

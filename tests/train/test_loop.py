@@ -11,9 +11,9 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from toy import BATCH, PoisonedTask, ToyTask, run, weights
 
-from convnext.train.log import read_metrics
-from convnext.train.loop import DivergedError
-from convnext.train.state import complete_steps
+from convnext.training.log import read_metrics
+from convnext.training.loop import DivergedError
+from convnext.training.state import complete_steps
 
 
 def test_it_learns_and_keeps_the_best(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from convnext.hardware.peak_rates import matrix_limit
-from convnext.train.measure import (
+from convnext.training.measure import (
     UpdateNorm,
     gradient_norm,
     l2_norm,

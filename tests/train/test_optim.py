@@ -11,7 +11,7 @@ from torch import nn
 from convnext import create_model, list_models
 from convnext.models.network import Network
 from convnext.recipes.schema import OptimRecipe
-from convnext.train.optim import (
+from convnext.training.optim import (
     DecayBy,
     group_rows,
     group_table,

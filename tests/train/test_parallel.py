@@ -11,7 +11,7 @@ from cli_runs import Runs
 
 from convnext import create_model
 from convnext.recipes.schema import RunRecipe
-from convnext.train.parallel import checkpoint_activations, count_devices, make_fabric
+from convnext.training.distributed import checkpoint_activations, count_devices, make_fabric
 from convnext.weights.files import read_file
 
 # 1,437 images: 20 steps of 70, in parts of 35.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from convnext.train.trackers import Tracker, make_trackers
+from convnext.training.trackers import Tracker, make_trackers
 
 
 class Stub:
@@ -81,7 +81,7 @@ def test_an_unknown_name(tmp_path: Path) -> None:
 
 
 def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convnext.train.trackers._is_installed", lambda module: False)
+    monkeypatch.setattr("convnext.training.trackers._is_installed", lambda module: False)
     with pytest.raises(ValueError, match=r"pip install 'convnext\[mlflow\]'"):
         make_trackers(["mlflow"], tmp_path, {})
 

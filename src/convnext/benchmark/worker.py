@@ -25,7 +25,7 @@ from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import autocast, wait_for
 from convnext.models.family import create_model
 from convnext.tasks.detection.export.backend import FastDetector
-from convnext.train.measure import peak_memory_gb
+from convnext.training.measure import peak_memory_gb
 
 LAYER_SCALE = 0.1
 # A turn of slow images ends here.

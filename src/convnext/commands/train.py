@@ -37,7 +37,7 @@ OWN = ("recipe", "output", "resume", "deterministic", "show_groups")
 def run(argv: list[str]) -> int:
     """Run the verb."""
     arguments, given = _parse(argv)
-    from convnext.train.run import show_groups, train
+    from convnext.training.run import show_groups, train
 
     recipe = _recipe(arguments, given)
     out = console(as_json=arguments.json)
@@ -91,7 +91,7 @@ def _parse(argv: list[str]) -> tuple[Any, dict[str, Any]]:
 def _recipe(arguments: Any, given: dict[str, Any]) -> Recipe:
     source = arguments.recipe
     if arguments.resume:
-        from convnext.train.parallel import started_by_launcher
+        from convnext.training.distributed import started_by_launcher
 
         if not arguments.output:
             raise ValueError("--resume needs --output, the run folder to go on with")

@@ -20,7 +20,7 @@ from convnext.models.config import NetworkConfig, change
 from convnext.recipes.recipe import Recipe, flatten
 from convnext.report import duration
 from convnext.tasks import label_of
-from convnext.train.log import read_metrics
+from convnext.training.log import read_metrics
 
 TITLES = {
     "top1_macs": "Accuracy against multiply-accumulates",

@@ -31,8 +31,8 @@ from convnext.lab.plan import Entry, Study
 from convnext.lab.results import DIVERGED, FAILED, FINISHED, WAITING
 from convnext.recipes.recipe import Recipe, recipe_from_dict, to_dict
 from convnext.tasks import OTHERS, PRIMARY
-from convnext.train.faults import DivergedError, InterruptedRun
-from convnext.train.log import read_metrics
+from convnext.training.faults import DivergedError, InterruptedRun
+from convnext.training.log import read_metrics
 
 POLL_SECONDS = 0.5
 # What SIGTERM leaves a run to finish its step and save its state.
@@ -291,7 +291,7 @@ def _work(connection: Connection, threads: int, device: str | None) -> None:
 
 def _train(recipe: Recipe, folder: Path) -> Mapping[str, Any]:
     """Train one run to its end, and write its outcome where that is final."""
-    from convnext.train.run import train
+    from convnext.training.run import train
 
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "console.txt").open("a", encoding="utf-8") as stream:

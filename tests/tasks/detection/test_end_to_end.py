@@ -21,7 +21,7 @@ from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.tasks import open_task
 from convnext.tasks.detection.evaluate import evaluate
 from convnext.tasks.detection.predict import predict
-from convnext.train.run import RunResult, train
+from convnext.training.run import RunResult, train
 from convnext.weights.checkpoint import Card, find_checkpoint
 from convnext.weights.files import read_file
 

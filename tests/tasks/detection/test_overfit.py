@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from convnext.recipes.recipe import Recipe, change_recipe
-from convnext.train.run import train
+from convnext.training.run import train
 
 SETTINGS = {
     "task": "detect",

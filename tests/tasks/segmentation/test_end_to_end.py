@@ -20,7 +20,7 @@ from convnext.cli import main
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.recipe import Recipe, change_recipe, read_recipe, recipe_names
 from convnext.tasks import open_task
-from convnext.train.run import RunResult, train
+from convnext.training.run import RunResult, train
 from convnext.weights.checkpoint import Card, find_checkpoint
 from convnext.weights.files import read_file
 

@@ -31,7 +31,7 @@ from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.metric import Evaluation, Metric
-from convnext.train.state import complete_steps, step_of
+from convnext.training.state import complete_steps, step_of
 from convnext.weights.checkpoint import Card
 from convnext.weights.files import read_file
 from convnext.weights.open import imagenet_synsets, open_model, pick_precision

@@ -22,8 +22,8 @@ from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remembe
 from convnext.kernels.fused_block import set_fused, widens
 from convnext.recipes.recipe import Recipe
 from convnext.recipes.schema import RunRecipe
-from convnext.train.advice import smaller_micro_batch
-from convnext.train.faults import is_out_of_memory
+from convnext.training.advice import smaller_micro_batch
+from convnext.training.faults import is_out_of_memory
 
 # Shorter runs are over before a measurement has paid for itself.
 WORTH_SECONDS = 600.0

@@ -22,19 +22,19 @@ from convnext.models.flops import Cost, cost
 from convnext.recipes.plan import num_steps as num_steps_of
 from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
 from convnext.tasks import open_task
-from convnext.train.form import Chosen, choose_form, fit_memory
-from convnext.train.log import RunLog
-from convnext.train.loop import Outcome, fit
-from convnext.train.optim import group_rows, group_table
-from convnext.train.parallel import (
+from convnext.training.backend import Chosen, choose_form, fit_memory
+from convnext.training.distributed import (
     checkpoint_activations,
     make_deterministic,
     make_fabric,
     ranks_of,
     seed_everything,
 )
-from convnext.train.state import complete_steps
-from convnext.train.trackers import check_trackers, make_trackers
+from convnext.training.log import RunLog
+from convnext.training.loop import Outcome, fit
+from convnext.training.optim import group_rows, group_table
+from convnext.training.state import complete_steps
+from convnext.training.trackers import check_trackers, make_trackers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convnext.train.parallel import whole
+from convnext.training.distributed import whole
 
 
 def train_flops_per_image(macs: float) -> float:

@@ -27,29 +27,29 @@ from convnext.kernels.fused_block import set_fused, widens
 from convnext.recipes.plan import LOG_EVERY, Plan
 from convnext.recipes.recipe import Recipe, number
 from convnext.tasks.base import Task
-from convnext.train import faults
-from convnext.train.advice import (
+from convnext.training import faults
+from convnext.training.advice import (
     another_length,
     check_same_run,
     diverged,
     smaller_micro_batch,
 )
-from convnext.train.ema import Ema
-from convnext.train.faults import DivergedError, InterruptedRun
-from convnext.train.heartbeat import Heartbeat
-from convnext.train.log import RunLog
-from convnext.train.measure import UpdateNorm, l2_norm, mfu, peak_memory_gb
-from convnext.train.optim import make_optimizer, set_learning_rate
-from convnext.train.parallel import (
+from convnext.training.distributed import (
     ranks_of,
     scaler_of,
     seed_everything,
     share_batch_norm,
     whole,
 )
-from convnext.train.reference import read_reference
-from convnext.train.saving import Saver
-from convnext.train.state import Learner, complete_steps, load_state
+from convnext.training.ema import Ema
+from convnext.training.faults import DivergedError, InterruptedRun
+from convnext.training.heartbeat import Heartbeat
+from convnext.training.log import RunLog
+from convnext.training.measure import UpdateNorm, l2_norm, mfu, peak_memory_gb
+from convnext.training.optim import make_optimizer, set_learning_rate
+from convnext.training.reference import read_reference
+from convnext.training.saving import Saver
+from convnext.training.state import Learner, complete_steps, load_state
 
 # A run that meets more faults than this has one that going back does not mend.
 MAX_FAULTS = 20

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 
 from convnext.atomic import write_text
 from convnext.hardware.ranks import Ranks
-from convnext.train.faults import is_full_disk
-from convnext.train.log import RunLog
-from convnext.train.parallel import whole
-from convnext.train.state import Learner, needed_bytes, save_state
+from convnext.training.distributed import whole
+from convnext.training.faults import is_full_disk
+from convnext.training.log import RunLog
+from convnext.training.state import Learner, needed_bytes, save_state
 from convnext.weights.checkpoint import Card, save_checkpoint
 from convnext.weights.files import read_file
 

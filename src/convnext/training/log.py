@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from convnext.train.trackers import Tracker, tensorboard
+from convnext.training.trackers import Tracker, tensorboard
 
 # Without a terminal, a plain line now and then in place of a bar that redraws itself.
 PLAIN_LINE_SECONDS = 15.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convnext.train.log import read_metrics
+from convnext.training.log import read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)

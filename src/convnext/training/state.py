@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from convnext.atomic import sync_folder
 from convnext.hardware.ranks import Ranks
-from convnext.train.ema import Ema
-from convnext.train.parallel import put, whole
+from convnext.training.distributed import put, whole
+from convnext.training.ema import Ema
 from convnext.weights.checkpoint import Card, save_checkpoint, save_tensors
 from convnext.weights.files import read_file
 

@@ -10,8 +10,8 @@ from typing import Any
 from convnext.recipes.plan import Plan
 from convnext.recipes.recipe import Recipe, number
 from convnext.tasks.base import Task
-from convnext.train.faults import DivergedError
-from convnext.train.state import complete_steps
+from convnext.training.faults import DivergedError
+from convnext.training.state import complete_steps
 
 
 def diverged(what: str, recipe: Recipe, *, rate: float, checkpoints: Path) -> DivergedError:

@@ -17,7 +17,7 @@ from datetime import timedelta
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from convnext.hardware.ranks import Ranks
-from convnext.train.faults import EXIT_AGAIN, InterruptedRun, LostProcessError
+from convnext.training.faults import EXIT_AGAIN, InterruptedRun, LostProcessError
 
 BEAT_SECONDS = 2.0
 # Long enough for a machine that swaps, short enough that everyone has left within a minute.
