@@ -10,7 +10,7 @@ from matplotlib import rcParams
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from convnext.figures import (
+from convnext.reports.figures import (
     ACCENT,
     HIT,
     MISS,

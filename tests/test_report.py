@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext.report import Run, duration, headline, read_run, write_report
+from convnext.reports.report import Run, duration, headline, read_run, write_report
 from convnext.tasks.classification.report import confusion, per_class, wilson
 
 CLASSES = ["<b>bold</b>", "\"quoted\" & 'odd'", "$x_1$"]

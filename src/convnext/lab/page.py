@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from convnext.atomic import write_text
-from convnext.figures import Curve, draw_curves, inline_svg, save_bytes
 from convnext.lab.block_picture import block_svg, changed_fields
 from convnext.lab.figures import write_figures
 from convnext.lab.plan import Entry, Study, read_study
@@ -18,7 +17,8 @@ from convnext.lab.statistics import Summary, correlate, summarise
 from convnext.lab.table import difference, mean_and_std, notes, shorten
 from convnext.models.config import NetworkConfig, change
 from convnext.recipes.recipe import Recipe, flatten
-from convnext.report import duration
+from convnext.reports.figures import Curve, draw_curves, inline_svg, save_bytes
+from convnext.reports.report import duration
 from convnext.tasks import label_of
 from convnext.training.log import read_metrics
 
@@ -43,7 +43,7 @@ def write_page(root: Path) -> Path:
     drawn = write_figures(root)
     facts = json.loads((root / "results.json").read_text(encoding="utf-8"))
     environment = Environment(
-        loader=PackageLoader("convnext"),
+        loader=PackageLoader("convnext.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

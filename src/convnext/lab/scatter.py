@@ -47,7 +47,7 @@ def scatter(results: Sequence[Result], cost: Cost) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from convnext.figures import INK, figure_style
+    from convnext.reports.figures import INK, figure_style
 
     shown = [
         s

@@ -31,7 +31,7 @@ def staircase(results: Sequence[Result], title: str = "") -> Figure:
     """
     from matplotlib.figure import Figure
 
-    from convnext.figures import INK, MUTED, figure_style
+    from convnext.reports.figures import INK, MUTED, figure_style
 
     summaries = summarise(results)
     at, headings = places([s.first.group for s in summaries])
@@ -81,7 +81,7 @@ def staircase(results: Sequence[Result], title: str = "") -> Figure:
 def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    from convnext.figures import GRID, INK, MUTED, PAPER
+    from convnext.reports.figures import GRID, INK, MUTED, PAPER
 
     on_road = summaries[0].first.study == "roadmap"
     drawn = [
@@ -157,7 +157,7 @@ def _cut_to_seeds(axes: Axes, summaries: Sequence[Summary], at: Sequence[float])
 def _draw_macs(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    from convnext.figures import INK, PAPER
+    from convnext.reports.figures import INK, PAPER
 
     unit, name = _unit([s.first.macs or 0 for s in summaries])
     for summary, y in zip(summaries, at, strict=True):
@@ -181,7 +181,7 @@ def _draw_macs(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) ->
 def _draw_paper(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    from convnext.figures import GRID, INK, MUTED, PAPER
+    from convnext.reports.figures import GRID, INK, MUTED, PAPER
 
     known = [
         (s.first.paper_top1, y, s)

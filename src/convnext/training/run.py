@@ -247,7 +247,7 @@ def _name_form(chosen: Chosen) -> str:
 def _finish(task: Any, folder: Path, outcome: Outcome, console: Console) -> None:
     """Evaluate the best weights in full, write the report, and say what to do next."""
     from convnext.evaluate import evaluate
-    from convnext.report import write_report
+    from convnext.reports.report import write_report
 
     result = evaluate(
         str(folder),

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from convnext import tasks
-from convnext.figures import draw_bars, draw_confusion
-from convnext.report import Run, read_run, write_report
+from convnext.reports.figures import draw_bars, draw_confusion
+from convnext.reports.report import Run, read_run, write_report
 from convnext.tasks.segmentation.gallery import draw_images
 from convnext.tasks.segmentation.metric import Metric
 from convnext.tasks.segmentation.report import bars, confusion, per_class, sureness, worst_images
@@ -71,8 +71,8 @@ def run_folder(tmp_path: Path) -> Path:
 def test_the_page_has_all_sections(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tasks.HOMES, "segment", "segmentation")
     (run_folder / "recipe.yaml").write_text("task: segment\ndata: some\n")
-    monkeypatch.setattr("convnext.report.headline", lambda run: [])
-    monkeypatch.setattr("convnext.report.summary", lambda run: [])
+    monkeypatch.setattr("convnext.reports.report.headline", lambda run: [])
+    monkeypatch.setattr("convnext.reports.report.summary", lambda run: [])
     page = write_report(run_folder).read_text(encoding="utf-8")
     for expected in ("IoU, %", "Nowhere on these images, and left out of the mean: nowhere.",
                      "Worst images", "val/&lt;", "data:image/jpeg;base64,", "boundary F1",

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from convnext.figures import draw_confusion
-from convnext.report import Part, Run, Section, figure, table
+from convnext.reports.figures import draw_confusion
+from convnext.reports.report import Part, Run, Section, figure, table
 
 MAX_CONFUSED_PAIRS = 12
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from convnext.figures import Curve, draw_bars, draw_confusion, draw_precision
-from convnext.report import Part, Run, Section, figure, table
+from convnext.reports.figures import Curve, draw_bars, draw_confusion, draw_precision
+from convnext.reports.report import Part, Run, Section, figure, table
 from convnext.tasks.classification.report import bad_images
 from convnext.tasks.detection.evaluate import COLUMNS, shown
 

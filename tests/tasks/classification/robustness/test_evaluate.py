@@ -13,7 +13,7 @@ from PIL import Image
 import convnext.tasks.classification.robustness.dataset as dataset_module
 from convnext.cli import main
 from convnext.data.preprocessing import Preprocessing
-from convnext.figures import save_bytes
+from convnext.reports.figures import save_bytes
 from convnext.tasks.classification.robustness.benchmarks import C_BAR, subset_synsets
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS
 from convnext.tasks.classification.robustness.figure import draw_robustness, read_rows

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import blended_transform_factory
 
-from convnext.figures import ACCENT, GRID, INK, MISS, MUTED, figure_style, shorten
+from convnext.reports.figures import ACCENT, GRID, INK, MISS, MUTED, figure_style, shorten
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS, KINDS
 
 Row = Mapping[str, str]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from convnext.atomic import atomic_write, write_text
-from convnext.figures import (
+from convnext.reports.figures import (
     ACCENT,
     MISS,
     MUTED,
@@ -148,7 +148,7 @@ def write_report(folder: Path) -> Path:
     data = str(run.recipe.get("data", "unknown data"))
     task = run.recipe.get("task", "classify")
     environment = Environment(
-        loader=PackageLoader("convnext"),
+        loader=PackageLoader("convnext.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
