@@ -7,11 +7,11 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from convnext.lab.plan import Study
-from convnext.lab.results import FINISHED, WAITING, Result, write_results
-from convnext.lab.road_study import walk
 from convnext.models.roadmap import roadmap
 from convnext.recipes.recipe import Recipe
+from convnext.studies.plan import Study
+from convnext.studies.results import FINISHED, WAITING, Result, write_results
+from convnext.studies.roadmap import walk
 
 
 def made_up(seeds: Sequence[int] = (0, 1, 2), missing: Sequence[str] = ()) -> list[Result]:

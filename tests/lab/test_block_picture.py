@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from convnext.lab.block_picture import block_svg, changed_fields
 from convnext.models.blocks import block_rows
 from convnext.models.roadmap import REGIMES, Rung, roadmap
+from convnext.studies.block_picture import block_svg, changed_fields
 
 RUNGS = [(regime, rung) for regime in REGIMES for rung in roadmap(regime)]
 

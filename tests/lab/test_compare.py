@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from convnext.lab.compare import PAPER_NAMES, entries_of, group_of, paper_figures
-from convnext.lab.page import network_of
-from convnext.lab.plan import Study
-from convnext.lab.road_study import check_settings
 from convnext.models.timm import list_peers
 from convnext.recipes.recipe import Recipe, change_recipe
+from convnext.studies.compare import PAPER_NAMES, entries_of, group_of, paper_figures
+from convnext.studies.page import network_of
+from convnext.studies.plan import Study
+from convnext.studies.roadmap import check_settings
 
 
 def test_names_labels_weights_and_changes() -> None:
@@ -118,7 +118,7 @@ def test_fine_tuning_has_the_recipe_of_fine_tuning(tmp_path: Path) -> None:
     from rich.console import Console
 
     from convnext.cli import main
-    from convnext.lab.settle import choose_once, for_all
+    from convnext.studies.resolve import choose_once, for_all
     from convnext.tasks import open_task
 
     small = "{depths: [1, 1, 1, 1], dims: [8, 8, 8, 8]}"

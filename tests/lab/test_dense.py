@@ -10,8 +10,8 @@ from shapes import write_shapes
 from small_objects import coco_squares
 
 from convnext.cli import main
-from convnext.lab.compare import entries_of
-from convnext.lab.results import read_results
+from convnext.studies.compare import entries_of
+from convnext.studies.results import read_results
 
 SMALL = [
     *("--schedule.epochs", "1", "--run.eval_every", "1", "--seeds", "1", "--jobs", "1"),

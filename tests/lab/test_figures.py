@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from studies import made_up, write_study
 
-from convnext.lab.figures import write_figures
-from convnext.lab.results import write_results
-from convnext.lab.scatter import COSTS, scatter
-from convnext.lab.staircase import staircase
+from convnext.studies.figures import write_figures
+from convnext.studies.results import write_results
+from convnext.studies.scatter import COSTS, scatter
+from convnext.studies.staircase import staircase
 
 
 def test_the_csv_alone_gives_the_same_figures(tmp_path: Path) -> None:

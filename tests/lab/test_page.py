@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from studies import made_up, write_study
 
-from convnext.lab.page import reading, write_page
-from convnext.lab.statistics import summarise
 from convnext.models.roadmap import roadmap
+from convnext.studies.page import reading, write_page
+from convnext.studies.statistics import summarise
 
 
 class Reader(HTMLParser):

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from convnext.lab.page import network_of
-from convnext.lab.road_study import (
+from convnext.models.roadmap import REGIMES, roadmap
+from convnext.recipes.recipe import Recipe
+from convnext.studies.page import network_of
+from convnext.studies.roadmap import (
     ablation,
     check_settings,
     choose_rungs,
@@ -16,8 +18,6 @@ from convnext.lab.road_study import (
     split_list,
     walk,
 )
-from convnext.models.roadmap import REGIMES, roadmap
-from convnext.recipes.recipe import Recipe
 
 LAST = roadmap("mini")[-1]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from convnext.lab.road_figure import draw_staircase, staircase
-from convnext.lab.road_table import REGIME_FACTS, RoadmapRow, print_roadmap, roadmap_rows
 from convnext.models.roadmap import REGIMES, roadmap
+from convnext.studies.roadmap_figure import draw_staircase, staircase
+from convnext.studies.roadmap_table import REGIME_FACTS, RoadmapRow, print_roadmap, roadmap_rows
 
 
 @pytest.fixture(scope="module")

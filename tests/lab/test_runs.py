@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from cli_runs import wait_for
 
-from convnext.lab.plan import read_study
-from convnext.lab.results import Result, read_results
-from convnext.lab.runs import held
+from convnext.studies.plan import read_study
+from convnext.studies.results import Result, read_results
+from convnext.studies.runs import held
 
 OPTIONS = (
     "--regime",

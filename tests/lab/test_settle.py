@@ -10,10 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from convnext.lab.compare import entries_of
-from convnext.lab.plan import Study, read_study
-from convnext.lab.settle import settle
 from convnext.recipes.recipe import Recipe, change_recipe
+from convnext.studies.compare import entries_of
+from convnext.studies.plan import Study, read_study
+from convnext.studies.resolve import settle
 
 QUIET, CPU = Console(quiet=True), torch.device("cpu")
 NETWORKS = ["roadmap/mini/kernel_5", "timm/resnet18"]

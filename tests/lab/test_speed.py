@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from convnext.lab.compare import entries_of
-from convnext.lab.plan import Study
-from convnext.lab.settle import choose_once, for_all
-from convnext.lab.speed import PeakMemory, epochs_for, measure, read_speeds, speeds_of
 from convnext.models.family import create_model
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, change_recipe
+from convnext.studies.compare import entries_of
+from convnext.studies.plan import Study
+from convnext.studies.resolve import choose_once, for_all
+from convnext.studies.speed import PeakMemory, epochs_for, measure, read_speeds, speeds_of
 from convnext.tasks import open_task
 
 QUIET = Console(quiet=True)
@@ -58,8 +58,8 @@ def test_every_network_is_measured_once_and_kept(
     plan_and_task: tuple[Study, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, task = plan_and_task
-    monkeypatch.setattr("convnext.lab.speed.ROUNDS", 1)
-    monkeypatch.setattr("convnext.lab.speed.SECONDS", 0.01)
+    monkeypatch.setattr("convnext.studies.speed.ROUNDS", 1)
+    monkeypatch.setattr("convnext.studies.speed.SECONDS", 0.01)
     speeds = speeds_of(plan, task, tmp_path, QUIET)
     assert list(speeds) == [entry.name for entry in plan.entries]
     for speed in speeds.values():
@@ -67,7 +67,7 @@ def test_every_network_is_measured_once_and_kept(
         assert speed.infer_images_per_s > speed.train_images_per_s
         assert speed.train_memory > speed.infer_memory > 0
     assert read_speeds(plan, tmp_path) == speeds
-    monkeypatch.setattr("convnext.lab.speed.measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("convnext.studies.speed.measure", lambda *_: pytest.fail("measured again"))
     assert speeds_of(plan, task, tmp_path, QUIET) == speeds
 
 
@@ -89,8 +89,8 @@ def test_a_speed_belongs_to_one_network_whatever_its_name(
     plan_and_task: tuple[Study, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, task = plan_and_task
-    monkeypatch.setattr("convnext.lab.speed.ROUNDS", 1)
-    monkeypatch.setattr("convnext.lab.speed.SECONDS", 0.01)
+    monkeypatch.setattr("convnext.studies.speed.ROUNDS", 1)
+    monkeypatch.setattr("convnext.studies.speed.SECONDS", 0.01)
     speeds_of(plan, task, tmp_path, QUIET)
     renamed = replace(plan, entries=[replace(plan.entries[0], model="roadmap/mini/kernel_7")])
     assert read_speeds(renamed, tmp_path) == {}
@@ -100,8 +100,8 @@ def test_inference_needs_no_moments(
     plan_and_task: tuple[Study, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, task = plan_and_task
-    monkeypatch.setattr("convnext.lab.speed.ROUNDS", 1)
-    monkeypatch.setattr("convnext.lab.speed.SECONDS", 0.01)
+    monkeypatch.setattr("convnext.studies.speed.ROUNDS", 1)
+    monkeypatch.setattr("convnext.studies.speed.SECONDS", 0.01)
     wide = entries_of(["roadmap/mini/kernel_5:dims=[64,128,256,512]"])
     (found,) = measure(replace(plan, entries=wide), task, QUIET).values()
     params = 4 * cost(create_model(wide[0].model, dims=(64, 128, 256, 512), num_classes=10)).params

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from studies import made_up
 
-from convnext.lab.statistics import compare, correlate, estimate, summarise
+from convnext.studies.statistics import compare, correlate, estimate, summarise
 
 
 def test_the_interval_is_students() -> None:

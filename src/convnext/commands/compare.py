@@ -48,9 +48,9 @@ def run(argv: list[str]) -> int:
     arguments, given = parse(parser, argv, OWN)
     check_study_options(arguments, given)
 
-    from convnext.lab.compare import entries_of
-    from convnext.lab.road_study import check_settings
-    from convnext.lab.study import study
+    from convnext.studies.compare import entries_of
+    from convnext.studies.roadmap import check_settings
+    from convnext.studies.study import study
 
     out = console(as_json=arguments.json)
     source = arguments.with_recipe

@@ -125,8 +125,8 @@ def run(argv: list[str]) -> int:
     first, last = arguments["from"] or "", arguments.to or ""
     names = [name.strip() for name in (arguments.rungs or "").split(",") if name.strip()]
 
-    from convnext.lab.compare import rivals_of
-    from convnext.lab.road_study import ablation, choose_rungs, parse_decisions, walk
+    from convnext.studies.compare import rivals_of
+    from convnext.studies.roadmap import ablation, choose_rungs, parse_decisions, walk
 
     at = arguments.at or choose_rungs(arguments.regime)[-1].name
     if arguments.ablate:
@@ -154,8 +154,8 @@ def run(argv: list[str]) -> int:
             f"convnext compare roadmap/{arguments.regime}/kernel_7 --task {recipe.task} ..."
         )
 
-    from convnext.lab.road_study import check_settings
-    from convnext.lab.study import study
+    from convnext.studies.roadmap import check_settings
+    from convnext.studies.study import study
 
     check_settings(recipe, entries)
     root = Path(arguments.output or Path("runs") / _folder(arguments, recipe))
@@ -193,8 +193,8 @@ def _costs(arguments: Any, recipe: Recipe, out: Any, names: list[str]) -> int:
     """Print what the rungs cost and what the paper reports; nothing is trained."""
     from dataclasses import asdict
 
-    from convnext.lab.road_figure import draw_staircase
-    from convnext.lab.road_table import print_roadmap, roadmap_rows
+    from convnext.studies.roadmap_figure import draw_staircase
+    from convnext.studies.roadmap_table import print_roadmap, roadmap_rows
 
     size = recipe.input.image_size
     rows = roadmap_rows(arguments.regime, image_size=0 if size == "auto" else size)

@@ -9,12 +9,12 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
-from convnext.lab.plan import Entry, Paper
-from convnext.lab.road_study import paper_of, parse_value, pin_network, show, split_list
-from convnext.lab.settle import PREFIX_OF_TASK
 from convnext.models.family import FAMILY, dense_prefix, network_configs
 from convnext.models.roadmap import PAPER_REGIMES, roadmap
 from convnext.names import nearest
+from convnext.studies.plan import Entry, Paper
+from convnext.studies.resolve import PREFIX_OF_TASK
+from convnext.studies.roadmap import paper_of, parse_value, pin_network, show, split_list
 
 # LABEL=NAME@WEIGHTS:field=value,field=value, all but the name optional.
 SPEC = re.compile(
@@ -153,7 +153,7 @@ def paper_figures(model: str) -> Paper:
 
 @cache
 def _figures() -> dict[str, Paper]:
-    text = (resources.files("convnext.lab") / "imagenet1k.csv").read_text(encoding="utf-8")
+    text = (resources.files("convnext.studies") / "imagenet1k.csv").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     return {
         row["model"]: Paper(

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convnext.lab.results import Result
-from convnext.lab.staircase import colour_of
-from convnext.lab.stairs import GROUPS
-from convnext.lab.statistics import Summary, summarise
+from convnext.studies.results import Result
+from convnext.studies.staircase import colour_of
+from convnext.studies.statistics import Summary, summarise
+from convnext.studies.steps import GROUPS
 from convnext.tasks import label_of
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from convnext.lab.plan import EVALUATIONS, Entry, Study, read_study
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, number
+from convnext.studies.plan import EVALUATIONS, Entry, Study, read_study
 from convnext.tasks import open_task
 
 # A study measures the networks, not what the moving average or a growing image adds: the paper's

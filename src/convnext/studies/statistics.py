@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from convnext.lab.results import FINISHED, Result
+from convnext.studies.results import FINISHED, Result
 
 LEVEL = 0.95
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from convnext.lab.plan import Entry, Paper
 from convnext.models.config import NetworkConfig, change
 from convnext.models.roadmap import Rung, kept_rungs, roadmap
 from convnext.names import nearest
 from convnext.recipes.recipe import Recipe, change_recipe, flatten
+from convnext.studies.plan import Entry, Paper
 
 # Fields that follow the data, so that the rung as it is need not have what its definition says.
 CHOSEN_BY_DATA = {"stem_stride", "drop_path_rate"}

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from convnext.lab.results import FINISHED, Result
-from convnext.lab.statistics import Estimate, Summary, correlate, summarise
+from convnext.studies.results import FINISHED, Result
+from convnext.studies.statistics import Estimate, Summary, correlate, summarise
 from convnext.tasks import label_of
 
 Column = tuple[str, int, Any, Callable[[Summary], str]]

@@ -67,7 +67,7 @@ class Result:
     train_images_per_s: float | None = None
     infer_images_per_s: float | None = None
     train_memory: int | None = None
-    """Bytes at the peak of a training step, as `convnext.lab.speed` defines them."""
+    """Bytes at the peak of a training step, as `convnext.studies.speed` defines them."""
     infer_memory: int | None = None
     speed_batch: int | None = None
     paper_name: str = ""

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from convnext.atomic import write_text
-from convnext.lab.block_picture import block_svg, changed_fields
-from convnext.lab.figures import write_figures
-from convnext.lab.plan import Entry, Study, read_study
-from convnext.lab.results import FINISHED, Result, read_results
-from convnext.lab.stairs import GROUPS
-from convnext.lab.statistics import Summary, correlate, summarise
-from convnext.lab.table import difference, mean_and_std, notes, shorten
 from convnext.models.config import NetworkConfig, change
 from convnext.recipes.recipe import Recipe, flatten
 from convnext.reports.figures import Curve, draw_curves, inline_svg, save_bytes
 from convnext.reports.report import duration
+from convnext.studies.block_picture import block_svg, changed_fields
+from convnext.studies.figures import write_figures
+from convnext.studies.plan import Entry, Study, read_study
+from convnext.studies.results import FINISHED, Result, read_results
+from convnext.studies.statistics import Summary, correlate, summarise
+from convnext.studies.steps import GROUPS
+from convnext.studies.table import difference, mean_and_std, notes, shorten
 from convnext.tasks import label_of
 from convnext.training.log import read_metrics
 

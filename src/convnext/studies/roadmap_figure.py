@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext.atomic import atomic_write, write_text
-from convnext.lab.road_table import REGIME_FACTS, Regime, RoadmapRow, is_small, star
-from convnext.lab.stairs import GROUPS, aligned, beside, climb
-from convnext.lab.stairs import places as places_of
+from convnext.studies.roadmap_table import REGIME_FACTS, Regime, RoadmapRow, is_small, star
+from convnext.studies.steps import GROUPS, aligned, beside, climb
+from convnext.studies.steps import places as places_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

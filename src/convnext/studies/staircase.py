@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from convnext.lab.results import FINISHED, Result
-from convnext.lab.stairs import GROUPS, ROAD, beside, climb, places
-from convnext.lab.statistics import Summary, correlate, summarise
+from convnext.studies.results import FINISHED, Result
+from convnext.studies.statistics import Summary, correlate, summarise
+from convnext.studies.steps import GROUPS, ROAD, beside, climb, places
 from convnext.tasks import label_of
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from convnext.atomic import write_text
 from convnext.hardware.devices import autocast, environment
-from convnext.lab.plan import EVALUATIONS, Entry, Study
+from convnext.studies.plan import EVALUATIONS, Entry, Study
 from convnext.training.faults import is_out_of_memory
 
 ROUNDS = 5

@@ -13,9 +13,12 @@ import torch
 from rich.console import Console
 
 from convnext.hardware.devices import environment, pick_device
-from convnext.lab.plan import Entry, Kind, Study
-from convnext.lab.results import FINISHED, WAITING, Result, write_results
-from convnext.lab.runs import (
+from convnext.models.flops import cost
+from convnext.recipes.recipe import Recipe, one_line, to_dict
+from convnext.studies.plan import Entry, Kind, Study
+from convnext.studies.resolve import settle
+from convnext.studies.results import FINISHED, WAITING, Result, write_results
+from convnext.studies.runs import (
     Job,
     describe_end,
     held,
@@ -24,11 +27,8 @@ from convnext.lab.runs import (
     run_jobs,
     visible_devices,
 )
-from convnext.lab.settle import settle
-from convnext.lab.speed import Speed, epochs_for, rates_of_runs, read_speeds, speeds_of
-from convnext.lab.table import print_study
-from convnext.models.flops import cost
-from convnext.recipes.recipe import Recipe, one_line, to_dict
+from convnext.studies.speed import Speed, epochs_for, rates_of_runs, read_speeds, speeds_of
+from convnext.studies.table import print_study
 from convnext.tasks import OTHERS, PRIMARY
 
 
@@ -164,8 +164,8 @@ class _Table:
 
 def finish(root: Path, results: Sequence[Result], console: Console) -> None:
     """Print the table, draw the figures and write the page, all from what the folder holds."""
-    from convnext.lab.figures import write_figures
-    from convnext.lab.page import write_page
+    from convnext.studies.figures import write_figures
+    from convnext.studies.page import write_page
 
     print_study(results, console)
     write_figures(root)

@@ -27,9 +27,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from convnext.atomic import write_text
 from convnext.hardware.signals import StopSignals
-from convnext.lab.plan import Entry, Study
-from convnext.lab.results import DIVERGED, FAILED, FINISHED, WAITING
 from convnext.recipes.recipe import Recipe, recipe_from_dict, to_dict
+from convnext.studies.plan import Entry, Study
+from convnext.studies.results import DIVERGED, FAILED, FINISHED, WAITING
 from convnext.tasks import OTHERS, PRIMARY
 from convnext.training.faults import DivergedError, InterruptedRun
 from convnext.training.log import read_metrics
