@@ -14,11 +14,11 @@ import torch
 from rich.console import Console
 
 import convnext
-from convnext.benchmark import measure as module
-from convnext.benchmark import worker
-from convnext.benchmark.limits import Demand, Limits, copy_limit, demand
-from convnext.benchmark.measure import BenchmarkResult, benchmark, task_of_name, timm_name
-from convnext.benchmark.show import draw, print_result, write_result
+from convnext.benchmarking import measure as module
+from convnext.benchmarking import worker
+from convnext.benchmarking.limits import Demand, Limits, copy_limit, demand
+from convnext.benchmarking.measure import BenchmarkResult, benchmark, task_of_name, timm_name
+from convnext.benchmarking.show import draw, print_result, write_result
 from convnext.cli import main
 
 # Three stages of the arithmetic: 2 GFLOP an image, 1 GB moved, on a machine of 10 and 4.

@@ -50,8 +50,8 @@ def run(argv: list[str]) -> int:
         parser.error("--size takes one number, or height and width")
     size = None if arguments.size is None else (arguments.size[0], arguments.size[-1])
 
-    from convnext.benchmark.measure import benchmark
-    from convnext.benchmark.show import print_result, write_result
+    from convnext.benchmarking.measure import benchmark
+    from convnext.benchmarking.show import print_result, write_result
 
     out = console(as_json=arguments.json)
     result = benchmark(

@@ -2,7 +2,7 @@
 
 Each form has a process, so that its memory can be told, and so that the settings of one (threads,
 memory that is kept, compilers) do not reach another. Requests are lines of JSON on standard input,
-answers lines on another file; `convnext.benchmark.measure` has the other end.
+answers lines on another file; `convnext.benchmarking.measure` has the other end.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from convnext.benchmark.limits import Demand, Limits, demand, measure_limits
+from convnext.benchmarking.limits import Demand, Limits, demand, measure_limits
 from convnext.hardware.devices import environment, pick_device
 from convnext.hardware.peak_rates import has_fast_bf16
 from convnext.models.family import create_model, dense_prefix
@@ -34,7 +34,7 @@ START = """
 import os
 answers = os.dup(1)
 os.dup2(2, 1)
-from convnext.benchmark.worker import main
+from convnext.benchmarking.worker import main
 main(answers)
 """
 
@@ -248,7 +248,7 @@ def timm_name(name: str) -> str:
 
 
 class _Worker:
-    """The other end of `convnext.benchmark.worker`."""
+    """The other end of `convnext.benchmarking.worker`."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convnext.atomic import atomic_write, write_text
-from convnext.benchmark.measure import (
+from convnext.benchmarking.measure import (
     KINDS,
     BenchmarkResult,
     NetworkResult,
