@@ -1,6 +1,6 @@
 """Blocks of ConvNeXt that train as one operation on a CPU: which can, and how they are told to.
 
-The mathematics and the weights are those of `Block`; `convnext.kernels.fused_branch` says how they are run.
+The mathematics and the weights are those of `Block`; `convnext.kernels.fused_branch` runs them.
 """
 
 from __future__ import annotations

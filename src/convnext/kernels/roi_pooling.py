@@ -21,7 +21,7 @@ from convnext.tasks.detection.model.roi import roi_levels
 def pool_rois_by_products(
     maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], side: int
 ) -> Tensor:
-    """As `convnext.tasks.detection.model.roi.pool_rois`, but for rounding, in fp32 and channels_last.
+    """Pool boxes as `pool_rois` of the detector does, but for rounding, in fp32 and channels_last.
 
     Args:
         maps: (N, C, H_l, W_l) of every level.

@@ -28,9 +28,9 @@ def cost(model: nn.Module, input_size: int | tuple[int, int] = 224) -> Cost:
     count, and the two matrix products of attention in the peers that have it; biases, norms,
     activations and pooling do not (ResNet-50 at 224: 4,089,184,256). A network of a dense task is
     counted as the toolboxes of 2021 did, without an auxiliary head and with what
-    `convnext.models.dense_flops` adds; a detector with 1000 proposals through every box head and 100
-    through every mask head. Nothing is computed: the network runs on shapes alone, and stays as it
-    was.
+    `convnext.models.dense_flops` adds; a detector with 1000 proposals through every box head and
+    100 through every mask head. Nothing is computed: the network runs on shapes alone, and stays
+    as it was.
     """
     height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
     shapes = copy.deepcopy(model).to("meta").eval()

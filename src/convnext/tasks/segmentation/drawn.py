@@ -70,7 +70,7 @@ def open_drawn(path: str, val_share: float) -> dict[str, Any]:
     """Return the parts of the segmentation data of a path with a json: classes, pairs, notes.
 
     Raises:
-        ValueError: As `convnext.tasks.detection.data.open.open_dataset`, or if there are boxes only.
+        ValueError: As `open_dataset` of detection, or if there are boxes only.
     """
     data = open_dataset(path, val_share=val_share)
     records = (*data.train.records, *data.val.records)

@@ -2,8 +2,8 @@
 
 A detector follows its data, so no compiler takes it as a whole. Its form is in its parts: the
 network is folded, its 3x3 convolutions run in Winograd's form, boxes are pooled by matrix products
-(`convnext.kernels.roi_pooling`); or products are in bf16, where the device is faster in it. Boxes are
-decoded, scored, suppressed and pooled in fp32 always.
+(`convnext.kernels.roi_pooling`); or products are in bf16, where the device is faster in it. Boxes
+are decoded, scored, suppressed and pooled in fp32 always.
 
 A form is right if its parts compute what those of the network as it was trained do (maps, logits of
 the anchors, logits and masks of the same boxes: relative L2 distance at most 1e-4 in fp32, 6e-2 in

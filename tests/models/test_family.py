@@ -17,7 +17,7 @@ from convnext.models.family import FAMILY, create_model, list_models
 from convnext.models.flops import cost
 from convnext.weights import export_weights
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 SIZES = {"T": "tiny", "S": "small", "B": "base", "L": "large", "XL": "xlarge"}
 SLOW = pytest.mark.slow
 

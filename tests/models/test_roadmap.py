@@ -20,7 +20,7 @@ from convnext.models.network import Network
 from convnext.models.roadmap import PAPER_REGIMES, REGIMES, Rung, kept_rungs, roadmap, stem_stride
 from convnext.weights import load_weights
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 RUNGS = [(regime, rung) for regime in REGIMES for rung in roadmap(regime)]
 PAPER_RUNGS = [(regime, rung) for regime, rung in RUNGS if regime in PAPER_REGIMES]
 IDS = [f"{regime}-{rung.name}" for regime, rung in RUNGS]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from studies import made_up
 
 from convnext.studies.statistics import compare, correlate, estimate, summarise
+from studies import made_up
 
 
 def test_the_interval_is_students() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import convnext
+import gpu_kernels
 from gpu_kernels import choose as module
 from gpu_kernels import modules
 from gpu_kernels.choose import apply_kernels

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from studies import made_up, write_study
 
 from convnext.studies.figures import write_figures
 from convnext.studies.results import write_results
 from convnext.studies.scatter import COSTS, scatter
 from convnext.studies.staircase import staircase
+from studies import made_up, write_study
 
 
 def test_the_csv_alone_gives_the_same_figures(tmp_path: Path) -> None:

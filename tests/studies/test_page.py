@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from studies import made_up, write_study
 
 from convnext.models.roadmap import roadmap
 from convnext.studies.page import reading, write_page
 from convnext.studies.statistics import summarise
+from studies import made_up, write_study
 
 
 class Reader(HTMLParser):

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from studies import made_up
 
 from convnext.studies.results import read_results, write_results
+from studies import made_up
 
 
 def test_the_csv_gives_back_what_was_written(tmp_path: Path) -> None:
