@@ -11,9 +11,9 @@ Both train the same network by the paper's recipe (RandAugment, mixup, cutmix, e
 smoothing, moving average) in one process and in turns; the medians over the rounds are of the same
 minutes. Ours is the real step of `convnext.training.loop` on a real task. timm's is what its
 train.py does with `--channels-last --amp --model-ema --mixup --cutmix`: its loader and
-prefetcher, mixing in the loader's processes, cudnn.benchmark on. Only the side whose turn it is has a
-loader. With ready
-batches timm's images come mixed, ours are mixed in every step; both normalise and erase.
+prefetcher, mixing in the loader's processes, cudnn.benchmark on. Only the side whose turn it is has
+a loader. With ready batches timm's images come mixed, ours are mixed in every step; both normalise
+and erase.
 With `--layouts` both train in either memory format, and ours with its pointwise convolutions as
 convolutions and as linear layers too. On a CPU our blocks train as one operation; "layer by layer"
 are the same ones without that. `--keep-memory` lets both sides keep freed memory, as our command
