@@ -83,7 +83,7 @@ def test_an_image_is_fitted_as_by_the_preprocessing(
     rng = np.random.default_rng(size[0])
     coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
     image = coarse.resize(size, Image.Resampling.BICUBIC)
-    expected = OnCanvas(inner=pre, size=canvas).pixels(image)
+    expected = torch.from_numpy(OnCanvas(inner=pre, size=canvas).pixels(image))
     height, width = expected.shape[1:]
     assert height <= 64
     assert width <= 96

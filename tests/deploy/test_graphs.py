@@ -33,7 +33,7 @@ def test_resizing_is_pillows(
         image_size=32, crop_pct=crop_pct, interpolation=interpolation, mean=(0,) * 3, std=(1,) * 3
     )
     image = _image(*size)
-    expected = preprocessing.pixels(image).float()
+    expected = torch.from_numpy(preprocessing.pixels(image)).float()
     given = torch.from_numpy(np.array(image))[None]
     found = WholeImage(preprocessing)(given)[0]
     assert found.shape == expected.shape

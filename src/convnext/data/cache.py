@@ -5,17 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from convnext.data.images import BadImage
+from convnext.data.threads import for_each
 
 # Share of the memory that is free now which a cache may take.
 BUDGET_SHARE = 0.5
@@ -59,34 +58,6 @@ class ImageCache:
                 self.bad[index] = error.reason
 
         for_each(load_one, len(self), "reading images", console=console)
-
-
-def for_each(
-    work: Callable[[int], None],
-    count: int,
-    title: str,
-    *,
-    console: Console | None = None,
-    threads: int | None = None,
-) -> None:
-    """Call `work` with 0 .. count - 1 in a few threads, with a progress bar on `console`.
-
-    By default there are as many threads as the processor has use for; work that waits for a network
-    may want more.
-    """
-    threads = min(threads or min(8, os.cpu_count() or 1), max(count, 1))
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    visible = console is not None and console.is_terminal
-    with Progress(*columns, console=console, disable=not visible, transient=True) as progress:
-        bar = progress.add_task(title, total=count)
-
-        def run(indices: Iterable[int]) -> None:
-            for index in indices:
-                work(index)
-                progress.advance(bar)
-
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, [range(first, count, threads) for first in range(threads)]))
 
 
 def memory_budget(workers: int = 0) -> int:

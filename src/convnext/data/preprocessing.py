@@ -1,8 +1,9 @@
 """From an image to the network's input: one object for training, evaluation, prediction, export.
 
 It is data that travels with a checkpoint. The pixels come from Pillow's antialiased resize and are
-the same bits on every machine (crops for training have ways of their own, `convnext.data.crops`);
-`normalize` runs wherever the batch is, always in fp32.
+the same bits on every machine (crops for training have ways of their own, `convnext.data.crops`).
+This module is for numpy and imports no torch; `convnext.data.tensors` computes the same bits of
+`normalize` for tensors, wherever they are.
 
 Paper, appendix A (and its code): below 384 pixels the short side is resized to
 int(image_size / 0.875) and the centre is cropped; from 384 up the image is resized to the square.
@@ -12,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from convnext.data.images import MAX_PIXELS, BadImage, Mode, as_mode
 from convnext.names import nearest
@@ -28,11 +28,16 @@ RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
+Pixels = NDArray[np.uint8]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How any image becomes what the network sees; the fields are those of `InputRecipe`."""
+
+    normalizes: ClassVar[bool] = True
+    """Whether the network takes normalized values, and not those of the pixels."""
 
     image_size: int
     crop_pct: float
@@ -58,25 +63,26 @@ class Preprocessing:
         """The mode in which images are read: "L" for one channel, "RGB" for three."""
         return "L" if self.in_chans == 1 else "RGB"
 
-    def pixels(self, image: Image.Image) -> Tensor:
+    def pixels(self, image: Image.Image) -> Pixels:
         """Return the pixels that the network sees, uint8 (C, H, W), of an image of any mode."""
         image = as_mode(image, self.mode)
         size, resample = self.image_size, RESAMPLING[self.interpolation]
         if self.crop_pct == 1:
-            return to_tensor(image.resize((size, size), resample))
+            return to_array(image.resize((size, size), resample))
         short = int(size / self.crop_pct)
         width, height = fit_short_side(image.size, short)
         left, top = round((width - size) / 2), round((height - size) / 2)
         image = image.resize((width, height), resample)
-        return to_tensor(image.crop((left, top, left + size, top + size)))
+        return to_array(image.crop((left, top, left + size, top + size)))
 
-    def normalize(self, batch: Tensor) -> Tensor:
-        """Return uint8 pixels (N, C, H, W) as fp32 of mean 0 and deviation 1, on their device."""
+    def normalize(self, batch: Array) -> NDArray[np.float32]:
+        """Return pixels (N, C, H, W), 0 to 255, as fp32 of mean 0 and deviation 1."""
         return normalize(batch, self.mean, self.std)
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Return the network's input for one image, fp32 (C, H, W)."""
-        return self.normalize(self.pixels(image)[None])[0]
+        found: NDArray[np.float32] = self.normalize(self.pixels(image)[None])[0]
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -95,6 +101,9 @@ class Preprocessing:
 @dataclass(frozen=True, kw_only=True)
 class DensePreprocessing:
     """How any image becomes what a segmentor or a detector sees: whole, and in its own ratio."""
+
+    normalizes: ClassVar[bool] = True
+    """Whether the network takes normalized values, and not those of the pixels."""
 
     image_size: int
     """The short side in pixels; 0 leaves images as they are."""
@@ -129,7 +138,7 @@ class DensePreprocessing:
         """Return the width and height that an image of this size is resized to."""
         return fit_within(width, height, self.image_size, self.max_size)
 
-    def pixels(self, image: Image.Image) -> Tensor:
+    def pixels(self, image: Image.Image) -> Pixels:
         """Return the pixels that the network sees, uint8 (C, H, W), of an image of any mode.
 
         Raises:
@@ -145,10 +154,10 @@ class DensePreprocessing:
             )
         if size != image.size:
             image = image.resize(size, RESAMPLING[self.interpolation])
-        return to_tensor(image)
+        return to_array(image)
 
-    def normalize(self, batch: Tensor) -> Tensor:
-        """Return uint8 pixels (N, C, H, W) as fp32 of mean 0 and deviation 1, on their device."""
+    def normalize(self, batch: Array) -> NDArray[np.float32]:
+        """Return pixels (N, C, H, W), 0 to 255, as fp32 of mean 0 and deviation 1."""
         return normalize(batch, self.mean, self.std)
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,26 +174,15 @@ class DensePreprocessing:
         return cls(**_known(cls, values))
 
 
-def normalize(batch: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return uint8 pixels (N, C, H, W) as fp32, less `mean`, by `std`, of values in [0, 1].
-
-    The memory format stays as it is.
-    """
-    means, stds = (torch.tensor(values, device=batch.device) for values in (mean, std))
-    images = torch.empty_like(batch, dtype=torch.float32)
-    source, target = batch, images
-    if batch.is_contiguous():
-        means, stds = means.view(-1, 1, 1), stds.view(-1, 1, 1)
-    else:
-        source, target = batch.permute(0, 2, 3, 1), images.permute(0, 2, 3, 1)  # N H W C
-        if source.is_contiguous():  # Loops over three channels are slow, over rows they are fast.
-            means, stds = means.repeat(batch.shape[3]), stds.repeat(batch.shape[3])
-            source, target = source.flatten(2), target.flatten(2)  # N H WC
-    # On a CPU one image at a time, which stays in the cache from step to step.
-    size = 1 if batch.device.type == "cpu" else max(1, len(batch))
-    for pixels, part in zip(torch.split(source, size), torch.split(target, size), strict=True):
-        part.copy_(pixels).div_(255).sub_(means).div_(stds)
-    return images  # N C H W
+def normalize(batch: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """Return pixels (N, C, H, W) as fp32, less `mean`, by `std`, of values in [0, 1]."""
+    images = batch.astype(np.float32, order="C")
+    means, stds = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (mean, std))
+    for image in images:  # One at a time stays in the cache from step to step.
+        image /= np.float32(255)
+        image -= means
+        image /= stds
+    return images
 
 
 def fit_within(width: int, height: int, short: int, long: int) -> tuple[int, int]:
@@ -207,11 +205,11 @@ def fit_short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
     return max(short, int(short * width / height)), short
 
 
-def to_tensor(image: Image.Image) -> Tensor:
+def to_array(image: Image.Image) -> Pixels:
     """Return the pixels of an "RGB" or "L" image as contiguous uint8 (C, H, W)."""
     array = np.array(image)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return np.ascontiguousarray(array)
 
 
 def _is_int(value: Any) -> bool:

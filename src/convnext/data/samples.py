@@ -1,15 +1,18 @@
-"""Labelled images wherever they lie: in folders or in memory here, in shards in `shard_samples`.
+"""Labelled images wherever they lie: in folders or in memory here, in shards in `data.shards`.
 
-A `Samples` is a sequence by index; what reads from it never asks which kind it is.
+A `Samples` is a sequence by index; what reads from it never asks which kind it is. `BadImages`
+counts those that cannot be read.
 """
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,3 +180,51 @@ class Found:
 def spread(n: int, count: int) -> list[int]:
     """Return up to `count` positions spread evenly over n."""
     return sorted({i * n // min(n, count) for i in range(min(n, count))})
+
+
+def held_out(names: Sequence[str], share: float) -> set[str]:
+    """Return the names with the smallest hashes: a share of them, at least one, never all.
+
+    It depends on the names alone: no seed or order changes it, and new images hardly.
+    """
+    count = max(1, round(share * len(names))) if len(names) > 1 else 0
+    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return set(ranked[: min(count, len(names) - 1)])
+
+
+class Sources(Protocol):
+    """A sequence of images that knows where each lies."""
+
+    def __len__(self) -> int: ...
+    def source(self, index: int) -> str: ...
+
+
+class BadImages:
+    """The images of a part that could not be read, each counted once however often it is met."""
+
+    def __init__(self, samples: Sources, *, max_share: float) -> None:
+        self.samples = samples
+        self.found: dict[int, BadImage] = {}
+        # A single bad image ends no run, however small the data set; unless none is allowed.
+        self.most = max(int(max_share * len(samples)), 1 if max_share > 0 else 0)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def update(self, records: Iterable[tuple[int, str]]) -> list[BadImage]:
+        """Take the `bad` of a batch; return what was not known before.
+
+        Raises:
+            ValueError: If more images are bad than allowed.
+        """
+        new = {i: BadImage(self.samples.source(i), r) for i, r in records if i not in self.found}
+        self.found |= new
+        if len(self.found) > self.most:
+            some = "; ".join(str(bad) for bad in list(self.found.values())[:5])
+            needed = len(self.found) / len(self.samples)
+            raise ValueError(
+                f"{len(self.found):,} of {len(self.samples):,} images cannot be read, more than "
+                f"the {self.most:,} that are allowed: {some}. Mend or remove them (`convnext data` "
+                f"lists them all), or allow more with --loader.max_bad_share {needed + 0.01:.2f}"
+            )
+        return list(new.values())

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convnext.data.tensors import normalize_batch
 from convnext.deploy.export_settings import MAX_BATCH, ExportSettings
 from convnext.deploy.fold import fold
 from convnext.deploy.graphs import (
@@ -118,7 +119,7 @@ def example_size(card: Card, settings: ExportSettings) -> tuple[int, int]:
 def given(pixels: Tensor, card: Card, settings: ExportSettings) -> Tensor:
     """Return pixels, uint8 (N, C, H, W), as the graph takes them."""
     if settings.inside == "none":
-        normalized: Tensor = card.preprocessing.normalize(pixels)
+        normalized: Tensor = normalize_batch(card.preprocessing, pixels)
         return normalized
     return pixels.permute(0, 2, 3, 1).contiguous()
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convnext.data.tensors import normalize_batch
 from convnext.deploy.blueprints import example_size, given
 from convnext.deploy.export_settings import ExportSettings
 from convnext.deploy.fold import fold
@@ -57,7 +58,10 @@ def calibrate(
     pre = card.preprocessing
     if card.task == "detect":
         pre = OnCanvas(inner=pre, size=size)
-    pixels = [pre.pixels(image)[None] for image in proofs.calibration(NUM_IMAGES[card.task])]
+    pixels = [
+        torch.from_numpy(pre.pixels(image))[None]
+        for image in proofs.calibration(NUM_IMAGES[card.task])
+    ]
     if not pixels:
         raise ValueError(
             "int8 needs images to calibrate its ranges on, and none of those given can be read; "
@@ -66,7 +70,7 @@ def calibrate(
     if card.task == "segment":
         grey = mean_pixel(card)
         pixels = [fill_up(x[..., : size[0], : size[1]], size, grey) for x in pixels]
-    judged = [card.preprocessing.normalize(x) for x in pixels[: NUM_JUDGED[card.task]]]
+    judged = [normalize_batch(card.preprocessing, x) for x in pixels[: NUM_JUDGED[card.task]]]
     note(f"measuring how sensitive each layer is to int8, on {len(judged)} images")
     folded: Any = fold(model, form="conv")
     if card.task == "detect":
@@ -83,7 +87,7 @@ def _on_canvas(
 ) -> Given:
     extent = torch.tensor(pixels.shape[2:])
     if settings.inside == "none":
-        normalized = card.preprocessing.normalize(pixels)
+        normalized = normalize_batch(card.preprocessing, pixels)
         return _padded(normalized, size), extent
     return _padded(pixels, size).permute(0, 2, 3, 1).contiguous(), extent
 

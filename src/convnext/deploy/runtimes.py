@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convnext.data.images import Mode, as_mode
-from convnext.data.preprocessing import to_tensor
+from convnext.data.preprocessing import Pixels, to_array
 from convnext.deploy.build import import_openvino, openvino_request
 from convnext.deploy.pt2 import checked_archive
 from convnext.tasks.detection.export.exported import ExportedDetector, OnCanvas
@@ -239,6 +239,7 @@ class NoNormalization:
     `whole` leaves the resizing to the file, too.
     """
 
+    normalizes: ClassVar[bool] = False
     inner: Any
     whole: bool
 
@@ -252,15 +253,15 @@ class NoNormalization:
             raise AttributeError(name)
         return getattr(self.inner, name)
 
-    def pixels(self, image: Image.Image) -> Tensor:
+    def pixels(self, image: Image.Image) -> Pixels:
         """Return uint8 (C, H, W)."""
         if self.whole:
-            return to_tensor(as_mode(image, self.mode))
-        return cast(Tensor, self.inner.pixels(image))
+            return to_array(as_mode(image, self.mode))
+        return cast(Pixels, self.inner.pixels(image))
 
-    def normalize(self, batch: Tensor) -> Tensor:
+    def normalize(self, batch: Array) -> NDArray[np.float32]:
         """Return uint8 pixels (N, C, H, W) as fp32, 0 to 255."""
-        return batch.float()
+        return batch.astype(np.float32)
 
 
 def open_as_network(path: str | Path) -> tuple[ExportedNetwork | ExportedDetector, Card]:

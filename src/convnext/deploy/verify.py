@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from convnext.data.images import BadImage, image_files
 from convnext.data.samples import spread
+from convnext.data.tensors import normalize_batch, to_batch
 from convnext.deploy.runtimes import fill_up, filled_size, mean_pixel, open_as_network, votes
 from convnext.tasks.detection.export.exported import ExportedDetector
 from convnext.tasks.detection.export.pairing import DetectionProof
@@ -266,7 +267,7 @@ class _LikeTheFile(nn.Module):
         super().__init__()
         self.model = model
         self.graph = graph
-        grey = card.preprocessing.normalize(mean_pixel(card).view(1, -1, 1, 1)).flatten()
+        grey = normalize_batch(card.preprocessing, mean_pixel(card).view(1, -1, 1, 1)).flatten()
         self.colour = torch.zeros_like(grey) if graph["inside"] == "none" else grey
 
     def forward(self, images: Tensor) -> Tensor:
@@ -314,7 +315,7 @@ def _answerer(model: nn.Module, card: Card) -> Callable[[Image.Image], tuple[Ten
         settings = inference_of(card.recipe)
 
         def labels(image: Image.Image) -> tuple[None, Any]:
-            pixels = pre.normalize(pre.pixels(image)[None])[0]
+            pixels = to_batch(pre, image)[0]
             found = segment_labels(
                 model,
                 pixels,
@@ -329,7 +330,7 @@ def _answerer(model: nn.Module, card: Card) -> Callable[[Image.Image], tuple[Ten
 
     def probabilities(image: Image.Image) -> tuple[Tensor, Any]:
         with torch.inference_mode():
-            found = model(pre.normalize(pre.pixels(image)[None])).softmax(1)[0]
+            found = model(to_batch(pre, image)).softmax(1)[0]
         return found, int(found.argmax())
 
     return probabilities

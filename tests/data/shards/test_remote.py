@@ -15,9 +15,9 @@ from rich.console import Console
 from shard_server import patience
 from torch.utils.data import DataLoader
 
-from convnext.data.bad_images import BadImages
 from convnext.data.images import BadImage
 from convnext.data.preprocessing import Preprocessing
+from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
 from convnext.data.shards.addresses import expand
 from convnext.data.shards.convert import to_shards

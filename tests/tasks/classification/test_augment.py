@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from convnext.data.preprocessing import Preprocessing
+from convnext.data.tensors import normalize_batch
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentRecipe
 from convnext.tasks.classification.augment import (
     BatchAugment,
@@ -176,7 +177,7 @@ def test_without_mixing_a_batch_is_normalised_and_smoothed():
     labels = torch.tensor([0, 1, 2, 0, 1])
     augment = BatchAugment(NONE, num_classes=3, label_smoothing=0.1, preprocessing=COLOUR)
     images, targets = augment(pixels, labels, step=0)
-    assert torch.equal(images, COLOUR.normalize(pixels))
+    assert torch.equal(images, normalize_batch(COLOUR, pixels))
     assert torch.equal(targets, smooth_one_hot(labels, 3, 0.1))
 
 

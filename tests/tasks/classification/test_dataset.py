@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from convnext.data.bad_images import BadImages
 from convnext.data.cache import ImageCache, memory_budget
-from convnext.data.preprocessing import Preprocessing, to_tensor
+from convnext.data.preprocessing import Preprocessing
+from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
+from convnext.data.tensors import to_tensor
 from convnext.recipes.schema import AugmentRecipe
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.classification.dataset import EvalDataset, TrainDataset, collate
@@ -162,7 +163,7 @@ def test_evaluation_sees_the_preprocessing_and_nothing_else(photos):
     plain, cached = EvalDataset(photos.val, COLOUR), EvalDataset(photos.val, COLOUR)
     cached.fill_cache(budget=10**9)
     for index in range(len(photos.val)):
-        expected = COLOUR.pixels(photos.val.open(index, "RGB"))
+        expected = torch.from_numpy(COLOUR.pixels(photos.val.open(index, "RGB")))
         for dataset in (plain, cached):
             item = dataset[index]
             assert torch.equal(item.pixels, expected)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_objects import coco_squares, small_coco
 
-from convnext.data.bad_images import BadImages
 from convnext.data.masks import cut, encode, paste_masks, paste_windows
 from convnext.data.preprocessing import DensePreprocessing
+from convnext.data.samples import BadImages
 from convnext.hardware.ranks import Ranks
 from convnext.tasks.detection.data.dataset import EvalDataset
 from convnext.tasks.detection.data.open import open_dataset

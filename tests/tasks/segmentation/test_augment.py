@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from shapes import COLORS, draw_pair, write_shapes
 
-from convnext.data.photometric import distort
-from convnext.data.preprocessing import DensePreprocessing, fit_within, to_tensor
+from convnext.data.dense import distort
+from convnext.data.preprocessing import DensePreprocessing, fit_within
+from convnext.data.tensors import to_tensor
 from convnext.tasks.segmentation.augment import TrainTransform, is_varied
 from convnext.tasks.segmentation.data import open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset, TrainDataset, collate

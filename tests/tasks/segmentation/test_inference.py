@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from convnext.data.tensors import normalize_batch
 from convnext.hardware.ranks import Ranks
 from convnext.tasks.segmentation import scores as module
 from convnext.tasks.segmentation.inference import infer, segment, segment_labels
@@ -244,10 +245,11 @@ class Item:
 
 
 class Scaling:
-    """A preprocessing."""
+    """A preprocessing from -2 to nearly 2."""
 
-    def normalize(self, batch: Tensor) -> Tensor:
-        return batch.float() / 64 - 2
+    normalizes = True
+    mean = (128 / 255,) * 3
+    std = (64 / 255,) * 3
 
 
 class Pictures:
@@ -285,7 +287,7 @@ def test_a_data_set_is_inferred_at_the_size_of_its_masks(workers: int) -> None:
     for labels, mask, index, loss in found:
         item = Pictures()[index]
         assert np.array_equal(mask, item.mask)
-        image = Pictures.preprocessing.normalize(item.pixels)
+        image = normalize_batch(Pictures.preprocessing, item.pixels[None])[0]
         logits = segment(model, image, size=item.mask.shape, **CPU)
         assert torch.equal(labels, logits.argmax(0).to(torch.uint8))
         target = torch.from_numpy(item.mask).long()[None]
@@ -329,7 +331,7 @@ def test_the_loss_of_several_views_is_that_of_their_mean() -> None:
     model = Stand()
     views = InferenceSettings(scales=(1.0, 1.5), flip=True)
     _, mask, index, loss = next(infer(model, Pictures(), bad=Records(), settings=views, **CPU))
-    image = Pictures.preprocessing.normalize(Pictures()[index].pixels)
+    image = normalize_batch(Pictures.preprocessing, Pictures()[index].pixels[None])[0]
     shares = segment(model, image, scales=(1.0, 1.5), flip=True, size=mask.shape, **CPU)
     expected = F.nll_loss(shares.log()[None], mask.long()[None], ignore_index=255, reduction="sum")
     assert loss == pytest.approx(float(expected), rel=1e-5)

@@ -16,10 +16,9 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from convnext.data.colors import class_colors
+from convnext.data.drawing import class_colors, output_names
 from convnext.data.images import Mode
-from convnext.data.output_names import output_names
-from convnext.data.preprocessing import DensePreprocessing, to_tensor
+from convnext.data.preprocessing import DensePreprocessing, Pixels, to_array
 from convnext.tasks.segmentation.predict import (
     SegmentationResult,
     segment_files,
@@ -43,11 +42,11 @@ class HalfSize:
 
     mode: Mode = "RGB"
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        return to_tensor(image.resize((max(1, image.width // 2), max(1, image.height // 2)), 0))
+    normalizes = True
+    mean = std = (0.5,) * 3
 
-    def normalize(self, batch: Tensor) -> Tensor:
-        return batch.float() / 127.5 - 1
+    def pixels(self, image: Image.Image) -> Pixels:
+        return to_array(image.resize((max(1, image.width // 2), max(1, image.height // 2)), 0))
 
 
 def picture(path: Path, width: int = 40, height: int = 30, dark: int = 20) -> Path:

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnext.data.colors import class_colors
-from convnext.data.pictures import data_uri, save_image
+from convnext.data.drawing import class_colors, data_uri, save_image
 from convnext.tasks.segmentation.render import (
     GAP,
     IGNORED,

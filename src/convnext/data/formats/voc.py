@@ -14,7 +14,7 @@ from xml.parsers import expat
 from convnext.data.formats.coco_layout import SPLITS
 from convnext.data.formats.imported import Found, Listing, Source
 from convnext.data.images import readable_extensions
-from convnext.data.splits import held_out
+from convnext.data.samples import held_out
 
 Difficult = Literal["keep", "crowd", "drop"]
 MAX_BYTES = 16 * 2**20

@@ -19,7 +19,7 @@ from convnext.data.formats.coco import is_whole
 from convnext.data.formats.coco_layout import SPLITS
 from convnext.data.formats.imported import Found, Listing, Source
 from convnext.data.images import readable_extensions
-from convnext.data.splits import held_out
+from convnext.data.samples import held_out
 
 MAX_BYTES = 16 * 2**20
 # Shares may leave the image by rounding.

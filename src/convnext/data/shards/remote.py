@@ -15,7 +15,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from convnext.data.cache import for_each
 from convnext.data.samples import Found
 from convnext.data.shards import index as shard_index
 from convnext.data.shards.addresses import addresses, fetch_text, is_remote
@@ -32,6 +31,7 @@ from convnext.data.shards.layout import (
 from convnext.data.shards.samples import TRIES, Shard, base_name
 from convnext.data.shards.store import Missing, Remote, Store, Unavailable
 from convnext.data.shards.tar import index_shard
+from convnext.data.threads import for_each
 from convnext.recipes.schema import LoaderRecipe
 
 # The small files of an index are fetched by this many threads: waiting, not work.

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from convnext.data.crops import Box, Draw, resize_crop
 from convnext.data.preprocessing import RESAMPLING, Preprocessing
+from convnext.data.tensors import normalize_batch
 from convnext.recipes.schema import AugmentRecipe
 from convnext.tasks.classification.mix import erase, mix, smooth_one_hot
 
@@ -186,7 +187,7 @@ class BatchAugment:
             step: The optimizer step.
             part: Which micro batch of the step this is, over all devices.
         """
-        images = self.preprocessing.normalize(pixels)  # (N, C, H, W)
+        images = normalize_batch(self.preprocessing, pixels)  # (N, C, H, W)
         targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)  # (N, num_classes)
         if self.erasing:
             boxes = random.Random(f"erase {self.seed} {step} {part}")

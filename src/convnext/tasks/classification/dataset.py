@@ -262,7 +262,7 @@ class EvalDataset(Dataset[Item]):
 
     def _read(self, index: int) -> Tensor:
         image = self.samples.open(index, self.preprocessing.mode)
-        return self.preprocessing.pixels(image)
+        return torch.from_numpy(self.preprocessing.pixels(image))
 
 
 def _cached_shapes(

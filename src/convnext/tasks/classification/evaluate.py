@@ -19,9 +19,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from convnext.atomic import write_text
-from convnext.data.bad_images import BadImages
 from convnext.data.images import BadImage
-from convnext.data.samples import Samples
+from convnext.data.samples import BadImages, Samples
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
 from convnext.progress import notes, progress_bar

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from convnext.data.bad_images import BadImages
-from convnext.data.prefetch import items_of
+from convnext.data.samples import BadImages
+from convnext.data.tensors import normalize_batch
+from convnext.data.threads import items_of
 from convnext.hardware.devices import autocast
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
@@ -63,7 +64,7 @@ def infer(
             if b < len(mine):
                 bad.update(batch.bad)
             if len(batch.labels):
-                images = dataset.preprocessing.normalize(batch.pixels.to(device))
+                images = normalize_batch(dataset.preprocessing, batch.pixels.to(device))
                 images = images.contiguous(memory_format=torch.channels_last)
                 with autocast(device, precision):
                     logits = model(images)

@@ -15,9 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
-from convnext.data.bad_images import BadImages
 from convnext.data.images import image_files
-from convnext.data.samples import FolderSamples
+from convnext.data.samples import BadImages, FolderSamples
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
 from convnext.progress import notes, progress_bar

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from convnext.data.cache import for_each
 from convnext.data.images import BadImage
+from convnext.data.threads import for_each
 from convnext.tasks.classification.data import ClassificationData
 
 # Two pictures look alike if at most this many of the 256 bits of their sketches differ.

@@ -16,8 +16,8 @@ from rich.markup import escape
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from convnext.data.bad_images import BadImages
 from convnext.data.preprocessing import Preprocessing
+from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent

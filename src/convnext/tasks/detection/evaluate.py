@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
-from convnext.data.bad_images import BadImages
-from convnext.data.pictures import data_uri
+from convnext.data.drawing import data_uri
+from convnext.data.samples import BadImages
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
 from convnext.progress import notes, progress_bar

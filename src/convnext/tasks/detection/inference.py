@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from convnext.data.bad_images import BadImages
 from convnext.data.masks import encode, paste_windows
-from convnext.data.prefetch import items_of
+from convnext.data.samples import BadImages
+from convnext.data.tensors import normalize_batch
+from convnext.data.threads import items_of
 from convnext.hardware.devices import autocast
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
@@ -77,7 +78,7 @@ def infer(
             bad.update(item.bad)
         # A sharded network waits for every process: they look at what stands for bad images too.
         if not item.bad or ranks.count > 1:
-            image = dataset.preprocessing.normalize(item.pixels[None].to(device))[0]
+            image = normalize_batch(dataset.preprocessing, item.pixels[None].to(device))[0]
             # A sharded network cannot gather its parameters in inference mode.
             with torch.inference_mode() if ranks.count == 1 else torch.no_grad():
                 found = detect(model, image, item.size, device=device, precision=precision)

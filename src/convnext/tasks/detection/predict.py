@@ -17,10 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
+from convnext.data.drawing import output_names, protect, save_image
 from convnext.data.formats.coco import read_coco
 from convnext.data.images import BadImage, decode
-from convnext.data.output_names import output_names, protect
-from convnext.data.pictures import save_image
+from convnext.data.tensors import normalize_batch
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
 from convnext.progress import counted, notes, progress_bar
@@ -220,11 +220,11 @@ def predict(
                         "allow more with --max-bad-share"
                     ) from error
                 continue
-            pixels = card.preprocessing.pixels(image)[None].to(where)
+            pixels = torch.from_numpy(card.preprocessing.pixels(image))[None].to(where)
             with torch.inference_mode():
                 found = detect(
                     network,
-                    card.preprocessing.normalize(pixels)[0],
+                    normalize_batch(card.preprocessing, pixels)[0],
                     (image.height, image.width),
                     device=where,
                     precision=executed,

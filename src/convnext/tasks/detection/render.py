@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from convnext.data.colors import class_colors
+from convnext.data.drawing import class_colors
 from convnext.data.formats.coco import Objects
 from convnext.tasks.detection.draw import draw_objects
 from convnext.tasks.detection.inference import Detections

@@ -15,7 +15,8 @@ from rich.markup import escape
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from convnext.data.bad_images import BadImages
+from convnext.data.samples import BadImages
+from convnext.data.tensors import normalize_batch
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.family import create_model
@@ -117,7 +118,7 @@ class DetectionTask(InSteps):
     def look(self, model: nn.Module, batch: Batch) -> None:
         """Run the network on the images of a batch as inference does."""
         pixels = [pixels[None].to(self.device) for pixels in batch.pixels]
-        model([self.preprocessing.normalize(p)[0] for p in pixels])
+        model([normalize_batch(self.preprocessing, p)[0] for p in pixels])
 
     @property
     def input_size(self) -> int:
@@ -187,7 +188,7 @@ class DetectionTask(InSteps):
         The boxes that they are taken on are drawn by seed, step and part alone.
         """
         images = [
-            self.preprocessing.normalize(pixels[None].to(self.device, non_blocking=True))[0]
+            normalize_batch(self.preprocessing, pixels[None].to(self.device, non_blocking=True))[0]
             for pixels in batch.pixels
         ]
         name = f"{self.recipe.run.seed} {step} {part}"

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from torchvision.tv_tensors import Image, Mask
 
-from convnext.data.photometric import distort
+from convnext.data.dense import distort
 from convnext.data.preprocessing import DensePreprocessing, fit_within
 
 # How often a crop is drawn anew because one class fills it.

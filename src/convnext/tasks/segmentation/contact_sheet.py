@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from convnext.data.colors import class_colors
+from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.images import BadImage
-from convnext.data.sheets import crossed_out, fitted, sheet
 from convnext.tasks.segmentation.data import SegmentationData
 from convnext.tasks.segmentation.render import overlay
 from convnext.tasks.segmentation.samples import Pairs

@@ -15,7 +15,7 @@ import numpy as np
 
 from convnext.data.formats.coco_layout import is_detection
 from convnext.data.images import BadImage
-from convnext.data.splits import held_out
+from convnext.data.samples import held_out
 from convnext.tasks.segmentation.classes import Classes, read_classes
 from convnext.tasks.segmentation.layout import Found, Part, find, is_segmentation
 from convnext.tasks.segmentation.masks import NONE_16_BIT, MaskReader, read_values

@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from convnext.data.cache import ImageCache, memory_budget
+from convnext.data.dense import Substitutes
 from convnext.data.images import BadImage
-from convnext.data.preprocessing import DensePreprocessing, to_tensor
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.data.sampling import Draw
-from convnext.data.substitutes import Substitutes
+from convnext.data.tensors import to_tensor
 from convnext.tasks.segmentation.augment import TrainTransform
 from convnext.tasks.segmentation.samples import Pairs
 
@@ -134,7 +135,7 @@ class EvalDataset(Dataset[Item]):
         try:
             image = self.pairs.open(index, p.mode)
             mask = torch.from_numpy(self.pairs.mask(index, image.size))
-            return Item(p.pixels(image), mask, index, ())
+            return Item(torch.from_numpy(p.pixels(image)), mask, index, ())
         except BadImage as error:
             nothing = torch.zeros((p.in_chans, 1, 1), dtype=torch.uint8)
             bad = ((index, reason_of(error, self.pairs, index)),)

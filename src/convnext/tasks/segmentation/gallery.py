@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from convnext.data.pictures import data_uri
+from convnext.data.drawing import data_uri
+from convnext.data.tensors import normalize_batch
 from convnext.tasks.segmentation.inference import Items, segment_labels
 from convnext.tasks.segmentation.render import compare
 from convnext.tasks.segmentation.scores import InferenceSettings
@@ -38,7 +39,7 @@ def draw_images(
             yield ""
             continue
         mask = np.asarray(item.mask)
-        images = dataset.preprocessing.normalize(item.pixels[None].to(device))
+        images = normalize_batch(dataset.preprocessing, item.pixels[None].to(device))
         labels = segment_labels(
             model,
             images[0],

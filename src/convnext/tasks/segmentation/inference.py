@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from convnext.data.prefetch import items_of
+from convnext.data.tensors import Normalizing, normalize_batch
+from convnext.data.threads import items_of
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
 from convnext.tasks.segmentation.scores import InferenceSettings, Size, score_bands
@@ -125,17 +126,11 @@ class Item(Protocol):
     def bad(self) -> Sequence[tuple[int, str]]: ...
 
 
-class Normalizer(Protocol):
-    """The part of a preprocessing that runs on the device."""
-
-    def normalize(self, batch: Tensor) -> Tensor: ...
-
-
 class Items(Protocol):
     """A data set of evaluation."""
 
     @property
-    def preprocessing(self) -> Normalizer: ...
+    def preprocessing(self) -> Normalizing: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Item: ...
 
@@ -188,7 +183,7 @@ def infer(
         if not item.bad or ranks.count > 1:
             # A sharded network cannot gather its parameters in inference mode.
             with torch.inference_mode() if ranks.count == 1 else torch.no_grad():
-                images = dataset.preprocessing.normalize(item.pixels[None].to(device))
+                images = normalize_batch(dataset.preprocessing, item.pixels[None].to(device))
                 labels, loss = _compare(
                     model, images, item.mask, settings, ignore_index, device, precision
                 )

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from convnext.data.cache import for_each
 from convnext.data.images import BadImage
+from convnext.data.threads import for_each
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.samples import Pairs
 

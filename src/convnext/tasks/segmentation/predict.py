@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from convnext.atomic import write_text
+from convnext.data.drawing import output_names, protect, save_image
 from convnext.data.images import BadImage, Mode, decode
-from convnext.data.output_names import output_names, protect
-from convnext.data.pictures import save_image
+from convnext.data.tensors import Preprocesses, normalize_batch
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import pick_device
 from convnext.progress import counted, notes, progress_bar
@@ -38,13 +37,11 @@ from convnext.weights.open import open_model, pick_precision
 Form = Literal["png", "jpg", "none"]
 
 
-class Preprocessing(Protocol):
+class Preprocessing(Preprocesses, Protocol):
     """What prediction needs of a preprocessing."""
 
     @property
     def mode(self) -> Mode: ...
-    def pixels(self, image: Image.Image) -> Tensor: ...
-    def normalize(self, batch: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +224,7 @@ def segment_files(
         for path, name in counted(zip(files, names, strict=True), network.watch(advance)):
             try:
                 image = decode(path, mode=preprocessing.mode)
-                pixels = preprocessing.pixels(image)[None].to(device)
+                pixels = torch.from_numpy(preprocessing.pixels(image))[None].to(device)
             except BadImage as error:
                 bad.append((str(path), error.reason))
                 if len(bad) > max_bad_share * len(files):
@@ -238,7 +235,7 @@ def segment_files(
                 continue
             labels = segment_labels(
                 network,
-                preprocessing.normalize(pixels)[0],
+                normalize_batch(preprocessing, pixels)[0],
                 settings=settings,
                 size=(image.height, image.width),
                 device=device,

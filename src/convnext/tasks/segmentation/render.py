@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from convnext.data.colors import class_colors
+from convnext.data.drawing import class_colors
 
 Labels = NDArray[Any]
 """Class indices (H, W) of any integer type."""

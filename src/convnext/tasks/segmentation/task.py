@@ -15,8 +15,9 @@ from rich.markup import escape
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from convnext.data.bad_images import BadImages
+from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
+from convnext.data.tensors import normalize_batch
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.family import create_model
@@ -108,7 +109,7 @@ class SegmentationTask(InSteps):
 
     def look(self, model: nn.Module, batch: Batch) -> None:
         """Run the network on the images of a batch as inference does."""
-        images = self.preprocessing.normalize(batch.pixels.to(self.device))
+        images = normalize_batch(self.preprocessing, batch.pixels.to(self.device))
         model(images.contiguous(memory_format=self.memory_format))
 
     @property
@@ -177,7 +178,9 @@ class SegmentationTask(InSteps):
 
     def losses(self, model: nn.Module, batch: Batch, step: int, part: int) -> dict[str, Tensor]:
         """Return the named losses of a micro batch."""
-        images = self.preprocessing.normalize(batch.pixels.to(self.device, non_blocking=True))
+        images = normalize_batch(
+            self.preprocessing, batch.pixels.to(self.device, non_blocking=True)
+        )
         images = images.contiguous(memory_format=self.memory_format)
         masks = batch.masks.to(self.device, non_blocking=True)
         return losses(model(images, heads=True), masks, self._loss)

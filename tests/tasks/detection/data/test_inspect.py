@@ -13,7 +13,7 @@ from rich.console import Console
 from small_objects import annotation, image, save, small_coco, write_coco
 
 from convnext.cli import main
-from convnext.data.colors import class_colors
+from convnext.data.drawing import class_colors
 from convnext.tasks.detection.data.contact_sheet import contact_sheet
 from convnext.tasks.detection.data.inspect import DataReport, inspect
 from convnext.tasks.detection.data.open import open_dataset

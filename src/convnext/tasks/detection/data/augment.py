@@ -17,9 +17,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image
 
+from convnext.data.dense import distort
 from convnext.data.formats.coco import Objects
 from convnext.data.masks import Mask, place
-from convnext.data.photometric import distort
 from convnext.data.preprocessing import DensePreprocessing, fit_within
 
 Target = dict[str, object]

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.data.colors import class_colors
+from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.images import BadImage
-from convnext.data.sheets import crossed_out, fitted, sheet
 from convnext.tasks.detection.data.open import DetectionData
 from convnext.tasks.detection.data.samples import DetectionImages
 from convnext.tasks.detection.data.scan import parts

@@ -20,13 +20,13 @@ import numpy as np
 from rich.console import Console
 
 from convnext.atomic import write_text
-from convnext.data.cache import for_each
 from convnext.data.formats.coco import ROUNDING
 from convnext.data.formats.imported import Found, Listing, Source
 from convnext.data.formats.voc import Difficult, is_voc, read_voc
 from convnext.data.formats.yolo import is_yolo, read_yolo
 from convnext.data.images import BadImage, read_header
 from convnext.data.masks import cut
+from convnext.data.threads import for_each
 
 NUM_EXAMPLES = 8
 ACCEPTED = (

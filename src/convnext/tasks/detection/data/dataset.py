@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from convnext.data.cache import ImageCache, memory_budget
+from convnext.data.dense import Substitutes
 from convnext.data.images import BadImage
-from convnext.data.preprocessing import DensePreprocessing, to_tensor
+from convnext.data.preprocessing import DensePreprocessing, to_array
 from convnext.data.sampling import Draw, StepBatches
-from convnext.data.substitutes import Substitutes
 from convnext.tasks.detection.data.augment import Target, TrainTransform
 from convnext.tasks.detection.data.samples import DetectionImages
 
@@ -134,8 +134,7 @@ class TrainDataset(Dataset[Item]):
         return torch.from_numpy(self.cache[index])
 
     def _read(self, index: int) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = to_tensor(self.images.open(index, self.mode)).numpy()
-        return pixels
+        return to_array(self.images.open(index, self.mode))
 
 
 class EvalDataset(Dataset[Item]):
@@ -152,7 +151,8 @@ class EvalDataset(Dataset[Item]):
         p = self.preprocessing
         width, height = self.images.size(index)
         try:
-            return Item(p.pixels(self.images.open(index, p.mode)), index, (height, width), ())
+            pixels = torch.from_numpy(p.pixels(self.images.open(index, p.mode)))
+            return Item(pixels, index, (height, width), ())
         except BadImage as error:
             nothing = torch.zeros((p.in_chans, 1, 1), dtype=torch.uint8)
             return Item(nothing, index, (height, width), ((index, error.reason),))

@@ -22,7 +22,6 @@ import numpy as np
 from rich.console import Console
 
 from convnext.atomic import write_text
-from convnext.data.cache import for_each
 from convnext.data.formats.coco import (
     UNUSED,
     CocoFile,
@@ -34,6 +33,7 @@ from convnext.data.formats.coco import (
 )
 from convnext.data.formats.coco_layout import KEPT, find, image_root
 from convnext.data.images import BadImage, read_header
+from convnext.data.threads import for_each
 from convnext.tasks.detection.data.repair import Json, Log, Size, mend_annotations, mend_images
 
 NUM_EXAMPLES = 3

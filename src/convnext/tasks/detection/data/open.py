@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from convnext.data.formats.coco import UNUSED, CocoFile, Fault, Objects, Record, read_coco
 from convnext.data.formats.coco_layout import Found, find, image_root
 from convnext.data.images import BadImage
-from convnext.data.splits import held_out
+from convnext.data.samples import held_out
 from convnext.tasks.detection.data.samples import DetectionImages
 
 NUM_DECODED = 32

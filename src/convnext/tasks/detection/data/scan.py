@@ -9,10 +9,10 @@ from typing import Literal
 
 from rich.console import Console
 
-from convnext.data.cache import for_each
 from convnext.data.formats.coco import Objects
 from convnext.data.images import BadImage, decode, readable_extensions
 from convnext.data.masks import bounds_of
+from convnext.data.threads import for_each
 from convnext.tasks.detection.data.open import DetectionData
 from convnext.tasks.detection.data.samples import DetectionImages
 

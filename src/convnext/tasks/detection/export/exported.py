@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from convnext.data.images import Mode, as_mode
 from convnext.data.masks import paste_masks
-from convnext.data.preprocessing import RESAMPLING, DensePreprocessing, to_tensor
+from convnext.data.preprocessing import RESAMPLING, DensePreprocessing, Pixels, to_array
 from convnext.tasks.detection.model.config import DetectorConfig
 from convnext.weights.checkpoint import Card
 
@@ -142,14 +142,10 @@ class OnCanvas:
         fitted_width, fitted_height = (max(1, side) for side in fitted)
         return fitted_width, fitted_height
 
-    def pixels(self, image: Image.Image) -> Tensor:
+    def pixels(self, image: Image.Image) -> Pixels:
         """Return the pixels that the network sees, uint8 (C, H, W), of an image of any mode."""
         size = self.size_of(*image.size)
         if size == self.inner.size_of(*image.size):
             return self.inner.pixels(image)
         shrunk = as_mode(image, self.mode).resize(size, RESAMPLING[self.inner.interpolation])
-        return to_tensor(shrunk)
-
-    def normalize(self, batch: Tensor) -> Tensor:
-        """As the checkpoint's."""
-        return self.inner.normalize(batch)
+        return to_array(shrunk)

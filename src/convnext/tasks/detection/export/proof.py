@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convnext.data.images import BadImage
 from convnext.data.samples import spread
+from convnext.data.tensors import to_batch
 from convnext.deploy.verify import (
     ENOUGH_IMAGES,
     MOST_LOST,
@@ -163,7 +164,7 @@ def _fills(model: Detector, size: tuple[int, int], canvas: tuple[int, int]) -> b
 
 def _detect(network: nn.Module, preprocessing: Any, image: Image.Image) -> Detections:
     with torch.inference_mode():
-        pixels = preprocessing.normalize(preprocessing.pixels(image)[None])[0]
+        pixels = to_batch(preprocessing, image)[0]
         size = (image.height, image.width)
         return detect(network, pixels, size, device=CPU, precision="fp32")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from convnext.data.prefetch import ahead, items_of
+from convnext.data.threads import ahead, items_of
 
 
 def test_items_come_in_order_and_all() -> None:

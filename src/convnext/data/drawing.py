@@ -1,0 +1,189 @@
+"""Colors of classes, sheets of example images, and pictures as files and inside a page.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from convnext.atomic import atomic_write
+
+# Far from each other in hue or lightness, so that a dozen classes can be told apart.
+FIRST = (
+    (230, 25, 75),
+    (60, 180, 75),
+    (30, 90, 230),
+    (255, 225, 25),
+    (145, 30, 180),
+    (70, 240, 240),
+    (245, 130, 48),
+    (240, 50, 230),
+    (128, 128, 0),
+    (0, 128, 128),
+    (250, 190, 212),
+    (128, 0, 0),
+)
+GOLDEN = 0.618033988749895
+
+
+def class_colors(n: int) -> NDArray[np.uint8]:
+    """Return n colours (n, 3); the colour of a class does not depend on n."""
+    more = [
+        [
+            round(255 * v)
+            for v in colorsys.hsv_to_rgb(
+                i * GOLDEN % 1, (0.55, 0.8, 1)[i % 3], (1, 0.8, 0.6)[i % 2]
+            )
+        ]
+        for i in range(max(0, n - len(FIRST)))
+    ]
+    return np.array([*FIRST, *more][:n], np.uint8).reshape(n, 3)
+
+
+MARGIN, GAP, LINE = 16, 6, 22
+PAPER, INK, PALE = (255, 255, 255), (20, 20, 20), (120, 120, 120)
+MAX_LEGEND = 60
+LEGEND_COLUMNS = 5
+
+
+def sheet(
+    sections: Mapping[str, Sequence[Image.Image]],
+    names: Sequence[str],
+    colors: NDArray[np.uint8],  # -> len(names) 3
+    *,
+    columns: int,
+    width: int,
+) -> Image.Image:
+    """Return rows of images under their titles, and the names of the classes in their colours.
+
+    Args:
+        sections: Images of at most `width` pixels across, by title.
+        names: Of the classes, of which the first are shown.
+        colors: Of the classes.
+        columns: Images in a row.
+        width: Pixels for an image.
+    """
+    font = ImageFont.load_default(15)
+    across = 2 * MARGIN + columns * (width + GAP) - GAP
+    shown = names[:MAX_LEGEND]
+    cell = across // LEGEND_COLUMNS
+    legend_rows = -(-len(shown) // LEGEND_COLUMNS)
+    rows = {
+        title: [of[i : i + columns] for i in range(0, len(of), columns)]
+        for title, of in sections.items()
+    }
+    height = 2 * MARGIN + LINE * (legend_rows + (len(names) > len(shown)))
+    height += sum(
+        LINE + GAP + sum(max(tile.height for tile in row) + GAP for row in of)
+        for of in rows.values()
+    )
+    page = Image.new("RGB", (across, height), PAPER)
+    draw = ImageDraw.Draw(page)
+    top = MARGIN
+    for title, of in rows.items():
+        draw.text((MARGIN, top), title, INK, font)
+        top += LINE
+        for row in of:
+            for column, tile in enumerate(row):
+                page.paste(tile, (MARGIN + column * (width + GAP), top))
+            top += max(tile.height for tile in row) + GAP
+        top += GAP
+    for number, name in enumerate(shown):
+        left = MARGIN + number % LEGEND_COLUMNS * cell
+        line = top + number // LEGEND_COLUMNS * LINE
+        draw.rectangle((left, line + 3, left + 13, line + 16), tuple(colors[number].tolist()))
+        while draw.textlength(name, font) > cell - 30 and len(name) > 1:
+            name = name[:-1]
+        draw.text((left + 20, line), name, INK, font)
+    if len(names) > len(shown):
+        more = f"and {len(names) - len(shown):,} more classes"
+        draw.text((MARGIN, top + legend_rows * LINE), more, PALE, font)
+    return page
+
+
+def crossed_out(width: int) -> Image.Image:
+    """Return what stands in for an image that cannot be used."""
+    tile = Image.new("RGB", (width, width * 3 // 4), (238, 238, 238))
+    draw = ImageDraw.Draw(tile)
+    draw.line((8, 8, width - 8, tile.height - 8), (200, 60, 60), 3)
+    draw.line((8, tile.height - 8, width - 8, 8), (200, 60, 60), 3)
+    return tile
+
+
+def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return the (width, height) at which an image just fits into a square of `side` pixels."""
+    scale = side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def save_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write an image atomically, in the format that its ending names."""
+    form = Image.registered_extensions()[path.suffix.lower()]
+    with atomic_write(path) as temporary:
+        image.save(temporary, form, **options)
+
+
+def data_uri(image: Image.Image) -> str:
+    """Return an image as a JPEG inside an address, for a page that needs no other file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# Bytes of a name: file systems take 255, of which "_overlay.png" and a temporary name need some.
+MAX_NAME = 200
+
+
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for the results of every file: its own without the ending, where it is alone.
+
+    Files of one name are told apart by the folders below those that all files share, and by their
+    ending; one that is given twice, or differs from another by its writing only, by a number. Names
+    that leave no room for what is appended are cut.
+    """
+    stems = Counter(path.stem.casefold() for path in paths)
+    folders = [Path(os.path.abspath(path)).parts[1:-1] for path in paths]
+    # strict=False: the shortest path bounds what all of them share.
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
+    num_shared = len(list(shared))
+    names: list[str] = []
+    taken: set[str] = set()
+    for path, folder in zip(paths, folders, strict=True):
+        name = path.stem
+        if stems[name.casefold()] > 1:
+            name = "_".join([*folder[num_shared:], path.name])
+        name = (
+            os.fsdecode(os.fsencode(name)[:MAX_NAME]) if len(os.fsencode(name)) > MAX_NAME else name
+        )
+        # Some file systems take "A" and "a" for the same name.
+        number, tried = 2, name
+        while tried.casefold() in taken:
+            number, tried = number + 1, f"{name}_{number}"
+        taken.add(tried.casefold())
+        names.append(tried)
+    return names
+
+
+def protect(files: Sequence[Path], results: Sequence[Path]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    given = {file.resolve() for file in files}
+    for result in results:
+        if result.resolve() in given:
+            raise ValueError(f"{result} is one of the images; choose another folder with --output")

@@ -1,0 +1,27 @@
+"""An exported file can be used without torch: these modules import neither it nor timm."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+LIGHT = (
+    "convnext.data.images",
+    "convnext.data.preprocessing",
+    "convnext.data.drawing",
+    "convnext.data.threads",
+)
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_a_light_module_imports_neither_torch_nor_timm(module: str) -> None:
+    code = (
+        f"import {module}, sys; "
+        "print(*(m for m in ('torch', 'torchvision', 'timm') if m in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == ""
