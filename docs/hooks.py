@@ -1,7 +1,7 @@
 """Pages that are generated when the documentation is built, so that they cannot fall behind.
 
-A line `{{ commands }}` or `{{ recipes }}` of a page is replaced by the command reference, taken from
-`convnext VERB --help`, or by the table of bundled recipes, taken from their files.
+A line `{{ commands }}` of a page is replaced by the command reference, taken from
+`convnext VERB --help`, and a line `{{ recipes }}` by tables of the bundled recipes.
 """
 
 from __future__ import annotations
