@@ -1,0 +1,140 @@
+"""Images behind URLs: http and https only, announced, with limits on size and time."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from convnext.images import BadImage
+
+Notice = Callable[[str], None]
+# A server that sends a byte now and then is given up after so many times the timeout.
+PATIENCE = 10
+CHUNK = 64 * 2**10
+
+
+def to_stderr(line: str) -> None:
+    """Print a line on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def is_url(name: object) -> bool:
+    """Whether a name begins with a scheme and "://"; a Windows drive does not count."""
+    return isinstance(name, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """Limits on what is fetched."""
+
+    notice: Notice = to_stderr
+    max_bytes: int = 64 * 2**20
+    timeout: float = 30.0
+    """Seconds that a server may be silent for; the whole may take `PATIENCE` times as long."""
+
+    def check(self, url: str) -> None:
+        """Refuse a URL that is not fetched, before anything else runs.
+
+        Raises:
+            ValueError: If it is not http or https, or holds a password.
+        """
+        parts = urlsplit(url)
+        if parts.scheme.lower() not in ("http", "https"):
+            hint = "; pass the path instead" if parts.scheme.lower() == "file" else ""
+            raise ValueError(f"{url}: images are fetched over http and https only{hint}")
+        if not parts.hostname:
+            raise ValueError(f"{url} names no server")
+        if "@" in parts.netloc:
+            shown = url.replace(parts.netloc, parts.netloc.rpartition("@")[2])
+            raise ValueError(f"{shown}: a URL with a user name or password is not fetched")
+
+    def fetch(self, url: str) -> bytes:
+        """Return the content of a URL.
+
+        Raises:
+            BadImage: If it cannot be fetched within the limits, and why.
+        """
+        self.check(url)
+        self.notice(f"fetching {url}")
+        end = time.monotonic() + PATIENCE * self.timeout
+        request = urllib.request.Request(
+            url, headers={"User-Agent": "convnext", "Accept": "image/*"}
+        )
+        try:
+            with _opener().open(request, timeout=self.timeout) as response:
+                return self._read(url, response, end)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise BadImage(url, f"the server answered {error.code} {error.reason}") from error
+        except (OSError, HTTPException, ValueError) as error:
+            if isinstance(error, BadImage):
+                raise
+            cause = error.reason if isinstance(error, urllib.error.URLError) else error
+            if isinstance(cause, TimeoutError):
+                raise BadImage(
+                    url, f"the server was silent for {self.timeout:g} seconds"
+                ) from error
+            raise BadImage(url, f"it cannot be fetched ({cause})") from error
+
+    def _read(self, url: str, response: Any, end: float) -> bytes:
+        limit = f"more than {self.max_bytes / 2**20:,.4g} MB are refused"
+        declared = response.headers.get("Content-Length", "")
+        if declared.isdigit() and int(declared) > self.max_bytes:
+            raise BadImage(url, f"it has {int(declared) / 2**20:,.4g} MB; {limit}")
+        content = bytearray()
+        while chunk := response.read1(CHUNK):
+            content += chunk
+            if len(content) > self.max_bytes:
+                raise BadImage(url, f"it is too large; {limit}")
+            if time.monotonic() > end:
+                seconds = PATIENCE * self.timeout
+                raise BadImage(url, f"it took longer than {seconds:g} seconds")
+        if declared.isdigit() and len(content) < int(declared):
+            raise BadImage(url, f"the server sent {len(content):,} of {int(declared):,} bytes")
+        return bytes(content)
+
+
+class _WebOnly(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https, and to nothing else."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if urlsplit(newurl).scheme.lower() not in ("http", "https"):
+            raise BadImage(req.full_url, f"it redirects to {newurl}, which is not http or https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Return an opener without the handlers of files, ftp and data that urllib adds by itself."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _WebOnly(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def file_name(url: str) -> str:
+    """Return the last part of a URL's path without its ending, or "image" if it has none."""
+    return Path(urlsplit(url).path).stem or "image"

@@ -1,0 +1,548 @@
+"""Predictions for one image: its classes, its objects, or the class of every pixel.
+
+Each can be drawn, saved and turned into JSON. Nothing here needs torch.
+
+Shapes: H, W height and width of the image; K classes; M objects.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnext import drawing
+from convnext.atomic import atomic_write, write_text
+from convnext.data_sources import to_image
+from convnext.fonts import fitted, readable, text_size
+from convnext.images import decode
+from convnext.result_files import file_stem, free_name
+from convnext.run_lengths import RunLengths, compress, decode_window, encode
+from convnext.run_lengths import decode as decode_runs
+
+
+class Guess(NamedTuple):
+    """A class and how probable it is."""
+
+    name: str
+    probability: float
+
+
+class Area(NamedTuple):
+    """How much of an image one class covers."""
+
+    name: str
+    label: int
+    pixels: int
+    share: float
+    """Of the image, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class _Result:
+    """What the predictions of all tasks have in common."""
+
+    path: Path | None = None
+    """The file of the image; None for a URL and for an image in memory."""
+    size: tuple[int, int]
+    """Height and width of the image in pixels."""
+    names: tuple[str, ...]
+    """Of all K classes, in the order of the labels."""
+    source: str = ""
+    """For people: the path or URL of the image, or what an image in memory is called."""
+    image: Any = field(default=None, compare=False, repr=False)
+    """The image, if it came from memory: what `to_image` takes. Not part of comparisons."""
+
+    def __post_init__(self) -> None:
+        if self.path is not None:
+            _set(self, "path", Path(self.path))
+        _set(self, "source", self.source or (str(self.path) if self.path else "image"))
+        _set(self, "names", _names(self.names))
+        height, width = self.size
+        _set(self, "size", (int(height), int(width)))
+        if min(self.size) < 1:
+            raise ValueError(f"size is {self.size}; it must be (height, width) in pixels")
+
+    def plot(self, *, image: Any = None) -> Image.Image:
+        """Return a picture of the result; each task has its own."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "source": self.source,
+            "path": None if self.path is None else str(self.path),
+            "height": self.size[0],
+            "width": self.size[1],
+            "names": list(self.names),
+        }
+
+    def save(self, folder: str | Path, *, image: Any = None) -> tuple[Path, ...]:
+        """Write NAME.png with the picture and NAME.json into a folder, and a mask if there is one.
+
+        NAME is that of the image, in a form that every system takes. Files that exist are never
+        overwritten: another result of the same name becomes NAME_2.
+
+        Args:
+            folder: Created if needed.
+            image: As for `plot`.
+
+        Returns:
+            The paths of the files, the picture first and the JSON last.
+
+        Raises:
+            ValueError: If there is no image to draw on.
+        """
+        pictures = {"": self.plot(image=image), **self._extra_pictures()}
+        endings = [*(f"{suffix}.png" for suffix in pictures), ".json"]
+        with free_name(Path(folder), file_stem(self.path or self.source), endings) as stem:
+            written = [Path(folder, f"{stem}{ending}") for ending in endings]
+            for path, picture in zip(written, pictures.values(), strict=False):
+                with atomic_write(path) as temporary:
+                    picture.save(temporary, "PNG")
+            named = {
+                suffix.strip("_") or "picture": path.name
+                for suffix, path in zip(pictures, written, strict=False)
+            }
+            content = {**self.to_dict(), **named}
+            write_text(written[-1], json.dumps(content, indent=1, allow_nan=False) + "\n")
+        return tuple(written)
+
+    def _extra_pictures(self) -> dict[str, Image.Image]:
+        """Return pictures to save beside the plot, by what their names end with."""
+        return {}
+
+    def _background(self, image: Any) -> Image.Image:
+        """Return the image to draw on, in RGB."""
+        if image is None:
+            image = self.image
+        if image is not None:
+            picture = to_image(image).convert("RGB")
+        elif self.path is not None:
+            picture = decode(self.path, mode="RGB")
+        else:
+            raise ValueError(
+                f"this result of {self.source} holds neither a path nor an image to draw on; pass "
+                "image=..."
+            )
+        if picture.size != self.size[::-1]:
+            raise ValueError(
+                f"the result is for an image of {self.size[1]} x {self.size[0]} pixels; the one to "
+                f"draw on has {picture.width} x {picture.height}"
+            )
+        return picture
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(
+            _equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self) if f.compare
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # arrays are not hashable
+
+    def _short(self, text: str) -> str:
+        name = Path(self.source).name if self.path else self.source
+        return f"{type(self).__name__}({name}: {text})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Classification(_Result):
+    """The classes of an image."""
+
+    probabilities: NDArray[np.float32]
+    """(K,) in [0, 1], in the order of `names`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        values = _array(self.probabilities, np.float32, (len(self.names),), "probabilities")
+        _set(self, "probabilities", _in_unit(values, "probabilities"))
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(K,) the class indices, the most probable first."""
+        return np.argsort(-self.probabilities, kind="stable").astype(np.int64)
+
+    def top(self, k: int = 5) -> tuple[Guess, ...]:
+        """Return the k most probable classes, or all if there are fewer: (name, probability).
+
+        Raises:
+            ValueError: If k is less than 1.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        return tuple(
+            Guess(self.names[i], float(self.probabilities[i])) for i in self.labels[:k].tolist()
+        )
+
+    def plot(self, *, image: Any = None, k: int = 5) -> Image.Image:
+        """Return the image with bars of the k most probable classes below it.
+
+        Args:
+            image: Drawn on in place of the image of the result.
+            k: How many classes.
+
+        Raises:
+            ValueError: If there is no image to draw on, or it has another size.
+        """
+        self.top(k)  # Refuses a k below 1.
+        picture, _ = drawing.enlarged(self._background(image))
+        width, text = drawing.panel_size(picture.size)
+        bars = [
+            (readable(self.names[i], i), float(self.probabilities[i]))
+            for i in self.labels[:k].tolist()
+        ]
+        return drawing.stacked(picture, drawing.bar_panel(width, text, bars))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: `probabilities` of all classes, and the `top` five."""
+        return {
+            **super().to_dict(),
+            "top": [
+                {"name": self.names[i], "label": i, "probability": _rounded(self.probabilities[i])}
+                for i in self.labels[:5].tolist()
+            ],
+            "probabilities": [_rounded(value) for value in self.probabilities],
+        }
+
+    def __repr__(self) -> str:
+        name, probability = self.top(1)[0]
+        return self._short(f"{name} {100 * probability:.1f}%")
+
+
+class _MaskField:
+    """Masks that are kept as run lengths and read as an array.
+
+    A hundred masks of a large photo would take a gigabyte otherwise.
+    """
+
+    @overload
+    def __get__(self, result: None, owner: type) -> None: ...
+    @overload
+    def __get__(self, result: Detections, owner: type) -> NDArray[np.bool_] | None: ...
+    def __get__(self, result: Detections | None, owner: type) -> NDArray[np.bool_] | None:
+        if result is None:  # The default of the field.
+            return None
+        runs = result.run_lengths
+        if runs is None:
+            return None
+        masks = np.empty((len(runs), *result.size), np.bool_)
+        for mask, of in zip(masks, runs, strict=True):
+            mask[:] = decode_runs(of)
+        return masks
+
+    def __set__(
+        self, result: Detections, value: NDArray[Any] | Sequence[Mapping[str, Any]] | None
+    ) -> None:
+        result.__dict__["_masks"] = value
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Detections(_Result):
+    """The objects on an image, the highest score first."""
+
+    boxes: NDArray[np.float32]
+    """(M, 4) as x1 y1 x2 y2 in pixels of the image."""
+    scores: NDArray[np.float32]
+    """(M,) in [0, 1]."""
+    labels: NDArray[np.int64]
+    """(M,) class indices, from 0."""
+    masks: _MaskField = _MaskField()
+    """(M, H, W) booleans, or None without masks. They are kept compressed (`run_lengths`) and
+    unpacked at each access: bind them to a name before a loop. Given as an array, or as COCO's run
+    lengths, one per object."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        boxes = np.asarray(self.boxes, np.float32)
+        if boxes.size == 0:
+            boxes = boxes.reshape(0, 4)
+        boxes = _array(boxes, np.float32, (len(boxes), 4), "boxes")
+        if not np.isfinite(boxes).all() or (boxes[:, :2] > boxes[:, 2:]).any():
+            raise ValueError("boxes must be finite x1 y1 x2 y2 with x1 <= x2 and y1 <= y2")
+        _set(self, "boxes", boxes)
+        scores = _array(self.scores, np.float32, (len(boxes),), "scores")
+        _set(self, "scores", _in_unit(scores, "scores"))
+        labels = _labels(self.labels, len(self.names), "labels")
+        _set(self, "labels", _array(labels, np.int64, (len(boxes),), "labels"))
+        self.__dict__["_masks"] = self._packed(self.__dict__["_masks"])
+
+    def _packed(self, masks: Any) -> tuple[RunLengths, ...] | None:
+        if masks is None:
+            return None
+        if isinstance(masks, np.ndarray):
+            if masks.shape != (len(self), *self.size) or masks.dtype != np.bool_:
+                raise ValueError(
+                    f"masks must be bool {(len(self), *self.size)}, not {masks.dtype} {masks.shape}"
+                )
+            return tuple(encode(mask) for mask in masks)
+        runs = tuple(compress(mask) for mask in masks)
+        if len(runs) != len(self) or any(tuple(of["size"]) != self.size for of in runs):
+            raise ValueError(f"masks must be {len(self)} run lengths of the size {self.size}")
+        return runs
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def run_lengths(self) -> tuple[RunLengths, ...] | None:
+        """The masks as COCO's run lengths, one per object, or None without masks."""
+        runs: tuple[RunLengths, ...] | None = self.__dict__["_masks"]
+        return runs
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many objects of each class there are, the most frequent first."""
+        return dict(Counter(self.names[label] for label in self.labels.tolist()).most_common())
+
+    def plot(self, *, image: Any = None) -> Image.Image:
+        """Return the image with boxes, names, scores and masks drawn on it.
+
+        An image whose longer side is below 480 pixels is enlarged by a whole factor.
+
+        Args:
+            image: Drawn on in place of the image of the result.
+
+        Raises:
+            ValueError: If there is no image to draw on, or it has another size.
+        """
+        background = self._background(image)
+        if not len(self):
+            picture, _ = drawing.enlarged(background)
+            drawing.write_chip(picture, "no objects found")
+            return picture
+        colors = drawing.class_colors(len(self.names))[self.labels]
+        if len(self.names) == 1:
+            number = drawing.NUM_COLORS
+            colors = drawing.class_colors(number)[np.arange(len(self)) % number]
+        order = np.argsort(-self.scores, kind="stable")
+        runs = self.run_lengths
+        width = max(background.width, drawing.SMALL_SIDE) * 0.6
+        text = text_size(drawing.enlarged_size(background.size))
+        return drawing.draw_objects(
+            background,
+            boxes=self.boxes[order],
+            colors=colors[order],
+            captions=[
+                f"{fitted(readable(self.names[label], label), width, text)} {score:.2f}"
+                for label, score in zip(
+                    self.labels[order].tolist(), self.scores[order].tolist(), strict=True
+                )
+            ],
+            masks=None
+            if runs is None
+            else (drawing.MaskPart(*decode_window(runs[i])) for i in order),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: a list of `objects`, masks as COCO's run lengths."""
+        runs = self.run_lengths
+        return {
+            **super().to_dict(),
+            "objects": [
+                {
+                    "name": self.names[label],
+                    "label": label,
+                    "score": _rounded(self.scores[i]),
+                    "box": [round(value, 3) for value in self.boxes[i].tolist()],
+                    **({} if runs is None else {"mask": runs[i]}),
+                }
+                for i, label in enumerate(self.labels.tolist())
+            ],
+        }
+
+    def to_coco(
+        self, image_id: int, category_ids: Sequence[int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the objects as COCO's results, with boxes as x, y, width, height.
+
+        Args:
+            image_id: Of the image, in the annotation file.
+            category_ids: Of each class, in the order of `names`; None for 1 to K.
+
+        Raises:
+            ValueError: If there is not one id per class.
+        """
+        ids = range(1, len(self.names) + 1) if category_ids is None else list(category_ids)
+        if len(ids) != len(self.names):
+            raise ValueError(f"category_ids has {len(ids)} values for {len(self.names)} classes")
+        runs = self.run_lengths
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(ids[label]),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": float(self.scores[i]),
+                **({} if runs is None else {"segmentation": runs[i]}),
+            }
+            for i, (label, (x1, y1, x2, y2)) in enumerate(
+                zip(self.labels.tolist(), self.boxes.tolist(), strict=True)
+            )
+        ]
+
+    def to_supervision(self) -> Any:
+        """Return the objects as `supervision.Detections`, with the names as `class_name`.
+
+        Raises:
+            ImportError: If the package supervision is not installed.
+        """
+        try:
+            supervision = importlib.import_module("supervision")
+        except ImportError as error:
+            raise ImportError(
+                "to_supervision() needs the package supervision: pip install supervision"
+            ) from error
+        return supervision.Detections(
+            xyxy=self.boxes.copy(),
+            mask=self.masks,
+            confidence=self.scores.copy(),
+            class_id=self.labels.copy(),
+            data={"class_name": np.array([self.names[i] for i in self.labels.tolist()], np.str_)},
+        )
+
+    def __repr__(self) -> str:
+        found = [f"{number} {name}" for name, number in self.counts.items()]
+        return self._short(_first(found, 5, "classes") or "no objects")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Segmentation(_Result):
+    """The class of every pixel of an image."""
+
+    mask: NDArray[Any]
+    """(H, W) class indices: uint8 for up to 256 classes, else int32."""
+    probabilities: NDArray[np.float32] | None = None
+    """(K, H, W) in [0, 1], or None if they were not asked for."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.names) > 2**16:
+            raise ValueError(f"{len(self.names):,} classes; a mask has at most 65,536")
+        mask = _labels(self.mask, len(self.names), "mask")
+        dtype: Any = np.uint8 if len(self.names) <= 256 else np.int32
+        _set(self, "mask", _array(mask, dtype, self.size, "mask"))
+        if self.probabilities is not None:
+            shape = (len(self.names), *self.size)
+            values = _array(self.probabilities, np.float32, shape, "probabilities")
+            _set(self, "probabilities", _in_unit(values, "probabilities"))
+
+    @property
+    def areas(self) -> tuple[Area, ...]:
+        """The classes that occur, the largest first."""
+        pixels = np.bincount(self.mask.ravel(), minlength=len(self.names))
+        order = np.argsort(-pixels, kind="stable")[: np.count_nonzero(pixels)].tolist()
+        return tuple(
+            Area(self.names[i], i, int(pixels[i]), int(pixels[i]) / self.mask.size) for i in order
+        )
+
+    def plot(self, *, image: Any = None, alpha: float = 0.55) -> Image.Image:
+        """Return the image under the colors of its classes, with a legend below it.
+
+        An image whose longer side is below 480 pixels is enlarged by a whole factor.
+
+        Args:
+            image: Drawn on in place of the image of the result.
+            alpha: The share of the colors, in [0, 1].
+
+        Raises:
+            ValueError: If there is no image to draw on, it has another size, or alpha is wrong.
+        """
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be in [0, 1], not {alpha}")
+        picture, factor = drawing.enlarged(self._background(image))
+        mask = self.mask.repeat(factor, 0).repeat(factor, 1) if factor > 1 else self.mask
+        colors = drawing.class_colors(len(self.names))
+        picture = drawing.overlay(picture, mask, colors, alpha=alpha)
+        width, text = drawing.panel_size(picture.size)
+        areas = self.areas
+        entries = [
+            (f"{_percent(area.share)} {readable(area.name, area.label)}", colors[area.label])
+            for area in areas[: drawing.MAX_LEGEND]
+        ]
+        more = len(areas) - len(entries)
+        note = f"and {more:,} more" if more else ""
+        return drawing.stacked(picture, drawing.legend_panel(width, text, entries, note))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: the `areas` of the classes that occur, without the mask."""
+        areas = [{**a._asdict(), "share": _rounded(a.share)} for a in self.areas]
+        return {**super().to_dict(), "areas": areas}
+
+    def _extra_pictures(self) -> dict[str, Image.Image]:
+        colors = drawing.class_colors(len(self.names))
+        return {"_mask": drawing.index_image(self.mask, colors)}
+
+    def __repr__(self) -> str:
+        shares = [f"{area.name} {_percent(area.share)}" for area in self.areas]
+        return self._short(_first(shares, 5, "classes"))
+
+
+def _set(frozen: Any, name: str, value: Any) -> None:
+    """Set a field of a frozen dataclass while it is made."""
+    object.__setattr__(frozen, name, value)
+
+
+def _names(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"names must be the names of the classes, not {names!r:.80}")
+    return tuple(names)
+
+
+def _array(value: Any, dtype: Any, shape: tuple[int, ...], name: str) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have the shape {shape}, not {array.shape}")
+    return array.astype(dtype, copy=False)
+
+
+def _in_unit(values: NDArray[Any], name: str) -> NDArray[Any]:
+    # Not a number fails both comparisons.
+    if values.size and not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(
+            f"{name} must be in [0, 1], not from {values.min():g} to {values.max():g}; logits need "
+            "a softmax or a sigmoid first"
+        )
+    return values
+
+
+def _labels(values: Any, num_classes: int, name: str) -> NDArray[Any]:
+    labels = np.asarray(values)
+    if labels.size == 0:
+        return labels.astype(np.int64)
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers, not {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"{name} must be from 0 to {num_classes - 1}, the classes, not from {labels.min()} to "
+            f"{labels.max()}"
+        )
+    return labels
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return type(one) is type(other) and np.array_equal(one, other)
+    return bool(one == other)
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), 6)
+
+
+def _percent(share: float) -> str:
+    return "<0.1%" if share < 0.001 else f"{100 * share:.1f}%"
+
+
+def _first(items: Sequence[str], number: int, noun: str) -> str:
+    """Return the first items of a list, and how many more there are."""
+    more = len(items) - number
+    shown = ", ".join(items[:number])
+    return f"{shown} and {more} more {noun}" if more > 0 else shown

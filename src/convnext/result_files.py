@@ -1,0 +1,57 @@
+"""What the files of a result are called: valid on every system, and never written over another."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from convnext.downloads import file_name, is_url
+
+# Bytes of a file's name: file systems take 255, and "_mask.png" and temporary names add some.
+MAX_NAME = 200
+# Names that Windows keeps for devices, whatever their ending.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+
+
+def file_stem(source: str | Path) -> str:
+    """Return what the files of a result are called: a name that every system takes.
+
+    Args:
+        source: A path, which loses its ending; a URL, of which the last part counts; or any name.
+    """
+    if isinstance(source, Path):
+        source = source.stem
+    name = file_name(source) if is_url(source) else source
+    name = name.encode("utf-8", "replace").decode()
+    name = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", name)
+    name = name.encode()[:MAX_NAME].decode("utf-8", "ignore").rstrip(". ")
+    if _DEVICES.fullmatch(name):
+        name = f"{name}_"
+    return name or "image"
+
+
+@contextmanager
+def free_name(folder: Path, stem: str, endings: Sequence[str]) -> Iterator[str]:
+    """Yield a name of which no file exists, and keep other threads and processes off it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number, name = 1, stem
+    while True:
+        reservation = folder / f".{name}.reserved"
+        try:
+            handle = os.open(reservation, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            pass
+        else:
+            os.close(handle)
+            if not any(Path(folder, f"{name}{ending}").exists() for ending in endings):
+                break
+            reservation.unlink()
+        number += 1
+        name = f"{stem}_{number}"
+    try:
+        yield name
+    finally:
+        reservation.unlink()

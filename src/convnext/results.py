@@ -1,0 +1,141 @@
+"""What the verbs return: predictions, scores, exported files, embeddings.
+
+Nothing here needs torch or timm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext.names import nearest
+from convnext.predictions import Area, Classification, Detections, Guess, Segmentation
+
+__all__ = [
+    "Area",
+    "Classification",
+    "Detections",
+    "Embeddings",
+    "Exported",
+    "Guess",
+    "Scores",
+    "Segmentation",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Mapping[str, float]):
+    """Named scores of an evaluation: `scores["top1"]`, `dict(scores)`."""
+
+    values_: Mapping[str, float] = field(repr=False)
+    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By class name, then by the name of the score."""
+
+    def __post_init__(self) -> None:
+        if "per_class" in self.values_:
+            raise ValueError("no score may be called per_class")
+        values = {str(name): float(value) for name, value in self.values_.items()}
+        _set(self, "values_", values)
+        classes = {
+            str(name): {str(key): float(value) for key, value in of.items()}
+            for name, of in self.per_class.items()
+        }
+        _set(self, "per_class", classes)
+
+    def __getitem__(self, name: str) -> float:
+        if name not in self.values_:
+            raise KeyError(f"there is no score {name!r}{nearest(str(name), self.values_)}")
+        return self.values_[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_)
+
+    def __len__(self) -> int:
+        return len(self.values_)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; scores that are not defined (NaN) are None."""
+        return {
+            **{name: _json_number(value) for name, value in self.values_.items()},
+            "per_class": {
+                name: {key: _json_number(value) for key, value in of.items()}
+                for name, of in self.per_class.items()
+            },
+        }
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name}={value:.4g}" for name, value in self.values_.items())
+        classes = f"; {len(self.per_class)} classes" if self.per_class else ""
+        return f"Scores({scores}{classes})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A file that a model was exported to, and how it compares with the model."""
+
+    path: Path
+    proof: Mapping[str, Any]
+    """What was measured when the file was run beside the model, as plain values."""
+
+    def __post_init__(self) -> None:
+        _set(self, "path", Path(self.path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"path": str(self.path), "proof": dict(self.proof)}
+
+    def __repr__(self) -> str:
+        return f"Exported({self.path})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """A vector for each image; `vectors, paths = model.embed(...)` works too."""
+
+    vectors: NDArray[np.float32]
+    """(N, C)"""
+    paths: tuple[str, ...]
+    """Of the images: a path, a URL, or what an image in memory is called."""
+
+    def __post_init__(self) -> None:
+        _set(self, "paths", tuple(str(path) for path in self.paths))
+        vectors = np.asarray(self.vectors, np.float32)
+        if vectors.ndim != 2 or len(vectors) != len(self.paths):
+            raise ValueError(
+                f"vectors must be (N, C) for the {len(self.paths)} images, not {vectors.shape}"
+            )
+        _set(self, "vectors", vectors)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.vectors
+        yield self.paths
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Embeddings):
+            return NotImplemented
+        return self.paths == other.paths and np.array_equal(self.vectors, other.vectors)
+
+    __hash__ = None  # type: ignore[assignment]  # arrays are not hashable
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"paths": list(self.paths), "vectors": self.vectors.tolist()}
+
+    def __repr__(self) -> str:
+        number, channels = self.vectors.shape
+        return f"Embeddings({number:,} images, {channels:,} features)"
+
+
+def _set(frozen: Any, name: str, value: Any) -> None:
+    """Set a field of a frozen dataclass while it is made."""
+    object.__setattr__(frozen, name, value)
+
+
+def _json_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
