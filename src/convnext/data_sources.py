@@ -205,18 +205,22 @@ class _Reader:
         name = f"image_{self.count:05d}"
         if isinstance(image, np.ndarray):
             _check_array(image)
-        if copy:
-            image = to_image(image, channels=self.channels).copy()
 
-        def opener(mode: Mode) -> Image.Image:
+        def convert() -> Image.Image:
             try:
-                opened = as_mode(to_image(image, channels=self.channels), mode)
-                opened.load()
+                converted = to_image(image, channels=self.channels)
+                converted.load()
             except Exception as error:  # Pillow decodes a file that was opened only now.
                 raise BadImage(name, f"damaged ({error})") from error
-            return opened
+            return converted
 
-        return self._next(name, None, opener)
+        if not copy:
+            return self._next(name, None, lambda mode: as_mode(convert(), mode))
+        try:
+            copied = convert().copy()
+        except BadImage as error:
+            return self._next(name, None, partial(_fail, error))
+        return self._next(name, None, lambda mode: as_mode(copied, mode))
 
     def _next(self, name: str, path: Path | None, opener: Callable[[Mode], Image.Image]) -> Source:
         self.count += 1
@@ -246,6 +250,10 @@ def matching_files(pattern: str) -> list[Path]:
     raise ValueError(f"no image matches {pattern}{others}")
 
 
+def _fail(error: BadImage, mode: Mode) -> Image.Image:
+    raise error
+
+
 def _is_lazy(images: Any) -> bool:
     """Whether it is an iterable whose items are not all there yet, such as a generator."""
     if isinstance(images, str | Path | bytes | dict | list | tuple | np.ndarray | Image.Image):
@@ -271,11 +279,15 @@ def _from_tensor(tensor: Any) -> np.ndarray[Any, Any]:
     fix = "tensors are (3, H, W) or (N, 3, H, W)"
     if 0 in shape:
         fix = "it is empty"
-    elif tensor.ndim in (3, 4) and shape[-3] == 4:
-        fix += f"; drop the alpha channel with image[{'' if tensor.ndim == 3 else ':, '}:3]"
-    elif tensor.ndim in (3, 4) and shape[-1] == 3:
-        axes = "2, 0, 1" if tensor.ndim == 3 else "0, 3, 1, 2"
-        fix += f"; put the channels first with image.permute({axes})"
+    elif tensor.ndim in (3, 4) and (shape[-3] == 4 or shape[-1] == 3):
+        one = tensor.ndim == 3
+        permuted = f"image.permute({'2, 0, 1' if one else '0, 3, 1, 2'})"
+        if shape[-3] == 4:
+            fix += (
+                f"; if it is (4, H, W), drop the alpha channel with image[{'' if one else ':, '}:3]"
+            )
+        if shape[-1] == 3:
+            fix += f"; if it is (H, W, 3), put the channels first with {permuted}"
     elif tensor.ndim == 2 or (tensor.ndim == 3 and shape[0] == 1):
         fix += "; make a gray image (3, H, W) with image.expand(3, -1, -1)"
     raise ValueError(f"{what}: {fix}")

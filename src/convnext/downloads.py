@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from convnext.images import BadImage
 
@@ -106,18 +106,22 @@ class Download:
 class _WebOnly(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http and https, and to nothing else."""
 
-    def redirect_request(
+    def http_error_302(
         self,
         req: urllib.request.Request,
         fp: IO[bytes],
         code: int,
         msg: str,
         headers: HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        if urlsplit(newurl).scheme.lower() not in ("http", "https"):
-            raise BadImage(req.full_url, f"it redirects to {newurl}, which is not http or https")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    ) -> Any:
+        target = headers.get("location", "")
+        if urlsplit(urljoin(req.full_url, target)).scheme.lower() not in ("http", "https"):
+            fp.close()
+            raise BadImage(req.full_url, f"it redirects to {target}, which is not http or https")
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    # The base class has one function under these names, too.
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _opener() -> urllib.request.OpenerDirector:

@@ -28,6 +28,8 @@ PAPER, INK, PALE, TRACK, ACCENT = "#ffffff", "#1d2430", "#667080", "#e2e6eb", "#
 TINT, FAINT = 0.4, 0.45
 # With more objects than this, names would hide the image.
 MAX_NAMES = 60
+# A name of which more important ones would hide a larger share is left out.
+MAX_HIDDEN = 0.1
 # So many objects have a color of their own where all are of one class.
 NUM_COLORS = 24
 MAX_LEGEND = 24
@@ -129,9 +131,13 @@ def bar_panel(
         length = (end - start) * min(share / full, 1.0)
         if length >= 1:
             pen.rectangle((start, top, start + length, bottom), fill=ACCENT if bold else PALE)
-        percent = f"{100 * share:.1f}%"
-        write(pen, (width - pad, middle), percent, text, fill=INK, anchor="rm", bold=bold)
+        write(pen, (width - pad, middle), percent(share), text, fill=INK, anchor="rm", bold=bold)
     return panel
+
+
+def percent(share: float) -> str:
+    """Return a share in [0, 1] as a percentage; one that is not 0 does not look like 0."""
+    return "<0.1%" if 0 < share < 0.001 else f"{100 * share:.1f}%"
 
 
 def legend_panel(
@@ -186,8 +192,8 @@ def draw_objects(
         image: Enlarged if it is small.
         boxes: x1 y1 x2 y2 in pixels of the image as given.
         colors: One per object.
-        captions: One per object, the most important first. With more than `MAX_NAMES` objects, or
-            where a caption is empty, none is written.
+        captions: One per object, the most important first. None is written with more than
+            `MAX_NAMES` objects, and those that more important ones would hide are left out.
         masks: One per object, in pixels of the image as given.
     """
     picture, factor = enlarged(image)
@@ -283,8 +289,6 @@ def _write_captions(
     taken = np.zeros((0, 4))
     chips = []
     for box, color, caption in zip(boxes, colors, captions, strict=True):
-        if not caption:
-            continue
         wide, high = _chip_size(caption, text)
         x = min(max(int(box[0]), 0), max(picture.width - wide, 0))
         # Above the box, inside it, below it, inside at the bottom.
@@ -299,7 +303,9 @@ def _write_captions(
             hidden = float(sides.clip(0).prod(1).sum())
             if best is None or hidden < best[0]:
                 best = hidden, y
-        y = best[1] if best else 0
+        hidden, y = best or (0.0, 0)
+        if hidden > MAX_HIDDEN * wide * high:
+            continue
         taken = np.concatenate((taken, [(x, y, x + wide, y + high)]))
         chips.append(((x, y), caption, color))
     pen = ImageDraw.Draw(picture)

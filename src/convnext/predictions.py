@@ -22,6 +22,7 @@ from PIL import Image
 from convnext import drawing
 from convnext.atomic import atomic_write, write_text
 from convnext.data_sources import to_image
+from convnext.drawing import percent
 from convnext.fonts import fitted, readable, text_size
 from convnext.images import decode
 from convnext.result_files import file_stem, free_name
@@ -325,7 +326,7 @@ class Detections(_Result):
             colors = drawing.class_colors(number)[np.arange(len(self)) % number]
         order = np.argsort(-self.scores, kind="stable")
         runs = self.run_lengths
-        width = max(background.width, drawing.SMALL_SIDE) * 0.6
+        width = max(background.width, drawing.SMALL_SIDE) * 0.45
         text = text_size(drawing.enlarged_size(background.size))
         return drawing.draw_objects(
             background,
@@ -464,7 +465,7 @@ class Segmentation(_Result):
         width, text = drawing.panel_size(picture.size)
         areas = self.areas
         entries = [
-            (f"{_percent(area.share)} {readable(area.name, area.label)}", colors[area.label])
+            (f"{percent(area.share)} {readable(area.name, area.label)}", colors[area.label])
             for area in areas[: drawing.MAX_LEGEND]
         ]
         more = len(areas) - len(entries)
@@ -481,7 +482,7 @@ class Segmentation(_Result):
         return {"_mask": drawing.index_image(self.mask, colors)}
 
     def __repr__(self) -> str:
-        shares = [f"{area.name} {_percent(area.share)}" for area in self.areas]
+        shares = [f"{area.name} {percent(area.share)}" for area in self.areas]
         return self._short(_first(shares, 5, "classes"))
 
 
@@ -535,10 +536,6 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _rounded(value: Any) -> float:
     return round(float(value), 6)
-
-
-def _percent(share: float) -> str:
-    return "<0.1%" if share < 0.001 else f"{100 * share:.1f}%"
 
 
 def _first(items: Sequence[str], number: int, noun: str) -> str:

@@ -29,19 +29,19 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Scores(Mapping[str, float]):
-    """Named scores of an evaluation: `scores["top1"]`, `dict(scores)`."""
+    """Named scores of an evaluation: `Scores({"top1": 81.2})["top1"]`, `dict(scores)`."""
 
-    values_: Mapping[str, float] = field(repr=False)
-    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    scores: Mapping[str, float]
+    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict, kw_only=True)
     """By class name, then by the name of the score."""
 
     def __post_init__(self) -> None:
-        if "per_class" in self.values_:
+        if "per_class" in self.scores:
             raise ValueError("no score may be called per_class")
-        values = {str(name): float(value) for name, value in self.values_.items()}
-        _set(self, "values_", values)
+        values = {str(name): float(value) for name, value in self.scores.items()}
+        _set(self, "scores", values)
         classes = {
             str(name): {str(key): float(value) for key, value in of.items()}
             for name, of in self.per_class.items()
@@ -49,20 +49,20 @@ class Scores(Mapping[str, float]):
         _set(self, "per_class", classes)
 
     def __getitem__(self, name: str) -> float:
-        if name not in self.values_:
-            raise KeyError(f"there is no score {name!r}{nearest(str(name), self.values_)}")
-        return self.values_[name]
+        if name not in self.scores:
+            raise KeyError(f"there is no score {name!r}{nearest(str(name), self.scores)}")
+        return self.scores[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.values_)
+        return iter(self.scores)
 
     def __len__(self) -> int:
-        return len(self.values_)
+        return len(self.scores)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; scores that are not defined (NaN) are None."""
         return {
-            **{name: _json_number(value) for name, value in self.values_.items()},
+            **{name: _json_number(value) for name, value in self.scores.items()},
             "per_class": {
                 name: {key: _json_number(value) for key, value in of.items()}
                 for name, of in self.per_class.items()
@@ -70,7 +70,7 @@ class Scores(Mapping[str, float]):
         }
 
     def __repr__(self) -> str:
-        scores = ", ".join(f"{name}={value:.4g}" for name, value in self.values_.items())
+        scores = ", ".join(f"{name}={value:.4g}" for name, value in self.scores.items())
         classes = f"; {len(self.per_class)} classes" if self.per_class else ""
         return f"Scores({scores}{classes})"
 
