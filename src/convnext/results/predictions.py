@@ -19,15 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext import drawing
 from convnext.atomic import atomic_write, write_text
-from convnext.data_sources import to_image
-from convnext.drawing import percent
-from convnext.fonts import fitted, readable, text_size
-from convnext.images import decode
-from convnext.result_files import file_stem, free_name
-from convnext.run_lengths import RunLengths, compress, decode_window, encode
-from convnext.run_lengths import decode as decode_runs
+from convnext.data.drawing import class_colors
+from convnext.data.images import decode
+from convnext.data.run_lengths import RunLengths, compress, decode_window, encode
+from convnext.data.run_lengths import decode as decode_runs
+from convnext.data.sources import to_image
+from convnext.results import pictures
+from convnext.results.files import file_stem, free_name
+from convnext.results.fonts import fitted, readable, text_size
+from convnext.results.pictures import percent
 
 
 class Guess(NamedTuple):
@@ -195,13 +196,13 @@ class Classification(_Result):
             ValueError: If there is no image to draw on, or it has another size.
         """
         self.top(k)  # Refuses a k below 1.
-        picture, _ = drawing.enlarged(self._background(image))
-        width, text = drawing.panel_size(picture.size)
+        picture, _ = pictures.enlarged(self._background(image))
+        width, text = pictures.panel_size(picture.size)
         bars = [
             (readable(self.names[i], i), float(self.probabilities[i]))
             for i in self.labels[:k].tolist()
         ]
-        return drawing.stacked(picture, drawing.bar_panel(width, text, bars))
+        return pictures.stacked(picture, pictures.bar_panel(width, text, bars))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: `probabilities` of all classes, and the `top` five."""
@@ -317,18 +318,18 @@ class Detections(_Result):
         """
         background = self._background(image)
         if not len(self):
-            picture, _ = drawing.enlarged(background)
-            drawing.write_chip(picture, "no objects found")
+            picture, _ = pictures.enlarged(background)
+            pictures.write_chip(picture, "no objects found")
             return picture
-        colors = drawing.class_colors(len(self.names))[self.labels]
+        colors = class_colors(len(self.names))[self.labels]
         if len(self.names) == 1:
-            number = drawing.NUM_COLORS
-            colors = drawing.class_colors(number)[np.arange(len(self)) % number]
+            number = pictures.NUM_COLORS
+            colors = class_colors(number)[np.arange(len(self)) % number]
         order = np.argsort(-self.scores, kind="stable")
         runs = self.run_lengths
-        width = max(background.width, drawing.SMALL_SIDE) * 0.45
-        text = text_size(drawing.enlarged_size(background.size))
-        return drawing.draw_objects(
+        width = max(background.width, pictures.SMALL_SIDE) * 0.45
+        text = text_size(pictures.enlarged_size(background.size))
+        return pictures.draw_objects(
             background,
             boxes=self.boxes[order],
             colors=colors[order],
@@ -340,7 +341,7 @@ class Detections(_Result):
             ],
             masks=None
             if runs is None
-            else (drawing.MaskPart(*decode_window(runs[i])) for i in order),
+            else (pictures.MaskPart(*decode_window(runs[i])) for i in order),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -458,19 +459,19 @@ class Segmentation(_Result):
         """
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], not {alpha}")
-        picture, factor = drawing.enlarged(self._background(image))
+        picture, factor = pictures.enlarged(self._background(image))
         mask = self.mask.repeat(factor, 0).repeat(factor, 1) if factor > 1 else self.mask
-        colors = drawing.class_colors(len(self.names))
-        picture = drawing.overlay(picture, mask, colors, alpha=alpha)
-        width, text = drawing.panel_size(picture.size)
+        colors = class_colors(len(self.names))
+        picture = pictures.overlay(picture, mask, colors, alpha=alpha)
+        width, text = pictures.panel_size(picture.size)
         areas = self.areas
         entries = [
             (f"{percent(area.share)} {readable(area.name, area.label)}", colors[area.label])
-            for area in areas[: drawing.MAX_LEGEND]
+            for area in areas[: pictures.MAX_LEGEND]
         ]
         more = len(areas) - len(entries)
         note = f"and {more:,} more" if more else ""
-        return drawing.stacked(picture, drawing.legend_panel(width, text, entries, note))
+        return pictures.stacked(picture, pictures.legend_panel(width, text, entries, note))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: the `areas` of the classes that occur, without the mask."""
@@ -478,8 +479,8 @@ class Segmentation(_Result):
         return {**super().to_dict(), "areas": areas}
 
     def _extra_pictures(self) -> dict[str, Image.Image]:
-        colors = drawing.class_colors(len(self.names))
-        return {"_mask": drawing.index_image(self.mask, colors)}
+        colors = class_colors(len(self.names))
+        return {"_mask": pictures.index_image(self.mask, colors)}
 
     def __repr__(self) -> str:
         shares = [f"{area.name} {percent(area.share)}" for area in self.areas]

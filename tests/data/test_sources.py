@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from convnext.data_sources import Source, image_sources, read_images, to_image
-from convnext.downloads import is_url
-from convnext.images import BadImage
+from convnext.data.downloads import is_url
+from convnext.data.images import BadImage
+from convnext.data.sources import Source, image_sources, read_images, to_image
 
 
 @pytest.fixture
@@ -306,7 +306,7 @@ def test_a_generator_may_use_one_buffer_for_all(array):
 
 def test_torch_is_not_imported(tmp_path):
     code = (
-        "import sys, numpy as np, convnext.data_sources as s\n"
+        "import sys, numpy as np, convnext.data.sources as s\n"
         "s.image_sources([np.zeros((4, 5, 3), np.uint8)])[0].open()\n"
         "print('torch' in sys.modules)"
     )

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from convnext.downloads import Download, Notice, is_url, to_stderr
-from convnext.images import (
+from convnext.data.downloads import Download, Notice, is_url, to_stderr
+from convnext.data.images import (
     BadImage,
     Mode,
     as_mode,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
-from convnext.images import BadImage
+from convnext.data.images import BadImage
 
 Notice = Callable[[str], None]
 # A server that sends a byte now and then is given up after so many times the timeout.

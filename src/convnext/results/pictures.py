@@ -6,7 +6,6 @@ factor first. Nothing here needs torch.
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -14,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from convnext.fonts import fitted, text_size, text_width, write
-from convnext.run_lengths import Window
+from convnext.data.run_lengths import Window
+from convnext.results.fonts import fitted, text_size, text_width, write
 
 # An image whose longer side is shorter than this is enlarged before anything is written on it.
 SMALL_SIDE = 480
@@ -33,37 +32,6 @@ MAX_HIDDEN = 0.1
 # So many objects have a color of their own where all are of one class.
 NUM_COLORS = 24
 MAX_LEGEND = 24
-
-# Far from each other in hue or lightness, so that a dozen classes can be told apart.
-FIRST_COLORS = (
-    (230, 25, 75),
-    (60, 180, 75),
-    (30, 90, 230),
-    (255, 225, 25),
-    (145, 30, 180),
-    (70, 240, 240),
-    (245, 130, 48),
-    (240, 50, 230),
-    (128, 128, 0),
-    (0, 128, 128),
-    (250, 190, 212),
-    (128, 0, 0),
-)
-GOLDEN = 0.618033988749895
-
-
-def class_colors(n: int) -> NDArray[np.uint8]:
-    """Return n colors (n, 3); the color of a class does not depend on n."""
-    more = [
-        [
-            round(255 * v)
-            for v in colorsys.hsv_to_rgb(
-                i * GOLDEN % 1, (0.55, 0.8, 1)[i % 3], (1, 0.8, 0.6)[i % 2]
-            )
-        ]
-        for i in range(max(0, n - len(FIRST_COLORS)))
-    ]
-    return np.array([*FIRST_COLORS, *more][:n], np.uint8).reshape(n, 3)
 
 
 def blend(below: NDArray[np.uint8], above: NDArray[np.uint8], alpha: float) -> NDArray[np.uint8]:

@@ -1,7 +1,4 @@
-"""What the verbs return: predictions, scores, exported files, embeddings.
-
-Nothing here needs torch or timm.
-"""
+"""What the verbs return besides predictions: scores, exported files, embeddings."""
 
 from __future__ import annotations
 
@@ -15,18 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext.names import nearest
-from convnext.predictions import Area, Classification, Detections, Guess, Segmentation
-
-__all__ = [
-    "Area",
-    "Classification",
-    "Detections",
-    "Embeddings",
-    "Exported",
-    "Guess",
-    "Scores",
-    "Segmentation",
-]
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from convnext.downloads import file_name, is_url
+from convnext.data.downloads import file_name, is_url
+from convnext.data.drawing import MAX_NAME
 
-# Bytes of a file's name: file systems take 255, and "_mask.png" and temporary names add some.
-MAX_NAME = 200
 # Names that Windows keeps for devices, whatever their ending.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 

@@ -16,8 +16,8 @@ import pytest
 from faster_coco_eval import mask as coco_mask
 from PIL import Image
 
-from convnext import drawing, fonts
-from convnext.result_files import file_stem
+from convnext.data.drawing import class_colors
+from convnext.data.run_lengths import area, compress, decode, decode_window, encode
 from convnext.results import (
     Classification,
     Detections,
@@ -25,8 +25,10 @@ from convnext.results import (
     Exported,
     Scores,
     Segmentation,
+    fonts,
+    pictures,
 )
-from convnext.run_lengths import area, compress, decode, decode_window, encode
+from convnext.results.files import file_stem
 
 NAMES = ("cat", "dog", "fox")
 
@@ -77,11 +79,11 @@ def results(classification, detections, segmentation):
 
 def test_neither_torch_nor_timm_nor_matplotlib_is_imported():
     code = (
-        "import sys, convnext.results, convnext.data_sources\n"
+        "import sys, convnext.results, convnext.data.sources\n"
         "from convnext.results import Classification\n"
         "import numpy as np\n"
         "image = np.zeros((20, 30, 3), np.uint8)\n"
-        "next(iter(convnext.data_sources.image_sources([image]))).open()\n"
+        "next(iter(convnext.data.sources.image_sources([image]))).open()\n"
         "Classification(size=(20, 30), names=('a',), probabilities=[1.0], image=image).plot()\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'timm', 'matplotlib')])"
     )
@@ -259,7 +261,7 @@ def test_more_than_256_classes_have_a_16_bit_mask(photo, tmp_path):
 def test_each_result_draws_on_its_image(results, photo):
     for result in results:
         drawn = np.asarray(result.plot()).astype(int)
-        plain = np.asarray(drawing.enlarged(photo)[0]).astype(int)
+        plain = np.asarray(pictures.enlarged(photo)[0]).astype(int)
         assert drawn.shape[1] == 480
         assert np.abs(drawn[: len(plain)] - plain).max() > 0 or len(drawn) > len(plain)
         np.testing.assert_array_equal(np.asarray(result.plot()), drawn)  # The same each time.
@@ -290,7 +292,7 @@ def test_boxes_and_masks_are_where_they_belong():
         labels=[0],
         image=np.zeros((500, 600, 3), np.uint8),
     )
-    red = drawing.class_colors(1)[0]
+    red = class_colors(1)[0]
     drawn = np.asarray(result.plot())
     for y, x in ((300, 100), (300, 299), (200, 200), (399, 200)):
         np.testing.assert_array_equal(drawn[y, x], red)
@@ -299,7 +301,7 @@ def test_boxes_and_masks_are_where_they_belong():
     mask = np.zeros((1, 500, 600), bool)
     mask[0, 250:350, 150:250] = True
     drawn = np.asarray(replace(result, masks=mask).plot())
-    np.testing.assert_array_equal(drawn[300, 200], (red * np.float32(drawing.TINT)).round())
+    np.testing.assert_array_equal(drawn[300, 200], (red * np.float32(pictures.TINT)).round())
     np.testing.assert_array_equal(drawn[250, 200], red)
     assert not drawn[300, 140].any()
 
@@ -334,7 +336,7 @@ def test_images_of_any_size_are_drawn(size):
     objects = Detections(
         size=size, names=names, boxes=box, scores=[1], labels=[0], masks=whole, image=image
     )
-    assert objects.plot().size == drawing.enlarged_size((width, height))
+    assert objects.plot().size == pictures.enlarged_size((width, height))
     classes = Classification(size=size, names=names, probabilities=[1, 0], image=image)
     assert classes.plot().width >= 480
     pixels = Segmentation(size=size, names=names, mask=np.ones(size, int), image=image)
@@ -355,13 +357,13 @@ def test_a_box_outside_the_image_and_one_without_area_are_drawn(photo):
 
 def test_captions_that_would_be_hidden_are_left_out(photo, monkeypatch):
     written = []
-    write = drawing._chip
+    write = pictures._chip
 
     def record(pen, xy, caption, text, color):
         written.append(caption)
         write(pen, xy, caption, text, color)
 
-    monkeypatch.setattr(drawing, "_chip", record)
+    monkeypatch.setattr(pictures, "_chip", record)
 
     def plot(number):
         written.clear()
@@ -377,7 +379,7 @@ def test_captions_that_would_be_hidden_are_left_out(photo, monkeypatch):
 
     # Above the box, inside at the top and at the bottom, below it; the highest score on top.
     assert plot(10) == ["thing 0.70", "thing 0.80", "thing 0.90", "thing 1.00"]
-    assert plot(drawing.MAX_NAMES + 1) == []
+    assert plot(pictures.MAX_NAMES + 1) == []
 
 
 def test_text_is_cut_to_its_room_and_grows_with_the_image():
@@ -401,13 +403,13 @@ def test_names_that_no_font_has_are_replaced_by_the_index(monkeypatch):
 
 
 def test_a_grid_of_bars_has_lengths_in_proportion():
-    panel = np.asarray(drawing.bar_panel(600, 20, [("a", 0.8), ("b", 0.4), ("c", 0.0001)]))
+    panel = np.asarray(pictures.bar_panel(600, 20, [("a", 0.8), ("b", 0.4), ("c", 0.0001)]))
     blue, gray = (31, 102, 181), (102, 112, 128)
     first = (panel == blue).all(-1).sum(1).max()
     second = (panel == gray).all(-1).sum(1).max()
     assert first == pytest.approx(2 * second, abs=2)
-    assert drawing.percent(0.0001) == "<0.1%"
-    assert drawing.percent(0) == "0.0%"
+    assert pictures.percent(0.0001) == "<0.1%"
+    assert pictures.percent(0) == "0.0%"
 
 
 def test_erosion_keeps_what_is_away_from_the_edge():
@@ -416,26 +418,26 @@ def test_erosion_keeps_what_is_away_from_the_edge():
     for width in (1, 2, 5):
         padded = np.pad(inside, width)
         windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * width + 1,) * 2)
-        np.testing.assert_array_equal(drawing._eroded(inside, width), windows.all((-1, -2)))
+        np.testing.assert_array_equal(pictures._eroded(inside, width), windows.all((-1, -2)))
 
 
 def test_an_overlay_leaves_pixels_without_a_class_alone(photo):
     mask = np.full((30, 40), 255)
     mask[0, 0] = 0
-    drawn = np.asarray(drawing.overlay(photo, mask, drawing.class_colors(3)))
+    drawn = np.asarray(pictures.overlay(photo, mask, class_colors(3)))
     changed = (drawn != np.asarray(photo)).any(-1)
     assert changed[0, 0]
     assert changed.sum() == 1
     with pytest.raises(ValueError, match="40 x 30 pixels, its labels 30 x 40"):
-        drawing.overlay(photo, mask.T, drawing.class_colors(3))
+        pictures.overlay(photo, mask.T, class_colors(3))
 
 
 def test_the_color_of_a_class_does_not_depend_on_their_number():
-    colors = drawing.class_colors(150)
-    np.testing.assert_array_equal(colors[:5], drawing.class_colors(5))
+    colors = class_colors(150)
+    np.testing.assert_array_equal(colors[:5], class_colors(5))
     assert len({tuple(color) for color in colors.tolist()}) == 150
     assert colors[0].tolist() == [230, 25, 75]
-    assert drawing.class_colors(0).shape == (0, 3)
+    assert class_colors(0).shape == (0, 3)
 
 
 # --- Files ---
@@ -509,7 +511,7 @@ def test_nothing_is_left_behind_when_saving_fails(tmp_path, classification, monk
     with pytest.raises(ValueError, match="neither a path nor an image"):
         replace(classification, image=None).save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    monkeypatch.setattr("convnext.predictions.write_text", fail)
+    monkeypatch.setattr("convnext.results.predictions.write_text", fail)
     with pytest.raises(OSError, match="disk full"):
         classification.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["image.png"]

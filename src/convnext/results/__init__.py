@@ -1,0 +1,20 @@
+"""What the verbs return: predictions, scores, exported files, embeddings.
+
+Nothing here imports torch or timm.
+"""
+
+from __future__ import annotations
+
+from convnext.results.predictions import Area, Classification, Detections, Guess, Segmentation
+from convnext.results.scores import Embeddings, Exported, Scores
+
+__all__ = [
+    "Area",
+    "Classification",
+    "Detections",
+    "Embeddings",
+    "Exported",
+    "Guess",
+    "Scores",
+    "Segmentation",
+]
