@@ -68,7 +68,7 @@ def train(
     optimizer = make_optimizer(model, task.recipe.optim)
     ema = Ema(model, 0.98)
     budget, began, images = 60 * minutes, time.perf_counter(), 0
-    for step, parts in enumerate(task.batches(0), 1):
+    for step, parts in enumerate(task.batches(0, int(task.recipe.optim.micro_batch_size)), 1):
         share = (time.perf_counter() - began) / budget
         if share >= 1:
             break
@@ -88,7 +88,7 @@ def train(
             line = f"{title}: {share:.0%}, {images:,} images, loss {total:.3f}"
             print(line, file=sys.stderr, flush=True)
     with ema.lent_to(model):
-        return task.evaluate(model), images
+        return task.validate(model), images
 
 
 def setting(text: str) -> tuple[str, object]:
@@ -105,14 +105,14 @@ def open_task(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> Any:
     from rich.console import Console
 
     from convnext.recipes.recipe import Recipe, change_recipe
-    from convnext.tasks import open_task
+    from convnext.tasks import task_class
 
     torch.set_num_threads(1)
     seed = arguments.seeds[0]
     fixed = {"data": arguments.data, "schedule.epochs": 10_000, "run.device": "cpu"}
     own = dict(map(setting, arguments.set))
     recipe = change_recipe(Recipe(), {**fixed, "run.seed": seed, **changes, **own})
-    task = open_task(recipe, torch.device("cpu"), Console(quiet=True))
+    task = task_class(recipe.task).open(recipe, torch.device("cpu"), Console(quiet=True))
     torch.manual_seed(seed)
     return task
 

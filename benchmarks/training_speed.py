@@ -58,7 +58,7 @@ from convnext.kernels.fused_block import set_fused
 from convnext.models.family import create_model
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, change_recipe, number, read_recipe
-from convnext.tasks import open_task
+from convnext.tasks import task_class
 from convnext.tasks.classification.augment import BatchAugment, _posterize
 from convnext.tasks.classification.dataset import Batch
 from convnext.tasks.classification.loss import losses
@@ -79,13 +79,11 @@ class ReadyTask:
     """Classification of one batch of random pixels that stays on the device."""
 
     primary = "top1"
-    first_part = 0
     fingerprint = "random pixels"
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe = recipe
-        self.memory_format = torch.channels_last
-        self.batch_size = self.micro_batch_size = int(number(recipe.optim.batch_size))
+        self.batch_size = int(number(recipe.optim.batch_size))
         self.steps_per_epoch = NUM_IMAGES // self.batch_size
         pixels, labels = random_batch(self.batch_size, int(number(recipe.input.image_size)), device)
         self._batch = Batch(pixels, labels, torch.arange(self.batch_size), ())
@@ -99,17 +97,18 @@ class ReadyTask:
     def build_model(self) -> nn.Module:
         return create_model(self.recipe.model, drop_path_rate=0.1, num_classes=NUM_CLASSES)
 
-    def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
-        del start_step
+    def batches(self, *_: Any) -> Generator[list[Batch], None, None]:
         while True:
             yield [self._batch]
 
     def size(self, batch: Batch) -> int:
         return len(batch.labels)
 
-    def losses(self, model: nn.Module, batch: Batch, step: int, part: int) -> dict[str, Tensor]:
+    def losses(
+        self, model: nn.Module, batch: Batch, step: int, part: int, memory_format: Any
+    ) -> dict[str, Tensor]:
         images, targets = self._augment(batch.pixels, batch.labels, step=step, part=part)
-        return losses(model, images.contiguous(memory_format=self.memory_format), targets)
+        return losses(model, images.contiguous(memory_format=memory_format), targets)
 
 
 def random_batch(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -137,14 +136,12 @@ class Ours:
         fabric.launch()
         seed_everything(run.seed)
         self.task = open_our_task(recipe, fabric.device)
-        if not form.channels_last:
-            self.task.memory_format = torch.contiguous_format
         model = self.task.build_model()
         set_pointwise(model, linear=linear)
         self.trainer = _Trainer(
             self.task,
             model,
-            self.task.recipe,
+            replace(self.task.recipe, run=run),
             fabric=fabric,
             log=RunLog(folder, silent=True),
             stop=StopSignals(),
@@ -154,7 +151,7 @@ class Ours:
             set_fused(model, fused=False)
 
     def batches(self) -> Generator[Any, None, None]:
-        return self.task.batches(self.trainer.step)  # type: ignore[no-any-return]
+        return self.task.batches(self.trainer.step, self.trainer.micro_batch_size)  # type: ignore[no-any-return]
 
     def step(self, batch: Any) -> None:
         trainer = self.trainer
@@ -165,7 +162,7 @@ class Ours:
 def open_our_task(recipe: Recipe, device: torch.device) -> Any:
     if recipe.data == "synthetic":
         return ReadyTask(recipe, device)
-    return open_task(recipe, device, QUIET)
+    return task_class(recipe.task).open(recipe, device, QUIET)
 
 
 class Timm:
@@ -348,6 +345,7 @@ def chosen_form(recipe: Recipe, device: torch.device, folder: Path) -> tuple[For
         device,
         ranks=ALONE,
         num_steps=steps,
+        micro_batch_size=task.batch_size,
         cache=folder / "forms.json",
     )
     return chosen.form, chosen.reason

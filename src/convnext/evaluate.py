@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from convnext.tasks import home
+from convnext.tasks import task_class
 from convnext.weights.open import task_of
 
 
@@ -17,4 +17,4 @@ def evaluate(source: str, **options: Any) -> Any:
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
     """
-    return home(task_of(source), "evaluate").evaluate(source, **options)
+    return task_class(task_of(source)).evaluate(source, **options)

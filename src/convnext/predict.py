@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext.data.images import image_files
-from convnext.tasks import home
+from convnext.tasks import task_class
 from convnext.weights.open import task_of
 
 
@@ -21,4 +21,4 @@ def predict(source: str, images: Iterable[str | Path], **options: Any) -> Any:
         ValueError: If there is no image, or too many cannot be read.
     """
     paths = image_files(images)  # Before a network is fetched in vain.
-    return home(task_of(source), "predict").predict(source, paths, **options)
+    return task_class(task_of(source)).predict(source, paths, **options)

@@ -44,9 +44,7 @@ class ToyTask:
     primary = "top1"
     steps_per_epoch = NUM_IMAGES // BATCH
     batch_size = BATCH
-    first_part = 0
     fingerprint = "toy"
-    memory_format = torch.channels_last
 
     def __init__(
         self, *, micro: int = BATCH, nan_at: int | None = None, stop_at: int = 10**9
@@ -55,26 +53,30 @@ class ToyTask:
         self.labels = torch.arange(NUM_IMAGES) % 3
         self.images = torch.randn(NUM_IMAGES, 3, 32, 32, generator=generator) * 0.5
         self.images[torch.arange(NUM_IMAGES), self.labels] += 1.0
-        self.micro_batch_size, self.nan_at, self.stop_at = micro, nan_at, stop_at
+        self.micro, self.nan_at, self.stop_at = micro, nan_at, stop_at
         self.scores: list[float] | None = None
 
-    def batches(self, start_step: int) -> Iterator[Sequence[Any]]:
+    def batches(
+        self, start_step: int, micro_batch_size: int, warn: Any = None
+    ) -> Iterator[Sequence[Any]]:
         step = start_step
         while True:
             if step == self.stop_at:
                 raise KeyboardInterrupt
             rows = torch.arange(BATCH) + BATCH * (step % self.steps_per_epoch)
-            yield list(rows.split(self.micro_batch_size))
+            yield list(rows.split(micro_batch_size))
             step += 1
 
     def size(self, batch: Tensor) -> int:
         return len(batch)
 
-    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
+    def losses(
+        self, model: nn.Module, batch: Tensor, step: int, part: int, memory_format: Any = None
+    ) -> dict[str, Tensor]:
         loss = F.cross_entropy(model(self.images[batch]), self.labels[batch])
         return {"loss": loss * float("nan") if step == self.nan_at else loss}
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: nn.Module) -> dict[str, float]:
         model.eval()
         if self.scores is not None:
             return {"top1": self.scores.pop(0)}
@@ -82,7 +84,7 @@ class ToyTask:
             hits = model(self.images).argmax(1) == self.labels
         return {"top1": 100 * float(hits.float().mean())}
 
-    def card(self, model: nn.Module, metrics: Mapping[str, Any]) -> Card:
+    def card(self, model: nn.Module, metrics: Mapping[str, Any], recipe: Recipe) -> Card:
         return Card(
             model=str(model.name),
             changes=dict(model.changes),  # type: ignore[arg-type]
@@ -97,7 +99,9 @@ class ToyTask:
 class PoisonedTask(ToyTask):
     """The losses are fine, but the first update makes the weights infinite."""
 
-    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
+    def losses(
+        self, model: nn.Module, batch: Tensor, step: int, part: int, memory_format: Any = None
+    ) -> dict[str, Tensor]:
         with torch.no_grad():
             next(iter(model.parameters())).fill_(float("inf"))
         return {"loss": sum(p.sum() * 0 for p in list(model.parameters())[1:]) + torch.tensor(1.0)}
@@ -134,7 +138,13 @@ def run(
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     try:
         return fit(
-            task, toy_model(drop_path_rate=drop_path), recipe, fabric=fabric, log=log, resume=resume
+            task,  # type: ignore[arg-type]
+            toy_model(drop_path_rate=drop_path),
+            recipe,
+            fabric=fabric,
+            log=log,
+            micro_batch_size=task.micro,
+            resume=resume,
         )
     finally:
         log.close()

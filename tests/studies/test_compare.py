@@ -119,7 +119,7 @@ def test_fine_tuning_has_the_recipe_of_fine_tuning(tmp_path: Path) -> None:
 
     from convnext.cli import main
     from convnext.studies.resolve import choose_once, for_all
-    from convnext.tasks import open_task
+    from convnext.tasks import task_class
 
     small = "{depths: [1, 1, 1, 1], dims: [8, 8, 8, 8]}"
     options = ["--schedule.epochs", "1", "--run.device", "cpu", "--network.changes", small]
@@ -131,7 +131,7 @@ def test_fine_tuning_has_the_recipe_of_fine_tuning(tmp_path: Path) -> None:
     asked = Recipe()
     recipes = []
     for entries in (tuned, mixed):
-        task = open_task(choose_once(asked, entries), cpu, quiet)
+        task = task_class(asked.task).open(choose_once(asked, entries), cpu, quiet)
         recipes.append(for_all(task.recipe, asked, entries))
     assert recipes[0].optim.layer_decay == 0.8
     assert recipes[1].optim.layer_decay == 1.0

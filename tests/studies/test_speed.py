@@ -18,7 +18,7 @@ from convnext.studies.compare import entries_of
 from convnext.studies.plan import Study
 from convnext.studies.resolve import choose_once, for_all
 from convnext.studies.speed import PeakMemory, epochs_for, measure, read_speeds, speeds_of
-from convnext.tasks import open_task
+from convnext.tasks import task_class
 
 QUIET = Console(quiet=True)
 
@@ -43,7 +43,7 @@ def test_the_peak_counts_every_tensor_that_is_alive() -> None:
 def plan_and_task() -> tuple[Study, Any]:
     recipe = change_recipe(Recipe(), {"run.device": "cpu", "schedule.epochs": 2})
     entries = entries_of(["roadmap/mini/kernel_5", "timm/vit_tiny_patch16_224:patch_size=2"])
-    task = open_task(choose_once(recipe, entries), torch.device("cpu"), QUIET)
+    task = task_class(recipe.task).open(choose_once(recipe, entries), torch.device("cpu"), QUIET)
     plan = Study(
         kind="compare",
         title="",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import ToyTask, toy_model
+from toy import BATCH, ToyTask, toy_model
 
 from convnext.hardware.ranks import Ranks
 from convnext.recipes.recipe import Recipe, change_recipe
@@ -25,7 +25,14 @@ def choose(
     settings = {"run.precision": "fp32"} | {k.replace("__", "."): v for k, v in changes.items()}
     recipe = change_recipe(Recipe(), settings)
     return choose_form(
-        task or ToyTask(), toy_model(), recipe, CPU, ranks=Ranks(), num_steps=num_steps, cache=cache
+        task or ToyTask(),
+        toy_model(),
+        recipe,
+        CPU,
+        ranks=Ranks(),
+        num_steps=num_steps,
+        micro_batch_size=BATCH,
+        cache=cache,
     )
 
 
@@ -100,9 +107,15 @@ def test_measuring_leaves_no_trace(tmp_path: Path) -> None:
     before = {name: t.clone() for name, t in model.state_dict().items()}
     recipe = change_recipe(Recipe(), {"run.precision": "fp32", "run.compile": False})
     chosen = choose_form(
-        task, model, recipe, CPU, ranks=Ranks(), num_steps=LONG, cache=tmp_path / "forms.json"
+        task,
+        model,
+        recipe,
+        CPU,
+        ranks=Ranks(),
+        num_steps=LONG,
+        micro_batch_size=BATCH,
+        cache=tmp_path / "forms.json",
     )
     assert "ms" in chosen.reason
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    assert task.memory_format == torch.channels_last

@@ -39,10 +39,10 @@ class SignalledTask(ToyTask):
         super().__init__()
         self.number, self.at = number, at
 
-    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Tensor, step: int, *rest: Any) -> dict[str, Tensor]:
         if step == self.at:
             os.kill(os.getpid(), self.number)
-        return super().losses(model, batch, step, part)
+        return super().losses(model, batch, step, *rest)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
@@ -76,8 +76,8 @@ class LimitedDisk(ToyTask):
         self.full, self.free = full, free
         self.scores = [float(k) for k in range(200)]  # Every evaluation is better than the last.
 
-    def batches(self, start_step: int) -> Iterator[Sequence[Any]]:
-        for step, parts in enumerate(super().batches(start_step), start_step):
+    def batches(self, start_step: int, *rest: Any) -> Iterator[Sequence[Any]]:
+        for step, parts in enumerate(super().batches(start_step, *rest), start_step):
             if step in (self.full, self.free):
                 limit_files(9_000 if step == self.full else None)
             yield parts
@@ -130,8 +130,8 @@ def test_no_room_at_the_start_is_an_error_at_once(tmp_path: Path) -> None:
 class NanOnceTask(ToyTask):
     """A loss is no number, but not again at a lower rate."""
 
-    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
-        losses = super().losses(model, batch, step, part)
+    def losses(self, model: nn.Module, batch: Tensor, step: int, *rest: Any) -> dict[str, Tensor]:
+        losses = super().losses(model, batch, step, *rest)
         self.nan_at = None if step == self.nan_at else self.nan_at
         return losses
 
@@ -168,17 +168,17 @@ def test_nan_that_returns_ends_the_run(tmp_path: Path) -> None:
 class SmallMemory(ToyTask):
     """More than three images at once ask for more memory than any machine has."""
 
-    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Tensor, step: int, *rest: Any) -> dict[str, Tensor]:
         if len(batch) > 3 and step >= 4:
             torch.empty(10**15)
-        return super().losses(model, batch, step, part)
+        return super().losses(model, batch, step, *rest)
 
 
 def test_too_little_memory_halves_the_micro_batch(tmp_path: Path) -> None:
     task = SmallMemory()
     outcome = run(tmp_path, task, drop_path=0.0)
     assert outcome.steps == 12
-    assert task.micro_batch_size == BATCH // 4
+    assert outcome.micro_batch_size == BATCH // 4
     assert len(events(tmp_path)) == 2
     assert "micro_batch_size is 2 from now on, the batch stays 8" in events(tmp_path)[-1]
     run(tmp_path / "whole", ToyTask(), drop_path=0.0)
@@ -223,8 +223,8 @@ def test_a_longer_schedule_says_what_it_does(tmp_path: Path) -> None:
 class LargeGradients(ToyTask):
     """Finite losses and weights, but squares of gradients that are not."""
 
-    def losses(self, model: nn.Module, batch: Tensor, step: int, part: int) -> dict[str, Tensor]:
-        losses = super().losses(model, batch, step, part)
+    def losses(self, model: nn.Module, batch: Tensor, step: int, *rest: Any) -> dict[str, Tensor]:
+        losses = super().losses(model, batch, step, *rest)
         return {"loss": losses["loss"] * (1e25 if step == 4 else 1.0)}
 
 

@@ -91,7 +91,7 @@ def run(argv: list[str]) -> int:
         if getattr(arguments, name) is not None:
             parser.error(f"--{name.replace('_', '-')} goes with --robustness")
 
-    from convnext.tasks import home
+    from convnext.tasks import task_class
     from convnext.weights.open import task_of
 
     out = console(as_json=arguments.json)
@@ -106,7 +106,7 @@ def run(argv: list[str]) -> int:
     else:
         refuse(parser, arguments, (*LOOKS, *REPORTED, "boundary"), "classifies")
         options = {"batch_size": arguments.batch_size, "last": not arguments.only_best}
-    result = home(task, "evaluate").evaluate(
+    result = task_class(task).evaluate(
         arguments.source,
         data=arguments.data,
         split=arguments.split,

@@ -65,7 +65,7 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from convnext.data.images import image_files
-    from convnext.tasks import home
+    from convnext.tasks import task_class
     from convnext.weights.open import task_of
 
     out = console(as_json=arguments.json)
@@ -90,7 +90,7 @@ def run(argv: list[str]) -> int:
         refuse(parser, arguments, own, "classifies")
         topk = 5 if arguments.topk is None else arguments.topk
         options = {"topk": topk, "batch_size": arguments.batch_size}
-    result = home(task, "predict").predict(
+    result = task_class(task).predict(
         arguments.source,
         images,
         device=arguments.device,

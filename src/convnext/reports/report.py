@@ -29,7 +29,8 @@ from convnext.reports.figures import (
     save_bytes,
     short_count,
 )
-from convnext.tasks import PRIMARY, home
+from convnext.tasks import DEFAULT, task_class
+from convnext.tasks.base import Task
 from convnext.training.log import LOSS, read_metrics
 from convnext.training.reference import Reference, read_reference
 
@@ -63,14 +64,19 @@ class Run:
         ]
 
     @property
+    def task(self) -> type[Task]:
+        """The task that was trained."""
+        return task_class(self.recipe.get("task", DEFAULT))
+
+    @property
     def primary(self) -> str:
         """The metric that decides which weights are the best."""
-        return PRIMARY[self.recipe.get("task", "classify")][0]
+        return self.task.primary
 
     @property
     def primary_name(self) -> str:
         """The same as people write it."""
-        return PRIMARY[self.recipe.get("task", "classify")][1]
+        return self.task.primary_label
 
     def best(self) -> Mapping[str, Any] | None:
         """Return the evaluation with the highest primary metric, the earlier one of equals."""
@@ -119,7 +125,7 @@ def read_run(folder: Path) -> Run:
     recipe = read("recipe.yaml", yaml.safe_load, {})
     curve, reference = recipe.get("run", {}).get("reference", "none"), None
     try:
-        reference = read_reference(curve, PRIMARY[recipe.get("task", "classify")][0])
+        reference = read_reference(curve, task_class(recipe.get("task", DEFAULT)).primary)
     except ValueError:
         missing.append(f"the reference {curve}")
     return Run(
@@ -146,7 +152,6 @@ def write_report(folder: Path) -> Path:
 
     run = read_run(folder)
     data = str(run.recipe.get("data", "unknown data"))
-    task = run.recipe.get("task", "classify")
     environment = Environment(
         loader=PackageLoader("convnext.reports"),
         autoescape=True,
@@ -160,7 +165,7 @@ def write_report(folder: Path) -> Path:
         headline=headline(run),
         summary=summary(run),
         missing=run.missing,
-        sections=[section for make in makers(task) if (section := make(run)) is not None],
+        sections=[section for make in makers(run.task) if (section := make(run)) is not None],
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -171,7 +176,7 @@ def headline(run: Run) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
     best = run.best()
     if run.primary in run.evaluation:
-        facts += home(run.recipe.get("task", "classify"), "report").scores(run.evaluation)
+        facts += run.task.task_module("report").scores(run.evaluation)
     elif best is not None:
         facts.append((f"best {run.primary_name} so far", f"{best[run.primary]:.2f}\u00a0%"))
     if run.model:
@@ -200,7 +205,7 @@ def summary(run: Run) -> list[str]:
             f"(step {best['step']:,}), by the {of}."
         )
     if run.primary in run.evaluation:
-        said += home(run.recipe.get("task", "classify"), "report").sureness(run.evaluation)
+        said += run.task.task_module("report").sureness(run.evaluation)
         if len(run.rows("val")) > 1:
             said.append("The weights were chosen on these images, so expect a little less on new.")
     return said
@@ -298,9 +303,9 @@ def settings(run: Run) -> Section | None:
 Maker = Callable[[Run], Section | None]
 
 
-def makers(task: str) -> tuple[Maker, ...]:
+def makers(task: type[Task]) -> tuple[Maker, ...]:
     """Return the sections of a task's report, its own among those of every task."""
-    own = home(task, "report").SECTIONS
+    own = task.task_module("report").SECTIONS
     return (curves, *own, events, choices, settings)
 
 

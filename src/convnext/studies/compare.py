@@ -13,8 +13,8 @@ from convnext.models.family import FAMILY, dense_prefix, network_configs
 from convnext.models.roadmap import PAPER_REGIMES, roadmap
 from convnext.names import nearest
 from convnext.studies.plan import Entry, Paper
-from convnext.studies.resolve import PREFIX_OF_TASK
 from convnext.studies.roadmap import paper_of, parse_value, pin_network, show, split_list
+from convnext.tasks import DEFAULT, task_class
 
 # LABEL=NAME@WEIGHTS:field=value,field=value, all but the name optional.
 SPEC = re.compile(
@@ -48,7 +48,7 @@ PAPER_NAMES = {
 }
 
 
-def entries_of(specs: Sequence[str], task: str = "classify") -> list[Entry]:
+def entries_of(specs: Sequence[str], task: str = DEFAULT) -> list[Entry]:
     """Return an entry for every `[LABEL=]MODEL[@WEIGHTS][:field=value,...]`.
 
     The first one is what the others are compared with. Fields are those of `NetworkConfig` for
@@ -80,10 +80,11 @@ def _entry(spec: str, *, departs_from: str, task: str) -> Entry:
     found = SPEC.fullmatch(spec)
     if found is None:
         raise ValueError(f"{spec!r} is not [LABEL=]MODEL[@WEIGHTS][:field=value,...]")
+    kind = task_class(task)
     prefix = dense_prefix(found["model"]) or ""
     model, weights = found["model"].removeprefix(prefix), found["weights"]
-    prefix = prefix or PREFIX_OF_TASK[task]
-    if bool(prefix) != (task != "classify"):
+    prefix = prefix or kind.default_prefix()
+    if bool(prefix) != bool(kind.prefixes):
         raise ValueError(f"{found['model']} does not {task}; name its backbone, or give --task")
     changes = {}
     for part in split_list(found["changes"] or ""):
@@ -115,7 +116,7 @@ def _entry(spec: str, *, departs_from: str, task: str) -> Entry:
     if all_changes and not found["label"]:
         label += ":" + ",".join(f"{name}={show(value)}" for name, value in all_changes.items())
     # A changed network is none of the paper's, nor is one that was trained on something before.
-    of_paper = not all_changes and not weights and task == "classify"
+    of_paper = not all_changes and not weights and not kind.prefixes
     paper = paper_figures(model) if of_paper else Paper()
     return Entry(
         name=label,

@@ -19,7 +19,7 @@ from convnext.studies.results import FINISHED, Result, read_results
 from convnext.studies.statistics import Summary, correlate, summarise
 from convnext.studies.steps import GROUPS
 from convnext.studies.table import difference, mean_and_std, notes, shorten
-from convnext.tasks import label_of
+from convnext.tasks import task_of_metric
 from convnext.training.log import read_metrics
 
 TITLES = {
@@ -63,7 +63,7 @@ def write_page(root: Path) -> Path:
             if name in drawn
         ],
         rows=[_row(summary) for summary in summaries],
-        score=label_of(summaries[0].first.metric),
+        score=summaries[0].first.metric_label,
         has_paper=any(s.first.paper_top1 is not None for s in summaries),
         has_speed=any(s.first.infer_images_per_s is not None for s in summaries),
         entries=[_story(root, plan, summary, number) for number, summary in enumerate(summaries)],
@@ -224,9 +224,12 @@ def _curves(folders: Mapping[int, Path], name: str, metric: str) -> str:
             curves.append(Curve(label=f"seed {seed}", x=x, y=y, colour=colour))
     if not curves:
         return ""
-    figure = draw_curves(curves, label=f"{label_of(metric)}, %")
+    label = task_of_metric(metric).primary_label
+    figure = draw_curves(curves, label=f"{label}, %")
     return inline_svg(
-        save_bytes(figure, "svg").decode(), name, f"{label_of(metric)} of every seed."
+        save_bytes(figure, "svg").decode(),
+        name,
+        f"{label} of every seed.",
     )
 
 
@@ -235,7 +238,7 @@ def _environment(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _spoken(summaries: Sequence[Summary]) -> str:
-    label = label_of(summaries[0].first.metric).capitalize()
+    label = summaries[0].first.metric_label.capitalize()
     parts = [f"{_called(s)} {mean_and_std(s.estimate)}" for s in summaries if s.estimate]
     return f"{label} in percent: " + "; ".join(parts) if parts else "No run has finished yet."
 

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, number
 from convnext.studies.plan import EVALUATIONS, Entry, Study, read_study
-from convnext.tasks import open_task
+from convnext.tasks import task_class
+from convnext.tasks.base import Task
 
 # A study measures the networks, not what the moving average or a growing image adds: the paper's
 # road has neither.
@@ -23,8 +24,6 @@ OF_WEIGHTS = ("mean", "std", "interpolation", "crop_pct")
 # What equal time gives to each network.
 OF_TIME = ("schedule.epochs", "schedule.warmup_epochs", "run.eval_every")
 STAND_IN = "roadmap/resnet50/separate_downsampling"
-# What makes a network of a task out of a backbone, by its name.
-PREFIX_OF_TASK = {"classify": "", "segment": "upernet_", "detect": "mask_rcnn_"}
 
 
 def settle(
@@ -33,7 +32,7 @@ def settle(
     device: torch.device,
     console: Console,
     given: Collection[str] = (),
-) -> tuple[Study, Any]:
+) -> tuple[Study, Task]:
     """Return the plan of a study that begins, or of one that goes on, and its opened task.
 
     `given` are the leaves of the recipe that were asked for by name.
@@ -41,13 +40,14 @@ def settle(
     Raises:
         ValueError: If the data cannot be used, or the folder was begun with something else.
     """
+    kind = task_class(asked.recipe.task)
     if not (root / "study.json").exists():
-        task = open_task(choose_once(asked.recipe, asked.entries), device, console)
+        task = kind.open(choose_once(asked.recipe, asked.entries), device, console)
         resolved = for_all(task.recipe, asked.recipe, asked.entries)
         return replace(asked, recipe=resolved, data=task.fingerprint), task
     before = read_study(root)
     resolved = go_on(before.recipe, asked.recipe, given, root)
-    task = open_task(replace(resolved, model=stand_in(resolved)), device, Console(quiet=True))
+    task = kind.open(replace(resolved, model=stand_in(resolved)), device, Console(quiet=True))
     for name, old, new in (
         ("the data", before.data, task.fingerprint),
         ("--minutes", before.minutes, asked.minutes),
@@ -82,7 +82,7 @@ def choose_once(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
 
 def stand_in(recipe: Recipe) -> str:
     """Return the network that stands for all of a study, for a task."""
-    return PREFIX_OF_TASK[recipe.task] + STAND_IN
+    return task_class(recipe.task).default_prefix() + STAND_IN
 
 
 def for_all(resolved: Recipe, asked: Recipe, entries: Sequence[Entry]) -> Recipe:

@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 from convnext.atomic import write_text
-from convnext.tasks import PRIMARY
+from convnext.tasks import task_class, task_names, task_of_metric
 
 FINISHED, WAITING, DIVERGED, FAILED = "finished", "waiting", "diverged", "failed"
 
@@ -83,6 +83,11 @@ class Result:
     others: Mapping[str, float | None] = field(default_factory=dict)
     """Other metrics of a dense task, each with a column of its own."""
 
+    @property
+    def metric_label(self) -> str:
+        """The metric as people write it."""
+        return task_of_metric(self.metric).primary_label
+
     def row(self) -> dict[str, Any]:
         """Return the columns of the table: those of the scores have the names of the metrics."""
         names = {"score": self.metric, "best_score": f"best_{self.metric}"}
@@ -127,7 +132,7 @@ def read_results(path: Path) -> list[Result]:
 
 
 def _result(row: Mapping[str, str], kinds: Mapping[str, Any]) -> Result:
-    metric = next(name for name, _ in PRIMARY.values() if f"best_{name}" in row)
+    metric = next(t.primary for t in map(task_class, task_names()) if f"best_{t.primary}" in row)
     columns = {"score": metric, "best_score": f"best_{metric}"}
     if metric != "top1":
         kinds = {name: kind for name, kind in kinds.items() if name != "top5"}

@@ -30,7 +30,8 @@ from convnext.hardware.signals import StopSignals
 from convnext.recipes.recipe import Recipe, recipe_from_dict, to_dict
 from convnext.studies.plan import Entry, Study
 from convnext.studies.results import DIVERGED, FAILED, FINISHED, WAITING
-from convnext.tasks import OTHERS, PRIMARY
+from convnext.tasks import task_class
+from convnext.tasks.base import Task
 from convnext.training.faults import DivergedError, InterruptedRun
 from convnext.training.log import read_metrics
 
@@ -194,7 +195,8 @@ def visible_devices() -> list[str]:
 def describe_end(job: Job, found: Mapping[str, Any]) -> str:
     """Return one line about a run that ended."""
     if found["state"] == FINISHED:
-        score = next(f"{m[1]} {found[m[0]]:.2f} %" for m in PRIMARY.values() if m[0] in found)
+        task = task_class(job.recipe.task)
+        score = f"{task.primary_label} {found[task.primary]:.2f} %"
         return f"{job.name}: {score} in {found['seconds']:.0f} s"
     return f"{job.name}: {found['state']}: {found.get('reason', '')}"
 
@@ -305,19 +307,18 @@ def _train(recipe: Recipe, folder: Path) -> Mapping[str, Any]:
             console.print_exception()
             return {"state": FAILED, "reason": " ".join(str(error).split())[:500]}
         else:
-            found = {"state": FINISHED} | _scores(folder)
+            found = {"state": FINISHED} | _scores(folder, task_class(recipe.task))
     write_text(folder / "result.json", json.dumps(found) + "\n")
     return found
 
 
-def _scores(folder: Path) -> dict[str, Any]:
+def _scores(folder: Path, task: type[Task]) -> dict[str, Any]:
     """Return the scores of the last step's own weights, and what they took."""
     rows = read_metrics(folder / "metrics.jsonl")
     measured = [r for r in rows if r["kind"] == "val" and r.get("weights") == "model"]
     last = measured[-1]
-    primary = next(name for name, _ in PRIMARY.values() if name in last)
-    others = sum(OTHERS.values(), ())
-    kept = (primary, "top5", *others, "loss", "epoch", "step", "images", "seconds")
+    primary = task.primary
+    kept = (primary, "top5", *task.others, "loss", "epoch", "step", "images", "seconds")
     scores = {name: last[name] for name in kept if name in last}
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     scores["num_val"] = evaluation["num_images"]

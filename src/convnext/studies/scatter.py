@@ -10,7 +10,6 @@ from convnext.studies.results import Result
 from convnext.studies.staircase import colour_of
 from convnext.studies.statistics import Summary, summarise
 from convnext.studies.steps import GROUPS
-from convnext.tasks import label_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +75,7 @@ def scatter(results: Sequence[Result], cost: Cost) -> Figure | None:
             points.append((x, summary.estimate.mean, summary.first.entry))
         axes.margins(0.1)
         axes.set_xlabel(cost.label)
-        axes.set_ylabel(f"{label_of(shown[0].first.metric)}, %, measured here")
+        axes.set_ylabel(f"{shown[0].first.metric_label}, %, measured here")
         axes.grid(True, axis="both")
         _label(axes, fig, points, color=INK)
         groups = list(dict.fromkeys(s.first.group for s in shown))

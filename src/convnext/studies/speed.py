@@ -29,7 +29,9 @@ from torch.utils._pytree import tree_leaves
 
 from convnext.atomic import write_text
 from convnext.hardware.devices import autocast, environment
+from convnext.recipes.recipe import number
 from convnext.studies.plan import EVALUATIONS, Entry, Study
+from convnext.tasks.base import Task
 from convnext.training.faults import is_out_of_memory
 
 ROUNDS = 5
@@ -66,7 +68,7 @@ def read_speeds(plan: Study, root: Path) -> dict[str, Speed]:
     }
 
 
-def speeds_of(plan: Study, task: Any, root: Path, console: Console) -> dict[str, Speed]:
+def speeds_of(plan: Study, task: Task, root: Path, console: Console) -> dict[str, Speed]:
     """Measure every entry that has not been measured, and keep it in speed.json.
 
     If one is missing, all are measured anew: figures of different moments are not compared.
@@ -82,7 +84,7 @@ def speeds_of(plan: Study, task: Any, root: Path, console: Console) -> dict[str,
     return known
 
 
-def measure(plan: Study, task: Any, console: Console) -> dict[str, Speed]:
+def measure(plan: Study, task: Task, console: Console) -> dict[str, Speed]:
     """Measure all entries in rounds; one that the device has no room for is left out, and said."""
     entries = plan.own_entries()
     benches: dict[str, _Bench] = {}
@@ -92,8 +94,7 @@ def measure(plan: Study, task: Any, console: Console) -> dict[str, Speed]:
         bar = progress.add_task("measuring speed", total=len(entries) * (ROUNDS + 1))
         for entry in entries:
             try:
-                kind = _Bench if plan.recipe.task == "classify" else _DenseBench
-                benches[entry.name] = kind(plan, task, entry)
+                benches[entry.name] = _Bench(plan, task, entry)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -110,7 +111,7 @@ def measure(plan: Study, task: Any, console: Console) -> dict[str, Speed]:
     }
 
 
-def rates_of_runs(plan: Study, task: Any, console: Console) -> dict[str, float]:
+def rates_of_runs(plan: Study, task: Task, console: Console) -> dict[str, float]:
     """Return training images per second of every entry, with the threads that a run has."""
     if not plan.threads:
         return {name: s.train_images_per_s for name, s in measure(plan, task, console).items()}
@@ -122,7 +123,7 @@ def rates_of_runs(plan: Study, task: Any, console: Console) -> dict[str, float]:
         torch.set_num_threads(before)
 
 
-def epochs_for(plan: Study, rates: Mapping[str, float], task: Any, minutes: float) -> list[Entry]:
+def epochs_for(plan: Study, rates: Mapping[str, float], task: Task, minutes: float) -> list[Entry]:
     """Return the entries with as many epochs as they train in `minutes`, one at least.
 
     Warm-up and evaluations follow the epochs of each.
@@ -148,23 +149,16 @@ def epochs_for(plan: Study, rates: Mapping[str, float], task: Any, minutes: floa
 class _Bench:
     """One network with an optimizer and a batch, on the device."""
 
-    def __init__(self, plan: Study, task: Any, entry: Entry) -> None:
+    def __init__(self, plan: Study, task: Task, entry: Entry) -> None:
         own = task.under(plan.recipe_of(entry, plan.seeds[0]))
         self.device: torch.device = task.device
         self.precision = plan.recipe.run.precision
         with torch.random.fork_rng(devices=[]):
             model = own.build_model()
-        size = own.preprocessing.image_size
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
-        self.batch_size = task.micro_batch_size
-        shape = (self.batch_size, own.preprocessing.in_chans, size, size)
-        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        self.images = images.to(self.device).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            self.classes = self.model(self.images[:2]).shape[1]
-        self.labels = torch.arange(self.batch_size, device=self.device) % self.classes
-        self.held = [self.images, self.labels]
+        self.batch_size = int(number(task.recipe.optim.micro_batch_size))
+        self.work = own.workload(self.model, self.batch_size)
         self.infer_memory = self._peak(self.infer)
         self.train_step()
         self.train_memory = self._peak(self.train_step)
@@ -172,7 +166,7 @@ class _Bench:
     def train_step(self) -> None:
         self.model.train()
         with autocast(self.device, self.precision):
-            loss = nn.functional.cross_entropy(self.model(self.images), self.labels)
+            loss = self.work.loss()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -180,7 +174,7 @@ class _Bench:
     def infer(self) -> None:
         self.model.eval()
         with torch.inference_mode(), autocast(self.device, self.precision):
-            self.model(self.images)
+            self.work.infer()
 
     def rate(self, work: Callable[[], None]) -> float:
         """Return images per second of at least a quarter of a second of work, after a warm-up."""
@@ -203,7 +197,7 @@ class _Bench:
         )
 
     def _peak(self, work: Callable[[], None]) -> int:
-        held = [*self.model.state_dict().values(), *self.held]
+        held = [*self.model.state_dict().values(), *self.work.tensors]
         held += [t for s in self.optimizer.state.values() for t in s.values()]
         if self.device.type == "cuda":
             others = torch.cuda.memory_allocated(self.device) - _bytes(held)
@@ -217,38 +211,6 @@ class _Bench:
     def _wait(self) -> None:
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()
-
-
-class _DenseBench(_Bench):
-    """A network of a dense task with the first batch of its training, targets and all."""
-
-    def __init__(self, plan: Study, task: Any, entry: Entry) -> None:
-        self.task = task.under(plan.recipe_of(entry, plan.seeds[0]))
-        self.device = task.device
-        self.precision = plan.recipe.run.precision
-        with torch.random.fork_rng(devices=[]):
-            model = self.task.build_model()
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
-        self.batch_size = task.micro_batch_size
-        self.batch = next(iter(self.task.batches(0)))[0]
-        self.held: list[Any] = []
-        self.infer_memory = self._peak(self.infer)
-        self.train_step()
-        self.train_memory = self._peak(self.train_step)
-
-    def train_step(self) -> None:
-        self.model.train()
-        with autocast(self.device, self.precision):
-            loss = sum(self.task.losses(self.model, self.batch, 0, 0).values())
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def infer(self) -> None:
-        self.model.eval()
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            self.task.look(self.model, self.batch)
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from convnext.studies.results import FINISHED, Result
 from convnext.studies.statistics import Summary, correlate, summarise
 from convnext.studies.steps import GROUPS, ROAD, beside, climb, places
-from convnext.tasks import label_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,7 +122,7 @@ def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) 
                 summary.estimate.mean, linestyle="--", color=MUTED, linewidth=1, zorder=0.5
             )
     was_cut = _cut_to_seeds(axes, summaries, at)
-    metric = label_of(summaries[0].first.metric)
+    metric = summaries[0].first.metric_label
     arrows = " (arrows: the interval goes on)" * was_cut
     axes.set_xlabel(f"{metric}, %, measured here{arrows}")
     axes.xaxis.set_major_locator(MaxNLocator(5))

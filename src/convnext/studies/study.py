@@ -29,7 +29,8 @@ from convnext.studies.runs import (
 )
 from convnext.studies.speed import Speed, epochs_for, rates_of_runs, read_speeds, speeds_of
 from convnext.studies.table import print_study
-from convnext.tasks import OTHERS, PRIMARY
+from convnext.tasks import task_class
+from convnext.tasks.base import Task
 
 
 def study(
@@ -174,7 +175,7 @@ def finish(root: Path, results: Sequence[Result], console: Console) -> None:
     console.print(f"page: {page}", markup=False, soft_wrap=True)
 
 
-def costs_of(plan: Study, task: Any) -> dict[str, dict[str, int]]:
+def costs_of(plan: Study, task: Task) -> dict[str, dict[str, int]]:
     """Count every network of a study, on shapes alone; the columns of the table by entry.
 
     Raises:
@@ -183,11 +184,10 @@ def costs_of(plan: Study, task: Any) -> dict[str, dict[str, int]]:
     found = {}
     for entry in plan.own_entries():
         own = task.under(plan.recipe_of(entry, plan.seeds[0]))
-        own.recipe = replace(own.recipe, weights="none")  # Shapes need no download.
         size = own.preprocessing.image_size
         try:
             with torch.device("meta"):
-                counted = cost(own.build_model(), size)
+                counted = cost(own.build_model(pretrained=False), size)
         except (AssertionError, RuntimeError) as error:
             raise ValueError(
                 f"{entry.name} cannot take images of {size} pixels; try another "
@@ -205,13 +205,14 @@ def collect(
 ) -> list[Result]:
     """Return the table of a study, from its plan and its run folders."""
     results = []
+    task = task_class(plan.recipe.task)
     by_name = {entry.name: entry for entry in plan.entries}
     for entry in plan.entries:
         own = by_name.get(entry.own_name, entry)
         speed = speeds.get(own.name)
         for seed in plan.seeds:
             found = outcome(plan.run_folder(root, entry, seed))
-            metric = PRIMARY[plan.recipe.task][0]
+            metric = task.primary
             epochs = found.get("epoch")
             results.append(
                 Result(
@@ -230,7 +231,7 @@ def collect(
                     top5=found.get("top5"),
                     loss=found.get("loss"),
                     best_score=found.get(f"best_{metric}"),
-                    others={name: found.get(name) for name in OTHERS[plan.recipe.task]},
+                    others={name: found.get(name) for name in task.others},
                     epochs=None if epochs is None else round(epochs, 3),
                     steps=found.get("step"),
                     images=found.get("images"),

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from convnext.studies.results import FINISHED, Result
 from convnext.studies.statistics import Estimate, Summary, correlate, summarise
-from convnext.tasks import label_of
 
 Column = tuple[str, int, Any, Callable[[Summary], str]]
 
@@ -25,7 +24,7 @@ def print_study(results: Sequence[Result], console: Console) -> None:
     ]
     table = Table(box=None, header_style="bold")
     for header, _, justify, _ in columns:
-        header = header.format(score=label_of(results[0].metric))
+        header = header.format(score=results[0].metric_label)
         table.add_column(header, justify=justify, no_wrap=header != "what changes")
     group = summaries[0].first.group
     for summary in summaries:
@@ -41,7 +40,7 @@ def notes(results: Sequence[Result]) -> str:
     """Return what a reader of the table must know."""
     seeds = len({result.seed for result in results})
     said = [
-        f"{label_of(results[0].metric)} is that of the last step on the validation images, over "
+        f"{results[0].metric_label} is that of the last step on the validation images, over "
         f"{seeds} seed{'s'[: seeds != 1]}; ± is one standard deviation."
     ]
     if seeds > 1:

@@ -1,47 +1,51 @@
-"""One folder per task, with the same file names in each; the loop knows none of them."""
+"""One folder per task, with the same file names in each; nothing outside it knows its name."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from rich.console import Console
+from convnext.names import nearest
 
-from convnext.hardware.ranks import ALONE, Ranks
-from convnext.recipes.recipe import Recipe
+if TYPE_CHECKING:
+    from convnext.tasks.base import Task
 
-HOMES = {"classify": "classification", "segment": "segmentation", "detect": "detection"}
-# The metric that decides which weights of a run are the best, in percent, and its name for people.
-PRIMARY = {
-    "classify": ("top1", "top-1"),
-    "segment": ("miou", "mIoU"),
-    "detect": ("box_ap", "box AP"),
+# A task's folder and its line here can be deleted without harm to the others.
+_CLASSES = {
+    "classify": "classification.task.ClassificationTask",
+    "segment": "segmentation.task.SegmentationTask",
+    "detect": "detection.task.DetectionTask",
 }
-# What a comparison of networks reports beside it.
-OTHERS = {"classify": (), "segment": ("accuracy",), "detect": ("box_ap50", "mask_ap", "mask_ap50")}
+
+DEFAULT = next(iter(_CLASSES))
+"""The task of a recipe or a checkpoint that names none."""
 
 
-def label_of(metric: str) -> str:
-    """Return a primary metric's name for people."""
-    return next(label for name, label in PRIMARY.values() if name == metric)
+def task_names() -> tuple[str, ...]:
+    """Return the names of the tasks."""
+    return tuple(_CLASSES)
 
 
-def home(task: str, module: str) -> Any:
-    """Return a module of a task's folder, such as `home("segment", "predict")`.
-
-    Raises:
-        ValueError: If the task is not there yet.
-    """
-    if task not in HOMES:
-        raise ValueError(f"the task {task!r} is not there yet; there is {', '.join(HOMES)}")
-    return importlib.import_module(f"convnext.tasks.{HOMES[task]}.{module}")
-
-
-def open_task(recipe: Recipe, device: torch.device, console: Console, ranks: Ranks = ALONE) -> Any:
-    """Open the task of a recipe: its data, and its settings that read `auto`.
+def task_class(name: str) -> type[Task]:
+    """Return the class of a task.
 
     Raises:
-        ValueError: If the task is not there yet, or the data cannot be used.
+        ValueError: If there is no such task.
     """
-    return home(recipe.task, "task").open_task(recipe, device, console, ranks)
+    if name not in _CLASSES:
+        raise ValueError(f"there is no task {name!r}{nearest(name, _CLASSES)}")
+    module, _, attribute = _CLASSES[name].rpartition(".")
+    found: type[Task] = getattr(importlib.import_module(f"convnext.tasks.{module}"), attribute)
+    return found
+
+
+def task_of_metric(metric: str) -> type[Task]:
+    """Return the task whose primary metric has this name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for found in map(task_class, _CLASSES):
+        if found.primary == metric:
+            return found
+    raise ValueError(f"{metric!r} is not the primary metric of a task")

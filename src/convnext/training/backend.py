@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remembe
 from convnext.kernels.fused_block import set_fused, widens
 from convnext.recipes.recipe import Recipe
 from convnext.recipes.schema import RunRecipe
+from convnext.tasks.base import Task
 from convnext.training.advice import smaller_micro_batch
 from convnext.training.faults import is_out_of_memory
 
@@ -49,13 +50,14 @@ class Chosen:
 
 
 def choose_form(
-    task: Any,
+    task: Task,
     model: nn.Module,
     recipe: Recipe,
     device: torch.device,
     *,
     ranks: Ranks,
     num_steps: int,
+    micro_batch_size: int,
     cache: Path | None = None,
 ) -> Chosen:
     """Return the form that the recipe asks for, or where it says `auto` the fastest one.
@@ -69,6 +71,7 @@ def choose_form(
         device: Where the network trains.
         ranks: The first process measures, the others follow it.
         num_steps: Steps of the run.
+        micro_batch_size: Images of a backward pass on one device.
         cache: The file of what was measured; by default in the user's cache folder.
     """
     run = recipe.run
@@ -82,7 +85,9 @@ def choose_form(
         return Chosen(plain, "nothing is measured in a deterministic run")
     chosen = None
     if ranks.is_first:
-        chosen = _measured(task, model, recipe, device, plain, num_steps, cache or cache_file())
+        chosen = _measured(
+            task, model, recipe, device, plain, num_steps, micro_batch_size, cache or cache_file()
+        )
     agreed: Chosen = ranks.of_first(chosen)
     return agreed
 
@@ -93,17 +98,16 @@ def cache_file() -> Path:
 
 
 def _measured(
-    task: Any,
+    task: Task,
     model: nn.Module,
     recipe: Recipe,
     device: torch.device,
     plain: Form,
     num_steps: int,
+    micro_batch_size: int,
     cache: Path,
 ) -> Chosen:
-    batches = task.batches(0)
-    part = next(batches)[0]
-    batches.close()
+    part = _first_part(task, micro_batch_size)
     parts_per_step = max(1, task.batch_size / max(1, task.size(part)))
 
     def seconds(form: Form) -> float:
@@ -118,7 +122,7 @@ def _measured(
     left = first * parts_per_step * num_steps
     if left < WORTH_SECONDS:
         return Chosen(plain, "the usual one: the run is too short to measure others")
-    key = _key(task, recipe, device)
+    key = _key(recipe, device, micro_batch_size)
     known = recall(cache)
     if key in known:
         return Chosen(Form(**known[key]), "measured before on this machine")
@@ -161,24 +165,23 @@ def _name(form: Form) -> str:
 
 
 def _time_form(
-    task: Any, model: nn.Module, form: Form, part: Any, device: torch.device, run: RunRecipe
+    task: Task, model: nn.Module, form: Form, part: Any, device: torch.device, run: RunRecipe
 ) -> float:
     """Return the median seconds of forward and backward pass over a micro batch."""
-    before = task.memory_format
-    task.memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model.to(memory_format=task.memory_format)
+    model.to(memory_format=memory_format)
     fused = run.fused and device.type == "cpu" and not form.compile  # As in the loop.
     widened = fused and widens(run.precision, deterministic=run.deterministic)
     set_fused(model, fused=fused, widened=widened)
-    form_of = torch.compile(model) if form.compile else model
+    form_of: Any = torch.compile(model) if form.compile else model
     model.train()
     times = []
     try:
         for _ in range(NUM_TIMED):
             began = time.perf_counter()
             with autocast(device, run.precision):
-                losses = task.losses(form_of, part, 0, 0)
+                losses = task.losses(form_of, part, 0, 0, memory_format)
             torch.autograd.backward(torch.stack(list(losses.values())).sum())
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
@@ -186,7 +189,6 @@ def _time_form(
             model.zero_grad(set_to_none=True)
     finally:
         set_fused(model, fused=False)
-        task.memory_format = before
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
@@ -195,14 +197,14 @@ def _time_form(
     return statistics.median(times[2:])
 
 
-def _key(task: Any, recipe: Recipe, device: torch.device) -> str:
+def _key(recipe: Recipe, device: torch.device, micro_batch_size: int) -> str:
     facts = environment(device)
     what = (
         *(facts[name] for name in ("device", "cpu", "threads", "torch")),
         recipe.model,
         repr(recipe.network),
         repr(recipe.input),
-        task.micro_batch_size,
+        micro_batch_size,
         recipe.run.precision,
         recipe.run.channels_last,
         recipe.run.compile,
@@ -211,8 +213,10 @@ def _key(task: Any, recipe: Recipe, device: torch.device) -> str:
     return key_of(*what)
 
 
-def fit_memory(task: Any, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
-    """Halve the task's micro batch until a forward and backward pass fits on this device.
+def fit_memory(
+    task: Task, model: nn.Module, recipe: Recipe, device: torch.device, size: int
+) -> int:
+    """Return the micro batch `size`, halved until forward and backward pass fit on this device.
 
     For several processes, which cannot go back alone in the middle of a step.
 
@@ -220,14 +224,20 @@ def fit_memory(task: Any, model: nn.Module, recipe: Recipe, device: torch.device
         ValueError: If not even one image fits.
     """
     while True:
-        batches = task.batches(0)
-        part = next(batches)[0]
-        batches.close()
+        part = _first_part(task, size)
         try:
             _time_form(task, model, Form(), part, device, recipe.run)
-            return
+            return size
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         torch.cuda.empty_cache()
-        task.micro_batch_size = smaller_micro_batch(task.micro_batch_size)
+        size = smaller_micro_batch(size)
+
+
+def _first_part(task: Task, micro_batch_size: int) -> Any:
+    batches = task.batches(0, micro_batch_size)
+    part = next(iter(batches))[0]
+    if isinstance(batches, Generator):
+        batches.close()  # With the processes of its loader.
+    return part

@@ -68,6 +68,8 @@ class Outcome:
     steps: int
     seconds: float
     """Of this process, evaluation included."""
+    micro_batch_size: int
+    """Images of a backward pass on one device, in the end: halved where memory did not suffice."""
     stopped_early: bool
 
 
@@ -78,13 +80,15 @@ def fit(
     *,
     fabric: Fabric,
     log: RunLog,
+    micro_batch_size: int | None = None,
     resume: bool = False,
     macs: int | None = None,
     begun: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train `model` on `task` as the resolved `recipe` says, into the run folder of `log`.
 
-    Every process of a launched `fabric` calls it. `macs` of one image give the share of the
+    Every process of a launched `fabric` calls it. `micro_batch_size` is that of the recipe, or a
+    smaller one that is known to fit. `macs` of one image give the share of the
     machine's matrix limit that training reaches. `begun` is called once it is known that the run
     can begin or go on, before anything of it is written.
 
@@ -97,7 +101,16 @@ def fit(
     """
     started = time.perf_counter()
     with StopSignals() as stop, Heartbeat(ranks_of(fabric)) as heartbeat:
-        trainer = _Trainer(task, model, recipe, fabric=fabric, log=log, stop=stop, macs=macs)
+        trainer = _Trainer(
+            task,
+            model,
+            recipe,
+            fabric=fabric,
+            log=log,
+            stop=stop,
+            macs=macs,
+            micro_batch_size=micro_batch_size,
+        )
         try:
             trainer.begin(resume=resume, begun=begun)
             while (fault := trainer.go()) is not None:
@@ -114,6 +127,7 @@ def fit(
         best_path=trainer.saver.best_path,
         steps=trainer.step,
         seconds=time.perf_counter() - started,
+        micro_batch_size=trainer.micro_batch_size,
         stopped_early=trainer.stopped_early,
     )
 
@@ -131,10 +145,14 @@ class _Trainer:
         log: RunLog,
         stop: StopSignals,
         macs: int | None,
+        micro_batch_size: int | None = None,
     ) -> None:
-        task.tell = lambda text: log.warn(text, step=self.step)
         self.task, self.recipe, self.fabric, self.log, self.stop = task, recipe, fabric, log, stop
         self.ranks = ranks_of(fabric)
+        self.micro_batch_size = micro_batch_size or int(number(recipe.optim.micro_batch_size))
+        self.memory_format = (
+            torch.channels_last if recipe.run.channels_last else torch.contiguous_format
+        )
         model = model.to(fabric.device)
         if recipe.run.channels_last:
             model = model.to(memory_format=torch.channels_last)
@@ -191,7 +209,7 @@ class _Trainer:
         if not self.saver.tidy(self.best):
             self.best = {}
         hint = self.saver.micro_batch_size()
-        self.task.micro_batch_size = min(hint or 10**9, self.task.micro_batch_size)
+        self.micro_batch_size = min(hint or self.micro_batch_size, self.micro_batch_size)
         self._begin_log()
         self.first_step = self.step
         if self.step == 0:
@@ -216,7 +234,7 @@ class _Trainer:
                 faults.is_lost_worker(error) and self.failed_at.count(self.step) < 2
             )
             if self.ranks.count > 1 and faults.is_out_of_memory(error):
-                self.saver.keep_micro_batch_size(smaller_micro_batch(self.task.micro_batch_size))
+                self.saver.keep_micro_batch_size(smaller_micro_batch(self.micro_batch_size))
             if not mendable or self.ranks.count > 1 or self.num_faults >= MAX_FAULTS:
                 raise
             # Without its traceback, which holds on to the memory of the failed step.
@@ -228,7 +246,9 @@ class _Trainer:
         return None
 
     def _go(self) -> None:
-        batches = self.task.batches(self.step)
+        batches = self.task.batches(
+            self.step, self.micro_batch_size, lambda text: self.log.warn(text, step=self.step)
+        )
         while True:
             is_last = self.step >= self.plan.num_steps
             evaluates = self.step > self.first_step and self.plan.evaluates_at(self.step)
@@ -264,11 +284,14 @@ class _Trainer:
         self.model.train()
         total: Tensor | None = None
         for p, part in enumerate(parts):
-            number_of_part = task.first_part + p
+            # Every process has equally many parts.
+            number_of_part = self.ranks.rank * len(parts) + p
             # The randomness of a part (stochastic depth, noise) follows from its place in the run.
             seed_everything(self.recipe.run.seed, self.step, number_of_part)
             with fabric.no_backward_sync(self.trained, enabled=p + 1 < len(parts)):
-                losses = task.losses(self.trained, part, self.step, number_of_part)
+                losses = task.losses(
+                    self.trained, part, self.step, number_of_part, self.memory_format
+                )
                 self.names = tuple(losses)
                 # Gradients are averaged over processes, so that each counts its share of the batch.
                 share = task.size(part) / task.batch_size * self.ranks.count
@@ -361,9 +384,9 @@ class _Trainer:
                 # Batch norms that are not synchronised have statistics of their own; the first
                 # process's are saved, so they are what is measured.
                 self.ranks.share(b for b in self.model.buffers() if b.is_floating_point())
-                metrics = self.log.evaluated(self.step, weights, self.task.evaluate(self.model))
+                metrics = self.log.evaluated(self.step, weights, self.task.validate(self.model))
                 if not self.best or metrics[primary] > self.best[primary]:
-                    card = self.task.card(self.model, metrics)
+                    card = self.task.card(self.model, metrics, self.recipe)
                     if self.saver.save_best(card):
                         self.best, improved = metrics, True
                 reached.append(metrics[primary])
@@ -390,7 +413,7 @@ class _Trainer:
             "data": self.task.fingerprint,
             "scaler": scaler.state_dict() if scaler else {},
         }
-        card = self.task.card(self.model, {"step": self.step, "weights": "model"})
+        card = self.task.card(self.model, {"step": self.step, "weights": "model"}, self.recipe)
         with self.log.paused():
             self.saver.save(self.step, card, counters, must=must)
 
@@ -444,11 +467,11 @@ class _Trainer:
             factor = self.rate_factor * ROLLBACK_FACTOR
             mended = f"going on at {factor:g} times the learning rate of the recipe"
         elif faults.is_out_of_memory(fault):
-            self.task.micro_batch_size = smaller_micro_batch(self.task.micro_batch_size)
-            self.saver.keep_micro_batch_size(self.task.micro_batch_size)
+            self.micro_batch_size = smaller_micro_batch(self.micro_batch_size)
+            self.saver.keep_micro_batch_size(self.micro_batch_size)
             torch.cuda.empty_cache()
             mended = (
-                f"micro_batch_size is {self.task.micro_batch_size} from now on, the batch stays "
+                f"micro_batch_size is {self.micro_batch_size} from now on, the batch stays "
                 f"{self.task.batch_size:,}"
             )
         else:

@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from convnext.atomic import write_text
@@ -20,8 +19,9 @@ from convnext.hardware.peak_rates import pick_training_precision
 from convnext.hardware.ranks import Ranks
 from convnext.models.flops import Cost, cost
 from convnext.recipes.plan import num_steps as num_steps_of
-from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
-from convnext.tasks import open_task
+from convnext.recipes.recipe import Recipe, check_ranges, number, one_line, to_dict, to_yaml
+from convnext.tasks import task_class
+from convnext.tasks.base import Task
 from convnext.training.backend import Chosen, choose_form, fit_memory
 from convnext.training.distributed import (
     checkpoint_activations,
@@ -102,7 +102,7 @@ def train(
     if Path(recipe.run.reference).exists():
         reference = str(Path(recipe.run.reference).resolve())
         recipe = replace(recipe, run=replace(recipe.run, reference=reference))
-    task = open_task(recipe, device, console, ranks)
+    task = task_class(recipe.task).open(recipe, device, console, ranks)
     recipe = task.recipe
     seen = ranks.gather(task.fingerprint)
     if len(set(seen)) > 1:
@@ -135,16 +135,25 @@ def train(
             markup=False,
             soft_wrap=True,
         )
+    micro_batch_size = int(number(recipe.optim.micro_batch_size))
     if ranks.count > 1 and device.type == "cuda":
-        fit_memory(task, model, recipe, device)
-        task.micro_batch_size = min(ranks.gather(task.micro_batch_size))
+        fitting = fit_memory(task, model, recipe, device, micro_batch_size)
+        micro_batch_size = min(ranks.gather(fitting))
     num_steps = num_steps_of(recipe.schedule, task.steps_per_epoch)
-    chosen = choose_form(task, model, recipe, device, ranks=ranks, num_steps=num_steps)
+    chosen = choose_form(
+        task,
+        model,
+        recipe,
+        device,
+        ranks=ranks,
+        num_steps=num_steps,
+        micro_batch_size=micro_batch_size,
+    )
     form = chosen.form
-    task.memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
     run = replace(recipe.run, channels_last=form.channels_last, compile=form.compile)
-    task.recipe = recipe = replace(recipe, run=run)
-    console.print(f"{_shape_of_steps(task, ranks)}; {_name_form(chosen)}", soft_wrap=True)
+    recipe = replace(recipe, run=run)
+    shape = _shape_of_steps(task, ranks, micro_batch_size)
+    console.print(f"{shape}; {_name_form(chosen)}", soft_wrap=True)
 
     folder = _make_folder(output, recipe, ranks)
     console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
@@ -158,7 +167,7 @@ def train(
 
     def describe() -> None:
         if ranks.is_first:
-            _describe(folder, task, network, facts, resumed=resume)
+            _describe(folder, task, recipe, network, facts, resumed=resume)
 
     trackers = make_trackers(recipe.run.loggers, folder, to_dict(recipe)) if ranks.is_first else []
     log = RunLog(folder, console, silent=not ranks.is_first, trackers=trackers)
@@ -169,6 +178,7 @@ def train(
             recipe,
             fabric=fabric,
             log=log,
+            micro_batch_size=micro_batch_size,
             resume=resume,
             macs=network.macs,
             begun=describe,
@@ -194,7 +204,7 @@ def show_groups(recipe: Recipe, console: Console) -> list[dict[str, Any]]:
     Raises:
         ValueError: If the recipe, the data or the weights cannot be used.
     """
-    task = open_task(recipe, pick_device(recipe.run.device), console)
+    task = task_class(recipe.task).open(recipe, pick_device(recipe.run.device), console)
     model = task.build_model()
     console.print(group_table(model, task.recipe.optim))
     return group_rows(model, task.recipe.optim)
@@ -215,10 +225,15 @@ def _make_folder(output: Path | None, recipe: Recipe, ranks: Ranks) -> Path:
 
 
 def _describe(
-    folder: Path, task: Any, network: Cost, facts: Mapping[str, Any], *, resumed: bool
+    folder: Path,
+    task: Task,
+    recipe: Recipe,
+    network: Cost,
+    facts: Mapping[str, Any],
+    *,
+    resumed: bool,
 ) -> None:
     """Write what is run, with what and where: all of a run folder that training does not change."""
-    recipe = task.recipe
     write_text(folder / "recipe.yaml", to_yaml(recipe))
     if not (resumed and (folder / "choices.json").exists()):
         _write_json(folder / "choices.json", [asdict(choice) for choice in task.choices])
@@ -228,9 +243,9 @@ def _describe(
     _write_json(folder / "environment.json", facts)
 
 
-def _shape_of_steps(task: Any, ranks: Ranks) -> str:
+def _shape_of_steps(task: Task, ranks: Ranks, micro_batch_size: int) -> str:
     """Return how a batch is made up, in words."""
-    parts = task.num_parts
+    parts = task.num_parts(micro_batch_size)
     micro = math.ceil(task.batch_size / ranks.count / parts)
     devices = [f"{ranks.count} devices"] if ranks.count > 1 else []
     factors = [*devices, str(micro), *([f"{parts} accumulated"] if parts > 1 else [])]
@@ -244,7 +259,7 @@ def _name_form(chosen: Chosen) -> str:
     return f"{'compiled' if form.compile else 'eager'}, {layout} ({chosen.reason})"
 
 
-def _finish(task: Any, folder: Path, outcome: Outcome, console: Console) -> None:
+def _finish(task: Task, folder: Path, outcome: Outcome, console: Console) -> None:
     """Evaluate the best weights in full, write the report, and say what to do next."""
     from convnext.evaluate import evaluate
     from convnext.reports.report import write_report

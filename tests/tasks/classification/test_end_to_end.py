@@ -177,10 +177,10 @@ def test_resuming_gives_the_same_bytes(photos: Path, tmp_path: Path) -> None:
     parts = tmp_path / "parts"
     original = convnext.tasks.classification.task.ClassificationTask.losses
 
-    def interrupted(self: Any, model: Any, batch: Any, step: int, part: int) -> Any:
+    def interrupted(self: Any, model: Any, batch: Any, step: int, *rest: Any) -> Any:
         if step == 10:
             raise KeyboardInterrupt
-        return original(self, model, batch, step, part)
+        return original(self, model, batch, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convnext.tasks.classification.task.ClassificationTask, "losses", interrupted)
@@ -277,10 +277,10 @@ def test_an_image_that_breaks_in_the_middle_of_an_epoch(photos: Path, tmp_path: 
     victim = data / "train/green/05.jpg"
     original = convnext.tasks.classification.task.ClassificationTask.losses
 
-    def breaking(self: Any, model: Any, batch: Any, step: int, part: int) -> Any:
+    def breaking(self: Any, model: Any, batch: Any, step: int, *rest: Any) -> Any:
         if step == 5:
             victim.write_bytes(victim.read_bytes()[:200])
-        return original(self, model, batch, step, part)
+        return original(self, model, batch, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convnext.tasks.classification.task.ClassificationTask, "losses", breaking)
@@ -334,10 +334,10 @@ def test_remote_shards_train_like_local_ones(
     stopped = recipe(photos, **settings, run__save_every=3)
     original = convnext.tasks.classification.task.ClassificationTask.losses
 
-    def interrupted(self: Any, model: Any, batch: Any, step: int, part: int) -> Any:
+    def interrupted(self: Any, model: Any, batch: Any, step: int, *rest: Any) -> Any:
         if step == 5:
             raise KeyboardInterrupt
-        return original(self, model, batch, step, part)
+        return original(self, model, batch, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convnext.tasks.classification.task.ClassificationTask, "losses", interrupted)

@@ -18,9 +18,9 @@ from convnext.cli import main
 from convnext.data.masks import cut
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.recipe import Recipe, change_recipe
-from convnext.tasks import open_task
 from convnext.tasks.detection.evaluate import evaluate
 from convnext.tasks.detection.predict import predict
+from convnext.tasks.detection.task import DetectionTask
 from convnext.training.run import RunResult, train
 from convnext.weights.checkpoint import Card, find_checkpoint
 from convnext.weights.files import read_file
@@ -195,9 +195,12 @@ def test_options_of_other_tasks_are_refused(finished: RunResult, option: str) ->
 
 
 def test_a_classifier_is_refused_with_the_names_to_take(squares: Path) -> None:
-    recipe = change_recipe(Recipe(), {"task": "detect", "model": "convnext_tiny"})
+    asked = {"task": "detect", "model": "convnext_tiny", "data": str(squares)}
+    recipe = change_recipe(Recipe(), asked)
     with pytest.raises(ValueError, match="mask_rcnn_convnext_tiny or cascade_mask_rcnn_"):
-        open_task(change_recipe(recipe, {"data": str(squares)}), torch.device("cpu"), QUIET)
+        DetectionTask.open(
+            change_recipe(recipe, {"data": str(squares)}), torch.device("cpu"), QUIET
+        )
 
 
 def test_fine_tuning_goes_on_from_a_run(finished: RunResult, squares: Path, tmp_path: Path) -> None:

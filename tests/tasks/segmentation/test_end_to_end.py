@@ -19,7 +19,7 @@ from shapes import write_shapes
 from convnext.cli import main
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.recipe import Recipe, change_recipe, read_recipe, recipe_names
-from convnext.tasks import open_task
+from convnext.tasks.segmentation.task import SegmentationTask
 from convnext.training.run import RunResult, train
 from convnext.weights.checkpoint import Card, find_checkpoint
 from convnext.weights.files import read_file
@@ -117,9 +117,12 @@ def test_options_of_the_other_task_are_refused(
 
 
 def test_a_classifier_is_refused_with_the_name_to_take(shapes: Path) -> None:
-    recipe = change_recipe(Recipe(), {"task": "segment", "model": "convnext_tiny"})
+    asked = {"task": "segment", "model": "convnext_tiny", "data": str(shapes)}
+    recipe = change_recipe(Recipe(), asked)
     with pytest.raises(ValueError, match="--model upernet_convnext_tiny"):
-        open_task(change_recipe(recipe, {"data": str(shapes)}), torch.device("cpu"), QUIET)
+        SegmentationTask.open(
+            change_recipe(recipe, {"data": str(shapes)}), torch.device("cpu"), QUIET
+        )
 
 
 def test_fine_tuning_from_a_run_and_from_a_classifier(

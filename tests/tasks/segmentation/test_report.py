@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convnext import tasks
 from convnext.reports.figures import draw_bars, draw_confusion
 from convnext.reports.report import Run, read_run, write_report
 from convnext.tasks.segmentation.gallery import draw_images
@@ -67,7 +66,6 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_the_page_has_all_sections(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tasks.HOMES, "segment", "segmentation")
     (run_folder / "recipe.yaml").write_text("task: segment\ndata: some\n")
     monkeypatch.setattr("convnext.reports.report.headline", lambda run: [])
     monkeypatch.setattr("convnext.reports.report.summary", lambda run: [])
