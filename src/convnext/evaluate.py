@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from convnext.tasks import task_class
-from convnext.weights.open import task_of
+from convnext.tasks.trained import task_of
 
 
 def evaluate(source: str, **options: Any) -> Any:

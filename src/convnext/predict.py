@@ -8,7 +8,7 @@ from typing import Any
 
 from convnext.data.images import image_files
 from convnext.tasks import task_class
-from convnext.weights.open import task_of
+from convnext.tasks.trained import task_of
 
 
 def predict(source: str, images: Iterable[str | Path], **options: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from convnext.weights.catalogue import catalogue
+from convnext.tasks.catalogue import catalogue
 
 
 def test_every_weight_has_the_cost_of_its_own_head_and_size() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 
-from convnext.models.family import list_models
+from convnext.tasks.factory import list_models
 from convnext.weights.published import PUBLISHED, Published, find_published, published
 
 IN_TIMM = [entry for entry in PUBLISHED if entry.hub_id.startswith("timm/")]

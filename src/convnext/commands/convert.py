@@ -22,7 +22,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--model", help="the network, where the tensors leave it open")
     arguments = parser.parse_args(argv)
 
-    from convnext.weights import convert
+    from convnext.tasks.convert import convert
 
     report = convert(arguments.source, arguments.target, arguments.to, model=arguments.model)
     out = console(as_json=arguments.json)

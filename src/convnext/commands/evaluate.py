@@ -92,7 +92,7 @@ def run(argv: list[str]) -> int:
             parser.error(f"--{name.replace('_', '-')} goes with --robustness")
 
     from convnext.tasks import task_class
-    from convnext.weights.open import task_of
+    from convnext.tasks.trained import task_of
 
     out = console(as_json=arguments.json)
     task = task_of(arguments.source)

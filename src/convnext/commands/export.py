@@ -77,7 +77,7 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from convnext.deploy.export import ExportSettings, export
-    from convnext.weights.open import task_of
+    from convnext.tasks.trained import task_of
 
     out = console(as_json=arguments.json)
     if arguments.num_images is not None and arguments.num_images < 1:

@@ -17,7 +17,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("pattern", nargs="?", default="convnext_*", help="a shell pattern")
     arguments = parser.parse_args(argv)
 
-    from convnext.weights.catalogue import catalogue, print_catalogue
+    from convnext.tasks.catalogue import catalogue, print_catalogue
 
     rows = catalogue(arguments.pattern)
     print_catalogue(rows, console(as_json=arguments.json))

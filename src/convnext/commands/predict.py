@@ -66,7 +66,7 @@ def run(argv: list[str]) -> int:
 
     from convnext.data.images import image_files
     from convnext.tasks import task_class
-    from convnext.weights.open import task_of
+    from convnext.tasks.trained import task_of
 
     out = console(as_json=arguments.json)
     images = image_files(arguments.images)  # Before a network is fetched in vain.

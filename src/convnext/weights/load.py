@@ -2,24 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convnext.weights.adapt import IMAGENET_1K, IMAGENET_22K, fit, fold_layer_scale, slice_head
+from convnext.weights.dense import Target
 from convnext.weights.files import check_tensors
 from convnext.weights.infer import infer_model
 from convnext.weights.layouts import LAYOUTS, Layout
-from convnext.weights.report import LoadReport, shorten
 from convnext.weights.sources import read_source
-from convnext.weights.target import Target
 from convnext.weights.translate import Recognition, bare, recognise
 
 MIN_MATCHED = 0.9
 """Share of the backbone below which a file is taken for that of another network."""
+_SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of every tensor of a source and of a network."""
+
+    source: str
+    layout: str
+    loaded: int
+    """Tensors of the network that now hold values of the source."""
+    total: int
+    """Tensors of the network."""
+    renamed: int
+    """Loaded tensors that have another name in the source."""
+    resized: tuple[str, ...]
+    """Loaded tensors that were resampled, with both shapes."""
+    missing: tuple[str, ...]
+    """Tensors of the network that the source does not have; they keep their values."""
+    unexpected: tuple[str, ...]
+    """Tensors of the source that the network has no place for."""
+    head: str
+    """What became of the classifier, in words."""
+    head_replaced: bool
+    """Whether the network keeps its own fresh classifier."""
+    matched: float
+    """Share of the backbone's tensors that matched, of those of either side."""
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.source}: layout {self.layout}, {self.loaded} of {self.total} tensors loaded "
+            f"({100 * self.matched:.0f} % of the backbone)",
+            f"head: {self.head}",
+        ]
+        lists = {"resized": self.resized, "missing": self.missing, "not used": self.unexpected}
+        lines += [f"{what}: {shorten(names)}" for what, names in lists.items() if names]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def load_weights(
@@ -202,9 +244,16 @@ def _refusal(label: str, target: Target, plan: _Plan, tensors: Mapping[str, Tens
     }
     clauses += [f"{what}: {shorten(names)}" for what, names in lists.items() if names]
     try:
-        name, changes = infer_model(tensors)
+        infer = infer_model if target.tables is None else target.tables.infer
+        name, changes = infer(tensors)
     except ValueError:
         return "; ".join(clauses)
     settings = "".join(f", {key}={value!r}" for key, value in changes.items())
     clauses.append(f"this file looks like {name}: create_model({name!r}{settings})")
     return "; ".join(clauses)
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -10,8 +10,9 @@ Licences are what the model card on the hub says. The authors' own repository is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from convnext.data.preprocessing import RESAMPLING, DensePreprocessing, Preprocessing
 from convnext.models.roadmap import PAPER_REGIMES, roadmap
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -146,3 +147,49 @@ def find_published(source: str, model: str | None = None) -> Published | None:
         if name in (entry.hub_id, f"{entry.model}.{entry.tag}") or folder in name:
             return entry
     return next((e for e in published(model or "") if e.tag == name), None)
+
+
+def dense_preprocessing(image_size: int, max_size: int, in_chans: int) -> DensePreprocessing:
+    """Return how published dense networks read images; one channel has the mean of the colors."""
+    return DensePreprocessing(
+        image_size=image_size,
+        max_size=max_size,
+        in_chans=in_chans,
+        mean=_per_channel(IMAGENET_MEAN, in_chans),
+        std=_per_channel(IMAGENET_STD, in_chans),
+    )
+
+
+def preprocessing_of_timm(model: str) -> Preprocessing:
+    """Return the preprocessing of timm's default weights for one of its networks."""
+    from timm.models import get_pretrained_cfg
+
+    name, _, tag = model.removeprefix("timm/").partition(".")
+    known = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
+    if known is None:
+        return preprocessing_of(None)
+    interpolation: Any = known.interpolation if known.interpolation in RESAMPLING else "bicubic"
+    return Preprocessing(
+        image_size=known.input_size[-1],
+        crop_pct=known.crop_pct,
+        interpolation=interpolation,
+        mean=tuple(known.mean),
+        std=tuple(known.std),
+    )
+
+
+def preprocessing_of(published: Published | None, in_chans: int = 3) -> Preprocessing:
+    """Return the preprocessing of published weights, or the usual one where nothing is known."""
+    return Preprocessing(
+        image_size=published.input_size if published else 224,
+        crop_pct=published.crop_pct if published else 0.875,
+        interpolation=published.interpolation if published else "bicubic",
+        in_chans=in_chans,
+        mean=_per_channel(published.mean if published else IMAGENET_MEAN, in_chans),
+        std=_per_channel(published.std if published else IMAGENET_STD, in_chans),
+    )
+
+
+def _per_channel(values: tuple[float, ...], in_chans: int) -> tuple[float, ...]:
+    """Return a value per channel: one channel of gray has the mean of the colors."""
+    return values if in_chans == len(values) else (sum(values) / len(values),) * in_chans

@@ -10,8 +10,9 @@ import torch
 from small_detectors import METHODS, NARROW, SMALL, small_detector
 from torch import Tensor, nn
 
-from convnext.models.family import create_model
-from convnext.weights import convert, export_weights, infer_model, load_weights, read_source
+from convnext.tasks.convert import convert
+from convnext.tasks.factory import create_model, infer_model
+from convnext.weights import export_weights, load_weights, read_source
 
 Randomise = Callable[..., nn.Module]
 LAYOUTS = ["convnext", "official", "openmmlab"]

@@ -22,7 +22,8 @@ from convnext.hardware.devices import pick_device
 from convnext.progress import notes, progress_bar
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
-from convnext.weights.open import open_model, pick_precision
+from convnext.tasks.trained import open_model
+from convnext.weights.open import pick_precision
 
 
 @dataclass(frozen=True, kw_only=True)

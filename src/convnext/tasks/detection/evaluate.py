@@ -28,8 +28,9 @@ from convnext.tasks.detection.inference import Detections, infer
 from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import Evaluation, Metric
 from convnext.tasks.detection.render import compare
+from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import Card
-from convnext.weights.open import open_model, pick_precision
+from convnext.weights.open import pick_precision
 
 MAX_CLASSES = 30
 COLUMNS = (

@@ -28,7 +28,8 @@ from convnext.tasks.detection.inference import Detections, detect
 from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import xywh
 from convnext.tasks.detection.render import draw_detections
-from convnext.weights.open import open_model, pick_precision
+from convnext.tasks.trained import open_model
+from convnext.weights.open import pick_precision
 
 Form = Literal["png", "jpg", "none"]
 SCORE = 0.5

@@ -26,8 +26,9 @@ from convnext.tasks.segmentation.looks import describe, inference_of
 from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.samples import Pairs, Relabelled
 from convnext.tasks.segmentation.scores import InferenceSettings
+from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import Card
-from convnext.weights.open import open_model, pick_precision
+from convnext.weights.open import pick_precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ from convnext.tasks.segmentation.render import (
     overlay,
 )
 from convnext.tasks.segmentation.scores import InferenceSettings
-from convnext.weights.open import open_model, pick_precision
+from convnext.tasks.trained import open_model
+from convnext.weights.open import pick_precision
 
 Form = Literal["png", "jpg", "none"]
 

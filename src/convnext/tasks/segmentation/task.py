@@ -20,10 +20,10 @@ from convnext.tasks.segmentation import auto
 from convnext.tasks.segmentation.augment import TrainTransform
 from convnext.tasks.segmentation.data import DataFacts, SegmentationData, facts, open_dataset
 from convnext.tasks.segmentation.dataset import Batch, EvalDataset, TrainDataset, collate
+from convnext.tasks.segmentation.heads import PREFIX
 from convnext.tasks.segmentation.inference import infer
 from convnext.tasks.segmentation.loss import HardExamples, LossSettings, losses
 from convnext.tasks.segmentation.metric import Metric
-from convnext.tasks.segmentation.model import PREFIX
 from convnext.tasks.segmentation.scores import InferenceSettings
 
 

@@ -10,7 +10,6 @@ import torch
 from golden import GOLDEN, golden_images, golden_weights, sha256
 from torch import Tensor
 
-from convnext.models.family import create_model
 from convnext.tasks.detection.model import targets, training
 from convnext.tasks.detection.model.coding import decode, encode
 from convnext.tasks.detection.model.config import METHODS
@@ -24,6 +23,7 @@ from convnext.tasks.detection.model.loss import (
 )
 from convnext.tasks.detection.model.roi import pool_rois
 from convnext.tasks.detection.model.rpn import by_anchor
+from convnext.tasks.factory import create_model
 from convnext.weights import export_weights, load_weights
 
 NAME = "cascade_mask_rcnn_convnext_tiny"

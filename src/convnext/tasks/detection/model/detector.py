@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from convnext.models.config import NetworkConfig
-from convnext.models.family import create_model
+from convnext.models.factory import create_network
 from convnext.models.network import Network
-from convnext.models.output_norms import OutputNorms, wants_output_norms
-from convnext.models.pyramid import Level
+from convnext.models.pyramid import Level, OutputNorms, wants_output_norms
 from convnext.names import nearest
+from convnext.tasks.detection.layouts import BY_PREFIX
 from convnext.tasks.detection.model import box_head, mask_head
 from convnext.tasks.detection.model.anchors import level_anchors
 from convnext.tasks.detection.model.batch import Size, stack
@@ -31,6 +31,7 @@ from convnext.tasks.detection.model.fpn import FPN
 from convnext.tasks.detection.model.mask_head import MaskHead
 from convnext.tasks.detection.model.roi import pool_rois
 from convnext.tasks.detection.model.rpn import ProposalNetwork, by_anchor, propose
+from convnext.weights.dense import DenseTables
 
 if TYPE_CHECKING:
     from convnext.models.timm import TimmNetwork
@@ -226,6 +227,10 @@ class Detector(nn.Module):
         """Channels and stride of each map of the backbone, by name."""
         return self.backbone.levels
 
+    def layout_tables(self) -> DenseTables:
+        """Return the names of its tensors in the published layouts."""
+        return BY_PREFIX[self.prefix]
+
     @property
     def num_classes(self) -> int:
         """Classes of the labels."""
@@ -272,7 +277,7 @@ def build(name: str, **changes: Any) -> Detector:
             if change not in known:
                 raise ValueError(f"{name} has no setting {change!r}{nearest(change, known)}")
     rest = {key: value for key, value in changes.items() if key not in own}
-    backbone = cast("Network | TimmNetwork", create_model(backbone_name, num_classes=0, **rest))
+    backbone = create_network(backbone_name, num_classes=0, **rest)
     backbone.drop_head()
     settings = {key: value for key, value in changes.items() if key in own}
     settings.setdefault("output_norms", wants_output_norms(backbone))

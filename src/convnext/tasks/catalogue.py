@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from convnext.models.family import create_model, dense_prefix, list_models
 from convnext.models.flops import cost
 from convnext.names import nearest
+from convnext.tasks.factory import create_model, dense_prefix, list_models
 from convnext.weights.published import published
 
 # Counting a peer means building it; a pattern that matches hundreds should still answer.
