@@ -15,6 +15,7 @@ from convnext.weights.dense import Target
 from convnext.weights.files import check_tensors
 from convnext.weights.infer import infer_model
 from convnext.weights.layouts import LAYOUTS, Layout
+from convnext.weights.pickles import find_state_dict
 from convnext.weights.sources import read_source
 from convnext.weights.translate import Recognition, bare, recognise
 
@@ -65,15 +66,16 @@ class LoadReport:
 
 
 def load_weights(
-    model: nn.Module, source: str | Path | Mapping[str, Tensor], *, ema: bool = False
+    model: nn.Module, source: str | Path | Mapping[str, Any], *, ema: bool = False
 ) -> LoadReport:
     """Load weights into a network, whatever layout they come in.
 
     Args:
         model: A network of `create_model`.
         source: A file, a run folder or a snapshot folder of the hub; a tag of the model, such as
-            "fb_in1k"; a hub id, `owner/name` or `owner/name@revision`; or a state dict.
-        ema: Take the moving average of the weights where a file has both.
+            "fb_in1k"; a hub id, `owner/name` or `owner/name@revision`; or a state dict, bare or as
+            `torch.load` returns it from a published file, under `model`, `state_dict` and the like.
+        ema: Take the moving average of the weights where there are both.
 
     A classifier of another number of classes stays as it is in `model`, except that the 21,841
     classes of ImageNet-22K are cut down to 1,000. A stem of another size or number of channels is
@@ -85,7 +87,8 @@ def load_weights(
         ValueError: If the source cannot be read or does not fit; the model is then untouched.
     """
     if isinstance(source, Mapping):
-        tensors, label = dict(source), "state dict"
+        label = "state dict"
+        tensors = find_state_dict(source, "the state dict", ema=ema)
         check_tensors(tensors, "the state dict")
     else:
         # Published tags are those of classifiers.
