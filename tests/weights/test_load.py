@@ -305,8 +305,10 @@ def test_backbones_of_transformers_have_no_prefix(randomise: Randomise) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["model", "state_dict", "model_state_dict", "module", "net", "network"]
-    + ["model_ema", "state_dict_ema", "ema_state_dict", "ema", "teacher"],
+    [
+        *("model", "state_dict", "model_state_dict", "module", "net", "network"),
+        *("model_ema", "state_dict_ema", "ema_state_dict", "ema", "teacher"),
+    ],
 )
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_what_torch_load_returns_is_taken_as_the_file_is(

@@ -14,7 +14,12 @@ from convnext.weights.checkpoint import FORMAT, Card, find_checkpoint
 from convnext.weights.files import read_file
 from convnext.weights.load import load_weights
 from convnext.weights.open import card_or_none, is_exported, names_of, open_weights
-from convnext.weights.published import find_published, preprocessing_of, preprocessing_of_timm
+from convnext.weights.published import (
+    find_published,
+    find_published_dense,
+    preprocessing_of,
+    preprocessing_of_timm,
+)
 from convnext.weights.sources import read_source
 
 
@@ -112,6 +117,8 @@ def card_of(source: str, model: str) -> Card | None:
         except ValueError:  # A backbone that is not ours.
             return None
         return published_of(name).published_card(source, name, changes)
+    if path is None and (dense := find_published_dense(source, model)) is not None:
+        return published_of(dense.model).published_card(dense.filename, dense.model, {})
     entry = find_published(source, model)
     if entry is None and not model.startswith("timm/"):
         return None

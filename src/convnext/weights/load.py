@@ -91,9 +91,11 @@ def load_weights(
         tensors = find_state_dict(source, "the state dict", ema=ema)
         check_tensors(tensors, "the state dict")
     else:
-        # Published tags are those of classifiers.
-        name = str(getattr(getattr(model, "backbone", model), "name", ""))
-        tensors, _ = read_source(source, model=name, ema=ema)
+        name, backbone = (
+            str(getattr(network, "name", ""))
+            for network in (model, getattr(model, "backbone", model))
+        )
+        tensors, _ = read_source(source, model=name, backbone=backbone, ema=ema)
         label = str(source)
     target = Target.of(model, tensors)
     plan = _plan(target, tensors)

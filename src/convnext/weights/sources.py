@@ -8,12 +8,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from convnext.names import nearest
 from convnext.weights.checkpoint import find_checkpoint
 from convnext.weights.files import read_file
-from convnext.weights.published import find_published, published
+from convnext.weights.published import (
+    PublishedDense,
+    find_published,
+    find_published_dense,
+    published,
+    published_dense,
+)
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of weights on the hub, the one to prefer first."""
@@ -21,7 +28,7 @@ _ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 def read_source(
-    source: str | Path, *, model: str = "", ema: bool = False
+    source: str | Path, *, model: str = "", backbone: str = "", ema: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors of a source, and the metadata of a safetensors file.
 
@@ -29,27 +36,31 @@ def read_source(
         source: A file, a run folder, a folder with weights, a tag of `model`, a name and tag as
             timm writes them ("convnext_tiny.fb_in1k"), or a hub id.
         model: The network that a tag is looked up for.
+        backbone: The network below it, if it is a dense one: its tags are understood too.
         ema: Take the moving average of the weights where a file has both.
 
     Raises:
         ValueError: If the source is unknown, absent or unreadable.
     """
-    return read_file(locate(source, model=model), ema=ema)
+    return read_file(locate(source, model=model, backbone=backbone), ema=ema)
 
 
-def locate(source: str | Path, *, model: str = "") -> Path:
+def locate(source: str | Path, *, model: str = "", backbone: str = "") -> Path:
     """Return the file of a source, fetched from the hub if that is where it is.
 
     Raises:
         ValueError: If there is none.
     """
-    text, path = str(source), Path(source).expanduser()
+    text, path, whole = str(source), Path(source).expanduser(), model
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():
         return path
     if isinstance(source, Path) or text.endswith(_ENDINGS) or text.startswith((".", "/", "~")):
         raise ValueError(f"there is no file or folder {source}")
+    if (dense := find_published_dense(text, model)) is not None:
+        return _authors_file(dense)
+    model = backbone or model
     if "://" in text:
         raise ValueError(f"{source} is an address; fetch the file yourself and give its path")
     if (entry := find_published(text, model)) is not None:
@@ -60,16 +71,29 @@ def locate(source: str | Path, *, model: str = "") -> Path:
         return download(repo_id, revision=revision or None)
     if model.startswith("timm/"):
         return download(f"{model}.{text}")
-    tags = [entry.tag for entry in published(model)]
+    tags = [entry.tag for entry in published_dense(whole)]
+    tags += [entry.tag for entry in published(model)]
     if not tags:
         raise ValueError(
-            f"no weights are published for {model or 'a network without a name'}: {text!r} is "
+            f"no weights are published for {whole or 'a network without a name'}: {text!r} is "
             "neither a file nor a folder, nor a hub id (owner/name)"
         )
     raise ValueError(
-        f"{model} has no weights {text!r}{nearest(text, tags)} (a file, a folder or a hub id will "
+        f"{whole} has no weights {text!r}{nearest(text, tags)} (a file, a folder or a hub id will "
         "also do)"
     )
+
+
+def _authors_file(entry: PublishedDense) -> Path:
+    """Return a file that no hub has, from where torch keeps what it downloads."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / entry.filename
+    if not path.is_file():
+        raise ValueError(
+            f"the weights {entry.tag} of {entry.model} are on no hub: fetch {entry.url} and put "
+            f"it into {folder}, or give the path of the file as the weights"
+        )
+    return path
 
 
 def _in_folder(folder: Path) -> Path:
