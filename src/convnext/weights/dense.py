@@ -38,7 +38,7 @@ class DenseTables:
     present: Mapping[str, str] = field(default_factory=dict)
     """The settings that are on where a tensor is there."""
     by_layout: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The settings that follow from the layout that a file came in."""
+    """The settings that follow from the layout that a file came in, where they are None."""
 
     def matches(self, names: Iterable[str]) -> bool:
         """Whether a file of these names is of this kind."""
@@ -78,6 +78,8 @@ class DenseNetwork(Protocol):
 
     name: str
     backbone: Any
+    config: Any
+    """The settings of its heads, a frozen dataclass."""
 
     def layout_tables(self) -> DenseTables: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.weights.adapt import IMAGENET_1K, IMAGENET_22K, fit, fold_layer_scale, slice_head
-from convnext.weights.dense import Target
+from convnext.weights.dense import DenseNetwork, Target
 from convnext.weights.files import check_tensors
 from convnext.weights.infer import infer_model
 from convnext.weights.layouts import LAYOUTS, Layout
@@ -102,6 +102,7 @@ def load_weights(
     if plan.mismatched or plan.matched < MIN_MATCHED:
         raise ValueError(_refusal(label, target, plan, tensors))
     target.module.load_state_dict(plan.tensors, strict=False)
+    _follow_layout(model, target, plan)
     return LoadReport(
         source=label,
         layout=plan.layout,
@@ -119,6 +120,21 @@ def load_weights(
         matched=plan.matched,
         notes=tuple(plan.notes),
     )
+
+
+def _follow_layout(model: nn.Module, target: Target, plan: _Plan) -> None:
+    """Set what a dense network leaves to the layout that its heads come in."""
+    if target.tables is None or not isinstance(model, DenseNetwork):
+        return
+    open_settings = {
+        name: value
+        for name, value in target.tables.by_layout.get(plan.layout, {}).items()
+        if getattr(model.config, name) is None
+    }
+    if open_settings:
+        model.config = replace(model.config, **open_settings)
+        told = ", ".join(f"{name}={value}" for name, value in open_settings.items())
+        plan.notes.append(f"as in the layout {plan.layout}: {told}")
 
 
 @dataclass(kw_only=True)

@@ -53,6 +53,7 @@ def _tables(prefix: str, heads: dict[str, str], marks: tuple[str, ...]) -> Dense
             "fc_dim": ("box_heads.0.classifier.weight", 1),
         },
         defaults=asdict(DetectorConfig()),
+        by_layout={"openmmlab": {"empty_proposals": False}},
     )
 
 

@@ -101,6 +101,21 @@ def test_boxes_without_a_width_stay() -> None:
     assert sorted(boxes.tolist()) == [[0, 10, 0, 20], [0, 12, 0, 22], [10, 10, 20, 20]]
 
 
+def test_boxes_without_a_width_are_dropped_before_they_take_the_place_of_others() -> None:
+    anchors = torch.tensor([[-40.0, 10, -20, 20], [-60, 12, -30, 22], [10, 10, 20, 20]])
+    boxes, scores = propose(
+        [anchors],
+        [torch.tensor([3.0, 2.0, 1.0])],
+        [torch.zeros(3, 4)],
+        size=(64, 64),
+        num_before=9,
+        num_after=1,
+        keep_empty=False,
+    )
+    assert boxes.tolist() == [[10, 10, 20, 20]]
+    assert scores.item() == pytest.approx(torch.tensor(1.0).sigmoid().item())
+
+
 @pytest.mark.parametrize(
     ("side", "level"),
     [(0, 0), (10, 0), (111, 0), (113, 1), (223, 1), (225, 2), (449, 3), (9999, 3)],

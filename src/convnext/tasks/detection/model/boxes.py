@@ -18,6 +18,11 @@ def area(boxes: Tensor) -> Tensor:  # ... 4 -> ...
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
+def has_area(boxes: Tensor) -> Tensor:  # ... 4 -> ...
+    """Whether boxes have both a width and a height."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(-1)
+
+
 def intersection(a: Tensor, b: Tensor) -> Tensor:  # ... 4, ... 4 -> ...
     """Return the area that two boxes share; shapes broadcast."""
     # Each coordinate apart and contiguous: pairs of them would not be vectorised.

@@ -160,6 +160,7 @@ class Detector(nn.Module):
                 size=size,
                 num_before=num_before or self.config.num_proposals,
                 num_after=num_after or self.config.num_proposals,
+                keep_empty=self.config.empty_proposals is not False,
             )
             for n, size in enumerate(sizes)
         ]

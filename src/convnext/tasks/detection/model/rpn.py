@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 from convnext.tasks.detection.model.anchors import RATIOS
+from convnext.tasks.detection.model.boxes import has_area
 from convnext.tasks.detection.model.coding import decode
 
 NMS_THRESHOLD = 0.7
@@ -52,6 +53,7 @@ def propose(
     size: tuple[int, int],
     num_before: int,
     num_after: int,
+    keep_empty: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return the best boxes (R, 4) of an image of `size` (H, W), and their scores (R,), best first.
 
@@ -59,10 +61,11 @@ def propose(
         anchors: (T_l, 4) of every level l.
         logits: (T_l,) of every level.
         deltas: (T_l, 4) of every level.
-        size: What boxes are clipped to. Those that lose their width or height stay, as in the
-            stack of the published numbers.
+        size: What boxes are clipped to.
         num_before: Boxes of each level that enter the suppression of doubles.
         num_after: Boxes of all levels that leave it.
+        keep_empty: Whether boxes stay that lose their width or height when they are clipped; as
+            `DetectorConfig.empty_proposals`.
 
     Boxes of one level suppress each other, those of different levels do not.
     """
@@ -73,6 +76,9 @@ def propose(
         chosen.append(decode(boxes[index], delta[index], size=size))
         scores.append(score[:num_before])
         levels.append(torch.full_like(index, level))
-    candidates, score = torch.cat(chosen), torch.cat(scores)
-    keep = batched_nms(candidates, score, torch.cat(levels), NMS_THRESHOLD)[:num_after]
+    candidates, score, level_of = torch.cat(chosen), torch.cat(scores), torch.cat(levels)
+    if not keep_empty:
+        solid = has_area(candidates)
+        candidates, score, level_of = candidates[solid], score[solid], level_of[solid]
+    keep = batched_nms(candidates, score, level_of, NMS_THRESHOLD)[:num_after]
     return candidates[keep], score[keep]
