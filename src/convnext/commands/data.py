@@ -71,7 +71,7 @@ def run(argv: list[str]) -> int:
     out = console(as_json=arguments.json)
     report: Any
     if arguments.to_shards is not None:
-        from convnext.data.shards.convert import SHARD_MB, to_shards
+        from convnext.tasks.classification.shards import SHARD_MB, to_shards
 
         report = to_shards(
             arguments.path,
