@@ -97,13 +97,13 @@ def test_find_published(source: str, model: str | None, hub_id: str | None) -> N
 def test_dense_entries_are_those_of_the_reference() -> None:
     sizes = {"T": "tiny", "S": "small", "B": "base", "L": "large", "XL": "xlarge"}
     expected = {}
-    for row in csv.DictReader((REFERENCE / "ade20k.csv").open()):
+    for row in csv.DictReader((REFERENCE / "ade20k.csv").read_text().splitlines()):
         family, _, size = row["backbone"].partition("-")
         if family == "ConvNeXt":
             key = f"upernet_convnext_{sizes[size]}", f"ade20k_{row['pretrain'].lower()}"
             scores = {"miou_ms": float(row["miou_ms"]), "miou": float(row["miou_ss"])}
             expected[key] = scores, int(row["crop"])
-    for row in csv.DictReader((REFERENCE / "coco.csv").open()):
+    for row in csv.DictReader((REFERENCE / "coco.csv").read_text().splitlines()):
         family, _, size = row["backbone"].partition("-")
         if family == "ConvNeXt":
             method = {"cascade": "cascade_mask_rcnn"}.get(row["method"], row["method"])
