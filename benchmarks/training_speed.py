@@ -60,7 +60,7 @@ from convnext.recipes.recipe import Recipe, change_recipe, number, read_recipe
 from convnext.tasks import task_class
 from convnext.tasks.classification.augment import BatchAugment, _posterize
 from convnext.tasks.classification.dataset import Batch
-from convnext.tasks.classification.loss import losses
+from convnext.tasks.classification.mix import losses
 from convnext.tasks.classification.task import preprocessing
 from convnext.tasks.factory import create_model
 from convnext.training.backend import Form, choose_form

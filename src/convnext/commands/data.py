@@ -140,9 +140,8 @@ def _fix(arguments: argparse.Namespace, out: Any) -> Any:
 
 
 def _look_at_objects(arguments: argparse.Namespace, out: Any) -> Any:
-    from convnext.tasks.detection.data.contact_sheet import contact_sheet
-    from convnext.tasks.detection.data.inspect import inspect
-    from convnext.tasks.detection.data.open import open_dataset
+    from convnext.data.objects import open_dataset
+    from convnext.tasks.detection.data.inspect import contact_sheet, inspect
 
     report = inspect(arguments.path)
     report.print(out)
@@ -163,9 +162,8 @@ def _look_at_classes(arguments: argparse.Namespace, out: Any) -> Any:
 
 
 def _look_at_masks(arguments: argparse.Namespace, out: Any) -> Any:
-    from convnext.tasks.segmentation.contact_sheet import contact_sheet
     from convnext.tasks.segmentation.data import open_dataset
-    from convnext.tasks.segmentation.inspect import inspect
+    from convnext.tasks.segmentation.inspect import contact_sheet, inspect
 
     options: dict[str, Any] = {"images": arguments.images or "", "masks": arguments.masks or ""}
     if arguments.reduce_zero_label:

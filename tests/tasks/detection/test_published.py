@@ -10,7 +10,7 @@ from small_detectors import NARROW
 from small_objects import save
 
 from convnext.cli import main
-from convnext.tasks.detection.data.open import open_dataset
+from convnext.data.objects import open_dataset
 from convnext.tasks.detection.published import COCO, COCO_IDS
 from convnext.tasks.factory import create_model
 from convnext.tasks.trained import card_of, task_of

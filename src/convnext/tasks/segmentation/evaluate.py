@@ -21,10 +21,9 @@ from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.gallery import draw_images
 from convnext.tasks.segmentation.inference import infer
-from convnext.tasks.segmentation.layout import is_segmentation
+from convnext.tasks.segmentation.layout import Pairs, Relabelled, is_segmentation
 from convnext.tasks.segmentation.looks import describe, inference_of
 from convnext.tasks.segmentation.metric import Evaluation, Metric
-from convnext.tasks.segmentation.samples import Pairs, Relabelled
 from convnext.tasks.segmentation.scores import InferenceSettings
 from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import Card

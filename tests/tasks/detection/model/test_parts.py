@@ -9,16 +9,14 @@ import torch
 from torch import nn
 from torchvision.ops import roi_align
 
-from convnext.tasks.detection.model.anchors import level_anchors
 from convnext.tasks.detection.model.batch import stack
 from convnext.tasks.detection.model.box_head import BoxHead
-from convnext.tasks.detection.model.boxes import iou
+from convnext.tasks.detection.model.boxes import iou, level_anchors
 from convnext.tasks.detection.model.detect import refine, select
-from convnext.tasks.detection.model.fpn import FPN
-from convnext.tasks.detection.model.loss import box_loss, class_loss, mask_loss, objectness_loss
 from convnext.tasks.detection.model.mask_head import MaskHead
 from convnext.tasks.detection.model.roi import pool_rois, roi_levels
-from convnext.tasks.detection.model.rpn import ProposalNetwork, by_anchor, propose
+from convnext.tasks.detection.model.rpn import FPN, ProposalNetwork, by_anchor, propose
+from convnext.tasks.detection.model.training import box_loss, class_loss, mask_loss, objectness_loss
 
 STDS = (0.1, 0.1, 0.2, 0.2)
 

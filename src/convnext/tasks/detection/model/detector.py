@@ -22,15 +22,14 @@ from convnext.models.pyramid import Level, OutputNorms, wants_output_norms
 from convnext.names import nearest
 from convnext.tasks.detection.layouts import BY_PREFIX
 from convnext.tasks.detection.model import box_head, mask_head
-from convnext.tasks.detection.model.anchors import level_anchors
 from convnext.tasks.detection.model.batch import Size, stack
 from convnext.tasks.detection.model.box_head import BoxHead
+from convnext.tasks.detection.model.boxes import level_anchors
 from convnext.tasks.detection.model.config import METHODS, DetectorConfig, Method
 from convnext.tasks.detection.model.detect import detections, refine
-from convnext.tasks.detection.model.fpn import FPN
 from convnext.tasks.detection.model.mask_head import MaskHead
 from convnext.tasks.detection.model.roi import pool_rois
-from convnext.tasks.detection.model.rpn import ProposalNetwork, by_anchor, propose
+from convnext.tasks.detection.model.rpn import FPN, ProposalNetwork, by_anchor, propose
 from convnext.weights.dense import DenseTables
 
 if TYPE_CHECKING:
