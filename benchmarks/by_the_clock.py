@@ -1,7 +1,8 @@
-"""Two networks trained from scratch for the same time, side by side; the learning rate follows it.
+"""Train two networks from scratch for the same time, side by side.
 
-Both get the same images in the same order, the same optimizer, moving average and schedule. They
-train at once, with one thread each, so that whatever else the machine does slows both.
+Both get the same images in the same order and the same optimizer, moving average and schedule. The
+learning rate is a function of the time that has passed. They train at the same time with one thread
+each, so that other processes on the machine slow both down alike.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Mask R-CNN of ours and of torchvision, from scratch for the same time, side by side.
+"""Train our Mask R-CNN and torchvision's from scratch for the same time, side by side.
 
     python benchmarks/detection.py DATA --minutes 25 --seeds 0 1 2 --output results
 
-Ours is `mask_rcnn_convnext_atto`, theirs `maskrcnn_resnet50_fpn` without weights; the same images,
-crops and optimizer for both, see `by_the_clock.py`. Theirs gets the size of ours too, and anchors
-that fit it: with its own, made for 800 pixels, small objects are out of its reach.
+Ours is `mask_rcnn_convnext_atto`, torchvision's is `maskrcnn_resnet50_fpn` without weights; images,
+crops and optimizer are the same (see `by_the_clock.py`). torchvision's network also gets our image
+size and anchors that fit it: its own are made for 800 pixels and would miss small objects.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Inference of Mask R-CNN and Cascade Mask R-CNN on ConvNeXt-T at 800 x 1280, part by part.
+"""Time inference of Mask R-CNN and Cascade Mask R-CNN on ConvNeXt-T at 800 x 1280, part by part.
 
     python benchmarks/detection_speed.py --rounds 5
 
-Beside torchvision's Mask R-CNN on ResNet-50, in one interleaved run. Random weights find nothing,
-or everything; so each network gets what a trained one has to do: 1000 proposals, 100 objects.
-Prints a table of medians and, as the last line, one JSON object.
+torchvision's Mask R-CNN on ResNet-50 is timed in the same interleaved run. With random weights a
+detector finds nothing, or everything, so each network is given the work of a trained one: 1000
+proposals, 100 objects. Prints a table of medians and, as the last line, one JSON object.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Whether another version of the package computes the same bytes: short trainings, and outputs.
+"""Check whether another version computes the same bytes: in short trainings and in outputs.
 
     python benchmarks/exactness.py --data-root DATA > before.json
     python benchmarks/exactness.py --data-root DATA --compare before.json
 
-Every task is trained for some steps through the command line, on a CPU in fp32 with one thread and
-a fixed seed. The digests cover names, shapes and bytes of all weights, of the optimizer's state
-with the moving average, and the logged losses and scores. Then seeded networks of all tasks map a
-fixed input to outputs, and to gradients. Prints a table on standard error and one JSON object as
-the last line of standard output. Only the command line, `convnext.create_model` and the files of a
-run are used, so that versions with other modules inside can be compared.
+Every task is trained for a few steps through the command line, on a CPU in fp32 with one thread and
+a fixed seed. The digests cover names, shapes and bytes of all weights, of the optimizer state with
+the moving average, and the logged losses and scores. In addition, seeded networks of all tasks
+compute outputs and gradients for a fixed input. Prints a table on standard error and one JSON
+object as the last line of standard output. Only the command line, `convnext.create_model` and the files of
+a run are used, so versions with other internal modules can be compared.
 
 With DATA (or CONVNEXT_DATA), segmentation is trained on images of `camvid` and detection on those
-of `nuclei_instances`; without, on drawn squares. Takes about two minutes.
+of `nuclei_instances`; without it, on drawn squares. Takes about two minutes.
 """
 
 from __future__ import annotations

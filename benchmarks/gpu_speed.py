@@ -1,14 +1,15 @@
-"""ConvNeXt on one GPU: inference and training, timm's and ours, eager, compiled, with our kernels.
+"""Time ConvNeXt on one GPU, inference and training: timm, and ours eager, compiled, with kernels.
 
     python benchmarks/gpu_speed.py                      # inference and training, batch 256 at 224
     python benchmarks/gpu_speed.py --kernels            # each kernel alone, per stage
     python benchmarks/gpu_speed.py --dry-run            # tiny, on a CPU: does it run at all?
 
-timm eager under autocast in channels_last, the form most people run, is 1.0. The same weights in
-all forms of inference: timm's in fp32 under autocast, ours folded and in bf16. Training is forward,
-cross entropy, backward and a fused AdamW step on one batch, fp32 weights under autocast in all. All
-forms take turns in every round; the medians are of at least five. Small batches are measured with
-and without CUDA graphs. Prints tables and, as the last line, one JSON object.
+Ratios are relative to timm in eager mode under autocast in channels_last, which is what most people
+run. All inference backends have the same weights: timm's in fp32 under autocast, ours folded and in
+bf16. A training step is forward, cross-entropy, backward and a fused AdamW step on one batch, with
+fp32 weights under autocast for all. Backends take turns in every round; medians are of at least
+five rounds. Small batches are measured with and without CUDA graphs. Prints tables and, as the last
+line, one JSON object.
 """
 
 from __future__ import annotations

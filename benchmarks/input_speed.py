@@ -1,16 +1,16 @@
-"""Images per second and core of the input pipeline: JPEG files to a batch that the network takes.
+"""Time the input pipeline on one core in images per second: from JPEG files to a batch.
 
-    python benchmarks/input_speed.py FOLDER                 # photos below FOLDER, timm beside ours
-    python benchmarks/input_speed.py FOLDER --side 1000     # of other sizes
+    python benchmarks/input_speed.py FOLDER                 # photos in FOLDER, timm and ours
+    python benchmarks/input_speed.py FOLDER --side 1000     # other image sizes
     python benchmarks/input_speed.py FOLDER --count 8 --rounds 1 --batch 4    # does it run at all?
 
-The photos are written anew, `--side` pixels long, at quality 92, since data sets of pictures that
-small are rarely at hand. Each side then does, in this process and with one thread, all that the
-paper's recipe asks for: random resized crop to 224, flip, RandAugment rand-m9-mstd0.5-inc1, mixup
-and cutmix, normalisation, random erasing 0.25. timm's is `create_loader` with `FastCollateMixup`
-and its prefetcher, as its train.py makes them. Ours is the training data set, its collation and
-`BatchAugment`, as by default and with `augment.exact`. They take turns over the same files; times
-are of the processor, so that waiting for another process does not count.
+The photos are first rewritten with sides of `--side` pixels at quality 92, since data sets with
+such small photos are rare. In this process, with one thread, each side then does everything that
+the paper's recipe includes: random resized crop to 224, flip, RandAugment rand-m9-mstd0.5-inc1,
+mixup and cutmix, normalization, random erasing 0.25. timm's pipeline is `create_loader` with
+`FastCollateMixup` and its prefetcher, as in its train.py. Ours is the training data set, its
+collation and `BatchAugment`, both by default and with `augment.exact`. They take turns on the same
+files. Times are processor times, so waiting for another process does not count.
 """
 
 from __future__ import annotations

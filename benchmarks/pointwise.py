@@ -1,8 +1,8 @@
-"""Pointwise convolutions as matrix products over the channels: another way to run the same weights.
+"""Run pointwise convolutions as linear layers, with the same weights.
 
-A 1x1 convolution and a linear layer are one product. Which kernel is faster forwards and backwards
-depends on the machine; parameters, their names and the outputs stay as they are, so that a form can
-be chosen for a run and its checkpoints know nothing of it.
+A 1x1 convolution and a linear layer are the same matrix product. Which one is faster, forward and
+backward, depends on the machine. Parameters, their names and the outputs do not change, so a run
+can choose either, and its checkpoints do not depend on the choice.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""`convnext predict` on JPEG files from end to end, beside its network alone; and its memory.
+"""Time `convnext predict` on JPEG files, compare it with its network alone, and measure memory.
 
-    python benchmarks/predict_speed.py FOLDER                           # photos below FOLDER
+    python benchmarks/predict_speed.py FOLDER                           # photos in FOLDER
     python benchmarks/predict_speed.py FOLDER --model convnext_xlarge --size 384 --count 2 --no-fast
     python benchmarks/predict_speed.py FOLDER --count 8 --rounds 1 --model convnext_atto    # runs?
 
-The photos are written anew, `--side` pixels long, at quality 92. Each round, in processes of their
-own and in turns: `predict` reads, decodes and resizes all files, and runs the network in the form
-that it takes by itself (the form is found before the first round, as a machine does it once); the
-network alone is given as many images of noise in the same batches, and takes the same form. Both
-exclude the seconds until Python and torch are imported, which are told apart. Memory is the peak of
-the process of `predict` less what it had after the imports.
+The photos are first rewritten with sides of `--side` pixels at quality 92. Each round has two
+measurements, in separate processes that take turns. `predict` reads, decodes and resizes all files
+and runs the network with the backend that it chooses (the search for it happens before the first
+round, as it does once per machine). The network alone gets the same number of noise images in the
+same batches, with the same backend. Both exclude the time to import Python and torch, which is
+reported separately. Memory is the peak of the `predict` process minus what it had after the
+imports.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""UPerNet of ours and of segmentation_models_pytorch, from scratch for the same time, side by side.
+"""Train our UPerNet and that of segmentation_models_pytorch from scratch for the same time.
 
     python benchmarks/segmentation.py DATA --minutes 20 --seeds 0 1 2 --output results
 
-The same crops, loss and optimizer for both; see `by_the_clock.py`. The other package is not a
+Crops, loss and optimizer are the same for both; see `by_the_clock.py`. The other package is not a
 dependency: `pip install segmentation-models-pytorch`.
 """
 

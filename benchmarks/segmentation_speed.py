@@ -1,8 +1,8 @@
-"""Inference of UPerNet on ConvNeXt-T at 512 x 512, ours and transformers', interleaved.
+"""Time inference of UPerNet on ConvNeXt-T at 512 x 512, ours and that of transformers, interleaved.
 
     python benchmarks/segmentation_speed.py --rounds 7
 
-The same random weights in both. Prints a table of medians and, as the last line, one JSON object.
+Both have the same random weights. Prints a table of medians and, as the last line, one JSON object.
 """
 
 from __future__ import annotations

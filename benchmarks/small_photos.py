@@ -1,11 +1,12 @@
-"""ConvNeXt against ResNet on a small set of photos, from scratch, for the same wall time.
+"""Train ConvNeXt and ResNet from scratch on a small set of photos for the same wall time.
 
-Every pair of runs goes side by side, each with one core of its own, the cores changing sides with
-the seed. Both networks follow `auto`; the epochs say how long. First measure what an epoch takes:
+The two runs of a pair train at the same time on one core each; the cores are swapped with every
+seed. `auto` chooses the settings of both networks, and the number of epochs sets their length.
+First measure how long an epoch takes:
 
     python benchmarks/small_photos.py PATH --epochs 5 5 --seeds 1
 
-then choose the epochs so that both take the same time, the second network not less:
+Then choose the epochs so that both take the same time, or the second network more:
 
     python benchmarks/small_photos.py PATH --epochs 28 14 --seeds 3
 

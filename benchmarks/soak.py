@@ -1,14 +1,14 @@
-"""The soak of the training engine: a long run with and without kill -9, compared to the last bit.
+"""Soak test of the training engine: a long run with and without kill -9, compared bit for bit.
 
     python benchmarks/soak.py --steps 10000 --every 20 60 --parallel
     python benchmarks/soak.py --steps 300 --every 5 9              # does it run at all?
 
-Two runs of the built-in digits with one seed. One is left alone, the other's whole process group is
-killed again and again at random moments and resumed. At the end every tensor of the last state and
-of the best weights, and every row of the metrics but for the clock's columns, must be the same, and
-the resident memory of the undisturbed process, read every second, must not have grown by more than
-5 percent from the second tenth of the run to the last. Otherwise the exit code is 1. The last line
-is one JSON object.
+Two runs on the bundled digits have the same seed. One is left alone; the process group of the other
+is killed again and again at random moments and resumed. At the end, every tensor of the last state
+and of the best weights, and every row of the metrics except the timing columns, must be equal. The
+resident memory of the undisturbed process, sampled every second, must not grow by more than 5
+percent from the second tenth of the run to the last. Otherwise the exit code is 1. The last line is
+one JSON object.
 """
 
 from __future__ import annotations

@@ -1,24 +1,25 @@
-"""Images per second of training: our loop's step against the inner loop of timm's training script.
+"""Time training steps in images per second: our loop and the inner loop of timm's train.py.
 
     python benchmarks/training_speed.py                            # ready batches, on a GPU
     python benchmarks/training_speed.py --input FOLDER             # JPEGs in FOLDER/train/CLASS/*
     python benchmarks/training_speed.py --device cpu --precision fp32 --model convnext_atto \
         --size 64 --batch 8 --workers 1 --rounds 2 --steps 3       # does it run at all?
     python benchmarks/training_speed.py --device cpu --precision fp32 --threads 2 --batch 8 \
-        --rounds 5 --steps 2 --eager-only --layouts       # pointwise forms and memory formats
+        --rounds 5 --steps 2 --eager-only --layouts       # pointwise layers and memory formats
 
-Both train the same network by the paper's recipe (RandAugment, mixup, cutmix, erasing, label
-smoothing, moving average) in one process and in turns; the medians over the rounds are of the same
-minutes. Ours is the real step of `convnext.training.loop` on a real task. timm's is what its
-train.py does with `--channels-last --amp --model-ema --mixup --cutmix`: its loader and
-prefetcher, mixing in the loader's processes, cudnn.benchmark on. Only the side whose turn it is has
-a loader. With ready batches timm's images come mixed, ours are mixed in every step; both normalise
-and erase.
-With `--layouts` both train in either memory format, and ours with its pointwise convolutions as
-convolutions and as linear layers too. On a CPU our blocks train as one operation; "layer by layer"
-are the same ones without that. `--keep-memory` lets both sides keep freed memory, as our command
-line does (Linux). `--cpu-time` counts processor time where others share the
-machine; with one thread only, since threads that wait for each other count as well.
+Both train the same network with the paper's recipe (RandAugment, mixup, cutmix, erasing, label
+smoothing, moving average) in one process, in turns, so the medians over the rounds cover the same
+minutes. Ours is a real step of `convnext.training.loop` on a real task. timm's is what its train.py
+does with `--channels-last --amp --model-ema --mixup --cutmix`: its loader and prefetcher, mixing in
+the loader's processes, cudnn.benchmark on. Only the side whose turn it is has a loader. With ready
+batches, timm's images are already mixed and ours are mixed in every step; both sides normalize and
+erase.
+
+With `--layouts`, both sides train in both memory formats, and ours also with its pointwise
+convolutions as linear layers. On a CPU our blocks train as one operation; "layer by layer" is the
+same network without that. `--keep-memory` makes both sides keep freed memory, as our command line
+does (Linux). `--cpu-time` counts processor time, for machines that others share; use it with one
+thread only, because threads that wait for each other count as well.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Print the three rows of a block at every rung: what the road from ResNet-50 changes.
+"""Print the three rows of a block at every step of the roadmap from ResNet-50 to ConvNeXt.
 
-python examples/01_blocks_of_the_road.py
+python examples/01_blocks_of_the_roadmap.py
 """
 
 import convnext

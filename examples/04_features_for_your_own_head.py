@@ -1,4 +1,4 @@
-"""The pyramid: maps at strides 4 to 32, the same way for our networks and timm's.
+"""Get feature maps at strides 4 to 32, in the same way from our networks and timm's.
 
 python examples/04_features_for_your_own_head.py
 """

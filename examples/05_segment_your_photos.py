@@ -1,6 +1,6 @@
-"""A folder of photos and masks, a segmentor trained on it, and the share of every class on a photo.
+"""Train a segmentor on a folder of photos and masks, and print the area of every class in a photo.
 
-The same by three commands: docs/segmentation.md.
+docs/segmentation.md does the same with three commands.
 
 Run: python examples/05_segment_your_photos.py path/to/streets path/to/photo.jpg
 """
@@ -16,7 +16,7 @@ from convnext.training.run import train
 
 
 def main(data: str, photo: str) -> None:
-    """Train by what `auto` chooses, then write a mask and an overlay of the photo."""
+    """Train with the settings of `auto`, then write a mask and an overlay of the photo."""
     recipe = change_recipe(Recipe(), {"task": "segment", "data": data})
     run = train(recipe, output=Path("runs") / "streets")
     print(f"mIoU {run.best['miou']:.1f} percent")

@@ -1,6 +1,6 @@
-"""A COCO json, a detector trained on it, and the objects on a photo counted and measured.
+"""Train a detector on a COCO json, then count and measure the objects in a photo.
 
-The same by three commands: docs/detection.md.
+docs/detection.md does the same with three commands.
 
 Run: python examples/06_count_objects.py path/to/cells path/to/slide.jpg
 """
@@ -18,7 +18,7 @@ from convnext.training.run import train
 
 
 def main(data: str, photo: str) -> None:
-    """Train by what `auto` chooses, then count the objects of the photo."""
+    """Train with the settings of `auto`, then count the objects in the photo."""
     recipe = change_recipe(Recipe(), {"task": "detect", "data": data})
     run = train(recipe, output=Path("runs") / "objects")
     print(f"box AP50 {run.best['box_ap50']:.1f} percent")

@@ -1,4 +1,4 @@
-"""An exported classifier without this package: onnxruntime, numpy and Pillow.
+"""Run an exported classifier without this package, with onnxruntime, numpy and Pillow.
 
 convnext export runs/first --format onnx --preprocess full --output first.onnx
 python examples/07_serve_onnx.py first.onnx photo.jpg
