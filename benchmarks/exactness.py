@@ -7,8 +7,8 @@ Every task is trained for a few steps through the command line, on a CPU in fp32
 a fixed seed. The digests cover names, shapes and bytes of all weights, of the optimizer state with
 the moving average, and the logged losses and scores. In addition, seeded networks of all tasks
 compute outputs and gradients for a fixed input. Prints a table on standard error and one JSON
-object as the last line of standard output. Only the command line, `convnext.create_model` and the files of
-a run are used, so versions with other internal modules can be compared.
+object as the last line of standard output. Only the command line, `convnext.create_model` and the
+files of a run are used, so versions with other internal modules can be compared.
 
 With DATA (or CONVNEXT_DATA), segmentation is trained on images of `camvid` and detection on those
 of `nuclei_instances`; without it, on drawn squares. Takes about two minutes.
