@@ -12,8 +12,6 @@ LIGHT = (
     "convnext.data.preprocessing",
     "convnext.data.drawing",
     "convnext.data.threads",
-    "convnext.weights",
-    "convnext.weights.checkpoint",
 )
 
 

@@ -9,12 +9,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convnext.api import Model as Model
+    from convnext.api import Run as Run
+    from convnext.api import benchmark as benchmark
+    from convnext.api import check_data as check_data
+    from convnext.api import compare as compare
+    from convnext.api import convert as convert
+    from convnext.api import embed as embed
+    from convnext.api import evaluate as evaluate
+    from convnext.api import export as export
+    from convnext.api import find_models as find_models
+    from convnext.api import load as load
+    from convnext.api import predict as predict
+    from convnext.api import run_roadmap as run_roadmap
+    from convnext.api import train as train
     from convnext.deploy.fold import fold as fold
     from convnext.deploy.optimize import optimize as optimize
     from convnext.models.blocks import Row as Row
     from convnext.models.blocks import block_rows as block_rows
     from convnext.models.config import NetworkConfig as NetworkConfig
     from convnext.models.family import FAMILY as FAMILY
+    from convnext.models.family import create_model as create_model
+    from convnext.models.family import list_models as list_models
     from convnext.models.flops import Cost as Cost
     from convnext.models.flops import cost as cost
     from convnext.models.network import Network as Network
@@ -22,8 +38,13 @@ if TYPE_CHECKING:
     from convnext.models.roadmap import roadmap as roadmap
     from convnext.recipes.recipe import Recipe as Recipe
     from convnext.recipes.recipe import read_recipe as read_recipe
-    from convnext.tasks.factory import create_model as create_model
-    from convnext.tasks.factory import list_models as list_models
+    from convnext.results import Classification as Classification
+    from convnext.results import Detections as Detections
+    from convnext.results import Embeddings as Embeddings
+    from convnext.results import Exported as Exported
+    from convnext.results import Predictions as Predictions
+    from convnext.results import Scores as Scores
+    from convnext.results import Segmentation as Segmentation
     from convnext.weights import LoadReport as LoadReport
     from convnext.weights import export_weights as export_weights
     from convnext.weights import load_weights as load_weights
@@ -31,6 +52,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Model": "api",
+    "Run": "api",
+    "benchmark": "api",
+    "check_data": "api",
+    "compare": "api",
+    "convert": "api",
+    "embed": "api",
+    "evaluate": "api",
+    "export": "api",
+    "find_models": "api",
+    "load": "api",
+    "predict": "api",
+    "run_roadmap": "api",
+    "train": "api",
     "Row": "models.blocks",
     "block_rows": "models.blocks",
     "NetworkConfig": "models.config",
@@ -39,11 +74,18 @@ _HOMES = {
     "fold": "deploy.fold",
     "optimize": "deploy.optimize",
     "FAMILY": "models.family",
-    "create_model": "tasks.factory",
-    "list_models": "tasks.factory",
+    "create_model": "models.family",
+    "list_models": "models.family",
     "Network": "models.network",
     "Recipe": "recipes.recipe",
     "read_recipe": "recipes.recipe",
+    "Classification": "results",
+    "Detections": "results",
+    "Segmentation": "results",
+    "Scores": "results",
+    "Embeddings": "results",
+    "Exported": "results",
+    "Predictions": "results",
     "Rung": "models.roadmap",
     "roadmap": "models.roadmap",
     "LoadReport": "weights",

@@ -1,7 +1,9 @@
-"""The progress bar of everything that goes through images one by one."""
+"""Where verbs print, and the progress bar of everything that goes through images one by one."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -10,6 +12,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
+
+
+def console_of(progress: bool | Console, *, stderr: bool = False) -> Console:
+    """Return the console that a verb prints to.
+
+    Args:
+        progress: True for standard output, False for nowhere, or a console, which is returned.
+        stderr: Take standard error instead.
+    """
+    if isinstance(progress, Console):
+        return progress
+    stream = sys.stderr if stderr else sys.stdout
+    # A pipe has no width: rows that can be searched beat rows that fit on a screen.
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 160
+    return Console(file=stream, highlight=False, width=width, quiet=not progress)
 
 
 @contextmanager
@@ -28,7 +45,7 @@ def progress_bar(
         TimeRemainingColumn(compact=True),
         console=console,
         transient=True,
-        disable=console is None,
+        disable=console is None or console.quiet,
     ) as progress:
         bar = progress.add_task(title, total=total)
         yield lambda count: progress.advance(bar, count)
@@ -43,6 +60,6 @@ def counted(items: Iterable[Item], advance: Callable[[int], None]) -> Iterator[I
 
 def notes(console: Console | None) -> Callable[[str], None]:
     """Return what prints a line above the bar, where there is a console."""
-    if console is None:
+    if console is None or console.quiet:
         return lambda _: None
     return lambda line: console.print(line, style="dim", markup=False, highlight=False)

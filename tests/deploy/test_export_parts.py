@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from typing import Any
 
@@ -14,8 +13,8 @@ from small_exports import small_detector_file, small_segmentor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from convnext.api.model import _size
 from convnext.cli import main
-from convnext.commands.export import _size
 from convnext.data.masks import paste_masks
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.deploy.export import export
@@ -26,7 +25,7 @@ from convnext.tasks.detection.export.exported import OnCanvas
 from convnext.tasks.detection.export.file import default_canvas
 from convnext.tasks.detection.export.graph import paste
 from convnext.tasks.segmentation.any_size import AnySizeSegmentor, parts
-from convnext.tasks.trained import open_model
+from convnext.weights.open import open_model
 
 PIXELS: dict[str, Any] = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
 
@@ -170,7 +169,7 @@ def test_sizes_are_read() -> None:
     assert _size("64") == (64, 64)
     assert _size("any") == "any"
     for wrong in ("big", "1x2x3", "-4", ""):
-        with pytest.raises(argparse.ArgumentTypeError, match="is no size"):
+        with pytest.raises(ValueError, match="is not a size"):
             _size(wrong)
 
 

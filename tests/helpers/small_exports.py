@@ -11,9 +11,7 @@ from PIL import Image
 from small_detectors import sharpen
 
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
-from convnext.tasks.trained import build
-from convnext.weights.checkpoint import Card
-from convnext.weights.files import save_checkpoint
+from convnext.weights.checkpoint import Card, save_checkpoint
 
 CLASSES = ("cat", "dog", "héron")
 NETWORK: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "num_classes": 3}
@@ -30,7 +28,7 @@ def small_checkpoint(path: Path) -> str:
         preprocessing=Preprocessing(image_size=64, crop_pct=0.875, **STATISTICS),
     )
     torch.manual_seed(0)
-    model: Any = build(card)
+    model: Any = card.build()
     for name, p in model.named_parameters():
         if p.dim() == 1:
             torch.nn.init.normal_(p, 1.0 if "norm" in name or "gamma" in name else 0.0, 0.3)
@@ -50,7 +48,7 @@ def small_segmentor(path: Path, **recipe: Any) -> str:
         recipe={"segment": {"crop": 64, **recipe}},
     )
     torch.manual_seed(0)
-    model: Any = build(card)
+    model: Any = card.build()
     torch.nn.init.normal_(model.decode_head.classifier.weight, std=5.0)
     # Where all features are 0, only the biases tell classes apart.
     torch.nn.init.normal_(model.decode_head.classifier.bias)
@@ -72,7 +70,7 @@ def small_detector_file(path: Path, method: str = "mask_rcnn_", **changes: Any) 
         preprocessing=DensePreprocessing(image_size=64, max_size=128, **STATISTICS),
     )
     torch.manual_seed(0)
-    model: Any = build(card)
+    model: Any = card.build()
     sharpen(model)
     save_checkpoint(path, model.state_dict(), card)
     return str(path)

@@ -14,7 +14,7 @@ from convnext.kernels.fused_block import (
 )
 from convnext.models.blocks import Block
 from convnext.models.config import NetworkConfig
-from convnext.tasks.factory import create_model
+from convnext.models.family import create_model
 from convnext.training.distributed import checkpoint_activations
 
 SMALL = {"num_classes": 5, "depths": (1, 1, 2, 1)}

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from convnext.tasks.factory import create_model
+from convnext.models.family import create_model
 from convnext.weights import export_weights, load_weights, read_source
-from convnext.weights.sources import download, locate
+from convnext.weights.hub import download
+from convnext.weights.sources import locate
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

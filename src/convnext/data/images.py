@@ -29,6 +29,8 @@ File = str | Path | bytes | BinaryIO
 
 # Twice Pillow's limit for a warning, which is where Pillow itself refuses.
 MAX_PIXELS = 2 * 89_478_485
+# The declared size is checked here, so that Pillow's warning at half the limit says nothing new.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # Formats that Pillow hands to another program (EPS would start Ghostscript), knows by name only, or
 # that are no pictures.
@@ -130,12 +132,9 @@ def opened(
     """
     name = _name(file, source)
     try:
-        with warnings.catch_warnings(), _open(file) as stream:
-            # The declared size is checked here: Pillow's warning at half the limit adds nothing.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(stream, formats=readable_formats()) as image:
-                _check_size(image, max_pixels, name)
-                yield image
+        with _open(file) as stream, Image.open(stream, formats=readable_formats()) as image:
+            _check_size(image, max_pixels, name)
+            yield image
     except BadImage:
         raise
     # Pillow's plugins let almost any exception escape from a damaged file.

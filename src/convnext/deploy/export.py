@@ -27,8 +27,8 @@ from convnext.deploy.quiet import quiet
 from convnext.deploy.runtimes import need
 from convnext.deploy.verify import Proof, Proofs, collect, prove
 from convnext.deploy.writers import WRITERS, Given
-from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import Card
+from convnext.weights.open import open_model
 
 __all__ = ["ExportResult", "ExportSettings", "export", "write"]
 

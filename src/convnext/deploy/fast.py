@@ -63,6 +63,7 @@ class Fast(nn.Module):
         precision: In which the caller runs it.
         num_images: Of the job.
         enabled: Whether it may change at all.
+        keep: Leave the given network as it is, and change a copy.
         note: Told in a line what was chosen and why.
 
     `watch` counts the images that are done. A detector, called with a list, takes its first form in
@@ -77,6 +78,7 @@ class Fast(nn.Module):
         precision: str,
         num_images: int,
         enabled: bool = True,
+        keep: bool = False,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()
@@ -94,6 +96,7 @@ class Fast(nn.Module):
         self._sizes: set[tuple[int, ...]] = set()
         self._most = 0
         # A file is in its form already.
+        self._keep = keep
         self._decided = not enabled or isinstance(model, ExportedNetwork | ExportedDetector)
         if device.type == "cpu":
             keep_freed_memory()
@@ -180,7 +183,7 @@ class Fast(nn.Module):
             )
         if fast is None:  # There may be no time for a search.
             form = first_form(self._model, self._device, self._precision)
-            fast = FastDetector(self._model, form, inplace=True)
+            fast = FastDetector(self._model, form, inplace=not self._keep)
         self._model, self.form = fast, fast.form
 
     def _example(self, images: Any) -> Tensor | None:
@@ -197,7 +200,7 @@ class Fast(nn.Module):
 
     def _fold(self) -> None:
         form = eager_form(self._device, self._precision, self._model)
-        folded = fold(self._model, form=form.pointwise, inplace=True)
+        folded = fold(self._model, form=form.pointwise, inplace=not self._keep)
         if form.dense == "winograd":
             folded = with_winograd(folded)
         self._model = folded.to(memory_format=torch.channels_last)

@@ -242,6 +242,10 @@ class Head(nn.Module):
         self.fc = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N num_classes, or N C without classes
-        x = self.norm(x.mean((2, 3), keepdim=True))
-        out: Tensor = self.fc(x.flatten(1))
+        out: Tensor = self.fc(self.pool(x))
         return out
+
+    def pool(self, x: Tensor) -> Tensor:  # N C H W -> N C
+        """Return what the classifier sees."""
+        pooled: Tensor = self.norm(x.mean((2, 3), keepdim=True))
+        return pooled.flatten(1)

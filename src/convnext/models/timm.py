@@ -57,6 +57,11 @@ class TimmNetwork(nn.Module):
         """Map images to the network's last map or tokens, as timm lays them out."""
         return cast(Tensor, self.network.forward_features(images))
 
+    def embed(self, images: Tensor) -> Tensor:
+        """Map images to pooled features (N, C), which the classifier would see."""
+        features = self.network.forward_features(images)
+        return cast(Tensor, self.network.forward_head(features, pre_logits=True))
+
     @property
     def levels(self) -> dict[str, Level]:
         """Channels and stride of each map of the pyramid.

@@ -6,7 +6,7 @@ Nothing here imports torch or timm.
 from __future__ import annotations
 
 from convnext.results.predictions import Area, Classification, Detections, Guess, Segmentation
-from convnext.results.scores import Embeddings, Exported, Scores
+from convnext.results.scores import Embeddings, Exported, Predictions, Scores
 
 __all__ = [
     "Area",
@@ -15,6 +15,7 @@ __all__ = [
     "Embeddings",
     "Exported",
     "Guess",
+    "Predictions",
     "Scores",
     "Segmentation",
 ]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext.atomic import atomic_write, write_text
 from convnext.names import nearest
 
 
@@ -112,6 +115,25 @@ class Embeddings:
         """Return plain values for JSON."""
         return {"paths": list(self.paths), "vectors": self.vectors.tolist()}
 
+    def write(self, path: str | Path) -> None:
+        """Write a .npz with `vectors` and `paths`, or a .csv with a row per image.
+
+        Raises:
+            ValueError: If the path has another ending.
+        """
+        if Path(path).suffix == ".npz":
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, vectors=self.vectors, paths=np.asarray(self.paths))
+        elif Path(path).suffix == ".csv":
+            rows = io.StringIO()
+            writer = csv.writer(rows, lineterminator="\n")
+            writer.writerow(["image", *(f"f{c}" for c in range(self.vectors.shape[1]))])
+            for name, vector in zip(self.paths, self.vectors.tolist(), strict=True):
+                writer.writerow([name, *(f"{value:.7g}" for value in vector)])
+            write_text(path, rows.getvalue())
+        else:
+            raise ValueError(f"{path} must end in .npz or .csv")
+
     def __repr__(self) -> str:
         number, channels = self.vectors.shape
         return f"Embeddings({number:,} images, {channels:,} features)"
@@ -124,3 +146,35 @@ def _set(frozen: Any, name: str, value: Any) -> None:
 
 def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions(Sequence[Any]):
+    """The results of images, in order: a sequence of what the task gives for one image."""
+
+    results: tuple[Any, ...]
+    bad_images: tuple[tuple[str, str], ...] = ()
+    """Images that could not be read, and why."""
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Any, ...]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self.results[index]
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "results": [result.to_dict() for result in self.results],
+            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
+        }
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self.results[:3]))
+        more = f", and {len(self) - 3:,} more" if len(self) > 3 else ""
+        bad = f"; {len(self.bad_images):,} images could not be read" if self.bad_images else ""
+        return f"Predictions({shown}{more}{bad})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from convnext.names import nearest
 
@@ -26,6 +26,11 @@ def task_names() -> tuple[str, ...]:
     return tuple(_CLASSES)
 
 
+def task_folders() -> dict[str, str]:
+    """Return the folder of every task by the task's name."""
+    return {name: path.partition(".")[0] for name, path in _CLASSES.items()}
+
+
 def task_class(name: str) -> type[Task]:
     """Return the class of a task.
 
@@ -37,12 +42,6 @@ def task_class(name: str) -> type[Task]:
     module, _, attribute = _CLASSES[name].rpartition(".")
     found: type[Task] = getattr(importlib.import_module(f"convnext.tasks.{module}"), attribute)
     return found
-
-
-def task_module(name: str, module: str) -> Any:
-    """Import a module of a task's folder, such as `task_module("segment", "published")`."""
-    folder = _CLASSES[name].partition(".")[0]
-    return importlib.import_module(f"convnext.tasks.{folder}.{module}")
 
 
 def task_of_metric(metric: str) -> type[Task]:

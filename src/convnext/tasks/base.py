@@ -27,12 +27,12 @@ from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
-from convnext.models.network import init_fan_in
+from convnext.models.family import create_model
+from convnext.models.init import init_fan_in
 from convnext.recipes.plan import num_steps as num_steps_of
 from convnext.recipes.recipe import Recipe, number, to_dict
 from convnext.recipes.resolve import Choice, Circumstances, circumstances, print_choices
-from convnext.tasks.factory import create_model
-from convnext.tasks.trained import card_of
+from convnext.tasks.opened import Opened
 from convnext.weights.checkpoint import Card
 
 
@@ -164,7 +164,7 @@ class Task(ABC):
             raise ValueError(f"{recipe.model} does not {cls.name}; take --model {names}")
         data = cls.open_data(recipe, console)
         known = cls.facts(data)
-        recipe, where = circumstances(recipe, device, card_of)
+        recipe, where = circumstances(recipe, device)
         recipe, choices = cls.resolve(recipe, known, where)
         console.print(f"[bold]{escape(recipe.data)}[/]  {cls.describe(known)}")
         for note in data.notes:
@@ -176,7 +176,7 @@ class Task(ABC):
 
     def under(self, recipe: Recipe) -> Self:
         """Return the task on the same data and device under another recipe, silently resolved."""
-        recipe, where = circumstances(recipe, self.device, card_of)
+        recipe, where = circumstances(recipe, self.device)
         recipe, choices = self.resolve(recipe, self.known, where)
         return type(self)(recipe, self.data, self.known, self.device, choices, self.ranks)
 
@@ -222,7 +222,7 @@ class Task(ABC):
         return importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.{name}")
 
     @classmethod
-    def evaluate(cls, source: str, **options: Any) -> Outcome:
+    def evaluate(cls, source: str | Opened, **options: Any) -> Outcome:
         """Evaluate a run, a checkpoint or published weights on a labelled data set.
 
         The options are those of `evaluate` in the task's `evaluate.py`.
@@ -234,8 +234,8 @@ class Task(ABC):
         return found
 
     @classmethod
-    def predict(cls, source: str, images: Sequence[Path], **options: Any) -> Outcome:
-        """Predict the contents of image files.
+    def predict(cls, source: str | Opened, images: Any, **options: Any) -> Outcome:
+        """Predict the contents of images.
 
         The options are those of `predict` in the task's `predict.py`.
 

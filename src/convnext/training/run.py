@@ -261,10 +261,9 @@ def _name_form(chosen: Chosen) -> str:
 
 def _finish(task: Task, folder: Path, outcome: Outcome, console: Console) -> None:
     """Evaluate the best weights in full, write the report, and say what to do next."""
-    from convnext.evaluate import evaluate
     from convnext.reports.report import write_report
 
-    result = evaluate(
+    result = task.evaluate(
         str(folder),
         device=str(task.device),
         console=console,

@@ -21,15 +21,15 @@ import convnext.tasks.classification.evaluate
 import convnext.tasks.classification.predict
 import convnext.tasks.classification.task
 from convnext.cli import main
-from convnext.evaluate import evaluate
-from convnext.predict import predict
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe
+from convnext.tasks.classification.evaluate import evaluate
 from convnext.tasks.classification.inference import infer
-from convnext.tasks.trained import open_model
+from convnext.tasks.classification.predict import predict
 from convnext.training.log import read_metrics
 from convnext.training.run import RunResult, train
 from convnext.weights.checkpoint import Card, find_checkpoint
 from convnext.weights.files import read_file
+from convnext.weights.open import open_model
 
 QUIET = Console(quiet=True)
 SMALL = {
@@ -297,7 +297,7 @@ def test_an_image_that_breaks_in_the_middle_of_an_epoch(photos: Path, tmp_path: 
 
 def test_evaluate_tells_of_the_average(photos: Path, tmp_path: Path) -> None:
     run = train(recipe(photos, ema__decay=0.8), output=tmp_path / "run", console=QUIET)
-    result = evaluate(str(run.folder), last=True)
+    result = evaluate(str(run.folder), only_best=False)
     assert [(v.weights, v.step) for v in result.last] == [("model", 16), ("ema", 16)]
     rows = {
         row["weights"]: row["top1"]

@@ -154,7 +154,7 @@ def test_results_have_the_ids_of_the_json(
     listed = root / "instances_val.json"
     listed.write_text(json.dumps(content), encoding="utf-8")
     files = sorted((root / "images").glob("val*.png"))
-    predict(finished.folder, files, output=tmp_path, score_threshold=0.05, ids=listed)
+    predict(finished.folder, files, output=tmp_path, score=0.05, ids=listed)
     result = evaluate(str(finished.folder), data=str(root))
     result.write(tmp_path)
     truth = coco.COCO(str(listed))
@@ -183,15 +183,17 @@ def test_a_name_that_is_no_utf8_is_written_as_it_is(
         shutil.copy(squares / "images" / "val0.png", tmp_path / name)
     except OSError:
         pytest.skip("the file system takes UTF-8 only")
-    predict(finished.folder, [tmp_path / name], output=tmp_path / "out", score_threshold=0.05)
+    predict(finished.folder, [tmp_path / name], output=tmp_path / "out", score=0.05)
     assert b"caf\xe9.png" in (tmp_path / "out" / "objects.csv").read_bytes()
 
 
 @pytest.mark.parametrize("option", ["--topk=3", "--window=64", "--alpha=0.3"])
-def test_options_of_other_tasks_are_refused(finished: RunResult, option: str) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["predict", str(finished.folder), __file__, option])
-    assert left.value.code == 2
+def test_options_of_other_tasks_are_refused(
+    finished: RunResult, squares: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(squares / "images" / "val0.png")
+    assert main(["predict", str(finished.folder), image, option]) == 2
+    assert f"{option.partition('=')[0]} is an option for " in capsys.readouterr().err
 
 
 def test_a_classifier_is_refused_with_the_names_to_take(squares: Path) -> None:
@@ -239,7 +241,7 @@ def test_boxes_alone_train_too(tmp_path: Path) -> None:
     assert "mask_ap50" not in done.best
     # The mask heads have learned nothing, so nothing of theirs is shown.
     image = str(root / "images" / "val0.png")
-    found = predict(done.folder, [image], output=tmp_path / "out", score_threshold=0.0)
+    found = predict(done.folder, [image], output=tmp_path / "out", score=0.0)
     assert len(found.predictions[0].found)
     assert {mask for p in found.predictions for mask in p.found.masks} == {None}
     assert not any("segmentation" in row for row in found.results())

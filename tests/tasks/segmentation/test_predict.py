@@ -19,14 +19,11 @@ from torch import Tensor, nn
 from convnext.data.drawing import class_colors, output_names
 from convnext.data.images import Mode
 from convnext.data.preprocessing import DensePreprocessing, Pixels, to_array
-from convnext.tasks.segmentation.predict import (
-    SegmentationResult,
-    segment_files,
-)
-from convnext.tasks.segmentation.scores import InferenceSettings
+from convnext.tasks.opened import Opened
+from convnext.tasks.segmentation.predict import SegmentationResult, predict
+from convnext.weights.checkpoint import Card
 
 CLASSES = ("dark", "[bold]light", "never")
-CPU: dict[str, Any] = {"device": torch.device("cpu"), "precision": "fp32"}
 
 
 class Halves(nn.Module):
@@ -64,13 +61,18 @@ def opened(path: Path) -> Image.Image:
         return image
 
 
-def run(files: list[Path], output: Path, **options: Any) -> SegmentationResult:
-    return segment_files(Halves(), CLASSES, HalfSize(), files, output=output, **(CPU | options))
+def run(
+    files: list[Path], output: Path, preprocessing: Any = None, **options: Any
+) -> SegmentationResult:
+    how = preprocessing or HalfSize()
+    card = Card(task="segment", model="halves", changes={}, classes=CLASSES, preprocessing=how)
+    own = Opened(source="halves", model=Halves(), card=card, device=torch.device("cpu"))
+    return predict(own, files, output=output, precision="fp32", **options)
 
 
 def test_results_have_the_size_of_the_images(tmp_path: Path) -> None:
     files = [picture(tmp_path / "a b" / "grün.png"), picture(tmp_path / "c.png", 61, 7, dark=14)]
-    result = run(files, tmp_path / "out", settings=InferenceSettings(window=8))
+    result = run(files, tmp_path / "out", window=8)
     first, second = result.predictions
     assert (first.source, first.mask) == (str(files[0]), "grün_mask.png")
     assert [(a.name, a.pixels, a.percent) for a in first.areas] == [
@@ -160,15 +162,18 @@ def test_an_image_is_never_written_over(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_done(tmp_path: Path, noise: Callable[..., Image.Image]) -> None:
-    missing = tmp_path / "missing.png"
-    with pytest.raises(ValueError, match=r"none of the 1 images can be read: .*missing\.png"):
-        run([missing], tmp_path / "out")
-    with pytest.raises(ValueError, match="none of the 0 images"):
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"none of the 1 images can be read: .*damaged\.png"):
+        run([damaged], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"missing\.png"):
+        run([tmp_path / "missing.png"], tmp_path / "out")
+    with pytest.raises(ValueError, match="there are no images"):
         run([], tmp_path / "out")
     with pytest.raises(ValueError, match="must be of png, jpg, none"):
-        run([missing], tmp_path / "out", overlays="gif")
+        run([damaged], tmp_path / "out", overlays="gif")
     with pytest.raises(ValueError, match="alpha is 2"):
-        run([missing], tmp_path / "out", alpha=2.0)
+        run([damaged], tmp_path / "out", alpha=2.0)
 
 
 def test_names_leave_room_for_what_is_appended(tmp_path: Path) -> None:
@@ -176,7 +181,7 @@ def test_names_leave_room_for_what_is_appended(tmp_path: Path) -> None:
     assert len(set(names)) == 2
     assert max(len(name.encode("utf-8", "surrogateescape")) for name in names) < 210
     path = picture(tmp_path / f"{'n' * 250}.png")
-    result = segment_files(Halves(), CLASSES, HalfSize(), [path], output=tmp_path / "out", **CPU)
+    result = run([path], tmp_path / "out")
     assert (tmp_path / "out" / result.predictions[0].overlay).is_file()
 
 
@@ -184,9 +189,7 @@ def test_a_strip_that_would_grow_beyond_memory_is_left_out(tmp_path: Path) -> No
     strip = picture(tmp_path / "strip.png", 60_000, 1)
     usual = picture(tmp_path / "usual.png")
     preprocessing = DensePreprocessing(image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
-    result = segment_files(
-        Halves(), CLASSES, preprocessing, [strip, usual], output=tmp_path / "out", **CPU
-    )
+    result = run([strip, usual], tmp_path / "out", preprocessing)
     assert [source for source, _ in result.bad_images] == [str(strip)]
     assert "3,840,000 x 64" in result.bad_images[0][1]
     assert "input.max_size" in result.bad_images[0][1]

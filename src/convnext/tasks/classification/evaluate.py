@@ -22,7 +22,6 @@ from convnext.atomic import write_text
 from convnext.data.images import BadImage
 from convnext.data.samples import BadImages, Samples
 from convnext.deploy.fast import Fast
-from convnext.hardware.devices import pick_device
 from convnext.progress import notes, progress_bar
 from convnext.recipes.schema import LoaderRecipe
 from convnext.tasks.classification.data import open_dataset
@@ -30,12 +29,11 @@ from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.metric import Evaluation, Metric
-from convnext.tasks.classification.published import imagenet_synsets
-from convnext.tasks.trained import build, open_model
+from convnext.tasks.opened import Opened, opened
 from convnext.training.state import complete_steps, step_of
 from convnext.weights.checkpoint import Card
 from convnext.weights.files import read_file
-from convnext.weights.open import pick_precision
+from convnext.weights.open import imagenet_synsets, pick_precision
 
 THUMBNAIL_PIXELS = 112
 
@@ -127,30 +125,30 @@ class EvaluationResult:
 
 
 def evaluate(
-    source: str,
+    source: str | Opened,
     *,
     data: str | None = None,
     split: str = "val",
-    batch_size: int | None = None,
+    batch_size: int = BATCH_SIZE,
     device: str = "auto",
     precision: str = "auto",
     max_bad_share: float = 0.01,
-    last: bool = False,
+    only_best: bool = True,
     fast: bool = True,
     console: Console | None = None,
 ) -> EvaluationResult:
     """Evaluate a run, a checkpoint or published weights on a labelled data set.
 
     Args:
-        source: A run folder, a file in any layout, or a hub id.
+        source: A run folder, a file in any layout, a hub id, or an open network.
         data: The data set; by default the one that the network was trained on.
         split: "val" or "train".
         batch_size: Images at a time. The last bits of the logits may depend on it.
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
         max_bad_share: The largest share of images that may be unreadable.
-        last: Of a run with a moving average, measure the weights of the last step too, and their
-            average: the difference is what the average brings.
+        only_best: If not, the weights of a run's last step are measured too, and their moving
+            average, if it has one: the difference is what the average brings.
         fast: Take the fastest form of the network where the work ahead is worth it; outputs then
             differ in their last bits.
         console: Where the progress bar goes; None for none.
@@ -158,8 +156,9 @@ def evaluate(
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
     """
-    where = pick_device(device)
-    model, card = open_model(source, where)
+    own = opened(source, device)
+    model, card, where = own.model, own.card, own.device
+    source = own.source
     data = data or card.recipe.get("data")
     if data is None:
         raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
@@ -185,16 +184,16 @@ def evaluate(
                 device=where,
                 precision=executed,
                 bad=bad,
-                batch_size=batch_size or BATCH_SIZE,
+                batch_size=batch_size,
                 progress=form.watch(advance),
             ):
                 metric.update(*batch)
         return metric.compute()
 
-    evaluation = measure("the best weights" if last else "", model)
+    evaluation = measure("" if only_best else "the best weights", model)
     variants = []
-    for weights, step, tensors in _last_weights(source) if last else ():
-        network = build(card)
+    for weights, step, tensors in () if only_best else _last_weights(source):
+        network = card.build()
         network.load_state_dict(tensors)
         network = network.to(where).to(memory_format=torch.channels_last)
         e = measure(f"{_NAMES[weights]} of the last step", network)

@@ -5,25 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
-from convnext.data.images import image_files
-from convnext.data.samples import BadImages, FolderSamples
+from convnext.data.images import BadImage, Header, Mode
+from convnext.data.samples import BadImages, Samples
+from convnext.data.sources import Source, image_sources
 from convnext.deploy.fast import Fast
-from convnext.hardware.devices import pick_device
-from convnext.progress import notes, progress_bar
+from convnext.results import Classification
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
-from convnext.tasks.trained import open_model
-from convnext.weights.open import pick_precision
+from convnext.tasks.opened import Opened, opened
+from convnext.tasks.predict import PredictionStream, Predictor, Skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,10 @@ class PredictResult:
     model: str
     predictions: tuple[Prediction, ...]
     bad_images: tuple[tuple[str, str], ...]
+    wide: tuple[Classification, ...] = ()
+    """The same in full, for one row per image."""
+    output: str = ""
+    """The folder with the files, or "" if there are none."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values for JSON."""
@@ -52,18 +58,22 @@ class PredictResult:
         }
 
     def write(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write `predictions.json` and `predictions.csv` (one row per image and class)."""
+        """Write `predictions.json` and `predictions.csv`: a row per image and class, or wide."""
         as_json, as_csv = Path(folder) / "predictions.json", Path(folder) / "predictions.csv"
         write_text(as_json, json.dumps(self.to_dict(), indent=1) + "\n")
         rows = io.StringIO()
-        writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(("image", "rank", "class", "probability"))
+        csv.writer(rows, lineterminator="\n").writerows(
+            wide_rows(self.wide) if self.wide else self._long_rows()
+        )
+        write_text(as_csv, rows.getvalue())
+        return as_json, as_csv
+
+    def _long_rows(self) -> Iterator[Sequence[Any]]:
+        yield "image", "rank", "class", "probability"
         for prediction in self.predictions:
             ranked = zip(prediction.classes, prediction.probabilities, strict=True)
             for rank, (name, probability) in enumerate(ranked, start=1):
-                writer.writerow((prediction.source, rank, name, f"{probability:.6f}"))
-        write_text(as_csv, rows.getvalue())
-        return as_json, as_csv
+                yield prediction.source, rank, name, f"{probability:.6f}"
 
     def print(self, console: Console) -> None:
         """Print a line per image: its best class and probability, and the runners-up."""
@@ -85,80 +95,187 @@ class PredictResult:
             console.print(f"skipped: {source}: {reason}", markup=False)
         if self.bad_images:
             console.print(f"{len(self.bad_images)} of the images could not be read")
+        for name in ("predictions.json", "predictions.csv") if self.output else ():
+            console.print(f"written: {Path(self.output) / name}", markup=False, soft_wrap=True)
+
+
+def wide_rows(results: Sequence[Classification]) -> Iterator[Sequence[Any]]:
+    """Yield a row per image: its best class, every probability, and the true class if known.
+
+    The folder of an image says its true class where it is called like one of the classes.
+    """
+    names = results[0].names
+    truths = [true_class(result) for result in results]
+    has_truth = any(truths)
+    yield "image", *(["true class"] if has_truth else []), "class", "probability", *names
+    for result, truth in zip(results, truths, strict=True):
+        best = result.top(1)[0]
+        values = (f"{value:.6f}" for value in result.probabilities)
+        own = [truth] if has_truth else []
+        yield result.source, *own, best.name, f"{best.probability:.6f}", *values
+
+
+def true_class(result: Classification) -> str:
+    """Return the class that the folder of an image is called by, or "" if it is none."""
+    folder = result.path.absolute().parent.name if result.path is not None else ""
+    return folder if folder in result.names else ""
+
+
+class ClassPredictor(Predictor[Classification]):
+    """Predicts the classes of images, in batches."""
+
+    def __init__(
+        self,
+        own: Opened,
+        output: Path | None,
+        *,
+        topk: int = 5,
+        batch_size: int = BATCH_SIZE,
+        wide: bool = False,
+    ) -> None:
+        super().__init__(own, output)
+        if topk < 1:
+            raise ValueError(f"--topk must be at least 1, not {topk}")
+        if batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, not {batch_size}")
+        self.topk, self.batch_size, self.wide = topk, batch_size, wide
+
+    def results(
+        self, sources: Iterable[Source], skip: Skip, done: Callable[[int], None]
+    ) -> Iterator[tuple[Source, Image.Image | None, Classification]]:
+        """Yield images and their classes; an iterator is read a batch at a time."""
+        if isinstance(sources, list):
+            yield from self._batches(sources, skip, done)
+            return
+        rest = iter(sources)
+        while part := list(islice(rest, self.batch_size)):
+            yield from self._batches(part, skip, done)
+
+    def _batches(
+        self, sources: Sequence[Source], skip: Skip, done: Callable[[int], None]
+    ) -> Iterator[tuple[Source, Image.Image | None, Classification]]:
+        samples = SourceSamples(sources)
+        bad = BadImages(samples, max_share=1.0)
+        told = 0
+        for logits, _, indices in infer(
+            cast(Fast, self.network),
+            EvalDataset(samples, self.own.card.preprocessing),
+            device=self.own.device,
+            precision=self.precision,
+            bad=bad,
+            batch_size=self.batch_size,
+            progress=done,
+        ):
+            probabilities = logits.softmax(1).cpu().numpy()
+            told = _tell(bad, told, sources, skip)
+            for index, values in zip(indices.tolist(), probabilities, strict=True):
+                size, image = samples.opened.pop(index)
+                common = self.common(sources[index], size, image)
+                yield sources[index], image, Classification(probabilities=values, **common)
+        _tell(bad, told, sources, skip)
+
+    def row(
+        self,
+        source: Source,
+        image: Image.Image | None,
+        result: Classification,
+        name: str,
+        index: int,
+    ) -> tuple[Prediction, Classification | None]:
+        """Return the best classes, and all of them if they are wanted."""
+        best = result.top(self.topk)
+        prediction = Prediction(
+            source=source.name,
+            classes=tuple(guess.name for guess in best),
+            probabilities=tuple(guess.probability for guess in best),
+        )
+        return prediction, result if self.wide else None
+
+    def summary(self, rows: Sequence[Any], bad: Sequence[tuple[str, str]]) -> PredictResult:
+        """Return the predictions of all images."""
+        return PredictResult(
+            model=self.own.card.model,
+            predictions=tuple(prediction for prediction, _ in rows),
+            bad_images=tuple(bad),
+            wide=tuple(result for _, result in rows if result is not None),
+            output=str(self.output or ""),
+        )
+
+
+class SourceSamples(Samples):
+    """Images that a user gives, without labels; each keeps its size while it is looked at."""
+
+    is_open_to_threads = True
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self.labels = [0] * len(sources)
+        self.opened: dict[int, tuple[tuple[int, int], Image.Image | None]] = {}
+        """Height and width of an image, and the image itself if it is not in a file."""
+
+    def source(self, index: int) -> str:
+        return self.sources[index].name
+
+    def open(self, index: int, mode: Mode, *, at_least: int | None = None) -> Image.Image:
+        source = self.sources[index]
+        image = source.open(mode)
+        kept = image if source.path is None else None
+        self.opened[index] = ((image.height, image.width), kept)
+        return image
+
+    def header(self, index: int) -> Header:
+        image = self.open(index, "RGB")
+        return Header(width=image.width, height=image.height, mode=image.mode, format="image")
+
+    def num_bytes(self, index: int) -> int:
+        path = self.sources[index].path
+        return path.stat().st_size if path is not None and path.is_file() else 0
+
+
+def _tell(bad: BadImages, told: int, sources: Sequence[Source], skip: Skip) -> int:
+    """Report images that were found to be bad since the last time; return how many there are."""
+    for index, error in list(bad.found.items())[told:]:
+        skip(sources[index], BadImage(sources[index].name, error.reason))
+    return len(bad.found)
 
 
 def predict(
-    source: str,
-    images: Iterable[str | Path],
+    source: str | Opened,
+    images: Any,
     *,
-    topk: int = 5,
-    batch_size: int | None = None,
+    output: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
     max_bad_share: float = 1.0,
     fast: bool = True,
     console: Console | None = None,
+    **options: Any,
 ) -> PredictResult:
-    """Predict the classes of image files, and of all images in folders.
+    """Predict the classes of images, and return what to print and to write.
 
     Args:
-        source: A run folder, a file in any layout, or a hub id.
-        images: Files and folders.
-        topk: Classes per image.
-        batch_size: Images at a time. The last bits of the logits may depend on it.
+        source: A run folder, a file in any layout, a hub id, or an open network.
+        images: As for `image_sources`.
+        output: A folder for predictions.json and predictions.csv; None for no files.
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
         max_bad_share: The largest share of images that may be unreadable.
-        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
+        fast: Take the fastest backend of the network where the work ahead is worth it; outputs then
             differ in their last bits.
         console: Where the progress bar goes; None for none.
+        **options: Those of `ClassPredictor`.
 
     Raises:
         ValueError: If there is no image, or too many cannot be read.
     """
-    if topk < 1:
-        raise ValueError(f"--topk must be at least 1, not {topk}")
-    paths = image_files(images)
-    where = pick_device(device)
-    model, card = open_model(source, where)
-    samples = FolderSamples(Path(), [str(path) for path in paths], [0] * len(paths))
-    bad = BadImages(samples, max_share=max_bad_share)
-    executed = pick_precision(precision, card, where)
-    network = Fast(
-        model,
-        device=where,
-        precision=executed,
-        num_images=len(paths),
-        enabled=fast,
-        note=notes(console),
+    folder = None if output is None else Path(output)
+    stream = PredictionStream(
+        ClassPredictor(opened(source, device), folder, **options),
+        image_sources(images),
+        precision=precision,
+        max_bad_share=max_bad_share,
+        fast=fast,
+        console=console,
     )
-    predictions = []
-    with progress_bar("predicting", len(paths), console) as advance:
-        for logits, _, indices in infer(
-            network,
-            EvalDataset(samples, card.preprocessing),
-            device=where,
-            precision=executed,
-            bad=bad,
-            batch_size=batch_size or BATCH_SIZE,
-            progress=network.watch(advance),
-        ):
-            top = logits.softmax(1).topk(min(topk, len(card.classes)), 1)
-            for index, values, classes in zip(
-                indices.tolist(), top.values.tolist(), top.indices.tolist(), strict=True
-            ):
-                predictions.append(
-                    Prediction(
-                        source=samples.source(index),
-                        classes=tuple(card.classes[c] for c in classes),
-                        probabilities=tuple(values),
-                    )
-                )
-    if not predictions:
-        first = next(iter(bad.found.values()))
-        raise ValueError(f"none of the {len(paths)} images can be read: {first}")
-    return PredictResult(
-        model=card.model,
-        predictions=tuple(predictions),
-        bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
-    )
+    result: PredictResult = stream.summary()
+    return result

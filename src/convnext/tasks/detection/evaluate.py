@@ -16,18 +16,18 @@ from rich.table import Table
 
 from convnext.atomic import write_text
 from convnext.data.drawing import data_uri
-from convnext.data.objects import DetectionImages, ids_of, open_dataset
 from convnext.data.samples import BadImages
 from convnext.deploy.fast import Fast
-from convnext.hardware.devices import pick_device
 from convnext.progress import notes, progress_bar
 from convnext.tasks.detection.confusion import SCORE
 from convnext.tasks.detection.data.dataset import EvalDataset
+from convnext.tasks.detection.data.open import ids_of, open_dataset
+from convnext.tasks.detection.data.samples import DetectionImages
 from convnext.tasks.detection.inference import Detections, infer
 from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import Evaluation, Metric
 from convnext.tasks.detection.render import compare
-from convnext.tasks.trained import open_model
+from convnext.tasks.opened import Opened, opened
 from convnext.weights.checkpoint import Card
 from convnext.weights.open import pick_precision
 
@@ -136,15 +136,15 @@ def shown(score: float | None) -> str:
 
 
 def evaluate(
-    source: str,
+    source: str | Opened,
     *,
     data: str | None = None,
     split: str = "val",
     device: str = "auto",
     precision: str = "auto",
     max_bad_share: float = 0.01,
-    score_threshold: float | None = None,
-    nms_threshold: float | None = None,
+    score: float | None = None,
+    nms: float | None = None,
     max_detections: int | None = None,
     fast: bool = True,
     console: Console | None = None,
@@ -152,14 +152,14 @@ def evaluate(
     """Evaluate a run, a checkpoint or published weights on images with objects.
 
     Args:
-        source: A run folder, a file in any layout, or a hub id.
+        source: A run folder, a file in any layout, a hub id, or an open network.
         data: The data set; by default the one that the network was trained on.
         split: "val" or "train".
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
         max_bad_share: The largest share of images that may be unreadable.
-        score_threshold: Least score of a detection; by default that of training.
-        nms_threshold: Overlap from which doubles are suppressed; likewise.
+        score: Lowest score of a detection; by default that of training.
+        nms: Overlap from which duplicates are dropped; likewise.
         max_detections: Most detections of an image; likewise.
         fast: Take the fastest form of the network where the work ahead is worth it; outputs then
             differ in their last bits.
@@ -168,12 +168,13 @@ def evaluate(
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
     """
-    where = pick_device(device)
-    model, card = open_model(source, where)
+    own = opened(source, device)
+    model, card, where = own.model, own.card, own.device
+    source = own.source
     detector = change_detector(
         model,
-        score_threshold=score_threshold,
-        nms_threshold=nms_threshold,
+        score_threshold=score,
+        nms_threshold=nms,
         max_detections=max_detections,
     )
     path, images = open_split(data, split, card, source, console)

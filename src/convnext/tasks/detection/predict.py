@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
-from convnext.data.drawing import output_names, protect, save_image
+from convnext.data.drawing import save_image
 from convnext.data.formats.coco import read_coco
-from convnext.data.images import BadImage, decode
+from convnext.data.sources import Source, image_sources
 from convnext.data.tensors import normalize_batch
-from convnext.deploy.fast import Fast
-from convnext.hardware.devices import pick_device
-from convnext.progress import counted, notes, progress_bar
-from convnext.tasks.detection.inference import Detections, detect
+from convnext.results import Detections
+from convnext.tasks.detection.inference import Detections as CocoDetections
+from convnext.tasks.detection.inference import detect
 from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import xywh
 from convnext.tasks.detection.render import draw_detections
-from convnext.tasks.trained import open_model
-from convnext.weights.open import pick_precision
+from convnext.tasks.opened import Opened, opened
+from convnext.tasks.predict import PredictionStream, Predictor
 
 Form = Literal["png", "jpg", "none"]
 SCORE = 0.5
@@ -43,7 +45,7 @@ class ImageObjects:
     source: str
     picture: str
     """Empty where none was asked for."""
-    found: Detections
+    found: CocoDetections
     image_id: int
     """In COCO's results."""
 
@@ -137,117 +139,158 @@ class DetectionResult:
         )
 
 
+class ObjectPredictor(Predictor[Detections]):
+    """Detects objects, and writes pictures of them.
+
+    Args:
+        own: The network.
+        output: The folder for NAME_objects.png of each image; None for no files.
+        score: Lowest score of an object; 0.5 by default.
+        nms: Overlap from which duplicates are dropped; by default that of training.
+        max_detections: Objects per image at most; likewise.
+        overlays: Format of the pictures: "png", "jpg" (smaller), or "none".
+        names: Write names and scores into the pictures.
+        ids: COCO's json that lists the images: the results have its ids of images and classes;
+            without it, images are numbered from 1 in their order.
+
+    Raises:
+        ValueError: If an option is impossible.
+    """
+
+    title = "detecting"
+    default_folder = "predictions"
+
+    def __init__(
+        self,
+        own: Opened,
+        output: Path | None,
+        *,
+        score: float | None = None,
+        nms: float | None = None,
+        max_detections: int | None = None,
+        overlays: Form = "png",
+        names: bool = True,
+        ids: str | Path | None = None,
+    ) -> None:
+        super().__init__(own, output)
+        if overlays not in get_args(Form):
+            known = ", ".join(get_args(Form))
+            raise ValueError(f"overlays are {overlays!r}, but must be of {known}")
+        self.overlays, self.has_names, self.ids = overlays, names, ids
+        # The copy shares the layers, and has what is reported for itself.
+        self.network = change_detector(
+            copy.copy(own.model),
+            score_threshold=SCORE if score is None else score,
+            nms_threshold=nms,
+            max_detections=max_detections,
+        )
+        self.image_ids: dict[int, int] = {}
+        self.category_ids = own.card.category_ids or tuple(range(1, len(self.classes) + 1))
+
+    def begin(self, sources: Sequence[Source] | None) -> None:
+        """Read the ids of the images."""
+        if self.ids is None:
+            return
+        if sources is None or any(source.path is None for source in sources):
+            raise ValueError("--ids needs images in files, all of them given at once")
+        files = [source.path for source in sources if source.path is not None]
+        image_ids, self.category_ids = read_ids(Path(self.ids), files, self.classes)
+        self.image_ids = {id(s): i for s, i in zip(sources, image_ids, strict=True)}
+
+    def files_of(self, name: str) -> tuple[str, ...]:
+        """Return the name of a picture."""
+        return () if self.overlays == "none" else (f"{name}_objects.{self.overlays}",)
+
+    def result(self, source: Source, image: Image.Image) -> Detections:
+        """Return the objects on an image."""
+        preprocessing = self.own.card.preprocessing
+        pixels = torch.from_numpy(preprocessing.pixels(image))[None].to(self.own.device)
+        with torch.inference_mode():
+            found = detect(
+                self.network,
+                normalize_batch(preprocessing, pixels)[0],
+                (image.height, image.width),
+                device=self.own.device,
+                precision=self.precision,
+            )
+        self.found = found
+        masks = [mask for mask in found.masks if mask is not None]
+        return Detections(
+            boxes=found.boxes.astype(np.float32),
+            scores=found.scores.astype(np.float32),
+            labels=found.labels,
+            masks=masks if found.masks and len(masks) == len(found) else None,
+            **self.common(source, found.size, image),
+        )
+
+    def row(
+        self, source: Source, image: Image.Image | None, result: Detections, name: str, index: int
+    ) -> ImageObjects:
+        """Write the picture, and return the objects as COCO has them."""
+        assert image is not None
+        picture = ""
+        if self.output is not None and self.overlays != "none":
+            (picture,) = self.files_of(name)
+            drawn = draw_detections(image, self.found, self.classes, names=self.has_names)
+            save_image(drawn, self.output / picture)
+        return ImageObjects(
+            source=source.name,
+            picture=picture,
+            found=self.found,
+            image_id=self.image_ids.get(id(source), index + 1),
+        )
+
+    def summary(self, rows: Sequence[Any], bad: Sequence[tuple[str, str]]) -> DetectionResult:
+        """Return the objects on all images."""
+        return DetectionResult(
+            output=str(self.output or ""),
+            classes=self.classes,
+            category_ids=self.category_ids,
+            predictions=tuple(rows),
+            bad_images=tuple(bad),
+        )
+
+
 def predict(
-    source: str,
-    images: Iterable[str | Path],
+    source: str | Opened,
+    images: Any,
     *,
     output: str | Path = "predictions",
     device: str = "auto",
     precision: str = "auto",
-    score_threshold: float | None = None,
-    nms_threshold: float | None = None,
-    max_detections: int | None = None,
-    overlays: Form = "png",
-    names: bool = True,
-    ids: str | Path | None = None,
     max_bad_share: float = 1.0,
     fast: bool = True,
     console: Console | None = None,
+    **options: Any,
 ) -> DetectionResult:
-    """Detect objects on image files, and write pictures and COCO's results into a folder.
+    """Detect objects on images, and write pictures and COCO's results into a folder.
 
     Args:
-        source: A run folder, a file in any layout, or a hub id.
-        images: The files.
+        source: A run folder, a file in any layout, a hub id, or an open network.
+        images: As for `image_sources`.
         output: The folder.
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
-        score_threshold: Least score of an object; 0.5 by default.
-        nms_threshold: Overlap from which doubles are suppressed; by default that of training.
-        max_detections: Most objects of an image; likewise.
-        overlays: Form of the pictures: "png", "jpg" (smaller), or "none".
-        names: Write names and scores into the pictures.
-        ids: COCO's json that lists the images: the results have its ids of images and classes;
-            without, images are numbered from 1 in their order.
         max_bad_share: The largest share of images that may be unreadable.
-        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
+        fast: Take the fastest backend of the network where the work ahead is worth it; outputs then
             differ in their last bits.
         console: Where the progress bar goes; None for none.
+        **options: Those of `ObjectPredictor`.
 
     Raises:
         ValueError: If no image can be read, too many cannot, a result would overwrite an image, or
             the json of `ids` does not list an image or a class.
     """
-    if overlays not in get_args(Form):
-        raise ValueError(f"overlays are {overlays!r}, but must be of {', '.join(get_args(Form))}")
-    where = pick_device(device)
-    model, card = open_model(source, where)
-    detector = change_detector(
-        model,
-        score_threshold=SCORE if score_threshold is None else score_threshold,
-        nms_threshold=nms_threshold,
-        max_detections=max_detections,
-    ).eval()
-    executed = pick_precision(precision, card, where)
-    files, folder = [Path(path) for path in images], Path(output)
-    image_ids: Sequence[int] = range(1, len(files) + 1)
-    category_ids = card.category_ids or tuple(range(1, len(card.classes) + 1))
-    if ids is not None:
-        image_ids, category_ids = read_ids(Path(ids), files, card.classes)
-    results = [
-        "" if overlays == "none" else f"{name}_objects.{overlays}" for name in output_names(files)
-    ]
-    protect(files, [folder / result for result in results if result])
-    predictions: list[ImageObjects] = []
-    bad: list[tuple[str, str]] = []
-    network = Fast(
-        detector,
-        device=where,
-        precision=executed,
-        num_images=len(files),
-        enabled=fast,
-        note=notes(console),
+    stream = PredictionStream(
+        ObjectPredictor(opened(source, device), Path(output), **options),
+        image_sources(images),
+        precision=precision,
+        max_bad_share=max_bad_share,
+        fast=fast,
+        console=console,
     )
-    with progress_bar("detecting", len(files), console) as advance:
-        turns = zip(files, results, image_ids, strict=True)
-        for path, result, image_id in counted(turns, network.watch(advance)):
-            try:
-                image = decode(path, mode=card.preprocessing.mode)
-            except BadImage as error:
-                bad.append((str(path), error.reason))
-                if len(bad) > max_bad_share * len(files):
-                    raise ValueError(
-                        f"{len(bad):,} of {len(files):,} images cannot be read, such as {error}; "
-                        "allow more with --max-bad-share"
-                    ) from error
-                continue
-            pixels = torch.from_numpy(card.preprocessing.pixels(image))[None].to(where)
-            with torch.inference_mode():
-                found = detect(
-                    network,
-                    normalize_batch(card.preprocessing, pixels)[0],
-                    (image.height, image.width),
-                    device=where,
-                    precision=executed,
-                )
-            if result:
-                picture = draw_detections(image, found, card.classes, names=names)
-                save_image(picture, folder / result)
-            predictions.append(
-                ImageObjects(source=str(path), picture=result, found=found, image_id=image_id)
-            )
-    if not predictions:
-        first = f": {bad[0][0]}: {bad[0][1]}" if bad else ""
-        raise ValueError(f"none of the {len(files)} images can be read{first}")
-    done = DetectionResult(
-        output=str(folder),
-        classes=tuple(card.classes),
-        category_ids=category_ids,
-        predictions=tuple(predictions),
-        bad_images=tuple(bad),
-    )
-    done.write()
-    return done
+    result: DetectionResult = stream.summary()
+    return result
 
 
 def read_ids(

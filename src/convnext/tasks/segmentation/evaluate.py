@@ -15,17 +15,17 @@ from rich.table import Table
 from convnext.atomic import write_text
 from convnext.data.samples import BadImages
 from convnext.deploy.fast import Fast
-from convnext.hardware.devices import pick_device
 from convnext.progress import notes, progress_bar
+from convnext.tasks.opened import Opened, opened
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.gallery import draw_images
 from convnext.tasks.segmentation.inference import infer
-from convnext.tasks.segmentation.layout import Pairs, Relabelled, is_segmentation
-from convnext.tasks.segmentation.looks import describe, inference_of
+from convnext.tasks.segmentation.layout import is_segmentation
+from convnext.tasks.segmentation.looks import choose_inference, describe
 from convnext.tasks.segmentation.metric import Evaluation, Metric
+from convnext.tasks.segmentation.samples import Pairs, Relabelled
 from convnext.tasks.segmentation.scores import InferenceSettings
-from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import Card
 from convnext.weights.open import pick_precision
 
@@ -97,14 +97,18 @@ class EvaluationResult:
 
 
 def evaluate(
-    source: str,
+    source: str | Opened,
     *,
     data: str | None = None,
     split: str = "val",
     device: str = "auto",
     precision: str = "auto",
     max_bad_share: float = 0.01,
-    inference: InferenceSettings | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    whole: bool = False,
+    multi_scale: bool = False,
+    flip: bool = False,
     boundary: bool = False,
     fast: bool = True,
     console: Console | None = None,
@@ -112,13 +116,17 @@ def evaluate(
     """Evaluate a run, a checkpoint or published weights on images with masks.
 
     Args:
-        source: A run folder, a file in any layout, or a hub id.
+        source: A run folder, a file in any layout, a hub id, or an open network.
         data: The data set; by default the one that the network was trained on.
         split: "val" or "train".
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
         max_bad_share: The largest share of images that may be unreadable.
-        inference: Windows, scales and flips; by default those of training.
+        window: As in `choose_inference`, like the next four; by default as in training.
+        stride: See there.
+        whole: See there.
+        multi_scale: See there.
+        flip: See there.
         boundary: Measure the boundary F-score too.
         fast: Take the fastest form of the network where the work ahead is worth it; outputs then
             differ in their last bits.
@@ -127,10 +135,13 @@ def evaluate(
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
     """
-    where = pick_device(device)
-    model, card = open_model(source, where)
-    settings = inference or inference_of(card.recipe)
-    opened, pairs = open_split(data, split, card, source)
+    own = opened(source, device)
+    model, card, where = own.model, own.card, own.device
+    source = own.source
+    settings = choose_inference(
+        card.recipe, window=window, stride=stride, whole=whole, multi_scale=multi_scale, flip=flip
+    )
+    found_data, pairs = open_split(data, split, card, source)
     bad = BadImages(pairs, max_share=max_bad_share)
     dataset = EvalDataset(pairs, card.preprocessing)
     executed = pick_precision(precision, card, where)
@@ -170,7 +181,7 @@ def evaluate(
     )
     return EvaluationResult(
         source=source,
-        data=opened.path,
+        data=found_data.path,
         card=card,
         evaluation=evaluation,
         inference=settings,

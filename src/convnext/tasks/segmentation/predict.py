@@ -1,52 +1,37 @@
-"""`predict` for segmentation: masks, overlays and areas of image files, at their own size."""
+"""`predict` for segmentation: masks, overlays and areas of images, at their own size."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
 
 from convnext.atomic import write_text
-from convnext.data.drawing import output_names, protect, save_image
-from convnext.data.images import BadImage, Mode, decode
-from convnext.data.tensors import Preprocesses, normalize_batch
-from convnext.deploy.fast import Fast
-from convnext.hardware.devices import pick_device
-from convnext.progress import counted, notes, progress_bar
+from convnext.data.drawing import save_image
+from convnext.data.sources import Source, image_sources
+from convnext.data.tensors import normalize_batch
+from convnext.results import Segmentation
+from convnext.tasks.opened import Opened, opened
+from convnext.tasks.predict import PredictionStream, Predictor
 from convnext.tasks.segmentation.inference import segment_labels
-from convnext.tasks.segmentation.looks import inference_of
-from convnext.tasks.segmentation.render import (
-    ClassArea,
-    class_areas,
-    mask_image,
-    overlay,
-)
-from convnext.tasks.segmentation.scores import InferenceSettings
-from convnext.tasks.trained import open_model
-from convnext.weights.open import pick_precision
+from convnext.tasks.segmentation.looks import choose_inference
+from convnext.tasks.segmentation.render import ClassArea, class_areas, mask_image, overlay
 
 Form = Literal["png", "jpg", "none"]
 
 
-class Preprocessing(Preprocesses, Protocol):
-    """What prediction needs of a preprocessing."""
-
-    @property
-    def mode(self) -> Mode: ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class Segmentation:
+class ImageAreas:
     """One image: where it came from, what was written, and what is on it, the largest first."""
 
     source: str
@@ -64,7 +49,7 @@ class SegmentationResult:
 
     output: str
     classes: tuple[str, ...]
-    predictions: tuple[Segmentation, ...]
+    predictions: tuple[ImageAreas, ...]
     bad_images: tuple[tuple[str, str], ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,158 +97,143 @@ class SegmentationResult:
         )
 
 
+class PixelPredictor(Predictor[Segmentation]):
+    """Predicts the class of every pixel, and writes masks and overlays.
+
+    Args:
+        own: The network.
+        output: The folder for NAME_mask.png and NAME_overlay.png of each image; None for no files.
+        window: As in `choose_inference`, like the next four; by default as in training.
+        stride: See there.
+        whole: See there.
+        multi_scale: See there.
+        flip: See there.
+        overlays: "png", "jpg" (smaller), or "none".
+        alpha: Opacity of the colors in the overlays, in [0, 1].
+
+    Raises:
+        ValueError: If an option is impossible.
+    """
+
+    title = "segmenting"
+    default_folder = "predictions"
+
+    def __init__(
+        self,
+        own: Opened,
+        output: Path | None,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        whole: bool = False,
+        multi_scale: bool = False,
+        flip: bool = False,
+        overlays: Form = "png",
+        alpha: float = 0.55,
+    ) -> None:
+        super().__init__(own, output)
+        if overlays not in get_args(Form):
+            known = ", ".join(get_args(Form))
+            raise ValueError(f"overlays are {overlays!r}, but must be of {known}")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}, but must be from 0 to 1")
+        self.overlays, self.alpha = overlays, alpha
+        self.settings = choose_inference(
+            own.card.recipe,
+            window=window,
+            stride=stride,
+            whole=whole,
+            multi_scale=multi_scale,
+            flip=flip,
+        )
+
+    def files_of(self, name: str) -> tuple[str, ...]:
+        """Return the names of a mask and of an overlay."""
+        mask = f"{name}_mask.png"
+        return (mask,) if self.overlays == "none" else (mask, f"{name}_overlay.{self.overlays}")
+
+    def result(self, source: Source, image: Image.Image) -> Segmentation:
+        """Return the classes of an image's pixels."""
+        preprocessing = self.own.card.preprocessing
+        pixels = torch.from_numpy(preprocessing.pixels(image))[None].to(self.own.device)
+        labels = segment_labels(
+            self.network,
+            normalize_batch(preprocessing, pixels)[0],
+            settings=self.settings,
+            size=(image.height, image.width),
+            device=self.own.device,
+            precision=self.precision,
+        ).numpy()
+        return Segmentation(mask=labels, **self.common(source, labels.shape, image))
+
+    def row(
+        self, source: Source, image: Image.Image | None, result: Segmentation, name: str, index: int
+    ) -> ImageAreas:
+        """Write the mask and the overlay, and return the areas."""
+        assert image is not None
+        mask, shown = "", ""
+        if self.output is not None:
+            mask, shown = (*self.files_of(name), "")[:2]
+            number = len(self.classes)
+            save_image(mask_image(result.mask, number), self.output / mask)
+            if shown:
+                picture = overlay(image, result.mask, number, alpha=self.alpha)
+                save_image(picture, self.output / shown)
+        return ImageAreas(
+            source=source.name,
+            width=image.width,
+            height=image.height,
+            mask=mask,
+            overlay=shown,
+            areas=class_areas(result.mask, self.classes),
+        )
+
+    def summary(self, rows: Sequence[Any], bad: Sequence[tuple[str, str]]) -> SegmentationResult:
+        """Return the areas of all images."""
+        return SegmentationResult(
+            output=str(self.output or ""),
+            classes=self.classes,
+            predictions=tuple(rows),
+            bad_images=tuple(bad),
+        )
+
+
 def predict(
-    source: str,
-    images: Iterable[str | Path],
+    source: str | Opened,
+    images: Any,
     *,
     output: str | Path = "predictions",
     device: str = "auto",
     precision: str = "auto",
-    inference: InferenceSettings | None = None,
-    overlays: Form = "png",
-    alpha: float = 0.55,
     max_bad_share: float = 1.0,
     fast: bool = True,
     console: Console | None = None,
+    **options: Any,
 ) -> SegmentationResult:
-    """Segment image files, and write masks, overlays and areas into a folder.
+    """Segment images, and write masks, overlays and areas into a folder.
 
     Args:
-        source: A run folder, a file in any layout, or a hub id.
-        images: The files.
+        source: A run folder, a file in any layout, a hub id, or an open network.
+        images: As for `image_sources`.
         output: The folder.
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
-        inference: Windows, scales and flips; by default those of training.
-        overlays: "png", "jpg" (smaller), or "none".
-        alpha: How strong the colours of the overlays are, in [0, 1].
         max_bad_share: The largest share of images that may be unreadable.
-        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
+        fast: Take the fastest backend of the network where the work ahead is worth it; outputs then
             differ in their last bits.
         console: Where the progress bar goes; None for none.
+        **options: Those of `PixelPredictor`.
 
     Raises:
         ValueError: If no image can be read, too many cannot, or a result would overwrite an image.
     """
-    where = pick_device(device)
-    model, card = open_model(source, where)
-    return segment_files(
-        model,
-        card.classes,
-        card.preprocessing,
-        images,
-        output=output,
-        device=where,
-        precision=pick_precision(precision, card, where),
-        settings=inference or inference_of(card.recipe),
-        overlays=overlays,
-        alpha=alpha,
+    stream = PredictionStream(
+        PixelPredictor(opened(source, device), Path(output), **options),
+        image_sources(images),
+        precision=precision,
         max_bad_share=max_bad_share,
         fast=fast,
         console=console,
     )
-
-
-def segment_files(
-    model: nn.Module,
-    classes: Sequence[str],
-    preprocessing: Preprocessing,
-    paths: Iterable[str | Path],
-    *,
-    output: str | Path,
-    device: torch.device,
-    precision: str,
-    settings: InferenceSettings | None = None,
-    overlays: Form = "png",
-    alpha: float = 0.55,
-    max_bad_share: float = 1.0,
-    fast: bool = True,
-    console: Console | None = None,
-) -> SegmentationResult:
-    """Segment image files, and write NAME_mask.png and NAME_overlay.png of each into a folder.
-
-    Args:
-        model: A segmentor on `device`. If it is `fast` it is taken over, and may be folded.
-        classes: Names, in the order of the indices.
-        preprocessing: What the network was trained with.
-        paths: The files.
-        output: The folder; `predictions.json` and `areas.csv` are written there, too.
-        device: Where the network runs.
-        precision: "fp32", "bf16" or "fp16".
-        settings: Windows, scales and flips.
-        overlays: "png", "jpg" (smaller), or "none".
-        alpha: How strong the colours of the overlays are, in [0, 1].
-        max_bad_share: The largest share of images that may be unreadable.
-        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
-            differ in their last bits.
-        console: Where the progress bar goes; None for none.
-
-    Raises:
-        ValueError: If no image can be read, too many cannot, or a result would overwrite an image.
-    """
-    if overlays not in get_args(Form):
-        raise ValueError(f"overlays are {overlays!r}, but must be of {', '.join(get_args(Form))}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, but must be from 0 to 1")
-    files, folder = [Path(path) for path in paths], Path(output)
-    names = output_names(files)
-    written = {
-        name: (f"{name}_mask.png", "" if overlays == "none" else f"{name}_overlay.{overlays}")
-        for name in names
-    }
-    protect(files, [folder / file for pair in written.values() for file in pair if file])
-    network = Fast(
-        model.eval(),
-        device=device,
-        precision=precision,
-        num_images=len(files),
-        enabled=fast,
-        note=notes(console),
-    )
-    predictions, bad = [], []
-    with progress_bar("segmenting", len(files), console) as advance:
-        for path, name in counted(zip(files, names, strict=True), network.watch(advance)):
-            try:
-                image = decode(path, mode=preprocessing.mode)
-                pixels = torch.from_numpy(preprocessing.pixels(image))[None].to(device)
-            except BadImage as error:
-                bad.append((str(path), error.reason))
-                if len(bad) > max_bad_share * len(files):
-                    raise ValueError(
-                        f"{len(bad):,} of {len(files):,} images cannot be read, such as {error}; "
-                        "allow more with --max-bad-share"
-                    ) from error
-                continue
-            labels = segment_labels(
-                network,
-                normalize_batch(preprocessing, pixels)[0],
-                settings=settings,
-                size=(image.height, image.width),
-                device=device,
-                precision=precision,
-            ).numpy()
-            mask, shown = written[name]
-            save_image(mask_image(labels, len(classes)), folder / mask)
-            if shown:
-                save_image(overlay(image, labels, len(classes), alpha=alpha), folder / shown)
-            predictions.append(
-                Segmentation(
-                    source=str(path),
-                    width=image.width,
-                    height=image.height,
-                    mask=mask,
-                    overlay=shown,
-                    areas=class_areas(labels, classes),
-                )
-            )
-    if not predictions:
-        first = f": {bad[0][0]}: {bad[0][1]}" if bad else ""
-        raise ValueError(f"none of the {len(files)} images can be read{first}")
-    result = SegmentationResult(
-        output=str(folder),
-        classes=tuple(classes),
-        predictions=tuple(predictions),
-        bad_images=tuple(bad),
-    )
-    result.write()
+    result: SegmentationResult = stream.summary()
     return result

@@ -21,8 +21,8 @@ from convnext.deploy.layers import Scaled, spell_out
 from convnext.deploy.writers import Blueprint
 from convnext.hardware.devices import AMP_DTYPES
 from convnext.tasks.detection.export.graph import OUTPUTS, DetectorGraph, check_size, paste
+from convnext.tasks.detection.model.anchors import DIVISOR
 from convnext.tasks.detection.model.batch import padded_size
-from convnext.tasks.detection.model.boxes import DIVISOR
 from convnext.tasks.detection.model.config import DetectorConfig
 from convnext.tasks.detection.model.detector import Detector
 from convnext.weights.checkpoint import Card

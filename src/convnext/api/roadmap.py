@@ -1,0 +1,186 @@
+"""The roadmap as a verb: counted, run on data, or varied at one step."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
+
+from convnext.api.settings import Settings, given_settings, make_recipe
+from convnext.api.training import StudyResult, TaskName, check_study
+from convnext.api.types import (
+    Data,
+    Folder,
+    OnCommandLine,
+    PythonOnly,
+    RecipeSource,
+    Repeated,
+    Show,
+    Words,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convnext.recipes.recipe import Recipe
+    from convnext.studies.roadmap_table import RoadmapRow
+
+Regime = Literal["resnet50", "resnet200", "mini"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoadmapCosts:
+    """What the steps of a roadmap cost, and the accuracies of the paper."""
+
+    regime: str
+    rows: Sequence[RoadmapRow]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"regime": self.regime, "rungs": [asdict(row) for row in self.rows]}
+
+
+def run_roadmap(
+    recipe: RecipeSource | None = None,
+    *,
+    regime: Regime = "resnet50",
+    data: Data | None = None,
+    rungs: Words = (),
+    start: Annotated[str, OnCommandLine(flag="from")] = "",
+    stop: Annotated[str, OnCommandLine(flag="to")] = "",
+    ablate: Repeated = (),
+    at: str | None = None,
+    rival: Repeated = (),
+    seeds: int = 1,
+    jobs: int = 0,
+    minutes: float = 0.0,
+    speed: bool = True,
+    output: Folder | None = None,
+    task: TaskName | None = None,
+    progress: Show = True,
+    command: Annotated[str, PythonOnly()] = "",
+    **settings: Unpack[Settings],
+) -> StudyResult | RoadmapCosts:
+    """Count the roadmap from a ResNet to ConvNeXt, or run it on your data.
+
+    Without data: parameters and multiply-accumulates counted on the built networks, and the paper's
+    accuracies. With data every step is trained under one recipe, with every seed; with `ablate` one
+    decision is varied at one step. The same command continues where it was interrupted.
+
+    `mini` is the roadmap at a third of the depth and a quarter of the width of ResNet-50's, for
+    laptops and small images.
+
+    Args:
+        recipe: A bundled recipe's name, or a YAML file; in Python also a `Recipe`.
+        regime: Which roadmap.
+        data: As for `train`; without it nothing is trained.
+        rungs: Only these steps.
+        start: The first step.
+        stop: The last step.
+        ablate: Vary a field of the network or of the recipe, as FIELD=A,B; several make a grid.
+        at: The step at which `ablate` varies; by default the last.
+        rival: Another network under the same recipe, named as for `compare`.
+        seeds: Seeds per network.
+        jobs: Runs at a time; 0 for one per GPU, or per CPU core.
+        minutes: Equal training time for all, by measured speed, instead of equal epochs.
+        speed: Measure throughput and memory.
+        output: The folder of the study; by default under `runs/`.
+        task: Only `classify`; for the others compare the steps.
+        progress: Where to print, as for `train`.
+        command: What the page of the study shows as the command that made it.
+        **settings: Settings of the recipe, as for `train`.
+
+    Raises:
+        ValueError: If the study cannot be made, or the folder holds another one.
+        InterruptedRun: If a signal asked for the end.
+    """
+    given = given_settings(settings, data=data, task=task)
+
+    from convnext.progress import console_of
+    from convnext.studies.compare import rivals_of
+    from convnext.studies.roadmap import (
+        ablation,
+        check_settings,
+        choose_rungs,
+        parse_decisions,
+        walk,
+    )
+
+    out = console_of(progress)
+    decisions = [ablate] if isinstance(ablate, str) else list(ablate)
+    step = at or choose_rungs(regime)[-1].name
+    if decisions:
+        if rungs or start or stop:
+            raise ValueError("--ablate varies one step, named by --at; leave out --rungs")
+        (rung,) = choose_rungs(regime, names=[step])
+        entries = ablation(regime, step, parse_decisions(decisions, rung.config))
+        title = f"{', '.join(decisions)} at {step} of the roadmap {regime}"
+    elif at:
+        raise ValueError("--at names the step of --ablate; to run to a step there is --to")
+    else:
+        entries = walk(regime, choose_rungs(regime, names=list(rungs), first=start, last=stop))
+        title = f"The roadmap {regime}"
+    entries += rivals_of([rival] if isinstance(rival, str) else rival)
+    made = make_recipe(recipe, given)
+    if data is None and recipe is None:
+        if decisions:
+            raise ValueError("--ablate trains networks; give it --data PATH, or --data digits")
+        return _costs(regime, made, out, [entry.name for entry in entries], output)
+    check_study(given, seeds=seeds, jobs=jobs, minutes=minutes)
+
+    from convnext.studies.study import study
+    from convnext.tasks import DEFAULT
+
+    if made.task != DEFAULT:
+        raise ValueError(
+            f"the roadmap is for classification; for --task {made.task} compare its steps: "
+            f"convnext compare roadmap/{regime}/kernel_7 --task {made.task} ..."
+        )
+    check_settings(made, entries)
+    root = Path(output or Path("runs") / _folder(regime, made, decisions, at))
+    results = study(
+        "ablate" if decisions else "roadmap",
+        title,
+        entries,
+        made,
+        num_seeds=seeds,
+        root=root,
+        given=given,
+        regime=regime,
+        command=command or shlex.join(["convnext", "roadmap", "--regime", regime]),
+        processes=jobs,
+        minutes=minutes,
+        speed=speed,
+        console=out,
+    )
+    return StudyResult(folder=root, results=results)
+
+
+def _folder(regime: str, recipe: Recipe, ablate: Sequence[str], at: str | None) -> str:
+    data = Path(recipe.data).name or "data"
+    parts = ["ablate" if ablate else "road", regime, data]
+    if ablate:
+        parts += [at] if at else []
+        parts += [decision.partition("=")[0] for decision in ablate]
+    return "-".join(parts)
+
+
+def _costs(
+    regime: str, recipe: Recipe, out: Console, names: Sequence[str], output: str | Path | None
+) -> RoadmapCosts:
+    """Print what the steps cost and what the paper reports; nothing is trained."""
+    from convnext.studies.roadmap_figure import draw_staircase
+    from convnext.studies.roadmap_table import print_roadmap, roadmap_rows
+
+    size = recipe.input.image_size
+    rows = roadmap_rows(regime, image_size=0 if size == "auto" else size)
+    rows = [row for row in rows if row.rung in names]
+    print_roadmap(rows, out)
+    if output:
+        stem = Path(output) / f"roadmap_{regime}"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        draw_staircase(rows, stem, regime)
+        out.print(f"figure: {stem}.svg, {stem}.png, drawn from {stem}.csv", soft_wrap=True)
+    return RoadmapCosts(regime=regime, rows=rows)

@@ -1,0 +1,383 @@
+"""One parser, generated from the signatures and docstrings of the verbs' functions."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Annotated, Any, Unpack, get_args, get_origin
+
+import docstring_parser
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from convnext.api.settings import SHORT, Settings
+from convnext.api.types import OnCommandLine, PythonOnly, TaskOptions
+from convnext.cli.verbs import VERBS, Verb
+from convnext.recipes.recipe import Recipe, flatten
+from convnext.tasks.verbs import options_of_tasks
+
+BOOL = "{true,false}"
+_OWN_SETTINGS = {"data", "model", "task", "weights"}
+"""Settings of a recipe that verbs have as arguments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """An argument of a verb on the command line."""
+
+    name: str
+    """In Python."""
+    hint: Any
+    default: Any
+    """`inspect.Parameter.empty` where it must be given."""
+    help: str
+    is_positional: bool = False
+    how: OnCommandLine = field(default_factory=OnCommandLine)
+
+    @property
+    def dest(self) -> str:
+        """The name on the command line."""
+        return self.how.flag or self.name
+
+    @property
+    def is_required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What a function of a verb takes."""
+
+    parameters: tuple[Parameter, ...]
+    has_settings: bool
+    """Whether it takes those of a recipe."""
+    task_options: str
+    """The verb whose options of tasks it takes, or ""."""
+
+
+def signature_of(function: Callable[..., Any]) -> Signature:
+    """Read the arguments of a function, and what its docstring says of them."""
+    told = {p.arg_name.lstrip("*"): p.description or "" for p in _docstring(function).params}
+    found, has_settings, task_options = [], False, ""
+    for p in inspect.signature(function).parameters.values():
+        hint, how = _resolve(p.annotation, function)
+        if isinstance(how, PythonOnly):
+            continue
+        if hint is Settings:
+            has_settings = True
+        elif isinstance(how, TaskOptions):
+            task_options = how.verb
+        else:
+            found.append(
+                Parameter(
+                    name=p.name,
+                    hint=hint,
+                    default=p.default,
+                    help=_plain(told.get(p.name, "")),
+                    is_positional=p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    how=how,
+                )
+            )
+    return Signature(parameters=tuple(found), has_settings=has_settings, task_options=task_options)
+
+
+def build_parser(names: Sequence[str] = tuple(VERBS), *, full: bool = False) -> ArgumentParser:
+    """Return the parser of the command line.
+
+    Args:
+        names: The verbs that it knows; fewer are built faster.
+        full: Show every setting of a recipe in the help.
+    """
+    parser = ArgumentParser(prog="convnext", exit_on_error=False, formatter_class=_Formatter)
+    verbs = parser.add_subcommands(dest="verb", required=True)
+    for name in names:
+        verbs.add_subcommand(name, verb_parser(name, full=full))
+    return parser
+
+
+def verb_parser(name: str, *, full: bool = False) -> ArgumentParser:
+    """Return the parser of a verb."""
+    verb = VERBS[name]
+    main = signature_of(verb.load())
+    parser = _recipe_parser(full=full) if main.has_settings else ArgumentParser(exit_on_error=False)
+    parser.prog = f"convnext {name}"
+    parser.allow_abbrev = False
+    parser.formatter_class = _Formatter
+    parser.description = _description(verb.load())
+    parser.epilog = _epilog(verb)
+    taken = {action.dest for action in parser._actions}
+    for p in main.parameters:
+        if p.dest in taken:  # A setting of the recipe, with what the verb says about it.
+            action = parser._option_string_actions[f"--{p.dest}"]
+            action.help, action.metavar = p.help, p.how.metavar or _metavar(action)
+        else:
+            _add(parser, p)
+    for action in parser._actions:  # Settings that the verb gives in another way.
+        if action.dest in _OWN_SETTINGS - {p.dest for p in main.parameters}:
+            action.help = argparse.SUPPRESS
+    if main.has_settings:
+        parser.add_argument("--help-all", action="store_true", help="Show every recipe setting.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object as last line.")
+    if main.task_options:
+        _add_task_options(parser, main.task_options)
+    _add_switches(parser, verb)
+    parser.usage = _usage(name, main)
+    return parser
+
+
+def option_name(name: str) -> str:
+    """Return how an option is written: hyphens in names of our own, full names as they are."""
+    return f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
+
+
+def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """Return the arguments with every option under the name that the parser has it by.
+
+    Hyphens and underscores are alike, short names stand for full ones, and a setting that is true
+    or false may be given without a value.
+    """
+    known = {name.replace("-", "_"): name for name in parser._option_string_actions}
+    switches = {f"__{short}" for short, full in SHORT.items() if _is_bool_setting(full)}
+    result: list[str] = []
+    for i, word in enumerate(argv):
+        if word == "--":
+            return [*result, *argv[i:]]
+        if not word.startswith("--"):
+            result.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        key = name.replace("-", "_")
+        full = f"--{SHORT.get(key[2:], '')}"
+        if f"__{key[5:]}" in switches and key.startswith("__no_") and not equals:
+            full, equals, value = f"--{SHORT[key[5:]]}", "=", "false"
+        if full in parser._option_string_actions and key not in known:
+            following = argv[i + 1] if i + 1 < len(argv) else ""
+            if key in switches and not equals and following not in ("true", "false"):
+                equals, value = "=", "true"
+            name = full
+        else:
+            name = known.get(key, name)
+        result.append(f"{name}{equals}{value}")
+    return result
+
+
+def unknown_option(word: str, verb: str, parser: ArgumentParser) -> str:
+    """Return what to say about an option that a verb does not have."""
+    from convnext.names import nearest
+
+    name = word.lstrip("-").partition("=")[0]
+    known = [s.lstrip("-") for s in parser._option_string_actions if s.startswith("--")]
+    has_settings = "--schedule.epochs" in parser._option_string_actions
+    close = nearest(name, [*(SHORT if has_settings else ()), *known])
+    return f"{verb} has no option {word}{close}"
+
+
+def _is_bool_setting(full: str) -> bool:
+    return isinstance(dict(flatten(Recipe())).get(full), bool)
+
+
+def _plain(text: str) -> str:
+    """Return an argument's description without what it says about Python."""
+    return re.sub(r"; (in|from) Python[^.]*", "", " ".join(text.split()))
+
+
+def _docstring(function: Callable[..., Any]) -> docstring_parser.Docstring:
+    return docstring_parser.parse(
+        inspect.getdoc(function) or "", style=docstring_parser.DocstringStyle.GOOGLE
+    )
+
+
+def _resolve(annotation: Any, function: Callable[..., Any]) -> tuple[Any, Any]:
+    """Return a type that the parser understands, and how the command line takes it."""
+    hint = annotation
+    if isinstance(hint, str):
+        hint = eval(hint, function.__globals__)
+    if get_origin(hint) is Unpack:
+        return get_args(hint)[0], OnCommandLine()
+    parts = tuple(part for part in get_args(hint) if part is not type(None))
+    is_optional = type(None) in get_args(hint)
+    for part in parts if is_optional else (hint,):
+        if get_origin(part) is Annotated:
+            inner, *extra = get_args(part)
+            for how in extra:
+                if isinstance(how, TaskOptions | PythonOnly):
+                    return inner, how
+                if isinstance(how, OnCommandLine):
+                    return how.type, how
+    return (parts[0] if is_optional and len(parts) == 1 else hint), OnCommandLine()
+
+
+def _recipe_parser(*, full: bool) -> ArgumentParser:
+    """Return a parser with an option for every setting of a recipe, shown by its short name."""
+    from convnext.recipes.recipe import recipe_parser
+
+    parser: ArgumentParser = recipe_parser("convnext")
+    defaults = dict(flatten(Recipe()))
+    short = {name: alias for alias, name in SHORT.items()}
+    sections = parser._action_groups[2:]
+    settings = None if full else parser.add_argument_group("settings")
+    for action in list(parser._actions):
+        if action.dest in defaults:
+            action.metavar = _metavar(action)
+            action.help = _with_default(action.help or "", defaults[action.dest])
+            alias = short.get(action.dest)
+            if alias:
+                action.option_strings = [option_name(alias), *action.option_strings]
+            if settings is not None and (alias or "." not in action.dest):
+                settings._group_actions.append(action)
+    if not full:
+        for section in sections:
+            section.title = section.description = None
+            section._group_actions = []
+    return parser
+
+
+def _add(group: Any, p: Parameter) -> None:
+    """Add an argument, typed as the function has it."""
+    if p.is_positional:
+        nargs = p.how.nargs or (None if p.is_required else "?")
+        options = {} if nargs is None else {"nargs": nargs}
+        group.add_argument(
+            p.dest, type=p.hint, help=p.help, metavar=p.how.metavar or p.dest.upper(), **options
+        )
+        return
+    name, shown = option_name(p.dest), _with_default(p.help, p.default)
+    if p.hint is bool and p.default is True:
+        group.add_argument(name, action=ActionYesNo(no_prefix="no-"), default=True, help=shown)
+    elif p.hint in (bool, bool | None):
+        group.add_argument(name, action="store_true", help=p.help)
+    elif p.how.action:
+        metavar = p.how.metavar or "TEXT"
+        group.add_argument(name, action=p.how.action, help=p.help, metavar=metavar)
+    else:
+        options = {} if p.how.nargs is None else {"nargs": p.how.nargs}
+        if p.how.const is not None:
+            options["const"] = p.how.const
+        action = group.add_argument(name, type=p.hint, help=shown, **options)
+        action.metavar = p.how.metavar or _metavar(action)
+
+
+def _add_switches(parser: ArgumentParser, verb: Verb) -> None:
+    """Add the options that choose another function, and the options that only it has."""
+    taken = {action.dest for action in parser._actions}
+    for switch in verb.switches:
+        function = verb.load(switch)
+        group = parser.add_argument_group(
+            f"with {option_name(switch)}", (_docstring(function).short_description or "")
+        )
+        own = [p for p in signature_of(function).parameters if p.dest not in taken]
+        if switch not in {p.dest for p in own}:
+            text = (_docstring(function).short_description or "").rstrip(".")
+            group.description = None
+            group.add_argument(option_name(switch), action="store_true", help=text)
+            taken.add(switch)
+        for p in own:
+            _add(group, p)
+            taken.add(p.dest)
+
+
+def _add_task_options(parser: ArgumentParser, verb: str) -> None:
+    """Add the options of tasks, in a group of each task or of those that have them."""
+    groups: dict[str, Any] = {}
+    for owners, p in task_parameters(verb):
+        title = " and ".join(owners)
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add(groups[title], p)
+
+
+def task_parameters(verb: str) -> Iterator[tuple[tuple[str, ...], Parameter]]:
+    """Yield the options of a verb that belong to tasks, and the folders of those."""
+    owners: dict[str, list[str]] = {}
+    found: dict[str, Parameter] = {}
+    for task, kind in options_of_tasks(verb).items():
+        told = {
+            p.arg_name: p.description or ""
+            for base in reversed(kind.__mro__[:-1])
+            for p in _docstring(base).params
+        }
+        for f in fields(kind):
+            owners.setdefault(f.name, []).append(task)
+            hint, how = _resolve(f.type, _module_of(kind))
+            found[f.name] = Parameter(
+                name=f.name,
+                hint=hint,
+                default=None if f.default is MISSING else f.default,
+                help=_plain(told.get(f.name, "")),
+                how=how,
+            )
+    for name, p in found.items():
+        yield tuple(owners[name]), p
+
+
+def _module_of(kind: type) -> Any:
+    """Return something with the globals of a class's module."""
+    import sys
+    from types import SimpleNamespace
+
+    return SimpleNamespace(__globals__=vars(sys.modules[kind.__module__]))
+
+
+def _description(function: Callable[..., Any]) -> str:
+    parsed = _docstring(function)
+    parts = (parsed.short_description, parsed.long_description)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _epilog(verb: Verb) -> str:
+    lines = verb.example.splitlines()
+    text = f"example{'s' if len(lines) > 1 else ''}:\n" + "\n".join(f"  {line}" for line in lines)
+    return f"{text}\n\n{verb.note}" if verb.note else text
+
+
+def _usage(name: str, main: Signature) -> str:
+    words = []
+    for p in main.parameters:
+        metavar = p.how.metavar or p.dest.upper()
+        if p.is_positional:
+            word = metavar if p.is_required else f"[{metavar}]"
+            words.append(f"{word} ..." if p.how.nargs == "+" else word)
+        elif p.is_required:
+            words.append(f"{option_name(p.dest)} {metavar}")
+    return " ".join(["convnext", name, *words, "[--option VALUE ...]"])
+
+
+def _with_default(text: str, default: Any) -> str:
+    if default is True:
+        return f"{text.rstrip('.')} (default: yes)"
+    if default is None or default == () or default == "" or isinstance(default, bool | dict):
+        return text
+    if default is inspect.Parameter.empty or "by default" in text or "efault:" in text:
+        return text
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return f"{text.rstrip('.')} (default: {shown})".lstrip()
+
+
+def _metavar(action: Any) -> str | None:
+    """Return what stands for the value of an option in the help; None for its choices."""
+    if action.metavar is not None:
+        return str(action.metavar)
+    hint = str(getattr(action, "_typehint", None) or action.type or "")
+    for kind, word in (("tuple", "X,..."), ("float", "X"), ("int", "N"), ("bool", BOOL)):
+        if kind in hint:
+            return word
+    return "TEXT"
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help of a hundred columns, in which an option's first name stands for the others."""
+
+    def __init__(self, prog: str, **_: Any) -> None:
+        super().__init__(prog, max_help_position=28, width=100)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        names = action.option_strings
+        shown = names if names[0] == "-h" or isinstance(action, ActionYesNo) else names[:1]
+        if action.nargs == 0 or (action.metavar == BOOL and "." not in shown[0]):
+            return ", ".join(shown)
+        return f"{', '.join(shown)} {self._format_args(action, 'VALUE')}"

@@ -1,0 +1,55 @@
+"""What the verbs ask of classification before anything heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What `predict` takes.
+
+    Args:
+        topk: Classes per image, in the table and in the files.
+        batch_size: Images at a time. The last bits of the probabilities may depend on it.
+        wide: Write one row per image into predictions.csv, with a column for each class, and the
+            true class where the folder says it.
+    """
+
+    topk: int = 5
+    batch_size: int = 64
+    wide: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What `evaluate` takes.
+
+    Args:
+        batch_size: Images at a time. The last bits of the scores may depend on it.
+        only_best: Of a run, leave out its last step with and without the moving average.
+    """
+
+    batch_size: int = 64
+    only_best: bool = False
+
+
+def recognizes(path: Path) -> bool:
+    """Whether a folder is certainly data for classification: what is nothing else is taken so."""
+    return False
+
+
+def inspect(path: str, *, contact_sheet: bool) -> tuple[Any, Any]:
+    """Return the report on a data set, and its contact sheet or None."""
+    from convnext.tasks.classification import inspect as module
+
+    return module.inspect(path), module.contact_sheet(path) if contact_sheet else None
+
+
+def predictor_class() -> Any:
+    """Import what predicts images."""
+    from convnext.tasks.classification.predict import ClassPredictor
+
+    return ClassPredictor

@@ -1,0 +1,217 @@
+"""`predict`, the frame of all tasks: images in, results out one by one, and files about them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+from convnext.data.drawing import output_names, protect
+from convnext.data.images import BadImage
+from convnext.data.sources import Source
+from convnext.deploy.fast import Fast
+from convnext.progress import notes, progress_bar
+from convnext.results.files import file_stem
+from convnext.tasks.opened import Opened
+from convnext.weights.open import pick_precision
+
+Result = TypeVar("Result")
+Skip = Callable[[Source, BadImage], None]
+"""Called with an image that cannot be read."""
+
+
+class Predictor(ABC, Generic[Result]):
+    """What a task adds to the frame. One serves one job.
+
+    Args:
+        own: The network. `network` may change what it reports.
+        output: The folder for files; None for no files.
+    """
+
+    title: ClassVar[str] = "predicting"
+    """Of the progress bar."""
+    default_folder: ClassVar[str] = ""
+    """Where the command line writes if no folder is named; "" for nowhere."""
+
+    def __init__(self, own: Opened, output: Path | None) -> None:
+        self.own, self.output = own, output
+        self.network: nn.Module = own.model
+        self.precision = "fp32"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return tuple(self.own.card.classes)
+
+    def begin(self, sources: Sequence[Source] | None) -> None:
+        """Check what goes before all images, where their number is known."""
+
+    def results(
+        self, sources: Iterable[Source], skip: Skip, done: Callable[[int], None]
+    ) -> Iterator[tuple[Source, Image.Image | None, Result]]:
+        """Yield every image that can be read, and its result; `done` counts all of them.
+
+        The image is None where no file is drawn from it.
+        """
+        mode = self.own.card.preprocessing.mode
+        for source in sources:
+            try:
+                image = source.open(mode)
+                result = self.result(source, image)
+            except BadImage as error:
+                skip(source, error)
+            else:
+                yield source, image, result
+            done(1)
+
+    def result(self, source: Source, image: Image.Image) -> Result:
+        """Return the result of one image, for tasks that take them one by one.
+
+        Raises:
+            BadImage: If the network cannot take it.
+        """
+        raise NotImplementedError
+
+    def files_of(self, name: str) -> tuple[str, ...]:
+        """Return the pictures that are written about an image whose results are called `name`."""
+        return ()
+
+    @abstractmethod
+    def row(
+        self, source: Source, image: Image.Image | None, result: Result, name: str, index: int
+    ) -> Any:
+        """Return what the summary says about an image, and write its pictures."""
+
+    @abstractmethod
+    def summary(self, rows: Sequence[Any], bad: Sequence[tuple[str, str]]) -> Any:
+        """Return what there is to print and to write: `print`, `write` and `to_dict`."""
+
+    def common(self, source: Source, size: tuple[int, int], image: Any) -> dict[str, Any]:
+        """Return the fields that the results of all tasks have."""
+        return {
+            "source": source.name,
+            "path": source.path,
+            "size": size,
+            "names": self.classes,
+            "image": image if source.path is None else None,
+        }
+
+
+class PredictionStream(Iterator[Result]):
+    """The results of images, one at a time, in order; images are read when they are needed."""
+
+    def __init__(
+        self,
+        predictor: Predictor[Result],
+        sources: list[Source] | Iterator[Source],
+        *,
+        precision: str = "auto",
+        max_bad_share: float = 1.0,
+        fast: bool = True,
+        console: Console | None = None,
+    ) -> None:
+        self.bad_images: list[tuple[str, str]] = []
+        """Images that could not be read, and why."""
+        self._predictor = predictor
+        self._sources = sources
+        self._total = len(sources) if isinstance(sources, list) else None
+        self._max_bad_share = max_bad_share
+        self._fast, self._console = fast, console
+        own = predictor.own
+        predictor.precision = pick_precision(precision, own.card, own.device)
+        self._rows: list[Any] = []
+        self._keeps_rows = predictor.output is not None
+        self._names = self._output_names()
+        self._taken: set[str] = set()
+        predictor.begin(sources if isinstance(sources, list) else None)
+        self._results = self._run()
+
+    def __next__(self) -> Result:
+        return next(self._results)
+
+    def __iter__(self) -> Iterator[Result]:
+        return self
+
+    def summary(self) -> Any:
+        """Predict what is left, and return what to print and to write."""
+        self._keeps_rows = True
+        for _ in self:
+            pass
+        return self._predictor.summary(self._rows, self.bad_images)
+
+    def _output_names(self) -> dict[int, str]:
+        """Return the names of the results of files, by their `id`; others are named one by one.
+
+        Raises:
+            ValueError: If a result would overwrite an image.
+        """
+        if not isinstance(self._sources, list):
+            return {}
+        files = [source.path for source in self._sources if source.path is not None]
+        if len(files) < len(self._sources):
+            return {}
+        names = output_names(files)
+        if (folder := self._predictor.output) is not None:
+            written = (self._predictor.files_of(name) for name in names)
+            protect(files, [folder / file for few in written for file in few])
+        return {id(source): name for source, name in zip(self._sources, names, strict=True)}
+
+    def _run(self) -> Iterator[Result]:
+        predictor = self._predictor
+        network = Fast(
+            predictor.network.eval(),
+            device=predictor.own.device,
+            precision=predictor.precision,
+            num_images=self._total or 0,
+            enabled=self._fast and self._total is not None,
+            keep=predictor.own.is_shared,
+            note=notes(self._console),
+        )
+        predictor.network = network
+        count = 0
+        console = None if self._total is None else self._console
+        with progress_bar(predictor.title, self._total or 0, console) as advance:
+            found = predictor.results(self._sources, self._skip, network.watch(advance))
+            for source, image, result in found:
+                if self._keeps_rows:
+                    name = self._name(source)
+                    # One that could not be read has its number too.
+                    index = count + len(self.bad_images)
+                    self._rows.append(predictor.row(source, image, result, name, index))
+                count += 1
+                with torch.inference_mode(False):  # What the caller does is none of our inference.
+                    yield result
+        if not count:
+            total = len(self.bad_images) if self._total is None else self._total
+            first = ": {}: {}".format(*self.bad_images[0]) if self.bad_images else ""
+            raise ValueError(f"none of the {total} images can be read{first}")
+        if predictor.output is not None:
+            predictor.summary(self._rows, self.bad_images).write(predictor.output)
+
+    def _name(self, source: Source) -> str:
+        if id(source) in self._names:
+            return self._names[id(source)]
+        number, stem = 1, file_stem(source.path or source.name)
+        name = stem
+        while name.casefold() in self._taken:
+            number, name = number + 1, f"{stem}_{number + 1}"
+        self._taken.add(name.casefold())
+        folder = self._predictor.output
+        if folder is not None and source.path is not None:
+            files = self._predictor.files_of(name)
+            protect([source.path], [folder / file for file in files])
+        return name
+
+    def _skip(self, source: Source, error: BadImage) -> None:
+        self.bad_images.append((source.name, error.reason))
+        if self._total is not None and len(self.bad_images) > self._max_bad_share * self._total:
+            raise ValueError(
+                f"{len(self.bad_images):,} of {self._total:,} images cannot be read, such as "
+                f"{error}; allow more with --max-bad-share"
+            ) from error

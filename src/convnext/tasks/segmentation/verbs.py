@@ -1,0 +1,91 @@
+"""What the verbs ask of segmentation before anything heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """How images are read; by default as in training.
+
+    Args:
+        window: Slide a window with sides of this many pixels.
+        stride: Pixels from window to window.
+        whole: Read images whole.
+        multi_scale: Average six scales from 0.5 to 1.75.
+        flip: Average with the mirrored image.
+    """
+
+    window: int | None = None
+    stride: int | None = None
+    whole: bool = False
+    multi_scale: bool = False
+    flip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(InferenceOptions):
+    """What `predict` takes, and how images are read.
+
+    Args:
+        overlays: Format of the pictures.
+        alpha: Opacity of the colors in the overlays, from 0 to 1.
+    """
+
+    overlays: Literal["png", "jpg", "none"] = "png"
+    alpha: float = 0.55
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(InferenceOptions):
+    """What `evaluate` takes.
+
+    Args:
+        boundary: Measure the boundary F-score too.
+    """
+
+    boundary: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What `data` takes.
+
+    Args:
+        images: Pattern of the images, such as 'left/{split}/*/*_left.png'.
+        masks: Pattern of the masks; its stars pair it with `images`.
+        reduce_zero_label: Value 0 of the masks means no class.
+    """
+
+    images: str = ""
+    masks: str = ""
+    reduce_zero_label: bool | None = None
+
+
+def recognizes(path: Path) -> bool:
+    """Whether a folder holds images with masks, by its layout."""
+    from convnext.tasks.segmentation.layout import is_segmentation
+
+    return is_segmentation(path)
+
+
+def inspect(path: str, *, contact_sheet: bool, **options: Any) -> tuple[Any, Any]:
+    """Return the report on a data set, and its contact sheet or None."""
+    from convnext.tasks.segmentation import contact_sheet as sheets
+    from convnext.tasks.segmentation import inspect as module
+    from convnext.tasks.segmentation.data import open_dataset
+
+    given = {name: value for name, value in options.items() if value is not None}
+    report = module.inspect(path, **given)
+    data = open_dataset(path, strict=False, **given) if contact_sheet else None
+    return report, None if data is None else sheets.contact_sheet(data)
+
+
+def predictor_class() -> Any:
+    """Import what predicts images."""
+    from convnext.tasks.segmentation.predict import PixelPredictor
+
+    return PixelPredictor

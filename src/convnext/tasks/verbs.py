@@ -1,0 +1,97 @@
+"""What the verbs ask of tasks before anything heavy is imported: their options, their data.
+
+A task's `verbs.py` has a dataclass for each verb that has options of its own, `recognizes` and
+`inspect`; on import it loads neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from convnext.names import nearest
+from convnext.tasks import DEFAULT, task_folders
+
+CLASSES = {
+    "predict": "PredictOptions",
+    "evaluate": "EvaluateOptions",
+    "export": "ExportOptions",
+    "data": "DataOptions",
+}
+"""What the dataclass of a verb is called."""
+
+
+def options_of_tasks(verb: str) -> dict[str, Any]:
+    """Return the dataclass of every task that has options for a verb, by the task's folder."""
+    found = {}
+    for folder in task_folders().values():
+        module = _module(folder)
+        if hasattr(module, CLASSES[verb]):
+            found[folder] = getattr(module, CLASSES[verb])
+    return found
+
+
+def given_options(task: str, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a task: those that were given, and the defaults of the others.
+
+    Raises:
+        ValueError: If the task does not have one of them; says which task has it, or the nearest.
+    """
+    classes = options_of_tasks(verb)
+    own = task_folders()[task]
+    known = {f.name for f in fields(classes[own])} if own in classes else set()
+    for name in given:
+        if name in known:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        others = [
+            folder for folder, kind in classes.items() if name in {f.name for f in fields(kind)}
+        ]
+        if others:
+            raise ValueError(f"{option} is an option for {' and '.join(others)}; this is {own}")
+        raise ValueError(f"{verb} has no option {option}{nearest(name, known)}")
+    return asdict(classes[own](**given)) if own in classes else {}
+
+
+def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -> str:
+    """Return the task that data is for, by its layout, or by options that only one task has.
+
+    Raises:
+        ValueError: If it could be for several tasks.
+    """
+    for task, folder in task_folders().items():
+        known = {f.name for f in fields(options_of_tasks("data").get(folder, _NoOptions))}
+        if known & {name for name, value in (options or {}).items() if value}:
+            return task
+    found = [
+        task for task, folder in task_folders().items() if _module(folder).recognizes(Path(path))
+    ]
+    if len(found) > 1:
+        raise ValueError(f"{path} could be data to {' or to '.join(found)}; say which with --task")
+    return found[0] if found else DEFAULT
+
+
+def inspect(task: str, path: str, *, contact_sheet: bool = False, **options: Any) -> Any:
+    """Return the report of a task on a data set, and a picture of it if that is asked for.
+
+    Raises:
+        ValueError: If there is no such data.
+    """
+    return _module(task_folders()[task]).inspect(path, contact_sheet=contact_sheet, **options)
+
+
+@dataclass(frozen=True)
+class _NoOptions:
+    pass
+
+
+def _module(folder: str) -> Any:
+    return importlib.import_module(f"convnext.tasks.{folder}.verbs")
+
+
+def predictor_class(task: str) -> Any:
+    """Import what predicts images for a task."""
+    return _module(task_folders()[task]).predictor_class()

@@ -1,0 +1,131 @@
+"""What `convnext models` lists: networks, their cost, and the weights published for them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from convnext.models.family import create_model, dense_prefix, list_models
+from convnext.models.flops import cost
+from convnext.names import nearest
+from convnext.weights.published import published
+
+# Counting a peer means building it; a pattern that matches hundreds should still answer.
+MAX_COUNTED_PEERS = 40
+
+# Height, width and classes of what dense networks are counted for, as for ADE20K and COCO.
+DENSE_INPUTS = {
+    "upernet_": (512, 512, 150),
+    "mask_rcnn_": (800, 1280, 80),
+    "cascade_mask_rcnn_": (800, 1280, 80),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogueRow:
+    """A network, or a network with one of its published weights."""
+
+    model: str
+    params: int | None
+    macs: int | None
+    """For one image of `input_size`."""
+    input_size: int
+    weights: str = ""
+    """The tag that `create_model(model, weights=...)` takes."""
+    hub_id: str = ""
+    source: str = ""
+    licence: str = ""
+    top1: float | None = None
+    """ImageNet-1K top-1 in percent, as published."""
+    num_classes: int = 1000
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def catalogue(pattern: str) -> list[CatalogueRow]:
+    """Return the networks that match a shell pattern, a row for each of their weights.
+
+    Raises:
+        ValueError: If none matches.
+    """
+    names = list_models(pattern)
+    if not names:
+        raise ValueError(f"no model matches {pattern!r}{nearest(pattern, list_models())}")
+    counted = not pattern.startswith("timm/") or len(names) <= MAX_COUNTED_PEERS
+    rows = []
+    for name in names:
+        entries = published(name)
+        height, _, classes = DENSE_INPUTS.get(dense_prefix(name) or "", (224, 224, 1000))
+        default = (height, classes)
+        kinds = {(entry.input_size, entry.num_classes) for entry in entries} or {default}
+        counts = {kind: _count(name, *kind) if counted else (None, None) for kind in kinds}
+        if not entries:
+            params, macs = counts[default]
+            size, num_classes = default
+            rows.append(
+                CatalogueRow(
+                    model=name, params=params, macs=macs, input_size=size, num_classes=num_classes
+                )
+            )
+        for entry in entries:
+            params, macs = counts[entry.input_size, entry.num_classes]
+            rows.append(
+                CatalogueRow(
+                    model=name,
+                    params=params,
+                    macs=macs,
+                    input_size=entry.input_size,
+                    weights=entry.tag,
+                    hub_id=entry.hub_id,
+                    source=entry.source,
+                    licence=entry.licence,
+                    top1=entry.top1,
+                    num_classes=entry.num_classes,
+                )
+            )
+    return rows
+
+
+def print_catalogue(rows: list[CatalogueRow], console: Console) -> None:
+    """Print the rows; the paper's accuracies are marked as published, not measured here."""
+    table = Table(box=None, header_style="bold")
+    for name in ("model", "weights"):
+        table.add_column(name, no_wrap=True)
+    for name in ("top-1", "size", "params", "MACs"):
+        table.add_column(name, justify="right")
+    table.add_column("classes", justify="right")
+    table.add_column("licence")
+    table.add_column("source", overflow="fold", style="dim")
+    last = ""
+    for row in rows:
+        table.add_row(
+            row.model if row.model != last else "",
+            row.weights or "-",
+            f"{row.top1:.1f}" if row.top1 is not None else "-",
+            f"{row.input_size}",
+            f"{row.params / 1e6:.1f} M" if row.params else "-",
+            f"{row.macs / 1e9:.2f} G" if row.macs else "-",
+            f"{row.num_classes:,}",
+            row.licence or "-",
+            row.source,
+        )
+        last = row.model
+    console.print(table)
+    if any(row.top1 is not None for row in rows):
+        console.print("top-1 on ImageNet-1K in percent, as published; params and MACs counted here")
+
+
+def _count(name: str, size: int, num_classes: int) -> tuple[int | None, int | None]:
+    with torch.device("meta"):
+        model = create_model(name, num_classes=num_classes)
+    try:
+        counted = cost(model, DENSE_INPUTS.get(dense_prefix(name) or "", (size, size))[:2])
+    except (AssertionError, RuntimeError):  # A peer that takes no other size than its own.
+        return sum(p.numel() for p in model.parameters()), None
+    return counted.params, counted.macs

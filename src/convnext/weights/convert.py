@@ -1,0 +1,148 @@
+"""`convert`: a checkpoint in another layout, as a new file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convnext.atomic import atomic_write
+from convnext.models.config import NetworkConfig
+from convnext.models.family import create_model, dense_prefix, network_configs
+from convnext.names import nearest
+from convnext.weights.adapt import with_num_dims
+from convnext.weights.dense import layouts_of_model, tables_of_model
+from convnext.weights.export import export_tensors
+from convnext.weights.infer import infer_model
+from convnext.weights.layouts import form_of
+from convnext.weights.report import ConvertReport, shorten
+from convnext.weights.sources import read_source
+from convnext.weights.translate import recognise
+
+# What `torch.load` finds around the state dict in the files of these packages; those of dense tasks
+# come from the toolboxes.
+_WRAPPED = {"official": "model", "openmmlab": "state_dict"}
+_WRAPPED_DENSE = {"official": "state_dict", "openmmlab": "state_dict"}
+
+
+def convert(
+    source: str | Path, target: str | Path, layout: str, *, model: str | None = None
+) -> ConvertReport:
+    """Read a checkpoint in any layout and write it in another one.
+
+    Args:
+        source: A file, a folder, or a hub id.
+        target: A `.safetensors` or `.pth` file; it appears whole or not at all.
+        layout: "official", "timm", "torchvision", "transformers", "openmmlab" or "convnext".
+        model: The network; by default what the file says of itself, or else its shapes.
+
+    Raises:
+        ValueError: If the source cannot be read or is not a network of our own, or the network has
+            no form in the layout.
+    """
+    target = Path(target)
+    if target.suffix not in (".safetensors", ".pth", ".pt"):
+        raise ValueError(f"{target} must end in .safetensors or .pth")
+    tensors, metadata = read_source(source)
+    name, changes = _network(tensors, metadata, model)
+    with torch.device("meta"):
+        network = create_model(name, **changes)
+    config = getattr(network, "backbone", network).config
+    assert isinstance(config, NetworkConfig), "only networks of our own come this far"
+    layouts = layouts_of_model(name)
+    form_of(layout, config, layouts)
+    recognition = recognise(tensors, layouts)
+    found = {ours: tensors[theirs] for theirs, ours in recognition.names.items()}
+    expected = network.state_dict()
+    ours = {
+        key: with_num_dims(found[key], tensor.ndim)
+        for key, tensor in expected.items()
+        if key in found
+    }
+    wrong = [key for key, tensor in ours.items() if tensor.shape != expected[key].shape]
+    absent = [key for key in expected if key not in ours and not _optional(key)]
+    if wrong or absent:
+        what = f"has other shapes for {shorten(wrong)}" if wrong else f"lacks {shorten(absent)}"
+        raise ValueError(f"{source} is not a {name}: it {what}")
+    exported = export_tensors(ours, config, layout, layouts)
+    keep = metadata if layout == "convnext" and metadata.get("model") == name else {"format": "pt"}
+    wrapped = _WRAPPED_DENSE if dense_prefix(name) else _WRAPPED
+    _write(target, exported, wrapped.get(layout), keep)
+    return ConvertReport(
+        source=str(source),
+        source_layout=recognition.layout.name,
+        model=name,
+        changes=changes,
+        written_layout=layout,
+        tensors=len(exported),
+        dropped=tuple(t for t in tensors if recognition.names.get(t) not in ours),
+    )
+
+
+def _network(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], model: str | None
+) -> tuple[str, dict[str, Any]]:
+    """Return a network's name and changes: as told, as the file's metadata has it, as inferred."""
+    from convnext.weights.checkpoint import FORMAT, Card
+
+    if model is not None:
+        if not _is_ours(model):
+            raise ValueError(f"there is no model {model!r}{nearest(model, network_configs())}")
+        return model, _changes_beside_size(tensors, model)
+    if metadata.get("format") == FORMAT:
+        card = Card.from_metadata(metadata, where="the checkpoint")
+        if not _is_ours(card.model):
+            raise ValueError(f"{card.model} is not a network of our own, and has no other layouts")
+        return card.model, _changed(card.model, card.changes)
+    return infer_model(tensors)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a network, or the backbone of one, is of our own."""
+    return name.removeprefix(dense_prefix(name) or "") in network_configs()
+
+
+def _changes_beside_size(tensors: Mapping[str, Tensor], model: str) -> dict[str, Any]:
+    """Return what a file says of the classes and channels of a network that is named for it."""
+    if tables_of_model(model) is not None:
+        own = ("num_classes", "channels", "fc_dim", "auxiliary", "auxiliary_channels")
+        return {
+            k: v
+            for k, v in infer_model(tensors)[1].items()
+            if k in (*own, "output_norms", "in_chans")
+        }
+    recognition = recognise(tensors)
+    shapes = {ours: tensors[theirs].shape for theirs, ours in recognition.names.items()}
+    head, stem = shapes.get("head.fc.weight", (0,)), shapes.get("stem.conv.weight")
+    changes: dict[str, Any] = {} if head[0] == 1000 else {"num_classes": head[0]}
+    return changes | ({"in_chans": stem[1]} if stem and stem[1] != 3 else {})
+
+
+def _changed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values in which a network differs from the named one; a run's card lists all."""
+    with torch.device("meta"):
+        known, new = create_model(name), create_model(name, **values)
+    assert isinstance(known.changes, dict)
+    assert isinstance(new.changes, dict)
+    return {key: value for key, value in new.changes.items() if value != known.changes[key]}
+
+
+def _optional(name: str) -> bool:
+    """Whether a backbone without its classifier may lack a tensor."""
+    return name.startswith("head.") or name.endswith("num_batches_tracked")
+
+
+def _write(
+    target: Path, tensors: Mapping[str, Tensor], key: str | None, metadata: Mapping[str, str]
+) -> None:
+    if target.suffix == ".safetensors":
+        from convnext.weights.checkpoint import save_tensors
+
+        save_tensors(target, tensors, metadata, sign=False)  # As the others write it.
+        return
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with atomic_write(target) as temporary:
+        torch.save({key: plain} if key else plain, temporary)
