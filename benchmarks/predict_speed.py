@@ -33,8 +33,8 @@ from rich.table import Table
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.fast import Fast
 from convnext.deploy.optimize import cache_file, cache_key, known_form, optimize
-from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import environment
+from convnext.hardware.system import keep_freed_memory
 from convnext.models.family import create_model
 from convnext.models.flops import cost
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD

@@ -50,11 +50,11 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, NativeScaler
 from torch import Tensor, nn
 
-from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import autocast, environment, pick_device
 from convnext.hardware.peak_rates import matrix_limit
 from convnext.hardware.ranks import ALONE
 from convnext.hardware.signals import StopSignals
+from convnext.hardware.system import keep_freed_memory
 from convnext.kernels.fused_block import set_fused
 from convnext.models.family import create_model
 from convnext.models.flops import cost

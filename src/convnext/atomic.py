@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-
-def _read_umask() -> int:
-    # It can only be read by setting it, which another thread must not see.
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
-_UMASK = _read_umask()
 
 
 @contextmanager
@@ -27,15 +18,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # Made by the system itself, so that it is as readable as any other file of this user; the umask
+    # cannot be read without setting it, which other threads would see.
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files private; a result is as readable as any other file.
-        temporary.chmod(0o666 & ~_UMASK)
+        temporary.chmod(mode)  # A writer may have put a private file of its own in this place.
         temporary.replace(path)
         sync_folder(path.parent)
     finally:

@@ -19,6 +19,7 @@ from convnext.api.types import (
     RecipeSource,
     Show,
 )
+from convnext.names import portable_name
 
 if TYPE_CHECKING:
     from convnext.studies.results import Result
@@ -200,7 +201,8 @@ def compare(
     recipe = make_recipe(with_recipe, given)
     entries = entries_of(names, recipe.task)
     check_settings(recipe, entries)
-    root = Path(output or Path("runs") / f"compare-{Path(recipe.data).name or 'data'}")
+    name = portable_name(f"compare-{Path(recipe.data).name or 'data'}")
+    root = Path(output or Path("runs") / name)
     results = study(
         "compare",
         f"{len(entries)} networks on {Path(recipe.data).name or recipe.data}",

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from convnext.deploy.backends import Form
 from convnext.deploy.build import build as build_form
 from convnext.deploy.optimize import optimize
-from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import autocast, wait_for
+from convnext.hardware.system import keep_freed_memory
 from convnext.models.family import create_model
 from convnext.tasks.detection.export.backend import FastDetector
 from convnext.training.measure import peak_memory_gb

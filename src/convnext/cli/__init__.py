@@ -9,7 +9,7 @@ from typing import Any
 
 from convnext import __version__
 from convnext.cli.verbs import VERBS
-from convnext.hardware.allocator import keep_freed_memory
+from convnext.hardware.system import keep_freed_memory
 from convnext.names import nearest
 from convnext.training.faults import EXIT_AGAIN, InterruptedRun, LostProcessError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from convnext.data.images import BadImage
 from convnext.data.threads import for_each
+from convnext.hardware.system import free_memory
 
 # Share of the memory that is free now which a cache may take.
 BUDGET_SHARE = 0.5
@@ -62,7 +62,7 @@ class ImageCache:
 
 def memory_budget(workers: int = 0) -> int:
     """Return how many bytes a cache that `workers` processes read may take on this machine now."""
-    free = _free_memory() or FALLBACK_MEMORY
+    free = free_memory() or FALLBACK_MEMORY
     shm = Path("/dev/shm")
     if workers and not _forks() and shm.is_dir():  # In containers often no more than 64 MB.
         free = min(free, shutil.disk_usage(shm).free)
@@ -73,21 +73,3 @@ def _forks() -> bool:
     """Tell whether worker processes will be forked, without fixing that they will."""
     chosen = multiprocessing.get_start_method(allow_none=True)
     return (chosen or multiprocessing.get_all_start_methods()[0]) == "fork"
-
-
-def _free_memory() -> int | None:
-    """Return the bytes that this process can still get, or None where the system does not tell."""
-    found = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in lines:
-            found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").is_file() and (group / "memory.current").is_file():
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":  # The limit of a container.
-            found.append(max(0, int(limit) - int((group / "memory.current").read_text())))
-    return min(found, default=None)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from convnext.atomic import atomic_write
+from convnext.names import portable_name
 
 # Far from each other in hue or lightness, so that a dozen classes can be told apart.
 FIRST = (
@@ -152,7 +153,7 @@ def output_names(paths: Sequence[Path]) -> list[str]:
 
     Files of one name are told apart by the folders below those that all files share, and by their
     ending; one that is given twice, or differs from another by its writing only, by a number. Names
-    that leave no room for what is appended are cut.
+    that leave no room for what is appended are cut, characters that Windows refuses replaced.
     """
     stems = Counter(path.stem.casefold() for path in paths)
     folders = [Path(os.path.abspath(path)).parts[1:-1] for path in paths]
@@ -168,6 +169,7 @@ def output_names(paths: Sequence[Path]) -> list[str]:
         name = (
             os.fsdecode(os.fsencode(name)[:MAX_NAME]) if len(os.fsencode(name)) > MAX_NAME else name
         )
+        name = portable_name(name)
         # Some file systems take "A" and "a" for the same name.
         number, tried = 2, name
         while tried.casefold() in taken:

@@ -12,7 +12,7 @@ What a picture means is decided here once, for training, evaluation and predicti
 
 from __future__ import annotations
 
-import warnings
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,8 +29,6 @@ File = str | Path | bytes | BinaryIO
 
 # Twice Pillow's limit for a warning, which is where Pillow itself refuses.
 MAX_PIXELS = 2 * 89_478_485
-# The declared size is checked here, so that Pillow's warning at half the limit says nothing new.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # Formats that Pillow hands to another program (EPS would start Ghostscript), knows by name only, or
 # that are no pictures.
@@ -132,7 +130,7 @@ def opened(
     """
     name = _name(file, source)
     try:
-        with _open(file) as stream, Image.open(stream, formats=readable_formats()) as image:
+        with _open(file) as stream, identify(stream) as image:
             _check_size(image, max_pixels, name)
             yield image
     except BadImage:
@@ -140,6 +138,34 @@ def opened(
     # Pillow's plugins let almost any exception escape from a damaged file.
     except Exception as error:
         raise BadImage(name, _reason(error, file)) from error
+
+
+def identify(stream: IO[bytes]) -> Image.Image:
+    """Open the image in a binary file by the first of Pillow's plugins that recognizes it.
+
+    Unlike `Image.open` it does not warn at half the size that is refused, which a caller could
+    silence for the whole process only.
+
+    Raises:
+        PIL.UnidentifiedImageError: If no plugin recognizes it.
+        PIL.Image.DecompressionBombError: If it declares more than `MAX_PIXELS`.
+    """
+    start = stream.read(16)
+    for name in readable_formats():
+        factory, accepts = Image.OPEN[name]
+        answer = True if accepts is None else accepts(start)
+        # A text says that the plugin recognizes the format, but misses a library to read it.
+        if isinstance(answer, str) or not answer:
+            continue
+        stream.seek(0)
+        try:
+            image = factory(stream, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # It only looked like it.
+            continue
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels declared")
+        return image
+    raise UnidentifiedImageError("no plugin recognizes the file")
 
 
 def as_mode(image: Image.Image, mode: Mode) -> Image.Image:

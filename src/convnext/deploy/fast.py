@@ -28,8 +28,8 @@ from convnext.deploy.optimize import (
     optimize,
 )
 from convnext.deploy.runtimes import ExportedNetwork
-from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import wait_for
+from convnext.hardware.system import keep_freed_memory
 from convnext.kernels.winograd import with_winograd
 from convnext.tasks.detection.export.backend import (
     FastDetector,

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from convnext.deploy.backends import PLAIN, Form, available, candidates
 from convnext.deploy.build import Runner, build
-from convnext.hardware.allocator import keep_freed_memory
 from convnext.hardware.devices import AMP_DTYPES, environment, wait_for
+from convnext.hardware.system import keep_freed_memory
 from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
 from convnext.kernels.winograd import has_any
 
@@ -154,7 +154,7 @@ def optimize(
         with a list of images (C, H, W) of any sizes.
 
     On a CPU with Linux's C library, this process keeps the memory that it frees from then on
-    (`convnext.hardware.allocator`).
+    (`convnext.hardware.system`).
 
     Raises:
         ValueError: If the example is no batch of images, there is no such precision, int8 has no

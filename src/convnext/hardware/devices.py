@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+
+from convnext.hardware.system import cpu_facts
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -80,9 +81,4 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def cpu_name() -> str:
     """Return what the processor calls itself."""
-    if sys.platform == "linux":
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return cpu_facts()[0] or platform.processor() or platform.machine()

@@ -7,18 +7,17 @@ import threading
 from types import FrameType
 from typing import Any
 
-# SIGUSR1 is what SLURM sends ahead of a time limit (`#SBATCH --signal=USR1@120`).
-NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+from convnext.hardware.system import CHILD_ENDED, STOP_SIGNALS
 
 
 def leave_signals_to_parent(_worker: int = 0) -> None:
-    """Make a process of the data loader deaf to them, so that the last step has its data.
+    """Make a process of the data loader ignore them, so that the last step has its data.
 
     SIGTERM excepted, by which the loader itself ends its processes.
     """
-    for name in NAMES[1:]:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
 
 
 class StopSignals:
@@ -34,10 +33,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         # Only the main thread may set handlers; elsewhere the signals are not ours to take.
         if threading.current_thread() is threading.main_thread():
-            for name in NAMES:
-                number = getattr(signal, name, None)
-                if number is not None:
-                    self._before[number] = signal.signal(number, self._take)
+            for number in STOP_SIGNALS:
+                self._before[number] = signal.signal(number, self._take)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,6 +49,6 @@ class StopSignals:
         self.received = self.received or signal.Signals(number).name
         # Such a signal often goes to every process of a run. The loader's may end by it, and torch
         # would then raise an error in the middle of the step that is to be finished.
-        if hasattr(signal, "SIGCHLD"):
-            self._before.setdefault(signal.SIGCHLD, signal.getsignal(signal.SIGCHLD))
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if CHILD_ENDED is not None:
+            self._before.setdefault(CHILD_ENDED, signal.getsignal(CHILD_ENDED))
+            signal.signal(CHILD_ENDED, signal.SIG_DFL)

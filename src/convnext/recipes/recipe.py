@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -130,12 +131,26 @@ def recipe_from_dict(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 def recipe_parser(prog: str = "convnext train") -> Any:
     """Return a jsonargparse parser with a `--section.field` option for every leaf."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentParser
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False, prog=prog)
-    parser.add_class_arguments(Recipe)
+    with _docstrings_of_fields():
+        parser.add_class_arguments(Recipe)
     return parser
+
+
+@contextmanager
+def _docstrings_of_fields() -> Iterator[None]:
+    """Let jsonargparse read the docstrings of fields; its settings then are what they were."""
+    from jsonargparse import set_parsing_settings
+    from jsonargparse._optionals import get_docstring_parse_options  # Nothing public reads it.
+
+    before = get_docstring_parse_options()["attribute_docstrings"]
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        yield
+    finally:
+        set_parsing_settings(docstring_parse_attribute_docstrings=before)
 
 
 def as_recipe(namespace: Any) -> Recipe:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convnext.atomic import write_text
+from convnext.names import portable_name
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, recipe_from_dict, to_dict
 
 # Evaluations of a run, so that its curve has a shape.
@@ -57,7 +58,8 @@ class Entry:
     @property
     def folder_name(self) -> str:
         """Its name as a folder."""
-        return "".join(c if c.isalnum() or c in "-_.=," else "_" for c in self.own_name)
+        kept = "".join(c if c.isalnum() or c in "-_.=," else "_" for c in self.own_name)
+        return portable_name(kept)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from convnext.hardware.system import peak_resident_bytes
 from convnext.training.distributed import whole
 
 
@@ -71,17 +71,4 @@ def peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     if device.type == "mps":
         return torch.mps.driver_allocated_memory() / 1e9
-    return _peak_resident_bytes() / 1e9
-
-
-def _peak_resident_bytes() -> float:
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = status.read_text(encoding="utf-8").splitlines()
-        peak = next((line for line in lines if line.startswith("VmHWM:")), "VmHWM: 0 kB")
-        return 1024 * float(peak.split()[1])
-    try:
-        import resource
-    except ImportError:  # Windows.
-        return 0.0
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # Bytes on macOS.
+    return peak_resident_bytes() / 1e9

@@ -18,6 +18,7 @@ from convnext.hardware.devices import environment, pick_device
 from convnext.hardware.peak_rates import pick_training_precision
 from convnext.hardware.ranks import Ranks
 from convnext.models.flops import Cost, cost
+from convnext.names import portable_name
 from convnext.recipes.plan import num_steps as num_steps_of
 from convnext.recipes.recipe import Recipe, check_ranges, number, one_line, to_dict, to_yaml
 from convnext.tasks import task_class
@@ -288,7 +289,8 @@ def _finish(task: Task, folder: Path, outcome: Outcome, console: Console) -> Non
 
 def _new_folder(recipe: Recipe) -> Path:
     data = Path(recipe.data).name or "data"
-    stem = f"{data}-{recipe.model.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    model = recipe.model.rpartition("/")[2]
+    stem = portable_name(f"{data}-{model}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = Path("runs") / stem
     number = 2
     while folder.exists():

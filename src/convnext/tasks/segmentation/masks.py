@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from convnext.data.images import MAX_PIXELS, BadImage, readable_formats, upright
+from convnext.data.images import MAX_PIXELS, BadImage, identify, upright
 
 Labels = NDArray[np.int32]
 Color = tuple[int, int, int]
@@ -99,7 +98,7 @@ def read_values(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.i
         BadImage: If it cannot be read, or has another size than its image.
     """
     try:
-        with Image.open(path, formats=readable_formats()) as file:
+        with path.open("rb") as stream, identify(stream) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise BadImage(str(path), f"declares {file.width:,} x {file.height:,} pixels")
             file.load()

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from convnext.hardware.allocator import keep_freed_memory
+from convnext.hardware.system import keep_freed_memory
 
 # Blocks of 64 MB, which glibc maps afresh every time.
 COUNT = """
 import resource, sys
 import numpy as np
-from convnext.hardware.allocator import keep_freed_memory
+from convnext.hardware.system import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for _ in range(20):

@@ -1,0 +1,67 @@
+"""Names of files that every system accepts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
+
+import pytest
+
+from convnext.data.drawing import output_names
+from convnext.names import portable_name
+from convnext.recipes.recipe import Recipe
+from convnext.studies.plan import Entry
+from convnext.training.run import _new_folder
+
+DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
+AWKWARD = (
+    "a:b",
+    "aux",
+    "Con.txt",
+    "dots...",
+    "blank ",
+    "what?",
+    'a"b',
+    "a<b>|c*",
+    "tab\t",
+    "",
+    "x/y\\z",
+)
+
+
+def accepted(name: str) -> bool:
+    """Tell whether Windows takes a name, by its documented rules."""
+    return (
+        bool(name)
+        and not re.search(r'[<>:"/\\|?*\x00-\x1f]', name)
+        and name[-1] not in ". "
+        and name.split(".")[0].lower() not in DEVICES
+    )
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_names_become_portable(name: str) -> None:
+    assert not accepted(name)
+    assert accepted(portable_name(name))
+    assert portable_name(portable_name(name)) == portable_name(name)
+
+
+@pytest.mark.parametrize("name", ["photo", "a.b-c_d=1,2", "눈", ".hidden", "auxiliary", "com10"])
+def test_portable_names_stay(name: str) -> None:
+    assert accepted(name)
+    assert portable_name(name) == name
+
+
+def test_names_of_results_and_runs_are_portable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = output_names([tmp_path / f"{name}.jpg" for name in ("a:b", "a?b", "aux", "dots..")])
+    assert all(accepted(name) for name in names)
+    assert len({name.casefold() for name in names}) == 4
+    monkeypatch.chdir(tmp_path)
+    recipe = replace(Recipe(), data="https://host/a?b=1:2", model="timm/hf-hub:owner")
+    folder = _new_folder(recipe)
+    assert all(accepted(part) for part in PureWindowsPath(folder).parts)
+    entry = Entry(name="con", what="", group="", model="convnext_atto")
+    assert accepted(entry.folder_name)
