@@ -55,7 +55,7 @@ from convnext.hardware.peak_rates import matrix_limit
 from convnext.hardware.ranks import ALONE
 from convnext.hardware.signals import StopSignals
 from convnext.hardware.system import keep_freed_memory
-from convnext.kernels.fused_block import set_fused
+from convnext.models.execution import set_fused
 from convnext.models.family import create_model
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, change_recipe, number, read_recipe

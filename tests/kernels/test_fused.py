@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from convnext.kernels import fused_branch as branch
-from convnext.kernels.fused_block import (
-    FusedBlock,
+from convnext.models.blocks import PLAIN, Block
+from convnext.models.config import NetworkConfig
+from convnext.models.execution import (
+    Fused,
+    Recomputed,
     is_fusable,
     set_fused,
 )
-from convnext.models.blocks import Block
-from convnext.models.config import NetworkConfig
 from convnext.models.family import create_model
 from convnext.training.distributed import checkpoint_activations
 
@@ -32,6 +36,12 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branch, "MIN_CHUNK", 50)  # No divisor of the rows.
 
 
+def num_fused(model: nn.Module) -> int:
+    executions = [m.execute for m in model.modules() if isinstance(m, Block)]
+    inner = [e.inner if isinstance(e, Recomputed) else e for e in executions]
+    return sum(isinstance(e, Fused) for e in inner)
+
+
 def gradients(
     model: nn.Module,
     *,
@@ -42,7 +52,7 @@ def gradients(
 ) -> list[Tensor]:
     """Return logits, the gradient of the images and that of every parameter."""
     count = set_fused(model, fused=fused, widened=widened)
-    assert sum(isinstance(m, FusedBlock) for m in model.modules()) == count * fused
+    assert num_fused(model) == count * fused
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 96, 64, dtype=dtype, generator=generator)
     images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -78,7 +88,7 @@ def test_every_block_of_the_family_is_fusable():
     model = create_model("convnext_atto", **SMALL)
     assert set_fused(model, fused=True) == 5
     assert set_fused(model, fused=False) == 5
-    assert not any(isinstance(m, FusedBlock) for m in model.modules())
+    assert num_fused(model) == 0
     batch_norm = create_model("roadmap/resnet50/resnet_baseline", num_classes=5)
     assert set_fused(batch_norm, fused=True) == 0
     assert not is_fusable(nn.Conv2d(4, 4, 1))
@@ -114,6 +124,34 @@ def test_recomputed_activations_and_frozen_weights(randomise):
     plain = gradients(model, fused=False)
     assert checkpoint_activations(model)
     assert distance(gradients(model, fused=True), plain) < 1e-10
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_recomputing_changes_no_bit(fused: bool, randomise) -> None:
+    model = randomise(create_model("convnext_atto", **SMALL, drop_path_rate=0.5))
+    model = model.to(memory_format=torch.channels_last).train()
+    kept = gradients(model, fused=fused, dtype=torch.float32)
+    assert checkpoint_activations(model)
+    assert checkpoint_activations(model)  # Twice is once.
+    again = gradients(model, fused=fused, dtype=torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    assert all(isinstance(b.execute, Recomputed) for b in model.modules() if isinstance(b, Block))
+
+
+@pytest.mark.parametrize("execution", [PLAIN, Fused(widened=True), Recomputed(Fused())], ids=str)
+def test_an_execution_is_copied_and_pickled_but_is_no_state(execution, randomise) -> None:
+    block = randomise(_block()).train()
+    names = list(block.state_dict())
+    block.execute = execution
+    assert list(block.state_dict()) == names
+    for other in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert other.execute == execution
+        assert type(other) is Block
+    x = torch.randn(2, block.get_submodule("spatial").weight.shape[0], 8, 8)
+    torch.manual_seed(0)
+    expected = block(x)
+    torch.manual_seed(0)
+    assert torch.equal(copy.deepcopy(block)(x), expected)
 
 
 def test_a_branch_that_every_image_drops_has_gradients_of_zero(randomise):

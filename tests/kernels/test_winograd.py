@@ -12,7 +12,8 @@ from convnext.deploy.build import build
 from convnext.deploy.fold import fold
 from convnext.deploy.optimize import distance, eager_form, search
 from convnext.kernels import winograd as module
-from convnext.kernels.winograd import WinogradConv, WinogradFusion, fits, has_any, with_winograd
+from convnext.kernels.winograd import WinogradConv, fits, has_any, with_winograd
+from convnext.tasks.segmentation.resized_conv import WinogradFusion
 
 CPU = torch.device("cpu")
 

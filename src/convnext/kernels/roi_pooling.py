@@ -15,7 +15,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from convnext.tasks.detection.model.roi import roi_levels
+CELLS = 14
+"""Side of a box in strides of its level, at least; 56 pixels at stride 4."""
+
+
+def roi_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:  # R 4 -> R
+    """Return the position in `strides` of the level of each box: one coarser per doubling."""
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    side = (width * height).clamp(min=0).sqrt()
+    level = torch.log2(side / (CELLS * strides[0]) + 1e-6).floor()
+    return level.clamp(0, len(strides) - 1).long()
 
 
 def pool_rois_by_products(

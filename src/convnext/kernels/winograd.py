@@ -11,13 +11,10 @@ Shapes: N batch, C channels in, D channels out, H W positions, T tiles of a chun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-
-from convnext.tasks.segmentation.heads import FusionConv
-from convnext.tasks.segmentation.resized_conv import conv_of_maps, saves, shifted
 
 TILE = 4
 """Positions of the output that a tile gives, each way."""
@@ -122,65 +119,22 @@ class WinogradConv(nn.Module):
         return f"{self.in_channels}, {self.out_channels}"
 
 
-class WinogradFusion(nn.Module):
-    """A folded `FusionConv`: Winograd for the largest map, and all of it over channels_last maps.
+@runtime_checkable
+class HasWinograd(Protocol):
+    """A module of a task with a form of its own that uses `WinogradConv`."""
 
-    As `convnext.tasks.segmentation.resized_conv` has it, the channels of smaller maps are mixed
-    before they grow; here every step is a product whose inner dimension are whole channels.
-    """
-
-    def __init__(self, fusion: FusionConv) -> None:
-        super().__init__()
-        self.conv = fusion.conv
-        self.norm, self.act = fusion.norm, fusion.act
-        # All maps have the width of the head.
-        self.dim = self.conv.out_channels
-        own = torch.split(self.conv.weight.detach(), self.dim, 1)
-        first = nn.Conv2d(self.dim, self.dim, 3, padding=1, device="meta")
-        first.weight = nn.Parameter(own[0], requires_grad=False)
-        assert self.conv.bias is not None
-        first.bias = nn.Parameter(self.conv.bias.detach(), requires_grad=False)
-        self.first = WinogradConv(first)
-        self.taps: Tensor  # (L-1)*9 C D: of every smaller map the places down, then across.
-        taps = torch.stack(own[1:]).permute(0, 3, 4, 2, 1)
-        self.register_buffer("taps", taps.flatten(0, 2).contiguous())
-
-    def of_maps(self, maps: Sequence[Tensor]) -> Tensor:  # N C H_l W_l -> N D H W
-        """As `FusionConv.of_maps`."""
-        if not saves(maps):
-            out = conv_of_maps(maps, self.conv.weight, self.conv.bias)
-        else:
-            out = self.first(maps[0])
-            for n in range(len(out)):
-                self._add_resized(out[n].permute(1, 2, 0), [x[n] for x in maps[1:]])
-        fused: Tensor = self.act(self.norm(out))
-        return fused
-
-    def _add_resized(self, out: Tensor, maps: Sequence[Tensor]) -> None:
-        """Add to `out` (H, W, D) what smaller maps (C, h_l, w_l) of the same image contribute."""
-        high, wide, dim = out.shape
-        total = sum(x.shape[1] for x in maps)
-        lines, down, at = out.new_empty(3 * total, wide, dim), out.new_empty(high, 3 * total), 0
-        for x, taps in zip(maps, torch.split(self.taps, 9), strict=True):
-            height, width = x.shape[1:]
-            rows = x.permute(1, 2, 0).reshape(height * width, -1)  # h*w C
-            across = [shifted(width, wide, t, like=x).expand(height, -1, -1) for t in range(3)]
-            for place in range(3):
-                here = slice(at, at + height)
-                down[:, here] = shifted(height, high, place, like=x)
-                for t in range(3):
-                    mixed = (rows @ taps[3 * place + t]).view(height, width, dim)
-                    lines[here].baddbmm_(across[t], mixed, beta=int(t > 0))
-                at += height
-        out.view(high, -1).addmm_(down, lines.flatten(1))
+    def in_winograd(self) -> nn.Module | None:
+        """Return what computes the same at fixed weights; None where its layers do not fit."""
+        ...
 
 
 def with_winograd(module: nn.Module) -> nn.Module:
     """Replace the convolutions below a folded module that `fits`; return what it becomes."""
     if isinstance(module, nn.Conv2d) and fits(module):
         return WinogradConv(module)
-    if isinstance(module, FusionConv) and fits(module.conv) and module.conv.bias is not None:
-        return WinogradFusion(module)
+    own = module.in_winograd() if isinstance(module, HasWinograd) else None
+    if own is not None:
+        return own
     for name, child in list(module.named_children()):
         new = with_winograd(child)
         if new is not child:

@@ -9,6 +9,7 @@ Shapes: N batch, C channels, H and W positions. Every module here maps (N, C, H,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -121,6 +122,10 @@ class Block(nn.Module):
 
     The convolutions keep the names of their rows (`spatial`, `pwconv1`, `pwconv2`). A norm is
     called `norm` when it is the only one, else `<row>_norm`.
+
+    Attributes:
+        execute: How it is computed: layer by layer, unless `convnext.models.execution` sets
+            another. It holds no weights, and does not change what is computed.
     """
 
     def __init__(
@@ -157,15 +162,33 @@ class Block(nn.Module):
         if stride != 1 or in_dim != out_dim:
             self.shortcut = Projection(config, in_dim=in_dim, out_dim=out_dim, stride=stride)
         self.act = make_act(config.act) if config.acts == "every" else nn.Identity()
+        self.execute: BlockExecution = PLAIN
 
     def forward(self, x: Tensor) -> Tensor:  # N Cin H W -> N Cout H/stride W/stride
+        return self.execute(self, x)
+
+
+BlockExecution = Callable[[Block, Tensor], Tensor]
+"""From a block and its input (N, Cin, H, W) to its output."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The execution layer by layer."""
+
+    # An object, since a function in a module would be compiled by torch's tracer.
+    def __call__(self, block: Block, x: Tensor) -> Tensor:
+        """Run the layers of a block in order."""
         y = x
-        for name in self.order:
-            y = getattr(self, name)(y)
-        if self.gamma is not None:
-            y = y * self.gamma.to(y.dtype).view(-1, 1, 1)
-        out: Tensor = self.act(self.shortcut(x) + self.drop_path(y))
+        for name in block.order:
+            y = getattr(block, name)(y)
+        if block.gamma is not None:
+            y = y * block.gamma.to(y.dtype).view(-1, 1, 1)
+        out: Tensor = block.act(block.shortcut(x) + block.drop_path(y))
         return out
+
+
+PLAIN = Plain()
 
 
 def _convolution(row: Row) -> nn.Conv2d:

@@ -145,7 +145,7 @@ def _docstrings_of_fields() -> Iterator[None]:
     from jsonargparse import set_parsing_settings
     from jsonargparse._optionals import get_docstring_parse_options  # Nothing public reads it.
 
-    before = get_docstring_parse_options()["attribute_docstrings"]
+    before = get_docstring_parse_options()["attribute_docstrings"]  # type: ignore[no-untyped-call]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
         yield

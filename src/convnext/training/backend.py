@@ -19,7 +19,7 @@ from torch import nn
 from convnext.hardware.devices import autocast, environment
 from convnext.hardware.ranks import Ranks
 from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
-from convnext.kernels.fused_block import set_fused, widens
+from convnext.models.execution import set_fused, widens
 from convnext.recipes.recipe import Recipe
 from convnext.recipes.schema import RunRecipe
 from convnext.tasks.base import Task

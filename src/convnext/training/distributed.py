@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from convnext.hardware.ranks import Ranks
 from convnext.models.blocks import Block
+from convnext.models.execution import set_recomputed
 from convnext.recipes.schema import RunRecipe
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -129,32 +130,12 @@ def share_batch_norm(model: nn.Module, ranks: Ranks, device: torch.device) -> nn
 def checkpoint_activations(model: nn.Module) -> bool:
     """Recompute the activations of every block in the backward pass; return whether it could."""
     blocks = [module for module in model.modules() if isinstance(module, Block)]
-    for block in blocks:
-        block.forward = _Recomputed(block)  # type: ignore[method-assign]
+    set_recomputed(blocks)
     switch = getattr(getattr(model, "network", None), "set_grad_checkpointing", None)
     if not blocks and switch is not None:
         switch()  # A peer of timm.
         return True
     return bool(blocks)
-
-
-class _Recomputed:
-    """The forward pass of a block, of which only the input is kept."""
-
-    def __init__(self, block: Block) -> None:
-        self.block = block
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Looked up in every pass: another form of the block is another class.
-        return type(self.block).forward(self.block, x)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        from torch.utils.checkpoint import checkpoint
-
-        if not torch.is_grad_enabled():
-            return self.forward(x)
-        output: Tensor = checkpoint(self.forward, x, use_reentrant=False)
-        return output
 
 
 def _shard(model: nn.Module, mesh: Any) -> nn.Module:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from convnext.hardware.peak_rates import matrix_limit
 from convnext.hardware.signals import StopSignals
-from convnext.kernels.fused_block import set_fused, widens
+from convnext.models.execution import set_fused, widens
 from convnext.recipes.plan import LOG_EVERY, Plan
 from convnext.recipes.recipe import Recipe, number
 from convnext.tasks.base import Task

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext.tasks.segmentation.resized_conv import conv_of_maps, resize
+from convnext.kernels.winograd import fits
+from convnext.tasks.segmentation.resized_conv import WinogradFusion, conv_of_maps, resize
 
 POOL_SCALES = (1, 2, 3, 6)
 CLASSIFIER_STD = 0.01
@@ -62,6 +63,12 @@ class FusionConv(ConvNormAct):
         x = conv_of_maps(maps, self.conv.weight, self.conv.bias)
         out: Tensor = self.act(normalise(self.norm, x))
         return out
+
+    def in_winograd(self) -> nn.Module | None:
+        """Return the same for CPUs once it is folded, for `convnext.kernels.winograd`."""
+        if self.conv.bias is None or not fits(self.conv):
+            return None
+        return WinogradFusion(self.conv, self.norm, self.act)
 
 
 class PooledConv(ConvNormAct):

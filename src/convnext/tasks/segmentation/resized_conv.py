@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from convnext.kernels.winograd import WinogradConv
 
 
 def conv_of_maps(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -84,3 +86,60 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:  # N C H W -> N C *size
     if x.shape[2:] == tuple(size):
         return x
     return F.interpolate(x, list(size), mode="bilinear", align_corners=False)
+
+
+class WinogradFusion(nn.Module):
+    """The fusion of UPerNet, folded: Winograd for the largest map, and channels_last for all.
+
+    As in `conv_of_maps`, the channels of smaller maps are mixed before they grow; here every step
+    is a product whose inner dimension is all channels.
+
+    Args:
+        conv: The convolution over all maps side by side, with a bias.
+        norm: What follows it.
+        act: What follows that.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module, act: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = conv, norm, act
+        # All maps have the width of the head.
+        self.dim = self.conv.out_channels
+        own = torch.split(self.conv.weight.detach(), self.dim, 1)
+        first = nn.Conv2d(self.dim, self.dim, 3, padding=1, device="meta")
+        first.weight = nn.Parameter(own[0], requires_grad=False)
+        assert self.conv.bias is not None
+        first.bias = nn.Parameter(self.conv.bias.detach(), requires_grad=False)
+        self.first = WinogradConv(first)
+        self.taps: Tensor  # (L-1)*9 C D: of every smaller map the places down, then across.
+        taps = torch.stack(own[1:]).permute(0, 3, 4, 2, 1)
+        self.register_buffer("taps", taps.flatten(0, 2).contiguous())
+
+    def of_maps(self, maps: Sequence[Tensor]) -> Tensor:  # N C H_l W_l -> N D H W
+        """As `FusionConv.of_maps`."""
+        if not saves(maps):
+            out = conv_of_maps(maps, self.conv.weight, self.conv.bias)
+        else:
+            out = self.first(maps[0])
+            for n in range(len(out)):
+                self._add_resized(out[n].permute(1, 2, 0), [x[n] for x in maps[1:]])
+        fused: Tensor = self.act(self.norm(out))
+        return fused
+
+    def _add_resized(self, out: Tensor, maps: Sequence[Tensor]) -> None:
+        """Add to `out` (H, W, D) what smaller maps (C, h_l, w_l) of the same image contribute."""
+        high, wide, dim = out.shape
+        total = sum(x.shape[1] for x in maps)
+        lines, down, at = out.new_empty(3 * total, wide, dim), out.new_empty(high, 3 * total), 0
+        for x, taps in zip(maps, torch.split(self.taps, 9), strict=True):
+            height, width = x.shape[1:]
+            rows = x.permute(1, 2, 0).reshape(height * width, -1)  # h*w C
+            across = [shifted(width, wide, t, like=x).expand(height, -1, -1) for t in range(3)]
+            for place in range(3):
+                here = slice(at, at + height)
+                down[:, here] = shifted(height, high, place, like=x)
+                for t in range(3):
+                    mixed = (rows @ taps[3 * place + t]).view(height, width, dim)
+                    lines[here].baddbmm_(across[t], mixed, beta=int(t > 0))
+                at += height
+        out.view(high, -1).addmm_(down, lines.flatten(1))

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms, roi_align
 
+from convnext.kernels.roi_pooling import roi_levels
 from convnext.tasks.detection.model import box_head, mask_head
 from convnext.tasks.detection.model.anchors import DIVISOR, level_anchors
 from convnext.tasks.detection.model.batch import Size, padded_size
 from convnext.tasks.detection.model.coding import Stds, decode
 from convnext.tasks.detection.model.detector import Detector
-from convnext.tasks.detection.model.roi import roi_levels
 from convnext.tasks.detection.model.rpn import NMS_THRESHOLD, by_anchor
 
 OUTPUTS = ("boxes", "scores", "labels", "masks")

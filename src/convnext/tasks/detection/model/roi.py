@@ -8,17 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from convnext.tasks.detection.model.boxes import area
-
-CELLS = 14
-"""Side of a box in strides of its level, at least; 56 pixels at stride 4."""
-
-
-def roi_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:  # R 4 -> R
-    """Return the position in `strides` of the level of each box: one coarser per doubling."""
-    side = area(boxes).clamp(min=0).sqrt()
-    level = torch.log2(side / (CELLS * strides[0]) + 1e-6).floor()
-    return level.clamp(0, len(strides) - 1).long()
+from convnext.kernels.roi_pooling import roi_levels
 
 
 def pool_rois(

@@ -1,41 +1,47 @@
-"""Blocks of ConvNeXt that train as one operation on a CPU: which can, and how they are told to.
+"""How blocks are executed in training: layer by layer, as one operation, or recomputed.
 
-The mathematics and the weights are those of `Block`; `convnext.kernels.fused_branch` runs them.
+The mathematics, the weights and the random numbers are the same each way. An execution is an
+attribute of a block that is called with it; `convnext.kernels.fused_branch` computes the fused one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from convnext.hardware.peak_rates import bf16_gain
 from convnext.kernels.fused_branch import Branch, How
-from convnext.models.blocks import Block, LayerNorm2d
+from convnext.models.blocks import PLAIN, Block, BlockExecution, LayerNorm2d
 
 
-class FusedBlock(Block):
-    """A block that trains as one operation, and is a plain `Block` for everything else.
+@dataclass(frozen=True)
+class Fused:
+    """A block of ConvNeXt trains as one operation, and runs layer by layer for everything else.
 
     Attributes:
         widened: Whether products of bf16 are computed in fp32.
     """
 
-    widened = False
+    widened: bool = False
 
-    def forward(self, x: Tensor) -> Tensor:  # N C H W
-        """As `Block`; the random numbers of drop path are the same ones."""
-        if not self._is_worth_it(x):
-            return super().forward(x)
+    def __call__(self, block: Block, x: Tensor) -> Tensor:
+        """As `Plain`; the random numbers of drop path are the same ones."""
+        if not _is_worth_it(block, x):
+            return PLAIN(block, x)
         kept = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         index, scale = None, 1.0
-        rate = self.drop_path.p
+        rate = block.drop_path.p
         if rate > 0:
             noise = torch.empty((len(x), 1, 1, 1), dtype=kept).bernoulli_(1 - rate)
             dropped = len(x) - int(noise.sum(dtype=torch.float32))
             index = noise.flatten().nonzero().flatten() if dropped else None
             scale = 1 / (1 - rate) if rate < 1 else 1.0
         spatial, norm, first, second = (
-            self.get_submodule(name) for name in ("spatial", "norm", "pwconv1", "pwconv2")
+            block.get_submodule(name) for name in ("spatial", "norm", "pwconv1", "pwconv2")
         )
         how = How(
             kept=kept,
@@ -53,20 +59,35 @@ class FusedBlock(Block):
             first.bias,
             second.weight,
             second.bias,
-            self.gamma,
+            block.gamma,
             index,
             how,
         )
         return out
 
-    def _is_worth_it(self, x: Tensor) -> bool:
-        if not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
-            return False
-        learns = x.requires_grad or any(p.requires_grad for p in self.parameters())
-        if x.device.type != "cpu" or not learns:
-            return False
-        # Sums over rows want more digits than weights in half precision have.
-        return self.get_submodule("spatial").weight.dtype in (torch.float32, torch.float64)
+
+@dataclass(frozen=True)
+class Recomputed:
+    """Only the input of a block is kept; the backward pass computes the rest again by `inner`."""
+
+    inner: BlockExecution = PLAIN
+
+    def __call__(self, block: Block, x: Tensor) -> Tensor:
+        """As `inner`."""
+        if not torch.is_grad_enabled():
+            return self.inner(block, x)
+        output: Tensor = checkpoint(self.inner, block, x, use_reentrant=False)
+        return output
+
+
+def _is_worth_it(block: Block, x: Tensor) -> bool:
+    if not (block.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+        return False
+    learns = x.requires_grad or any(p.requires_grad for p in block.parameters())
+    if x.device.type != "cpu" or not learns:
+        return False
+    # Sums over rows want more digits than weights in half precision have.
+    return block.get_submodule("spatial").weight.dtype in (torch.float32, torch.float64)
 
 
 def is_fusable(module: nn.Module) -> bool:
@@ -74,9 +95,8 @@ def is_fusable(module: nn.Module) -> bool:
 
     Its layers must be just that: what replaced, wrapped or watches one of them would be skipped.
     """
-    if type(module) not in (Block, FusedBlock):
+    if type(module) is not Block:
         return False
-    assert isinstance(module, Block)
     if module.order != ("spatial", "norm", "pwconv1", "pwconv1_act", "pwconv2"):
         return False
     layers = [module.get_submodule(name) for name in module.order]
@@ -111,6 +131,8 @@ def _is_watched(layer: nn.Module) -> bool:
 def set_fused(model: nn.Module, *, fused: bool, widened: bool = False) -> int:
     """Let the blocks of a network train as one operation or layer by layer, in place.
 
+    Blocks that are recomputed stay so.
+
     Args:
         model: Any network.
         fused: As one operation.
@@ -119,12 +141,19 @@ def set_fused(model: nn.Module, *, fused: bool, widened: bool = False) -> int:
     Returns:
         How many blocks there are that can.
     """
+    inner: BlockExecution = Fused(widened) if fused else PLAIN
     found = [module for module in model.modules() if is_fusable(module)]
-    for module in found:
-        # The state is the same either way; only `forward` differs.
-        module.__class__ = FusedBlock if fused else Block
-        module.widened = fused and widened  # type: ignore[assignment]
+    for block in found:
+        assert isinstance(block, Block)
+        block.execute = Recomputed(inner) if isinstance(block.execute, Recomputed) else inner
     return len(found)
+
+
+def set_recomputed(blocks: Iterable[Block]) -> None:
+    """Let blocks compute their activations again in the backward pass, in place."""
+    for block in blocks:
+        if not isinstance(block.execute, Recomputed):
+            block.execute = Recomputed(block.execute)
 
 
 def widens(precision: str, *, deterministic: bool) -> bool:
