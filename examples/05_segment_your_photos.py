@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from convnext.recipes.recipe import Recipe, change_recipe
+from convnext.reports.report import write_report
 from convnext.tasks.segmentation.predict import predict
 from convnext.training.run import train
 
@@ -18,7 +19,7 @@ from convnext.training.run import train
 def main(data: str, photo: str) -> None:
     """Train with the settings of `auto`, then write a mask and an overlay of the photo."""
     recipe = change_recipe(Recipe(), {"task": "segment", "data": data})
-    run = train(recipe, output=Path("runs") / "streets")
+    run = train(recipe, output=Path("runs") / "streets", write_report=write_report)
     print(f"mIoU {run.best['miou']:.1f} percent")
     result = predict(str(run.folder), [photo], output="overlays")
     for area in result.predictions[0].areas:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from convnext.data.masks import area_of
 from convnext.recipes.recipe import Recipe, change_recipe
+from convnext.reports.report import write_report
 from convnext.tasks.detection.predict import predict
 from convnext.training.run import train
 
@@ -20,7 +21,7 @@ from convnext.training.run import train
 def main(data: str, photo: str) -> None:
     """Train with the settings of `auto`, then count the objects in the photo."""
     recipe = change_recipe(Recipe(), {"task": "detect", "data": data})
-    run = train(recipe, output=Path("runs") / "objects")
+    run = train(recipe, output=Path("runs") / "objects", write_report=write_report)
     print(f"box AP50 {run.best['box_ap50']:.1f} percent")
     result = predict(str(run.folder), [photo], output="objects")
     found = result.predictions[0].found

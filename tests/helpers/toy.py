@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from convnext import create_model
 from convnext.data.preprocessing import Preprocessing
 from convnext.recipes.recipe import Recipe, change_recipe
+from convnext.training.callbacks import Callback
 from convnext.training.log import RunLog
 from convnext.training.loop import Outcome, fit
 from convnext.weights.checkpoint import Card
@@ -129,6 +130,7 @@ def run(
     resume: bool = False,
     drop_path: float = 0.3,
     fabric: Fabric | None = None,
+    callbacks: Sequence[Callback] = (),
     **changes: Any,
 ) -> Outcome:
     recipe = change_recipe(
@@ -145,6 +147,7 @@ def run(
             log=log,
             micro_batch_size=task.micro,
             resume=resume,
+            callbacks=callbacks,
         )
     finally:
         log.close()

@@ -10,7 +10,8 @@ from matplotlib import rcParams
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from convnext.reports.figures import (
+from convnext.reports.page import inline_svg
+from convnext.tasks.figures import (
     ACCENT,
     HIT,
     MISS,
@@ -18,7 +19,6 @@ from convnext.reports.figures import (
     draw_confusion,
     draw_curves,
     draw_speed,
-    inline_svg,
     row_shares,
     save_bytes,
     short_count,

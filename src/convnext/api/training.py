@@ -23,6 +23,7 @@ from convnext.names import portable_name
 
 if TYPE_CHECKING:
     from convnext.studies.results import Result
+    from convnext.training.callbacks import Callback
 
 TaskName = Literal["classify", "detect", "segment"]
 
@@ -37,6 +38,7 @@ def train(
     output: Folder | None = None,
     resume: bool = False,
     progress: Show = True,
+    callbacks: Annotated[Sequence[Callback], PythonOnly()] = (),
     **settings: Unpack[Settings],
 ) -> Run:
     """Train a network on your images, or on the built-in digits.
@@ -53,6 +55,9 @@ def train(
         output: The run folder; by default a new one under `runs/`.
         resume: Continue the run in `output`.
         progress: Where to print: True for standard output, False for nowhere, or a console.
+        callbacks: Instances of subclasses of `convnext.training.callbacks.Callback`, called after
+            steps and evaluations. A run whose callbacks change the network does not resume bit for
+            bit.
         **settings: Settings of the recipe, by short name (`epochs=20`), by section
             (`schedule={"epochs": 20}`) or by full name (`**{"schedule.epochs": 20}`).
 
@@ -72,6 +77,7 @@ def train(
     made = make_recipe(recipe, given)
 
     from convnext.progress import console_of
+    from convnext.reports.report import write_report
     from convnext.training.run import train as run
 
     result = run(
@@ -79,6 +85,8 @@ def train(
         output=Path(output) if output else None,
         resume=resume,
         console=console_of(progress),
+        callbacks=callbacks,
+        write_report=write_report,
     )
     return Run(
         folder=result.folder,

@@ -72,7 +72,7 @@ def _numbers(t: Timing) -> list[str]:
 
 def write_result(result: BenchmarkResult, folder: str | Path) -> list[Path]:
     """Write `benchmark.json`, and the figure as `benchmark.png` and `.svg`; return the paths."""
-    from convnext.reports.figures import save_bytes
+    from convnext.tasks.figures import save_bytes
 
     paths = [Path(folder) / f"benchmark.{ending}" for ending in ("json", "png", "svg")]
     write_text(paths[0], json.dumps(result.to_dict(), indent=1) + "\n")
@@ -87,7 +87,7 @@ def draw(result: BenchmarkResult) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from convnext.reports.figures import figure_style
+    from convnext.tasks.figures import figure_style
 
     fastest = max(result.limits.flops.values())
     heights = [len(n.timings) + 1.6 for n in result.networks]
@@ -104,7 +104,7 @@ def draw(result: BenchmarkResult) -> Figure:
 
 
 def _draw_network(axes: Axes, network: NetworkResult, limit: float) -> None:
-    from convnext.reports.figures import ACCENT, HIT, INK, MISS, MUTED
+    from convnext.tasks.figures import ACCENT, HIT, INK, MISS, MUTED
 
     colours = dict(zip(KINDS, (MUTED, HIT, ACCENT, MISS), strict=True))
     shown = [t for t in network.timings if not math.isnan(t.seconds)]

@@ -11,7 +11,7 @@ from convnext import __version__
 from convnext.cli.verbs import VERBS
 from convnext.hardware.system import keep_freed_memory
 from convnext.names import nearest
-from convnext.training.faults import EXIT_AGAIN, InterruptedRun, LostProcessError
+from convnext.training.faults import EXIT_AGAIN, EXIT_WHEN_LOST, InterruptedRun, LostProcessError
 
 __all__ = ["VERBS", "main"]
 
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in VERBS:
         return _fail(f"there is no verb {name!r}{nearest(name, VERBS)}")
+    exits = EXIT_WHEN_LOST.set(True)
     try:
         return _run(name, rest)
     except BrokenPipeError:  # Whoever read our output has had enough, as `head` has.
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+    finally:
+        EXIT_WHEN_LOST.reset(exits)
 
 
 def _run(name: str, argv: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 It is made from the files of the run folder, and the reference curve that its recipe names, and may
 be made anew at any time. A file that is not there leaves its section out, and the page says so. A
-section is made of parts (figures, tables, pictures, ...) that know no task; a task is a list of
+section is made of parts (figures, tables, pictures, ...) that know no task; each task adds its own
 sections.
 """
 
@@ -11,26 +11,31 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convnext.atomic import atomic_write, write_text
-from convnext.reports.figures import (
+from convnext.atomic import atomic_write
+from convnext.reports.page import duration, inline_svg, write_page
+from convnext.tasks import DEFAULT, task_class
+from convnext.tasks.base import Task
+from convnext.tasks.figures import (
     ACCENT,
     MISS,
     MUTED,
     Curve,
+    Drawing,
+    Part,
+    ReportSections,
+    Section,
     draw_curves,
     draw_speed,
-    inline_svg,
     save_bytes,
     short_count,
+    table,
 )
-from convnext.tasks import DEFAULT, task_class
-from convnext.tasks.base import Task
 from convnext.training.log import LOSS, read_metrics
 from convnext.training.reference import Reference, read_reference
 
@@ -85,23 +90,6 @@ class Run:
         return max(scored, key=lambda row: float(row[key]), default=None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """What the template can draw: `kind` names its macro, `values` is what the macro shows."""
-
-    kind: str
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A heading of the page, what to know before reading on, and the parts below it."""
-
-    title: str
-    parts: Sequence[Part] = field(default_factory=list)
-    note: str = ""
-
-
 def read_run(folder: Path) -> Run:
     """Read what is there of a run folder; a file that cannot be parsed counts as missing."""
     import yaml
@@ -148,35 +136,52 @@ def read_run(folder: Path) -> Run:
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` and its figures into a run folder; return the page's path."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     run = read_run(folder)
     data = str(run.recipe.get("data", "unknown data"))
-    environment = Environment(
-        loader=PackageLoader("convnext.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.jinja").render(
+    found = run.task.report(run.evaluation)
+    sections = (curves(run), *found.sections, events(run), choices(run), settings(run))
+    return write_page(
+        folder / "report.html",
+        "report.html.jinja",
         model=run.model.get("name", "A network"),
         data=Path(data).name or data,
-        headline=headline(run),
-        summary=summary(run),
+        headline=headline(run, found),
+        summary=summary(run, found),
         missing=run.missing,
-        sections=[section for make in makers(run.task) if (section := make(run)) is not None],
+        sections=[_published(section, folder) for section in sections if section is not None],
     )
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
 
 
-def headline(run: Run) -> list[tuple[str, str]]:
+def _published(section: Section, folder: Path) -> Section:
+    """Save the drawings of a section beside the page, and put their markup in their place."""
+
+    def publish(value: Any) -> Any:
+        if isinstance(value, Drawing):
+            return _save(value, folder / "figures")
+        return [publish(item) for item in value] if isinstance(value, list) else value
+
+    parts = [
+        replace(part, values={name: publish(value) for name, value in part.values.items()})
+        for part in section.parts
+    ]
+    return replace(section, parts=parts)
+
+
+def _save(drawing: Drawing, folder: Path) -> dict[str, str]:
+    data = {form: save_bytes(drawing.figure, form) for form in ("svg", "png")}
+    for form, content in data.items():
+        with atomic_write(folder / f"{drawing.name}.{form}") as path:
+            path.write_bytes(content)
+    svg = inline_svg(data["svg"].decode(), drawing.name, drawing.alt)
+    return {"title": drawing.title, "svg": svg}
+
+
+def headline(run: Run, found: ReportSections) -> list[tuple[str, str]]:
     """Return the figures at the top of the page, each with its label."""
     facts: list[tuple[str, str]] = []
     best = run.best()
     if run.primary in run.evaluation:
-        facts += run.task.task_module("report").scores(run.evaluation)
+        facts += found.scores
     elif best is not None:
         facts.append((f"best {run.primary_name} so far", f"{best[run.primary]:.2f}\u00a0%"))
     if run.model:
@@ -193,7 +198,7 @@ def headline(run: Run) -> list[tuple[str, str]]:
     return facts
 
 
-def summary(run: Run) -> list[str]:
+def summary(run: Run, found: ReportSections) -> list[str]:
     """Return sentences that say when the best was reached, and how sure the figure is."""
     said = []
     best = run.best()
@@ -205,19 +210,10 @@ def summary(run: Run) -> list[str]:
             f"(step {best['step']:,}), by the {of}."
         )
     if run.primary in run.evaluation:
-        said += run.task.task_module("report").sureness(run.evaluation)
+        said += found.reliability
         if len(run.rows("val")) > 1:
             said.append("The weights were chosen on these images, so expect a little less on new.")
     return said
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def curves(run: Run) -> Section | None:
@@ -248,7 +244,7 @@ def curves(run: Run) -> Section | None:
                 mark = (best["images"], best[name], f"{best[name]:.2f}")
             alt = f"{title}. " + "; ".join(map(_spoken, drawn))
             drawing = draw_curves(drawn, label=label, mark=mark)
-            figures.append(figure(run, name, title, alt, drawing))
+            figures.append(Drawing(name=name, title=title, alt=alt, figure=drawing))
     columns = [_finite(trained, "images", key) for key in ("images_per_s", "wait_share")]
     if columns[0][0] and columns[0][0] == columns[1][0]:
         (images, speed), (_, waiting) = columns
@@ -257,7 +253,8 @@ def curves(run: Run) -> Section | None:
             f"{title}: on average {np.mean(speed):,.0f} images per second and "
             f"{np.mean(waiting):.0%} of the time."
         )
-        figures.append(figure(run, "speed", title, alt, draw_speed(images, speed, waiting)))
+        drawing = draw_speed(images, speed, waiting)
+        figures.append(Drawing(name="speed", title=title, alt=alt, figure=drawing))
     return Section(title="Training", parts=[Part(kind="figures", values={"figures": figures})])
 
 
@@ -298,25 +295,6 @@ def settings(run: Run) -> Section | None:
         facts = [(name, _plain(value)) for name, value in run.environment.items()]
         parts.append(Part(kind="facts", values={"facts": facts}))
     return Section(title="Recipe and environment", parts=parts) if parts else None
-
-
-Maker = Callable[[Run], Section | None]
-
-
-def makers(task: type[Task]) -> tuple[Maker, ...]:
-    """Return the sections of a task's report, its own among those of every task."""
-    own = task.task_module("report").SECTIONS
-    return (curves, *own, events, choices, settings)
-
-
-def table(
-    columns: Sequence[tuple[str, str, str]],
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    sortable: bool = False,
-) -> Part:
-    """Return a table; a column is its heading, its key, and "", "code", "count" or "share"."""
-    return Part(kind="table", values={"columns": columns, "rows": rows, "sortable": sortable})
 
 
 def _curve(label: str, rows: Sequence[Mapping[str, Any]], key: str, colour: str) -> Curve:
@@ -394,13 +372,3 @@ def _spoken(curve: Curve) -> str:
         f"{curve.label} from {curve.y[0]:.3g} to {curve.y[-1]:.3g} "
         f"over {short_count(curve.x[-1])} images"
     )
-
-
-def figure(run: Run, name: str, title: str, alt: str, figure: Any) -> dict[str, str]:
-    """Save a figure beside the page as SVG and PNG; return its title and its markup."""
-    folder = run.folder / "figures"
-    data = {form: save_bytes(figure, form) for form in ("svg", "png")}
-    for form, content in data.items():
-        with atomic_write(folder / f"{name}.{form}") as path:
-            path.write_bytes(content)
-    return {"title": title, "svg": inline_svg(data["svg"].decode(), name, alt)}

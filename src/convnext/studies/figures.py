@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from convnext.atomic import atomic_write
-from convnext.reports.figures import save_bytes
 from convnext.studies.results import read_results
 from convnext.studies.scatter import COSTS, scatter
 from convnext.studies.staircase import staircase
+from convnext.tasks.figures import save_bytes
 
 
 def write_figures(root: Path) -> Mapping[str, str]:

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convnext.atomic import write_text
 from convnext.models.config import NetworkConfig, change
 from convnext.recipes.recipe import Recipe, flatten
-from convnext.reports.figures import Curve, draw_curves, inline_svg, save_bytes
-from convnext.reports.report import duration
+from convnext.reports import page as pages
+from convnext.reports.page import duration, inline_svg
 from convnext.studies.block_picture import block_svg, changed_fields
 from convnext.studies.figures import write_figures
 from convnext.studies.plan import Entry, Study, read_study
@@ -20,6 +19,7 @@ from convnext.studies.statistics import Summary, correlate, summarise
 from convnext.studies.steps import GROUPS
 from convnext.studies.table import difference, mean_and_std, notes, shorten
 from convnext.tasks import task_of_metric
+from convnext.tasks.figures import Curve, draw_curves, save_bytes
 from convnext.training.log import read_metrics
 
 TITLES = {
@@ -36,21 +36,14 @@ def write_page(root: Path) -> Path:
     Raises:
         ValueError: If the folder does not hold a study and its table.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     plan, results = read_study(root), read_results(root / "results.csv")
     summaries = summarise(results)
     drawn = write_figures(root)
     facts = json.loads((root / "results.json").read_text(encoding="utf-8"))
-    environment = Environment(
-        loader=PackageLoader("convnext.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     finished = sum(result.state == FINISHED for result in results)
-    page = environment.get_template("study.html.jinja").render(
+    return pages.write_page(
+        root / "report.html",
+        "study.html.jinja",
         title=plan.title,
         headline=_headline(plan, results, facts),
         reading=reading(summaries),
@@ -70,8 +63,6 @@ def write_page(root: Path) -> Path:
         command=plan.command,
         environment=_environment(facts),
     )
-    write_text(root / "report.html", page)
-    return root / "report.html"
 
 
 def reading(summaries: Sequence[Summary]) -> list[str]:

@@ -24,7 +24,7 @@ NAMES = -1.28
 
 def draw_staircase(rows: Sequence[RoadmapRow], path_stem: str | Path, regime: str) -> None:
     """Write the road as a figure, `path_stem`.svg and .png, and its numbers as .csv."""
-    from convnext.reports.figures import save_bytes
+    from convnext.tasks.figures import save_bytes
 
     stem = Path(path_stem)
     fig = staircase(rows, REGIME_FACTS[regime])
@@ -59,7 +59,7 @@ def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
     """Draw a line per rung from top to bottom: the paper's top-1 as a dot, our MACs as a bar."""
     from matplotlib.figure import Figure
 
-    from convnext.reports.figures import INK, MUTED, figure_style
+    from convnext.tasks.figures import INK, MUTED, figure_style
 
     places, headings = places_of([row.group for row in rows])
     bottom = places[-1] + (1.7 if facts.rival else 0)
@@ -104,7 +104,7 @@ def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
 def _draw_top1(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) -> None:
     from matplotlib.ticker import MultipleLocator
 
-    from convnext.reports.figures import GRID, PAPER
+    from convnext.tasks.figures import GRID, PAPER
 
     kept = [(row.paper_top1, y) for row, y in zip(rows, places, strict=True) if row.kept]
     climb(axes, kept)
@@ -131,7 +131,7 @@ def _draw_top1(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) 
 
 
 def _draw_macs(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) -> None:
-    from convnext.reports.figures import PAPER
+    from convnext.tasks.figures import PAPER
 
     unit, name = (1e6, "10⁶") if is_small(rows[0]) else (1e9, "10⁹")
     for row, place in zip(rows, places, strict=True):

@@ -32,7 +32,7 @@ from convnext.studies.plan import Entry, Study
 from convnext.studies.results import DIVERGED, FAILED, FINISHED, WAITING
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
-from convnext.training.faults import DivergedError, InterruptedRun
+from convnext.training.faults import EXIT_WHEN_LOST, DivergedError, InterruptedRun
 from convnext.training.log import read_metrics
 
 POLL_SECONDS = 0.5
@@ -276,6 +276,7 @@ def _work(connection: Connection, threads: int, device: str | None) -> None:
     assert parent is not None
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
+    EXIT_WHEN_LOST.set(True)
     import torch
 
     if threads:
@@ -293,13 +294,20 @@ def _work(connection: Connection, threads: int, device: str | None) -> None:
 
 def _train(recipe: Recipe, folder: Path) -> Mapping[str, Any]:
     """Train one run to its end, and write its outcome where that is final."""
+    from convnext.reports.report import write_report
     from convnext.training.run import train
 
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "console.txt").open("a", encoding="utf-8") as stream:
         console = Console(file=stream, width=120, highlight=False)
         try:
-            train(recipe, output=folder, resume=True, console=console)
+            train(
+                recipe,
+                output=folder,
+                resume=True,
+                console=console,
+                write_report=write_report,
+            )
         except DivergedError as error:
             found: dict[str, Any] = {"state": DIVERGED, "reason": str(error)}
         # One network that does not fit must not end the study; its line says why it is missing.

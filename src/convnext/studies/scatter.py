@@ -46,7 +46,7 @@ def scatter(results: Sequence[Result], cost: Cost) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from convnext.reports.figures import INK, figure_style
+    from convnext.tasks.figures import INK, figure_style
 
     shown = [
         s

@@ -30,7 +30,7 @@ def staircase(results: Sequence[Result], title: str = "") -> Figure:
     """
     from matplotlib.figure import Figure
 
-    from convnext.reports.figures import INK, MUTED, figure_style
+    from convnext.tasks.figures import INK, MUTED, figure_style
 
     summaries = summarise(results)
     at, headings = places([s.first.group for s in summaries])
@@ -80,7 +80,7 @@ def staircase(results: Sequence[Result], title: str = "") -> Figure:
 def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    from convnext.reports.figures import GRID, INK, MUTED, PAPER
+    from convnext.tasks.figures import GRID, INK, MUTED, PAPER
 
     on_road = summaries[0].first.study == "roadmap"
     drawn = [
@@ -156,7 +156,7 @@ def _cut_to_seeds(axes: Axes, summaries: Sequence[Summary], at: Sequence[float])
 def _draw_macs(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    from convnext.reports.figures import INK, PAPER
+    from convnext.tasks.figures import INK, PAPER
 
     unit, name = _unit([s.first.macs or 0 for s in summaries])
     for summary, y in zip(summaries, at, strict=True):
@@ -180,7 +180,7 @@ def _draw_macs(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) ->
 def _draw_paper(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    from convnext.reports.figures import GRID, INK, MUTED, PAPER
+    from convnext.tasks.figures import GRID, INK, MUTED, PAPER
 
     known = [
         (s.first.paper_top1, y, s)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 from rich.console import Console
@@ -34,6 +34,9 @@ from convnext.recipes.recipe import Recipe, number, to_dict
 from convnext.recipes.resolve import Choice, Circumstances, circumstances, print_choices
 from convnext.tasks.opened import Opened
 from convnext.weights.checkpoint import Card
+
+if TYPE_CHECKING:  # It draws with matplotlib, which takes long to import.
+    from convnext.tasks.figures import ReportSections
 
 
 class Data(Protocol):
@@ -243,6 +246,12 @@ class Task(ABC):
             ValueError: If there is no image, or too many cannot be read.
         """
         found: Outcome = cls.task_module("predict").predict(source, images, **options)
+        return found
+
+    @classmethod
+    def report(cls, evaluation: Mapping[str, Any]) -> ReportSections:
+        """Return what a report shows of an evaluation, as `evaluation.json` holds it."""
+        found: ReportSections = cls.task_module("report").report(evaluation)
         return found
 
     # What training asks of an opened task.

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from convnext.models.blocks import Block
 from convnext.models.execution import set_recomputed
 from convnext.recipes.schema import RunRecipe
 
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -191,8 +194,37 @@ def seed_everything(*numbers: int) -> None:
     random.seed(int(state[0]))
 
 
+@contextmanager
+def process_state_restored() -> Iterator[None]:
+    """Within the block the process may be seeded and set up; afterwards it is as it was.
+
+    That is the random state of Python, numpy and torch, the threads, and what deterministic runs
+    set.
+    """
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    threads, workspace = torch.get_num_threads(), os.environ.get(_CUBLAS)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if gpus is not None:
+            torch.cuda.set_rng_state_all(gpus)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            os.environ.pop(_CUBLAS, None)
+
+
 def make_deterministic() -> None:
     """Make a GPU compute the same bits every time, at some cost in speed."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault(_CUBLAS, ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

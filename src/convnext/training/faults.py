@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import errno
 import re
+from contextvars import ContextVar
 
 # "Temporary failure" of sysexits.h: start the same command again and the run goes on.
 EXIT_AGAIN = 75
+
+EXIT_WHEN_LOST: ContextVar[bool] = ContextVar("exit_when_lost", default=False)
+"""Whether this process exits at once when another process of its run has gone.
+
+The command line sets it, for a collective whose peer is gone may wait for many minutes. In a
+program of someone else's it is not ours to end: the collective raises in its own time.
+"""
 
 _NO_MEMORY = re.compile(
     r"can't allocate memory|CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED|MPS backend out of memory"

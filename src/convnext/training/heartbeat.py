@@ -17,7 +17,7 @@ from datetime import timedelta
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from convnext.hardware.ranks import Ranks
-from convnext.training.faults import EXIT_AGAIN, InterruptedRun, LostProcessError
+from convnext.training.faults import EXIT_AGAIN, EXIT_WHEN_LOST, InterruptedRun, LostProcessError
 
 BEAT_SECONDS = 2.0
 # Long enough for a machine that swaps, short enough that everyone has left within a minute.
@@ -25,10 +25,21 @@ SILENCE_SECONDS = 30.0
 
 
 class Heartbeat:
-    """Within the block, this process beats and watches; without others it does nothing."""
+    """Within the block, this process beats and watches; without others it does nothing.
 
-    def __init__(self, ranks: Ranks, *, silence: float = SILENCE_SECONDS) -> None:
+    Args:
+        ranks: The processes of the run.
+        silence: Seconds without a beat after which a process counts as lost.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        *,
+        silence: float = SILENCE_SECONDS,
+    ) -> None:
         self.ranks, self.silence = ranks, silence
+        self._exits = EXIT_WHEN_LOST.get()
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         self._round = time.monotonic()
@@ -116,9 +127,11 @@ class Heartbeat:
         speaker = 1 if lost == 0 else 0
         if self.ranks.rank == speaker:
             print(f"convnext: {_message(lost, self.ranks)}", file=sys.stderr, flush=True)
-        # The main thread waits inside a collective, which nothing else can end.
         time.sleep(2 * BEAT_SECONDS if self.ranks.is_first else 0)
-        os._exit(EXIT_AGAIN)
+        if self._exits:
+            # The main thread waits inside a collective, which nothing else can end at once.
+            os._exit(EXIT_AGAIN)
+        self._end.set()
 
 
 def _message(lost: int | None, ranks: Ranks) -> str:

@@ -34,6 +34,7 @@ from convnext.training.advice import (
     diverged,
     smaller_micro_batch,
 )
+from convnext.training.callbacks import Callback, EvaluationEnd, StepEnd
 from convnext.training.distributed import (
     ranks_of,
     scaler_of,
@@ -84,6 +85,7 @@ def fit(
     resume: bool = False,
     macs: int | None = None,
     begun: Callable[[], None] = lambda: None,
+    callbacks: Sequence[Callback] = (),
 ) -> Outcome:
     """Train `model` on `task` as the resolved `recipe` says, into the run folder of `log`.
 
@@ -110,6 +112,7 @@ def fit(
             stop=stop,
             macs=macs,
             micro_batch_size=micro_batch_size,
+            callbacks=callbacks,
         )
         try:
             trainer.begin(resume=resume, begun=begun)
@@ -122,7 +125,7 @@ def fit(
         finally:
             log.stop()
             set_fused(model, fused=False)
-    return Outcome(
+    outcome = Outcome(
         best=trainer.best,
         best_path=trainer.saver.best_path,
         steps=trainer.step,
@@ -130,6 +133,9 @@ def fit(
         micro_batch_size=trainer.micro_batch_size,
         stopped_early=trainer.stopped_early,
     )
+    for callback in trainer.callbacks:
+        callback.on_end(outcome)
+    return outcome
 
 
 class _Trainer:
@@ -146,9 +152,11 @@ class _Trainer:
         stop: StopSignals,
         macs: int | None,
         micro_batch_size: int | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.task, self.recipe, self.fabric, self.log, self.stop = task, recipe, fabric, log, stop
         self.ranks = ranks_of(fabric)
+        self.callbacks = tuple(callbacks) if self.ranks.is_first else ()
         self.micro_batch_size = micro_batch_size or int(number(recipe.optim.micro_batch_size))
         self.memory_format = (
             torch.channels_last if recipe.run.channels_last else torch.contiguous_format
@@ -313,6 +321,17 @@ class _Trainer:
         now = time.perf_counter()
         self.step_began, self.step_seconds = now, now - self.step_began
         self.log.stepped(self.step, task.batch_size)
+        if self.callbacks:
+            end = StepEnd(
+                step=self.step,
+                num_steps=self.plan.num_steps,
+                epoch=self.step / task.steps_per_epoch,
+                lr=self.rate,
+                losses=dict(zip(self.names, total.unbind(), strict=True)),
+                model=self.model,
+            )
+            for callback in self.callbacks:
+                callback.on_step_end(end)
 
     def _clip(self, *, measures: bool) -> None:
         """Limit the norm of the gradient, where the recipe does, and measure it."""
@@ -385,17 +404,32 @@ class _Trainer:
                 # process's are saved, so they are what is measured.
                 self.ranks.share(b for b in self.model.buffers() if b.is_floating_point())
                 metrics = self.log.evaluated(self.step, weights, self.task.validate(self.model))
-                if not self.best or metrics[primary] > self.best[primary]:
-                    card = self.task.card(self.model, metrics, self.recipe)
-                    if self.saver.save_best(card):
-                        self.best, improved = metrics, True
+                is_best = not self.best or metrics[primary] > self.best[primary]
+                if is_best:
+                    is_best = self.saver.save_best(self.task.card(self.model, metrics, self.recipe))
+                if is_best:
+                    self.best, improved = metrics, True
                 reached.append(metrics[primary])
+                self._report_evaluation(weights, metrics, is_best=is_best)
         if self.reference is not None:
             epoch = self.step / self.task.steps_per_epoch
             warning = self.reference.check(epoch, max(reached))
             if warning:
                 self.log.warn(warning, step=self.step)
         self.since_best = 0 if improved else self.since_best + 1
+
+    def _report_evaluation(self, weights: str, row: Mapping[str, Any], *, is_best: bool) -> None:
+        metrics = {name: row[name] for name in row if name not in ("step", "weights")}
+        end = EvaluationEnd(
+            step=self.step,
+            epoch=self.step / self.task.steps_per_epoch,
+            weights=weights,
+            metrics=metrics,
+            is_best=is_best,
+            model=self.model,
+        )
+        for callback in self.callbacks:
+            callback.on_evaluation(end)
 
     def _save(self, *, must: bool = False) -> None:
         """Save the state of this step; `must` makes a failure an error and not a warning."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,10 +24,12 @@ from convnext.recipes.recipe import Recipe, check_ranges, number, one_line, to_d
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
 from convnext.training.backend import Chosen, choose_form, fit_memory
+from convnext.training.callbacks import Callback, check_callbacks
 from convnext.training.distributed import (
     checkpoint_activations,
     make_deterministic,
     make_fabric,
+    process_state_restored,
     ranks_of,
     seed_everything,
 )
@@ -61,8 +63,13 @@ def train(
     output: Path | None = None,
     resume: bool = False,
     console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
+    write_report: Callable[[Path], Path] | None = None,
 ) -> RunResult:
     """Train as a recipe says, into a run folder.
+
+    The process is left as it was: signal handlers, random state and threads. It may be called in
+    any thread, where signals do not reach it, and again and again.
 
     Every process of a run that torchrun or srun started calls it; without them, the processes for
     `run.devices` are started here.
@@ -72,9 +79,13 @@ def train(
         output: The run folder; by default a new one under `runs/`. Several machines need one that
             all of them see.
         resume: Go on from the last complete checkpoint of the run folder, if it has one.
-        console: Where to print.
+        console: Where to print; standard error by default.
+        callbacks: Called after steps and evaluations. What they change in the network is not part
+            of the saved state: a run with such a callback does not resume bit for bit.
+        write_report: Writes a report into the finished run folder, and returns its path.
 
     Raises:
+        TypeError: If a callback is not an instance of `Callback`.
         ValueError: If the recipe, the data or the weights cannot be used, or the folder already
             holds a run and `resume` is not set.
         DivergedError: If the loss stops being a number.
@@ -83,6 +94,20 @@ def train(
     """
     check_ranges(recipe)
     check_trackers(recipe.run.loggers)
+    check_callbacks(callbacks)
+    with process_state_restored():
+        return _train(recipe, output, resume, console, callbacks, write_report)
+
+
+def _train(
+    recipe: Recipe,
+    output: Path | None,
+    resume: bool,
+    console: Console | None,
+    callbacks: Sequence[Callback],
+    write_report: Callable[[Path], Path] | None,
+) -> RunResult:
+    """Train; all that one run does from top to bottom, in the order in which it is printed."""
     console = console or Console(stderr=True, highlight=False)
     device = pick_device(recipe.run.device)
     if output is not None and complete_steps(output / "checkpoints") and not resume:
@@ -183,12 +208,13 @@ def train(
             resume=resume,
             macs=network.macs,
             begun=describe,
+            callbacks=callbacks,
         )
     finally:
         log.close()
     if ranks.is_first:
         _write_json(folder / "environment.json", facts | {"seconds": round(outcome.seconds, 1)})
-        _finish(task, folder, outcome, console)
+        _finish(task, folder, outcome, console, write_report)
     return RunResult(
         folder=folder,
         model=recipe.model,
@@ -260,10 +286,14 @@ def _name_form(chosen: Chosen) -> str:
     return f"{'compiled' if form.compile else 'eager'}, {layout} ({chosen.reason})"
 
 
-def _finish(task: Task, folder: Path, outcome: Outcome, console: Console) -> None:
+def _finish(
+    task: Task,
+    folder: Path,
+    outcome: Outcome,
+    console: Console,
+    write_report: Callable[[Path], Path] | None,
+) -> None:
     """Evaluate the best weights in full, write the report, and say what to do next."""
-    from convnext.reports.report import write_report
-
     result = task.evaluate(
         str(folder),
         device=str(task.device),
@@ -271,7 +301,7 @@ def _finish(task: Task, folder: Path, outcome: Outcome, console: Console) -> Non
         max_bad_share=task.recipe.loader.max_bad_share,
     )
     result.write(folder)
-    report = write_report(folder)
+    report = write_report(folder) if write_report is not None else None
     best = outcome.best
     early = ", stopped early" if outcome.stopped_early else ""
     console.print(
@@ -281,7 +311,8 @@ def _finish(task: Task, folder: Path, outcome: Outcome, console: Console) -> Non
     )
     for bad in (*task.bad_train.found.values(), *task.bad_val.found.values()):
         console.print(f"skipped: {bad}", markup=False)
-    console.print(f"report: {report}", markup=False, soft_wrap=True)
+    if report is not None:
+        console.print(f"report: {report}", markup=False, soft_wrap=True)
     console.print("next:")
     for command in task.next_commands(folder):
         console.print(f"  {command}", markup=False, soft_wrap=True)

@@ -22,6 +22,7 @@ import convnext.tasks.classification.predict
 import convnext.tasks.classification.task
 from convnext.cli import main
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe
+from convnext.reports.report import write_report
 from convnext.tasks.classification.evaluate import evaluate
 from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.predict import predict
@@ -70,7 +71,8 @@ def recipe(photos: Path, **changes: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return train(recipe(photos), output=tmp_path_factory.mktemp("runs") / "first", console=QUIET)
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    return train(recipe(photos), output=folder, console=QUIET, write_report=write_report)
 
 
 def test_it_learns(finished: RunResult) -> None:
@@ -263,7 +265,8 @@ def test_a_run_in_unusual_places(photos: Path, tmp_path: Path) -> None:
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as elsewhere:
         output = Path(elsewhere) / "a run \u00fc\u6587"
-        result = train(recipe(data, schedule__epochs=1), output=output, console=QUIET)
+        short = recipe(data, schedule__epochs=1)
+        result = train(short, output=output, console=QUIET, write_report=write_report)
         assert (result.folder / "report.html").is_file()
         assert evaluate(str(output)).evaluation.top1 == result.best["top1"]
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before

@@ -18,6 +18,7 @@ from convnext.cli import main
 from convnext.data.masks import cut
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.recipe import Recipe, change_recipe
+from convnext.reports.report import write_report
 from convnext.tasks.detection.evaluate import evaluate
 from convnext.tasks.detection.predict import predict
 from convnext.tasks.detection.task import DetectionTask
@@ -54,7 +55,12 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     recipe = change_recipe(Recipe(), SMALL | {"data": str(squares)})
-    return train(recipe, output=tmp_path_factory.mktemp("runs") / "run", console=QUIET)
+    return train(
+        recipe,
+        output=tmp_path_factory.mktemp("runs") / "run",
+        console=QUIET,
+        write_report=write_report,
+    )
 
 
 def test_it_learns_and_keeps_what_it_is(finished: RunResult) -> None:

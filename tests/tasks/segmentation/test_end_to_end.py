@@ -19,6 +19,7 @@ from shapes import write_shapes
 from convnext.cli import main
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.recipe import Recipe, change_recipe, read_recipe, recipe_names
+from convnext.reports.report import write_report
 from convnext.tasks.segmentation.task import SegmentationTask
 from convnext.training.run import RunResult, train
 from convnext.weights.checkpoint import Card, find_checkpoint
@@ -50,7 +51,12 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     recipe = change_recipe(Recipe(), SMALL | {"data": str(shapes)})
-    return train(recipe, output=tmp_path_factory.mktemp("runs") / "run", console=QUIET)
+    return train(
+        recipe,
+        output=tmp_path_factory.mktemp("runs") / "run",
+        console=QUIET,
+        write_report=write_report,
+    )
 
 
 def pixels(path: Path) -> NDArray[Any]:

@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from convnext.reports.figures import draw_confusion
-from convnext.reports.report import Part, Run, Section, figure, table
+from convnext.tasks.figures import (
+    Drawing,
+    Part,
+    ReportSections,
+    Section,
+    bad_images,
+    draw_confusion,
+    table,
+)
 
 MAX_CONFUSED_PAIRS = 12
 
@@ -22,7 +29,7 @@ def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def sureness(evaluation: Mapping[str, Any]) -> list[str]:
+def reliability(evaluation: Mapping[str, Any]) -> list[str]:
     """Return sentences that say how far the primary score can be trusted."""
     count = evaluation["num_images"]
     low, high = wilson(evaluation["top1"] / 100, count)
@@ -39,12 +46,12 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def confusion(run: Run) -> Section | None:
+def confusion(evaluation: Mapping[str, Any]) -> Section | None:
     """The confusion matrix, and the pairs of classes that are confused most."""
-    if not run.evaluation.get("confusion"):
+    if not evaluation.get("confusion"):
         return None
-    matrix = np.asarray(run.evaluation["confusion"])
-    names = run.evaluation["classes"]
+    matrix = np.asarray(evaluation["confusion"])
+    names = evaluation["classes"]
     off = matrix - np.diag(np.diagonal(matrix))
     worst = np.argsort(-off, axis=None, kind="stable")[:MAX_CONFUSED_PAIRS]
     pairs = [
@@ -65,7 +72,9 @@ def confusion(run: Run) -> Section | None:
         if pairs
         else "Nothing is confused."
     )
-    drawn = figure(run, "confusion", "Confusion matrix", alt, draw_confusion(matrix, names))
+    drawn = Drawing(
+        name="confusion", title="Confusion matrix", alt=alt, figure=draw_confusion(matrix, names)
+    )
     parts = [Part(kind="matrix", values={"figure": drawn})]
     if pairs:
         columns = (("truth", "truth", ""), ("taken for", "prediction", ""), ("images", "share", ""))
@@ -78,9 +87,9 @@ def confusion(run: Run) -> Section | None:
     )
 
 
-def per_class(run: Run) -> Section | None:
+def per_class(evaluation: Mapping[str, Any]) -> Section | None:
     """Precision, recall and F1 of every class."""
-    if not run.evaluation:
+    if not evaluation:
         return None
     columns = (
         ("class", "name", ""),
@@ -90,7 +99,7 @@ def per_class(run: Run) -> Section | None:
         ("F1", "f1", "share"),
     )
     # The weakest first: they are what one does something about.
-    rows = sorted(run.evaluation["per_class"], key=lambda row: float(row["f1"]))
+    rows = sorted(evaluation["per_class"], key=lambda row: float(row["f1"]))
     return Section(
         title="Classes",
         note="In percent, the weakest F1 first; a click on a heading sorts by it.",
@@ -98,9 +107,9 @@ def per_class(run: Run) -> Section | None:
     )
 
 
-def mistakes(run: Run) -> Section | None:
+def mistakes(evaluation: Mapping[str, Any]) -> Section | None:
     """The pictures that the network is most sure of, and wrong about."""
-    found = run.evaluation.get("mistakes", [])
+    found = evaluation.get("mistakes", [])
     if not found:
         return None
     pictures = [
@@ -121,14 +130,12 @@ def mistakes(run: Run) -> Section | None:
     )
 
 
-def bad_images(run: Run) -> Section | None:
-    """Images that could not be read."""
-    found = run.evaluation.get("bad_images", [])
-    if not found:
-        return None
-    columns = (("image", "source", "code"), ("reason", "reason", ""))
-    title = f"{len(found)} validation image{'s'[: len(found) != 1]} could not be read"
-    return Section(title=title, parts=[table(columns, found)])
-
-
-SECTIONS = (confusion, per_class, mistakes, bad_images)
+def report(evaluation: Mapping[str, Any]) -> ReportSections:
+    """Return what a report shows of an evaluation; of one that is empty, nothing."""
+    measured = "top1" in evaluation
+    makers = (confusion, per_class, mistakes, bad_images)
+    return ReportSections(
+        scores=scores(evaluation) if measured else [],
+        reliability=reliability(evaluation) if measured else [],
+        sections=[section for make in makers if (section := make(evaluation)) is not None],
+    )

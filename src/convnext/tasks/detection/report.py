@@ -8,10 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from convnext.reports.figures import Curve, draw_bars, draw_confusion, draw_precision
-from convnext.reports.report import Part, Run, Section, figure, table
-from convnext.tasks.classification.report import bad_images
 from convnext.tasks.detection.evaluate import COLUMNS, shown
+from convnext.tasks.figures import (
+    Curve,
+    Drawing,
+    Part,
+    ReportSections,
+    Section,
+    bad_images,
+    draw_bars,
+    draw_confusion,
+    draw_precision,
+    table,
+)
 
 # Classes whose curves are drawn one by one; of more, only the mean is.
 MAX_CURVES = 8
@@ -30,23 +39,23 @@ def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def sureness(evaluation: Mapping[str, Any]) -> list[str]:
+def reliability(evaluation: Mapping[str, Any]) -> list[str]:
     """Return sentences that say how far the primary score can be trusted."""
     found = f"{evaluation['num_objects']:,} objects on {evaluation['num_images']:,} images"
     return [f"Measured on {found} of the validation set, by COCO's definitions."]
 
 
-def figures_of_coco(run: Run) -> Section | None:
+def figures_of_coco(evaluation: Mapping[str, Any]) -> Section | None:
     """COCO's twelve figures, of boxes and masks."""
     rows = [
-        {"kind": name, **{f: shown(run.evaluation[kind][f]) for _, f in COLUMNS}}
+        {"kind": name, **{f: shown(evaluation[kind][f]) for _, f in COLUMNS}}
         for kind, name in KINDS
-        if run.evaluation.get(kind)
+        if evaluation.get(kind)
     ]
     if not rows:
         return None
     columns = [("", "kind", ""), *((name, field, "") for name, field in COLUMNS)]
-    most = run.evaluation["max_detections"]
+    most = evaluation["max_detections"]
     return Section(
         title="Average precision",
         note="In percent; AP is the mean over overlaps from 0.5 to 0.95, small is below 32 x 32 "
@@ -56,12 +65,12 @@ def figures_of_coco(run: Run) -> Section | None:
     )
 
 
-def precision(run: Run) -> Section | None:
+def precision(evaluation: Mapping[str, Any]) -> Section | None:
     """Precision at every recall, at overlap 0.5."""
     drawn = []
-    names = run.evaluation.get("classes", [])
+    names = evaluation.get("classes", [])
     for kind, name in KINDS:
-        found = (run.evaluation.get(kind) or {}).get("precision", [])
+        found = (evaluation.get(kind) or {}).get("precision", [])
         known = {str(n): [100 * v for v in c] for n, c in zip(names, found, strict=False) if c}
         if not known:
             continue
@@ -81,7 +90,9 @@ def precision(run: Run) -> Section | None:
         half = float(mean.y[50])
         alt = f"Precision of {name} over recall; {half:.0f} percent at a recall of 50 percent."
         title = f"Precision and recall of {name} at overlap 0.5"
-        drawn.append(figure(run, f"precision_{kind}", title, alt, draw_precision(curves)))
+        drawn.append(
+            Drawing(name=f"precision_{kind}", title=title, alt=alt, figure=draw_precision(curves))
+        )
     if not drawn:
         return None
     return Section(
@@ -92,12 +103,12 @@ def precision(run: Run) -> Section | None:
     )
 
 
-def per_class(run: Run) -> Section | None:
+def per_class(evaluation: Mapping[str, Any]) -> Section | None:
     """AP of every class as bars, where there are several."""
-    names = run.evaluation.get("classes", [])
+    names = evaluation.get("classes", [])
     drawn = []
     for kind, name in KINDS:
-        values = (run.evaluation.get(kind) or {}).get("per_class", [])
+        values = (evaluation.get(kind) or {}).get("per_class", [])
         known = [(str(n), float(v)) for n, v in zip(names, values, strict=False) if v is not None]
         if len(known) < 2:
             continue
@@ -107,7 +118,9 @@ def per_class(run: Run) -> Section | None:
             f"{known[0][1]:.1f} percent; the worst is {known[-1][0]}, {known[-1][1]:.1f} percent."
         )
         drawing = draw_bars([n for n, _ in known], [v for _, v in known], label="AP, %")
-        drawn.append(figure(run, f"ap_{kind}", f"AP of {name} by class", alt, drawing))
+        drawn.append(
+            Drawing(name=f"ap_{kind}", title=f"AP of {name} by class", alt=alt, figure=drawing)
+        )
     if not drawn:
         return None
     return Section(
@@ -115,19 +128,21 @@ def per_class(run: Run) -> Section | None:
     )
 
 
-def confusion(run: Run) -> Section | None:
+def confusion(evaluation: Mapping[str, Any]) -> Section | None:
     """What is taken for what, missed, or seen where nothing is."""
-    if not run.evaluation.get("confusion"):
+    if not evaluation.get("confusion"):
         return None
-    matrix = np.asarray(run.evaluation["confusion"])
-    names = [*run.evaluation["classes"], NOTHING]
+    matrix = np.asarray(evaluation["confusion"])
+    names = [*evaluation["classes"], NOTHING]
     found, objects = int(np.trace(matrix)), int(matrix[:-1].sum())
     alt = (
         f"Confusion matrix of {len(names) - 1} classes and nothing. Of {objects:,} objects "
         f"{found:,} were found as what they are, {int(matrix[:, -1].sum()):,} were missed."
     )
     drawing = draw_confusion(matrix, names)
-    drawn = figure(run, "confusion", "Objects and what they were taken for", alt, drawing)
+    drawn = Drawing(
+        name="confusion", title="Objects and what they were taken for", alt=alt, figure=drawing
+    )
     return Section(
         title="What is taken for what",
         note="Boxes with a score of at least 0.3 that overlap an object by half. Each row is a "
@@ -137,9 +152,9 @@ def confusion(run: Run) -> Section | None:
     )
 
 
-def worst_images(run: Run) -> Section | None:
+def worst_images(evaluation: Mapping[str, Any]) -> Section | None:
     """The images of lowest F-score: truth and prediction side by side."""
-    rows = [row for row in run.evaluation.get("worst", []) if "picture" in row]
+    rows = [row for row in evaluation.get("worst", []) if "picture" in row]
     if not rows:
         return None
     strips = [
@@ -160,4 +175,12 @@ def worst_images(run: Run) -> Section | None:
     )
 
 
-SECTIONS = (figures_of_coco, precision, per_class, confusion, worst_images, bad_images)
+def report(evaluation: Mapping[str, Any]) -> ReportSections:
+    """Return what a report shows of an evaluation; of one that is empty, nothing."""
+    measured = "box_ap" in evaluation
+    makers = (figures_of_coco, precision, per_class, confusion, worst_images, bad_images)
+    return ReportSections(
+        scores=scores(evaluation) if measured else [],
+        reliability=reliability(evaluation) if measured else [],
+        sections=[section for make in makers if (section := make(evaluation)) is not None],
+    )

@@ -7,9 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from convnext.reports.figures import draw_bars, draw_confusion
-from convnext.reports.report import Part, Run, Section, figure, table
-from convnext.tasks.classification.report import bad_images
+from convnext.tasks.figures import (
+    Drawing,
+    Part,
+    ReportSections,
+    Section,
+    bad_images,
+    draw_bars,
+    draw_confusion,
+    table,
+)
 
 MAX_CONFUSED_PAIRS = 12
 # Classes without an IoU that are named.
@@ -27,7 +34,7 @@ def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def sureness(evaluation: Mapping[str, Any]) -> list[str]:
+def reliability(evaluation: Mapping[str, Any]) -> list[str]:
     """Return sentences that say how far the primary score can be trusted."""
     known = [row for row in evaluation["per_class"] if row["iou"] is not None]
     pixels = evaluation["num_pixels"]
@@ -38,9 +45,9 @@ def sureness(evaluation: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def bars(run: Run) -> Section | None:
+def bars(evaluation: Mapping[str, Any]) -> Section | None:
     """IoU of every class as bars, the best on top."""
-    rows = known_classes(run)
+    rows = known_classes(evaluation)
     if not rows:
         return None
     names = [str(row["name"]) for row in rows]
@@ -50,8 +57,8 @@ def bars(run: Run) -> Section | None:
         f"the worst is {names[-1]}, {values[-1]:.1f} percent."
     )
     drawing = draw_bars(names, values, label="IoU, %")
-    drawn = figure(run, "iou", "IoU of every class", alt, drawing)
-    absent = [str(row["name"]) for row in run.evaluation["per_class"] if row["iou"] is None]
+    drawn = Drawing(name="iou", title="IoU of every class", alt=alt, figure=drawing)
+    absent = [str(row["name"]) for row in evaluation["per_class"] if row["iou"] is None]
     return Section(
         title="Classes",
         note=f"Nowhere on these images, and left out of the mean: {_some(absent)}."
@@ -66,9 +73,9 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_ABSENT]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def per_class(run: Run) -> Section | None:
+def per_class(evaluation: Mapping[str, Any]) -> Section | None:
     """Every score of every class that occurs."""
-    rows = known_classes(run)
+    rows = known_classes(evaluation)
     if not rows:
         return None
     columns = [
@@ -79,7 +86,7 @@ def per_class(run: Run) -> Section | None:
         ("F1", "f1", "share"),
         ("IoU", "iou", "share"),
     ]
-    if run.evaluation.get("boundary_f1") is not None:
+    if evaluation.get("boundary_f1") is not None:
         columns.insert(-1, ("boundary F1", "boundary_f1", "share"))
     # 0/0 is shown as 0: a class that is never predicted is never right.
     shown = [{key: row[key] or 0 for _, key, _ in columns} for row in reversed(rows)]
@@ -90,18 +97,18 @@ def per_class(run: Run) -> Section | None:
     )
 
 
-def known_classes(run: Run) -> list[dict[str, Any]]:
+def known_classes(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the scores of the classes that have an IoU, the highest first."""
-    rows = [row for row in run.evaluation.get("per_class", []) if row["iou"] is not None]
+    rows = [row for row in evaluation.get("per_class", []) if row["iou"] is not None]
     return sorted(rows, key=lambda row: -float(row["iou"]))
 
 
-def confusion(run: Run) -> Section | None:
+def confusion(evaluation: Mapping[str, Any]) -> Section | None:
     """The confusion matrix of pixels, and the pairs of classes that are confused most."""
-    if not run.evaluation.get("confusion"):
+    if not evaluation.get("confusion"):
         return None
-    matrix = np.asarray(run.evaluation["confusion"])
-    names = run.evaluation["classes"]
+    matrix = np.asarray(evaluation["confusion"])
+    names = evaluation["classes"]
     pairs = confused_pairs(matrix, names)
     alt = f"Confusion matrix of {len(names)} classes. " + (
         f"Most often {pairs[0]['truth']} is taken for {pairs[0]['prediction']}, "
@@ -110,7 +117,9 @@ def confusion(run: Run) -> Section | None:
         else "Nothing is confused."
     )
     drawing = draw_confusion(matrix, names, percent=True)
-    drawn = figure(run, "confusion", "Confusion of pixels, percent of the row", alt, drawing)
+    drawn = Drawing(
+        name="confusion", title="Confusion of pixels, percent of the row", alt=alt, figure=drawing
+    )
     parts = [Part(kind="matrix", values={"figure": drawn})]
     if pairs:
         columns = (
@@ -144,12 +153,12 @@ def confused_pairs(matrix: Any, names: Any) -> list[dict[str, Any]]:
     ]
 
 
-def worst_images(run: Run) -> Section | None:
+def worst_images(evaluation: Mapping[str, Any]) -> Section | None:
     """The images of lowest IoU: image, truth, prediction and errors side by side.
 
     What evaluates adds `source` and a `picture` (a data URI, see `gallery`) to each.
     """
-    found = [row for row in run.evaluation.get("worst", []) if "picture" in row]
+    found = [row for row in evaluation.get("worst", []) if "picture" in row]
     if not found:
         return None
     strips = [
@@ -169,4 +178,12 @@ def worst_images(run: Run) -> Section | None:
     )
 
 
-SECTIONS = (bars, confusion, per_class, worst_images, bad_images)
+def report(evaluation: Mapping[str, Any]) -> ReportSections:
+    """Return what a report shows of an evaluation; of one that is empty, nothing."""
+    measured = "miou" in evaluation
+    makers = (bars, confusion, per_class, worst_images, bad_images)
+    return ReportSections(
+        scores=scores(evaluation) if measured else [],
+        reliability=reliability(evaluation) if measured else [],
+        sections=[section for make in makers if (section := make(evaluation)) is not None],
+    )

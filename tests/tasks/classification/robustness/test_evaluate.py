@@ -13,11 +13,11 @@ from PIL import Image
 import convnext.tasks.classification.robustness.dataset as dataset_module
 from convnext.cli import main
 from convnext.data.preprocessing import Preprocessing
-from convnext.reports.figures import save_bytes
 from convnext.tasks.classification.robustness.benchmarks import C_BAR, subset_synsets
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS
 from convnext.tasks.classification.robustness.figure import draw_robustness, read_rows
 from convnext.tasks.classification.robustness.score import ALEXNET_ERROR
+from convnext.tasks.figures import save_bytes
 from convnext.weights.checkpoint import Card, save_checkpoint
 
 SMALL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "stem_stride": 1}

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import blended_transform_factory
 
-from convnext.reports.figures import ACCENT, GRID, INK, MISS, MUTED, figure_style, shorten
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS, KINDS
+from convnext.tasks.figures import ACCENT, GRID, INK, MISS, MUTED, figure_style, shorten
 
 Row = Mapping[str, str]
 GAP = 0.35

@@ -72,7 +72,7 @@ def to_csv(result: RobustnessResult) -> str:
 
 def write_robustness(result: RobustnessResult, folder: Path) -> list[Path]:
     """Write robustness.json, .csv, .svg and .png into a folder, and return their paths."""
-    from convnext.reports.figures import save_bytes
+    from convnext.tasks.figures import save_bytes
 
     paths = [folder / f"{NAME}.{form}" for form in ("json", "csv", "svg", "png")]
     result.state.folder = folder

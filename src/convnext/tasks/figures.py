@@ -1,18 +1,16 @@
-"""The figures of a report: pure functions from numbers to a matplotlib `Figure`, in one style.
+"""What a task puts into a report: sections of figures, tables and pictures, all in one style.
 
-Colours are few and have names. A figure saved to a file is printed on white; the same SVG inside
-the report takes its colours from the page (`inline_svg`), and so reads well in light and in dark.
+Figures are pure functions from numbers to a matplotlib `Figure`. Their colors are few and have
+names; a file is printed on white, and the page of a report replaces them by its own.
 """
 
 from __future__ import annotations
 
 import io
-import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,14 +23,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 PAPER, INK, MUTED, GRID, ACCENT = "#ffffff", "#1d2430", "#667080", "#e2e6eb", "#1f66b5"
-# The variables of the page's style sheet that replace the colours of print.
-PAGE_COLOURS = {
-    PAPER: "var(--panel)",
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    GRID: "var(--grid)",
-    ACCENT: "var(--accent)",
-}
 # Blue and orange differ for every kind of colour vision, and carry dark and light text alike.
 HIT, MISS = "#3b82d6", "#e8710a"
 
@@ -89,6 +79,66 @@ class Curve:
     colour: str = ACCENT
     dashed: bool = False
     """Thin, without points: what the others are compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure of a report, which is also saved beside the page."""
+
+    name: str
+    """Of the files, without their ending."""
+    title: str
+    alt: str
+    """What it says, for those who cannot see it."""
+    figure: Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What the template can draw: `kind` names its macro, `values` is what the macro shows."""
+
+    kind: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading of the page, what to know before reading on, and the parts below it."""
+
+    title: str
+    parts: Sequence[Part] = field(default_factory=list)
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSections:
+    """What a task says about an evaluation."""
+
+    scores: Sequence[tuple[str, str]] = ()
+    """The scores at the top of the page: label and text."""
+    reliability: Sequence[str] = ()
+    """Sentences that say how far the primary score can be trusted."""
+    sections: Sequence[Section] = ()
+
+
+def table(
+    columns: Sequence[tuple[str, str, str]],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    sortable: bool = False,
+) -> Part:
+    """Return a table; a column is its heading, its key, and "", "code", "count" or "share"."""
+    return Part(kind="table", values={"columns": columns, "rows": rows, "sortable": sortable})
+
+
+def bad_images(evaluation: Mapping[str, Any]) -> Section | None:
+    """List the images that could not be read."""
+    found = evaluation.get("bad_images", [])
+    if not found:
+        return None
+    columns = (("image", "source", "code"), ("reason", "reason", ""))
+    title = f"{len(found)} validation image{'s'[: len(found) != 1]} could not be read"
+    return Section(title=title, parts=[table(columns, found)])
 
 
 @contextmanager
@@ -291,27 +341,6 @@ def save_bytes(fig: Figure, form: str, **style: Any) -> bytes:
     palette = Image.open(buffer).convert("RGB").quantize(200, dither=Image.Dither.NONE)
     palette.save(small, "PNG", optimize=True)
     return small.getvalue()
-
-
-def inline_svg(svg: str, name: str, alt: str) -> str:
-    """Return an SVG file of ours as markup inside a page, in the page's colours and font.
-
-    Args:
-        svg: What `save_bytes` returned.
-        name: Prefix of every id, since a page may hold several figures.
-        alt: What the figure says, for those who cannot see it.
-    """
-    svg = svg[svg.index("<svg") :]
-    head, _, body = svg.partition(">")
-    head = re.sub(r' (?:width|height|version|xmlns(?::\w+)?)="[^"]*"', "", head)
-    head += f' role="img" aria-label="{escape(alt)}"'
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'(url\(#|href="#)', rf"\1{name}-", body)
-    body = re.sub(r"font: (\d+) ([\d.]+px)[^;\"]*", r"font-weight: \1; font-size: \2", body)
-    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
-    for colour, variable in PAGE_COLOURS.items():
-        body = body.replace(colour, variable)
-    return f"{head}>{body}"
 
 
 def _figure(

@@ -1,0 +1,81 @@
+"""What a caller hears of a run while it trains.
+
+The first process of a run calls them, between two steps. Training draws its randomness from the
+seed, the step and the sample alone, so that a callback may draw what it likes. A callback that
+changes the network or the optimizer changes the run: that is not part of the saved state, and a run
+that is resumed, or that goes back to its last saved state after a fault, is then no longer the same
+bit for bit. Steps that are repeated are reported again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from convnext.training.loop import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEnd:
+    """One optimizer step that was taken."""
+
+    step: int
+    """Steps taken so far, this one included."""
+    num_steps: int
+    """Steps of the whole run."""
+    epoch: float
+    lr: float
+    """The learning rate of the schedule in this step."""
+    losses: Mapping[str, Tensor]
+    """Each part of the loss, a mean over the images of this process, on the device of the run: to
+    read it as a number waits for the device."""
+    model: nn.Module
+    """The network in training, in training mode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationEnd:
+    """One evaluation of the validation set."""
+
+    step: int
+    epoch: float
+    weights: str
+    """"model", or "ema" for their moving average."""
+    metrics: Mapping[str, float]
+    """In percent, but for the loss."""
+    is_best: bool
+    """Whether these weights are the best so far, and were saved as such."""
+    model: nn.Module
+    """The network, which holds the evaluated weights during the call."""
+
+
+class Callback:
+    """The base class of callbacks: override what you need; each method does nothing here.
+
+    An exception that a method raises ends the run; its last saved state stays and can be resumed.
+    """
+
+    def on_step_end(self, end: StepEnd) -> None:
+        """Be called after every optimizer step."""
+
+    def on_evaluation(self, end: EvaluationEnd) -> None:
+        """Be called after every evaluation; twice where there is a moving average."""
+
+    def on_end(self, outcome: Outcome) -> None:
+        """Be called once, when training is over: not after an interruption or an error."""
+
+
+def check_callbacks(callbacks: Sequence[Any]) -> tuple[Callback, ...]:
+    """Return the callbacks.
+
+    Raises:
+        TypeError: If one of them is not a `Callback`, such as a class that was not called.
+    """
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise TypeError(f"{callback!r} is not an instance of convnext's Callback")
+    return tuple(callbacks)
