@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 from convnext.api.run import Run
 from convnext.api.settings import Settings, given_settings, make_recipe
 from convnext.api.types import (
+    Callbacks,
     Data,
     Folder,
     Models,
@@ -23,7 +24,6 @@ from convnext.names import portable_name
 
 if TYPE_CHECKING:
     from convnext.studies.results import Result
-    from convnext.training.callbacks import Callback
 
 TaskName = Literal["classify", "detect", "segment"]
 
@@ -38,7 +38,7 @@ def train(
     output: Folder | None = None,
     resume: bool = False,
     progress: Show = True,
-    callbacks: Annotated[Sequence[Callback], PythonOnly()] = (),
+    callbacks: Callbacks = (),
     **settings: Unpack[Settings],
 ) -> Run:
     """Train a network on your images, or on the built-in digits.

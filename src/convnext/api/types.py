@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from convnext.api.model import Model
     from convnext.recipes.recipe import Recipe
+    from convnext.training.callbacks import Callback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +80,4 @@ Words = Annotated["Sequence[str]", OnCommandLine(convert=words)]
 Integers = Annotated["Sequence[int]", OnCommandLine(type=int, nargs="+", metavar="N")]
 Show = Annotated["bool | Console", PythonOnly()]
 """Where a verb prints: True for standard output, False for nowhere, or a console of rich."""
+Callbacks = Annotated["Sequence[Callback]", PythonOnly()]
