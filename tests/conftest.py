@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+# Child processes of tests share the cores as well: two threads each would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 pytest_plugins = ["shard_server"]
 
 # Two test processes share two cores; more threads than cores wait for each other.
