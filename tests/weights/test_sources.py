@@ -151,12 +151,12 @@ def test_offline_and_absent_says_what_to_put_where(cache: Path) -> None:
     [
         ("fb_in1K", "convnext_tiny", r"has no weights 'fb_in1K'; did you mean 'fb_in1k'\?"),
         ("fb_in1k", "roadmap/resnet50/kernel_9", "no weights are published for roadmap/resnet50/k"),
-        ("fb_in1k", "", "published for a network without a name: 'fb_in1k' is neither a file"),
+        ("fb_in1k", "", "'fb_in1k' is not a run, a file or a folder"),
         ("absent/tiny.pth", "convnext_tiny", "there is no file or folder absent/tiny.pth"),
         ("./absent", "convnext_tiny", "there is no file or folder ./absent"),
         ("https://host/tiny.pth", "convnext_tiny", "no file or folder https"),
         ("https://host/tiny", "convnext_tiny", "is an address; fetch the file yourself"),
-        ("a/b/c", "convnext_tiny", "the hub has no public repository a/b/c"),
+        ("a/b/c", "convnext_tiny", "there is no such run, file or folder a/b/c"),
     ],
 )
 def test_unknown_sources(cache: Path, source: str, model: str, message: str) -> None:
@@ -198,3 +198,24 @@ def test_the_environment_of_the_hub_holds(tmp_path: Path, atto: Path) -> None:
     first, second = done.stdout.splitlines()
     assert Path(first).is_relative_to(cache)
     assert str(cache / "models--timm--convnext_tiny.fb_in1k") in second
+
+
+def test_a_run_with_a_mistake_in_its_name_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs" / "signs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/sgns", "run/signs"):
+        with pytest.raises(ValueError, match=rf"no such run.* {name}; did you mean 'runs/signs'"):
+            locate(name)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_hub_is_asked_for_owner_and_name_after_saying_so(
+    cache: Path, atto: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pointer = put(cache, "someone/their_model", "model.safetensors", atto)
+    assert locate("hf:someone/their_model") == pointer
+    assert capsys.readouterr().err == ""
+    assert locate("someone/their_model") == pointer
+    assert "asking the hub" in capsys.readouterr().err

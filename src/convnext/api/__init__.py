@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convnext.api.evaluation import evaluate as evaluate
+    from convnext.api.evaluation import evaluate_robustness as evaluate_robustness
     from convnext.api.model import Model as Model
     from convnext.api.model import embed as embed
-    from convnext.api.model import evaluate as evaluate
-    from convnext.api.model import evaluate_robustness as evaluate_robustness
     from convnext.api.model import export as export
     from convnext.api.model import load as load
     from convnext.api.model import predict as predict
@@ -35,8 +35,8 @@ HOMES = {
     "convert": "tools",
     "convert_annotations": "tools",
     "embed": "model",
-    "evaluate": "model",
-    "evaluate_robustness": "model",
+    "evaluate": "evaluation",
+    "evaluate_robustness": "evaluation",
     "export": "model",
     "find_models": "tools",
     "fix_annotations": "tools",

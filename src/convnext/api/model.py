@@ -7,28 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from convnext.api.types import (
-    Data,
     Device,
     File,
     Folder,
     Images,
-    Integers,
     ModelSource,
     OnCommandLine,
     Paths,
     Precision,
     PythonOnly,
     Show,
-    Split,
     TaskOptions,
     Which,
-    Words,
 )
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from convnext.results import Embeddings, Predictions
+    from convnext.results import Embeddings, Exported, Predictions, Scores
     from convnext.tasks.opened import Opened
     from convnext.tasks.predict import PredictionStream
 
@@ -74,7 +70,7 @@ class Model:
         """Predict the contents of images; arguments and results are those of `predict`."""
         return predict(self, source, **options)
 
-    def export(self, format: Literal["onnx", "openvino", "pt2"], **options: Any) -> Any:
+    def export(self, format: Literal["onnx", "openvino", "pt2"], **options: Any) -> Exported:
         """Write the network for another runtime; as `export`."""
         return export(self, format=format, **options)
 
@@ -82,8 +78,10 @@ class Model:
         """Return a feature vector for each image; as `embed`."""
         return embed(self, source, **options)
 
-    def evaluate(self, data: Any = None, **options: Any) -> Any:
+    def evaluate(self, data: Any = None, **options: Any) -> Scores:
         """Measure the network on a labelled data set; as `evaluate`."""
+        from convnext.api.evaluation import evaluate
+
         return evaluate(self, data=data, **options)
 
 
@@ -165,7 +163,7 @@ def predict(
 
     # Before a network is fetched in vain.
     sources = image_sources(images, channels=channels)
-    model = _model(source, device)
+    model = as_model(source, device)
     kind = predictor_class(model.task)
     folder = kind.default_folder if output == DEFAULT_FOLDER else output
     predictor = kind(
@@ -187,65 +185,6 @@ def predict(
     return Predictions(results=results, bad_images=tuple(found.bad_images))
 
 
-def evaluate(
-    source: ModelSource,
-    *,
-    data: Data | None = None,
-    split: Split = "val",
-    device: Device = "auto",
-    precision: Precision = "auto",
-    max_bad_share: float = 0.01,
-    fast: bool = True,
-    output: Folder | None = None,
-    progress: Show = True,
-    **options: Annotated[Any, TaskOptions(verb="evaluate")],
-) -> Any:
-    """Measure a trained network on a labelled data set.
-
-    Top-1, top-5, and precision and recall of every class; of a segmentor mIoU and the IoU of every
-    class; of a detector COCO's AP: with exactly the preprocessing that the checkpoint carries.
-
-    Args:
-        source: A run folder, a checkpoint, an exported file, a hub id; in Python also a loaded
-            `Model`.
-        data: A data set; by default the one that the network was trained on.
-        split: Which part of it.
-        device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `auto` is that of training.
-        max_bad_share: Fail if a larger share of the images cannot be read.
-        fast: Switch to the fastest backend on this machine where the work takes minutes; outputs
-            then differ in their last bits.
-        output: Write evaluation.json there.
-        progress: Where to print, as for `train`.
-        **options: Of the task.
-
-    Raises:
-        ValueError: If source or data cannot be read, their classes do not match, or an option
-            belongs to another task.
-    """
-    from convnext.progress import console_of
-    from convnext.tasks import task_class
-    from convnext.tasks.verbs import given_options
-
-    model = _model(source, device)
-    own = given_options(model.task, "evaluate", options)
-    out = console_of(progress)
-    result = task_class(model.task).evaluate(
-        model._opened,
-        data=None if data is None else str(data),
-        split=split,
-        precision=precision,
-        max_bad_share=max_bad_share,
-        fast=fast,
-        console=out,
-        **own,
-    )
-    result.print(out)
-    if output:
-        out.print(f"written: {result.write(output)}", soft_wrap=True)
-    return result
-
-
 def export(
     source: ModelSource,
     *,
@@ -263,7 +202,7 @@ def export(
     force: bool = False,
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="export")],
-) -> Any:
+) -> Exported:
     """Write a network as ONNX, OpenVINO or torch.export's pt2, with its classes and preprocessing.
 
     The file is run in its own runtime on real images, and kept only if it computes what the network
@@ -287,7 +226,7 @@ def export(
         num_images: How many of them at most; by default 32, for int8 500, of a detector 50.
         force: Keep a file that fails its proof or is slower.
         progress: Where to print, as for `train`.
-        **options: Of the task.
+        **options: Of the task: masks.
 
     Raises:
         ValueError: If the source cannot be read, a format lacks its library, no image is found, or
@@ -297,6 +236,7 @@ def export(
     from convnext.deploy.export import ExportSettings
     from convnext.deploy.export import export as write
     from convnext.progress import console_of, notes
+    from convnext.results import Exported
     from convnext.tasks.verbs import given_options
     from convnext.weights.open import task_of
 
@@ -328,7 +268,12 @@ def export(
         note=notes(out),
     )
     result.print(out)
-    return result
+    return Exported(
+        path=result.path,
+        proof=result.proof.to_dict(),
+        size=result.bytes,
+        proof_path=result.proof_path,
+    )
 
 
 def embed(
@@ -374,7 +319,7 @@ def embed(
     sources = image_sources(images, channels=channels)
     out = console_of(progress)
     found, bad = embed_images(
-        _model(source, device)._opened,
+        as_model(source, device)._opened,
         sources,
         batch_size=batch_size,
         precision=precision,
@@ -406,90 +351,7 @@ def _size(given: str | int | Sequence[int] | None) -> tuple[int, int] | Literal[
     return int(sides[0]), int(sides[-1])
 
 
-def evaluate_robustness(
-    source: ModelSource,
-    *,
-    robustness: Annotated[
-        str | Path | None, OnCommandLine(nargs="?", const="corrupt", metavar="PATH")
-    ] = None,
-    data: Data | None = None,
-    split: Split = "val",
-    corruptions: Words = (),
-    severities: Integers = (1, 2, 3, 4, 5),
-    max_images: Annotated[int | None, OnCommandLine(type=int, metavar="N")] = None,
-    seed: int = 0,
-    workers: Annotated[int | None, OnCommandLine(type=int, metavar="N")] = None,
-    batch_size: int | None = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    max_bad_share: float = 0.01,
-    output: Folder | None = None,
-    progress: Show = True,
-) -> Any:
-    """Measure top-1 on corrupted images, or on ImageNet-C, C-bar, A, R or Sketch.
-
-    Args:
-        source: A run folder, a checkpoint, or a hub id; a classifier.
-        robustness: The folder of a published benchmark, recognized by its layout; without it 15
-            corruptions are applied to the data's own images.
-        data: As for `evaluate`.
-        split: As for `evaluate`.
-        corruptions: Only these, such as gaussian_noise,fog.
-        severities: Only these.
-        max_images: A random part of each condition's images.
-        seed: Of that part, and of the corruptions.
-        workers: Processes that read and corrupt images; by default as many as help.
-        batch_size: Images at a time.
-        device: As for `evaluate`.
-        precision: As for `evaluate`.
-        max_bad_share: As for `evaluate`.
-        output: Write robustness.json, .csv, .svg and .png there; by default into the run folder.
-        progress: Where to print, as for `train`.
-
-    Raises:
-        ValueError: If source or data cannot be read, or a name is unknown.
-    """
-    from convnext.progress import console_of
-    from convnext.tasks.classification.robustness.run import evaluate_robustness as measure
-    from convnext.tasks.classification.robustness.table import (
-        print_robustness,
-        write_robustness,
-    )
-
-    out = console_of(progress)
-    is_run = (Path(str(source)) / "checkpoints").is_dir()
-    folder = Path(output) if output else Path(str(source)) if is_run else None
-    result = measure(
-        str(source),
-        benchmark=None if robustness in (None, "corrupt") else str(robustness),
-        data=None if data is None else str(data),
-        split=split,
-        corruptions=list(corruptions) or None,
-        severities=tuple(severities),
-        max_images=max_images,
-        seed=seed,
-        output=folder,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        precision=precision,
-        max_bad_share=max_bad_share,
-        console=out,
-    )
-    if result.state.num_found:
-        out.print(f"{result.state.num_found} conditions had been measured before")
-    print_robustness(result, out)
-    if folder is None:
-        out.print("nothing was written; give --output DIR to keep the table and the figure")
-    else:
-        if result.state.moved:
-            out.print(f"another evaluation that lay there is now {result.state.moved}.json")
-        written = ", ".join(map(str, write_robustness(result, folder)))
-        out.print(f"written: {written}", soft_wrap=True)
-    return result
-
-
-def _model(source: Any, device: Device) -> Model:
+def as_model(source: Any, device: Device) -> Model:
     return source if isinstance(source, Model) else load(source, device=device)
 
 

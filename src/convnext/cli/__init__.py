@@ -94,7 +94,8 @@ def _run(name: str, argv: list[str]) -> int:
         result = result.summary()
         result.print(out)
     if call.as_json:
-        print(json.dumps(result.to_dict()), flush=True)
+        told = getattr(result, "evaluation", result)  # Of scores, all that was measured.
+        print(json.dumps(told.to_dict()), flush=True)
     return int(getattr(result, "exit_code", 0))
 
 

@@ -24,6 +24,8 @@ class Scores(Mapping[str, float]):
     scores: Mapping[str, float]
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict, kw_only=True)
     """By class name, then by the name of the score."""
+    evaluation: Any = field(default=None, repr=False, compare=False)
+    """All that was measured, as the task has it: `to_dict()`, `print(console)`, `write(folder)`."""
 
     def __post_init__(self) -> None:
         if "per_class" in self.scores:
@@ -70,13 +72,19 @@ class Exported:
     path: Path
     proof: Mapping[str, Any]
     """What was measured when the file was run beside the model, as plain values."""
+    size: int | None = None
+    """In bytes, with the weights beside it where the format keeps them apart."""
+    proof_path: Path | None = None
+    """Where the proof is written."""
 
     def __post_init__(self) -> None:
         _set(self, "path", Path(self.path))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {"path": str(self.path), "proof": dict(self.proof)}
+        known: dict[str, Any] = {} if self.size is None else {"bytes": self.size}
+        known |= {} if self.proof_path is None else {"proof_path": str(self.proof_path)}
+        return {"path": str(self.path), "proof": dict(self.proof), **known}
 
     def __repr__(self) -> str:
         return f"Exported({self.path})"

@@ -32,6 +32,7 @@ from convnext.models.init import init_fan_in
 from convnext.recipes.plan import num_steps as num_steps_of
 from convnext.recipes.recipe import Recipe, number, to_dict
 from convnext.recipes.resolve import Choice, Circumstances, circumstances, print_choices
+from convnext.results import Scores
 from convnext.tasks.opened import Opened
 from convnext.weights.checkpoint import Card
 
@@ -65,7 +66,7 @@ class CachedDataset(Protocol):
 
 
 class Outcome(Protocol):
-    """What a verb found: an evaluation, predictions."""
+    """What a verb found: predictions, or an evaluation."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -77,6 +78,14 @@ class Outcome(Protocol):
 
     def write(self, folder: Path | str) -> Any:
         """Write the files into a folder; return where they are."""
+        ...
+
+
+class Evaluated(Outcome, Protocol):
+    """An evaluation."""
+
+    def scores(self) -> Scores:
+        """Return the named scores."""
         ...
 
 
@@ -225,7 +234,7 @@ class Task(ABC):
         return importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.{name}")
 
     @classmethod
-    def evaluate(cls, source: str | Opened, **options: Any) -> Outcome:
+    def evaluate(cls, source: str | Opened, **options: Any) -> Evaluated:
         """Evaluate a run, a checkpoint or published weights on a labelled data set.
 
         The options are those of `evaluate` in the task's `evaluate.py`.
@@ -233,7 +242,7 @@ class Task(ABC):
         Raises:
             ValueError: If source or data cannot be read, or their classes do not match.
         """
-        found: Outcome = cls.task_module("evaluate").evaluate(source, **options)
+        found: Evaluated = cls.task_module("evaluate").evaluate(source, **options)
         return found
 
     @classmethod

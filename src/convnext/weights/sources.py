@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from difflib import get_close_matches
 from pathlib import Path
 
 from torch import Tensor
@@ -43,27 +45,61 @@ def locate(source: str | Path, *, model: str = "") -> Path:
     if path.is_file():
         return path
     if isinstance(source, Path) or text.endswith(_ENDINGS) or text.startswith((".", "/", "~")):
-        raise ValueError(f"there is no file or folder {source}")
+        raise ValueError(f"there is no file or folder {source}{_nearest_path(path)}")
     if "://" in text:
         raise ValueError(f"{source} is an address; fetch the file yourself and give its path")
     if (entry := find_published(text, model)) is not None:
         _, _, revision = text.partition("@")
         return download(entry.hub_id, revision=revision or None)
     if "/" in text:
-        repo_id, _, revision = text.partition("@")
+        repo_id, _, revision = hub_id(text).partition("@")
         return download(repo_id, revision=revision or None)
     if model.startswith("timm/"):
         return download(f"{model}.{text}")
     tags = [entry.tag for entry in published(model)]
     if not tags:
+        about = f"no weights are published for {model}: " if model else ""
         raise ValueError(
-            f"no weights are published for {model or 'a network without a name'}: {text!r} is "
-            "neither a file nor a folder, nor a hub id (owner/name)"
+            f"{about}{text!r} is not a run, a file or a folder{_nearest_path(path)} (a hub id is "
+            "owner/name)"
         )
     raise ValueError(
         f"{model} has no weights {text!r}{nearest(text, tags)} (a file, a folder or a hub id will "
         "also do)"
     )
+
+
+def hub_id(text: str) -> str:
+    """Return the hub id that a name stands for, after saying that the hub will be asked.
+
+    Args:
+        text: `hf:owner/name`, or `owner/name` if no folder is called nearly so.
+
+    Raises:
+        ValueError: If it is rather the path of a run that does not exist.
+    """
+    if text.startswith("hf:"):
+        return text.removeprefix("hf:")
+    path = Path(text)
+    owner = path.parts[0]
+    here = sorted(folder.name for folder in Path().iterdir() if folder.is_dir())
+    alike = get_close_matches(owner, here, n=1, cutoff=0.75)
+    if len(path.parts) != 2 or alike:
+        raise ValueError(f"there is no such run, file or folder {text}{_nearest_path(path)}")
+    print(f"{text} is not a path here: asking the hub for it", file=sys.stderr)
+    return text
+
+
+def _nearest_path(path: Path) -> str:
+    """Return `"; did you mean 'runs/first'?"` for a path with a mistake in one of its parts."""
+    found = Path()
+    for part in path.parts:
+        names = [entry.name for entry in found.iterdir()] if found.is_dir() else []
+        close = [part] if part in names else get_close_matches(part, names, n=1, cutoff=0.5)
+        if not close:
+            return ""
+        found /= close[0]
+    return f"; did you mean {str(found)!r}?"
 
 
 def _in_folder(folder: Path) -> Path:

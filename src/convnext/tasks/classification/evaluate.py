@@ -24,6 +24,7 @@ from convnext.data.samples import BadImages, Samples
 from convnext.deploy.fast import Fast
 from convnext.progress import notes, progress_bar
 from convnext.recipes.schema import LoaderRecipe
+from convnext.results import Scores
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
@@ -65,11 +66,11 @@ class EvaluationResult:
     last: tuple[Variant, ...] = ()
     """For a run with a moving average: its last step, without the average and with it."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values for JSON."""
+    def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
+        """Return nested plain values for JSON; the pictures only if they are asked for."""
         result = self.evaluation.to_dict()
         for mistake, (source, thumbnail) in zip(result["mistakes"], self.thumbnails, strict=True):
-            mistake |= {"source": source, "thumbnail": thumbnail}
+            mistake |= {"source": source} | ({"thumbnail": thumbnail} if pictures else {})
         return {
             "source": self.source,
             "data": self.data,
@@ -81,10 +82,22 @@ class EvaluationResult:
             "last": [asdict(variant) for variant in self.last],
         }
 
+    def scores(self) -> Scores:
+        """Return top-1 and top-5 in percent, the loss, and the scores of each class in [0, 1]."""
+        e = self.evaluation
+        return Scores(
+            scores={"top1": e.top1, "top5": e.top5, "loss": e.loss},
+            per_class={
+                c.name: {"precision": c.precision, "recall": c.recall, "f1": c.f1}
+                for c in e.per_class
+            },
+            evaluation=self,
+        )
+
     def write(self, folder: str | Path) -> Path:
         """Write `evaluation.json` into a folder and return its path."""
         path = Path(folder) / "evaluation.json"
-        write_text(path, json.dumps(self.to_dict()) + "\n")
+        write_text(path, json.dumps(self.to_dict(pictures=True)) + "\n")
         return path
 
     def print(self, console: Console) -> None:

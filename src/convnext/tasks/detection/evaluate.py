@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from convnext.data.drawing import data_uri
 from convnext.data.samples import BadImages
 from convnext.deploy.fast import Fast
 from convnext.progress import notes, progress_bar
+from convnext.results import Scores
 from convnext.tasks.detection.confusion import SCORE
 from convnext.tasks.detection.data.dataset import EvalDataset
 from convnext.tasks.detection.data.open import ids_of, open_dataset
@@ -61,11 +63,11 @@ class EvaluationResult:
     results: tuple[tuple[str, list[dict[str, Any]]], ...]
     """Of boxes and of masks, COCO's results with the ids of the data's json."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values for JSON."""
+    def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
+        """Return nested plain values for JSON; the pictures only if they are asked for."""
         result = self.evaluation.to_dict()
         for worst, (source, picture) in zip(result["worst"], self.pictures, strict=True):
-            worst |= {"source": source, "picture": picture}
+            worst |= {"source": source} | ({"picture": picture} if pictures else {})
         return {
             "source": self.source,
             "data": self.data,
@@ -77,6 +79,31 @@ class EvaluationResult:
             "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
         }
 
+    def scores(self) -> Scores:
+        """Return COCO's figures by name (`box_ap`, `mask_ar_10`) and the AP of each class.
+
+        They are in percent; what no object could be found for is left out, of a class NaN.
+        """
+        e = self.evaluation
+        kinds = {"box": e.box} | ({} if e.mask is None else {"mask": e.mask})
+        named = {
+            f"{kind}_{field}": getattr(scores, field)
+            for kind, scores in kinds.items()
+            for _, field in COLUMNS
+        }
+        aps = {kind: scores.per_class for kind, scores in kinds.items()}
+        return Scores(
+            scores={name: value for name, value in named.items() if value is not None},
+            per_class={
+                name: {
+                    f"{kind}_ap": math.nan if (ap := values[k]) is None else ap
+                    for kind, values in aps.items()
+                }
+                for k, name in enumerate(e.classes)
+            },
+            evaluation=self,
+        )
+
     def write(self, folder: str | Path) -> Path:
         """Write `evaluation.json` into a folder, and COCO's results beside it; return its path.
 
@@ -84,7 +111,7 @@ class EvaluationResult:
         where there is one.
         """
         path = Path(folder) / "evaluation.json"
-        write_text(path, json.dumps(self.to_dict()) + "\n")
+        write_text(path, json.dumps(self.to_dict(pictures=True)) + "\n")
         for kind, rows in self.results:
             write_text(path.with_name(f"results_{kind}.json"), json.dumps(rows) + "\n")
         return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from convnext.atomic import write_text
 from convnext.data.samples import BadImages
 from convnext.deploy.fast import Fast
 from convnext.progress import notes, progress_bar
+from convnext.results import Scores
 from convnext.tasks.opened import Opened, opened
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
@@ -44,11 +46,11 @@ class EvaluationResult:
     bad_images: tuple[tuple[str, str], ...]
     """Pairs that could not be read, and why."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values for JSON."""
+    def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
+        """Return nested plain values for JSON; the pictures only if they are asked for."""
         result = self.evaluation.to_dict()
         for worst, (source, picture) in zip(result["worst"], self.pictures, strict=True):
-            worst |= {"source": source, "picture": picture}
+            worst |= {"source": source} | ({"picture": picture} if pictures else {})
         return {
             "source": self.source,
             "data": self.data,
@@ -60,10 +62,30 @@ class EvaluationResult:
             "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
         }
 
+    def scores(self) -> Scores:
+        """Return the scores in percent and the loss, and those of each class in [0, 1]."""
+        e = self.evaluation
+        values: dict[str, float | None]
+        values = {"miou": e.miou, "accuracy": e.accuracy, "mean_accuracy": e.mean_accuracy}
+        values |= {"boundary_f1": e.boundary_f1, "loss": e.loss}
+        return Scores(
+            scores={name: value for name, value in values.items() if value is not None},
+            per_class={
+                c.name: {
+                    "iou": _or_nan(c.iou),
+                    "accuracy": _or_nan(c.accuracy),
+                    "precision": _or_nan(c.precision),
+                    "f1": _or_nan(c.f1),
+                }
+                for c in e.per_class
+            },
+            evaluation=self,
+        )
+
     def write(self, folder: str | Path) -> Path:
         """Write `evaluation.json` into a folder and return its path."""
         path = Path(folder) / "evaluation.json"
-        write_text(path, json.dumps(self.to_dict()) + "\n")
+        write_text(path, json.dumps(self.to_dict(pictures=True)) + "\n")
         return path
 
     def print(self, console: Console) -> None:
@@ -94,6 +116,10 @@ class EvaluationResult:
         )
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def evaluate(

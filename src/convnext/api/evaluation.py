@@ -1,0 +1,171 @@
+"""The verb `evaluate`: on a labelled data set, or on what makes a network fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from convnext.api.model import as_model
+from convnext.api.types import (
+    Data,
+    Device,
+    Folder,
+    Integers,
+    ModelSource,
+    OnCommandLine,
+    Precision,
+    Show,
+    Split,
+    TaskOptions,
+    Words,
+)
+
+if TYPE_CHECKING:
+    from convnext.results import Scores
+
+
+def evaluate(
+    source: ModelSource,
+    *,
+    data: Data | None = None,
+    split: Split = "val",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    max_bad_share: float = 0.01,
+    fast: bool = True,
+    output: Folder | None = None,
+    progress: Show = True,
+    **options: Annotated[Any, TaskOptions(verb="evaluate")],
+) -> Scores:
+    """Measure a trained network on a labelled data set.
+
+    Top-1, top-5, and precision and recall of every class; of a segmentor mIoU and the IoU of every
+    class; of a detector COCO's AP: with exactly the preprocessing that the checkpoint carries.
+
+    Args:
+        source: A run folder, a checkpoint, an exported file, a hub id; in Python also a loaded
+            `Model`.
+        data: A data set; by default the one that the network was trained on.
+        split: Which part of it.
+        device: `cpu`, `cuda`, `mps` or `auto`.
+        precision: `auto` is that of training.
+        max_bad_share: Fail if a larger share of the images cannot be read.
+        fast: Switch to the fastest backend on this machine where the work takes minutes; outputs
+            then differ in their last bits.
+        output: Write evaluation.json there.
+        progress: Where to print, as for `train`.
+        **options: Of the task: batch_size, only_best; window, stride, whole, multi_scale, flip,
+            boundary; score, nms, max_detections.
+
+    Returns:
+        A mapping of named scores, with `per_class`, and the task's own `evaluation` in full.
+
+    Raises:
+        ValueError: If source or data cannot be read, their classes do not match, or an option
+            belongs to another task.
+    """
+    from convnext.progress import console_of
+    from convnext.tasks import task_class
+    from convnext.tasks.verbs import given_options
+
+    model = as_model(source, device)
+    own = given_options(model.task, "evaluate", options)
+    out = console_of(progress)
+    result = task_class(model.task).evaluate(
+        model._opened,
+        data=None if data is None else str(data),
+        split=split,
+        precision=precision,
+        max_bad_share=max_bad_share,
+        fast=fast,
+        console=out,
+        **own,
+    )
+    result.print(out)
+    if output:
+        out.print(f"written: {result.write(output)}", soft_wrap=True)
+    scores: Scores = result.scores()
+    return scores
+
+
+def evaluate_robustness(
+    source: ModelSource,
+    *,
+    robustness: Annotated[
+        str | Path | None, OnCommandLine(nargs="?", const="corrupt", metavar="PATH")
+    ] = None,
+    data: Data | None = None,
+    split: Split = "val",
+    corruptions: Words = (),
+    severities: Integers = (1, 2, 3, 4, 5),
+    max_images: Annotated[int | None, OnCommandLine(type=int, metavar="N")] = None,
+    seed: int = 0,
+    workers: Annotated[int | None, OnCommandLine(type=int, metavar="N")] = None,
+    batch_size: int | None = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    max_bad_share: float = 0.01,
+    output: Folder | None = None,
+    progress: Show = True,
+) -> Any:
+    """Measure top-1 on corrupted images, or on ImageNet-C, C-bar, A, R or Sketch.
+
+    Args:
+        source: A run folder, a checkpoint, or a hub id; a classifier.
+        robustness: The folder of a published benchmark, recognized by its layout; without it 15
+            corruptions are applied to the data's own images.
+        data: As for `evaluate`.
+        split: As for `evaluate`.
+        corruptions: Only these, such as gaussian_noise,fog.
+        severities: Only these.
+        max_images: A random part of each condition's images.
+        seed: Of that part, and of the corruptions.
+        workers: Processes that read and corrupt images; by default as many as help.
+        batch_size: Images at a time.
+        device: As for `evaluate`.
+        precision: As for `evaluate`.
+        max_bad_share: As for `evaluate`.
+        output: Write robustness.json, .csv, .svg and .png there; by default into the run folder.
+        progress: Where to print, as for `train`.
+
+    Raises:
+        ValueError: If source or data cannot be read, or a name is unknown.
+    """
+    from convnext.progress import console_of
+    from convnext.tasks.classification.robustness.run import evaluate_robustness as measure
+    from convnext.tasks.classification.robustness.table import (
+        print_robustness,
+        write_robustness,
+    )
+
+    out = console_of(progress)
+    is_run = (Path(str(source)) / "checkpoints").is_dir()
+    folder = Path(output) if output else Path(str(source)) if is_run else None
+    result = measure(
+        str(source),
+        benchmark=None if robustness in (None, "corrupt") else str(robustness),
+        data=None if data is None else str(data),
+        split=split,
+        corruptions=list(corruptions) or None,
+        severities=tuple(severities),
+        max_images=max_images,
+        seed=seed,
+        output=folder,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        precision=precision,
+        max_bad_share=max_bad_share,
+        console=out,
+    )
+    if result.state.num_found:
+        out.print(f"{result.state.num_found} conditions had been measured before")
+    print_robustness(result, out)
+    if folder is None:
+        out.print("nothing was written; give --output DIR to keep the table and the figure")
+    else:
+        if result.state.moved:
+            out.print(f"another evaluation that lay there is now {result.state.moved}.json")
+        written = ", ".join(map(str, write_robustness(result, folder)))
+        out.print(f"written: {written}", soft_wrap=True)
+    return result
