@@ -56,7 +56,7 @@ def run_pairs(arguments: argparse.Namespace, sides: Sequence[str], scores: Seque
 def train(
     task: Any, model: Any, *, lr: float, minutes: float, title: str
 ) -> tuple[dict[str, float], int]:
-    """Train by the clock; return the metrics of the moving average, and the images."""
+    """Train for a fixed time; return the metrics of the moving average and the number of images."""
     import torch
     from rich.console import Console
     from torch import nn

@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def train(arguments: argparse.Namespace, side: str) -> dict[str, object]:
-    """Train one network by the clock; return its scores."""
+    """Train one network for a fixed time; return its scores."""
     task = clock.open_task(
         arguments,
         {

@@ -158,7 +158,7 @@ def stages(folder: Path, files: list[Path], recipe: AugmentRecipe) -> dict[str, 
 
     items = [Item(one(i), 0, i, ()) for i in range(len(files))]
     batch = timed("collate", partial(collate, items))
-    timed("normalise, erase, mix", partial(batch_augment, batch.pixels, batch.labels, step=0))
+    timed("normalize, erase, mix", partial(batch_augment, batch.pixels, batch.labels, step=0))
     return spent
 
 

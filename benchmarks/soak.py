@@ -105,7 +105,8 @@ class Run:
     def disturb(self, every: tuple[float, float]) -> None:
         """Run to the end with kills at random times.
 
-        The clock of a kill starts with the training, or else a slow machine would never get there.
+        The time until a kill is counted from the start of training; otherwise a slow machine would
+        never reach it.
         """
         rng, in_vain = random.Random(self.seed), 0
         while True:
@@ -169,7 +170,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def learned(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of the metrics without what depends on the clock and on memory."""
+    """Return the rows of the metrics without the columns for time and memory."""
     return [
         {name: value for name, value in row.items() if name not in TIMED}
         for row in read_metrics(folder / "metrics.jsonl")

@@ -276,7 +276,7 @@ class Side:
         """Bytes that stay on the device between steps: weights, moments, the moving average."""
 
     def measure(self, steps: int) -> Measured:
-        """Start a loader, take some steps until it has settled, and time the next ones."""
+        """Start a loader, take some steps to warm up, and time the next ones."""
         # What train.py sets for its whole process, and we leave alone.
         torch.backends.cudnn.benchmark = self.is_timm
         torch.backends.cuda.matmul.allow_tf32 = self.is_timm

@@ -74,14 +74,14 @@ def apply_kernels(
             autocast in which the network is going to run.
         cache: The file of what was found before; by default in the user's cache folder.
         timer: Measures functions side by side.
-        console: Told what was chosen.
+        console: Prints what was chosen.
 
     Returns:
         The copy, with `choices`, a list of `Choice`; it is unchanged where there is no Triton or
         no GPU, or nothing wins.
 
     Raises:
-        ValueError: If the example is no batch of images.
+        ValueError: If the example is not a batch of images.
     """
     if example.dim() != 4 or not len(example):
         raise ValueError(f"give a batch of images (N, C, H, W), not {tuple(example.shape)}")

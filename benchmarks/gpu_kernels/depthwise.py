@@ -5,7 +5,7 @@ outside of the tensor cores, and every bf16 operand has to be widened first. So 
 several rows of output at a time, and a value, once read and widened, is used for all of them.
 
 Shapes: N batch, H and W positions, C channels, k an odd kernel size. `taps` are weights (k, k, C),
-so that neighbouring threads read neighbouring channels of everything.
+so that neighboring threads read neighboring channels of everything.
 """
 
 # Kernels are typed by Triton: constants in capitals, tuples that grow.

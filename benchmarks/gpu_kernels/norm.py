@@ -115,7 +115,7 @@ def depthwise_norm_op(
     shift: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Convolve maps (N, H, W, C) with taps (k, k, C), and normalise each pixel over C."""
+    """Convolve maps (N, H, W, C) with taps (k, k, C), and normalize each pixel over C."""
     x, taps = x.contiguous(), taps.contiguous()
     num, height, width, channels = x.shape
     parts, part_width = split(channels)
@@ -179,7 +179,7 @@ def depthwise_norm(
         bias: (C,) or None.
         norm_weight: (C,); None for a norm whose weights are folded into the next layer.
         norm_bias: (C,), with `norm_weight`.
-        eps: Of the norm.
+        eps: The epsilon of the norm.
 
     Returns:
         (N, C, H, W), channels_last.

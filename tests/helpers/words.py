@@ -85,10 +85,23 @@ def prose_of_markdown(text: str) -> str:
 
 
 def prose_of_python(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and the text of every string with more than one word, docstrings included."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
-            yield node.lineno, _without_code(node.value)
+    """Yield the line and the text of every string with more than one word, docstrings included.
+
+    What an f-string fills in is written as X.
+    """
+    tree = ast.parse(text)
+    joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    parts = {id(value) for node in joined for value in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            values = [v.value if isinstance(v, ast.Constant) else "X" for v in node.values]
+            prose = "".join(map(str, values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            prose = "" if id(node) in parts else node.value
+        else:
+            continue
+        if " " in prose:
+            yield node.lineno, _without_code(prose)
 
 
 def _without_code(text: str) -> str:
@@ -104,7 +117,9 @@ def pages() -> list[Path]:
 
 def modules() -> list[Path]:
     """Return the Python files whose strings are checked."""
-    return sorted(p for top in ("src", "examples", "benchmarks") for p in (ROOT / top).rglob("*.py"))
+    return sorted(
+        p for top in ("src", "examples", "benchmarks") for p in (ROOT / top).rglob("*.py")
+    )
 
 
 def count(path: Path) -> list[str]:
