@@ -77,7 +77,7 @@ def test_good_phrases_pass(text: str) -> None:
 def test_code_is_not_prose() -> None:
     page = "A `rung`.\n\n```python\nrung = colour()  # the anew comment\n```\n\n::: convnext.Rung\n"
     assert [phrase for phrase, _ in words.found_in(words.prose_of_markdown(page))] == ["anew"]
-    strings = list(
-        words.prose_of_python('"""Say `rung`."""\nx = "rung"\ny = f"is no {x} at all"\n')
-    )
-    assert [line for line, _ in strings] == [1, 3, 3]
+    module = '"""Say `rung`."""\nx = "rung"\ny = f"{x} is no {x} at all"\n'
+    strings = list(words.prose_of_python(module))
+    assert [line for line, _ in strings] == [1, 3]
+    assert [found for found, _ in words.found_in(strings[1][1])] == ["is no X"]
