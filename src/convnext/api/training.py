@@ -174,7 +174,7 @@ def compare(
     AP) over seeds, parameters, multiply-accumulates, and throughput and memory measured here are
     reported.
 
-    A network is [LABEL=]MODEL[@WEIGHTS][:field=value,...]; the others are compared with the first
+    A network is `[LABEL=]MODEL[@WEIGHTS][:field=value,...]`; the others are compared with the first
     one. Fields are those of NetworkConfig, or arguments of the network for those of timm. With
     @WEIGHTS (a tag, a file or a hub id) it is fine-tuned. The same command continues where it was
     interrupted, and further networks and seeds may be added.
