@@ -17,14 +17,15 @@ from convnext.api.model import _size
 from convnext.cli import main
 from convnext.data.masks import paste_masks
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.deploy.export import export
-from convnext.deploy.export_settings import ExportSettings
 from convnext.deploy.fold import fold
+from convnext.deploy.formats import ExportSettings
 from convnext.deploy.graphs import FittedImage
+from convnext.tasks import task_class
 from convnext.tasks.detection.export.exported import OnCanvas
 from convnext.tasks.detection.export.file import default_canvas
 from convnext.tasks.detection.export.graph import paste
-from convnext.tasks.segmentation.any_size import AnySizeSegmentor, parts
+from convnext.tasks.exporting import export
+from convnext.tasks.segmentation.export import AnySizeSegmentor, parts
 from convnext.weights.open import open_model
 
 PIXELS: dict[str, Any] = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
@@ -122,9 +123,10 @@ def test_a_canvas_holds_what_is_read_onto_it() -> None:
 
 
 def test_a_file_reports_no_more_than_was_written_into_it(tmp_path: Any) -> None:
-    from convnext.deploy.blueprints import facts_of
+
     from convnext.deploy.runtimes import Exported
     from convnext.tasks.detection.export.exported import ExportedDetector
+    from convnext.tasks.detection.export.file import facts_of
     from convnext.tasks.detection.looks import change_detector
     from convnext.weights.checkpoint import Card
 
@@ -132,7 +134,8 @@ def test_a_file_reports_no_more_than_was_written_into_it(tmp_path: Any) -> None:
     model, card = open_model(source, torch.device("cpu"))
     import json
 
-    facts = facts_of(model, card, ExportSettings(size=(64, 64)))
+    settings = ExportSettings(size=(64, 64))
+    facts = {"inside": settings.inside, **facts_of(model, settings)}
     assert (facts["score_threshold"], facts["max_detections"]) == (0.3, 30)
     boxes = np.arange(120, dtype=np.float32).reshape(30, 4)
     scores = np.linspace(0.9, 0.3, 30, dtype=np.float32)
@@ -187,7 +190,7 @@ def test_sizes_are_read() -> None:
 )
 def test_what_a_task_does_not_have_is_refused(fields: Any, task: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        ExportSettings(**fields).check_task(task)
+        task_class(task).task_module("export").check_settings(ExportSettings(**fields))
 
 
 @pytest.mark.parametrize(

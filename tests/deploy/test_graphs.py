@@ -11,8 +11,10 @@ from torch import nn
 import convnext
 from convnext.data.preprocessing import Interpolation, Preprocessing
 from convnext.deploy.fold import fold
-from convnext.deploy.graphs import Half, Labels, Pixels, Probabilities, WholeImage
+from convnext.deploy.graphs import Half, Pixels, WholeImage
 from convnext.deploy.layers import spell_out
+from convnext.tasks.classification.export import Probabilities
+from convnext.tasks.segmentation.export import Labels
 
 
 def _image(width: int, height: int) -> Image.Image:

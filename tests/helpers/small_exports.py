@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ STATISTICS: dict[str, Any] = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
 FILES = {"onnx": "net.onnx", "openvino": "net.xml", "pt2": "net.pt2"}
 
 
-def small_checkpoint(path: Path) -> str:
+def small_checkpoint(path: Path, recipe: Mapping[str, Any] | None = None) -> str:
     """Write a checkpoint of three classes at 64 pixels and return its path."""
     card = Card(
         model="convnext_atto",
         changes=NETWORK,
         classes=CLASSES,
         preprocessing=Preprocessing(image_size=64, crop_pct=0.875, **STATISTICS),
+        recipe=recipe or {},
     )
     torch.manual_seed(0)
     model: Any = card.build()
@@ -37,12 +39,12 @@ def small_checkpoint(path: Path) -> str:
     return str(path)
 
 
-def small_segmentor(path: Path, **recipe: Any) -> str:
+def small_segmentor(path: Path, channels: int = 8, **recipe: Any) -> str:
     """Write a checkpoint of a segmentor of three classes and return its path."""
     card = Card(
         task="segment",
         model="upernet_convnext_atto",
-        changes={**NETWORK, "channels": 8},
+        changes={**NETWORK, "channels": channels},
         classes=("road", "sky", "tree"),
         preprocessing=DensePreprocessing(image_size=0, **STATISTICS),
         recipe={"segment": {"crop": 64, **recipe}},

@@ -234,9 +234,9 @@ def export(
         ArithmeticError: If the file does not compute what the network does; it is not kept.
     """
     from convnext.deploy.export import ExportSettings
-    from convnext.deploy.export import export as write
     from convnext.progress import console_of, notes
     from convnext.results import Exported
+    from convnext.tasks.exporting import export as write
     from convnext.tasks.verbs import given_options
     from convnext.weights.open import task_of
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +12,7 @@ from torch import Tensor, nn
 from convnext.deploy.backends import Form, Precision
 from convnext.deploy.fold import fold
 from convnext.deploy.layers import spell_out
-from convnext.deploy.quiet import quiet
+from convnext.deploy.runtimes import import_openvino, openvino_request, quiet
 from convnext.hardware.devices import AMP_DTYPES, autocast
 from convnext.kernels.winograd import with_winograd
 
@@ -142,33 +139,3 @@ def _onnxruntime(folded: nn.Module, example: Tensor) -> Runner:
         return torch.from_numpy(session.run(None, {name: images.contiguous().numpy()})[0])
 
     return run
-
-
-def openvino_request(model: Any, precision: str) -> Any:
-    """Return what infers by an OpenVINO model on the CPU, with the threads that torch has.
-
-    Args:
-        model: OpenVINO's.
-        precision: Of what the model leaves open: `bf16`, `fp16`, or of all others fp32.
-    """
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp16": "f16"}.get(precision, "f32"),
-    }
-    return import_openvino().Core().compile_model(model, "CPU", settings).create_infer_request()
-
-
-def import_openvino() -> ModuleType:
-    """Import OpenVINO without its telemetry, which tells its makers of every conversion."""
-    name = "openvino_telemetry"
-    unwanted = name not in sys.modules
-    if unwanted:
-        sys.modules[name] = None  # type: ignore[assignment]  # As if it were not installed.
-    try:
-        import openvino
-        import openvino.tools.ovc
-    finally:
-        if unwanted:
-            del sys.modules[name]
-    return cast(ModuleType, openvino)

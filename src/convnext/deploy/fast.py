@@ -20,6 +20,9 @@ from convnext.deploy.fold import fold
 from convnext.deploy.optimize import (
     BUDGET_S,
     Known,
+    Tunable,
+    TunedNetwork,
+    Tuner,
     build_known,
     cache_file,
     cache_key,
@@ -27,18 +30,10 @@ from convnext.deploy.optimize import (
     known_form,
     optimize,
 )
-from convnext.deploy.runtimes import ExportedNetwork
+from convnext.deploy.runtimes import Exported
 from convnext.hardware.devices import wait_for
 from convnext.hardware.system import keep_freed_memory
 from convnext.kernels.winograd import with_winograd
-from convnext.tasks.detection.export.backend import (
-    FastDetector,
-    detector_key,
-    first_form,
-    known_detector,
-    optimize_detector,
-)
-from convnext.tasks.detection.export.exported import ExportedDetector
 
 # Work ahead, in seconds as trained, from which the network changes its form.
 WORTH_FOLDING_S = 10.0
@@ -66,8 +61,8 @@ class Fast(nn.Module):
         keep: Leave the given network as it is, and change a copy.
         note: Told in a line what was chosen and why.
 
-    `watch` counts the images that are done. A detector, called with a list, takes its first form in
-    place of the folded one, and is measured on the first image where others would be searched.
+    `watch` counts the images that are done. A network with a tuner of its own, such as a detector,
+    takes its first form in place of the folded one, and is measured on the first images.
     """
 
     def __init__(
@@ -95,9 +90,11 @@ class Fast(nn.Module):
         self._uncounted = 0
         self._sizes: set[tuple[int, ...]] = set()
         self._most = 0
+        self._tuner = model.tuner() if isinstance(model, Tunable) else None
         # A file is in its form already.
         self._keep = keep
-        self._decided = not enabled or isinstance(model, ExportedNetwork | ExportedDetector)
+        is_file = isinstance(getattr(model, "exported", None), Exported)
+        self._decided = not enabled or is_file
         if device.type == "cpu":
             keep_freed_memory()
 
@@ -125,17 +122,17 @@ class Fast(nn.Module):
     def _decide(self, images: Any) -> None:
         if not self._warm and self._done:
             self._warm, self._uncounted, self._seconds = True, self._done, 0.0
-        is_detector = hasattr(self._model, "rpn")
-        example = None if is_detector else self._example(images)
+        tuner = self._tuner
+        example = self._example(images) if tuner is None else None
         skipped = self._uncounted
         left = seconds_left(self._seconds, self._done - skipped, self._num_images - skipped)
         known: Known | None = None
-        if left is not None and left >= WORTH_FOLDING_S and example is not None:
-            key = cache_key(self._model, example, self._precision)
-            known = known_form(cache_file(), key)
-        if is_detector and left is not None and left >= WORTH_FOLDING_S:
-            key = detector_key(self._model, self._device, self._precision)
-            known = known_form(cache_file(), key)
+        if left is not None and left >= WORTH_FOLDING_S:
+            if tuner is not None:
+                known = known_form(cache_file(), tuner.key(self._device, self._precision))
+            elif example is not None:
+                key = cache_key(self._model, example, self._precision)
+                known = known_form(cache_file(), key)
         if known is not None and not known.form.folded:
             self._decided = True  # As it was trained it is the fastest.
             return
@@ -145,13 +142,13 @@ class Fast(nn.Module):
             gain=gain,
             build_seconds=0.0 if known is None else known.build_seconds,
             is_known=known is not None,
-            can_search=is_detector or example is not None,
+            can_search=tuner is not None or example is not None,
         )
         if choice == "wait":
             return
         self._decided = True
-        if is_detector:
-            self._change_detector(choice, known, images)
+        if tuner is not None:
+            self._tune(tuner, choice, known, images)
         elif choice == "fold":
             self._fold()
         elif choice == "known":
@@ -168,23 +165,21 @@ class Fast(nn.Module):
             best = optimize(self._model, example, precision=self._precision, note=self._note)
             self._model, self.form = best, best.form
 
-    def _change_detector(
-        self, choice: Choice, known: Known | None, images: Sequence[Tensor]
+    def _tune(
+        self, tuner: Tuner, choice: Choice, known: Known | None, images: Sequence[Tensor]
     ) -> None:
         if choice == "stay":
             return
-        fast: FastDetector | None = None
+        tuned: TunedNetwork | None = None
         if choice == "known" and known is not None:
-            fast = known_detector(known, self._model, images, note=self._note)
+            tuned = tuner.known(known, images, note=self._note)
         elif choice == "search":
             self._note(SEARCHING)
-            fast = optimize_detector(
-                self._model, images, precision=self._precision, note=self._note
-            )
-        if fast is None:  # There may be no time for a search.
-            form = first_form(self._model, self._device, self._precision)
-            fast = FastDetector(self._model, form, inplace=not self._keep)
-        self._model, self.form = fast, fast.form
+            tuned = tuner.search(images, precision=self._precision, note=self._note)
+        if tuned is None:  # There may be no time for a search.
+            tuned = tuner.first(self._device, self._precision, inplace=not self._keep)
+        self._model, self.form = tuned, tuned.form
+        self._tuner = None  # It holds the network as it was trained.
 
     def _example(self, images: Any) -> Tensor | None:
         """Return what to measure on, as many images as come at a time; None if sizes change."""

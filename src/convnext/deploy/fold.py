@@ -7,19 +7,21 @@ What a trained network does at fixed weights can be multiplied out (`convnext.de
     batch norm                        into the convolution before it, or the unpadded one after it
     normalisation of the images       into the stem
     dropout, stochastic depth         nothing
-    the auxiliary head of a segmentor nothing
+    what only training needs          nothing
 
-and pointwise convolutions can be written as linear layers over channels_last maps.
+and pointwise convolutions can be written as linear layers over channels_last maps. Modules whose
+`forward` alone says in which order their layers run do their part themselves: they are `Foldable`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
 from convnext.deploy.algebra import (
@@ -29,7 +31,9 @@ from convnext.deploy.algebra import (
     affine,
     is_unpadded,
     join,
+    product_then,
     simplify,
+    split,
 )
 from convnext.deploy.layers import (
     ChunkedBlock,
@@ -39,7 +43,6 @@ from convnext.deploy.layers import (
     Standardize,
     StandardizeLast,
 )
-from convnext.deploy.timm import fold_batch_norms
 from convnext.models.blocks import Block, Head
 from convnext.models.flops import in_chans
 from convnext.models.network import Network
@@ -49,6 +52,18 @@ PointwiseForm = Literal["linear", "conv", "chunked"]
 _DROPPED = (nn.modules.dropout._DropoutNd, StochasticDepth)
 # Devices that do not compute in fp64: there, weights are multiplied out on the CPU.
 WITHOUT_FP64 = ("mps",)
+
+Merge = Callable[[Sequence[nn.Module]], list[nn.Module]]
+"""From layers that run one after the other to fewer that compute the same."""
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A module of a task that knows which of its layers can be merged."""
+
+    def fold_layers(self, merge: Merge) -> None:
+        """Replace layers by what `merge` returns for them, and drop what only training needs."""
+        ...
 
 
 @torch.no_grad()
@@ -127,22 +142,15 @@ def _fold(module: nn.Module, form: PointwiseForm, first: Affine | None = None) -
         _fold_head(module)
     elif isinstance(module, nn.Sequential) and _runs_in_order(module):
         _replace_in_order(module, list(module.children()))
-    _fold_dense(module)
+    if isinstance(module, Foldable):
+        module.fold_layers(_merge)
     for name, child in list(module.named_children()):
         setattr(module, name, _fold(child, form))
     return module
 
 
-def _fold_dense(module: nn.Module) -> None:
-    from convnext.tasks.segmentation.heads import ConvNormAct
-    from convnext.tasks.segmentation.model import Segmentor
-
-    if isinstance(module, ConvNormAct):
-        conv, *rest = join(simplify([module.conv, module.norm]))
-        module.conv = cast(nn.Conv2d, conv)
-        module.norm = rest[0] if rest else nn.Identity()  # type: ignore[assignment]
-    if isinstance(module, Segmentor):
-        module.auxiliary_head = None
+def _merge(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    return join(simplify(layers))
 
 
 def _runs_in_order(module: nn.Sequential) -> bool:
@@ -246,3 +254,69 @@ def _over_last(layer: nn.Module) -> nn.Module:
             linear.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
         return cast(nn.Module, linear)
     return layer
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
+        return isinstance(m, _BatchNorm) or super().is_leaf_module(m, qualified_name)
+
+
+def fold_batch_norms(peer: TimmNetwork) -> int:
+    """Fold the batch norms of one of timm's networks, in place; return how many.
+
+    Its networks say in `forward` alone which layer follows which. Tracing finds the pairs in which
+    a convolution's output goes to a batch norm and nowhere else; a network that cannot be traced
+    has none (Swin and ViT have no batch norms).
+    """
+    network = cast(nn.Module, peer.network)
+    if not any(isinstance(m, _BatchNorm) for m in network.modules()):
+        return 0
+    try:
+        graph = _Tracer().trace(network)
+    except Exception:  # Tracing runs the network's own code on proxies, which may fail in any way.
+        return 0
+    modules = dict(network.named_modules())
+    count = 0
+    for node in graph.nodes:
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(norm, _BatchNorm):
+            continue
+        before = node.args[0]
+        product = modules.get(str(before.target)) if before.op == "call_module" else None
+        once = all(_num_calls(graph, n.target) == 1 for n in (node, before))
+        if not isinstance(product, Product) or len(before.users) != 1 or not once:
+            continue
+        parts = _split_norm(norm)
+        if parts is None:
+            continue
+        after, rest = parts
+        _put(network, str(before.target), product_then(product, after))
+        _put(network, str(node.target), rest)
+        count += 1
+    return count
+
+
+def _split_norm(norm: _BatchNorm) -> tuple[Affine, nn.Module] | None:
+    """Return a batch norm as an Affine and what timm does after it: dropout and an activation."""
+    own: Any = norm
+    rest = [m for m in (getattr(own, "drop", None), getattr(own, "act", None)) if m is not None]
+    known = (nn.BatchNorm2d.forward, _BatchNorm.forward)
+    if type(norm).forward not in known and len(rest) < 2:
+        return None
+    plain = nn.BatchNorm2d(norm.num_features, eps=norm.eps, affine=norm.affine)
+    plain.weight, plain.bias = norm.weight, norm.bias
+    plain.running_mean, plain.running_var = norm.running_mean, norm.running_var
+    (after,) = split(plain.eval())
+    if not isinstance(after, Affine):
+        return None
+    rest = [m for m in rest if not isinstance(m, nn.Identity)]
+    return after, nn.Sequential(*rest) if rest else nn.Identity()
+
+
+def _num_calls(graph: fx.Graph, target: Any) -> int:
+    return sum(n.op == "call_module" and n.target == target for n in graph.nodes)
+
+
+def _put(root: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(root.get_submodule(parent), own, new)

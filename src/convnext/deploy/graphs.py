@@ -7,19 +7,25 @@ that the network sees the pixels of `convnext predict`, a few of them a level br
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from convnext.data.preprocessing import DensePreprocessing, Interpolation, Preprocessing
-from convnext.deploy.layers import Standardize
+from convnext.data.preprocessing import (
+    DensePreprocessing,
+    Interpolation,
+    Preprocessing,
+)
+from convnext.data.tensors import normalize_batch
+from convnext.deploy.fold import fold
+from convnext.deploy.formats import MAX_BATCH, Blueprint, ExportSettings, Given
+from convnext.deploy.layers import Standardize, spell_out
+from convnext.hardware.devices import AMP_DTYPES
 
-Inside = Literal["none", "normalize", "full"]
-"""How much of the preprocessing is in a file: nothing (images are normalised floats, N C H W), the
-normalisation (pixels, uint8 N H W C, of the network's size), or all of it (one whole image, uint8
-1 H W C, of any size)."""
+# Sides of images that a graph with all preprocessing inside may be given.
+LEAST_SIDE, MOST_SIDE = 8, 32768
 
 
 class Pixels(nn.Module):
@@ -191,20 +197,6 @@ def round_pixels(x: Tensor) -> Tensor:
     return torch.floor(x + 0.5).clamp(0, 255)
 
 
-class Probabilities(nn.Module):
-    """Logits (N, K) to probabilities, in fp32."""
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return F.softmax(logits.float(), 1)
-
-
-class Labels(nn.Module):
-    """Logits (N, K, H, W) at the size of the image to the class of every pixel, (N, H, W) int32."""
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits.argmax(1).to(torch.int32)
-
-
 class Graph(nn.Module):
     """What a file holds: preparation, network, answer."""
 
@@ -261,3 +253,103 @@ def _norms_in_float(module: nn.Module) -> nn.Module:
         else:
             _norms_in_float(child)
     return module
+
+
+def image_graph(
+    model: nn.Module,
+    preprocessing: Any,
+    settings: ExportSettings,
+    *,
+    finish: nn.Module,
+    adapt: Callable[[nn.Module], nn.Module] = lambda folded: folded,
+    spell_norms: bool = False,
+) -> Graph:
+    """Return a network from images to one output with what goes into the file around it, folded.
+
+    Args:
+        model: In evaluation mode, on the CPU, in fp32; it is left as it is.
+        preprocessing: Of its checkpoint.
+        settings: What is in the file.
+        finish: From logits to what the file returns.
+        adapt: Called with the folded network, before its precision is changed.
+        spell_norms: Whether layer norms are written as sums and products for every format.
+    """
+    if settings.inside == "none":
+        folded = fold(model, form="conv")
+    else:
+        mean, std = (
+            [255 * v for v in values] for values in (preprocessing.mean, preprocessing.std)
+        )
+        folded = fold(model, mean=mean, std=std, form="conv")
+    folded = adapt(folded)
+    if settings.format == "openvino" or spell_norms:
+        folded = spell_out(folded, two_passes=settings.precision != "int8")
+    if settings.format != "openvino" and settings.precision in AMP_DTYPES:
+        folded = Half(folded, AMP_DTYPES[settings.precision])
+    return Graph(prepare(settings, WholeImage, preprocessing), folded, finish).eval()
+
+
+def prepare(settings: ExportSettings, whole: Callable[..., nn.Module], *args: Any) -> nn.Module:
+    """Return what comes before the normalization: nothing, `Pixels`, or `whole(*args)`."""
+    if settings.inside == "full":
+        return whole(*args)
+    return Pixels() if settings.inside == "normalize" else nn.Identity()
+
+
+def image_blueprint(
+    graph: nn.Module,
+    preprocessing: Any,
+    settings: ExportSettings,
+    *,
+    size: tuple[int, int],
+    open_sides: tuple[int, int] | None = None,
+) -> Blueprint:
+    """Return a graph of one input and one output as writers take it.
+
+    Args:
+        graph: From `image_graph`.
+        preprocessing: Of its checkpoint.
+        settings: What is in the file.
+        size: Height and width of the images it is traced with.
+        open_sides: The least and the largest side, where both are left open.
+    """
+    batch = settings.fixed_batch
+    dims: dict[int, Any] = {}
+    if batch is None:
+        dims[0] = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    if open_sides is not None:
+        dims |= open_dims(settings, *open_sides)
+    example = example_images(preprocessing, settings, batch or 2, size)
+    return Blueprint(graph=graph, examples=(example,), open_dims=(dims,))
+
+
+def open_dims(settings: ExportSettings, least: int, most: int) -> dict[int, Any]:
+    """Return the height and width of images as dimensions that stay open."""
+    first = 2 if settings.inside == "none" else 1
+    names = ("height", "width")
+    return {first + i: torch.export.Dim(n, min=least, max=most) for i, n in enumerate(names)}
+
+
+def example_images(
+    preprocessing: Any, settings: ExportSettings, num: int, size: tuple[int, int]
+) -> Tensor:
+    """Return random images as a graph takes them; of any size ones that are no special case."""
+    random = torch.Generator().manual_seed(0)
+    chans, (height, width) = int(preprocessing.in_chans), size
+    if settings.inside == "none":
+        return torch.randn(num, chans, height, width, generator=random)
+    if settings.inside == "full":  # No side is a special case: neither equal nor the target's.
+        height, width = height + 37, width + 91
+    return torch.randint(0, 256, (num, height, width, chans), generator=random, dtype=torch.uint8)
+
+
+def as_given(pixels: Tensor, preprocessing: Any, settings: ExportSettings) -> Given:
+    """Return pixels, uint8 (1, C, H, W), as a graph takes them."""
+    if settings.inside == "none":
+        return (normalize_batch(preprocessing, pixels),)
+    return (pixels.permute(0, 2, 3, 1).contiguous(),)
+
+
+def to_pixels(images: Tensor) -> Tensor:  # N C H W -> N H W C
+    """Return floats from 0 to 255 as uint8, as a file that normalizes takes them."""
+    return images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,6 @@ from convnext.hardware.devices import AMP_DTYPES, environment, wait_for
 from convnext.hardware.system import keep_freed_memory
 from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
 from convnext.kernels.winograd import has_any
-
-if TYPE_CHECKING:
-    from convnext.tasks.detection.export.backend import FastDetector
 
 BUDGET_S = 60.0
 NUM_TIMED = 5
@@ -57,7 +54,65 @@ class Measured:
     failure: str = ""
 
 
-class Optimized(nn.Module):
+class Tuner(Protocol):
+    """How a network that follows its data, such as a detector, finds its fastest form.
+
+    Networks come back with a `form`, and after a search with `measured`. `images` are (C, H, W).
+    """
+
+    def key(self, device: torch.device, precision: str) -> str:
+        """Return the name of a verdict in the cache."""
+        ...
+
+    def first(self, device: torch.device, precision: str, *, inplace: bool) -> TunedNetwork:
+        """Return the network in the form that is taken without a search, or with `inplace` turn it
+        into that.
+        """
+        ...
+
+    def known(
+        self, known: Known, images: Sequence[Tensor], *, note: Callable[[str], None]
+    ) -> TunedNetwork | None:
+        """Return the network in the form that was found before; None if that is wrong now."""
+        ...
+
+    def search(
+        self,
+        images: Sequence[Tensor],
+        *,
+        precision: str,
+        budget_s: float = BUDGET_S,
+        cache: Path | None = None,
+        note: Callable[[str], None],
+    ) -> TunedNetwork:
+        """Return the network in its fastest correct form.
+
+        Raises:
+            ValueError: If it has no form of this precision.
+        """
+        ...
+
+
+class TunedNetwork(nn.Module):
+    """A network in a form."""
+
+    form: Form
+    ratio: float
+    """How many times as fast as the network as it was trained; 1 if it was not measured."""
+    measured: tuple[Measured, ...]
+    """Every form that was tried; empty if the form was known from before."""
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """A network with a tuner of its own."""
+
+    def tuner(self) -> Tuner:
+        """Return what finds its fastest form."""
+        ...
+
+
+class Optimized(TunedNetwork):
     """A network in its fastest form here; called with images (N, C, H, W), it gives what it gave.
 
     More images than in the example run in parts of it, somewhat fewer are filled up to it. What is
@@ -135,7 +190,7 @@ def optimize(
     budget_s: float = BUDGET_S,
     cache: Path | None = None,
     note: Callable[[str], None] = lambda _: None,
-) -> Optimized | FastDetector:
+) -> TunedNetwork:
     """Return the fastest correct form of a network on this machine, for batches like an example.
 
     Args:
@@ -150,8 +205,8 @@ def optimize(
         note: Told how the search goes, a line at a time.
 
     Returns:
-        A module with `form` and, after a search, `measured`. That of a detector is called like one,
-        with a list of images (C, H, W) of any sizes.
+        A module with `form` and, after a search, `measured`. It is called like the network: a
+        detector with a list of images (C, H, W) of any sizes.
 
     On a CPU with Linux's C library, this process keeps the memory that it frees from then on
     (`convnext.hardware.system`).
@@ -172,13 +227,10 @@ def optimize(
     if example.device.type == "cpu":
         keep_freed_memory()
     model = model.eval()
-    if hasattr(model, "rpn"):
-        from convnext.tasks.detection.export.backend import optimize_detector
-
-        if precision == "int8":
-            raise ValueError("int8 is no form of a detector here; take auto, fp32 or bf16")
-        return optimize_detector(
-            model, list(example), precision=precision, budget_s=budget_s, cache=cache, note=note
+    if isinstance(model, Tunable):
+        images = list(example)
+        return model.tuner().search(
+            images, precision=precision, budget_s=budget_s, cache=cache, note=note
         )
     cache = cache or cache_file()
     key = cache_key(model, example, precision)

@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from convnext.deploy.build import openvino_request
-from convnext.deploy.export_settings import ExportSettings
+from convnext.deploy.formats import Blueprint, ExportSettings, Given, to_openvino, write_onnx
 from convnext.deploy.layers import spell_out
-from convnext.deploy.quiet import quiet
-from convnext.deploy.runtimes import Array, need, open_exported
-from convnext.deploy.writers import Blueprint, Given, to_openvino, write_onnx
+from convnext.deploy.runtimes import Array, need, open_exported, openvino_request, quiet
+from convnext.deploy.verify import ProofImages
 
 # Layers that stay in fp32, the most sensitive ones: none, and if that loses too much, more.
 NUM_KEPT = (0, 4, 12)
@@ -53,6 +52,48 @@ class LayerSensitivity:
     name: str
     error: float
     """Relative L2 distance of the outputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What int8 needs of a task: how its images look to the graph, and where layers show."""
+
+    num_images: int
+    """Images of training that ranges are taken from, at most."""
+    num_judged: int
+    """Of them, those that layers are judged on."""
+    pixels: Callable[[Image.Image], Tensor]
+    """From an image to pixels, uint8 (1, C, H, W), all of one size where they are judged."""
+    given: Callable[[Tensor], Given]
+    """From pixels to what the graph takes."""
+    parts: Callable[[Sequence[Tensor]], tuple[nn.Module, Tensor]]
+    """From the pixels to judge by to a folded network and its input; layer names are those of the
+    graph's network."""
+
+
+def calibrate(
+    calibration: Calibration, images: ProofImages, note: Callable[[str], None]
+) -> tuple[list[Given], list[LayerSensitivity]]:
+    """Read images of training, and measure how sensitive each layer is.
+
+    Returns:
+        Images as the graph takes them, and what each layer alone in int8 does to the outputs, the
+        worst first.
+
+    Raises:
+        ValueError: If no image can be read.
+    """
+    found = images.calibration(calibration.num_images)
+    pixels = [calibration.pixels(image) for image in found]
+    if not pixels:
+        raise ValueError(
+            "int8 needs images to calibrate its ranges on, and none of those given can be read; "
+            "give --images FOLDER"
+        )
+    judged = pixels[: calibration.num_judged]
+    note(f"measuring how sensitive each layer is to int8, on {len(judged)} images")
+    network, inputs = calibration.parts(judged)
+    return [calibration.given(x) for x in pixels], sensitivity(network, inputs)
 
 
 @torch.no_grad()

@@ -1,34 +1,38 @@
 """Exported files, run by their own runtime: ONNX Runtime, OpenVINO, or torch for pt2.
 
-`Exported` runs a file; `ExportedNetwork` lets it take the place of a network in `predict` and
-`evaluate`.
+Arrays go in and arrays come out; what they mean is for the task of the card to say. Only pt2 needs
+torch, so a file of another format can be used where torch is not installed.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 
 from convnext.data.images import Mode, as_mode
 from convnext.data.preprocessing import Pixels, to_array
-from convnext.deploy.build import import_openvino, openvino_request
-from convnext.deploy.pt2 import checked_archive
-from convnext.tasks.detection.export.exported import ExportedDetector, OnCanvas
-from convnext.tasks.segmentation.any_size import LEAST_ANY
 from convnext.weights.checkpoint import Card
 
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
 EXTRA = "convnext.json"
 """Where a pt2 file keeps its metadata."""
+# Those that report on code that is not the user's.
+LOGGERS = ("torch.onnx", "onnxscript", "torch.utils.cpp_extension", "nncf")
 Array = NDArray[Any]
 
 
@@ -41,46 +45,47 @@ class Exported:
     call: Callable[[Sequence[Array]], list[Array]]
     """From all that the graph takes to all that it gives."""
 
+    @cached_property
+    def graph(self) -> dict[str, Any]:
+        """What the file computes beside the network: `ExportSpec.facts`; empty if it says nothing.
+
+        Always there: `inside`, `precision`, `batch` (None for any) and `size` (None for any).
+        """
+        try:
+            known = json.loads(self.metadata.get("graph", "{}"))
+        except ValueError:
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    @cached_property
+    def card(self) -> Card:
+        """The card of the network in the file.
+
+        Raises:
+            ValueError: If the metadata are damaged.
+        """
+        return Card.from_metadata(self.metadata, where=str(self.path))
+
     def run(self, images: Array) -> Array:
         """Return what a graph of one input and one output gives."""
         return self.call([images])[0]
 
-    @property
-    def graph(self) -> dict[str, Any]:
-        """What the file computes beside the network; see `convnext.deploy.export`."""
-        return facts_of_graph(self.metadata)
-
-
-def facts_of_graph(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return what metadata say of a graph; nothing if they are none of ours."""
-    try:
-        known = json.loads(metadata.get("graph", "{}"))
-    except ValueError:
-        return {}
-    return known if isinstance(known, dict) else {}
+    def run_in_batches(self, images: Array) -> Array:
+        """As `run`, for any number of images: a fixed batch is filled up with the last one."""
+        size = self.graph["batch"] or max(1, len(images))
+        parts = []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            missing = size - len(part)
+            if missing and self.graph["batch"]:
+                part = np.concatenate([part, np.repeat(part[-1:], missing, 0)])
+            parts.append(self.run(np.ascontiguousarray(part)))
+        return np.concatenate(parts)[: len(images)]
 
 
 def is_exported(path: str | Path) -> bool:
     """Tell whether a path names an exported file, by its ending."""
     return Path(path).suffix in SUFFIXES
-
-
-def need(*modules: str) -> list[Any]:
-    """Import what an extra brings.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
-    import importlib
-
-    try:
-        if "openvino" in modules:  # NNCF imports it, too.
-            import_openvino()
-        return [importlib.import_module(name) for name in modules]
-    except ImportError as error:
-        raise ValueError(
-            f"this needs {error.name}, which is not installed: pip install 'convnext[export]'"
-        ) from error
 
 
 def open_exported(path: str | Path) -> Exported:
@@ -103,7 +108,7 @@ def open_exported(path: str | Path) -> Exported:
 def _open_onnx(path: Path) -> Exported:
     (ort,) = need("onnxruntime")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = num_threads()
     options.log_severity_level = 3
     try:
         session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
@@ -126,9 +131,9 @@ def _open_openvino(path: Path) -> Exported:
         metadata = json.loads(model.get_rt_info(["convnext"]).astype(str))
     except Exception as error:  # Likewise.
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    # Halves of a file are stored so; they are computed with in fp32.
-    is_bf16 = facts_of_graph(metadata).get("precision") == "bf16"
-    request = openvino_request(model, "bf16" if is_bf16 else "fp32")
+    # A file in fp16 stores its weights so and computes in fp32.
+    precision = Exported(path, metadata, lambda _: []).graph.get("precision")
+    request = openvino_request(model, "bf16" if precision == "bf16" else "fp32")
 
     def call(given: Sequence[Array]) -> list[Array]:
         found = request.infer([np.ascontiguousarray(array) for array in given])
@@ -139,7 +144,10 @@ def _open_openvino(path: Path) -> Exported:
 
 
 def _open_pt2(path: Path) -> Exported:
+    import torch
     import torchvision  # noqa: F401 - A detector's program calls its operators.
+
+    from convnext.deploy.pt2 import checked_archive
 
     extra = {EXTRA: ""}
     program = torch.export.load(checked_archive(path), extra_files=extra)
@@ -147,89 +155,12 @@ def _open_pt2(path: Path) -> Exported:
     metadata = json.loads(extra[EXTRA] or "{}")
 
     def call(given: Sequence[Array]) -> list[Array]:
-        with torch.inference_mode():
+        # The program has its own precision, whatever the caller's.
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             found = module(*map(torch.from_numpy, given))
-        return [out.numpy() for out in ((found,) if isinstance(found, Tensor) else found)]
+        return [out.numpy() for out in ((found,) if isinstance(found, torch.Tensor) else found)]
 
     return Exported(path, metadata, call)
-
-
-class ExportedNetwork(nn.Module):
-    """An exported file as a network: pixels (N, C, H, W) in fp32, 0 to 255, to logits.
-
-    Files that normalise are given pixels, others normalised images; probabilities come back as
-    their logarithms, and labels as logits of 1 and 0. Files of fixed size are given windows that
-    are filled up with the mean colour.
-    """
-
-    def __init__(self, exported: Exported, card: Card) -> None:
-        super().__init__()
-        self.exported = exported
-        self.num_classes = len(card.classes)
-        self.graph = exported.graph
-        grey = mean_pixel(card)
-        self.colour = torch.zeros_like(grey) if self.graph["inside"] == "none" else grey
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images to logits (N, K), or (N, K, H, W) of a segmentor."""
-        height, width = images.shape[2:]
-        if self.graph["inside"] != "full":
-            images = fill_up(images, filled_size(self.graph, height, width), self.colour)
-        given = images if self.graph["inside"] == "none" else _as_pixels(images)
-        parts = [self.exported.run(part) for part in self._batches(given)]
-        out = torch.from_numpy(np.concatenate(parts)[: len(given)])
-        if self.graph["output"] == "probabilities":
-            return out.clamp_min(1e-38).log()
-        if self.graph["output"] == "labels":
-            out = votes(out, self.num_classes)
-        return out[..., :height, :width] if out.ndim == 4 else out
-
-    def _batches(self, given: Tensor) -> list[Array]:
-        size = self.graph["batch"] or len(given)
-        parts = []
-        for part in torch.split(given, size):
-            missing = size - len(part)
-            filled = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])
-            parts.append(filled.contiguous().numpy())
-        return parts
-
-
-def votes(labels: Tensor, num_classes: int) -> Tensor:
-    """Return labels (N, H, W) as logits of 1 and 0, (N, K, H, W): windows that overlap vote."""
-    return nn.functional.one_hot(labels.long(), num_classes).permute(0, 3, 1, 2).float()
-
-
-def filled_size(graph: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
-    """Return the height and width that a file is given images of, which are filled up to it."""
-    if graph["size"] is not None:
-        return graph["size"][0], graph["size"][1]
-    return max(height, LEAST_ANY), max(width, LEAST_ANY)
-
-
-def mean_pixel(card: Card) -> Tensor:
-    """Return the pixel nearest to the mean of the normalisation, (C,) from 0 to 255."""
-    return (255 * torch.tensor(card.preprocessing.mean)).round()
-
-
-def fill_up(images: Tensor, size: Sequence[int], colour: Tensor) -> Tensor:
-    """Return images (N, C, H, W) with a colour (C,) below and to the right of them, up to a size.
-
-    Raises:
-        ValueError: If they are larger.
-    """
-    height, width = images.shape[2:]
-    if height > size[0] or width > size[1]:
-        raise ValueError(
-            f"the file takes images of {size[0]} x {size[1]} pixels, not {height} x {width}: give "
-            f"--window {min(size)}"
-        )
-    filled = colour.to(images).view(-1, 1, 1).expand(*images.shape[:2], *size).clone()
-    filled[:, :, :height, :width] = images
-    return filled
-
-
-def _as_pixels(images: Tensor) -> Tensor:
-    return images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,28 +195,84 @@ class NoNormalization:
         return batch.astype(np.float32)
 
 
-def open_as_network(path: str | Path) -> tuple[ExportedNetwork | ExportedDetector, Card]:
-    """Return an exported file as a network, and its card with the preprocessing that is left.
+def outside(preprocessing: Any, inside: str) -> Any:
+    """Return what of a preprocessing is left to do for a file that has `inside` of it."""
+    if inside == "none":
+        return preprocessing
+    return NoNormalization(inner=preprocessing, whole=inside == "full")
+
+
+def num_threads() -> int:
+    """Return how many threads a runtime may use: as torch, where that is loaded; 0 for its own."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdecimal() else 0
+
+
+def openvino_request(model: Any, precision: str) -> Any:
+    """Return what infers by an OpenVINO model on the CPU, with the threads that torch has.
+
+    Args:
+        model: OpenVINO's.
+        precision: Of what the model leaves open: `bf16`, `fp16`, or of all others fp32.
+    """
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": num_threads(),
+        "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp16": "f16"}.get(precision, "f32"),
+    }
+    return import_openvino().Core().compile_model(model, "CPU", settings).create_infer_request()
+
+
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry, which tells its makers of every conversion.
+
+    Its converter is imported where torch is loaded; running files does not need it.
+    """
+    name = "openvino_telemetry"
+    unwanted = name not in sys.modules
+    if unwanted:
+        sys.modules[name] = None  # type: ignore[assignment]  # As if it were not installed.
+    try:
+        import openvino
+
+        if "torch" in sys.modules:
+            import openvino.tools.ovc
+    finally:
+        if unwanted:
+            del sys.modules[name]
+    return cast(ModuleType, openvino)
+
+
+def need(*modules: str) -> list[Any]:
+    """Import what an extra brings.
 
     Raises:
-        ValueError: As `open_exported`.
+        ValueError: If it is not installed.
     """
-    exported = open_exported(path)
-    card = Card.from_metadata(exported.metadata, where=str(path))
-    network: ExportedNetwork | ExportedDetector
-    if card.task == "detect":
-        network = ExportedDetector(exported, card).eval()
-    else:
-        network = ExportedNetwork(exported, card).eval()
-    inside, size = exported.graph["inside"], exported.graph["size"]
-    if card.task == "detect" and size is not None:
-        fitted = OnCanvas(inner=card.preprocessing, size=tuple(size))
-        card = replace(card, preprocessing=fitted)
-    if card.task == "segment" and size is not None:  # Of one size: it slides over larger images.
-        own = {"mode": "slide", "window": min(size), "stride": max(1, 2 * min(size) // 3)}
-        segment = {**card.recipe.get("segment", {}), **own}
-        card = replace(card, recipe={**card.recipe, "segment": segment})
-    if inside != "none":
-        left = NoNormalization(inner=card.preprocessing, whole=inside == "full")
-        card = replace(card, preprocessing=left)
-    return network, card
+    try:
+        if "openvino" in modules:  # NNCF imports it, too.
+            import_openvino()
+        return [importlib.import_module(name) for name in modules]
+    except ImportError as error:
+        raise ValueError(
+            f"this needs {error.name}, which is not installed: pip install 'convnext[export]'"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings, and all but errors of exporters' logs, from the screen."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

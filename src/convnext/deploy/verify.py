@@ -1,26 +1,24 @@
-"""The proof of an exported file: run on real images, beside the network that it came from."""
+"""The proof of an exported file: run on real images, beside the network that it came from.
+
+What is compared is the task's: it hands in a `Comparison` of answers. Which images are read, how
+they are timed, and what a proof says is the same for all.
+"""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
-from convnext.data.images import BadImage, image_files
+from convnext.data.images import BadImage, Mode, decode, image_files
 from convnext.data.samples import spread
-from convnext.data.tensors import normalize_batch, to_batch
-from convnext.deploy.runtimes import fill_up, filled_size, mean_pixel, open_as_network, votes
-from convnext.tasks.detection.export.exported import ExportedDetector
-from convnext.tasks.detection.export.pairing import DetectionProof
 from convnext.weights.checkpoint import Card
 
 # Largest difference of a probability, and least share of equal answers. Rounding to 10 bits of
@@ -33,20 +31,20 @@ NONE_CAN_BE_READ = "none of the images to prove the file on can be read"
 # Images that a lost point must be seen on: of fewer, one image is more than half a point.
 ENOUGH_IMAGES = 200
 
+Answer = TypeVar("Answer")
 
-@dataclass(frozen=True)
-class Proofs:
+
+@dataclass(frozen=True, kw_only=True)
+class ProofImages:
     """Images to prove a file on, each opened when it is needed."""
 
     files: Sequence[str]
     open: Callable[[int], Image.Image]
     truth: Callable[[int], Any] | None
-    """The label of an image, its labels (H, W) and what to ignore of them, or its place among
-    `labelled`; None where nothing is known."""
-    calibration: Callable[[int], Iterator[Image.Image]]
-    """Yields so many images, at most, of training where there are any."""
-    labelled: Any = None
-    """Of a detector, `DetectionImages` with the network's labels."""
+    """What the task knows about an image; None where there are no labels."""
+    open_training: Callable[[int], Image.Image]
+    """Images to calibrate int8 on: of training where there are any, else the same ones."""
+    num_training: int
 
     def images(self) -> Iterator[Image.Image]:
         """Yield the images that can be read.
@@ -55,23 +53,98 @@ class Proofs:
             ValueError: If none can.
         """
         found = 0
-        for k in range(len(self.files)):
-            try:
-                yield self.open(k)
-            except BadImage:
-                continue  # The data's own report tells of it.
+        for image in _readable(self.open, range(len(self.files))):
             found += 1
+            yield image
         if not found:
             raise ValueError(NONE_CAN_BE_READ)
+
+    def calibration(self, num: int) -> Iterator[Image.Image]:
+        """Yield so many images at most to calibrate on."""
+        return _readable(self.open_training, spread(self.num_training, num))
+
+
+def _readable(
+    open_one: Callable[[int], Image.Image], indices: Sequence[int]
+) -> Iterator[Image.Image]:
+    for k in indices:
+        try:
+            yield open_one(k)
+        except BadImage:
+            continue  # The data's own report names it.
+
+
+class Split(Protocol):
+    """A part of a data set of any task."""
+
+    def __len__(self) -> int: ...
+    def source(self, index: int, /) -> str: ...
+    def open(self, index: int, mode: Mode, /) -> Image.Image: ...
+
+
+S = TypeVar("S", bound=Split)
+
+
+def collect_images(
+    card: Card,
+    source: str,
+    images: Sequence[str | Path],
+    num: int,
+    *,
+    open_split: Callable[[str], S],
+    truth: Callable[[S, int], Any],
+) -> ProofImages:
+    """Return the images to prove a file on: those given, else of the data that a run was made with.
+
+    Args:
+        card: Of the network.
+        source: What the user calls it.
+        images: Files and folders; they have no labels.
+        num: How many at most.
+        open_split: Opens "val" or "train" of the run's own data.
+        truth: What is known about an image of a split.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    mode = card.preprocessing.mode
+    if images:
+        paths = image_files(images)
+        chosen = [paths[i] for i in spread(len(paths), num)]
+
+        def open_file(k: int) -> Image.Image:
+            return decode(chosen[k], mode=mode)
+
+        return ProofImages(
+            files=[str(path) for path in chosen],
+            open=open_file,
+            truth=None,
+            open_training=open_file,
+            num_training=len(chosen),
+        )
+    if card.recipe.get("data") is None:
+        raise ValueError(
+            f"{source} does not say which images it was trained on; give --images FOLDER, so that "
+            "the file can be proven on real ones"
+        )
+    val, train = open_split("val"), open_split("train")
+    picked = spread(len(val), num)
+    return ProofImages(
+        files=[val.source(i) for i in picked],
+        open=lambda k: val.open(picked[k], mode),
+        truth=lambda k: truth(val, picked[k]),
+        open_training=lambda k: train.open(k, mode),
+        num_training=len(train),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """How a file compares with the network that it came from."""
+    """How a file compares with the network that it came from. A task may say more."""
 
     num_images: int
     max_difference: float
-    """Of a probability, or of the score of a detection; 0 of a segmentor, whose labels count."""
+    """Of a probability, or of the score of a detection; 0 where only labels are compared."""
     agreement: float
     """Share of images, of pixels, or of detections with the same answer."""
     metric: str
@@ -83,36 +156,27 @@ class Proof:
     """How many times as fast as the network in eager mode, on the same images in turns."""
     failure: str
     sensitivity: tuple[dict[str, Any], ...] = ()
-    """Of int8: what each layer alone does to the outputs, the worst first."""
+    """For int8: what each layer alone does to the outputs, the worst first."""
     keep_float: tuple[str, ...] = ()
-    """Of int8: the layers that stayed in fp32."""
-    detections: DetectionProof | None = None
-    """Of a detector: what becomes of its detections, and AP of masks."""
+    """For int8: the layers that stayed in fp32."""
 
     def rows(self) -> list[tuple[str, str]]:
         """Return for people what was found: names and figures."""
-        rows = [("images", f"{self.num_images:,}")]
-        if self.detections is not None:
-            rows += self.detections.rows()
-        else:
-            if self.probabilities:
-                difference = f"{self.max_difference:.2g}"
-                rows.append(("largest difference of a probability", difference))
-            rows.append(("same answers", f"{100 * self.agreement:.2f} %"))
-        if self.before is not None and self.after is not None:
-            change = f"{self.before:.2f} % before, {self.after:.2f} % after"
-            rows.append((f"{self.metric} on them", change))
-        if self.detections is not None and self.detections.mask_after is not None:
-            d = self.detections
-            change = f"{d.mask_before:.2f} % before, {d.mask_after:.2f} % after"
-            rows.append(("mask AP on them", change))
-        rows.append(("speed, one image at a time", f"{self.speed_ratio:.2f} times eager"))
-        return rows
+        return [
+            ("images", f"{self.num_images:,}"),
+            *self.answer_rows(),
+            *metric_row(self.metric, self.before, self.after),
+            *self.extra_metric_rows(),
+            ("speed, one image at a time", f"{self.speed_ratio:.2f} times eager"),
+        ]
 
-    @property
-    def probabilities(self) -> bool:
-        """Whether probabilities were compared: of a segmentor, labels are."""
-        return self.metric == "top-1"
+    def answer_rows(self) -> list[tuple[str, str]]:
+        """Return how the answers compare."""
+        return [("same answers", f"{100 * self.agreement:.2f} %")]
+
+    def extra_metric_rows(self) -> list[tuple[str, str]]:
+        """Return metrics beside the first."""
+        return []
 
     @property
     def passed(self) -> bool:
@@ -124,131 +188,81 @@ class Proof:
         return asdict(self) | {"passed": self.passed}
 
 
-def collect(card: Card, source: str, images: Sequence[str | Path], num: int) -> Proofs:
-    """Return the images to prove a file on: those given, else of the data that a run was made with.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    if images:
-        paths = image_files(images)
-        chosen = [paths[i] for i in spread(len(paths), num)]
-        return make_proofs([str(p) for p in chosen], _opener(card, chosen), None, None)
-    if card.recipe.get("data") is None:
-        raise ValueError(
-            f"{source} does not say which images it was trained on; give --images FOLDER, so that "
-            "the file can be proven on real ones"
-        )
-    if card.task == "detect":
-        from convnext.tasks.detection.export.proof import collect_detections
-
-        return collect_detections(card, source, num)
-    if card.task == "segment":
-        from convnext.tasks.segmentation.evaluate import open_split as open_pairs
-
-        _, pairs = open_pairs(None, "val", card, source)
-        _, train = open_pairs(None, "train", card, source)
-        picked = spread(len(pairs), num)
-        return make_proofs(
-            [pairs.source(i) for i in picked],
-            lambda k: pairs.open(picked[k], card.preprocessing.mode),
-            lambda k: (pairs.mask(picked[k]), pairs.reader.ignore_index),
-            lambda k: train.open(k, card.preprocessing.mode),
-            len(train),
-        )
-    from convnext.tasks.classification.evaluate import open_split, relabel
-
-    data = str(card.recipe["data"])
-    val, train_samples = (
-        relabel(*open_split(data, split, card, None), card.classes) for split in ("val", "train")
-    )
-    chosen_ones = spread(len(val), num)
-    return make_proofs(
-        [val.source(i) for i in chosen_ones],
-        lambda k: val.open(chosen_ones[k], card.preprocessing.mode),
-        lambda k: val.labels[chosen_ones[k]],
-        lambda k: train_samples.open(k, card.preprocessing.mode),
-        len(train_samples),
-    )
+def metric_row(metric: str, before: float | None, after: float | None) -> list[tuple[str, str]]:
+    """Return the row of a metric; none where it is not known."""
+    if before is None or after is None:
+        return []
+    return [(f"{metric} on them", f"{before:.2f} % before, {after:.2f} % after")]
 
 
-def _opener(card: Card, paths: Sequence[Path]) -> Callable[[int], Image.Image]:
-    from convnext.data.images import decode
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a comparison found; the fields are those of `Proof`."""
 
-    return lambda k: decode(paths[k], mode=card.preprocessing.mode)
-
-
-def make_proofs(
-    files: Sequence[str],
-    open_one: Callable[[int], Image.Image],
-    truth: Callable[[int], Any] | None,
-    open_train: Callable[[int], Image.Image] | None,
-    num_train: int = 0,
-) -> Proofs:
-    """Return images to prove a file on; without any of training, it is calibrated on the same."""
-    opened, count = (open_train, num_train) if open_train else (open_one, len(files))
-
-    def calibration(num: int) -> Iterator[Image.Image]:
-        for k in spread(count, num):
-            try:
-                yield opened(k)
-            except BadImage:
-                continue  # The data's own report tells of it.
-
-    return Proofs(files, open_one, truth, calibration)
+    max_difference: float
+    agreement: float
+    metric: str
+    before: float | None
+    after: float | None
+    failure: str
 
 
-def prove(model: nn.Module, card: Card, path: Path, proofs: Proofs, *, precision: str) -> Proof:
-    """Run a file and its network on the same images.
+class Comparison(ABC, Generic[Answer]):
+    """The answers of a network and of its file, side by side."""
+
+    proof: type[Proof] = Proof
+    """What is made of a verdict; its further fields are those of the verdict."""
+
+    @abstractmethod
+    def network(self, image: Image.Image) -> Answer:
+        """Return the answer of the network.
+
+        Raises:
+            BadImage: If the image cannot be used; it is left out.
+        """
+
+    @abstractmethod
+    def file(self, image: Image.Image) -> Answer:
+        """Return the answer of the file."""
+
+    @abstractmethod
+    def add(self, image: Image.Image, network: Answer, file: Answer, truth: Any) -> None:
+        """Take up the two answers, and what is known about the image (None for nothing)."""
+
+    @abstractmethod
+    def verdict(self, num_images: int, precision: str) -> Verdict:
+        """Return how they compare, judged by what the precision allows."""
+
+
+def prove(comparison: Comparison[Any], images: ProofImages, *, precision: str) -> Proof:
+    """Run a file and its network on the same images, in turns.
 
     Images that cannot be read are left out.
 
     Raises:
         ValueError: If none can be read.
     """
-    exported, own = open_as_network(path)
-    if isinstance(exported, ExportedDetector):
-        from convnext.tasks.detection.export.proof import prove_detector
-
-        return prove_detector(model, card, exported, own, proofs, precision=precision)
-    # Both look at a segmentor's images by the windows that the file takes.
-    alike = _LikeTheFile(model, card, exported.graph) if card.task == "segment" else model
-    both = [_answerer(alike, replace(card, recipe=own.recipe)), _answerer(exported, own)]
-    differences, same, times = [], [], [[], []]  # type: ignore[var-annotated]
-    hits: list[list[Any]] = [[], []]
-    for k in range(len(proofs.files)):
+    slow: list[float] = []
+    fast: list[float] = []
+    for k in range(len(images.files)):
         try:
-            image = proofs.open(k)
+            image = images.open(k)
+            began = time.perf_counter()
+            network = comparison.network(image)
         except BadImage:
             continue
-        found = []
-        for answer, seconds in zip(both, times, strict=True):
-            began = time.perf_counter()
-            found.append(answer(image))
-            seconds.append(time.perf_counter() - began)
-        (a, label_a), (b, label_b) = found
-        if a is not None and b is not None:
-            differences.append(float((a - b).abs().max()))
-        same.append(float(np.mean(label_a == label_b)))
-        if proofs.truth is not None:
-            truth = proofs.truth(k)
-            for score, label in zip(hits, (label_a, label_b), strict=True):
-                score.append(_score(card, truth, label))
-    if not same:
+        between = time.perf_counter()
+        file = comparison.file(image)
+        ended = time.perf_counter()
+        slow.append(between - began)
+        fast.append(ended - between)
+        truth = None if images.truth is None else images.truth(k)
+        comparison.add(image, network, file, truth)
+    if not slow:
         raise ValueError(NONE_CAN_BE_READ)
-    before, after = (_total(card, score) for score in hits)
-    ratio = speed_ratio(*times)
-    difference, agreement = max(differences, default=0.0), statistics.fmean(same)
-    return Proof(
-        num_images=len(same),
-        max_difference=difference,
-        agreement=agreement,
-        metric="top-1" if card.task == "classify" else "mIoU",
-        before=before,
-        after=after,
-        speed_ratio=ratio,
-        failure=judge(difference, agreement, before, after, len(same), precision),
-    )
+    verdict = comparison.verdict(len(slow), precision)
+    found = {field.name: getattr(verdict, field.name) for field in fields(verdict)}
+    return comparison.proof(num_images=len(slow), speed_ratio=speed_ratio(slow, fast), **found)
 
 
 def speed_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
@@ -258,25 +272,6 @@ def speed_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return statistics.median(
         a / b for a, b in itertools.islice(zip(slow, fast, strict=True), skipped, None)
     )
-
-
-class _LikeTheFile(nn.Module):
-    """A segmentor that is given windows of one size, and votes by labels, if its file does."""
-
-    def __init__(self, model: nn.Module, card: Card, graph: dict[str, Any]) -> None:
-        super().__init__()
-        self.model = model
-        self.graph = graph
-        grey = normalize_batch(card.preprocessing, mean_pixel(card).view(1, -1, 1, 1)).flatten()
-        self.colour = torch.zeros_like(grey) if graph["inside"] == "none" else grey
-
-    def forward(self, images: Tensor) -> Tensor:
-        size = filled_size(self.graph, *images.shape[2:])
-        filled = fill_up(images, size, self.colour)
-        logits: Tensor = self.model(filled)
-        if self.graph["output"] == "labels":
-            logits = votes(logits.argmax(1), logits.shape[1])
-        return logits[..., : images.shape[2], : images.shape[3]]
 
 
 def judge(
@@ -303,53 +298,3 @@ def judge(
             f"{100 * LEAST_AGREEMENT[precision]:g} %"
         )
     return ""
-
-
-def _answerer(model: nn.Module, card: Card) -> Callable[[Image.Image], tuple[Tensor | None, Any]]:
-    """Return what maps an image to its probabilities (None for a segmentor) and its answer."""
-    pre = card.preprocessing
-    if card.task == "segment":
-        from convnext.tasks.segmentation.inference import segment_labels
-        from convnext.tasks.segmentation.looks import inference_of
-
-        settings = inference_of(card.recipe)
-
-        def labels(image: Image.Image) -> tuple[None, Any]:
-            pixels = to_batch(pre, image)[0]
-            found = segment_labels(
-                model,
-                pixels,
-                settings=settings,
-                size=(image.height, image.width),
-                device=torch.device("cpu"),
-                precision="fp32",
-            )
-            return None, found.numpy()
-
-        return labels
-
-    def probabilities(image: Image.Image) -> tuple[Tensor, Any]:
-        with torch.inference_mode():
-            found = model(to_batch(pre, image)).softmax(1)[0]
-        return found, int(found.argmax())
-
-    return probabilities
-
-
-def _score(card: Card, truth: Any, label: Any) -> Any:
-    if card.task == "classify":
-        return float(truth == label)
-    from convnext.tasks.segmentation.metric import count_confusion
-
-    mask, ignore_index = truth
-    return count_confusion(label, mask, len(card.classes), ignore_index)
-
-
-def _total(card: Card, scores: Sequence[Any]) -> float | None:
-    if not scores:
-        return None
-    if card.task == "classify":
-        return 100 * statistics.fmean(scores)
-    from convnext.tasks.segmentation.metric import class_iou
-
-    return float(100 * np.nanmean(class_iou(np.sum(scores, 0))))

@@ -37,6 +37,8 @@ from convnext.tasks.opened import Opened
 from convnext.weights.checkpoint import Card
 
 if TYPE_CHECKING:  # It draws with matplotlib, which takes long to import.
+    from convnext.deploy.export import ExportSettings, ExportSpec
+    from convnext.deploy.runtimes import Exported
     from convnext.tasks.figures import ReportSections
 
 
@@ -262,6 +264,43 @@ class Task(ABC):
         """Return what a report shows of an evaluation, as `evaluation.json` holds it."""
         found: ReportSections = cls.task_module("report").report(evaluation)
         return found
+
+    @classmethod
+    def export_spec(
+        cls,
+        model: nn.Module,
+        card: Card,
+        source: str,
+        settings: ExportSettings,
+        *,
+        images: Sequence[str | Path] = (),
+        num_images: int = 32,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> ExportSpec:
+        """Return what the export of a network needs.
+
+        Args:
+            model: In evaluation mode, on the CPU, in fp32; it is left as it is.
+            card: Of its checkpoint.
+            source: What the user calls it.
+            settings: What is in the file.
+            images: Files and folders to prove it on; by default the validation set of the run.
+            num_images: How many of them at most.
+            note: Called with progress, a line at a time.
+
+        Raises:
+            ValueError: If a setting does not fit, or there is no image.
+        """
+        spec: ExportSpec = cls.task_module("export").export_spec(
+            *(model, card, source, settings), images=images, num_images=num_images, note=note
+        )
+        return spec
+
+    @classmethod
+    def open_exported(cls, exported: Exported) -> tuple[nn.Module, Card]:
+        """Return a file in the place of its network, and the card with what is left to do."""
+        network, card = cls.task_module("export").open_network(exported)
+        return network, card
 
     # What training asks of an opened task.
 

@@ -28,13 +28,15 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
     Raises:
         ValueError: If the source cannot be found or read.
     """
-    from convnext.deploy.runtimes import is_exported, open_as_network
+    from convnext.deploy.runtimes import is_exported
     from convnext.weights import infer_model, load_weights, read_source
 
     if is_exported(source):
         if device.type != "cpu":
             raise ValueError(f"{source} runs on the CPU: --device cpu")
-        return open_as_network(source)
+        from convnext.tasks.exporting import open_network
+
+        return open_network(source)
     path = find_checkpoint(source)
     weights, metadata = read_source(path or source)
     if metadata.get("format") == FORMAT:

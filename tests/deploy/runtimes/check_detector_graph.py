@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from convnext.deploy.fold import fold
-from convnext.deploy.quiet import quiet
+from convnext.deploy.runtimes import quiet
 from convnext.tasks.detection.export.graph import OUTPUTS, DetectorGraph, pack, packing
 from convnext.tasks.detection.model.detector import Detector
 from convnext.tasks.detection.model.roi import pool_rois, roi_levels

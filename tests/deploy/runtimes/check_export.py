@@ -6,10 +6,13 @@ import json
 import pickle
 import re
 import runpy
+import subprocess
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,15 @@ from small_exports import (
 
 from convnext.cli import main
 from convnext.deploy import export as module
-from convnext.deploy.export import ExportSettings, export
-from convnext.deploy.runtimes import is_exported, need, open_as_network, open_exported
+from convnext.deploy.export import ExportSettings, ExportSpec
+from convnext.deploy.runtimes import is_exported, need, open_exported
 from convnext.deploy.verify import MOST_LOST, judge
+from convnext.tasks import task_class
 from convnext.tasks.classification.predict import predict
+from convnext.tasks.exporting import export
+from convnext.weights.open import open_model
+
+CPU = torch.device("cpu")
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -82,6 +90,17 @@ def test_a_file_predicts_like_its_checkpoint(
         assert after == pytest.approx(before, abs=tolerance)
 
 
+def test_a_file_of_a_run_in_half_precision_runs_in_its_own(photos: Path, tmp_path: Path) -> None:
+    checkpoint = small_checkpoint(tmp_path / "net.safetensors", {"run": {"precision": "bf16"}})
+    path = tmp_path / "net.pt2"
+    export(checkpoint, settings=ExportSettings(format="pt2"), output=path, images=[photos])
+    expected = predict(checkpoint, [photos], topk=3, precision="fp32")
+    found = predict(str(path), [photos], topk=3)
+    for a, b in zip(expected.predictions, found.predictions, strict=True):
+        before, after = (dict(zip(p.classes, p.probabilities, strict=True)) for p in (a, b))
+        assert after == pytest.approx(before, abs=1e-4)
+
+
 @pytest.mark.parametrize("format", sorted(FILES))
 def test_a_file_with_all_preprocessing_takes_images_of_any_size(
     format: Any, checkpoint: str, photos: Path, tmp_path: Path
@@ -99,6 +118,40 @@ def test_a_file_with_all_preprocessing_takes_images_of_any_size(
         assert found.max() == pytest.approx(prediction.probabilities[0], abs=5e-3)
     again = predict(str(path), [photos], topk=1)
     assert [p.classes for p in again.predictions] == [p.classes[:1] for p in expected.predictions]
+
+
+WITHOUT_TORCH = """
+import json, sys
+from PIL import Image
+from convnext.deploy.runtimes import open_exported
+from convnext.tasks.classification.exported import ExportedClassifier
+
+classifier = ExportedClassifier(open_exported(sys.argv[1]))
+found = classifier.probabilities([Image.open(path) for path in sys.argv[2:]])
+assert not {"torch", "torchvision", "timm"} & sys.modules.keys()
+print(json.dumps([classifier.card.classes, found.tolist()]))
+"""
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"inside": "none", "answers": False, "batch": 3}, {"inside": "full"}]
+)
+def test_a_file_is_used_without_torch(
+    format: Any, fields: Any, checkpoint: str, photos: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / FILES[format]
+    settings = ExportSettings(format=format, **fields)
+    export(checkpoint, settings=settings, output=path, images=[photos])
+    expected = predict(str(path), [photos], topk=3).predictions
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(path), *(p.source for p in expected)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    classes, found = json.loads(ran.stdout)
+    assert len(found) == len(expected) == 4
+    for prediction, row in zip(expected, found, strict=True):
+        values = dict(zip(prediction.classes, prediction.probabilities, strict=True))
+        assert dict(zip(classes, row, strict=True)) == pytest.approx(values, abs=1e-5)
 
 
 def test_the_server_of_the_example_needs_nothing_of_ours(
@@ -138,7 +191,7 @@ def test_the_batch_is_open_or_fixed(checkpoint: str, photos: Path, tmp_path: Pat
         export(checkpoint, settings=ExportSettings(batch=batch), output=path, images=[photos])
     assert open_exported(paths[0]).run(pixels).shape == (5, 3)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-    first, second = (open_as_network(path)[0](images) for path in paths)
+    first, second = (open_model(str(path), CPU)[0](images) for path in paths)
     assert torch.allclose(first, second, atol=1e-4)
 
 
@@ -153,7 +206,7 @@ def test_a_segmentor_is_exported(tmp_path: Path, photos: Path) -> None:
             images=[photos],
         )
         assert result.proof.agreement > 0.995
-        network, own = open_as_network(path)
+        network, own = open_model(str(path), CPU)
         assert own.recipe["segment"]["window"] == 64
         assert network(torch.zeros(2, 3, 50, 64)).shape == (2, 3, 50, 64)
     assert main(["predict", str(path), str(photos), "--output", str(tmp_path / "masks")]) == 0
@@ -172,12 +225,14 @@ def test_a_file_that_fails_its_proof_is_not_kept(
 ) -> None:
     write = module.write
 
-    def write_another(model: Any, *rest: Any, **options: Any) -> str:
-        torch.nn.init.normal_(model.head.fc.weight, std=5.0)
-        return write(model, *rest, **options)
+    def write_another(spec: ExportSpec, path: Path) -> None:
+        blueprint = spec.blueprint()
+        network: Any = blueprint.graph.network
+        torch.nn.init.normal_(network.head.fc.weight, std=5.0)
+        write(replace(spec, blueprint=lambda: blueprint), path)
 
     # The network is compared as it was read: what is written is a copy with another head.
-    monkeypatch.setattr(module, "write", lambda m, *r, **o: write_another(_copy(m), *r, **o))
+    monkeypatch.setattr(module, "write", write_another)
     path = tmp_path / "net.onnx"
     with pytest.raises(ArithmeticError, match="it was not kept"):
         export(checkpoint, settings=ExportSettings(), output=path, images=[photos])
@@ -185,12 +240,6 @@ def test_a_file_that_fails_its_proof_is_not_kept(
     kept = export(checkpoint, settings=ExportSettings(), output=path, images=[photos], force=True)
     assert not kept.proof.passed
     assert path.is_file()
-
-
-def _copy(model: Any) -> Any:
-    import copy
-
-    return copy.deepcopy(model)
 
 
 @pytest.mark.parametrize(
@@ -312,8 +361,9 @@ def test_a_task_has_its_own_mistakes() -> None:
         ({"size": "any"}, "detect", "for segmentors"),
         ({"masks": "full"}, "segment", "for detectors"),
     ):
+        settings = ExportSettings(**fields)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=re.escape(words)):
-            ExportSettings(**fields).check_task(task)  # type: ignore[arg-type]
+            task_class(task).task_module("export").check_settings(settings)
 
 
 def test_a_classifier_of_another_size_is_read_and_proven_at_it(
@@ -324,7 +374,7 @@ def test_a_classifier_of_another_size_is_read_and_proven_at_it(
     result = export(checkpoint, settings=settings, output=path, images=[photos])
     assert result.proof.agreement == 1
     assert open_exported(path).graph["size"] == [96, 96]
-    _, card = open_as_network(path)
+    _, card = open_model(str(path), CPU)
     assert card.preprocessing.image_size == 96
 
 

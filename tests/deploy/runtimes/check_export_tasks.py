@@ -12,9 +12,11 @@ from PIL import Image
 from small_exports import FILES, small_detector_file, small_photos, small_segmentor
 
 from convnext.cli import main
-from convnext.deploy.export import ExportSettings, export
+from convnext.deploy.export import ExportSettings
 from convnext.deploy.runtimes import open_exported
+from convnext.tasks.detection.export.proof import DetectorProof
 from convnext.tasks.detection.predict import predict
+from convnext.tasks.exporting import export
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -44,8 +46,8 @@ def test_a_detectors_file_predicts_like_its_checkpoint(
     path = tmp_path / FILES[format]
     settings = ExportSettings(format=format, masks=masks, inside=inside)
     result = export(checkpoint, settings=settings, output=path, images=[photos])
+    assert isinstance(result.proof, DetectorProof)
     proof = result.proof.detections
-    assert proof is not None
     assert proof.num_detections > 20
     assert proof.matched > 0.98
     stored = json.loads(result.proof_path.read_text())
@@ -63,6 +65,16 @@ def test_a_detectors_file_predicts_like_its_checkpoint(
         assert b.found.labels.tolist() == a.found.labels.tolist()
         assert b.found.boxes == pytest.approx(a.found.boxes, abs=tolerance)
         assert (b.found.masks[0] is None) == (masks == "none")
+
+
+@pytest.mark.parametrize("format", sorted(FILES))
+def test_a_segmentor_of_default_width_is_exported(format: Any, tmp_path: Path) -> None:
+    # From 16 channels on its maps are mixed before they are resized.
+    checkpoint = small_segmentor(tmp_path / "net.safetensors", channels=512)
+    photos = small_photos(tmp_path / "photos")
+    settings = ExportSettings(format=format, answers=False)
+    result = export(checkpoint, settings=settings, output=tmp_path / FILES[format], images=[photos])
+    assert result.proof.agreement > 0.995
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])  # pt2 is what onnx is made from.

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from small_exports import small_checkpoint, small_photos
+from small_exports import FILES, small_checkpoint, small_photos, small_segmentor
 from torch import nn
 
 import convnext
 from convnext.deploy import quantize as module
-from convnext.deploy.export import ExportSettings, export
+from convnext.deploy.export import ExportSettings
 from convnext.deploy.fold import fold
 from convnext.deploy.layers import spell_out
 from convnext.deploy.optimize import distance
 from convnext.deploy.quantize import int8_runner, quantize, sensitivity
+from convnext.tasks.exporting import export
 
 pytest.importorskip("openvino")
 pytest.importorskip("nncf")
@@ -83,6 +84,25 @@ def test_layers_can_stay_in_float() -> None:
 def test_nothing_to_calibrate_on_is_named() -> None:
     with pytest.raises(ValueError, match="images to calibrate"):
         quantize(spell_out(_folded()), _images(), [])
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_a_segmentor_is_exported_in_int8(
+    format: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(module, "_ratio", lambda *_: 2.0)
+    checkpoint = small_segmentor(tmp_path / "net.safetensors", channels=64)
+    result = export(
+        checkpoint,
+        settings=ExportSettings(format=format, precision="int8"),
+        output=tmp_path / FILES[format],
+        images=[small_photos(tmp_path / "photos")],
+        force=True,
+    )
+    # Of random weights, whose classes lie close to each other.
+    assert result.proof.agreement > 0.5
+    assert "decode_head.fusion.conv" in {layer["name"] for layer in result.proof.sensitivity}
 
 
 @pytest.mark.parametrize("slow", [False, True])

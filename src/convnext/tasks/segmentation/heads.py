@@ -9,7 +9,7 @@ Shapes: N batch, C channels of a map, D channels of the head, K classes, H W the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -37,6 +37,12 @@ class ConvNormAct(nn.Module):
         out: Tensor = self.act(normalise(self.norm, self.conv(x)))
         return out
 
+    def fold_layers(self, merge: Callable[[Sequence[nn.Module]], list[nn.Module]]) -> None:
+        """Merge the norm into the convolution, for `convnext.fold`."""
+        conv, *rest = merge([self.conv, self.norm])
+        self.conv = cast(nn.Conv2d, conv)
+        self.norm = rest[0] if rest else nn.Identity()  # type: ignore[assignment]
+
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:  # N C H W
     """Apply a batch norm, with its running statistics where the batch has one value per channel.
@@ -58,9 +64,12 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:  # N C H W
 class FusionConv(ConvNormAct):
     """A 3x3 convolution over maps of several sizes, at the size of the first."""
 
+    mix_first = True
+    """Whether channels are mixed before maps are resized, where that is less work."""
+
     def of_maps(self, maps: Sequence[Tensor]) -> Tensor:  # N C H_l W_l -> N D H W
         """As resizing the maps and putting them side by side, but with fewer multiplications."""
-        x = conv_of_maps(maps, self.conv.weight, self.conv.bias)
+        x = conv_of_maps(maps, self.conv.weight, self.conv.bias, mix_first=self.mix_first)
         out: Tensor = self.act(normalise(self.norm, x))
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -122,6 +123,10 @@ class Segmentor(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Map normalized images (N, C, H, W) to pooled features of the backbone (N, C)."""
         return embed(self.backbone, self.output_norms, images)
+
+    def fold_layers(self, merge: Callable[[Sequence[nn.Module]], list[nn.Module]]) -> None:
+        """Drop the auxiliary head, which only training needs, for `convnext.fold`."""
+        self.auxiliary_head = None
 
     @property
     def levels(self) -> dict[str, Level]:

@@ -20,25 +20,28 @@ from torch.nn import functional as F
 from convnext.kernels.winograd import WinogradConv
 
 
-def conv_of_maps(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv_of_maps(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None, *, mix_first: bool = True
+) -> Tensor:
     """Resize maps (N, C_l, h_l, w_l) to the first one's size, and convolve them side by side.
 
     Args:
         maps: The first is the largest.
         weight: Of a 3x3 convolution, (D, sum of C_l, 3, 3), padded by one pixel.
         bias: (D,), if it has one.
+        mix_first: Whether channels may be mixed first; else it is the plain convolution.
 
     Returns:
         (N, D, H, W), as resizing, `torch.cat` and `conv2d` give it.
     """
     size = (maps[0].shape[2], maps[0].shape[3])
-    if not saves(maps):
+    if not (mix_first and saves(maps)):
         resized = [resize(x, size) for x in maps]
         return F.conv2d(torch.cat(resized, 1), weight, bias, padding=1)
     own = torch.split(weight, [x.shape[1] for x in maps], 1)
     out = F.conv2d(maps[0], own[0], bias, padding=1).contiguous()
     for x, part in zip(maps[1:], own[1:], strict=True):
-        add_conv_of_resized(out, x, part)
+        out = add_conv_of_resized(out, x, part)
     return out
 
 
@@ -53,8 +56,12 @@ def saves(maps: Sequence[Tensor]) -> bool:
     return smaller and max(height, width) <= min(x.shape[1] for x in maps) and not maps[0].is_meta
 
 
-def add_conv_of_resized(out: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Add to `out` (N, D, H, W) the convolution of x (N, C, h, w) resized to its size."""
+def add_conv_of_resized(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return `out` (N, D, H, W) plus the convolution of x (N, C, h, w) resized to its size.
+
+    The sum is written over `out`, except where a tracer writes operations down: OpenVINO cannot
+    follow a write through a view.
+    """
     num, dim, high, wide = out.shape
     height, width = x.shape[2:]
     # Places across, then channels, then places down: so that every product is of whole blocks.
@@ -65,9 +72,12 @@ def add_conv_of_resized(out: Tensor, x: Tensor, weight: Tensor) -> None:
     for tap in (1, 2):
         lines.baddbmm_(mixed[:, tap], across[tap])
     down = torch.cat([shifted(height, high, tap, like=mixed) for tap in range(3)], 1)
-    out.view(num * dim, high, wide).baddbmm_(
-        down.expand(num * dim, -1, -1), lines.view(num * dim, 3 * height, wide)
-    )
+    down = down.expand(num * dim, -1, -1)
+    total, lines = out.view(num * dim, high, wide), lines.view(num * dim, 3 * height, wide)
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return torch.baddbmm(total, down, lines).view(num, dim, high, wide)
+    total.baddbmm_(down, lines)
+    return out
 
 
 def shifted(small: int, large: int, tap: int, like: Tensor) -> Tensor:  # -> large small

@@ -172,7 +172,7 @@ def test_a_job_of_detection_speeds_up_by_itself(
         searched.append(options)
         return FastDetector(model, FORMS[1])
 
-    monkeypatch.setattr(fast_module, "optimize_detector", find)
+    monkeypatch.setattr(module, "optimize_detector", find)
     model = _detector()
     expected = [model([image], paste=False) for image in _images()]
     network = Fast(model, device=CPU, precision="fp32", num_images=100).eval()

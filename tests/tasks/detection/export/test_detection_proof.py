@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from convnext.data.masks import encode, paste_masks
-from convnext.tasks.detection.export.pairing import DetectionProof, compare
-from convnext.tasks.detection.export.proof import judge_detections
+from convnext.tasks.detection.export.proof import DetectionProof, compare, judge_detections
 from convnext.tasks.detection.inference import Detections, compress
 
 SIZE = (60, 80)

@@ -1,0 +1,6 @@
+"""A detector as a file, and as a network in another backend."""
+
+from convnext.tasks.detection.export.exported import open_network
+from convnext.tasks.detection.export.file import check_settings, export_spec
+
+__all__ = ["check_settings", "export_spec", "open_network"]

@@ -28,6 +28,7 @@ from convnext.deploy.optimize import (
     BUDGET_S,
     Known,
     Measured,
+    TunedNetwork,
     cache_file,
     cache_key,
     known_form,
@@ -56,7 +57,7 @@ TIMED_S = 12.0
 Found = list[dict[str, Tensor]]
 
 
-class FastDetector(nn.Module):
+class FastDetector(TunedNetwork):
     """A detector in a form of its own, called like a detector with images (C, H, W) of any sizes.
 
     What a detector has beside `forward` is found on it. It cannot be trained.
@@ -71,7 +72,7 @@ class FastDetector(nn.Module):
         super().__init__()
         self.form = form
         self.ratio = 1.0
-        self.measured: tuple[Measured, ...] = ()
+        self.measured = ()
         self.dtype = AMP_DTYPES.get(form.precision, torch.float32)
         if not form.folded:
             self.detector = detector
@@ -98,6 +99,54 @@ class FastDetector(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("detector"), name)
+
+
+class DetectorTuner:
+    """What `convnext.optimize` and `convnext.deploy.fast` ask a detector for."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        self.detector = detector
+
+    def key(self, device: torch.device, precision: str) -> str:
+        """Return the name of a verdict in the cache."""
+        return detector_key(self.detector, device, precision)
+
+    def first(self, device: torch.device, precision: str, *, inplace: bool) -> FastDetector:
+        """Return the detector in the form that is taken without a search, or with `inplace` turn it
+        into that.
+        """
+        form = first_form(self.detector, device, precision)
+        return FastDetector(self.detector, form, inplace=inplace)
+
+    def known(
+        self, known: Known, images: Sequence[Tensor], *, note: Callable[[str], None]
+    ) -> FastDetector | None:
+        """Return the detector in the form that was found before; None if that is wrong now."""
+        return known_detector(known, self.detector, images, note=note)
+
+    def search(
+        self,
+        images: Sequence[Tensor],
+        *,
+        precision: str,
+        budget_s: float = BUDGET_S,
+        cache: Path | None = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> FastDetector:
+        """Return the detector in its fastest correct form.
+
+        Raises:
+            ValueError: If int8 is asked for.
+        """
+        if precision == "int8":
+            raise ValueError("int8 is no form of a detector here; take auto, fp32 or bf16")
+        return optimize_detector(
+            *(self.detector, images),
+            precision=precision,
+            budget_s=budget_s,
+            cache=cache,
+            note=note,
+        )
 
 
 def detector_forms(model: nn.Module, device: torch.device, precision: str) -> list[Form]:

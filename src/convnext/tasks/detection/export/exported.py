@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,11 +14,10 @@ from torch.nn import functional as F
 from convnext.data.images import Mode, as_mode
 from convnext.data.masks import paste_masks
 from convnext.data.preprocessing import RESAMPLING, DensePreprocessing, Pixels, to_array
+from convnext.deploy.graphs import to_pixels
+from convnext.deploy.runtimes import Exported, outside
 from convnext.tasks.detection.model.config import DetectorConfig
 from convnext.weights.checkpoint import Card
-
-if TYPE_CHECKING:
-    from convnext.deploy.runtimes import Exported
 
 
 class ExportedDetector(nn.Module):
@@ -94,22 +93,28 @@ class ExportedDetector(nn.Module):
         """Return an image (C, H, W) as the file takes it."""
         height, width = image.shape[1:]
         if self.graph["inside"] == "full":
-            return [_as_pixels(image)[None].contiguous().numpy()]
+            return [to_pixels(image[None]).contiguous().numpy()]
         canvas = self.graph["size"]
         if height > canvas[0] or width > canvas[1]:
             raise ValueError(
                 f"the file takes images of up to {canvas[0]} x {canvas[1]} pixels, not {height} x "
                 f"{width}"
             )
-        filled = F.pad(image, (0, canvas[1] - width, 0, canvas[0] - height))
-        if self.graph["inside"] == "normalize":
-            filled = _as_pixels(filled)
-        size = torch.tensor([height, width]).numpy()
-        return [filled[None].contiguous().numpy(), size]
+        filled = F.pad(image, (0, canvas[1] - width, 0, canvas[0] - height))[None]
+        given = filled if self.graph["inside"] == "none" else to_pixels(filled)
+        return [given.contiguous().numpy(), torch.tensor([height, width]).numpy()]
 
 
-def _as_pixels(image: Tensor) -> Tensor:  # C H W -> H W C
-    return image.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+def open_network(exported: Exported) -> tuple[ExportedDetector, Card]:
+    """Return a file in the place of its detector, and the card with the preprocessing left to do.
+
+    Images larger than the file takes are shrunk.
+    """
+    card, graph = exported.card, exported.graph
+    network, pre = ExportedDetector(exported, card).eval(), card.preprocessing
+    if graph["size"] is not None:
+        pre = OnCanvas(inner=pre, size=tuple(graph["size"]))
+    return network, replace(card, preprocessing=outside(pre, graph["inside"]))
 
 
 @dataclass(frozen=True, kw_only=True)

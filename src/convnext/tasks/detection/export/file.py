@@ -7,28 +7,113 @@ normalisation, as everywhere in detection, whatever lay there before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.deploy.export_settings import ExportSettings, Masks
+from convnext.data.tensors import normalize_batch
+from convnext.deploy.export import ExportSpec
 from convnext.deploy.fold import fold
-from convnext.deploy.graphs import FittedImage, Inside, Pixels, halved
+from convnext.deploy.formats import Blueprint, ExportSettings, Given, Masks
+from convnext.deploy.graphs import (
+    LEAST_SIDE,
+    MOST_SIDE,
+    FittedImage,
+    as_given,
+    example_images,
+    halved,
+    open_dims,
+    prepare,
+)
 from convnext.deploy.layers import Scaled, spell_out
-from convnext.deploy.writers import Blueprint
+from convnext.deploy.quantize import Calibration
+from convnext.deploy.verify import collect_images
 from convnext.hardware.devices import AMP_DTYPES
+from convnext.tasks.detection.export.exported import OnCanvas
 from convnext.tasks.detection.export.graph import OUTPUTS, DetectorGraph, check_size, paste
+from convnext.tasks.detection.export.proof import DetectorComparison
+from convnext.tasks.detection.model import box_head, mask_head
 from convnext.tasks.detection.model.anchors import DIVISOR
 from convnext.tasks.detection.model.batch import padded_size
 from convnext.tasks.detection.model.config import DetectorConfig
 from convnext.tasks.detection.model.detector import Detector
+from convnext.tasks.detection.model.roi import pool_rois
 from convnext.weights.checkpoint import Card
 
-# Sides of images that a file with everything inside may be given.
-LEAST_SIDE, MOST_SIDE = 8, 32768
+# Boxes of an image that the heads are judged on, a few of each size.
+NUM_BOXES = 32
+
+
+def export_spec(
+    model: nn.Module,
+    card: Card,
+    source: str,
+    settings: ExportSettings,
+    *,
+    images: Sequence[str | Path] = (),
+    num_images: int = 32,
+    note: Callable[[str], None] = lambda _: None,
+) -> ExportSpec:
+    """Return what the export of a detector needs; see `Task.export_spec`."""
+    from convnext.tasks.detection.evaluate import open_split
+
+    assert isinstance(model, Detector)
+    check_settings(settings)
+    check_detector(model, settings)
+    proofs = collect_images(
+        *(card, source, images, num_images),
+        open_split=lambda name: open_split(None, name, card, source)[1],
+        truth=lambda split, i: (split, i),
+    )
+    if settings.size is None:
+        sizes = [image.size for image in proofs.images()]
+        size = default_canvas(card.preprocessing, sizes, int(model.strides[-1]))
+        note(
+            f"the file takes images of up to {size[0]} x {size[1]} pixels, which the largest of "
+            f"{len(sizes):,} images needs; larger ones are shrunk (--size HxW for another)"
+        )
+        settings = replace(settings, size=size)
+    assert isinstance(settings.size, tuple)
+    return ExportSpec(
+        source=source,
+        card=card,
+        settings=settings,
+        facts=facts_of(model, settings),
+        blueprint=lambda: detector_blueprint(model, card, settings),
+        images=proofs,
+        compare=lambda exported: DetectorComparison(model, card, exported),
+        calibration=calibration_of(model, card, settings, settings.size),
+    )
+
+
+def check_settings(settings: ExportSettings) -> None:
+    """Check what a detector does not have.
+
+    Raises:
+        ValueError: Naming the option and what to take instead.
+    """
+    if settings.size == "any":
+        raise ValueError(
+            "--size any is for segmentors: the file of a detector takes images of one size, and "
+            "smaller ones within it"
+        )
+    if not settings.answers:
+        raise ValueError("a detector has no logits to give; leave out --logits")
+    if settings.batch not in (None, 1):
+        raise ValueError("a detector's file takes one image at a time; leave out --batch")
+    if settings.format == "openvino" and settings.precision == "bf16":
+        raise ValueError(
+            "OpenVINO computes the corners of boxes in bf16, too, which loses pixels: take "
+            "--precision int8 or fp32"
+        )
+    if settings.format == "onnx" and settings.precision == "int8":
+        raise ValueError("a detector's int8 is for OpenVINO: --format openvino --precision int8")
 
 
 class DetectorFile(nn.Module):
@@ -37,7 +122,7 @@ class DetectorFile(nn.Module):
     Args:
         graph: On the canvas.
         preprocessing: Of the detector.
-        inside: How much of it is in the file.
+        settings: How much of it is in the file.
         masks: What is returned beside boxes, scores and labels.
         mask_threshold: Share from which a pixel belongs to an object.
 
@@ -48,21 +133,19 @@ class DetectorFile(nn.Module):
         self,
         graph: DetectorGraph,
         preprocessing: DensePreprocessing,
+        settings: ExportSettings,
         *,
-        inside: Inside,
         masks: Masks,
         mask_threshold: float,
     ) -> None:
         super().__init__()
         self.detect = graph  # `graph` would be an attribute of the tracers' modules.
-        self.inside = inside
+        self.inside = settings.inside
         self.masks = masks
         self.mask_threshold = mask_threshold
-        self.prepare: nn.Module = {"none": nn.Identity(), "normalize": Pixels()}.get(
-            inside
-        ) or FittedImage(preprocessing, graph.size)
+        self.prepare = prepare(settings, FittedImage, preprocessing, graph.size)
         mean, std = (255 * torch.tensor(v) for v in (preprocessing.mean, preprocessing.std))
-        self.normalize = nn.Identity() if inside == "none" else Scaled(1 / std, -mean / std)
+        self.normalize = nn.Identity() if self.inside == "none" else Scaled(1 / std, -mean / std)
 
     def forward(self, images: Tensor, size: Tensor | None = None) -> tuple[Tensor, ...]:
         """Map images, and their height and width (2,) unless all is inside, to detections."""
@@ -90,21 +173,20 @@ def _lines(images: Tensor) -> tuple[Tensor, Tensor]:
     return images[0, :, 0, 0], images[0, 0, :, 0]
 
 
-def build_detector(model: nn.Module, card: Card, settings: ExportSettings) -> DetectorFile:
-    """Return a detector with what goes into the file around it, folded.
+def detector_blueprint(model: Detector, card: Card, settings: ExportSettings) -> Blueprint:
+    """Return the graph of a detector, folded, as writers take it.
 
     Raises:
         ValueError: If the size does not fit the detector.
     """
-    assert isinstance(model, Detector)
+    assert isinstance(settings.size, tuple)
     config, masks = model.config, masks_of(model.config, settings)
     folded: Any = fold(model, form="conv")
     if settings.format == "openvino":
         folded = spell_out(folded, two_passes=settings.precision != "int8")
     elif settings.precision in AMP_DTYPES:
         folded = halved(folded, AMP_DTYPES[settings.precision])
-    assert isinstance(settings.size, tuple)
-    graph = DetectorGraph(
+    on_canvas = DetectorGraph(
         folded,
         size=settings.size,
         score_threshold=config.score_threshold,
@@ -112,54 +194,32 @@ def build_detector(model: nn.Module, card: Card, settings: ExportSettings) -> De
         max_detections=config.max_detections,
         masks=masks != "none",
     )
-    return DetectorFile(
-        graph,
-        card.preprocessing,
-        inside=settings.inside,
-        masks=masks,
-        mask_threshold=config.mask_threshold,
-    ).eval()
-
-
-def detector_blueprint(model: nn.Module, card: Card, settings: ExportSettings) -> Blueprint:
-    """Return the graph of a detector as writers take it.
-
-    Raises:
-        ValueError: As `build_detector`.
-    """
-    graph = build_detector(model, card, settings)
-    names = OUTPUTS[: 3 if graph.masks == "none" else 4]
-    height, width = graph.detect.size
-    random = torch.Generator().manual_seed(0)
-    chans = int(card.preprocessing.in_chans)
-    if settings.inside == "none":
-        image = torch.randn(1, chans, height, width, generator=random)
-    else:
-        extra = (37, 91) if settings.inside == "full" else (0, 0)  # No side is a special case.
-        shape = (1, height + extra[0], width + extra[1], chans)
-        image = torch.randint(0, 256, shape, generator=random, dtype=torch.uint8)
+    pre, threshold = card.preprocessing, config.mask_threshold
+    graph = DetectorFile(on_canvas, pre, settings, masks=masks, mask_threshold=threshold).eval()
+    image, names = example_images(pre, settings, 1, settings.size), output_names(masks)
     if settings.inside == "full":
-        sides = (
-            torch.export.Dim(name, min=LEAST_SIDE, max=MOST_SIDE) for name in ("height", "width")
-        )
-        dims = dict(zip((1, 2), sides, strict=True))
+        dims = open_dims(settings, LEAST_SIDE, MOST_SIDE)
         return Blueprint(graph=graph, examples=(image,), open_dims=(dims,), outputs=names)
     return Blueprint(
         graph=graph,
-        examples=(image, torch.tensor([height, width])),
+        examples=(image, torch.tensor(settings.size)),
         open_dims=({}, {}),
         inputs=("images", "size"),
         outputs=names,
     )
 
 
-def check_detector(model: nn.Module, settings: ExportSettings) -> None:
+def output_names(masks: Masks) -> tuple[str, ...]:
+    """Return the names of what a file returns, in its order."""
+    return OUTPUTS[: 3 if masks == "none" else 4]
+
+
+def check_detector(model: Detector, settings: ExportSettings) -> None:
     """Check what depends on the detector itself, before anything is read or computed.
 
     Raises:
         ValueError: If the size does not fit the detector, or it has none of the masks asked for.
     """
-    assert isinstance(model, Detector)
     masks_of(model.config, settings)
     if isinstance(settings.size, tuple):
         check_size(model, settings.size)
@@ -178,25 +238,22 @@ def masks_of(config: DetectorConfig, settings: ExportSettings) -> Masks:
     return "none"
 
 
-def facts_of(model: nn.Module, settings: ExportSettings) -> dict[str, Any]:
-    """Return what a file says of a detector in it, beside what all files say."""
-    assert isinstance(model, Detector)
+def facts_of(model: Detector, settings: ExportSettings) -> dict[str, Any]:
+    """Return what a file says about a detector in it."""
+    assert isinstance(settings.size, tuple)
     config, masks = model.config, masks_of(model.config, settings)
     return {
+        "batch": 1,
+        "size": None if settings.inside == "full" else list(settings.size),
+        "canvas": list(settings.size),
         "output": "detections",
-        "outputs": list(OUTPUTS[: 3 if masks == "none" else 4]),
+        "outputs": list(output_names(masks)),
         "masks": masks,
         "score_threshold": config.score_threshold,
         "nms_threshold": config.nms_threshold,
         "max_detections": config.max_detections,
         "mask_threshold": config.mask_threshold,
     }
-
-
-def last_stride(model: nn.Module) -> int:
-    """Return the stride of a detector's coarsest map of the backbone."""
-    assert isinstance(model, Detector)
-    return int(model.strides[-1])
 
 
 def default_canvas(
@@ -209,3 +266,70 @@ def default_canvas(
     assert sizes
     read = [preprocessing.size_of(*size) for size in sizes]
     return padded_size([(height, width) for width, height in read], stride)
+
+
+def calibration_of(
+    model: Detector, card: Card, settings: ExportSettings, size: tuple[int, int]
+) -> Calibration:
+    """Return what int8 needs: images on the canvas, and the parts of a detector as one network."""
+    on_canvas = OnCanvas(inner=card.preprocessing, size=size)
+
+    def given(pixels: Tensor) -> Given:
+        (images,) = as_given(pixels, card.preprocessing, settings)
+        if settings.inside == "none":
+            return _padded(images, size), torch.tensor(pixels.shape[2:])
+        images = _padded(images.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1).contiguous()
+        return images, torch.tensor(pixels.shape[2:])
+
+    def parts(pixels: Sequence[Tensor]) -> tuple[nn.Module, Tensor]:
+        judged = [_padded(normalize_batch(card.preprocessing, x), size) for x in pixels]
+        folded: Any = fold(model, form="conv")
+        return _Parts(folded, judged[0], size), torch.cat(judged)
+
+    return Calibration(
+        num_images=32,
+        num_judged=1,
+        pixels=lambda image: torch.from_numpy(on_canvas.pixels(image))[None],
+        given=given,
+        parts=parts,
+    )
+
+
+def _padded(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
+
+
+class _Parts(nn.Module):
+    """All products of a detector, on boxes that do not move: its outputs, each of spread 1.
+
+    Every output of a head counts as much as another: proposals, classes, deltas and masks.
+    """
+
+    def __init__(self, detector: Detector, image: Tensor, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.detector = detector
+        random = torch.Generator().manual_seed(0)
+        limits = torch.tensor([size[1], size[0]]).float()
+        corners = torch.rand(NUM_BOXES, 2, generator=random) * limits / 2
+        sides = limits / 2 * torch.logspace(-2, 0, NUM_BOXES, base=2)[:, None]
+        self.boxes = torch.cat((corners, corners + sides), 1)
+        self.scales = [float(1 / out.std().clamp_min(1e-12)) for out in self._outputs(image)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs = zip(self.scales, self._outputs(images), strict=True)
+        return torch.cat([scale / out.numel() ** 0.5 * out for scale, out in outputs])
+
+    def _outputs(self, images: Tensor) -> list[Tensor]:
+        detector = self.detector
+        maps = detector.features(images)
+        outputs = [x.flatten() for level in detector.rpn(maps) for x in level]
+        boxes = [self.boxes] * len(images)
+        features, parts = (
+            pool_rois(maps[:-1], detector.strides, boxes, side)
+            for side in (box_head.SIDE, mask_head.SIDE)
+        )
+        for head in detector.box_heads:
+            outputs.extend(x.flatten() for x in head(features))
+        if detector.config.masks:
+            outputs.extend(head(parts).flatten() for head in detector.mask_heads)
+        return outputs

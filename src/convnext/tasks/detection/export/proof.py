@@ -1,35 +1,33 @@
-"""The proof of a detector's file: its detections on real images, beside those of the network."""
+"""The proof of a detector's file: its detections on real images, beside those of the network.
+
+Detections are paired by class and overlap, and the pairs are compared.
+"""
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from faster_coco_eval import mask as coco_mask
 from PIL import Image
 from torch import Tensor, nn
 
-from convnext.data.images import BadImage
-from convnext.data.samples import spread
 from convnext.data.tensors import to_batch
-from convnext.deploy.verify import (
-    ENOUGH_IMAGES,
-    MOST_LOST,
-    NONE_CAN_BE_READ,
-    Proof,
-    Proofs,
-    make_proofs,
-    speed_ratio,
-)
-from convnext.tasks.detection.export.exported import ExportedDetector, OnCanvas
-from convnext.tasks.detection.export.pairing import DetectionProof, compare
+from convnext.deploy.runtimes import Exported
+from convnext.deploy.verify import ENOUGH_IMAGES, MOST_LOST, Comparison, Proof, Verdict, metric_row
+from convnext.tasks.detection.export.exported import OnCanvas, open_network
 from convnext.tasks.detection.inference import Detections, detect
 from convnext.tasks.detection.metric import Metric
 from convnext.tasks.detection.model.batch import padded_size, stack
+from convnext.tasks.detection.model.boxes import iou
 from convnext.tasks.detection.model.detector import Detector
 from convnext.weights.checkpoint import Card
 
+# Overlaps of boxes from which two detections of one class are the same.
+OVERLAP, CLOSE_OVERLAP = 0.5, 0.9
 # Largest difference of a score, least share of detections with a partner, and of their masks' mean
 # overlap. Half precision moves a box now and then over the threshold of a suppression.
 MOST_DIFFERENCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 2e-1, "int8": 1.0}
@@ -40,25 +38,135 @@ MARGIN = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "int8": 1e-1}
 CPU = torch.device("cpu")
 
 
-def collect_detections(card: Card, source: str, num: int) -> Proofs:
-    """Return images of the data that a detector was trained on.
+@dataclass(frozen=True, kw_only=True)
+class DetectionProof:
+    """Detections of a network and of its file, paired on every image."""
 
-    Raises:
-        ValueError: If it is gone.
+    num_detections: int
+    """Of both, but for those that a rounding may add or drop: at the threshold of the score, or at
+    the end of a full list."""
+    matched: float
+    """Share of them that have a partner of the same class and an overlap of 0.5."""
+    matched_close: float
+    """Of 0.9."""
+    matched_own: float
+    """As `matched`, where the network is given images of their own size and no canvas; around
+    smaller images it sees more zeros, which changes what lies at their edge."""
+    score_difference: float
+    """Largest difference of the scores of a pair, of those with an overlap of 0.9."""
+    mask_iou: float | None
+    """Mean overlap of the masks of a pair; None without masks."""
+    mask_before: float | None = None
+    """Mask AP in percent, of the network; None without labels or masks."""
+    mask_after: float | None = None
+    """Of the file."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return for people what was found: names and figures."""
+        rows = [
+            ("detections compared", f"{self.num_detections:,}"),
+            ("found by both, boxes overlap by 0.5", f"{100 * self.matched:.2f} %"),
+            ("found by both, boxes overlap by 0.9", f"{100 * self.matched_close:.2f} %"),
+            ("largest difference of a score", f"{self.score_difference:.2g}"),
+        ]
+        if self.mask_iou is not None:
+            rows.append(("mean overlap of their masks", f"{100 * self.mask_iou:.2f} %"))
+        if self.matched_own != self.matched:
+            name = "found by both, the network without a canvas"
+            rows.append((name, f"{100 * self.matched_own:.2f} %"))
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorProof(Proof):
+    """What becomes of the detections, and AP of masks."""
+
+    detections: DetectionProof
+
+    def answer_rows(self) -> list[tuple[str, str]]:
+        """Return how the detections compare."""
+        return self.detections.rows()
+
+    def extra_metric_rows(self) -> list[tuple[str, str]]:
+        """Return AP of masks."""
+        found = self.detections
+        return metric_row("mask AP", found.mask_before, found.mask_after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorVerdict(Verdict):
+    """With what becomes of the detections."""
+
+    detections: DetectionProof
+
+
+class DetectorComparison(Comparison[Detections]):
+    """Detections of a network and of its file.
+
+    The network is given images as they are, and for the verdict on a canvas of the file's size,
+    where zeros around an image change what lies at its edge.
     """
-    from convnext.tasks.detection.evaluate import open_split
 
-    _, val = open_split(None, "val", card, source)
-    _, train = open_split(None, "train", card, source)
-    picked, mode = spread(len(val), num), card.preprocessing.mode
-    proofs = make_proofs(
-        [val.source(i) for i in picked],
-        lambda k: val.open(picked[k], mode),
-        lambda k: picked[k],
-        lambda k: train.open(k, mode),
-        len(train),
-    )
-    return replace(proofs, labelled=val)
+    proof = DetectorProof
+
+    def __init__(self, model: Detector, card: Card, exported: Exported) -> None:
+        self.model, self.card = model, card
+        self.exported, own = open_network(exported)
+        self.left = own.preprocessing
+        self.canvas: tuple[int, int] = tuple(exported.graph["canvas"])
+        self.fitted = OnCanvas(inner=card.preprocessing, size=self.canvas)
+        self.padded = _Network(model, self.canvas)
+        self.found: list[tuple[Detections, Detections, Detections]] = []
+        self.truths: list[tuple[Any, int]] = []
+
+    def network(self, image: Image.Image) -> Detections:
+        return _detect(self.model, self.card.preprocessing, image)
+
+    def file(self, image: Image.Image) -> Detections:
+        return _detect(self.exported, self.left, image)
+
+    def add(self, image: Image.Image, network: Detections, file: Detections, truth: Any) -> None:
+        is_plain = _fills(self.model, self.card.preprocessing.size_of(*image.size), self.canvas)
+        on_canvas = network if is_plain else _detect(self.padded, self.fitted, image)
+        self.found.append((on_canvas, file, network))
+        if truth is not None:
+            self.truths.append(truth)
+
+    def verdict(self, num_images: int, precision: str) -> DetectorVerdict:
+        if self.exported.graph["inside"] == "full" and precision == "fp32":
+            precision = "fp16"  # A pixel is now and then rounded the other way.
+        config = self.exported.config
+        compared = compare(
+            self.found,
+            least_score=config.score_threshold,
+            most=config.max_detections,
+            margin=MARGIN[precision],
+        )
+        before = after = None
+        if self.truths:
+            (before, mask_before), (after, mask_after) = (self._aps(side) for side in (2, 1))
+            if mask_before is not None and mask_after is not None:
+                compared = replace(compared, mask_before=mask_before, mask_after=mask_after)
+        any_found = any(len(d) for network, file, _ in self.found for d in (network, file))
+        return DetectorVerdict(
+            max_difference=compared.score_difference,
+            agreement=compared.matched,
+            metric="box AP",
+            before=before,
+            after=after,
+            failure=judge_detections(
+                *(compared, before, after, num_images, precision), any_found=any_found
+            ),
+            detections=compared,
+        )
+
+    def _aps(self, side: int) -> tuple[float | None, float | None]:
+        """Return AP of boxes and of masks for one of the three."""
+        metric = Metric(self.truths[0][0], self.card.classes, self.exported.config.max_detections)
+        for (_, index), found in zip(self.truths, self.found, strict=True):
+            metric.update(index, found[side])
+        evaluation = metric.compute()
+        return evaluation.box.ap, None if evaluation.mask is None else evaluation.mask.ap
 
 
 class _Network(nn.Module):
@@ -78,85 +186,6 @@ class _Network(nn.Module):
         return detector.detect(maps, proposals, sizes[:-1], paste=paste)
 
 
-def prove_detector(
-    model: nn.Module,
-    card: Card,
-    exported: ExportedDetector,
-    own: Card,
-    proofs: Proofs,
-    *,
-    precision: str,
-) -> Proof:
-    """Run a detector's file and its network on the same images.
-
-    Raises:
-        ValueError: If none can be read.
-    """
-    assert isinstance(model, Detector)
-    canvas: tuple[int, int] = tuple(exported.graph["canvas"])
-    fitted = OnCanvas(inner=card.preprocessing, size=canvas)
-    padded = _Network(model, canvas)
-    found: list[tuple[Detections, Detections, Detections]] = []
-    indices: list[int] = []
-    times: tuple[list[float], list[float]] = ([], [])
-    for k in range(len(proofs.files)):
-        try:
-            image = proofs.open(k)
-            began = time.perf_counter()
-            plain = _detect(model, card.preprocessing, image)
-        except BadImage:
-            continue
-        times[0].append(time.perf_counter() - began)
-        began = time.perf_counter()
-        file = _detect(exported, own.preprocessing, image)
-        times[1].append(time.perf_counter() - began)
-        is_plain = _fills(model, card.preprocessing.size_of(*image.size), canvas)
-        network = plain if is_plain else _detect(padded, fitted, image)
-        found.append((network, file, plain))
-        if proofs.truth is not None:
-            indices.append(proofs.truth(k))
-    if not found:
-        raise ValueError(NONE_CAN_BE_READ)
-    tolerance = precision
-    if exported.graph["inside"] == "full" and precision == "fp32":
-        tolerance = "fp16"  # A pixel is now and then rounded the other way.
-    config = exported.config
-    compared = compare(
-        found,
-        least_score=config.score_threshold,
-        most=config.max_detections,
-        margin=MARGIN[tolerance],
-    )
-    before = after = None
-    if indices:
-        box, masks = [], []
-        for column in (2, 1):
-            metric = Metric(proofs.labelled, card.classes, config.max_detections)
-            for index, three in zip(indices, found, strict=True):
-                metric.update(index, three[column])
-            evaluation = metric.compute()
-            box.append(evaluation.box.ap)
-            masks.append(None if evaluation.mask is None else evaluation.mask.ap)
-        before, after = box
-        compared = replace(compared, mask_before=masks[0], mask_after=masks[1])
-        if None in masks:
-            compared = replace(compared, mask_before=None, mask_after=None)
-    return Proof(
-        num_images=len(found),
-        max_difference=compared.score_difference,
-        agreement=compared.matched,
-        metric="box AP",
-        before=before,
-        after=after,
-        speed_ratio=speed_ratio(*times),
-        failure=judge_detections(
-            *(compared, before, after, len(found), tolerance),
-            any_found=any(len(d) for network, file, _ in found for d in (network, file)),
-        ),
-        detections=compared,
-    )
-
-
 def _fills(model: Detector, size: tuple[int, int], canvas: tuple[int, int]) -> bool:
     """Whether an image read at `size` (width, height) is padded to just the canvas."""
     return padded_size([(size[1], size[0])], model.strides[-1]) == canvas
@@ -167,6 +196,85 @@ def _detect(network: nn.Module, preprocessing: Any, image: Image.Image) -> Detec
         pixels = to_batch(preprocessing, image)[0]
         size = (image.height, image.width)
         return detect(network, pixels, size, device=CPU, precision="fp32")
+
+
+def compare(
+    images: Iterable[tuple[Detections, Detections, Detections]],
+    *,
+    least_score: float,
+    most: int,
+    margin: float,
+) -> DetectionProof:
+    """Return how the detections of a network on a canvas, of its file, and of the network compare.
+
+    Args:
+        images: The three of every image.
+        least_score: The threshold of the score.
+        most: Detections of an image at most.
+        margin: By how much a score may differ.
+    """
+    totals = np.zeros(2, np.int64)
+    hits, differences, overlaps = np.zeros((2, 2), np.int64), [0.0], []
+    for network, file, plain in images:
+        for row, reference in enumerate((network, plain)):
+            pairs = _pairs(reference, file)
+            partners = {a: (b, overlap) for a, b, overlap in pairs}
+            back = {b: overlap for _, b, overlap in pairs}
+            sure = [_sure(d, least_score, most, margin) for d in (reference, file)]
+            own = [partners[i][1] for i in sure[0] if i in partners]
+            own += [back[i] for i in sure[1] if i in back]
+            totals[row] += len(sure[0]) + len(sure[1])
+            for column, least in enumerate((OVERLAP, CLOSE_OVERLAP)):
+                hits[row, column] += sum(overlap >= least for overlap in own)
+            if row == 1:
+                continue
+            for i in sure[0]:
+                if i not in partners:
+                    continue
+                j, overlap = partners[i]
+                if overlap >= CLOSE_OVERLAP:
+                    differences.append(abs(float(network.scores[i] - file.scores[j])))
+                if network.masks[i] is not None and file.masks[j] is not None:
+                    overlaps.append(_mask_iou(network.masks[i], file.masks[j]))
+    shares = hits / np.maximum(totals, 1)[:, None]
+    return DetectionProof(
+        num_detections=int(totals[0]),
+        matched=float(shares[0, 0]),
+        matched_close=float(shares[0, 1]),
+        matched_own=float(shares[1, 0]),
+        score_difference=max(differences),
+        mask_iou=float(np.mean(overlaps)) if overlaps else None,
+    )
+
+
+def _pairs(a: Detections, b: Detections) -> list[tuple[int, int, float]]:
+    """Return pairs of detections of one class and their overlaps, the largest first."""
+    if not len(a) or not len(b):
+        return []
+    overlaps = iou(torch.from_numpy(a.boxes), torch.from_numpy(b.boxes)).numpy()
+    overlaps = np.where(a.labels[:, None] == b.labels[None], overlaps, 0.0)
+    free_a, free_b, pairs = set(range(len(a))), set(range(len(b))), []
+    for flat in np.argsort(-overlaps, axis=None, kind="stable"):
+        i, j = divmod(int(flat), len(b))
+        if overlaps[i, j] < OVERLAP:
+            break
+        if i in free_a and j in free_b:
+            free_a.remove(i)
+            free_b.remove(j)
+            pairs.append((i, j, float(overlaps[i, j])))
+    return pairs
+
+
+def _sure(found: Detections, least: float, most: int, margin: float) -> Sequence[int]:
+    """Return the detections that stay whatever a score changes by."""
+    if len(found) >= most:
+        least = max(least, float(found.scores.min()))
+    return [i for i, score in enumerate(found.scores.tolist()) if score >= least + margin]
+
+
+def _mask_iou(a: Any, b: Any) -> float:
+    shared, total = (coco_mask.area(coco_mask.merge([a, b], intersect=x)) for x in (True, False))
+    return float(shared) / float(total) if total else 1.0
 
 
 def judge_detections(

@@ -34,6 +34,7 @@ from convnext.tasks.detection.model.rpn import ProposalNetwork, by_anchor, propo
 
 if TYPE_CHECKING:
     from convnext.models.timm import TimmNetwork
+    from convnext.tasks.detection.export.backend import DetectorTuner
 
 
 class Detector(nn.Module):
@@ -77,6 +78,12 @@ class Detector(nn.Module):
             MaskHead(channels=config.channels, num_classes=config.num_classes)
             for _ in self.method.stages
         )
+
+    def tuner(self) -> DetectorTuner:
+        """Return what finds its fastest form, for `convnext.optimize`."""
+        from convnext.tasks.detection.export.backend import DetectorTuner
+
+        return DetectorTuner(self)
 
     def forward(
         self,

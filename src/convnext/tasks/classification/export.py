@@ -1,0 +1,208 @@
+"""A classifier as a file: its graph, its proof, and the file in the place of the network."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convnext.data.tensors import normalize_batch, to_batch
+from convnext.deploy.export import ExportSpec
+from convnext.deploy.fold import fold
+from convnext.deploy.formats import ExportSettings
+from convnext.deploy.graphs import (
+    LEAST_SIDE,
+    MOST_SIDE,
+    as_given,
+    image_blueprint,
+    image_graph,
+    to_pixels,
+)
+from convnext.deploy.quantize import Calibration
+from convnext.deploy.runtimes import Exported, outside
+from convnext.deploy.verify import Comparison, Proof, Verdict, collect_images, judge
+from convnext.weights.checkpoint import Card
+
+
+def export_spec(
+    model: nn.Module,
+    card: Card,
+    source: str,
+    settings: ExportSettings,
+    *,
+    images: Sequence[str | Path] = (),
+    num_images: int = 32,
+    note: Callable[[str], None] = lambda _: None,
+) -> ExportSpec:
+    """Return what the export of a classifier needs; see `Task.export_spec`."""
+    from convnext.tasks.classification.evaluate import open_split, relabel
+
+    check_settings(settings)
+    if isinstance(settings.size, tuple):
+        # The file, what it is calibrated on and what proves it are all of this size.
+        resized = replace(card.preprocessing, image_size=settings.size[0])
+        card = replace(card, preprocessing=resized)
+    pre = card.preprocessing
+    side = int(pre.image_size)
+    whole = settings.inside == "full"
+
+    def blueprint() -> Any:
+        finish = Probabilities() if settings.answers else nn.Identity()
+        return image_blueprint(
+            image_graph(model, pre, settings, finish=finish),
+            pre,
+            settings,
+            size=(side, side),
+            open_sides=(LEAST_SIDE, MOST_SIDE) if whole else None,
+        )
+
+    def split(name: str) -> Any:
+        return relabel(*open_split(str(card.recipe["data"]), name, card, None), card.classes)
+
+    return ExportSpec(
+        source=source,
+        card=card,
+        settings=settings,
+        facts={
+            "batch": settings.fixed_batch,
+            "size": None if whole else [side, side],
+            "output": "probabilities" if settings.answers else "logits",
+        },
+        blueprint=blueprint,
+        images=collect_images(
+            *(card, source, images, num_images),
+            open_split=split,
+            truth=lambda samples, i: samples.labels[i],
+        ),
+        compare=lambda exported: ClassifierComparison(model, card, exported),
+        calibration=Calibration(
+            num_images=128,
+            num_judged=8,
+            pixels=lambda image: torch.from_numpy(pre.pixels(image))[None],
+            given=lambda pixels: as_given(pixels, pre, settings),
+            parts=lambda pixels: (
+                fold(model, form="conv"),
+                normalize_batch(pre, torch.cat(list(pixels))),
+            ),
+        ),
+    )
+
+
+def check_settings(settings: ExportSettings) -> None:
+    """Check what a classifier does not have.
+
+    Raises:
+        ValueError: Naming the option and what to take instead.
+    """
+    if settings.masks is not None:
+        raise ValueError("--masks is for detectors")
+    if isinstance(settings.size, tuple) and settings.size[0] != settings.size[1]:
+        raise ValueError(
+            f"a classifier's images are squares, not {settings.size[0]} x {settings.size[1]}: take "
+            f"--size {min(settings.size)}"
+        )
+    if settings.size == "any":
+        raise ValueError(
+            "--size any is for segmentors: the file of a classifier takes images of one size"
+        )
+
+
+class Probabilities(nn.Module):
+    """Logits (N, K) to probabilities, in fp32."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return F.softmax(logits.float(), 1)
+
+
+class ExportedNetwork(nn.Module):
+    """An exported classifier as a network: images (N, C, H, W) in fp32 to logits (N, K).
+
+    Files that normalize are given pixels, 0 to 255, others normalized images; probabilities come
+    back as their logarithms.
+    """
+
+    def __init__(self, exported: Exported) -> None:
+        super().__init__()
+        self.exported = exported
+
+    def forward(self, images: Tensor) -> Tensor:
+        graph = self.exported.graph
+        if graph["size"] is not None and list(images.shape[2:]) != graph["size"]:
+            size, own = ("{} x {}".format(*s) for s in (graph["size"], images.shape[2:]))
+            raise ValueError(f"the file takes images of {size} pixels, not {own}")
+        given = images if graph["inside"] == "none" else to_pixels(images)
+        out = torch.from_numpy(self.exported.run_in_batches(given.numpy()))
+        return out.clamp_min(1e-38).log() if graph["output"] == "probabilities" else out
+
+
+def open_network(exported: Exported) -> tuple[ExportedNetwork, Card]:
+    """Return a file in the place of its network, and the card with the preprocessing left to do."""
+    card = exported.card
+    left = outside(card.preprocessing, exported.graph["inside"])
+    return ExportedNetwork(exported).eval(), replace(card, preprocessing=left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierProof(Proof):
+    """Probabilities are compared beside the answers."""
+
+    def answer_rows(self) -> list[tuple[str, str]]:
+        """Return how the answers compare."""
+        name = "largest difference of a probability"
+        return [(name, f"{self.max_difference:.2g}"), *super().answer_rows()]
+
+
+class ClassifierComparison(Comparison[Tensor]):
+    """Probabilities (K,) of a network and of its file."""
+
+    proof = ClassifierProof
+
+    def __init__(self, model: nn.Module, card: Card, exported: Exported) -> None:
+        self.model, self.preprocessing = model, card.preprocessing
+        self.exported, own = open_network(exported)
+        self.left = own.preprocessing
+        self.differences: list[float] = []
+        self.same: list[float] = []
+        self.hits: list[tuple[bool, bool]] = []
+
+    def network(self, image: Image.Image) -> Tensor:
+        return _probabilities(self.model, self.preprocessing, image)
+
+    def file(self, image: Image.Image) -> Tensor:
+        return _probabilities(self.exported, self.left, image)
+
+    def add(self, image: Image.Image, network: Tensor, file: Tensor, truth: Any) -> None:
+        self.differences.append(float((network - file).abs().max()))
+        answers = (int(network.argmax()), int(file.argmax()))
+        self.same.append(float(answers[0] == answers[1]))
+        if truth is not None:
+            self.hits.append((answers[0] == truth, answers[1] == truth))
+
+    def verdict(self, num_images: int, precision: str) -> Verdict:
+        difference, agreement = max(self.differences), statistics.fmean(self.same)
+        before = after = None
+        if self.hits:
+            before, after = (
+                100 * statistics.fmean(column) for column in zip(*self.hits, strict=True)
+            )
+        return Verdict(
+            max_difference=difference,
+            agreement=agreement,
+            metric="top-1",
+            before=before,
+            after=after,
+            failure=judge(difference, agreement, before, after, num_images, precision),
+        )
+
+
+@torch.inference_mode()
+def _probabilities(model: nn.Module, preprocessing: Any, image: Image.Image) -> Tensor:
+    logits: Tensor = model(to_batch(preprocessing, image))
+    return logits.softmax(1)[0]

@@ -1,0 +1,62 @@
+"""Exported files, whatever their task: one written from a source, one opened as a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from convnext.deploy import export as deployment
+from convnext.deploy.export import ExportResult, ExportSettings
+from convnext.deploy.runtimes import open_exported
+from convnext.tasks import task_class
+from convnext.tasks.opened import opened
+from convnext.weights.checkpoint import Card
+
+
+def export(
+    source: str,
+    *,
+    settings: ExportSettings,
+    output: str | Path | None = None,
+    images: Sequence[str | Path] = (),
+    num_images: int = 32,
+    force: bool = False,
+    note: Callable[[str], None] = lambda _: None,
+) -> ExportResult:
+    """Export a run, a checkpoint or published weights, and prove the file on real images.
+
+    Args:
+        source: A run folder, a file in any layout, or a hub id.
+        settings: What is in the file.
+        output: Its path; by default beside the checkpoint, named by network and precision.
+        images: Files and folders to prove it on; by default the validation set of the run.
+        num_images: How many of them at most.
+        force: Keep a file that fails its proof.
+        note: Called with progress, a line at a time.
+
+    Raises:
+        ValueError: If the source cannot be read, a format lacks its library, there is no image, or
+            a setting does not fit the network.
+        ArithmeticError: If the file does not compute what the network does; it is not kept.
+    """
+    deployment.check_request(settings, output)
+    trained = opened(source, "cpu")
+    spec = task_class(trained.card.task).export_spec(
+        *(trained.model, trained.card, source, settings),
+        images=images,
+        num_images=num_images,
+        note=note,
+    )
+    return deployment.export(spec, output=output, force=force, note=note)
+
+
+def open_network(path: str | Path) -> tuple[nn.Module, Card]:
+    """Return an exported file as a network, and its card with the preprocessing left to do.
+
+    Raises:
+        ValueError: As `convnext.deploy.runtimes.open_exported`.
+    """
+    exported = open_exported(path)
+    return task_class(exported.card.task).open_exported(exported)

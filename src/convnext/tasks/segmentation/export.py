@@ -1,0 +1,376 @@
+"""A segmentor as a file: its graph, its proof, and the file in the place of the network.
+
+A file takes images of one size, or of any. With height and width left open, what depends on sizes
+is written so that it follows from the tensors at hand: the pooling of UPerNet as two small matrix
+products, as adaptive pooling has no counterpart in the formats; resizing always as an
+interpolation, without the test whether there is anything to resize. The convolution over all maps
+is the plain one: which form saves work depends on the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convnext.data.tensors import normalize_batch, to_batch
+from convnext.deploy.export import ExportSpec
+from convnext.deploy.fold import fold
+from convnext.deploy.formats import ExportSettings
+from convnext.deploy.graphs import as_given, image_blueprint, image_graph, to_pixels
+from convnext.deploy.quantize import Calibration
+from convnext.deploy.runtimes import Exported, outside
+from convnext.deploy.verify import Comparison, Verdict, collect_images, judge
+from convnext.hardware.devices import AMP_DTYPES
+from convnext.tasks.segmentation.heads import FusionConv, PooledConv, UPerHead
+from convnext.tasks.segmentation.inference import segment_labels
+from convnext.tasks.segmentation.looks import inference_of
+from convnext.tasks.segmentation.metric import class_iou, count_confusion
+from convnext.weights.checkpoint import Card
+
+LEAST_ANY, MOST_ANY = 64, 16384
+"""Sides of images of any size. Two positions of the coarsest map are the least, as a single one is
+a special case for torch's exporter. Smaller images are filled up with the mean color."""
+
+
+def export_spec(
+    model: nn.Module,
+    card: Card,
+    source: str,
+    settings: ExportSettings,
+    *,
+    images: Sequence[str | Path] = (),
+    num_images: int = 32,
+    note: Callable[[str], None] = lambda _: None,
+) -> ExportSpec:
+    """Return what the export of a segmentor needs; see `Task.export_spec`."""
+    from convnext.tasks.segmentation.evaluate import open_split
+
+    check_settings(settings)
+    pre, is_open = card.preprocessing, settings.size == "any"
+    size = example_size(card, settings)
+    is_half = settings.precision in AMP_DTYPES
+    gray = mean_pixel(card)
+
+    def adapt(folded: nn.Module) -> nn.Module:
+        for module in folded.modules():
+            if isinstance(module, FusionConv) and settings.precision == "int8":
+                module.mix_first = False  # Only a convolution is quantized as one.
+        return AnySizeSegmentor(folded, contiguous=is_half) if is_open else folded
+
+    def blueprint() -> Any:
+        graph = image_graph(
+            *(model, pre, settings),
+            finish=Labels() if settings.answers else nn.Identity(),
+            adapt=adapt,
+            # Casting what a layer norm has moved depends on strides, which torch's exporter must
+            # not know.
+            spell_norms=is_open and is_half,
+        )
+        sides = (LEAST_ANY, MOST_ANY) if is_open else None
+        return image_blueprint(graph, pre, settings, size=size, open_sides=sides)
+
+    def cut(image: Image.Image) -> Tensor:
+        """Return pixels of the size of the file, or of one size for all."""
+        pixels = torch.from_numpy(pre.pixels(image))[None]
+        return fill_up(pixels[..., : size[0], : size[1]], size, gray)
+
+    return ExportSpec(
+        source=source,
+        card=card,
+        settings=settings,
+        facts={
+            "batch": settings.fixed_batch,
+            "size": None if is_open else list(size),
+            "output": "labels" if settings.answers else "logits",
+        },
+        blueprint=blueprint,
+        images=collect_images(
+            *(card, source, images, num_images),
+            open_split=lambda name: open_split(None, name, card, source)[1],
+            truth=lambda pairs, i: (pairs.mask(i), pairs.reader.ignore_index),
+        ),
+        compare=lambda exported: SegmentorComparison(model, card, exported),
+        calibration=Calibration(
+            num_images=128,
+            num_judged=4,
+            pixels=cut,
+            given=lambda pixels: as_given(pixels, pre, settings),
+            parts=lambda pixels: (
+                fold(model, form="conv"),
+                normalize_batch(pre, torch.cat(list(pixels))),
+            ),
+        ),
+    )
+
+
+def check_settings(settings: ExportSettings) -> None:
+    """Check what a segmentor does not have.
+
+    Raises:
+        ValueError: Naming the option and what to take instead.
+    """
+    if settings.masks is not None:
+        raise ValueError("--masks is for detectors")
+    if settings.inside == "full":
+        raise ValueError(
+            "a segmentor looks at images in their own ratio, and so is given them resized: take "
+            "--preprocess normalize"
+        )
+
+
+def example_size(card: Card, settings: ExportSettings) -> tuple[int, int]:
+    """Return the height and width of the images that a file takes, or one size of all."""
+    if isinstance(settings.size, tuple):
+        return settings.size
+    crop = card.recipe.get("segment", {}).get("crop")
+    side = int(crop or card.preprocessing.image_size or 512)
+    # No side is a special case: neither equal nor a multiple of a stride.
+    return (side + 37, side + 91) if settings.size == "any" else (side, side)
+
+
+class Labels(nn.Module):
+    """Logits (N, K, H, W) at the size of the image to the class of every pixel, (N, H, W) int32."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.argmax(1).to(torch.int32)
+
+
+class ExportedNetwork(nn.Module):
+    """An exported segmentor as a network: images (N, C, H, W) in fp32 to logits (N, K, H, W).
+
+    Files that normalize are given pixels, 0 to 255, others normalized images. Labels come back as
+    logits of 1 and 0. Files of one size are given windows that are filled up with the mean color.
+    """
+
+    def __init__(self, exported: Exported, card: Card) -> None:
+        super().__init__()
+        self.exported = exported
+        self.num_classes = len(card.classes)
+        gray = mean_pixel(card)
+        self.color = torch.zeros_like(gray) if exported.graph["inside"] == "none" else gray
+
+    def forward(self, images: Tensor) -> Tensor:
+        graph, (height, width) = self.exported.graph, images.shape[2:]
+        images = fill_up(images, filled_size(graph, height, width), self.color)
+        given = images if graph["inside"] == "none" else to_pixels(images)
+        out = torch.from_numpy(self.exported.run_in_batches(given.numpy()))
+        if graph["output"] == "labels":
+            out = votes(out, self.num_classes)
+        return out[..., :height, :width]
+
+
+def open_network(exported: Exported) -> tuple[ExportedNetwork, Card]:
+    """Return a file in the place of its network, and the card with the preprocessing left to do.
+
+    A file of one size slides over larger images: so says the recipe on the card.
+    """
+    card, size = exported.card, exported.graph["size"]
+    network = ExportedNetwork(exported, card).eval()
+    if size is not None:
+        own = {"mode": "slide", "window": min(size), "stride": max(1, 2 * min(size) // 3)}
+        segment = {**card.recipe.get("segment", {}), **own}
+        card = replace(card, recipe={**card.recipe, "segment": segment})
+    left = outside(card.preprocessing, exported.graph["inside"])
+    return network, replace(card, preprocessing=left)
+
+
+def votes(labels: Tensor, num_classes: int) -> Tensor:
+    """Return labels (N, H, W) as logits of 1 and 0, (N, K, H, W): windows that overlap vote."""
+    return F.one_hot(labels.long(), num_classes).permute(0, 3, 1, 2).float()
+
+
+def filled_size(graph: dict[str, Any], height: int, width: int) -> tuple[int, int]:
+    """Return the height and width that a file is given images of, which are filled up to it."""
+    if graph["size"] is not None:
+        return graph["size"][0], graph["size"][1]
+    return max(height, LEAST_ANY), max(width, LEAST_ANY)
+
+
+def mean_pixel(card: Card) -> Tensor:
+    """Return the pixel nearest to the mean of the normalization, (C,) from 0 to 255."""
+    return (255 * torch.tensor(card.preprocessing.mean)).round()
+
+
+def fill_up(images: Tensor, size: Sequence[int], color: Tensor) -> Tensor:
+    """Return images (N, C, H, W) with a color (C,) below and to the right of them, up to a size.
+
+    Raises:
+        ValueError: If they are larger.
+    """
+    height, width = images.shape[2:]
+    if height > size[0] or width > size[1]:
+        raise ValueError(
+            f"the file takes images of {size[0]} x {size[1]} pixels, not {height} x {width}: give "
+            f"--window {min(size)}"
+        )
+    filled = color.to(images).view(-1, 1, 1).expand(*images.shape[:2], *size).clone()
+    filled[:, :, :height, :width] = images
+    return filled
+
+
+class SegmentorComparison(Comparison[Any]):
+    """Labels (H, W) of a network and of its file, which look at images by the same windows."""
+
+    def __init__(self, model: nn.Module, card: Card, exported: Exported) -> None:
+        file, own = open_network(exported)
+        self.num_classes = len(card.classes)
+        self.settings = inference_of(own.recipe)
+        self.sides = (
+            (_LikeTheFile(model, card, exported.graph), card.preprocessing),
+            (file, own.preprocessing),
+        )
+        self.same: list[float] = []
+        self.counts: list[Any] = []
+
+    def network(self, image: Image.Image) -> Any:
+        return self._labels(0, image)
+
+    def file(self, image: Image.Image) -> Any:
+        return self._labels(1, image)
+
+    def _labels(self, side: int, image: Image.Image) -> Any:
+        model, preprocessing = self.sides[side]
+        found = segment_labels(
+            model,
+            to_batch(preprocessing, image)[0],
+            settings=self.settings,
+            size=(image.height, image.width),
+            device=torch.device("cpu"),
+            precision="fp32",
+        )
+        return found.numpy()
+
+    def add(self, image: Image.Image, network: Any, file: Any, truth: Any) -> None:
+        self.same.append(float(np.mean(network == file)))
+        if truth is not None:
+            mask, ignore = truth
+            counted = (count_confusion(x, mask, self.num_classes, ignore) for x in (network, file))
+            self.counts.append(tuple(counted))
+
+    def verdict(self, num_images: int, precision: str) -> Verdict:
+        agreement = float(np.mean(self.same))
+        before = after = None
+        if self.counts:
+            before, after = (
+                float(100 * np.nanmean(class_iou(np.sum(column, 0))))
+                for column in zip(*self.counts, strict=True)
+            )
+        return Verdict(
+            max_difference=0.0,
+            agreement=agreement,
+            metric="mIoU",
+            before=before,
+            after=after,
+            failure=judge(0.0, agreement, before, after, num_images, precision),
+        )
+
+
+class _LikeTheFile(nn.Module):
+    """A segmentor that is given windows of one size, and votes by labels, if its file does."""
+
+    def __init__(self, model: nn.Module, card: Card, graph: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.graph = graph
+        gray = normalize_batch(card.preprocessing, mean_pixel(card).view(1, -1, 1, 1)).flatten()
+        self.color = torch.zeros_like(gray) if graph["inside"] == "none" else gray
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = filled_size(self.graph, *images.shape[2:])
+        filled = fill_up(images, size, self.color)
+        logits: Tensor = self.model(filled)
+        if self.graph["output"] == "labels":
+            logits = votes(logits.argmax(1), logits.shape[1])
+        return logits[..., : images.shape[2], : images.shape[3]]
+
+
+class AnySizeSegmentor(nn.Module):
+    """Images (N, C, H, W) of at least 64 x 64 pixels to logits (N, K, H, W).
+
+    Args:
+        segmentor: A folded one, or one around which the normalisation lies; it is taken apart.
+        contiguous: Whether maps are kept channels first. Where one is cast, strides of others would
+            become conditions on the sizes; a layer norm makes them so itself.
+    """
+
+    def __init__(self, segmentor: nn.Module, *, contiguous: bool = False) -> None:
+        super().__init__()
+        self.contiguous = contiguous
+        within: Any = segmentor
+        self.normalize = getattr(within, "normalize", nn.Identity())
+        self.backbone = within.backbone
+        self.output_norms = within.output_norms
+        self.decode_head = AnySizeHead(within.decode_head)
+        if contiguous:
+            self.to(memory_format=torch.contiguous_format)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.contiguous() if self.contiguous else images
+        maps = self.output_norms(self.backbone.pyramid(self.normalize(images)))
+        return resized(self.decode_head(list(maps.values())), images)
+
+
+class AnySizeHead(nn.Module):
+    """A `UPerHead`, with the same logits."""
+
+    def __init__(self, head: UPerHead) -> None:
+        super().__init__()
+        self.pools = nn.ModuleList(AnySizePool(pool) for pool in head.pools)  # type: ignore[arg-type]
+        self.bottleneck, self.laterals, self.outputs = head.bottleneck, head.laterals, head.outputs
+        self.fusion, self.classifier = head.fusion, head.classifier
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:  # N C H_l W_l -> N K H W
+        coarsest = maps[-1]
+        x = self.bottleneck(torch.cat([coarsest, *(pool(coarsest) for pool in self.pools)], 1))
+        outputs = [x]
+        for i in reversed(range(len(self.laterals))):
+            lateral = self.laterals[i](maps[i])
+            x = lateral + resized(x, lateral)
+            outputs.insert(0, self.outputs[i](x))
+        whole = torch.cat([outputs[0], *(resized(x, outputs[0]) for x in outputs[1:])], 1)
+        logits: Tensor = self.classifier(self.fusion(whole))
+        return logits
+
+
+class AnySizePool(nn.Module):
+    """A `PooledConv`: means over scale x scale parts, a 1x1 convolution, resized to the map."""
+
+    def __init__(self, pool: PooledConv) -> None:
+        super().__init__()
+        assert isinstance(pool.pool.output_size, int)
+        self.scale = pool.pool.output_size
+        self.conv, self.norm, self.act = pool.conv, pool.norm, pool.act
+
+    def forward(self, x: Tensor) -> Tensor:  # N C H W -> N D H W
+        rows, columns = parts(x[0, 0, :, 0], self.scale), parts(x[0, 0, 0], self.scale)
+        pooled = rows @ (x @ columns.T)
+        return resized(self.act(self.norm(self.conv(pooled))), x)
+
+
+def parts(line: Tensor, scale: int) -> Tensor:  # length -> scale length
+    """Return the weights of a line's positions in the mean of each of `scale` parts of it.
+
+    A part begins and ends as those of `adaptive_avg_pool2d`: it holds every position that it
+    touches, so that parts may overlap.
+    """
+    ones = torch.ones_like(line, dtype=torch.float32)
+    length, j = ones.sum(), torch.cumsum(ones, 0) - 1
+    i = torch.arange(scale, dtype=torch.float32, device=line.device)[:, None]
+    # Where a part ends within a position, halves keep rounding from mattering.
+    first = torch.floor((i * length + 0.5) / scale)
+    last = torch.ceil(((i + 1) * length - 0.5) / scale)
+    inside = ((j >= first) & (j < last)).float()
+    return (inside / inside.sum(1, keepdim=True)).to(line.dtype)
+
+
+def resized(x: Tensor, like: Tensor) -> Tensor:
+    """Return a map resized bilinearly to the height and width of another."""
+    return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=False)
