@@ -35,13 +35,14 @@ from convnext.deploy.fast import Fast
 from convnext.deploy.optimize import cache_file, cache_key, known_form, optimize
 from convnext.hardware.devices import environment
 from convnext.hardware.system import keep_freed_memory
-from convnext.models.family import create_model
 from convnext.models.flops import cost
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.classification.inference import BATCH_SIZE
 from convnext.tasks.classification.predict import predict
+from convnext.tasks.factory import create_model
 from convnext.training.measure import peak_memory_gb
-from convnext.weights.checkpoint import Card, save_checkpoint
+from convnext.weights.checkpoint import Card
+from convnext.weights.files import save_checkpoint
 from input_speed import write_photos
 
 CPU = torch.device("cpu")
@@ -57,7 +58,7 @@ def run_side(side: str, checkpoint: Path, folder: Path, *, fast: bool) -> dict[s
         result = predict(str(checkpoint), files, device="cpu", fast=fast)
         assert len(result.predictions) == len(files)
     else:
-        from convnext.weights.open import open_model
+        from convnext.tasks.trained import open_model
 
         model, card = open_model(str(checkpoint), CPU)
         size = card.preprocessing.image_size
@@ -76,7 +77,7 @@ def run_side(side: str, checkpoint: Path, folder: Path, *, fast: bool) -> dict[s
 
 def find_form(checkpoint: Path, size: int, *, fast: bool) -> str:
     """Search the form that predict takes, unless it is known; return its name."""
-    from convnext.weights.open import open_model
+    from convnext.tasks.trained import open_model
 
     if not fast:
         return "as trained"

@@ -56,14 +56,14 @@ from convnext.hardware.ranks import ALONE
 from convnext.hardware.signals import StopSignals
 from convnext.hardware.system import keep_freed_memory
 from convnext.models.execution import set_fused
-from convnext.models.family import create_model
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, change_recipe, number, read_recipe
 from convnext.tasks import task_class
 from convnext.tasks.classification.augment import BatchAugment, _posterize
 from convnext.tasks.classification.dataset import Batch
-from convnext.tasks.classification.loss import losses
+from convnext.tasks.classification.mix import losses
 from convnext.tasks.classification.task import preprocessing
+from convnext.tasks.factory import create_model
 from convnext.training.backend import Form, choose_form
 from convnext.training.distributed import make_fabric, seed_everything
 from convnext.training.log import RunLog

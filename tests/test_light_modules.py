@@ -12,6 +12,8 @@ LIGHT = (
     "convnext.data.preprocessing",
     "convnext.data.drawing",
     "convnext.data.threads",
+    "convnext.weights",
+    "convnext.weights.checkpoint",
 )
 
 

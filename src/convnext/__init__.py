@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from convnext.models.blocks import block_rows as block_rows
     from convnext.models.config import NetworkConfig as NetworkConfig
     from convnext.models.family import FAMILY as FAMILY
-    from convnext.models.family import create_model as create_model
-    from convnext.models.family import list_models as list_models
     from convnext.models.flops import Cost as Cost
     from convnext.models.flops import cost as cost
     from convnext.models.network import Network as Network
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
     from convnext.results import Predictions as Predictions
     from convnext.results import Scores as Scores
     from convnext.results import Segmentation as Segmentation
+    from convnext.tasks.factory import create_model as create_model
+    from convnext.tasks.factory import list_models as list_models
     from convnext.weights import LoadReport as LoadReport
     from convnext.weights import export_weights as export_weights
     from convnext.weights import load_weights as load_weights
@@ -74,8 +74,8 @@ _HOMES = {
     "fold": "deploy.fold",
     "optimize": "deploy.optimize",
     "FAMILY": "models.family",
-    "create_model": "models.family",
-    "list_models": "models.family",
+    "create_model": "tasks.factory",
+    "list_models": "tasks.factory",
     "Network": "models.network",
     "Recipe": "recipes.recipe",
     "read_recipe": "recipes.recipe",

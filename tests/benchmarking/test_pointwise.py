@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnext.models.family import create_model
+from convnext.tasks.factory import create_model
 from pointwise import PointwiseLinear, is_pointwise, set_pointwise
 
 

@@ -8,8 +8,7 @@ from itertools import chain, islice
 import numpy as np
 import pytest
 
-from convnext.data.sampling import StepBatches, rank_slice
-from convnext.data.shards.order import ShardOrder
+from convnext.data.sampling import ShardOrder, StepBatches, rank_slice
 
 LABELS = [0] * 40 + [1] * 15 + [2] * 5
 # 1,024 images in shards of uneven sizes, one of them empty.

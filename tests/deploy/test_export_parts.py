@@ -26,7 +26,7 @@ from convnext.tasks.detection.export.file import default_canvas
 from convnext.tasks.detection.export.graph import paste
 from convnext.tasks.exporting import export
 from convnext.tasks.segmentation.export import AnySizeSegmentor, parts
-from convnext.weights.open import open_model
+from convnext.tasks.trained import open_model
 
 PIXELS: dict[str, Any] = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext.models.family import create_model
+from convnext.tasks.factory import create_model
 
 METHODS = ["cascade_mask_rcnn_", "mask_rcnn_"]
 NARROW = {"dims": (8, 8, 16, 16), "depths": (1, 1, 2, 1)}

@@ -12,7 +12,9 @@ from PIL import Image
 from small_detectors import sharpen
 
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
-from convnext.weights.checkpoint import Card, save_checkpoint
+from convnext.tasks.trained import build
+from convnext.weights.checkpoint import Card
+from convnext.weights.files import save_checkpoint
 
 CLASSES = ("cat", "dog", "héron")
 NETWORK: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "num_classes": 3}
@@ -30,7 +32,7 @@ def small_checkpoint(path: Path, recipe: Mapping[str, Any] | None = None) -> str
         recipe=recipe or {},
     )
     torch.manual_seed(0)
-    model: Any = card.build()
+    model: Any = build(card)
     for name, p in model.named_parameters():
         if p.dim() == 1:
             torch.nn.init.normal_(p, 1.0 if "norm" in name or "gamma" in name else 0.0, 0.3)
@@ -50,7 +52,7 @@ def small_segmentor(path: Path, channels: int = 8, **recipe: Any) -> str:
         recipe={"segment": {"crop": 64, **recipe}},
     )
     torch.manual_seed(0)
-    model: Any = card.build()
+    model: Any = build(card)
     torch.nn.init.normal_(model.decode_head.classifier.weight, std=5.0)
     # Where all features are 0, only the biases tell classes apart.
     torch.nn.init.normal_(model.decode_head.classifier.bias)
@@ -72,7 +74,7 @@ def small_detector_file(path: Path, method: str = "mask_rcnn_", **changes: Any) 
         preprocessing=DensePreprocessing(image_size=64, max_size=128, **STATISTICS),
     )
     torch.manual_seed(0)
-    model: Any = card.build()
+    model: Any = build(card)
     sharpen(model)
     save_checkpoint(path, model.state_dict(), card)
     return str(path)

@@ -18,7 +18,7 @@ from convnext.models.execution import (
     is_fusable,
     set_fused,
 )
-from convnext.models.family import create_model
+from convnext.tasks.factory import create_model
 from convnext.training.distributed import checkpoint_activations
 
 SMALL = {"num_classes": 5, "depths": (1, 1, 2, 1)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnext.models.dense_flops import dense_macs
+from convnext.models.flops import dense_macs
 
 POSITIONS = 16 * 16
 

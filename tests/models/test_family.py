@@ -13,8 +13,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from convnext.models.family import FAMILY, create_model, list_models
+from convnext.models.family import FAMILY
 from convnext.models.flops import cost
+from convnext.tasks.factory import create_model, list_models
 from convnext.weights import export_weights
 
 REFERENCE = Path(__file__).parents[1] / "reference"

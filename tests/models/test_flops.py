@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from convnext.models.family import create_model
 from convnext.models.flops import cost, in_chans
+from convnext.tasks.factory import create_model
 
 
 def test_convolutions_and_linear_layers_count_and_nothing_else() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from convnext import create_model
-from convnext.models.init import init_fan_in
+from convnext.models.network import init_fan_in
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])

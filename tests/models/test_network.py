@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from convnext.models.family import create_model
 from convnext.models.network import Network
 from convnext.models.roadmap import roadmap
+from convnext.tasks.factory import create_model
 
 SMALL: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (8, 16, 32, 64)}
 

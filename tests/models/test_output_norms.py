@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from convnext.models.family import create_model
-from convnext.models.output_norms import OutputNorms, wants_output_norms
-from convnext.models.pyramid import Level
+from convnext.models.pyramid import Level, OutputNorms, wants_output_norms
+from convnext.tasks.factory import create_model
 
 
 def test_each_map_is_normed_over_its_channels() -> None:

@@ -14,10 +14,11 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from convnext.models.family import FAMILY, create_model
+from convnext.models.family import FAMILY
 from convnext.models.flops import cost
 from convnext.models.network import Network
 from convnext.models.roadmap import PAPER_REGIMES, REGIMES, Rung, kept_rungs, roadmap, stem_stride
+from convnext.tasks.factory import create_model
 from convnext.weights import load_weights
 
 REFERENCE = Path(__file__).parents[1] / "reference"

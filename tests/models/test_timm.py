@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convnext.models.family import create_model
+from convnext.tasks.factory import create_model
 
 
 @pytest.mark.parametrize(

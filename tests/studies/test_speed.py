@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from convnext.models.family import create_model
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.studies.compare import entries_of
@@ -19,6 +18,7 @@ from convnext.studies.plan import Study
 from convnext.studies.resolve import choose_once, for_all
 from convnext.studies.speed import PeakMemory, epochs_for, measure, read_speeds, speeds_of
 from convnext.tasks import task_class
+from convnext.tasks.factory import create_model
 
 QUIET = Console(quiet=True)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from io import StringIO
 
-from convnext.weights.catalogue import catalogue
+import pytest
+from rich.console import Console
+
+from convnext.tasks.catalogue import catalogue, print_catalogue
 
 
 def test_every_weight_has_the_cost_of_its_own_head_and_size() -> None:
@@ -28,13 +31,33 @@ def test_peers_are_listed_and_counted() -> None:
 
 def test_segmentors_are_counted_at_their_crop() -> None:
     (row,) = catalogue("upernet_convnext_tiny")
-    assert (row.input_size, row.num_classes, row.weights) == (512, 150, "")
+    assert (row.input_size, row.num_classes, row.weights) == (512, 150, "ade20k_1k")
+    assert row.scores == {"miou_ms": 46.7, "miou": 46.0}  # reference: ade20k.csv
     assert round(row.params / 1e6, 2) == 60.24
     assert row.macs == pytest.approx(938.92e9 / 4, rel=1e-4)
 
 
 def test_detectors_are_counted_as_on_coco() -> None:
     (row,) = catalogue("mask_rcnn_convnext_tiny")
-    assert (row.input_size, row.num_classes, row.weights) == (800, 80, "")
+    assert (row.input_size, row.num_classes, row.weights) == (800, 80, "coco_1k")
+    assert row.scores == {"box_ap": 46.2, "mask_ap": 41.7}  # reference: coco.csv
     assert round(row.params / 1e6, 2) == 48.10
     assert round(row.macs / 1e9, 2) == 262.11
+
+
+def test_dense_checkpoints_of_the_authors_follow_their_backbones() -> None:
+    rows = [row for row in catalogue("convnext_base") if row.scores]
+    assert [(row.model, row.weights) for row in rows] == [
+        ("upernet_convnext_base", "ade20k_1k"),
+        ("upernet_convnext_base", "ade20k_22k"),
+        ("cascade_mask_rcnn_convnext_base", "coco_1k"),
+        ("cascade_mask_rcnn_convnext_base", "coco_22k"),
+    ]
+    assert rows[1].url.endswith("/ade20k/upernet_convnext_base_22k_640x640.pth")
+    assert not any(row.scores for row in catalogue("convnext_atto"))
+
+
+def test_the_scores_of_a_dense_checkpoint_are_printed() -> None:
+    console = Console(width=200, record=True, quiet=False, file=StringIO())
+    print_catalogue(catalogue("mask_rcnn_convnext_tiny"), console)
+    assert "46.2 / 41.7" in console.export_text()

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from convnext.models.family import create_model
-from convnext.weights import LAYOUT_NAMES, convert, export_weights, load_weights, read_source
+from convnext.tasks.convert import convert
+from convnext.tasks.factory import create_model
+from convnext.weights import LAYOUT_NAMES, export_weights, load_weights, read_source
 
 Randomise = Callable[[nn.Module], nn.Module]
 
@@ -74,7 +75,8 @@ def test_precision_and_a_missing_head_are_kept(tmp_path: Path, randomise: Random
 
 def test_a_checkpoint_of_ours_says_what_it_is(tmp_path: Path, randomise: Randomise) -> None:
     from convnext.data.preprocessing import Preprocessing
-    from convnext.weights.checkpoint import Card, save_checkpoint
+    from convnext.weights.checkpoint import Card
+    from convnext.weights.files import save_checkpoint
 
     # Nothing in its tensors tells this rung from the next.
     model = randomise(create_model("roadmap/resnet50/kernel_7", num_classes=4))

@@ -19,10 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from convnext.models.family import create_model
+from convnext.tasks.factory import create_model
 from convnext.weights import export_weights, load_weights
-from convnext.weights.checkpoint import save_tensors
-from convnext.weights.files import read_file
+from convnext.weights.files import read_file, save_tensors
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
 

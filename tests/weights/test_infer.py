@@ -9,8 +9,9 @@ import timm
 import torch
 import torchvision
 
-from convnext.models.family import FAMILY, create_model
-from convnext.weights import LAYOUT_NAMES, export_weights, infer_model
+from convnext.models.family import FAMILY
+from convnext.tasks.factory import create_model, infer_model
+from convnext.weights import LAYOUT_NAMES, export_weights
 
 
 @pytest.mark.parametrize("name", FAMILY)

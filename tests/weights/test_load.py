@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from convnext.models.family import FAMILY, create_model
+from convnext.models.family import FAMILY
+from convnext.tasks.factory import create_model
 from convnext.weights import LAYOUT_NAMES, export_weights, load_weights
 
 Randomise = Callable[[nn.Module], nn.Module]
@@ -300,3 +301,47 @@ def test_backbones_of_transformers_have_no_prefix(randomise: Randomise) -> None:
             else:
                 assert len(report.unexpected) == 4
                 assert report.missing[:2] == ("head.norm.weight", "head.norm.bias")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("model", "state_dict", "model_state_dict", "module", "net", "network"),
+        *("model_ema", "state_dict_ema", "ema_state_dict", "ema", "teacher"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_what_torch_load_returns_is_taken_as_the_file_is(
+    key: str, prefix: str, randomise: Randomise, tmp_path: Path
+) -> None:
+    model = randomise(create_model("convnext_atto", num_classes=7))
+    tensors = {f"{prefix}{n}": t.clone() for n, t in export_weights(model, "official").items()}
+    path = tmp_path / "published.pth"
+    torch.save({key: tensors, "epoch": 3, "args": None}, path)
+    loaded = torch.load(path, weights_only=True)
+    for source in (str(path), loaded):
+        fresh = create_model("convnext_atto", num_classes=7)
+        report = load_weights(fresh, source)
+        assert equal(model, fresh)
+        assert (report.loaded, report.layout) == (report.total, "official")
+
+
+def test_the_average_is_taken_from_a_loaded_file_when_it_is_asked_for(
+    randomise: Randomise,
+) -> None:
+    models = [randomise(create_model("convnext_atto", num_classes=n)) for n in (7, 5)]
+    plain, average = (export_weights(model, "official") for model in models)
+    for ema, classes in ((False, 7), (True, 5)):
+        fresh = create_model("convnext_atto", num_classes=classes)
+        load_weights(fresh, {"model": plain, "model_ema": average}, ema=ema)
+        assert equal(fresh, models[ema])
+    with pytest.raises(ValueError, match="no moving average of the weights; it holds model"):
+        load_weights(models[0], {"model": plain}, ema=True)
+
+
+def test_a_loaded_file_without_weights_is_refused_by_its_keys() -> None:
+    model = create_model("convnext_atto")
+    with pytest.raises(ValueError, match="holds no state dict but the keys epoch, optimizer"):
+        load_weights(model, {"epoch": 1, "optimizer": {}})
+    with pytest.raises(ValueError, match="holds no state dict"):
+        load_weights(model, {})

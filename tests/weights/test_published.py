@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
 import timm
+import torch
 
-from convnext.models.family import list_models
-from convnext.weights.published import PUBLISHED, Published, find_published, published
+from convnext.tasks.factory import create_model, list_models
+from convnext.weights import export_weights, load_weights
+from convnext.weights.published import (
+    PUBLISHED,
+    PUBLISHED_DENSE,
+    Published,
+    find_published,
+    find_published_dense,
+    published,
+)
 
+REFERENCE = Path(__file__).parents[1] / "reference"
 IN_TIMM = [entry for entry in PUBLISHED if entry.hub_id.startswith("timm/")]
 
 
@@ -79,3 +92,52 @@ def test_the_ends_of_the_road_share_the_weights_of_what_they_are() -> None:
 def test_find_published(source: str, model: str | None, hub_id: str | None) -> None:
     entry = find_published(source, model)
     assert (entry and entry.hub_id) == hub_id
+
+
+def test_dense_entries_are_those_of_the_reference() -> None:
+    sizes = {"T": "tiny", "S": "small", "B": "base", "L": "large", "XL": "xlarge"}
+    expected = {}
+    for row in csv.DictReader((REFERENCE / "ade20k.csv").read_text().splitlines()):
+        family, _, size = row["backbone"].partition("-")
+        if family == "ConvNeXt":
+            key = f"upernet_convnext_{sizes[size]}", f"ade20k_{row['pretrain'].lower()}"
+            scores = {"miou_ms": float(row["miou_ms"]), "miou": float(row["miou_ss"])}
+            expected[key] = scores, int(row["crop"])
+    for row in csv.DictReader((REFERENCE / "coco.csv").read_text().splitlines()):
+        family, _, size = row["backbone"].partition("-")
+        if family == "ConvNeXt":
+            method = {"cascade": "cascade_mask_rcnn"}.get(row["method"], row["method"])
+            key = f"{method}_convnext_{sizes[size]}", f"coco_{row['pretrain'].lower()}"
+            expected[key] = {"box_ap": float(row["ap_box"]), "mask_ap": float(row["ap_mask"])}, 800
+    assert {(e.model, e.tag): (dict(e.scores), e.input_size) for e in PUBLISHED_DENSE} == expected
+
+
+def test_a_data_set_names_the_only_weights_of_it() -> None:
+    found = find_published_dense("ade20k", "upernet_convnext_tiny")
+    assert found is not None
+    assert found.filename == "upernet_convnext_tiny_1k_512x512.pth"
+    assert find_published_dense("upernet_convnext_tiny.ade20k") == found
+    assert find_published_dense("ade20k", "convnext_tiny") is None
+    assert find_published_dense("coco", "upernet_convnext_tiny") is None
+    with pytest.raises(ValueError, match=r"several weights 'coco': take coco_1k .*52\.7.* or coco"):
+        find_published_dense("coco", "cascade_mask_rcnn_convnext_base")
+
+
+def test_a_file_that_no_hub_has_is_read_from_where_torch_keeps_its_downloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    sizes = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "channels": 16, "fc_dim": 16}
+    model = create_model("mask_rcnn_convnext_tiny", **sizes)
+    with pytest.raises(ValueError, match=r"fetch https://\S+/mask_rcnn_convnext_tiny_1k_3x.pth"):
+        load_weights(model, "coco")
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    other = create_model("mask_rcnn_convnext_tiny", **sizes)
+    file = folder / "mask_rcnn_convnext_tiny_1k_3x.pth"
+    torch.save({"state_dict": export_weights(other, "official")}, file)
+    report = load_weights(model, "coco")
+    assert (report.loaded, report.head) == (report.total, "loaded, 80 classes")
+    with pytest.raises(ValueError, match="has no weights 'cocoa'; did you mean 'coco"):
+        load_weights(model, "cocoa")

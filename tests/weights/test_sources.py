@@ -11,10 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from convnext.models.family import create_model
+from convnext.tasks.factory import create_model
 from convnext.weights import export_weights, load_weights, read_source
-from convnext.weights.hub import download
-from convnext.weights.sources import locate
+from convnext.weights.sources import download, locate
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -8,7 +8,8 @@ import torch
 import torchvision
 from torch import nn
 
-from convnext.models.family import FAMILY, create_model
+from convnext.models.family import FAMILY
+from convnext.tasks.factory import create_model
 from convnext.weights.layouts import LAYOUTS, OURS, Layout, form_of
 from convnext.weights.translate import bare, recognise, rename, to_layout
 

@@ -237,8 +237,8 @@ def export(
     from convnext.progress import console_of, notes
     from convnext.results import Exported
     from convnext.tasks.exporting import export as write
+    from convnext.tasks.trained import task_of
     from convnext.tasks.verbs import given_options
-    from convnext.weights.open import task_of
 
     if num_images is not None and num_images < 1:
         raise ValueError(f"--num-images must be at least 1, not {num_images}")

@@ -23,8 +23,8 @@ from convnext.api.types import (
 
 if TYPE_CHECKING:
     from convnext.benchmarking.measure import BenchmarkResult
-    from convnext.weights.catalogue import CatalogueRow
-    from convnext.weights.report import ConvertReport
+    from convnext.tasks.catalogue import CatalogueRow
+    from convnext.tasks.convert import ConvertReport
 
 Layout = Literal["official", "timm", "torchvision", "transformers", "openmmlab", "convnext"]
 Backend = Literal["timm", "eager", "best", "int8"]
@@ -56,7 +56,7 @@ def find_models(pattern: str = "convnext_*", *, progress: Show = True) -> ModelT
         ValueError: If no model matches.
     """
     from convnext.progress import console_of
-    from convnext.weights.catalogue import catalogue, print_catalogue
+    from convnext.tasks.catalogue import catalogue, print_catalogue
 
     rows = catalogue(pattern)
     print_catalogue(rows, console_of(progress))
@@ -97,7 +97,7 @@ def convert(
         ValueError: If the source cannot be read, or the layout does not have such a network.
     """
     from convnext.progress import console_of
-    from convnext.weights import convert as write
+    from convnext.tasks.convert import convert as write
 
     report = write(source, target, to, model=model)
     out = console_of(progress)
@@ -235,8 +235,8 @@ def write_shards(
         ValueError: If there are no class folders, the folder holds something else, or the disk is
             too small.
     """
-    from convnext.data.shards.convert import to_shards as write
     from convnext.progress import console_of
+    from convnext.tasks.classification.shards import to_shards as write
 
     out = console_of(progress)
     report = write(str(path), to_shards, shard_mb=shard_size, resize=resize, console=out)

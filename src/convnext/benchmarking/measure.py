@@ -19,8 +19,8 @@ import torch
 from convnext.benchmarking.limits import Demand, Limits, demand, measure_limits
 from convnext.hardware.devices import environment, pick_device
 from convnext.hardware.peak_rates import has_fast_bf16
-from convnext.models.family import create_model, dense_prefix
 from convnext.models.flops import in_chans
+from convnext.tasks.factory import create_model, task_of_name
 
 ROUNDS = 7
 # Single images whose times give the percentiles of latency.
@@ -229,12 +229,6 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def task_of_name(name: str) -> str:
-    """Return the task of a network by its name."""
-    prefix = dense_prefix(name)
-    return "classify" if prefix is None else ("segment" if prefix == "upernet_" else "detect")
 
 
 def timm_name(name: str) -> str:

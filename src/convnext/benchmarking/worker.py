@@ -23,8 +23,8 @@ from convnext.deploy.build import build as build_form
 from convnext.deploy.optimize import optimize
 from convnext.hardware.devices import autocast, wait_for
 from convnext.hardware.system import keep_freed_memory
-from convnext.models.family import create_model
 from convnext.tasks.detection.export.backend import FastDetector
+from convnext.tasks.factory import create_model
 from convnext.training.measure import peak_memory_gb
 
 LAYER_SCALE = 0.1

@@ -1,16 +1,21 @@
-"""What a network costs: parameters and multiply-accumulates."""
+"""What a network costs: parameters and multiply-accumulates.
+
+Networks of dense tasks are counted as the toolboxes that the papers used count them, which add by
+elements: one per output of a convolution with a bias and of a ReLU module, two per value of a batch
+norm, one per input of a pooling module. Layer norm, GELU, resizing and RoIAlign count nothing, nor
+do biases of linear layers, which the pointwise convolutions of a block are in the authors' code.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-from convnext.models.dense_flops import dense_macs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, int] = 224) -> Cost:
     count, and the two matrix products of attention in the peers that have it; biases, norms,
     activations and pooling do not (ResNet-50 at 224: 4,089,184,256). A network of a dense task is
     counted as the toolboxes of 2021 did, without an auxiliary head and with what
-    `convnext.models.dense_flops` adds; a detector with 1000 proposals through every box head and
+    this module adds; a detector with 1000 proposals through every box head and
     100 through every mask head. Nothing is computed: the network runs on shapes alone, and stays
     as it was.
     """
@@ -52,3 +57,42 @@ def in_chans(model: nn.Module) -> int:
         if isinstance(module, nn.Conv2d):
             return module.in_channels
     raise ValueError("this network has no convolution, so its input channels are unknown")
+
+
+def dense_macs(model: nn.Module, run: Callable[[], Any]) -> int:
+    """Return the multiply-accumulates of what `run` does with a model, best on the meta device."""
+    counts: list[int] = []
+    hooks = [
+        module.register_forward_hook(_counter(per_input, per_output, counts))
+        for name, module in model.named_modules()
+        for per_input, per_output in [_per_element(name, module)]
+        if per_input or per_output
+    ]
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return int(counter.get_total_flops()) // 2 + sum(counts)
+
+
+def _per_element(name: str, module: nn.Module) -> tuple[int, int]:
+    """Return what a layer costs per element of its input and of its output."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        linear = name.endswith(("pwconv1", "pwconv2"))
+        return 0, int(module.bias is not None and not linear)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return 0, 2
+    if isinstance(module, nn.ReLU):
+        return 0, 1
+    return int(isinstance(module, nn.MaxPool2d | nn.AdaptiveAvgPool2d)), 0
+
+
+def _counter(
+    per_input: int, per_output: int, counts: list[int]
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        counts.append(per_input * inputs[0].numel() + per_output * output.numel())
+
+    return hook

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from convnext.hardware.peak_rates import has_fast_bf16
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, number
 from convnext.recipes.schema import DetectRecipe, NetworkRecipe, SegmentRecipe
 from convnext.weights.checkpoint import Card
-from convnext.weights.open import card_of
 
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
 
@@ -66,9 +65,15 @@ class Chooser:
         return self[setting]
 
 
-def circumstances(recipe: Recipe, device: torch.device) -> tuple[Recipe, Circumstances]:
+CardOf = Callable[[str, str], Card | None]
+"""What is known of weights before they are loaded, by their source and the network's name."""
+
+
+def circumstances(
+    recipe: Recipe, device: torch.device, card_of: CardOf
+) -> tuple[Recipe, Circumstances]:
     """Return the recipe for the network of its weights, and what `auto` looks at beside data."""
-    recipe, card = _with_weights(recipe)
+    recipe, card = _with_weights(recipe, card_of)
     return recipe, Circumstances(
         device=device.type,
         has_bf16=has_fast_bf16(device),
@@ -77,7 +82,7 @@ def circumstances(recipe: Recipe, device: torch.device) -> tuple[Recipe, Circums
     )
 
 
-def _with_weights(recipe: Recipe) -> tuple[Recipe, Card | None]:
+def _with_weights(recipe: Recipe, card_of: CardOf) -> tuple[Recipe, Card | None]:
     """Return the card of the weights that a recipe starts from, and the recipe for its network."""
     if recipe.weights == "none":
         return recipe, None

@@ -9,12 +9,14 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
-from convnext.models.family import FAMILY, dense_prefix, network_configs
+from convnext.models.factory import network_configs
+from convnext.models.family import FAMILY
 from convnext.models.roadmap import PAPER_REGIMES, roadmap
 from convnext.names import nearest
 from convnext.studies.plan import Entry, Paper
 from convnext.studies.roadmap import paper_of, parse_value, pin_network, show, split_list
 from convnext.tasks import DEFAULT, task_class
+from convnext.tasks.factory import dense_prefix
 
 # LABEL=NAME@WEIGHTS:field=value,field=value, all but the name optional.
 SPEC = re.compile(

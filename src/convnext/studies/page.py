@@ -99,7 +99,7 @@ def reading(summaries: Sequence[Summary]) -> list[str]:
 
 def network_of(entry: Entry, recipe: Recipe | None = None) -> NetworkConfig | None:
     """Return the configuration of a network of ours under a recipe; None for a peer."""
-    from convnext.models.family import network_configs
+    from convnext.models.factory import network_configs
 
     config = network_configs().get(entry.model)
     if config is None:

@@ -92,9 +92,9 @@ def roadmap_rows(regime: str = "resnet50", *, image_size: int = 0) -> list[Roadm
     """
     import torch
 
-    from convnext.models.family import create_model
     from convnext.models.flops import cost
     from convnext.models.roadmap import stem_stride
+    from convnext.tasks.factory import create_model
 
     rungs = roadmap(regime)
     size = image_size or REGIME_FACTS[regime].image_size

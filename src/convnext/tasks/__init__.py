@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convnext.names import nearest
 
@@ -42,6 +42,12 @@ def task_class(name: str) -> type[Task]:
     module, _, attribute = _CLASSES[name].rpartition(".")
     found: type[Task] = getattr(importlib.import_module(f"convnext.tasks.{module}"), attribute)
     return found
+
+
+def task_module(name: str, module: str) -> Any:
+    """Import a module of a task's folder, such as `task_module("segment", "published")`."""
+    folder = _CLASSES[name].partition(".")[0]
+    return importlib.import_module(f"convnext.tasks.{folder}.{module}")
 
 
 def task_of_metric(metric: str) -> type[Task]:

@@ -27,13 +27,14 @@ from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
-from convnext.models.family import create_model
-from convnext.models.init import init_fan_in
+from convnext.models.network import init_fan_in
 from convnext.recipes.plan import num_steps as num_steps_of
 from convnext.recipes.recipe import Recipe, number, to_dict
 from convnext.recipes.resolve import Choice, Circumstances, circumstances, print_choices
 from convnext.results import Scores
+from convnext.tasks.factory import create_model
 from convnext.tasks.opened import Opened
+from convnext.tasks.trained import card_of
 from convnext.weights.checkpoint import Card
 
 if TYPE_CHECKING:  # It draws with matplotlib, which takes long to import.
@@ -178,7 +179,7 @@ class Task(ABC):
             raise ValueError(f"{recipe.model} does not {cls.name}; take --model {names}")
         data = cls.open_data(recipe, console)
         known = cls.facts(data)
-        recipe, where = circumstances(recipe, device)
+        recipe, where = circumstances(recipe, device, card_of)
         recipe, choices = cls.resolve(recipe, known, where)
         console.print(f"[bold]{escape(recipe.data)}[/]  {cls.describe(known)}")
         for note in data.notes:
@@ -190,7 +191,7 @@ class Task(ABC):
 
     def under(self, recipe: Recipe) -> Self:
         """Return the task on the same data and device under another recipe, silently resolved."""
-        recipe, where = circumstances(recipe, self.device)
+        recipe, where = circumstances(recipe, self.device, card_of)
         recipe, choices = self.resolve(recipe, self.known, where)
         return type(self)(recipe, self.data, self.known, self.device, choices, self.ranks)
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import nn
-
 from convnext.deploy import export as deployment
 from convnext.deploy.export import ExportResult, ExportSettings
-from convnext.deploy.runtimes import open_exported
 from convnext.tasks import task_class
 from convnext.tasks.opened import opened
-from convnext.weights.checkpoint import Card
 
 
 def export(
@@ -50,13 +46,3 @@ def export(
         note=note,
     )
     return deployment.export(spec, output=output, force=force, note=note)
-
-
-def open_network(path: str | Path) -> tuple[nn.Module, Card]:
-    """Return an exported file as a network, and its card with the preprocessing left to do.
-
-    Raises:
-        ValueError: As `convnext.deploy.runtimes.open_exported`.
-    """
-    exported = open_exported(path)
-    return task_class(exported.card.task).open_exported(exported)

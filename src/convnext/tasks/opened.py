@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from convnext.hardware.devices import pick_device
+from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import Card
-from convnext.weights.open import open_model
 
 
 @dataclass(frozen=True, kw_only=True)

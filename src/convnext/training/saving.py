@@ -16,8 +16,8 @@ from convnext.training.distributed import whole
 from convnext.training.faults import is_full_disk
 from convnext.training.log import RunLog
 from convnext.training.state import Learner, needed_bytes, save_state
-from convnext.weights.checkpoint import Card, save_checkpoint
-from convnext.weights.files import read_file
+from convnext.weights.checkpoint import Card
+from convnext.weights.files import read_file, save_checkpoint
 
 # A save that failed is tried again after this many steps.
 RETRY_STEPS = 50

@@ -26,8 +26,8 @@ from convnext.atomic import sync_folder
 from convnext.hardware.ranks import Ranks
 from convnext.training.distributed import put, whole
 from convnext.training.ema import Ema
-from convnext.weights.checkpoint import Card, save_checkpoint, save_tensors
-from convnext.weights.files import read_file
+from convnext.weights.checkpoint import Card
+from convnext.weights.files import read_file, save_checkpoint, save_tensors
 
 KEPT = 2
 _PREFIX = "step-"

@@ -1,7 +1,9 @@
 """A checkpoint: one safetensors file that says what it is.
 
 Its tensors are the weights under our names. Its metadata carries the network, the class names, the
-preprocessing and the recipe as JSON, so that a file alone is enough to predict with.
+preprocessing and the recipe as JSON, so that a file alone is enough to predict with. This module
+knows the metadata, which exported files carry too, and imports no torch; `convnext.weights.files`
+reads and writes the tensors.
 """
 
 from __future__ import annotations
@@ -12,12 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
-from convnext.atomic import atomic_write
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
-from convnext.models.family import create_model
-from convnext.weights.files import DIGEST, digest
 
 FORMAT = "convnext-1"
 
@@ -38,10 +35,6 @@ class Card:
     """What the weights reached, and at which step."""
     category_ids: tuple[int, ...] = ()
     """Of a detector's classes, in the json that it was trained on."""
-
-    def build(self) -> nn.Module:
-        """Build the network, with random weights."""
-        return create_model(self.model, **self.changes)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of the safetensors file: strings only, JSON where nested."""
@@ -82,25 +75,10 @@ class Card:
 
 
 def _preprocessing(metadata: Mapping[str, str]) -> Preprocessing | DensePreprocessing:
-    kind = Preprocessing if metadata["task"] == "classify" else DensePreprocessing
-    return kind.from_dict(json.loads(metadata["preprocessing"]))
-
-
-def save_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], sign: bool = True
-) -> None:
-    """Write a safetensors file atomically, if `sign` with the hash by which damage is found."""
-    from safetensors.torch import save_file
-
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    signature = {DIGEST: digest(plain, metadata)} if sign else {}
-    with atomic_write(path) as temporary:
-        save_file(plain, temporary, metadata={**metadata, **signature})
-
-
-def save_checkpoint(path: str | Path, weights: Mapping[str, Tensor], card: Card) -> None:
-    """Write weights and what they are to one safetensors file, atomically."""
-    save_tensors(path, weights, card.to_metadata())
+    values = json.loads(metadata["preprocessing"])
+    # Only the first crops, and only the second limits the long side.
+    kind = DensePreprocessing if "max_size" in values else Preprocessing
+    return kind.from_dict(values)
 
 
 def find_checkpoint(source: str | Path) -> Path | None:

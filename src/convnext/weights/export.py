@@ -29,7 +29,7 @@ def export_weights(model: nn.Module, layout: str) -> dict[str, Tensor]:
     name = str(getattr(model, "name", type(model).__name__))
     config = getattr(getattr(model, "backbone", model), "config", None)
     if isinstance(config, NetworkConfig):
-        return export_tensors(model.state_dict(), config, layout, layouts_of_model(name))
+        return export_tensors(model.state_dict(), config, layout, layouts_of_model(model))
     if layout == "convnext" and hasattr(model, "backbone"):
         return dict(model.state_dict())
     inner = getattr(model, "network", None)

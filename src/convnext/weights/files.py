@@ -1,4 +1,4 @@
-"""Reading a file of weights safely: what it is follows from its bytes, never from its name.
+"""Reading a file of weights safely, and writing one: bytes tell what a file is, never its name.
 
 A file is checked against its own size before its headers are believed, and its tensors must be
 finite floating point numbers. Every refusal names the file and what to do.
@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from convnext.atomic import atomic_write
+from convnext.weights.checkpoint import Card
 from convnext.weights.pickles import read_pickle
 
 # Key of the metadata under which our own files carry their digest.
@@ -95,6 +97,23 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
                 f"{where}: {name} contains NaN or infinity: a training that diverged, or a damaged "
                 "file; take an earlier checkpoint or fetch it again"
             )
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], sign: bool = True
+) -> None:
+    """Write a safetensors file atomically, if `sign` with the hash by which damage is found."""
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    signature = {DIGEST: digest(plain, metadata)} if sign else {}
+    with atomic_write(path) as temporary:
+        save_file(plain, temporary, metadata={**metadata, **signature})
+
+
+def save_checkpoint(path: str | Path, weights: Mapping[str, Tensor], card: Card) -> None:
+    """Write weights and what they are to one safetensors file, atomically."""
+    save_tensors(path, weights, card.to_metadata())
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

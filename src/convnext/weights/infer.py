@@ -24,15 +24,11 @@ def infer_model(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
 
     It is a member of the family or the ResNet that a road begins with, if need be with other
     `depths` and `dims`. Files in any layout are understood; a rung in between is not, since most of
-    them differ in what has no weights. A dense network's name has its backbone's in it.
+    them differ in what has no weights. Of a dense network it is the backbone.
 
     Raises:
         ValueError: If the tensors are not those of such a network.
     """
-    from convnext.weights.dense import tables_of_file
-
-    if (tables := tables_of_file(state_dict)) is not None:
-        return tables.infer(state_dict)
     recognition = recognise(state_dict)
     config = infer_config(recognition, state_dict)
     name = next((n for n, known in _named() if _same_size(known, config)), None)

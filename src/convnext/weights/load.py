@@ -2,36 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convnext.weights.adapt import IMAGENET_1K, IMAGENET_22K, fit, fold_layer_scale, slice_head
+from convnext.weights.dense import DenseNetwork, Target
 from convnext.weights.files import check_tensors
 from convnext.weights.infer import infer_model
 from convnext.weights.layouts import LAYOUTS, Layout
-from convnext.weights.report import LoadReport, shorten
+from convnext.weights.pickles import find_state_dict
 from convnext.weights.sources import read_source
-from convnext.weights.target import Target
 from convnext.weights.translate import Recognition, bare, recognise
 
 MIN_MATCHED = 0.9
 """Share of the backbone below which a file is taken for that of another network."""
+_SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of every tensor of a source and of a network."""
+
+    source: str
+    layout: str
+    loaded: int
+    """Tensors of the network that now hold values of the source."""
+    total: int
+    """Tensors of the network."""
+    renamed: int
+    """Loaded tensors that have another name in the source."""
+    resized: tuple[str, ...]
+    """Loaded tensors that were resampled, with both shapes."""
+    missing: tuple[str, ...]
+    """Tensors of the network that the source does not have; they keep their values."""
+    unexpected: tuple[str, ...]
+    """Tensors of the source that the network has no place for."""
+    head: str
+    """What became of the classifier, in words."""
+    head_replaced: bool
+    """Whether the network keeps its own fresh classifier."""
+    matched: float
+    """Share of the backbone's tensors that matched, of those of either side."""
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.source}: layout {self.layout}, {self.loaded} of {self.total} tensors loaded "
+            f"({100 * self.matched:.0f} % of the backbone)",
+            f"head: {self.head}",
+        ]
+        lists = {"resized": self.resized, "missing": self.missing, "not used": self.unexpected}
+        lines += [f"{what}: {shorten(names)}" for what, names in lists.items() if names]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def load_weights(
-    model: nn.Module, source: str | Path | Mapping[str, Tensor], *, ema: bool = False
+    model: nn.Module, source: str | Path | Mapping[str, Any], *, ema: bool = False
 ) -> LoadReport:
     """Load weights into a network, whatever layout they come in.
 
     Args:
         model: A network of `create_model`.
         source: A file, a run folder or a snapshot folder of the hub; a tag of the model, such as
-            "fb_in1k"; a hub id, `owner/name` or `owner/name@revision`; or a state dict.
-        ema: Take the moving average of the weights where a file has both.
+            "fb_in1k"; a hub id, `owner/name` or `owner/name@revision`; or a state dict, bare or as
+            `torch.load` returns it from a published file, under `model`, `state_dict` and the like.
+        ema: Take the moving average of the weights where there are both.
 
     A classifier of another number of classes stays as it is in `model`, except that the 21,841
     classes of ImageNet-22K are cut down to 1,000. A stem of another size or number of channels is
@@ -43,18 +87,22 @@ def load_weights(
         ValueError: If the source cannot be read or does not fit; the model is then untouched.
     """
     if isinstance(source, Mapping):
-        tensors, label = dict(source), "state dict"
+        label = "state dict"
+        tensors = find_state_dict(source, "the state dict", ema=ema)
         check_tensors(tensors, "the state dict")
     else:
-        # Published tags are those of classifiers.
-        name = str(getattr(getattr(model, "backbone", model), "name", ""))
-        tensors, _ = read_source(source, model=name, ema=ema)
+        name, backbone = (
+            str(getattr(network, "name", ""))
+            for network in (model, getattr(model, "backbone", model))
+        )
+        tensors, _ = read_source(source, model=name, backbone=backbone, ema=ema)
         label = str(source)
     target = Target.of(model, tensors)
     plan = _plan(target, tensors)
     if plan.mismatched or plan.matched < MIN_MATCHED:
         raise ValueError(_refusal(label, target, plan, tensors))
     target.module.load_state_dict(plan.tensors, strict=False)
+    _follow_layout(model, target, plan)
     return LoadReport(
         source=label,
         layout=plan.layout,
@@ -72,6 +120,21 @@ def load_weights(
         matched=plan.matched,
         notes=tuple(plan.notes),
     )
+
+
+def _follow_layout(model: nn.Module, target: Target, plan: _Plan) -> None:
+    """Set what a dense network leaves to the layout that its heads come in."""
+    if target.tables is None or not isinstance(model, DenseNetwork):
+        return
+    open_settings = {
+        name: value
+        for name, value in target.tables.by_layout.get(plan.layout, {}).items()
+        if getattr(model.config, name) is None
+    }
+    if open_settings:
+        model.config = replace(model.config, **open_settings)
+        told = ", ".join(f"{name}={value}" for name, value in open_settings.items())
+        plan.notes.append(f"as in the layout {plan.layout}: {told}")
 
 
 @dataclass(kw_only=True)
@@ -202,9 +265,16 @@ def _refusal(label: str, target: Target, plan: _Plan, tensors: Mapping[str, Tens
     }
     clauses += [f"{what}: {shorten(names)}" for what, names in lists.items() if names]
     try:
-        name, changes = infer_model(tensors)
+        infer = infer_model if target.tables is None else target.tables.infer
+        name, changes = infer(tensors)
     except ValueError:
         return "; ".join(clauses)
     settings = "".join(f", {key}={value!r}" for key, value in changes.items())
     clauses.append(f"this file looks like {name}: create_model({name!r}{settings})")
     return "; ".join(clauses)
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -66,7 +66,8 @@ _STAND_INS: list[Any] = [(Inert, name) for name in INERT]
 _STAND_INS += [(OrderedDict, name) for name in DICTIONARIES]
 
 _PLAIN = ("model", "state_dict", "model_state_dict", "module", "net", "network")
-_EMA = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
+# Teachers of self-distillation are averages of their students.
+_EMA = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "teacher")
 _HARMLESS = frozenset({"collections.OrderedDict", "torch.Size", *INERT, *DICTIONARIES})
 
 # What the unpickler raises on bytes that are no pickle.
@@ -102,18 +103,27 @@ def read_pickle(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
         raise ValueError(_damaged(path)) from error
     except (RuntimeError, EOFError, OSError, *_MALFORMED) as error:
         raise ValueError(_damaged(path)) from error
-    return _state_dict(payload, path, ema=ema)
+    return find_state_dict(payload, str(path), ema=ema)
 
 
-def _state_dict(payload: Any, path: Path, *, ema: bool) -> dict[str, Tensor]:
-    """Find the tensors in what a file holds: under one of the usual keys, or at the top."""
+def find_state_dict(payload: Any, where: str, *, ema: bool = False) -> dict[str, Tensor]:
+    """Find the tensors in what `torch.load` returns: under one of the usual keys, or at the top.
+
+    Args:
+        payload: What was loaded.
+        where: Its name in messages.
+        ema: Take the moving average of the weights where there are both.
+
+    Raises:
+        ValueError: If there is no state dict, or no average where one is asked for.
+    """
     for key in _EMA if ema else _PLAIN:
         if isinstance(payload, Mapping) and isinstance(payload.get(key), Mapping):
-            return _state_dict(payload[key], path, ema=False)
+            return find_state_dict(payload[key], where)
     keys = [str(key) for key in payload] if isinstance(payload, Mapping) else []
     if ema:
         raise ValueError(
-            f"{path} has no moving average of the weights; it holds {', '.join(keys[:8])}"
+            f"{where} has no moving average of the weights; it holds {', '.join(keys[:8])}"
         )
     tensors = (
         {str(k): v for k, v in payload.items() if isinstance(v, Tensor)}
@@ -124,9 +134,9 @@ def _state_dict(payload: Any, path: Path, *, ema: bool) -> dict[str, Tensor]:
         return tensors
     averages = [key for key in _EMA if key in keys]
     if averages:
-        return _state_dict(payload, path, ema=True)
+        return find_state_dict(payload, where, ema=True)
     held = f"the keys {', '.join(keys[:8])}" if keys else f"a {type(payload).__name__}"
-    raise ValueError(f"{path} holds no state dict but {held}; save one with torch.save")
+    raise ValueError(f"{where} holds no state dict but {held}; save one with torch.save")
 
 
 def _check_archive(path: Path) -> None:

@@ -9,9 +9,11 @@ Licences are what the model card on the hub says. The authors' own repository is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from convnext.data.preprocessing import RESAMPLING, DensePreprocessing, Preprocessing
 from convnext.models.roadmap import PAPER_REGIMES, roadmap
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -127,6 +129,108 @@ _SAME = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublishedDense:
+    """Published weights of a dense network, and the scores that its authors report."""
+
+    model: str
+    tag: str
+    """The data set and the classes of the backbone's first training: "ade20k_22k"."""
+    url: str
+    scores: Mapping[str, float]
+    """In percent, by the name of the metric; `_ms` is over several scales."""
+    num_classes: int
+    input_size: int
+    """Short side of the images."""
+    source: str = _AUTHORS
+    licence: str = "mit"
+
+    @property
+    def filename(self) -> str:
+        """What the file is called."""
+        return self.url.rpartition("/")[2]
+
+
+_FILES = "https://dl.fbaipublicfiles.com/convnext"
+
+# fmt: off
+# reference: the paper, Tables 3 and 7 to 8, and the authors' repository
+_ADE20K: tuple[tuple[str, str, int, float, float], ...] = (
+    # size    pretraining  crop  mIoU of several scales, of one
+    ("tiny",   "1k",  512, 46.7, 46.0),
+    ("small",  "1k",  512, 49.6, 48.7),
+    ("base",   "1k",  512, 49.9, 49.1),
+    ("base",   "22k", 640, 53.1, 52.6),
+    ("large",  "22k", 640, 53.7, 53.2),
+    ("xlarge", "22k", 640, 54.0, 53.6),
+)
+_COCO: tuple[tuple[str, str, str, float, float], ...] = (
+    # method            size      pretraining  box AP, mask AP
+    ("mask_rcnn",         "tiny",   "1k",  46.2, 41.7),
+    ("cascade_mask_rcnn", "tiny",   "1k",  50.4, 43.7),
+    ("cascade_mask_rcnn", "small",  "1k",  51.9, 45.0),
+    ("cascade_mask_rcnn", "base",   "1k",  52.7, 45.6),
+    ("cascade_mask_rcnn", "base",   "22k", 54.0, 46.9),
+    ("cascade_mask_rcnn", "large",  "22k", 54.8, 47.6),
+    ("cascade_mask_rcnn", "xlarge", "22k", 55.2, 47.7),
+)
+# fmt: on
+
+PUBLISHED_DENSE: tuple[PublishedDense, ...] = (
+    *(
+        PublishedDense(
+            model=f"upernet_convnext_{size}",
+            tag=f"ade20k_{first}",
+            url=f"{_FILES}/ade20k/upernet_convnext_{size}_{first}_{crop}x{crop}.pth",
+            scores={"miou_ms": several, "miou": one},
+            num_classes=150,
+            input_size=crop,
+        )
+        for size, first, crop, several, one in _ADE20K
+    ),
+    *(
+        PublishedDense(
+            model=f"{method}_convnext_{size}",
+            tag=f"coco_{first}",
+            url=f"{_FILES}/coco/{method}_convnext_{size}_{first}_3x.pth",
+            scores={"box_ap": box, "mask_ap": mask},
+            num_classes=80,
+            input_size=800,
+        )
+        for method, size, first, box, mask in _COCO
+    ),
+)
+
+
+def published_dense(model: str) -> list[PublishedDense]:
+    """Return the weights that are published for a dense network, by its name; often none."""
+    return [entry for entry in PUBLISHED_DENSE if entry.model == model]
+
+
+def find_published_dense(source: str, model: str = "") -> PublishedDense | None:
+    """Return the entry that a source names, or None.
+
+    Args:
+        source: A tag of `model` ("ade20k_22k"; "ade20k" where there is one of that data set), or
+            name and tag ("upernet_convnext_tiny.ade20k").
+        model: The network that a tag belongs to.
+
+    Raises:
+        ValueError: If it could be several.
+    """
+    name, _, tag = source.rpartition(".")
+    entries = published_dense(name or model)
+    found = [e for e in entries if tag == e.tag] or [
+        e for e in entries if tag == e.tag.partition("_")[0]
+    ]
+    if len(found) > 1:
+        tags = " or ".join(
+            f"{e.tag} ({', '.join(f'{m} {v}' for m, v in e.scores.items())})" for e in found
+        )
+        raise ValueError(f"{name or model} has several weights {tag!r}: take {tags}")
+    return found[0] if found else None
+
+
 def published(model: str) -> list[Published]:
     """Return the weights that are published for a network, by its name; often none."""
     return [entry for entry in PUBLISHED if entry.model == _SAME.get(model, model)]
@@ -146,3 +250,49 @@ def find_published(source: str, model: str | None = None) -> Published | None:
         if name in (entry.hub_id, f"{entry.model}.{entry.tag}") or folder in name:
             return entry
     return next((e for e in published(model or "") if e.tag == name), None)
+
+
+def dense_preprocessing(image_size: int, max_size: int, in_chans: int) -> DensePreprocessing:
+    """Return how published dense networks read images; one channel has the mean of the colors."""
+    return DensePreprocessing(
+        image_size=image_size,
+        max_size=max_size,
+        in_chans=in_chans,
+        mean=_per_channel(IMAGENET_MEAN, in_chans),
+        std=_per_channel(IMAGENET_STD, in_chans),
+    )
+
+
+def preprocessing_of_timm(model: str) -> Preprocessing:
+    """Return the preprocessing of timm's default weights for one of its networks."""
+    from timm.models import get_pretrained_cfg
+
+    name, _, tag = model.removeprefix("timm/").partition(".")
+    known = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
+    if known is None:
+        return preprocessing_of(None)
+    interpolation: Any = known.interpolation if known.interpolation in RESAMPLING else "bicubic"
+    return Preprocessing(
+        image_size=known.input_size[-1],
+        crop_pct=known.crop_pct,
+        interpolation=interpolation,
+        mean=tuple(known.mean),
+        std=tuple(known.std),
+    )
+
+
+def preprocessing_of(published: Published | None, in_chans: int = 3) -> Preprocessing:
+    """Return the preprocessing of published weights, or the usual one where nothing is known."""
+    return Preprocessing(
+        image_size=published.input_size if published else 224,
+        crop_pct=published.crop_pct if published else 0.875,
+        interpolation=published.interpolation if published else "bicubic",
+        in_chans=in_chans,
+        mean=_per_channel(published.mean if published else IMAGENET_MEAN, in_chans),
+        std=_per_channel(published.std if published else IMAGENET_STD, in_chans),
+    )
+
+
+def _per_channel(values: tuple[float, ...], in_chans: int) -> tuple[float, ...]:
+    """Return a value per channel: one channel of gray has the mean of the colors."""
+    return values if in_chans == len(values) else (sum(values) / len(values),) * in_chans

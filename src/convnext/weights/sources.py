@@ -1,4 +1,7 @@
-"""What a source of weights means: a path, a tag, or a hub id."""
+"""What a source of weights means: a path, a tag, or a hub id; and files of the hub, by its cache.
+
+Nothing is fetched without saying so.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,27 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from convnext.names import nearest
+from convnext.weights.checkpoint import find_checkpoint
 from convnext.weights.files import read_file
-from convnext.weights.hub import WEIGHT_FILES, download
-from convnext.weights.published import find_published, published
+from convnext.weights.published import (
+    PublishedDense,
+    find_published,
+    find_published_dense,
+    published,
+    published_dense,
+)
 
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of weights on the hub, the one to prefer first."""
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 def read_source(
-    source: str | Path, *, model: str = "", ema: bool = False
+    source: str | Path, *, model: str = "", backbone: str = "", ema: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors of a source, and the metadata of a safetensors file.
 
@@ -25,27 +37,31 @@ def read_source(
         source: A file, a run folder, a folder with weights, a tag of `model`, a name and tag as
             timm writes them ("convnext_tiny.fb_in1k"), or a hub id.
         model: The network that a tag is looked up for.
+        backbone: The network below it, if it is a dense one: its tags are understood too.
         ema: Take the moving average of the weights where a file has both.
 
     Raises:
         ValueError: If the source is unknown, absent or unreadable.
     """
-    return read_file(locate(source, model=model), ema=ema)
+    return read_file(locate(source, model=model, backbone=backbone), ema=ema)
 
 
-def locate(source: str | Path, *, model: str = "") -> Path:
+def locate(source: str | Path, *, model: str = "", backbone: str = "") -> Path:
     """Return the file of a source, fetched from the hub if that is where it is.
 
     Raises:
         ValueError: If there is none.
     """
-    text, path = str(source), Path(source).expanduser()
+    text, path, whole = str(source), Path(source).expanduser(), model
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():
         return path
     if isinstance(source, Path) or text.endswith(_ENDINGS) or text.startswith((".", "/", "~")):
         raise ValueError(f"there is no file or folder {source}{_nearest_path(path)}")
+    if (dense := find_published_dense(text, model)) is not None:
+        return _authors_file(dense)
+    model = backbone or model
     if "://" in text:
         raise ValueError(f"{source} is an address; fetch the file yourself and give its path")
     if (entry := find_published(text, model)) is not None:
@@ -56,15 +72,16 @@ def locate(source: str | Path, *, model: str = "") -> Path:
         return download(repo_id, revision=revision or None)
     if model.startswith("timm/"):
         return download(f"{model}.{text}")
-    tags = [entry.tag for entry in published(model)]
+    tags = [entry.tag for entry in published_dense(whole)]
+    tags += [entry.tag for entry in published(model)]
     if not tags:
-        about = f"no weights are published for {model}: " if model else ""
+        about = f"no weights are published for {whole}: " if whole else ""
         raise ValueError(
             f"{about}{text!r} is not a run, a file or a folder{_nearest_path(path)} (a hub id is "
             "owner/name)"
         )
     raise ValueError(
-        f"{model} has no weights {text!r}{nearest(text, tags)} (a file, a folder or a hub id will "
+        f"{whole} has no weights {text!r}{nearest(text, tags)} (a file, a folder or a hub id will "
         "also do)"
     )
 
@@ -102,10 +119,20 @@ def _nearest_path(path: Path) -> str:
     return f"; did you mean {str(found)!r}?"
 
 
+def _authors_file(entry: PublishedDense) -> Path:
+    """Return a file that no hub has, from where torch keeps what it downloads."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / entry.filename
+    if not path.is_file():
+        raise ValueError(
+            f"the weights {entry.tag} of {entry.model} are on no hub: fetch {entry.url} and put "
+            f"it into {folder}, or give the path of the file as the weights"
+        )
+    return path
+
+
 def _in_folder(folder: Path) -> Path:
     """Return the weights in a run folder, a snapshot of the hub, or a repository in its cache."""
-    from convnext.weights.checkpoint import find_checkpoint
-
     if (checkpoint := find_checkpoint(folder)) is not None:
         return checkpoint
     main = folder / "refs" / "main"
@@ -119,3 +146,78 @@ def _in_folder(folder: Path) -> Path:
         return found[0]
     what = f"{len(found)} files of weights, name one" if found else "no weights"
     raise ValueError(f"{folder} holds {what}")
+
+
+def download(repo_id: str, filename: str | None = None, *, revision: str | None = None) -> Path:
+    """Return a file of a hub repository, from the cache where it is there.
+
+    Args:
+        repo_id: `owner/name`.
+        filename: A file of the repository; by default its weights, safetensors if it has them.
+        revision: A branch, tag or commit.
+
+    The environment variables of the hub hold: HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE
+    (never go online), HF_ENDPOINT (a mirror). One line on standard error says what is fetched.
+
+    Raises:
+        ValueError: If the file is neither in the cache nor to be had; says where to put it.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    names = (filename,) if filename else WEIGHT_FILES
+    cache = Path(constants.HF_HUB_CACHE)
+    try:
+        for name in names:
+            cached = try_to_load_from_cache(repo_id, name, cache_dir=cache, revision=revision)
+            if isinstance(cached, str):
+                return Path(cached)
+        if constants.HF_HUB_OFFLINE:
+            raise ValueError(
+                _absent(repo_id, names, cache, "and HF_HUB_OFFLINE forbids fetching it")
+            )
+        for name in names:
+            size = _size(repo_id, name, revision)
+            print(
+                f"fetching {name}{size} of {repo_id} from {constants.ENDPOINT} into {cache}",
+                file=sys.stderr,
+            )
+            try:
+                path = hf_hub_download(repo_id, name, revision=revision, cache_dir=cache)
+            except LocalEntryNotFoundError as error:
+                raise ValueError(
+                    _absent(repo_id, names, cache, f"and {constants.ENDPOINT} cannot be reached")
+                ) from error
+            except EntryNotFoundError:
+                continue
+            return Path(path)
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        where = f"{repo_id}@{revision}" if revision else repo_id
+        raise ValueError(f"the hub has no public repository {where}; check its name") from error
+    raise ValueError(f"{repo_id} on the hub has none of {', '.join(names)}")
+
+
+def _size(repo_id: str, filename: str, revision: str | None) -> str:
+    """Return " (114 MB)" where the hub tells; a courtesy, so no failure of it is an error."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        size = get_hf_file_metadata(hf_hub_url(repo_id, filename, revision=revision)).size
+    except Exception:  # Every version of the hub's client has its own; the download speaks next.
+        return ""
+    return f" ({size / 1e6:.0f} MB)" if size else ""
+
+
+def _absent(repo_id: str, names: tuple[str, ...], cache: Path, reason: str) -> str:
+    owner, _, name = repo_id.partition("/")
+    return (
+        f"{' or '.join(names)} of {repo_id} is not in the cache {cache}, {reason}; fetch it on a "
+        f"machine that is online (`hf download {repo_id}`) and copy the folder "
+        f"{cache / f'models--{owner}--{name}'}, or give the path of the file as the weights"
+    )

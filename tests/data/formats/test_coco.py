@@ -13,7 +13,7 @@ from small_objects import small_coco
 
 from convnext.data.formats.coco import read_coco
 from convnext.data.formats.coco_layout import is_detection
-from convnext.tasks.detection.data.open import facts, open_dataset
+from convnext.data.objects import facts, open_dataset
 
 RING = [1, 1, 5, 1, 5, 5, 1, 5]
 

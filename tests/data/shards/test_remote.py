@@ -19,11 +19,11 @@ from convnext.data.images import BadImage
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
-from convnext.data.shards.addresses import expand
-from convnext.data.shards.convert import to_shards
+from convnext.data.shards.remote import expand
 from convnext.recipes.schema import AugmentRecipe
 from convnext.tasks.classification.data import facts, open_dataset
 from convnext.tasks.classification.dataset import EvalDataset, TrainDataset, collate
+from convnext.tasks.classification.shards import to_shards
 
 AUGMENT = AugmentRecipe(
     scale=(0.35, 1.0),

@@ -12,7 +12,7 @@ import torch
 
 from convnext.data.crops import to_pixels
 from convnext.data.images import BadImage
-from convnext.data.shards.tar import index_shard
+from convnext.data.shards.index import index_shard
 from convnext.tasks.classification.data import facts, open_dataset
 
 

@@ -36,7 +36,7 @@ from convnext.deploy.verify import MOST_LOST, judge
 from convnext.tasks import task_class
 from convnext.tasks.classification.predict import predict
 from convnext.tasks.exporting import export
-from convnext.weights.open import open_model
+from convnext.tasks.trained import open_model
 
 CPU = torch.device("cpu")
 

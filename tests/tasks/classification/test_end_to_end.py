@@ -26,11 +26,11 @@ from convnext.reports.report import write_report
 from convnext.tasks.classification.evaluate import evaluate
 from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.predict import predict
+from convnext.tasks.trained import open_model
 from convnext.training.log import read_metrics
 from convnext.training.run import RunResult, train
 from convnext.weights.checkpoint import Card, find_checkpoint
 from convnext.weights.files import read_file
-from convnext.weights.open import open_model
 
 QUIET = Console(quiet=True)
 SMALL = {

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from convnext.data.objects import DataFacts
 from convnext.recipes.recipe import Recipe, change_recipe, flatten
 from convnext.recipes.resolve import Circumstances
 from convnext.tasks.detection.auto import anchor_scale, resolve, warnings
-from convnext.tasks.detection.data.open import DataFacts
 
 DETECT = change_recipe(Recipe(), {"task": "detect"})
 CPU = Circumstances(device="cpu", has_bf16=False)

@@ -10,8 +10,9 @@ import torch
 from small_detectors import METHODS, NARROW, SMALL, small_detector
 from torch import Tensor, nn
 
-from convnext.models.family import create_model
-from convnext.weights import convert, export_weights, infer_model, load_weights, read_source
+from convnext.tasks.convert import convert
+from convnext.tasks.factory import create_model, infer_model
+from convnext.weights import export_weights, load_weights, read_source
 
 Randomise = Callable[..., nn.Module]
 LAYOUTS = ["convnext", "official", "openmmlab"]
@@ -189,3 +190,35 @@ def test_conversion_of_a_file(
     again = create_model(report.model, **report.changes)
     load_weights(again, there)
     assert same(again, detector)
+
+
+@pytest.mark.parametrize(
+    ("layout", "empty"), [("official", None), ("openmmlab", False), ("convnext", None)]
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_empty_proposals_follow_the_layout(
+    method: str, layout: str, empty: bool | None, randomise: Randomise
+) -> None:
+    exported = export_weights(randomise(build(method)), layout)
+    assert infer_model(exported)[1].get("empty_proposals") is empty
+    model = build(method)
+    report = load_weights(model, exported)
+    assert model.config.empty_proposals is empty
+    assert model.changes["empty_proposals"] is empty
+    assert any("empty_proposals=False" in note for note in report.notes) == (empty is False)
+    told = build(method, empty_proposals=True)
+    load_weights(told, exported)
+    assert told.config.empty_proposals is True
+    # Boxes that leave the image as a whole are clipped to a line.
+    model.rpn.deltas.bias.data.copy_(torch.tensor([30.0, 0, 0, 0] * 3))
+    maps = [torch.zeros(1, model.config.channels, s, s) for s in (16, 8, 4, 2, 1)]
+    ((boxes, _),) = model.eval().proposals(maps, [(64, 64)])
+    has_lines = bool((boxes[:, 2] <= boxes[:, 0]).any())
+    assert has_lines == (empty is not False)
+
+
+def test_weights_of_a_backbone_leave_empty_proposals_open(randomise: Randomise) -> None:
+    classifier = randomise(create_model("convnext_atto", num_classes=3))
+    model = small_detector("mask_rcnn_convnext_atto", **dict(classifier.changes, num_classes=5))
+    load_weights(model, export_weights(classifier, "openmmlab"))
+    assert model.config.empty_proposals is None

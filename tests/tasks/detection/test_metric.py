@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from small_objects import coco_squares, small_coco
 
 from convnext.data.masks import cut, encode, paste_masks, paste_windows
+from convnext.data.objects import DetectionImages, open_dataset
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.data.samples import BadImages
 from convnext.hardware.ranks import Ranks
 from convnext.tasks.detection.data.dataset import EvalDataset
-from convnext.tasks.detection.data.open import open_dataset
-from convnext.tasks.detection.data.samples import DetectionImages
 from convnext.tasks.detection.inference import Detections, compress, infer
 from convnext.tasks.detection.metric import Metric, Scores
 

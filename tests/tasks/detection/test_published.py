@@ -10,11 +10,11 @@ from small_detectors import NARROW
 from small_objects import save
 
 from convnext.cli import main
-from convnext.models.family import create_model
-from convnext.tasks.detection.data.open import open_dataset
+from convnext.data.objects import open_dataset
 from convnext.tasks.detection.published import COCO, COCO_IDS
+from convnext.tasks.factory import create_model
+from convnext.tasks.trained import card_of, task_of
 from convnext.weights import export_weights
-from convnext.weights.open import card_of, task_of
 
 
 def test_names_and_ids_are_those_of_coco(shared_data: Path) -> None:

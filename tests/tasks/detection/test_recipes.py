@@ -7,10 +7,10 @@ import io
 
 import pytest
 
+from convnext.data.objects import DataFacts
 from convnext.recipes.recipe import flatten, read_recipe, recipe_names
 from convnext.recipes.resolve import Circumstances
 from convnext.tasks.detection.auto import UNUSED, resolve
-from convnext.tasks.detection.data.open import DataFacts
 
 # Drop path, rate and decay of each variant: the authors' released configurations for COCO.
 RELEASED = """config,pretrain,drop_path,lr,layer_decay,fp16

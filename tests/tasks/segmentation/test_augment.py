@@ -17,9 +17,14 @@ from shapes import COLORS, draw_pair, write_shapes
 from convnext.data.dense import distort
 from convnext.data.preprocessing import DensePreprocessing, fit_within
 from convnext.data.tensors import to_tensor
-from convnext.tasks.segmentation.augment import TrainTransform, is_varied
 from convnext.tasks.segmentation.data import open_dataset
-from convnext.tasks.segmentation.dataset import EvalDataset, TrainDataset, collate
+from convnext.tasks.segmentation.dataset import (
+    EvalDataset,
+    TrainDataset,
+    TrainTransform,
+    collate,
+    is_varied,
+)
 
 P = DensePreprocessing(image_size=40, mean=(0.5,) * 3, std=(0.25,) * 3)
 PLAIN = TrainTransform(crop=32, preprocessing=P, photometric=False)

@@ -13,9 +13,8 @@ from shapes import write_shapes
 
 from convnext.cli import main
 from convnext.data.images import BadImage
-from convnext.tasks.segmentation.contact_sheet import contact_sheet
 from convnext.tasks.segmentation.data import facts, open_dataset
-from convnext.tasks.segmentation.inspect import inspect
+from convnext.tasks.segmentation.inspect import contact_sheet, inspect
 from convnext.tasks.segmentation.layout import is_segmentation
 from convnext.tasks.segmentation.masks import MaskReader
 

@@ -8,7 +8,7 @@ import torch
 from golden import GOLDEN, golden_images, golden_weights, sha256
 from torch import Tensor
 
-from convnext.models.family import create_model
+from convnext.tasks.factory import create_model
 from convnext.tasks.segmentation.loss import cross_entropy
 from convnext.tasks.segmentation.model import Segmentor
 from convnext.weights import export_weights, load_weights

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.models.family import create_model
-from convnext.weights import convert, export_weights, infer_model, load_weights, read_source
-from convnext.weights.checkpoint import Card, save_checkpoint
+from convnext.tasks.convert import convert
+from convnext.tasks.factory import create_model, infer_model
+from convnext.weights import export_weights, load_weights, read_source
+from convnext.weights.checkpoint import Card
+from convnext.weights.files import save_checkpoint
 
 Randomise = Callable[..., nn.Module]
 NAME = "upernet_convnext_atto"

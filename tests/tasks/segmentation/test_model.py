@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.models.family import FAMILY, create_model, list_models
+from convnext.models.family import FAMILY
 from convnext.models.flops import cost
+from convnext.tasks.factory import create_model, list_models
 from convnext.tasks.segmentation.loss import cross_entropy
+from convnext.tasks.trained import build as build_card
 from convnext.weights import load_weights, read_source
-from convnext.weights.checkpoint import Card, save_checkpoint
+from convnext.weights.checkpoint import Card
+from convnext.weights.files import save_checkpoint
 
 SMALL = {"num_classes": 5, "channels": 8, "auxiliary_channels": 4}
 NARROW = {"dims": (8, 8, 16, 16), "depths": (1, 1, 2, 1)}
@@ -71,7 +74,7 @@ def test_a_checkpoint_builds_the_same_segmentor(
     )
     save_checkpoint(tmp_path / "model.safetensors", model.state_dict(), card)
     _, metadata = read_source(tmp_path / "model.safetensors")
-    again = Card.from_metadata(metadata, "here").build().eval()
+    again = build_card(Card.from_metadata(metadata, "here")).eval()
     report = load_weights(again, tmp_path / "model.safetensors")
     assert (report.layout, report.missing, report.unexpected) == ("convnext", (), ())
     assert not report.head_replaced

@@ -12,10 +12,10 @@ from shapes import write_shapes
 
 from convnext.cli import main
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.models.family import create_model
+from convnext.tasks.factory import create_model
 from convnext.tasks.segmentation.published import ADE20K, published_side
+from convnext.tasks.trained import card_of, open_model, task_of
 from convnext.weights import export_weights
-from convnext.weights.open import card_of, open_model, task_of
 
 CPU = torch.device("cpu")
 SMALL = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "channels": 16, "auxiliary_channels": 8}

@@ -13,21 +13,19 @@ from convnext.data.formats.class_folders import VAL_NAMES
 from convnext.data.samples import Found
 from convnext.data.shards import index as shard_index
 from convnext.data.shards.index import (
+    HEADER_BYTES,
     MAX_CLASSES,
     Listed,
     Listing,
     Places,
+    ShardIndex,
     index_name,
+    index_shard,
+    is_header_of,
     pack_names,
 )
 from convnext.data.shards.samples import Keys, Shard, ShardSamples
 from convnext.data.shards.store import Store
-from convnext.data.shards.tar import (
-    HEADER_BYTES,
-    ShardIndex,
-    index_shard,
-    is_header_of,
-)
 
 _SPLIT = re.compile(rf"(?:^|[-_.])(train|{'|'.join(VAL_NAMES)})(?=[-_.\d]|$)", re.IGNORECASE)
 

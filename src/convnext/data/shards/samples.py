@@ -16,9 +16,15 @@ from torch import Tensor
 from convnext.data.crops import Box, Draw, decode_crop
 from convnext.data.images import BadImage, Header, Mode, decode, read_header
 from convnext.data.samples import Samples, spread
-from convnext.data.shards.index import Places, name_at, read_names, unpack_names
+from convnext.data.shards.index import (
+    HEADER_BYTES,
+    Places,
+    is_header_of,
+    name_at,
+    read_names,
+    unpack_names,
+)
 from convnext.data.shards.store import Remote, Store
-from convnext.data.shards.tar import HEADER_BYTES, is_header_of
 
 # Times that a remote shard is fetched again because it was removed before it could be read.
 TRIES = 3

@@ -30,11 +30,13 @@ from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.metric import Evaluation, Metric
+from convnext.tasks.classification.published import imagenet_synsets
 from convnext.tasks.opened import Opened, opened
+from convnext.tasks.trained import build
 from convnext.training.state import complete_steps, step_of
 from convnext.weights.checkpoint import Card
 from convnext.weights.files import read_file
-from convnext.weights.open import imagenet_synsets, pick_precision
+from convnext.weights.open import pick_precision
 
 THUMBNAIL_PIXELS = 112
 
@@ -206,7 +208,7 @@ def evaluate(
     evaluation = measure("" if only_best else "the best weights", model)
     variants = []
     for weights, step, tensors in () if only_best else _last_weights(source):
-        network = card.build()
+        network = build(card)
         network.load_state_dict(tensors)
         network = network.to(where).to(memory_format=torch.channels_last)
         e = measure(f"{_NAMES[weights]} of the last step", network)

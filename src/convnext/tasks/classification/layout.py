@@ -15,9 +15,8 @@ from convnext.data.formats.class_folders import (
     subfolders,
 )
 from convnext.data.samples import Found
-from convnext.data.shards.addresses import is_remote
 from convnext.data.shards.layout import find_shards, part_of
-from convnext.data.shards.remote import find_remote
+from convnext.data.shards.remote import find_remote, is_remote
 from convnext.names import nearest
 from convnext.recipes.schema import LoaderRecipe
 

@@ -1,4 +1,4 @@
-"""What mixes or erases whole batches: mixup, cutmix, random erasing, on the batch's own device.
+"""Losses, and what mixes or erases whole batches: mixup, cutmix, random erasing on their device.
 
 The draws are those of timm (Mixup in batch mode, RandomErasing in pixel mode), number for number,
 as tests/tasks/classification/test_mix.py proves; but they come from generators that are given, not
@@ -12,8 +12,17 @@ import random
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def losses(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Return the named losses of images (N, C, H, W) and target distributions (N, num_classes).
+
+    Mixing and label smoothing are already in the targets. The loss is taken in fp32.
+    """
+    return {"cross_entropy": F.cross_entropy(model(images).float(), targets)}
+
 
 # Zhong et al., "Random Erasing Data Augmentation", with the area of timm.
 ERASED_AREA = (0.02, 1 / 3)

@@ -23,8 +23,8 @@ from convnext.tasks.classification.augment import BatchAugment
 from convnext.tasks.classification.data import ClassificationData, DataFacts, facts, open_dataset
 from convnext.tasks.classification.dataset import Batch, EvalDataset, TrainDataset, collate
 from convnext.tasks.classification.inference import infer
-from convnext.tasks.classification.loss import losses
 from convnext.tasks.classification.metric import Metric
+from convnext.tasks.classification.mix import losses
 
 
 class ClassificationTask(Task):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from convnext.data.objects import DataFacts
 from convnext.recipes.recipe import Recipe, check_ranges, flatten
 from convnext.recipes.resolve import (
     GREY_MEAN,
@@ -19,8 +20,7 @@ from convnext.recipes.resolve import (
     two_digits,
 )
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
-from convnext.tasks.detection.data.open import DataFacts
-from convnext.tasks.detection.model.anchors import SCALE
+from convnext.tasks.detection.model.boxes import SCALE
 
 # A data set this large takes the paper's recipe as it stands: COCO has 118,287 images.
 LARGE = 20_000

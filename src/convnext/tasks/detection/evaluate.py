@@ -17,14 +17,13 @@ from rich.table import Table
 
 from convnext.atomic import write_text
 from convnext.data.drawing import data_uri
+from convnext.data.objects import DetectionImages, ids_of, open_dataset
 from convnext.data.samples import BadImages
 from convnext.deploy.fast import Fast
 from convnext.progress import notes, progress_bar
 from convnext.results import Scores
 from convnext.tasks.detection.confusion import SCORE
 from convnext.tasks.detection.data.dataset import EvalDataset
-from convnext.tasks.detection.data.open import ids_of, open_dataset
-from convnext.tasks.detection.data.samples import DetectionImages
 from convnext.tasks.detection.inference import Detections, infer
 from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import Evaluation, Metric

@@ -5,17 +5,10 @@ Sources: the authors' repository and mmdetection 3, which name everything alike 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import Tensor
+from dataclasses import asdict
 
 from convnext.tasks.detection.model.config import METHODS, DetectorConfig
-from convnext.weights.infer import infer_model
-from convnext.weights.layouts import LAYOUTS as BACKBONE_LAYOUTS
-from convnext.weights.layouts import Layout
-from convnext.weights.translate import bare, recognise
+from convnext.weights.dense import DenseTables, dense_layouts
 
 _SHARED = {
     "output_norms.{s}": "backbone.norm{s}",
@@ -43,74 +36,24 @@ _ONE_STAGE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class DetectorTables:
-    """The tables of one method, in the form that `convnext.weights.dense` asks for."""
-
-    PREFIX: str
-    LAYOUTS: tuple[Layout, ...]
-    MARK: tuple[str, ...]
-    """How a file shows that it is of this method."""
-    CLASSIFIERS: tuple[str, ...]
-    """Tensors whose shape follows from the classes."""
-    OPTIONAL: tuple[str, ...] = ()
-    """Tensors that only one of file and network may have."""
-
-    def infer(self, state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-        """Return the name and the changes with which `create_model` builds the detector of a file.
-
-        Raises:
-            ValueError: If the tensors are not those of one on a backbone of our own.
-        """
-        names = recognise(state_dict, self.LAYOUTS).names
-        found = {ours: state_dict[theirs] for theirs, ours in names.items()}
-        inner = {n.removeprefix("backbone."): t for n, t in found.items() if "backbone." in n}
-        backbone, changes = infer_model(inner)
-        shapes = {
+def _tables(prefix: str, heads: dict[str, str], marks: tuple[str, ...]) -> DenseTables:
+    rows = _SHARED | heads
+    beside = {"convnext": {ours: ours for ours in rows}, "official": rows, "openmmlab": rows}
+    ends = ("box_heads.{}.classifier.", "box_heads.{}.regressor.", "mask_heads.{}.classifier.")
+    return DenseTables(
+        prefix=prefix,
+        layouts=dense_layouts(beside, ignored=("data_preprocessor",)),
+        marks=marks,
+        classifiers=tuple(
+            end.format(s) for s in range(len(METHODS[prefix].stages)) for end in ends
+        ),
+        shapes={
             "num_classes": ("mask_heads.0.classifier.weight", 0),
             "channels": ("rpn.conv.weight", 0),
             "fc_dim": ("box_heads.0.classifier.weight", 1),
-        }
-        told = {key: found[n].shape[dim] for key, (n, dim) in shapes.items() if n in found}
-        changes = {key: value for key, value in changes.items() if key != "num_classes"}
-        changes |= {key: v for key, v in told.items() if v != getattr(DetectorConfig(), key)}
-        normed = "stages.0.0.pwconv1_norm.weight" not in inner
-        if ("output_norms.0.weight" in found) != normed:
-            changes["output_norms"] = not normed
-        return f"{self.PREFIX}{backbone}", changes
-
-
-def _layouts(heads: dict[str, str]) -> tuple[Layout, ...]:
-    beside = _SHARED | heads
-    by_name = {
-        "convnext": {ours: ours for ours in beside},
-        "official": beside,
-        "openmmlab": beside,
-    }
-    return tuple(
-        replace(
-            layout,
-            rows={
-                f"backbone.{ours}": f"backbone.{bare(theirs)}"
-                for ours, theirs in layout.rows.items()
-                if not ours.startswith("head.")
-            }
-            | by_name[layout.name],
-            ignored=("data_preprocessor",),
-        )
-        for layout in BACKBONE_LAYOUTS
-        if layout.name in by_name and (layout.like is None or len(layout.like.depths) > 1)
-    )
-
-
-def _tables(prefix: str, heads: dict[str, str], mark: tuple[str, ...]) -> DetectorTables:
-    stages = range(len(METHODS[prefix].stages))
-    ends = ("box_heads.{}.classifier.", "box_heads.{}.regressor.", "mask_heads.{}.classifier.")
-    return DetectorTables(
-        PREFIX=prefix,
-        LAYOUTS=_layouts(heads),
-        MARK=mark,
-        CLASSIFIERS=tuple(end.format(s) for s in stages for end in ends),
+        },
+        defaults=asdict(DetectorConfig()),
+        by_layout={"openmmlab": {"empty_proposals": False}},
     )
 
 

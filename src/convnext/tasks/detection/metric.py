@@ -15,9 +15,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
 from convnext.data.formats.coco import Objects
+from convnext.data.objects import DetectionImages
 from convnext.hardware.ranks import Ranks
 from convnext.tasks.detection.confusion import confuse, f1
-from convnext.tasks.detection.data.samples import DetectionImages
 from convnext.tasks.detection.inference import Detections
 
 Kind = Literal["bbox", "segm"]

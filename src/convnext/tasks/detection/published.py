@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from convnext.data.preprocessing import DensePreprocessing
-from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
+from convnext.tasks.detection.layouts import BY_PREFIX
 from convnext.tasks.detection.model.config import DetectorConfig
+from convnext.tasks.detection.model.detector import build as build
 from convnext.weights.checkpoint import Card
+from convnext.weights.published import dense_preprocessing
+
+TABLES = tuple(BY_PREFIX.values())
 
 # The ids of COCO's 80 categories; those of no object were never used.
 COCO_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
@@ -31,15 +34,13 @@ COCO = tuple(
 )
 
 
-def published_card(name: str, changes: Mapping[str, Any]) -> Card:
+def published_card(source: str, name: str, changes: Mapping[str, Any]) -> Card:
     """Return the card of a file without one, by the network that its shapes tell.
 
     Classes are COCO's where there are 80 of them, else numbers; images are read at 800 pixels, the
     long side at most 1333 (paper, appendix A.3).
     """
     changes = asdict(DetectorConfig()) | dict(changes)
-    in_chans = int(changes.get("in_chans", 3))
-    grey = in_chans == 1
     count = int(changes["num_classes"])
     is_coco = count == len(COCO)
     return Card(
@@ -48,11 +49,5 @@ def published_card(name: str, changes: Mapping[str, Any]) -> Card:
         changes=changes,
         classes=COCO if is_coco else tuple(map(str, range(count))),
         category_ids=COCO_IDS if is_coco else (),
-        preprocessing=DensePreprocessing(
-            image_size=800,
-            max_size=1333,
-            in_chans=in_chans,
-            mean=(sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN,
-            std=(sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD,
-        ),
+        preprocessing=dense_preprocessing(800, 1333, int(changes.get("in_chans", 3))),
     )

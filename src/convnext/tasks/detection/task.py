@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from convnext.data.objects import DataFacts, DetectionData, DetectionImages, facts, open_dataset
 from convnext.data.tensors import normalize_batch
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.recipes.recipe import Recipe, number
@@ -31,8 +32,6 @@ from convnext.tasks.detection.data.dataset import (
     collate,
     split,
 )
-from convnext.tasks.detection.data.open import DataFacts, DetectionData, facts, open_dataset
-from convnext.tasks.detection.data.samples import DetectionImages
 from convnext.tasks.detection.inference import infer
 from convnext.tasks.detection.metric import Metric
 from convnext.tasks.detection.model.detector import CascadeMaskRCNN, MaskRCNN

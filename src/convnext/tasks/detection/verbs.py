@@ -64,9 +64,9 @@ def recognizes(path: Path) -> bool:
 
 def inspect(path: str, *, contact_sheet: bool) -> tuple[Any, Any]:
     """Return the report on a data set, and its contact sheet or None."""
-    from convnext.tasks.detection.data import contact_sheet as sheets
+    from convnext.data.objects import open_dataset
     from convnext.tasks.detection.data import inspect as module
-    from convnext.tasks.detection.data.open import open_dataset
+    from convnext.tasks.detection.data import inspect as sheets
 
     report = module.inspect(path)
     data = open_dataset(path, strict=False) if contact_sheet else None

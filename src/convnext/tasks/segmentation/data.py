@@ -16,10 +16,14 @@ import numpy as np
 from convnext.data.formats.coco_layout import is_detection
 from convnext.data.images import BadImage
 from convnext.data.samples import held_out
-from convnext.tasks.segmentation.classes import Classes, read_classes
-from convnext.tasks.segmentation.layout import Found, Part, find, is_segmentation
-from convnext.tasks.segmentation.masks import NONE_16_BIT, MaskReader, read_values
-from convnext.tasks.segmentation.samples import Pairs
+from convnext.tasks.segmentation.layout import Found, Pairs, Part, find, is_segmentation
+from convnext.tasks.segmentation.masks import (
+    NONE_16_BIT,
+    Classes,
+    MaskReader,
+    read_classes,
+    read_values,
+)
 
 # How many masks are read to learn their values where no file lists the classes, and for `facts`.
 NUM_MASKS = 200

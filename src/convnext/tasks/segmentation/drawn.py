@@ -11,10 +11,9 @@ import numpy as np
 from convnext.data.formats.coco import Objects, Record
 from convnext.data.images import BadImage
 from convnext.data.masks import cut
-from convnext.tasks.detection.data.open import open_dataset
-from convnext.tasks.detection.data.samples import DetectionImages
+from convnext.data.objects import DetectionImages, open_dataset
+from convnext.tasks.segmentation.layout import Pairs
 from convnext.tasks.segmentation.masks import Labels
-from convnext.tasks.segmentation.samples import Pairs
 
 BACKGROUND = "background"
 

@@ -23,10 +23,9 @@ from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.gallery import draw_images
 from convnext.tasks.segmentation.inference import infer
-from convnext.tasks.segmentation.layout import is_segmentation
+from convnext.tasks.segmentation.layout import Pairs, Relabelled, is_segmentation
 from convnext.tasks.segmentation.looks import choose_inference, describe
 from convnext.tasks.segmentation.metric import Evaluation, Metric
-from convnext.tasks.segmentation.samples import Pairs, Relabelled
 from convnext.tasks.segmentation.scores import InferenceSettings
 from convnext.weights.checkpoint import Card
 from convnext.weights.open import pick_precision

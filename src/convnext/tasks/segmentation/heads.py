@@ -10,6 +10,7 @@ Shapes: N batch, C channels of a map, D channels of the head, K classes, H W the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -21,6 +22,31 @@ from convnext.tasks.segmentation.resized_conv import WinogradFusion, conv_of_map
 
 POOL_SCALES = (1, 2, 3, 6)
 CLASSIFIER_STD = 0.01
+
+PREFIX = "upernet_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UPerNetConfig:
+    """What stands on the backbone; the defaults are those of the published ADE20K models."""
+
+    num_classes: int = 150
+    channels: int = 512
+    """Width of the decode head."""
+    auxiliary: bool = True
+    """Whether an FCN on the map before the last helps in training."""
+    auxiliary_channels: int = 256
+    dropout: float = 0.1
+    """Share of the channels that are dropped before either classifier."""
+    output_norms: bool = True
+    """Whether each map of the backbone gets a layer norm of its own."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "channels", "auxiliary_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
 
 
 class ConvNormAct(nn.Module):

@@ -11,14 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.images import BadImage
 from convnext.data.threads import for_each
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
-from convnext.tasks.segmentation.samples import Pairs
+from convnext.tasks.segmentation.layout import Pairs
+from convnext.tasks.segmentation.render import overlay
 
 NUM_EXAMPLES = 5
 MAX_ROWS = 60
@@ -295,3 +298,33 @@ def _sum(looks: Sequence[Look], num_classes: int) -> NDArray[np.int64]:
 def _some(lines: Sequence[str]) -> str:
     more = len(lines) - NUM_EXAMPLES
     return "; ".join(lines[:NUM_EXAMPLES]) + (f"; and {more:,} more" if more > 0 else "")
+
+
+def contact_sheet(
+    data: SegmentationData, *, columns: int = 4, per_part: int = 8, width: int = 220
+) -> Image.Image:
+    """Return a sheet with up to `per_part` images of each split, `width` pixels wide each.
+
+    Pixels without a label stay as they are. A pair that cannot be used leaves its place crossed
+    out.
+    """
+    sections = {}
+    for title, pairs in (("training", data.train), ("validation", data.val)):
+        if len(pairs):
+            shown = pairs.some(per_part)
+            tiles = [_tile(pairs, i, len(data.classes), width) for i in shown]
+            sections[f"{title}, {len(shown)} of {len(pairs):,}"] = tiles
+    colors = class_colors(len(data.classes))
+    return sheet(sections, data.classes, colors, columns=columns, width=width)
+
+
+def _tile(pairs: Pairs, index: int, num_classes: int, width: int) -> Image.Image:
+    try:
+        image = pairs.open(index, "RGB")
+        mask = pairs.mask(index, image.size)
+    except BadImage:
+        return crossed_out(width)
+    # No taller than wide, so that a panorama on its side does not fill the sheet.
+    size = fitted(image.size, width)
+    labels = Image.fromarray(np.asarray(mask, np.int32)).resize(size, Image.Resampling.NEAREST)
+    return overlay(image.resize(size), np.asarray(labels), num_classes)

@@ -6,16 +6,10 @@ differently, and `UperNetForSemanticSegmentation` of transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
 
-from torch import Tensor
-
-from convnext.tasks.segmentation.model import PREFIX, UPerNetConfig
-from convnext.weights.infer import infer_model
-from convnext.weights.layouts import LAYOUTS as BACKBONE_LAYOUTS
-from convnext.weights.layouts import Layout
-from convnext.weights.translate import bare, recognise
+from convnext.tasks.segmentation.heads import PREFIX, UPerNetConfig
+from convnext.weights.dense import DenseTables, dense_layouts
 
 OPENMMLAB_HEADS = {
     "decode_head.pools.{s}.conv": "decode_head.psp_modules.{s}.1.conv",
@@ -47,57 +41,17 @@ _BESIDE = {
     | TRANSFORMERS_HEADS,
 }
 
-MARK = "decode_head."
-"""How a file shows that it is a segmentor's."""
-CLASSIFIERS = ("decode_head.classifier.", "auxiliary_head.classifier.")
-"""Tensors whose shape follows from the classes."""
-OPTIONAL = ("auxiliary_head.",)
-"""Tensors that only one of file and network may have."""
-
-
-def _with_heads(layout: Layout) -> Layout:
-    rows = {
-        f"backbone.{ours}": f"backbone.{bare(theirs)}"
-        for ours, theirs in layout.rows.items()
-        if not ours.startswith("head.")
-    }
-    return Layout(
-        name=layout.name,
-        rows=rows | _BESIDE[layout.name],
-        like=layout.like,
-        free=layout.free,
-        num_dims=layout.num_dims,
-    )
-
-
-LAYOUTS = tuple(
-    _with_heads(layout)
-    for layout in BACKBONE_LAYOUTS
-    if layout.name in _BESIDE and (layout.like is None or len(layout.like.depths) > 1)
+TABLES = DenseTables(
+    prefix=PREFIX,
+    layouts=dense_layouts(_BESIDE),
+    marks=("decode_head.",),
+    classifiers=("decode_head.classifier.", "auxiliary_head.classifier."),
+    optional=("auxiliary_head.",),
+    shapes={
+        "num_classes": ("decode_head.classifier.weight", 0),
+        "channels": ("decode_head.fusion.conv.weight", 0),
+        "auxiliary_channels": ("auxiliary_head.conv.conv.weight", 0),
+    },
+    present={"auxiliary": "auxiliary_head.conv.conv.weight"},
+    defaults=asdict(UPerNetConfig()),
 )
-
-
-def infer(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Return the name and the changes with which `create_model` builds the segmentor of a file.
-
-    Raises:
-        ValueError: If the tensors are not those of one on a backbone of our own.
-    """
-    names = recognise(state_dict, LAYOUTS).names
-    found = {ours: state_dict[theirs] for theirs, ours in names.items()}
-    backbone, changes = infer_model(
-        {n.removeprefix("backbone."): t for n, t in found.items() if n.startswith("backbone.")}
-    )
-    sizes = {
-        "num_classes": "decode_head.classifier.weight",
-        "channels": "decode_head.fusion.conv.weight",
-        "auxiliary_channels": "auxiliary_head.conv.conv.weight",
-    }
-    told: dict[str, Any] = {key: len(found[n]) for key, n in sizes.items() if n in found}
-    told["auxiliary"] = sizes["auxiliary_channels"] in found
-    changes = {key: value for key, value in changes.items() if key != "num_classes"}
-    changes |= {key: v for key, v in told.items() if v != getattr(UPerNetConfig(), key)}
-    normed = "stages.0.0.pwconv1_norm.weight" not in {n.removeprefix("backbone.") for n in found}
-    if ("output_norms.0.weight" in found) != normed:
-        changes["output_norms"] = not normed
-    return f"{PREFIX}{backbone}", changes

@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnext.models.config import NetworkConfig
-from convnext.models.family import create_model
+from convnext.models.factory import create_network
 from convnext.models.network import Network
-from convnext.models.output_norms import OutputNorms, embed, wants_output_norms
-from convnext.models.pyramid import Level
+from convnext.models.pyramid import Level, OutputNorms, embed, wants_output_norms
 from convnext.names import nearest
-from convnext.tasks.segmentation.heads import FCNHead, UPerHead, make_classifier
+from convnext.tasks.segmentation.heads import (
+    PREFIX,
+    FCNHead,
+    UPerHead,
+    UPerNetConfig,
+    make_classifier,
+)
+from convnext.tasks.segmentation.layouts import TABLES
 from convnext.tasks.segmentation.resized_conv import resize
+from convnext.weights.dense import DenseTables
 
 if TYPE_CHECKING:
     from convnext.models.timm import TimmNetwork
-
-PREFIX = "upernet_"
-
-
-@dataclass(frozen=True, kw_only=True)
-class UPerNetConfig:
-    """What stands on the backbone; the defaults are those of the published ADE20K models."""
-
-    num_classes: int = 150
-    channels: int = 512
-    """Width of the decode head."""
-    auxiliary: bool = True
-    """Whether an FCN on the map before the last helps in training."""
-    auxiliary_channels: int = 256
-    dropout: float = 0.1
-    """Share of the channels that are dropped before either classifier."""
-    output_norms: bool = True
-    """Whether each map of the backbone gets a layer norm of its own."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_classes", "channels", "auxiliary_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
 
 
 class Segmentor(nn.Module):
@@ -133,6 +115,10 @@ class Segmentor(nn.Module):
         """Channels and stride of each map of the backbone, by name."""
         return self.backbone.levels
 
+    def layout_tables(self) -> DenseTables:
+        """Return the names of its tensors in the published layouts."""
+        return TABLES
+
     @property
     def num_classes(self) -> int:
         """Classes of the logits."""
@@ -167,7 +153,7 @@ def build(name: str, **changes: Any) -> Segmentor:
             if change not in known:
                 raise ValueError(f"{name} has no setting {change!r}{nearest(change, known)}")
     rest = {key: value for key, value in changes.items() if key not in own}
-    backbone = cast("Network | TimmNetwork", create_model(backbone_name, num_classes=0, **rest))
+    backbone = create_network(backbone_name, num_classes=0, **rest)
     backbone.drop_head()
     settings = {key: value for key, value in changes.items() if key in own}
     settings.setdefault("output_norms", wants_output_norms(backbone))

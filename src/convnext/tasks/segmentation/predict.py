@@ -25,7 +25,12 @@ from convnext.tasks.opened import Opened, opened
 from convnext.tasks.predict import PredictionStream, Predictor
 from convnext.tasks.segmentation.inference import segment_labels
 from convnext.tasks.segmentation.looks import choose_inference
-from convnext.tasks.segmentation.render import ClassArea, class_areas, mask_image, overlay
+from convnext.tasks.segmentation.render import (
+    ClassArea,
+    class_areas,
+    mask_image,
+    overlay,
+)
 
 Form = Literal["png", "jpg", "none"]
 

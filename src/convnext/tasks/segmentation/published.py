@@ -12,11 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from convnext.data.preprocessing import DensePreprocessing
-from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
-from convnext.tasks.segmentation.model import UPerNetConfig
+from convnext.tasks.segmentation.heads import UPerNetConfig
+from convnext.tasks.segmentation.layouts import TABLES as OF_UPERNET
+from convnext.tasks.segmentation.model import build as build
 from convnext.tasks.segmentation.scores import default_stride
 from convnext.weights.checkpoint import Card
+from convnext.weights.published import dense_preprocessing
+
+TABLES = (OF_UPERNET,)
 
 # In the order of the indices, by the first name of each in ADE20K's own list.
 ADE20K = tuple(
@@ -47,8 +50,6 @@ def published_card(source: str, name: str, changes: Mapping[str, Any]) -> Card:
     Classes are ADE20K's where there are 150 of them, else numbers.
     """
     changes = asdict(UPerNetConfig()) | dict(changes)
-    in_chans = int(changes.get("in_chans", 3))
-    grey = in_chans == 1
     count = int(changes["num_classes"])
     side = published_side(source)
     return Card(
@@ -56,13 +57,7 @@ def published_card(source: str, name: str, changes: Mapping[str, Any]) -> Card:
         model=name,
         changes=changes,
         classes=ADE20K if count == len(ADE20K) else tuple(map(str, range(count))),
-        preprocessing=DensePreprocessing(
-            image_size=side,
-            max_size=4 * side,
-            in_chans=in_chans,
-            mean=(sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN,
-            std=(sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD,
-        ),
+        preprocessing=dense_preprocessing(side, 4 * side, int(changes.get("in_chans", 3))),
         recipe=published_recipe(source),
     )
 

@@ -17,13 +17,18 @@ from convnext.recipes.recipe import Recipe, number
 from convnext.recipes.resolve import Choice, dense_preprocessing
 from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names
 from convnext.tasks.segmentation import auto
-from convnext.tasks.segmentation.augment import TrainTransform
 from convnext.tasks.segmentation.data import DataFacts, SegmentationData, facts, open_dataset
-from convnext.tasks.segmentation.dataset import Batch, EvalDataset, TrainDataset, collate
+from convnext.tasks.segmentation.dataset import (
+    Batch,
+    EvalDataset,
+    TrainDataset,
+    TrainTransform,
+    collate,
+)
+from convnext.tasks.segmentation.heads import PREFIX
 from convnext.tasks.segmentation.inference import infer
 from convnext.tasks.segmentation.loss import HardExamples, LossSettings, losses
 from convnext.tasks.segmentation.metric import Metric
-from convnext.tasks.segmentation.model import PREFIX
 from convnext.tasks.segmentation.scores import InferenceSettings
 
 

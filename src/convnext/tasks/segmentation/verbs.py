@@ -74,8 +74,8 @@ def recognizes(path: Path) -> bool:
 
 def inspect(path: str, *, contact_sheet: bool, **options: Any) -> tuple[Any, Any]:
     """Return the report on a data set, and its contact sheet or None."""
-    from convnext.tasks.segmentation import contact_sheet as sheets
     from convnext.tasks.segmentation import inspect as module
+    from convnext.tasks.segmentation import inspect as sheets
     from convnext.tasks.segmentation.data import open_dataset
 
     given = {name: value for name, value in options.items() if value is not None}

@@ -18,7 +18,9 @@ from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS
 from convnext.tasks.classification.robustness.figure import draw_robustness, read_rows
 from convnext.tasks.classification.robustness.score import ALEXNET_ERROR
 from convnext.tasks.figures import save_bytes
-from convnext.weights.checkpoint import Card, save_checkpoint
+from convnext.tasks.trained import build
+from convnext.weights.checkpoint import Card
+from convnext.weights.files import save_checkpoint
 
 SMALL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "stem_stride": 1}
 
@@ -38,7 +40,7 @@ def checkpoint(path: Path, classes: tuple[str, ...], in_chans: int, **recipe: st
         ),
         recipe=recipe,
     )
-    save_checkpoint(path, card.build().state_dict(), card)
+    save_checkpoint(path, build(card).state_dict(), card)
     return str(path)
 
 

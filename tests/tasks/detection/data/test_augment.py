@@ -15,6 +15,7 @@ from small_objects import coco_squares, square_runs
 
 from convnext.data.formats.coco import Objects
 from convnext.data.masks import area_of, cut
+from convnext.data.objects import open_dataset
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.tasks.detection.data.augment import (
     LargeScaleJitter,
@@ -24,7 +25,6 @@ from convnext.tasks.detection.data.augment import (
     scaled_back,
 )
 from convnext.tasks.detection.data.dataset import EvalDataset, GroupedBatches, TrainDataset, collate
-from convnext.tasks.detection.data.open import open_dataset
 
 PLAIN = DensePreprocessing(image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
 POLICIES: dict[str, Policy] = {

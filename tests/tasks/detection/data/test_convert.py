@@ -27,8 +27,8 @@ from small_objects import (
 from convnext.cli import main
 from convnext.data.formats.coco import UNUSED
 from convnext.data.formats.voc import BadXml, parse, read_objects
+from convnext.data.objects import open_dataset
 from convnext.tasks.detection.data.convert import to_coco
-from convnext.tasks.detection.data.open import open_dataset
 
 CAT = voc_xml(voc_object("cat", (3, 3, 10, 10)))
 EMPTY = voc_xml("")

@@ -12,8 +12,8 @@ from small_objects import HEIGHT, RING, WIDTH, annotation, image, save, small_co
 
 from convnext.cli import main
 from convnext.data.formats.coco import read_coco
+from convnext.data.objects import open_dataset
 from convnext.tasks.detection.data.fix import FixReport, fix, fix_dataset
-from convnext.tasks.detection.data.open import open_dataset
 
 
 def mend(

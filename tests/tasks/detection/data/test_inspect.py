@@ -14,9 +14,8 @@ from small_objects import annotation, image, save, small_coco, write_coco
 
 from convnext.cli import main
 from convnext.data.drawing import class_colors
-from convnext.tasks.detection.data.contact_sheet import contact_sheet
-from convnext.tasks.detection.data.inspect import DataReport, inspect
-from convnext.tasks.detection.data.open import open_dataset
+from convnext.data.objects import open_dataset
+from convnext.tasks.detection.data.inspect import DataReport, contact_sheet, inspect
 from convnext.tasks.detection.draw import draw_objects
 
 QUIET = Console(quiet=True)

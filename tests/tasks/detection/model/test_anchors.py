@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convnext.tasks.detection.model.anchors import RATIOS, base_anchors, level_anchors, usable
-from convnext.tasks.detection.model.boxes import area
+from convnext.tasks.detection.model.boxes import RATIOS, area, base_anchors, level_anchors, usable
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32, 64])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext.tasks.detection.model.coding import MAX_LOG_RATIO, decode, encode
+from convnext.tasks.detection.model.boxes import MAX_LOG_RATIO, decode, encode
 
 side = st.floats(1, 200)
 box = st.tuples(st.floats(-50, 500), st.floats(-50, 500), side, side).map(

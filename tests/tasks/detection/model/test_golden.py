@@ -10,20 +10,20 @@ import torch
 from golden import GOLDEN, golden_images, golden_weights, sha256
 from torch import Tensor
 
-from convnext.models.family import create_model
 from convnext.tasks.detection.model import targets, training
-from convnext.tasks.detection.model.coding import decode, encode
+from convnext.tasks.detection.model.boxes import decode, encode
 from convnext.tasks.detection.model.config import METHODS
 from convnext.tasks.detection.model.detector import CascadeMaskRCNN
-from convnext.tasks.detection.model.loss import (
+from convnext.tasks.detection.model.roi import pool_rois
+from convnext.tasks.detection.model.rpn import by_anchor
+from convnext.tasks.detection.model.training import (
     box_loss,
     class_loss,
     mask_loss,
     objectness_loss,
     smooth_l1,
 )
-from convnext.tasks.detection.model.roi import pool_rois
-from convnext.tasks.detection.model.rpn import by_anchor
+from convnext.tasks.factory import create_model
 from convnext.weights import export_weights, load_weights
 
 NAME = "cascade_mask_rcnn_convnext_tiny"

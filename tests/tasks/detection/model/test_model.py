@@ -11,12 +11,14 @@ from small_detectors import METHODS, NARROW, SHY, SMALL, random_target, small_de
 from torch import nn
 
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.models.dense_flops import dense_macs
-from convnext.models.family import FAMILY, create_model, list_models
-from convnext.models.flops import cost
+from convnext.models.family import FAMILY
+from convnext.models.flops import cost, dense_macs
 from convnext.tasks.detection.model.detector import CascadeMaskRCNN, MaskRCNN
+from convnext.tasks.factory import create_model, list_models
+from convnext.tasks.trained import build as build_card
 from convnext.weights import load_weights, read_source
-from convnext.weights.checkpoint import Card, save_checkpoint
+from convnext.weights.checkpoint import Card
+from convnext.weights.files import save_checkpoint
 
 SWIN = {"embed_dim": 12, "num_heads": (1, 1, 1, 1), "depths": (1, 1, 2, 1)}
 BACKBONES: dict[str, dict[str, object]] = {
@@ -119,7 +121,7 @@ def test_a_checkpoint_builds_the_same_detector(
     )
     save_checkpoint(tmp_path / "model.safetensors", model.state_dict(), card)
     _, metadata = read_source(tmp_path / "model.safetensors")
-    again = Card.from_metadata(metadata, "here").build().eval()
+    again = build_card(Card.from_metadata(metadata, "here")).eval()
     report = load_weights(again, tmp_path / "model.safetensors")
     assert (report.layout, report.missing, report.unexpected) == ("convnext", (), ())
     assert not report.head_replaced

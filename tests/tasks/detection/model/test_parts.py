@@ -9,16 +9,14 @@ import torch
 from torch import nn
 from torchvision.ops import roi_align
 
-from convnext.tasks.detection.model.anchors import level_anchors
 from convnext.tasks.detection.model.batch import stack
 from convnext.tasks.detection.model.box_head import BoxHead
-from convnext.tasks.detection.model.boxes import iou
+from convnext.tasks.detection.model.boxes import iou, level_anchors
 from convnext.tasks.detection.model.detect import refine, select
-from convnext.tasks.detection.model.fpn import FPN
-from convnext.tasks.detection.model.loss import box_loss, class_loss, mask_loss, objectness_loss
 from convnext.tasks.detection.model.mask_head import MaskHead
 from convnext.tasks.detection.model.roi import pool_rois, roi_levels
-from convnext.tasks.detection.model.rpn import ProposalNetwork, by_anchor, propose
+from convnext.tasks.detection.model.rpn import FPN, ProposalNetwork, by_anchor, propose
+from convnext.tasks.detection.model.training import box_loss, class_loss, mask_loss, objectness_loss
 
 STDS = (0.1, 0.1, 0.2, 0.2)
 
@@ -99,6 +97,21 @@ def test_boxes_without_a_width_stay() -> None:
         [anchors], [torch.zeros(3)], [torch.zeros(3, 4)], size=(64, 64), num_before=9, num_after=9
     )
     assert sorted(boxes.tolist()) == [[0, 10, 0, 20], [0, 12, 0, 22], [10, 10, 20, 20]]
+
+
+def test_boxes_without_a_width_are_dropped_before_they_take_the_place_of_others() -> None:
+    anchors = torch.tensor([[-40.0, 10, -20, 20], [-60, 12, -30, 22], [10, 10, 20, 20]])
+    boxes, scores = propose(
+        [anchors],
+        [torch.tensor([3.0, 2.0, 1.0])],
+        [torch.zeros(3, 4)],
+        size=(64, 64),
+        num_before=9,
+        num_after=1,
+        keep_empty=False,
+    )
+    assert boxes.tolist() == [[10, 10, 20, 20]]
+    assert scores.item() == pytest.approx(torch.tensor(1.0).sigmoid().item())
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext.tasks.detection.model.matching import NEGATIVE
-from convnext.tasks.detection.model.sampling import sample
+from convnext.tasks.detection.model.matching import NEGATIVE, sample
 
 
 @settings(deadline=None, derandomize=True)

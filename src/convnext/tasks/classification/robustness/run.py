@@ -37,9 +37,10 @@ from convnext.tasks.classification.robustness.measure import (
 )
 from convnext.tasks.classification.robustness.paper import SOURCE, paper_figures
 from convnext.tasks.classification.robustness.score import Summary, summarise
+from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import Card
 from convnext.weights.files import digest
-from convnext.weights.open import open_model, pick_precision
+from convnext.weights.open import pick_precision
 from convnext.weights.published import find_published
 
 MADE_HERE = (

@@ -23,10 +23,10 @@ from torch.utils.data import Dataset
 from convnext.data.cache import ImageCache, memory_budget
 from convnext.data.dense import Substitutes
 from convnext.data.images import BadImage
+from convnext.data.objects import DetectionImages
 from convnext.data.preprocessing import DensePreprocessing, to_array
 from convnext.data.sampling import Draw, StepBatches
 from convnext.tasks.detection.data.augment import Target, TrainTransform
-from convnext.tasks.detection.data.samples import DetectionImages
 
 Bad = tuple[tuple[int, str], ...]
 """Images that could not be read, each with the reason."""

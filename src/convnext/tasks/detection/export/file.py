@@ -39,8 +39,8 @@ from convnext.tasks.detection.export.exported import OnCanvas
 from convnext.tasks.detection.export.graph import OUTPUTS, DetectorGraph, check_size, paste
 from convnext.tasks.detection.export.proof import DetectorComparison
 from convnext.tasks.detection.model import box_head, mask_head
-from convnext.tasks.detection.model.anchors import DIVISOR
 from convnext.tasks.detection.model.batch import padded_size
+from convnext.tasks.detection.model.boxes import DIVISOR
 from convnext.tasks.detection.model.config import DetectorConfig
 from convnext.tasks.detection.model.detector import Detector
 from convnext.tasks.detection.model.roi import pool_rois

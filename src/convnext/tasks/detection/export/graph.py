@@ -28,9 +28,8 @@ from torchvision.ops import nms, roi_align
 
 from convnext.kernels.roi_pooling import roi_levels
 from convnext.tasks.detection.model import box_head, mask_head
-from convnext.tasks.detection.model.anchors import DIVISOR, level_anchors
 from convnext.tasks.detection.model.batch import Size, padded_size
-from convnext.tasks.detection.model.coding import Stds, decode
+from convnext.tasks.detection.model.boxes import DIVISOR, Stds, decode, has_area, level_anchors
 from convnext.tasks.detection.model.detector import Detector
 from convnext.tasks.detection.model.rpn import NMS_THRESHOLD, by_anchor
 
@@ -142,6 +141,8 @@ class DetectorGraph(nn.Module):
             logit, delta = (out[0] for out in by_anchor(*outputs))
             score, index = logit.sigmoid().topk(min(num, len(logit)))
             boxes = moved(getattr(self, name)[index], delta[index], (1, 1, 1, 1), limits)
+            if self.detector.config.empty_proposals is False:
+                score = torch.where(has_area(boxes), score, MISSING)
             boxes, score = with_nothing(boxes, score, MISSING)
             keep = nms(boxes, score, NMS_THRESHOLD)
             chosen.append(boxes)

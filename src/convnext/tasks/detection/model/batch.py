@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convnext.tasks.detection.model.anchors import DIVISOR
+from convnext.tasks.detection.model.boxes import DIVISOR
 
 Size = tuple[int, int]
 """Height and width."""

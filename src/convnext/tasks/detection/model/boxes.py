@@ -1,10 +1,12 @@
-"""Areas and overlaps of boxes.
+"""Boxes: areas and overlaps, their coding as differences, and the anchors of proposals.
 
 Boxes are (..., 4) as x1 y1 x2 y2 in pixels; an edge is a coordinate and not a pixel, so a box from
 0 to 10 is 10 wide. M boxes against R are (M, R); functions of pairs take two equal shapes.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -16,6 +18,11 @@ EPS = 1e-6
 def area(boxes: Tensor) -> Tensor:  # ... 4 -> ...
     """Return width times height."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def has_area(boxes: Tensor) -> Tensor:  # ... 4 -> ...
+    """Whether boxes have both a width and a height."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:  # ... 4, ... 4 -> ...
@@ -57,3 +64,86 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:  # ... 4 -> ... 4
     return torch.stack(
         (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), -1
     )
+
+
+Stds = tuple[float, float, float, float]
+
+MAX_LOG_RATIO = abs(math.log(16 / 1000))
+"""Most that the logarithm of a width or height may change, either way; exp is finite below it."""
+
+
+def encode(boxes: Tensor, targets: Tensor, stds: Stds = (1, 1, 1, 1)) -> Tensor:
+    """Return what leads from `boxes` to `targets`, both (..., 4), as dx dy dw dh over `stds`.
+
+    Both need positive widths and heights, or the deltas are not finite.
+    """
+    center, size = _center_and_size(boxes)
+    target_center, target_size = _center_and_size(targets)
+    deltas = torch.cat(((target_center - center) / size, (target_size / size).log()), -1)
+    return deltas / deltas.new_tensor(stds)
+
+
+def decode(
+    boxes: Tensor, deltas: Tensor, stds: Stds = (1, 1, 1, 1), size: tuple[int, int] | None = None
+) -> Tensor:
+    """Return the boxes that `deltas` (..., 4) lead to, clipped to an image of `size` (H, W) if any.
+
+    `boxes` are (..., 4) and broadcast: (R, 1, 4) for deltas (R, K, 4).
+    """
+    deltas = deltas * deltas.new_tensor(stds)
+    center, extent = _center_and_size(boxes)
+    new_extent = extent * deltas[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    new_center = center + extent * deltas[..., :2]
+    decoded = torch.cat((new_center - new_extent / 2, new_center + new_extent / 2), -1)
+    return decoded if size is None else clip(decoded, size)
+
+
+def _center_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+
+
+RATIOS = (0.5, 1.0, 2.0)
+"""Height over width."""
+SCALE = 8.0
+"""Side of a square anchor, in strides, of the published networks."""
+DIVISOR = 32
+"""Sides of padded images are multiples of this."""
+
+
+def base_anchors(stride: int, scale: float = SCALE) -> Tensor:  # -> A 4
+    """Return the anchors of one position around the origin, one per ratio, of equal area."""
+    root = torch.tensor(RATIOS).sqrt()
+    half_width, half_height = scale * stride / root / 2, scale * stride * root / 2
+    return torch.stack((-half_width, -half_height, half_width, half_height), 1)
+
+
+def level_anchors(
+    size: tuple[int, int],
+    stride: int,
+    device: torch.device | str = "cpu",
+    scale: float = SCALE,
+) -> Tensor:
+    """Return the anchors of a map of `size` (H, W) as (H * W * A, 4): rows, columns, ratios.
+
+    They are centred on the top left corner of their cell, as in the reference.
+    """
+    height, width = size
+    y = torch.arange(height, device=device) * stride
+    x = torch.arange(width, device=device) * stride
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    shifts = torch.stack((x, y, x, y), -1).view(-1, 1, 4)
+    return (shifts + base_anchors(stride, scale).to(device)).view(-1, 4)
+
+
+def usable(anchors: Tensor, size: tuple[int, int], border: int) -> Tensor:  # R 4 -> R
+    """Whether anchors may be trained on for an image of `size` (H, W) in a larger batch.
+
+    They leave it by no more than `border` pixels. A negative border keeps all whose cells lie in
+    the image padded to a multiple of `DIVISOR`, as the reference pads each before it stacks them.
+    """
+    height, width = size
+    if border < 0:
+        x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(1)
+        return (x < -(-width // DIVISOR) * DIVISOR) & (y < -(-height // DIVISOR) * DIVISOR)
+    first = (anchors[:, :2] >= -border).all(1)
+    return first & (anchors[:, 2] < width + border) & (anchors[:, 3] < height + border)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from convnext.tasks.detection.model.anchors import SCALE
 from convnext.tasks.detection.model.box_head import BoxHeadKind
-from convnext.tasks.detection.model.coding import Stds
+from convnext.tasks.detection.model.boxes import SCALE, Stds
 from convnext.tasks.detection.model.matching import Thresholds
 
 BoxLoss = Literal["l1", "giou"]
@@ -98,6 +97,10 @@ class DetectorConfig:
     """Whether each map of the backbone gets a layer norm of its own."""
     num_proposals: int = 1000
     """Proposals of an image, of each level before and of all after the suppression of doubles."""
+    empty_proposals: bool | None = None
+    """Whether proposals that lose their width or height at the border of the image stay, as in the
+    stack of the published numbers; current MMDetection drops them. None: as in the layout that the
+    weights come in, and they stay where it does not say."""
     score_threshold: float = 0.05
     """Least score of a detection."""
     nms_threshold: float = 0.5

@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms
 
 from convnext.data.masks import paste_masks
 from convnext.tasks.detection.model.batch import Size
-from convnext.tasks.detection.model.coding import Stds, decode
+from convnext.tasks.detection.model.boxes import Stds, decode
 
 if TYPE_CHECKING:
     from convnext.tasks.detection.model.detector import Detector

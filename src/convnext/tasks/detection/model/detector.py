@@ -16,21 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from convnext.models.config import NetworkConfig
-from convnext.models.family import create_model
+from convnext.models.factory import create_network
 from convnext.models.network import Network
-from convnext.models.output_norms import OutputNorms, embed, wants_output_norms
-from convnext.models.pyramid import Level
+from convnext.models.pyramid import Level, OutputNorms, embed, wants_output_norms
 from convnext.names import nearest
+from convnext.tasks.detection.layouts import BY_PREFIX
 from convnext.tasks.detection.model import box_head, mask_head
-from convnext.tasks.detection.model.anchors import level_anchors
 from convnext.tasks.detection.model.batch import Size, stack
 from convnext.tasks.detection.model.box_head import BoxHead
+from convnext.tasks.detection.model.boxes import level_anchors
 from convnext.tasks.detection.model.config import METHODS, DetectorConfig, Method
 from convnext.tasks.detection.model.detect import detections, refine
-from convnext.tasks.detection.model.fpn import FPN
 from convnext.tasks.detection.model.mask_head import MaskHead
 from convnext.tasks.detection.model.roi import pool_rois
-from convnext.tasks.detection.model.rpn import ProposalNetwork, by_anchor, propose
+from convnext.tasks.detection.model.rpn import FPN, ProposalNetwork, by_anchor, propose
+from convnext.weights.dense import DenseTables
 
 if TYPE_CHECKING:
     from convnext.models.timm import TimmNetwork
@@ -166,6 +166,7 @@ class Detector(nn.Module):
                 size=size,
                 num_before=num_before or self.config.num_proposals,
                 num_after=num_after or self.config.num_proposals,
+                keep_empty=self.config.empty_proposals is not False,
             )
             for n, size in enumerate(sizes)
         ]
@@ -237,6 +238,10 @@ class Detector(nn.Module):
         """Channels and stride of each map of the backbone, by name."""
         return self.backbone.levels
 
+    def layout_tables(self) -> DenseTables:
+        """Return the names of its tensors in the published layouts."""
+        return BY_PREFIX[self.prefix]
+
     @property
     def num_classes(self) -> int:
         """Classes of the labels."""
@@ -283,7 +288,7 @@ def build(name: str, **changes: Any) -> Detector:
             if change not in known:
                 raise ValueError(f"{name} has no setting {change!r}{nearest(change, known)}")
     rest = {key: value for key, value in changes.items() if key not in own}
-    backbone = cast("Network | TimmNetwork", create_model(backbone_name, num_classes=0, **rest))
+    backbone = create_network(backbone_name, num_classes=0, **rest)
     backbone.drop_head()
     settings = {key: value for key, value in changes.items() if key in own}
     settings.setdefault("output_norms", wants_output_norms(backbone))

@@ -1,4 +1,4 @@
-"""The region proposal network: where something may be, whatever it is (Ren et al., 2015).
+"""The feature pyramid (Lin et al., 2017) and the region proposal network (Ren et al., 2015).
 
 T anchors of an image are in one order everywhere: levels, rows, columns, ratios.
 """
@@ -12,8 +12,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
-from convnext.tasks.detection.model.anchors import RATIOS
-from convnext.tasks.detection.model.coding import decode
+from convnext.tasks.detection.model.boxes import RATIOS, decode, has_area
+
+
+class FPN(nn.Module):
+    """Maps c2 to c5 of `in_dims` channels to p2 to p6 of `channels`; no norm, no activation.
+
+    p6 is every second position of p5, for the proposals of large objects only.
+    """
+
+    def __init__(self, in_dims: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(dim, channels, 1) for dim in in_dims)
+        self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_dims)
+        for conv in (*self.laterals, *self.outputs):
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:  # each N C H W, finest first
+        sums = [lateral(map_) for lateral, map_ in zip(self.laterals, maps, strict=True)]
+        for i in range(len(sums) - 1, 0, -1):
+            coarse = F.interpolate(sums[i], size=sums[i - 1].shape[2:], mode="nearest")
+            sums[i - 1] = sums[i - 1] + coarse
+        outputs = [conv(map_) for conv, map_ in zip(self.outputs, sums, strict=True)]
+        return [*outputs, F.max_pool2d(outputs[-1], 1, stride=2)]
+
 
 NMS_THRESHOLD = 0.7
 
@@ -52,6 +75,7 @@ def propose(
     size: tuple[int, int],
     num_before: int,
     num_after: int,
+    keep_empty: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return the best boxes (R, 4) of an image of `size` (H, W), and their scores (R,), best first.
 
@@ -59,10 +83,11 @@ def propose(
         anchors: (T_l, 4) of every level l.
         logits: (T_l,) of every level.
         deltas: (T_l, 4) of every level.
-        size: What boxes are clipped to. Those that lose their width or height stay, as in the
-            stack of the published numbers.
+        size: What boxes are clipped to.
         num_before: Boxes of each level that enter the suppression of doubles.
         num_after: Boxes of all levels that leave it.
+        keep_empty: Whether boxes stay that lose their width or height when they are clipped; as
+            `DetectorConfig.empty_proposals`.
 
     Boxes of one level suppress each other, those of different levels do not.
     """
@@ -73,6 +98,9 @@ def propose(
         chosen.append(decode(boxes[index], delta[index], size=size))
         scores.append(score[:num_before])
         levels.append(torch.full_like(index, level))
-    candidates, score = torch.cat(chosen), torch.cat(scores)
-    keep = batched_nms(candidates, score, torch.cat(levels), NMS_THRESHOLD)[:num_after]
+    candidates, score, level_of = torch.cat(chosen), torch.cat(scores), torch.cat(levels)
+    if not keep_empty:
+        solid = has_area(candidates)
+        candidates, score, level_of = candidates[solid], score[solid], level_of[solid]
+    keep = batched_nms(candidates, score, level_of, NMS_THRESHOLD)[:num_after]
     return candidates[keep], score[keep]

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from convnext.data.masks import Mask, size_of
-from convnext.tasks.detection.model.anchors import usable
-from convnext.tasks.detection.model.boxes import clip
+from convnext.tasks.detection.model.boxes import clip, usable
 from convnext.tasks.detection.model.config import RPN_THRESHOLDS, DetectorConfig, Method, Stage
-from convnext.tasks.detection.model.matching import match
-from convnext.tasks.detection.model.sampling import sample
+from convnext.tasks.detection.model.matching import match, sample
 
 RPN_POSITIVE, BOX_POSITIVE = 0.5, 0.25
 """Most that positive boxes may be of those that are trained on."""

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from convnext.cli import main
-from convnext.data.shards import convert as module
 from convnext.data.shards import index as shard_index
-from convnext.data.shards.convert import to_shards
 from convnext.data.shards.index import Places, read_places, write_places
+from convnext.tasks.classification import shards as module
 from convnext.tasks.classification.data import open_dataset
+from convnext.tasks.classification.shards import to_shards
 
 
 @pytest.fixture

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from convnext.models.family import create_model, dense_prefix, list_models
 from convnext.models.flops import cost
 from convnext.names import nearest
-from convnext.weights.published import published
+from convnext.tasks.factory import create_model, dense_prefix, list_models
+from convnext.weights.published import (
+    PUBLISHED_DENSE,
+    PublishedDense,
+    published,
+    published_dense,
+)
 
 # Counting a peer means building it; a pattern that matches hundreds should still answer.
 MAX_COUNTED_PEERS = 40
@@ -42,6 +48,10 @@ class CatalogueRow:
     top1: float | None = None
     """ImageNet-1K top-1 in percent, as published."""
     num_classes: int = 1000
+    url: str = ""
+    """Where the file is, if it is on no hub."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Of a dense network on ADE20K or COCO in percent, as published."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -50,6 +60,8 @@ class CatalogueRow:
 
 def catalogue(pattern: str) -> list[CatalogueRow]:
     """Return the networks that match a shell pattern, a row for each of their weights.
+
+    Dense networks with published weights follow their backbones, uncounted, since that takes long.
 
     Raises:
         ValueError: If none matches.
@@ -60,12 +72,15 @@ def catalogue(pattern: str) -> list[CatalogueRow]:
     counted = not pattern.startswith("timm/") or len(names) <= MAX_COUNTED_PEERS
     rows = []
     for name in names:
+        dense = published_dense(name)
         entries = published(name)
         height, _, classes = DENSE_INPUTS.get(dense_prefix(name) or "", (224, 224, 1000))
         default = (height, classes)
         kinds = {(entry.input_size, entry.num_classes) for entry in entries} or {default}
         counts = {kind: _count(name, *kind) if counted else (None, None) for kind in kinds}
-        if not entries:
+        if dense:
+            rows += [_dense_row(entry, *counts[default]) for entry in dense]
+        elif not entries:
             params, macs = counts[default]
             size, num_classes = default
             rows.append(
@@ -89,7 +104,30 @@ def catalogue(pattern: str) -> list[CatalogueRow]:
                     num_classes=entry.num_classes,
                 )
             )
+    if dense_prefix(pattern) is None:
+        rows += [
+            _dense_row(entry)
+            for entry in PUBLISHED_DENSE
+            if entry.model.removeprefix(dense_prefix(entry.model) or "") in names
+        ]
     return rows
+
+
+def _dense_row(
+    entry: PublishedDense, params: int | None = None, macs: int | None = None
+) -> CatalogueRow:
+    return CatalogueRow(
+        model=entry.model,
+        params=params,
+        macs=macs,
+        input_size=entry.input_size,
+        weights=entry.tag,
+        source=entry.source,
+        licence=entry.licence,
+        num_classes=entry.num_classes,
+        url=entry.url,
+        scores=entry.scores,
+    )
 
 
 def print_catalogue(rows: list[CatalogueRow], console: Console) -> None:
@@ -97,7 +135,7 @@ def print_catalogue(rows: list[CatalogueRow], console: Console) -> None:
     table = Table(box=None, header_style="bold")
     for name in ("model", "weights"):
         table.add_column(name, no_wrap=True)
-    for name in ("top-1", "size", "params", "MACs"):
+    for name in ("published", "size", "params", "MACs"):
         table.add_column(name, justify="right")
     table.add_column("classes", justify="right")
     table.add_column("licence")
@@ -107,7 +145,7 @@ def print_catalogue(rows: list[CatalogueRow], console: Console) -> None:
         table.add_row(
             row.model if row.model != last else "",
             row.weights or "-",
-            f"{row.top1:.1f}" if row.top1 is not None else "-",
+            _shown_scores(row),
             f"{row.input_size}",
             f"{row.params / 1e6:.1f} M" if row.params else "-",
             f"{row.macs / 1e9:.2f} G" if row.macs else "-",
@@ -117,8 +155,17 @@ def print_catalogue(rows: list[CatalogueRow], console: Console) -> None:
         )
         last = row.model
     console.print(table)
-    if any(row.top1 is not None for row in rows):
-        console.print("top-1 on ImageNet-1K in percent, as published; params and MACs counted here")
+    if any(row.top1 is not None or row.scores for row in rows):
+        console.print(
+            "published: top-1 on ImageNet-1K, mIoU on ADE20K (of several scales and of one), or "
+            "box and mask AP on COCO, in percent; params and MACs counted here"
+        )
+
+
+def _shown_scores(row: CatalogueRow) -> str:
+    if row.scores:
+        return " / ".join(f"{score:.1f}" for score in row.scores.values())
+    return f"{row.top1:.1f}" if row.top1 is not None else "-"
 
 
 def _count(name: str, size: int, num_classes: int) -> tuple[int | None, int | None]:

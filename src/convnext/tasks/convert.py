@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from torch import Tensor
 
 from convnext.atomic import atomic_write
 from convnext.models.config import NetworkConfig
-from convnext.models.family import create_model, dense_prefix, network_configs
+from convnext.models.factory import network_configs
 from convnext.names import nearest
+from convnext.tasks.factory import create_model, dense_kind, dense_prefix, infer_model
 from convnext.weights.adapt import with_num_dims
-from convnext.weights.dense import layouts_of_model, tables_of_model
+from convnext.weights.checkpoint import FORMAT, Card
+from convnext.weights.dense import layouts_of_model
 from convnext.weights.export import export_tensors
-from convnext.weights.infer import infer_model
+from convnext.weights.files import save_tensors
 from convnext.weights.layouts import form_of
-from convnext.weights.report import ConvertReport, shorten
+from convnext.weights.load import shorten
 from convnext.weights.sources import read_source
 from convnext.weights.translate import recognise
 
@@ -26,6 +29,35 @@ from convnext.weights.translate import recognise
 # come from the toolboxes.
 _WRAPPED = {"official": "model", "openmmlab": "state_dict"}
 _WRAPPED_DENSE = {"official": "state_dict", "openmmlab": "state_dict"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertReport:
+    """What a conversion read and wrote."""
+
+    source: str
+    source_layout: str
+    model: str
+    changes: dict[str, Any]
+    """Fields in which the network differs from the named one."""
+    written_layout: str
+    tensors: int
+    dropped: tuple[str, ...]
+    """Tensors of the source that have no place in the network."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        changes = ", ".join(f"{name}={value}" for name, value in self.changes.items())
+        lines = [
+            f"{self.source}: {self.model}{f' with {changes}' if changes else ''}, "
+            f"{self.tensors} tensors from {self.source_layout} to {self.written_layout}"
+        ]
+        if self.dropped:
+            lines.append(f"left out: {shorten(self.dropped)}")
+        return "\n".join(lines)
 
 
 def convert(
@@ -52,7 +84,7 @@ def convert(
         network = create_model(name, **changes)
     config = getattr(network, "backbone", network).config
     assert isinstance(config, NetworkConfig), "only networks of our own come this far"
-    layouts = layouts_of_model(name)
+    layouts = layouts_of_model(network)
     form_of(layout, config, layouts)
     recognition = recognise(tensors, layouts)
     found = {ours: tensors[theirs] for theirs, ours in recognition.names.items()}
@@ -86,8 +118,6 @@ def _network(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], model: str | None
 ) -> tuple[str, dict[str, Any]]:
     """Return a network's name and changes: as told, as the file's metadata has it, as inferred."""
-    from convnext.weights.checkpoint import FORMAT, Card
-
     if model is not None:
         if not _is_ours(model):
             raise ValueError(f"there is no model {model!r}{nearest(model, network_configs())}")
@@ -107,13 +137,10 @@ def _is_ours(name: str) -> bool:
 
 def _changes_beside_size(tensors: Mapping[str, Tensor], model: str) -> dict[str, Any]:
     """Return what a file says of the classes and channels of a network that is named for it."""
-    if tables_of_model(model) is not None:
-        own = ("num_classes", "channels", "fc_dim", "auxiliary", "auxiliary_channels")
-        return {
-            k: v
-            for k, v in infer_model(tensors)[1].items()
-            if k in (*own, "output_norms", "in_chans")
-        }
+    if (kind := dense_kind(model)) is not None:
+        tables = kind.tables
+        own = (*tables.shapes, *tables.present, "output_norms", "in_chans")
+        return {k: v for k, v in tables.infer(tensors)[1].items() if k in own}
     recognition = recognise(tensors)
     shapes = {ours: tensors[theirs].shape for theirs, ours in recognition.names.items()}
     head, stem = shapes.get("head.fc.weight", (0,)), shapes.get("stem.conv.weight")
@@ -139,8 +166,6 @@ def _write(
     target: Path, tensors: Mapping[str, Tensor], key: str | None, metadata: Mapping[str, str]
 ) -> None:
     if target.suffix == ".safetensors":
-        from convnext.weights.checkpoint import save_tensors
-
         save_tensors(target, tensors, metadata, sign=False)  # As the others write it.
         return
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
