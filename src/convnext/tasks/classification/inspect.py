@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from convnext.data.doctor import bar, plain_table, print_notes
 from convnext.data.images import BadImage
 from convnext.data.samples import Samples
 from convnext.tasks.classification.data import ClassificationData, open_dataset
@@ -92,12 +93,9 @@ def _shorten(
     return f"{text}..."
 
 
-__all__ = ["DataReport", "Spread", "contact_sheet", "inspect"]
-
 # Upper ends of the bins of the histogram of sizes, in pixels.
 SIZE_BINS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MAX_ROWS = 30
-BAR = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +150,7 @@ class DataReport:
             f"[bold]{escape(self.path)}[/]\n{self.num_images:,} images of {len(self.classes):,} "
             f"classes, {_bytes(self.num_bytes)}"
         )
-        for note in self.notes:
-            console.print(f"note: {note}", markup=False)
+        print_notes(self.notes, console)
         console.print(_class_table(self))
         if len(self.classes) > MAX_ROWS:
             console.print(f"(the largest and the smallest of {len(self.classes):,} classes)")
@@ -238,14 +235,11 @@ def _class_table(report: DataReport) -> Table:
     if len(rows) > MAX_ROWS:
         ranked = sorted(rows, key=lambda row: -row[1])
         rows = [*ranked[: MAX_ROWS // 2], *ranked[-MAX_ROWS // 2 :]]
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    table.add_column("class", overflow="ellipsis", max_width=30, no_wrap=True)
-    table.add_column("train", justify="right")
-    table.add_column("val", justify="right")
+    table = plain_table("class", "train", "val")
     table.add_column("")
     most = max(report.num_train)
     for name, train, val in rows:
-        table.add_row(escape(name), f"{train:,}", f"{val:,}", _bar(train, most))
+        table.add_row(escape(name), f"{train:,}", f"{val:,}", bar(train, most))
     return table
 
 
@@ -256,7 +250,7 @@ def _size_table(report: DataReport) -> Table:
     table.add_column("")
     most = max(count for _, count in report.sizes)
     for name, count in report.sizes:
-        table.add_row(name, f"{count:,}", _bar(count, most))
+        table.add_row(name, f"{count:,}", bar(count, most))
     return table
 
 
@@ -268,10 +262,6 @@ def _list_table(lines: Sequence[str]) -> Table:
     for number, line in enumerate(lines, start=1):
         table.add_row(str(number), escape(line))
     return table
-
-
-def _bar(value: int, most: int) -> str:
-    return "█" * max(round(BAR * value / max(most, 1)), 1 if value else 0)
 
 
 def _spread(spread: Spread) -> str:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from convnext.data.doctor import read_all
 from convnext.data.images import BadImage
-from convnext.data.threads import for_each
 from convnext.tasks.classification.data import ClassificationData
 
 # Two pictures look alike if at most this many of the 256 bits of their sketches differ.
@@ -56,13 +56,7 @@ def scan(data: ClassificationData, *, console: Console | None = None) -> list[Lo
     """Look at every image, those of training first, by a few threads with a progress bar."""
     places = [("train", i) for i in range(len(data.train))]
     places += [("val", i) for i in range(len(data.val))]
-    looks: list[Look | None] = [None] * len(places)
-
-    def look_at(number: int) -> None:
-        looks[number] = look(data, *places[number])
-
-    for_each(look_at, len(places), "looking at images", console=console)
-    return [look for look in looks if look is not None]
+    return read_all(places, lambda p: look(data, *p), "looking at images", console=console)
 
 
 def look(data: ClassificationData, part: str, index: int) -> Look:

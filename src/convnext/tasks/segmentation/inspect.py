@@ -16,16 +16,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from convnext.data.doctor import (
+    class_table,
+    list_sizes,
+    print_notes,
+    print_numbered,
+    read_all,
+)
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.images import BadImage
-from convnext.data.threads import for_each
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.layout import Pairs
 from convnext.tasks.segmentation.render import overlay
 
 NUM_EXAMPLES = 5
-MAX_ROWS = 60
-BAR = 24
 # A class with a smaller share of the labelled pixels is seldom learned without help.
 RARE = 0.005
 
@@ -89,13 +93,9 @@ class DataReport:
             f"validation images with masks of {len(self.classes):,} classes; "
             f"{100 * self.ignored_share:.1f} % of the pixels have no label"
         )
-        for note in self.notes:
-            console.print(f"note: {note}", markup=False)
+        print_notes(self.notes, console)
         console.print(self._table())
-        common = list(self.sizes.items())
-        more = f", and {len(common) - 4:,} other sizes" if len(common) > 4 else ""
-        sizes = ", ".join(f"{size} ({count:,})" for size, count in common[:4])
-        console.print(f"sizes: {sizes}{more}")
+        console.print(f"sizes: {list_sizes(self.sizes)}")
         if not self.problems:
             console.print("\n[green]nothing is wrong[/]")
         for title, lines in (
@@ -104,29 +104,17 @@ class DataReport:
         ):
             if lines:
                 console.print(f"\n[bold]{title}[/]")
-            for number, line in enumerate(lines, 1):
-                console.print(f" {number} {line}", markup=False, soft_wrap=True)
+            print_numbered(lines, console)
 
     def _table(self) -> Table:
-        table = Table(box=None, header_style="dim", pad_edge=False)
-        table.add_column("class", overflow="ellipsis", max_width=30, no_wrap=True)
-        for name in ("train pixels", "images", "val pixels", "images"):
-            table.add_column(name, justify="right")
-        table.add_column("")
-        most = max((row.train_share for row in self.classes), default=0.0)
-        for row in self.classes[:MAX_ROWS]:
-            bar = "█" * max(round(BAR * row.train_share / (most or 1)), 1 if row.train_share else 0)
-            table.add_row(
-                escape(row.name),
-                f"{100 * row.train_share:.2f} %",
-                f"{row.train_images:,}",
-                f"{100 * row.val_share:.2f} %",
-                f"{row.val_images:,}",
-                bar,
-            )
-        if len(self.classes) > MAX_ROWS:
-            table.caption = f"the first {MAX_ROWS} of {len(self.classes):,} classes"
-        return table
+        def cells(row: ClassCount) -> tuple[str, ...]:
+            train, val = (f"{100 * share:.2f} %" for share in (row.train_share, row.val_share))
+            return train, f"{row.train_images:,}", val, f"{row.val_images:,}"
+
+        return class_table(
+            ("train pixels", "images", "val pixels", "images"),
+            [(row.name, row.train_share, cells(row)) for row in self.classes],
+        )
 
 
 def inspect(
@@ -165,14 +153,12 @@ def inspect(
 def scan(data: SegmentationData, *, console: Console | None = None) -> list[Look]:
     """Read every pair by a few threads."""
     jobs = [(part, pairs, i) for part, pairs in _parts(data) for i in range(len(pairs))]
-    found: list[Look | None] = [None] * len(jobs)
-
-    def read(number: int) -> None:
-        part, pairs, index = jobs[number]
-        found[number] = look_at(part, pairs, index, len(data.classes), data.ignore_index)
-
-    for_each(read, len(jobs), "reading images and masks", console=console)
-    return [look for look in found if look is not None]
+    return read_all(
+        jobs,
+        lambda job: look_at(*job, len(data.classes), data.ignore_index),
+        "reading images and masks",
+        console=console,
+    )
 
 
 def look_at(part: str, pairs: Pairs, index: int, num_classes: int, ignore_index: int) -> Look:

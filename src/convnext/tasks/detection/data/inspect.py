@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from convnext.data.doctor import class_table, list_sizes, print_notes, print_numbered
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.images import BadImage
 from convnext.data.objects import DetectionData, DetectionImages, open_dataset
@@ -27,8 +28,6 @@ from convnext.tasks.detection.data.problems import (
 )
 from convnext.tasks.detection.draw import draw_objects
 
-MAX_ROWS = 60
-BAR = 24
 # Sides of the squares that part small from medium and medium from large objects, in COCO's metric.
 SMALL, LARGE = 32, 96
 
@@ -104,14 +103,10 @@ class DataReport:
     def print(self, console: Console) -> None:
         """Print for people."""
         console.print(f"[bold]{escape(self.path)}[/], objects of {len(self.classes):,} classes")
-        for note in self.notes:
-            console.print(f"note: {note}", markup=False)
+        print_notes(self.notes, console)
         console.print(self._split_table())
         console.print(self._class_table())
-        common = list(self.sizes.items())
-        more = f", and {len(common) - 4:,} other sizes" if len(common) > 4 else ""
-        listed = ", ".join(f"{size} ({count:,})" for size, count in common[:4])
-        console.print(f"\nsizes: {listed}{more}")
+        console.print(f"\nsizes: {list_sizes(self.sizes)}")
         if not self.problems:
             console.print("\n[green]nothing is wrong[/]")
         else:
@@ -125,8 +120,7 @@ class DataReport:
                 console.print(f"     and {left:,} more", style="dim")
         if self.suggestions:
             console.print("\n[bold]suggestions[/]")
-        for number, line in enumerate(self.suggestions, 1):
-            console.print(f" {number} {line}", markup=False, soft_wrap=True)
+        print_numbered(self.suggestions, console)
 
     def _split_table(self) -> Table:
         table = Table(box=None, header_style="dim", pad_edge=False)
@@ -151,19 +145,14 @@ class DataReport:
         return table
 
     def _class_table(self) -> Table:
-        table = Table(box=None, header_style="dim", pad_edge=False)
-        table.add_column("class", overflow="ellipsis", max_width=30, no_wrap=True)
-        for name in ("training", "on images", "validation", "on images"):
-            table.add_column(name, justify="right")
-        table.add_column("")
-        most = max((row.train for row in self.classes), default=0)
-        for row in self.classes[:MAX_ROWS]:
-            bar = "█" * max(round(BAR * row.train / max(most, 1)), 1 if row.train else 0)
+        def cells(row: ClassCount) -> tuple[str, ...]:
             counts = (row.train, row.train_images, row.val, row.val_images)
-            table.add_row(escape(row.name), *(f"{count:,}" for count in counts), bar)
-        if len(self.classes) > MAX_ROWS:
-            table.caption = f"the first {MAX_ROWS} of {len(self.classes):,} classes"
-        return table
+            return tuple(f"{count:,}" for count in counts)
+
+        return class_table(
+            ("training", "on images", "validation", "on images"),
+            [(row.name, row.train, cells(row)) for row in self.classes],
+        )
 
 
 def inspect(path: str, *, val_share: float = 0.2, console: Console | None = None) -> DataReport:

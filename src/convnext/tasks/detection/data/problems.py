@@ -14,11 +14,11 @@ from typing import Literal
 
 from rich.console import Console
 
+from convnext.data.doctor import read_all
 from convnext.data.formats.coco import FIX, UNUSED, Objects
 from convnext.data.images import BadImage, decode, readable_extensions
 from convnext.data.masks import bounds_of
 from convnext.data.objects import DetectionData, DetectionImages
-from convnext.data.threads import for_each
 
 Part = Literal["train", "val"]
 # Pixels by which a mask may leave its box: boxes are often rounded.
@@ -53,13 +53,7 @@ def parts(data: DetectionData) -> tuple[tuple[Part, DetectionImages], ...]:
 def scan(data: DetectionData, *, console: Console | None = None) -> list[Look]:
     """Read every image by a few threads, with a progress bar on `console`."""
     jobs = [(part, images, i) for part, images in parts(data) for i in range(len(images))]
-    found: list[Look | None] = [None] * len(jobs)
-
-    def read(number: int) -> None:
-        found[number] = look_at(*jobs[number])
-
-    for_each(read, len(jobs), "reading images", console=console)
-    return [look for look in found if look is not None]
+    return read_all(jobs, lambda job: look_at(*job), "reading images", console=console)
 
 
 def look_at(part: str, images: DetectionImages, index: int) -> Look:
