@@ -120,6 +120,7 @@ def main() -> None:
         model = create_model(arguments.model)
         params = cost(model, arguments.size).params
         card = Card(
+            task="classify",
             model=arguments.model,
             changes={},
             classes=tuple(map(str, range(1000))),

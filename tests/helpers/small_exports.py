@@ -25,6 +25,7 @@ FILES = {"onnx": "net.onnx", "openvino": "net.xml", "pt2": "net.pt2"}
 def small_checkpoint(path: Path, recipe: Mapping[str, Any] | None = None) -> str:
     """Write a checkpoint of three classes at 64 pixels and return its path."""
     card = Card(
+        task="classify",
         model="convnext_atto",
         changes=NETWORK,
         classes=CLASSES,

@@ -87,6 +87,7 @@ class ToyTask:
 
     def card(self, model: nn.Module, metrics: Mapping[str, Any], recipe: Recipe) -> Card:
         return Card(
+            task="classify",
             model=str(model.name),
             changes=dict(model.changes),  # type: ignore[arg-type]
             classes=("a", "b", "c"),

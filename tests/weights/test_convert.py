@@ -82,6 +82,7 @@ def test_a_checkpoint_of_ours_says_what_it_is(tmp_path: Path, randomise: Randomi
     model = randomise(create_model("roadmap/resnet50/kernel_7", num_classes=4))
     path = tmp_path / "run.safetensors"
     card = Card(
+        task="classify",
         model=model.name,
         changes=model.changes,
         classes=tuple("abcd"),

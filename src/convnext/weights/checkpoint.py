@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 
@@ -23,13 +23,13 @@ FORMAT = "convnext-1"
 class Card:
     """What travels with the weights."""
 
+    task: str
     model: str
     changes: Mapping[str, Any]
     """Arguments of `create_model` beside the name."""
     classes: tuple[str, ...]
     preprocessing: Any
     """`Preprocessing` for classification, `DensePreprocessing` for the dense tasks."""
-    task: str = "classify"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """What the weights reached, and at which step."""
@@ -63,19 +63,36 @@ class Card:
             return cls(
                 task=metadata["task"],
                 model=metadata["model"],
-                changes=json.loads(metadata["changes"]),
-                classes=tuple(json.loads(metadata["classes"])),
+                changes=_mapping(metadata["changes"]),
+                classes=_items(metadata["classes"], str),
                 preprocessing=_preprocessing(metadata),
-                recipe=json.loads(metadata["recipe"]),
-                metrics=json.loads(metadata["metrics"]),
-                category_ids=tuple(json.loads(metadata.get("category_ids", "[]"))),
+                recipe=_mapping(metadata["recipe"]),
+                metrics=_mapping(metadata["metrics"]),
+                category_ids=_items(metadata.get("category_ids", "[]"), int),
             )
-        except (KeyError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{where} has damaged metadata: {error!r}") from error
 
 
+T = TypeVar("T")
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError(f"{text[:40]} is not a JSON object")
+    return value
+
+
+def _items(text: str, kind: type[T]) -> tuple[T, ...]:
+    values = json.loads(text)
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        raise TypeError(f"{text[:40]} is not a JSON list of {kind.__name__}")
+    return tuple(values)
+
+
 def _preprocessing(metadata: Mapping[str, str]) -> Preprocessing | DensePreprocessing:
-    values = json.loads(metadata["preprocessing"])
+    values = _mapping(metadata["preprocessing"])
     # Only the first crops, and only the second limits the long side.
     kind = DensePreprocessing if "max_size" in values else Preprocessing
     return kind.from_dict(values)

@@ -28,6 +28,7 @@ SMALL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "stem_stride": 1}
 def checkpoint(path: Path, classes: tuple[str, ...], in_chans: int, **recipe: str) -> str:
     torch.manual_seed(0)
     card = Card(
+        task="classify",
         model="convnext_atto",
         changes={**SMALL, "num_classes": len(classes), "in_chans": in_chans},
         classes=classes,
