@@ -1,4 +1,4 @@
-"""Exported files, whatever their task: one written from a source, one opened as a network."""
+"""Export of a trained network to a file, whatever its task."""
 
 from __future__ import annotations
 
