@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -105,7 +106,7 @@ def load(
     """
     from convnext.tasks.opened import opened
 
-    return Model(opened(_path_of(source, which), device))
+    return Model(replace(opened(_path_of(source, which), device), is_shared=True))
 
 
 def predict(

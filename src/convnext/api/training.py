@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
+from convnext.api.prepare import prepare, table_of
 from convnext.api.run import Run
 from convnext.api.settings import Settings, given_settings, make_recipe
 from convnext.api.types import (
@@ -47,7 +48,9 @@ def train(
 
     Args:
         recipe: A bundled recipe's name, or a YAML file; in Python also a `Recipe`.
-        data: A folder, an address of shards, or `digits` for the bundled data set.
+        data: A folder, a CSV with the columns path and label, an address of shards, or `digits` for
+            the bundled data set; in Python also a DataFrame with these columns (and perhaps
+            `split`), or a list of (path, label).
         model: A name of `convnext models`, or `timm/<name>`.
         weights: Where training starts: `none`, a tag of `convnext models`, a run, a file, or a
             hub id.
@@ -71,10 +74,13 @@ def train(
         InterruptedRun: If a signal asked the run to end; its state is saved.
         LostProcessError: If another process of the run is gone.
     """
+    data, output = table_of(data, output)
     given = given_settings(settings, data=data, model=model, weights=weights, task=task)
     if resume:
         recipe, given = _resumed(recipe, given, output)
-    made = make_recipe(recipe, given)
+        made = make_recipe(recipe, given)
+    else:
+        made = prepare(recipe, given)
 
     from convnext.progress import console_of
     from convnext.reports.report import write_report
@@ -129,7 +135,7 @@ def learning_rates(
     from convnext.progress import console_of
     from convnext.training.run import show_groups
 
-    return Groups(rows=show_groups(make_recipe(recipe, given), console_of(progress)))
+    return Groups(rows=show_groups(prepare(recipe, given), console_of(progress)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,22 @@ def list_networks(pattern: str = "*") -> list[str]:
     return [name for name in network_configs() if fnmatchcase(name, pattern)]
 
 
+def check_name(name: str) -> None:
+    """See that there is a network of this name, without building it.
+
+    Raises:
+        ValueError: If there is none; the nearest is suggested.
+    """
+    if name.startswith("timm/"):
+        from convnext.models.timm import list_peers
+
+        if name not in list_peers(name):
+            near = nearest(name, list_peers("timm/*"))
+            raise ValueError(f"timm has no model {name.removeprefix('timm/')!r}{near}")
+    elif name not in network_configs():
+        raise ValueError(f"there is no model {name!r}{nearest(name, network_configs())}")
+
+
 def create_network(name: str, **changes: Any) -> Network | TimmNetwork:
     """Build a classifier or a backbone by name, with random weights.
 

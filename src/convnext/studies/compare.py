@@ -9,10 +9,9 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
-from convnext.models.factory import network_configs
+from convnext.models.factory import check_name
 from convnext.models.family import FAMILY
 from convnext.models.roadmap import PAPER_REGIMES, roadmap
-from convnext.names import nearest
 from convnext.studies.plan import Entry, Paper
 from convnext.studies.roadmap import paper_of, parse_value, pin_network, show, split_list
 from convnext.tasks import DEFAULT, task_class
@@ -94,15 +93,7 @@ def _entry(spec: str, *, departs_from: str, task: str) -> Entry:
         if not equals:
             raise ValueError(f"{part!r} in {spec!r} is not field=value")
         changes[name] = parse_value(text)
-    configs = network_configs()
-    if model.startswith("timm/"):
-        from convnext.models.timm import list_peers
-
-        if model not in list_peers(model):
-            near = nearest(model, list_peers("timm/*"))
-            raise ValueError(f"timm has no model {model.removeprefix('timm/')!r}{near}")
-    elif model not in configs:
-        raise ValueError(f"there is no model {model!r}{nearest(model, configs)}")
+    check_name(model)
     pins = pin_network(FAMILY[model]) if model in FAMILY else {}
     all_changes = dict(changes)
     leaves: dict[str, object] = {}

@@ -6,7 +6,9 @@ Nothing is fetched without saying so.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,6 +54,21 @@ def locate(source: str | Path, *, model: str = "", backbone: str = "") -> Path:
     Raises:
         ValueError: If there is none.
     """
+    found = _resolve(source, model, backbone)
+    return found if isinstance(found, Path) else found()
+
+
+def check_source(source: str | Path, *, model: str = "", backbone: str = "") -> None:
+    """See that a source can mean something, without fetching anything.
+
+    Raises:
+        ValueError: If it is the path of a file that is not there, or an unknown name.
+    """
+    _resolve(source, model, backbone)
+
+
+def _resolve(source: str | Path, model: str, backbone: str) -> Path | Callable[[], Path]:
+    """Return the file of a source, or what fetches it."""
     text, path, whole = str(source), Path(source).expanduser(), model
     if path.is_dir():
         return _in_folder(path)
@@ -66,12 +83,12 @@ def locate(source: str | Path, *, model: str = "", backbone: str = "") -> Path:
         raise ValueError(f"{source} is an address; fetch the file yourself and give its path")
     if (entry := find_published(text, model)) is not None:
         _, _, revision = text.partition("@")
-        return download(entry.hub_id, revision=revision or None)
+        return partial(download, entry.hub_id, revision=revision or None)
     if "/" in text:
-        repo_id, _, revision = hub_id(text).partition("@")
-        return download(repo_id, revision=revision or None)
+        _check_hub_id(text)
+        return partial(_ask_hub, text)
     if model.startswith("timm/"):
-        return download(f"{model}.{text}")
+        return partial(download, f"{model}.{text}")
     tags = [entry.tag for entry in published_dense(whole)]
     tags += [entry.tag for entry in published(model)]
     if not tags:
@@ -86,25 +103,28 @@ def locate(source: str | Path, *, model: str = "", backbone: str = "") -> Path:
     )
 
 
-def hub_id(text: str) -> str:
-    """Return the hub id that a name stands for, after saying that the hub will be asked.
-
-    Args:
-        text: `hf:owner/name`, or `owner/name` if no folder is called nearly so.
+def _check_hub_id(text: str) -> None:
+    """See that a name stands for a hub id: `hf:owner/name`, or one that no folder resembles.
 
     Raises:
         ValueError: If it is rather the path of a run that does not exist.
     """
     if text.startswith("hf:"):
-        return text.removeprefix("hf:")
+        return
     path = Path(text)
     owner = path.parts[0]
     here = sorted(folder.name for folder in Path().iterdir() if folder.is_dir())
     alike = get_close_matches(owner, here, n=1, cutoff=0.75)
     if len(path.parts) != 2 or alike:
         raise ValueError(f"there is no such run, file or folder {text}{_nearest_path(path)}")
-    print(f"{text} is not a path here: asking the hub for it", file=sys.stderr)
-    return text
+
+
+def _ask_hub(text: str) -> Path:
+    """Fetch `hf:owner/name`, or `owner/name` after saying so; a revision may follow after @."""
+    if not text.startswith("hf:"):
+        print(f"{text} is not a path here: asking the hub for it", file=sys.stderr)
+    repo_id, _, revision = text.removeprefix("hf:").partition("@")
+    return download(repo_id, revision=revision or None)
 
 
 def _nearest_path(path: Path) -> str:

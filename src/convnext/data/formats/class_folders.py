@@ -13,7 +13,7 @@ from convnext.data.samples import FolderSamples, Found, Samples
 VAL_NAMES = ("val", "validation", "valid", "test")
 LAYOUTS = (
     "accepted are train/CLASS/* with val/CLASS/*, CLASS/* without a split, shards train-*.tar "
-    "with val-*.tar, or the word digits"
+    "with val-*.tar, a CSV with the columns path and label, or the word digits"
 )
 
 

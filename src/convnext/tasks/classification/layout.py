@@ -14,6 +14,7 @@ from convnext.data.formats.class_folders import (
     listing,
     subfolders,
 )
+from convnext.data.formats.tables import find_table
 from convnext.data.samples import Found
 from convnext.data.shards.layout import find_shards, part_of
 from convnext.data.shards.remote import find_remote, is_remote
@@ -43,6 +44,8 @@ def find(path: str, loader: LoaderRecipe | None = None, *, console: Console | No
     root = Path(path).expanduser()
     if not root.exists():
         raise ValueError(f"there is no {path}{_near(root)}")
+    if root.is_file() and root.suffix.lower() == ".csv":
+        return find_table(root)
     if root.is_file():
         advice = f"give its folder, {root.parent}" if root.suffix == ".tar" else "give a folder"
         raise ValueError(f"{path} is a file; {advice} ({LAYOUTS})")

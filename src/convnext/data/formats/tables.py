@@ -1,0 +1,130 @@
+"""Tables: a data set as a CSV with the columns `path` and `label`, and perhaps `split`.
+
+Paths are absolute, or relative to the folder of the CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from convnext.atomic import write_text
+from convnext.data.samples import FolderSamples, Found
+from convnext.names import nearest
+
+COLUMNS = ("path", "label")
+TRAIN, VAL = ("train", "training"), ("val", "validation", "valid", "test")
+
+
+def find_table(path: Path) -> Found:
+    """List the images of a CSV; their classes are the labels, sorted.
+
+    Raises:
+        ValueError: If a column is missing, a row is incomplete, or a split has another name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8; save it as that ({error})") from error
+    reader = csv.DictReader(io.StringIO(text))
+    header = reader.fieldnames or []
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        has = ", ".join(header) or "none"
+        raise ValueError(f"{path} needs a column {missing[0]!r}; it has {has}")
+    keys, names, parts = [], [], []
+    for number, row in enumerate(reader, start=2):
+        if not row["path"] or not row["label"]:
+            raise ValueError(f"{path}, line {number}: a row needs a path and a label")
+        keys.append(row["path"])
+        names.append(row["label"])
+        parts.append(_part(path, number, row))
+    if not keys:
+        raise ValueError(f"{path} has no rows")
+    classes = tuple(sorted(set(names)))
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels = [label_of[name] for name in names]
+    train = [i for i, part in enumerate(parts) if part == "train"]
+    val = [i for i, part in enumerate(parts) if part == "val"]
+    return Found(
+        root=path.parent,
+        classes=classes,
+        keys=keys,
+        labels=labels,
+        train=train,
+        val=val or None,
+        notes=(),
+        faults=(),
+        take=lambda which: FolderSamples(
+            path.parent, [keys[i] for i in which], [labels[i] for i in which]
+        ),
+    )
+
+
+def rows_of(table: Any) -> list[tuple[str, ...]]:
+    """Return (path, label) or (path, label, split) of every image of a table in memory.
+
+    Args:
+        table: A DataFrame, or a mapping of columns, with `path` and `label`, and perhaps `split`;
+            or a list of (path, label).
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if isinstance(table, Mapping) or hasattr(table, "columns"):
+        columns = list(table if isinstance(table, Mapping) else table.columns)
+        for name in COLUMNS:
+            if name not in columns:
+                near = nearest(name, map(str, columns))
+                raise ValueError(f"the table needs a column {name!r}, not {columns}{near}")
+        used = [*COLUMNS, *(["split"] if "split" in columns else [])]
+        pairs: Iterable[Any] = zip(*(list(table[name]) for name in used), strict=True)
+    elif isinstance(table, Iterable) and not isinstance(table, str | bytes):
+        pairs = table
+    else:
+        raise ValueError(
+            "data is a path, a table with the columns path and label, or a list of (path, label); "
+            f"not {type(table).__name__}"
+        )
+    rows = []
+    for number, pair in enumerate(pairs):
+        if (
+            isinstance(pair, str)
+            or not isinstance(pair, Iterable)
+            or len(tuple(pair)) not in (2, 3)
+        ):
+            raise ValueError(f"item {number} of the data is {pair!r}, but must be (path, label)")
+        path, label, *split = pair
+        if not isinstance(path, str | Path):
+            raise ValueError(
+                f"item {number} of the data has {type(path).__name__} where its path should be"
+            )
+        rows.append((str(Path(path).absolute()), str(label), *map(str, split)))
+    if not rows:
+        raise ValueError("the data has no images")
+    return rows
+
+
+def write_table(rows: Iterable[tuple[str, ...]], path: Path) -> None:
+    """Write rows of `rows_of` as a CSV that `find_table` reads."""
+    rows = list(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow((*COLUMNS, "split")[: len(rows[0])])
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text.getvalue())
+
+
+def _part(path: Path, number: int, row: Mapping[str, str]) -> str:
+    name = (row.get("split") or "train").strip().lower()
+    if name in TRAIN:
+        return "train"
+    if name in VAL:
+        return "val"
+    raise ValueError(
+        f"{path}, line {number}: the split is {row['split']!r}, but must be train or val"
+    )
