@@ -61,8 +61,7 @@ def train(
     from rich.console import Console
     from torch import nn
 
-    from convnext.training.ema import Ema
-    from convnext.training.optim import make_optimizer, set_learning_rate
+    from convnext.training.optim import Ema, make_optimizer, set_learning_rate
 
     model = model.to(memory_format=torch.channels_last).train()
     task.prepare(Console(quiet=True))

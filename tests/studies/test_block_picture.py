@@ -8,7 +8,7 @@ import pytest
 
 from convnext.models.blocks import block_rows
 from convnext.models.roadmap import REGIMES, Rung, roadmap
-from convnext.studies.block_picture import block_svg, changed_fields
+from convnext.studies.page import block_svg, changed_fields
 
 RUNGS = [(regime, rung) for regime in REGIMES for rung in roadmap(regime)]
 

@@ -118,7 +118,7 @@ def test_fine_tuning_has_the_recipe_of_fine_tuning(tmp_path: Path) -> None:
     from rich.console import Console
 
     from convnext.cli import main
-    from convnext.studies.resolve import choose_once, for_all
+    from convnext.studies.plan import choose_once, for_all
     from convnext.tasks import task_class
 
     small = "{depths: [1, 1, 1, 1], dims: [8, 8, 8, 8]}"

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from convnext.studies.figures import write_figures
+from convnext.studies.figures import COSTS, scatter, write_figures
 from convnext.studies.results import write_results
-from convnext.studies.scatter import COSTS, scatter
 from convnext.studies.staircase import staircase
 from studies import made_up, write_study
 

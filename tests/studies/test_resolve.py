@@ -12,8 +12,7 @@ from rich.console import Console
 
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.studies.compare import entries_of
-from convnext.studies.plan import Study, read_study
-from convnext.studies.resolve import settle
+from convnext.studies.plan import Study, read_study, settle
 
 QUIET, CPU = Console(quiet=True), torch.device("cpu")
 NETWORKS = ["roadmap/mini/kernel_5", "timm/resnet18"]

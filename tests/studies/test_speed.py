@@ -14,8 +14,7 @@ from torch import nn
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.studies.compare import entries_of
-from convnext.studies.plan import Study
-from convnext.studies.resolve import choose_once, for_all
+from convnext.studies.plan import Study, choose_once, for_all
 from convnext.studies.speed import PeakMemory, epochs_for, measure, read_speeds, speeds_of
 from convnext.tasks import task_class
 from convnext.tasks.factory import create_model

@@ -7,7 +7,7 @@ import torch
 from timm.utils import ModelEmaV3
 
 from convnext import create_model
-from convnext.training.ema import Ema
+from convnext.training.optim import Ema
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])

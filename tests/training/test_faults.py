@@ -16,7 +16,7 @@ from toy import BATCH, ToyTask, run, weights
 
 from convnext.training.faults import DivergedError, InterruptedRun, is_lost_worker
 from convnext.training.log import read_metrics
-from convnext.training.state import complete_steps, step_of
+from convnext.weights.checkpoint import complete_steps, step_of
 
 
 def events(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from toy import BATCH, PoisonedTask, ToyTask, run, weights
 
 from convnext.training.log import read_metrics
 from convnext.training.loop import DivergedError
-from convnext.training.state import complete_steps
+from convnext.weights.checkpoint import complete_steps
 
 
 def test_it_learns_and_keeps_the_best(tmp_path: Path) -> None:

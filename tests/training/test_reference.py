@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext.training.reference import Reference, read_reference
+from convnext.training.checks import Reference, read_reference
 
 
 @pytest.fixture

@@ -362,7 +362,7 @@ def _path_of(source: Any, which: Which) -> str:
         return str(source)
     if which != "last":
         raise ValueError(f"which is {which!r}, but must be 'best' or 'last'")
-    from convnext.training.state import complete_steps
+    from convnext.weights.checkpoint import complete_steps
 
     states = complete_steps(Path(str(source)) / "checkpoints")
     if not states:

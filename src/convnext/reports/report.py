@@ -36,8 +36,8 @@ from convnext.tasks.figures import (
     short_count,
     table,
 )
+from convnext.training.checks import Reference, read_reference
 from convnext.training.log import LOSS, read_metrics
-from convnext.training.reference import Reference, read_reference
 
 # Colours of several curves in one figure: apart for every kind of colour vision.
 LINES = (ACCENT, MISS, "#00a076", "#b85488", "#6b4fb3", "#5aa5d8", MUTED)

@@ -1,17 +1,29 @@
-"""What a study compares: entries, seeds and the one recipe, as data that is saved."""
+"""What a study compares: entries, seeds and the one recipe, chosen once and saved as data."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from rich.console import Console
+
 from convnext.atomic import write_text
 from convnext.names import portable_name
-from convnext.recipes.recipe import Recipe, change_recipe, flatten, recipe_from_dict, to_dict
+from convnext.recipes.recipe import (
+    Recipe,
+    change_recipe,
+    flatten,
+    number,
+    recipe_from_dict,
+    to_dict,
+)
+from convnext.tasks import task_class
+from convnext.tasks.base import Task
 
 # Evaluations of a run, so that its curve has a shape.
 EVALUATIONS = 10
@@ -129,3 +141,153 @@ def read_study(root: Path) -> Study:
         return Study(**tree, entries=entries, recipe=recipe)
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{root} is not the folder of a study: {error}") from error
+
+
+# A study measures the networks, not what the moving average or a growing image adds: the paper's
+# road has neither.
+DEFAULTS: Mapping[str, Any] = {"ema.decay": 0.0, "schedule.progressive": False}
+# What published weights were made for, as far as it is not the size of the images.
+OF_WEIGHTS = ("mean", "std", "interpolation", "crop_pct")
+# What equal time gives to each network.
+OF_TIME = ("schedule.epochs", "schedule.warmup_epochs", "run.eval_every")
+STAND_IN = "roadmap/resnet50/separate_downsampling"
+
+
+def settle(
+    asked: Study,
+    root: Path,
+    device: torch.device,
+    console: Console,
+    given: Collection[str] = (),
+) -> tuple[Study, Task]:
+    """Return the plan of a study that begins, or of one that goes on, and its opened task.
+
+    `given` are the leaves of the recipe that were asked for by name.
+
+    Raises:
+        ValueError: If the data cannot be used, or the folder was begun with something else.
+    """
+    kind = task_class(asked.recipe.task)
+    if not (root / "study.json").exists():
+        task = kind.open(choose_once(asked.recipe, asked.entries), device, console)
+        resolved = for_all(task.recipe, asked.recipe, asked.entries)
+        return replace(asked, recipe=resolved, data=task.fingerprint), task
+    before = read_study(root)
+    resolved = go_on(before.recipe, asked.recipe, given, root)
+    task = kind.open(replace(resolved, model=stand_in(resolved)), device, Console(quiet=True))
+    for name, old, new in (
+        ("the data", before.data, task.fingerprint),
+        ("--minutes", before.minutes, asked.minutes),
+        ("a study of the kind", before.kind, asked.kind),
+        ("--regime", before.regime, asked.regime),
+    ):
+        if old != new:
+            raise ValueError(
+                f"{root} was begun with {name} {old}, not {new}; take another --output"
+            )
+    plan = replace(asked, recipe=resolved, threads=before.threads, data=before.data)
+    return replace(plan, entries=_known_entries(before, plan, root)), task
+
+
+def choose_once(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
+    """Return the recipe by which `auto` is asked: that of one network, for all of them.
+
+    ConvNeXt-T stands for all, whatever they are, so that a study that is extended by another
+    network still has the same recipe. If all of them start from weights, the first one stands for
+    them: fine-tuning has other settings than training from scratch.
+    """
+    leaves = dict(flatten(recipe))
+    unset = {name: value for name, value in DEFAULTS.items() if leaves[name] == "auto"}
+    # The regimes of the road differ in their stochastic depth.
+    model = entries[0].model if entries[0].model.startswith("roadmap/") else stand_in(recipe)
+    recipe = change_recipe(replace(recipe, model=model), unset)
+    if all(map(starts_from_weights, entries)):
+        first = entries[0]
+        recipe = replace(recipe, model=first.model, weights=str(first.changes["weights"]))
+    return recipe
+
+
+def stand_in(recipe: Recipe) -> str:
+    """Return the network that stands for all of a study, for a task."""
+    return task_class(recipe.task).default_prefix() + STAND_IN
+
+
+def for_all(resolved: Recipe, asked: Recipe, entries: Sequence[Entry]) -> Recipe:
+    """Return a resolved recipe without what belongs to one network, evaluated often enough."""
+    # Stochastic depth is one number for all; timm's networks have defaults of their own.
+    network = replace(asked.network, drop_path_rate=resolved.network.drop_path_rate)
+    changes: dict[str, Any] = {"model": "auto", "weights": "none", "network": network}
+    if any(map(starts_from_weights, entries)):
+        # Weights know what their images looked like; all else is the same for all.
+        own = {name: getattr(asked.input, name) for name in OF_WEIGHTS}
+        changes["input"] = replace(resolved.input, **own)
+    if asked.run.eval_every == "auto":
+        every = max(1, round(number(resolved.schedule.epochs) / EVALUATIONS))
+        changes["run"] = replace(resolved.run, eval_every=every)
+    return replace(resolved, **changes)
+
+
+def starts_from_weights(entry: Entry) -> bool:
+    """Return whether a network is fine-tuned."""
+    return bool(entry.changes.get("weights", "none") != "none")
+
+
+def go_on(before: Recipe, asked: Recipe, given: Collection[str], root: Path) -> Recipe:
+    """Return the recipe of a study that goes on.
+
+    Args:
+        before: The recipe that it began with.
+        asked: What is asked for now.
+        given: The leaves that were asked for by name; others are left as they were.
+        root: The folder of the study.
+
+    Raises:
+        ValueError: If what is asked for is not what the study began with.
+    """
+    old, default = dict(flatten(before)), dict(flatten(Recipe()))
+    free = {"run.seed", "model", "data", "weights"}
+    for name, value in flatten(asked):
+        if name in free or value == "auto" or (name not in given and value == default[name]):
+            continue
+        if _plain(value) != _plain(old[name]):
+            raise ValueError(
+                f"{root} was begun with {name} {old[name]}, not {value}; runs of another recipe "
+                "need another --output"
+            )
+    if _place(asked.data) != _place(before.data):
+        raise ValueError(f"{root} was begun on {before.data}; other data need another --output")
+    return before
+
+
+def _place(data: str) -> str:
+    return str(Path(data).resolve()) if Path(data).exists() else data
+
+
+def _known_entries(before: Study, plan: Study, root: Path) -> list[Entry]:
+    """Return the entries of a plan, those that were there before with the epochs they had."""
+    old = {entry.name: entry for entry in before.entries}
+    entries = []
+    for entry in plan.entries:
+        other = old.get(entry.name)
+        if other is None:
+            entries.append(entry)
+            continue
+        had = dict(other.changes)
+        # What equal time made of it was settled with the others.
+        timed = {n: v for n, v in had.items() if plan.minutes and n in OF_TIME}
+        now = _listed(entry.changes) | timed
+        if (other.model, had) != (entry.model, now):
+            raise ValueError(
+                f"{entry.name} was another network when {root} was begun; take another --output"
+            )
+        entries.append(replace(entry, changes=now))
+    return entries
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _listed(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return changes as JSON gives them back."""
+    return dict(json.loads(json.dumps(dict(changes))))

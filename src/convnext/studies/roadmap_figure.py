@@ -1,4 +1,7 @@
-"""The road as a figure: the staircase of the paper's Figure 2, drawn from a CSV beside it."""
+"""The roadmap as a figure: the steps of the paper's Figure 2, drawn from a CSV beside it.
+
+What the other figures of a study draw in the same way lies here too: groups, their colors, stairs.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,16 @@ from typing import TYPE_CHECKING
 
 from convnext.atomic import atomic_write, write_text
 from convnext.studies.roadmap_table import REGIME_FACTS, Regime, RoadmapRow, is_small, star
-from convnext.studies.steps import GROUPS, aligned, beside, climb
-from convnext.studies.steps import places as places_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Where the names of the rungs begin, in widths of the plot to the left of it.
 NAMES = -1.28
@@ -61,8 +68,8 @@ def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
 
     from convnext.tasks.figures import INK, MUTED, figure_style
 
-    places, headings = places_of([row.group for row in rows])
-    bottom = places[-1] + (1.7 if facts.rival else 0)
+    heights, headings = places([row.group for row in rows])
+    bottom = heights[-1] + (1.7 if facts.rival else 0)
     unit = 1e6 if is_small(rows[0]) else 1e9
     margins = {"left": 0.37, "right": 0.925, "top": 0.9, "bottom": 0.125, "wspace": 0.31}
     with figure_style():
@@ -71,12 +78,12 @@ def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
             1, 2, sharey=True, gridspec_kw=margins | {"width_ratios": (1.35, 1)}
         )
         dots.set_ylim(bottom + 0.7, -1.5)
-        _draw_top1(dots, rows, places)
-        _draw_macs(bars, rows, places)
+        _draw_top1(dots, rows, heights)
+        _draw_macs(bars, rows, heights)
         for y, group in headings:
             label, colour = GROUPS[group]
             beside(dots, label, y, x=NAMES, weight="bold", color=colour)
-        for row, y in zip(rows, places, strict=True):
+        for row, y in zip(rows, heights, strict=True):
             ink = INK if row.kept else MUTED
             beside(dots, row.what + ("" if row.kept else ", not kept"), y, x=NAMES, color=ink)
             weight = "bold" if row is rows[-1] else "normal"
@@ -163,3 +170,64 @@ def _notes(rows: Sequence[RoadmapRow], facts: Regime) -> str:
             "and the released ConvNeXt-T counts 4.4555."
         )
     return notes
+
+
+ROAD = ("start", "macro", "resnext", "inverted", "kernel", "micro")
+# Okabe and Ito's colours, which stay apart for every kind of colour vision.
+GROUPS = {
+    "start": ("start", "#667080"),
+    "macro": ("macro design", "#0072b2"),
+    "resnext": ("ResNeXt-ify", "#c77b00"),
+    "inverted": ("inverted bottleneck", "#009e73"),
+    "kernel": ("large kernel", "#b8558a"),
+    "micro": ("micro design", "#d55e00"),
+    "variant": ("varied", "#1f66b5"),
+    "ResNet": ("ResNet", "#667080"),
+    "ResNeXt": ("ResNeXt", "#c77b00"),
+    "Swin": ("Swin", "#009e73"),
+    "ViT": ("ViT, DeiT", "#b8558a"),
+    "ConvNeXt": ("ConvNeXt", "#0072b2"),
+    "ConvNeXt (isotropic)": ("ConvNeXt, isotropic", "#56a5d8"),
+    "other": ("other", "#8a6d3b"),
+}
+STAIRS = "#b4bcc7"
+
+
+def places(groups: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Return the vertical place of every row, and of the heading above each run of a group."""
+    found: list[float] = []
+    headings: list[tuple[float, str]] = []
+    y = -1.0
+    for i, group in enumerate(groups):
+        if i == 0 or group != groups[i - 1]:
+            headings.append((y + (0.35 if i else 0), group))
+            y += 1.35 if i else 1.0
+        found.append(y)
+        y += 1
+    return found, headings
+
+
+def beside(axes: Axes, words: str, y: float, *, x: float = 1.0, **style: Any) -> None:
+    """Write beside the axes at a height in data units: at a column on the left, or at the right."""
+    axes.annotate(
+        words,
+        (x, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(6 if x == 1 else 0, 0),
+        textcoords="offset points",
+        va="center",
+        annotation_clip=False,
+        **style,
+    )
+
+
+def aligned(value: float) -> str:
+    """Return a number as wide as 15.01, the missing digit a space of a digit's width."""
+    return f"{value:5.2f}".replace(" ", "\u2007")
+
+
+def climb(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Draw a stair through (value, place): down to the next place, then across to its value."""
+    x = [value for value, _ in points for _ in range(2)][:-1]
+    y = [place for _, place in points for _ in range(2)][1:]
+    axes.plot(x, y, color=STAIRS, linewidth=1.4, zorder=2)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from convnext.studies.results import FINISHED, Result
+from convnext.studies.roadmap_figure import GROUPS, ROAD, beside, climb, places
 from convnext.studies.statistics import Summary, correlate, summarise
-from convnext.studies.steps import GROUPS, ROAD, beside, climb, places
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,8 +15,7 @@ from rich.console import Console
 from convnext.hardware.devices import environment, pick_device
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, one_line, to_dict
-from convnext.studies.plan import Entry, Kind, Study
-from convnext.studies.resolve import settle
+from convnext.studies.plan import Entry, Kind, Study, settle
 from convnext.studies.results import FINISHED, WAITING, Result, write_results
 from convnext.studies.runs import (
     Job,
@@ -28,7 +27,7 @@ from convnext.studies.runs import (
     visible_devices,
 )
 from convnext.studies.speed import Speed, epochs_for, rates_of_runs, read_speeds, speeds_of
-from convnext.studies.table import print_study
+from convnext.studies.statistics import print_study
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
 

@@ -23,7 +23,7 @@ from convnext.models.execution import set_fused, widens
 from convnext.recipes.recipe import Recipe
 from convnext.recipes.schema import RunRecipe
 from convnext.tasks.base import Task
-from convnext.training.advice import smaller_micro_batch
+from convnext.training.checks import smaller_micro_batch
 from convnext.training.faults import is_out_of_memory
 
 # Shorter runs are over before a measurement has paid for itself.

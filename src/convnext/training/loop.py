@@ -28,13 +28,15 @@ from convnext.recipes.plan import LOG_EVERY, Plan
 from convnext.recipes.recipe import Recipe, number
 from convnext.tasks.base import Task
 from convnext.training import faults
-from convnext.training.advice import (
+from convnext.training.callbacks import Callback, EvaluationEnd, StepEnd
+from convnext.training.checkpointing import Learner, Saver, load_state
+from convnext.training.checks import (
     another_length,
     check_same_run,
     diverged,
+    read_reference,
     smaller_micro_batch,
 )
-from convnext.training.callbacks import Callback, EvaluationEnd, StepEnd
 from convnext.training.distributed import (
     ranks_of,
     scaler_of,
@@ -42,15 +44,12 @@ from convnext.training.distributed import (
     share_batch_norm,
     whole,
 )
-from convnext.training.ema import Ema
 from convnext.training.faults import DivergedError, InterruptedRun
 from convnext.training.heartbeat import Heartbeat
 from convnext.training.log import RunLog
 from convnext.training.measure import UpdateNorm, l2_norm, mfu, peak_memory_gb
-from convnext.training.optim import make_optimizer, set_learning_rate
-from convnext.training.reference import read_reference
-from convnext.training.saving import Saver
-from convnext.training.state import Learner, complete_steps, load_state
+from convnext.training.optim import Ema, make_optimizer, set_learning_rate
+from convnext.weights.checkpoint import complete_steps
 
 # A run that meets more faults than this has one that going back does not mend.
 MAX_FAULTS = 20

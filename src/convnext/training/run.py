@@ -36,8 +36,8 @@ from convnext.training.distributed import (
 from convnext.training.log import RunLog
 from convnext.training.loop import Outcome, fit
 from convnext.training.optim import group_rows, group_table
-from convnext.training.state import complete_steps
 from convnext.training.trackers import check_trackers, make_trackers
+from convnext.weights.checkpoint import complete_steps
 
 
 @dataclass(frozen=True, kw_only=True)

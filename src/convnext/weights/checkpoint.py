@@ -109,3 +109,14 @@ def find_checkpoint(source: str | Path) -> Path | None:
         return best
     steps = sorted(folder.glob("step-*/model.safetensors"))
     return steps[-1] if steps else None
+
+
+def complete_steps(folder: Path, before: int | None = None) -> list[Path]:
+    """Return the folders of complete states, oldest first; those before a step, if one is given."""
+    found = sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return found if before is None else [p for p in found if step_of(p) < before]
+
+
+def step_of(path: Path) -> int:
+    """Return the step of the folder of a state."""
+    return int(path.name.removeprefix("step-"))

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -34,7 +35,9 @@ from convnext.data.shards.layout import (
 from convnext.data.shards.samples import TRIES, Shard, base_name
 from convnext.data.shards.store import Missing, Refused, Remote, Store, Unavailable
 from convnext.data.threads import for_each
-from convnext.recipes.schema import LoaderRecipe
+
+if TYPE_CHECKING:
+    from convnext.recipes.schema import LoaderRecipe
 
 # The small files of an index are fetched by this many threads: waiting, not work.
 THREADS = 16

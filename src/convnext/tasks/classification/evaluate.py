@@ -33,8 +33,7 @@ from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.published import imagenet_synsets
 from convnext.tasks.opened import Opened, opened
 from convnext.tasks.trained import build
-from convnext.training.state import complete_steps, step_of
-from convnext.weights.checkpoint import Card
+from convnext.weights.checkpoint import Card, complete_steps, step_of
 from convnext.weights.files import read_file
 from convnext.weights.open import pick_precision
 

@@ -1,4 +1,4 @@
-"""What a run needs to go on as if it had never stopped, in folders that are whole or absent.
+"""What a run needs to continue as if it had never stopped, in folders that are whole or absent.
 
     checkpoints/best.safetensors            the best weights so far
     checkpoints/step-00000120/              a complete state; the last two are kept
@@ -22,15 +22,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from convnext.atomic import sync_folder
+from convnext.atomic import sync_folder, write_text
 from convnext.hardware.ranks import Ranks
 from convnext.training.distributed import put, whole
-from convnext.training.ema import Ema
-from convnext.weights.checkpoint import Card
+from convnext.training.faults import is_full_disk
+from convnext.training.log import RunLog
+from convnext.training.optim import Ema
+from convnext.weights.checkpoint import Card, complete_steps, step_of
 from convnext.weights.files import read_file, save_checkpoint, save_tensors
 
 KEPT = 2
-_PREFIX = "step-"
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def save_state(
     counters: Mapping[str, Any],
 ) -> Path:
     """Write the state of a step, then drop all but the last two. Returns its folder."""
-    target = folder / f"{_PREFIX}{step:08d}"
+    target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -127,17 +128,6 @@ def save_state(
 def needed_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the room that tensors take on a disk."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def complete_steps(folder: Path, before: int | None = None) -> list[Path]:
-    """Return the folders of complete states, oldest first; those before a step, if one is given."""
-    found = sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
-    return found if before is None else [p for p in found if step_of(p) < before]
-
-
-def step_of(path: Path) -> int:
-    """Return the step of the folder of a state."""
-    return int(path.name.removeprefix(_PREFIX))
 
 
 def _after(folder: Path, step: int) -> list[Path]:
@@ -205,3 +195,106 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
+
+
+# A save that failed is tried again after this many steps.
+RETRY_STEPS = 50
+_MICRO = "micro_batch_size.json"
+
+
+class Saver:
+    """The checkpoints of a run. All processes call its methods, the first one writes."""
+
+    def __init__(self, folder: Path, learner: Learner, *, log: RunLog, ranks: Ranks) -> None:
+        self.folder, self.learner, self.log, self.ranks = folder, learner, log, ranks
+        self.saved = -1
+        """The step of the last state that was saved or restored."""
+        self._retry_at: int | None = None
+
+    @property
+    def best_path(self) -> Path:
+        """Where the best weights are."""
+        return self.folder / "best.safetensors"
+
+    def tidy(self, best: Mapping[str, Any]) -> bool:
+        """Remove what a killed process left half written; return whether the best are whole.
+
+        The best weights, that is; where they are not, the user is told.
+        """
+        problem = None
+        if self.ranks.is_first:
+            for left in self.folder.glob(".*"):
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+            try:
+                if best:
+                    read_file(self.best_path)
+            except ValueError as error:
+                problem = f"{error}: the best of the evaluations to come takes its place"
+                self.log.warn(problem)
+        return self.ranks.of_first(problem) is None
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether a step is one to save at."""
+        again = self._retry_at is not None and step >= self._retry_at
+        return step != self.saved and (step % every == 0 or again)
+
+    def save(self, step: int, card: Card, counters: Mapping[str, Any], *, must: bool) -> None:
+        """Save the state of a step. A full or failing disk is told of, and tried again later.
+
+        Raises:
+            OSError: If it could not be saved and `must` is set.
+        """
+        weights, rest = self.learner.gather()
+        problem = None
+        if self.ranks.is_first:
+            try:
+                save_state(
+                    self.folder, step=step, weights=weights, rest=rest, card=card, counters=counters
+                )
+            except (OSError, SafetensorError) as error:
+                problem = self._problem(error, step, [*weights.values(), *rest.values()])
+        problem = self.ranks.of_first(problem)
+        if problem is None:
+            self.saved, self._retry_at = step, None
+            return
+        if must:
+            raise OSError(f"{problem}. Mend that, and go on with --resume")
+        self._retry_at = step + RETRY_STEPS
+        self.log.warn(f"{problem}. The run goes on and tries again", step=step)
+
+    def save_best(self, card: Card) -> bool:
+        """Save the weights as they are now as the best; return whether there was room."""
+        weights = {name: whole(t) for name, t in self.learner.model.state_dict().items()}
+        saved = True
+        if self.ranks.is_first:
+            try:
+                save_checkpoint(self.best_path, weights, card)
+            except (OSError, SafetensorError) as error:
+                saved = False
+                step = int(card.metrics["step"])
+                problem = self._problem(error, step, list(weights.values()))
+                self.log.warn(f"{problem}. The best weights are still the earlier ones", step=step)
+        return bool(self.ranks.of_first(saved))
+
+    def _problem(self, error: Exception, step: int, tensors: list[Any]) -> str:
+        if not is_full_disk(error):
+            return f"step {step:,} could not be saved in {self.folder} ({error})"
+        need, free = needed_bytes(tensors), shutil.disk_usage(self.folder).free
+        return (
+            f"step {step:,} could not be saved: it needs {need / 1e6:,.1f} MB in {self.folder}, "
+            f"where {free / 1e6:,.1f} MB are free"
+        )
+
+    def keep_micro_batch_size(self, size: int) -> None:
+        """Remember a size that may fit, for the next start of a run that cannot mend itself."""
+        write_text(self.folder / _MICRO, json.dumps({"micro_batch_size": size}) + "\n")
+
+    def micro_batch_size(self) -> int | None:
+        """Return what an earlier start has remembered."""
+        path = self.folder / _MICRO
+        if not path.is_file():
+            return None
+        return int(json.loads(path.read_text(encoding="utf-8"))["micro_batch_size"])

@@ -1,0 +1,157 @@
+"""The shape of the package: layers are import-linter's, here is what it cannot say."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import grimp
+import pytest
+
+from convnext.tasks import task_folders
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "convnext"
+TASKS = task_folders()
+
+MAX_MODULES = 262
+MAX_ROOT_MODULES = 6
+
+# Where a task may be named outside of tasks/: the choices of the command line, and the recipe's.
+CHOICES = {"api/training.py", "recipes/recipe.py"}
+# Where it is named still, and is not to be.
+TO_BE_FREED = {"api/model.py", "benchmarking/measure.py", "benchmarking/worker.py"}
+# Modules that import each other in a circle still, and are not to.
+TO_BE_OPENED = [["convnext.api.evaluation", "convnext.api.model"]]
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        yield name, ast.parse(path.read_text(encoding="utf-8"), name)
+
+
+def test_the_names_of_tasks_stay_in_their_folder() -> None:
+    found: dict[str, list[int]] = {}
+    for name, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node.value in TASKS:
+                found.setdefault(name, []).append(node.lineno)
+    outside = {name: lines for name, lines in found.items() if not name.startswith("tasks/")}
+    assert {n: lines for n, lines in outside.items() if n not in CHOICES | TO_BE_FREED} == {}
+    assert found.keys() >= {"tasks/__init__.py"}, "the search finds nothing"
+
+
+def test_modules_are_few() -> None:
+    names = [name for name, _ in sources()]
+    assert len(names) <= MAX_MODULES
+    at_root = [n for n in names if "/" not in n and n not in ("__init__.py", "__main__.py")]
+    assert len(at_root) <= MAX_ROOT_MODULES, at_root
+
+
+def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that all reach each other (Tarjan's algorithm)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        order[module] = lowest[module] = len(order)
+        stack.append(module)
+        for other in sorted(edges[module]):
+            if other not in order:
+                visit(other)
+            if other in stack:
+                lowest[module] = min(lowest[module], lowest[other])
+        if lowest[module] == order[module]:
+            start = stack.index(module)
+            group, stack[start:] = stack[start:], []
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in sorted(edges):
+        if module not in order:
+            visit(module)
+    return found
+
+
+def test_circles_are_found() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": set[str]()}
+    assert circles(edges) == [["a", "b", "c"]]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside of functions count: they are where circles hide."""
+    graph = grimp.build_graph("convnext", exclude_type_checking_imports=True, cache_dir=None)
+    edges = {m: set(graph.find_modules_directly_imported_by(m)) for m in graph.modules}
+    assert sum(map(len, edges.values())) > 500
+    found = circles(edges)
+    assert [group for group in found if group not in TO_BE_OPENED] == []
+
+
+# Quick tests of each task, which run in a copy that lacks another one.
+QUICK = {
+    "classify": ("classification/test_metric.py", "classification/test_mix.py"),
+    "segment": ("segmentation/test_loss.py", "segmentation/test_metric.py"),
+    "detect": ("detection/test_metric.py", "detection/model/test_boxes.py"),
+}
+ONE_FORWARD = """
+import torch, convnext
+from convnext.tasks import task_class, task_names
+left = set(task_names())
+assert {gone!r} not in left and len(left) == {count} - 1, left
+assert convnext.list_models()
+for task in sorted(left):
+    kind = task_class(task)
+    assert kind.name == task
+    model = convnext.create_model(kind.default_prefix() + "convnext_atto", num_classes=3).eval()
+    image = torch.zeros(3, 64, 64)
+    with torch.no_grad():
+        model([image]) if kind.name == "detect" else model(image[None])
+"""
+
+
+def copy_without(task: str, folder: Path) -> Path:
+    """Copy the sources and remove one task: its folder, and its line."""
+    source = folder / "src"
+    shutil.copytree(PACKAGE, source / "convnext", ignore=shutil.ignore_patterns("__pycache__"))
+    tasks = source / "convnext" / "tasks"
+    shutil.rmtree(tasks / TASKS[task])
+    lines = (tasks / "__init__.py").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if not re.match(rf'    "{task}": ', line)]
+    assert len(kept) == len(lines) - 1
+    (tasks / "__init__.py").write_text("".join(kept), encoding="utf-8")
+    return source
+
+
+def run_in(source: Path, arguments: Sequence[str]) -> None:
+    environment = dict(os.environ) | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_package_without_a_task_builds_the_networks_of_the_others(
+    task: str, tmp_path: Path
+) -> None:
+    code = ONE_FORWARD.format(gone=task, count=len(TASKS))
+    run_in(copy_without(task, tmp_path), ["-c", code])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_a_package_without_a_task_passes_the_tests_of_the_others(task: str, tmp_path: Path) -> None:
+    source = copy_without(task, tmp_path)
+    others = [file for other, files in QUICK.items() if other != task for file in files]
+    tests = [f"tests/tasks/{file}" for file in others]
+    assert all((ROOT / test).is_file() for test in tests)
+    run_in(source, ["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests])
