@@ -42,13 +42,14 @@ from convnext.data.images import decode, image_files
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.samples import FolderSamples
 from convnext.hardware.devices import environment
-from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentRecipe
+from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.classification.augment import BatchAugment, ImageAugment, _posterize
 from convnext.tasks.classification.dataset import Item, TrainDataset, collate
+from convnext.tasks.classification.recipe import ClassificationAugment
 
 SIZE, NUM_CLASSES, QUALITY = 224, 1000, 92
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
-PAPER = AugmentRecipe(
+PAPER = ClassificationAugment(
     scale=(0.08, 1.0),
     hflip=0.5,
     rand_augment=RAND_AUGMENT,
@@ -77,7 +78,7 @@ def write_photos(source: Path, folder: Path, *, count: int, side: int) -> list[P
     return written
 
 
-def ours(folder: Path, files: list[Path], batch_size: int, recipe: AugmentRecipe) -> Pass:
+def ours(folder: Path, files: list[Path], batch_size: int, recipe: ClassificationAugment) -> Pass:
     """Return the pass of our training data set under a recipe."""
     names = [str(path.relative_to(folder)) for path in files]
     samples = FolderSamples(folder, names, [i % 2 for i in range(len(names))])
@@ -130,7 +131,7 @@ def seconds_per_image(one_pass: Pass) -> float:
     return (time.process_time() - began) / seen
 
 
-def stages(folder: Path, files: list[Path], recipe: AugmentRecipe) -> dict[str, float]:
+def stages(folder: Path, files: list[Path], recipe: ClassificationAugment) -> dict[str, float]:
     """Return the milliseconds per image of each stage of our default pipeline."""
     names = [str(path.relative_to(folder)) for path in files]
     samples = FolderSamples(folder, names, [0] * len(names))

@@ -50,6 +50,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, NativeScaler
 from torch import Tensor, nn
 
+from convnext.data.preprocessing import Preprocessing
 from convnext.hardware.devices import autocast, environment, pick_device
 from convnext.hardware.peak_rates import matrix_limit
 from convnext.hardware.ranks import ALONE
@@ -57,12 +58,11 @@ from convnext.hardware.signals import StopSignals
 from convnext.hardware.system import keep_freed_memory
 from convnext.models.execution import set_fused
 from convnext.models.flops import cost
-from convnext.recipes.recipe import Recipe, change_recipe, number, read_recipe
+from convnext.recipes.recipe import Recipe, change_recipe, read_recipe
 from convnext.tasks import task_class
 from convnext.tasks.classification.augment import BatchAugment, _posterize
 from convnext.tasks.classification.dataset import Batch
 from convnext.tasks.classification.mix import losses
-from convnext.tasks.classification.task import preprocessing
 from convnext.tasks.factory import create_model
 from convnext.training.backend import Form, choose_form
 from convnext.training.distributed import make_fabric, seed_everything
@@ -84,15 +84,15 @@ class ReadyTask:
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe = recipe
-        self.batch_size = int(number(recipe.optim.batch_size))
+        self.batch_size = recipe.optim.batch_size
         self.steps_per_epoch = NUM_IMAGES // self.batch_size
-        pixels, labels = random_batch(self.batch_size, int(number(recipe.input.image_size)), device)
+        pixels, labels = random_batch(self.batch_size, recipe.input.image_size, device)
         self._batch = Batch(pixels, labels, torch.arange(self.batch_size), ())
         self._augment = BatchAugment(
             recipe.augment,
             num_classes=NUM_CLASSES,
-            label_smoothing=number(recipe.loss.label_smoothing),
-            preprocessing=preprocessing(recipe),
+            label_smoothing=recipe.loss.label_smoothing,
+            preprocessing=Preprocessing(**asdict(recipe.input)),
         )
 
     def build_model(self) -> nn.Module:
@@ -181,10 +181,10 @@ class Timm:
         model = timm.create_model(recipe.model, num_classes=self.num_classes, drop_path_rate=0.1)
         self.model = model.to(device).to(memory_format=layout)
         self.optimizer = create_optimizer_v2(
-            self.model, opt="adamw", lr=number(recipe.optim.lr), weight_decay=0.05
+            self.model, opt="adamw", lr=recipe.optim.lr, weight_decay=0.05
         )
         self.scaler = NativeScaler(device.type) if self.precision == "fp16" else None
-        self.ema = ModelEmaV3(self.model, decay=number(recipe.ema.decay))
+        self.ema = ModelEmaV3(self.model, decay=recipe.ema.decay)
         self.forward = torch.compile(self.model) if form.compile else self.model
         self.loss = SoftTargetCrossEntropy().to(device)
         self.num_updates = 0
@@ -201,14 +201,14 @@ class Timm:
         return create_loader(
             dataset,
             input_size=(3, int(recipe.input.image_size), int(recipe.input.image_size)),
-            batch_size=int(number(recipe.optim.batch_size)),
+            batch_size=recipe.optim.batch_size,
             is_training=True,
             auto_augment="rand-m9-mstd0.5-inc1",
             color_jitter=0.4,
             re_prob=0.25,
             re_mode="pixel",
             interpolation="bicubic",
-            num_workers=int(number(recipe.loader.workers)),
+            num_workers=recipe.loader.workers,
             collate_fn=FastCollateMixup(
                 mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=self.num_classes
             ),
@@ -218,8 +218,8 @@ class Timm:
         )
 
     def _ready_loader(self) -> Any:
-        size = int(number(self.recipe.input.image_size))
-        count = int(number(self.recipe.optim.batch_size))
+        size = self.recipe.input.image_size
+        count = self.recipe.optim.batch_size
         pixels, labels = random_batch(count, size, self.device)
         targets = nn.functional.one_hot(labels, NUM_CLASSES).float()
         return PrefetchLoader(
@@ -338,7 +338,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 def chosen_form(recipe: Recipe, device: torch.device, folder: Path) -> tuple[Form, str]:
     """Return the form that a whole run on ImageNet would measure to be the fastest, and why."""
     task = open_our_task(recipe, device)
-    steps = round(number(recipe.schedule.epochs) * NUM_IMAGES / task.batch_size)
+    steps = round(recipe.schedule.epochs * NUM_IMAGES / task.batch_size)
     chosen = choose_form(
         task,
         task.build_model().to(device),

@@ -11,7 +11,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from convnext.data.shards import store
-from convnext.recipes.schema import LoaderRecipe
+from convnext.tasks.classification.recipe import ClassificationLoader
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def serve(monkeypatch):
 @pytest.fixture
 def loader(tmp_path):
     """A recipe of the loader with a cache of its own, for a server that is near."""
-    return LoaderRecipe(shard_cache=str(tmp_path / "cache"), retries=3, timeout=5.0)
+    return ClassificationLoader(shard_cache=str(tmp_path / "cache"), retries=3, timeout=5.0)
 
 
 @pytest.fixture

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import cast
 
 import pytest
 
 from convnext.recipes.plan import Plan, learning_rate
-from convnext.recipes.recipe import Recipe, change_recipe
+from convnext.recipes.recipe import Recipe, ResolvedRecipe, change_recipe
 from convnext.recipes.schema import ScheduleRecipe
 
 
@@ -57,7 +58,8 @@ def test_multistep_takes_a_tenth_at_every_milestone_as_for_coco() -> None:
         "run.eval_every": 1,
         "optim.lr": 2e-4,
     }
-    plan = Plan.of(change_recipe(Recipe(), changes), steps_per_epoch=1000)
+    recipe = change_recipe(Recipe(), changes | {"run.save_every": 100})
+    plan = Plan.of(cast("ResolvedRecipe", recipe), steps_per_epoch=1000)
     assert plan.num_steps == 12_000
     assert plan.rate(0) == pytest.approx(2e-7)
     assert plan.rate(500) == plan.rate(7999) == pytest.approx(2e-4)
@@ -74,5 +76,6 @@ def test_a_length_in_steps_goes_before_epochs() -> None:
         "run.eval_every": 1,
         "optim.lr": 1.0,
     }
-    plan = Plan.of(change_recipe(Recipe(), changes), steps_per_epoch=10)
+    recipe = change_recipe(Recipe(), changes | {"run.save_every": 100})
+    plan = Plan.of(cast("ResolvedRecipe", recipe), steps_per_epoch=10)
     assert (plan.num_steps, plan.warmup_steps, plan.eval_steps) == (70, 7, 10)

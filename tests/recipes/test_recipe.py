@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,17 +10,20 @@ import pytest
 
 from convnext.models.family import FAMILY
 from convnext.recipes.recipe import (
-    SECTION_OF_TASK,
     Recipe,
+    all_settings,
+    as_resolved,
     change_recipe,
     check_ranges,
     flatten,
     read_recipe,
     recipe_from_dict,
     recipe_names,
+    recipe_parser,
     to_yaml,
 )
 
+TASKS = ("classify", "segment", "detect")
 SCRATCH = {
     # name: stochastic depth, epochs, warm-up, EMA, layer scale (paper, Table 5; appendix A.3)
     "imagenet1k_tiny": (0.1, 300, 20, 0.9999, 1e-6),
@@ -114,9 +118,8 @@ def test_no_shipped_recipe_leaves_the_result_to_auto() -> None:
     free |= {"run.channels_last", "run.compile", "loader.shard_cache", "loader.shard_cache_gb"}
     for name in recipe_names():
         recipe = read_recipe(name)
-        others = {s for task, s in SECTION_OF_TASK.items() if task != recipe.task}
-        left = {key for key, value in flatten(recipe) if value == "auto"}
-        assert {key for key in left if key.partition(".")[0] not in others} <= free, name
+        assert {key for key, value in flatten(recipe) if value == "auto"} <= free, name
+        assert not recipe.notes
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
@@ -180,3 +183,78 @@ def test_unknown_recipe_and_broken_yaml(tmp_path: Path) -> None:
         read_recipe(path)
     with pytest.raises(ValueError, match=r"no setting 'optim.lrr'; did you mean 'optim.lr'"):
         change_recipe(Recipe(), {"optim.lrr": 1})
+
+
+def test_each_task_has_the_settings_that_it_reads() -> None:
+    found = {task: {n for n, _ in flatten(Recipe(task=task))} for task in TASKS}
+    for name, setting in all_settings().items():
+        assert {task for task in TASKS if name in found[task]} == set(setting.tasks), name
+    assert found["classify"] >= {"augment.mixup", "input.crop_pct", "loss.label_smoothing"}
+    assert found["segment"] - found["detect"] == {n for n in found["segment"] if "segment." in n}
+    assert found["detect"] - found["segment"] == {n for n in found["detect"] if "detect." in n}
+    assert found["segment"] - found["classify"] > {"input.max_size"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_recipe_is_of_the_class_of_its_task(task: str) -> None:
+    recipe = Recipe(task=task, model="some")
+    assert recipe.task == task
+    assert type(recipe) is not Recipe
+    assert pickle.loads(pickle.dumps(recipe)) == recipe == replace(recipe)
+    with pytest.raises(ValueError, match="change_recipe takes what both have"):
+        replace(recipe, task="other")
+    with pytest.raises(ValueError, match="no task 'segmnt'; did you mean 'segment'"):
+        Recipe(task="segmnt")
+
+
+def test_another_task_takes_what_both_have() -> None:
+    recipe = change_recipe(Recipe(), {"optim.lr": 0.5, "input.image_size": 96})
+    changed = change_recipe(recipe, {"task": "detect", "detect.crop": 64})
+    settings = dict(flatten(changed))
+    assert (settings["optim.lr"], settings["input.image_size"]) == (0.5, 96)
+    assert settings["detect.crop"] == 64
+    with pytest.raises(ValueError, match=r"detection does not use augment\.mixup"):
+        change_recipe(change_recipe(recipe, {"augment.mixup": 0.8}), {"task": "detect"})
+
+
+@pytest.mark.parametrize(
+    ("task", "tree", "message"),
+    [
+        ("segment", {"augment": {"mixup": 0.8}}, "segmentation does not use augment.mixup"),
+        ("detect", {"segment": {"crop": 64}}, "detection does not use segment.crop"),
+        ("classify", {"detect": {"crop": 64}}, "classification does not use detect.crop"),
+        ("detct", {}, "there is no task 'detct'; did you mean 'detect'?"),
+    ],
+)
+def test_settings_of_other_tasks_are_refused(
+    task: str, tree: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=r"^mine: ") as caught:
+        recipe_from_dict({"task": task} | tree, where="mine")
+    assert message in str(caught.value)
+
+
+def test_what_runs_of_0_1_0_saved_without_reading_it_is_left_out() -> None:
+    for folder, count in (("segmentation", 19), ("detection", 19), ("classification", 1)):
+        file = Path(__file__).parents[1] / "fixtures" / "v0_1_0" / folder / "recipe.yaml"
+        (note,) = read_recipe(file).notes
+        settings = "1 setting" if count == 1 else f"{count} settings"
+        assert note == f"{file}: {settings} that {folder} does not use left out"
+
+
+def test_a_resolved_recipe_has_no_auto_that_a_task_resolves() -> None:
+    with pytest.raises(ValueError, match=r"still reads auto for model, .*optim.lr.*; resolve it"):
+        as_resolved(Recipe())
+    names = [name for name, setting in all_settings().items() if setting.resolves]
+    assert "run.device" not in names  # On this machine, the best there is.
+    assert "network.norm" not in names  # What a timm model has of its own.
+
+
+def test_options_have_help_types_and_bounds() -> None:
+    actions = {a.dest: a for a in recipe_parser()._actions}
+    assert set(all_settings()) <= set(actions)
+    assert actions["network.norm"].choices is None or "auto" in actions["network.norm"].choices
+    assert actions["optim.lr"].help == (
+        "Peak learning rate, for the stated `batch_size`; never rescaled behind your back."
+    )
+    assert all_settings()["ema.decay"].bounds == (0, 0.9999999)

@@ -104,5 +104,5 @@ def test_the_identity_of_runs_is_what_they_are_and_not_where(begun: Path) -> Non
     assert under(optim__lr=0.5) != own
     assert plan.identity(plan.entries[1]) != own
     # What has its default is not part of it: a study outlives settings that come later.
-    assert under(segment__dice=Recipe().segment.dice) == own
-    assert under(segment__dice=0.5) != own
+    assert under(augment__ratio=Recipe().augment.ratio) == own
+    assert under(augment__ratio=(0.5, 2.0)) != own

@@ -45,9 +45,10 @@ def prepare(source: Any, given: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: If there is no such recipe, model or file of weights.
     """
-    recipe = make_recipe(source, given)
     if source is None and "task" not in given:
-        recipe = replace(recipe, task=task_of(recipe))  # type: ignore[arg-type]
+        asked = {name: given[name] for name in ("data", "model") if name in given}
+        given = {**given, "task": task_of(make_recipe(None, asked))}
+    recipe = make_recipe(source, given)
 
     from convnext.models.factory import check_name
     from convnext.tasks.factory import dense_prefix

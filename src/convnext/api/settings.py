@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypedDict
 
 from convnext.names import nearest
 from convnext.recipes.recipe import (
     Recipe,
+    all_settings,
     change_recipe,
-    flatten,
+    parse_settings,
     read_recipe,
-    recipe_from_dict,
 )
 
 Auto = Literal["auto"]
@@ -100,9 +99,8 @@ def full_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If a name is unknown (the nearest one is suggested), a value has another type,
             or a setting is given twice.
     """
-    default = Recipe()
-    leaves = dict(flatten(default))
-    sections = {f.name for f in fields(default) if is_dataclass(getattr(default, f.name))}
+    leaves = all_settings()
+    sections = {name.partition(".")[0] for name in leaves if "." in name}
     full: dict[str, Any] = {}
 
     def take(name: str, value: Any, called: str) -> None:
@@ -121,7 +119,7 @@ def full_settings(given: Mapping[str, Any]) -> dict[str, Any]:
                 take(f"{name}.{leaf}", inner, f"{name}.{leaf}")
         else:
             take(SHORT.get(name, name), value, name)
-    checked = dict(flatten(recipe_from_dict(_nested(full)))) if full else {}
+    checked = parse_settings(_nested(full)) if full else {}
     return {name: checked[name] for name in full}
 
 

@@ -22,7 +22,7 @@ from convnext.cli.parser import (
     verb_parser,
 )
 from convnext.cli.verbs import VERBS, Verb
-from convnext.recipes.recipe import Recipe, explain, flatten, one_line
+from convnext.recipes.recipe import all_settings, explain, one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def _arguments(
     by_dest = {p.dest: p for p in signature.parameters}
     known = set(by_dest)
     if signature.has_settings:
-        known |= {leaf for leaf, _ in flatten(Recipe())}
+        known |= set(all_settings())
     if signature.task_options:
         known |= {p.dest for _, p in task_parameters(signature.task_options)}
     arguments = {}

@@ -15,7 +15,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 from convnext.api.settings import SHORT, Settings
 from convnext.api.types import OnCommandLine, PythonOnly, TaskOptions
 from convnext.cli.verbs import VERBS, Verb
-from convnext.recipes.recipe import Recipe, flatten
+from convnext.recipes.recipe import all_settings
 from convnext.tasks.verbs import options_of_tasks
 
 BOOL = "{true,false}"
@@ -176,7 +176,8 @@ def unknown_option(word: str, verb: str, parser: ArgumentParser) -> str:
 
 
 def _is_bool_setting(full: str) -> bool:
-    return isinstance(dict(flatten(Recipe())).get(full), bool)
+    known = all_settings()
+    return full in known and isinstance(known[full].default, bool)
 
 
 def _plain(text: str) -> str:
@@ -215,7 +216,7 @@ def _recipe_parser(*, full: bool) -> ArgumentParser:
     from convnext.recipes.recipe import recipe_parser
 
     parser: ArgumentParser = recipe_parser("convnext")
-    defaults = dict(flatten(Recipe()))
+    defaults = {name: setting.default for name, setting in all_settings().items()}
     short = {name: alias for alias, name in SHORT.items()}
     sections = parser._action_groups[2:]
     settings = None if full else parser.add_argument_group("settings")

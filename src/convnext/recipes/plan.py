@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Never
 
-from convnext.recipes.recipe import Recipe, number
-from convnext.recipes.schema import ScheduleRecipe
+from convnext.recipes.schema import ResolvedRecipe, ScheduleRecipe
 
 # How often the loss is looked at: rarely enough that a GPU is never made to wait for it.
 LOG_EVERY = 10
@@ -24,21 +24,20 @@ class Plan:
     steps_per_epoch: int
     peak: float
     """The largest learning rate."""
-    schedule: ScheduleRecipe
+    schedule: ScheduleRecipe[Never]
 
     @classmethod
-    def of(cls, recipe: Recipe, steps_per_epoch: int) -> Plan:
-        """Return the plan of a resolved recipe."""
-        eval_steps = max(1, round(number(recipe.run.eval_every) * steps_per_epoch))
-        every = recipe.run.save_every
+    def of(cls, recipe: ResolvedRecipe, steps_per_epoch: int) -> Plan:
+        """Return the plan of a recipe."""
+        eval_steps = max(1, round(recipe.run.eval_every * steps_per_epoch))
         return cls(
             num_steps=num_steps(recipe.schedule, steps_per_epoch),
             warmup_steps=recipe.schedule.warmup_steps
-            or round(number(recipe.schedule.warmup_epochs) * steps_per_epoch),
+            or round(recipe.schedule.warmup_epochs * steps_per_epoch),
             eval_steps=eval_steps,
-            save_steps=min(1000, eval_steps) if isinstance(every, str) else every,
+            save_steps=recipe.run.save_every,
             steps_per_epoch=steps_per_epoch,
-            peak=number(recipe.optim.lr),
+            peak=recipe.optim.lr,
             schedule=recipe.schedule,
         )
 
@@ -62,9 +61,9 @@ class Plan:
         return step % self.eval_steps == 0 or step >= self.num_steps
 
 
-def num_steps(schedule: ScheduleRecipe, steps_per_epoch: int) -> int:
+def num_steps(schedule: ScheduleRecipe[Never], steps_per_epoch: int) -> int:
     """Return the optimizer steps of a run."""
-    return schedule.steps or round(number(schedule.epochs) * steps_per_epoch)
+    return schedule.steps or round(schedule.epochs * steps_per_epoch)
 
 
 def learning_rate(
@@ -73,7 +72,7 @@ def learning_rate(
     peak: float,
     num_steps: int,
     warmup_steps: int,
-    schedule: ScheduleRecipe,
+    schedule: ScheduleRecipe[Never],
     milestones: tuple[int, ...] = (),
 ) -> float:
     """Return the rate of a step: linear up to `peak`, then down as the schedule's shape says.

@@ -1,78 +1,53 @@
-"""How a network is trained: one typed tree of frozen dataclasses, YAML in and out.
+"""Recipes in and out: YAML, options, nested and flat settings, and clear errors about them.
 
-A field that reads `auto` is chosen by the task when it has seen the data, the weights and the
-device; what it chose and why is printed, and the run keeps the resolved recipe. A recipe file
-holds only what differs from the defaults here, or from the file that its key `base` names.
+A recipe file holds only what differs from the defaults, or from the file that its key `base` names.
+Which settings there are is a matter of the task: each has a class of its own (`recipe_type`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from convnext.names import nearest
-from convnext.recipes.schema import (
-    RANGES,
-    AugmentRecipe,
-    DetectRecipe,
-    EmaRecipe,
-    InputRecipe,
-    LoaderRecipe,
-    LossRecipe,
-    NetworkRecipe,
-    OptimRecipe,
-    RunRecipe,
-    ScheduleRecipe,
-    SegmentRecipe,
-)
+from convnext.recipes.schema import A, Auto, recipe_type, recipe_types
+from convnext.recipes.schema import Recipe as Recipe
+from convnext.recipes.schema import ResolvedRecipe as ResolvedRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that determines a run."""
+class Setting:
+    """One setting of a recipe."""
 
-    task: Literal["classify", "detect", "segment"] = "classify"
-    model: str = "auto"
-    """A name of `convnext models`, or `timm/<name>`."""
-    weights: str = "none"
-    """Where training starts: `none`, a tag of `convnext models`, a path, or a hub id."""
-    data: str = "digits"
-    """A folder, an address of shards, or `digits` for the data set that comes along."""
-    network: NetworkRecipe = field(default_factory=NetworkRecipe)
-    input: InputRecipe = field(default_factory=InputRecipe)
-    augment: AugmentRecipe = field(default_factory=AugmentRecipe)
-    loss: LossRecipe = field(default_factory=LossRecipe)
-    segment: SegmentRecipe = field(default_factory=SegmentRecipe)
-    detect: DetectRecipe = field(default_factory=DetectRecipe)
-    optim: OptimRecipe = field(default_factory=OptimRecipe)
-    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
-    ema: EmaRecipe = field(default_factory=EmaRecipe)
-    loader: LoaderRecipe = field(default_factory=LoaderRecipe)
-    run: RunRecipe = field(default_factory=RunRecipe)
+    hint: Any
+    """Its type, with `auto` where that may be asked for."""
+    shown: str
+    """Its type as messages have it."""
+    default: Any
+    help: str
+    bounds: tuple[float | None, float | None]
+    resolves: bool
+    """Whether its task resolves `auto`; otherwise `auto` may stay."""
+    tasks: tuple[str, ...]
+    """Those that read it."""
 
 
-# The section that only one task has.
-SECTION_OF_TASK = {"segment": "segment", "detect": "detect"}
-
-
-def check_ranges(recipe: Recipe) -> None:
-    """Check the settings that are numbers.
-
-    Raises:
-        ValueError: Naming the setting, its value and its bounds.
-    """
-    for name, value in flatten(recipe):
-        low, high = RANGES.get(name, (None, None))
-        if isinstance(value, str) or (low is None and high is None):
-            continue
-        if (low is not None and value < low) or (high is not None and value > high):
-            bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-            raise ValueError(f"{name} is {value}, but must be {bounds}")
+@cache
+def all_settings() -> Mapping[str, Setting]:
+    """Return the settings of all tasks by their full names, section by section."""
+    found: dict[str, Setting] = {}
+    for task, kind in recipe_types().items():
+        for name, setting in _settings_of(kind(), "", task):
+            had = found.get(name)
+            found[name] = replace(had, tasks=(*had.tasks, task)) if had else setting
+    sections = list(dict.fromkeys(name.rpartition(".")[0] for name in found))
+    names = sorted(found, key=lambda name: sections.index(name.rpartition(".")[0]))
+    return {name: found[name] for name in names}
 
 
 def flatten(recipe: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -81,52 +56,113 @@ def flatten(recipe: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         value = getattr(recipe, f.name)
         if is_dataclass(value):
             yield from flatten(value, f"{prefix}{f.name}.")
-        else:
+        elif f.name != "notes":
             yield f"{prefix}{f.name}", value
 
 
 def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """Return `recipe` with some leaves replaced, named as `flatten` names them.
 
+    Another `task` among the changes gives a recipe of that task, with what was set in this one.
+
     Raises:
-        ValueError: If a name is unknown; the nearest one is suggested.
+        ValueError: If a name is unknown (the nearest one is suggested), or the task does not use
+            the setting.
     """
+    task = changes.get("task", recipe.task)
+    if task != recipe.task:
+        usual = dict(flatten(type(recipe)()))
+        own = {name: value for name, value in flatten(recipe) if value != usual[name]}
+        recipe, changes = recipe_type(task)(notes=recipe.notes), own | dict(changes)
     known = dict(flatten(recipe))
     for name, value in changes.items():
         if name not in known:
-            raise ValueError(f"a recipe has no setting {name!r}{nearest(name, known)}")
+            raise ValueError(_unknown(name, recipe))
         section, _, leaf = name.rpartition(".")
         part = replace(getattr(recipe, section), **{leaf: value}) if section else value
         recipe = replace(recipe, **{section or leaf: part})
     return recipe
 
 
+def check_ranges(recipe: Recipe) -> None:
+    """Check the settings that are numbers.
+
+    Raises:
+        ValueError: Naming the setting, its value and its bounds.
+    """
+    known = all_settings()
+    for name, value in flatten(recipe):
+        low, high = known[name].bounds
+        if isinstance(value, str) or (low is None and high is None):
+            continue
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+            raise ValueError(f"{name} is {value}, but must be {bounds}")
+
+
+def as_resolved(recipe: Recipe) -> ResolvedRecipe:
+    """Return a recipe as one in which no setting is left to its task.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    known = all_settings()
+    left = [n for n, value in flatten(recipe) if known[n].resolves and value == "auto"]
+    if left:
+        raise ValueError(f"the recipe still reads auto for {', '.join(left)}; resolve it first")
+    return cast("ResolvedRecipe", recipe)
+
+
 def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with the package."""
+    """Return the names of the bundled recipes."""
     folder = resources.files("convnext.recipes") / "presets"
     return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir())
 
 
 def read_recipe(source: str | Path) -> Recipe:
-    """Read a recipe: a YAML file of differences, or the name of one that comes along.
+    """Read a recipe: a YAML file of differences, or the name of a bundled one.
 
     Raises:
         ValueError: If there is none, it is not valid YAML, a key is unknown (the nearest one is
-            suggested), or a value has the wrong type.
+            suggested), the task does not use a setting, or a value has the wrong type.
     """
     return recipe_from_dict(_read_tree(source), where=str(source))
 
 
 def recipe_from_dict(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """Build a recipe from nested mappings, checking every key and type."""
+    """Build a recipe from nested mappings, checking every key and type.
+
+    Runs of version 0.1.0 saved settings that their task never read. Those are left out, and a note
+    of the recipe counts them; in any other recipe they are an error.
+    """
+    try:
+        default = recipe_type(tree.get("task", ""))()
+        values = parse_settings(tree)
+        unused = [name for name in values if default.task not in all_settings()[name].tasks]
+        if unused and _is_saved(values, default):
+            values = {name: value for name, value in values.items() if name not in unused}
+            count = f"{len(unused)} setting{'s' if len(unused) > 1 else ''}"
+            note = f"{where}: {count} that {default.noun} does not use left out"
+            default = replace(default, notes=(note,))
+        return change_recipe(default, values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def parse_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings of any task by their full names, with values of the right types.
+
+    Raises:
+        ValueError: If a key is unknown (the nearest one is suggested) or a value has the wrong
+            type.
+    """
     from jsonargparse import ArgumentError
 
-    _check_keys(tree, Recipe(), where)
+    _check_keys(tree)
     try:
-        parser = recipe_parser()
-        return as_recipe(parser.parse_object(dict(tree)))
+        return parsed_settings(recipe_parser().parse_object(dict(tree), defaults=False))
     except ArgumentError as error:
-        raise ValueError(f"{where}: {explain(error)}") from error
+        raise ValueError(explain(error)) from error
 
 
 def recipe_parser(prog: str = "convnext train") -> Any:
@@ -134,47 +170,34 @@ def recipe_parser(prog: str = "convnext train") -> Any:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False, prog=prog)
-    with _docstrings_of_fields():
-        parser.add_class_arguments(Recipe)
+    kinds = (*recipe_types().values(), Recipe)  # Recipe last: what a section is for all tasks.
+    sections: dict[str, Any] = {f.name: f.default_factory for k in kinds for f in fields(k)}
+    groups: dict[str, Any] = {}
+    for name, setting in all_settings().items():
+        section = name.rpartition(".")[0]
+        if section not in groups:
+            title = str(sections.get(section, Recipe).__doc__).partition("\n")[0].rstrip(".")
+            groups[section] = parser.add_argument_group(title)
+        groups[section].add_argument(
+            f"--{name}", type=setting.hint, default=setting.default, help=setting.help
+        )
     return parser
 
 
-@contextmanager
-def _docstrings_of_fields() -> Iterator[None]:
-    """Let jsonargparse read the docstrings of fields; its settings then are what they were."""
-    from jsonargparse import set_parsing_settings
-    from jsonargparse._optionals import get_docstring_parse_options  # Nothing public reads it.
-
-    before = get_docstring_parse_options()["attribute_docstrings"]  # type: ignore[no-untyped-call]
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    try:
-        yield
-    finally:
-        set_parsing_settings(docstring_parse_attribute_docstrings=before)
+def parsed_settings(namespace: Any) -> dict[str, Any]:
+    """Return the settings in what a parser returned, by their full names."""
+    known = all_settings()
+    return {name: value for name, value in namespace.items() if name in known}
 
 
-def as_recipe(namespace: Any) -> Recipe:
-    """Turn what the parser returned into a `Recipe`."""
-    parser = recipe_parser()
-    return Recipe(**parser.instantiate(namespace).as_dict())
-
-
-def number(value: float | str) -> float:
-    """Return a setting that is no longer `auto`."""
-    assert not isinstance(value, str), "the recipe must be resolved first"
-    return value
-
-
-def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return nested plain values, as YAML and JSON know them, without sections of other tasks."""
+def to_dict(recipe: Recipe | ResolvedRecipe) -> dict[str, Any]:
+    """Return nested plain values, as YAML and JSON know them."""
     tree = asdict(recipe)
-    for section in SECTION_OF_TASK.values():
-        if section != SECTION_OF_TASK.get(recipe.task):
-            del tree[section]
+    del tree["notes"]
     return _plain(tree)  # type: ignore[no-any-return]
 
 
-def to_yaml(recipe: Recipe) -> str:
+def to_yaml(recipe: Recipe | ResolvedRecipe) -> str:
     """Return every setting as YAML, in the order of the definition."""
     import yaml
 
@@ -190,16 +213,75 @@ def explain(error: Exception) -> str:
     name = wrong.group(1)
     value = message.rpartition("Given value: ")[2] if "Given value: " in message else None
     value = value or message.rpartition("Got value: ")[2]
-    section, _, leaf = name.rpartition(".")
-    owner = getattr(Recipe(), section) if section else Recipe()
-    expected = next((f.type for f in fields(owner) if f.name == leaf), "another type")
-    expected = str(expected).replace("Auto", "'auto'").replace("Literal", "one of ")
-    return f"{name} is {value}, but must be {expected.replace(' | ', ' or ')}"
+    known = all_settings()
+    return (
+        f"{name} is {value}, but must be {known[name].shown if name in known else 'another type'}"
+    )
 
 
 def one_line(error: Exception) -> str:
     """Return an error's message without its line breaks."""
     return " ".join(str(error).split())
+
+
+def _settings_of(part: Any, prefix: str, task: str) -> Iterator[tuple[str, Setting]]:
+    hints = get_type_hints(type(part))
+    texts = _docs_of(type(part))
+    for f in fields(part):
+        value, hint = getattr(part, f.name), hints[f.name]
+        if is_dataclass(value):
+            yield from _settings_of(value, f"{prefix}{f.name}.", task)
+        elif f.name != "notes":
+            shown, resolves = str(f.type), A in getattr(hint, "__parameters__", ())
+            if f.name == "task":
+                hint, shown = Literal[tuple(recipe_types())], f"Literal{[*recipe_types()]}"
+            yield (
+                f"{prefix}{f.name}",
+                Setting(
+                    hint=_with_auto(hint) if resolves else hint,
+                    shown=re.sub(r"\b(A|Auto)\b", "'auto'", shown)
+                    .replace("Literal", "one of ")
+                    .replace(" | ", " or "),
+                    default=value,
+                    help=texts.get(f.name, ""),
+                    bounds=f.metadata.get("bounds", (None, None)),
+                    resolves=resolves,
+                    tasks=(task,),
+                ),
+            )
+
+
+def _with_auto(hint: Any) -> Any:
+    """Return a type in which `A` is `auto`; the choices of a setting are one literal."""
+    hint = hint[Auto]
+    parts = get_args(hint)
+    if all(get_origin(part) is Literal for part in parts):
+        return Literal[tuple(value for part in reversed(parts) for value in get_args(part))]
+    return hint
+
+
+def _docs_of(kind: type) -> dict[str, str]:
+    """Return the docstrings of the fields of a dataclass, inherited ones too."""
+    from docstring_parser import parse_from_object
+
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if is_dataclass(base):
+            for p in parse_from_object(base).params:
+                found[p.arg_name] = " ".join((p.description or "").split())
+    return found
+
+
+def _unknown(name: str, recipe: Recipe) -> str:
+    if name in all_settings():
+        return f"{recipe.noun} does not use {name}"
+    return f"a recipe has no setting {name!r}{nearest(name, dict(flatten(recipe)))}"
+
+
+def _is_saved(values: Mapping[str, Any], default: Recipe) -> bool:
+    """Whether settings are those of a run, which saves all of them, and not a person's few."""
+    own = [name for name, _ in flatten(default)]
+    return sum(name in values for name in own) > len(own) / 2
 
 
 def _plain(value: Any) -> Any:
@@ -245,12 +327,19 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _check_keys(tree: Mapping[str, Any], like: Any, where: str, prefix: str = "") -> None:
-    known = {f.name: getattr(like, f.name) for f in fields(like)}
+def _check_keys(tree: Mapping[str, Any]) -> None:
+    known: dict[str, set[str]] = {"": set()}
+    for name in all_settings():
+        section, _, leaf = name.rpartition(".")
+        known.setdefault(section, set()).add(leaf)
+        known[""].add(section or leaf)
     for key, value in tree.items():
+        if key not in known[""]:
+            raise ValueError(f"there is no setting {key!s}{nearest(key, known[''])}")
         if key not in known:
-            raise ValueError(f"{where}: there is no setting {prefix}{key!s}{nearest(key, known)}")
-        if is_dataclass(known[key]):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{where}: {prefix}{key} is a section of settings, not {value!r}")
-            _check_keys(value, known[key], where, f"{prefix}{key}.")
+            continue
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{key} is a section of settings, not {value!r}")
+        for leaf in value:
+            if leaf not in known[key]:
+                raise ValueError(f"there is no setting {key}.{leaf!s}{nearest(leaf, known[key])}")

@@ -14,14 +14,8 @@ from rich.console import Console
 
 from convnext.atomic import write_text
 from convnext.names import portable_name
-from convnext.recipes.recipe import (
-    Recipe,
-    change_recipe,
-    flatten,
-    number,
-    recipe_from_dict,
-    to_dict,
-)
+from convnext.recipes.recipe import change_recipe, flatten, recipe_from_dict, to_dict
+from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
 
@@ -113,7 +107,7 @@ class Study:
 
         Settings that have their default do not count, so that a study outlives new settings.
         """
-        usual = dict(flatten(Recipe()))
+        usual = dict(flatten(type(self.recipe)()))
         leaves = flatten(self.recipe_of(entry, 0))
         own = {n: v for n, v in leaves if n not in WHERE and v != usual[n]}
         return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
@@ -197,7 +191,7 @@ def choose_once(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
     them: fine-tuning has other settings than training from scratch.
     """
     leaves = dict(flatten(recipe))
-    unset = {name: value for name, value in DEFAULTS.items() if leaves[name] == "auto"}
+    unset = {name: value for name, value in DEFAULTS.items() if leaves.get(name) == "auto"}
     # The regimes of the road differ in their stochastic depth.
     model = entries[0].model if entries[0].model.startswith("roadmap/") else stand_in(recipe)
     recipe = change_recipe(replace(recipe, model=model), unset)
@@ -212,17 +206,17 @@ def stand_in(recipe: Recipe) -> str:
     return task_class(recipe.task).default_prefix() + STAND_IN
 
 
-def for_all(resolved: Recipe, asked: Recipe, entries: Sequence[Entry]) -> Recipe:
+def for_all(resolved: ResolvedRecipe, asked: Recipe, entries: Sequence[Entry]) -> Recipe:
     """Return a resolved recipe without what belongs to one network, evaluated often enough."""
     # Stochastic depth is one number for all; timm's networks have defaults of their own.
     network = replace(asked.network, drop_path_rate=resolved.network.drop_path_rate)
     changes: dict[str, Any] = {"model": "auto", "weights": "none", "network": network}
     if any(map(starts_from_weights, entries)):
         # Weights know what their images looked like; all else is the same for all.
-        own = {name: getattr(asked.input, name) for name in OF_WEIGHTS}
+        own = {name: value for name, value in vars(asked.input).items() if name in OF_WEIGHTS}
         changes["input"] = replace(resolved.input, **own)
     if asked.run.eval_every == "auto":
-        every = max(1, round(number(resolved.schedule.epochs) / EVALUATIONS))
+        every = max(1, round(resolved.schedule.epochs / EVALUATIONS))
         changes["run"] = replace(resolved.run, eval_every=every)
     return replace(resolved, **changes)
 
@@ -244,7 +238,7 @@ def go_on(before: Recipe, asked: Recipe, given: Collection[str], root: Path) -> 
     Raises:
         ValueError: If what is asked for is not what the study began with.
     """
-    old, default = dict(flatten(before)), dict(flatten(Recipe()))
+    old, default = dict(flatten(before)), dict(flatten(type(before)()))
     free = {"run.seed", "model", "data", "weights"}
     for name, value in flatten(asked):
         if name in free or value == "auto" or (name not in given and value == default[name]):

@@ -10,7 +10,8 @@ from typing import Any
 from convnext.models.config import NetworkConfig, change
 from convnext.models.roadmap import Rung, kept_rungs, roadmap
 from convnext.names import nearest
-from convnext.recipes.recipe import Recipe, change_recipe, flatten
+from convnext.recipes.recipe import all_settings, change_recipe
+from convnext.recipes.schema import Recipe
 from convnext.studies.plan import Entry, Paper
 
 # Fields that follow the data, so that the rung as it is need not have what its definition says.
@@ -100,7 +101,7 @@ def parse_decisions(decisions: Sequence[str], config: NetworkConfig) -> list[tup
         ValueError: If there is no such field, or a value is not valid for it.
     """
     known = [f.name for f in fields(NetworkConfig)]
-    settings = dict(flatten(Recipe()))
+    settings = all_settings()
     read: list[tuple[str, list[Any]]] = []
     for decision in decisions:
         name, equals, text = decision.partition("=")

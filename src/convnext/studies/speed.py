@@ -29,7 +29,6 @@ from torch.utils._pytree import tree_leaves
 
 from convnext.atomic import write_text
 from convnext.hardware.devices import autocast, environment
-from convnext.recipes.recipe import number
 from convnext.studies.plan import EVALUATIONS, Entry, Study
 from convnext.tasks.base import Task
 from convnext.training.faults import is_out_of_memory
@@ -157,7 +156,7 @@ class _Bench:
             model = own.build_model()
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
-        self.batch_size = int(number(task.recipe.optim.micro_batch_size))
+        self.batch_size = task.recipe.optim.micro_batch_size
         self.work = own.workload(self.model, self.batch_size)
         self.infer_memory = self._peak(self.infer)
         self.train_step()

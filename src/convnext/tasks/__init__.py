@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from convnext.names import nearest
+from convnext.recipes.schema import register_recipe
 
 if TYPE_CHECKING:
     from convnext.tasks.base import Task
@@ -16,6 +17,12 @@ _CLASSES = {
     "segment": "segmentation.task.SegmentationTask",
     "detect": "detection.task.DetectionTask",
 }
+
+# `recipe.py` beside it has the task's recipe.
+for _name, _path in _CLASSES.items():
+    _folder, _, _class = _path.partition(".task.")
+    _class = f"{_class.removesuffix('Task')}Recipe"
+    register_recipe(_name, f"convnext.tasks.{_folder}.recipe.{_class}")
 
 DEFAULT = next(iter(_CLASSES))
 """The task of a recipe or a checkpoint that names none."""

@@ -29,8 +29,9 @@ from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.network import init_fan_in
 from convnext.recipes.plan import num_steps as num_steps_of
-from convnext.recipes.recipe import Recipe, number, to_dict
-from convnext.recipes.resolve import Choice, Circumstances, circumstances, print_choices
+from convnext.recipes.recipe import to_dict
+from convnext.recipes.resolve import Choice, ResolveContext, context_of, print_choices
+from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.results import Scores
 from convnext.tasks.factory import create_model
 from convnext.tasks.opened import Opened
@@ -138,8 +139,6 @@ class Task(ABC):
     """How the names of its networks begin, before the backbone's; the first is the default."""
     backbone: ClassVar[str] = ""
     """Where the backbone is in the network; "" where it is the network itself."""
-    unused_network: ClassVar[tuple[str, ...]] = ()
-    """Settings of the recipe's network that its networks do not have."""
 
     preprocessing: Any
     train_set: CachedDataset
@@ -148,7 +147,7 @@ class Task(ABC):
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: ResolvedRecipe,
         data: Any,
         known: Any,
         device: torch.device,
@@ -179,21 +178,21 @@ class Task(ABC):
             raise ValueError(f"{recipe.model} does not {cls.name}; take --model {names}")
         data = cls.open_data(recipe, console)
         known = cls.facts(data)
-        recipe, where = circumstances(recipe, device, card_of)
-        recipe, choices = cls.resolve(recipe, known, where)
+        recipe, context = context_of(recipe, device, card_of)
+        resolved, choices = cls.resolve(recipe, known, context)
         console.print(f"[bold]{escape(recipe.data)}[/]  {cls.describe(known)}")
-        for note in data.notes:
+        for note in (*recipe.notes, *data.notes):
             console.print(f"note: {note}", markup=False)
         print_choices(choices, console)
-        for warning in cls.warnings(recipe, known):
+        for warning in cls.warnings(resolved, known):
             console.print(f"[yellow]warning:[/] {escape(warning)}")
-        return cls(recipe, data, known, device, choices, ranks)
+        return cls(resolved, data, known, device, choices, ranks)
 
     def under(self, recipe: Recipe) -> Self:
         """Return the task on the same data and device under another recipe, silently resolved."""
-        recipe, where = circumstances(recipe, self.device, card_of)
-        recipe, choices = self.resolve(recipe, self.known, where)
-        return type(self)(recipe, self.data, self.known, self.device, choices, self.ranks)
+        recipe, context = context_of(recipe, self.device, card_of)
+        resolved, choices = self.resolve(recipe, self.known, context)
+        return type(self)(resolved, self.data, self.known, self.device, choices, self.ranks)
 
     @classmethod
     def default_prefix(cls) -> str:
@@ -222,13 +221,13 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def resolve(
-        recipe: Recipe, known: Any, where: Circumstances, /
-    ) -> tuple[Recipe, tuple[Choice, ...]]:
+        recipe: Recipe, known: Any, context: ResolveContext, /
+    ) -> tuple[ResolvedRecipe, tuple[Choice, ...]]:
         """Return the recipe without any `auto`, and what was chosen and why."""
 
     @staticmethod
     @abstractmethod
-    def warnings(recipe: Recipe, known: Any, /) -> tuple[str, ...]:
+    def warnings(recipe: ResolvedRecipe, known: Any, /) -> tuple[str, ...]:
         """Return what cannot work well in a resolved recipe, each with what to do about it."""
 
     @classmethod
@@ -346,8 +345,6 @@ class Task(ABC):
         """
         settings = to_dict(self.recipe)["network"]
         init, changes = settings.pop("init"), settings.pop("changes")
-        for name in self.unused_network:
-            del settings[name]
         changes = {k: v for k, v in settings.items() if v != "auto"} | changes
         weights = self.recipe.weights if pretrained and self.recipe.weights != "none" else None
         model = create_model(
@@ -369,7 +366,7 @@ class Task(ABC):
     def prepare(self, console: Console) -> None:
         """Read the images into memory, where the recipe asks for it and they fit."""
         if self.recipe.loader.cache:
-            workers = int(number(self.recipe.loader.workers))
+            workers = self.recipe.loader.workers
             for dataset in self.cached_sets():
                 console.print(dataset.fill_cache(workers=workers, console=console))
 
@@ -403,7 +400,7 @@ class Task(ABC):
             loader: DataLoader[Any] = DataLoader(
                 phase.dataset,  # type: ignore[arg-type]
                 batch_sampler=self.sampler,
-                num_workers=int(number(self.recipe.loader.workers)),
+                num_workers=self.recipe.loader.workers,
                 collate_fn=self.collate,
                 pin_memory=self.device.type == "cuda",
                 worker_init_fn=leave_signals_to_parent,
@@ -456,7 +453,7 @@ class Task(ABC):
             "device": self.device,
             "precision": self.recipe.run.precision,
             "bad": self.bad_val,
-            "workers": int(number(self.recipe.loader.workers)),
+            "workers": self.recipe.loader.workers,
             "ranks": self.ranks,
         }
 
@@ -469,7 +466,7 @@ class Task(ABC):
             batch_size: Images of the batch.
         """
 
-    def card(self, model: nn.Module, metrics: Mapping[str, Any], recipe: Recipe) -> Card:
+    def card(self, model: nn.Module, metrics: Mapping[str, Any], recipe: ResolvedRecipe) -> Card:
         """Return what is saved with the weights.
 
         Args:

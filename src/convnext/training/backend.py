@@ -20,8 +20,7 @@ from convnext.hardware.devices import autocast, environment
 from convnext.hardware.ranks import Ranks
 from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
 from convnext.models.execution import set_fused, widens
-from convnext.recipes.recipe import Recipe
-from convnext.recipes.schema import RunRecipe
+from convnext.recipes.schema import ResolvedRecipe, RunRecipe
 from convnext.tasks.base import Task
 from convnext.training.checks import smaller_micro_batch
 from convnext.training.faults import is_out_of_memory
@@ -52,7 +51,7 @@ class Chosen:
 def choose_form(
     task: Task,
     model: nn.Module,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     device: torch.device,
     *,
     ranks: Ranks,
@@ -100,7 +99,7 @@ def cache_file() -> Path:
 def _measured(
     task: Task,
     model: nn.Module,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     device: torch.device,
     plain: Form,
     num_steps: int,
@@ -197,7 +196,7 @@ def _time_form(
     return statistics.median(times[2:])
 
 
-def _key(recipe: Recipe, device: torch.device, micro_batch_size: int) -> str:
+def _key(recipe: ResolvedRecipe, device: torch.device, micro_batch_size: int) -> str:
     facts = environment(device)
     what = (
         *(facts[name] for name in ("device", "cpu", "threads", "torch")),
@@ -214,7 +213,7 @@ def _key(recipe: Recipe, device: torch.device, micro_batch_size: int) -> str:
 
 
 def fit_memory(
-    task: Task, model: nn.Module, recipe: Recipe, device: torch.device, size: int
+    task: Task, model: nn.Module, recipe: ResolvedRecipe, device: torch.device, size: int
 ) -> int:
     """Return the micro batch `size`, halved until forward and backward pass fit on this device.
 

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from convnext.recipes.plan import Plan
-from convnext.recipes.recipe import Recipe, number
+from convnext.recipes.schema import ResolvedRecipe
 from convnext.tasks.base import Task
 from convnext.training.faults import DivergedError
 from convnext.training.log import read_metrics
 from convnext.weights.checkpoint import complete_steps
 
 
-def diverged(what: str, recipe: Recipe, *, rate: float, checkpoints: Path) -> DivergedError:
+def diverged(what: str, recipe: ResolvedRecipe, *, rate: float, checkpoints: Path) -> DivergedError:
     """Return the error for a loss or a weight that is no number."""
-    advice = [f"--optim.lr {number(recipe.optim.lr) / 3:.2g}"]
-    if not number(recipe.optim.clip_grad):
+    advice = [f"--optim.lr {recipe.optim.lr / 3:.2g}"]
+    if not recipe.optim.clip_grad:
         advice.append("--optim.clip_grad 1")
     advice.append("a longer --schedule.warmup_epochs")
     if recipe.run.precision != "fp32":

@@ -25,7 +25,7 @@ from convnext.hardware.peak_rates import matrix_limit
 from convnext.hardware.signals import StopSignals
 from convnext.models.execution import set_fused, widens
 from convnext.recipes.plan import LOG_EVERY, Plan
-from convnext.recipes.recipe import Recipe, number
+from convnext.recipes.schema import ResolvedRecipe
 from convnext.tasks.base import Task
 from convnext.training import faults
 from convnext.training.callbacks import Callback, EvaluationEnd, StepEnd
@@ -76,7 +76,7 @@ class Outcome:
 def fit(
     task: Task,
     model: nn.Module,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     *,
     fabric: Fabric,
     log: RunLog,
@@ -144,7 +144,7 @@ class _Trainer:
         self,
         task: Task,
         model: nn.Module,
-        recipe: Recipe,
+        recipe: ResolvedRecipe,
         *,
         fabric: Fabric,
         log: RunLog,
@@ -156,7 +156,7 @@ class _Trainer:
         self.task, self.recipe, self.fabric, self.log, self.stop = task, recipe, fabric, log, stop
         self.ranks = ranks_of(fabric)
         self.callbacks = tuple(callbacks) if self.ranks.is_first else ()
-        self.micro_batch_size = micro_batch_size or int(number(recipe.optim.micro_batch_size))
+        self.micro_batch_size = micro_batch_size or recipe.optim.micro_batch_size
         self.memory_format = (
             torch.channels_last if recipe.run.channels_last else torch.contiguous_format
         )
@@ -175,7 +175,7 @@ class _Trainer:
         self.model, self.trained = model, fabric.setup_module(form)
         raw_optimizer = make_optimizer(model, recipe.optim)
         self.optimizer = fabric.setup_optimizers(raw_optimizer)
-        decay = number(recipe.ema.decay)
+        decay = recipe.ema.decay
         self.learner = Learner(
             model, raw_optimizer, Ema(model, decay) if decay else None, scaler_of(fabric)
         )
@@ -334,7 +334,7 @@ class _Trainer:
 
     def _clip(self, *, measures: bool) -> None:
         """Limit the norm of the gradient, where the recipe does, and measure it."""
-        most = number(self.recipe.optim.clip_grad)
+        most = self.recipe.optim.clip_grad
         if not most and not measures:
             return
         scaler = self.learner.scaler

@@ -6,14 +6,13 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Never
 
 import torch
 from torch import nn
 
 from convnext.models.network import Network
 from convnext.models.timm import TimmNetwork
-from convnext.recipes.recipe import number
 from convnext.recipes.schema import OptimRecipe
 
 if TYPE_CHECKING:
@@ -180,23 +179,23 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups)]
 
 
-def make_optimizer(model: nn.Module, recipe: OptimRecipe) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: OptimRecipe[Never]) -> torch.optim.Optimizer:
     """Build AdamW over `parameter_groups`, fused where the device has it."""
     return torch.optim.AdamW(
         _groups(model, recipe),
-        lr=number(recipe.lr),
+        lr=recipe.lr,
         betas=recipe.betas,
         eps=recipe.eps,
         fused=_has_fused(model),
     )
 
 
-def _groups(model: nn.Module, recipe: OptimRecipe) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, recipe: OptimRecipe[Never]) -> list[dict[str, Any]]:
     return parameter_groups(
         model,
-        lr=number(recipe.lr),
-        weight_decay=number(recipe.weight_decay),
-        layer_decay=number(recipe.layer_decay),
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
         layer_decay_by=recipe.layer_decay_by,
     )
 
@@ -205,7 +204,7 @@ def _has_fused(model: nn.Module) -> bool:
     return next(model.parameters()).device.type in ("cpu", "cuda")
 
 
-def group_rows(model: nn.Module, recipe: OptimRecipe) -> list[dict[str, Any]]:
+def group_rows(model: nn.Module, recipe: OptimRecipe[Never]) -> list[dict[str, Any]]:
     """Return the optimizer's groups as plain values: what each holds, its rate and its decay."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [
@@ -222,7 +221,7 @@ def group_rows(model: nn.Module, recipe: OptimRecipe) -> list[dict[str, Any]]:
     ]
 
 
-def group_table(model: nn.Module, recipe: OptimRecipe) -> Table:
+def group_table(model: nn.Module, recipe: OptimRecipe[Never]) -> Table:
     """Return `group_rows` as a table for the terminal."""
     from rich.table import Table
 

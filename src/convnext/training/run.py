@@ -20,7 +20,7 @@ from convnext.hardware.ranks import Ranks
 from convnext.models.flops import Cost, cost
 from convnext.names import portable_name
 from convnext.recipes.plan import num_steps as num_steps_of
-from convnext.recipes.recipe import Recipe, check_ranges, number, one_line, to_dict, to_yaml
+from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
 from convnext.training.backend import Chosen, choose_form, fit_memory
@@ -129,79 +129,81 @@ def _train(
         reference = str(Path(recipe.run.reference).resolve())
         recipe = replace(recipe, run=replace(recipe.run, reference=reference))
     task = task_class(recipe.task).open(recipe, device, console, ranks)
-    recipe = task.recipe
+    resolved = task.recipe
     seen = ranks.gather(task.fingerprint)
     if len(set(seen)) > 1:
         raise ValueError(
             f"the processes of this run see different data: {' and '.join(sorted(set(seen)))}; "
             "give all of them the same files"
         )
-    seed_everything(recipe.run.seed)
+    seed_everything(resolved.run.seed)
     model = task.build_model().to(device)
-    if recipe.run.checkpoint_activations and not checkpoint_activations(model):
-        raise ValueError(f"{recipe.model} cannot recompute its activations; leave that out")
+    if resolved.run.checkpoint_activations and not checkpoint_activations(model):
+        raise ValueError(f"{resolved.model} cannot recompute its activations; leave that out")
     task.prepare(console)
     size = task.input_size
     try:
         network = cost(model, size)
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
-            f"{recipe.model} cannot take images of {size} pixels; try another --input.image_size "
+            f"{resolved.model} cannot take images of {size} pixels; try another --input.image_size "
             f"({one_line(error)})"
         ) from error
     console.print(
-        f"[bold]{recipe.model}[/]  {network.params / 1e6:.2f} M parameters, "
+        f"[bold]{resolved.model}[/]  {network.params / 1e6:.2f} M parameters, "
         f"{network.macs / 1e6:,.0f} M multiply-accumulates at {size} px, on {device.type} "
-        f"in {recipe.run.precision}"
+        f"in {resolved.run.precision}"
     )
-    if recipe.weights != "none" and not resume:
+    if resolved.weights != "none" and not resume:
         console.print(
-            f"starting from the weights {recipe.weights}: the schedule, the moments of the "
+            f"starting from the weights {resolved.weights}: the schedule, the moments of the "
             "optimizer and the moving average begin anew",
             markup=False,
             soft_wrap=True,
         )
-    micro_batch_size = int(number(recipe.optim.micro_batch_size))
+    micro_batch_size = resolved.optim.micro_batch_size
     if ranks.count > 1 and device.type == "cuda":
-        fitting = fit_memory(task, model, recipe, device, micro_batch_size)
+        fitting = fit_memory(task, model, resolved, device, micro_batch_size)
         micro_batch_size = min(ranks.gather(fitting))
-    num_steps = num_steps_of(recipe.schedule, task.steps_per_epoch)
+    num_steps = num_steps_of(resolved.schedule, task.steps_per_epoch)
     chosen = choose_form(
         task,
         model,
-        recipe,
+        resolved,
         device,
         ranks=ranks,
         num_steps=num_steps,
         micro_batch_size=micro_batch_size,
     )
     form = chosen.form
-    run = replace(recipe.run, channels_last=form.channels_last, compile=form.compile)
-    recipe = replace(recipe, run=run)
+    run = replace(resolved.run, channels_last=form.channels_last, compile=form.compile)
+    resolved = replace(resolved, run=run)
     shape = _shape_of_steps(task, ranks, micro_batch_size)
     console.print(f"{shape}; {_name_form(chosen)}", soft_wrap=True)
 
-    folder = _make_folder(output, recipe, ranks)
+    folder = _make_folder(output, resolved, ranks)
     console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
     facts = environment(device) | {
-        "precision": recipe.run.precision,
+        "precision": resolved.run.precision,
         "processes": ranks.count,
-        "strategy": recipe.run.strategy if ranks.count > 1 else "one device",
+        "strategy": resolved.run.strategy if ranks.count > 1 else "one device",
         "form": _name_form(chosen),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
     def describe() -> None:
         if ranks.is_first:
-            _describe(folder, task, recipe, network, facts, resumed=resume)
+            _describe(folder, task, resolved, network, facts, resumed=resume)
 
-    trackers = make_trackers(recipe.run.loggers, folder, to_dict(recipe)) if ranks.is_first else []
+    trackers = (
+        make_trackers(resolved.run.loggers, folder, to_dict(resolved)) if ranks.is_first else []
+    )
     log = RunLog(folder, console, silent=not ranks.is_first, trackers=trackers)
     try:
         outcome = fit(
             task,
             model,
-            recipe,
+            resolved,
             fabric=fabric,
             log=log,
             micro_batch_size=micro_batch_size,
@@ -217,8 +219,8 @@ def _train(
         _finish(task, folder, outcome, console, write_report)
     return RunResult(
         folder=folder,
-        model=recipe.model,
-        data=recipe.data,
+        model=resolved.model,
+        data=resolved.data,
         best=outcome.best,
         steps=outcome.steps,
         seconds=outcome.seconds,

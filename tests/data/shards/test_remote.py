@@ -20,12 +20,12 @@ from convnext.data.preprocessing import Preprocessing
 from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
 from convnext.data.shards.remote import expand
-from convnext.recipes.schema import AugmentRecipe
 from convnext.tasks.classification.data import facts, open_dataset
 from convnext.tasks.classification.dataset import EvalDataset, TrainDataset, collate
+from convnext.tasks.classification.recipe import ClassificationAugment
 from convnext.tasks.classification.shards import to_shards
 
-AUGMENT = AugmentRecipe(
+AUGMENT = ClassificationAugment(
     scale=(0.35, 1.0),
     hflip=0.5,
     rand_augment="none",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.tensors import normalize_batch
-from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentRecipe
+from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.classification.augment import (
     BatchAugment,
     ImageAugment,
@@ -22,8 +22,9 @@ from convnext.tasks.classification.augment import (
     seeded,
 )
 from convnext.tasks.classification.mix import smooth_one_hot
+from convnext.tasks.classification.recipe import ClassificationAugment
 
-NONE = AugmentRecipe(
+NONE = ClassificationAugment(
     scale=(1.0, 1.0),
     ratio=(1.0, 1.0),
     hflip=0.0,
@@ -33,7 +34,7 @@ NONE = AugmentRecipe(
     cutmix=0.0,
     erasing=0.0,
 )
-PAPER = AugmentRecipe(
+PAPER = ClassificationAugment(
     scale=(0.08, 1.0),
     hflip=0.5,
     rand_augment="rand-m9-mstd0.5-inc1",

@@ -9,7 +9,7 @@ import pytest
 
 from convnext.data.preprocessing import Preprocessing
 from convnext.recipes.recipe import Recipe, change_recipe, flatten
-from convnext.tasks.classification.auto import Choice, Circumstances, resolve, warnings
+from convnext.tasks.classification.auto import Choice, ResolveContext, resolve, warnings
 from convnext.tasks.classification.data import DataFacts
 
 PHOTOS = DataFacts(
@@ -26,12 +26,12 @@ IMAGENET = replace(
     PHOTOS, num_train=1_281_167, num_classes=1000, class_counts=(1300,) * 1000, image_height=400,
     image_width=500,
 )  # fmt: skip
-CPU = Circumstances(device="cpu", has_bf16=False)
-GPU = Circumstances(device="cuda", has_bf16=True)
+CPU = ResolveContext(device="cpu", has_bf16=False)
+GPU = ResolveContext(device="cuda", has_bf16=True)
 
 
 def resolved(
-    facts: DataFacts, where: Circumstances = CPU, **changes: Any
+    facts: DataFacts, where: ResolveContext = CPU, **changes: Any
 ) -> tuple[Recipe, dict[str, Any], tuple[Choice, ...]]:
     recipe = change_recipe(Recipe(), {k.replace("__", "."): v for k, v in changes.items()})
     recipe, choices = resolve(recipe, facts, where)
@@ -41,10 +41,9 @@ def resolved(
 @pytest.mark.parametrize("facts", [PHOTOS, GLYPHS, IMAGENET])
 @pytest.mark.parametrize("where", [CPU, GPU])
 @pytest.mark.parametrize("weights", ["none", "fb_in1k"])
-def test_nothing_is_left_to_auto(facts: DataFacts, where: Circumstances, weights: str) -> None:
+def test_nothing_is_left_to_auto(facts: DataFacts, where: ResolveContext, weights: str) -> None:
     recipe, settings, choices = resolved(facts, where, weights=weights)
-    others = ("segment.", "detect.")
-    assert [k for k, v in settings.items() if v == "auto" and not k.startswith(others)] == [
+    assert [k for k, v in settings.items() if v == "auto"] == [
         "run.device",
         "run.devices",
         "run.channels_last",

@@ -17,11 +17,11 @@ from convnext.data.preprocessing import Preprocessing
 from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
 from convnext.data.tensors import to_tensor
-from convnext.recipes.schema import AugmentRecipe
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.classification.dataset import EvalDataset, TrainDataset, collate
+from convnext.tasks.classification.recipe import ClassificationAugment
 
-AUGMENT = AugmentRecipe(
+AUGMENT = ClassificationAugment(
     scale=(0.35, 1.0),
     hflip=0.5,
     rand_augment="none",

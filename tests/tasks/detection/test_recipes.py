@@ -9,8 +9,8 @@ import pytest
 
 from convnext.data.objects import DataFacts
 from convnext.recipes.recipe import flatten, read_recipe, recipe_names
-from convnext.recipes.resolve import Circumstances
-from convnext.tasks.detection.auto import UNUSED, resolve
+from convnext.recipes.resolve import ResolveContext
+from convnext.tasks.detection.auto import resolve
 
 # Drop path, rate and decay of each variant: the authors' released configurations for COCO.
 RELEASED = """config,pretrain,drop_path,lr,layer_decay,fp16
@@ -70,10 +70,9 @@ def test_large_scale_jitter() -> None:
 @pytest.mark.parametrize("name", [n for n in recipe_names() if n.startswith("coco")])
 def test_nothing_is_left_to_chance(name: str) -> None:
     recipe = read_recipe(name)
-    where = Circumstances(device="cuda", has_bf16=True)
+    where = ResolveContext(device="cuda", has_bf16=True)
     resolved, choices = resolve(recipe, COCO, where)
     left = {key for key, value in flatten(resolved) if value == "auto"}
-    left = {key for key in left if not key.startswith("segment.")}
     assert left <= {"run.device", "run.devices", "run.channels_last"}
-    chosen = {choice.setting for choice in choices} - set(UNUSED)
+    chosen = {choice.setting for choice in choices}
     assert chosen <= {"loader.workers", "run.save_every", "run.compile", "run.eval_every"}

@@ -8,7 +8,7 @@ import pytest
 
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe
-from convnext.recipes.resolve import Circumstances
+from convnext.recipes.resolve import ResolveContext
 from convnext.tasks.segmentation.auto import resolve, warnings
 from convnext.tasks.segmentation.data import DataFacts
 from convnext.tasks.segmentation.task import balanced
@@ -22,20 +22,20 @@ FACTS = DataFacts(
     image_width=480,
     greyscale=False,
 )
-CPU = Circumstances(device="cpu", has_bf16=False)
-GPU = Circumstances(device="cuda", has_bf16=True)
+CPU = ResolveContext(device="cpu", has_bf16=False)
+GPU = ResolveContext(device="cuda", has_bf16=True)
 SEGMENT = change_recipe(Recipe(), {"task": "segment"})
 
 
 @pytest.mark.parametrize("where", [CPU, GPU], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("num_train", [20, 367, 20_210])
 @pytest.mark.parametrize("weights", ["none", "fb_in1k"])
-def test_nothing_is_left_to_auto(where: Circumstances, num_train: int, weights: str) -> None:
+def test_nothing_is_left_to_auto(where: ResolveContext, num_train: int, weights: str) -> None:
     recipe, choices = resolve(
         replace(SEGMENT, weights=weights), replace(FACTS, num_train=num_train), where
     )
     left = {name for name, value in flatten(recipe) if value == "auto"}
-    assert {name for name in left if not name.startswith("detect.")} <= {
+    assert left <= {
         "run.device",
         "run.devices",
         "run.channels_last",
@@ -85,15 +85,17 @@ def test_weights_bring_their_pixels_and_their_design() -> None:
     assert recipe.segment.channels == 96
 
 
-def test_what_means_nothing_is_said() -> None:
-    changes = {"augment.mixup": 0.8, "loader.sampling": "balanced", "segment.mode": "slide"}
-    recipe, _ = resolve(
-        change_recipe(SEGMENT, changes | {"segment.window": 64, "segment.stride": 80}), FACTS, CPU
-    )
-    found = " ".join(warnings(recipe, FACTS))
-    assert "no use for augment.mixup" in found
-    assert "no class to balance" in found
+def test_gaps_between_windows_are_said() -> None:
+    changes = {"segment.mode": "slide", "segment.window": 64, "segment.stride": 80}
+    recipe, _ = resolve(change_recipe(SEGMENT, changes), FACTS, CPU)
+    (found,) = warnings(recipe, FACTS)
     assert "leaves gaps between windows of 64" in found
+
+
+@pytest.mark.parametrize("name", ["augment.mixup", "loader.sampling", "detect.crop"])
+def test_what_means_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"segmentation does not use {name}"):
+        change_recipe(SEGMENT, {name: 0})
 
 
 def test_one_class_alone_is_warned_of() -> None:

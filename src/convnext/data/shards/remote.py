@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rich.console import Console
 
@@ -36,14 +36,24 @@ from convnext.data.shards.samples import TRIES, Shard, base_name
 from convnext.data.shards.store import Missing, Refused, Remote, Store, Unavailable
 from convnext.data.threads import for_each
 
-if TYPE_CHECKING:
-    from convnext.recipes.schema import LoaderRecipe
-
 # The small files of an index are fetched by this many threads: waiting, not work.
 THREADS = 16
 
 
-def find_remote(path: str, loader: LoaderRecipe, *, console: Console | None = None) -> Found:
+class ShardSettings(Protocol):
+    """Where copies of remote shards are kept, and how patiently they are fetched."""
+
+    @property
+    def shard_cache(self) -> str: ...
+    @property
+    def shard_cache_gb(self) -> float: ...
+    @property
+    def retries(self) -> int: ...
+    @property
+    def timeout(self) -> float: ...
+
+
+def find_remote(path: str, loader: ShardSettings, *, console: Console | None = None) -> Found:
     """List the images at an address; what is about to be fetched, and where to, is said before.
 
     Raises:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from torch import Tensor
 from convnext.data.crops import Box, Draw, resize_crop
 from convnext.data.preprocessing import RESAMPLING, Preprocessing
 from convnext.data.tensors import normalize_batch
-from convnext.recipes.schema import AugmentRecipe
 from convnext.tasks.classification.mix import erase, mix, smooth_one_hot
+from convnext.tasks.classification.recipe import ClassificationAugment
 
 _RAND_AUGMENT = re.compile(
     r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|t(weights|3aw?)))*"
@@ -39,7 +39,7 @@ class ImageAugment:
     A random crop, flips, then RandAugment or else colour jitter.
     """
 
-    def __init__(self, recipe: AugmentRecipe, preprocessing: Preprocessing) -> None:
+    def __init__(self, recipe: ClassificationAugment[Never], preprocessing: Preprocessing) -> None:
         """Prepare a resolved recipe.
 
         Raises:
@@ -49,13 +49,13 @@ class ImageAugment:
         self.size = preprocessing.image_size
         self.interpolation = preprocessing.interpolation
         self.exact = recipe.exact
-        self.scale: tuple[float, float] = _resolved(recipe.scale)
+        self.scale = recipe.scale
         self.ratio = recipe.ratio
-        self.hflip: float = _resolved(recipe.hflip)
+        self.hflip = recipe.hflip
         self.vflip = recipe.vflip
         self.rand_augment = _rand_augment(recipe, preprocessing)
         # RandAugment replaces colour jitter, as in timm.
-        self.jitter: float = 0.0 if self.rand_augment else _resolved(recipe.color_jitter)
+        self.jitter: float = 0.0 if self.rand_augment else recipe.color_jitter
 
     @property
     def short_side(self) -> int:
@@ -153,7 +153,7 @@ class BatchAugment:
 
     def __init__(
         self,
-        recipe: AugmentRecipe,
+        recipe: ClassificationAugment[Never],
         *,
         num_classes: int,
         label_smoothing: float,
@@ -166,11 +166,11 @@ class BatchAugment:
             ValueError: If a setting reads `auto`, or cannot be.
         """
         check_augment(recipe)
-        self.mixup: float = _resolved(recipe.mixup)
-        self.cutmix: float = _resolved(recipe.cutmix)
+        self.mixup = recipe.mixup
+        self.cutmix = recipe.cutmix
         self.mix_prob = recipe.mix_prob
         self.switch_prob = recipe.mix_switch_prob
-        self.erasing: float = _resolved(recipe.erasing)
+        self.erasing = recipe.erasing
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.preprocessing = preprocessing
@@ -207,21 +207,23 @@ class BatchAugment:
         return images, targets
 
 
-def check_augment(recipe: AugmentRecipe) -> None:
+def check_augment(recipe: ClassificationAugment[Never]) -> None:
     """Check the values of a resolved recipe.
 
     Raises:
         ValueError: Naming the setting, its value and what it can be.
     """
+    if "auto" in vars(recipe).values():
+        raise ValueError("the augment recipe still reads auto; resolve it first")
     for name in ("hflip", "vflip", "mix_prob", "mix_switch_prob", "erasing"):
-        value = _resolved(getattr(recipe, name))
+        value = getattr(recipe, name)
         if not 0 <= value <= 1:
             raise ValueError(f"augment.{name} is {value}, but is a probability between 0 and 1")
     for name in ("color_jitter", "mixup", "cutmix"):
-        value = _resolved(getattr(recipe, name))
+        value = getattr(recipe, name)
         if value < 0:
             raise ValueError(f"augment.{name} is {value}, but must be 0 or more")
-    low, high = _resolved(recipe.scale)
+    low, high = recipe.scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"augment.scale is {low}, {high}, but must be two shares that rise to 1")
     low, high = recipe.ratio
@@ -230,11 +232,11 @@ def check_augment(recipe: AugmentRecipe) -> None:
 
 
 def _rand_augment(
-    recipe: AugmentRecipe, preprocessing: Preprocessing
+    recipe: ClassificationAugment[Never], preprocessing: Preprocessing
 ) -> Callable[[Image.Image], Image.Image] | None:
     from timm.data.auto_augment import rand_augment_transform
 
-    policy = _resolved(recipe.rand_augment)
+    policy = recipe.rand_augment
     if policy == "none":
         return None
     grey_levels = tuple(min(255, round(255 * m)) for m in preprocessing.mean)
@@ -285,10 +287,3 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     if bits >= 8:
         return image
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
-
-
-def _resolved(value: Any) -> Any:
-    """Return a value of a recipe that must not read `auto` any more."""
-    if value == "auto":
-        raise ValueError("the augment recipe still reads auto; resolve it first")
-    return value

@@ -7,57 +7,49 @@ rules for small data come from the experiments in LOG.md, those for large data a
 from __future__ import annotations
 
 import math
-import os
-from dataclasses import asdict
-from typing import Any
+from typing import Any, Never, cast
 
 from convnext.models.roadmap import stem_stride
-from convnext.recipes.recipe import Recipe, check_ranges, flatten
-from convnext.recipes.resolve import Choice, Chooser, Circumstances
-from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
+from convnext.recipes.recipe import flatten
+from convnext.recipes.resolve import (
+    Choice,
+    ResolveContext,
+    Resolver,
+    two_digits,
+    warn_of_average,
+    warn_of_batch,
+)
+from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.classification.data import DataFacts
+from convnext.tasks.classification.recipe import ClassificationRecipe
 
 # A data set this large takes the paper's recipe as it stands.
 LARGE = 300_000
 # Up to this many epochs from scratch, strong augmentation costs more than it brings (LOG.md).
 SHORT = 40
 CONVOLUTIONAL_PEERS = ("timm/resnet", "timm/resnext", "timm/convnext", "timm/regnet", "timm/swin_")
-# Mean and standard deviation of the luminance of ImageNet's images.
-GREY_MEAN, GREY_STD = (0.449,), (0.226,)
 
 
 def resolve(
-    recipe: Recipe, facts: DataFacts, where: Circumstances
-) -> tuple[Recipe, tuple[Choice, ...]]:
+    recipe: Recipe, facts: DataFacts, context: ResolveContext
+) -> tuple[ClassificationRecipe[Never], tuple[Choice, ...]]:
     """Return the recipe without any `auto`, and what was chosen and why."""
-    check_ranges(recipe)
-    c = Chooser(recipe)
-    if where.device == "cpu":
-        c.choose("model", "convnext_atto", "the smallest of the family: there is no GPU")
-    c.choose("model", "convnext_tiny", "the smallest network of the paper")
-    scratch, large = recipe.weights == "none", facts.num_train >= LARGE
-    _choose_input(c, facts, where)
-    _choose_network(c, where, scratch=scratch, large=large)
-    _choose_batch(c, facts.num_train, scratch=scratch, large=large, on_cpu=where.device == "cpu")
-    _choose_schedule(c, facts.num_train, scratch=scratch, large=large)
-    _choose_rate(c, scratch=scratch, large=large)
-    _choose_augmentation(c, facts, scratch=scratch, large=large)
-    _choose_ema(c, facts.num_train, scratch=scratch, large=large)
-    _choose_execution(c, where, facts.num_train, large=large)
-    return c.recipe, tuple(c.choices)
+    c = Resolver(recipe, context, num_train=facts.num_train, large=LARGE)
+    c.choose_model()
+    _choose_input(c, facts)
+    _choose_network(c)
+    _choose_batch(c, facts.num_train)
+    _choose_schedule(c, facts.num_train)
+    _choose_rate(c)
+    _choose_augmentation(c, facts)
+    _choose_average(c, facts.num_train)
+    c.choose_execution(1 if c.large else max(1, round(c["schedule.epochs"] / 20)))
+    resolved, choices = c.finish()
+    return cast("ClassificationRecipe[Never]", resolved), choices
 
 
-def _choose_input(c: Chooser, facts: DataFacts, where: Circumstances) -> None:
-    known = where.preprocessing
-    if known is not None:
-        for name, value in asdict(known).items():
-            c.choose(f"input.{name}", value, "as the weights were made for")
-    grey = facts.greyscale and c["weights"] == "none"
-    chans = c.choose(
-        "input.in_chans", 1 if grey else 3, "no colour was seen" if grey else "colour images"
-    )
-    c.choose("input.mean", IMAGENET_MEAN if chans == 3 else GREY_MEAN, "of ImageNet")
-    c.choose("input.std", IMAGENET_STD if chans == 3 else GREY_STD, "of ImageNet")
+def _choose_input(c: Resolver, facts: DataFacts) -> None:
+    c.choose_pixels(gray=facts.greyscale)
     short_side = min(facts.image_height, facts.image_width)
     if c["weights"] != "none":
         c.choose("input.image_size", 224, "the usual size of published weights")
@@ -66,7 +58,7 @@ def _choose_input(c: Chooser, facts: DataFacts, where: Circumstances) -> None:
         c.choose("input.image_size", size, "its patches are 16 pixels wide")
     elif short_side <= 64:
         c.choose("input.image_size", max(8, -(-short_side // 8) * 8), "the size of the images")
-    elif where.device == "cpu":
+    elif c.on_cpu:
         size = min(96, short_side // 32 * 32)
         c.choose("input.image_size", size, "what a CPU can afford")
     size = c.choose("input.image_size", min(224, short_side // 32 * 32), "as in the paper")
@@ -78,78 +70,65 @@ def _choose_input(c: Chooser, facts: DataFacts, where: Circumstances) -> None:
     c.choose("input.crop_pct", 0.875, "as in the paper")
 
 
-def _choose_network(c: Chooser, where: Circumstances, *, scratch: bool, large: bool) -> None:
+def _choose_network(c: Resolver) -> None:
     if not c["model"].startswith(("convnext_", "roadmap/")):
         return
-    for name in ("stem", "stem_stride", "norm", "layer_scale_init"):
-        if name in where.weights_network:
-            c.choose(f"network.{name}", where.weights_network[name], "as the weights have it")
+    c.choose_design()
     if c["model"].startswith("roadmap/"):
-        _choose_rung(c, scratch=scratch, large=large)
+        _choose_rung(c)
         return
-    size = c["input.image_size"]
     if c["model"].startswith("convnext_isotropic"):
         c.choose("network.stem_stride", 16, "the paper's")
         c.choose("network.stem", "patchify", "the paper's")
-    if scratch and stem_stride(size) < 4:
-        reason = f"a stride of 4 leaves too little of {size} pixels"
-        c.choose("network.stem_stride", stem_stride(size), reason)
-    c.choose("network.stem_stride", 4, "the paper's")
-    if scratch and not large:
-        c.choose("network.layer_scale_init", 0.0, "one of 1e-6 takes many epochs to wake up")
-        c.choose("network.drop_path_rate", 0.0, "small data is learned faster without")
-        c.choose("network.init", "fan_in", "a std of 0.02 takes many epochs to outgrow")
-        c.choose("network.norm", "batch", "learns small data faster than layer norm")
-        if c["network.stem_stride"] in ("auto", 1, 2, 4):
-            c.choose("network.stem", "conv_pool", "learns small data faster than patches")
-    c.choose("network.layer_scale_init", 1e-6, "the paper's")
-    c.choose("network.drop_path_rate", 0.1, "the paper's for ConvNeXt-T")
-    c.choose("network.norm", "layer", "the paper's")
-    c.choose("network.stem", "patchify", "the paper's")
-    c.choose("network.init", "paper", "the paper's" if scratch else "weights replace it")
-    c.choose("network.head_init_scale", 1.0 if scratch else 0.001, "the paper's")
+    _choose_stride(c)
+    conv_pool = c["network.stem_stride"] in ("auto", 1, 2, 4)
+    c.choose_backbone(0.1, "the paper's for ConvNeXt-T", conv_pool=conv_pool)
+    c.choose("network.head_init_scale", 1.0 if c.scratch else 0.001, "the paper's")
 
 
-def _choose_rung(c: Chooser, *, scratch: bool, large: bool) -> None:
+def _choose_rung(c: Resolver) -> None:
     """Leave the decisions of a rung as they are; the size of the images and the data decide."""
-    stride = stem_stride(c["input.image_size"])
-    if scratch and stride < 4:
-        reason = f"a stride of 4 leaves too little of {c['input.image_size']} pixels"
-        c.choose("network.stem_stride", stride, reason)
-    if scratch and not large:
+    _choose_stride(c)
+    if c.scratch and not c.large:
         c.choose("network.init", "fan_in", "a std of 0.02 takes many epochs to outgrow")
         c.choose("network.drop_path_rate", 0.0, "small data is learned faster without")
     rate = 0.5 if c["model"].startswith("roadmap/resnet200/") else 0.1
     c.choose("network.drop_path_rate", rate, "the paper's for this regime")
 
 
-def _choose_batch(c: Chooser, n: int, *, scratch: bool, large: bool, on_cpu: bool) -> None:
-    if large:
-        c.choose("optim.batch_size", 4096 if scratch else 512, "the paper's")
+def _choose_stride(c: Resolver) -> None:
+    size = c["input.image_size"]
+    if c.scratch and stem_stride(size) < 4:
+        reason = f"a stride of 4 leaves too little of {size} pixels"
+        c.choose("network.stem_stride", stem_stride(size), reason)
+
+
+def _choose_batch(c: Resolver, n: int) -> None:
+    if c.large:
+        c.choose("optim.batch_size", 4096 if c.scratch else 512, "the paper's")
     size = 32 if n < 10_000 else 64 if n < 50_000 else 256
     batch = c.choose("optim.batch_size", min(size, n), "many steps matter more than large ones")
-    parts = math.ceil(batch / (64 if on_cpu else 128))
+    parts = math.ceil(batch / (64 if c.on_cpu else 128))
     c.choose("optim.micro_batch_size", math.ceil(batch / parts), "of one backward pass")
 
 
-def _choose_schedule(c: Chooser, n: int, *, scratch: bool, large: bool) -> None:
-    if large:
-        c.choose("schedule.epochs", 300 if scratch else 30, "the paper's")
-        if not scratch:
+def _choose_schedule(c: Resolver, n: int) -> None:
+    if c.large:
+        c.choose("schedule.epochs", 300 if c.scratch else 30, "the paper's")
+        if not c.scratch:
             c.choose("schedule.warmup_epochs", 0, "the paper's")
         elif c["schedule.epochs"] >= 100:
             c.choose("schedule.warmup_epochs", 20, "the paper's")
         c.choose("schedule.progressive", False, "the paper's")
-    low, high, images = (20, 200, 60_000) if scratch else (5, 30, 30_000)
-    if scratch and c["input.image_size"] <= 16:
+    low, high, images = (20, 200, 60_000) if c.scratch else (5, 30, 30_000)
+    if c.scratch and c["input.image_size"] <= 16:
         low, images = 15, 20_000  # Digits are learned sooner.
     epochs = min(high, max(low, round(images / n)))
-    epochs = c.choose("schedule.epochs", epochs, f"{epochs * n:,} images in all")
-    c.choose("schedule.warmup_epochs", _round(epochs / 20), "a twentieth of the run")
+    c.choose_length(epochs)
     # Networks of a fixed number of patches cannot take a smaller image.
     any_size = c["model"].startswith(("convnext_", "roadmap/", *CONVOLUTIONAL_PEERS))
     isotropic = c["model"].startswith("convnext_isotropic")
-    progressive = scratch and any_size and not isotropic and c["input.image_size"] >= 96
+    progressive = c.scratch and any_size and not isotropic and c["input.image_size"] >= 96
     c.choose(
         "schedule.progressive",
         progressive,
@@ -157,30 +136,30 @@ def _choose_schedule(c: Chooser, n: int, *, scratch: bool, large: bool) -> None:
     )
 
 
-def _choose_rate(c: Chooser, *, scratch: bool, large: bool) -> None:
+def _choose_rate(c: Resolver) -> None:
     batch = c["optim.batch_size"]
-    if large:
-        c.choose("optim.lr", 4e-3 if scratch else 5e-5, "the paper's")
-        c.choose("optim.weight_decay", 0.05 if scratch else 1e-8, "the paper's")
+    if c.large:
+        c.choose("optim.lr", 4e-3 if c.scratch else 5e-5, "the paper's")
+        c.choose("optim.weight_decay", 0.05 if c.scratch else 1e-8, "the paper's")
         c.choose("optim.clip_grad", 0.0, "the paper's")
-    if scratch:
-        c.choose("optim.lr", _round(scratch_rate(batch)), f"for {batch} images a step")
+    if c.scratch:
+        c.choose("optim.lr", two_digits(scratch_rate(batch)), f"for {batch} images a step")
         c.choose("optim.weight_decay", 0.05, "the paper's")
         c.choose("optim.layer_decay", 1.0, "every layer is new")
-    c.choose("optim.lr", _round(tuning_rate(batch)), "gentle: the layers are good already")
+    c.choose("optim.lr", two_digits(tuning_rate(batch)), "gentle: the layers are good already")
     c.choose("optim.weight_decay", 1e-8, "the paper's for fine-tuning")
     c.choose("optim.layer_decay", 0.8, "the paper's for fine-tuning")
     c.choose("optim.clip_grad", 1.0, "steadies small batches")
 
 
-def _choose_augmentation(c: Chooser, facts: DataFacts, *, scratch: bool, large: bool) -> None:
+def _choose_augmentation(c: Resolver, facts: DataFacts) -> None:
     if max(facts.image_height, facts.image_width) <= 64 and facts.greyscale:
         c.choose("augment.hflip", 0.0, "small and grey: perhaps characters, which have a side")
         c.choose("augment.scale", (0.7, 1.0), "characters fill their image")
-        c.choose("augment.color_jitter", 0.0, "there is no colour")
+        c.choose("augment.color_jitter", 0.0, "there is no color")
     c.choose("augment.hflip", 0.5, "as in the paper")
-    if large:
-        mixed = 1.0 if scratch else 0.0
+    if c.large:
+        mixed = 1.0 if c.scratch else 0.0
         for name, value in (
             ("scale", (0.08, 1.0)),
             ("rand_augment", "rand-m9-mstd0.5-inc1"),
@@ -200,43 +179,20 @@ def _choose_augmentation(c: Chooser, facts: DataFacts, *, scratch: bool, large: 
         c.choose(f"augment.{name}", none, "for runs of hundreds of epochs")
 
 
-def _choose_ema(c: Chooser, n: int, *, scratch: bool, large: bool) -> None:
+def _choose_average(c: Resolver, n: int) -> None:
     num_steps = c["schedule.epochs"] * max(1, n // c["optim.batch_size"])
-    if large and not scratch:
+    if c.large and not c.scratch:
         c.choose("ema.decay", 0.0, "the paper's")
     if num_steps >= 50_000:
         c.choose("ema.decay", 0.9999, "the paper's")
-    if num_steps < 200:
-        c.choose("ema.decay", 0.0, f"{num_steps} steps are too few to average")
-    horizon = max(10, num_steps // 20)
-    c.choose("ema.decay", round(1 - 1 / horizon, 7), "looks back over a twentieth of the run")
+    c.choose_average()
 
 
-def _choose_execution(c: Chooser, where: Circumstances, n: int, *, large: bool) -> None:
-    every = max(1, round(c["schedule.epochs"] / 20))
-    every = c.choose("run.eval_every", 1 if large else every, "epochs between evaluations")
-    steps = max(1, round(every * max(1, n // c["optim.batch_size"])))
-    c.choose("run.save_every", min(1000, steps), "steps that a crash can cost")
-    c.choose("loader.cache", not large, "too many images" if large else "if the images fit")
-    workers = 0 if where.device == "cpu" else min(16, max(2, (os.cpu_count() or 2) - 1))
-    reason = "the network needs every core" if workers == 0 else "the cores beside the GPU"
-    c.choose("loader.workers", workers, reason)
-    precision = "bf16" if where.has_bf16 else "fp32"
-    reason = "this device is fastest in it" if where.has_bf16 else "this device has no fast bf16"
-    c.choose("run.precision", precision, reason)
-
-
-def warnings(recipe: Recipe, facts: DataFacts) -> tuple[str, ...]:
+def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:
     """Return what cannot work in a resolved recipe, each with what to do about it."""
     r = dict(flatten(recipe))
     steps = r["schedule.epochs"] * max(1, facts.num_train // r["optim.batch_size"])
-    found = []
-    decay = r["ema.decay"]
-    if decay and 1 / (1 - decay) > steps:
-        found.append(
-            f"the moving average looks back {1 / (1 - decay):,.0f} steps, but the run has only "
-            f"{steps:,}: it will lag behind the weights. Try --ema.decay auto"
-        )
+    found = warn_of_average(r, steps)
     size, stem = r["input.image_size"], _stem(r)
     if stem > 1 and size < 16 * stem and not r["model"].startswith("timm/"):
         found.append(
@@ -248,13 +204,9 @@ def warnings(recipe: Recipe, facts: DataFacts) -> tuple[str, ...]:
     if r["optim.lr"] > 1.3 * usual:
         found.append(
             f"a learning rate of {r['optim.lr']:g} is high for a batch of {batch} (the paper's "
-            f"4e-3 is for 4,096). Try --optim.lr {_round(usual):g}"
+            f"4e-3 is for 4,096). Try --optim.lr {two_digits(usual):g}"
         )
-    if batch > facts.num_train:
-        found.append(
-            f"a batch of {batch:,} is more than there are images: steps use {facts.num_train:,}. "
-            f"Try --optim.batch_size {min(32, facts.num_train)}"
-        )
+    found += warn_of_batch(r, facts.num_train, 32)
     if r["weights"] == "none" and 0 < _scale(r) <= 1e-4 and steps < 20_000:
         found.append(
             f"a layer scale that starts at {_scale(r):g} needs tens of thousands of steps to wake "
@@ -289,8 +241,3 @@ def scratch_rate(batch_size: int) -> float:
 def tuning_rate(batch_size: int) -> float:
     """Return the peak rate for fine-tuning: 2e-4 at 32 images, a judgement."""
     return 2e-4 * math.sqrt(batch_size / 32)
-
-
-def _round(value: float) -> float:
-    """Keep two digits."""
-    return float(f"{value:.2g}")

@@ -23,8 +23,8 @@ from rich.console import Console
 
 from convnext.data.images import BadImage, Header
 from convnext.data.samples import ArraySamples, Found, Samples
-from convnext.recipes.schema import LoaderRecipe
 from convnext.tasks.classification.layout import find
+from convnext.tasks.classification.recipe import ClassificationLoader
 
 # How many images `facts` looks at.
 NUM_HEADERS, NUM_DECODED = 200, 32
@@ -64,7 +64,7 @@ def open_dataset(
     *,
     val_share: float = 0.2,
     strict: bool = True,
-    loader: LoaderRecipe | None = None,
+    loader: ClassificationLoader | None = None,
     console: Console | None = None,
 ) -> ClassificationData:
     """Return the data set at `path`, without reading any image yet.

@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Never
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from convnext.data.preprocessing import Preprocessing, fit_short_side
 from convnext.data.samples import Samples
 from convnext.data.sampling import Draw
 from convnext.data.shards.samples import BadShard, CutShard, ShardSamples
-from convnext.recipes.schema import AugmentRecipe
 from convnext.tasks.classification.augment import ImageAugment
+from convnext.tasks.classification.recipe import ClassificationAugment
 
 _KEPT = "are kept in memory ({:,.3g} MB)"
 _TOO_LARGE = "do not fit into the {:,.2g} GB that may be used, and are read anew each time"
@@ -91,7 +91,7 @@ class TrainDataset(Dataset[Item]):
         self,
         samples: Samples,
         *,
-        augment: AugmentRecipe,
+        augment: ClassificationAugment[Never],
         preprocessing: Preprocessing,
         seed: int,
     ) -> None:

@@ -23,7 +23,6 @@ from convnext.data.images import BadImage
 from convnext.data.samples import BadImages, Samples
 from convnext.deploy.fast import Fast
 from convnext.progress import notes, progress_bar
-from convnext.recipes.schema import LoaderRecipe
 from convnext.results import Scores
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.classification.dataset import EvalDataset
@@ -31,6 +30,7 @@ from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.published import imagenet_synsets
+from convnext.tasks.classification.recipe import ClassificationLoader
 from convnext.tasks.opened import Opened, opened
 from convnext.tasks.trained import build
 from convnext.weights.checkpoint import Card, complete_steps, step_of
@@ -253,9 +253,11 @@ def open_split(
         found = find(data, console=console)
         if found.val is None:
             return found.take(found.train), found.classes
-    known = {field.name for field in fields(LoaderRecipe)}
+    known = {field.name for field in fields(ClassificationLoader)}
     settings = card.recipe.get("loader", {})
-    loader = LoaderRecipe(**{name: value for name, value in settings.items() if name in known})
+    loader = ClassificationLoader(
+        **{name: value for name, value in settings.items() if name in known}
+    )
     opened = open_dataset(data, val_share=loader.val_share, loader=loader, console=console)
     return (opened.val if split == "val" else opened.train), opened.classes
 

@@ -19,13 +19,15 @@ from convnext.data.samples import Found
 from convnext.data.shards.layout import find_shards, part_of
 from convnext.data.shards.remote import find_remote, is_remote
 from convnext.names import nearest
-from convnext.recipes.schema import LoaderRecipe
+from convnext.tasks.classification.recipe import ClassificationLoader
 
 # Names of folders in data sets for other tasks.
 _NOT_CLASSES = {"images", "annotations", "labels", "masks"}
 
 
-def find(path: str, loader: LoaderRecipe | None = None, *, console: Console | None = None) -> Found:
+def find(
+    path: str, loader: ClassificationLoader | None = None, *, console: Console | None = None
+) -> Found:
     """List the images below `path` and their classes.
 
     Args:
@@ -40,7 +42,7 @@ def find(path: str, loader: LoaderRecipe | None = None, *, console: Console | No
     if path.startswith("pipe:"):
         raise ValueError(f"{path} would start a program, which is refused: give an address")
     if is_remote(path) or (path.endswith(".txt") and Path(path).expanduser().is_file()):
-        return find_remote(path, loader or LoaderRecipe(), console=console)
+        return find_remote(path, loader or ClassificationLoader(), console=console)
     root = Path(path).expanduser()
     if not root.exists():
         raise ValueError(f"there is no {path}{_near(root)}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
+from typing import Never
 
 import numpy as np
 import torch
@@ -15,8 +17,8 @@ from torch import Tensor, nn
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.sampling import StepBatches
 from convnext.hardware.ranks import ALONE, Ranks
-from convnext.recipes.recipe import Recipe, number
 from convnext.recipes.resolve import Choice
+from convnext.recipes.schema import Recipe
 from convnext.tasks.base import CachedDataset, Phase, Task, Workload
 from convnext.tasks.classification import auto
 from convnext.tasks.classification.augment import BatchAugment
@@ -25,6 +27,7 @@ from convnext.tasks.classification.dataset import Batch, EvalDataset, TrainDatas
 from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.metric import Metric
 from convnext.tasks.classification.mix import losses
+from convnext.tasks.classification.recipe import ClassificationRecipe
 
 
 class ClassificationTask(Task):
@@ -34,6 +37,7 @@ class ClassificationTask(Task):
     primary = "top1"
     primary_label = "top-1"
 
+    recipe: ClassificationRecipe[Never]
     data: ClassificationData
     train_set: TrainDataset
     facts = staticmethod(facts)
@@ -43,7 +47,7 @@ class ClassificationTask(Task):
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: ClassificationRecipe[Never],
         data: ClassificationData,
         known: DataFacts,
         device: torch.device,
@@ -51,7 +55,7 @@ class ClassificationTask(Task):
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(recipe, data, known, device, choices, ranks)
-        self.preprocessing = preprocessing(recipe)
+        self.preprocessing = Preprocessing(**asdict(recipe.input))
         self.train_set = TrainDataset(
             data.train,
             augment=recipe.augment,
@@ -62,13 +66,13 @@ class ClassificationTask(Task):
         self._augment = BatchAugment(
             recipe.augment,
             num_classes=len(data.classes),
-            label_smoothing=number(recipe.loss.label_smoothing),
+            label_smoothing=recipe.loss.label_smoothing,
             preprocessing=self.preprocessing,
             seed=recipe.run.seed,
         )
         self.sampler = StepBatches(
             data.train.labels,
-            int(number(recipe.optim.batch_size)),
+            recipe.optim.batch_size,
             seed=recipe.run.seed,
             sampling=recipe.loader.sampling,
             shard_sizes=data.train.shard_sizes,
@@ -79,6 +83,7 @@ class ClassificationTask(Task):
     @classmethod
     def open_data(cls, recipe: Recipe, console: Console) -> ClassificationData:
         """Open folders, shards, or the built-in digits."""
+        assert isinstance(recipe, ClassificationRecipe)
         loader = recipe.loader
         return open_dataset(recipe.data, val_share=loader.val_share, loader=loader, console=console)
 
@@ -198,19 +203,3 @@ def split(batch: Batch, count: int) -> list[Batch]:
     tensors = (batch.pixels, batch.labels, batch.indices)
     parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
     return [Batch(pixels, labels, indices, ()) for pixels, labels, indices in parts]
-
-
-def preprocessing(recipe: Recipe) -> Preprocessing:
-    """Return the preprocessing that a resolved recipe asks for."""
-    settings = recipe.input
-    assert not isinstance(settings.mean, str)
-    assert not isinstance(settings.std, str)
-    assert settings.interpolation != "auto"
-    return Preprocessing(
-        image_size=int(number(settings.image_size)),
-        crop_pct=number(settings.crop_pct),
-        interpolation=settings.interpolation,
-        mean=settings.mean,
-        std=settings.std,
-        in_chans=int(number(settings.in_chans)),
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Never
 
 import torch
 from rich.console import Console
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from convnext.data.objects import DataFacts, DetectionData, DetectionImages, facts, open_dataset
 from convnext.data.tensors import normalize_batch
 from convnext.hardware.ranks import ALONE, Ranks
-from convnext.recipes.recipe import Recipe, number
 from convnext.recipes.resolve import Choice, dense_preprocessing
+from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names
 from convnext.tasks.detection import auto
 from convnext.tasks.detection.data.augment import (
@@ -35,6 +35,7 @@ from convnext.tasks.detection.data.dataset import (
 from convnext.tasks.detection.inference import infer
 from convnext.tasks.detection.metric import Metric
 from convnext.tasks.detection.model.detector import CascadeMaskRCNN, MaskRCNN
+from convnext.tasks.detection.recipe import DetectionRecipe
 from convnext.weights.checkpoint import Card
 
 # Share of a box in a crowd region from which it is not trained on.
@@ -50,8 +51,8 @@ class DetectionTask(Task):
     others = ("box_ap50", "mask_ap", "mask_ap50")
     prefixes = (MaskRCNN.prefix, CascadeMaskRCNN.prefix)
     backbone = "backbone"
-    unused_network = ("head_init_scale",)
 
+    recipe: DetectionRecipe[Never]
     data: DetectionData
     facts = staticmethod(facts)
     resolve = staticmethod(auto.resolve)
@@ -61,7 +62,7 @@ class DetectionTask(Task):
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: DetectionRecipe[Never],
         data: DetectionData,
         known: DataFacts,
         device: torch.device,
@@ -71,13 +72,13 @@ class DetectionTask(Task):
         settings = recipe.detect
         train = with_objects(data.train) if settings.skip_empty else data.train
         super().__init__(recipe, data, known, device, choices, ranks, train=train)
-        self.preprocessing = dense_preprocessing(recipe)
+        self.preprocessing = dense_preprocessing(recipe.input)
         self.train_set = TrainDataset(
             train,
             TrainTransform(
                 preprocessing=self.preprocessing,
                 policy=policy(recipe),
-                hflip=number(recipe.augment.hflip),
+                hflip=recipe.augment.hflip,
                 vflip=recipe.augment.vflip,
                 photometric=settings.photometric,
                 ignore_crowd=bool(settings.ignore_crowd),
@@ -88,7 +89,7 @@ class DetectionTask(Task):
         tall = [settings.group_by_aspect and r.height > r.width for r in train.records]
         self.sampler = GroupedBatches(
             tall,
-            int(number(recipe.optim.batch_size)),
+            recipe.optim.batch_size,
             seed=recipe.run.seed,
             rank=ranks.rank,
             num_ranks=ranks.count,
@@ -112,7 +113,7 @@ class DetectionTask(Task):
     @property
     def input_size(self) -> int:
         """Short side of the images that the network sees, in pixels."""
-        return int(number(self.recipe.input.image_size))
+        return self.recipe.input.image_size
 
     def identity(self) -> str:
         """Return a hash of the names in their order."""
@@ -146,9 +147,7 @@ class DetectionTask(Task):
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Return AP of boxes and masks on the validation set."""
-        metric = Metric(
-            self.data.val, self.data.classes, int(number(self.recipe.detect.max_detections))
-        )
+        metric = Metric(self.data.val, self.data.classes, self.recipe.detect.max_detections)
         for index, found in infer(model, self.val_set, **self.inference_options()):
             metric.update(index, found)
         metric.merge(self.ranks)
@@ -163,7 +162,7 @@ class DetectionTask(Task):
 
         return dense_workload(self, model, batch_size, detect)
 
-    def card(self, model: nn.Module, metrics: Mapping[str, Any], recipe: Recipe) -> Card:
+    def card(self, model: nn.Module, metrics: Mapping[str, Any], recipe: ResolvedRecipe) -> Card:
         """Return what is saved with the weights."""
         return replace(super().card(model, metrics, recipe), category_ids=self.data.category_ids)
 
@@ -174,13 +173,11 @@ def with_objects(images: DetectionImages) -> DetectionImages:
     return replace(images, records=kept)
 
 
-def policy(recipe: Recipe) -> Policy:
+def policy(recipe: DetectionRecipe[Never]) -> Policy:
     """Return how a resolved recipe resizes and cuts training images."""
     detect = recipe.detect
     if detect.policy == "large_scale_jitter":
-        assert not isinstance(detect.jitter, str)
-        return LargeScaleJitter(crop=int(number(detect.crop)), jitter=detect.jitter)
-    assert not isinstance(detect.sides, str)
+        return LargeScaleJitter(crop=detect.crop, jitter=detect.jitter)
     return MultiScale(
         sides=detect.sides,
         max_size=recipe.input.max_size,
@@ -189,17 +186,17 @@ def policy(recipe: Recipe) -> Policy:
     )
 
 
-def detector_settings(recipe: Recipe) -> dict[str, Any]:
+def detector_settings(recipe: DetectionRecipe[Never]) -> dict[str, Any]:
     """Return the fields of `DetectorConfig` that a resolved recipe sets."""
     detect = recipe.detect
     return {
-        "channels": int(number(detect.channels)),
-        "fc_dim": int(number(detect.fc_dim)),
-        "anchor_scale": float(number(detect.anchor_scale)),
-        "num_proposals": int(number(detect.num_proposals)),
-        "rpn_batch_size": int(number(detect.rpn_batch_size)),
-        "box_batch_size": int(number(detect.box_batch_size)),
-        "max_detections": int(number(detect.max_detections)),
+        "channels": detect.channels,
+        "fc_dim": detect.fc_dim,
+        "anchor_scale": detect.anchor_scale,
+        "num_proposals": detect.num_proposals,
+        "rpn_batch_size": detect.rpn_batch_size,
+        "box_batch_size": detect.box_batch_size,
+        "max_detections": detect.max_detections,
         "score_threshold": detect.score_threshold,
         "nms_threshold": detect.nms_threshold,
         "ignore_threshold": IN_CROWD if detect.ignore_crowd else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Never
 
 import torch
 from rich.console import Console
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from convnext.data.sampling import StepBatches
 from convnext.data.tensors import normalize_batch
 from convnext.hardware.ranks import ALONE, Ranks
-from convnext.recipes.recipe import Recipe, number
 from convnext.recipes.resolve import Choice, dense_preprocessing
+from convnext.recipes.schema import Recipe
 from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names
 from convnext.tasks.segmentation import auto
 from convnext.tasks.segmentation.data import DataFacts, SegmentationData, facts, open_dataset
@@ -29,6 +29,7 @@ from convnext.tasks.segmentation.heads import PREFIX
 from convnext.tasks.segmentation.inference import infer
 from convnext.tasks.segmentation.loss import HardExamples, LossSettings, losses
 from convnext.tasks.segmentation.metric import Metric
+from convnext.tasks.segmentation.recipe import SegmentationRecipe
 from convnext.tasks.segmentation.scores import InferenceSettings
 
 
@@ -41,8 +42,8 @@ class SegmentationTask(Task):
     others = ("accuracy",)
     prefixes = (PREFIX,)
     backbone = "backbone"
-    unused_network = ("head_init_scale",)
 
+    recipe: SegmentationRecipe[Never]
     data: SegmentationData
     facts = staticmethod(facts)
     resolve = staticmethod(auto.resolve)
@@ -51,7 +52,7 @@ class SegmentationTask(Task):
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: SegmentationRecipe[Never],
         data: SegmentationData,
         known: DataFacts,
         device: torch.device,
@@ -59,9 +60,8 @@ class SegmentationTask(Task):
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(recipe, data, known, device, choices, ranks)
-        self.preprocessing = dense_preprocessing(recipe)
+        self.preprocessing = dense_preprocessing(recipe.input)
         settings = recipe.segment
-        assert not isinstance(settings.jitter, str)
         self.train_set = TrainDataset(
             data.train,
             TrainTransform(
@@ -69,7 +69,7 @@ class SegmentationTask(Task):
                 preprocessing=self.preprocessing,
                 jitter=settings.jitter,
                 max_class_share=settings.max_class_share,
-                hflip=number(recipe.augment.hflip),
+                hflip=recipe.augment.hflip,
                 vflip=recipe.augment.vflip,
                 photometric=settings.photometric,
                 ignore_index=data.ignore_index,
@@ -81,7 +81,7 @@ class SegmentationTask(Task):
         self._inference = inference_settings(recipe)
         self.sampler = StepBatches(
             [0] * len(data.train),
-            int(number(recipe.optim.batch_size)),
+            recipe.optim.batch_size,
             seed=recipe.run.seed,
             rank=ranks.rank,
             num_ranks=ranks.count,
@@ -90,6 +90,7 @@ class SegmentationTask(Task):
     @classmethod
     def open_data(cls, recipe: Recipe, console: Console) -> SegmentationData:
         """Open pairs of images and masks."""
+        assert isinstance(recipe, SegmentationRecipe)
         segment = recipe.segment
         return open_dataset(
             recipe.data,
@@ -110,7 +111,7 @@ class SegmentationTask(Task):
     @property
     def input_size(self) -> int:
         """Side of the square that training cuts out, in pixels."""
-        return int(number(self.recipe.segment.crop))
+        return self.recipe.segment.crop
 
     def identity(self) -> str:
         """Return a hash of the names in their order."""
@@ -120,7 +121,7 @@ class SegmentationTask(Task):
         """Return the settings of UPerNet."""
         segment = self.recipe.segment
         return {
-            "channels": int(number(segment.channels)),
+            "channels": segment.channels,
             "auxiliary": segment.auxiliary_weight > 0,
             "dropout": segment.dropout,
         }
@@ -170,7 +171,9 @@ class SegmentationTask(Task):
         return dense_workload(self, model, batch_size, infer_crops)
 
 
-def loss_settings(recipe: Recipe, data: SegmentationData, known: DataFacts) -> LossSettings:
+def loss_settings(
+    recipe: SegmentationRecipe[Never], data: SegmentationData, known: DataFacts
+) -> LossSettings:
     """Return the losses that a resolved recipe asks for.
 
     Raises:
@@ -209,9 +212,9 @@ def balanced(counts: Sequence[int]) -> tuple[float, ...]:
     return tuple(root / mean for root in roots)
 
 
-def inference_settings(recipe: Recipe) -> InferenceSettings:
+def inference_settings(recipe: SegmentationRecipe[Never]) -> InferenceSettings:
     """Return how a resolved recipe reads whole images."""
     segment = recipe.segment
     if segment.mode == "whole":
         return InferenceSettings()
-    return InferenceSettings(window=int(number(segment.window)), stride=int(number(segment.stride)))
+    return InferenceSettings(window=segment.window, stride=segment.stride)
