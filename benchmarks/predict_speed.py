@@ -32,9 +32,10 @@ from rich.table import Table
 
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.fast import Fast
-from convnext.deploy.optimize import cache_file, cache_key, known_form, optimize
+from convnext.deploy.optimize import cache_key, known_form, optimize
 from convnext.hardware.devices import environment
 from convnext.hardware.system import keep_freed_memory
+from convnext.hardware.tuning_cache import cache_file
 from convnext.models.flops import cost
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.classification.inference import BATCH_SIZE

@@ -18,9 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-import convnext
 from convnext.deploy.optimize import distance
-from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
+from convnext.hardware.tuning_cache import TuningCache, key_of
 from gpu_kernels import available
 from gpu_kernels.measure import Timer, interleaved_medians
 from gpu_kernels.sites import Maps, find_sites, forms_of, joined, replaced
@@ -89,7 +88,7 @@ def apply_kernels(
     network = copy.deepcopy(network)
     choices: dict[str, Choice] = {}
     if available(example.device):
-        cache = cache or cache_folder() / "kernels.json"
+        known = TuningCache(cache)
         for name, kind in find_sites(network, example).items():
             site = network.get_submodule(name)
             picked: dict[Piece, nn.Module] = {}
@@ -97,7 +96,7 @@ def apply_kernels(
             for piece, forms in forms_of(site, training=network.training).items():
                 key = _key(piece, forms, kind)
                 if key not in choices:
-                    choices[key] = _choose(piece, forms, kind, key, cache, timer)
+                    choices[key] = _choose(piece, forms, kind, key, known, timer)
                 options.add(choices[key].option)
                 picked[piece] = forms[choices[key].option]
             if options != {"torch"}:
@@ -115,14 +114,10 @@ def apply_kernels(
 def _key(piece: Piece, forms: Mapping[str, nn.Module], maps: Maps) -> str:
     """Return the name of a verdict."""
     device = maps.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
     weights = [(n, tuple(w.shape), w.dtype) for n, w in forms["torch"].state_dict().items()]
-    import triton
-
-    versions = (torch.__version__, triton.__version__, convnext.__version__)
-    facts = (name, versions, piece, sorted(forms), maps.shape, maps.dtype, autocast)
-    return key_of(*facts, repr(forms["torch"]), weights)
+    facts = (piece, sorted(forms), maps.shape, maps.dtype, autocast)
+    return key_of("kernel", device, *facts, repr(forms["torch"]), weights)
 
 
 def _choose(
@@ -130,17 +125,20 @@ def _choose(
     forms: Mapping[str, nn.Module],
     maps: Maps,
     key: str,
-    cache: Path,
+    cache: TuningCache,
     timer: Timer,
 ) -> Choice:
     """Return the verdict on a piece, remembered or measured now."""
-    try:
-        value: Any = recall(cache)[key]
+
+    def parse(value: Any) -> Choice:
         known = Choice(**(value | {"shape": tuple(value["shape"])}))
-        if known.option in forms and known.seconds["torch"] > 0:
-            return known
-    except (KeyError, TypeError):
-        pass
+        if known.option not in forms or not known.seconds["torch"] > 0:
+            raise ValueError(f"{known.option} in {known.seconds}")
+        return known
+
+    known: Choice | None = cache.load(key, parse)
+    if known is not None:
+        return known
     inputs = inputs_of(piece, maps)
     dtype = _dtype_of(inputs[0])
     calls = {name: call_of(form, inputs, piece) for name, form in forms.items()}
@@ -170,7 +168,7 @@ def _choose(
         },
         failures=failures,
     )
-    remember(cache, key, asdict(choice))
+    cache.store(key, asdict(choice))
     return choice
 
 

@@ -16,10 +16,11 @@ from rich.console import Console
 import convnext
 from convnext.benchmarking import measure as module
 from convnext.benchmarking import worker
-from convnext.benchmarking.limits import Demand, Limits, copy_limit, demand
 from convnext.benchmarking.measure import BenchmarkResult, benchmark, task_of_name, timm_name
 from convnext.benchmarking.show import draw, print_result, write_result
 from convnext.cli import main
+from convnext.hardware.peak_rates import Limits, copy_limit
+from convnext.models.flops import Demand, demand
 
 # Three stages of the arithmetic: 2 GFLOP an image, 1 GB moved, on a machine of 10 and 4.
 WANTED = Demand(params=10, flops=2 * 10**9, activation_bytes=10**9, weight_bytes=10**9)

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from convnext.benchmarking.limits import Demand, Limits, demand, measure_limits
 from convnext.hardware.devices import environment, pick_device
-from convnext.hardware.peak_rates import has_fast_bf16
-from convnext.models.flops import in_chans
+from convnext.hardware.peak_rates import Limits, has_fast_bf16, measure_limits
+from convnext.models.flops import Demand, demand, in_chans
 from convnext.tasks.factory import create_model, task_of_name
 
 ROUNDS = 7

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -23,6 +22,7 @@ from convnext.deploy.build import build as build_form
 from convnext.deploy.optimize import optimize
 from convnext.hardware.devices import autocast, wait_for
 from convnext.hardware.system import keep_freed_memory
+from convnext.hardware.timer import samples, timed
 from convnext.tasks.detection.export.backend import FastDetector
 from convnext.tasks.factory import create_model
 from convnext.training.measure import peak_memory_gb
@@ -59,20 +59,22 @@ def build(
         form = Form(engine="openvino", pointwise="conv", precision="int8")
         quantised = build_form(form, model, images, [torch.randn_like(images)])
         return lambda: quantised(images), {"form": "openvino int8", "precision": "int8"}
-    began = time.perf_counter()
     if "found" in request and request["task"] == "detect":
-        fast = FastDetector(model, Form(**request["found"]), inplace=True)
-        return _detecting(fast, images), {"build_seconds": time.perf_counter() - began}
+        form = Form(**request["found"])
+        fast, seconds = timed(lambda: FastDetector(model, form, inplace=True))
+        return _detecting(fast, images), {"build_seconds": seconds}
     if "found" in request:
-        runner = build_form(Form(**request["found"]), model, images)
-        return lambda: runner(images), {"build_seconds": time.perf_counter() - began}
-    best = optimize(model, images, precision=request["precision"], note=note)
+        runner, seconds = timed(lambda: build_form(Form(**request["found"]), model, images))
+        return lambda: runner(images), {"build_seconds": seconds}
+    best, seconds = timed(
+        lambda: optimize(model, images, precision=request["precision"], note=note)
+    )
     found = {
         "form": str(best.form),
         "precision": best.form.precision,
         "found": asdict(best.form),
         "search": [asdict(m) for m in best.measured],
-        "build_seconds": time.perf_counter() - began,
+        "build_seconds": seconds,
     }
     return _detecting(best, images) if request["task"] == "detect" else lambda: best(images), found
 
@@ -137,14 +139,8 @@ def main(answers: int) -> None:
                 run, answer = build(request["build"], lambda line: tell({"note": line}))
                 run()
                 wait_for(device)
-            times = []
-            for _ in range(request.get("run", 0)):
-                began = time.perf_counter()
-                run()
-                wait_for(device)
-                times.append(time.perf_counter() - began)
-                if sum(times) > TURN_S:
-                    break
+            turns = request.get("run", 0)
+            (times,) = samples([run], device, rounds=turns, max_seconds=TURN_S, warmup=0)
             held = libraries if device.type == "cpu" else 0.0
             answer |= {"seconds": times, "peak_gb": peak_memory_gb(device) - held}
         except Exception as error:  # It is told, and the other forms go on.

@@ -8,8 +8,8 @@ build; for one that outlasts a search by far, or a form that was found before, t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,21 +18,21 @@ from torch import Tensor, nn
 from convnext.deploy.backends import Form
 from convnext.deploy.fold import fold
 from convnext.deploy.optimize import (
-    BUDGET_S,
     Known,
     Tunable,
     TunedNetwork,
     Tuner,
     build_known,
-    cache_file,
     cache_key,
     eager_form,
     known_form,
     optimize,
 )
 from convnext.deploy.runtimes import Exported
-from convnext.hardware.devices import wait_for
 from convnext.hardware.system import keep_freed_memory
+from convnext.hardware.timer import timed
+from convnext.hardware.tuner import BUDGET_S
+from convnext.hardware.tuning_cache import cache_file
 from convnext.kernels.winograd import with_winograd
 
 # Work ahead, in seconds as trained, from which the network changes its form.
@@ -113,10 +113,8 @@ class Fast(nn.Module):
             self._decide(images)
         if self._decided:
             return self._model(images, **options)
-        began = time.perf_counter()
-        outputs = self._model(images, **options)
-        wait_for(self._device)
-        self._seconds += time.perf_counter() - began
+        outputs, seconds = timed(partial(self._model, images, **options), self._device)
+        self._seconds += seconds
         return outputs
 
     def _decide(self, images: Any) -> None:

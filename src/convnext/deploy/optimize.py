@@ -8,26 +8,24 @@ network and shape, so that the next process builds the winner alone.
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from convnext.deploy.backends import PLAIN, Form, available, candidates
+from convnext.deploy.backends import PLAIN, Form, candidates
 from convnext.deploy.build import Runner, build
-from convnext.hardware.devices import AMP_DTYPES, environment, wait_for
+from convnext.hardware.devices import AMP_DTYPES
 from convnext.hardware.system import keep_freed_memory
-from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
+from convnext.hardware.timer import medians
+from convnext.hardware.tuner import BUDGET_S, NUM_TIMED, Candidate, Parity, Trial, first_line, tune
+from convnext.hardware.tuning_cache import TuningCache, cache_file, key_of
 from convnext.kernels.winograd import has_any
 
-BUDGET_S = 60.0
-NUM_TIMED = 5
 # Turns of slow batches end here, so that several forms are seen within the budget.
 TIMED_S = 6.0
 # Images of a batch on which a form that was found before is compared with the network.
@@ -52,6 +50,17 @@ class Measured:
     """Relative L2 distance of the outputs."""
     build_seconds: float
     failure: str = ""
+
+    @classmethod
+    def of(cls, trial: Trial[Form]) -> Measured:
+        """Return what a search found out about a form."""
+        return cls(
+            form=trial.choice,
+            seconds=trial.seconds,
+            difference=trial.difference,
+            build_seconds=trial.build_seconds,
+            failure=trial.failure,
+        )
 
 
 class Tuner(Protocol):
@@ -245,7 +254,7 @@ def optimize(
         model, example, precision=precision, calibration=given, budget_s=budget_s, note=note
     )
     if len(found.measured) > 1:  # Else the budget was over before anything was tried.
-        remember(cache, key, asdict(Known(found.form, found.ratio, _build_seconds(found))))
+        TuningCache(cache).store(key, asdict(Known(found.form, found.ratio, _build_seconds(found))))
     return found
 
 
@@ -269,7 +278,7 @@ def build_known(
         if not difference <= MOST[known.form.precision]:
             raise ArithmeticError(f"outputs differ by {difference:.1e}")
     except Exception as error:  # Any engine may have changed since.
-        note(f"{known.form} was the fastest before, but is not right now: {_first_line(error)}")
+        note(f"{known.form} was the fastest before, but is not right now: {first_line(error)}")
         return None
     note(f"{known.form}, found before on this machine")
     return Optimized(model, example, known.form, runner, ratio=known.ratio)
@@ -284,35 +293,22 @@ class Known:
     build_seconds: float
 
 
-def cache_file() -> Path:
-    """Return where the verdicts are kept."""
-    return cache_folder() / "inference_forms.json"
-
-
 def cache_key(model: nn.Module, example: Tensor, precision: str) -> str:
     """Return the name of a verdict: the machine, the engines, the network without its weights."""
-    device = example.device
-    facts = environment(device)
-    machine = [facts[n] for n in ("device", "cpu", "cores", "threads", "torch", "convnext")]
-    engines = [(e, _version(e)) for e in ("openvino", "onnxruntime") if available(e)]
-    return key_of(machine, engines, repr(model), tuple(example.shape), precision)
-
-
-def _version(engine: str) -> str:
-    try:
-        return version(engine)
-    except PackageNotFoundError:  # It comes under other names, too.
-        return ""
+    return key_of("inference", example.device, repr(model), tuple(example.shape), precision)
 
 
 def known_form(cache: Path, key: str) -> Known | None:
     """Return what a search found before; None if nothing is known, or it cannot be read."""
-    value: Any = recall(cache).get(key)
-    try:
-        known = Known(Form(**value["form"]), float(value["ratio"]), float(value["build_seconds"]))
-    except (KeyError, TypeError, ValueError):
-        return None
-    return known if math.isfinite(known.ratio) and known.ratio >= 1 else None
+    known: Known | None = TuningCache(cache).load(key, _known)
+    return known
+
+
+def _known(value: Any) -> Known:
+    known = Known(Form(**value["form"]), float(value["ratio"]), float(value["build_seconds"]))
+    if not (math.isfinite(known.ratio) and known.ratio >= 1):
+        raise ValueError(f"its ratio is {known.ratio}")
+    return known
 
 
 @torch.no_grad()
@@ -327,54 +323,31 @@ def search(
     forms: Sequence[Form] | None = None,
 ) -> Optimized:
     """Measure every candidate, or those given, and return the best."""
-    began = time.perf_counter()
     expected = build(PLAIN, model, example)(example)
     # What the caller would run otherwise: in half precision, under autocast.
-    best = replace(PLAIN, precision=precision if precision in AMP_DTYPES else "fp32")  # type: ignore[arg-type]
-    best_runner = build(best, model, example)
-    best_s = plain_s = seconds_of(best_runner, example)
-    results = [Measured(form=best, seconds=plain_s, difference=0.0, build_seconds=0.0)]
-    note(f"{best}: {1000 * plain_s:.0f} ms a batch")
+    start = replace(PLAIN, precision=precision if precision in AMP_DTYPES else "fp32")  # type: ignore[arg-type]
     if forms is None:
         forms = candidates(example.device, precision)
         first = eager_form(example.device, "fp32", model)
         if first.dense == "winograd" and precision in ("auto", "fp32", "int8"):
             forms = [first, *forms]
-    for form in forms:
-        if time.perf_counter() - began > budget_s:
-            note(f"{form} and what follows: not tried, {budget_s:.0f} s are over")
-            break
-        at = time.perf_counter()
-        runner = best_runner  # Lets go of the last one before the next is built.
-        try:
-            runner = build(form, model, example, calibration)
-            difference = distance(runner(example), expected)
-            build_s = time.perf_counter() - at
-            if not difference <= MOST[form.precision]:
-                raise ArithmeticError(f"outputs differ by {difference:.1e}")
-            pair = interleaved([best_runner, runner], example, hopeless=HOPELESS)
-        except Exception as error:  # A compiler may fail in any way; there are other forms.
-            reason = _first_line(error)
-            results.append(
-                Measured(
-                    form=form,
-                    seconds=None,
-                    difference=None,
-                    build_seconds=time.perf_counter() - at,
-                    failure=reason,
-                )
-            )
-            note(f"{form}: {reason}")
-            continue
-        # Against the best in the same minute, whatever else the machine does.
-        seconds = best_s * pair[1] / pair[0]
-        results.append(
-            Measured(form=form, seconds=seconds, difference=difference, build_seconds=build_s)
-        )
-        note(f"{form}: {1000 * seconds:.0f} ms, {plain_s / seconds:.2f} times as fast")
-        if seconds < best_s:
-            best, best_runner, best_s = form, runner, seconds
-    return Optimized(model, example, best, best_runner, ratio=plain_s / best_s, measured=results)
+
+    def compare(form: Form, runner: Runner) -> Parity:
+        return Parity(distance(runner(example), expected), MOST[form.precision])
+
+    verdict = tune(
+        Candidate(start, lambda: build(start, model, example)),
+        [Candidate(form, partial(build, form, model, example, calibration)) for form in forms],
+        measure=lambda runners: interleaved(runners, example, hopeless=HOPELESS),
+        compare=compare,
+        budget_s=budget_s,
+        unit=" a batch",
+        note=note,
+    )
+    measured = [Measured.of(trial) for trial in verdict.trials]
+    return Optimized(
+        model, example, verdict.choice, verdict.built, ratio=verdict.ratio, measured=measured
+    )
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -387,41 +360,17 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float(torch.linalg.vector_norm(a - b) / scale)
 
 
-def seconds_of(run: Runner, example: Tensor, num: int = NUM_TIMED) -> float:
-    """Return the median seconds of a call."""
-    return interleaved([run], example, num=num)[0]
-
-
 def interleaved(
     runs: Sequence[Runner], example: Tensor, *, num: int = NUM_TIMED, hopeless: float = float("inf")
 ) -> list[float]:
-    """Return the median seconds of each call, in turns, so that all see the same machine.
+    """Return the median seconds of each call with an example, in turns.
 
     After two turns it ends if the last one is `hopeless` times slower than the first; after any, if
     `TIMED_S` are over.
     """
-    times: list[list[float]] = [[] for _ in runs]
-    start = time.perf_counter()
-    for run in runs:
-        run(example)
-    wait_for(example.device)
-    for turn in range(num):
-        for run, measured in zip(runs, times, strict=True):
-            began = time.perf_counter()
-            run(example)
-            wait_for(example.device)
-            measured.append(time.perf_counter() - began)
-        if turn == 1 and min(times[-1]) > hopeless * min(times[0]):
-            break
-        if time.perf_counter() - start > TIMED_S:
-            break
-    return [statistics.median(measured) for measured in times]
+    calls = [partial(run, example) for run in runs]
+    return medians(calls, example.device, rounds=num, max_seconds=TIMED_S, hopeless=hopeless)
 
 
 def _build_seconds(found: Optimized) -> float:
     return next(m.build_seconds for m in found.measured if m.form == found.form)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__

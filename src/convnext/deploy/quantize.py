@@ -13,9 +13,9 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from convnext.deploy.formats import Blueprint, ExportSettings, Given, to_openvin
 from convnext.deploy.layers import spell_out
 from convnext.deploy.runtimes import Array, need, open_exported, openvino_request, quiet
 from convnext.deploy.verify import ProofImages
+from convnext.hardware.timer import samples
 
 # Layers that stay in fp32, the most sensitive ones: none, and if that loses too much, more.
 NUM_KEPT = (0, 4, 12)
@@ -310,16 +311,9 @@ def _ratio(
     given: Sequence[Array],
 ) -> float:
     """Return how many times as fast one is as the other, in turns."""
-    ratios = []
-    for turn in range(NUM_TIMED + 1):
-        times = []
-        for run in (slow, fast):
-            began = time.perf_counter()
-            run(given)
-            times.append(time.perf_counter() - began)
-        if turn:  # The first one allocates.
-            ratios.append(times[0] / times[1])
-    return statistics.median(ratios)
+    # The first turn allocates, and does not count.
+    slow_s, fast_s = samples([partial(run, given) for run in (slow, fast)], rounds=NUM_TIMED)
+    return statistics.median(a / b for a, b in zip(slow_s, fast_s, strict=True))
 
 
 def int8_runner(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from convnext.data.images import BadImage, Mode, decode, image_files
 from convnext.data.samples import spread
+from convnext.hardware.timer import timed
 from convnext.weights.checkpoint import Card
 
 # Largest difference of a probability, and least share of equal answers. Rounding to 10 bits of
@@ -247,15 +248,12 @@ def prove(comparison: Comparison[Any], images: ProofImages, *, precision: str) -
     for k in range(len(images.files)):
         try:
             image = images.open(k)
-            began = time.perf_counter()
-            network = comparison.network(image)
+            network, network_s = timed(partial(comparison.network, image))
         except BadImage:
             continue
-        between = time.perf_counter()
-        file = comparison.file(image)
-        ended = time.perf_counter()
-        slow.append(between - began)
-        fast.append(ended - between)
+        file, file_s = timed(partial(comparison.file, image))
+        slow.append(network_s)
+        fast.append(file_s)
         truth = None if images.truth is None else images.truth(k)
         comparison.add(image, network, file, truth)
     if not slow:

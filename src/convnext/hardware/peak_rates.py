@@ -1,19 +1,24 @@
-"""How fast a device multiplies matrices in each precision, and the precision that follows."""
+"""How fast a device multiplies matrices and copies, and the precision that follows."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from convnext.hardware.devices import AMP_DTYPES, check_precision, cpu_name, wait_for
-from convnext.hardware.tuning_cache import alone, cache_folder, key_of, recall, remember
+from convnext.hardware.devices import AMP_DTYPES, check_precision
+from convnext.hardware.timer import samples, samples_for
+from convnext.hardware.tuning_cache import TuningCache, key_of
 
 # Side of the square matrices of the limit: large enough to fill the device, over in milliseconds.
 SIDES = {"cuda": 8192, "mps": 2048, "cpu": 1024}
 SECONDS = 0.3
+# Larger than any cache, small enough for a laptop.
+COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31, "mps": 2**29}
+NUM_COPIES = 6
 
 # A product in bf16 at this many times the rate in fp32 is worth its 8 bits of mantissa.
 BF16_GAIN = 1.2
@@ -42,18 +47,25 @@ def bf16_gain(threads: int) -> float:
 
     It decides how runs compute: two of them on one machine must not differ by chance.
     """
-    file = cache_folder() / "bf16_gain.json"
-    key = key_of(cpu_name(), threads, torch.__version__)
+    device = torch.device("cpu")
+    cache, key = TuningCache(), key_of("bf16_gain", device, threads)
+    known = cache.load(key, _positive)
+    if known is not None:
+        return float(known)
     # One process of several measures, and does so undisturbed; the others read what it found.
-    with alone(file):
-        known = recall(file).get(key)
-        if isinstance(known, float) and known > 0:
-            return known
-        device = torch.device("cpu")
-        rates = {name: matrix_limit(device, name, seconds=0.1) for name in ("bf16", "fp32")}
-        gain = rates["bf16"] / rates["fp32"]
-        remember(file, key, gain)
-    return gain
+    with cache.exclusive():
+        known = cache.load(key, _positive)
+        if known is None:
+            rates = {name: matrix_limit(device, name, seconds=0.1) for name in ("bf16", "fp32")}
+            known = rates["bf16"] / rates["fp32"]
+            cache.store(key, known)
+    return float(known)
+
+
+def _positive(value: object) -> float:
+    if isinstance(value, float) and value > 0:
+        return value
+    raise ValueError(f"{value!r} is not a ratio")
 
 
 def pick_training_precision(precision: str, device: torch.device) -> str:
@@ -95,14 +107,27 @@ def matrix_limit(device: torch.device, precision: str, seconds: float = SECONDS)
 
 
 def _least_seconds(a: Tensor, b: Tensor, seconds: float) -> float:
-    measured: list[float] = []
-    for _ in range(2):
-        a @ b
-    wait_for(a.device)
-    end = time.perf_counter() + seconds
-    while len(measured) < 3 or time.perf_counter() < end:
-        before = time.perf_counter()
-        a @ b
-        wait_for(a.device)
-        measured.append(time.perf_counter() - before)
-    return min(measured)
+    return min(samples_for(lambda: a @ b, a.device, seconds=seconds, min_rounds=3, warmup=2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Operations per second of a large matrix product, and bytes per second of a large copy."""
+
+    flops: dict[str, float]
+    """By precision."""
+    bytes_per_s: float
+
+
+def measure_limits(device: torch.device, precisions: Iterable[str]) -> Limits:
+    """Measure for about a second, with the threads that torch has."""
+    flops = {precision: matrix_limit(device, precision) for precision in precisions}
+    return Limits(flops=flops, bytes_per_s=copy_limit(device))
+
+
+def copy_limit(device: torch.device) -> float:
+    """Return bytes read and written per second by the copy of a large tensor."""
+    source = torch.ones(COPIED_BYTES[device.type] // 4, device=device)
+    target = torch.empty_like(source)
+    (seconds,) = samples([lambda: target.copy_(source)], device, rounds=NUM_COPIES)
+    return 2 * source.nbytes / min(seconds)

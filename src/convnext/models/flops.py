@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-accumulates.
+"""What a network costs: parameters and multiply-accumulates, and bytes that it moves.
 
 Networks of dense tasks are counted as the toolboxes that the papers used count them, which add by
 elements: one per output of a convolution with a bias and of a ReLU module, two per value of a batch
@@ -96,3 +96,49 @@ def _counter(
         counts.append(per_input * inputs[0].numel() + per_output * output.numel())
 
     return hook
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What one image asks of a machine."""
+
+    params: int
+    flops: int
+    """Two for each multiply-accumulate."""
+    activation_bytes: int
+    """What convolutions and linear layers read and write in fp32, if all else is fused to them."""
+    weight_bytes: int
+    """In fp32; once for each batch."""
+
+    def bytes_of(self, batch: int, precision: str) -> float:
+        """Return what a batch reads and writes in a precision."""
+        in_fp32 = batch * self.activation_bytes + self.weight_bytes
+        return in_fp32 if precision == "fp32" else in_fp32 / 2
+
+
+def demand(model: nn.Module, size: tuple[int, int]) -> Demand:
+    """Count on shapes alone what an image of `size` (H, W) asks for."""
+    counted = cost(model, size)
+    shapes = copy.deepcopy(model).to("meta").eval()
+    moved = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal moved
+        moved += 4 * (inputs[0].numel() + output.numel())
+
+    hooks = [
+        m.register_forward_hook(count)
+        for m in shapes.modules()
+        if isinstance(m, nn.Conv2d | nn.Linear)
+    ]
+    images = torch.empty(1, in_chans(model), *size, device="meta")
+    with torch.no_grad():
+        getattr(shapes, "run_for_cost", shapes)(images)
+    for hook in hooks:
+        hook.remove()
+    return Demand(
+        params=counted.params,
+        flops=2 * counted.macs,
+        activation_bytes=moved,
+        weight_bytes=4 * counted.params,
+    )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from convnext.atomic import write_text
 from convnext.hardware.devices import autocast, environment
+from convnext.hardware.timer import samples_for
 from convnext.studies.plan import EVALUATIONS, Entry, Study
 from convnext.tasks.base import Task
 from convnext.training.faults import is_out_of_memory
@@ -177,14 +177,8 @@ class _Bench:
 
     def rate(self, work: Callable[[], None]) -> float:
         """Return images per second of at least a quarter of a second of work, after a warm-up."""
-        work()
-        self._wait()
-        count, begin = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - begin) < SECONDS:
-            work()
-            self._wait()
-            count += 1
-        return float(count * self.batch_size / elapsed)
+        seconds = samples_for(work, self.device, seconds=SECONDS)
+        return len(seconds) * self.batch_size / sum(seconds)
 
     def speed(self, train: float, infer: float) -> Speed:
         return Speed(
@@ -206,10 +200,6 @@ class _Bench:
         with PeakMemory(held) as peak:
             work()
         return int(peak.most)
-
-    def _wait(self) -> None:
-        if self.device.type != "cpu":
-            getattr(torch, self.device.type).synchronize()
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -6,9 +6,7 @@ with one seed take the same form and so the same bits.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from convnext.hardware.devices import autocast, environment
+from convnext.hardware.devices import autocast
 from convnext.hardware.ranks import Ranks
-from convnext.hardware.tuning_cache import cache_folder, key_of, recall, remember
+from convnext.hardware.timer import medians
+from convnext.hardware.tuner import Candidate, tune
+from convnext.hardware.tuning_cache import TuningCache, key_of
 from convnext.models.execution import set_fused, widens
 from convnext.recipes.schema import ResolvedRecipe, RunRecipe
 from convnext.tasks.base import Task
@@ -27,7 +27,7 @@ from convnext.training.faults import is_out_of_memory
 
 # Shorter runs are over before a measurement has paid for itself.
 WORTH_SECONDS = 600.0
-NUM_TIMED = 5
+NUM_TIMED = 3
 # A gain below this is within the noise, and not worth another form.
 MIN_GAIN = 0.08
 
@@ -38,6 +38,10 @@ class Form:
 
     channels_last: bool = True
     compile: bool = False
+
+    def __str__(self) -> str:
+        how = "compiled" if self.compile else "eager"
+        return f"{how} {'channels_last' if self.channels_last else 'channels_first'}"
 
 
 @dataclass(frozen=True)
@@ -84,16 +88,9 @@ def choose_form(
         return Chosen(plain, "nothing is measured in a deterministic run")
     chosen = None
     if ranks.is_first:
-        chosen = _measured(
-            task, model, recipe, device, plain, num_steps, micro_batch_size, cache or cache_file()
-        )
+        chosen = _measured(task, model, recipe, device, plain, num_steps, micro_batch_size, cache)
     agreed: Chosen = ranks.of_first(chosen)
     return agreed
-
-
-def cache_file() -> Path:
-    """Return where measurements are kept."""
-    return cache_folder() / "training_forms.json"
 
 
 def _measured(
@@ -104,7 +101,7 @@ def _measured(
     plain: Form,
     num_steps: int,
     micro_batch_size: int,
-    cache: Path,
+    path: Path | None,
 ) -> Chosen:
     part = _first_part(task, micro_batch_size)
     parts_per_step = max(1, task.batch_size / max(1, task.size(part)))
@@ -121,46 +118,45 @@ def _measured(
     left = first * parts_per_step * num_steps
     if left < WORTH_SECONDS:
         return Chosen(plain, "the usual one: the run is too short to measure others")
-    key = _key(recipe, device, micro_batch_size)
-    known = recall(cache)
-    if key in known:
-        return Chosen(Form(**known[key]), "measured before on this machine")
+    cache, key = TuningCache(path), _key(recipe, device, micro_batch_size)
+    known = cache.load(key, lambda value: Form(**value))
+    if known is not None:
+        return Chosen(known, "measured before on this machine")
+    measured = {plain: first}
+
+    def measure(forms: Sequence[Form]) -> list[float]:
+        for form in forms:
+            if form not in measured:  # One network has one form at a time, so nothing takes turns.
+                measured[form] = seconds(form)
+        return [measured[form] for form in forms]
+
+    # Compiling is paid for again in the run.
     options = [
-        Form(channels_last, compiled)
-        for compiled in ((False, True) if recipe.run.compile == "auto" else (plain.compile,))
-        for channels_last in (
-            (True, False) if recipe.run.channels_last == "auto" else (plain.channels_last,)
-        )
+        Candidate(form, lambda form=form: form, pays_for_building=form.compile)  # type: ignore[misc]
+        for form in _forms(plain, recipe.run)
     ]
-    best, best_cost = plain, left
-    told = []
-    for form in options:
-        began = time.perf_counter()
-        timed = first if form == plain else _try(lambda form=form: seconds(form))  # type: ignore[misc]
-        if timed is None:
-            told.append(f"{_name(form)} fails")
-            continue
-        told.append(f"{_name(form)} {1000 * timed:.0f} ms")
-        # Compiling is paid for again in the run.
-        cost = timed * parts_per_step * num_steps
-        cost += time.perf_counter() - began if form.compile else 0.0
-        if cost < best_cost * (1 - MIN_GAIN):
-            best, best_cost = form, cost
+    baseline, *others = options
+    verdict = tune(
+        baseline,
+        others,
+        measure=measure,
+        num_calls=parts_per_step * num_steps,
+        min_gain=MIN_GAIN,
+    )
     torch._dynamo.reset()
-    remember(cache, key, asdict(best))
-    return Chosen(best, "measured per micro batch: " + ", ".join(told))
+    cache.store(key, asdict(verdict.choice))
+    told = (
+        f"{trial.choice} {'fails' if trial.seconds is None else f'{1000 * trial.seconds:.0f} ms'}"
+        for trial in verdict.trials
+    )
+    return Chosen(verdict.choice, "measured per micro batch: " + ", ".join(told))
 
 
-def _try(timed: Callable[[], float]) -> float | None:
-    try:
-        return timed()
-    except Exception:  # A compiler may fail in any way; there is always the plain form.
-        return None
-
-
-def _name(form: Form) -> str:
-    how = "compiled" if form.compile else "eager"
-    return f"{how} {'channels_last' if form.channels_last else 'channels_first'}"
+def _forms(plain: Form, run: RunRecipe) -> list[Form]:
+    """Return the forms that a recipe leaves open, the plain one first."""
+    compilation = (False, True) if run.compile == "auto" else (plain.compile,)
+    layouts = (True, False) if run.channels_last == "auto" else (plain.channels_last,)
+    return [Form(layout, compiled) for compiled in compilation for layout in layouts]
 
 
 def _time_form(
@@ -175,31 +171,28 @@ def _time_form(
     set_fused(model, fused=fused, widened=widened)
     form_of: Any = torch.compile(model) if form.compile else model
     model.train()
-    times = []
+
+    def run_once() -> None:
+        with autocast(device, run.precision):
+            losses = task.losses(form_of, part, 0, 0, memory_format)
+        torch.autograd.backward(torch.stack(list(losses.values())).sum())
+        model.zero_grad(set_to_none=True)
+
     try:
-        for _ in range(NUM_TIMED):
-            began = time.perf_counter()
-            with autocast(device, run.precision):
-                losses = task.losses(form_of, part, 0, 0, memory_format)
-            torch.autograd.backward(torch.stack(list(losses.values())).sum())
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - began)
-            model.zero_grad(set_to_none=True)
+        # The first ones allocate and compile.
+        return medians([run_once], device, rounds=NUM_TIMED, warmup=2)[0]
     finally:
         set_fused(model, fused=False)
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-    # The first ones allocate and compile.
-    return statistics.median(times[2:])
 
 
 def _key(recipe: ResolvedRecipe, device: torch.device, micro_batch_size: int) -> str:
-    facts = environment(device)
-    what = (
-        *(facts[name] for name in ("device", "cpu", "threads", "torch")),
+    return key_of(
+        "training",
+        device,
         recipe.model,
         repr(recipe.network),
         repr(recipe.input),
@@ -209,7 +202,6 @@ def _key(recipe: ResolvedRecipe, device: torch.device, micro_batch_size: int) ->
         recipe.run.compile,
         recipe.run.fused,
     )
-    return key_of(*what)
 
 
 def fit_memory(

@@ -13,9 +13,9 @@ Not all are: rounding decides which of two boxes suppresses the other where they
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,17 @@ from torch import Tensor, nn
 from convnext.deploy.backends import PLAIN, Form
 from convnext.deploy.fold import fold
 from convnext.deploy.optimize import (
-    BUDGET_S,
     Known,
     Measured,
     TunedNetwork,
-    cache_file,
     cache_key,
     known_form,
 )
-from convnext.hardware.devices import AMP_DTYPES, autocast, wait_for
+from convnext.hardware.devices import AMP_DTYPES, autocast
 from convnext.hardware.peak_rates import has_fast_bf16
-from convnext.hardware.tuning_cache import remember
+from convnext.hardware.timer import medians
+from convnext.hardware.tuner import BUDGET_S, Candidate, Parity, tune
+from convnext.hardware.tuning_cache import TuningCache, cache_file
 from convnext.kernels.roi_pooling import pool_rois_by_products
 from convnext.kernels.winograd import has_any, with_winograd
 from convnext.tasks.detection.model.batch import stack
@@ -201,7 +201,7 @@ def optimize_detector(
         return fast
     found = search_detector(model, images, precision=precision, budget_s=budget_s, note=note)
     if len(found.measured) > 1:
-        remember(cache, key, asdict(Known(found.form, found.ratio, 0.0)))
+        TuningCache(cache).store(key, asdict(Known(found.form, found.ratio, 0.0)))
     return found
 
 
@@ -235,39 +235,32 @@ def search_detector(
     note: Callable[[str], None] = lambda _: None,
 ) -> FastDetector:
     """Measure every form of a detector on images (C, H, W), and return the best that is right."""
-    began = time.perf_counter()
     device = images[0].device
     expected: Found = model(list(images), paste=False)
     start = replace(PLAIN, precision=precision if precision in AMP_DTYPES else "fp32")  # type: ignore[arg-type]
-    best = FastDetector(model, start)
-    best_s = plain_s = _seconds([best], images)[0]
-    measured = [Measured(form=start, seconds=plain_s, difference=0.0, build_seconds=0.0)]
-    note(f"{start}: {1000 * plain_s:.0f} ms")
-    for form in detector_forms(model, device, precision):
-        if time.perf_counter() - began > budget_s:
-            note(f"{form} and what follows: not tried, {budget_s:.0f} s are over")
-            break
-        at = time.perf_counter()
-        candidate = FastDetector(model, form)
-        built = time.perf_counter() - at
+
+    def compare(form: Form, candidate: FastDetector) -> Parity:
         share = agreement(candidate(images, paste=False), expected, form.precision)
-        apart = distance_of_parts(candidate, model, images)
-        found = Measured(form=form, seconds=None, difference=apart, build_seconds=built)
-        failure = wrong(form, share, apart)
-        if failure:
-            measured.append(replace(found, failure=failure))
-            note(f"{form}: {failure}")
-            continue
-        pair = _seconds([best, candidate], images)
-        seconds = best_s * pair[1] / pair[0]
-        measured.append(replace(found, seconds=seconds))
-        note(
-            f"{form}: {1000 * seconds:.0f} ms, {plain_s / seconds:.2f} times as fast, "
-            f"{100 * share:.1f} % found again"
+        return Parity(
+            distance_of_parts(candidate, model, images),
+            MOST[form.precision],
+            failure=wrong(form, share, 0.0),
+            remark=f", {100 * share:.1f} % found again",
         )
-        if seconds < best_s:
-            best, best_s = candidate, seconds
-    best.ratio, best.measured = plain_s / best_s, tuple(measured)
+
+    verdict = tune(
+        Candidate(start, partial(FastDetector, model, start)),
+        [
+            Candidate(form, partial(FastDetector, model, form))
+            for form in detector_forms(model, device, precision)
+        ],
+        measure=lambda detectors: _seconds(detectors, images),
+        compare=compare,
+        budget_s=budget_s,
+        note=note,
+    )
+    best = verdict.built
+    best.ratio, best.measured = verdict.ratio, tuple(map(Measured.of, verdict.trials))
     return best
 
 
@@ -339,15 +332,5 @@ def agreement(found: Found, expected: Found, precision: str = "fp32") -> float:
 
 def _seconds(runs: Sequence[nn.Module], images: Sequence[Tensor], num: int = 5) -> list[float]:
     """Return the median seconds of each, in turns."""
-    times: list[list[float]] = [[] for _ in runs]
-    start = time.perf_counter()
-    for turn in range(num + 1):
-        for run, own in zip(runs, times, strict=True):
-            began = time.perf_counter()
-            run(images, paste=False)
-            wait_for(images[0].device)
-            own.append(time.perf_counter() - began)
-        if turn > 1 and time.perf_counter() - start > TIMED_S:
-            break
-    # The first turn warms up.
-    return [sorted(own[1:])[len(own[1:]) // 2] for own in times]
+    calls = [partial(run, images, paste=False) for run in runs]
+    return medians(calls, images[0].device, rounds=num, min_rounds=2, max_seconds=TIMED_S)

@@ -1,0 +1,101 @@
+"""The stopwatch of this package: seconds of calls, taken in turns on a device that has finished.
+
+Everything that is timed here is a callable without arguments. What runs on a GPU goes on after the
+call returns, so the timer waits for the device before it reads the clock.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from convnext.hardware.devices import wait_for
+
+Call = Callable[[], object]
+Result = TypeVar("Result")
+CPU = torch.device("cpu")
+
+
+def timed(call: Callable[[], Result], device: torch.device = CPU) -> tuple[Result, float]:
+    """Call once; return what it returned, and the seconds until the device had finished."""
+    began = time.perf_counter()
+    result = call()
+    wait_for(device)
+    return result, time.perf_counter() - began
+
+
+def samples(
+    calls: Sequence[Call],
+    device: torch.device = CPU,
+    *,
+    rounds: int,
+    min_rounds: int = 1,
+    max_seconds: float = math.inf,
+    warmup: int = 1,
+    hopeless: float = math.inf,
+) -> list[list[float]]:
+    """Return the seconds of each call, taken in turns, so that all see the same machine.
+
+    Args:
+        calls: What is timed.
+        device: Where they run.
+        rounds: Turns that count.
+        min_rounds: Turns that are taken whatever they cost.
+        max_seconds: Time after which, warm-up included, no further turn begins.
+        warmup: Turns before them, which allocate and compile, and do not count.
+        hopeless: End after two turns if the last call is this many times slower than the first.
+    """
+    start = time.perf_counter()
+    for _ in range(warmup):
+        for call in calls:
+            timed(call, device)
+    found: list[list[float]] = [[] for _ in calls]
+    for turn in range(1, rounds + 1):
+        for call, own in zip(calls, found, strict=True):
+            own.append(timed(call, device)[1])
+        if turn == 2 and min(found[-1]) > hopeless * min(found[0]):
+            break
+        if turn >= min_rounds and time.perf_counter() - start > max_seconds:
+            break
+    return found
+
+
+def medians(
+    calls: Sequence[Call],
+    device: torch.device = CPU,
+    *,
+    rounds: int,
+    min_rounds: int = 1,
+    max_seconds: float = math.inf,
+    warmup: int = 1,
+    hopeless: float = math.inf,
+) -> list[float]:
+    """Return the median seconds of each call; arguments as in `samples`."""
+    found = samples(
+        calls,
+        device,
+        rounds=rounds,
+        min_rounds=min_rounds,
+        max_seconds=max_seconds,
+        warmup=warmup,
+        hopeless=hopeless,
+    )
+    return [statistics.median(own) for own in found]
+
+
+def samples_for(
+    call: Call, device: torch.device = CPU, *, seconds: float, min_rounds: int = 1, warmup: int = 1
+) -> list[float]:
+    """Return the seconds of a call, repeated for `seconds` and at least `min_rounds` times."""
+    for _ in range(warmup):
+        timed(call, device)
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(found) < min_rounds or time.perf_counter() < end:
+        found.append(timed(call, device)[1])
+    return found
