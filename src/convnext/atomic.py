@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from pathlib import Path
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it into place once the block has succeeded.
 
-    A reader sees the old file or the new one, never half of it, even if the machine stops.
+    A reader sees the old file or the new one, never a partial one, even after a power failure.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    # Made by the system itself, so that it is as readable as any other file of this user; the umask
-    # cannot be read without setting it, which other threads would see.
+    # Let the system apply the umask, which cannot be read without setting it for all threads.
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     mode = stat.S_IMODE(os.fstat(handle).st_mode)
     os.close(handle)
@@ -28,7 +27,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(mode)  # A writer may have put a private file of its own in this place.
+        temporary.chmod(mode)  # A writer may have replaced it by a file with private permissions.
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
@@ -36,7 +35,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Put the names in a folder on the disk, where the system can: renames survive a power cut."""
+    """Flush a folder to disk, so that renames survive a power failure; POSIX only."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -47,6 +46,6 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically; names of files that are no UTF-8 keep their bytes."""
+    """Write a text file atomically; file names in it that are not UTF-8 keep their bytes."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")

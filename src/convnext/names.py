@@ -1,4 +1,4 @@
-"""Names: which one a user probably meant, and which ones every file system accepts."""
+"""Names: suggest the one that a user probably meant, and make one valid on every file system."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"`, or the choices when nothing is near and they are few."""
+    """Return `"; did you mean 'x'?"`, or the choices if none is similar and there are few."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
@@ -16,7 +16,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; choose one of {', '.join(known)}" if 0 < len(known) <= 20 else ""
 
 
-# What Windows refuses in the name of a file, beside control characters, and names of its devices.
+# Characters that Windows refuses in file names, and its device names.
 _REFUSED = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)", re.IGNORECASE)
 
@@ -24,8 +24,8 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)", 
 def portable_name(text: str) -> str:
     """Return `text` as the name of a file or folder that every system accepts.
 
-    What Windows refuses becomes `_`: some characters, a dot or a blank at the end, and the names of
-    its devices, such as `aux` or `con.txt`, which get one in front.
+    Characters that Windows refuses become `_`, as do dots and spaces at the end. Device names, such
+    as `aux` or `con.txt`, get a `_` in front.
     """
     name = _REFUSED.sub("_", text)
     kept = name.rstrip(". ")

@@ -1,4 +1,4 @@
-"""Where verbs print, and the progress bar of everything that goes through images one by one."""
+"""The console that commands print to, and the progress bar for loops over images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Item = TypeVar("Item")
 
 
 def console_of(progress: bool | Console, *, stderr: bool = False) -> Console:
-    """Return the console that a verb prints to.
+    """Return the console that a command prints to.
 
     Args:
-        progress: True for standard output, False for nowhere, or a console, which is returned.
-        stderr: Take standard error instead.
+        progress: True for standard output, False for no output, or a console, which is returned.
+        stderr: Use standard error instead.
     """
     if isinstance(progress, Console):
         return progress
     stream = sys.stderr if stderr else sys.stdout
-    # A pipe has no width: rows that can be searched beat rows that fit on a screen.
+    # A pipe has no width; wide rows stay on one line, so that they can be searched.
     width = None if stream.isatty() or "COLUMNS" in os.environ else 160
     return Console(file=stream, highlight=False, width=width, quiet=not progress)
 
@@ -33,10 +33,10 @@ def console_of(progress: bool | Console, *, stderr: bool = False) -> Console:
 def progress_bar(
     title: str, total: int, console: Console | None
 ) -> Iterator[Callable[[int], None]]:
-    """Show a bar on `console`, where there is one, while the block lasts.
+    """Show a progress bar on `console`, if there is one, during the block.
 
     Yields:
-        What to call with the number of images that were dealt with.
+        A callback that takes the number of images done.
     """
     with Progress(
         TextColumn("{task.description}", markup=False),
@@ -52,14 +52,14 @@ def progress_bar(
 
 
 def counted(items: Iterable[Item], advance: Callable[[int], None]) -> Iterator[Item]:
-    """Yield items, and tell `advance` of each one when its turn is over."""
+    """Yield items, and call `advance` after each one."""
     for item in items:
         yield item
         advance(1)
 
 
 def notes(console: Console | None) -> Callable[[str], None]:
-    """Return what prints a line above the bar, where there is a console."""
+    """Return a function that prints a line above the bar, or does nothing without a console."""
     if console is None or console.quiet:
         return lambda _: None
     return lambda line: console.print(line, style="dim", markup=False, highlight=False)

@@ -105,5 +105,5 @@ def test_an_isotropic_network_has_one_scale_and_no_pyramid() -> None:
     model = create_model("convnext_isotropic_small", depths=(2,), dims=(16,))
     assert isinstance(model, Network)
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
-    with pytest.raises(ValueError, match=r"single scale \(stride 16\) and so no pyramid; take"):
+    with pytest.raises(ValueError, match=r"single scale \(stride 16\) and so no pyramid; choose"):
         model.pyramid(torch.randn(1, 3, 64, 64))

@@ -37,7 +37,9 @@ def test_a_vit_has_logits_at_any_size_and_no_pyramid() -> None:
     model = create_model("timm/vit_tiny_patch16_224", num_classes=5).eval()
     with torch.inference_mode():
         assert model(torch.randn(1, 3, 64, 96)).shape == (1, 5)
-    with pytest.raises(ValueError, match=r"single scale \(stride 16\) and so no pyramid; take one"):
+    with pytest.raises(
+        ValueError, match=r"single scale \(stride 16\) and so no pyramid; choose one"
+    ):
         model.pyramid(torch.randn(1, 3, 64, 64))
 
 

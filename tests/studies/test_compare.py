@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext.models.timm import list_peers
+from convnext.models.timm import list_timm_models
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.studies.compare import PAPER_NAMES, entries_of, group_of, paper_figures
 from convnext.studies.page import network_of
@@ -82,7 +82,7 @@ def test_the_papers_figures_are_of_unchanged_networks_only() -> None:
         assert other.name == spec
     assert paper_figures("roadmap/resnet200/kernel_7").top1 == 82.30
     assert paper_figures("timm/resnet18").top1 is None
-    assert set(PAPER_NAMES) - set(list_peers("timm/*")) == {
+    assert set(PAPER_NAMES) - set(list_timm_models("timm/*")) == {
         name for name in PAPER_NAMES if not name.startswith("timm/")
     }
 

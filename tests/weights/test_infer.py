@@ -67,7 +67,7 @@ def test_files_of_other_packages() -> None:
 def test_other_networks_are_not_taken_for_ours(name: str) -> None:
     with torch.device("meta"):
         state_dict = timm.create_model(name).state_dict()
-    with pytest.raises(ValueError, match="those of no ConvNeXt and no bottleneck ResNet"):
+    with pytest.raises(ValueError, match="belong to neither a ConvNeXt nor a bottleneck ResNet"):
         infer_model(state_dict)
-    with pytest.raises(ValueError, match="those of no ConvNeXt"):
+    with pytest.raises(ValueError, match="belong to neither a ConvNeXt"):
         infer_model({})

@@ -119,7 +119,9 @@ def test_a_data_set_names_the_only_weights_of_it() -> None:
     assert find_published_dense("upernet_convnext_tiny.ade20k") == found
     assert find_published_dense("ade20k", "convnext_tiny") is None
     assert find_published_dense("coco", "upernet_convnext_tiny") is None
-    with pytest.raises(ValueError, match=r"several weights 'coco': take coco_1k .*52\.7.* or coco"):
+    with pytest.raises(
+        ValueError, match=r"several weights 'coco': choose coco_1k .*52\.7.* or coco"
+    ):
         find_published_dense("coco", "cascade_mask_rcnn_convnext_base")
 
 

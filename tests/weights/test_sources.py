@@ -154,7 +154,7 @@ def test_offline_and_absent_says_what_to_put_where(cache: Path) -> None:
         ("absent/tiny.pth", "convnext_tiny", "there is no file or folder absent/tiny.pth"),
         ("./absent", "convnext_tiny", "there is no file or folder ./absent"),
         ("https://host/tiny.pth", "convnext_tiny", "no file or folder https"),
-        ("https://host/tiny", "convnext_tiny", "is an address; fetch the file yourself"),
+        ("https://host/tiny", "convnext_tiny", "is a URL; download the file"),
         ("a/b/c", "convnext_tiny", "there is no such run, file or folder a/b/c"),
     ],
 )
@@ -175,7 +175,7 @@ def test_folders(tmp_path: Path, atto: Path) -> None:
     (folder / "a.pth").write_bytes(b"")
     assert locate(folder).name == "a.pth"
     (folder / "b.pth").write_bytes(b"")
-    with pytest.raises(ValueError, match="holds 2 files of weights, name one"):
+    with pytest.raises(ValueError, match="holds 2 files of weights; name one"):
         locate(folder)
     (folder / "model.safetensors").write_bytes(b"")
     assert locate(folder).name == "model.safetensors"
@@ -217,4 +217,4 @@ def test_the_hub_is_asked_for_owner_and_name_after_saying_so(
     assert locate("hf:someone/their_model") == pointer
     assert capsys.readouterr().err == ""
     assert locate("someone/their_model") == pointer
-    assert "asking the hub" in capsys.readouterr().err
+    assert "looking for it on the hub" in capsys.readouterr().err

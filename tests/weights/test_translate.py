@@ -10,8 +10,8 @@ from torch import nn
 
 from convnext.models.family import FAMILY
 from convnext.tasks.factory import create_model
-from convnext.weights.layouts import LAYOUTS, OURS, Layout, form_of
-from convnext.weights.translate import bare, recognise, rename, to_layout
+from convnext.weights.layouts import LAYOUTS, OURS, Layout, layout_for
+from convnext.weights.translate import bare, recognize, rename, to_layout
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -55,10 +55,10 @@ def test_the_names_of_every_member_return_from_every_layout(name: str) -> None:
     for layout in forms:
         there = to_layout(names, layout)
         assert list(there) == names
-        back = recognise(there.values())
+        back = recognize(there.values())
         assert back.layout.name == layout.name
         assert back.names == {theirs: ours for ours, theirs in there.items()}
-        assert not back.strange
+        assert not back.unknown
         assert not back.extra
 
 
@@ -112,7 +112,7 @@ def test_the_resnet_at_the_start_has_one_table_for_both_packages() -> None:
 def test_a_layout_without_a_form_says_which_have_one(model: str, layout: str, has: str) -> None:
     with torch.device("meta"):
         config = create_model(model).config
-    with pytest.raises(ValueError, match=f"it has one in {has}$"):
-        form_of(layout, config)
+    with pytest.raises(ValueError, match=f"; choose {has}$"):
+        layout_for(layout, config)
     with pytest.raises(ValueError, match="there is no layout 'keras'; choose one of convnext, off"):
-        form_of("keras", config)
+        layout_for("keras", config)

@@ -1,4 +1,4 @@
-"""One residual block for the whole road from ResNet-50 to ConvNeXt, built from a table of rows.
+"""One residual block for every network from ResNet-50 to ConvNeXt, built from a table of rows.
 
 `block_rows` is the design: a pure function from a configuration to three convolutions in order.
 `Block` builds what the rows say and runs them one after the other.
@@ -90,8 +90,8 @@ class LayerNorm2d(nn.LayerNorm):
 
     The kernel of `F.layer_norm` accumulates its statistics in fp32 whatever the input is, so an
     fp16 input of large activations does not overflow, and autocast need not widen the output.
-    The channels are moved last by a view: free for channels_last tensors, while others come out
-    as channels_last, the layout that the next convolution likes best.
+    A view moves the channels last. This is free for channels_last tensors; others come out as
+    channels_last, which is the fastest layout for the next convolution.
     """
 
     def __init__(self, dim: int) -> None:
@@ -124,8 +124,8 @@ class Block(nn.Module):
     called `norm` when it is the only one, else `<row>_norm`.
 
     Attributes:
-        execute: How it is computed: layer by layer, unless `convnext.models.execution` sets
-            another. It holds no weights, and does not change what is computed.
+        execute: How the block is computed: layer by layer, unless `convnext.models.execution`
+            sets another way. It holds no weights and does not change the result.
     """
 
     def __init__(
@@ -169,14 +169,14 @@ class Block(nn.Module):
 
 
 BlockExecution = Callable[[Block, Tensor], Tensor]
-"""From a block and its input (N, Cin, H, W) to its output."""
+"""Maps a block and its input (N, Cin, H, W) to its output."""
 
 
 @dataclass(frozen=True)
 class Plain:
-    """The execution layer by layer."""
+    """Runs a block layer by layer."""
 
-    # An object, since a function in a module would be compiled by torch's tracer.
+    # An object, because torch's tracer would compile a function of a module.
     def __call__(self, block: Block, x: Tensor) -> Tensor:
         """Run the layers of a block in order."""
         y = x
@@ -255,7 +255,7 @@ class Downsample(nn.Sequential):
 
 
 class Head(nn.Module):
-    """Global average pooling, the norm of the last networks on the road, and the classifier."""
+    """Global average pooling, the norm of ConvNeXt, and the classifier."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -269,6 +269,6 @@ class Head(nn.Module):
         return out
 
     def pool(self, x: Tensor) -> Tensor:  # N C H W -> N C
-        """Return what the classifier sees."""
+        """Return the features that enter the classifier."""
         pooled: Tensor = self.norm(x.mean((2, 3), keepdim=True))
         return pooled.flatten(1)

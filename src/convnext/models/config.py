@@ -1,4 +1,4 @@
-"""What a network is: one frozen table of choices, ConvNeXt-T by default."""
+"""The configuration of a network: one frozen dataclass, ConvNeXt-T by default."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ DownsampleKind = Literal["in_block", "between_stages"]
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Every decision between ResNet-50 and ConvNeXt, as one value (paper sections 2.1 to 2.6).
+    """Every design choice between ResNet-50 and ConvNeXt (paper, sections 2.1 to 2.6).
 
-    Every field changes what the network computes. How it is executed (memory format, compilation,
-    precision) is not a field, and what follows from other fields (biases, shortcut convolutions,
-    which position carries the only norm) is derived in `convnext.models.blocks.block_rows`.
+    Every field changes what the network computes. How it runs (memory format, compilation,
+    precision) is not a field. What follows from other fields (biases, shortcut convolutions, the
+    position of the only norm) is derived in `convnext.models.blocks.block_rows`.
     """
 
     depths: tuple[int, ...] = (3, 3, 9, 3)
     """Blocks per stage. One stage makes an isotropic network."""
     dims: tuple[int, ...] = (96, 192, 384, 768)
-    """Narrow width per stage; it hands on `dims[i]` channels, or the wide width if `narrow`."""
+    """Narrow width per stage, which is also its output width unless `bottleneck` is `narrow`."""
     stem: StemKind = "patchify"
     """`conv_pool` is ResNet's 7x7 convolution and max pool, `patchify` one k x k stride-k one."""
     stem_stride: int = 4
-    """Pixels per position after the stem. 1 and 2 keep the detail of small images."""
+    """Pixels per position after the stem; 1 and 2 keep the detail of small images."""
     depthwise: bool = True
     """Whether the spatial convolution has one group per channel."""
     bottleneck: BottleneckKind = "inverted"
@@ -44,24 +44,24 @@ class NetworkConfig:
     """Side of the spatial kernel, odd."""
     act: ActKind = "gelu"
     acts: HowMany = "one"
-    """After every convolution and the addition, or only before the second pointwise convolution."""
+    """Activations after every convolution and the addition, or one before the last convolution."""
     norm: NormKind = "layer"
     norms: HowMany = "one"
-    """After every convolution, or only after the spatial one."""
+    """Norms after every convolution, or only after the spatial one."""
     downsample: DownsampleKind = "between_stages"
-    """Strides in the first block of a stage, or a norm and a 2x2 convolution between stages."""
+    """A strided first block per stage, or a norm and a 2x2 convolution between stages."""
     layer_scale_init: float = 1e-6
-    """First value of the layer scale `gamma`; 0 leaves it out."""
+    """Initial value of the layer scale `gamma`; 0 for no layer scale."""
     drop_path_rate: float = 0.0
-    """Stochastic depth of the last block, linear from 0 at the first."""
+    """Stochastic depth rate of the last block; it grows linearly from 0 at the first block."""
     num_classes: int = 1000
-    """Classes of the head; 0 gives the pooled features."""
+    """Classes of the head; 0 for a network that returns the pooled features."""
     in_chans: int = 3
     head_init_scale: float = 1.0
-    """Factor on the head's first weights and bias; 0.001 for fine-tuning."""
+    """Factor on the initial weights and bias of the head; 0.001 for fine-tuning."""
 
     def __post_init__(self) -> None:
-        # YAML and JSON know only lists.
+        # YAML and JSON have lists only.
         object.__setattr__(self, "depths", tuple(self.depths))
         object.__setattr__(self, "dims", tuple(self.dims))
         if len(self.depths) != len(self.dims) or not self.depths:
@@ -96,7 +96,7 @@ class NetworkConfig:
 
     @property
     def stage_dims(self) -> tuple[int, ...]:
-        """Channels that each stage hands on: `dims`, or `expansion` times that if narrow."""
+        """Output channels of each stage: `dims`, or `expansion` times that if narrow."""
         wide = self.expansion if self.bottleneck == "narrow" else 1
         return tuple(wide * dim for dim in self.dims)
 
@@ -107,7 +107,7 @@ class NetworkConfig:
 
     @property
     def drop_path_rates(self) -> tuple[float, ...]:
-        """Stochastic depth of every block, linear from 0 to `drop_path_rate` (paper, Table 5)."""
+        """Stochastic depth rate of every block, linear from 0 to `drop_path_rate`."""
         num_blocks = sum(self.depths)
         return tuple(self.drop_path_rate * b / max(num_blocks - 1, 1) for b in range(num_blocks))
 

@@ -1,7 +1,7 @@
-"""How blocks are executed in training: layer by layer, as one operation, or recomputed.
+"""How blocks run in training: layer by layer, as one operation, or with recomputed activations.
 
-The mathematics, the weights and the random numbers are the same each way. An execution is an
-attribute of a block that is called with it; `convnext.kernels.fused_branch` computes the fused one.
+The mathematics, the weights and the random numbers are the same each way. An execution is a
+callable attribute of a block; `convnext.kernels.fused_branch` computes the fused one.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from convnext.models.blocks import PLAIN, Block, BlockExecution, LayerNorm2d
 
 @dataclass(frozen=True)
 class Fused:
-    """A block of ConvNeXt trains as one operation, and runs layer by layer for everything else.
+    """Trains a ConvNeXt block as one operation, and runs it layer by layer otherwise.
 
     Attributes:
-        widened: Whether products of bf16 are computed in fp32.
+        widened: Whether bf16 products are computed in fp32.
     """
 
     widened: bool = False
 
     def __call__(self, block: Block, x: Tensor) -> Tensor:
-        """As `Plain`; the random numbers of drop path are the same ones."""
+        """Run the block; drop path draws the same random numbers as in `Plain`."""
         if not _is_worth_it(block, x):
             return PLAIN(block, x)
         kept = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -68,12 +68,12 @@ class Fused:
 
 @dataclass(frozen=True)
 class Recomputed:
-    """Only the input of a block is kept; the backward pass computes the rest again by `inner`."""
+    """Keeps only the input of a block; the backward pass recomputes the rest with `inner`."""
 
     inner: BlockExecution = PLAIN
 
     def __call__(self, block: Block, x: Tensor) -> Tensor:
-        """As `inner`."""
+        """Run the block with `inner`, without keeping its activations."""
         if not torch.is_grad_enabled():
             return self.inner(block, x)
         output: Tensor = checkpoint(self.inner, block, x, use_reentrant=False)
@@ -86,14 +86,14 @@ def _is_worth_it(block: Block, x: Tensor) -> bool:
     learns = x.requires_grad or any(p.requires_grad for p in block.parameters())
     if x.device.type != "cpu" or not learns:
         return False
-    # Sums over rows want more digits than weights in half precision have.
+    # Sums over rows need more digits than half precision has.
     return block.get_submodule("spatial").weight.dtype in (torch.float32, torch.float64)
 
 
 def is_fusable(module: nn.Module) -> bool:
-    """Tell whether a module is the block of ConvNeXt: spatial, norm, GELU between a wide pair.
+    """Tell whether a module is a ConvNeXt block whose layers are plain.
 
-    Its layers must be just that: what replaced, wrapped or watches one of them would be skipped.
+    The fused operation would skip a layer that was replaced or wrapped, or the hooks of one.
     """
     if type(module) is not Block:
         return False
@@ -129,17 +129,17 @@ def _is_watched(layer: nn.Module) -> bool:
 
 
 def set_fused(model: nn.Module, *, fused: bool, widened: bool = False) -> int:
-    """Let the blocks of a network train as one operation or layer by layer, in place.
+    """Make the blocks of a network train as one operation or layer by layer, in place.
 
-    Blocks that are recomputed stay so.
+    Recomputed blocks stay recomputed.
 
     Args:
         model: Any network.
-        fused: As one operation.
-        widened: Compute products of bf16 in fp32 (`widens`).
+        fused: Whether to train blocks as one operation.
+        widened: Compute bf16 products in fp32 (`widens`).
 
     Returns:
-        How many blocks there are that can.
+        The number of blocks that can be fused.
     """
     inner: BlockExecution = Fused(widened) if fused else PLAIN
     found = [module for module in model.modules() if is_fusable(module)]
@@ -150,15 +150,15 @@ def set_fused(model: nn.Module, *, fused: bool, widened: bool = False) -> int:
 
 
 def set_recomputed(blocks: Iterable[Block]) -> None:
-    """Let blocks compute their activations again in the backward pass, in place."""
+    """Make blocks recompute their activations in the backward pass, in place."""
     for block in blocks:
         if not isinstance(block.execute, Recomputed):
             block.execute = Recomputed(block.execute)
 
 
 def widens(precision: str, *, deterministic: bool) -> bool:
-    """Tell whether a run computes its products of bf16 in fp32, as they are faster so here.
+    """Tell whether a run computes bf16 products in fp32 because that is faster on this machine.
 
-    In a deterministic run nothing depends on a measurement.
+    Deterministic runs never do: nothing in them depends on a measurement.
     """
     return precision == "bf16" and not deterministic and bf16_gain(torch.get_num_threads()) < 1

@@ -1,7 +1,7 @@
-"""Networks by name, without weights: the family, the roadmap, and the networks of timm.
+"""Networks by name, without weights: the family, the roadmap, and timm models.
 
-Dense networks, which stand on one of these, are built by their tasks; `convnext.create_model` knows
-them all.
+The tasks build the dense networks, which use one of these as a backbone. `convnext.create_model`
+builds all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def network_configs() -> dict[str, NetworkConfig]:
-    """Return the configuration of every network of our own by name: the family, then the rungs."""
+    """Return the configurations of our own networks by name: the family, then the roadmap."""
     rungs = {
         f"roadmap/{regime}/{rung.name}": rung.config
         for regime in REGIMES
@@ -30,28 +30,28 @@ def network_configs() -> dict[str, NetworkConfig]:
 
 
 def list_networks(pattern: str = "*") -> list[str]:
-    """Return the names that match a shell pattern: the family, then the rungs.
+    """Return the names that match a shell pattern: the family, then the roadmap.
 
-    The hundreds of networks of timm are listed only for a pattern that begins with `timm/`.
+    The many timm models are listed only for a pattern that begins with `timm/`.
     """
     if pattern.startswith("timm/"):
-        from convnext.models.timm import list_peers
+        from convnext.models.timm import list_timm_models
 
-        return list_peers(pattern)
+        return list_timm_models(pattern)
     return [name for name in network_configs() if fnmatchcase(name, pattern)]
 
 
 def check_name(name: str) -> None:
-    """See that there is a network of this name, without building it.
+    """Check that there is a network of this name, without building it.
 
     Raises:
-        ValueError: If there is none; the nearest is suggested.
+        ValueError: If there is none; the message suggests the nearest name.
     """
     if name.startswith("timm/"):
-        from convnext.models.timm import list_peers
+        from convnext.models.timm import list_timm_models
 
-        if name not in list_peers(name):
-            near = nearest(name, list_peers("timm/*"))
+        if name not in list_timm_models(name):
+            near = nearest(name, list_timm_models("timm/*"))
             raise ValueError(f"timm has no model {name.removeprefix('timm/')!r}{near}")
     elif name not in network_configs():
         raise ValueError(f"there is no model {name!r}{nearest(name, network_configs())}")
@@ -61,8 +61,8 @@ def create_network(name: str, **changes: Any) -> Network | TimmNetwork:
     """Build a classifier or a backbone by name, with random weights.
 
     Args:
-        name: A member of the family, `roadmap/<regime>/<rung>`, or `timm/<name>`.
-        **changes: As for `create_model`.
+        name: A member of the family, `roadmap/<regime>/<step>`, or `timm/<name>`.
+        **changes: Settings to change, the same as for `create_model`.
 
     Raises:
         ValueError: If the name or a change is unknown, or a value is invalid.

@@ -1,7 +1,4 @@
-"""The family as data.
-
-Sizes are those of the paper (Tables 1, 2 and 9) and, from atto to nano, of timm.
-"""
+"""The ConvNeXt family: sizes from the paper (Tables 1, 2 and 9), atto to nano from timm."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ FAMILY: dict[str, NetworkConfig] = {
     "convnext_base": _pyramidal((3, 3, 27, 3), 128),
     "convnext_large": _pyramidal((3, 3, 27, 3), 192),
     "convnext_xlarge": _pyramidal((3, 3, 27, 3), 256),
-    # Layer scale only where the depth needs it to train (paper, appendix A.3 and section 3.3).
+    # Layer scale only where a network is too deep to train without it (paper, sections A.3, 3.3).
     "convnext_isotropic_small": _isotropic(18, 384, 0.0),
     "convnext_isotropic_base": _isotropic(18, 768, 0.0),
     "convnext_isotropic_large": _isotropic(36, 1024, 1e-6),

@@ -1,9 +1,9 @@
-"""What a network costs: parameters and multiply-accumulates, and bytes that it moves.
+"""The cost of a network: parameters, multiply-accumulates, and the bytes that it moves.
 
-Networks of dense tasks are counted as the toolboxes that the papers used count them, which add by
-elements: one per output of a convolution with a bias and of a ReLU module, two per value of a batch
-norm, one per input of a pooling module. Layer norm, GELU, resizing and RoIAlign count nothing, nor
-do biases of linear layers, which the pointwise convolutions of a block are in the authors' code.
+Dense networks are counted as in the toolboxes that the papers used. These add, per element: one
+for an output of a convolution with a bias or of a ReLU module, two for a value of a batch norm, one
+for an input of a pooling module. Layer norm, GELU, resizing and RoIAlign are not counted, nor are
+biases of linear layers, which the pointwise convolutions of a block are in the authors' code.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ class Cost:
 def cost(model: nn.Module, input_size: int | tuple[int, int] = 224) -> Cost:
     """Count the parameters of a network, and its MACs for one image of `input_size` (H, W).
 
-    One multiply-accumulate is what the papers print as one FLOP. Convolutions and linear layers
-    count, and the two matrix products of attention in the peers that have it; biases, norms,
-    activations and pooling do not (ResNet-50 at 224: 4,089,184,256). A network of a dense task is
-    counted as the toolboxes of 2021 did, without an auxiliary head and with what
-    this module adds; a detector with 1000 proposals through every box head and
-    100 through every mask head. Nothing is computed: the network runs on shapes alone, and stays
-    as it was.
+    The papers print one multiply-accumulate as one FLOP. Convolutions, linear layers and the two
+    matrix products of attention count; biases, norms, activations and pooling do not (ResNet-50 at
+    224: 4,089,184,256). A dense network is counted as the toolboxes of 2021 did, without its
+    auxiliary head and with the terms in the docstring of this module; a detector with 1000
+    proposals through every box head and 100 through every mask head. The network runs on shapes
+    alone and is not changed.
     """
     height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
     shapes = copy.deepcopy(model).to("meta").eval()
@@ -52,7 +51,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, int] = 224) -> Cost:
 
 
 def in_chans(model: nn.Module) -> int:
-    """Return the channels of the images that a network takes."""
+    """Return the number of input channels of a network."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels
@@ -60,7 +59,7 @@ def in_chans(model: nn.Module) -> int:
 
 
 def dense_macs(model: nn.Module, run: Callable[[], Any]) -> int:
-    """Return the multiply-accumulates of what `run` does with a model, best on the meta device."""
+    """Return the multiply-accumulates of a call of `run`; best with a model on the meta device."""
     counts: list[int] = []
     hooks = [
         module.register_forward_hook(_counter(per_input, per_output, counts))
@@ -78,7 +77,7 @@ def dense_macs(model: nn.Module, run: Callable[[], Any]) -> int:
 
 
 def _per_element(name: str, module: nn.Module) -> tuple[int, int]:
-    """Return what a layer costs per element of its input and of its output."""
+    """Return the cost of a layer per element of its input and of its output."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         linear = name.endswith(("pwconv1", "pwconv2"))
         return 0, int(module.bias is not None and not linear)
@@ -100,18 +99,18 @@ def _counter(
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What one image asks of a machine."""
+    """The work and the memory traffic for one image."""
 
     params: int
     flops: int
-    """Two for each multiply-accumulate."""
+    """Two per multiply-accumulate."""
     activation_bytes: int
-    """What convolutions and linear layers read and write in fp32, if all else is fused to them."""
+    """Bytes that convolutions and linear layers move in fp32, if all else is fused into them."""
     weight_bytes: int
-    """In fp32; once for each batch."""
+    """In fp32, once per batch."""
 
     def bytes_of(self, batch: int, precision: str) -> float:
-        """Return what a batch reads and writes in a precision."""
+        """Return the bytes that a batch moves in a precision."""
         in_fp32 = batch * self.activation_bytes + self.weight_bytes
         return in_fp32 if precision == "fp32" else in_fp32 / 2
 

@@ -1,6 +1,6 @@
-"""The network: a stem, stages of blocks, and a head; and its first weights.
+"""The network: a stem, stages of blocks, and a head; and its initial weights.
 
-They are the authors', or others for runs that are short.
+They are drawn as in the authors' code, or in another way for short runs.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from convnext.models.config import NetworkConfig
 from convnext.models.pyramid import Level, name_levels
 
 PAPER_STD = 0.02
-# Of the wide kind; measured on small photos, see LOG.md.
+# Measured on small photos, see LOG.md.
 FAN_IN_GAIN = 1.4
 WINDOW_SIGMA = 1.6
 
 
 class Network(nn.Module):
-    """Any network on the road from ResNet-50 to ConvNeXt, and every member of the family.
+    """Any network from ResNet-50 to ConvNeXt, and every member of the family.
 
     Args:
-        config: What the network is; kept as `network.config`.
-        name: The name that `create_model` knows it by, or a close relative's.
+        config: The configuration, kept as `network.config`.
+        name: A name that `create_model` knows: that of the network, or of a similar one.
 
-    Images are (N, in_chans, H, W) floats that are already normalised. Weights are drawn as in the
+    Images are (N, in_chans, H, W) floats, already normalized. Weights are drawn as in the
     authors' code: truncated normal of std 0.02, zero biases, the head scaled by `head_init_scale`.
     """
 
@@ -78,7 +78,7 @@ class Network(nn.Module):
     def pyramid(self, images: Tensor) -> dict[str, Tensor]:
         """Return the backbone maps {"c2": (N, C, H/4, W/4), ..., "c5": (N, C, H/32, W/32)}.
 
-        They carry no norm of their own: the output norms of dense tasks belong to their heads.
+        The maps are not normed: the output norms belong to the dense tasks.
         """
         return dict(zip(self.levels, self._stage_outputs(images), strict=True))
 
@@ -93,7 +93,7 @@ class Network(nn.Module):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What `create_model(network.name, **network.changes)` needs to build it again."""
+        """The changes with which `create_model(network.name, **changes)` builds it again."""
         return asdict(self.config)
 
     @property
@@ -102,7 +102,7 @@ class Network(nn.Module):
         return self.config.stage_dims[-1]
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a new head for `num_classes` classes on the network (0: none)."""
+        """Replace the head by a new one for `num_classes` classes (0: no head)."""
         like = next(self.parameters())
         self.config = replace(self.config, num_classes=num_classes)
         fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
@@ -111,7 +111,7 @@ class Network(nn.Module):
         self._scale_head()
 
     def drop_head(self) -> None:
-        """Leave out what the pyramid does not need: the classifier, and the norm before it."""
+        """Remove what the pyramid does not need: the classifier and the norm before it."""
         self.reset_classifier(0)
         self.head.norm = nn.Identity()
 
@@ -139,11 +139,11 @@ def init_paper(module: nn.Module) -> None:
 
 
 def init_fan_in(module: nn.Module) -> None:
-    """Draw convolutions that carry their input's variance on, biases and heads left as they are.
+    """Draw convolutions that preserve the variance of their input; keep biases and heads.
 
-    With a std of 0.02 every block begins almost as the identity, which long schedules undo and
-    short ones do not. Depthwise kernels are random under a Gaussian window of unit energy, so that
-    a block begins by looking at its neighbourhood rather than at one position.
+    With a std of 0.02 every block begins almost as the identity, which only a long schedule can
+    undo. Depthwise kernels are random under a Gaussian window of unit energy, so that at first a
+    block mixes nearby positions rather than a single one.
     """
     for layer in module.modules():
         if not isinstance(layer, nn.Conv2d):

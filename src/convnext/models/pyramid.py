@@ -1,4 +1,4 @@
-"""The pyramid: what a dense task may know of the network below it, and the norms on its maps."""
+"""The pyramid: the interface between a backbone and the dense tasks, and the norms on its maps."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def name_levels(levels: Iterable[Level]) -> dict[str, Level]:
     """Name each level c + log2(stride): c2 to c5 for strides 4 to 32.
 
     Raises:
-        ValueError: If there are fewer than two scales, or a stride is no power of two.
+        ValueError: If there are fewer than two scales, or a stride is not a power of two.
     """
     levels = list(levels)
     strides = [level.stride for level in levels]
     if len(set(strides)) < 2:
         raise ValueError(
             f"this network has a single scale (stride {strides[0]}) and so no pyramid; "
-            "take one with several stages, such as convnext_tiny or timm/resnet50"
+            "choose one with several stages, such as convnext_tiny or timm/resnet50"
         )
     for stride in strides:
         if stride & (stride - 1):
@@ -52,31 +52,31 @@ def name_levels(levels: Iterable[Level]) -> dict[str, Level]:
 
 
 class OutputNorms(nn.ModuleList):
-    """One layer norm over the channels of each map of a pyramid, eps 1e-6, as the authors have it.
+    """A layer norm over the channels of each map of a pyramid, eps 1e-6 as in the authors' code.
 
-    A classifier norms its pooled features, so its maps leave the stages without a norm. These
-    belong to the dense task, and the weights of a classifier stay clean.
+    A classifier norms its pooled features, so its stages end without a norm. These norms belong to
+    the dense task and are not part of the weights of a classifier.
     """
 
     def __init__(self, levels: Mapping[str, Level]) -> None:
         super().__init__(LayerNorm2d(level.channels) for level in levels.values())
 
     def forward(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Norm each map (N, C, H, W), in the order of the levels."""
+        """Normalize each map (N, C, H, W), in the order of the levels."""
         return {name: norm(maps[name]) for name, norm in zip(maps, self, strict=True)}
 
 
 def embed(backbone: Backbone, norms: nn.Module, images: Tensor) -> Tensor:
-    """Return the last map of a dense network's backbone, normed and then pooled: (N, C)."""
+    """Return the last map of a dense network's backbone, normalized and then pooled: (N, C)."""
     maps: dict[str, Tensor] = norms(backbone.pyramid(images))
     return list(maps.values())[-1].mean((2, 3))
 
 
 def wants_output_norms(backbone: nn.Module) -> bool:
-    """Whether dense tasks norm the maps of a network by default: those of a layer-norm network.
+    """Whether dense tasks norm the maps of a network by default: if it has layer norms.
 
-    ConvNeXt and Swin end their stages with a sum that nothing norms. The maps of a network with
-    batch norms are used as they are, as those of ResNet always were.
+    The stages of ConvNeXt and Swin end with a sum that is not normalized. The maps of a network
+    with batch norms, such as ResNet, are used as they are.
     """
     batch = nn.modules.batchnorm._BatchNorm
     layers = list(backbone.modules())

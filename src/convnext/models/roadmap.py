@@ -1,12 +1,12 @@
-"""The road from ResNet-50 to ConvNeXt-T (and ResNet-200 to ConvNeXt-B), one decision per rung.
+"""The roadmap from ResNet-50 to ConvNeXt-T (and ResNet-200 to ConvNeXt-B), one choice per step.
 
-Each rung is a name and the fields that it changes. The last rung is the family member:
+Each step is a name and the fields that it changes. The last step is the family member:
 
     roadmap("resnet50")[-1].config == FAMILY["convnext_tiny"]
     roadmap("resnet200")[-1].config == FAMILY["convnext_base"]
 
-`mini` is the road from ResNet-50 at a third of its depth and a quarter of its width, for laptops
-and small images: the same fields in the same order, and nothing that the paper reports.
+`mini` is the roadmap from ResNet-50 at a third of its depth and a quarter of its width, for laptops
+and small images. It changes the same fields in the same order; the paper does not report it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ Group = Literal["start", "macro", "resnext", "inverted", "kernel", "micro"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """One point of the road: what changed, what it became, and what the paper reports of it."""
+    """One step of the roadmap: its changes, its configuration, and what the paper reports."""
 
     name: str
     group: Group
     what: str
     """The change in a few words."""
     changes: dict[str, Any]
-    """The fields that differ from the rung that it departs from."""
+    """The fields that differ from the step `departs_from`."""
     departs_from: str
-    """The rung before, except for what follows kernel 7: the larger kernels are not kept."""
+    """The previous step, except after kernel 7: the larger kernels are not kept."""
     config: NetworkConfig
     paper_top1: float
-    """ImageNet-1K top-1 in percent (paper, Tables 10 and 11); for `mini`, that of ResNet-50's."""
+    """ImageNet-1K top-1 in percent (paper, Tables 10 and 11); for `mini`, that of `resnet50`."""
     paper_top1_std: float | None
     """Standard deviation over three seeds; None where the paper has a single run."""
     paper_gmacs: float | None
-    """Cost at 224 as printed there, in units of 10^9 multiply-accumulates; None for `mini`."""
+    """Cost at 224 as printed in the paper, in 10^9 multiply-accumulates; None for `mini`."""
     paper_misprint: bool = False
-    """Whether no consistent definition of the rung gives the printed cost."""
+    """Whether no consistent definition of the step gives the printed cost."""
 
 
 RESNET50 = NetworkConfig(
@@ -63,7 +63,7 @@ RESNET50 = NetworkConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """A line of the table below: what a rung changes in both regimes, and the paper's figures."""
+    """A row of the table below: the changes of a step in each regime, and the paper's figures."""
 
     name: str
     group: Group
@@ -139,10 +139,10 @@ PAPER_REGIMES = REGIMES[:2]
 
 @cache
 def roadmap(regime: str = "resnet50") -> tuple[Rung, ...]:
-    """Return the rungs of a regime in the order of the paper's Tables 10 and 11.
+    """Return the steps of a regime in the order of the paper's Tables 10 and 11.
 
     Raises:
-        ValueError: If the regime is none of "resnet50", "resnet200" and "mini".
+        ValueError: If the regime is not "resnet50", "resnet200" or "mini".
     """
     if regime not in REGIMES:
         raise ValueError(f"there is no regime {regime!r}{nearest(regime, REGIMES)}")
@@ -166,7 +166,7 @@ def roadmap(regime: str = "resnet50") -> tuple[Rung, ...]:
             paper_top1=top1,
             paper_top1_std=std,
             paper_gmacs=None if regime == "mini" else gmacs,
-            # Both misprints stand in the table of the ResNet-50 regime.
+            # Both misprints are in the table of the ResNet-50 regime.
             paper_misprint=step.misprint and regime == "resnet50",
         )
         previous = step.name
@@ -174,10 +174,7 @@ def roadmap(regime: str = "resnet50") -> tuple[Rung, ...]:
 
 
 def kept_rungs(rungs: tuple[Rung, ...]) -> frozenset[str]:
-    """Return the names on the way back from the last rung to the first.
-
-    The road does not go on from the larger kernels, 9 and 11.
-    """
+    """Return the names of the steps that lead to the last one; kernels 9 and 11 do not."""
     before = {rung.name: rung.departs_from for rung in rungs}
     name, kept = rungs[-1].name, {rungs[0].name}
     while name not in kept:
@@ -187,5 +184,5 @@ def kept_rungs(rungs: tuple[Rung, ...]) -> frozenset[str]:
 
 
 def stem_stride(image_size: int) -> int:
-    """Return the stride of the stem that small images need: 4, 2 up to 64 pixels, 1 up to 16."""
+    """Return the stem stride for a size of images: 4, but 2 up to 64 pixels and 1 up to 16."""
     return 1 if image_size <= 16 else 2 if image_size <= 64 else 4

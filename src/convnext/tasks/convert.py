@@ -20,10 +20,10 @@ from convnext.weights.checkpoint import FORMAT, Card
 from convnext.weights.dense import layouts_of_model
 from convnext.weights.export import export_tensors
 from convnext.weights.files import save_tensors
-from convnext.weights.layouts import form_of
+from convnext.weights.layouts import layout_for
 from convnext.weights.load import shorten
 from convnext.weights.sources import read_source
-from convnext.weights.translate import recognise
+from convnext.weights.translate import recognize
 
 # What `torch.load` finds around the state dict in the files of these packages; those of dense tasks
 # come from the toolboxes.
@@ -85,8 +85,8 @@ def convert(
     config = getattr(network, "backbone", network).config
     assert isinstance(config, NetworkConfig), "only networks of our own come this far"
     layouts = layouts_of_model(network)
-    form_of(layout, config, layouts)
-    recognition = recognise(tensors, layouts)
+    layout_for(layout, config, layouts)
+    recognition = recognize(tensors, layouts)
     found = {ours: tensors[theirs] for theirs, ours in recognition.names.items()}
     expected = network.state_dict()
     ours = {
@@ -141,7 +141,7 @@ def _changes_beside_size(tensors: Mapping[str, Tensor], model: str) -> dict[str,
         tables = kind.tables
         own = (*tables.shapes, *tables.present, "output_norms", "in_chans")
         return {k: v for k, v in tables.infer(tensors)[1].items() if k in own}
-    recognition = recognise(tensors)
+    recognition = recognize(tensors)
     shapes = {ours: tensors[theirs].shape for theirs, ours in recognition.names.items()}
     head, stem = shapes.get("head.fc.weight", (0,)), shapes.get("stem.conv.weight")
     changes: dict[str, Any] = {} if head[0] == 1000 else {"num_classes": head[0]}

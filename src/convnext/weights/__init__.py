@@ -1,6 +1,6 @@
 """Weights in and out: recognize a layout, load it safely, write it in another one.
 
-The public names are imported when first used: the card of a checkpoint needs no torch.
+The public names are imported on first use, because a model card needs no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tensors in another shape: reshaped, resampled, folded, sliced. Pure functions.
+"""Pure functions that change the shape of tensors: reshape, resample, fold, slice.
 
 Shapes: O output channels, I input channels, K kernel side, C channels, F features.
 """
@@ -24,10 +24,10 @@ def with_num_dims(tensor: Tensor, num_dims: int) -> Tensor:
 
 
 def fit(name: str, tensor: Tensor, shape: torch.Size) -> Tensor | None:
-    """Return a tensor in the shape of ours of that name, or None where there is no honest way.
+    """Return a tensor in the shape of our tensor of that name, or None if it cannot be adapted.
 
-    Trailing dimensions of size 1 come and go; the stem takes other channels and another kernel
-    size; spatial convolutions take another kernel size.
+    Trailing dimensions of size 1 are added or dropped. The stem may change its channels and its
+    kernel size, spatial convolutions their kernel size.
     """
     tensor = with_num_dims(tensor, len(shape))
     if tensor.shape == shape:
@@ -43,9 +43,9 @@ def fit(name: str, tensor: Tensor, shape: torch.Size) -> Tensor | None:
 
 
 def adapt_channels(kernel: Tensor, in_chans: int) -> Tensor:  # O I K K -> O in_chans K K
-    """Make a kernel take other input channels, with the same response to a grey image.
+    """Change the input channels of a kernel, keeping its response to a gray image.
 
-    One channel is the sum over RGB; more are a cyclic repetition scaled by I / in_chans.
+    One channel is the sum over RGB. More channels repeat cyclically, scaled by I / in_chans.
     """
     num_chans = kernel.shape[1]
     if in_chans == num_chans:
@@ -53,25 +53,25 @@ def adapt_channels(kernel: Tensor, in_chans: int) -> Tensor:  # O I K K -> O in_
     if in_chans == 1:
         return kernel.sum(1, keepdim=True)
     repeated = kernel[:, torch.arange(in_chans) % num_chans]
-    # A cyclic repetition that is cut short does not add up by scaling alone.
+    # Scaling alone does not preserve the sum of an incomplete cycle.
     lost = kernel.sum(1, keepdim=True) - repeated.sum(1, keepdim=True) * num_chans / in_chans
     return repeated * (num_chans / in_chans) + lost / in_chans
 
 
 def resize_kernel(kernel: Tensor, size: int) -> Tensor:  # O I K K -> O I size size
-    """Resample a kernel to another side, with the same response to a constant image."""
+    """Resample a kernel to another size, keeping its response to a constant image."""
     old = kernel.shape[-1]
     if old == size:
         return kernel
     wide = kernel.float()
     new = F.interpolate(wide, (size, size), mode="bicubic", antialias=True) * (old / size) ** 2
-    # Interpolation keeps the mean only roughly; the remainder is spread evenly.
+    # Interpolation keeps the sum only roughly; the difference is spread evenly.
     lost = wide.sum((2, 3), keepdim=True) - new.sum((2, 3), keepdim=True)
     return (new + lost / size**2).to(kernel.dtype)
 
 
 def fold_layer_scale(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return our tensors without layer scales, each multiplied into the convolution before it."""
+    """Return our tensors with each layer scale multiplied into the convolution before it."""
     folded = {name: tensor for name, tensor in tensors.items() if not name.endswith(".gamma")}
     for name in tensors.keys() - folded.keys():
         gamma = tensors[name].flatten()
@@ -86,8 +86,8 @@ def fold_layer_scale(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def imagenet_1k_of_22k() -> list[int | None]:
     """Return, for each class of ImageNet-1K, its index among the 21,841 classes of ImageNet-22K.
 
-    Both are sorted by WordNet synset, as the authors' class folders are; timm carries the lists.
-    One class is not among the 21,841 and has None: n04399382, the teddy bear.
+    Both are sorted by WordNet synset, like the authors' class folders; timm has the lists. One
+    class, n04399382 (teddy bear), is not among the 21,841 and gets None.
     """
     from timm.data import ImageNetInfo
 
@@ -98,8 +98,8 @@ def imagenet_1k_of_22k() -> list[int | None]:
 def slice_head(head: Tensor) -> Tensor:  # 21841 F -> 1000 F, or 21841 -> 1000
     """Keep the rows of an ImageNet-22K head that are classes of ImageNet-1K.
 
-    The class that ImageNet-22K lacks gets the mean of the others: it is not predicted before it has
-    been trained, and the others keep their logits.
+    The class that ImageNet-22K lacks gets the mean of the others. It is then not predicted before
+    it is trained, and the others keep their logits.
     """
     indices = imagenet_1k_of_22k()
     known = torch.tensor([i for i in indices if i is not None])

@@ -1,8 +1,8 @@
-"""A checkpoint: one safetensors file that says what it is.
+"""A checkpoint: one safetensors file that describes itself.
 
-Its tensors are the weights under our names. Its metadata carries the network, the class names, the
-preprocessing and the recipe as JSON, so that a file alone is enough to predict with. This module
-knows the metadata, which exported files carry too, and imports no torch; `convnext.weights.files`
+The tensors are the weights under our names. The metadata holds the network, the class names, the
+preprocessing and the recipe as JSON, so that the file alone is enough to predict with. This module
+handles the metadata, which exported files have too, and imports no torch; `convnext.weights.files`
 reads and writes the tensors.
 """
 
@@ -21,20 +21,20 @@ FORMAT = "convnext-1"
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What travels with the weights."""
+    """The model card: the metadata of weights and of exported files."""
 
     task: str
     model: str
     changes: Mapping[str, Any]
-    """Arguments of `create_model` beside the name."""
+    """Arguments of `create_model` besides the name."""
     classes: tuple[str, ...]
     preprocessing: Any
     """`Preprocessing` for classification, `DensePreprocessing` for the dense tasks."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """What the weights reached, and at which step."""
+    """The scores of the weights, and the step of training."""
     category_ids: tuple[int, ...] = ()
-    """Of a detector's classes, in the json that it was trained on."""
+    """The ids of a detector's classes in the json that it was trained on."""
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of the safetensors file: strings only, JSON where nested."""
@@ -93,13 +93,13 @@ def _items(text: str, kind: type[T]) -> tuple[T, ...]:
 
 def _preprocessing(metadata: Mapping[str, str]) -> Preprocessing | DensePreprocessing:
     values = _mapping(metadata["preprocessing"])
-    # Only the first crops, and only the second limits the long side.
+    # Only the dense preprocessing limits the long side.
     kind = DensePreprocessing if "max_size" in values else Preprocessing
     return kind.from_dict(values)
 
 
 def find_checkpoint(source: str | Path) -> Path | None:
-    """Return the checkpoint that a run folder or a path names: a run's best, else its last."""
+    """Return a file itself, or the best checkpoint of a run folder, else its last."""
     path = Path(source)
     if path.is_file():
         return path
@@ -112,11 +112,11 @@ def find_checkpoint(source: str | Path) -> Path | None:
 
 
 def complete_steps(folder: Path, before: int | None = None) -> list[Path]:
-    """Return the folders of complete states, oldest first; those before a step, if one is given."""
+    """Return the folders of complete training states, oldest first, perhaps only before a step."""
     found = sorted(path for path in folder.glob("step-*") if path.is_dir())
     return found if before is None else [p for p in found if step_of(p) < before]
 
 
 def step_of(path: Path) -> int:
-    """Return the step of the folder of a state."""
+    """Return the step of the folder of a training state."""
     return int(path.name.removeprefix("step-"))

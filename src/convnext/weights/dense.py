@@ -1,7 +1,7 @@
-"""Dense networks: their tables of names, and what of a network receives weights.
+"""Dense networks: their tables of names, and the module that receives weights.
 
-The tables of a dense network are its backbone's with the names of its heads beside them. A network
-knows its own (`layout_tables`), so that nothing here knows a task.
+The tables of a dense network are those of its backbone plus the names of its heads. Each network
+provides its own (`layout_tables`), so that this module knows no task.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convnext.models.network import Network
 from convnext.weights.infer import infer_model
 from convnext.weights.layouts import LAYOUTS, Layout
-from convnext.weights.translate import bare, recognise
+from convnext.weights.translate import bare, recognize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,34 +23,34 @@ class DenseTables:
     """The tables of one kind of dense network."""
 
     prefix: str
-    """How its name begins, before the backbone's."""
+    """The beginning of the network's name, before the name of the backbone."""
     layouts: tuple[Layout, ...]
     marks: tuple[str, ...]
-    """How a file shows that it is of this kind: beginnings of names."""
+    """Prefixes of tensor names by which a file of this kind is recognized."""
     classifiers: tuple[str, ...]
-    """Tensors whose shape follows from the classes."""
+    """Tensors whose shape depends on the number of classes."""
     shapes: Mapping[str, tuple[str, int]]
-    """The settings that shapes tell: a tensor and its dimension."""
+    """Settings that follow from shapes: for each, a tensor and a dimension of it."""
     defaults: Mapping[str, Any]
-    """All settings of the heads, as they are if nothing else is said."""
+    """The defaults of all settings of the heads."""
     optional: tuple[str, ...] = ()
-    """Tensors that only one of file and network may have."""
+    """Tensors that the file or the network may lack."""
     present: Mapping[str, str] = field(default_factory=dict)
-    """The settings that are on where a tensor is there."""
+    """Settings that are on if a tensor is present."""
     by_layout: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The settings that follow from the layout that a file came in, where they are None."""
+    """Settings that follow from the layout of a file, if they are None."""
 
     def matches(self, names: Iterable[str]) -> bool:
-        """Whether a file of these names is of this kind."""
+        """Whether a file with these names is of this kind."""
         return any(bare(name).startswith(self.marks) for name in names)
 
     def infer(self, state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
         """Return the name and the changes with which `create_model` builds the network of a file.
 
         Raises:
-            ValueError: If the tensors are not those of one on a backbone of our own.
+            ValueError: If the tensors are not those of a network with a backbone of our own.
         """
-        recognition = recognise(state_dict, self.layouts)
+        recognition = recognize(state_dict, self.layouts)
         found = {ours: state_dict[theirs] for theirs, ours in recognition.names.items()}
         inner = {
             name.removeprefix("backbone."): tensor
@@ -58,13 +58,13 @@ class DenseTables:
             if name.startswith("backbone.")
         }
         backbone, changes = infer_model(inner)
-        told: dict[str, Any] = {
+        inferred: dict[str, Any] = {
             key: found[name].shape[dim] for key, (name, dim) in self.shapes.items() if name in found
         }
-        told |= {key: name in found for key, name in self.present.items()}
-        told |= self.by_layout.get(recognition.layout.name, {})
+        inferred |= {key: name in found for key, name in self.present.items()}
+        inferred |= self.by_layout.get(recognition.layout.name, {})
         changes = {key: value for key, value in changes.items() if key != "num_classes"}
-        changes |= {key: value for key, value in told.items() if value != self.defaults[key]}
+        changes |= {key: value for key, value in inferred.items() if value != self.defaults[key]}
         # The maps of a network with batch norms are used as they are.
         normed = "stages.0.0.pwconv1_norm.weight" not in inner
         if ("output_norms.0.weight" in found) != normed:
@@ -74,24 +74,24 @@ class DenseTables:
 
 @runtime_checkable
 class DenseNetwork(Protocol):
-    """A network on a backbone, with its own tables."""
+    """A network with a backbone and its own tables."""
 
     name: str
     backbone: Any
     config: Any
-    """The settings of its heads, a frozen dataclass."""
+    """The settings of the heads, a frozen dataclass."""
 
     def layout_tables(self) -> DenseTables: ...
 
 
 def dense_layouts(
-    beside: Mapping[str, Mapping[str, str]], *, ignored: tuple[str, ...] = ()
+    heads: Mapping[str, Mapping[str, str]], *, ignored: tuple[str, ...] = ()
 ) -> tuple[Layout, ...]:
-    """Return the layouts of backbones with a pyramid, and the names of heads beside theirs.
+    """Return the layouts of backbones with a pyramid, extended by the names of heads.
 
     Args:
-        beside: The rows of the heads by the name of the layout; others are left out.
-        ignored: As in `Layout`.
+        heads: The rows of the heads by the name of the layout; other layouts are left out.
+        ignored: See `Layout`.
     """
     return tuple(
         replace(
@@ -101,22 +101,22 @@ def dense_layouts(
                 for ours, theirs in layout.rows.items()
                 if not ours.startswith("head.")
             }
-            | dict(beside[layout.name]),
+            | dict(heads[layout.name]),
             ignored=ignored,
         )
         for layout in LAYOUTS
-        if layout.name in beside and (layout.like is None or len(layout.like.depths) > 1)
+        if layout.name in heads and (layout.like is None or len(layout.like.depths) > 1)
     )
 
 
 def layouts_of_model(model: nn.Module) -> tuple[Layout, ...]:
-    """Return the layouts that a network may have a form in."""
+    """Return the layouts that the weights of a network may be written in."""
     return model.layout_tables().layouts if isinstance(model, DenseNetwork) else LAYOUTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The module that receives the weights, and which of its tensors are the classifier."""
+    """The module that receives the weights, and the names of its classifier."""
 
     name: str
     module: nn.Module
@@ -124,18 +124,18 @@ class Target:
     classifiers: tuple[str, ...]
     ours: bool
     optional: tuple[str, ...] = ()
-    """Other beginnings of tensors outside the backbone that a source need not have."""
+    """Other prefixes of tensors outside the backbone that a source may lack."""
     layouts: tuple[Layout, ...] = LAYOUTS
     prefix: str = ""
-    """Where the module is in the network, if it is only the backbone."""
+    """The path of the module in the network, if it is only the backbone."""
     tables: DenseTables | None = None
-    """Of a dense network whose heads the source has too."""
+    """The tables of a dense network, if the source has its heads too."""
     outside: tuple[str, ...] = ()
-    """Tensors of the network that are not the module's, which the source cannot have."""
+    """Tensors of the network outside the module, which the source cannot have."""
 
     @classmethod
     def of(cls, model: nn.Module, tensors: Mapping[str, Tensor]) -> Target:
-        """Return what weights of these names go into: a network, or only its backbone."""
+        """Return the target of weights with these names: a network, or only its backbone."""
         tables = model.layout_tables() if isinstance(model, DenseNetwork) else None
         if tables is not None and tables.matches(tensors):
             return cls(
@@ -164,7 +164,7 @@ class Target:
                 ours=True,
                 optional=("head.",),
             )
-        # A peer of timm keeps timm's names, without the attribute that wraps it here.
+        # A timm model keeps timm's names, without the attribute that wraps it here.
         inner = getattr(model, "network", model)
         known = (getattr(inner, "pretrained_cfg", None) or {}).get("classifier") or ()
         classifiers = (known,) if isinstance(known, str) else tuple(known)

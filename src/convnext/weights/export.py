@@ -1,4 +1,4 @@
-"""`export_weights`: the weights of a network as another package names and shapes them."""
+"""`export_weights`: the weights of a network in the layout of another package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from convnext.models.config import NetworkConfig
 from convnext.weights.adapt import with_num_dims
 from convnext.weights.dense import layouts_of_model
-from convnext.weights.layouts import LAYOUT_NAMES, LAYOUTS, Layout, form_of, num_dims
+from convnext.weights.layouts import LAYOUT_NAMES, LAYOUTS, Layout, layout_for, num_dims
 from convnext.weights.translate import to_layout
 
 
@@ -17,14 +17,14 @@ def export_weights(model: nn.Module, layout: str) -> dict[str, Tensor]:
     """Return the weights of a network of our own in a published layout.
 
     Args:
-        model: A member of the family, a rung of the roadmap, or a dense network on one.
+        model: A member of the family, a step of the roadmap, or a dense network on one.
         layout: "official", "timm", "torchvision", "transformers", "openmmlab" or "convnext".
 
     Returns:
-        The tensors, which share memory with the network's.
+        The tensors, which share memory with those of the network.
 
     Raises:
-        ValueError: If there is no such layout, or the network has no form in it.
+        ValueError: If there is no such layout, or it cannot hold this network.
     """
     name = str(getattr(model, "name", type(model).__name__))
     config = getattr(getattr(model, "backbone", model), "config", None)
@@ -38,8 +38,8 @@ def export_weights(model: nn.Module, layout: str) -> dict[str, Tensor]:
     if layout not in LAYOUT_NAMES:
         raise ValueError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUT_NAMES)}")
     raise ValueError(
-        f"{name} has no form in the layout {layout!r}"
-        + ("; it has one in timm" if isinstance(inner, nn.Module) else "")
+        f"{name} cannot be written in the layout {layout!r}"
+        + ("; choose timm" if isinstance(inner, nn.Module) else "")
     )
 
 
@@ -49,14 +49,14 @@ def export_tensors(
     layout: str,
     layouts: tuple[Layout, ...] = LAYOUTS,
 ) -> dict[str, Tensor]:
-    """Return tensors under our names in a published layout, as `export_weights` does.
+    """Convert tensors under our names to a published layout, as `export_weights` does.
 
-    `config` is the network's or its backbone's, and `layouts` what it may have a form in.
+    `config` is that of the network or its backbone; `layouts` are the tables to choose from.
     """
-    form = form_of(layout, config, layouts)
+    form = layout_for(layout, config, layouts)
     if layout != "convnext" and "output_norms.{s}" in form.rows and not _has_norms(tensors):
         raise ValueError(
-            f"the layout {layout!r} has norms on the maps of the backbone, and this network none; "
+            f"the layout {layout!r} has norms on the maps of the backbone, this network has none; "
             "build it with output_norms=True, or write it as 'convnext'"
         )
     dims = num_dims(form, config)

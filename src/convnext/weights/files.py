@@ -1,7 +1,7 @@
-"""Reading a file of weights safely, and writing one: bytes tell what a file is, never its name.
+"""Reading a file of weights safely, and writing one. The bytes determine the kind, not the name.
 
-A file is checked against its own size before its headers are believed, and its tensors must be
-finite floating point numbers. Every refusal names the file and what to do.
+A header must agree with the size of its file, and tensors must be finite floating point numbers.
+Every error names the file and says what to do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from convnext.atomic import atomic_write
 from convnext.weights.checkpoint import Card
 from convnext.weights.pickles import read_pickle
 
-# Key of the metadata under which our own files carry their digest.
+# Metadata key of the digest in our own files.
 DIGEST = "sha256"
 
 # The limit of the safetensors library itself.
@@ -57,7 +57,7 @@ def read_file(path: str | Path, *, ema: bool = False) -> tuple[dict[str, Tensor]
 
 
 def read_header(path: str | Path) -> tuple[list[str], dict[str, str]] | None:
-    """Return the names of the tensors in a safetensors file, and its metadata; None of another.
+    """Return the tensor names and the metadata of a safetensors file; None for any other file.
 
     Raises:
         ValueError: If the file is empty or damaged.
@@ -74,7 +74,7 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuse weights that no network can use.
 
     Raises:
-        ValueError: If there are none, or some are integers, not finite, not dense, or bigger than
+        ValueError: If there are none, or some are integers, not finite, not dense, or larger than
             the memory that they were read from.
     """
     if not tensors:
@@ -102,7 +102,7 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
 def save_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], sign: bool = True
 ) -> None:
-    """Write a safetensors file atomically, if `sign` with the hash by which damage is found."""
+    """Write a safetensors file atomically; with `sign`, store a hash that reveals damage."""
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -112,7 +112,7 @@ def save_tensors(
 
 
 def save_checkpoint(path: str | Path, weights: Mapping[str, Tensor], card: Card) -> None:
-    """Write weights and what they are to one safetensors file, atomically."""
+    """Write weights and their card to one safetensors file, atomically."""
     save_tensors(path, weights, card.to_metadata())
 
 
@@ -131,16 +131,16 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite; the extremes tell, and NaN is the extreme of any tensor."""
+    """Whether all numbers are finite: min and max show it, since both propagate NaN."""
     if not tensor.numel():
         return True
-    # Types of one byte have no extremes of their own in torch.
+    # torch has no aminmax for types of one byte.
     low, high = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())
     return bool(low.isfinite() & high.isfinite())
 
 
 def _kind(path: Path) -> str:
-    """Return "safetensors" or "pickle" by the first bytes of a file."""
+    """Return "safetensors" or "pickle", judging by the first bytes of a file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
@@ -152,7 +152,7 @@ def _kind(path: Path) -> str:
         raise ValueError(
             f"{path} is a web page, probably the error page of a download; fetch the file again"
         )
-    # The length of a header may begin with the same byte as a pickle does.
+    # The header length may begin with the same byte as a pickle.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):
@@ -187,7 +187,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _header(path: Path) -> dict[str, dict[str, object]]:
-    """Return the JSON header of a safetensors file, once its sizes agree with the file's."""
+    """Return the JSON header of a safetensors file, after checking it against the file size."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

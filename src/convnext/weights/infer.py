@@ -1,4 +1,4 @@
-"""Which network a state dict is of, from the names and shapes of its tensors."""
+"""Infer the network of a state dict from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from convnext.models.config import NetworkConfig
 from convnext.models.family import FAMILY
 from convnext.models.roadmap import REGIMES, RESNET50, roadmap
 from convnext.weights.adapt import fit
-from convnext.weights.translate import Recognition, recognise
+from convnext.weights.translate import Recognition, recognize
 
-# What shapes tell. The stride of a conv_pool stem and everything without weights is not among it.
-_TOLD = ("depths", "dims", "stem_stride", "kernel_size", "num_classes", "in_chans")
+# Fields that follow from shapes. The stride of a conv_pool stem and layers without weights do not.
+_FROM_SHAPES = ("depths", "dims", "stem_stride", "kernel_size", "num_classes", "in_chans")
 
 
 def infer_model(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """Return the name and the changes with which `create_model` builds the network of a file.
 
-    It is a member of the family or the ResNet that a road begins with, if need be with other
-    `depths` and `dims`. Files in any layout are understood; a rung in between is not, since most of
-    them differ in what has no weights. Of a dense network it is the backbone.
+    The network is a member of the family or the ResNet at the start of a roadmap, with other
+    `depths` and `dims` if needed. All layouts are recognized. The steps in between are not, because
+    most of them differ in layers without weights. For a dense network, this infers the backbone.
 
     Raises:
         ValueError: If the tensors are not those of such a network.
     """
-    recognition = recognise(state_dict)
+    recognition = recognize(state_dict)
     config = infer_config(recognition, state_dict)
     name = next((n for n, known in _named() if _same_size(known, config)), None)
     if name is None:
-        name = next(n for n, known in _named() if _same_form(known, config))
+        name = next(n for n, known in _named() if _same_design(known, config))
     known = dict(_named())[name]
-    told = (*_TOLD, "layer_scale_init")
-    changes = {f: getattr(config, f) for f in told if getattr(config, f) != getattr(known, f)}
+    inferred = (*_FROM_SHAPES, "layer_scale_init")
+    changes = {f: getattr(config, f) for f in inferred if getattr(config, f) != getattr(known, f)}
     return name, changes
 
 
 def infer_config(recognition: Recognition, tensors: Mapping[str, Tensor]) -> NetworkConfig:
-    """Return the configuration that a recognised file was made with.
+    """Return the configuration of the network that a recognized file is from.
 
     Raises:
-        ValueError: If the file is not a whole ConvNeXt or ResNet.
+        ValueError: If the file is not a complete ConvNeXt or ResNet.
     """
     shapes = {ours: tuple(tensors[theirs].shape) for theirs, ours in recognition.names.items()}
     resnet = "stages.0.0.pwconv1_norm.weight" in shapes
@@ -59,7 +59,7 @@ def infer_config(recognition: Recognition, tensors: Mapping[str, Tensor]) -> Net
         dims.append(shapes[f"stages.{s}.0.{width}.weight"][0])
     stem = shapes.get("stem.conv.weight", ())
     if not depths or len(stem) != 4:
-        raise ValueError(_stranger(recognition))
+        raise ValueError(_unrecognized(recognition))
     base = _base(shapes, resnet=resnet)
     head = shapes.get("head.fc.weight", (0,))
     scaled = "stages.0.0.gamma" in shapes
@@ -67,7 +67,7 @@ def infer_config(recognition: Recognition, tensors: Mapping[str, Tensor]) -> Net
         base,
         depths=tuple(depths),
         dims=tuple(dims),
-        # A 3x3 kernel at stride 1 is what stands for a patch of one pixel.
+        # A stem of stride 1 has a 3x3 kernel, see `Stem`.
         stem_stride=base.stem_stride if resnet else 1 if stem[-1] == 3 else stem[-1],
         kernel_size=shapes["stages.0.0.spatial.weight"][-1],
         num_classes=head[0],
@@ -79,7 +79,7 @@ def infer_config(recognition: Recognition, tensors: Mapping[str, Tensor]) -> Net
 
 
 def expected_tensors(config: NetworkConfig) -> dict[str, Tensor]:
-    """Return the tensors of a network, as shapes without memory."""
+    """Return the tensors of a network on the meta device: shapes without memory."""
     from convnext.models.network import Network
 
     with torch.device("meta"):
@@ -103,35 +103,35 @@ def _check(config: NetworkConfig, recognition: Recognition, tensors: Mapping[str
     ]
     known = found.keys() & expected.keys()
     inside = len(expected.keys() | {n for n in found if not n.startswith("head.")})
-    if len(fitting) < max(len(known), 0.9 * (inside + len(recognition.strange))):
-        raise ValueError(_stranger(recognition))
+    if len(fitting) < max(len(known), 0.9 * (inside + len(recognition.unknown))):
+        raise ValueError(_unrecognized(recognition))
 
 
-def _stranger(recognition: Recognition) -> str:
-    strange = ", ".join((recognition.strange or recognition.extra)[:4])
+def _unrecognized(recognition: Recognition) -> str:
+    unknown = ", ".join((recognition.unknown or recognition.extra)[:4])
     return (
-        "these tensors are those of no ConvNeXt and no bottleneck ResNet; the nearest layout "
-        f"is {recognition.layout.name!r}" + (f", which has no {strange}" if strange else "")
+        "these tensors belong to neither a ConvNeXt nor a bottleneck ResNet; the nearest layout "
+        f"is {recognition.layout.name!r}" + (f", which has no {unknown}" if unknown else "")
     )
 
 
 def _named() -> list[tuple[str, NetworkConfig]]:
     starts = [(f"roadmap/{r}/{roadmap(r)[0].name}", roadmap(r)[0].config) for r in REGIMES]
-    # Tiny first: it lends its name to sizes that have none.
+    # Tiny first: sizes without a name of their own are described as changes to it.
     return [("convnext_tiny", FAMILY["convnext_tiny"]), *FAMILY.items(), *starts]
 
 
-def _same_form(a: NetworkConfig, b: NetworkConfig) -> bool:
+def _same_design(a: NetworkConfig, b: NetworkConfig) -> bool:
     one_stage = len(a.depths) == 1, len(b.depths) == 1
     return a.norms == b.norms and one_stage[0] == one_stage[1]
 
 
 def _same_size(a: NetworkConfig, b: NetworkConfig) -> bool:
-    return _same_form(a, b) and (a.depths, a.dims) == (b.depths, b.dims)
+    return _same_design(a, b) and (a.depths, a.dims) == (b.depths, b.dims)
 
 
 def _canonical(config: NetworkConfig) -> NetworkConfig:
-    """Take the layer scale's first value, which no file tells, from the network of that size."""
+    """Take the initial layer scale, which no file contains, from the named network of that size."""
     known = next((k for _, k in _named() if _same_size(k, config)), config)
     if config.layer_scale_init and known.layer_scale_init:
         return replace(config, layer_scale_init=known.layer_scale_init)

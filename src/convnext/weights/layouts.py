@@ -1,12 +1,12 @@
-"""The published layouts of one and the same network, one table of names each.
+"""The published layouts of the same networks, one table of names each.
 
 A row pairs our name with theirs. It names a module, whose tensors (`weight`, `bias`, the running
-statistics of a batch norm) keep their own last names, or a single tensor such as the layer scale.
-Placeholders are `{b}` for the block and a linear form of the stage: `{s}`, `{s+1}`, `{2s}`,
-`{2s+1}`. A row without placeholders wins over one with them.
+statistics of a batch norm) keep the last part of their names, or a single tensor such as the layer
+scale. Placeholders are `{b}` for the block and `{s}`, `{s+1}`, `{2s}` or `{2s+1}` for the stage. A
+row without placeholders takes precedence.
 
-Sources: the authors' repository, and timm, torchvision, transformers and mmpretrain, of which the
-first three are the ground truth of the tests: same weights, same logits.
+Sources: the authors' repository, timm, torchvision, transformers and mmpretrain. The tests prove
+the tables of timm, torchvision and transformers: the same weights give the same logits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from convnext.models.config import NetworkConfig
 from convnext.models.family import FAMILY
 from convnext.models.roadmap import RESNET50
 
-# Our names, of every network on the road.
+# Our names, for every network of the roadmap.
 OURS = (
     "stem.conv",
     "stem.norm",
@@ -133,11 +133,11 @@ RESNET = {
     "head.fc": "fc",
 }
 
-# Wrappers around a whole network that say nothing about its layout.
+# Prefixes of wrappers around a network, which do not depend on the layout.
 WRAPPERS = ("module.", "_orig_mod.", "model.", "network.", "backbone.", "convnext.")
 
 LINEAR = {"pwconv1.weight": 2, "pwconv2.weight": 2}
-"""Dimensions of the tensors whose shape is not ours: linear layers for 1x1 convolutions."""
+"""Dimensions of the tensors whose shape differs from ours: linear layers for 1x1 convolutions."""
 
 _SIZES = frozenset(
     {"depths", "dims", "stem_stride", "kernel_size", "num_classes", "in_chans", "layer_scale_init"}
@@ -147,21 +147,21 @@ _SIZES = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One table of names, and the networks that have a form in it."""
+    """One table of names, and the networks that it applies to."""
 
     name: str
     rows: Mapping[str, str]
     like: NetworkConfig | None
-    """A network of this form; None for any network of our own."""
+    """A network that the table applies to; None for all our networks."""
     free: frozenset[str] = _SIZES
-    """The fields in which another network of this form may differ from `like`."""
+    """The fields in which other networks may differ from `like`."""
     num_dims: Mapping[str, int] = field(default_factory=dict)
-    """Dimensions of exported tensors by the end of our name, where they differ from ours."""
+    """Number of dimensions of exported tensors by the end of our name, where it differs."""
     ignored: tuple[str, ...] = ()
-    """First components of tensors that belong to no network, or to the heads of dense tasks."""
+    """First components of names that are not part of the network, or belong to dense heads."""
 
     def covers(self, config: NetworkConfig) -> bool:
-        """Whether a network has a form in this layout."""
+        """Whether the table applies to a network."""
         if self.like is None:
             return True
         same = all(
@@ -175,7 +175,7 @@ _RESNET_FREE = frozenset({"depths", "num_classes", "in_chans", "drop_path_rate",
 _OUTPUT_NORMS = ("norm0", "norm1", "norm2", "norm3")
 _TINY = FAMILY["convnext_tiny"]
 
-# In the order in which a tie is decided.
+# In order of precedence if several match equally well.
 LAYOUTS = (
     Layout(name="convnext", rows={name: name for name in OURS}, like=None),
     Layout(name="official", rows=OFFICIAL, like=_TINY, num_dims=LINEAR, ignored=_OUTPUT_NORMS),
@@ -207,27 +207,27 @@ LAYOUTS = (
 
 LAYOUT_NAMES = tuple(dict.fromkeys(layout.name for layout in LAYOUTS))
 
-# timm builds these with 1x1 convolutions (`conv_mlp=True`), and the others with linear layers.
+# timm builds these with 1x1 convolutions (`conv_mlp=True`) and the others with linear layers.
 _CONV_MLP = tuple(FAMILY[f"convnext_{size}"].dims for size in ("atto", "femto", "pico", "nano"))
 
 
 def num_dims(layout: Layout, config: NetworkConfig) -> dict[str, int]:
-    """Return the dimensions of exported tensors, by the end of our name, for one network."""
+    """Return `Layout.num_dims` for one network."""
     as_convolutions = layout.name == "timm" and config.dims in _CONV_MLP
     return {} if as_convolutions else dict(layout.num_dims)
 
 
-def form_of(name: str, config: NetworkConfig, layouts: tuple[Layout, ...] = LAYOUTS) -> Layout:
-    """Return the table of a layout that a network, or the backbone of one, has a form in.
+def layout_for(name: str, config: NetworkConfig, layouts: tuple[Layout, ...] = LAYOUTS) -> Layout:
+    """Return the table of a layout that applies to a network, or to its backbone.
 
     Raises:
-        ValueError: If there is no such layout, or the network has no form in it; says which do.
+        ValueError: If there is no such layout, or it does not apply; names those that do.
     """
     if name not in LAYOUT_NAMES:
         raise ValueError(f"there is no layout {name!r}; choose one of {', '.join(LAYOUT_NAMES)}")
-    forms = {layout.name: layout for layout in layouts if layout.covers(config)}
-    if name not in forms:
+    found = {layout.name: layout for layout in layouts if layout.covers(config)}
+    if name not in found:
         raise ValueError(
-            f"this network has no form in the layout {name!r}; it has one in {', '.join(forms)}"
+            f"this network cannot be written in the layout {name!r}; choose {', '.join(found)}"
         )
-    return forms[name]
+    return found[name]

@@ -1,4 +1,4 @@
-"""`load_weights`: weights of any source and layout into a network, with a report."""
+"""`load_weights`: load weights from any source and layout into a network, with a report."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from convnext.weights.infer import infer_model
 from convnext.weights.layouts import LAYOUTS, Layout
 from convnext.weights.pickles import find_state_dict
 from convnext.weights.sources import read_source
-from convnext.weights.translate import Recognition, bare, recognise
+from convnext.weights.translate import Recognition, bare, recognize
 
 MIN_MATCHED = 0.9
-"""Share of the backbone below which a file is taken for that of another network."""
+"""A file that matches less than this share of the backbone belongs to another network."""
 _SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What became of every tensor of a source and of a network."""
+    """The outcome for every tensor of a source and of a network."""
 
     source: str
     layout: str
     loaded: int
-    """Tensors of the network that now hold values of the source."""
+    """Number of tensors that were loaded."""
     total: int
-    """Tensors of the network."""
+    """Number of tensors of the network."""
     renamed: int
-    """Loaded tensors that have another name in the source."""
+    """Number of loaded tensors that have another name in the source."""
     resized: tuple[str, ...]
     """Loaded tensors that were resampled, with both shapes."""
     missing: tuple[str, ...]
-    """Tensors of the network that the source does not have; they keep their values."""
+    """Tensors that the source lacks; they keep their values."""
     unexpected: tuple[str, ...]
-    """Tensors of the source that the network has no place for."""
+    """Tensors of the source that the network does not have."""
     head: str
-    """What became of the classifier, in words."""
+    """What happened to the classifier, in words."""
     head_replaced: bool
-    """Whether the network keeps its own fresh classifier."""
+    """Whether the network keeps its own new classifier."""
     matched: float
-    """Share of the backbone's tensors that matched, of those of either side."""
+    """Share of the backbone's tensors, in source or network, that matched."""
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,23 +68,23 @@ class LoadReport:
 def load_weights(
     model: nn.Module, source: str | Path | Mapping[str, Any], *, ema: bool = False
 ) -> LoadReport:
-    """Load weights into a network, whatever layout they come in.
+    """Load weights in any layout into a network.
 
     Args:
-        model: A network of `create_model`.
+        model: A network from `create_model`.
         source: A file, a run folder or a snapshot folder of the hub; a tag of the model, such as
-            "fb_in1k"; a hub id, `owner/name` or `owner/name@revision`; or a state dict, bare or as
-            `torch.load` returns it from a published file, under `model`, `state_dict` and the like.
-        ema: Take the moving average of the weights where there are both.
+            "fb_in1k"; a hub id, `owner/name` or `owner/name@revision`; or a state dict, perhaps
+            nested under `model`, `state_dict` or a similar key, as in published files.
+        ema: Use the moving average of the weights if there are both.
 
-    A classifier of another number of classes stays as it is in `model`, except that the 21,841
-    classes of ImageNet-22K are cut down to 1,000. A stem of another size or number of channels is
-    resampled. Layer scales that only one side has are set to 1, or folded into the convolutions.
-    The weights of a classifier go into the backbone of a dense network, whose heads stay as they
-    are.
+    If the numbers of classes differ, `model` keeps its classifier, except that the 21,841 classes
+    of ImageNet-22K are cut down to 1,000. A stem of another size or number of channels is
+    resampled. Layer scales that only one side has are set to 1 or folded into the convolutions.
+    The weights of a classifier are loaded into the backbone of a dense network, whose heads do not
+    change.
 
     Raises:
-        ValueError: If the source cannot be read or does not fit; the model is then untouched.
+        ValueError: If the source cannot be read or does not fit; the model is then unchanged.
     """
     if isinstance(source, Mapping):
         label = "state dict"
@@ -123,7 +123,7 @@ def load_weights(
 
 
 def _follow_layout(model: nn.Module, target: Target, plan: _Plan) -> None:
-    """Set what a dense network leaves to the layout that its heads come in."""
+    """Set the open settings of a dense network by the layout of its heads."""
     if target.tables is None or not isinstance(model, DenseNetwork):
         return
     open_settings = {
@@ -133,13 +133,13 @@ def _follow_layout(model: nn.Module, target: Target, plan: _Plan) -> None:
     }
     if open_settings:
         model.config = replace(model.config, **open_settings)
-        told = ", ".join(f"{name}={value}" for name, value in open_settings.items())
-        plan.notes.append(f"as in the layout {plan.layout}: {told}")
+        listed = ", ".join(f"{name}={value}" for name, value in open_settings.items())
+        plan.notes.append(f"as in the layout {plan.layout}: {listed}")
 
 
 @dataclass(kw_only=True)
 class _Plan:
-    """What will be loaded, before anything is."""
+    """What will be loaded."""
 
     layout: str
     names: dict[str, str]
@@ -155,7 +155,7 @@ class _Plan:
 
 def _plan(target: Target, tensors: Mapping[str, Tensor]) -> _Plan:
     recognition = (
-        recognise(tensors, target.layouts) if target.ours else _by_own_names(target, tensors)
+        recognize(tensors, target.layouts) if target.ours else _by_own_names(target, tensors)
     )
     plan = _Plan(layout=recognition.layout.name, names=recognition.names)
     found = {ours: tensors[theirs] for theirs, ours in recognition.names.items()}
@@ -173,35 +173,35 @@ def _plan(target: Target, tensors: Mapping[str, Tensor]) -> _Plan:
             plan.resized.append(f"{name} {tuple(tensor.shape)} -> {tuple(shape)}")
     plan.matched = _share(target, found, recognition, plan)
     _plan_head(target, found, plan)
-    placeless = [t for t, ours in recognition.names.items() if ours not in target.expected]
-    folded = {t for t in placeless if recognition.names[t].endswith(".gamma")}
-    plan.unexpected = [t for t in placeless if t not in folded]
-    plan.unexpected += [*recognition.strange, *recognition.extra]
+    unused = [t for t, ours in recognition.names.items() if ours not in target.expected]
+    folded = {t for t in unused if recognition.names[t].endswith(".gamma")}
+    plan.unexpected = [t for t in unused if t not in folded]
+    plan.unexpected += [*recognition.unknown, *recognition.extra]
     return plan
 
 
 def _share(
     target: Target, found: Mapping[str, Tensor], recognition: Recognition, plan: _Plan
 ) -> float:
-    """Return the share of the backbones' tensors, of either side, that will be loaded.
+    """Return the share of the backbone's tensors, in source or network, that will be loaded.
 
     Counting both sides tells small from tiny, whose tensors are all in small, and ConvNeXt V2 from
-    V1. Batch norms count batches in integers that files of torch 0.4 do not have.
+    V1. The batch counters of batch norms are left out: files of torch 0.4 do not have them.
     """
     either = {
         name
         for name in target.expected.keys() | found.keys()
         if not target.is_head(name) and not name.endswith("num_batches_tracked")
     }
-    return len(either & plan.tensors.keys()) / max(len(either) + len(recognition.strange), 1)
+    return len(either & plan.tensors.keys()) / max(len(either) + len(recognition.unknown), 1)
 
 
 def _by_own_names(target: Target, tensors: Mapping[str, Tensor]) -> Recognition:
-    """Recognise the names that a network of timm gives its tensors itself."""
+    """Match tensors by the names of the network itself."""
     names = {t: n for t in tensors for n in (t, bare(t)) if n in target.expected}
     rest = tuple(name for name in tensors if name not in names)
     layout = Layout(name="timm" if target.layouts is LAYOUTS else "convnext", rows={}, like=None)
-    return Recognition(layout=layout, names=names, strange=(), extra=rest)
+    return Recognition(layout=layout, names=names, unknown=(), extra=rest)
 
 
 def _match_layer_scales(target: Target, found: dict[str, Tensor], plan: _Plan) -> dict[str, Tensor]:
@@ -217,7 +217,7 @@ def _match_layer_scales(target: Target, found: dict[str, Tensor], plan: _Plan) -
 
 
 def _plan_head(target: Target, found: Mapping[str, Tensor], plan: _Plan) -> None:
-    """Decide about the classifier: take it, cut it down, or keep the network's own."""
+    """Decide whether to load the classifier, cut it down, or keep the network's own."""
     wanted = [name for name in target.expected if name.startswith(target.classifiers)]
     given = [name for name in found if name.startswith(target.classifiers)]
     if target.outside:
@@ -231,7 +231,7 @@ def _plan_head(target: Target, found: Mapping[str, Tensor], plan: _Plan) -> None
         plan.head, plan.head_replaced = "fresh, the source has none", True
         return
     heads = {name: fit(name, found[name], target.expected[name].shape) for name in given}
-    # A detector's layers have a row more, or four, for a class; its masks one.
+    # A detector has a background class in one layer and four box rows per class in another.
     classes = min(len(target.expected[name]) for name in wanted)
     old = min(len(found[name]) for name in given)
     if all(head is not None for head in heads.values()):
@@ -275,6 +275,6 @@ def _refusal(label: str, target: Target, plan: _Plan, tensors: Mapping[str, Tens
 
 
 def shorten(names: Sequence[str]) -> str:
-    """Return the first few names, and how many more there are."""
+    """Return the first few names and the number of the others."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

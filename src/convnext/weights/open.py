@@ -1,7 +1,7 @@
 """Open any trained network: a run, our checkpoint, a file in a published layout, or a hub id.
 
-What is found is data, a checked card and tensors, or the path of an exported file. Building the
-network from it belongs to the tasks, running an exported file to `convnext.deploy`.
+The result is data: a checked card and tensors, or the path of an exported file. The tasks build the
+network from it; `convnext.deploy` runs exported files.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from convnext.weights.published import find_published
 from convnext.weights.sources import read_source
 
 EXPORTED = (".onnx", ".xml", ".pt2")
-"""Endings of exported files."""
+"""Extensions of exported files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedWeights:
-    """What a source holds."""
+    """The contents of a source of weights."""
 
     path: Path | None
-    """The file; None for one of the hub, which lies in its cache."""
+    """The file; None for weights from the hub, which are in its cache."""
     card: Card | None = None
-    """What the file says of itself; None for weights of a published layout and exported files."""
+    """The card; None for weights in a published layout and for exported files."""
     tensors: Mapping[str, Tensor] | None = None
-    """The weights, on the CPU; None for an exported file."""
+    """The weights on the CPU; None for an exported file."""
 
 
 def open_weights(source: str) -> OpenedWeights:
-    """Read a run, a checkpoint, a file of weights or a hub id; an exported file is only named.
+    """Read a run, a checkpoint, a file of weights or a hub id. Exported files are not opened.
 
     Raises:
         ValueError: If the source cannot be found or read.
@@ -52,12 +52,12 @@ def open_weights(source: str) -> OpenedWeights:
 
 
 def is_exported(source: str | Path) -> bool:
-    """Tell whether a source is an exported file, by its ending."""
+    """Tell whether a source is an exported file, judging by its extension."""
     return Path(source).suffix in EXPORTED
 
 
 def card_or_none(source: str) -> Card | None:
-    """Return the card of a run or a checkpoint without its network; None where it has none.
+    """Return the card of a run or a checkpoint, without reading the weights; None without a card.
 
     Raises:
         ValueError: If the file is damaged.
@@ -70,9 +70,9 @@ def card_or_none(source: str) -> Card | None:
 
 
 def names_of(source: str) -> list[str]:
-    """Return the names of the tensors of a file, a run or a hub id; none where it is not fetched.
+    """Return the tensor names of a file, a run or a hub id; an empty list if it is not local.
 
-    What is known of published weights is known without a download.
+    Nothing is downloaded for published weights.
 
     Raises:
         ValueError: If the source cannot be found or read.
@@ -85,7 +85,7 @@ def names_of(source: str) -> list[str]:
 
 
 def pick_precision(precision: str, card: Card, device: torch.device) -> str:
-    """Return the precision to run in: the one asked for, or for `auto` the one of training."""
+    """Return the requested precision, or for `auto` the precision of training."""
     if precision != "auto":
         check_precision(precision, device)
         return precision

@@ -1,8 +1,8 @@
-"""Checkpoints that are pickles (`.pth`, `.pt`, `.bin`), without running what is in them.
+"""Reads checkpoints that are pickles (`.pth`, `.pt`, `.bin`) without running any code in them.
 
-`torch.load(weights_only=True)` builds tensors and plain containers, and refuses everything else.
-Published files also carry the arguments and the log of their training. Those names are allowed, but
-each stands for `Inert`, an empty object, or for a plain dictionary: no code of theirs is called.
+`torch.load(weights_only=True)` builds tensors and plain containers and refuses everything else.
+Published files also contain the arguments and the log of their training. Those names are allowed,
+but each is replaced by `Inert`, an empty object, or by a plain dictionary: none of their code runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 
 class Inert:
-    """Takes the place of any object whose value does not matter, and does nothing."""
+    """Replaces any object whose value does not matter; does nothing."""
 
     def __new__(cls, *_: object, **__: object) -> Inert:
         return super().__new__(cls)
@@ -35,7 +35,7 @@ class Inert:
         pass
 
 
-# Who writes them: the authors' training script; numpy numbers in logs; mmengine and mmcv.
+# Written by the authors' training script, by numpy numbers in logs, and by mmengine and mmcv.
 # (mmengine pickles the methods of its history buffer, for which pickle uses `getattr`.)
 INERT = (
     "argparse.Namespace",
@@ -55,7 +55,7 @@ INERT = (
     "pathlib.PosixPath",
 )
 
-# Their dictionaries: torch fills only plain ones item by item.
+# Dictionaries of these packages: torch fills only plain ones item by item.
 DICTIONARIES = (
     "addict.addict.Dict",
     "mmcv.utils.config.ConfigDict",
@@ -70,7 +70,7 @@ _PLAIN = ("model", "state_dict", "model_state_dict", "module", "net", "network")
 _EMA = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "teacher")
 _HARMLESS = frozenset({"collections.OrderedDict", "torch.Size", *INERT, *DICTIONARIES})
 
-# What the unpickler raises on bytes that are no pickle.
+# Raised by the unpickler for bytes that are not a pickle.
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError, struct.error)
 
 
@@ -78,15 +78,15 @@ def read_pickle(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
     """Read the tensors of a pickled checkpoint.
 
     Args:
-        path: The file, zipped as torch writes it today or plain as it did before 1.6.
-        ema: Take the moving average of the weights where a file has both.
+        path: The file, either a zip archive or a plain pickle from before torch 1.6.
+        ema: Use the moving average of the weights if a file has both.
 
     Raises:
         ValueError: If the file is damaged, holds no state dict, or would run code.
     """
     _check_archive(path)
     try:
-        # Warnings are about forms of pickle that the file either survives or is refused for.
+        # Warnings concern old pickle formats; the file either loads all the same or is refused.
         with (
             torch.serialization.safe_globals(_STAND_INS),
             warnings.catch_warnings(action="ignore"),
@@ -94,11 +94,11 @@ def read_pickle(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.findall(r"GLOBAL ([\w.]+)", str(error))
-        foreign = sorted({*refused, *(n for n in _globals(path) if not _is_harmless(n))})
-        if foreign:
+        unsafe = sorted({*refused, *(n for n in _globals(path) if not _is_harmless(n))})
+        if unsafe:
             raise ValueError(
-                f"{path} was not loaded: it refers to {', '.join(foreign[:5])}, which is code and "
-                "not weights, and nothing of it was run; ask its author for a .safetensors file"
+                f"{path} was not loaded: it refers to {', '.join(unsafe[:5])}, which is code and "
+                "not weights; none of it was run; ask its author for a .safetensors file"
             ) from error
         raise ValueError(_damaged(path)) from error
     except (RuntimeError, EOFError, OSError, *_MALFORMED) as error:
@@ -107,15 +107,15 @@ def read_pickle(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
 
 
 def find_state_dict(payload: Any, where: str, *, ema: bool = False) -> dict[str, Tensor]:
-    """Find the tensors in what `torch.load` returns: under one of the usual keys, or at the top.
+    """Find the tensors in a result of `torch.load`, under one of the usual keys or at the top.
 
     Args:
-        payload: What was loaded.
+        payload: The result of `torch.load`.
         where: Its name in messages.
-        ema: Take the moving average of the weights where there are both.
+        ema: Use the moving average of the weights if there are both.
 
     Raises:
-        ValueError: If there is no state dict, or no average where one is asked for.
+        ValueError: If there is no state dict, or no moving average although `ema` is set.
     """
     for key in _EMA if ema else _PLAIN:
         if isinstance(payload, Mapping) and isinstance(payload.get(key), Mapping):
@@ -140,7 +140,7 @@ def find_state_dict(payload: Any, where: str, *, ema: bool = False) -> dict[str,
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that unpacks to more than its own size: torch stores, never compresses."""
+    """Refuse an archive that unpacks to more than its own size: torch does not compress."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -148,12 +148,12 @@ def _check_archive(path: Path) -> None:
     if declared > path.stat().st_size:
         raise ValueError(
             f"{path} declares {declared:,} bytes but holds {path.stat().st_size:,}; torch does not "
-            "compress its archives, so this is no checkpoint"
+            "compress its archives, so this is not a checkpoint"
         )
 
 
 def _globals(path: Path) -> set[str]:
-    """Return every name that the pickles of a file import, by reading and not running them."""
+    """Return every name that the pickles of a file import, without running them."""
     names: set[str] = set()
     try:
         if zipfile.is_zipfile(path):
@@ -166,7 +166,7 @@ def _globals(path: Path) -> set[str]:
                 for _ in range(5):  # Magic number, version, system, state dict, storage keys.
                     _scan(pickletools.genops(file), names)
     except (ValueError, OSError, zipfile.BadZipFile):
-        pass  # A damaged file: what was seen so far is what can be named.
+        pass  # A damaged file: report the names found so far.
     return names
 
 
@@ -182,7 +182,7 @@ def _scan(operations: Any, names: set[str]) -> None:
 
 
 def _is_harmless(name: str) -> bool:
-    """Whether a name is of the plain data of every checkpoint: storages, tensors, types, logs."""
+    """Whether a name belongs to plain data: storages, tensors, types, logs."""
     attribute = getattr(torch, name.removeprefix("torch."), None)
     return (
         name in _HARMLESS
@@ -194,6 +194,6 @@ def _is_harmless(name: str) -> bool:
 
 def _damaged(path: Path) -> str:
     return (
-        f"{path} ({path.stat().st_size:,} bytes) is truncated or damaged, or no checkpoint of "
-        "torch; fetch it again, or save it with torch.save(model.state_dict(), path)"
+        f"{path} ({path.stat().st_size:,} bytes) is truncated, damaged or not a torch checkpoint; "
+        "fetch it again, or save it with torch.save(model.state_dict(), path)"
     )

@@ -1,10 +1,10 @@
-"""The weights that are published for networks of our own, as data.
+"""The published weights of our networks, as data.
 
 Accuracies are ImageNet-1K top-1 in percent, as published and not measured here, at the size and
 crop of the row: the authors' from the paper (Table 1), timm's for atto to nano and for `in12k` from
 its model cards, torchvision's from its documentation, `a1` from arXiv 2110.00476.
 
-Licences are what the model card on the hub says. The authors' own repository is under MIT.
+Licenses are those of the model cards on the hub. The authors' own repository is under MIT.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Published:
     """Who trained them."""
     licence: str
     top1: float | None
-    """None for weights with the classes of another data set."""
+    """Top-1 in percent; None for weights with the classes of another data set."""
     num_classes: int
     input_size: int
     crop_pct: float
-    """Share of the resized image's side that the central crop keeps."""
+    """Side of the center crop as a share of the resized image's side."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -91,7 +91,7 @@ _RESNETS: tuple[Published, ...] = (
 )
 # fmt: on
 
-# Only in the layout of transformers, and as a pickle.
+# Available only as a pickle in the layout of transformers.
 _ELSEWHERE = {
     ("convnext_base", "fb_in1k_384"): "facebook/convnext-base-384",
     ("convnext_large", "fb_in1k_384"): "facebook/convnext-large-384",
@@ -119,7 +119,7 @@ def _row(model: str, tag: str, source: str, top1: float | None) -> Published:
 
 PUBLISHED: tuple[Published, ...] = (*(_row(*row) for row in _ROWS), *_RESNETS)
 
-# The rungs that are networks which others have published.
+# Steps of the roadmap that others have published as networks.
 _SAME = {
     "roadmap/resnet50/resnet_baseline": "resnet50",
     "roadmap/resnet50/enhanced_recipe": "resnet50",
@@ -135,10 +135,10 @@ class PublishedDense:
 
     model: str
     tag: str
-    """The data set and the classes of the backbone's first training: "ade20k_22k"."""
+    """The data set, and perhaps the pre-training of the backbone, as in "ade20k_22k"."""
     url: str
     scores: Mapping[str, float]
-    """In percent, by the name of the metric; `_ms` is over several scales."""
+    """Scores in percent by the name of the metric; `_ms` means multi-scale testing."""
     num_classes: int
     input_size: int
     """Short side of the images."""
@@ -147,7 +147,7 @@ class PublishedDense:
 
     @property
     def filename(self) -> str:
-        """What the file is called."""
+        """The name of the file."""
         return self.url.rpartition("/")[2]
 
 
@@ -156,7 +156,7 @@ _FILES = "https://dl.fbaipublicfiles.com/convnext"
 # fmt: off
 # reference: the paper, Tables 3 and 7 to 8, and the authors' repository
 _ADE20K: tuple[tuple[str, str, int, float, float], ...] = (
-    # size    pretraining  crop  mIoU of several scales, of one
+    # size    pretraining  crop  multi-scale mIoU, single-scale mIoU
     ("tiny",   "1k",  512, 46.7, 46.0),
     ("small",  "1k",  512, 49.6, 48.7),
     ("base",   "1k",  512, 49.9, 49.1),
@@ -203,7 +203,7 @@ PUBLISHED_DENSE: tuple[PublishedDense, ...] = (
 
 
 def published_dense(model: str) -> list[PublishedDense]:
-    """Return the weights that are published for a dense network, by its name; often none."""
+    """Return the published weights of a dense network, by its name; often none."""
     return [entry for entry in PUBLISHED_DENSE if entry.model == model]
 
 
@@ -211,12 +211,12 @@ def find_published_dense(source: str, model: str = "") -> PublishedDense | None:
     """Return the entry that a source names, or None.
 
     Args:
-        source: A tag of `model` ("ade20k_22k"; "ade20k" where there is one of that data set), or
-            name and tag ("upernet_convnext_tiny.ade20k").
+        source: A tag of `model` ("ade20k_22k", or "ade20k" if that is unique), or a name and a tag
+            ("upernet_convnext_tiny.ade20k").
         model: The network that a tag belongs to.
 
     Raises:
-        ValueError: If it could be several.
+        ValueError: If several entries match.
     """
     name, _, tag = source.rpartition(".")
     entries = published_dense(name or model)
@@ -227,12 +227,12 @@ def find_published_dense(source: str, model: str = "") -> PublishedDense | None:
         tags = " or ".join(
             f"{e.tag} ({', '.join(f'{m} {v}' for m, v in e.scores.items())})" for e in found
         )
-        raise ValueError(f"{name or model} has several weights {tag!r}: take {tags}")
+        raise ValueError(f"{name or model} has several weights {tag!r}: choose {tags}")
     return found[0] if found else None
 
 
 def published(model: str) -> list[Published]:
-    """Return the weights that are published for a network, by its name; often none."""
+    """Return the published weights of a network, by its name; often none."""
     return [entry for entry in PUBLISHED if entry.model == _SAME.get(model, model)]
 
 
@@ -240,8 +240,8 @@ def find_published(source: str, model: str | None = None) -> Published | None:
     """Return the entry that a source names, or None.
 
     Args:
-        source: A tag of `model`, `name.tag` as timm writes it, a hub id with or without a revision,
-            or a path inside the hub's cache.
+        source: A tag of `model`, `name.tag` as in timm, a hub id with or without a revision, or a
+            path inside the hub's cache.
         model: The network that a tag belongs to.
     """
     name, _, _ = source.partition("@")
@@ -253,7 +253,7 @@ def find_published(source: str, model: str | None = None) -> Published | None:
 
 
 def dense_preprocessing(image_size: int, max_size: int, in_chans: int) -> DensePreprocessing:
-    """Return how published dense networks read images; one channel has the mean of the colors."""
+    """Return the preprocessing of published dense networks; a gray channel averages the colors."""
     return DensePreprocessing(
         image_size=image_size,
         max_size=max_size,
@@ -264,7 +264,7 @@ def dense_preprocessing(image_size: int, max_size: int, in_chans: int) -> DenseP
 
 
 def preprocessing_of_timm(model: str) -> Preprocessing:
-    """Return the preprocessing of timm's default weights for one of its networks."""
+    """Return the preprocessing of the default weights of a timm model."""
     from timm.models import get_pretrained_cfg
 
     name, _, tag = model.removeprefix("timm/").partition(".")
@@ -282,7 +282,7 @@ def preprocessing_of_timm(model: str) -> Preprocessing:
 
 
 def preprocessing_of(published: Published | None, in_chans: int = 3) -> Preprocessing:
-    """Return the preprocessing of published weights, or the usual one where nothing is known."""
+    """Return the preprocessing of published weights, or the usual one if none is known."""
     return Preprocessing(
         image_size=published.input_size if published else 224,
         crop_pct=published.crop_pct if published else 0.875,
@@ -294,5 +294,5 @@ def preprocessing_of(published: Published | None, in_chans: int = 3) -> Preproce
 
 
 def _per_channel(values: tuple[float, ...], in_chans: int) -> tuple[float, ...]:
-    """Return a value per channel: one channel of gray has the mean of the colors."""
+    """Return a value per channel; a gray channel gets the mean over the colors."""
     return values if in_chans == len(values) else (sum(values) / len(values),) * in_chans

@@ -1,6 +1,6 @@
-"""What a source of weights means: a path, a tag, or a hub id; and files of the hub, by its cache.
+"""Sources of weights: a path, a tag, or a hub id; and files from the hub and its cache.
 
-Nothing is fetched without saying so.
+Every download is announced.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from convnext.weights.published import (
 )
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of weights on the hub, the one to prefer first."""
+"""Names of files of weights on the hub, in order of preference."""
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -36,20 +36,20 @@ def read_source(
     """Read the tensors of a source, and the metadata of a safetensors file.
 
     Args:
-        source: A file, a run folder, a folder with weights, a tag of `model`, a name and tag as
-            timm writes them ("convnext_tiny.fb_in1k"), or a hub id.
-        model: The network that a tag is looked up for.
-        backbone: The network below it, if it is a dense one: its tags are understood too.
-        ema: Take the moving average of the weights where a file has both.
+        source: A file, a run folder, a folder with weights, a tag of `model`, a name and a tag as
+            in timm ("convnext_tiny.fb_in1k"), or a hub id.
+        model: The network that a tag belongs to.
+        backbone: The backbone of a dense network, whose tags are accepted too.
+        ema: Use the moving average of the weights if a file has both.
 
     Raises:
-        ValueError: If the source is unknown, absent or unreadable.
+        ValueError: If the source is unknown, missing or unreadable.
     """
     return read_file(locate(source, model=model, backbone=backbone), ema=ema)
 
 
 def locate(source: str | Path, *, model: str = "", backbone: str = "") -> Path:
-    """Return the file of a source, fetched from the hub if that is where it is.
+    """Return the file of a source, fetched from the hub if needed.
 
     Raises:
         ValueError: If there is none.
@@ -59,16 +59,16 @@ def locate(source: str | Path, *, model: str = "", backbone: str = "") -> Path:
 
 
 def check_source(source: str | Path, *, model: str = "", backbone: str = "") -> None:
-    """See that a source can mean something, without fetching anything.
+    """Check that a source is valid, without fetching anything.
 
     Raises:
-        ValueError: If it is the path of a file that is not there, or an unknown name.
+        ValueError: If it is a path that does not exist, or an unknown name.
     """
     _resolve(source, model, backbone)
 
 
 def _resolve(source: str | Path, model: str, backbone: str) -> Path | Callable[[], Path]:
-    """Return the file of a source, or what fetches it."""
+    """Return the file of a source, or a function that fetches it."""
     text, path, whole = str(source), Path(source).expanduser(), model
     if path.is_dir():
         return _in_folder(path)
@@ -80,7 +80,7 @@ def _resolve(source: str | Path, model: str, backbone: str) -> Path | Callable[[
         return _authors_file(dense)
     model = backbone or model
     if "://" in text:
-        raise ValueError(f"{source} is an address; fetch the file yourself and give its path")
+        raise ValueError(f"{source} is a URL; download the file and give its path")
     if (entry := find_published(text, model)) is not None:
         _, _, revision = text.partition("@")
         return partial(download, entry.hub_id, revision=revision or None)
@@ -98,16 +98,16 @@ def _resolve(source: str | Path, model: str, backbone: str) -> Path | Callable[[
             "owner/name)"
         )
     raise ValueError(
-        f"{whole} has no weights {text!r}{nearest(text, tags)} (a file, a folder or a hub id will "
-        "also do)"
+        f"{whole} has no weights {text!r}{nearest(text, tags)} (a file, a folder or a hub id works "
+        "too)"
     )
 
 
 def _check_hub_id(text: str) -> None:
-    """See that a name stands for a hub id: `hf:owner/name`, or one that no folder resembles.
+    """Check that a name is a hub id: `hf:owner/name`, or `owner/name` unlike any folder here.
 
     Raises:
-        ValueError: If it is rather the path of a run that does not exist.
+        ValueError: If it looks like the path of a run that does not exist.
     """
     if text.startswith("hf:"):
         return
@@ -120,15 +120,15 @@ def _check_hub_id(text: str) -> None:
 
 
 def _ask_hub(text: str) -> Path:
-    """Fetch `hf:owner/name`, or `owner/name` after saying so; a revision may follow after @."""
+    """Fetch `hf:owner/name`, or `owner/name` with a notice; a revision may follow after @."""
     if not text.startswith("hf:"):
-        print(f"{text} is not a path here: asking the hub for it", file=sys.stderr)
+        print(f"{text} is not a local path: looking for it on the hub", file=sys.stderr)
     repo_id, _, revision = text.removeprefix("hf:").partition("@")
     return download(repo_id, revision=revision or None)
 
 
 def _nearest_path(path: Path) -> str:
-    """Return `"; did you mean 'runs/first'?"` for a path with a mistake in one of its parts."""
+    """Return `"; did you mean 'runs/first'?"` for a path with typos, or an empty string."""
     found = Path()
     for part in path.parts:
         names = [entry.name for entry in found.iterdir()] if found.is_dir() else []
@@ -140,19 +140,19 @@ def _nearest_path(path: Path) -> str:
 
 
 def _authors_file(entry: PublishedDense) -> Path:
-    """Return a file that no hub has, from where torch keeps what it downloads."""
+    """Return a file that is not on the hub, from torch's folder of downloaded checkpoints."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / entry.filename
     if not path.is_file():
         raise ValueError(
-            f"the weights {entry.tag} of {entry.model} are on no hub: fetch {entry.url} and put "
-            f"it into {folder}, or give the path of the file as the weights"
+            f"the weights {entry.tag} of {entry.model} are not on the hub: fetch {entry.url} and "
+            f"put it into {folder}, or give the path of the file as the weights"
         )
     return path
 
 
 def _in_folder(folder: Path) -> Path:
-    """Return the weights in a run folder, a snapshot of the hub, or a repository in its cache."""
+    """Return the weights in a run folder, a hub snapshot, or a repository in the hub's cache."""
     if (checkpoint := find_checkpoint(folder)) is not None:
         return checkpoint
     main = folder / "refs" / "main"
@@ -164,23 +164,23 @@ def _in_folder(folder: Path) -> Path:
     found = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS)
     if len(found) == 1:
         return found[0]
-    what = f"{len(found)} files of weights, name one" if found else "no weights"
+    what = f"{len(found)} files of weights; name one" if found else "no weights"
     raise ValueError(f"{folder} holds {what}")
 
 
 def download(repo_id: str, filename: str | None = None, *, revision: str | None = None) -> Path:
-    """Return a file of a hub repository, from the cache where it is there.
+    """Return a file of a hub repository, from the cache if it is there.
 
     Args:
         repo_id: `owner/name`.
-        filename: A file of the repository; by default its weights, safetensors if it has them.
+        filename: A file of the repository; by default its weights, preferably as safetensors.
         revision: A branch, tag or commit.
 
-    The environment variables of the hub hold: HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE
-    (never go online), HF_ENDPOINT (a mirror). One line on standard error says what is fetched.
+    The hub's environment variables apply: HF_HUB_CACHE (the cache folder), HF_HUB_OFFLINE (never go
+    online), HF_ENDPOINT (a mirror). A line on standard error announces each download.
 
     Raises:
-        ValueError: If the file is neither in the cache nor to be had; says where to put it.
+        ValueError: If the file is not in the cache and cannot be fetched; says where to put it.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
@@ -224,12 +224,12 @@ def download(repo_id: str, filename: str | None = None, *, revision: str | None 
 
 
 def _size(repo_id: str, filename: str, revision: str | None) -> str:
-    """Return " (114 MB)" where the hub tells; a courtesy, so no failure of it is an error."""
+    """Return " (114 MB)" if the hub gives the size; failures are ignored."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     try:
         size = get_hf_file_metadata(hf_hub_url(repo_id, filename, revision=revision)).size
-    except Exception:  # Every version of the hub's client has its own; the download speaks next.
+    except Exception:  # Types vary between versions of the client; the download reports failures.
         return ""
     return f" ({size / 1e6:.0f} MB)" if size else ""
 

@@ -1,4 +1,4 @@
-"""Names from one layout into another, by the tables of `layouts`; and which layout a file is in."""
+"""Translate names between layouts by the tables of `layouts`, and recognize a file's layout."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _PLACEHOLDER = re.compile(r"\{(\d*)([sb])(?:\+(\d+))?\}")
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """What a table makes of the names of a file."""
+    """The names of a file, read by one table."""
 
     layout: Layout
     names: dict[str, str]
-    """Our name for each of their names."""
-    strange: tuple[str, ...]
-    """Names inside the network that the table does not know: another kind of network."""
+    """Our name by the name in the file."""
+    unknown: tuple[str, ...]
+    """Names inside the network that the table does not have: another kind of network."""
     extra: tuple[str, ...]
-    """Names outside it: the heads of other tasks, preprocessing, counters."""
+    """Names outside the network: heads of other tasks, preprocessing, counters."""
 
 
 def rename(name: str, source: str, target: str) -> str | None:
@@ -54,8 +54,8 @@ def to_layout(names: Iterable[str], layout: Layout) -> dict[str, str]:
     return {ours: theirs for ours, theirs in found if theirs is not None}
 
 
-def recognise(names: Iterable[str], layouts: Iterable[Layout] = LAYOUTS) -> Recognition:
-    """Return the reading of a file's names by the table that knows the most of them."""
+def recognize(names: Iterable[str], layouts: Iterable[Layout] = LAYOUTS) -> Recognition:
+    """Read the names of a file by the table that knows most of them."""
     names = list(names)
     return max((_read(names, layout) for layout in layouts), key=lambda r: len(r.names))
 
@@ -71,16 +71,16 @@ def _read(names: list[str], layout: Layout) -> Recognition:
     rows = [(bare(theirs), ours) for ours, theirs in layout.rows.items()]
     roots = {_root(theirs) for theirs, ours in rows if not ours.startswith("head.")}
     known: dict[str, str] = {}
-    strange, extra = [], []
+    unknown, extra = [], []
     for name in names:
         ours = _first(bare(name), rows)
         if ours is not None and ours not in known.values():
             known[name] = ours
         elif _root(bare(name)) in roots and bare(name).split(".")[0] not in layout.ignored:
-            strange.append(name)
+            unknown.append(name)
         else:
             extra.append(name)
-    return Recognition(layout=layout, names=known, strange=tuple(strange), extra=tuple(extra))
+    return Recognition(layout=layout, names=known, unknown=tuple(unknown), extra=tuple(extra))
 
 
 def _first(name: str, rows: Iterable[tuple[str, str]]) -> str | None:
@@ -94,14 +94,14 @@ def _root(name: str) -> str:
 
 @cache
 def _compiled(row: str) -> tuple[re.Pattern[str], tuple[tuple[str, int, int], ...]]:
-    """Return a row as a regular expression, and (symbol, factor, offset) of its placeholders."""
+    """Return a row as a regular expression, and (symbol, factor, offset) per placeholder."""
     expression, forms, end = "", [], 0
     for match in _PLACEHOLDER.finditer(row):
         expression += re.escape(row[end : match.start()]) + rf"(?P<{match[2]}>\d+)"
         forms.append((match[2], int(match[1] or 1), int(match[3] or 0)))
         end = match.end()
     expression += re.escape(row[end:])
-    # The layer scale is a tensor of its own, every other row a module.
+    # A layer scale is a single tensor; every other row is a module.
     single = row.endswith(("gamma", "layer_scale", "layer_scale_parameter"))
     leaf = r"(?P<leaf>)" if single else rf"(?P<leaf>\.(?:{'|'.join(_LEAVES)}))"
     return re.compile(expression + leaf), tuple(forms)

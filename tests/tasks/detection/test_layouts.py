@@ -164,11 +164,13 @@ def test_a_file_of_the_other_method_gives_its_backbone(method: str, randomise: R
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_has_no_form(method: str) -> None:
-    with pytest.raises(ValueError, match=r"no form in the layout 'official'; it has .* convnext"):
+    with pytest.raises(
+        ValueError, match=r"cannot be written in the layout 'official'; choose .*convnext"
+    ):
         export_weights(small_detector(f"{method}roadmap/resnet50/kernel_7"), "official")
-    with pytest.raises(ValueError, match="no form in the layout 'timm'"):
+    with pytest.raises(ValueError, match="cannot be written in the layout 'timm'"):
         export_weights(build(method), "timm")
-    with pytest.raises(ValueError, match="and this network none; build it with output_norms=True"):
+    with pytest.raises(ValueError, match="this network has none; build it with output_norms=True"):
         export_weights(build(method, output_norms=False), "official")
 
 

@@ -183,17 +183,21 @@ def test_a_published_size_has_its_own_name() -> None:
 
 
 def test_what_has_no_form() -> None:
-    with pytest.raises(ValueError, match=r"no form in the layout 'official'; it has .* convnext"):
+    with pytest.raises(
+        ValueError, match=r"cannot be written in the layout 'official'; choose .*convnext"
+    ):
         export_weights(create_model("upernet_roadmap/resnet50/kernel_7", **SMALL), "official")
     with pytest.raises(ValueError, match="there is no layout 'mmseg'; choose one of"):
         export_weights(build(), "mmseg")
-    with pytest.raises(ValueError, match="no form in the layout 'timm'"):
+    with pytest.raises(ValueError, match="cannot be written in the layout 'timm'"):
         export_weights(build(), "timm")
-    with pytest.raises(ValueError, match="and this network none; build it with output_norms=True"):
+    with pytest.raises(ValueError, match="this network has none; build it with output_norms=True"):
         export_weights(build(output_norms=False), "official")
     model = create_model("upernet_timm/resnet18", channels=8)
     assert export_weights(model, "convnext").keys() == model.state_dict().keys()
-    with pytest.raises(ValueError, match="upernet_timm/resnet18 has no form in the layout 'timm'"):
+    with pytest.raises(
+        ValueError, match="upernet_timm/resnet18 cannot be written in the layout 'timm'"
+    ):
         export_weights(model, "timm")
 
 

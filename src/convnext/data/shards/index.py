@@ -276,7 +276,7 @@ def index_shard(shard: Path, *, title: str = "") -> ShardIndex:
     index = ShardIndex()
     group: dict[str, Member] = {}
     last_key = None
-    unlabelled: list[str] = []
+    unlabeled: list[str] = []
 
     def close() -> None:
         image = next((group[e] for e in group if f".{e.rpartition('.')[2]}" in endings), None)
@@ -285,7 +285,7 @@ def index_shard(shard: Path, *, title: str = "") -> ShardIndex:
             index.images.append(image)
             index.labels.append(label)
         elif image is not None:
-            unlabelled.append(image.name)
+            unlabeled.append(image.name)
         group.clear()
 
     endings = readable_extensions()
@@ -300,10 +300,10 @@ def index_shard(shard: Path, *, title: str = "") -> ShardIndex:
             last_key = key
         group[ending.lower()] = member
     close()
-    if unlabelled:
+    if unlabeled:
         index.faults.append(
             f"images in {title} without a readable .cls or .json, left out: "
-            f"{len(unlabelled):,} (such as {unlabelled[0]})"
+            f"{len(unlabeled):,} (such as {unlabeled[0]})"
         )
     return index
 
