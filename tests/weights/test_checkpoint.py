@@ -1,14 +1,21 @@
-"""The card of a checkpoint: what is read is what was written, and damage is named."""
+"""The card of a checkpoint: what is read is what was written, and it may ask for networks alone."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
-from convnext.weights.checkpoint import Card
+from convnext.tasks.detection.model.config import DetectorConfig
+from convnext.tasks.segmentation.model import UPerNetConfig
+from convnext.weights import checkpoint
+from convnext.weights.checkpoint import Card, data_of, val_share_of
 
+ADDRESS = "http://127.0.0.1:9/file.pth"
 MEAN, STD = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
 CROPPED = Preprocessing(image_size=32, crop_pct=0.9, mean=MEAN, std=STD)
 WHOLE = DensePreprocessing(image_size=64, max_size=128, mean=MEAN, std=STD)
@@ -65,3 +72,82 @@ def test_a_wrong_preprocessing_says_what_is_wrong() -> None:
 def test_metadata_of_others_is_not_ours() -> None:
     with pytest.raises(ValueError, match="here is not a checkpoint of this package"):
         Card.from_metadata({"format": "pt"}, "here")
+
+
+def read(model: str, **changes: Any) -> Card:
+    metadata = card(model=model).to_metadata() | {"changes": json.dumps(changes)}
+    return Card.from_metadata(metadata, "net.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "named"),
+    [
+        ("timm/resnet18", {"pretrained": True}, "pretrained=True"),
+        ("timm/resnet18", {"pretrained_cfg": {"url": ADDRESS}}, "pretrained_cfg"),
+        ("timm/resnet18", {"pretrained_cfg_overlay": {"file": "x"}}, "pretrained_cfg_overlay"),
+        ("timm/resnet18", {"checkpoint_path": "/etc/passwd"}, "checkpoint_path"),
+        ("timm/resnet18", {"cache_dir": "/tmp/x"}, "cache_dir"),
+        ("timm/resnet18", {"scriptable": True}, "scriptable"),
+        ("timm/resnet18", {"num_classes": "3"}, "num_classes"),
+        ("timm/resnet18", {"channels": [8, {"url": ADDRESS}]}, "channels"),
+        ("timm/resnet18", {"fc_dim": 8}, "fc_dim"),
+        ("upernet_timm/resnet18", {"pretrained": True}, "pretrained=True"),
+        ("mask_rcnn_timm/resnet18", {"checkpoint_path": "x"}, "checkpoint_path"),
+        ("convnext_atto", {"weights": ADDRESS}, "other weights"),
+        ("upernet_convnext_atto", {"weights": "hf:a/b"}, "other weights"),
+        ("timm/resnet18", {"weights": ADDRESS}, "other weights"),
+    ],
+)
+def test_a_card_gives_timm_no_file_and_no_address(
+    model: str, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=f"net.safetensors asks for .*{named}"):
+        read(model, **changes)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("timm/resnet18", {"num_classes": 3, "channels": [8, 8, 16, 16], "global_pool": "avg"}),
+        ("timm/vit_tiny_patch16_224", {"patch_size": 2, "img_size": 32, "drop_path_rate": 0.1}),
+        ("upernet_timm/resnet18", {"auxiliary": True, "channels": 8, "output_norms": False}),
+        ("convnext_atto", {"norm": "batch", "dims": [8, 8, 16, 16]}),
+    ],
+)
+def test_sizes_and_rates_are_taken(model: str, changes: dict[str, Any]) -> None:
+    assert read(model, **changes).changes == changes
+
+
+def test_the_settings_of_dense_networks_are_known() -> None:
+    own = {field.name for kind in (UPerNetConfig, DetectorConfig) for field in fields(kind)}
+    assert own == checkpoint._DENSE
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["https://host/shards", "s3://bucket/x", "lists/shards.txt", "//host/share", "\\\\host\\share"],
+)
+def test_no_address_is_taken_from_a_run(data: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no address is taken"):
+        data_of(tmp_path, card(recipe={"data": data}))
+
+
+def test_a_run_folder_names_its_data(tmp_path: Path) -> None:
+    assert data_of(tmp_path, card(recipe={"data": "/photos"})) == "/photos"
+    with pytest.raises(ValueError, match="does not say what it was trained on; give --data PATH"):
+        data_of(tmp_path, card())
+    loose = tmp_path / "net.safetensors"
+    loose.touch()
+    for recipe in ({"data": "/photos"}, {"data": ADDRESS}):
+        with pytest.raises(ValueError, match="is not a run folder"):
+            data_of(loose, card(recipe=recipe))
+
+
+@pytest.mark.parametrize(
+    ("loader", "share"),
+    [({"val_share": 0.4}, 0.4), ({"val_share": "x"}, 0.2), ({"val_share": 9}, 0.2), ({}, 0.2)],
+)
+def test_only_the_share_held_out_is_read_from_a_loader(
+    loader: dict[str, Any], share: float
+) -> None:
+    assert val_share_of(card(recipe={"loader": loader | {"shard_cache": "/home"}})) == share

@@ -20,7 +20,7 @@ from PIL import Image
 from convnext.data.images import BadImage, Mode, decode, image_files
 from convnext.data.samples import spread
 from convnext.hardware.timer import timed
-from convnext.weights.checkpoint import Card
+from convnext.weights.checkpoint import Card, data_of
 
 # Largest difference of a probability, and least share of equal answers. Rounding to 10 bits of
 # mantissa leaves some 1e-3, to 7 bits some 1e-2; int8 is judged by its answers.
@@ -123,11 +123,7 @@ def collect_images(
             open_training=open_file,
             num_training=len(chosen),
         )
-    if card.recipe.get("data") is None:
-        raise ValueError(
-            f"{source} does not say which images it was trained on; give --images FOLDER, so that "
-            "the file can be proven on real ones"
-        )
+    data_of(source, card, "give --images FOLDER, so that the file can be proven on real images")
     val, train = open_split("val"), open_split("train")
     picked = spread(len(val), num)
     return ProofImages(

@@ -12,10 +12,10 @@ import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from rich.console import Console
@@ -308,6 +308,17 @@ class Task(ABC):
     @abstractmethod
     def input_size(self) -> int:
         """Side of the training images that the network sees, in pixels."""
+
+    def change_precision(self, precision: Literal["fp32", "bf16", "fp16"], reason: str) -> None:
+        """Compute in another precision than `auto` chose, for a reason that the choices give."""
+        run = replace(self.recipe.run, precision=precision)
+        self.recipe = replace(self.recipe, run=run)
+        self.choices = tuple(
+            replace(choice, value=precision, reason=reason)
+            if choice.setting == "run.precision"
+            else choice
+            for choice in self.choices
+        )
 
     @property
     def steps_per_epoch(self) -> int:

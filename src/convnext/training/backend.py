@@ -103,7 +103,7 @@ def _measured(
     micro_batch_size: int,
     path: Path | None,
 ) -> Chosen:
-    part = _first_part(task, micro_batch_size)
+    part = first_part(task, micro_batch_size)
     parts_per_step = max(1, task.batch_size / max(1, task.size(part)))
 
     def seconds(form: Form) -> float:
@@ -215,7 +215,7 @@ def fit_memory(
         ValueError: If not even one image fits.
     """
     while True:
-        part = _first_part(task, size)
+        part = first_part(task, size)
         try:
             _time_form(task, model, Form(), part, device, recipe.run)
             return size
@@ -226,7 +226,8 @@ def fit_memory(
         size = smaller_micro_batch(size)
 
 
-def _first_part(task: Task, micro_batch_size: int) -> Any:
+def first_part(task: Task, micro_batch_size: int) -> Any:
+    """Return the first micro batch of a run."""
     batches = task.batches(0, micro_batch_size)
     part = next(iter(batches))[0]
     if isinstance(batches, Generator):

@@ -10,7 +10,7 @@ import logging
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,22 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
+class LeavableBf16(MixedPrecision):  # type: ignore[misc]
+    """bf16 that a run can still leave for fp32, once it knows its network."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__("bf16-mixed", device)
+        self.left = False
+
+    def forward_context(self) -> Any:
+        """Return autocast, or after `leave_bf16` a context that does nothing."""
+        return nullcontext() if self.left else super().forward_context()
+
+    def convert_input(self, data: Any) -> Any:
+        """Return what a network is given, in bf16 or as it is."""
+        return data if self.left else super().convert_input(data)
+
+
 def make_fabric(run: RunRecipe, device: torch.device, precision: str) -> Fabric:
     """Return Fabric for a resolved precision, not launched yet.
 
@@ -47,6 +63,9 @@ def make_fabric(run: RunRecipe, device: torch.device, precision: str) -> Fabric:
         plugins.append(LightningEnvironment())  # Not SLURM's, in the shell of a job.
     if precision == "fp16":
         plugins.append(MixedPrecision("16-mixed", device.type, torch.amp.GradScaler(device.type)))
+    if precision == "bf16" and device.type == "cpu":
+        plugins.append(LeavableBf16(device.type))
+        precision = ""  # The plugin has it.
     one = [device.index] if device.index is not None else 1
     return Fabric(
         accelerator=device.type,
@@ -110,6 +129,13 @@ def started_by_launcher() -> tuple[int, int, str] | None:
             )
         return tasks // nodes, nodes, "srun"
     return None
+
+
+def leave_bf16(fabric: Fabric) -> None:
+    """Compute in fp32 from here on; before the loop sets its network up."""
+    plugin = fabric.strategy.precision
+    assert isinstance(plugin, LeavableBf16)
+    plugin.left = True
 
 
 def ranks_of(fabric: Fabric) -> Ranks:

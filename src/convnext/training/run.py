@@ -11,9 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric import Fabric
 from rich.console import Console
+from torch import nn
 
 from convnext.atomic import write_text
+from convnext.data.shards.addresses import is_remote
 from convnext.hardware.devices import environment, pick_device
 from convnext.hardware.peak_rates import pick_training_precision
 from convnext.hardware.ranks import Ranks
@@ -27,17 +30,19 @@ from convnext.training.backend import Chosen, choose_form, fit_memory
 from convnext.training.callbacks import Callback, check_callbacks
 from convnext.training.distributed import (
     checkpoint_activations,
+    leave_bf16,
     make_deterministic,
     make_fabric,
     process_state_restored,
     ranks_of,
     seed_everything,
 )
+from convnext.training.gradients import wrong_in_bf16
 from convnext.training.log import RunLog
 from convnext.training.loop import Outcome, fit
 from convnext.training.optim import group_rows, group_table
 from convnext.training.trackers import check_trackers, make_trackers
-from convnext.weights.checkpoint import complete_steps
+from convnext.weights.checkpoint import check_changes, complete_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +121,8 @@ def _train(
         )
     if recipe.run.deterministic:
         make_deterministic()
-    precision = pick_training_precision(recipe.run.precision, device)
+    asked = recipe.run.precision
+    precision = pick_training_precision(asked, device)
     fabric = make_fabric(recipe.run, device, precision)
     fabric.launch()
     ranks, device = ranks_of(fabric), fabric.device
@@ -140,7 +146,14 @@ def _train(
     model = task.build_model().to(device)
     if resolved.run.checkpoint_activations and not checkpoint_activations(model):
         raise ValueError(f"{resolved.model} cannot recompute its activations; leave that out")
+    _check_card(task, model)
     task.prepare(console)
+    if precision == "bf16" and device.type == "cpu" and asked == "auto":
+        micro = resolved.optim.micro_batch_size
+        wrong = ranks.of_first(wrong_in_bf16(task, model, micro) if ranks.is_first else "")
+        if wrong:
+            _take_fp32(task, fabric, wrong, console)
+            resolved = task.recipe
     size = task.input_size
     try:
         network = cost(model, size)
@@ -227,6 +240,24 @@ def _train(
     )
 
 
+def _check_card(task: Task, model: nn.Module) -> None:
+    """Refuse a network that its checkpoints could not be opened with again.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    card = task.card(model, {}, task.recipe)
+    check_changes(card.model, card.changes, "a checkpoint of this run")
+
+
+def _take_fp32(task: Task, fabric: Fabric, wrong: str, console: Console) -> None:
+    """Train in fp32 where `auto` had chosen bf16, and say why."""
+    reason = f"not bf16: {wrong} on this machine"
+    leave_bf16(fabric)
+    task.change_precision("fp32", reason)
+    console.print(f"run.precision is fp32, {reason}", markup=False, soft_wrap=True)
+
+
 def show_groups(recipe: Recipe, console: Console) -> list[dict[str, Any]]:
     """Print the optimizer's groups that a recipe makes, and return them.
 
@@ -296,8 +327,11 @@ def _finish(
     write_report: Callable[[Path], Path] | None,
 ) -> None:
     """Evaluate the best weights in full, write the report, and say what to do next."""
+    # Its address is the user's: a run folder that is evaluated later may be anybody's.
+    own = {"data": task.recipe.data, "loader": task.recipe.loader}
     result = task.evaluate(
         str(folder),
+        **(own if is_remote(task.recipe.data) or task.recipe.data.endswith(".txt") else {}),
         device=str(task.device),
         console=console,
         max_bad_share=task.recipe.loader.max_bad_share,

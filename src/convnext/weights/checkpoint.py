@@ -17,6 +17,20 @@ from typing import Any, TypeVar
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 
 FORMAT = "convnext-1"
+# Arguments of timm's networks that a card may give: none makes timm fetch or open a file.
+_FOR_TIMM = (
+    "attn_drop_rate base_width cardinality channels class_token depth depths dims drop_path_rate "
+    "drop_rate dynamic_img_size embed_dim embed_dims global_pool head_hidden_size img_size "
+    "in_chans layers mlp_ratio num_classes num_heads output_stride patch_size proj_drop_rate "
+    "qkv_bias reg_tokens stem_width strict_img_size width widths window_size"
+)
+# Fields of the dense networks' own settings.
+_OF_DENSE = (
+    "anchor_scale auxiliary auxiliary_channels box_batch_size channels dropout fc_dim "
+    "ignore_threshold mask_threshold masks max_detections nms_threshold num_classes num_proposals "
+    "output_norms rpn_batch_size score_threshold"
+)
+_TIMM, _DENSE = frozenset(_FOR_TIMM.split()), frozenset(_OF_DENSE.split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +69,18 @@ class Card:
         """Read the metadata of a file.
 
         Raises:
-            ValueError: If it is not ours, or damaged.
+            ValueError: If it is not ours, or damaged, or has an argument for timm that is not
+                allowed.
         """
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{where} is not a checkpoint of this package (no {FORMAT} metadata)")
         try:
+            changes = _mapping(metadata["changes"])
+            check_changes(metadata["model"], changes, where)
             return cls(
                 task=metadata["task"],
                 model=metadata["model"],
-                changes=_mapping(metadata["changes"]),
+                changes=changes,
                 classes=_items(metadata["classes"], str),
                 preprocessing=_preprocessing(metadata),
                 recipe=_mapping(metadata["recipe"]),
@@ -89,6 +106,63 @@ def _items(text: str, kind: type[T]) -> tuple[T, ...]:
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
         raise TypeError(f"{text[:40]} is not a JSON list of {kind.__name__}")
     return tuple(values)
+
+
+def check_changes(model: str, changes: Mapping[str, Any], where: str) -> None:
+    """Check that a card asks for no weights, and of timm only for sizes and rates of a network.
+
+    timm takes addresses, folders and files from its other arguments.
+
+    Raises:
+        ValueError: Naming the first argument that a card must not give.
+    """
+    if {"name", "weights"} & changes.keys():
+        raise ValueError(f"{where} asks for other weights than its own; that is refused")
+    allowed = _TIMM if model.startswith("timm/") else _TIMM | _DENSE
+    for name, value in changes.items() if "timm/" in model else ():
+        is_word = name == "global_pool" and isinstance(value, str)
+        if name not in allowed or not (is_word or _is_numbers(value)):
+            raise ValueError(
+                f"{where} asks for {model} with {name}={value!r}, which a checkpoint must not "
+                "give to timm: only sizes and rates of the network are taken from it"
+            )
+
+
+def _is_numbers(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_numbers, value))
+    return value is None or isinstance(value, int | float)
+
+
+def data_of(source: str | Path, card: Card, advice: str = "give --data PATH") -> str:
+    """Return the data set that a run folder says it was trained on.
+
+    A file may come from anywhere, and an address is fetched only when a user names it.
+
+    Args:
+        source: The run folder.
+        card: Of its checkpoint.
+        advice: What to do where there is none.
+
+    Raises:
+        ValueError: If the source is not a run folder, does not say, or names an address.
+    """
+    data = card.recipe.get("data")
+    if not Path(source).is_dir() or not isinstance(data, str):
+        what = "does not say" if data is None else "is not a run folder, which could say"
+        raise ValueError(f"{source} {what} what it was trained on; {advice}")
+    # A list of shards may name addresses; what begins with two slashes is a host on Windows.
+    if "://" in data or data.endswith(".txt") or data.startswith(("//", "\\\\")):
+        raise ValueError(
+            f"{source} was trained on {data!r}, and no address is taken from a checkpoint; {advice}"
+        )
+    return data
+
+
+def val_share_of(card: Card) -> float:
+    """Return the share that was held out in training, so that no image of training is scored."""
+    share = card.recipe.get("loader", {}).get("val_share", 0.2)
+    return float(share) if isinstance(share, int | float) and 0 < share < 1 else 0.2
 
 
 def _preprocessing(metadata: Mapping[str, str]) -> Preprocessing | DensePreprocessing:

@@ -131,7 +131,7 @@ def test_a_copy_that_was_cut_is_fetched_again(served, make_store):
 def test_a_file_longer_than_its_index_says_is_not_taken(served, make_store, tmp_path):
     with pytest.raises(Unavailable, match="more than 9 bytes"):
         make_store(retries=0).get(remote(served, num_bytes=9, sha256=""))
-    assert not list((tmp_path / "cache").glob(".*.bin.*"))
+    assert not list((tmp_path / "cache").rglob(".*.bin.*"))
 
 
 def test_a_size_beyond_the_room_removes_nothing(served, make_store):
@@ -157,8 +157,8 @@ def test_a_trickle_is_given_up(monkeypatch):
 
 def test_what_a_killed_process_left_is_removed(served, make_store, tmp_path):
     file = remote(served)
-    (tmp_path / "cache").mkdir()
-    half = tmp_path / "cache" / f".{file.key}.bin.abc"
+    half = make_store().folder / f".{file.key}.bin.abc"
+    half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
     make_store().get(file)
     assert not half.exists()
@@ -173,6 +173,27 @@ def test_what_was_used_least_recently_makes_room(served, make_store):
     assert [path.exists() for path in (*paths, third)] == [True, False, True]
     assert store.get(remote(served, "b")).exists()
     assert served.requests == {"a": 1, "b": 2, "c": 1}
+
+
+def test_what_a_store_did_not_write_is_neither_removed_nor_counted(served, make_store, tmp_path):
+    names = ["pytorch_model.bin", f"{'0' * 32}.bin", f".{'0' * 32}.bin.abc", "jobs.failed"]
+    names += ["list.short", f"{'0' * 32}.failed", "sub/weights.bin"]
+    store = make_store(limit_gb=0.5 * len(CONTENT) / 1e9)
+    others = [tmp_path / "cache" / name for name in names]
+    # Even in the folder of the store: names that it never gives.
+    others += [store.folder / name for name in ("weights.bin", "jobs.failed", ".a.bin.old")]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(CONTENT)
+        os.utime(path, (time.time() - 1e7,) * 2)
+    store.forget_failures()
+    for name in "abc":
+        store.get(remote(served, name))
+    assert [path for path in others if not path.exists()] == []
+    copies = [path for path in store.folder.iterdir() if path.suffix == ".bin"]
+    assert sorted(path.name for path in copies) == sorted(
+        [f"{remote(served, 'c').key}.bin", "weights.bin"]
+    )
 
 
 def test_without_a_limit_half_of_the_free_disk_is_used(make_store):

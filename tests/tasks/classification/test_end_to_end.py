@@ -21,12 +21,16 @@ import convnext.tasks.classification.evaluate
 import convnext.tasks.classification.predict
 import convnext.tasks.classification.task
 from convnext.cli import main
+from convnext.hardware import peak_rates
+from convnext.recipes import resolve as resolving
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe
+from convnext.recipes.schema import LoaderRecipe
 from convnext.reports.report import write_report
 from convnext.tasks.classification.evaluate import evaluate
 from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.predict import predict
 from convnext.tasks.trained import open_model
+from convnext.training import run as run_module
 from convnext.training.log import read_metrics
 from convnext.training.run import RunResult, train
 from convnext.weights.checkpoint import Card, find_checkpoint
@@ -241,6 +245,57 @@ def test_a_peer_trains_by_the_same_recipe(photos: Path, tmp_path: Path) -> None:
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 
 
+def test_what_a_checkpoint_could_not_be_opened_with_is_refused_before_training(
+    photos: Path, tmp_path: Path
+) -> None:
+    settings = {"model": "timm/resnet18", "network__changes": {"act_layer": "silu"}}
+    with pytest.raises(ValueError, match="act_layer='silu', which a checkpoint must not give"):
+        train(recipe(photos, **settings), output=tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_a_run_folder_may_name_its_data(finished: RunResult) -> None:
+    loose = finished.folder / "checkpoints/best.safetensors"
+    with pytest.raises(ValueError, match=r"is not a run folder, .* give --data PATH"):
+        evaluate(str(loose))
+
+
+def test_auto_leaves_bf16_where_a_layer_is_wrong_in_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = "the gradients of Conv2d(...) on 4 x 8 x 1 x 1 are off by 300 %"
+    monkeypatch.setattr(run_module, "wrong_in_bf16", lambda task, model, size: wrong)
+    for module in (peak_rates, resolving):
+        monkeypatch.setattr(module, "has_fast_bf16", lambda device: True)
+    kinds: set[torch.dtype] = set()
+    original = convnext.tasks.classification.task.ClassificationTask.losses
+
+    def noted(self: Any, model: Any, *rest: Any) -> Any:
+        hook = model.register_forward_hook(
+            lambda _, given, out: kinds.update({given[0].dtype, out.dtype})
+        )
+        found = original(self, model, *rest)
+        hook.remove()
+        return found
+
+    monkeypatch.setattr(convnext.tasks.classification.task.ClassificationTask, "losses", noted)
+    settings = {"run__precision": "auto", "schedule__epochs": 1}
+    result = train(recipe(photos, **settings), output=tmp_path / "auto", console=QUIET)
+    plain = train(
+        recipe(photos, **settings | {"run__precision": "fp32"}),
+        output=tmp_path / "fp32",
+        console=QUIET,
+    )
+    assert kinds == {torch.float32}
+    choices = json.loads((result.folder / "choices.json").read_text())
+    chosen = next(choice for choice in choices if choice["setting"] == "run.precision")
+    assert chosen["value"] == "fp32"
+    assert wrong in chosen["reason"]
+    assert read_recipe(result.folder / "recipe.yaml").run.precision == "fp32"
+    one, other = (read_file(r.folder / "checkpoints/best.safetensors")[0] for r in (result, plain))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_fine_tuning_starts_from_the_weights(
     photos: Path, finished: RunResult, tmp_path: Path
 ) -> None:
@@ -333,7 +388,13 @@ def test_remote_shards_train_like_local_ones(
     }
     whole = train(recipe(photos, **settings), output=tmp_path / "whole", console=QUIET)
     assert whole.best["top1"] > 40
-    assert evaluate(str(whole.folder)).evaluation.top1 == whole.best["top1"]
+    with pytest.raises(ValueError, match=r"no address is taken .* give --data PATH"):
+        evaluate(str(whole.folder))
+    again = evaluate(
+        str(whole.folder), data=server.url, loader=LoaderRecipe(shard_cache=str(tmp_path / "own"))
+    )
+    assert again.evaluation.top1 == whole.best["top1"]
+    assert list((tmp_path / "own").rglob("*.bin"))
     stopped = recipe(photos, **settings, run__save_every=3)
     original = convnext.tasks.classification.task.ClassificationTask.losses
 

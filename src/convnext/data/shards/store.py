@@ -15,6 +15,7 @@ import math
 import os
 import queue
 import random
+import re
 import shutil
 import sys
 import threading
@@ -39,6 +40,10 @@ TOUCH_EVERY = 60.0
 DISK_SHARE = 0.5
 # A download is given up below this many bytes a second, over this many timeouts.
 SLOWEST, WINDOW = 1_000, 5
+# The copies have a folder of their own inside of the one that a user names, and names like no
+# others: whatever else lies there is not touched.
+OWN_FOLDER = "convnext-shards"
+OWN_NAME = re.compile(r"\.?[0-9a-f]{32}\.(bin|failed|short)(\..+)?")
 # A temporary file this old (in seconds) belongs to a process that was killed.
 STALE_AFTER = 86_400.0
 
@@ -78,12 +83,13 @@ class Store:
         """Prepare, without touching the network.
 
         Args:
-            folder: Where the copies lie; `~` is expanded, and it is made where it is absent.
+            folder: Where the copies lie, in a folder of their own; `~` is expanded, and it is made
+                where it is absent.
             limit_gb: How much they may take; 0 for half of what is free on that disk.
             retries: How often a failed request is repeated.
             timeout: Seconds to wait for a connection, and then for each piece.
         """
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(folder).expanduser() / OWN_FOLDER
         self.limit_gb = limit_gb
         self.retries = retries
         self.timeout = timeout
@@ -136,7 +142,7 @@ class Store:
                 # Another process may have fetched it, or given up, while this one waited.
                 if not self._is_good(path, file):
                     # Nobody else fetches it: what lies there is of a process that was killed.
-                    for half in self.folder.glob(f".{path.name}.*"):
+                    for half in self._own_files(f".{path.name}.*"):
                         half.unlink(missing_ok=True)
                     self._fetch_or_remember(file, path)
         self._used[file.key] = now
@@ -171,8 +177,12 @@ class Store:
     def forget_failures(self) -> None:
         """Ask again for files that could not be had: a new run is a new chance."""
         self._failed.clear()
-        for path in (*self.folder.glob("*.failed"), *self.folder.glob("*.short")):
+        for path in (*self._own_files("*.failed"), *self._own_files("*.short")):
             path.unlink(missing_ok=True)
+
+    def _own_files(self, pattern: str) -> list[Path]:
+        """Return the files of a pattern that a store wrote."""
+        return [path for path in self.folder.glob(pattern) if OWN_NAME.fullmatch(path.name)]
 
     def limit(self) -> int:
         """Return how many bytes the copies may take."""
@@ -282,14 +292,14 @@ class Store:
                     break
                 path.unlink(missing_ok=True)
                 total -= size
-            for path in self.folder.glob(".*.bin.*"):
+            for path in self._own_files(".*.bin.*"):
                 if STALE_AFTER < _age(path) < math.inf:
                     path.unlink(missing_ok=True)
 
     def _halves(self) -> int:
         """Return the bytes of what is being fetched now."""
         total = 0
-        for path in self.folder.glob(".*.bin.*"):
+        for path in self._own_files(".*.bin.*"):
             with suppress(FileNotFoundError):
                 total += path.stat().st_size
         return total
@@ -297,7 +307,7 @@ class Store:
     def _copies(self) -> list[tuple[float, int, Path]]:
         """Return (last use, size, path) of every copy."""
         found = []
-        for path in self.folder.glob("*.bin"):
+        for path in self._own_files("*.bin"):
             try:
                 stat = path.stat()
             except FileNotFoundError:  # Removed by another process.

@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from convnext.tasks.classification.published import imagenet_synsets
 from convnext.tasks.classification.recipe import ClassificationLoader
 from convnext.tasks.opened import Opened, opened
 from convnext.tasks.trained import build
-from convnext.weights.checkpoint import Card, complete_steps, step_of
+from convnext.weights.checkpoint import Card, complete_steps, data_of, step_of, val_share_of
 from convnext.weights.files import read_file
 from convnext.weights.open import pick_precision
 
@@ -149,13 +149,14 @@ def evaluate(
     max_bad_share: float = 0.01,
     only_best: bool = True,
     fast: bool = True,
+    loader: ClassificationLoader | None = None,
     console: Console | None = None,
 ) -> EvaluationResult:
     """Evaluate a run, a checkpoint or published weights on a labelled data set.
 
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
-        data: The data set; by default the one that the network was trained on.
+        data: The data set; by default the local one that a run folder was trained on.
         split: "val" or "train".
         batch_size: Images at a time. The last bits of the logits may depend on it.
         device: `cpu`, `cuda`, `mps` or `auto`.
@@ -165,6 +166,7 @@ def evaluate(
             average, if it has one: the difference is what the average brings.
         fast: Take the fastest form of the network where the work ahead is worth it; outputs then
             differ in their last bits.
+        loader: Where copies of remote data are kept, and how patiently they are fetched.
         console: Where the progress bar goes; None for none.
 
     Raises:
@@ -173,10 +175,8 @@ def evaluate(
     own = opened(source, device)
     model, card, where = own.model, own.card, own.device
     source = own.source
-    data = data or card.recipe.get("data")
-    if data is None:
-        raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
-    samples = relabel(*open_split(data, split, card, console), card.classes)
+    data = data or data_of(source, card)
+    samples = relabel(*open_split(data, split, card, console, loader), card.classes)
     bad = BadImages(samples, max_share=max_bad_share)
     dataset = EvalDataset(samples, card.preprocessing)
     executed = pick_precision(precision, card, where)
@@ -242,7 +242,11 @@ def _last_weights(source: str) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
 
 
 def open_split(
-    data: str, split: str, card: Card, console: Console | None
+    data: str,
+    split: str,
+    card: Card,
+    console: Console | None,
+    loader: ClassificationLoader | None = None,
 ) -> tuple[Samples, tuple[str, ...]]:
     """Return the samples of a split and their classes.
 
@@ -250,15 +254,10 @@ def open_split(
     the images that were held out are taken.
     """
     if data != "digits" and data != card.recipe.get("data"):
-        found = find(data, console=console)
+        found = find(data, loader, console=console)
         if found.val is None:
             return found.take(found.train), found.classes
-    known = {field.name for field in fields(ClassificationLoader)}
-    settings = card.recipe.get("loader", {})
-    loader = ClassificationLoader(
-        **{name: value for name, value in settings.items() if name in known}
-    )
-    opened = open_dataset(data, val_share=loader.val_share, loader=loader, console=console)
+    opened = open_dataset(data, val_share=val_share_of(card), loader=loader, console=console)
     return (opened.val if split == "val" else opened.train), opened.classes
 
 

@@ -28,7 +28,7 @@ from convnext.deploy.graphs import (
 from convnext.deploy.quantize import Calibration
 from convnext.deploy.runtimes import Exported, outside
 from convnext.deploy.verify import Comparison, Proof, Verdict, collect_images, judge
-from convnext.weights.checkpoint import Card
+from convnext.weights.checkpoint import Card, data_of
 
 
 def export_spec(
@@ -64,7 +64,7 @@ def export_spec(
         )
 
     def split(name: str) -> Any:
-        return relabel(*open_split(str(card.recipe["data"]), name, card, None), card.classes)
+        return relabel(*open_split(data_of(source, card), name, card, None), card.classes)
 
     return ExportSpec(
         source=source,

@@ -29,7 +29,7 @@ from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import Evaluation, Metric
 from convnext.tasks.detection.render import compare
 from convnext.tasks.opened import Opened, opened
-from convnext.weights.checkpoint import Card
+from convnext.weights.checkpoint import Card, data_of, val_share_of
 from convnext.weights.open import pick_precision
 
 MAX_CLASSES = 30
@@ -179,7 +179,7 @@ def evaluate(
 
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
-        data: The data set; by default the one that the network was trained on.
+        data: The data set; by default the local one that a run folder was trained on.
         split: "val" or "train".
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
@@ -294,10 +294,8 @@ def open_split(
     Raises:
         ValueError: If there is none, or its classes are not those of the network.
     """
-    path = data or card.recipe.get("data")
-    if path is None:
-        raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
-    opened = open_dataset(str(path), val_share=card.recipe.get("loader", {}).get("val_share", 0.2))
+    path = data or data_of(source, card)
+    opened = open_dataset(path, val_share=val_share_of(card))
     if console is not None:
         for note in opened.notes:
             console.print(f"note: {note}", markup=False)

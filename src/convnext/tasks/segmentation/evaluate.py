@@ -27,7 +27,7 @@ from convnext.tasks.segmentation.layout import Pairs, Relabelled, is_segmentatio
 from convnext.tasks.segmentation.looks import choose_inference, describe
 from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.scores import InferenceSettings
-from convnext.weights.checkpoint import Card
+from convnext.weights.checkpoint import Card, data_of, val_share_of
 from convnext.weights.open import pick_precision
 
 
@@ -142,7 +142,7 @@ def evaluate(
 
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
-        data: The data set; by default the one that the network was trained on.
+        data: The data set; by default the local one that a run folder was trained on.
         split: "val" or "train".
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
@@ -227,15 +227,13 @@ def open_split(
         ValueError: If there is none, or the network does not know its classes.
     """
     own = card.recipe.get("data")
-    path = data or own
-    if path is None:
-        raise ValueError(f"{source} does not say what it was trained on; give --data PATH")
+    path = data or data_of(source, card)
     segment = card.recipe.get("segment", {})
     same = own is not None and Path(path).resolve() == Path(own).resolve()
     like_own = same or not is_segmentation(Path(path))
     opened = open_dataset(
         str(path),
-        val_share=card.recipe.get("loader", {}).get("val_share", 0.2),
+        val_share=val_share_of(card),
         images=segment.get("images", "") if like_own else "",
         masks=segment.get("masks", "") if like_own else "",
         reduce_zero_label=segment.get("reduce_zero_label", "auto") if like_own else "auto",

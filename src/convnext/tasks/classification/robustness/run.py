@@ -38,11 +38,12 @@ from convnext.tasks.classification.robustness.measure import (
 from convnext.tasks.classification.robustness.paper import SOURCE, paper_figures
 from convnext.tasks.classification.robustness.score import Summary, summarise
 from convnext.tasks.trained import open_model
-from convnext.weights.checkpoint import Card
+from convnext.weights.checkpoint import Card, data_of
 from convnext.weights.files import digest
 from convnext.weights.open import pick_precision
 from convnext.weights.published import find_published
 
+ADVICE = "give --data PATH, or a benchmark's folder to --robustness"
 MADE_HERE = (
     "the corruptions were made here, with frost drawn by a procedure: figures compare with each "
     "other, not with published ones of ImageNet-C"
@@ -148,7 +149,7 @@ def evaluate_robustness(
         "benchmark": kind,
         "title": TITLES[kind],
         "source": source,
-        "data": str(found.root if found else data or card.recipe.get("data")),
+        "data": str(found.root if found else data or data_of(source, card, ADVICE)),
         "model": card.model,
         "weights": card.metrics.get("weights", "model"),
         "seed": seed,
@@ -202,12 +203,7 @@ def _open_clean(
     console: Console | None,
 ) -> CorruptedDataset:
     """Return the images without corruption, of the classes that may be predicted."""
-    data = data or card.recipe.get("data")
-    if data is None:
-        raise ValueError(
-            f"{source} does not say what it was trained on; give --data PATH, or a benchmark's "
-            "folder to --robustness"
-        )
+    data = data or data_of(source, card, ADVICE)
     samples = relabel(*open_split(data, split, card, console), card.classes)
     chosen = choose(samples, max_images=max_images, seed=seed, labels=kept)
     return CorruptedDataset(chosen, card.preprocessing, seed=seed)

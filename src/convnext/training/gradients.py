@@ -1,0 +1,129 @@
+"""Whether a CPU computes the gradients of a network's layers in bf16 as it does in fp32.
+
+Libraries have faults that show at some shapes only: torch 2.15 with AMX leaves parts of the weight
+gradient of a 3 x 3 convolution of stride 2 on a map of 1 x 1 as they were in memory. So each layer
+is asked by itself, at the shape that it has in this network: errors of a deep network add up, and
+would hide it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convnext.hardware.devices import cpu_name
+from convnext.hardware.tuning_cache import alone, cache_folder, key_of, recall, remember
+from convnext.tasks.base import Task
+from convnext.training.backend import first_part
+
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+"""What autocast computes in bf16."""
+MOST_ERROR = 0.05
+IMAGES = 4
+"""Of a batch, so many are enough."""
+TRIES = 2
+
+Shapes = dict[str, tuple[nn.Module, tuple[int, ...]]]
+
+
+def wrong_in_bf16(
+    task: Task, model: nn.Module, micro_batch_size: int, cache: Path | None = None
+) -> str:
+    """Return which layer has wrong gradients in bf16 on this CPU, and how wrong; "" if none has.
+
+    The answer is remembered for these layers and shapes, this processor, its threads and this
+    torch.
+
+    Args:
+        task: Gives the first micro batch; as in the loop.
+        model: On the CPU, in fp32; left as it was.
+        micro_batch_size: Images of a backward pass.
+        cache: The file of answers; by default in the user's cache folder.
+    """
+    shapes = shapes_of(task, model, micro_batch_size)
+    file = cache or cache_folder() / "bf16_gradients.json"
+    key = key_of(cpu_name(), torch.get_num_threads(), torch.__version__, sorted(shapes))
+    # One process of several looks; the others read what it found.
+    with alone(file):
+        known = recall(file).get(key)
+        if isinstance(known, str):
+            return known
+        found = ""
+        for layer, shape in shapes.values():
+            error = gradient_error(layer, shape)
+            if error > MOST_ERROR:
+                wrong = f"off by {100 * error:.3g} %" if error < math.inf else "not numbers"
+                found = f"the gradients of {_name(layer, shape)} are {wrong}"
+                break
+        remember(file, key, found)
+    return found
+
+
+def shapes_of(task: Task, model: nn.Module, micro_batch_size: int) -> Shapes:
+    """Return each kind of layer that a micro batch passes, with the shape of what it is given."""
+    found: Shapes = {}
+
+    def look(layer: nn.Module, given: tuple[Any, ...]) -> None:
+        shape = (min(given[0].shape[0], IMAGES), *given[0].shape[1:])
+        if 0 not in shape:
+            found.setdefault(_name(layer, shape), (layer, shape))
+
+    part = first_part(task, micro_batch_size)
+    # Buffers, such as the statistics of batch norm, change in training: a copy's do.
+    copied = copy.deepcopy(model).train()
+    layers = [module for module in copied.modules() if isinstance(module, LAYERS)]
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    with torch.random.fork_rng(), torch.no_grad():
+        task.losses(copied, part, 0, 0)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def gradient_error(layer: nn.Module, shape: tuple[int, ...]) -> float:
+    """Return the largest relative error of a layer's gradients in bf16, of weights and input.
+
+    Args:
+        layer: A convolution or a linear layer in fp32, on the CPU.
+        shape: Of its input.
+    """
+    generator = torch.Generator().manual_seed(0)
+    memory_format = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    layer = copy.deepcopy(layer).to(memory_format=memory_format)
+    given = torch.randn(shape, generator=generator).contiguous(memory_format=memory_format)
+    given.requires_grad_()
+    sources = [given, *layer.parameters()]
+    out = layer(given)
+    back = torch.randn(out.shape, generator=generator)
+    exact = torch.autograd.grad(out, sources, back)
+    worst = 0.0
+    for _ in range(TRIES):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(given)
+        # What is left as it was in memory must not look right because memory was empty.
+        _spoil_memory(max(source.numel() for source in sources))
+        found = torch.autograd.grad(out, sources, back.to(out.dtype))
+        errors = [_relative(a, b) for a, b in zip(found, exact, strict=True)]
+        worst = max(worst, *errors)
+    return worst
+
+
+def _spoil_memory(num: int) -> None:
+    """Fill memory of the size of a gradient that is allocated next with what is not a number."""
+    spoiled = [torch.full((num,), float("nan"), dtype=torch.bfloat16) for _ in range(8)]
+    del spoiled
+
+
+def _relative(found: Tensor, exact: Tensor) -> float:
+    error = float((found.float() - exact).norm() / exact.norm().clamp_min(1e-12))
+    return error if math.isfinite(error) else math.inf
+
+
+def _name(layer: nn.Module, shape: tuple[int, ...]) -> str:
+    size = " x ".join(map(str, shape))
+    return f"{layer.__class__.__name__}({layer.extra_repr()}) on {size}"

@@ -1,0 +1,199 @@
+"""Programs in pt2 files: what ours hold is read, what could do anything else is refused."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from convnext.deploy.blueprints import blueprint_of
+from convnext.deploy.export_settings import ExportSettings
+from convnext.deploy.quiet import quiet
+from convnext.deploy.writers import write_pt2
+from small_exports import small_checkpoint, small_detector_file, small_segmentor
+
+from convnext.deploy import pt2
+from convnext.deploy.pt2 import OPERATORS, checked_archive
+from convnext.deploy.runtimes import Exported, open_exported
+from convnext.weights.open import open_model
+
+MAKERS: dict[str, Callable[[Path], str]] = {
+    "classify": small_checkpoint,
+    "segment": small_segmentor,
+    "detect": small_detector_file,
+}
+
+
+def write(folder: Path, task: str, **settings: Any) -> Path:
+    """Write the network of a task as a pt2 file and return its path."""
+    model, card = open_model(MAKERS[task](folder / "net.safetensors"), torch.device("cpu"))
+    asked = ExportSettings(format="pt2", **settings)
+    metadata = card.to_metadata() | {"graph": '{"inside": "none", "precision": "fp32"}'}
+    path = folder / "net.pt2"
+    with quiet():
+        write_pt2(blueprint_of(model, card, asked), path, metadata, asked)
+    return path
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Write a copy of a pt2 file with another program and return its path."""
+    other = path.with_name("other.pt2")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if "/models/" in name:
+                program = json.loads(content)
+                change(program)
+                content = json.dumps(program).encode()
+            new.writestr(name, content)
+    return other
+
+
+@pytest.fixture(scope="module")
+def segmentor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a segmentor's file of any size: it has symbols and guards."""
+    folder = tmp_path_factory.mktemp("segmentor")
+    return write(folder, "segment", inside="none", size="any", answers=False)
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("classify", {"precision": "bf16"}),
+        ("classify", {"precision": "fp16", "inside": "full"}),
+        ("segment", {"precision": "bf16", "size": "any"}),
+        ("segment", {"precision": "fp16"}),
+        ("detect", {"precision": "fp32", "size": (64, 96), "masks": "full"}),
+        ("detect", {"precision": "bf16", "size": (64, 96), "inside": "full"}),
+    ],
+)
+def test_what_we_write_is_read(task: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    assert isinstance(open_exported(write(tmp_path, task, **settings)), Exported)
+
+
+def test_a_checked_program_computes_the_same(segmentor: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((2, 3, 96, 128), dtype=np.float32)
+    expected = torch.export.load(segmentor).module()(torch.from_numpy(images))
+    found = open_exported(segmentor).run(images)
+    np.testing.assert_array_equal(found, expected.detach().numpy())
+
+
+def replace_all(value: Any, key: str, text: str) -> int:
+    """Replace every string below a key, and return how many there were."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    count = 0
+    for name, part in list(parts):
+        if name == key and isinstance(part, str):
+            value[name] = text
+            count += 1
+        elif isinstance(part, dict | list):
+            count += replace_all(part, key, text)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("expr_str", "__import__('os').system('true')"),
+        ("expr_str", "Symbol('s1', positive=open('x'))"),
+        ("expr_str", "Symbol('s1 or 1')"),
+        ("expr_str", "(lambda: 1)()"),
+        ("expr_str", "s1.__class__"),
+        ("expr_str", "9**9**9"),
+        ("expr_str", "Mul(" * 5000 + "1" + ")" * 5000),
+        ("target", "torch.ops.aten.from_file.default"),
+        ("target", "torch.hub.load"),
+        ("target", "_operator.attrgetter"),
+        ("name", "x=print(1)"),
+        ("in_spec", '[1, {"type": "a b()", "context": "null", "children_spec": []}]'),
+        ("in_spec", '[1, {"type": null, "context": "[\\"x=print(1)\\"]", "children_spec": []}]'),
+    ],
+)
+def test_what_torch_would_execute_is_refused(segmentor: Path, key: str, text: str) -> None:
+    def change(program: dict[str, Any]) -> None:
+        assert replace_all(program, key, text)
+
+    with pytest.raises(ValueError, match="other"):
+        checked_archive(changed(segmentor, change))
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        "__import__('os').system('true')",
+        "L['images'].size()[0].__class__ == 1",
+        "[x for x in L]",
+        "L['images'].tofile()[0] == 1",
+        'L["images"].size()[0] == 1, "") or (print(1)',
+    ],
+)
+def test_guards_are_comparisons_of_sizes(segmentor: Path, guard: str) -> None:
+    def change(program: dict[str, Any]) -> None:
+        assert program["guards_code"]
+        program["guards_code"].append(guard)
+
+    with pytest.raises(ValueError, match="other"):
+        checked_archive(changed(segmentor, change))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"as_operator": "torch.hub.load"},
+        {"as_graph": {"name": "g", "graph": {"nodes": [{"target": "torch.hub.load"}]}}},
+        {"constant_input": {"name": "x", "value": {"as_string": "' or print(1) or '"}}},
+    ],
+)
+def test_parts_that_no_export_has_are_refused(segmentor: Path, part: dict[str, Any]) -> None:
+    def change(program: dict[str, Any]) -> None:
+        program["graph_module"]["graph"]["inputs"].append(part)
+
+    with pytest.raises(ValueError, match="other"):
+        checked_archive(changed(segmentor, change))
+
+
+def test_notes_on_nodes_do_not_reach_torch(segmentor: Path) -> None:
+    def change(program: dict[str, Any]) -> None:
+        for node in program["graph_module"]["graph"]["nodes"]:
+            node["metadata"] = {"stack_trace": "'); print(1)", "custom": "__import__('os')"}
+
+    with zipfile.ZipFile(checked_archive(changed(segmentor, change))) as archive:
+        name = next(name for name in archive.namelist() if "/models/" in name)
+        nodes = json.loads(archive.read(name))["graph_module"]["graph"]["nodes"]
+    assert nodes
+    assert all(node["metadata"] == {} for node in nodes)
+
+
+def test_only_json_is_a_program(segmentor: Path) -> None:
+    with zipfile.ZipFile(segmentor, "a") as archive:
+        copied = dict.fromkeys(archive.namelist())
+    other = segmentor.with_name("more.pt2")
+    with zipfile.ZipFile(segmentor) as old, zipfile.ZipFile(other, "w") as new:
+        for name in copied:
+            new.writestr(name, old.read(name))
+        new.writestr(next(iter(copied)).split("/")[0] + "/models/model.py", b"print(1)")
+    with pytest.raises(ValueError, match="not the json of a program"):
+        checked_archive(other)
+
+
+def test_no_operator_opens_a_file_or_changes_the_process() -> None:
+    words = (
+        "file",
+        "load",
+        "save",
+        "open",
+        "import",
+        "eval",
+        "attr",
+        "system",
+        "from_blob",
+        "set_",
+    )
+    assert [name for name in OPERATORS if any(word in name for word in words)] == []
+    assert all(hasattr(torch.ops, name.split(".")[2]) for name in OPERATORS if "ops" in name)
+    assert not pt2.OPERATORS & {"torch.ops.aten.as_strided.default"}

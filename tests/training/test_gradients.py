@@ -1,0 +1,91 @@
+"""Gradients of layers in bf16 beside those in fp32."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toy import ToyTask, toy_model
+
+from convnext.training import gradients
+from convnext.training.gradients import gradient_error, shapes_of, wrong_in_bf16
+
+
+class _Wrong(torch.autograd.Function):
+    """The identity, whose gradient is not one in bf16."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor if x.dtype == torch.bfloat16 else 1.0
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None]:
+        return given[0] * ctx.factor, None
+
+
+class WrongLinear(nn.Linear):
+    """A layer that trains wrongly in bf16."""
+
+    factor = 1.2
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = _Wrong.apply(super().forward(x), self.factor)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(3, 8, 4, 4), (2, 3, 16, 16)),
+        (nn.Conv2d(8, 8, 7, padding=3, groups=8), (2, 8, 6, 6)),
+        (nn.ConvTranspose2d(4, 4, 2, 2), (2, 4, 5, 5)),
+        (nn.Linear(12, 20), (2, 3, 3, 12)),
+    ],
+)
+def test_a_layer_that_is_right_is_within_a_percent(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    assert 0 < gradient_error(layer, shape) < 0.01
+
+
+@pytest.mark.parametrize(("factor", "error"), [(1.2, 0.2), (math.nan, math.inf)])
+def test_a_layer_that_is_wrong_is_found(factor: float, error: float) -> None:
+    layer = WrongLinear(6, 4)
+    layer.factor = factor
+    assert gradient_error(layer, (5, 6)) == pytest.approx(error, abs=0.02)
+
+
+def test_layers_are_asked_at_the_shapes_that_they_have() -> None:
+    model, task = toy_model(), ToyTask()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    shapes = shapes_of(task, model, 8)
+    given = {shape for _, shape in shapes.values()}
+    assert (gradients.IMAGES, 3, 32, 32) in given
+    kinds = {type(layer) for layer, _ in shapes.values()}
+    assert kinds == {nn.Conv2d, nn.Linear}
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+
+
+def test_what_is_wrong_is_named_and_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cache = toy_model(), tmp_path / "gradients.json"
+    monkeypatch.setattr(gradients, "gradient_error", lambda layer, shape: 0.002)
+    assert wrong_in_bf16(ToyTask(), model, 8, cache) == ""
+    monkeypatch.setattr(gradients, "gradient_error", lambda layer, shape: math.inf)
+    assert wrong_in_bf16(ToyTask(), model, 8, cache) == ""
+    fresh = tmp_path / "other.json"
+    found = wrong_in_bf16(ToyTask(), model, 8, fresh)
+    assert "the gradients of Conv2d(3, " in found
+    assert "on 4 x 3 x 32 x 32 are not numbers" in found
+    assert list(json.loads(fresh.read_text()).values()) == [found]
+    # Another number of images is another question.
+    assert "not numbers" in wrong_in_bf16(ToyTask(), model, 2, cache)
