@@ -45,7 +45,7 @@ def evaluate(
     Args:
         source: A run folder, a checkpoint, an exported file, a hub id; in Python also a loaded
             `Model`.
-        data: A data set; by default the one that the network was trained on.
+        data: A data set; by default the local one that a run was trained on.
         split: Which part of it.
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `auto` is that of training.

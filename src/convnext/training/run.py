@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from convnext.atomic import write_text
-from convnext.data.shards.addresses import is_remote
+from convnext.data.shards.remote import is_remote
 from convnext.hardware.devices import environment, pick_device
 from convnext.hardware.peak_rates import pick_training_precision
 from convnext.hardware.ranks import Ranks
