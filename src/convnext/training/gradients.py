@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext.hardware.devices import cpu_name
-from convnext.hardware.tuning_cache import alone, cache_folder, key_of, recall, remember
+from convnext.hardware.tuning_cache import TuningCache, key_of
 from convnext.tasks.base import Task
 from convnext.training.backend import first_part
 
@@ -46,13 +45,13 @@ def wrong_in_bf16(
         cache: The file of answers; by default in the user's cache folder.
     """
     shapes = shapes_of(task, model, micro_batch_size)
-    file = cache or cache_folder() / "bf16_gradients.json"
-    key = key_of(cpu_name(), torch.get_num_threads(), torch.__version__, sorted(shapes))
+    answers = TuningCache(cache)
+    key = key_of("bf16_gradients", torch.device("cpu"), torch.get_num_threads(), sorted(shapes))
     # One process of several looks; the others read what it found.
-    with alone(file):
-        known = recall(file).get(key)
-        if isinstance(known, str):
-            return known
+    with answers.exclusive():
+        known = answers.load(key, _text)
+        if known is not None:
+            return str(known)
         found = ""
         for layer, shape in shapes.values():
             error = gradient_error(layer, shape)
@@ -60,7 +59,7 @@ def wrong_in_bf16(
                 wrong = f"off by {100 * error:.3g} %" if error < math.inf else "not numbers"
                 found = f"the gradients of {_name(layer, shape)} are {wrong}"
                 break
-        remember(file, key, found)
+        answers.store(key, found)
     return found
 
 
@@ -111,6 +110,12 @@ def gradient_error(layer: nn.Module, shape: tuple[int, ...]) -> float:
         errors = [_relative(a, b) for a, b in zip(found, exact, strict=True)]
         worst = max(worst, *errors)
     return worst
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"{value!r} is not a text")
 
 
 def _spoil_memory(num: int) -> None:
