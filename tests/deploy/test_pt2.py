@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from convnext.deploy.blueprints import blueprint_of
-from convnext.deploy.export_settings import ExportSettings
-from convnext.deploy.quiet import quiet
-from convnext.deploy.writers import write_pt2
+from PIL import Image
 from small_exports import small_checkpoint, small_detector_file, small_segmentor
 
 from convnext.deploy import pt2
+from convnext.deploy.formats import WRITERS, ExportSettings
 from convnext.deploy.pt2 import OPERATORS, checked_archive
-from convnext.deploy.runtimes import Exported, open_exported
-from convnext.weights.open import open_model
+from convnext.deploy.runtimes import Exported, open_exported, quiet
+from convnext.tasks import task_class
+from convnext.tasks.trained import open_model
 
 MAKERS: dict[str, Callable[[Path], str]] = {
     "classify": small_checkpoint,
@@ -31,12 +30,15 @@ MAKERS: dict[str, Callable[[Path], str]] = {
 
 def write(folder: Path, task: str, **settings: Any) -> Path:
     """Write the network of a task as a pt2 file and return its path."""
-    model, card = open_model(MAKERS[task](folder / "net.safetensors"), torch.device("cpu"))
+    source = MAKERS[task](folder / "net.safetensors")
+    model, card = open_model(source, torch.device("cpu"))
+    image = folder / "image.png"
+    Image.new("RGB", (96, 64)).save(image)
     asked = ExportSettings(format="pt2", **settings)
-    metadata = card.to_metadata() | {"graph": '{"inside": "none", "precision": "fp32"}'}
+    spec = task_class(task).export_spec(model, card, source, asked, images=[image])
     path = folder / "net.pt2"
     with quiet():
-        write_pt2(blueprint_of(model, card, asked), path, metadata, asked)
+        WRITERS["pt2"](spec.blueprint(), path, spec.metadata(), asked)
     return path
 
 

@@ -26,7 +26,7 @@ _FOR_TIMM = (
 )
 # Fields of the dense networks' own settings.
 _OF_DENSE = (
-    "anchor_scale auxiliary auxiliary_channels box_batch_size channels dropout fc_dim "
+    "anchor_scale auxiliary auxiliary_channels box_batch_size channels dropout empty_proposals fc_dim "
     "ignore_threshold mask_threshold masks max_detections nms_threshold num_classes num_proposals "
     "output_norms rpn_batch_size score_threshold"
 )
