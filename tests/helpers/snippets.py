@@ -37,6 +37,8 @@ class Snippet:
 
     def commands(self) -> list[Command]:
         """Return its calls of `convnext`, whatever launches them."""
+        if self.language != "bash":
+            return []
         lines = self.code.replace("\\\n", " ").splitlines()
         return [command for line in lines if (command := _command(line)) is not None]
 

@@ -1,0 +1,268 @@
+"""Every command and every program of README and docs runs, with small data and short trainings.
+
+The commands run in this process through `convnext.cli.main`, in a folder that has the data, runs
+and files that the pages name. Recipes are made small where the verbs make them, so that a command
+is executed word for word. Published weights lie in a local hub under their true names, with random
+values. Studies are planned but not trained, unless slow tests run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from shapes import write_shapes
+from small_objects import coco_squares
+from snippets import REASONS, ROOT, Command, Snippet, pages, snippets
+
+import convnext
+from convnext.cli import main
+from convnext.cli.arguments import call_of
+from convnext.recipes.recipe import Recipe, change_recipe
+
+ALL = [snippet for page in pages() for snippet in snippets(page)]
+# Studies that took hours, and searches for the fastest backend.
+STUDIES = ("compare", "roadmap")
+SLOW = ("benchmark", "--format openvino", "convnext.optimize(")
+
+SMALL: dict[str, Any] = {
+    "schedule.epochs": 1,
+    "schedule.steps": 2,
+    "schedule.warmup_epochs": 0.0,
+    "schedule.progressive": False,
+    "optim.batch_size": 4,
+    "optim.micro_batch_size": 4,
+    "loader.workers": 0,
+    "run.precision": "fp32",
+    "run.channels_last": True,
+    "run.compile": False,
+}
+SMALL_TASK: dict[str, dict[str, Any]] = {
+    "classify": {"input.image_size": 32},
+    "segment": {"segment.channels": 16, "segment.crop": 40, "segment.jitter": (0.9, 1.1)},
+    "detect": {
+        "input.image_size": 64,
+        "detect.channels": 16,
+        "detect.fc_dim": 24,
+        "detect.jitter": (0.9, 1.1),
+        "detect.num_proposals": 30,
+        "detect.rpn_batch_size": 32,
+        "detect.box_batch_size": 16,
+        "detect.max_detections": 20,
+    },
+}
+# What is added to commands whose cost is not that of a recipe.
+SHORTER = {
+    "--robustness": ["--max-images", "2", "--workers", "0"],
+    "benchmark": ["--batch", "1", "--rounds", "1", "--size", "32"],
+    "compare": ["--seeds", "1", "--no-speed", "--jobs", "1"],
+    "roadmap": ["--seeds", "1", "--no-speed", "--jobs", "1"],
+}
+
+
+# How the runs that snippets read are made.
+RUNS = {
+    "runs/first": "train --output runs/first",
+    "runs/photos": "train --data my_photos --output runs/photos",
+    "runs/streets": "train --task segment --data streets --output runs/streets",
+    "runs/cells": "train --task detect --data cells --output runs/cells",
+}
+
+
+class PlannedError(Exception):
+    """A study got as far as its runs."""
+
+
+class Workspace:
+    """A folder with what the pages name. Runs are made when a snippet asks for one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.done: set[tuple[str, ...]] = set()
+
+    def run(self, command: Command) -> None:
+        """Run a command, unless it has run before; its output folder may be made once more."""
+        words = list(command.argv)
+        if command.argv in self.done:
+            return
+        self.need(command)
+        if words[0] == "train" and "--output" in words and "--resume" not in words:
+            shutil.rmtree(words[words.index("--output") + 1], ignore_errors=True)
+        for sign, options in SHORTER.items():
+            if sign in words:
+                words += options
+        with contextlib.ExitStack() as stack:
+            if command.output:
+                file = stack.enter_context(Path(command.output).open("w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(file))
+            assert main(words) == 0, shlex.join(["convnext", *words])
+        self.done.add(command.argv)
+
+    def need(self, command: Command) -> None:
+        """Make the runs that a command reads."""
+        for run, words in RUNS.items():
+            made_by = tuple(words.split())
+            reads = any(word == run or word.startswith(f"{run}/") for word in command.argv)
+            if reads and command.argv != made_by and not Path(run).exists():
+                self.run(Command(argv=made_by, output=""))
+
+
+@pytest.fixture(scope="session")
+def workspace(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    root = tmp_path_factory.mktemp("snippets")
+    for name in ("my_photos", "more_photos", "other_photos", "imagenet", "cifar10"):
+        photos(root / name)
+    for name in ("cifar10_subset", "trashnet_photos"):
+        photos(root / name)
+    for name in ("slides", "drive", "photos"):
+        for i in range(2):
+            photo(root / name / f"{i}.jpg", seed=i)
+    for name in ("holiday", "photo"):
+        photo(root / f"{name}.jpg", seed=9)
+    for severity in range(1, 6):
+        photo(root / "imagenet-c" / "fog" / str(severity) / "n01440764" / "x.jpg", seed=severity)
+    write_shapes(root / "streets", num_train=8, num_val=2)
+    coco_squares(root / "cells", num_train=8, num_val=2)
+    (recipe,) = [s.code for s in ALL if s.language == "yaml" and "my_recipe.yaml" in s.code]
+    (root / "my_recipe.yaml").write_text(recipe, encoding="utf-8")
+    os.link(hub / "weights.safetensors", root / "convnext_tiny.safetensors")
+    save_file(timm.create_model("resnet50").state_dict(), root / "resnet50.safetensors")
+    return Workspace(root)
+
+
+def photo(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def photos(root: Path) -> None:
+    for split, count in (("train", 8), ("val", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            for i in range(count):
+                seed = 100 * label + i + 50 * (split == "val")
+                photo(root / split / name / f"{i}.jpg", seed=seed)
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the hub with random weights of ConvNeXt-T under the names of the authors'."""
+    cache = tmp_path_factory.mktemp("hub")
+    torch.manual_seed(0)
+    tensors = convnext.export_weights(convnext.create_model("convnext_tiny"), "timm")
+    blob = cache / "weights.safetensors"
+    save_file(tensors, blob, {"format": "pt"})
+    for tag in ("fb_in1k", "fb_in22k", "fb_in22k_ft_in1k"):
+        repository = cache / f"models--timm--convnext_tiny.{tag}"
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        file = repository / "snapshots" / commit / "model.safetensors"
+        file.parent.mkdir(parents=True)
+        os.link(blob, file)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+    return cache
+
+
+@pytest.fixture
+def small(
+    workspace: Workspace, hub: Path, monkeypatch: pytest.MonkeyPatch, request: Any
+) -> Workspace:
+    """The folder as the current one, small recipes, the local hub, and no network."""
+    from huggingface_hub import constants
+
+    import convnext.api.roadmap
+    import convnext.api.training
+    import convnext.studies.study as studies
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(workspace.folder)
+    for module in (convnext.api.training, convnext.api.roadmap):
+        monkeypatch.setattr(module, "make_recipe", made_small(module.make_recipe))
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(studies, "run_jobs", planned)
+        monkeypatch.setattr(studies, "speeds_of", lambda *_: {})
+        monkeypatch.setattr(
+            studies,
+            "rates_of_runs",
+            lambda plan, *_: {entry.own_name: 1.0 for entry in plan.entries},
+        )
+    return workspace
+
+
+def made_small(make_recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    def make(*arguments: Any) -> Recipe:
+        recipe = make_recipe(*arguments)
+        return change_recipe(recipe, SMALL | SMALL_TASK[recipe.task])
+
+    return make
+
+
+def planned(jobs: Any, **_: Any) -> None:
+    assert jobs
+    raise PlannedError
+
+
+def is_slow(snippet: Snippet) -> bool:
+    return any(sign in snippet.code for sign in SLOW)
+
+
+def run(snippet: Snippet, workspace: Workspace) -> None:
+    if snippet.language == "python":
+        exec(compile(snippet.code, str(snippet), "exec"), {"__name__": "__main__"})
+        return
+    commands = snippet.commands()
+    assert commands, "a block without a command of ours needs a reason not to run"
+    for command in commands:
+        with contextlib.suppress(*([PlannedError] if command.argv[0] in STUDIES else [])):
+            workspace.run(command)
+
+
+def test_a_snippet_that_is_not_run_has_a_reason_that_counts() -> None:
+    assert {snippet.reason for snippet in ALL} - {""} <= REASONS
+    assert {snippet.language for snippet in ALL} <= {"bash", "python", "yaml", "text"}
+
+
+def test_every_command_has_options_that_exist() -> None:
+    """Those of snippets that are not run, too, whatever launches them."""
+    commands = {command.argv for snippet in ALL for command in snippet.commands()}
+    assert len(commands) > 40
+    for name, *rest in sorted(commands - {("--version",)}):
+        assert call_of(name, rest).function is not None
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_snippets_run(page: Path, small: Workspace) -> None:
+    for snippet in snippets(page):
+        is_code = snippet.language in ("bash", "python")
+        if is_code and not snippet.reason and not is_slow(snippet):
+            run(snippet, small)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("snippet", [s for s in ALL if is_slow(s)], ids=str)
+def test_slow_snippets_run(snippet: Snippet, small: Workspace) -> None:
+    run(snippet, small)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["docs/roadmap.md", "docs/detection.md"])
+def test_studies_run_to_their_end(page: str, small: Workspace) -> None:
+    """One network of each study is enough: all are planned by the other tests."""
+    for snippet in snippets(ROOT / page):
+        for command in snippet.commands():
+            if command.argv[0] in STUDIES:
+                small.run(command)
