@@ -33,17 +33,18 @@ from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.studies.plan import Study
 
 ALL = [snippet for page in pages() for snippet in snippets(page)]
-# Studies that took hours, and searches for the fastest backend.
 STUDIES = ("compare", "roadmap")
+# Searches for the fastest backend, and the pages of results, whose networks take long to build.
 SLOW = ("benchmark", "--format openvino", "convnext.optimize(")
+SLOW_PAGES = ROOT / "docs" / "results"
 
 SMALL: dict[str, Any] = {
     "schedule.epochs": 1,
     "schedule.steps": 2,
     "schedule.warmup_epochs": 0.0,
     "schedule.progressive": False,
-    "optim.batch_size": 4,
-    "optim.micro_batch_size": 4,
+    "optim.batch_size": 8,
+    "optim.micro_batch_size": 8,
     "loader.workers": 0,
     "run.precision": "fp32",
     "run.channels_last": True,
@@ -191,9 +192,13 @@ def small(
     monkeypatch.setenv("HF_HUB_CACHE", str(hub))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(workspace.folder)
-    for module in (convnext.api.training, convnext.api.roadmap):
-        monkeypatch.setattr(module, "make_recipe", made_small(module.make_recipe))
-    if request.node.get_closest_marker("slow") is None:
+    for module, name in (
+        (convnext.api.training, "prepare"),
+        (convnext.api.training, "make_recipe"),
+        (convnext.api.roadmap, "make_recipe"),
+    ):
+        monkeypatch.setattr(module, name, made_small(getattr(module, name)))
+    if request.function is not test_studies_run_to_their_end:
         monkeypatch.setattr(studies, "run_jobs", planned)
         monkeypatch.setattr(studies, "speeds_of", lambda *_: {})
         monkeypatch.setattr(studies, "rates_of_runs", even_rates)
@@ -218,7 +223,7 @@ def even_rates(plan: Study, *_: Any) -> dict[str, float]:
 
 
 def is_slow(snippet: Snippet) -> bool:
-    return any(sign in snippet.code for sign in SLOW)
+    return SLOW_PAGES in snippet.page.parents or any(sign in snippet.code for sign in SLOW)
 
 
 def run(snippet: Snippet, workspace: Workspace) -> None:

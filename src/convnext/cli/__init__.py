@@ -90,8 +90,9 @@ def _run(name: str, argv: list[str]) -> int:
     call = call_of(name, argv)
     out = console_of(True, stderr=call.as_json)
     result: Any = call.function(**call.arguments, progress=out)
-    if hasattr(result, "summary"):  # The predictions of images, of which none are made yet.
-        result = result.summary()
+    summary = getattr(result, "summary", None)
+    if callable(summary):  # A stream of predictions: images are read and predicted here.
+        result = summary()
         result.print(out)
     if call.as_json:
         told = getattr(result, "evaluation", result)  # Of scores, all that was measured.
