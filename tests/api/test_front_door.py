@@ -217,3 +217,84 @@ def test_weights_in_a_bare_file_are_recognized(tmp_path: Path, photos: Path) -> 
     save_file(convnext.export_weights(network, "timm"), tmp_path / "a.safetensors")
     recipe = prepare(None, {"weights": str(tmp_path / "a.safetensors"), "data": str(photos)})
     assert recipe.model == "convnext_atto"
+
+
+class Plain(torch.nn.Module):
+    """A classifier that nobody but its author knows."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 4, 4)
+        self.fc = torch.nn.Linear(8, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(images).relu().mean((2, 3)))
+
+
+class Pyramid(torch.nn.Module):
+    """A backbone that nobody but its author knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = torch.nn.ModuleList(
+            torch.nn.Conv2d(i, o, s, s)
+            for i, o, s in ((3, 8, 4), (8, 16, 2), (16, 24, 2), (24, 32, 2))
+        )
+
+    def pyramid(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps = {}
+        for level, stage in enumerate(self.stages, start=2):
+            images = maps[f"c{level}"] = stage(images).relu()
+        return maps
+
+
+def test_a_network_of_ones_own_is_trained_and_loaded(photos: Path, tmp_path: Path) -> None:
+    options = {k: v for k, v in TINY.items() if k not in ("model", "network")}
+    network = Plain()
+    before = network.fc.weight.detach().clone()
+    run = convnext.train(data=photos, model=network, output=tmp_path / "run", **options)
+    assert torch.equal(network.fc.weight, before)
+    model = convnext.load(run.folder, network=Plain(), device="cpu")
+    assert isinstance(model.network.network, Plain)
+    scores = model.evaluate(progress=False)
+    assert scores["top1"] == run.best["top1"]
+    with pytest.raises(ValueError, match=r"gives \(1, 3\).*one for each class"):
+        convnext.train(data=photos, model=Plain(3), output=tmp_path / "wrong", **options)
+    with pytest.raises(TypeError, match=r"an nn\.Module, not"):
+        convnext.train(data=photos, model=Plain, **options)  # type: ignore[arg-type]
+
+
+def test_a_backbone_of_ones_own_is_built_into_a_dense_network() -> None:
+    from convnext.models.given import give
+
+    name = give(Pyramid())
+    segmentor = convnext.create_model(f"upernet_{name}", num_classes=3, channels=16)
+    assert segmentor(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+    with pytest.raises(ValueError, match="has no method `pyramid`"):
+        convnext.create_model(f"upernet_{give(Plain())}", num_classes=3)
+
+
+def test_a_module_is_a_model_with_its_preprocessing_and_classes(
+    model: convnext.Model, photos: Path
+) -> None:
+    own = convnext.load(Plain(), preprocessing=model.preprocessing, classes=("a", "b"))
+    assert own.predict(photos / "red" / "00.png", progress=False)[0].names == ("a", "b")
+    with pytest.raises(ValueError, match="needs preprocessing"):
+        convnext.load(Plain())
+
+
+def test_held_out_images_are_listed(run: convnext.Run) -> None:
+    held_out = json.loads((run.folder / "heldout.json").read_text())
+    assert len(held_out) == 4
+    assert all(Path(name).is_file() for name in held_out)
+
+
+def test_training_says_how_many_tensors_were_loaded(
+    run: convnext.Run, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {k: v for k, v in TINY.items() if k not in ("model", "network", "progress")}
+    again = convnext.train(
+        data=photos, weights=str(run.folder), output=tmp_path / "run", **(options | {"epochs": 1})
+    )
+    assert "tensors loaded, 0 of the source skipped, 0 new" in capsys.readouterr().out
+    assert again.name == "convnext_atto"

@@ -13,7 +13,7 @@ from small_exports import small_detector_file, small_segmentor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from convnext.api.model import _size
+from convnext.api.tools import _size
 from convnext.cli import main
 from convnext.data.masks import paste_masks
 from convnext.data.preprocessing import DensePreprocessing

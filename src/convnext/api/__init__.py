@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from convnext.api.evaluation import evaluate_robustness as evaluate_robustness
     from convnext.api.model import Model as Model
     from convnext.api.model import embed as embed
-    from convnext.api.model import export as export
     from convnext.api.model import load as load
     from convnext.api.model import predict as predict
     from convnext.api.roadmap import run_roadmap as run_roadmap
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from convnext.api.tools import check_data as check_data
     from convnext.api.tools import convert as convert
     from convnext.api.tools import convert_annotations as convert_annotations
+    from convnext.api.tools import export as export
     from convnext.api.tools import find_models as find_models
     from convnext.api.tools import fix_annotations as fix_annotations
     from convnext.api.tools import write_shards as write_shards
@@ -37,7 +37,7 @@ HOMES = {
     "embed": "model",
     "evaluate": "evaluation",
     "evaluate_robustness": "evaluation",
-    "export": "model",
+    "export": "tools",
     "find_models": "tools",
     "fix_annotations": "tools",
     "learning_rates": "training",

@@ -13,8 +13,6 @@ from convnext.api.types import (
     Folder,
     Images,
     ModelSource,
-    OnCommandLine,
-    Paths,
     Precision,
     PythonOnly,
     Show,
@@ -73,6 +71,8 @@ class Model:
 
     def export(self, format: Literal["onnx", "openvino", "pt2"], **options: Any) -> Exported:
         """Write the network for another runtime; as `export`."""
+        from convnext.api.tools import export
+
         return export(self, format=format, **options)
 
     def embed(self, source: Any, **options: Any) -> Embeddings:
@@ -91,22 +91,74 @@ def load(
     *,
     which: Which = "best",
     device: Device = "auto",
+    network: nn.Module | None = None,
+    preprocessing: Any = None,
+    classes: Sequence[str] = (),
+    task: str | None = None,
 ) -> Model:
     """Load a trained network; its task is recognized.
 
     Args:
         source: A run folder, a checkpoint, an exported file (.onnx, .xml, .pt2), a hub id, or a
-            published name ("convnext_tiny.fb_in1k").
+            published name ("convnext_tiny.fb_in1k"); or an `nn.Module`, with its `preprocessing`
+            and `classes`.
         which: Of a run, "best" for the weights with the best metric, "last" for those of the last
             step.
         device: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
+        network: Of a run that was trained on an `nn.Module`, such a module again; its weights are
+            replaced in a copy.
+        preprocessing: Of an `nn.Module`: a `Preprocessing`, or for the dense tasks a
+            `DensePreprocessing`.
+        classes: Of an `nn.Module`: the names in the order of its outputs.
+        task: Of an `nn.Module`, if it is not a classifier.
 
     Raises:
-        ValueError: If the source cannot be found or read.
+        ValueError: If the source cannot be found or read, or a module comes without preprocessing
+            or classes.
     """
+    from torch import nn
+
     from convnext.tasks.opened import opened
 
+    if isinstance(source, nn.Module):
+        return _of_module(source, preprocessing, classes, task, device)
+    if preprocessing is not None or classes or task is not None:
+        raise ValueError(f"preprocessing, classes and task are for a module; {source} has its own")
+    if network is not None:
+        from convnext.models.given import give
+        from convnext.weights.open import card_or_none
+
+        card = card_or_none(str(source))
+        if card is None or "given/" not in card.model:
+            raise ValueError(f"{source} has its own network; leave out network=")
+        give(network, card.model[card.model.index("given/") :])
     return Model(replace(opened(_path_of(source, which), device), is_shared=True))
+
+
+def _of_module(
+    module: nn.Module, preprocessing: Any, classes: Sequence[str], task: str | None, device: Device
+) -> Model:
+    """Return a model of a network in memory."""
+    from convnext.hardware.devices import pick_device
+    from convnext.tasks import DEFAULT, task_class
+    from convnext.tasks.opened import Opened
+    from convnext.weights.checkpoint import Card
+
+    if preprocessing is None or not classes:
+        raise ValueError("a module needs preprocessing=... and classes=... beside it")
+    name = type(module).__name__
+    card = Card(
+        task=task_class(task or DEFAULT).name,
+        model=str(getattr(module, "name", name)),
+        changes=dict(getattr(module, "changes", {})),
+        classes=tuple(classes),
+        preprocessing=preprocessing,
+    )
+    where = pick_device(device)
+    own = Opened(
+        source=name, model=module.to(where).eval(), card=card, device=where, is_shared=True
+    )
+    return Model(own)
 
 
 def predict(
@@ -186,97 +238,6 @@ def predict(
     return Predictions(results=results, bad_images=tuple(found.bad_images))
 
 
-def export(
-    source: ModelSource,
-    *,
-    format: Annotated[
-        Literal["onnx", "openvino", "pt2"], OnCommandLine(type=Literal["onnx", "openvino", "pt2"])
-    ],
-    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32",
-    output: File | None = None,
-    preprocess: Literal["none", "normalize", "full"] = "normalize",
-    logits: bool = False,
-    batch: Annotated[int | None, OnCommandLine(type=int, metavar="N")] = None,
-    size: Annotated[str | int | tuple[int, int] | None, OnCommandLine(metavar="SIZE")] = None,
-    images: Paths = (),
-    num_images: Annotated[int | None, OnCommandLine(type=int, metavar="N")] = None,
-    force: bool = False,
-    progress: Show = True,
-    **options: Annotated[Any, TaskOptions(verb="export")],
-) -> Exported:
-    """Write a network as ONNX, OpenVINO or torch.export's pt2, with its classes and preprocessing.
-
-    The file is run in its own runtime on real images, and kept only if it computes what the network
-    does.
-
-    Args:
-        source: A run folder, a checkpoint, a hub id; in Python also a loaded
-            `Model`.
-        format: Of the file.
-        precision: Of its weights and its arithmetic.
-        output: The file; by default in the run folder.
-        preprocess: How much of the preprocessing is in the file: none of it (it takes normalized
-            floats, N C H W), the normalization (it takes pixels of the network's size, uint8
-            N H W C; the default), or all (it takes one image of any size, uint8 1 H W C; not of a
-            segmentor).
-        logits: Give logits instead of probabilities, of a segmentor instead of labels.
-        batch: Fix the number of images at a time; by default it is open.
-        size: Height and width of the images: HxW, PIXELS for both, or of a segmentor `any`; by
-            default as trained, of a detector what the images it is proven on need.
-        images: Images to prove the file on, and to calibrate int8; by default the run's own data.
-        num_images: How many of them at most; by default 32, for int8 500, of a detector 50.
-        force: Keep a file that fails its proof or is slower.
-        progress: Where to print, as for `train`.
-        **options: Of the task: masks.
-
-    Raises:
-        ValueError: If the source cannot be read, a format lacks its library, no image is found, or
-            a setting does not fit the network.
-        ArithmeticError: If the file does not compute what the network does; it is not kept.
-    """
-    from convnext.deploy.export import ExportSettings
-    from convnext.progress import console_of, notes
-    from convnext.results import Exported
-    from convnext.tasks.exporting import export as write
-    from convnext.tasks.trained import task_of
-    from convnext.tasks.verbs import given_options
-
-    if num_images is not None and num_images < 1:
-        raise ValueError(f"--num-images must be at least 1, not {num_images}")
-    name = source._opened.source if isinstance(source, Model) else str(source)
-    task = task_of(name)
-    own = given_options(task, "export", options)
-    if num_images is None:
-        num_images = 32
-        if precision == "int8":
-            num_images = 50 if task == "detect" else 500
-    out = console_of(progress)
-    result = write(
-        name,
-        settings=ExportSettings(
-            format=format,
-            precision=precision,
-            inside=preprocess,
-            answers=not logits,
-            batch=batch,
-            size=_size(size),
-            masks=own.get("masks"),
-        ),
-        output=output,
-        images=[images] if isinstance(images, str | Path) else list(images),
-        num_images=num_images,
-        force=force,
-        note=notes(out),
-    )
-    result.print(out)
-    return Exported(
-        path=result.path,
-        proof=result.proof.to_dict(),
-        size=result.bytes,
-        proof_path=result.proof_path,
-    )
-
-
 def embed(
     source: ModelSource,
     images: Images,
@@ -337,19 +298,9 @@ def embed(
     return found
 
 
-def _size(given: str | int | Sequence[int] | None) -> tuple[int, int] | Literal["any"] | None:
-    """Return height and width from HxW, PIXELS or a pair."""
-    if given is None or given == "any":
-        return given  # type: ignore[return-value]
-    if isinstance(given, int):
-        return given, given
-    if not isinstance(given, str):
-        height, width = given
-        return int(height), int(width)
-    sides = given.lower().split("x")
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
-        raise ValueError(f"{given!r} is not a size; write 512x768, 512 or any")
-    return int(sides[0]), int(sides[-1])
+def source_of(source: Any) -> str:
+    """Return where a model came from, or the source itself."""
+    return source._opened.source if isinstance(source, Model) else str(source)
 
 
 def as_model(source: Any, device: Device) -> Model:

@@ -58,6 +58,10 @@ def prepare(source: Any, given: Mapping[str, Any]) -> Recipe:
     backbone = model.removeprefix(dense_prefix(model) or "")
     if model:
         check_name(backbone)
+    if model.startswith("given/"):
+        from convnext.tasks import task_class
+
+        recipe = replace(recipe, model=task_class(recipe.task).default_prefix() + model)
     if recipe.weights != "none":
         check_source(recipe.weights, model=model, backbone=backbone)
         recipe = with_network_of_weights(recipe)

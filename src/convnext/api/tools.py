@@ -1,4 +1,4 @@
-"""The verbs around training: data sets, published weights, layouts, speed."""
+"""The verbs around training: data sets, published weights, layouts, exported files, speed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from convnext.api.model import source_of
 from convnext.api.training import TaskName
 from convnext.api.types import (
     Device,
@@ -14,8 +15,10 @@ from convnext.api.types import (
     Folder,
     Integers,
     Models,
+    ModelSource,
     OnCommandLine,
     PathLike,
+    Paths,
     Precision,
     Show,
     TaskOptions,
@@ -23,6 +26,7 @@ from convnext.api.types import (
 
 if TYPE_CHECKING:
     from convnext.benchmarking.measure import BenchmarkResult
+    from convnext.results import Exported
     from convnext.tasks.catalogue import CatalogueRow
     from convnext.tasks.convert import ConvertReport
 
@@ -104,6 +108,110 @@ def convert(
     out.print(str(report))
     out.print(f"wrote {target}")
     return Converted(target=Path(target), layout=to, report=report)
+
+
+def export(
+    source: ModelSource,
+    *,
+    format: Annotated[
+        Literal["onnx", "openvino", "pt2"], OnCommandLine(type=Literal["onnx", "openvino", "pt2"])
+    ],
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32",
+    output: File | None = None,
+    preprocess: Literal["none", "normalize", "full"] = "normalize",
+    logits: bool = False,
+    batch: Annotated[int | None, OnCommandLine(type=int, metavar="N")] = None,
+    size: Annotated[str | int | tuple[int, int] | None, OnCommandLine(metavar="SIZE")] = None,
+    images: Paths = (),
+    num_images: Annotated[int | None, OnCommandLine(type=int, metavar="N")] = None,
+    force: bool = False,
+    progress: Show = True,
+    **options: Annotated[Any, TaskOptions(verb="export")],
+) -> Exported:
+    """Write a network as ONNX, OpenVINO or torch.export's pt2, with its classes and preprocessing.
+
+    The file is run in its own runtime on real images, and kept only if it computes what the network
+    does.
+
+    Args:
+        source: A run folder, a checkpoint, a hub id; in Python also a loaded
+            `Model`.
+        format: Of the file.
+        precision: Of its weights and its arithmetic.
+        output: The file; by default in the run folder.
+        preprocess: How much of the preprocessing is in the file: none of it (it takes normalized
+            floats, N C H W), the normalization (it takes pixels of the network's size, uint8
+            N H W C; the default), or all (it takes one image of any size, uint8 1 H W C; not of a
+            segmentor).
+        logits: Give logits instead of probabilities, of a segmentor instead of labels.
+        batch: Fix the number of images at a time; by default it is open.
+        size: Height and width of the images: HxW, PIXELS for both, or of a segmentor `any`; by
+            default as trained, of a detector what the images it is proven on need.
+        images: Images to prove the file on, and to calibrate int8; by default the run's own data.
+        num_images: How many of them at most; by default 32, for int8 500, of a detector 50.
+        force: Keep a file that fails its proof or is slower.
+        progress: Where to print, as for `train`.
+        **options: Of the task: masks.
+
+    Raises:
+        ValueError: If the source cannot be read, a format lacks its library, no image is found, or
+            a setting does not fit the network.
+        ArithmeticError: If the file does not compute what the network does; it is not kept.
+    """
+    from convnext.deploy.export import ExportSettings
+    from convnext.progress import console_of, notes
+    from convnext.results import Exported
+    from convnext.tasks.exporting import export as write
+    from convnext.tasks.trained import task_of
+    from convnext.tasks.verbs import given_options, num_calibration_images
+
+    if num_images is not None and num_images < 1:
+        raise ValueError(f"--num-images must be at least 1, not {num_images}")
+    name = source_of(source)
+    task = task_of(name)
+    own = given_options(task, "export", options)
+    if num_images is None:
+        num_images = num_calibration_images(task) if precision == "int8" else 32
+    out = console_of(progress)
+    result = write(
+        name,
+        settings=ExportSettings(
+            format=format,
+            precision=precision,
+            inside=preprocess,
+            answers=not logits,
+            batch=batch,
+            size=_size(size),
+            masks=own.get("masks"),
+        ),
+        output=output,
+        images=[images] if isinstance(images, str | Path) else list(images),
+        num_images=num_images,
+        force=force,
+        note=notes(out),
+    )
+    result.print(out)
+    return Exported(
+        path=result.path,
+        proof=result.proof.to_dict(),
+        size=result.bytes,
+        proof_path=result.proof_path,
+    )
+
+
+def _size(given: str | int | Sequence[int] | None) -> tuple[int, int] | Literal["any"] | None:
+    """Return height and width from HxW, PIXELS or a pair."""
+    if given is None or given == "any":
+        return given  # type: ignore[return-value]
+    if isinstance(given, int):
+        return given, given
+    if not isinstance(given, str):
+        height, width = given
+        return int(height), int(width)
+    sides = given.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise ValueError(f"{given!r} is not a size; write 512x768, 512 or any")
+    return int(sides[0]), int(sides[-1])
 
 
 def benchmark(

@@ -51,7 +51,10 @@ def train(
         data: A folder, a CSV with the columns path and label, an address of shards, or `digits` for
             the bundled data set; in Python also a DataFrame with these columns (and perhaps
             `split`), or a list of (path, label).
-        model: A name of `convnext models`, or `timm/<name>`.
+        model: A name of `convnext models`, or `timm/<name>`; in Python also an `nn.Module`, of
+            which a copy is trained from its present weights: a classifier, or for segmentation and
+            detection a backbone with `pyramid(images) -> {"c2": ..., "c5": ...}`. Such a run is
+            resumed and loaded from Python only, with the same class of network given again.
         weights: Where training starts: `none`, a tag of `convnext models`, a run, a file, or a
             hub id.
         task: What to learn; by default what the layout of the data says.
@@ -75,8 +78,15 @@ def train(
         LostProcessError: If another process of the run is gone.
     """
     data, output = table_of(data, output)
+    is_given = model is not None and not isinstance(model, str)
+    if is_given:
+        from convnext.models.given import give
+
+        model = give(model)  # type: ignore[arg-type]
     given = given_settings(settings, data=data, model=model, weights=weights, task=task)
     if resume:
+        if is_given:
+            del given["model"]  # The run knows it by this name.
         recipe, given = _resumed(recipe, given, output)
         made = make_recipe(recipe, given)
     else:
@@ -86,11 +96,18 @@ def train(
     from convnext.reports.report import write_report
     from convnext.training.run import train as run
 
+    out = console_of(progress)
+    if is_given:
+        out.print(
+            f"{made.model} is an object of this process: the run folder alone does not suffice to "
+            "resume or load the run; give the network again",
+            markup=False,
+        )
     result = run(
         made,
         output=Path(output) if output else None,
         resume=resume,
-        console=console_of(progress),
+        console=out,
         callbacks=callbacks,
         write_report=write_report,
     )

@@ -15,6 +15,7 @@ from convnext.models.roadmap import REGIMES, roadmap
 from convnext.names import nearest
 
 if TYPE_CHECKING:
+    from convnext.models.given import GivenNetwork
     from convnext.models.network import Network
     from convnext.models.timm import TimmNetwork
 
@@ -53,11 +54,15 @@ def check_name(name: str) -> None:
         if name not in list_timm_models(name):
             near = nearest(name, list_timm_models("timm/*"))
             raise ValueError(f"timm has no model {name.removeprefix('timm/')!r}{near}")
+    elif name.startswith("given/"):
+        from convnext.models.given import create_given
+
+        create_given(name)
     elif name not in network_configs():
         raise ValueError(f"there is no model {name!r}{nearest(name, network_configs())}")
 
 
-def create_network(name: str, **changes: Any) -> Network | TimmNetwork:
+def create_network(name: str, **changes: Any) -> Network | TimmNetwork | GivenNetwork:
     """Build a classifier or a backbone by name, with random weights.
 
     Args:
@@ -71,6 +76,10 @@ def create_network(name: str, **changes: Any) -> Network | TimmNetwork:
         from convnext.models.timm import TimmNetwork
 
         return TimmNetwork(name.removeprefix("timm/"), **changes)
+    if name.startswith("given/"):
+        from convnext.models.given import create_given
+
+        return create_given(name, **changes)
     from convnext.models.network import Network
 
     configs = network_configs()

@@ -37,6 +37,7 @@ from convnext.tasks.factory import create_model
 from convnext.tasks.opened import Opened
 from convnext.tasks.trained import card_of
 from convnext.weights.checkpoint import Card
+from convnext.weights.load import LoadReport, load_weights
 
 if TYPE_CHECKING:  # It draws with matplotlib, which takes long to import.
     from convnext.deploy.export import ExportSettings, ExportSpec
@@ -144,6 +145,8 @@ class Task(ABC):
     train_set: CachedDataset
     """Augmented images, by the draws of `sampler`."""
     sampler: StepBatches
+    loaded: LoadReport | None = None
+    """What `build_model` took from the recipe's weights."""
 
     def __init__(
         self,
@@ -357,10 +360,8 @@ class Task(ABC):
         settings = to_dict(self.recipe)["network"]
         init, changes = settings.pop("init"), settings.pop("changes")
         changes = {k: v for k, v in settings.items() if v != "auto"} | changes
-        weights = self.recipe.weights if pretrained and self.recipe.weights != "none" else None
         model = create_model(
             self.recipe.model,
-            weights=weights,
             num_classes=len(self.data.classes),
             in_chans=self.preprocessing.in_chans,
             **self.head_settings(),
@@ -368,6 +369,8 @@ class Task(ABC):
         )
         if init == "fan_in" and self.recipe.weights == "none":
             init_fan_in(model.get_submodule(self.backbone))
+        if pretrained and self.recipe.weights != "none":
+            self.loaded = load_weights(model, self.recipe.weights)
         return model
 
     def head_settings(self) -> dict[str, Any]:

@@ -92,6 +92,11 @@ def _module(folder: str) -> Any:
     return importlib.import_module(f"convnext.tasks.{folder}.verbs")
 
 
+def num_calibration_images(task: str) -> int:
+    """Return how many images int8 is calibrated on if nothing else is asked for."""
+    return int(_module(task_folders()[task]).NUM_CALIBRATION_IMAGES)
+
+
 def predictor_class(task: str) -> Any:
     """Import what predicts images for a task."""
     return _module(task_folders()[task]).predictor_class()

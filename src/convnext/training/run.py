@@ -174,6 +174,8 @@ def _train(
             markup=False,
             soft_wrap=True,
         )
+    if task.loaded is not None and not resume:
+        console.print(task.loaded.counts, markup=False, soft_wrap=True)
     micro_batch_size = resolved.optim.micro_batch_size
     if ranks.count > 1 and device.type == "cuda":
         fitting = fit_memory(task, model, resolved, device, micro_batch_size)
@@ -300,6 +302,8 @@ def _describe(
     size, classes = task.input_size, len(task.data.classes)
     model = {"name": recipe.model, "input_size": size, "classes": classes}
     _write_json(folder / "model.json", model | asdict(network))
+    val = task.data.val
+    _write_json(folder / "heldout.json", [val.source(i) for i in range(len(val))])
     _write_json(folder / "environment.json", facts)
 
 

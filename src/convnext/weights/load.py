@@ -50,6 +50,15 @@ class LoadReport:
     """Share of the backbone's tensors, in source or network, that matched."""
     notes: tuple[str, ...] = ()
 
+    @property
+    def counts(self) -> str:
+        """How many tensors were loaded, skipped and left new, in a line."""
+        new = self.total - self.loaded
+        return (
+            f"{self.loaded:,} tensors loaded, {len(self.unexpected):,} of the source skipped, "
+            f"{new:,} new; head: {self.head}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+NUM_CALIBRATION_IMAGES = 500
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:

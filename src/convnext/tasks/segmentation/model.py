@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from convnext.models.config import NetworkConfig
 from convnext.models.factory import create_network
+from convnext.models.given import GivenNetwork
 from convnext.models.network import Network
 from convnext.models.pyramid import Level, OutputNorms, embed, wants_output_norms
 from convnext.names import nearest
@@ -43,7 +44,9 @@ class Segmentor(nn.Module):
     # What `convnext.cost` counts; the figures for dense tasks were all made so.
     cost_convention = "toolbox"
 
-    def __init__(self, backbone: Network | TimmNetwork, config: UPerNetConfig) -> None:
+    def __init__(
+        self, backbone: Network | TimmNetwork | GivenNetwork, config: UPerNetConfig
+    ) -> None:
         super().__init__()
         self.config = config
         self.name = f"{PREFIX}{backbone.name}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from convnext.models.config import NetworkConfig
 from convnext.models.factory import create_network
+from convnext.models.given import GivenNetwork
 from convnext.models.network import Network
 from convnext.models.pyramid import Level, OutputNorms, embed, wants_output_norms
 from convnext.names import nearest
@@ -55,7 +56,9 @@ class Detector(nn.Module):
     # Features of boxes; an inference form has another way to the same.
     pool = staticmethod(pool_rois)
 
-    def __init__(self, backbone: Network | TimmNetwork, config: DetectorConfig) -> None:
+    def __init__(
+        self, backbone: Network | TimmNetwork | GivenNetwork, config: DetectorConfig
+    ) -> None:
         super().__init__()
         self.config = config
         self.method: Method = METHODS[self.prefix]
