@@ -11,7 +11,7 @@ from convnext.api.settings import SHORT, Settings
 from convnext.cli import VERBS, main
 from convnext.cli.arguments import call_of
 from convnext.cli.parser import build_parser, signature_of
-from convnext.recipes.recipe import Recipe, flatten
+from convnext.recipes.recipe import all_settings
 
 FROZEN = Path(__file__).with_name("options.txt")
 # Two screens of 45 lines.
@@ -19,7 +19,7 @@ MAX_LINES = 90
 
 
 def options() -> str:
-    """Return a line for every verb and each of its options, in the order of the help."""
+    """Return a line for every verb and each of its options, sorted."""
     parser = build_parser(full=True)
     assert parser._subcommands_action is not None
     lines = []
@@ -28,7 +28,7 @@ def options() -> str:
             names = " ".join(action.option_strings) or action.dest.upper()
             choices = f" {{{','.join(map(str, action.choices))}}}" if action.choices else ""
             lines.append(f"{verb} {names}{choices}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(sorted(lines)) + "\n"
 
 
 def test_the_options_are_frozen() -> None:
@@ -67,7 +67,7 @@ def test_the_short_names_are_frozen() -> None:
 
 
 def test_short_names_stand_for_settings_in_python_too() -> None:
-    leaves = dict(flatten(Recipe()))
+    leaves = all_settings()
     assert set(SHORT.values()) <= set(leaves)
     sections = {name.partition(".")[0] for name in leaves if "." in name}
     assert set(Settings.__annotations__) == set(SHORT) | sections
@@ -88,7 +88,7 @@ def test_every_setting_is_in_the_full_help(capsys: pytest.CaptureFixture[str]) -
     assert leaving.value.code == 0
     shown = capsys.readouterr().out
     short = {full: f"--{name.replace('_', '-')}" for name, full in SHORT.items()}
-    for name, _ in flatten(Recipe()):
+    for name in all_settings():
         assert short.get(name, f"--{name}") in shown, name
 
 
