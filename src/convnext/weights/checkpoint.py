@@ -26,9 +26,9 @@ _FOR_TIMM = (
 )
 # Fields of the dense networks' own settings.
 _OF_DENSE = (
-    "anchor_scale auxiliary auxiliary_channels box_batch_size channels dropout empty_proposals fc_dim "
-    "ignore_threshold mask_threshold masks max_detections nms_threshold num_classes num_proposals "
-    "output_norms rpn_batch_size score_threshold"
+    "anchor_scale auxiliary auxiliary_channels box_batch_size channels dropout empty_proposals "
+    "fc_dim ignore_threshold mask_threshold masks max_detections nms_threshold num_classes "
+    "num_proposals output_norms rpn_batch_size score_threshold"
 )
 _TIMM, _DENSE = frozenset(_FOR_TIMM.split()), frozenset(_OF_DENSE.split())
 
