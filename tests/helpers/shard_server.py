@@ -11,7 +11,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from convnext.data.shards import store
-from convnext.tasks.classification.recipe import ClassificationLoader
 
 
 @pytest.fixture
@@ -121,6 +120,8 @@ def serve(monkeypatch):
 @pytest.fixture
 def loader(tmp_path):
     """A recipe of the loader with a cache of its own, for a server that is near."""
+    from convnext.tasks.classification.recipe import ClassificationLoader
+
     return ClassificationLoader(shard_cache=str(tmp_path / "cache"), retries=3, timeout=5.0)
 
 
