@@ -153,12 +153,12 @@ def identify(stream: IO[bytes]) -> Image.Image:
     start = stream.read(16)
     for name in readable_formats():
         factory, accepts = Image.OPEN[name]
-        answer = True if accepts is None else accepts(start)
-        # A text says that the plugin recognizes the format, but misses a library to read it.
-        if isinstance(answer, str) or not answer:
-            continue
-        stream.seek(0)
         try:
+            answer = True if accepts is None else accepts(start)
+            # A text says that the plugin recognizes the format, but misses a library to read it.
+            if isinstance(answer, str) or not answer:
+                continue
+            stream.seek(0)
             image = factory(stream, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # It only looked like it.
             continue
