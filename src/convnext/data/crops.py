@@ -1,10 +1,9 @@
-"""Crops of image files for training: no more is decoded than they need, and torch resizes them.
+"""Crops of image files for training: only what they need is decoded, and torch resizes them.
 
-The published preprocessing, which evaluation and prediction follow to the bit, is `preprocess`.
-What differs here: the crop is rounded to whole pixels, where that moves it by less than a hundredth
-of its side, and the pixels come from torch's antialiased resize, which is Pillow's algorithm with
-coarser weights (97 of 100 values are equal, nearly all others differ by one level of 255). On a
-core of a server that takes a quarter of Pillow's time.
+Evaluation and prediction follow the published preprocessing to the bit. Crops for training differ
+in two ways. They are rounded to whole pixels if that moves them by less than a hundredth of their
+side. And torch's antialiased resize replaces Pillow's: the same algorithm with coarser weights (97
+of 100 values are equal, nearly all others differ by one level of 255), in a quarter of the time.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from convnext.data.images import MAX_PIXELS, File, Mode, as_mode, opened, orient
 from convnext.data.preprocessing import RESAMPLING, Interpolation
 
 Box = tuple[float, float, float, float]
-"""(left, top, right, bottom) in pixels, or fractions of pixels."""
+"""(left, top, right, bottom) in pixels, perhaps fractional."""
 Draw = Callable[[int, int], Box]
-"""From the width and height of an image to a crop of it."""
+"""Maps the width and height of an image to a crop of it."""
 
-# A crop of this side moves by less than a hundredth of it if its edges are rounded.
+# From this side on, rounding its edges moves a crop by less than a hundredth of it.
 MIN_WHOLE = 64
-# What libjpeg decodes at a fraction of the size, by the inverse transform of fewer coefficients.
+# libjpeg decodes at these fractions by inverting fewer coefficients.
 _REDUCTIONS = (8, 4, 2)
 
 
@@ -44,22 +43,23 @@ def decode_crop(
     max_pixels: int = MAX_PIXELS,
     source: str | None = None,
 ) -> tuple[Tensor, Box]:
-    """Read as much of an image file as a crop of it needs.
+    """Read the part of an image file that a crop needs.
 
     Args:
         file: A path, the bytes, or a binary file at its beginning.
-        mode: What to return: "RGB" or "L".
+        mode: The mode of the result, "RGB" or "L".
         draw: Called once, with the declared width and height of the upright image.
         size: A JPEG is decoded at a half, a quarter or an eighth of its size, as long as both sides
             of the crop keep this many pixels.
-        max_pixels: As in `convnext.data.images.decode`.
-        source: As in `convnext.data.images.decode`.
+        max_pixels: See `convnext.data.images.decode`.
+        source: See `convnext.data.images.decode`.
 
     Returns:
-        Pixels, uint8 (C, H, W) with the channels last in memory; the crop in their coordinates.
+        The pixels, uint8 (C, H, W) with the channels last in memory, and the crop in their
+        coordinates.
 
     Raises:
-        BadImage: If it is absent, empty, no image, cut off, damaged or too large.
+        BadImage: If the file is missing, empty, truncated, damaged, too large or not an image.
     """
     with opened(file, max_pixels=max_pixels, source=source) as image:
         if image.format != "JPEG" or orientation(image) != 1:
@@ -82,7 +82,7 @@ def decode_crop(
 
 
 def reduction(box: Box, size: int) -> int:
-    """Return 8, 4, 2 or 1: by how much an image may shrink so that a crop keeps `size` pixels."""
+    """Return the factor, 8, 4, 2 or 1, by which an image may shrink for a crop of `size` pixels."""
     left, top, right, bottom = box
     side = min(right - left, bottom - top)
     return next((factor for factor in _REDUCTIONS if side >= size * factor), 1)
@@ -95,7 +95,7 @@ def resize_crop(pixels: Tensor, box: Box, size: int, interpolation: Interpolatio
         resample = RESAMPLING[interpolation]
         return _image(pixels).resize((size, size), resample, box=box)
     crop = pixels[None, :, top:bottom, left:right]  # 1 C h w
-    # Torch's faster kernel is for whole tensors in this format, which it keeps, as images do.
+    # Torch's faster kernel needs a contiguous tensor in this format.
     crop = crop.contiguous(memory_format=torch.channels_last)
     resized = F.interpolate(crop, (size, size), mode=interpolation, antialias=True)
     return _image(resized[0])
@@ -108,9 +108,9 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 
 def _decoded(image: Image.Image, mode: Mode) -> Tensor | None:
-    """Decode an opened JPEG by torchvision; None where it cannot, and Pillow shall say why.
+    """Decode an opened JPEG with torchvision; return None if it fails, so that Pillow says why.
 
-    Both are libjpeg-turbo, so the pixels are the same, but Pillow keeps four bytes for each and
+    Both use libjpeg-turbo, so the pixels are the same, but Pillow stores four bytes per pixel and
     copies them twice more on the way to a tensor.
     """
     decoder = _decoder()
@@ -129,10 +129,10 @@ def _decoded(image: Image.Image, mode: Mode) -> Tensor | None:
 
 @cache
 def _decoder() -> Callable[..., Tensor] | None:
-    """Return torchvision's decoder of JPEGs, or None where it was built without one.
+    """Return torchvision's JPEG decoder, or None if torchvision was built without one.
 
-    The operator itself: its wrapper warns that it will leave torchvision one day. Pillow's pixels
-    are the same, a third slower.
+    This is the operator itself, because its wrapper warns of its removal. Pillow gives the same
+    pixels and is a third slower.
     """
     with suppress(ImportError):
         importlib.import_module("torchvision.io.image")  # Registers the operator.

@@ -1,4 +1,4 @@
-"""What the training data of segmentation and detection share: distortion, and substitutes."""
+"""Shared by the training data of segmentation and detection: distortion and substitutes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 18 / 360
 def distort(image: Tensor, rng: random.Random) -> Tensor:
     """Distort brightness, contrast, saturation and hue of an image (C, H, W) of uint8.
 
-    Each with probability one half; contrast comes before or after the other two, as the detectors
-    of 2016 had it.
+    Each is distorted with probability one half. Contrast comes before or after saturation and hue,
+    as in the detectors of 2016.
     """
     if rng.random() < 0.5:
         delta = rng.randint(-BRIGHTNESS, BRIGHTNESS)
@@ -46,12 +46,12 @@ T = TypeVar("T")
 
 
 class Substitutes(Generic[T]):
-    """Opens samples by their number; one that is known to be damaged is not tried again.
+    """Opens samples by their number and replaces damaged ones, which are not tried again.
 
     Args:
         open_sample: Returns a sample, or raises BadImage.
-        reason_of: Says of sample and error what to tell the user.
-        count: How many samples there are.
+        reason_of: Returns the message for a sample and its error.
+        count: The number of samples.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Substitutes(Generic[T]):
         self._known: dict[int, str] = {}
 
     def __call__(self, index: int) -> tuple[T, int, tuple[tuple[int, str], ...]]:
-        """Return a sample, its number, and those that could not be read, each with the reason.
+        """Return a sample, its number, and the unreadable ones before it, each with the reason.
 
         Raises:
-            ValueError: If not one can be read.
+            ValueError: If no sample can be read.
         """
         bad: list[tuple[int, str]] = []
         for shown in ((index + k) % self._count for k in range(self._count)):
@@ -77,4 +77,4 @@ class Substitutes(Generic[T]):
                 except BadImage as error:
                     self._known[shown] = self._reason_of(shown, error)
             bad.append((shown, self._known[shown]))
-        raise ValueError(f"not one training image can be used, such as {bad[-1][1]}")
+        raise ValueError(f"none of the training images can be used, such as {bad[-1][1]}")

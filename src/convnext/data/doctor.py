@@ -1,4 +1,4 @@
-"""What the reports on a data set share: every item is read once, and tables have one form."""
+"""Shared by the reports on data sets: read every item once, and print tables in one style."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.table import Table
 from convnext.data.threads import for_each
 
 BAR = 24
-"""Characters of the longest bar."""
+"""Length of the longest bar in characters."""
 MAX_ROWS = 60
-"""Classes in a table."""
+"""Maximum number of classes in a table."""
 T = TypeVar("T")
 Job = TypeVar("Job")
 
@@ -22,7 +22,7 @@ Job = TypeVar("Job")
 def read_all(
     jobs: Sequence[Job], read: Callable[[Job], T], title: str, *, console: Console | None = None
 ) -> list[T]:
-    """Return what `read` makes of every job, in their order, by a few threads with a bar."""
+    """Return the result of `read` for every job, in order, with a few threads and a bar."""
     found: dict[int, T] = {}
 
     def read_one(number: int) -> None:
@@ -33,7 +33,7 @@ def read_all(
 
 
 def plain_table(first: str, *others: str) -> Table:
-    """Return a table without lines: a column of names, cut where they are long, and of numbers."""
+    """Return a table without lines: a column of names, shortened if needed, then numbers."""
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column(first, overflow="ellipsis", max_width=30, no_wrap=True)
     for name in others:
@@ -42,7 +42,7 @@ def plain_table(first: str, *others: str) -> Table:
 
 
 def class_table(columns: Sequence[str], rows: Sequence[tuple[str, float, Sequence[str]]]) -> Table:
-    """Return a row for each class: its name, cells, and a bar of the number beside the name."""
+    """Return a table with a row per class: its name, cells, and a bar for its number."""
     table = plain_table("class", *columns)
     table.add_column("")
     most = max((value for _, value, _ in rows), default=0)
@@ -54,24 +54,24 @@ def class_table(columns: Sequence[str], rows: Sequence[tuple[str, float, Sequenc
 
 
 def bar(value: float, most: float) -> str:
-    """Return a bar whose length is in proportion to `most`; something where there is anything."""
+    """Return a bar that is longest for `most`, and never empty for a value above 0."""
     return "█" * max(round(BAR * value / (most or 1)), 1 if value else 0)
 
 
 def print_notes(notes: Iterable[str], console: Console) -> None:
-    """Print how the data was read."""
+    """Print notes on how the data was read."""
     for note in notes:
         console.print(f"note: {note}", markup=False)
 
 
 def list_sizes(sizes: Mapping[str, int]) -> str:
-    """Return the most frequent sizes, and how many others there are."""
+    """Return the most frequent sizes and the number of other sizes."""
     common = list(sizes.items())
     more = f", and {len(common) - 4:,} other sizes" if len(common) > 4 else ""
     return ", ".join(f"{size} ({count:,})" for size, count in common[:4]) + more
 
 
 def print_numbered(lines: Iterable[str], console: Console) -> None:
-    """Print lines with their numbers."""
+    """Print numbered lines."""
     for number, line in enumerate(lines, 1):
         console.print(f" {number} {line}", markup=False, soft_wrap=True)

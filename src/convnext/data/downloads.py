@@ -1,4 +1,4 @@
-"""Images behind URLs: http and https only, announced, with limits on size and time."""
+"""Downloads of images: http and https only, announced, with limits on size and time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from convnext.data.images import BadImage
 
 Notice = Callable[[str], None]
-# A server that sends a byte now and then is given up after so many times the timeout.
+# A slow download is given up after this many times the timeout.
 PATIENCE = 10
 CHUNK = 64 * 2**10
 
@@ -34,15 +34,15 @@ def is_url(name: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """Limits on what is fetched."""
+    """Limits on downloads."""
 
     notice: Notice = to_stderr
     max_bytes: int = 64 * 2**20
     timeout: float = 30.0
-    """Seconds that a server may be silent for; the whole may take `PATIENCE` times as long."""
+    """Seconds that a server may be silent; a download may take `PATIENCE` times as long."""
 
     def check(self, url: str) -> None:
-        """Refuse a URL that is not fetched, before anything else runs.
+        """Refuse a bad URL before anything else runs.
 
         Raises:
             ValueError: If it is not http or https, or holds a password.
@@ -61,7 +61,7 @@ class Download:
         """Return the content of a URL.
 
         Raises:
-            BadImage: If it cannot be fetched within the limits, and why.
+            BadImage: If it cannot be fetched within the limits; says why.
         """
         self.check(url)
         self.notice(f"fetching {url}")
@@ -120,12 +120,12 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
             raise BadImage(req.full_url, f"it redirects to {target}, which is not http or https")
         return super().http_error_302(req, fp, code, msg, headers)
 
-    # The base class has one function under these names, too.
+    # The base class also has one function under these names.
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener without the handlers of files, ftp and data that urllib adds by itself."""
+    """Return an opener without urllib's default handlers of files, ftp and data."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -140,5 +140,5 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def file_name(url: str) -> str:
-    """Return the last part of a URL's path without its ending, or "image" if it has none."""
+    """Return the last part of a URL's path without its extension, or "image" if it is empty."""
     return Path(urlsplit(url).path).stem or "image"

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from convnext.atomic import atomic_write
 from convnext.names import portable_name
 
-# Far from each other in hue or lightness, so that a dozen classes can be told apart.
+# Far apart in hue or lightness, so that a dozen classes can be told apart.
 FIRST = (
     (230, 25, 75),
     (60, 180, 75),
@@ -41,7 +41,7 @@ GOLDEN = 0.618033988749895
 
 
 def class_colors(n: int) -> NDArray[np.uint8]:
-    """Return n colours (n, 3); the colour of a class does not depend on n."""
+    """Return n colors (n, 3); the color of a class does not depend on n."""
     more = [
         [
             round(255 * v)
@@ -68,14 +68,14 @@ def sheet(
     columns: int,
     width: int,
 ) -> Image.Image:
-    """Return rows of images under their titles, and the names of the classes in their colours.
+    """Return rows of images under their titles, and the names of the classes in their colors.
 
     Args:
-        sections: Images of at most `width` pixels across, by title.
-        names: Of the classes, of which the first are shown.
-        colors: Of the classes.
-        columns: Images in a row.
-        width: Pixels for an image.
+        sections: Images that are at most `width` pixels wide, by title.
+        names: The names of the classes; only the first are shown.
+        colors: The colors of the classes.
+        columns: Images per row.
+        width: Pixels per image.
     """
     font = ImageFont.load_default(15)
     across = 2 * MARGIN + columns * (width + GAP) - GAP
@@ -116,7 +116,7 @@ def sheet(
 
 
 def crossed_out(width: int) -> Image.Image:
-    """Return what stands in for an image that cannot be used."""
+    """Return a placeholder for an image that cannot be used."""
     tile = Image.new("RGB", (width, width * 3 // 4), (238, 238, 238))
     draw = ImageDraw.Draw(tile)
     draw.line((8, 8, width - 8, tile.height - 8), (200, 60, 60), 3)
@@ -125,39 +125,39 @@ def crossed_out(width: int) -> Image.Image:
 
 
 def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Return the (width, height) at which an image just fits into a square of `side` pixels."""
+    """Return the (width, height) at which an image fits exactly into a square of `side` pixels."""
     scale = side / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def save_image(image: Image.Image, path: Path, **options: Any) -> None:
-    """Write an image atomically, in the format that its ending names."""
+    """Write an image atomically, in the format of its extension."""
     form = Image.registered_extensions()[path.suffix.lower()]
     with atomic_write(path) as temporary:
         image.save(temporary, form, **options)
 
 
 def data_uri(image: Image.Image) -> str:
-    """Return an image as a JPEG inside an address, for a page that needs no other file."""
+    """Return an image as a data URI with a JPEG, for a page without other files."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-# Bytes of a name: file systems take 255, of which "_overlay.png" and a temporary name need some.
+# Bytes of a name: file systems allow 255, minus "_overlay.png" and a temporary suffix.
 MAX_NAME = 200
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for the results of every file: its own without the ending, where it is alone.
+    """Return a name for the results of every file: its own without the extension, if unique.
 
-    Files of one name are told apart by the folders below those that all files share, and by their
-    ending; one that is given twice, or differs from another by its writing only, by a number. Names
-    that leave no room for what is appended are cut, characters that Windows refuses replaced.
+    Files of the same name are told apart by the folders that they do not all share and by their
+    extension. Duplicates, and names that differ only in case, get a number. Names that are too
+    long are cut, and characters that Windows refuses are replaced.
     """
     stems = Counter(path.stem.casefold() for path in paths)
     folders = [Path(os.path.abspath(path)).parts[1:-1] for path in paths]
-    # strict=False: the shortest path bounds what all of them share.
+    # strict=False: the shared part is no longer than the shortest path.
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
     num_shared = len(list(shared))
     names: list[str] = []
@@ -170,7 +170,7 @@ def output_names(paths: Sequence[Path]) -> list[str]:
             os.fsdecode(os.fsencode(name)[:MAX_NAME]) if len(os.fsencode(name)) > MAX_NAME else name
         )
         name = portable_name(name)
-        # Some file systems take "A" and "a" for the same name.
+        # For some file systems "A" and "a" are the same name.
         number, tried = 2, name
         while tried.casefold() in taken:
             number, tried = number + 1, f"{name}_{number}"
@@ -180,10 +180,10 @@ def output_names(paths: Sequence[Path]) -> list[str]:
 
 
 def protect(files: Sequence[Path], results: Sequence[Path]) -> None:
-    """Refuse to write over what is read.
+    """Refuse to overwrite input files.
 
     Raises:
-        ValueError: Naming the file.
+        ValueError: If a result is one of the files; names it.
     """
     given = {file.resolve() for file in files}
     for result in results:

@@ -1,13 +1,13 @@
-"""Image files that cannot be trusted, read into RGB or greyscale, or refused with a reason.
+"""Image files that cannot be trusted, read into RGB or gray-scale, or refused with a reason.
 
 What a picture means is decided here once, for training, evaluation and prediction alike:
 
 - EXIF orientation is applied;
-- transparency is laid over white, the page that such pictures are drawn for (to drop the alpha
-  channel instead would show whatever colour hides below it);
-- 16-bit greyscale is scaled by the range of its container, 65535 to 255, never clipped;
-- of an animation or a document, the first frame counts;
-- colour profiles are ignored, as in the pipelines that published weights were trained with.
+- transparency is laid over white, the page that such pictures are drawn for (dropping the alpha
+  channel would show whatever color is hidden below it);
+- 16-bit gray-scale is scaled by the range of its container, 65535 to 255, never clipped;
+- the first frame of an animation or a document is used;
+- color profiles are ignored, as in the pipelines that published weights were trained with.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from PIL import Image, UnidentifiedImageError
 Mode = Literal["RGB", "L"]
 File = str | Path | bytes | BinaryIO
 
-# Twice Pillow's limit for a warning, which is where Pillow itself refuses.
+# Twice Pillow's limit for a warning: Pillow itself refuses images from here on.
 MAX_PIXELS = 2 * 89_478_485
 
-# Formats that Pillow hands to another program (EPS would start Ghostscript), knows by name only, or
-# that are no pictures.
+# Formats that Pillow passes to another program (EPS would start Ghostscript), cannot decode, or
+# that are not pictures.
 _REFUSED = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
 
 _ORIENTATION_TAG = 0x0112
@@ -49,11 +49,11 @@ _16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
 class BadImage(ValueError):  # noqa: N818 - it is the image that is bad
-    """A file that is no readable image.
+    """A file that is not a readable image.
 
     Attributes:
-        source: The path, or `shard!member`, or where else the bytes came from.
-        reason: One line for people.
+        source: The path, or `shard!member`, or another name of the source.
+        reason: One line for the user.
     """
 
     def __init__(self, source: str, reason: str) -> None:
@@ -67,7 +67,7 @@ class BadImage(ValueError):  # noqa: N818 - it is the image that is bad
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the first bytes of a file declare, with the orientation applied."""
+    """The properties that a file declares in its header, with the orientation applied."""
 
     width: int
     height: int
@@ -89,14 +89,14 @@ def decode(
 
     Args:
         file: A path, the bytes, or a binary file at its beginning.
-        mode: What to return: "RGB" or "L".
-        max_pixels: More declared pixels than this are refused before any is decoded.
+        mode: The mode of the result, "RGB" or "L".
+        max_pixels: An image that declares more pixels is refused before decoding.
         at_least: Let a JPEG be decoded at a half, a quarter or an eighth of its size, as long as
             both sides keep this many pixels. Faster, but not the same pixels: for training only.
-        source: The name of `file` in messages, where it is not a path.
+        source: The name of `file` in messages, if it is not a path.
 
     Raises:
-        BadImage: If it is absent, empty, no image, cut off, damaged or too large.
+        BadImage: If the file is missing, empty, truncated, damaged, too large or not an image.
     """
     with opened(file, max_pixels=max_pixels, source=source) as image:
         if at_least is not None:
@@ -106,14 +106,14 @@ def decode(
 
 
 def read_header(file: File, *, max_pixels: int = MAX_PIXELS, source: str | None = None) -> Header:
-    """Return what a file declares to be, without decoding its pixels.
+    """Read the header of an image file, without decoding its pixels.
 
     Raises:
-        BadImage: If it is absent, empty, no image or too large.
+        BadImage: If the file is missing, empty, too large or not an image.
     """
     with opened(file, max_pixels=max_pixels, source=source) as image:
         width, height = image.size
-        # Pillow turns the pixels and the declared size of a TIFF by itself.
+        # Pillow applies the orientation of a TIFF itself.
         if image.format != "TIFF" and orientation(image) in _QUARTER_TURNS:
             width, height = height, width
         return Header(width=width, height=height, mode=image.mode, format=image.format or "?")
@@ -123,10 +123,10 @@ def read_header(file: File, *, max_pixels: int = MAX_PIXELS, source: str | None 
 def opened(
     file: File, *, max_pixels: int = MAX_PIXELS, source: str | None = None
 ) -> Iterator[Image.Image]:
-    """Open an image file of which no pixel is decoded yet; arguments as in `decode`.
+    """Open an image file without decoding its pixels; the arguments are those of `decode`.
 
     Raises:
-        BadImage: If it is absent, empty, no image or too large, or for what fails inside.
+        BadImage: If the file is missing, empty, too large or not an image, or if the block fails.
     """
     name = _name(file, source)
     try:
@@ -141,10 +141,10 @@ def opened(
 
 
 def identify(stream: IO[bytes]) -> Image.Image:
-    """Open the image in a binary file by the first of Pillow's plugins that recognizes it.
+    """Open the image in a binary file with the first of Pillow's plugins that recognizes it.
 
-    Unlike `Image.open` it does not warn at half the size that is refused, which a caller could
-    silence for the whole process only.
+    Unlike `Image.open` it does not warn at half the maximum size; a caller could only silence that
+    warning for the whole process.
 
     Raises:
         PIL.UnidentifiedImageError: If no plugin recognizes it.
@@ -155,12 +155,12 @@ def identify(stream: IO[bytes]) -> Image.Image:
         factory, accepts = Image.OPEN[name]
         try:
             answer = True if accepts is None else accepts(start)
-            # A text says that the plugin recognizes the format, but misses a library to read it.
+            # A text means that the plugin recognizes the format but lacks a library to read it.
             if isinstance(answer, str) or not answer:
                 continue
             stream.seek(0)
             image = factory(stream, "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # It only looked like it.
+        except (SyntaxError, IndexError, TypeError, struct.error):  # Another format after all.
             continue
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels declared")
@@ -169,7 +169,7 @@ def identify(stream: IO[bytes]) -> Image.Image:
 
 
 def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
-    """Return `image` in "RGB" or "L", transparency over white; itself where nothing is to do."""
+    """Return `image` in "RGB" or "L", transparency over white; unchanged if it already is."""
     if image.mode == mode and not image.has_transparency_data:
         return image
     if image.mode in (*_16_BIT, "I", "F"):
@@ -183,14 +183,14 @@ def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
 
 @cache
 def readable_formats() -> tuple[str, ...]:
-    """Return Pillow's names of the formats that are read: "JPEG", "PNG" ..."""
+    """Return Pillow's names of the supported formats: "JPEG", "PNG" ..."""
     Image.init()
     return tuple(name for name in Image.OPEN if name not in _REFUSED)
 
 
 @cache
 def readable_extensions() -> frozenset[str]:
-    """Return the endings of the files that are read: ".jpg", ".png" ..."""
+    """Return the extensions of the supported formats: ".jpg", ".png" ..."""
     formats = readable_formats()
     return frozenset(
         ending for ending, name in Image.registered_extensions().items() if name in formats
@@ -198,10 +198,10 @@ def readable_extensions() -> frozenset[str]:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit and float greyscale to 8 bit.
+    """Scale 16-bit, 32-bit and float gray-scale to 8 bit.
 
-    The white of "I;16" is 65535. Those of "I" and "F" are not declared: the smallest usual one
-    that holds the largest value is taken.
+    White is 65535 in "I;16". It is not declared in "I" and "F": it is taken to be the smallest
+    usual value that is at least the largest one in the image.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     largest = float(values.max())
@@ -218,12 +218,12 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, or 1 where the EXIF block is absent or damaged."""
+    """Return the EXIF orientation, or 1 if the EXIF block is missing or damaged."""
     if "exif" not in image.info and image.format not in ("TIFF", "PNG", "WEBP", "MPO"):
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # The pixels are fine whatever the EXIF parser stumbles over.
+    except Exception:  # The pixels are fine even if the EXIF parser fails.
         return 1
 
 
@@ -276,7 +276,7 @@ def _length(file: File) -> int:
 
 
 def image_files(images: Iterable[str | Path]) -> list[Path]:
-    """Return the files that are named, and those with an image's ending under folders, sorted.
+    """Return files as given, and all files with an image extension under folders, sorted.
 
     Raises:
         ValueError: If a name does not exist, or nothing is left.

@@ -1,9 +1,9 @@
-"""Masks of objects, which stay compressed until a part of one is needed; and masks put together.
+"""Masks of objects, which stay compressed until a part of one is needed; targets and pasting.
 
-A mask is one of these: a bitmap (H, W); a run-length encoding as COCO has it, `{"size":
-[H, W], "counts": ...}` with counts as a list or in COCO's own string; or polygons, a list of rings
-`[x0, y0, x1, y1, ...]` in pixels, of which a pixel belongs to the object if its centre is in any;
-or any of them placed on another image.
+A mask is one of these: a bitmap (H, W); COCO's run-length encoding, `{"size": [H, W], "counts":
+...}`, with counts as a list or as COCO's string; polygons, a list of rings `[x0, y0, x1, y1, ...]`
+in pixels, where a pixel belongs to the object if its center is in any ring; or any of these placed
+on another image.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torchvision.ops import roi_align
 class Placed(NamedTuple):
     """A mask on another image: scaled, moved, perhaps mirrored, still compressed.
 
-    A pixel of that image has the value of the pixel of the mask that its centre falls on. (What
-    casts a network's inputs for half precision looks into tuples, and refuses frozen dataclasses.)
+    A pixel of that image has the value of the mask's pixel below its center. (A tuple, because
+    torch's cast of inputs to half precision looks into tuples and fails on frozen dataclasses.)
     """
 
     mask: Mask
@@ -36,7 +36,7 @@ class Placed(NamedTuple):
     scale: tuple[float, float]
     """Pixels of the source per pixel across and down; negative where it is mirrored."""
     start: tuple[float, float]
-    """Where in the source (x, y) the left and upper edges of the other image are."""
+    """Position (x, y) in the source of the left and upper edges of the other image."""
 
 
 Mask = (
@@ -47,11 +47,11 @@ Mask = (
     | Sequence[Sequence[float] | npt.NDArray[np.float64]]
 )
 Window = tuple[int, int, int, int]
-"""First and last column and row, x1 y1 x2 y2, the last ones excluded."""
+"""Columns and rows x1 y1 x2 y2; x2 and y2 are excluded."""
 
 
 def cut(mask: Mask, window: Window) -> npt.NDArray[np.uint8]:  # -> y2-y1 x2-x1
-    """Return a part of a mask as 0 and 1, without building the rest of it."""
+    """Return a part of a mask as 0 and 1, without decoding the rest."""
     x1, y1, x2, y2 = window
     if isinstance(mask, Placed):
         return _cut_placed(mask, window)
@@ -75,9 +75,9 @@ def place(
     scale: tuple[float, float],
     start: tuple[float, float],
 ) -> Mask:
-    """Return a mask as it is on another image; the arguments are those of `Placed`.
+    """Return a mask on another image; the arguments are those of `Placed`.
 
-    The corners of polygons are moved, which costs no precision; all else waits until it is cut.
+    The corners of polygons are moved, which loses no precision; other masks stay compressed.
     """
     if isinstance(mask, Sequence):
         factors, offset = np.asarray(scale), np.asarray(start)
@@ -87,7 +87,7 @@ def place(
 
 
 def size_of(mask: Mask) -> tuple[int, int] | None:
-    """Return the height and width of the image that a mask is of; polygons do not say."""
+    """Return the height and width of a mask's image; None for polygons."""
     if isinstance(mask, Placed):
         return mask.size
     if isinstance(mask, Mapping):
@@ -96,7 +96,7 @@ def size_of(mask: Mask) -> tuple[int, int] | None:
 
 
 def num_pixels(encoding: Mapping[str, Any]) -> int:
-    """Return how many pixels run lengths are of; -1 if they are damaged."""
+    """Return the number of pixels that run lengths cover; -1 if they are damaged."""
     try:
         runs = _runs(encoding)
     except (ValueError, OverflowError):
@@ -108,14 +108,14 @@ def num_pixels(encoding: Mapping[str, Any]) -> int:
 
 
 def area_of(mask: Mask, size: tuple[int, int]) -> int:
-    """Return the pixels of a mask on an image of `size` (H, W)."""
+    """Return the number of pixels of a mask on an image of `size` (H, W)."""
     if isinstance(mask, Mapping):
         return int(_runs(mask)[1::2].sum())
     return int(cut(mask, (0, 0, size[1], size[0])).sum())
 
 
 def bounds_of(mask: Mask) -> tuple[float, float, float, float] | None:
-    """Return x1 y1 x2 y2 of polygons or run lengths in pixels; None if nothing is in them."""
+    """Return x1 y1 x2 y2 of polygons or run lengths in pixels; None if they are empty."""
     if not isinstance(mask, Mapping):
         assert isinstance(mask, Sequence)
         points = [np.asarray(ring, np.float64).reshape(-1, 2) for ring in mask]
@@ -130,7 +130,7 @@ def bounds_of(mask: Mask) -> tuple[float, float, float, float] | None:
     if not len(first):
         return None
     columns = int(first[0] // height), int(last[-1] // height) + 1
-    # A run that goes on in the next column touches the lower and the upper edge.
+    # A run that continues in the next column touches the lower and the upper edge.
     wraps = bool((first // height != last // height).any())
     rows = (0, height) if wraps else (int((first % height).min()), int((last % height).max()) + 1)
     return columns[0], rows[0], columns[1], rows[1]
@@ -143,16 +143,16 @@ def mask_targets(
     size: tuple[int, int],
     side: int = 28,
 ) -> Tensor:
-    """Return what the mask head should say of boxes (R, 4), as 0 and 1 of shape (R, side, side).
+    """Return the targets of the mask head for boxes (R, 4), 0 and 1 of shape (R, side, side).
 
     Args:
-        masks: One per object; those that `index` names must be there.
-        index: (R,) which object a box is responsible for.
-        boxes: Proposals, in an image of `size` (H, W).
-        size: Of the image, and of bitmaps.
-        side: Of the target.
+        masks: One per object; those that `index` refers to must exist.
+        index: (R,) the object that each box is assigned to.
+        boxes: Proposals in an image of `size` (H, W).
+        size: The size of the image and of bitmaps.
+        side: The side of a target.
 
-    A cell is 1 where the mean of the mask over it, by aligned RoIAlign, is at least a half.
+    A cell is 1 if the mean of the mask over it, by aligned RoIAlign, is at least one half.
     """
     height, width = size
     limits = torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -174,11 +174,11 @@ def mask_targets(
 def paste_masks(
     masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
 ) -> Tensor:  # M S S, M 4 -> M H W
-    """Put masks of shares in [0, 1] where their boxes are in an image of `size` (H, W).
+    """Paste mask probabilities in [0, 1] into their boxes in an image of `size` (H, W).
 
-    Returns booleans. Beside them there is never more in memory than one object's window, and no
-    work is done outside it. A box without width or height repeats the middle of its mask over the
-    pixel around it, as in the reference.
+    Returns booleans. Besides them, only one object's window is in memory at a time, and nothing is
+    computed outside it. A box without width or height repeats the middle of its mask over the pixel
+    around it, as in the reference.
     """
     pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
     for out, (part, (x1, y1, x2, y2)) in zip(
@@ -191,7 +191,7 @@ def paste_masks(
 def paste_windows(
     masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
 ) -> Iterator[tuple[Tensor, Window]]:
-    """Yield the part of each pasted mask that is not empty for certain, and where it is."""
+    """Yield the part of each pasted mask that may not be empty, and its window."""
     corners = boxes.detach().cpu().float().tolist()
     for mask, box, corner in zip(masks.float(), boxes.float(), corners, strict=True):
         x1, y1, x2, y2 = window = _around(corner, size)
@@ -216,9 +216,9 @@ def encode(part: npt.NDArray[Any], window: Window, size: tuple[int, int]) -> dic
         np.flatnonzero(columns[:, 1:] != columns[:, :-1]).astype(np.int64), len(part) + 1
     )
     bounds = (window[0] + column) * height + window[1] + row  # Start, end, start, end, ...
-    # A run to the lower edge of the image goes on at the upper one.
-    goes_on = np.flatnonzero(bounds[1:-1:2] == bounds[2::2]) * 2 + 1
-    bounds = np.delete(bounds, np.concatenate((goes_on, goes_on + 1)))
+    # A run to the lower edge of the image continues at the upper edge of the next column.
+    continued = np.flatnonzero(bounds[1:-1:2] == bounds[2::2]) * 2 + 1
+    bounds = np.delete(bounds, np.concatenate((continued, continued + 1)))
     counts = np.diff(bounds, prepend=0, append=height * width).tolist()
     if not counts[-1]:  # The mask reaches the last pixel.
         counts.pop()
@@ -226,13 +226,13 @@ def encode(part: npt.NDArray[Any], window: Window, size: tuple[int, int]) -> dic
 
 
 def _positions(start: int, end: int, first: Tensor, last: Tensor) -> Tensor:  # -> end-start
-    """Return where pixel centres lie between two edges, which are at -1 and 1."""
+    """Return the positions of pixel centers between two edges, which are at -1 and 1."""
     centers = torch.arange(start, end, dtype=torch.float32, device=first.device) + 0.5
     return ((centers - first) / (last - first) * 2 - 1).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _around(box: Sequence[float], size: tuple[int, int]) -> Window:
-    """Return the pixels under a box and a margin of one, of those that the image has."""
+    """Return the window of a box with a margin of one pixel, clipped to the image."""
     (x1, y1, x2, y2), (height, width) = box, size
     left, top = (max(int(np.floor(v)) - 1, 0) for v in (x1, y1))
     right, bottom = int(np.ceil(x2)) + 1, int(np.ceil(y2)) + 1
@@ -240,10 +240,10 @@ def _around(box: Sequence[float], size: tuple[int, int]) -> Window:
 
 
 def _fill(points: npt.NDArray[np.float64], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Return the pixels whose centres a ring (V, 2) encloses an odd number of times."""
+    """Return the pixels whose centers a ring (V, 2) encloses an odd number of times."""
     height, width = shape
     (x1, y1), (x2, y2) = points.T, np.roll(points, -1, 0).T
-    # Rows whose centres y + 1/2 an edge crosses; the half-open rule counts a corner once.
+    # Rows whose centers y + 1/2 an edge crosses; the half-open rule counts a corner once.
     rows = np.ceil(np.stack((np.minimum(y1, y2), np.maximum(y1, y2))) - 0.5)
     first, last = rows.clip(0, height).astype(np.int64)
     edge = np.repeat(np.arange(len(points)), last - first)
@@ -267,7 +267,7 @@ def _cut_runs(encoding: Mapping[str, Any], window: Window) -> npt.NDArray[np.uin
 
 
 def _cut_placed(placed: Placed, window: Window) -> npt.NDArray[np.uint8]:
-    """Cut the part of the source that is under a window, and take the nearest of its pixels."""
+    """Cut the part of the source below a window, and sample its nearest pixels."""
     x1, y1, x2, y2 = window
     height, width = placed.source
     taken = []
@@ -292,13 +292,13 @@ def _runs(encoding: Mapping[str, Any]) -> npt.NDArray[np.int64]:
     return _read_counts(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
 
 
-# An object is asked for once for every box that is responsible for it.
+# Each box that is assigned to an object decodes its mask again.
 @lru_cache(maxsize=256)
 def _read_counts(text: str | bytes) -> npt.NDArray[np.int64]:
-    """Read COCO's string of counts: six bits a character, from the fourth count on differences.
+    """Read COCO's string of counts, six bits per character, beginning at "0".
 
-    Characters begin at "0"; the sixth bit says that more follow, the fifth of the last one is the
-    sign. Each difference is to the count two before.
+    The sixth bit says that more characters follow; the fifth of the last one is the sign. From the
+    fourth count on, the numbers are differences to the count two before.
     """
     codes = text.encode("ascii") if isinstance(text, str) else text
     counts: list[int] = []

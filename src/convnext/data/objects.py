@@ -1,8 +1,8 @@
-"""Images with objects: their classes, boxes and masks under a path, and what holds for all of them.
+"""Images with objects: the classes, boxes and masks of a data set, and facts about them.
 
-Detection trains on them, and segmentation on masks that are drawn of them. What is held out is
-chosen by the names of the files alone, so that it never changes: not between runs or machines, and
-hardly when images are added.
+Detection trains on them, and segmentation on masks that are drawn from them. The names of the files
+alone decide which images are held out. This split is the same in every run and on every machine,
+and hardly changes when images are added.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ class DetectionImages:
     """A sequence of images with objects."""
 
     root: Path
-    """Below which the images lie."""
+    """The folder of the images."""
     records: Sequence[Record]
     category_ids: tuple[int, ...] = ()
-    """Of each label, in the json of these images; -1 where it has no such class."""
+    """The id of each label in the json of these images; -1 if it has no such class."""
 
     def __len__(self) -> int:
         return len(self.records)
 
     @property
     def names(self) -> list[str]:
-        """The files of the images, below `root`."""
+        """The files of the images, relative to `root`."""
         return [record.file_name for record in self.records]
 
     @property
     def images(self) -> list[Path]:
-        """Where the images lie."""
+        """The paths of the images."""
         return [self.root / record.file_name for record in self.records]
 
     @property
@@ -52,19 +52,19 @@ class DetectionImages:
         return any(mask is not None for record in self.records for mask in record.objects.masks)
 
     def source(self, index: int) -> str:
-        """Return where an image lies."""
+        """Return the path of an image."""
         return str(self.root / self.records[index].file_name)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return the (width, height) of an image by the json."""
+        """Return the (width, height) of an image according to the json."""
         return self.records[index].width, self.records[index].height
 
     def objects(self, index: int) -> Objects:
-        """Return what is on an image."""
+        """Return the objects of an image."""
         return self.records[index].objects
 
     def header(self, index: int) -> Header:
-        """Return what an image declares to be, without decoding it.
+        """Read the header of an image, without decoding it.
 
         Raises:
             BadImage: If it cannot be read.
@@ -75,7 +75,7 @@ class DetectionImages:
         """Return an image.
 
         Raises:
-            BadImage: If it cannot be read, or has another size than its objects were drawn on.
+            BadImage: If it cannot be read, or its size differs from the json.
         """
         image = decode(self.root / self.records[index].file_name, mode=mode)
         if image.size != self.size(index):
@@ -87,7 +87,7 @@ class DetectionImages:
         return image
 
     def some(self, count: int) -> list[int]:
-        """Return up to `count` images to judge all by, spread evenly."""
+        """Return up to `count` indices as a sample of all images, spread evenly."""
         return spread(len(self), count)
 
 
@@ -101,18 +101,18 @@ class DetectionData:
     path: str
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    """Of each class, in the json."""
+    """The id of each class in the json."""
     train: DetectionImages
     val: DetectionImages
     notes: tuple[str, ...]
-    """What a user should know about how it was read."""
+    """Notes for the user on how it was read."""
     faults: tuple[Fault, ...] = ()
-    """What is wrong with the files."""
+    """Faults of the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What `auto` looks at. Sizes are medians over the training images."""
+    """The facts that `auto` depends on. Sizes are medians over the training images."""
 
     num_train: int
     num_val: int
@@ -120,28 +120,28 @@ class DataFacts:
     """Training images without an object."""
     num_classes: int
     num_objects: int
-    """Of the training images, crowd regions aside."""
+    """Objects in the training images, without crowd regions."""
     most_objects: int
-    """On one training image."""
+    """Maximum number of objects in one training image."""
     has_masks: bool
     image_height: int
     image_width: int
     object_sides: tuple[float, float, float]
-    """Tenth, half and nine tenths of the objects are smaller: the root of width times height, as
-    a share of the image's short side."""
+    """The 10th, 50th and 90th percentiles of object sizes: the square root of width times height,
+    as a share of the image's short side."""
     greyscale: bool
 
 
 def open_dataset(path: str, *, val_share: float = 0.2, strict: bool = True) -> DetectionData:
-    """Return the data set at `path`, whose images are not read yet.
+    """Open the data set at `path` without reading its images.
 
     Args:
-        path: A folder in one of the layouts of `layout`, or a json.
-        val_share: Share of the images held out where the data has no split of its own.
-        strict: Refuse files that nothing should be trained on; else that is noted.
+        path: A folder in one of the layouts of `convnext.data.formats.coco_layout`, or a json.
+        val_share: Share of the images held out if the data has no split of its own.
+        strict: Refuse files with fatal faults; otherwise they are noted.
 
     Raises:
-        ValueError: If there is nothing at `path` to train and validate on, and why.
+        ValueError: If there is nothing at `path` to train and validate on; says why.
     """
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")
@@ -177,12 +177,12 @@ def open_dataset(path: str, *, val_share: float = 0.2, strict: bool = True) -> D
 
 
 def facts(data: DetectionData) -> DataFacts:
-    """Look at all objects and at a sample of the training images.
+    """Collect facts from all objects and a sample of the training images.
 
     Raises:
-        ValueError: If not one of the images can be read.
+        ValueError: If none of the sampled images can be read.
     """
-    grey, readable = True, 0
+    gray, readable = True, 0
     last: BadImage | None = None
     for index in data.train.some(NUM_DECODED):
         try:
@@ -192,7 +192,7 @@ def facts(data: DetectionData) -> DataFacts:
             continue
         readable += 1
         pixels = np.asarray(image)[::4, ::4].astype(np.int16)
-        grey = grey and int(np.ptp(pixels, axis=2).max(initial=0)) <= 8
+        gray = gray and int(np.ptp(pixels, axis=2).max(initial=0)) <= 8
     if not readable:
         raise ValueError(f"none of the training images that were tried can be used: {last}")
     records = data.train.records
@@ -210,12 +210,12 @@ def facts(data: DetectionData) -> DataFacts:
         image_height=int(statistics.median(record.height for record in records)),
         image_width=int(statistics.median(record.width for record in records)),
         object_sides=(small, middle, large),
-        greyscale=grey,
+        greyscale=gray,
     )
 
 
 def _sides(record: Record) -> NDArray[np.float64]:
-    """Return the sides of an image's objects as shares of its short side."""
+    """Return the sizes of an image's objects as shares of its short side."""
     boxes = record.objects.boxes[~record.objects.crowd].astype(np.float64)
     sides = boxes[:, 2:] - boxes[:, :2]
     return np.asarray(np.sqrt(sides.prod(1)) / min(record.width, record.height))
@@ -252,7 +252,7 @@ def _by_class_names(val: CocoFile, train: CocoFile) -> CocoFile:
     """Return the validation file with labels in the order of the training classes, its own ids.
 
     Raises:
-        ValueError: If it has objects of a class that the training file does not know.
+        ValueError: If it has objects of a class that the training file does not have.
     """
     if val.classes == train.classes:
         return val
@@ -277,18 +277,18 @@ def _by_class_names(val: CocoFile, train: CocoFile) -> CocoFile:
 def ids_of(
     wanted: Sequence[str], classes: Sequence[str], category_ids: Sequence[int]
 ) -> tuple[int, ...]:
-    """Return the ids of the wanted classes; -1 of those that are not among `classes`."""
+    """Return the ids of the wanted classes; -1 for those that are not among `classes`."""
     ids = dict(zip(classes, category_ids, strict=True))
     return tuple(ids.get(name, -1) for name in wanted)
 
 
 def _named(file: CocoFile) -> list[Fault]:
-    """Return the faults of a file, with its name."""
+    """Return the faults of a file, prefixed with its name."""
     return [replace(fault, where=f"{file.path.name}: {fault.where}") for fault in file.faults]
 
 
 def _check(path: str, name: str, images: DetectionImages) -> None:
-    """Raise a ValueError if a split has no image, no object, or none of its files is there."""
+    """Raise a ValueError if a split has no images or no objects, or none of its files exists."""
     if not len(images):
         raise ValueError(f"{path} has no image in its {name} split")
     if all(record.objects.crowd.all() for record in images.records):
@@ -296,6 +296,6 @@ def _check(path: str, name: str, images: DetectionImages) -> None:
     tried = images.some(NUM_DECODED)
     if not any((images.root / images.records[i].file_name).exists() for i in tried):
         raise ValueError(
-            f"the images of {path} are not there: looked for {images.source(0)}. Put them into "
+            f"the images of {path} are missing: looked for {images.source(0)}. Put them into "
             "images/ beside the json, or correct `file_name` in it"
         )

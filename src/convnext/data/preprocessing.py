@@ -1,12 +1,11 @@
 """From an image to the network's input: one object for training, evaluation, prediction, export.
 
-It is data that travels with a checkpoint. The pixels come from Pillow's antialiased resize and are
-the same bits on every machine (crops for training have ways of their own, `convnext.data.crops`).
-This module is for numpy and imports no torch; `convnext.data.tensors` computes the same bits of
-`normalize` for tensors, wherever they are.
+It is stored with a checkpoint. The pixels come from Pillow's antialiased resize and are the same
+bits on every machine (`convnext.data.crops` makes the crops for training). This module uses numpy
+and imports no torch; `convnext.data.tensors` computes the same bits for tensors on any device.
 
 Paper, appendix A (and its code): below 384 pixels the short side is resized to
-int(image_size / 0.875) and the centre is cropped; from 384 up the image is resized to the square.
+int(image_size / 0.875) and the center is cropped; from 384 up the image is resized to the square.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How any image becomes what the network sees; the fields are those of `InputRecipe`."""
+    """How a classifier's input is made from any image; the fields are those of `InputRecipe`."""
 
     normalizes: ClassVar[bool] = True
-    """Whether the network takes normalized values, and not those of the pixels."""
+    """Whether the network takes normalized values rather than pixel values."""
 
     image_size: int
     crop_pct: float
@@ -50,7 +49,7 @@ class Preprocessing:
         """Check every field.
 
         Raises:
-            ValueError: Naming the field, its value and what it can be.
+            ValueError: Names the field, its value and the allowed values.
         """
         if not _is_int(self.image_size) or self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size!r}, but must be a positive integer")
@@ -64,7 +63,7 @@ class Preprocessing:
         return "L" if self.in_chans == 1 else "RGB"
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """Return the pixels that the network sees, uint8 (C, H, W), of an image of any mode."""
+        """Return the network's view of an image of any mode, uint8 (C, H, W)."""
         image = as_mode(image, self.mode)
         size, resample = self.image_size, RESAMPLING[self.interpolation]
         if self.crop_pct == 1:
@@ -76,7 +75,7 @@ class Preprocessing:
         return to_array(image.crop((left, top, left + size, top + size)))
 
     def normalize(self, batch: Array) -> NDArray[np.float32]:
-        """Return pixels (N, C, H, W), 0 to 255, as fp32 of mean 0 and deviation 1."""
+        """Return pixels (N, C, H, W), 0 to 255, as fp32 of mean 0 and standard deviation 1."""
         return normalize(batch, self.mean, self.std)
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
@@ -90,7 +89,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Build from what `to_dict` returned.
+        """Build from the result of `to_dict`.
 
         Raises:
             ValueError: If a key is missing or unknown, or a value is wrong.
@@ -100,15 +99,15 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class DensePreprocessing:
-    """How any image becomes what a segmentor or a detector sees: whole, and in its own ratio."""
+    """How a dense network's input is made from any image: uncropped, aspect ratio kept."""
 
     normalizes: ClassVar[bool] = True
-    """Whether the network takes normalized values, and not those of the pixels."""
+    """Whether the network takes normalized values rather than pixel values."""
 
     image_size: int
     """The short side in pixels; 0 leaves images as they are."""
     max_size: int = 0
-    """The long side at most; 0 for no limit."""
+    """The maximum of the long side; 0 for no limit."""
     interpolation: Interpolation = "bilinear"
     in_chans: int = 3
     mean: tuple[float, ...]
@@ -118,7 +117,7 @@ class DensePreprocessing:
         """Check every field.
 
         Raises:
-            ValueError: Naming the field, its value and what it can be.
+            ValueError: Names the field, its value and the allowed values.
         """
         for name, value in (("image_size", self.image_size), ("max_size", self.max_size)):
             if not _is_int(value) or value < 0:
@@ -135,14 +134,14 @@ class DensePreprocessing:
         return "L" if self.in_chans == 1 else "RGB"
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height that an image of this size is resized to."""
+        """Return the (width, height) that an image of this size is resized to."""
         return fit_within(width, height, self.image_size, self.max_size)
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """Return the pixels that the network sees, uint8 (C, H, W), of an image of any mode.
+        """Return the network's view of an image of any mode, uint8 (C, H, W).
 
         Raises:
-            BadImage: If it is so much longer than wide that they would be too many.
+            BadImage: If the image is so elongated that it would have too many pixels.
         """
         image = as_mode(image, self.mode)
         size = self.size_of(*image.size)
@@ -157,7 +156,7 @@ class DensePreprocessing:
         return to_array(image)
 
     def normalize(self, batch: Array) -> NDArray[np.float32]:
-        """Return pixels (N, C, H, W), 0 to 255, as fp32 of mean 0 and deviation 1."""
+        """Return pixels (N, C, H, W), 0 to 255, as fp32 of mean 0 and standard deviation 1."""
         return normalize(batch, self.mean, self.std)
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,7 +165,7 @@ class DensePreprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DensePreprocessing:
-        """Build from what `to_dict` returned.
+        """Build from the result of `to_dict`.
 
         Raises:
             ValueError: If a key is missing or unknown, or a value is wrong.
@@ -175,10 +174,10 @@ class DensePreprocessing:
 
 
 def normalize(batch: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
-    """Return pixels (N, C, H, W) as fp32, less `mean`, by `std`, of values in [0, 1]."""
+    """Scale pixels (N, C, H, W) to [0, 1], subtract `mean` and divide by `std`, in fp32."""
     images = batch.astype(np.float32, order="C")
     means, stds = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (mean, std))
-    for image in images:  # One at a time stays in the cache from step to step.
+    for image in images:  # A single image stays in the cache between the operations.
         image /= np.float32(255)
         image -= means
         image /= stds
@@ -186,10 +185,10 @@ def normalize(batch: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> 
 
 
 def fit_within(width: int, height: int, short: int, long: int) -> tuple[int, int]:
-    """Return (width, height) scaled to a short side, or less where the long one would be too long.
+    """Return (width, height) scaled to a short side, or less if the long side would exceed its max.
 
-    Sides are rounded to the nearest pixel, as the toolbox of the published segmentors does; 0 is
-    no short side to reach, or no limit.
+    Sides are rounded to the nearest pixel, as in the toolbox of the published segmentors. A `short`
+    of 0 keeps the size, a `long` of 0 sets no limit.
     """
     factor = short / min(width, height) if short else 1.0
     if long:
@@ -198,7 +197,7 @@ def fit_within(width: int, height: int, short: int, long: int) -> tuple[int, int
 
 
 def fit_short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """Return (width, height) scaled so that the short side is `short`; the long one rounds down."""
+    """Return (width, height) scaled to a short side of `short`; the long side is rounded down."""
     width, height = size
     if width <= height:
         return short, max(short, int(short * height / width))
@@ -223,10 +222,10 @@ def _is_number(value: Any) -> bool:
 def _check_pixels(settings: Preprocessing | DensePreprocessing) -> None:
     if settings.interpolation not in get_args(Interpolation):
         choices = ", ".join(get_args(Interpolation))
-        raise ValueError(f"interpolation is {settings.interpolation!r}, but must be of {choices}")
+        raise ValueError(f"interpolation is {settings.interpolation!r}; choose one of {choices}")
     if not _is_int(settings.in_chans) or settings.in_chans not in (1, 3):
         raise ValueError(
-            f"in_chans is {settings.in_chans!r}, but images are read as greyscale (1) or RGB (3)"
+            f"in_chans is {settings.in_chans!r}, but images are read as gray-scale (1) or RGB (3)"
         )
     for name, value in (("mean", settings.mean), ("std", settings.std)):
         if not isinstance(value, tuple) or not all(map(_is_number, value)):

@@ -1,8 +1,8 @@
 """Masks as COCO's run lengths: a few hundred bytes each, whatever the size of the image.
 
 Runs go down the columns, background first. Their lengths are a list of integers ("uncompressed")
-or COCO's string ("compressed"); both are read, the string is written, because it is the form that
-COCO's own tools accept in results.
+or COCO's string ("compressed"). Both are read; the string is written, because COCO's own tools
+accept it in results.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Window = tuple[int, int, int, int]
-"""First and last column and row, x1 y1 x2 y2; the last ones are excluded."""
+"""Columns and rows x1 y1 x2 y2; x2 and y2 are excluded."""
 
 
 class RunLengths(TypedDict):
-    """A mask as COCO's results hold it."""
+    """A mask in the format of COCO's results."""
 
     size: list[int]
     """Height and width."""
@@ -26,14 +26,14 @@ class RunLengths(TypedDict):
 
 
 def encode(mask: NDArray[Any]) -> RunLengths:
-    """Return the run lengths of a mask (H, W); every value but 0 is inside."""
+    """Return the run lengths of a mask (H, W); all nonzero values are inside."""
     height, width = mask.shape
     inside = np.asarray(mask, bool)
     columns = np.flatnonzero(inside.any(0))
     if not len(columns):
         return {"size": [height, width], "counts": _write_counts([height * width])}
     first, last = int(columns[0]), int(columns[-1]) + 1
-    # Only the columns that have anything in them are put in order.
+    # Only columns that are not empty are transposed.
     values = np.zeros((last - first) * height + 2, bool)
     values[1:-1] = inside[:, first:last].T.ravel()
     bounds = np.flatnonzero(values[1:] != values[:-1]) + first * height
@@ -56,7 +56,7 @@ def decode(runs: Mapping[str, Any]) -> NDArray[np.bool_]:
 
 
 def decode_window(runs: Mapping[str, Any]) -> tuple[NDArray[np.bool_], Window]:
-    """Return the part of a mask that has anything in it, and where it is in the image.
+    """Return the part of a mask that is not empty, and its window in the image.
 
     Raises:
         ValueError: If the run lengths are damaged.
@@ -78,7 +78,7 @@ def decode_window(runs: Mapping[str, Any]) -> tuple[NDArray[np.bool_], Window]:
 
 
 def compress(runs: Mapping[str, Any]) -> RunLengths:
-    """Return run lengths with COCO's string in place of a list of counts.
+    """Return run lengths with COCO's string instead of a list of counts.
 
     Raises:
         ValueError: If they are damaged.
@@ -117,7 +117,7 @@ def _counts(runs: Mapping[str, Any], num_pixels: int) -> NDArray[np.int64]:
 
 
 def _read_counts(text: str | bytes) -> list[int]:
-    """Read COCO's string: characters of six bits from "0" on, as `_write_counts` writes them."""
+    """Read COCO's string, six bits per character from "0" on; the inverse of `_write_counts`."""
     counts: list[int] = []
     value = shift = 0
     for code in text.encode("ascii") if isinstance(text, str) else text:
@@ -134,7 +134,7 @@ def _read_counts(text: str | bytes) -> list[int]:
 
 
 def _write_counts(counts: Sequence[int]) -> str:
-    """Write counts as COCO's string, from the fourth on as the difference to the one two before."""
+    """Write COCO's string; from the fourth count on, the difference to the count two before."""
     characters: list[int] = []
     for i, count in enumerate(counts):
         value = count - counts[i - 2] if i > 2 else count

@@ -1,7 +1,7 @@
-"""Labelled images wherever they lie: in folders or in memory here, in shards in `data.shards`.
+"""Labeled images: in folders or in memory here, in shards in `data.shards`.
 
-A `Samples` is a sequence by index; what reads from it never asks which kind it is. `BadImages`
-counts those that cannot be read.
+`Samples` is a sequence by index with the same interface for every kind of storage. `BadImages`
+counts images that cannot be read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from convnext.data.images import BadImage, Header, Mode, as_mode, decode, read_h
 
 
 class Samples(ABC):
-    """A sequence of labelled images."""
+    """A sequence of labeled images."""
 
     labels: Sequence[int]
     """Position of each image's class in `ClassificationData.classes`."""
@@ -36,18 +36,18 @@ class Samples(ABC):
 
     @abstractmethod
     def source(self, index: int) -> str:
-        """Return where an image lies, for messages: a path, `shard!member`, or a name."""
+        """Return the location of an image for messages: a path, `shard!member`, or a name."""
 
     @abstractmethod
     def open(self, index: int, mode: Mode, *, at_least: int | None = None) -> Image.Image:
-        """Return an image; `at_least` as in `decode`.
+        """Return an image; for `at_least` see `decode`.
 
         Raises:
             BadImage: If it cannot be read.
         """
 
     def open_crop(self, index: int, mode: Mode, *, draw: Draw, size: int) -> tuple[Tensor, Box]:
-        """Return what a crop needs of an image, and the crop; all as in `decode_crop`.
+        """Return the pixels that a crop needs, and the crop; see `decode_crop`.
 
         Raises:
             BadImage: If it cannot be read.
@@ -57,7 +57,7 @@ class Samples(ABC):
 
     @abstractmethod
     def header(self, index: int) -> Header:
-        """Return what an image declares to be, without decoding it.
+        """Read the header of an image, without decoding it.
 
         Raises:
             BadImage: If it cannot be read.
@@ -65,38 +65,38 @@ class Samples(ABC):
 
     @abstractmethod
     def num_bytes(self, index: int) -> int:
-        """Return how much an image takes where it lies; 0 if it is gone."""
+        """Return the size of an image file in bytes; 0 if it is gone."""
 
     @property
     def is_remote(self) -> bool:
-        """Whether reading an image may have to fetch it first, with many others."""
+        """Whether reading an image may first fetch it, together with many others."""
         return False
 
     @property
     def shard_sizes(self) -> Sequence[int] | None:
-        """How many images each shard holds, one shard after the other; None if order is free."""
+        """Number of images per shard, in order; None if images can be read in any order."""
         return None
 
     def substitute(self, index: int, error: BadImage) -> int:
-        """Return which image to show for one that cannot be read: the next of its class."""
+        """Return the image that replaces one that cannot be read: the next of its class."""
         return int(self._next_of_class[index])
 
     def some(self, count: int, attempt: int = 0) -> list[int]:
-        """Return up to `count` images to judge all by: spread evenly, or quick to get.
+        """Return up to `count` indices as a sample of all images, spread evenly or quick to read.
 
-        Where those cannot be had, another attempt names others, until there are none.
+        If these cannot be read, another attempt returns others, until there are none left.
         """
         return [] if attempt else spread(len(self), count)
 
     def prefetch(self, shards: Iterable[int]) -> None:  # noqa: B027 - nothing, if all is local
-        """Begin to fetch shards, in this order, if they are remote."""
+        """Start fetching shards, in this order, if they are remote."""
 
     def read_ahead(self, index: int) -> None:  # noqa: B027
-        """Begin to fetch what follows an image, in the order of the samples, if it is remote."""
+        """Start fetching the images after this one, in storage order, if they are remote."""
 
     @cached_property
     def _next_of_class(self) -> NDArray[np.int64]:
-        """For each image the next one of its class, in a ring."""
+        """The next image of the same class for each image, cyclically."""
         following = np.zeros(len(self), np.int64)
         labels = np.asarray(self.labels)
         order = np.argsort(labels, kind="stable")
@@ -133,7 +133,7 @@ class FolderSamples(Samples):
 
 
 class ArraySamples(Samples):
-    """Greyscale images in memory."""
+    """Gray-scale images in memory."""
 
     def __init__(self, name: str, images: NDArray[np.uint8], labels: Sequence[int]) -> None:
         self.name = name
@@ -165,12 +165,12 @@ class Found:
     labels: Sequence[int]
     train: Sequence[int]
     val: Sequence[int] | None
-    """None where the data has no split of its own."""
+    """None if the data has no split of its own."""
     notes: tuple[str, ...]
     faults: tuple[str, ...]
-    """As in `ClassificationData`, but not repeated in `notes`."""
+    """See `ClassificationData`; not repeated in `notes`."""
     take: Callable[[Sequence[int]], Samples]
-    """Return some of the images as samples."""
+    """Returns some of the images as samples."""
 
     def with_train(self, train: Sequence[int]) -> Found:
         """Return the same with fewer training images."""
@@ -185,7 +185,8 @@ def spread(n: int, count: int) -> list[int]:
 def held_out(names: Sequence[str], share: float) -> set[str]:
     """Return the names with the smallest hashes: a share of them, at least one, never all.
 
-    It depends on the names alone: no seed or order changes it, and new images hardly.
+    The result depends on the names alone, not on a seed or an order, and hardly changes when
+    images are added.
     """
     count = max(1, round(share * len(names))) if len(names) > 1 else 0
     ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
@@ -193,38 +194,38 @@ def held_out(names: Sequence[str], share: float) -> set[str]:
 
 
 class Sources(Protocol):
-    """A sequence of images that knows where each lies."""
+    """A sequence of images that knows the location of each."""
 
     def __len__(self) -> int: ...
     def source(self, index: int) -> str: ...
 
 
 class BadImages:
-    """The images of a part that could not be read, each counted once however often it is met."""
+    """The images of a split that could not be read, each counted once."""
 
     def __init__(self, samples: Sources, *, max_share: float) -> None:
         self.samples = samples
         self.found: dict[int, BadImage] = {}
-        # A single bad image ends no run, however small the data set; unless none is allowed.
-        self.most = max(int(max_share * len(samples)), 1 if max_share > 0 else 0)
+        # A single bad image does not end a run on a small data set, unless none is allowed.
+        self.max_bad = max(int(max_share * len(samples)), 1 if max_share > 0 else 0)
 
     def __len__(self) -> int:
         return len(self.found)
 
     def update(self, records: Iterable[tuple[int, str]]) -> list[BadImage]:
-        """Take the `bad` of a batch; return what was not known before.
+        """Add the bad images of a batch; return the new ones.
 
         Raises:
             ValueError: If more images are bad than allowed.
         """
         new = {i: BadImage(self.samples.source(i), r) for i, r in records if i not in self.found}
         self.found |= new
-        if len(self.found) > self.most:
+        if len(self.found) > self.max_bad:
             some = "; ".join(str(bad) for bad in list(self.found.values())[:5])
             needed = len(self.found) / len(self.samples)
             raise ValueError(
                 f"{len(self.found):,} of {len(self.samples):,} images cannot be read, more than "
-                f"the {self.most:,} that are allowed: {some}. Mend or remove them (`convnext data` "
-                f"lists them all), or allow more with --loader.max_bad_share {needed + 0.01:.2f}"
+                f"the {self.max_bad:,} that are allowed: {some}. Fix or remove them (`convnext "
+                f"data` lists all), or allow more with --loader.max_bad_share {needed + 0.01:.2f}"
             )
         return list(new.values())

@@ -1,10 +1,9 @@
-"""Which images make up the batch of each step: a pure function of the seed and the step.
+"""The images of each step's batch: a pure function of the seed and the step.
 
-Shards are read in an order that is random, and yet takes few shards at a time and each of them
-once. The shards of an epoch are shuffled and laid end to end, and the row is cut into equal lanes.
-Within a lane images are shuffled inside windows, and a batch takes an equal share of every lane.
-Ranks, which take contiguous slices of a batch, so read different lanes, and with them different
-shards.
+Shards are read in a random order that needs few shards at a time and each of them once. The shards
+of an epoch are shuffled and laid end to end, and the row is cut into equal lanes. Within a lane
+images are shuffled inside windows, and a batch takes an equal share of every lane. Each rank takes
+a contiguous slice of a batch, so ranks read different lanes and thus different shards.
 
 At any time one window of every lane is in use. All windows together hold at least 8 shards and
 8,192 images, so that a batch draws from many more images than it shows even where the shards
@@ -23,28 +22,28 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 Draw = tuple[int, int]
-"""(round, index): the number of the round in which an image is drawn, and the image. No image is
-drawn twice in a round, so that the two are enough to seed its augmentation."""
+"""(round, index): the round in which an image is drawn, and the index of the image. No image is
+drawn twice in a round, so that both together can seed its augmentation."""
 
 
 class Draws(list[Draw]):
     """The draws of one step."""
 
     ahead: tuple[int, ...] = ()
-    """Shards that later steps will read, to be fetched by whoever reads this one."""
+    """Shards that later steps need; the reader of this step fetches them."""
 
 
 class StepBatches(Sampler[list[Draw]]):
-    """Yields the draws of one step after the other, from `start_step` on.
+    """Yields the draws of each step, from `start_step` on.
 
     Every epoch is a new permutation. Images that do not fill a last batch are left out of that
-    epoch; a set smaller than the batch is the batch. With "balanced" sampling an epoch is as long,
-    but every class fills an equal share of it: a rare class repeats its images, in a round each, a
-    frequent one shows a part of its own.
+    epoch. If there are fewer images than `batch_size`, all of them are the batch. With "balanced"
+    sampling an epoch has the same length, but every class fills an equal share of it: the images of
+    a rare class repeat, once per round, and only some of a frequent class are drawn.
 
-    With `shard_sizes` the permutation is that of `ShardOrder`, which reads few shards at a time.
+    With `shard_sizes`, `ShardOrder` gives the permutation, so that few shards are read at a time.
 
-    The batch of a step is the same however many ranks there are; each yields its own slice of it.
+    The batch of a step does not depend on the number of ranks; each rank yields its own slice.
     """
 
     def __init__(
@@ -60,19 +59,19 @@ class StepBatches(Sampler[list[Draw]]):
         start_step: int = 0,
         num_steps: int | None = None,
     ) -> None:
-        """Prepare.
+        """Prepare the sampler.
 
         Args:
             labels: The class of every image.
             batch_size: Images per step, over all ranks.
-            seed: Another one gives another order.
-            sampling: What an epoch shows; see above.
-            shard_sizes: How many of the images each shard holds, one shard after the other, where
-                reading at random would be slow; None for images that can be read in any order.
-            rank: Which slice of the batch to yield.
-            num_ranks: How many slices there are.
+            seed: Determines the order.
+            sampling: "uniform" or "balanced"; see above.
+            shard_sizes: Number of images per shard, in order, if random reads would be slow; None
+                for images that can be read in any order.
+            rank: The slice of the batch to yield.
+            num_ranks: The number of slices.
             start_step: The first step.
-            num_steps: The step to stop before, None for never.
+            num_steps: The step to stop before; None for no end.
         """
         if not len(labels):
             raise ValueError("there are no images to sample from")
@@ -135,10 +134,10 @@ class StepBatches(Sampler[list[Draw]]):
 
 
 def rank_slice(batch_size: int, rank: int, num_ranks: int) -> slice:
-    """Return which part of a batch is a rank's own; the sizes of two differ by one at most.
+    """Return the slice of a batch for a rank; the sizes of slices differ by at most one.
 
     Raises:
-        ValueError: If there is not an image for every rank.
+        ValueError: If there are fewer images than ranks.
     """
     if not 0 <= rank < num_ranks:
         raise ValueError(f"rank is {rank}, but must be one of the {num_ranks} from 0 on")
@@ -177,11 +176,11 @@ def epoch_draws(
 
 
 MAX_LANES = 64
-# Shards of a lane at least.
+# Minimum number of shards per lane.
 MIN_LANE = 2
-# Shards of a window: this many with up to 8 lanes, fewer with more.
+# Shards per window: the maximum with up to 8 lanes, fewer with more lanes.
 MIN_WINDOW, MAX_WINDOW = 2, 8
-# Images in all windows together at least.
+# Minimum number of images in all windows together.
 MIN_POOL = 8192
 
 
@@ -191,30 +190,30 @@ class _Row:
 
     shards: NDArray[np.int64]
     ends: NDArray[np.int64]
-    """Where in the row each of them ends."""
+    """Where in the row each shard ends."""
     shift: int
-    """Where in the row the epoch begins. It wraps around, so that what is left out at its end may
-    be any part of a shard."""
+    """Where in the row the epoch begins. It wraps around, so that the images left out at the end
+    may be any part of a shard."""
 
     def shards_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the shards that hold some places of the epoch."""
+        """Return the shards that hold the given places of the epoch."""
         places = (places + self.shift) % self.ends[-1]
         return self.shards[np.searchsorted(self.ends, places, side="right")]
 
 
 class ShardOrder:
-    """The order of every epoch, and which shards are to be fetched when.
+    """The order of images in every epoch, and the shards to prefetch at each step.
 
     Attributes:
-        num_lanes: A power of two.
-        lane_size: Images of a lane in an epoch.
-        window: Images of a window, about.
+        num_lanes: The number of lanes, a power of two.
+        lane_size: Images per lane in an epoch.
+        window: The approximate number of images per window.
     """
 
     def __init__(
         self, shard_sizes: Sequence[int], batch_size: int, part: slice, *, seed: int
     ) -> None:
-        """Plan for batches of `batch_size`, of which a reader takes `part`."""
+        """Plan for batches of `batch_size` images, of which a reader takes `part`."""
         self.sizes = np.asarray(shard_sizes, dtype=np.int64)
         self.starts = np.cumsum(self.sizes) - self.sizes
         self.seed = seed
@@ -234,7 +233,7 @@ class ShardOrder:
         windows = max(1, round(self.lane_size / wanted))
         self.edges = np.linspace(0, self.lane_size, windows + 1).astype(np.int64)
         self.window = -(-self.lane_size // windows)
-        # The lanes that the reader's part of a batch touches.
+        # The lanes that the reader's part of a batch comes from.
         self.lanes = np.arange(part.start // self.share, (part.stop - 1) // self.share + 1)
 
     def epoch(self, number: int) -> NDArray[np.int64]:
@@ -251,10 +250,10 @@ class ShardOrder:
         return lanes
 
     def ahead(self, step: int, *, is_first: bool, stop: int | None = None) -> tuple[int, ...]:
-        """Return the shards to begin fetching at a step, in the order of their use, before `stop`.
+        """Return the shards to start fetching at a step, in the order of use, before step `stop`.
 
-        As a lane moves through a window, the next one is asked for bit by bit, so that the load is
-        even and all of it is there in time. The first step of a run asks for its whole window.
+        As a lane moves through a window, the shards of the next one are requested step by step, so
+        that the load is even and all arrive in time. The first step requests its whole window.
         """
         distance = -(-self.window // self.share)
         within = step % self.steps_per_epoch

@@ -1,7 +1,7 @@
-"""What a user passes to `predict`, as a stream of images: files, globs, URLs, and images in memory.
+"""The input of `predict` as a stream of images: files, globs, URLs, and images in memory.
 
-Nothing is opened before its turn. An image that cannot be read is one `BadImage`, not the end of
-the run; input that could be understood in two ways is refused before anything runs.
+Images are opened one at a time. An unreadable image gives one `BadImage` and does not end the run.
+Ambiguous input is refused before anything runs.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class Source:
     """One image that has not been opened yet."""
 
     name: str
-    """For people: its path or URL, or "image_00003" for the fourth one, if it is in memory."""
+    """Its path or URL, or "image_00003" for the fourth image if it is in memory."""
     path: Path | None
     """Its file; None for a URL and for an image in memory."""
     opener: Callable[[Mode], Image.Image]
-    """Reads it; call `open`."""
+    """Reads the image; use `open`."""
 
     def open(self, mode: Mode = "RGB") -> Image.Image:
         """Return the image, upright, in 8 bits, in "RGB" or "L".
 
         Raises:
-            BadImage: If it cannot be fetched or decoded, and why.
+            BadImage: If it cannot be fetched or decoded; says why.
         """
         return self.opener(mode)
 
@@ -65,35 +65,34 @@ def image_sources(
     max_bytes: int = 64 * 2**20,
     timeout: float = 30.0,
 ) -> list[Source] | Iterator[Source]:
-    """Turn what a user passes to `predict` into images that are opened one by one.
+    """Turn the input of `predict` into images that are opened one by one.
 
     Args:
         images: One of these, or an iterable of them:
 
-            - a path, or a folder, which is searched with everything below it;
-            - a glob, such as "photos/*.jpg" or "photos/**/*.jpg"; without an ending of its own it
-              finds files with an image's ending only;
+            - a path, or a folder, which is searched recursively;
+            - a glob, such as "photos/*.jpg" or "photos/**/*.jpg"; a pattern without an extension
+              finds only files with an image extension;
             - an http or https URL of an image;
-            - a PIL image; it is treated as a file is: EXIF orientation is applied, transparency is
-              laid over white;
+            - a PIL image, which is treated like a file: EXIF orientation is applied, transparency
+              is laid over white;
             - a numpy array (H, W, 3) or (H, W) of uint8; (3, W, 3) is three rows high;
             - a torch tensor (3, H, W) or (N, 3, H, W) of uint8; (3, H, 3) is three columns wide.
-        channels: The order in arrays and tensors: "rgb", or "bgr" as OpenCV has it. Files, URLs and
-            PIL images know their own.
-        notice: Called with one line before anything is fetched.
-        max_bytes: The largest content of a URL.
-        timeout: Seconds that a server may be silent for.
+        channels: The order in arrays and tensors: "rgb", or "bgr" as in OpenCV. It does not apply
+            to files, URLs and PIL images.
+        notice: Called with one line before each download.
+        max_bytes: The maximum size of a download.
+        timeout: Seconds that a server may be silent.
 
     Returns:
         A list if the images can be counted beforehand: for lists, tuples and everything that is not
-        an iterable. Otherwise an iterator, which takes an item from `images` only when asked for
-        the next image, and copies arrays and tensors at that moment, so that a buffer may be used
-        again.
+        an iterable. Otherwise an iterator. It takes an item from `images` only when the next image
+        is requested, and copies arrays and tensors then, so that a buffer may be reused.
 
     Raises:
         ValueError: If a path that is given directly or in a list does not exist, if nothing is
-            found, or if an array has an ambiguous type or shape. The items of other iterables raise
-            it when their turn comes, but a path that does not exist is then a bad image only.
+            found, or if an array has an ambiguous type or shape. Items of other iterables raise it
+            in their turn, but there a path that does not exist is only a bad image.
         TypeError: If it is something else.
     """
     if channels not in ("rgb", "bgr"):
@@ -112,7 +111,7 @@ def image_sources(
 def read_images(
     sources: Iterable[Source], *, mode: Mode = "RGB"
 ) -> Iterator[tuple[Source, Image.Image | BadImage]]:
-    """Open images one by one; in place of one that cannot be read comes the error, with its reason.
+    """Open images one by one; yield the error instead of an image that cannot be read.
 
     The caller counts the errors and decides how many are too many.
     """
@@ -124,11 +123,11 @@ def read_images(
 
 
 def to_image(image: Any, *, channels: Channels = "rgb") -> Image.Image:
-    """Return an image in memory as a PIL image, without copying more than needed.
+    """Convert an image in memory to a PIL image, with as few copies as possible.
 
     Args:
-        image: A PIL image, a numpy array or a torch tensor, as for `image_sources`; not a batch.
-        channels: The order in an array or a tensor.
+        image: A PIL image, a numpy array or a torch tensor, see `image_sources`; not a batch.
+        channels: The channel order of an array or a tensor.
 
     Raises:
         ValueError: If the type or shape of an array is ambiguous.
@@ -155,14 +154,14 @@ class _Reader:
     channels: Channels
     download: Download
     count: int = 0
-    """Images so far, for the names of those in memory."""
+    """Number of images so far, for the names of images in memory."""
 
     def lazily(self, items: Iterable[Any]) -> Iterator[Source]:
         """Yield the images of an iterable that is read only once."""
         for item in items:
             is_path = isinstance(item, str | Path) and not is_url(item)
             if is_path and not Path(item).exists() and not glob.has_magic(str(item)):
-                yield self._file(Path(item))  # Opening it says that it does not exist.
+                yield self._file(Path(item))  # A missing file fails when it is opened.
             elif _is_lazy(item):
                 yield from self.lazily(item)
             else:
@@ -210,7 +209,7 @@ class _Reader:
             try:
                 converted = to_image(image, channels=self.channels)
                 converted.load()
-            except Exception as error:  # Pillow decodes a file that was opened only now.
+            except Exception as error:  # Pillow decodes an opened file only now.
                 raise BadImage(name, f"damaged ({error})") from error
             return converted
 
@@ -228,9 +227,9 @@ class _Reader:
 
 
 def matching_files(pattern: str) -> list[Path]:
-    """Return the files that a glob finds, sorted; `**` stands for any folders.
+    """Return the files that match a glob, sorted; `**` matches any folders.
 
-    A pattern without an ending, such as "photos/*", finds files with an image's ending only.
+    A pattern without an extension, such as "photos/*", finds only files with an image extension.
 
     Raises:
         ValueError: If there are none.
@@ -255,14 +254,14 @@ def _fail(error: BadImage, mode: Mode) -> Image.Image:
 
 
 def _is_lazy(images: Any) -> bool:
-    """Whether it is an iterable whose items are not all there yet, such as a generator."""
+    """Whether this is an iterable whose items do not all exist yet, such as a generator."""
     if isinstance(images, str | Path | bytes | dict | list | tuple | np.ndarray | Image.Image):
         return False
     return isinstance(images, Iterable) and not _is_tensor(images)
 
 
 def _is_tensor(image: Any) -> bool:
-    # Whoever has a tensor has imported torch.
+    # If torch is not imported, this cannot be a tensor.
     tensor = getattr(sys.modules.get("torch"), "Tensor", None)
     return tensor is not None and isinstance(image, tensor)
 
@@ -294,7 +293,7 @@ def _from_tensor(tensor: Any) -> np.ndarray[Any, Any]:
 
 
 def _check_array(array: np.ndarray[Any, Any]) -> None:
-    """Refuse an array that is not (H, W, 3) or (H, W) of uint8, and say how to make one."""
+    """Refuse an array that is not (H, W, 3) or (H, W) of uint8, and say how to convert it."""
     what = f"a numpy array of {array.dtype} with shape {array.shape}"
     if array.dtype != np.uint8:
         reason = _wrong_type(str(array.dtype), "image", 'image.astype("uint8")')

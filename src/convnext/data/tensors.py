@@ -1,6 +1,6 @@
-"""Pixels as tensors: what `convnext.data.preprocessing` computes in numpy, for training and torch.
+"""Normalization of tensors, with the same bits as `convnext.data.preprocessing` in numpy.
 
-Both give the same bits. This one runs on the device of the batch and keeps its memory format.
+It runs on the device of the batch and keeps its memory format.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from convnext.data.preprocessing import Pixels, to_array
 
 
 class Normalizing(Protocol):
-    """What a preprocessing says of the values that its network takes."""
+    """The part of a preprocessing that describes the values of the input."""
 
     @property
     def normalizes(self) -> bool: ...
@@ -26,7 +26,7 @@ class Normalizing(Protocol):
 
 
 class Preprocesses(Normalizing, Protocol):
-    """What turns an image into what a network takes."""
+    """A preprocessing that makes a network's input from an image."""
 
     def pixels(self, image: Image.Image) -> Pixels: ...
 
@@ -37,14 +37,14 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def to_batch(preprocessing: Preprocesses, image: Image.Image) -> Tensor:
-    """Return an image of any mode as the network takes it, fp32 (1, C, H, W)."""
+    """Return an image of any mode as a network's input, fp32 (1, C, H, W)."""
     return normalize_batch(preprocessing, torch.from_numpy(preprocessing.pixels(image))[None])
 
 
 def normalize_batch(preprocessing: Normalizing, batch: Tensor) -> Tensor:
-    """Return pixels (N, C, H, W), 0 to 255, as the fp32 values that a network takes.
+    """Return pixels (N, C, H, W), 0 to 255, as a network's input in fp32.
 
-    They have mean 0 and deviation 1, unless the network normalizes itself.
+    It has mean 0 and standard deviation 1, unless the network normalizes itself.
     """
     if not preprocessing.normalizes:
         return batch.float()
@@ -52,9 +52,9 @@ def normalize_batch(preprocessing: Normalizing, batch: Tensor) -> Tensor:
 
 
 def normalize(batch: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return uint8 pixels (N, C, H, W) as fp32, less `mean`, by `std`, of values in [0, 1].
+    """Scale uint8 pixels (N, C, H, W) to [0, 1], subtract `mean` and divide by `std`, in fp32.
 
-    The memory format stays as it is.
+    The memory format is kept.
     """
     means, stds = (torch.tensor(values, device=batch.device) for values in (mean, std))
     images = torch.empty_like(batch, dtype=torch.float32)
@@ -63,10 +63,10 @@ def normalize(batch: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
         means, stds = means.view(-1, 1, 1), stds.view(-1, 1, 1)
     else:
         source, target = batch.permute(0, 2, 3, 1), images.permute(0, 2, 3, 1)  # N H W C
-        if source.is_contiguous():  # Loops over three channels are slow, over rows they are fast.
+        if source.is_contiguous():  # Loops over rows are faster than loops over three channels.
             means, stds = means.repeat(batch.shape[3]), stds.repeat(batch.shape[3])
             source, target = source.flatten(2), target.flatten(2)  # N H WC
-    # On a CPU one image at a time, which stays in the cache from step to step.
+    # On a CPU one image at a time, which stays in the cache between the operations.
     size = 1 if batch.device.type == "cpu" else max(1, len(batch))
     for pixels, part in zip(torch.split(source, size), torch.split(target, size), strict=True):
         part.copy_(pixels).div_(255).sub_(means).div_(stds)

@@ -1,4 +1,4 @@
-"""Work in a few threads: many items at once, or the next one while the last one is used."""
+"""Work in a few threads: many items at once, or the next item while the last one is used."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def for_each(
 ) -> None:
     """Call `work` with 0 .. count - 1 in a few threads, with a progress bar on `console`.
 
-    By default there are as many threads as the processor has use for; work that waits for a network
-    may want more.
+    The default number of threads suits the processor; work that waits for a network needs more.
     """
     threads = min(threads or min(8, os.cpu_count() or 1), max(count, 1))
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -46,23 +45,23 @@ def for_each(
 
 
 def items_of(loader: DataLoader[Any], device: torch.device) -> Iterable[Any]:
-    """Return what a loader yields, one ahead if that takes nothing from the network.
+    """Return the items of a loader, prefetching one unless that slows down the network.
 
-    On a CPU it would: a network whose threads wait for each other lost 12 s to 4 s of decoding on
-    one of two cores (LOG.md). Processes of the loader work ahead already.
+    On a CPU it would: decoding for 4 s on one of two cores cost a network 12 s, because its threads
+    wait for each other (LOG.md). A loader with worker processes prefetches already.
     """
     return loader if device.type == "cpu" or loader.num_workers else ahead(loader)
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
-    """Yield items in their order, each of which a thread has made meanwhile, one ahead.
+    """Yield items in order, while a thread makes the next one.
 
-    Decoding an image lets go of the interpreter, and so do the layers of a network: on one machine
-    they run beside each other. What making an item raises is raised where it would be yielded.
+    Decoding and the layers of a network release the interpreter lock, so both run in parallel. An
+    exception from making an item is raised where the item would be yielded.
     """
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as thread:
         coming = thread.submit(next, iterator, end)
         while (item := coming.result()) is not end:
             coming = thread.submit(next, iterator, end)
-            yield item  # type: ignore[misc]  # It is no end.
+            yield item  # type: ignore[misc]  # It is not the end marker.

@@ -1,4 +1,4 @@
-"""What the verbs return: predictions, scores, exported files, embeddings.
+"""The return values of the API: predictions, scores, exported files, embeddings.
 
 Nothing here imports torch or timm.
 """

@@ -1,4 +1,4 @@
-"""What the files of a result are called: valid on every system, and never written over another."""
+"""Names for the files of results: valid on every system, and never those of existing files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 from convnext.data.downloads import file_name, is_url
 from convnext.data.drawing import MAX_NAME
 
-# Names that Windows keeps for devices, whatever their ending.
+# Names that Windows reserves for devices, with any extension.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 
 
 def file_stem(source: str | Path) -> str:
-    """Return what the files of a result are called: a name that every system takes.
+    """Return a name for the files of a result that is valid on every system.
 
     Args:
-        source: A path, which loses its ending; a URL, of which the last part counts; or any name.
+        source: A path, without whose extension the name is made; a URL, whose last part is used; or
+            any name.
     """
     if isinstance(source, Path):
         source = source.stem
@@ -34,7 +35,7 @@ def file_stem(source: str | Path) -> str:
 
 @contextmanager
 def free_name(folder: Path, stem: str, endings: Sequence[str]) -> Iterator[str]:
-    """Yield a name of which no file exists, and keep other threads and processes off it."""
+    """Yield a name that no file has, and reserve it against other threads and processes."""
     folder.mkdir(parents=True, exist_ok=True)
     number, name = 1, stem
     while True:

@@ -1,4 +1,4 @@
-"""Text in pictures: fonts that have the characters of a name, readable sizes, widths that fit."""
+"""Text in pictures: fonts with the characters of a name, readable sizes, and widths that fit."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-# The smallest and the largest text, in pixels, and how many lines a square image would hold.
+# Minimum and maximum text size in pixels, and the lines of text that would fill a square image.
 MIN_TEXT, MAX_TEXT, LINES = 13, 96, 46
 
 # DejaVu has Latin, Greek, Cyrillic, Hebrew and Arabic. These system fonts have Korean, Chinese and
-# Japanese, in the order Windows, macOS, Linux; the first that has all characters of a name is used.
+# Japanese, in the order Windows, macOS, Linux; the first with all characters of a name is used.
 SYSTEM_FONTS = (
     "malgun.ttf",
     "msyh.ttc",
@@ -37,7 +37,7 @@ SYSTEM_FONTS = (
 
 
 def text_size(size: tuple[int, int]) -> int:
-    """Return the height in pixels of text that is readable on an image of `size` (W, H)."""
+    """Return the height in pixels of readable text on an image of `size` (W, H)."""
     return round(min(max(math.sqrt(size[0] * size[1]) / LINES, MIN_TEXT), MAX_TEXT))
 
 
@@ -59,7 +59,7 @@ def readable(name: str, label: int) -> str:
 
 
 def fitted(text: str, width: float, size: int, *, bold: bool = False) -> str:
-    """Return a text that is at most `width` pixels wide, cut with "…" if need be."""
+    """Return a text that is at most `width` pixels wide, cut with "…" if needed."""
     if text_width(text, size, bold=bold) <= width:
         return text
     low, high = 0, len(text)
@@ -96,7 +96,7 @@ def _drawable(text: str, size: int, bold: bool) -> Font:
 
 @cache
 def _dejavu(file: str) -> str | None:
-    """Return the path of a font that matplotlib ships with, without importing matplotlib."""
+    """Return the path of a font that is bundled with matplotlib, without importing matplotlib."""
     package = importlib.util.find_spec("matplotlib")
     if package is None or package.origin is None:
         return None
@@ -114,7 +114,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
 
 @cache
 def _has_glyph(name: str, character: str) -> bool:
-    """Whether a font has a character: it does not draw the box that stands for missing ones."""
+    """Whether a font has a character, and does not draw the box for missing ones."""
     font = _font(name, 20)
     if font is None:
         return False

@@ -18,24 +18,24 @@ from convnext.results.fonts import fitted, text_size, text_width, write
 
 # An image whose longer side is shorter than this is enlarged before anything is written on it.
 SMALL_SIDE = 480
-# The widest panel below an image, in text sizes: longer bars are hard to read.
+# Maximum width of a panel below an image, in text sizes: longer bars are hard to read.
 PANEL_WIDTH = 60
 PAPER, INK, PALE, TRACK, ACCENT = "#ffffff", "#1d2430", "#667080", "#e2e6eb", "#1f66b5"
 
-# How much of a masked pixel is the color of the object, and of a frame around a mask, which would
-# otherwise hide a small one.
+# Opacity of the color of an object in its mask, and in a frame around the mask, which could hide a
+# small mask otherwise.
 TINT, FAINT = 0.4, 0.45
 # With more objects than this, names would hide the image.
 MAX_NAMES = 60
-# A name of which more important ones would hide a larger share is left out.
+# A caption is left out if more important ones would hide more than this share of it.
 MAX_HIDDEN = 0.1
-# So many objects have a color of their own where all are of one class.
+# If all objects are of one class, this many have a color of their own.
 NUM_COLORS = 24
 MAX_LEGEND = 24
 
 
 def blend(below: NDArray[np.uint8], above: NDArray[np.uint8], alpha: float) -> NDArray[np.uint8]:
-    """Return colors with others laid over them, whose share is `alpha` in [0, 1]."""
+    """Blend colors over others, with the opacity `alpha` in [0, 1]."""
     mixed = below + np.float32(alpha) * (above.astype(np.float32) - below)
     return mixed.round().astype(np.uint8)
 
@@ -58,7 +58,7 @@ def enlarged_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def stacked(image: Image.Image, panel: Image.Image) -> Image.Image:
-    """Return an image with a panel below it, both in the middle of a white page."""
+    """Return an image with a panel below it, both centered on a white page."""
     width = max(image.width, panel.width)
     page = Image.new("RGB", (width, image.height + panel.height), PAPER)
     page.paste(image, ((width - image.width) // 2, 0))
@@ -67,7 +67,7 @@ def stacked(image: Image.Image, panel: Image.Image) -> Image.Image:
 
 
 def panel_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return the width of a panel below an image of `size` (W, H), and that of its text."""
+    """Return the width of a panel below an image of `size` (W, H), and its text size."""
     text = text_size(size)
     return max(min(size[0], PANEL_WIDTH * text), SMALL_SIDE), text
 
@@ -75,13 +75,13 @@ def panel_size(size: tuple[int, int]) -> tuple[int, int]:
 def bar_panel(
     width: int, text: int, bars: Sequence[tuple[str, float]], *, full: float = 1.0
 ) -> Image.Image:
-    """Return a line for each (name, share of `full`): the name, a bar and a percentage.
+    """Return a panel with a line for each name and share: the name, a bar and a percentage.
 
     Args:
-        width: Pixels.
-        text: Size of the text in pixels.
-        bars: The first one is emphasized.
-        full: The share that fills the whole bar.
+        width: The width of the panel in pixels.
+        text: The text size in pixels.
+        bars: Names and shares; the first one is emphasized.
+        full: The share that fills a whole bar.
     """
     line, pad = round(1.7 * text), text
     panel = Image.new("RGB", (width, line * len(bars) + 2 * pad), PAPER)
@@ -104,14 +104,14 @@ def bar_panel(
 
 
 def percent(share: float) -> str:
-    """Return a share in [0, 1] as a percentage; one that is not 0 does not look like 0."""
+    """Return a share in [0, 1] as a percentage; only 0 is shown as 0."""
     return "<0.1%" if 0 < share < 0.001 else f"{100 * share:.1f}%"
 
 
 def legend_panel(
     width: int, text: int, entries: Sequence[tuple[str, NDArray[np.uint8]]], note: str = ""
 ) -> Image.Image:
-    """Return colored squares with names in as many columns as fit, and a pale note at the end."""
+    """Return colored squares with names, in as many columns as fit, and a pale note at the end."""
     line, pad, square = round(1.6 * text), text, round(0.9 * text)
     indent = square + text // 2
     room = width - 2 * pad
@@ -138,12 +138,12 @@ def legend_panel(
 
 
 class MaskPart(NamedTuple):
-    """The part of a mask that has anything in it."""
+    """The part of a mask that is not empty."""
 
     inside: NDArray[np.bool_]
     """(h, w)"""
     window: Window
-    """Where it is in the image."""
+    """Its position in the image."""
 
 
 def draw_objects(
@@ -158,18 +158,18 @@ def draw_objects(
 
     Args:
         image: Enlarged if it is small.
-        boxes: x1 y1 x2 y2 in pixels of the image as given.
+        boxes: x1 y1 x2 y2 in pixels of the original image.
         colors: One per object.
-        captions: One per object, the most important first. None is written with more than
-            `MAX_NAMES` objects, and those that more important ones would hide are left out.
-        masks: One per object, in pixels of the image as given.
+        captions: One per object, the most important first. With more than `MAX_NAMES` objects, none
+            is written. Captions that more important ones would hide are left out.
+        masks: One per object, in pixels of the original image.
     """
     picture, factor = enlarged(image)
     text = text_size(picture.size)
     width = max(1, round(text / 7))
     pixels = np.array(picture)
     scaled = boxes.astype(np.float64) * factor
-    # The largest come first, so that none hides a smaller one.
+    # Draw the largest first, so that none hides a smaller one.
     order = np.argsort(-(scaled[:, 2:] - scaled[:, :2]).prod(1), kind="stable").tolist()
     if masks is not None:
         parts = list(masks)
@@ -197,7 +197,7 @@ def _tint(
     if factor > 1:
         inside = inside.repeat(factor, 0).repeat(factor, 1)
     window = pixels[y1 * factor : y2 * factor, x1 * factor : x2 * factor]
-    # A table of what each value becomes: a mask may be as large as a large image.
+    # A lookup table, because a mask may be as large as the image.
     tinted = blend(np.arange(256, dtype=np.uint8)[:, None], color[None], TINT)
     for channel in range(3):
         plane = window[..., channel]
@@ -209,7 +209,7 @@ def _eroded(inside: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
     """Return the pixels that are at least `width` pixels away from the edge of a mask."""
     core = inside
     for axis in (0, 1):
-        # A window of 2 width + 1 pixels by doubling: the work grows with the log of the width.
+        # Doubling up to a window of 2 width + 1 pixels takes only log(width) steps.
         padding = [(0, 0), (0, 0)]
         padding[axis] = (width, width)
         core = np.moveaxis(np.pad(core, padding), axis, 0)
@@ -253,7 +253,7 @@ def _write_captions(
     captions: Sequence[str],
     text: int,
 ) -> None:
-    """Write a chip at each box, where it covers the chips that are there already the least."""
+    """Write a chip at each box, at the position where it covers the existing chips the least."""
     taken = np.zeros((0, 4))
     chips = []
     for box, color, caption in zip(boxes, colors, captions, strict=True):
@@ -314,9 +314,9 @@ def overlay(
     *,
     alpha: float = 0.55,
 ) -> Image.Image:
-    """Return an RGB image under the colors of its labels, whose share is `alpha` in [0, 1].
+    """Return an RGB image with the colors of its labels on top, with opacity `alpha` in [0, 1].
 
-    Pixels whose value is not a class stay as they are.
+    Pixels whose value is not a class do not change.
 
     Raises:
         ValueError: If the sizes differ.
@@ -338,7 +338,7 @@ def overlay(
 def index_image(mask: NDArray[np.integer], colors: NDArray[np.uint8]) -> Image.Image:
     """Return an image whose values are the class indices.
 
-    Up to 256 classes it has a palette and looks like its classes; more are 16-bit gray.
+    For up to 256 classes it has a palette with the class colors; beyond that it is 16-bit gray.
     """
     if len(colors) > 256:
         return Image.fromarray(mask.astype(np.uint16))

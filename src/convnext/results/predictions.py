@@ -1,6 +1,6 @@
 """Predictions for one image: its classes, its objects, or the class of every pixel.
 
-Each can be drawn, saved and turned into JSON. Nothing here needs torch.
+Each can be drawn, saved and converted to JSON. Nothing here needs torch.
 
 Shapes: H, W height and width of the image; K classes; M objects.
 """
@@ -32,36 +32,36 @@ from convnext.results.pictures import percent
 
 
 class Guess(NamedTuple):
-    """A class and how probable it is."""
+    """A class and its probability."""
 
     name: str
     probability: float
 
 
 class Area(NamedTuple):
-    """How much of an image one class covers."""
+    """The share of an image that a class covers."""
 
     name: str
     label: int
     pixels: int
     share: float
-    """Of the image, in [0, 1]."""
+    """Share of the image, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class _Result:
-    """What the predictions of all tasks have in common."""
+    """Base class of the predictions of all tasks."""
 
     path: Path | None = None
     """The file of the image; None for a URL and for an image in memory."""
     size: tuple[int, int]
     """Height and width of the image in pixels."""
     names: tuple[str, ...]
-    """Of all K classes, in the order of the labels."""
+    """Names of all K classes, in the order of the labels."""
     source: str = ""
-    """For people: the path or URL of the image, or what an image in memory is called."""
+    """The path or URL of the image, or the name of an image in memory."""
     image: Any = field(default=None, compare=False, repr=False)
-    """The image, if it came from memory: what `to_image` takes. Not part of comparisons."""
+    """The image if it came from memory, as accepted by `to_image`. Ignored in comparisons."""
 
     def __post_init__(self) -> None:
         if self.path is not None:
@@ -90,12 +90,12 @@ class _Result:
     def save(self, folder: str | Path, *, image: Any = None) -> tuple[Path, ...]:
         """Write NAME.png with the picture and NAME.json into a folder, and a mask if there is one.
 
-        NAME is that of the image, in a form that every system takes. Files that exist are never
+        NAME is the name of the image, made valid for every system. Existing files are never
         overwritten: another result of the same name becomes NAME_2.
 
         Args:
-            folder: Created if needed.
-            image: As for `plot`.
+            folder: The folder, which is created if needed.
+            image: See `plot`.
 
         Returns:
             The paths of the files, the picture first and the JSON last.
@@ -119,7 +119,7 @@ class _Result:
         return tuple(written)
 
     def _extra_pictures(self) -> dict[str, Image.Image]:
-        """Return pictures to save beside the plot, by what their names end with."""
+        """Return pictures to save beside the plot, by the suffix of their names."""
         return {}
 
     def _background(self, image: Any) -> Image.Image:
@@ -189,7 +189,7 @@ class Classification(_Result):
         """Return the image with bars of the k most probable classes below it.
 
         Args:
-            image: Drawn on in place of the image of the result.
+            image: Drawn on instead of the image of the result.
             k: How many classes.
 
         Raises:
@@ -221,9 +221,9 @@ class Classification(_Result):
 
 
 class _MaskField:
-    """Masks that are kept as run lengths and read as an array.
+    """Masks that are stored as run lengths and read as an array.
 
-    A hundred masks of a large photo would take a gigabyte otherwise.
+    As arrays, a hundred masks of a large photo would take a gigabyte.
     """
 
     @overload
@@ -249,7 +249,7 @@ class _MaskField:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Detections(_Result):
-    """The objects on an image, the highest score first."""
+    """The objects in an image, the highest score first."""
 
     boxes: NDArray[np.float32]
     """(M, 4) as x1 y1 x2 y2 in pixels of the image."""
@@ -258,9 +258,9 @@ class Detections(_Result):
     labels: NDArray[np.int64]
     """(M,) class indices, from 0."""
     masks: _MaskField = _MaskField()
-    """(M, H, W) booleans, or None without masks. They are kept compressed (`run_lengths`) and
-    unpacked at each access: bind them to a name before a loop. Given as an array, or as COCO's run
-    lengths, one per object."""
+    """(M, H, W) booleans, or None without masks. They are stored as `run_lengths` and decoded at
+    each access: assign them to a variable before a loop. The constructor takes an array, or COCO's
+    run lengths, one per object."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -302,7 +302,7 @@ class Detections(_Result):
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many objects of each class there are, the most frequent first."""
+        """The number of objects per class, the most frequent first."""
         return dict(Counter(self.names[label] for label in self.labels.tolist()).most_common())
 
     def plot(self, *, image: Any = None) -> Image.Image:
@@ -311,7 +311,7 @@ class Detections(_Result):
         An image whose longer side is below 480 pixels is enlarged by a whole factor.
 
         Args:
-            image: Drawn on in place of the image of the result.
+            image: Drawn on instead of the image of the result.
 
         Raises:
             ValueError: If there is no image to draw on, or it has another size.
@@ -367,8 +367,8 @@ class Detections(_Result):
         """Return the objects as COCO's results, with boxes as x, y, width, height.
 
         Args:
-            image_id: Of the image, in the annotation file.
-            category_ids: Of each class, in the order of `names`; None for 1 to K.
+            image_id: The id of the image in the annotation file.
+            category_ids: The id of each class, in the order of `names`; None for 1 to K.
 
         Raises:
             ValueError: If there is not one id per class.
@@ -422,7 +422,7 @@ class Segmentation(_Result):
     mask: NDArray[Any]
     """(H, W) class indices: uint8 for up to 256 classes, else int32."""
     probabilities: NDArray[np.float32] | None = None
-    """(K, H, W) in [0, 1], or None if they were not asked for."""
+    """(K, H, W) in [0, 1], or None if they were not requested."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -446,13 +446,13 @@ class Segmentation(_Result):
         )
 
     def plot(self, *, image: Any = None, alpha: float = 0.55) -> Image.Image:
-        """Return the image under the colors of its classes, with a legend below it.
+        """Return the image with the colors of its classes on top and a legend below it.
 
         An image whose longer side is below 480 pixels is enlarged by a whole factor.
 
         Args:
-            image: Drawn on in place of the image of the result.
-            alpha: The share of the colors, in [0, 1].
+            image: Drawn on instead of the image of the result.
+            alpha: The opacity of the colors, in [0, 1].
 
         Raises:
             ValueError: If there is no image to draw on, it has another size, or alpha is wrong.
@@ -506,7 +506,7 @@ def _array(value: Any, dtype: Any, shape: tuple[int, ...], name: str) -> NDArray
 
 
 def _in_unit(values: NDArray[Any], name: str) -> NDArray[Any]:
-    # Not a number fails both comparisons.
+    # NaN fails both comparisons.
     if values.size and not (values.min() >= 0 and values.max() <= 1):
         raise ValueError(
             f"{name} must be in [0, 1], not from {values.min():g} to {values.max():g}; logits need "
@@ -540,7 +540,7 @@ def _rounded(value: Any) -> float:
 
 
 def _first(items: Sequence[str], number: int, noun: str) -> str:
-    """Return the first items of a list, and how many more there are."""
+    """Return the first items of a list and the number of the others."""
     more = len(items) - number
     shown = ", ".join(items[:number])
     return f"{shown} and {more} more {noun}" if more > 0 else shown

@@ -1,4 +1,4 @@
-"""What the verbs return besides predictions: scores, exported files, embeddings."""
+"""The return values besides predictions: scores, exported files, embeddings."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Scores(Mapping[str, float]):
 
     scores: Mapping[str, float]
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict, kw_only=True)
-    """By class name, then by the name of the score."""
+    """Scores by class name, then by the name of the score."""
     evaluation: Any = field(default=None, repr=False, compare=False)
-    """All that was measured, as the task has it: `to_dict()`, `print(console)`, `write(folder)`."""
+    """The full results of the task: `to_dict()`, `print(console)`, `write(folder)`."""
 
     def __post_init__(self) -> None:
         if "per_class" in self.scores:
@@ -67,15 +67,15 @@ class Scores(Mapping[str, float]):
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A file that a model was exported to, and how it compares with the model."""
+    """An exported file, and how it compares with the model."""
 
     path: Path
     proof: Mapping[str, Any]
-    """What was measured when the file was run beside the model, as plain values."""
+    """The comparison of the file with the model, as plain values."""
     size: int | None = None
-    """In bytes, with the weights beside it where the format keeps them apart."""
+    """Size in bytes, including a separate file of weights if the format has one."""
     proof_path: Path | None = None
-    """Where the proof is written."""
+    """The file with the proof."""
 
     def __post_init__(self) -> None:
         _set(self, "path", Path(self.path))
@@ -97,7 +97,7 @@ class Embeddings:
     vectors: NDArray[np.float32]
     """(N, C)"""
     paths: tuple[str, ...]
-    """Of the images: a path, a URL, or what an image in memory is called."""
+    """The path or URL of each image, or the name of an image in memory."""
 
     def __post_init__(self) -> None:
         _set(self, "paths", tuple(str(path) for path in self.paths))
@@ -127,7 +127,7 @@ class Embeddings:
         """Write a .npz with `vectors` and `paths`, or a .csv with a row per image.
 
         Raises:
-            ValueError: If the path has another ending.
+            ValueError: If the path has another extension.
         """
         if Path(path).suffix == ".npz":
             with atomic_write(path) as temporary, open(temporary, "wb") as file:
@@ -158,11 +158,11 @@ def _json_number(value: float) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions(Sequence[Any]):
-    """The results of images, in order: a sequence of what the task gives for one image."""
+    """The results of images, in order: a sequence with one result per image."""
 
     results: tuple[Any, ...]
     bad_images: tuple[tuple[str, str], ...] = ()
-    """Images that could not be read, and why."""
+    """Images that could not be read, with the reason."""
 
     @overload
     def __getitem__(self, index: int) -> Any: ...

@@ -111,7 +111,7 @@ def test_faults_of_images(tmp_path: Path, kind: str, images: list[Any], fatal: b
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "is a list: results"),
+        ("[]", "is a list, either results"),
         ("{", "is not JSON"),
         ('{"images": []}', "no list 'annotations'"),
         ('{"images": [1], "annotations": [], "categories": []}', "number 0 of 'images'"),

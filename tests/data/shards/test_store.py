@@ -106,7 +106,7 @@ def test_a_wrong_content_is_not_accepted(served, make_store):
     with pytest.raises(Unavailable, match="SHA-256 is not the one"):
         make_store(retries=1).get(remote(served, sha256="0" * 64))
     assert served.requests["a"] == 2
-    with pytest.raises(Unavailable, match="more than 1,000 bytes, which is all that is taken"):
+    with pytest.raises(Unavailable, match="more than 1,000 bytes, the limit"):
         make_store(retries=0).get(remote(served, "b", num_bytes=1000))
 
 

@@ -88,7 +88,7 @@ def test_a_pair_that_cannot_be_used_is_replaced_and_named(tmp_path: Path) -> Non
     assert root_val[0].mask.shape == (40, 48)
     for path in (root / "annotations/train").iterdir():
         path.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="not one training image can be used"):
+    with pytest.raises(ValueError, match="none of the training images can be used"):
         TrainDataset(data.train, PLAIN, seed=0)[0, 1]
 
 

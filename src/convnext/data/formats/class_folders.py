@@ -1,4 +1,4 @@
-"""Class folders: a data set as files below folders that are named after the classes."""
+"""Class folders: images in folders that are named after their classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAYOUTS = (
 
 
 def is_split(folders: dict[str, Path]) -> bool:
-    """Tell a training part from a class of that name, beside bus/ and car/, say."""
+    """Tell a training split from a class called "train", next to bus/ and car/ for example."""
     if "train" not in folders:
         return False
     has_classes = any(p.is_dir() for p in listing(folders["train"]))
@@ -26,7 +26,7 @@ def is_split(folders: dict[str, Path]) -> bool:
 
 
 def find_split(root: Path, folders: dict[str, Path]) -> Found:
-    """List train/CLASS/* and val/CLASS/* below `root`, whose `subfolders` are `folders`.
+    """List train/CLASS/* and val/CLASS/* in `root`, whose `subfolders` are `folders`.
 
     Raises:
         ValueError: If there is no class folder with images.
@@ -63,7 +63,7 @@ def find_split(root: Path, folders: dict[str, Path]) -> Found:
 
 
 def find_plain(root: Path) -> Found:
-    """List CLASS/* below `root`, as training images without a split.
+    """List CLASS/* in `root` as training images without a split.
 
     Raises:
         ValueError: If there is no class folder with images.
@@ -100,7 +100,7 @@ def _class_names(
     """Return the sorted names of the classes that have images.
 
     Raises:
-        ValueError: If none has.
+        ValueError: If no class has images.
     """
     if not present:
         raise ValueError(f"no class folders with images in {folder}: {_seen(folder)}; {LAYOUTS}")
@@ -111,7 +111,7 @@ def _class_names(
 
 
 def _seen(folder: Path) -> str:
-    """Say in a few words what a folder holds."""
+    """Describe the contents of a folder in a few words."""
     entries = listing(folder)
     folders = [p.name for p in entries if p.is_dir()]
     endings = Counter(p.suffix.lower() or "no ending" for p in entries if p.is_file())
@@ -123,12 +123,12 @@ def _seen(folder: Path) -> str:
 
 
 def walk_files(folder: Path) -> list[str]:
-    """Return the names of all files below a folder, relative and sorted, hidden ones left out."""
+    """Return the relative names of all files below a folder, sorted, without hidden ones."""
     names: list[str] = []
     visited: set[str] = set()
     for here, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
-        if real in visited:  # A link that leads back up.
+        if real in visited:  # A link back to a parent folder.
             folders.clear()
             continue
         visited.add(real)
@@ -162,10 +162,10 @@ def _walk(folder: Path, faults: list[str]) -> dict[str, list[str]]:
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
-    """Return the folders in a folder by their names in lower case."""
+    """Return the folders in a folder by their lowercase names."""
     return {p.name.lower(): p for p in listing(folder) if p.is_dir()}
 
 
 def listing(folder: Path) -> list[Path]:
-    """Return what a folder holds, hidden entries left out."""
+    """Return the entries of a folder without hidden ones."""
     return sorted(p for p in folder.iterdir() if not p.name.startswith("."))

@@ -1,8 +1,8 @@
 """COCO's json of objects, read and checked before anything trains on it.
 
-What is wrong with one image or one object becomes a fault with the file, the id and what to do;
-the object is left out or mended, so that one slip among a million does not end a run. What makes
-the whole file ambiguous is a fault that training refuses.
+An error in a single image or object becomes a fault with the file, the id and the remedy; the
+object is left out or fixed, so that one error in a million does not end a run. Training refuses
+faults that make the whole file ambiguous.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from convnext.data.images import MAX_PIXELS
 from convnext.data.masks import Mask, area_of, num_pixels
 
-# Pixels by which boxes may leave the image by rounding alone.
+# Boxes may extend this many pixels beyond the image because of rounding.
 ROUNDING = 1.0
 UNUSED = "unused category"
 FIX = "`convnext data PATH --task detect --fix` "
@@ -29,7 +29,7 @@ FIX = "`convnext data PATH --task detect --fix` "
 
 @dataclass(frozen=True, kw_only=True)
 class Objects:
-    """What is on an image, one row per object."""
+    """The objects of an image, one row per object."""
 
     ids: tuple[int, ...]
     boxes: NDArray[np.float64]
@@ -39,9 +39,9 @@ class Objects:
     areas: NDArray[np.float64]
     """(M,) in square pixels."""
     crowd: NDArray[np.bool_]
-    """(M,) whether it is a region of many objects that are not told apart."""
+    """(M,) whether it is a crowd: a region of objects that are not labeled one by one."""
     masks: tuple[Mask | None, ...]
-    """Polygons or run lengths; None where there is a box only."""
+    """Polygons or run lengths; None for an object with only a box."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -49,7 +49,7 @@ class Objects:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """An image and what is on it."""
+    """An image and its objects."""
 
     id: int
     file_name: str
@@ -60,26 +60,26 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Something wrong with a file."""
+    """An error in a file."""
 
     kind: str
-    """For counting, such as "box without area"."""
+    """The kind of fault, for counting, such as "box without area"."""
     where: str
-    """Such as "annotation 12"."""
+    """The place, such as "annotation 12"."""
     text: str
-    """What is wrong, what was done about it, and what to do."""
+    """What is wrong, how it was handled, and what to do."""
     fatal: bool = False
-    """Whether nothing can be trained before it is mended."""
+    """Whether training is refused until it is fixed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoFile:
-    """What a file says."""
+    """The contents of a file."""
 
     path: Path
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    """Of each class."""
+    """The id of each class."""
     records: tuple[Record, ...]
     faults: tuple[Fault, ...]
 
@@ -88,7 +88,7 @@ def read_coco(path: Path | str) -> CocoFile:
     """Read and check a file.
 
     Raises:
-        ValueError: If it is not such a file at all, and why.
+        ValueError: If it is not such a file; says why.
     """
     path = Path(path)
     content = load_json(path)
@@ -121,7 +121,7 @@ def read_coco(path: Path | str) -> CocoFile:
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """Return a file's content, with lists of images, annotations and categories.
+    """Return the contents of a file, with lists of images, annotations and categories.
 
     Raises:
         ValueError: If it cannot be read, is not JSON, or has no such lists.
@@ -134,8 +134,8 @@ def load_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if isinstance(content, list):
         raise ValueError(
-            f"{path} is a list: results of a detector, or annotations alone; an annotation file "
-            "has images, annotations and categories"
+            f"{path} is a list, either results of a detector or annotations alone; an annotation "
+            "file has images, annotations and categories"
         )
     for name in ("images", "annotations", "categories"):
         values = content.get(name) if isinstance(content, dict) else None
@@ -159,7 +159,7 @@ def _read_categories(path: Path, values: Sequence[Mapping[str, Any]]) -> dict[in
     """Return names by id, in the order of the ids.
 
     Raises:
-        ValueError: If there are none, or an id or a name is missing or there twice.
+        ValueError: If there are none, or an id or a name is missing or duplicated.
     """
     names: dict[int, str] = {}
     for value in values:
@@ -217,7 +217,7 @@ def _by_image(
     classes: Mapping[int, str],
     faults: _Faults,
 ) -> dict[int, list[Mapping[str, Any]]]:
-    """Return the annotations of each image, without those that belong nowhere."""
+    """Return the annotations of each image, without those of unknown images or categories."""
     found: dict[int, list[Mapping[str, Any]]] = {}
     seen: set[int] = set()
     for number, value in enumerate(values):
@@ -348,7 +348,7 @@ def _read_runs(
     elif not isinstance(counts, str):
         counts = None
     if counts is None or num_pixels(runs) != size[0] * size[1]:
-        text = "has run lengths that do not fill its image; its box is kept; draw it anew"
+        text = "has run lengths that do not fill its image; its box is kept; draw the mask again"
         faults.add("damaged mask", where, text)
         return None
     return runs
@@ -362,5 +362,5 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
-    """Tell whether a value of a json is a whole number that serves as id or size."""
+    """Tell whether a value of a json is a whole number that can be an id or a size."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63

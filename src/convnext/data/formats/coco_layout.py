@@ -1,12 +1,12 @@
-"""Where COCO's json and its images lie: the accepted layouts.
+"""The accepted layouts of COCO's json and its images.
 
 instances_{train,val}.json  images/                    also images/{train,val}
 annotations/instances_{train,val}2017.json             COCO's own, with {train,val}2017/
-{train,valid}/_annotations.coco.json                   beside the images, as labelling tools export
+{train,valid}/_annotations.coco.json                   beside the images, exported by labeling tools
 anything.json                                          one file: a share is held out
 
-The names may have a year, and `valid`, `validation` or `test` may stand for `val`. Images are
-looked for beside the json, in images/, and in a folder with the name of the split.
+The names may have a year, and `val` may be `valid`, `validation` or `test`. Images are looked for
+beside the json, in images/, and in a folder with the name of the split.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ ACCEPTED = (
     "accepted are instances_{train,val}.json with images/, COCO's annotations/ with train2017/ and "
     "val2017/, {train,valid}/_annotations.coco.json, or one .json, of which a share is held out"
 )
-# What `convnext data --fix` keeps of a file; it is not read again.
+# `convnext data --fix` keeps the original under this name, which is not read.
 KEPT = ".before-fix"
-# How many images are looked for to tell a folder.
+# Number of images to look for in each candidate folder.
 NUM_TRIED = 20
 
 
@@ -77,7 +77,7 @@ def find(root: Path) -> Found:
 
 
 def image_root(file: CocoFile, root: Path, split: str) -> Path:
-    """Return the folder that the images of a file lie in: the one with most of those tried."""
+    """Return the folder of a file's images: the one that has most of a sample of them."""
     year = (re.findall(r"\d{4}", file.path.stem) or [""])[-1]
     base = root if root.is_dir() else root.parent
     names = ["", *(f"{name}{suffix}" for name in SPLITS[split] for suffix in {year, ""})]
@@ -89,15 +89,15 @@ def image_root(file: CocoFile, root: Path, split: str) -> Path:
         )
     )
 
-    def num_there(folder: Path) -> int:
+    def num_found(folder: Path) -> int:
         tried = islice(file.records, NUM_TRIED)
         return sum((folder / record.file_name).is_file() for record in tried)
 
-    return max(folders, key=num_there)
+    return max(folders, key=num_found)
 
 
 def _of_split(root: Path, split: str) -> Path | None:
-    """Return the first json of a split, by the patterns and the names in their order."""
+    """Return the first json of a split in the order of the patterns and the names."""
     for pattern in PATTERNS:
         for name in SPLITS[split]:
             found = _json_files(root, pattern.format(name))

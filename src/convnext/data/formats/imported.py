@@ -1,4 +1,4 @@
-"""What the layouts of others have in common before they become COCO's json."""
+"""Imported annotations: the common form of other formats before they become COCO's json."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """An object as a file of labels has it."""
+    """An object in a file of labels."""
 
     where: str
-    """File and line."""
+    """Its file and line."""
     label: str | int
-    """The name of its class, or its number where the source lists names."""
+    """The name of its class, or its number if the source lists names."""
     box: tuple[float, float, float, float]
-    """x, y, width, height in pixels; it may leave the image."""
+    """x, y, width, height in pixels; it may extend beyond the image."""
     ring: tuple[float, ...] = ()
-    """A polygon in pixels, x0 y0 x1 y1 ...; empty where there is a box only."""
+    """A polygon in pixels, x0 y0 x1 y1 ...; empty for an object with only a box."""
     crowd: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """What else its annotation should have."""
+    """Other entries of its annotation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """An image and how its objects are read."""
+    """An image and the function that reads its objects."""
 
     image: Path
     name: str
-    """What it is to be called."""
+    """The name that it will get."""
     labels: Path
     read: Callable[[tuple[int, int]], tuple[list[Found], list[str]]]
-    """From the image's (width, height) to its objects, and to what is wrong with them."""
+    """Maps the image's (width, height) to its objects and their faults."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set in a layout of others."""
+    """A data set in another format."""
 
     kind: str
     splits: Mapping[str, tuple[Listing, ...]]
     """"train" and "val"."""
     classes: tuple[str, ...] | None = None
-    """None where the classes are the names of the objects that occur."""
+    """None if the classes are the names that occur in the annotations."""
     notes: tuple[str, ...] = ()
-    """What a user should know about how it was read."""
+    """Notes for the user on how it was read."""

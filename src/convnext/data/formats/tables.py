@@ -1,6 +1,6 @@
 """Tables: a data set as a CSV with the columns `path` and `label`, and perhaps `split`.
 
-Paths are absolute, or relative to the folder of the CSV.
+Paths are absolute or relative to the folder of the CSV.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def find_table(path: Path) -> Found:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8; save it as that ({error})") from error
+        raise ValueError(f"{path} is not UTF-8; save it as UTF-8 ({error})") from error
     reader = csv.DictReader(io.StringIO(text))
     header = reader.fieldnames or []
     missing = [name for name in COLUMNS if name not in header]
@@ -65,7 +65,7 @@ def find_table(path: Path) -> Found:
 
 
 def rows_of(table: Any) -> list[tuple[str, ...]]:
-    """Return (path, label) or (path, label, split) of every image of a table in memory.
+    """Return (path, label) or (path, label, split) for every image of a table in memory.
 
     Args:
         table: A DataFrame, or a mapping of columns, with `path` and `label`, and perhaps `split`;
@@ -109,7 +109,7 @@ def rows_of(table: Any) -> list[tuple[str, ...]]:
 
 
 def write_table(rows: Iterable[tuple[str, ...]], path: Path) -> None:
-    """Write rows of `rows_of` as a CSV that `find_table` reads."""
+    """Write the rows from `rows_of` as a CSV that `find_table` reads."""
     rows = list(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,7 +1,7 @@
 """Pascal VOC: JPEGImages/, Annotations/*.xml and ImageSets/Main/{train,val}.txt.
 
-Boxes count pixels from 1, and the last ones belong to them: a box from 1 to 3 is three pixels wide
-and begins at the left edge of the image.
+Boxes count pixels from 1 and include the last ones: a box from 1 to 3 is three pixels wide and
+begins at the left edge of the image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_DEPTH = 32
 
 
 class BadXml(ValueError):  # noqa: N818 - it is the file that is bad
-    """A file that is no annotation, with its line."""
+    """A file that is not an annotation; the message has the line."""
 
 
 @dataclass
@@ -35,11 +35,11 @@ class Node:
     children: list[Node] = field(default_factory=list)
 
     def child(self, name: str) -> Node | None:
-        """Return the first element of a name directly below."""
+        """Return the first child element of a name."""
         return next((child for child in self.children if child.name == name), None)
 
     def value(self, name: str) -> str:
-        """Return the text of an element directly below; empty if there is none."""
+        """Return the text of a child element; empty if there is none."""
         child = self.child(name)
         return child.text.strip() if child else ""
 
@@ -54,12 +54,12 @@ def read_voc(root: Path, *, difficult: Difficult = "keep", val_share: float = 0.
 
     Args:
         root: The folder.
-        difficult: What becomes of objects that are marked so: "keep" trains on them, "crowd"
+        difficult: How to treat objects that are marked difficult: "keep" trains on them, "crowd"
             neither trains on them nor counts them, "drop" leaves them out.
-        val_share: Share of the images held out where ImageSets/Main says nothing.
+        val_share: Share of the images held out if ImageSets/Main has no lists.
 
     Raises:
-        ValueError: If there is no annotation.
+        ValueError: If there are no annotations.
     """
     stems = sorted(path.stem for path in (root / "Annotations").glob("*.xml"))
     if not stems:
@@ -103,7 +103,7 @@ def read_voc(root: Path, *, difficult: Difficult = "keep", val_share: float = 0.
 def read_objects(
     path: Path, size: tuple[int, int], *, difficult: Difficult = "keep"
 ) -> tuple[list[Found], list[str]]:
-    """Return the objects of an xml file for an image of `size` (width, height), and its faults."""
+    """Return the objects of an xml file for an image of `size` (width, height), and the faults."""
     try:
         root = parse(path)
     except BadXml as error:
@@ -111,7 +111,7 @@ def read_objects(
     faults: list[str] = []
     stated = root.child("size")
     sides = tuple(_whole(stated.value(side)) for side in ("width", "height")) if stated else (0, 0)
-    # Some tools write 0 where they do not know the size.
+    # Some tools write 0 for an unknown size.
     if stated and all(sides) and sides != size:
         faults.append(
             f"{path}:{stated.line}: says {sides[0]} x {sides[1]} pixels, but the image has "
@@ -150,8 +150,8 @@ def parse(path: Path) -> Node:
     """Return the elements of an xml file, with their lines.
 
     Raises:
-        BadXml: If it cannot be read, is no xml, or declares entities, which could expand to
-            anything or name other files.
+        BadXml: If it cannot be read, is not xml, or declares entities, which could expand to
+            anything or refer to other files.
     """
     parser = expat.ParserCreate()
     stack = [Node(name="", line=0)]
@@ -181,13 +181,13 @@ def parse(path: Path) -> Node:
     parser.EntityDeclHandler = refuse
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise BadXml(f"{path}: is larger than {MAX_BYTES >> 20} MB, which no annotation is")
+            raise BadXml(f"{path}: is larger than {MAX_BYTES >> 20} MB, too large for annotations")
         parser.Parse(path.read_bytes(), True)
     except OSError as error:
         raise BadXml(f"{path}: cannot be read: {error.strerror}") from error
     except BadXml:
         raise
-    except (LookupError, ValueError) as error:  # An encoding that nobody knows.
+    except (LookupError, ValueError) as error:  # An unknown encoding.
         raise BadXml(f"{path}:1: is not xml that can be read: {error}") from error
     except expat.ExpatError as error:
         what = expat.ErrorString(error.code)
@@ -199,7 +199,7 @@ def parse(path: Path) -> Node:
 
 
 def _read_list(path: Path, known: set[str], notes: list[str]) -> list[str]:
-    """Return the images of a list that have an annotation; a second column is not looked at."""
+    """Return the images of a list that have an annotation; a second column is ignored."""
     found: list[str] = []
     unknown: list[str] = []
     for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):

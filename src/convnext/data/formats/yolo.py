@@ -1,7 +1,7 @@
-"""YOLO's text files: a line `class cx cy width height` per object, in shares of the image.
+"""YOLO's text files: a line `class cx cy width height` per object, as shares of the image.
 
 images/{train,val}   labels/{train,val}     the names in data.yaml, another *.yaml, or classes.txt
-{train,valid}/images {train,valid}/labels   likewise, as labelling tools export
+{train,valid}/images {train,valid}/labels   the same, as exported by labeling tools
 images               labels                 without a split: a share is held out
 
 A line may instead be `class x0 y0 x1 y1 x2 y2 ...`, a polygon.
@@ -22,9 +22,9 @@ from convnext.data.images import readable_extensions
 from convnext.data.samples import held_out
 
 MAX_BYTES = 16 * 2**20
-# Shares may leave the image by rounding.
+# Shares may extend beyond the image because of rounding.
 TOLERANCE = 0.01
-# Digits of a pixel that six digits of a share are good for.
+# Decimal digits of a pixel, given shares with six digits.
 DIGITS = 3
 
 
@@ -37,7 +37,7 @@ def read_yolo(root: Path, *, val_share: float = 0.2) -> Source:
     """List the images of a folder; their objects are read one by one.
 
     Raises:
-        ValueError: If there is no image, or the names of the classes are missing or unclear.
+        ValueError: If there are no images, or the names of the classes are missing or ambiguous.
     """
     classes, names_file = read_names(root)
     notes = [f"{len(classes):,} classes from {names_file.relative_to(root)}"]
@@ -71,10 +71,10 @@ def read_yolo(root: Path, *, val_share: float = 0.2) -> Source:
 
 
 def read_names(root: Path) -> tuple[tuple[str, ...], Path]:
-    """Return the names of the classes, and the file that has them.
+    """Return the names of the classes, and the file that lists them.
 
     Raises:
-        ValueError: If there is no such file, or it cannot be understood.
+        ValueError: If there is no such file, or it is invalid.
     """
     for file in [root / "data.yaml", *sorted(root.glob("*.yaml")), *sorted(root.glob("*.yml"))]:
         if not file.is_file():
@@ -103,7 +103,7 @@ def read_names(root: Path) -> tuple[tuple[str, ...], Path]:
 def read_objects(
     path: Path, size: tuple[int, int], num_classes: int
 ) -> tuple[list[Found], list[str]]:
-    """Return the objects of a file for an image of `size` (width, height), and its faults."""
+    """Return the objects of a file for an image of `size` (width, height), and the faults."""
     if not path.exists():
         return [], []
     try:
@@ -124,7 +124,7 @@ def _object(words: list[str], where: str, size: tuple[int, int], num_classes: in
     """Return the object of a line.
 
     Raises:
-        ValueError: If it is none, and why.
+        ValueError: If it is invalid; says why.
     """
     try:
         values = np.array([float(word) for word in words])
@@ -167,7 +167,7 @@ def _object(words: list[str], where: str, size: tuple[int, int], num_classes: in
 
 
 def _folders(root: Path, split: str) -> dict[str, tuple[Path, Path]]:
-    """Return where images and labels of a split may lie, by the name of the split's folder."""
+    """Return the folders of images and labels of a split, by the name of the split's folder."""
     found = {}
     for name in SPLITS[split]:
         nested = (root / name / "images", root / name / "labels")
@@ -197,7 +197,7 @@ def _listings(images: Path, labels: Path, classes: tuple[str, ...]) -> tuple[Lis
 
 
 def _strays(splits: dict[str, tuple[Listing, ...]]) -> list[str]:
-    """Return notes of files of labels without an image."""
+    """Return notes on files of labels without an image."""
     known = {listing.labels for listings in splits.values() for listing in listings}
     folders = {path.parent for path in known if path.parent.is_dir()}
     found = sorted(
@@ -230,7 +230,7 @@ def _names(value: Any, file: Path) -> tuple[str, ...]:
     names = tuple(str(name) for name in value)
     twice = next((name for name in names if not name or names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"{file}: the class name {twice!r} is empty or there twice")
+        raise ValueError(f"{file}: the class name {twice!r} is empty or a duplicate")
     return names
 
 
@@ -242,7 +242,7 @@ def _read(path: Path) -> str:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path}: is larger than {MAX_BYTES >> 20} MB, which no such file is")
+            raise ValueError(f"{path}: is larger than {MAX_BYTES >> 20} MB, too large for labels")
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as text: {error}") from error

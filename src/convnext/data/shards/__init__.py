@@ -1,1 +1,1 @@
-"""Remote files and the order of what is stored in shards; for every task."""
+"""Shards of images, local and remote."""

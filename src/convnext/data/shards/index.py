@@ -1,22 +1,22 @@
-"""The index of a folder of shards: what spares reading every tar to learn what is in it.
+"""The index of a folder of shards, which makes it unnecessary to read every tar.
 
-`shards.json` lists the classes and the shards of each part. Beside every `NAME.tar` lies `NAME.idx`
-with the place and the label of each of its images:
+`shards.json` lists the classes and the shards of each split. Next to every `NAME.tar` there is a
+`NAME.idx` with the place and the label of each of its images:
 
     8 bytes     "CNVXIDX1"
     3 x uint64  number of images n, length of the names in bytes, length of the tar in bytes
-    32 bytes    SHA-256 of the tar; zeros where it is not known
+    32 bytes    SHA-256 of the tar; zeros if it is not known
     n x int64   where each image begins in the tar
     n x int64   how many bytes it has
     n x int32   its class
-    names       UTF-8, one after the other with a zero byte between
+    names       UTF-8, separated by zero bytes
 
-All numbers are little-endian. An index may come from anywhere: nothing in it is believed that would
-lead outside a tar, to a class that is not listed, or to more memory than the file is long.
+All numbers are little-endian. An index may come from anywhere: an entry is refused if it points
+outside a tar, to a class that is not listed, or to more memory than the file is long.
 
-Tars without an index are read once. A sample is the members that share a name up to the first dot:
-one image and `.cls` (a number, or a name of classes.txt) or `.json` (the same under "label"). A
-member counts only if the file really holds all of it.
+Tars without an index are read once. A sample consists of the members that share a name up to the
+first dot: one image and `.cls` (a number, or a name in classes.txt) or `.json` (the same under
+"label"). A member counts only if the file holds all of it.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ _HEAD = struct.Struct("<8sQQQ32s")
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A shard as `shards.json` lists it."""
+    """A shard in `shards.json`."""
 
     name: str
-    """Its file, relative to the folder, or its address."""
+    """Its file, relative to the folder, or its URL."""
     num_images: int
     num_bytes: int
     sha256: str = ""
-    """Of the tar, as hexadecimal digits; empty where it is not known."""
+    """The SHA-256 of the tar as hexadecimal digits; empty if it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What `shards.json` says."""
+    """The contents of `shards.json`."""
 
     classes: tuple[str, ...]
     parts: Mapping[str, tuple[Listed, ...]]
@@ -70,15 +70,15 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where the images of one shard lie, and what they show."""
+    """The places and the labels of the images in one shard."""
 
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     labels: NDArray[np.int32]
     names: bytes
-    """As `pack_names` made them; empty where they are read on demand."""
+    """The result of `pack_names`; empty if the names are read on demand."""
     num_bytes: int
-    """Of the whole tar."""
+    """The size of the tar."""
     sha256: str = ""
 
     def __len__(self) -> int:
@@ -86,17 +86,17 @@ class Places:
 
 
 def pack_names(names: Sequence[str]) -> bytes:
-    """Return names as the index holds them."""
+    """Return names in the format of the index."""
     return "\0".join(names).encode("utf-8", "surrogateescape")
 
 
 def name_at(names: Sequence[str], number: int) -> str:
-    """Return a name, or the number where an index has fewer names than images."""
+    """Return a name, or the number if an index has fewer names than images."""
     return names[number] if number < len(names) else f"image {number}"
 
 
 def unpack_names(names: bytes) -> list[str]:
-    """Return what `pack_names` was given."""
+    """Return the names that `pack_names` packed."""
     return names.decode("utf-8", "surrogateescape").split("\0")
 
 
@@ -118,7 +118,7 @@ def read_places(path: Path, *, num_classes: int, with_names: bool = False) -> Pl
     """Read the `.idx` of a shard; the names only `with_names`.
 
     Raises:
-        ValueError: If it is no such file, or says what cannot be.
+        ValueError: If it is not such a file, or is inconsistent.
         OSError: If it cannot be read.
     """
     content = path.read_bytes()
@@ -151,7 +151,7 @@ def read_places(path: Path, *, num_classes: int, with_names: bool = False) -> Pl
 
 
 def read_names(path: Path) -> bytes:
-    """Read the packed names of an `.idx`; none if it is gone, since they serve messages only."""
+    """Read the packed names of an `.idx`; empty if it is gone, as only messages use them."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD.size)
@@ -171,7 +171,7 @@ def read_listing(path: Path, *, source: str = "") -> Listing:
     """Read `shards.json`; `source` is its name in messages.
 
     Raises:
-        ValueError: If it is no such file, or says what cannot be.
+        ValueError: If it is not such a file, or is inconsistent.
         OSError: If it cannot be read.
     """
     source = source or str(path)
@@ -215,9 +215,9 @@ def _listed(entry: Any) -> Listed:
     if "://" not in listed.name and (not all(parts) or ".." in parts or "\\" in listed.name):
         raise ValueError(f"the shard {listed.name!r} lies outside of the folder")
     if not (0 <= listed.num_images < 2**63 and 0 <= listed.num_bytes < 2**63):
-        raise ValueError(f"the shard {listed.name!r} has a size that no file has")
+        raise ValueError(f"the shard {listed.name!r} has an impossible size")
     if listed.sha256 and len(bytes.fromhex(listed.sha256)) != 32:
-        raise ValueError(f"the SHA-256 of the shard {listed.name!r} is none")
+        raise ValueError(f"the SHA-256 of the shard {listed.name!r} is invalid")
     return listed
 
 
@@ -227,9 +227,9 @@ def _checked(value: Any, kind: type) -> Any:
     return value
 
 
-# A label file or a description is not longer than this.
+# Maximum size of a label file or a description.
 MAX_LABEL_BYTES = 1_000_000
-# What stands before every file in a tar.
+# Size of the header of every file in a tar.
 HEADER_BYTES = 512
 
 
@@ -243,7 +243,7 @@ class Member:
     size: int
 
     def read(self) -> bytes:
-        """Return the bytes, fewer if the tar has been cut since."""
+        """Return the bytes, fewer if the tar has been truncated since."""
         with self.shard.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -254,23 +254,23 @@ class Member:
 
 @dataclass
 class ShardIndex:
-    """What one tar file holds."""
+    """The contents of one tar file."""
 
     images: list[Member] = field(default_factory=list)
     labels: list[int | str] = field(default_factory=list)
-    """As they stand in the file: a number or a name."""
+    """Labels as in the file: numbers or names."""
     faults: list[str] = field(default_factory=list)
-    """What was left out and why, one line each."""
+    """What was left out, and why, one line each."""
 
 
-# What tarfile raises for headers that are none, or that nest without end.
+# Raised by tarfile for invalid headers, or headers that nest without end.
 _DAMAGE = (tarfile.TarError, OSError, ValueError, OverflowError, EOFError, RecursionError)
 
 
 def index_shard(shard: Path, *, title: str = "") -> ShardIndex:
-    """Return the complete samples of a tar file, and what else is to be said about it.
+    """Return the complete samples of a tar file, and its faults.
 
-    `title` is its name in messages, where that is not the name of the file.
+    `title` is its name in messages, if that is not the name of the file.
     """
     title = title or shard.name
     index = ShardIndex()
@@ -309,7 +309,7 @@ def index_shard(shard: Path, *, title: str = "") -> ShardIndex:
 
 
 def members(shard: Path, faults: list[str], *, title: str) -> Iterator[Member]:
-    """Yield the regular files that a tar holds completely; tell `faults` why it stopped early."""
+    """Yield the complete regular files of a tar; add to `faults` why it stopped early."""
     size = shard.stat().st_size
     count = 0
     with shard.open("rb") as file:
@@ -327,7 +327,7 @@ def members(shard: Path, faults: list[str], *, title: str) -> Iterator[Member]:
                     if info.isreg() and not info.issparse():
                         count += 1
                         yield Member(shard, info.name, info.offset_data, info.size)
-                # Past its first header, tarfile takes a damaged one for the end of the archive.
+                # After the first header, tarfile treats a damaged one as the end of the archive.
                 file.seek(min(tar.offset, size))
                 rest = file.read(512)
                 if not rest or rest.strip(b"\0"):
@@ -349,7 +349,7 @@ def is_header_of(header: bytes, size: int) -> bool:
 
 
 class _Bounded(io.RawIOBase):
-    """A file that never reads past its end, whatever length a damaged header asks for."""
+    """A file that never reads past its end, whatever length a damaged header declares."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -367,7 +367,7 @@ class _Bounded(io.RawIOBase):
 
 
 def _label(group: dict[str, Member]) -> int | str | None:
-    """Return the label of a sample, or None if it has none that can be read."""
+    """Return the label of a sample, or None if it has no valid one."""
     if "cls" in group and group["cls"].size <= MAX_LABEL_BYTES:
         return _number_or_name(group["cls"].read().decode("utf-8", "replace").strip())
     if "json" in group and group["json"].size <= MAX_LABEL_BYTES:

@@ -1,4 +1,4 @@
-"""Shards to images: the parts of a data set by the names of its tars, and its classes."""
+"""From shards to images: the splits of a data set by the names of its tars, and its classes."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _SPLIT = re.compile(rf"(?:^|[-_.])(train|{'|'.join(VAL_NAMES)})(?=[-_.\d]|$)", r
 
 
 def part_of(name: str) -> str | None:
-    """Return which part the name of a shard tells of: "train", "val", "test" ..., or None."""
+    """Return the split in the name of a shard: "train", "val", "test" ..., or None."""
     match = _SPLIT.search(name.removesuffix(".tar"))
     return match.group(1).lower() if match else None
 
 
 def choose_parts(names: Sequence[str], notes: list[str]) -> list[str]:
-    """Return for each shard "train", "val", or "" if it is not used, by their names.
+    """Return for each shard "train", "val", or "" if it is not used, judging by the names.
 
-    A name that tells nothing is for training; of several that tell of validation, such as "val"
-    and "test", one is taken. `notes` is told of what is not as the names say.
+    Names without a split are for training. If several are for validation, such as "val" and "test",
+    one is chosen. Choices that the names do not make obvious are added to `notes`.
     """
     told = [part_of(name) or "train" for name in names]
     taken, *others = [name for name in VAL_NAMES if name in told] or ["val"]
@@ -52,10 +52,10 @@ def choose_parts(names: Sequence[str], notes: list[str]) -> list[str]:
 
 
 def find_shards(root: Path, tars: Sequence[Path]) -> Found:
-    """List the images in the tar files of a folder; an index spares reading those it agrees with.
+    """List the images in the tar files of a folder; tars that match their index are not read.
 
     Raises:
-        ValueError: If there is no labelled image, or a label is of no class.
+        ValueError: If there are no labeled images, or a label is not a class.
     """
     notes: list[str] = []
     of_parts: list[str] = []
@@ -97,7 +97,7 @@ def find_shards(root: Path, tars: Sequence[Path]) -> Found:
 
 @dataclass(frozen=True)
 class Raw:
-    """What was read from one tar, with the labels as they stand there."""
+    """The contents of one tar, with its own labels."""
 
     title: str
     num_bytes: int
@@ -107,16 +107,16 @@ class Raw:
 def resolve(
     raws: Sequence[Raw], named: tuple[str, ...] | None, where: str, notes: list[str]
 ) -> tuple[tuple[str, ...], list[Places]]:
-    """Return the names of the classes, and the images of every shard with numbers for labels.
+    """Return the names of the classes, and the images of every shard with numbers as labels.
 
     Args:
         raws: The shards.
-        named: The classes that `classes.txt` or an index lists; None where there is neither.
+        named: The classes that `classes.txt` or an index lists; None if there is neither.
         where: The data set, for messages.
-        notes: Where it is said that the classes have no names.
+        notes: Gets a note if the classes have no names.
 
     Raises:
-        ValueError: If a label is of no class.
+        ValueError: If a label is not a class.
     """
     if named is not None:
         classes = named
@@ -168,8 +168,8 @@ def found_in(
     faults: Sequence[str],
     store: Store | None = None,
 ) -> Found:
-    """Put the shards of both parts together."""
-    # Training first, so that each part is a range.
+    """Join the shards of both splits."""
+    # Training first, so that each split is a range.
     ordered = sorted(shards, key=lambda shard: shard.part != "train")
     samples = ShardSamples(ordered, store=store)
     num_train = sum(len(shard.places) for shard in shards if shard.part == "train")
@@ -191,7 +191,7 @@ def class_lines(text: str, where: str) -> tuple[str, ...]:
     """Return the names in the text of a `classes.txt`.
 
     Raises:
-        ValueError: If one is there twice.
+        ValueError: If there are duplicates.
     """
     classes = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(set(classes)) < len(classes):
@@ -200,7 +200,7 @@ def class_lines(text: str, where: str) -> tuple[str, ...]:
 
 
 def no_samples(where: str, count: int, faults: Sequence[str]) -> str:
-    """Return the message that shards hold nothing to learn from."""
+    """Return the message for shards without samples."""
     detail = f" ({faults[0]})" if faults else ""
     return (
         f"the {count:,} tar files in {where} hold no sample of an image with a .cls or .json "
@@ -224,7 +224,7 @@ def _local_listing(root: Path, notes: list[str]) -> Listing | None:
 
 
 def _local_places(tar: Path, listing: Listing, entry: Listed | None) -> Places | None:
-    """Return what the index says of a shard, or None if the shard says otherwise."""
+    """Return the index of a shard, or None if the shard contradicts it."""
     index = tar.parent / index_name(tar.name)
     if entry is None or tar.stat().st_size != entry.num_bytes:
         return None
@@ -236,7 +236,7 @@ def _local_places(tar: Path, listing: Listing, entry: Listed | None) -> Places |
 
 
 def agrees(places: Places, entry: Listed) -> bool:
-    """Tell whether a shard's `.idx` and its line in `shards.json` are of one shard."""
+    """Tell whether a shard's `.idx` and its entry in `shards.json` match."""
     same_sum = not entry.sha256 or not places.sha256 or entry.sha256 == places.sha256
     return (len(places), places.num_bytes) == (entry.num_images, entry.num_bytes) and same_sum
 

@@ -1,11 +1,11 @@
-"""Remote data: shards behind an address that fsspec knows, found by an index or by their names.
+"""Remote data: shards at a URL that fsspec supports, found by an index or by their names.
 
     https://host/folder                            a folder with the shards.json of our converter
     https://host/train-{000000..000009}.tar        WebDataset shards by a pattern of their names
-    https://host/shards.txt                        or by a list of them, an address in each line;
-                                                   it may be a local file
+    https://host/shards.txt                        or by a list of them, one URL per line; it may be
+                                                   a local file
 
-Shards without an index are fetched once to learn what is in them, and the index is kept.
+Shards without an index are fetched once to make one, which is kept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from convnext.data.shards.samples import TRIES, Shard, base_name
 from convnext.data.shards.store import Missing, Refused, Remote, Store, Unavailable
 from convnext.data.threads import for_each
 
-# The small files of an index are fetched by this many threads: waiting, not work.
+# Threads that fetch the small files of an index; they mostly wait.
 THREADS = 16
 
 
@@ -54,10 +54,10 @@ class ShardSettings(Protocol):
 
 
 def find_remote(path: str, loader: ShardSettings, *, console: Console | None = None) -> Found:
-    """List the images at an address; what is about to be fetched, and where to, is said before.
+    """List the images at a URL; a message announces what is fetched, and where to.
 
     Raises:
-        ValueError: If there is nothing there, the protocol is unknown, or the index is damaged.
+        ValueError: If there is nothing, the protocol is unknown, or the index is damaged.
     """
     console = console or Console(stderr=True)
     store = Store(
@@ -79,7 +79,7 @@ def find_remote(path: str, loader: ShardSettings, *, console: Console | None = N
         if not (folder / shard_index.FILE).is_file():
             _build(path, urls, folder, store, console, notes)
         else:
-            notes.append(f"its index is that of an earlier run; to read it anew, remove {folder}")
+            notes.append(f"its index is from an earlier run; remove {folder} to fetch it again")
     else:
         path = path.rstrip("/")
         folder = store.folder / f"index-{_digest(path)}"
@@ -118,7 +118,7 @@ def _indexed(
     console: Console,
     faults: list[str],
 ) -> list[Shard]:
-    """Return the listed shards with the places of their images, fetched where they are new."""
+    """Return the listed shards with the places of their images, fetching new indexes."""
     entries = [(part, entry) for part, listed in listing.parts.items() for entry in listed]
     shards: list[Shard | None] = [None] * len(entries)
     problems: list[str] = []
@@ -136,7 +136,7 @@ def _indexed(
                 places = _read(index, listing, entry)
             if places is None:
                 index.unlink(missing_ok=True)
-                raise ValueError("its .idx is of another shard, or damaged")
+                raise ValueError("its .idx belongs to another shard or is damaged")
         except Unavailable as error:
             if not isinstance(error, Missing):
                 unavailable.append(f"{index_name(address)} cannot be fetched: {error}")
@@ -151,8 +151,8 @@ def _indexed(
 
     for_each(read, len(entries), "fetching the index", console=console, threads=THREADS)
     if unavailable:
-        # What a data set is must not depend on the mood of a server: processes and a resumed run
-        # would see another one.
+        # A server error must not change the data set: other processes and a resumed run would see
+        # another one.
         raise ValueError(
             f"{min(unavailable)}. Try again; the index of {len(entries) - len(unavailable):,} of "
             f"{len(entries):,} shards is kept"
@@ -180,7 +180,7 @@ def _build(
     console: Console,
     notes: list[str],
 ) -> None:
-    """Fetch every shard once to learn what is in it, and write the index to `folder`."""
+    """Fetch every shard once to list its images, and write the index to `folder`."""
     parts_of = dict(zip(urls, choose_parts([base_name(url) for url in urls], notes), strict=True))
     urls = [url for url in urls if parts_of[url]]
     console.print(
@@ -200,7 +200,7 @@ def _build(
                 raws[number] = Raw(urls[number], size, index)
                 return
             except OSError as error:
-                # It made room for another one before it was read.
+                # The shard was removed to make room before it was read.
                 if not isinstance(error, FileNotFoundError) or attempt + 1 == TRIES:
                     failures.append(f"{urls[number]} cannot be fetched: {error}")
                     return
@@ -229,7 +229,7 @@ def _build(
 
 
 def _remote_classes(url: str, store: Store) -> tuple[str, ...] | None:
-    """Return what the `classes.txt` beside a shard lists, or None if there is none."""
+    """Return the classes in the `classes.txt` beside a shard, or None if there is none."""
     address = f"{url.rpartition('/')[0]}/classes.txt"
     text = fetch_text(address, store, or_refused=True)
     return None if text is None else class_lines(text, address)
@@ -243,24 +243,24 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:24]
 
 
-# A pattern that stands for more shards than this is a slip of the keyboard.
+# A pattern for more shards than this is a typo.
 MAX_SHARDS = 1_000_000
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_remote(path: str) -> bool:
-    """Tell an address from a path."""
+    """Tell a URL from a path."""
     return "://" in path
 
 
 def addresses(path: str, store: Store) -> list[str]:
-    """Return the addresses that a pattern of braces stands for, or that a text file lists.
+    """Return the URLs that a brace pattern expands to, or that a text file lists.
 
     Lines of a remote file may be relative to it.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there are none.
     """
     if not path.endswith(".txt"):
         found = list(islice(expand(path), MAX_SHARDS + 1))
@@ -275,7 +275,7 @@ def addresses(path: str, store: Store) -> list[str]:
     local = next((address for address in found if not is_remote(address)), None)
     if local is not None:
         raise ValueError(
-            f"{path} lists {local}, which is no address; for local shards give a folder"
+            f"{path} lists {local}, which is not a URL; for local shards give a folder"
         )
     own = {path.partition("://")[0], "https"}
     other = next((a for a in found if a.partition("://")[0] not in own), None)
@@ -287,10 +287,10 @@ def addresses(path: str, store: Store) -> list[str]:
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """Yield what a pattern of braces stands for: `{000..012}` counts, `{a,b}` lists.
+    """Expand a brace pattern: `{000..012}` counts, `{a,b}` lists.
 
     Raises:
-        ValueError: If a brace is not closed, or a range is none.
+        ValueError: If a brace is not closed, or a range is invalid.
     """
     before, brace, rest = pattern.partition("{")
     if not brace:
@@ -307,7 +307,7 @@ def expand(pattern: str) -> Iterator[str]:
     if counted:
         first, last = counted.groups()
         if not 0 <= int(last) - int(first) < MAX_SHARDS:
-            raise ValueError(f"{{{inner}}} is no range of shards; write {{000000..000009}}")
+            raise ValueError(f"{{{inner}}} is not a range of shards; write {{000000..000009}}")
         width = len(first)
         choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
     else:
@@ -318,7 +318,7 @@ def expand(pattern: str) -> Iterator[str]:
 
 
 def _split_choices(text: str) -> list[str]:
-    """Split at the commas that are inside no further brace."""
+    """Split at the commas outside of inner braces."""
     choices, depth = [""], 0
     for letter in text:
         depth += {"{": 1, "}": -1}.get(letter, 0)
@@ -330,9 +330,9 @@ def _split_choices(text: str) -> list[str]:
 
 
 def fetch_text(url: str, store: Store, *, or_refused: bool = False) -> str | None:
-    """Return the text at an address or a path, or None if there is no such file.
+    """Return the text at a URL or a path, or None if there is no such file.
 
-    Some servers refuse what they do not have; with `or_refused` that is no file either.
+    Some servers refuse access to missing files; with `or_refused` this also returns None.
 
     Raises:
         ValueError: If it cannot be fetched.

@@ -1,4 +1,4 @@
-"""Images inside tar files, local or remote, read by their place; compact for tens of millions."""
+"""Images in tar files, local or remote, read by position; compact for tens of millions."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from convnext.data.shards.index import (
 )
 from convnext.data.shards.store import Remote, Store
 
-# Times that a remote shard is fetched again because it was removed before it could be read.
+# How often a remote shard is fetched again if it was removed before it was read.
 TRIES = 3
 
 
 class BadShard(BadImage):
-    """An image that cannot be read since nothing of its shard can, perhaps for a while only."""
+    """An image that cannot be read because its shard cannot, perhaps only for a while."""
 
 
 class CutShard(BadImage):
-    """An image beyond the end of a shard that was cut, perhaps for a while only."""
+    """An image beyond the end of a truncated shard, perhaps only for a while."""
 
     def __init__(self, source: str, reason: str, num_bytes: int) -> None:
         super().__init__(source, reason)
         self.num_bytes = num_bytes
-        """What there is of the shard."""
+        """The size of the truncated shard."""
 
 
 class Numbers(Sequence[int]):
@@ -72,22 +72,22 @@ class Numbers(Sequence[int]):
 
 
 def base_name(title: str) -> str:
-    """Return the name of a shard without where it lies."""
+    """Return the name of a shard without its location."""
     return title.rpartition("/")[2] if "://" in title else Path(title).name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A tar file and where its images lie in it."""
+    """A tar file and the places of its images."""
 
     title: str
-    """Its path or address."""
+    """Its path or URL."""
     part: str
     """"train" or "val"."""
     file: Path | Remote
     places: Places
     index: Path | None = None
-    """The `.idx` that holds the names, where `places` does not."""
+    """The `.idx` with the names, if `places` does not have them."""
 
     @property
     def name(self) -> str:
@@ -100,11 +100,11 @@ class Shard:
 
 
 class ShardSamples(Samples):
-    """Images of some shards, one shard after the other.
+    """Images of shards, in the order of the shards.
 
     Args:
-        shards: Where they are.
-        store: Where copies of remote ones are kept.
+        shards: The shards.
+        store: The store of copies of remote shards.
     """
 
     def __init__(self, shards: Sequence[Shard], *, store: Store | None = None) -> None:
@@ -116,7 +116,7 @@ class ShardSamples(Samples):
         self._sizes = np.concatenate([np.empty(0, np.int64), *(p.sizes for p in places)])
         labels = np.concatenate([np.empty(0, np.int32), *(p.labels for p in places)])
         self.labels = Numbers(labels)
-        # Which image of its shard each one is.
+        # Position of each image in its shard.
         self._numbers = np.arange(len(labels), dtype=np.int32)
         self._numbers -= np.repeat(self._starts[:-1], np.diff(self._starts)).astype(np.int32)
         self._names: tuple[int, list[str]] = (-1, [])
@@ -139,20 +139,20 @@ class ShardSamples(Samples):
 
     @property
     def is_remote(self) -> bool:
-        """Whether some shard must be fetched before it can be read."""
+        """Whether any shard must be fetched before it can be read."""
         return any(isinstance(shard.file, Remote) for shard in self.shards)
 
     @property
     def shard_sizes(self) -> Sequence[int] | None:
-        """How many images each shard holds; None if all are local, where any order will do."""
+        """Number of images per shard; None if all are local, so that any order is fine."""
         return tuple(np.diff(self._starts).tolist()) if self.is_remote else None
 
     def shard_of(self, index: int) -> int:
-        """Return which of `shards` holds an image."""
+        """Return the position in `shards` of the shard of an image."""
         return int(np.searchsorted(self._starts, index, side="right")) - 1
 
     def key(self, index: int) -> str:
-        """Return `shard!member`, without where the shard lies."""
+        """Return `shard!member`, without the location of the shard."""
         return f"{self.shards[self.shard_of(index)].name}!{self._name(index)}"
 
     def source(self, index: int) -> str:
@@ -179,10 +179,10 @@ class ShardSamples(Samples):
         return int(self._sizes[index])
 
     def substitute(self, index: int, error: BadImage) -> int:
-        """Return the next image as they are stored, or its like in what there is of other shards.
+        """Return the next image in storage order, or one from a shard that is available.
 
-        An image of another class in a shard that is at hand does less harm than one of the same
-        class in a shard that must be fetched for it.
+        An image of another class from an available shard does less harm than fetching a shard for
+        an image of the same class.
         """
         shard = self.shard_of(index)
         if isinstance(error, CutShard):
@@ -198,7 +198,7 @@ class ShardSamples(Samples):
         return int(start + (index - self._starts[shard]) % (stop - start))
 
     def some(self, count: int, attempt: int = 0) -> list[int]:
-        """Return images spread evenly; of remote shards, those of two in each attempt."""
+        """Return images spread evenly; if shards are remote, those of two shards per attempt."""
         if not self.is_remote:
             return super().some(count, attempt)
         bounds = self._starts[2 * attempt : 2 * attempt + 3]
@@ -228,7 +228,7 @@ class ShardSamples(Samples):
         """Return the bytes of an image file.
 
         Raises:
-            BadShard: If the shard cannot be had or opened, or is another one than was indexed.
+            BadShard: If the shard cannot be fetched or opened, or is not the one that was indexed.
             CutShard: If it ends before the image does.
         """
         size, offset = int(self._sizes[index]), int(self._offsets[index])
@@ -252,7 +252,7 @@ class ShardSamples(Samples):
             reason = f"the shard ends after {max(length - offset, 0):,} of its {size:,} bytes"
             raise CutShard(self.source(index), reason, length)
         if not is_header_of(before, size):
-            raise BadShard(self.source(index), "the shard is another one than was indexed")
+            raise BadShard(self.source(index), "the shard is not the one that was indexed")
         return content
 
     def _path(self, index: int) -> Path:
@@ -264,7 +264,7 @@ class ShardSamples(Samples):
 
 
 class Keys(Sequence[str]):
-    """The keys of shard samples, made when they are asked for."""
+    """The keys of shard samples, made on demand."""
 
     def __init__(self, samples: ShardSamples) -> None:
         self._samples = samples

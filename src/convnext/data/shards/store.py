@@ -1,11 +1,11 @@
-"""Remote files in a local folder: each fetched whole, checked, and once per machine.
+"""Remote files in a local folder, each fetched completely, checked, and once per machine.
 
-A file is there complete or not at all, and a lock that dies with its holder keeps two processes
-from fetching the same one. What is used least recently makes room where the folder grows beyond its
-limit. A file that cannot be had, in spite of retries, is remembered as such for ten minutes, by all
-processes: a run goes on without it.
+A file is either complete or absent. A lock, which is released if its holder dies, keeps two
+processes from fetching the same file. When the folder reaches its limit, the least recently used
+files are removed. If a file cannot be fetched in spite of retries, all processes skip it for ten
+minutes, and a run continues without it.
 
-Threads and connections belong to the process that made them. After a fork a store begins anew.
+Threads and connections belong to the process that made them; after a fork a store makes new ones.
 """
 
 from __future__ import annotations
@@ -30,18 +30,17 @@ from filelock import FileLock
 
 from convnext.atomic import atomic_write, write_text
 
-# Seconds for which a file that could not be had is not asked for again.
+# Seconds until a file that could not be fetched is requested again.
 FORGET_AFTER = 600.0
-# Seconds before the first retry; twice as long before each further one, up to the longest.
+# Seconds before the first retry, which double before each further one up to the longest.
 BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
-# Seconds between two notes that a file is in use.
+# Seconds between two updates of the time at which a file was last used.
 TOUCH_EVERY = 60.0
-# Share of the disk that is free, or taken by the store already, which it may take.
+# The store may take this share of the disk space that is free or already taken by it.
 DISK_SHARE = 0.5
-# A download is given up below this many bytes a second, over this many timeouts.
+# A download below this many bytes per second, over this many timeouts, is given up.
 SLOWEST, WINDOW = 1_000, 5
-# The copies have a folder of their own inside of the one that a user names, and names like no
-# others: whatever else lies there is not touched.
+# Copies have a subfolder of the user's folder and distinctive names. Other files are never touched.
 OWN_FOLDER = "convnext-shards"
 OWN_NAME = re.compile(r"\.?[0-9a-f]{32}\.(bin|failed|short)(\..+)?")
 # A temporary file this old (in seconds) belongs to a process that was killed.
@@ -49,7 +48,7 @@ STALE_AFTER = 86_400.0
 
 
 class Unavailable(OSError):  # noqa: N818 - as BadImage
-    """A remote file that cannot be had now; the message is a reason for people."""
+    """A remote file that cannot be fetched now; the message is the reason for the user."""
 
 
 class Missing(Unavailable):
@@ -57,12 +56,12 @@ class Missing(Unavailable):
 
 
 class Refused(Unavailable):
-    """A remote file that the server will not give."""
+    """A remote file that the server refuses to send."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """A remote file, and what is known of it."""
+    """A remote file, with its size and hash if they are known."""
 
     url: str
     num_bytes: int | None = None
@@ -70,7 +69,7 @@ class Remote:
 
     @property
     def key(self) -> str:
-        """A name for the local copy; another one for another content, where that is known."""
+        """A name for the local copy, which depends on the contents if their hash is known."""
         return hashlib.sha256(f"{self.url}\n{self.sha256}".encode()).hexdigest()[:32]
 
 
@@ -80,14 +79,14 @@ class Store:
     def __init__(
         self, folder: str | Path, *, limit_gb: float = 0.0, retries: int = 5, timeout: float = 60.0
     ) -> None:
-        """Prepare, without touching the network.
+        """Prepare the store without using the network.
 
         Args:
-            folder: Where the copies lie, in a folder of their own; `~` is expanded, and it is made
-                where it is absent.
-            limit_gb: How much they may take; 0 for half of what is free on that disk.
+            folder: The copies are kept in a subfolder of it; `~` is expanded, and it is created if
+                needed.
+            limit_gb: The maximum size of all copies; 0 for half of the free disk space.
             retries: How often a failed request is repeated.
-            timeout: Seconds to wait for a connection, and then for each piece.
+            timeout: Seconds to wait for a connection, and then for each chunk.
         """
         self.folder = Path(folder).expanduser() / OWN_FOLDER
         self.limit_gb = limit_gb
@@ -106,7 +105,7 @@ class Store:
         self._mutex = threading.Lock()
 
     def _own(self) -> None:
-        """Drop what was made before a fork."""
+        """Drop threads and connections from before a fork."""
         if self._pid != os.getpid():
             self._begin()
 
@@ -119,14 +118,14 @@ class Store:
         self._begin()
 
     def get(self, file: Remote) -> Path:
-        """Return the local copy of a file, fetched where it is absent.
+        """Return the local copy of a file, fetched if needed.
 
-        It may be shorter than `file.num_bytes`, if that is all that the server has. It stays until
-        room is needed: open it at once, and ask again if it is gone.
+        It may be shorter than `file.num_bytes` if the server has no more. It may be removed when
+        space is needed: open it at once, and call again if it is gone.
 
         Raises:
             Missing: If there is no such file.
-            Unavailable: If it cannot be had, now or in the last ten minutes.
+            Unavailable: If it cannot be fetched, or could not be in the last ten minutes.
         """
         self._own()
         path = self.folder / f"{file.key}.bin"
@@ -139,31 +138,31 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._is_good(path, file):
             with FileLock(self.folder / f"{file.key}.lock"):
-                # Another process may have fetched it, or given up, while this one waited.
+                # Another process may have fetched it, or failed, while this one waited.
                 if not self._is_good(path, file):
-                    # Nobody else fetches it: what lies there is of a process that was killed.
+                    # No one else fetches it: these files are from a process that was killed.
                     for half in self._own_files(f".{path.name}.*"):
                         half.unlink(missing_ok=True)
                     self._fetch_or_remember(file, path)
         self._used[file.key] = now
-        with suppress(FileNotFoundError):  # Removed by another process; the caller asks again.
+        with suppress(FileNotFoundError):  # Removed by another process; the caller tries again.
             os.utime(path)
         return path
 
     def download(self, file: Remote, path: Path) -> None:
-        """Fetch a file to a place of its own, whatever lies there.
+        """Fetch a file to a path, replacing any file there.
 
         Raises:
             Missing: If there is no such file.
-            Unavailable: If it cannot be had.
+            Unavailable: If it cannot be fetched.
         """
         self._own()
         self._fetch(file, path)
 
     def prefetch(self, files: Iterable[Remote]) -> None:
-        """Fetch files in a thread of this process, in this order; failures show when they are used.
+        """Fetch files in a thread of this process, in order; failures are raised on use.
 
-        Those that are there, or asked for already, cost nothing.
+        Files that are present or already requested cost nothing.
         """
         self._own()
         for file in files:
@@ -175,13 +174,13 @@ class Store:
             self._thread.start()
 
     def forget_failures(self) -> None:
-        """Ask again for files that could not be had: a new run is a new chance."""
+        """Request files again that could not be fetched; for the start of a run."""
         self._failed.clear()
         for path in (*self._own_files("*.failed"), *self._own_files("*.short")):
             path.unlink(missing_ok=True)
 
     def _own_files(self, pattern: str) -> list[Path]:
-        """Return the files of a pattern that a store wrote."""
+        """Return the files that match a pattern and were written by a store."""
         return [path for path in self.folder.glob(pattern) if OWN_NAME.fullmatch(path.name)]
 
     def limit(self) -> int:
@@ -204,7 +203,7 @@ class Store:
             self._queued.discard(file.key)
 
     def _is_good(self, path: Path, file: Remote) -> bool:
-        """Tell whether a copy can be used; one that is too short is good for ten minutes."""
+        """Tell whether a copy can be used; one that is too short is accepted for ten minutes."""
         try:
             size = path.stat().st_size
         except FileNotFoundError:
@@ -233,7 +232,7 @@ class Store:
         """Fetch a file, with retries; wait twice as long after each."""
         filesystem = self._filesystem(file.url)
         tries, length, room = self.retries + 1, -1, self._room()
-        # Before anything makes room for a size that no disk here has.
+        # Check before removing copies for a file that can never fit.
         if (file.num_bytes or 0) > room:
             raise Unavailable(
                 f"its index says {file.num_bytes:,} bytes, but {self.folder} has room for {room:,}"
@@ -249,7 +248,7 @@ class Store:
                     except FileNotFoundError as error:
                         raise Missing("there is no such file") from error
                     before, length = length, temporary.stat().st_size
-                    # The same end twice is no broken connection, but all there is.
+                    # The same length twice means the end of the file, not a broken connection.
                     is_all = length == before or attempt + 1 == tries
                     if is_all and file.num_bytes is not None and length < file.num_bytes:
                         self._accept_short(file, path, length)
@@ -258,7 +257,7 @@ class Store:
                 return
             except Unavailable:
                 raise
-            # The exceptions of a dozen backends have no common base.
+            # The exceptions of the many backends have no common base class.
             except Exception as error:
                 status = getattr(error, "status", None)
                 refused = isinstance(status, int) and 400 <= status < 500
@@ -267,7 +266,7 @@ class Store:
                 if attempt + 1 == tries:
                     raise Unavailable(f"{_line(error)}, tried {tries:,} times") from error
             wait = min(BACKOFF * 2**attempt, LONGEST_BACKOFF)
-            # Jitter: many readers that failed together must not come back together.
+            # Jitter: readers that failed together must not retry together.
             time.sleep(wait * random.Random().uniform(0.5, 1.0))
 
     def _accept_short(self, file: Remote, path: Path, length: int) -> None:
@@ -282,7 +281,7 @@ class Store:
             return self._filesystems[protocol]
 
     def _make_room(self, num_bytes: int) -> None:
-        """Remove the copies that were used least recently until another one fits."""
+        """Remove the least recently used copies until another file fits."""
         with FileLock(self.folder / "room.lock"):
             limit = self.limit()
             copies = sorted(self._copies())
@@ -297,7 +296,7 @@ class Store:
                     path.unlink(missing_ok=True)
 
     def _halves(self) -> int:
-        """Return the bytes of what is being fetched now."""
+        """Return the bytes of files that are being fetched now."""
         total = 0
         for path in self._own_files(".*.bin.*"):
             with suppress(FileNotFoundError):
@@ -345,10 +344,10 @@ def open_filesystem(url: str, *, timeout: float) -> Any:
 
 
 def make_watch(*, most: int, patience: float) -> Any:
-    """Return a callback of fsspec that ends a download without end.
+    """Return a callback of fsspec that stops endless downloads.
 
-    It raises ValueError beyond `most` bytes, and TimeoutError where less than `SLOWEST` bytes a
-    second came in the last `WINDOW` times `patience` seconds.
+    It raises ValueError beyond `most` bytes, and TimeoutError if less than `SLOWEST` bytes per
+    second arrived in the last `WINDOW` times `patience` seconds.
     """
     from fsspec.callbacks import Callback  # type: ignore[import-untyped]
 
@@ -359,7 +358,7 @@ def make_watch(*, most: int, patience: float) -> Any:
 
         def call(self, *_: Any, **__: Any) -> None:
             if self.value > most:
-                raise ValueError(f"it has more than {most:,} bytes, which is all that is taken")
+                raise ValueError(f"it has more than {most:,} bytes, the limit")
             seconds = time.monotonic() - self.since
             if seconds > WINDOW * patience:
                 if self.value - self.before < SLOWEST * seconds:
@@ -370,15 +369,15 @@ def make_watch(*, most: int, patience: float) -> Any:
 
 
 def say(line: str) -> None:
-    """Print a line to standard error, from whichever process."""
+    """Print a line to standard error, from any process."""
     print(f"convnext: {line}", file=sys.stderr, flush=True)
 
 
 def _check(file: Remote, path: Path) -> None:
-    """Compare a download with what is known of the file.
+    """Compare a download with the known size and hash of the file.
 
     Raises:
-        ValueError: If it is not what was asked for, so that it is fetched again.
+        ValueError: If they differ, so that it is fetched again.
     """
     size = path.stat().st_size
     if file.num_bytes is not None and size != file.num_bytes:
@@ -390,7 +389,7 @@ def _check(file: Remote, path: Path) -> None:
 
 
 def _age(path: Path) -> float:
-    """Return the seconds since a file was written; infinite where it is absent."""
+    """Return the seconds since a file was written; infinity if there is none."""
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Which image goes into which shard, and the writing of one shard."""
+"""Distributes images over shards, and writes a shard."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from convnext.data.samples import FolderSamples, spread
 from convnext.data.shards import index as shard_index
 from convnext.data.shards.index import Places, index_name, pack_names
 
-# Quality of JPEG files that are written anew.
+# Quality of JPEG files that are encoded again.
 JPEG_QUALITY = 92
-# Images that are resized on trial, to tell how many go into a shard.
+# Images that are resized on trial to estimate how many fit into a shard.
 NUM_TRIALS = 32
 SEED = 0
 
@@ -34,13 +34,13 @@ class Planned:
     """"train" or "val"."""
     name: str
     first: int
-    """Number of its first image in the order of the part."""
+    """Number of its first image in the order of the split."""
     indices: tuple[int, ...]
-    """Its images, as indices of the samples."""
+    """Its images, as indices into the samples."""
 
 
 def size_scale(samples: FolderSamples, resize: int | None) -> float:
-    """Return how much smaller files become when they are resized, by a few of them."""
+    """Estimate from a few files how much smaller they become when they are resized."""
     if resize is None:
         return 1.0
     before = after = 1
@@ -63,7 +63,7 @@ def plan_shards(part: str, samples: FolderSamples, shard_bytes: int, scale: floa
     # In a tar: two headers, the image in blocks of 512 bytes, and a block for the class.
     ends = np.cumsum(np.ceil(sizes * scale / 512).astype(np.int64) * 512 + 3 * 512)
     count = max(1, -(-int(ends[-1]) // shard_bytes))
-    # Of equal sizes, so that no small rest is left for the last one.
+    # Shards of equal size, so that the last one is not much smaller.
     cuts = np.searchsorted(ends, np.arange(1, count) * (ends[-1] / count))
     planned: list[Planned] = []
     first = 0
@@ -82,7 +82,7 @@ def write_shard(
     resize: int | None,
     pool: ThreadPoolExecutor,
 ) -> list[tuple[str, str]]:
-    """Write a shard and its index; return what could not be read."""
+    """Write a shard and its index; return the images that could not be read."""
 
     def read(index: int) -> tuple[bytes, str] | BadImage:
         try:
@@ -126,7 +126,7 @@ def write_shard(
 
 
 def missing_images(tar: Path, shard: Planned, samples: FolderSamples) -> list[tuple[str, str]]:
-    """Return what was left out of a shard that is there already, and why."""
+    """Return the images that were left out of an existing shard, and why."""
     names = shard_index.read_names(tar.with_name(index_name(tar.name)))
     present = {name.partition(".")[0] for name in shard_index.unpack_names(names)}
     unreadable = []
@@ -142,7 +142,7 @@ def missing_images(tar: Path, shard: Planned, samples: FolderSamples) -> list[tu
 
 
 def _content(source: str, resize: int | None) -> tuple[bytes, str]:
-    """Return the bytes of an image file that can be decoded, and its ending.
+    """Return the bytes of an image file that can be decoded, and its extension.
 
     Raises:
         BadImage: If it cannot be read.
@@ -171,7 +171,7 @@ def _key(number: int) -> str:
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Add a file with nothing in its header that depends on the machine or the time."""
+    """Add a file whose header does not depend on the machine or the time."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     info.mode = 0o644

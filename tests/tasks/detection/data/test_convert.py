@@ -228,7 +228,7 @@ def test_faults_of_yolo(tmp_path: Path, line: str) -> None:
 
 
 NAMES = {
-    "names: [a, a]": "there twice",
+    "names: [a, a]": "a duplicate",
     "names: {0: a, 2: b}": "must be 0, 1, 2",
     "names: 3": "must list the names",
     "names: [[a]]": "must be words",
