@@ -186,7 +186,7 @@ def test_files_that_nothing_can_be_trained_on(tmp_path: Path) -> None:
         open_dataset(str(tmp_path))
     write(tmp_path / "instances_train.json")
     write(tmp_path / "instances_val.json", images=[image(1, "b.png")])
-    with pytest.raises(ValueError, match=r"the images of .* are not there"):
+    with pytest.raises(ValueError, match=r"the images of .* are missing"):
         open_dataset(str(tmp_path))
     for name in ("a.png", "b.png"):
         save(tmp_path / "images", name)
