@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 
 FORMAT = "convnext-1"
-# Arguments of timm's networks that a card may give: none makes timm fetch or open a file.
+# Arguments of timm models that a card may have: none makes timm fetch or open a file.
 _FOR_TIMM = (
     "attn_drop_rate base_width cardinality channels class_token depth depths dims drop_path_rate "
     "drop_rate dynamic_img_size embed_dim embed_dims global_pool head_hidden_size img_size "
     "in_chans layers mlp_ratio num_classes num_heads output_stride patch_size proj_drop_rate "
     "qkv_bias reg_tokens stem_width strict_img_size width widths window_size"
 )
-# Fields of the dense networks' own settings.
+# Settings of the dense networks.
 _OF_DENSE = (
     "anchor_scale auxiliary auxiliary_channels box_batch_size channels dropout empty_proposals "
     "fc_dim ignore_threshold mask_threshold masks max_detections nms_threshold num_classes "
@@ -109,12 +109,12 @@ def _items(text: str, kind: type[T]) -> tuple[T, ...]:
 
 
 def check_changes(model: str, changes: Mapping[str, Any], where: str) -> None:
-    """Check that a card asks for no weights, and of timm only for sizes and rates of a network.
+    """Check that a card names no weights, and for timm only sizes and rates of the network.
 
-    timm takes addresses, folders and files from its other arguments.
+    Other arguments of timm may be URLs, folders and files.
 
     Raises:
-        ValueError: Naming the first argument that a card must not give.
+        ValueError: Names the first argument that is not allowed.
     """
     if {"name", "weights"} & changes.keys():
         raise ValueError(f"{where} asks for other weights than its own; that is refused")
