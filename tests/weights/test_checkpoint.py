@@ -128,7 +128,7 @@ def test_the_settings_of_dense_networks_are_known() -> None:
     ["https://host/shards", "s3://bucket/x", "lists/shards.txt", "//host/share", "\\\\host\\share"],
 )
 def test_no_address_is_taken_from_a_run(data: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no address is taken"):
+    with pytest.raises(ValueError, match="URLs in a checkpoint are not used"):
         data_of(tmp_path, card(recipe={"data": data}))
 
 

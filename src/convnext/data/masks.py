@@ -34,7 +34,7 @@ class Placed(NamedTuple):
     size: tuple[int, int]
     """Height and width of the other image."""
     scale: tuple[float, float]
-    """Pixels of the source per pixel across and down; negative where it is mirrored."""
+    """Pixels of the source per pixel across and down; negative if mirrored."""
     start: tuple[float, float]
     """Position (x, y) in the source of the left and upper edges of the other image."""
 

@@ -116,7 +116,7 @@ class Demand:
 
 
 def demand(model: nn.Module, size: tuple[int, int]) -> Demand:
-    """Count on shapes alone what an image of `size` (H, W) asks for."""
+    """Return the demand of an image of `size` (H, W), computed on shapes alone."""
     counted = cost(model, size)
     shapes = copy.deepcopy(model).to("meta").eval()
     moved = 0

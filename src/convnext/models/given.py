@@ -1,7 +1,7 @@
-"""Networks that a caller gives as objects: a classifier, or a backbone with a pyramid.
+"""Networks that a user passes as objects: a classifier, or a backbone with a pyramid.
 
-They have names of their own, `given/<class>`, in this process only: whoever opens a checkpoint of
-one elsewhere gives the object again.
+They are called `given/<class>`, in this process only. To open a checkpoint of one in another
+process, pass the object again.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from convnext.models.pyramid import Level, name_levels
 
 PREFIX = "given/"
 _SIDE = 128
-"""Of the image that tells the strides of a pyramid."""
+"""Side of the test image by which the strides of a pyramid are measured."""
 _given: dict[str, nn.Module] = {}
 
 
 def give(module: nn.Module, name: str = "") -> str:
-    """Give a network a name that `create_model` knows, and return it.
+    """Register a network under a name that `create_model` knows, and return the name.
 
     Args:
         module: A classifier, or a network with `pyramid(images) -> {"c2": ..., "c5": ...}`.
         name: The name; by default `given/<class>`.
 
     Raises:
-        TypeError: If it is not a module, such as a class that was not called.
+        TypeError: If it is not a module, for example a class rather than an instance.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"a network is an nn.Module, not {module!r}")
@@ -39,27 +39,27 @@ def give(module: nn.Module, name: str = "") -> str:
 
 
 def create_given(name: str, **changes: Any) -> GivenNetwork:
-    """Return a copy of a given network with its present weights.
+    """Return a copy of a registered network with its current weights.
 
     Raises:
-        ValueError: If no network was given under this name, or a change is not for such networks.
+        ValueError: If no network has this name, or a change does not apply to such networks.
     """
     if name not in _given:
         raise ValueError(
-            f"{name} was given as an object, which is not here: give it again in Python, with "
+            f"{name} was given as an object, which is not here: pass it again in Python, with "
             "convnext.load(run, network=...) or convnext.train(model=..., resume=True)"
         )
     return GivenNetwork(name, copy.deepcopy(_given[name]), **changes)
 
 
 class GivenNetwork(nn.Module):
-    """A network that a caller gave, behind the interface of ours.
+    """A network from the user, with the interface of our own networks.
 
     Args:
         name: Its name.
         network: The module.
-        num_classes: How many logits it must have; 0 for a backbone.
-        in_chans: Channels of its images.
+        num_classes: The required number of logits; 0 for a backbone.
+        in_chans: The number of input channels.
     """
 
     def __init__(
@@ -79,26 +79,26 @@ class GivenNetwork(nn.Module):
         """Map images (N, in_chans, H, W) to logits (N, num_classes).
 
         Raises:
-            ValueError: If the network gives anything else.
+            ValueError: If the network returns anything else.
         """
         logits = self.network(images)
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if shape != (len(images), self.num_classes):
             raise ValueError(
-                f"{self.name} gives {shape} for {len(images)} images, but must give logits "
+                f"{self.name} returns {shape} for {len(images)} images, but must return logits "
                 f"{(len(images), self.num_classes)}, one for each class of the data"
             )
         return cast(Tensor, logits)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Map images to features (N, C), if the network itself can.
+        """Map images to features (N, C) with the network's own `embed`.
 
         Raises:
-            ValueError: If it cannot.
+            ValueError: If it has none.
         """
         embed: Any = getattr(self.network, "embed", None)
         if embed is None:
-            raise ValueError(f"{self.name} has no method `embed` that gives features")
+            raise ValueError(f"{self.name} has no method `embed` that returns features")
         return cast(Tensor, embed(images))
 
     def pyramid(self, images: Tensor) -> dict[str, Tensor]:
@@ -108,10 +108,10 @@ class GivenNetwork(nn.Module):
 
     @cached_property
     def levels(self) -> dict[str, Level]:
-        """Channels and stride of each map of the pyramid, measured on an image.
+        """Channels and stride of each map of the pyramid, measured on a test image.
 
         Raises:
-            ValueError: If the network has no pyramid, or one of a single scale.
+            ValueError: If the network has no pyramid, or only a single scale.
         """
         if not callable(getattr(self.network, "pyramid", None)):
             raise ValueError(
@@ -127,4 +127,4 @@ class GivenNetwork(nn.Module):
         return name_levels(Level(m.shape[1], _SIDE // m.shape[3]) for m in maps.values())
 
     def drop_head(self) -> None:
-        """Do nothing: a pyramid is all that is used of a backbone."""
+        """Do nothing: only the pyramid of a backbone is used."""

@@ -37,7 +37,7 @@ class Rung:
     paper_top1: float
     """ImageNet-1K top-1 in percent (paper, Tables 10 and 11); for `mini`, that of `resnet50`."""
     paper_top1_std: float | None
-    """Standard deviation over three seeds; None where the paper has a single run."""
+    """Standard deviation over three seeds; None if the paper has a single run."""
     paper_gmacs: float | None
     """Cost at 224 as printed in the paper, in 10^9 multiply-accumulates; None for `mini`."""
     paper_misprint: bool = False

@@ -124,7 +124,7 @@ def check_changes(model: str, changes: Mapping[str, Any], where: str) -> None:
         if name not in allowed or not (is_word or _is_numbers(value)):
             raise ValueError(
                 f"{where} asks for {model} with {name}={value!r}, which a checkpoint must not "
-                "give to timm: only sizes and rates of the network are taken from it"
+                "pass to timm: only sizes and rates of the network are allowed"
             )
 
 
@@ -135,32 +135,32 @@ def _is_numbers(value: Any) -> bool:
 
 
 def data_of(source: str | Path, card: Card, advice: str = "give --data PATH") -> str:
-    """Return the data set that a run folder says it was trained on.
+    """Return the data set that a run was trained on.
 
-    A file may come from anywhere, and an address is fetched only when a user names it.
+    A file may come from anywhere, so URLs are fetched only if the user gives them.
 
     Args:
         source: The run folder.
-        card: Of its checkpoint.
-        advice: What to do where there is none.
+        card: The card of its checkpoint.
+        advice: What to do if there is none.
 
     Raises:
-        ValueError: If the source is not a run folder, does not say, or names an address.
+        ValueError: If the source is not a run folder, its data set is unknown, or that is a URL.
     """
     data = card.recipe.get("data")
     if not Path(source).is_dir() or not isinstance(data, str):
         what = "does not say" if data is None else "is not a run folder, which could say"
         raise ValueError(f"{source} {what} what it was trained on; {advice}")
-    # A list of shards may name addresses; what begins with two slashes is a host on Windows.
+    # A list of shards may contain URLs; two slashes at the beginning mean a host on Windows.
     if "://" in data or data.endswith(".txt") or data.startswith(("//", "\\\\")):
         raise ValueError(
-            f"{source} was trained on {data!r}, and no address is taken from a checkpoint; {advice}"
+            f"{source} was trained on {data!r}, but URLs in a checkpoint are not used; {advice}"
         )
     return data
 
 
 def val_share_of(card: Card) -> float:
-    """Return the share that was held out in training, so that no image of training is scored."""
+    """Return the share that was held out in training, so that training images are not scored."""
     share = card.recipe.get("loader", {}).get("val_share", 0.2)
     return float(share) if isinstance(share, int | float) and 0 < share < 1 else 0.2
 

@@ -32,7 +32,7 @@ def read_file(path: str | Path, *, ema: bool = False) -> tuple[dict[str, Tensor]
 
     Args:
         path: A `.safetensors`, `.pth`, `.pt`, `.bin` or `.ckpt` file.
-        ema: Take the moving average of the weights where a file has both.
+        ema: Use the moving average of the weights if a file has both.
 
     Returns:
         The tensors by their names in the file, on the CPU, and the metadata of a safetensors file.

@@ -156,7 +156,7 @@ class Layout:
     free: frozenset[str] = _SIZES
     """The fields in which other networks may differ from `like`."""
     num_dims: Mapping[str, int] = field(default_factory=dict)
-    """Number of dimensions of exported tensors by the end of our name, where it differs."""
+    """Number of dimensions of exported tensors by the end of our name, if it differs."""
     ignored: tuple[str, ...] = ()
     """First components of names that are not part of the network, or belong to dense heads."""
 

@@ -27,7 +27,7 @@ class Recognition:
 
 
 def rename(name: str, source: str, target: str) -> str | None:
-    """Return the name of a tensor under the row `target`, or None where `source` does not match.
+    """Return the name of a tensor under the row `target`, or None if `source` does not match.
 
     rename("features.5.2.block.3.bias", "features.{2s+1}.{b}.block.3", "stages.{s}.{b}.pwconv1")
     == "stages.2.2.pwconv1.bias"

@@ -199,8 +199,8 @@ def _read_images(
             faults.add("image too large", where, text, fatal=True)
         elif key in images:
             text = (
-                f"is the id of {images[key]['file_name']} and of {name}: nobody can tell whose "
-                "objects are whose; give each image an id of its own"
+                f"is the id of {images[key]['file_name']} and of {name}, so their objects cannot "
+                "be told apart; give each image an id of its own"
             )
             faults.add("duplicate image id", where, text, fatal=True)
         elif name in files:
