@@ -24,11 +24,11 @@ from convnext.cli import main
 from convnext.hardware import peak_rates
 from convnext.recipes import resolve as resolving
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe
-from convnext.recipes.schema import LoaderRecipe
 from convnext.reports.report import write_report
 from convnext.tasks.classification.evaluate import evaluate
 from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.predict import predict
+from convnext.tasks.classification.recipe import ClassificationLoader
 from convnext.tasks.trained import open_model
 from convnext.training import run as run_module
 from convnext.training.log import read_metrics
@@ -391,7 +391,9 @@ def test_remote_shards_train_like_local_ones(
     with pytest.raises(ValueError, match=r"URLs in a checkpoint are not used.* give --data PATH"):
         evaluate(str(whole.folder))
     again = evaluate(
-        str(whole.folder), data=server.url, loader=LoaderRecipe(shard_cache=str(tmp_path / "own"))
+        str(whole.folder),
+        data=server.url,
+        loader=ClassificationLoader(shard_cache=str(tmp_path / "own")),
     )
     assert again.evaluation.top1 == whole.best["top1"]
     assert list((tmp_path / "own").rglob("*.bin"))

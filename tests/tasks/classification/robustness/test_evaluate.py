@@ -61,7 +61,16 @@ def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
     return found
 
 
-FEW = ("--robustness", "--corruptions", "fog,contrast", "--severities", "5", "1")
+FEW = (
+    "--data",
+    "digits",
+    "--robustness",
+    "--corruptions",
+    "fog,contrast",
+    "--severities",
+    "5",
+    "1",
+)
 
 
 def test_corruptions_of_the_users_own_data(
