@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from convnext import create_model, load
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
+from convnext.tasks import DEFAULT
 from convnext.tasks.detection.model.config import DetectorConfig
 from convnext.tasks.segmentation.model import UPerNetConfig
+from convnext.tasks.trained import task_of
 from convnext.weights import checkpoint
 from convnext.weights.checkpoint import Card, data_of, val_share_of
 
@@ -151,3 +154,14 @@ def test_only_the_share_held_out_is_read_from_a_loader(
     loader: dict[str, Any], share: float
 ) -> None:
     assert val_share_of(card(recipe={"loader": loader | {"shard_cache": "/home"}})) == share
+
+
+def test_a_card_without_a_task_is_of_the_default_task(tmp_path: Path) -> None:
+    network = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_classes": 2}
+    plain = card(task="", changes=network)
+    path = tmp_path / "net.safetensors"
+    model = create_model("convnext_atto", **network)
+    checkpoint.save_checkpoint(path, model.state_dict(), plain)  # Where 0.1.0 had it.
+    assert Card(**{k: v for k, v in vars(plain).items() if k != "task"}) == plain
+    assert task_of(str(path)) == DEFAULT
+    assert load(path).task == DEFAULT

@@ -45,7 +45,9 @@ class Model:
     @property
     def task(self) -> str:
         """What the network was trained for."""
-        return self._opened.card.task
+        from convnext.tasks import task_class
+
+        return task_class(self._opened.card.task).name
 
     @property
     def classes(self) -> tuple[str, ...]:

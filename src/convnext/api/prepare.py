@@ -91,16 +91,16 @@ def with_network_of_weights(recipe: Recipe) -> Recipe:
     """
     if recipe.model != "auto":
         return recipe
-    from convnext.tasks import task_class
+    from convnext.tasks import DEFAULT, task_class
     from convnext.tasks.factory import dense_prefix
     from convnext.weights.checkpoint import find_checkpoint
     from convnext.weights.open import card_or_none
 
     card = card_or_none(recipe.weights)
-    if card is not None and card.task == recipe.task:
+    if card is not None and (card.task or DEFAULT) == recipe.task:
         return recipe  # Its network is taken when the recipe is resolved.
     if card is not None:
-        task, name, changes = card.task, card.model, dict(card.changes)
+        task, name, changes = card.task or DEFAULT, card.model, dict(card.changes)
     elif (path := find_checkpoint(recipe.weights)) is not None:
         task, name, changes = _recognized(path)
     else:

@@ -39,11 +39,12 @@ def task_folders() -> dict[str, str]:
 
 
 def task_class(name: str) -> type[Task]:
-    """Return the class of a task.
+    """Return the class of a task, or of the default task for an empty name.
 
     Raises:
         ValueError: If there is no such task.
     """
+    name = name or DEFAULT
     if name not in _CLASSES:
         raise ValueError(f"there is no task {name!r}{nearest(name, _CLASSES)}")
     module, _, attribute = _CLASSES[name].rpartition(".")

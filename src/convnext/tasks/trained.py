@@ -96,7 +96,7 @@ def task_of(source: str) -> str:
         return open_exported(source).metadata.get("task", DEFAULT)
     card = card_or_none(source)
     if card is not None:
-        return card.task
+        return card.task or DEFAULT
     kind = dense_kind(names=names_of(source))
     return DEFAULT if kind is None else kind.task
 

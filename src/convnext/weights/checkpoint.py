@@ -8,6 +8,7 @@ reads and writes the tensors.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,13 +38,14 @@ _TIMM, _DENSE = frozenset(_FOR_TIMM.split()), frozenset(_OF_DENSE.split())
 class Card:
     """The model card: the metadata of weights and of exported files."""
 
-    task: str
     model: str
     changes: Mapping[str, Any]
     """Arguments of `create_model` besides the name."""
     classes: tuple[str, ...]
     preprocessing: Any
     """`Preprocessing` for classification, `DensePreprocessing` for the dense tasks."""
+    task: str = ""
+    """The name of the task; empty for the default task."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """The scores of the weights, and the step of training."""
@@ -170,6 +172,13 @@ def _preprocessing(metadata: Mapping[str, str]) -> Preprocessing | DensePreproce
     # Only the dense preprocessing limits the long side.
     kind = DensePreprocessing if "max_size" in values else Preprocessing
     return kind.from_dict(values)
+
+
+def __getattr__(name: str) -> Any:
+    """Return `save_checkpoint`, which was here in 0.1.0 and needs torch."""
+    if name != "save_checkpoint":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("convnext.weights.files"), name)
 
 
 def find_checkpoint(source: str | Path) -> Path | None:
