@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from convnext.api.types import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from convnext.deploy.runtimes import Exported as ExportedFile
     from convnext.results import Embeddings, Exported, Predictions, Scores
     from convnext.tasks.opened import Opened
     from convnext.tasks.predict import PredictionStream
@@ -32,10 +34,30 @@ DEFAULT_FOLDER = "auto"
 
 
 class Model:
-    """A trained network, its classes and its preprocessing. `load` makes one."""
+    """A trained network, its classes and its preprocessing. `load` makes one.
 
-    def __init__(self, opened: Opened) -> None:
-        self._opened = opened
+    That of an exported file has its network built when it is first asked for: a task that can use
+    the file as it is needs no torch.
+    """
+
+    def __init__(self, opened: Opened | ExportedFile) -> None:
+        self._own = opened
+
+    @cached_property
+    def _opened(self) -> Opened:
+        from convnext.tasks.opened import Opened, opened
+
+        own = self._own
+        if isinstance(own, Opened):
+            return own
+        return replace(opened(own.source, "cpu"), is_shared=True)
+
+    @property
+    def _file(self) -> ExportedFile | None:
+        """The file, if it is an exported one."""
+        from convnext.deploy.runtimes import Exported
+
+        return self._own if isinstance(self._own, Exported) else None
 
     @property
     def network(self) -> nn.Module:
@@ -45,14 +67,14 @@ class Model:
     @property
     def task(self) -> str:
         """What the network was trained for."""
-        from convnext.tasks import task_class
+        from convnext.tasks import DEFAULT
 
-        return task_class(self._opened.card.task).name
+        return self._own.card.task or DEFAULT
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the labels."""
-        return tuple(self._opened.card.classes)
+        return tuple(self._own.card.classes)
 
     @property
     def preprocessing(self) -> Any:
@@ -62,10 +84,10 @@ class Model:
     @property
     def name(self) -> str:
         """The name of the network, as `create_model` takes it."""
-        return self._opened.card.model
+        return self._own.card.model
 
     def __repr__(self) -> str:
-        return f"Model({self.name}, {len(self.classes):,} classes, from {self._opened.source})"
+        return f"Model({self.name}, {len(self.classes):,} classes, from {self._own.source})"
 
     def predict(self, source: Any, **options: Any) -> Any:
         """Predict the contents of images; arguments and results are those of `predict`."""
@@ -118,6 +140,17 @@ def load(
         ValueError: If the source cannot be found or read, or a module comes without preprocessing
             or classes.
     """
+    from convnext.deploy.runtimes import is_exported, open_exported
+
+    given = (preprocessing, classes or None, task, network)
+    if (
+        isinstance(source, str | Path)
+        and is_exported(source)
+        and which == "best"
+        and device in ("auto", "cpu")
+        and given == (None,) * 4
+    ):
+        return Model(open_exported(source))
     from torch import nn
 
     from convnext.tasks.opened import opened
@@ -212,13 +245,18 @@ def predict(
     """
     from convnext.data.sources import image_sources
     from convnext.progress import console_of
-    from convnext.results import Predictions
-    from convnext.tasks.predict import PredictionStream
-    from convnext.tasks.verbs import given_options, predictor_class
+    from convnext.tasks.verbs import given_options, predict_by_file, predictor_class
 
     # Before a network is fetched in vain.
     sources = image_sources(images, channels=channels)
     model = as_model(source, device)
+    if model._file is not None and precision == "auto" and not (stream or output or options):
+        answers = predict_by_file(model._file, sources, max_bad_share=max_bad_share)
+        if answers is not None:
+            return answers
+    from convnext.results import Predictions
+    from convnext.tasks.predict import PredictionStream
+
     kind = predictor_class(model.task)
     folder = kind.default_folder if output == DEFAULT_FOLDER else output
     predictor = kind(
@@ -302,7 +340,7 @@ def embed(
 
 def source_of(source: Any) -> str:
     """Return where a model came from, or the source itself."""
-    return source._opened.source if isinstance(source, Model) else str(source)
+    return source._own.source if isinstance(source, Model) else str(source)
 
 
 def as_model(source: Any, device: Device) -> Model:

@@ -45,6 +45,11 @@ class Exported:
     call: Callable[[Sequence[Array]], list[Array]]
     """From all that the graph takes to all that it gives."""
 
+    @property
+    def source(self) -> str:
+        """Where it came from, for messages."""
+        return str(self.path)
+
     @cached_property
     def graph(self) -> dict[str, Any]:
         """What the file computes beside the network: `ExportSpec.facts`; empty if it says nothing.

@@ -19,6 +19,7 @@ from convnext.deploy.fast import Fast
 from convnext.progress import notes, progress_bar
 from convnext.results.files import file_stem
 from convnext.tasks.opened import Opened
+from convnext.tasks.verbs import none_readable, too_many_bad
 from convnext.weights.open import pick_precision
 
 Result = TypeVar("Result")
@@ -188,9 +189,7 @@ class PredictionStream(Iterator[Result]):
                 with torch.inference_mode(False):  # What the caller does is none of our inference.
                     yield result
         if not count:
-            total = len(self.bad_images) if self._total is None else self._total
-            first = ": {}: {}".format(*self.bad_images[0]) if self.bad_images else ""
-            raise ValueError(f"none of the {total} images can be read{first}")
+            raise none_readable(self.bad_images, self._total)
         if predictor.output is not None:
             predictor.summary(self._rows, self.bad_images).write(predictor.output)
 
@@ -211,7 +210,4 @@ class PredictionStream(Iterator[Result]):
     def _skip(self, source: Source, error: BadImage) -> None:
         self.bad_images.append((source.name, error.reason))
         if self._total is not None and len(self.bad_images) > self._max_bad_share * self._total:
-            raise ValueError(
-                f"{len(self.bad_images):,} of {self._total:,} images cannot be read, such as "
-                f"{error}; allow more with --max-bad-share"
-            ) from error
+            raise too_many_bad(len(self.bad_images), self._total, error) from error

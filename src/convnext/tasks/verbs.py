@@ -7,13 +7,19 @@ A task's `verbs.py` has a dataclass for each verb that has options of its own, `
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convnext.names import nearest
 from convnext.tasks import DEFAULT, task_folders
+
+if TYPE_CHECKING:
+    from convnext.data.images import BadImage
+    from convnext.data.sources import Source
+    from convnext.deploy.runtimes import Exported
+    from convnext.results import Predictions
 
 CLASSES = {
     "predict": "PredictOptions",
@@ -100,3 +106,46 @@ def num_calibration_images(task: str) -> int:
 def predictor_class(task: str) -> Any:
     """Import what predicts images for a task."""
     return _module(task_folders()[task]).predictor_class()
+
+
+def predict_by_file(
+    exported: Exported, sources: Iterable[Source], *, max_bad_share: float = 1.0
+) -> Predictions | None:
+    """Predict images by an exported file alone; None if its task needs the network around it.
+
+    Raises:
+        ValueError: If no image can be read, or too many cannot.
+    """
+    module = _module(task_folders()[exported.card.task])
+    if not hasattr(module, "file_predictor"):
+        return None
+    from convnext.results import Predictions
+
+    total = len(sources) if isinstance(sources, Sized) else None
+    bad: list[tuple[str, str]] = []
+
+    def skip(source: Source, error: BadImage) -> None:
+        bad.append((source.name, error.reason))
+        if total is not None and len(bad) > max_bad_share * total:
+            raise too_many_bad(len(bad), total, error) from error
+
+    results = tuple(module.file_predictor(exported).predict(sources, skip))
+    if not results:
+        raise none_readable(bad, total)
+    return Predictions(results=results, bad_images=tuple(bad))
+
+
+def too_many_bad(count: int, total: int, error: BadImage) -> ValueError:
+    """Return the error for more unreadable images than are allowed."""
+    return ValueError(
+        f"{count:,} of {total:,} images cannot be read, such as {error}; allow more with "
+        "--max-bad-share"
+    )
+
+
+def none_readable(bad: Sequence[tuple[str, str]], total: int | None) -> ValueError:
+    """Return the error for images of which none can be read."""
+    first = ": {}: {}".format(*bad[0]) if bad else ""
+    return ValueError(
+        f"none of the {len(bad) if total is None else total} images can be read{first}"
+    )

@@ -28,6 +28,7 @@ from small_exports import (
     small_segmentor,
 )
 
+import convnext
 from convnext.cli import main
 from convnext.deploy import export as module
 from convnext.deploy.export import ExportSettings, ExportSpec
@@ -123,13 +124,13 @@ def test_a_file_with_all_preprocessing_takes_images_of_any_size(
 WITHOUT_TORCH = """
 import json, sys
 from PIL import Image
-from convnext.deploy.runtimes import open_exported
-from convnext.tasks.classification.exported import ExportedClassifier
+import convnext
 
-classifier = ExportedClassifier(open_exported(sys.argv[1]))
-found = classifier.probabilities([Image.open(path) for path in sys.argv[2:]])
+model = convnext.load(sys.argv[1])
+found = model.predict([Image.open(path) for path in sys.argv[2:]])
+assert model.task == "classify" and not found.bad_images
 assert not {"torch", "torchvision", "timm"} & sys.modules.keys()
-print(json.dumps([classifier.card.classes, found.tolist()]))
+print(json.dumps([[list(result.names), result.probabilities.tolist()] for result in found]))
 """
 
 
@@ -147,11 +148,30 @@ def test_a_file_is_used_without_torch(
     command = [sys.executable, "-c", WITHOUT_TORCH, str(path), *(p.source for p in expected)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert ran.returncode == 0, ran.stderr
-    classes, found = json.loads(ran.stdout)
+    found = json.loads(ran.stdout)
     assert len(found) == len(expected) == 4
-    for prediction, row in zip(expected, found, strict=True):
+    for prediction, (names, row) in zip(expected, found, strict=True):
         values = dict(zip(prediction.classes, prediction.probabilities, strict=True))
-        assert dict(zip(classes, row, strict=True)) == pytest.approx(values, abs=1e-5)
+        assert dict(zip(names, row, strict=True)) == pytest.approx(values, abs=1e-5)
+
+
+def test_bad_images_are_named_by_a_file_alone(
+    checkpoint: str, photos: Path, tmp_path: Path
+) -> None:
+    path, bad = tmp_path / "net.onnx", tmp_path / "bad.png"
+    export(checkpoint, settings=ExportSettings(), output=path, images=[photos])
+    bad.write_bytes(b"no image")
+    model = convnext.load(path)
+    found = model.predict([bad, *sorted(photos.iterdir())])
+    assert [result.path.name for result in found] == ["0.png", "1.png", "2.png", "3.png"]
+    assert [source for source, _ in found.bad_images] == [str(bad)]
+    assert model.network(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    with pytest.raises(ValueError, match="1 of 5 images cannot be read"):
+        model.predict([bad, *sorted(photos.iterdir())], max_bad_share=0.1)
+    with pytest.raises(ValueError, match="none of the 1 images can be read"):
+        model.predict(bad)
+    with pytest.raises(ValueError, match="topk must be at least 1"):
+        model.predict(photos, topk=0)
 
 
 def test_the_server_of_the_example_needs_nothing_of_ours(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convnext.deploy.runtimes import Exported
+    from convnext.tasks.classification.exported import ExportedClassifier
 
 NUM_CALIBRATION_IMAGES = 500
 
@@ -48,6 +52,13 @@ def inspect(path: str, *, contact_sheet: bool) -> tuple[Any, Any]:
     from convnext.tasks.classification import inspect as module
 
     return module.inspect(path), module.contact_sheet(path) if contact_sheet else None
+
+
+def file_predictor(exported: Exported) -> ExportedClassifier:
+    """Return what predicts images by an exported file alone, without torch."""
+    from convnext.tasks.classification.exported import ExportedClassifier
+
+    return ExportedClassifier(exported)
 
 
 def predictor_class() -> Any:
