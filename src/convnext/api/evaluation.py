@@ -1,4 +1,4 @@
-"""The verb `evaluate`: on a labelled data set, or on what makes a network fail."""
+"""The verb `evaluate`: on a labeled data set, or on what makes a network fail."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def evaluate(
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="evaluate")],
 ) -> Scores:
-    """Measure a trained network on a labelled data set.
+    """Measure a trained network on a labeled data set.
 
     Top-1, top-5, and precision and recall of every class; of a segmentor mIoU and the IoU of every
     class; of a detector COCO's AP: with exactly the preprocessing that the checkpoint carries.
@@ -54,8 +54,8 @@ def evaluate(
             then differ in their last bits.
         output: Write evaluation.json there.
         progress: Where to print, as for `train`.
-        **options: Of the task: batch_size, only_best; window, stride, whole, multi_scale, flip,
-            boundary; score, nms, max_detections.
+        **options: Options that one task has: batch_size, only_best; window, stride, whole,
+            multi_scale, flip, boundary; score, nms, max_detections.
 
     Returns:
         A mapping of named scores, with `per_class`, and the task's own `evaluation` in full.
@@ -119,7 +119,7 @@ def evaluate_robustness(
         corruptions: Only these, such as gaussian_noise,fog.
         severities: Only these.
         max_images: A random part of each condition's images.
-        seed: Of that part, and of the corruptions.
+        seed: Decides that part, and the corruptions.
         workers: Processes that read and corrupt images; by default as many as help.
         batch_size: Images at a time.
         device: As for `evaluate`.

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from convnext.deploy.runtimes import Exported as ExportedFile
     from convnext.results import Embeddings, Exported, Predictions, Scores
-    from convnext.tasks.opened import Opened
     from convnext.tasks.predict import PredictionStream
+    from convnext.tasks.trained import Opened
 
 DEFAULT_FOLDER = "auto"
 """As `output` of `predict`: the folder of the task, or no files for a task that has none."""
@@ -95,7 +95,7 @@ class Model:
 
     def export(self, format: Literal["onnx", "openvino", "pt2"], **options: Any) -> Exported:
         """Write the network for another runtime; as `export`."""
-        from convnext.api.tools import export
+        from convnext.api import export
 
         return export(self, format=format, **options)
 
@@ -104,8 +104,8 @@ class Model:
         return embed(self, source, **options)
 
     def evaluate(self, data: Any = None, **options: Any) -> Scores:
-        """Measure the network on a labelled data set; as `evaluate`."""
-        from convnext.api.evaluation import evaluate
+        """Measure the network on a labeled data set; as `evaluate`."""
+        from convnext.api import evaluate
 
         return evaluate(self, data=data, **options)
 
@@ -126,15 +126,15 @@ def load(
         source: A run folder, a checkpoint, an exported file (.onnx, .xml, .pt2), a hub id, or a
             published name ("convnext_tiny.fb_in1k"); or an `nn.Module`, with its `preprocessing`
             and `classes`.
-        which: Of a run, "best" for the weights with the best metric, "last" for those of the last
+        which: "best" takes the weights of a run with the best metric, "last" those of its last
             step.
         device: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
-        network: Of a run that was trained on an `nn.Module`, such a module again; its weights are
-            replaced in a copy.
-        preprocessing: Of an `nn.Module`: a `Preprocessing`, or for the dense tasks a
+        network: For a run that was trained on an `nn.Module`: such a module again; a copy gets the
+            weights of the run.
+        preprocessing: For an `nn.Module`: a `Preprocessing`, or for the dense tasks a
             `DensePreprocessing`.
-        classes: Of an `nn.Module`: the names in the order of its outputs.
-        task: Of an `nn.Module`, if it is not a classifier.
+        classes: For an `nn.Module`: the names in the order of its outputs.
+        task: For an `nn.Module`, if it is not a classifier.
 
     Raises:
         ValueError: If the source cannot be found or read, or a module comes without preprocessing
@@ -153,7 +153,7 @@ def load(
         return Model(open_exported(source))
     from torch import nn
 
-    from convnext.tasks.opened import opened
+    from convnext.tasks.trained import opened
 
     if isinstance(source, nn.Module):
         return _of_module(source, preprocessing, classes, task, device)
@@ -176,7 +176,7 @@ def _of_module(
     """Return a model of a network in memory."""
     from convnext.hardware.devices import pick_device
     from convnext.tasks import DEFAULT, task_class
-    from convnext.tasks.opened import Opened
+    from convnext.tasks.trained import Opened
     from convnext.weights.checkpoint import Card
 
     if preprocessing is None or not classes:
@@ -231,8 +231,8 @@ def predict(
         fast: Switch to the fastest backend on this machine where the work takes minutes; outputs
             then differ in their last bits.
         progress: Where to print, as for `train`.
-        **options: Of the task: topk, batch_size, wide; window, stride, whole, multi_scale, flip,
-            overlays, alpha; score, nms, max_detections, overlays, names, ids.
+        **options: Options that one task has: topk, batch_size, wide; window, stride, whole,
+            multi_scale, flip, overlays, alpha; score, nms, max_detections, overlays, names, ids.
 
     Returns:
         A sequence with a `Classification`, `Segmentation` or `Detections` for each image that can

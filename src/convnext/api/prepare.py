@@ -1,4 +1,4 @@
-"""What `train` settles before it reads data: the task, the names, the network of the weights."""
+"""What `train` checks and recognizes before it reads data: task, names, network of the weights."""
 
 from __future__ import annotations
 

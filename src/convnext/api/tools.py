@@ -136,8 +136,8 @@ def export(
     Args:
         source: A run folder, a checkpoint, a hub id; in Python also a loaded
             `Model`.
-        format: Of the file.
-        precision: Of its weights and its arithmetic.
+        format: The format of the file.
+        precision: How its weights are stored and its layers computed.
         output: The file; by default in the run folder.
         preprocess: How much of the preprocessing is in the file: none of it (it takes normalized
             floats, N C H W), the normalization (it takes pixels of the network's size, uint8
@@ -151,7 +151,7 @@ def export(
         num_images: How many of them at most; by default 32, for int8 500, of a detector 50.
         force: Keep a file that fails its proof or is slower.
         progress: Where to print, as for `train`.
-        **options: Of the task: masks.
+        **options: Options that one task has: masks.
 
     Raises:
         ValueError: If the source cannot be read, a format lacks its library, no image is found, or
@@ -242,9 +242,9 @@ def benchmark(
         batch: Images at a time.
         size: Side of the images, or height and width; by default 224, for segmentors 512, for
             detectors 800 1280.
-        precision: Of the fastest backend; `auto` takes the faster of fp32 and bf16.
+        precision: The precision of the fastest backend; `auto` takes the faster of fp32 and bf16.
         device: `cpu`, `cuda`, `mps` or `auto`.
-        threads: Of the CPU; 0 for all.
+        threads: Threads of the CPU; 0 for all.
         rounds: Turns of all backends.
         forms: Which backends: timm, eager, best or int8; ratios are to the first.
         output: Write benchmark.json, .png and .svg there.
@@ -298,7 +298,7 @@ def check_data(
         task: What the data is for; by default what its layout says.
         contact_sheet: Write a few images of every class to this file.
         progress: Where to print, as for `train`.
-        **options: Of the task.
+        **options: Options that one task has: images, masks, reduce_zero_label.
 
     Returns:
         The report of the task: `faults`, `to_dict()`, `print(console)`.

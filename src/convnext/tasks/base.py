@@ -34,8 +34,7 @@ from convnext.recipes.resolve import Choice, ResolveContext, context_of, print_c
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.results import Scores
 from convnext.tasks.factory import create_model
-from convnext.tasks.opened import Opened
-from convnext.tasks.trained import card_of
+from convnext.tasks.trained import Opened, card_of
 from convnext.weights.checkpoint import Card
 from convnext.weights.load import LoadReport, load_weights
 

@@ -17,7 +17,7 @@ from convnext.data.tensors import normalize_batch
 from convnext.hardware.devices import autocast
 from convnext.progress import progress_bar
 from convnext.results import Embeddings
-from convnext.tasks.opened import Opened
+from convnext.tasks.trained import Opened
 from convnext.weights.open import pick_precision
 
 

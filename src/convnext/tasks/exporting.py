@@ -8,7 +8,7 @@ from pathlib import Path
 from convnext.deploy import export as deployment
 from convnext.deploy.export import ExportResult, ExportSettings
 from convnext.tasks import task_class
-from convnext.tasks.opened import opened
+from convnext.tasks.trained import opened
 
 
 def export(

@@ -18,7 +18,7 @@ from convnext.data.sources import Source
 from convnext.deploy.fast import Fast
 from convnext.progress import notes, progress_bar
 from convnext.results.files import file_stem
-from convnext.tasks.opened import Opened
+from convnext.tasks.trained import Opened
 from convnext.tasks.verbs import none_readable, too_many_bad
 from convnext.weights.open import pick_precision
 
@@ -36,7 +36,7 @@ class Predictor(ABC, Generic[Result]):
     """
 
     title: ClassVar[str] = "predicting"
-    """Of the progress bar."""
+    """The title of the progress bar."""
     default_folder: ClassVar[str] = ""
     """Where the command line writes if no folder is named; "" for nowhere."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from convnext.deploy.runtimes import open_exported
+from convnext.hardware.devices import pick_device
 from convnext.tasks import DEFAULT, task_class
 from convnext.tasks.factory import create_model, dense_kind, infer_model, published_of
 from convnext.weights.checkpoint import FORMAT, Card, find_checkpoint
@@ -53,7 +55,7 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
 
 
 def keep_channels_last(model: nn.Module) -> nn.Module:
-    """Put convolutions into channels_last in place, but for those that are in it already.
+    """Put convolutions into channels_last in place, except those that are in it already.
 
     `Module.to` copies the pointwise ones too, most of the weights, for other strides of the same
     bytes: a file's pages would stay mapped beside the copies.
@@ -131,3 +133,29 @@ def card_of(source: str, model: str) -> Card | None:
         classes=(),
         preprocessing=preprocessing_of(entry) if entry else preprocessing_of_timm(model),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A network in evaluation mode, and what it needs to be used."""
+
+    source: str
+    """Where it came from, for messages."""
+    model: nn.Module
+    card: Card
+    device: torch.device
+    is_shared: bool = False
+    """Whether others hold the network too: it must then stay as it is."""
+
+
+def opened(source: str | Opened, device: str = "auto") -> Opened:
+    """Open a run, a checkpoint or published weights; what is open already is returned.
+
+    Raises:
+        ValueError: If it cannot be found or read.
+    """
+    if isinstance(source, Opened):
+        return source
+    where = pick_device(device)
+    model, card = open_model(source, where)
+    return Opened(source=source, model=model, card=card, device=where)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from convnext.data.drawing import class_colors, output_names
 from convnext.data.images import Mode
 from convnext.data.preprocessing import DensePreprocessing, Pixels, to_array
-from convnext.tasks.opened import Opened
 from convnext.tasks.segmentation.predict import SegmentationResult, predict
+from convnext.tasks.trained import Opened
 from convnext.weights.checkpoint import Card
 
 CLASSES = ("dark", "[bold]light", "never")

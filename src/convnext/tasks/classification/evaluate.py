@@ -1,4 +1,4 @@
-"""`evaluate`: a trained network on a labelled data set, with the preprocessing it carries."""
+"""`evaluate`: a trained network on a labeled data set, with the preprocessing it carries."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.published import imagenet_synsets
 from convnext.tasks.classification.recipe import ClassificationLoader
-from convnext.tasks.opened import Opened, opened
-from convnext.tasks.trained import build
+from convnext.tasks.trained import Opened, build, opened
 from convnext.weights.checkpoint import Card, complete_steps, data_of, step_of, val_share_of
 from convnext.weights.files import read_file
 from convnext.weights.open import pick_precision
@@ -61,7 +60,7 @@ class EvaluationResult:
     card: Card
     evaluation: Evaluation
     thumbnails: tuple[tuple[str, str], ...]
-    """Of every mistake, where the image came from and a small JPEG as a data URI."""
+    """Where the image of every mistake is, and a small JPEG of it as a data URI."""
     bad_images: tuple[tuple[str, str], ...]
     """Images that could not be read, and why."""
     last: tuple[Variant, ...] = ()
@@ -152,7 +151,7 @@ def evaluate(
     loader: ClassificationLoader | None = None,
     console: Console | None = None,
 ) -> EvaluationResult:
-    """Evaluate a run, a checkpoint or published weights on a labelled data set.
+    """Evaluate a run, a checkpoint or published weights on a labeled data set.
 
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
@@ -270,9 +269,9 @@ def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> 
     if tuple(classes) == tuple(wanted):
         return samples
     positions = class_positions(classes, wanted)
-    relabelled = copy.copy(samples)
-    relabelled.labels = [positions[label] for label in samples.labels]
-    return relabelled
+    relabeled = copy.copy(samples)
+    relabeled.labels = [positions[label] for label in samples.labels]
+    return relabeled
 
 
 def class_positions(classes: Sequence[str], wanted: Sequence[str]) -> list[int]:

@@ -24,8 +24,8 @@ from convnext.deploy.fast import Fast
 from convnext.results import Classification
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
-from convnext.tasks.opened import Opened, opened
 from convnext.tasks.predict import PredictionStream, Predictor, Skip
+from convnext.tasks.trained import Opened, opened
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ class EvaluateOptions:
 
     Args:
         batch_size: Images at a time. The last bits of the scores may depend on it.
-        only_best: Of a run, leave out its last step with and without the moving average.
+        only_best: Leave out the last step of a run, with and without the moving average.
     """
 
     batch_size: int = 64

@@ -28,7 +28,7 @@ from convnext.tasks.detection.inference import Detections, infer
 from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import Evaluation, Metric
 from convnext.tasks.detection.render import compare
-from convnext.tasks.opened import Opened, opened
+from convnext.tasks.trained import Opened, opened
 from convnext.weights.checkpoint import Card, data_of, val_share_of
 from convnext.weights.open import pick_precision
 
@@ -56,7 +56,7 @@ class EvaluationResult:
     card: Card
     evaluation: Evaluation
     pictures: tuple[tuple[str, str], ...]
-    """Of every one of the worst images, where it lies and a comparison as a data URI."""
+    """Where each of the worst images is, and a comparison as a data URI."""
     bad_images: tuple[tuple[str, str], ...]
     """Images that could not be read, and why."""
     results: tuple[tuple[str, list[dict[str, Any]]], ...]

@@ -1,4 +1,4 @@
-"""`predict` for detection: pictures of what is on images, and the same as COCO's results."""
+"""`predict` for detection: pictures of the objects on images, and COCO's results."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from convnext.tasks.detection.inference import detect
 from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import xywh
 from convnext.tasks.detection.render import draw_detections
-from convnext.tasks.opened import Opened, opened
 from convnext.tasks.predict import PredictionStream, Predictor
+from convnext.tasks.trained import Opened, opened
 
 Form = Literal["png", "jpg", "none"]
 SCORE = 0.5
@@ -57,7 +57,7 @@ class DetectionResult:
     output: str
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    """Of each class, in the results."""
+    """The id of each class in the results."""
     predictions: tuple[ImageObjects, ...]
     bad_images: tuple[tuple[str, str], ...]
 

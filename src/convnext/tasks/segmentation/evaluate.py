@@ -18,7 +18,6 @@ from convnext.data.samples import BadImages
 from convnext.deploy.fast import Fast
 from convnext.progress import notes, progress_bar
 from convnext.results import Scores
-from convnext.tasks.opened import Opened, opened
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.gallery import draw_images
@@ -27,6 +26,7 @@ from convnext.tasks.segmentation.layout import Pairs, Relabelled, is_segmentatio
 from convnext.tasks.segmentation.looks import choose_inference, describe
 from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.scores import InferenceSettings
+from convnext.tasks.trained import Opened, opened
 from convnext.weights.checkpoint import Card, data_of, val_share_of
 from convnext.weights.open import pick_precision
 
@@ -41,7 +41,7 @@ class EvaluationResult:
     evaluation: Evaluation
     inference: InferenceSettings
     pictures: tuple[tuple[str, str], ...]
-    """Of every one of the worst images, where it lies and a comparison as a data URI."""
+    """Where each of the worst images is, and a comparison as a data URI."""
     bad_images: tuple[tuple[str, str], ...]
     """Pairs that could not be read, and why."""
 

@@ -21,7 +21,6 @@ from convnext.data.drawing import save_image
 from convnext.data.sources import Source, image_sources
 from convnext.data.tensors import normalize_batch
 from convnext.results import Segmentation
-from convnext.tasks.opened import Opened, opened
 from convnext.tasks.predict import PredictionStream, Predictor
 from convnext.tasks.segmentation.inference import segment_labels
 from convnext.tasks.segmentation.looks import choose_inference
@@ -31,6 +30,7 @@ from convnext.tasks.segmentation.render import (
     mask_image,
     overlay,
 )
+from convnext.tasks.trained import Opened, opened
 
 Form = Literal["png", "jpg", "none"]
 
