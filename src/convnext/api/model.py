@@ -45,7 +45,7 @@ class Model:
 
     @cached_property
     def _opened(self) -> Opened:
-        from convnext.tasks.opened import Opened, opened
+        from convnext.tasks.trained import Opened, opened
 
         own = self._own
         if isinstance(own, Opened):
