@@ -8,28 +8,21 @@ Run: python examples/06_count_objects.py path/to/cells path/to/slide.jpg
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from pathlib import Path
 
-from convnext.data.masks import area_of
-from convnext.recipes.recipe import Recipe, change_recipe
-from convnext.reports.report import write_report
-from convnext.tasks.detection.predict import predict
-from convnext.training.run import train
+import convnext
 
 
 def main(data: str, photo: str) -> None:
     """Train with the settings of `auto`, then count the objects in the photo."""
-    recipe = change_recipe(Recipe(), {"task": "detect", "data": data})
-    run = train(recipe, output=Path("runs") / "objects", write_report=write_report)
+    run = convnext.train(task="detect", data=data)
     print(f"box AP50 {run.best['box_ap50']:.1f} percent")
-    result = predict(str(run.folder), [photo], output="objects")
-    found = result.predictions[0].found
-    counts = Counter(result.classes[label] for label in found.labels)
-    for name, count in counts.most_common():
+    result = convnext.load(run.folder).predict(photo)[0]
+    result.save("objects")
+    for name, count in result.counts.items():
         print(f"{name:>20}  {count:,}")
-    areas = [area_of(mask, found.size) for mask in found.masks]
-    print(f"mean area {sum(areas) / max(len(areas), 1):,.0f} pixels")
+    masks = result.masks
+    if masks is not None and len(masks):
+        print(f"mean area {masks.sum() / len(masks):,.0f} pixels")
 
 
 if __name__ == "__main__":
