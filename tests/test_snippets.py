@@ -42,7 +42,6 @@ SMALL: dict[str, Any] = {
     "schedule.epochs": 1,
     "schedule.steps": 2,
     "schedule.warmup_epochs": 0.0,
-    "schedule.progressive": False,
     "optim.batch_size": 8,
     "optim.micro_batch_size": 8,
     "loader.workers": 0,
@@ -51,7 +50,7 @@ SMALL: dict[str, Any] = {
     "run.compile": False,
 }
 SMALL_TASK: dict[str, dict[str, Any]] = {
-    "classify": {"input.image_size": 32},
+    "classify": {"input.image_size": 32, "schedule.progressive": False},
     "segment": {"segment.channels": 16, "segment.crop": 40, "segment.jitter": (0.9, 1.1)},
     "detect": {
         "input.image_size": 64,
