@@ -1,10 +1,10 @@
-"""What a caller hears of a run while it trains.
+"""Callbacks of a training run.
 
-The first process of a run calls them, between two steps. Training draws its randomness from the
-seed, the step and the sample alone, so that a callback may draw what it likes. A callback that
-changes the network or the optimizer changes the run: that is not part of the saved state, and a run
-that is resumed, or that goes back to its last saved state after a fault, is then no longer the same
-bit for bit. Steps that are repeated are reported again.
+The first process of a run calls them between steps. Training derives its randomness from the seed,
+the step and the sample alone, so a callback may use random numbers freely. A callback that changes
+the network or the optimizer changes the run. The saved state does not include such changes: a run
+that resumes, or returns to its last saved state after a fault, is then not identical bit for bit.
+Repeated steps are reported again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StepEnd:
-    """One optimizer step that was taken."""
+    """One completed optimizer step."""
 
     step: int
     """Steps taken so far, this one included."""
@@ -31,8 +31,8 @@ class StepEnd:
     lr: float
     """The learning rate of the schedule in this step."""
     losses: Mapping[str, Tensor]
-    """Each part of the loss, a mean over the images of this process, on the device of the run: to
-    read it as a number waits for the device."""
+    """Each part of the loss, averaged over the images of this process. The tensors are on the
+    device of the run; reading one as a number waits for the device."""
     model: nn.Module
     """The network in training, in training mode."""
 
@@ -46,7 +46,7 @@ class EvaluationEnd:
     weights: str
     """"model", or "ema" for their moving average."""
     metrics: Mapping[str, float]
-    """In percent, but for the loss."""
+    """In percent, except the loss."""
     is_best: bool
     """Whether these weights are the best so far, and were saved as such."""
     model: nn.Module
@@ -60,13 +60,13 @@ class Callback:
     """
 
     def on_step_end(self, end: StepEnd) -> None:
-        """Be called after every optimizer step."""
+        """Called after every optimizer step."""
 
     def on_evaluation(self, end: EvaluationEnd) -> None:
-        """Be called after every evaluation; twice where there is a moving average."""
+        """Called after every evaluation: twice if the run keeps a moving average."""
 
     def on_end(self, outcome: Outcome) -> None:
-        """Be called once, when training is over: not after an interruption or an error."""
+        """Called once when training is complete, but not after an interruption or an error."""
 
 
 def check_callbacks(callbacks: Sequence[Any]) -> tuple[Callback, ...]:

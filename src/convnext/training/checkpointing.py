@@ -1,11 +1,11 @@
-"""What a run needs to continue as if it had never stopped, in folders that are whole or absent.
+"""Saved states of a run, from which it resumes bit for bit; each folder is complete or absent.
 
     checkpoints/best.safetensors            the best weights so far
     checkpoints/step-00000120/              a complete state; the last two are kept
         model.safetensors                   the weights, a checkpoint like any other
         state.safetensors                   moments of the optimizer, the moving average, counters
 
-Every file carries a hash of its bytes, so that damage is found and the state before it is taken.
+Every file contains a hash of its bytes. If a state is damaged, the run resumes from the one before.
 Randomness needs no state: it is a function of the seed and of the step or the sample.
 """
 
@@ -36,7 +36,7 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class Learner:
-    """What changes with every step, beside the counters of the loop."""
+    """Everything that changes with every step, besides the counters of the loop."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -44,7 +44,7 @@ class Learner:
     scaler: torch.amp.GradScaler | None = None
 
     def gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the weights, and all else by name, whole; every process must call."""
+        """Return the full weights, and all other full tensors by name; every process must call."""
         weights = {name: whole(t) for name, t in self.model.state_dict().items()}
         rest = {
             f"optim.{key}.{name}": whole(value)
@@ -56,7 +56,7 @@ class Learner:
         return weights, rest
 
     def restore(self, weights: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> None:
-        """Take what `gather` returned.
+        """Restore what `gather` returned.
 
         Raises:
             ValueError: If it belongs to another network.
@@ -69,7 +69,7 @@ class Learner:
         for full_name, tensor in _under("optim.", rest).items():
             key, name = full_name.split(".", 1)
             parameter = parameters[name]
-            # The count of steps stays on the CPU, unless a fused optimizer wants it with the rest.
+            # The step count stays on the CPU, unless a fused optimizer needs it on the device.
             fused = self.optimizer.defaults.get("fused") and parameter.device.type != "cpu"
             value = tensor
             if tensor.shape == parameter.shape and tensor.ndim:
@@ -101,7 +101,7 @@ def save_state(
     card: Card,
     counters: Mapping[str, Any],
 ) -> Path:
-    """Write the state of a step, then drop all but the last two. Returns its folder."""
+    """Write the state of a step, delete all but the last two, and return its folder."""
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -111,7 +111,7 @@ def save_state(
             "format": "convnext-state-2",
             "counters": json.dumps({"step": step, **counters}),
         }
-        # A state without tensors of its own (no moving average, no step yet) still has a file.
+        # A state with no other tensors (no moving average, no step yet) still has a file.
         save_tensors(temporary / "state.safetensors", rest or {"empty": torch.zeros(1)}, metadata)
         if target.exists():
             shutil.rmtree(target)
@@ -119,14 +119,14 @@ def save_state(
         sync_folder(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    # Those of later steps are of a course that was left: they were damaged, or went astray.
+    # States of later steps belong to an abandoned attempt: they were damaged, or it diverged.
     for other in [*complete_steps(folder, before=step)[: 1 - KEPT], *_after(folder, step)]:
         shutil.rmtree(other)
     return target
 
 
 def needed_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the room that tensors take on a disk."""
+    """Return the bytes that tensors take on disk."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -137,9 +137,9 @@ def _after(folder: Path, step: int) -> list[Path]:
 def load_state(
     folder: Path, learner: Learner, *, ranks: Ranks, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Put the newest complete state into the learner of every process.
+    """Load the newest complete state into the learner of every process.
 
-    The first process chooses it. `tell` is told of every damaged state that is passed over.
+    The first process chooses it, and calls `tell` for every damaged state that it skips.
 
     Returns:
         The counters that `save_state` was given, and `step`.
@@ -161,7 +161,7 @@ def load_state(
         raise ValueError(f"{state.path} holds another network: {error}") from error
     if learner.scaler is not None and state.counters.get("scaler"):
         learner.scaler.load_state_dict(state.counters["scaler"])
-        # What it remembers of a step that failed half way is no part of its own state.
+        # Values left over from a step that failed halfway are not part of the scaler's state.
         learner.scaler._per_optimizer_states.clear()
     return dict(state.counters)
 
@@ -197,13 +197,13 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-# A save that failed is tried again after this many steps.
+# A failed save is retried after this many steps.
 RETRY_STEPS = 50
 _MICRO = "micro_batch_size.json"
 
 
 class Saver:
-    """The checkpoints of a run. All processes call its methods, the first one writes."""
+    """The checkpoints of a run. All processes call its methods; only the first one writes."""
 
     def __init__(self, folder: Path, learner: Learner, *, log: RunLog, ranks: Ranks) -> None:
         self.folder, self.learner, self.log, self.ranks = folder, learner, log, ranks
@@ -213,13 +213,13 @@ class Saver:
 
     @property
     def best_path(self) -> Path:
-        """Where the best weights are."""
+        """The path of the best weights."""
         return self.folder / "best.safetensors"
 
     def tidy(self, best: Mapping[str, Any]) -> bool:
-        """Remove what a killed process left half written; return whether the best are whole.
+        """Delete partial files of a killed process; return whether the best weights are intact.
 
-        The best weights, that is; where they are not, the user is told.
+        If they are damaged, the user is warned.
         """
         problem = None
         if self.ranks.is_first:
@@ -237,12 +237,12 @@ class Saver:
         return self.ranks.of_first(problem) is None
 
     def is_due(self, step: int, every: int) -> bool:
-        """Whether a step is one to save at."""
+        """Whether the state is saved at a step."""
         again = self._retry_at is not None and step >= self._retry_at
         return step != self.saved and (step % every == 0 or again)
 
     def save(self, step: int, card: Card, counters: Mapping[str, Any], *, must: bool) -> None:
-        """Save the state of a step. A full or failing disk is told of, and tried again later.
+        """Save the state of a step. If the disk is full or fails, warn and retry later.
 
         Raises:
             OSError: If it could not be saved and `must` is set.
@@ -266,7 +266,7 @@ class Saver:
         self.log.warn(f"{problem}. The run goes on and tries again", step=step)
 
     def save_best(self, card: Card) -> bool:
-        """Save the weights as they are now as the best; return whether there was room."""
+        """Save the current weights as the best; return whether the disk had space."""
         weights = {name: whole(t) for name, t in self.learner.model.state_dict().items()}
         saved = True
         if self.ranks.is_first:
@@ -289,11 +289,11 @@ class Saver:
         )
 
     def keep_micro_batch_size(self, size: int) -> None:
-        """Remember a size that may fit, for the next start of a run that cannot mend itself."""
+        """Store a size that may fit, for the restart of a run that cannot recover by itself."""
         write_text(self.folder / _MICRO, json.dumps({"micro_batch_size": size}) + "\n")
 
     def micro_batch_size(self) -> int | None:
-        """Return what an earlier start has remembered."""
+        """Return the size that an earlier start stored."""
         path = self.folder / _MICRO
         if not path.is_file():
             return None

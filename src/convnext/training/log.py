@@ -1,8 +1,7 @@
-"""What a run says while it goes: one progress line, metrics.jsonl, and TensorBoard events.
+"""The log of a run: one progress line, metrics.jsonl, and TensorBoard events.
 
-metrics.jsonl is only ever appended to. A run that goes on from step N says so in a row of kind
-`resume`; by it `read_metrics` leaves out what an earlier attempt had written about later steps.
-Time is taken from a clock that never jumps.
+metrics.jsonl is append-only. A run that resumes at step N adds a row of kind `resume`; by that row
+`read_metrics` omits what an earlier attempt wrote about later steps. Times are monotonic.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from convnext.training.trackers import Tracker, tensorboard
 
-# Without a terminal, a plain line now and then in place of a bar that redraws itself.
+# Without a terminal, print a plain line at intervals instead of redrawing a bar.
 PLAIN_LINE_SECONDS = 15.0
 
 
@@ -29,7 +28,7 @@ LOSS = "loss/"
 
 
 def named(losses: Mapping[str, float]) -> dict[str, float]:
-    """Return the parts of a loss under the names that they have in metrics.jsonl: `loss/NAME`."""
+    """Return the parts of a loss under their names in metrics.jsonl: `loss/NAME`."""
     return {f"{LOSS}{name}": value for name, value in losses.items()}
 
 
@@ -39,8 +38,8 @@ class RunLog:
     Args:
         folder: The run folder.
         console: Where to print.
-        silent: Whether to write and print nothing, as in all processes but the first.
-        trackers: Who else gets the scalars, beside TensorBoard.
+        silent: Whether to write and print nothing, as in all processes except the first.
+        trackers: Trackers that also receive the scalars, besides TensorBoard.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class RunLog:
         self._window_start = self._started = self._last_line = time.perf_counter()
 
     def begin_at(self, step: int, images: int = 0, steps_per_epoch: int = 1) -> None:
-        """Say where the run goes on; what was written about later steps is superseded."""
+        """Record that the run resumes at a step, which supersedes rows about later steps."""
         self._step, self._steps_per_epoch = step, steps_per_epoch
         self._images, self._seconds_before = images, 0.0
         self._started = time.perf_counter()
@@ -83,7 +82,7 @@ class RunLog:
             self.console.print(f"Resuming at step {step:,}.")
 
     def start(self, *, num_steps: int, steps_per_epoch: int, first_step: int) -> None:
-        """Begin the progress line."""
+        """Start the progress line."""
         self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
         self._step = self._first_step = first_step
         self._started = self._last_line = time.perf_counter()
@@ -100,7 +99,7 @@ class RunLog:
             self._progress.start()
 
     def stop(self) -> None:
-        """End the progress line and write out what the trackers still hold."""
+        """Stop the progress line and flush the trackers."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -115,14 +114,14 @@ class RunLog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time of the block as waiting for data."""
+        """Count the time in the block as waiting for data."""
         before = time.perf_counter()
         yield
         self._waited += time.perf_counter() - before
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time of the block, such as a save, out of the speed of training."""
+        """Exclude the time in the block, such as a save, from the training speed."""
         before = time.perf_counter()
         try:
             yield
@@ -148,16 +147,16 @@ class RunLog:
         groups: Mapping[str, float] | None = None,
         mfu: Callable[[float], float | None] | None = None,
     ) -> None:
-        """Record what happened since the last call, with the speed and the waiting.
+        """Record the steps since the last call, with the speed and the time spent waiting.
 
         Args:
-            step: The steps taken.
+            step: The number of steps taken.
             loss: The mean loss.
             lr: The learning rate of the schedule.
-            losses: The parts of the loss by name, where it has several.
+            losses: The parts of the loss by name, if it has several.
             extra: Other scalars, such as norms and memory.
-            groups: The rate of every parameter group; the file gets the smallest and largest.
-            mfu: From images per second to the share of the machine's limit, None if unknown.
+            groups: The rate of every parameter group; the file gets the min and the max.
+            mfu: Converts images per second to model FLOPs utilization; returns None if unknown.
         """
         now = time.perf_counter()
         elapsed = max(now - self._window_start - self._paused, 1e-9)
@@ -192,7 +191,7 @@ class RunLog:
     def evaluated(self, step: int, weights: str, metrics: Mapping[str, float]) -> dict[str, Any]:
         """Record an evaluation, and return it with its step and the name of the weights.
 
-        The time that it took does not count in the speed of training.
+        Its time does not count toward the training speed.
         """
         row = {"weights": weights, **metrics}
         self._write("val", step, row)
@@ -205,7 +204,7 @@ class RunLog:
         return {"step": step, **row}
 
     def warn(self, text: str, *, step: int | None = None) -> None:
-        """Print a warning, and keep it for the report."""
+        """Print a warning and record it for the report."""
         self.console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
         self._write("event", self._step if step is None else step, {"event": text})
 
@@ -240,13 +239,13 @@ class RunLog:
 
 
 class _Rows:
-    """A file of JSON lines to which each row is added by one write."""
+    """A JSON Lines file that appends each row in one write."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = path.open("a+b", buffering=0)
-        # A row that a crash cut off keeps a line to itself.
+        # A row that a crash truncated stays on its own line.
         self._torn = False
         if path.stat().st_size:
             self._file.seek(-1, 2)
@@ -256,7 +255,7 @@ class _Rows:
         return read_metrics(self.path)
 
     def append(self, row: Mapping[str, Any]) -> str | None:
-        """Add a row; return what went wrong, as on a full disk, if the row before was fine."""
+        """Append a row; return the error, such as a full disk, if the previous row succeeded."""
         line = b"\n" * self._torn + json.dumps(row).encode() + b"\n"
         was_torn = self._torn
         try:
@@ -274,10 +273,10 @@ class _Rows:
 
 
 def read_metrics(path: Path, *, raw: bool = False) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl that hold.
+    """Return the valid rows of a metrics.jsonl.
 
-    Lines that were cut off are left out, and so is what was superseded when the run went on from
-    an earlier step. With `raw`, superseded rows and those of kind `resume` are there too.
+    Truncated lines are skipped, and so are rows that were superseded when the run resumed at an
+    earlier step. With `raw`, superseded rows and rows of kind `resume` are included.
     """
     rows: list[dict[str, Any]] = []
     for line in path.read_bytes().splitlines():

@@ -1,4 +1,4 @@
-"""The optimizer's parameter groups and its learning rate, as pure functions; the moving average."""
+"""Parameter groups and learning rate of the optimizer, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from torch.distributed.tensor import DTensor
 
 DecayBy = Literal["layer", "stage"]
 
-# Runs of modules that a row of the table names before it says how many more there are.
+# Ranges of modules that a table row names before it summarizes the rest as "and N more".
 MAX_NAMED = 4
 
 
 def layer_ids(model: nn.Module, by: DecayBy = "layer") -> dict[str, int]:
-    """Return the group of every parameter for layer-wise or stage-wise decay, 0 at the pixels.
+    """Return the group of every parameter for layer-wise or stage-wise decay, 0 at the input.
 
-    The groups are those of the backbone: the model itself, or the first network of ours or of timm
-    inside it. Every other parameter (neck, heads, output norms) is in the last group.
+    The groups belong to the backbone: the model itself, or the first ConvNeXt or timm network in
+    it. Every other parameter (neck, heads, output norms) is in the last group.
 
-    By layer, as the authors do for classification and COCO: stem 0; stage 1 is 1; the first
-    downsampling and stage 2 are 2; the second downsampling is 3; stage 3 advances by one every
-    three blocks from 3 on; the third downsampling and stage 4 are one more (N, 12 for depths
-    3-3-27-3 and 6 for 3-3-9-3); the rest is N + 1. An isotropic network advances by one every three
-    blocks from 1 on. By stage, as they do for ADE20K: stem and downsampling 0; stage s (from 1)
-    is s; the rest is N + 1 with the same N. Peers have the groups that timm gives them.
+    By layer, as the authors do for classification and COCO: the stem is 0; stage 1 is 1; the first
+    downsampling and stage 2 are 2; the second downsampling is 3; stage 3 starts at 3 and advances
+    by one every three blocks; the third downsampling and stage 4 are one more (N, 12 for depths
+    3-3-27-3 and 6 for 3-3-9-3); the rest is N + 1. An isotropic network starts at 1 and advances by
+    one every three blocks. By stage, as they do for ADE20K: stem and downsampling are 0; stage s
+    (from 1) is s; the rest is N + 1 with the same N. timm models have the groups that timm defines.
 
     Raises:
-        ValueError: If the model has no such network, or timm does not tell a peer's layers or
-            stages apart.
+        ValueError: If the model has no such network, or timm does not distinguish the layers or
+            stages of its model.
     """
     found = (
         (name, module, ids_of)
@@ -69,9 +69,9 @@ def layer_ids(model: nn.Module, by: DecayBy = "layer") -> dict[str, int]:
 
 
 def _ids_of_ours(network: Network, by: DecayBy) -> tuple[dict[str, int], int]:
-    """Return the group of every parameter of stem and stages, and that of all others."""
+    """Return the group of every parameter in stem and stages, and the group of all others."""
     depths = network.config.depths
-    # Blocks count in threes in the long stage: the third one, or an isotropic network's only one.
+    # Blocks are grouped by three in the long stage: the third, or the only one if isotropic.
     long = 0 if len(depths) == 1 else 2
     first = list(
         accumulate((math.ceil(d / 3) if s == long else 1 for s, d in enumerate(depths)), initial=1)
@@ -120,7 +120,7 @@ def _ids_of_peer(peer: TimmNetwork, by: DecayBy) -> tuple[dict[str, int], int]:
         if part == 0 or any(name.startswith(f"{stage}downsample.") for stage in stages):
             ids[name] = 0
         else:
-            # A stage may be several of timm's parts, of which only the last gives its map.
+            # A stage may span several parts in timm; only the last one outputs its feature map.
             ids[name] = 1 + next(s for s, end in enumerate(ends) if part <= end)
     return ids, max(last, num_levels + 1)
 
@@ -153,8 +153,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the optimizer's groups: one for each layer and kind of weight decay.
 
-    Biases and parameters of one dimension do not decay (reference: the authors' recipe). Each group
-    has `lr_scale`, which the schedule multiplies with its rate: `layer_decay ** (last - id)`.
+    Biases and one-dimensional parameters do not decay, as in the authors' recipe. The schedule
+    multiplies its rate by the `lr_scale` of each group: `layer_decay ** (last - id)`.
     """
     ids = layer_ids(model, layer_decay_by) if layer_decay != 1 else {}
     last = max(ids.values(), default=0)
@@ -180,7 +180,7 @@ def parameter_groups(
 
 
 def make_optimizer(model: nn.Module, recipe: OptimRecipe[Never]) -> torch.optim.Optimizer:
-    """Build AdamW over `parameter_groups`, fused where the device has it."""
+    """Build AdamW over `parameter_groups`, fused where the device supports it."""
     return torch.optim.AdamW(
         _groups(model, recipe),
         lr=recipe.lr,
@@ -205,7 +205,7 @@ def _has_fused(model: nn.Module) -> bool:
 
 
 def group_rows(model: nn.Module, recipe: OptimRecipe[Never]) -> list[dict[str, Any]]:
-    """Return the optimizer's groups as plain values: what each holds, its rate and its decay."""
+    """Return the optimizer's groups as plain values: their modules, rates and weight decay."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [
         {
@@ -244,9 +244,9 @@ def group_table(model: nn.Module, recipe: OptimRecipe[Never]) -> Table:
 
 
 def name_modules(names: Sequence[str]) -> str:
-    """Return the modules of some parameters in short, such as "stages.2.3 to stages.2.5".
+    """Summarize the modules of some parameters, such as "stages.2.3 to stages.2.5".
 
-    A numbered module (a block) stands for all that is in it.
+    A numbered module (a block) represents everything in it.
     """
     modules = dict.fromkeys(
         block[0] if (block := re.match(r".*?\.\d+(?:\.\d+)*(?=\.)", name)) else _parent(name)
@@ -265,16 +265,16 @@ def _parent(name: str) -> str:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of the rate."""
+    """Set the learning rate of every group, scaled by its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
 
 
 class Ema:
-    """Averages of all parameters and buffers, the numbers of timm's ModelEmaV3.
+    """Moving averages of all parameters and buffers, with the same values as timm's ModelEmaV3.
 
-    That one keeps a second module, which can neither be copied from a sharded network nor share a
-    compiled one; this one lends its values to the network while they are evaluated.
+    ModelEmaV3 keeps a second module, which cannot be copied from a sharded network and cannot share
+    a compiled one. This class copies the averages into the network while they are evaluated.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -282,14 +282,14 @@ class Ema:
         self.tensors = {name: t.detach().clone() for name, t in model.state_dict().items()}
 
     def decay_at(self, step: int) -> float:
-        """Return the decay of a step, counted from 1: a warm-up keeps random weights out of it."""
+        """Return the decay of a step, counted from 1. A warm-up discounts the random weights."""
         warmed: float = 1 - step**-0.75
         return min(self.decay, warmed)
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after `step`."""
-        # Sharded parameters and whole buffers cannot go through one call.
+        """Update the averages with the weights after `step`."""
+        # One call cannot mix sharded parameters and unsharded buffers.
         pairs: dict[bool, tuple[list[Tensor], list[Tensor]]] = {False: ([], []), True: ([], [])}
         for name, value in model.state_dict().items():
             average = self.tensors[name]
@@ -305,7 +305,7 @@ class Ema:
 
     @contextmanager
     def lent_to(self, model: nn.Module) -> Iterator[None]:
-        """Let the network have the averages for as long as the block lasts."""
+        """Copy the averages into the network inside the block, then restore its own values."""
         own = {name: t.detach().clone() for name, t in model.state_dict().items()}
         _copy(self.tensors, model)
         try:
