@@ -99,7 +99,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
     outcome = run(tmp_path / "parts", LimitedDisk(full=4, free=8), schedule__epochs=40)
     told = events(tmp_path / "parts")
     assert any("step 6 could not be saved: it needs" in text for text in told), told
-    assert any("goes on and tries again" in text for text in told)
+    assert any("continues and will retry" in text for text in told)
     assert any("best weights are still the earlier ones" in text for text in told)
     assert not list((tmp_path / "parts/checkpoints").glob(".*"))
     assert outcome.steps == 120
@@ -111,7 +111,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("unlimited_files")
 def test_a_disk_that_stays_full_keeps_the_last_state(tmp_path: Path) -> None:
     with pytest.raises(
-        OSError, match=r"step 12 could not be saved: it needs 0\.\d MB in .*Mend that"
+        OSError, match=r"step 12 could not be saved: it needs 0\.\d MB in .*Fix this"
     ):
         run(tmp_path, LimitedDisk(full=4, free=10**6))
     limit_files(None)
@@ -205,7 +205,7 @@ def test_other_data_or_another_batch_is_refused(tmp_path: Path) -> None:
         run(tmp_path, other, resume=True)
     other = ToyTask()
     other.batch_size = 4
-    with pytest.raises(ValueError, match="began with a batch of 8 and cannot go on with 4"):
+    with pytest.raises(ValueError, match="began with a batch of 8 and cannot continue with 4"):
         run(tmp_path, other, resume=True)
 
 
@@ -215,7 +215,7 @@ def test_a_longer_schedule_says_what_it_does(tmp_path: Path) -> None:
     assert outcome.steps == 24
     (told,) = events(tmp_path)
     assert "ends at step 24 and not 12" in told
-    assert "goes on at 0.0012 where it was at 1e-06" in told
+    assert "continues at 0.0012 where it was at 1e-06" in told
     rows = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
     assert rows[-1]["step"] == 24
 
@@ -260,7 +260,7 @@ def test_best_weights_that_are_gone_are_told_of_and_replaced(tmp_path: Path) -> 
     outcome = run(tmp_path, ToyTask(), resume=True, schedule__epochs=4)
     assert outcome.best["step"] == 12
     assert best.is_file()
-    assert any("takes its place" in text for text in events(tmp_path))
+    assert any("replaces it" in text for text in events(tmp_path))
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 

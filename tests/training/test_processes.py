@@ -64,7 +64,7 @@ def test_a_dead_loader_process_is_replaced(runs: Runs, tmp_path: Path) -> None:
     os.kill(victims[0], signal.SIGKILL)
     printed, _ = process.communicate(timeout=240)
     assert process.returncode == 0, printed
-    assert "its processes are started anew; back at step" in printed
+    assert "the processes of the data loader are restarted; back at step" in printed
     runs.finish(tmp_path / "whole", *options)
     assert_same_end(tmp_path / "whole", tmp_path / "run")
 
@@ -162,5 +162,5 @@ def test_a_refused_resume_changes_nothing(runs: Runs, tmp_path: Path) -> None:
     process = runs.start(folder, "--resume", "--optim.batch_size", "32")
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "began with a batch of 48 and cannot go on with 32" in printed
+    assert "began with a batch of 48 and cannot continue with 32" in printed
     assert (folder / "recipe.yaml").read_bytes() == before

@@ -1,1 +1,1 @@
-"""The one training loop and its parts; none of them knows a task."""
+"""The training loop of all tasks and its parts; none of them depends on a task."""

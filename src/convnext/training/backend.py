@@ -1,7 +1,7 @@
-"""In which form a network trains fastest here: memory format and compilation, found by measuring.
+"""Measure which backend trains a network fastest here: memory format and compilation.
 
-Only long runs are worth it. What was measured is remembered per machine and shape, so that two runs
-with one seed take the same form and so the same bits.
+Only long runs are worth the measurement. The result is cached per machine and shape, so two runs
+with one seed use the same backend and compute the same bits.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from convnext.tasks.base import Task
 from convnext.training.checks import smaller_micro_batch
 from convnext.training.faults import is_out_of_memory
 
-# Shorter runs are over before a measurement has paid for itself.
+# In shorter runs a measurement costs more than it saves.
 WORTH_SECONDS = 600.0
 NUM_TIMED = 3
-# A gain below this is within the noise, and not worth another form.
+# A smaller gain is within the noise and does not justify another backend.
 MIN_GAIN = 0.08
 
 
@@ -46,7 +46,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A form, and the sentence that tells the user why."""
+    """A backend, and the reason for it that the user sees."""
 
     form: Form
     reason: str
@@ -63,19 +63,19 @@ def choose_form(
     micro_batch_size: int,
     cache: Path | None = None,
 ) -> Chosen:
-    """Return the form that the recipe asks for, or where it says `auto` the fastest one.
+    """Return the backend that the recipe requests, or the fastest one for `auto`.
 
-    The network is left as it was. A form that fails to run or to compile is passed over.
+    The network is left unchanged. A backend that fails to run or to compile is skipped.
 
     Args:
-        task: Gives the first micro batch; as in the loop.
-        model: On `device`, not set up yet.
-        recipe: Resolved but for `run.channels_last` and `run.compile`.
-        device: Where the network trains.
-        ranks: The first process measures, the others follow it.
-        num_steps: Steps of the run.
-        micro_batch_size: Images of a backward pass on one device.
-        cache: The file of what was measured; by default in the user's cache folder.
+        task: Provides the first micro batch, as in the loop.
+        model: The network on `device`, not set up yet.
+        recipe: Resolved, except `run.channels_last` and `run.compile`.
+        device: The device that trains the network.
+        ranks: The first process measures; the others use its result.
+        num_steps: The number of steps of the run.
+        micro_batch_size: Images per backward pass on one device.
+        cache: The file of earlier measurements; by default in the user's cache folder.
     """
     run = recipe.run
     if run.channels_last != "auto" and run.compile != "auto":
@@ -112,7 +112,7 @@ def _measured(
     try:
         first = seconds(plain)
     except RuntimeError as error:
-        if is_out_of_memory(error):  # The loop knows how to go on with less.
+        if is_out_of_memory(error):  # The loop continues with a smaller micro batch.
             return Chosen(plain, "the usual one: memory is scarce")
         raise
     left = first * parts_per_step * num_steps
@@ -126,11 +126,11 @@ def _measured(
 
     def measure(forms: Sequence[Form]) -> list[float]:
         for form in forms:
-            if form not in measured:  # One network has one form at a time, so nothing takes turns.
+            if form not in measured:  # Trials cannot alternate within one network.
                 measured[form] = seconds(form)
         return [measured[form] for form in forms]
 
-    # Compiling is paid for again in the run.
+    # The run compiles again and pays that cost again.
     options = [
         Candidate(form, lambda form=form: form, pays_for_building=form.compile)  # type: ignore[misc]
         for form in _forms(plain, recipe.run)
@@ -153,7 +153,7 @@ def _measured(
 
 
 def _forms(plain: Form, run: RunRecipe) -> list[Form]:
-    """Return the forms that a recipe leaves open, the plain one first."""
+    """Return the backends that a recipe allows, the default one first."""
     compilation = (False, True) if run.compile == "auto" else (plain.compile,)
     layouts = (True, False) if run.channels_last == "auto" else (plain.channels_last,)
     return [Form(layout, compiled) for compiled in compilation for layout in layouts]
@@ -162,7 +162,7 @@ def _forms(plain: Form, run: RunRecipe) -> list[Form]:
 def _time_form(
     task: Task, model: nn.Module, form: Form, part: Any, device: torch.device, run: RunRecipe
 ) -> float:
-    """Return the median seconds of forward and backward pass over a micro batch."""
+    """Return the median seconds of a forward and backward pass over a micro batch."""
     memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to(memory_format=memory_format)
@@ -179,7 +179,7 @@ def _time_form(
         model.zero_grad(set_to_none=True)
 
     try:
-        # The first ones allocate and compile.
+        # The first passes allocate and compile.
         return medians([run_once], device, rounds=NUM_TIMED, warmup=2)[0]
     finally:
         set_fused(model, fused=False)
@@ -209,7 +209,8 @@ def fit_memory(
 ) -> int:
     """Return the micro batch `size`, halved until forward and backward pass fit on this device.
 
-    For several processes, which cannot go back alone in the middle of a step.
+    Runs with several processes need this: one of them cannot roll back alone in the middle of a
+    step.
 
     Raises:
         ValueError: If not even one image fits.
@@ -231,5 +232,5 @@ def first_part(task: Task, micro_batch_size: int) -> Any:
     batches = task.batches(0, micro_batch_size)
     part = next(iter(batches))[0]
     if isinstance(batches, Generator):
-        batches.close()  # With the processes of its loader.
+        batches.close()  # This also ends the processes of its loader.
     return part

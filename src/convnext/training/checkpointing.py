@@ -151,7 +151,7 @@ def load_state(
     name = ranks.of_first(found.path.name if found else None)
     if name is None:
         raise ValueError(
-            f"no checkpoint in {folder} is whole enough to resume from; "
+            f"no checkpoint in {folder} is complete enough to resume from; "
             "start a new run in another --output"
         )
     state = found or _read(folder / name)
@@ -179,7 +179,7 @@ def _newest_whole(folder: Path, tell: Callable[[str], None]) -> _State | None:
         try:
             return _read(path)
         except (ValueError, KeyError, OSError, SafetensorError) as error:
-            tell(f"passing over a damaged checkpoint: {error}")
+            tell(f"skipping a damaged checkpoint: {error}")
     return None
 
 
@@ -232,7 +232,7 @@ class Saver:
                 if best:
                     read_file(self.best_path)
             except ValueError as error:
-                problem = f"{error}: the best of the evaluations to come takes its place"
+                problem = f"{error}: the best of the following evaluations replaces it"
                 self.log.warn(problem)
         return self.ranks.of_first(problem) is None
 
@@ -261,9 +261,9 @@ class Saver:
             self.saved, self._retry_at = step, None
             return
         if must:
-            raise OSError(f"{problem}. Mend that, and go on with --resume")
+            raise OSError(f"{problem}. Fix this, then continue with --resume")
         self._retry_at = step + RETRY_STEPS
-        self.log.warn(f"{problem}. The run goes on and tries again", step=step)
+        self.log.warn(f"{problem}. The run continues and will retry", step=step)
 
     def save_best(self, card: Card) -> bool:
         """Save the current weights as the best; return whether the disk had space."""

@@ -1,6 +1,7 @@
-"""What a run checks about itself, and what it advises when it cannot continue as it was.
+"""Checks of a run, and the advice that it gives when it cannot continue unchanged.
 
-It must resume with the data and the batch that it began with, and may follow a reference curve.
+A run must resume with the data and the batch size that it started with, and may follow a reference
+curve.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from convnext.weights.checkpoint import complete_steps
 
 
 def diverged(what: str, recipe: ResolvedRecipe, *, rate: float, checkpoints: Path) -> DivergedError:
-    """Return the error for a loss or a weight that is no number."""
+    """Return the error for a loss or a weight that is not finite."""
     advice = [f"--optim.lr {recipe.optim.lr / 3:.2g}"]
     if not recipe.optim.clip_grad:
         advice.append("--optim.clip_grad 1")
@@ -34,8 +35,8 @@ def diverged(what: str, recipe: ResolvedRecipe, *, rate: float, checkpoints: Pat
         advice.append("--run.on_nan rollback")
     saved = complete_steps(checkpoints)
     rest = (
-        f"The last good checkpoint, {saved[-1]}, is intact; go on from it with --resume and one of "
-        "these."
+        f"The last good checkpoint, {saved[-1]}, is intact; continue from it with --resume and "
+        "one of these."
         if saved
         else "No checkpoint had been written yet."
     )
@@ -60,31 +61,31 @@ def smaller_micro_batch(size: int) -> int:
 
 
 def check_same_run(counters: Mapping[str, Any], task: Task, folder: Path) -> None:
-    """See that a run goes on with the data and the batch that it began with.
+    """Check that a run resumes with the data and the batch size that it started with.
 
     Raises:
-        ValueError: If not.
+        ValueError: If either has changed.
     """
     if counters["data"] != task.fingerprint:
         raise ValueError(
-            f"the data set has changed since the run began ({counters['data']} then, "
+            f"the data set has changed since the run started ({counters['data']} then, "
             f"{task.fingerprint} now), so that its steps would not be the same; start a new run "
             f"from its weights: --weights {quote(str(folder))}"
         )
     if counters["batch_size"] != task.batch_size:
         raise ValueError(
-            f"the run began with a batch of {counters['batch_size']:,} and cannot go on with "
+            f"the run began with a batch of {counters['batch_size']:,} and cannot continue with "
             f"{task.batch_size:,}; devices and micro_batch_size may change, optim.batch_size may "
             "not"
         )
 
 
 def another_length(plan: Plan, step: int, before: int) -> str:
-    """Return what a schedule that ended at step `before` becomes under a plan, from `step` on."""
+    """Describe how a schedule that ended at step `before` changes under a plan from `step` on."""
     then, now = plan.rate(min(step, before), num_steps=before), plan.rate(step)
     return (
         f"the schedule now ends at step {plan.num_steps:,} and not {before:,}: the learning rate "
-        f"goes on at {now:.2g} where it was at {then:.2g}, and falls from there to "
+        f"continues at {now:.2g} where it was at {then:.2g}, and falls from there to "
         f"{plan.rate(plan.num_steps):.2g} over {max(0, plan.num_steps - step):,} steps"
     )
 
@@ -106,8 +107,8 @@ class Reference:
     def check(self, epoch: float, value: float) -> str | None:
         """Return a warning if `value` is below the curve by more than the tolerance.
 
-        Nothing is said of epochs before the first point. Where weights and their average were both
-        evaluated, `value` is the better of the two, as it is in the curve.
+        There is no warning before the first point. If the weights and their average were both
+        evaluated, `value` is the better of the two, as in the curve.
         """
         if epoch < self.epochs[0]:
             return None
@@ -125,11 +126,11 @@ def read_reference(source: str, metric: str, tolerance: float = 2.0) -> Referenc
 
     Args:
         source: A run folder, its metrics.jsonl, or a CSV with the columns `epoch` and `metric`.
-        metric: The metric to compare; of several values at an epoch the highest counts.
-        tolerance: How far below the curve is still fine, in points.
+        metric: The metric to compare; the max counts if an epoch has several values.
+        tolerance: The allowed distance below the curve, in points.
 
     Raises:
-        ValueError: If there is no such file, or it does not have the metric.
+        ValueError: If the file does not exist, or does not have the metric.
     """
     if source == "none":
         return None

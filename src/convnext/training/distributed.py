@@ -1,7 +1,7 @@
-"""Devices and processes: one device, DDP on one machine or many, FSDP; always through Fabric.
+"""Devices and processes through Fabric: one device, DDP on one or more machines, or FSDP.
 
-Processes are started by torchrun or by SLURM's srun, or by Fabric itself with `--run.devices N`.
-The batch of a step is the recipe's, however many processes share it.
+Torchrun, SLURM's srun or, with `--run.devices N`, Fabric itself starts the processes. The batch
+size of a step is that of the recipe, regardless of the number of processes.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 class LeavableBf16(MixedPrecision):  # type: ignore[misc]
-    """bf16 that a run can still leave for fp32, once it knows its network."""
+    """bf16 that a run can still replace with fp32 after it has checked its network."""
 
     def __init__(self, device: str) -> None:
         super().__init__("bf16-mixed", device)
         self.left = False
 
     def forward_context(self) -> Any:
-        """Return autocast, or after `leave_bf16` a context that does nothing."""
+        """Return autocast, or a null context after `leave_bf16`."""
         return nullcontext() if self.left else super().forward_context()
 
     def convert_input(self, data: Any) -> Any:
-        """Return what a network is given, in bf16 or as it is."""
+        """Return the input of a network, in bf16 or unchanged."""
         return data if self.left else super().convert_input(data)
 
 
@@ -50,22 +50,22 @@ def make_fabric(run: RunRecipe, device: torch.device, precision: str) -> Fabric:
     """Return Fabric for a resolved precision, not launched yet.
 
     Raises:
-        ValueError: If the devices asked for are not those that the launcher started, or not there.
+        ValueError: If the requested devices do not exist, or differ from what the launcher started.
     """
     devices, nodes = count_devices(run, device)
     count = devices * nodes
     if run.strategy == "fsdp" and count == 1:
         raise ValueError("fsdp shards a network over several devices; give --run.devices 2 or more")
-    # It announces every process at the level of warnings.
+    # Fabric logs every process as a warning.
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     plugins: list[Any] = []
     if count > 1 and started_by_launcher() is None:
-        plugins.append(LightningEnvironment())  # Not SLURM's, in the shell of a job.
+        plugins.append(LightningEnvironment())  # Instead of SLURM's, in the shell of a job.
     if precision == "fp16":
         plugins.append(MixedPrecision("16-mixed", device.type, torch.amp.GradScaler(device.type)))
     if precision == "bf16" and device.type == "cpu":
         plugins.append(LeavableBf16(device.type))
-        precision = ""  # The plugin has it.
+        precision = ""  # The plugin sets it.
     one = [device.index] if device.index is not None else 1
     return Fabric(
         accelerator=device.type,
@@ -118,7 +118,7 @@ def started_by_launcher() -> tuple[int, int, str] | None:
     if "LOCAL_WORLD_SIZE" in env and "WORLD_SIZE" in env:
         local, world = int(env["LOCAL_WORLD_SIZE"]), int(env["WORLD_SIZE"])
         return local, world // local, "torchrun"
-    # SLURM_NTASKS is there in the shell of a job too, where srun has started nothing yet.
+    # SLURM_NTASKS is also set in the shell of a job, before srun has started anything.
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", 1))
     if tasks > 1:
         nodes = int(env.get("SLURM_STEP_NUM_NODES", 1))
@@ -132,14 +132,14 @@ def started_by_launcher() -> tuple[int, int, str] | None:
 
 
 def leave_bf16(fabric: Fabric) -> None:
-    """Compute in fp32 from here on; before the loop sets its network up."""
+    """Compute in fp32 from now on. Call it before the loop sets up its network."""
     plugin = fabric.strategy.precision
     assert isinstance(plugin, LeavableBf16)
     plugin.left = True
 
 
 def ranks_of(fabric: Fabric) -> Ranks:
-    """Return which of the launched processes this is."""
+    """Return the rank of this process among the launched ones."""
     return Ranks(fabric.global_rank, fabric.world_size)
 
 
@@ -149,7 +149,7 @@ def scaler_of(fabric: Fabric) -> torch.amp.GradScaler | None:
 
 
 def share_batch_norm(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """Make batch norm see the images of all processes, where torch can: not on a CPU."""
+    """Synchronize batch norm over all processes, except on a CPU, where torch cannot."""
     if ranks.count > 1 and device.type == "cuda":
         shared: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return shared
@@ -162,7 +162,7 @@ def checkpoint_activations(model: nn.Module) -> bool:
     set_recomputed(blocks)
     switch = getattr(getattr(model, "network", None), "set_grad_checkpointing", None)
     if not blocks and switch is not None:
-        switch()  # A peer of timm.
+        switch()  # A timm model.
         return True
     return bool(blocks)
 
@@ -172,7 +172,7 @@ def _shard(model: nn.Module, mesh: Any) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = mesh["data_parallel"]
-    model = model.to(memory_format=torch.contiguous_format)  # Only such tensors can be sharded.
+    model = model.to(memory_format=torch.contiguous_format)  # FSDP2 shards only contiguous tensors.
     for part in _large_parts(model):
         fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -183,7 +183,7 @@ def _large_parts(model: nn.Module) -> list[nn.Module]:
     ours: list[nn.Module] = [module for module in model.modules() if isinstance(module, Block)]
     if ours:
         return ours
-    # The repeated parts of a peer are the children of its sequences, as in `stages` or `blocks`.
+    # The repeated parts of a timm model are the children of its `stages`, `blocks` and so on.
     sequences = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
     inner = {
         id(child) for s in sequences for m in s.modules() if m is not s for child in m.modules()
@@ -194,18 +194,18 @@ def _large_parts(model: nn.Module) -> list[nn.Module]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be sharded over the processes as a whole; all must call."""
+    """Return the full tensor of one that may be sharded; every process must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def put(target: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into one that may be sharded."""
+    """Copy a full tensor into one that may be sharded."""
     with torch.no_grad():
         target.copy_(like(target, value))
 
 
 def like(target: Tensor, value: Tensor) -> Tensor:
-    """Return a whole tensor as `target` is: on its device, and sharded if it is."""
+    """Return a full tensor distributed like `target`: on its device, and sharded if it is."""
     value = value.to(target.device)
     if isinstance(target, DTensor):
         return distribute_tensor(value, target.device_mesh, target.placements)
@@ -222,10 +222,10 @@ def seed_everything(*numbers: int) -> None:
 
 @contextmanager
 def process_state_restored() -> Iterator[None]:
-    """Within the block the process may be seeded and set up; afterwards it is as it was.
+    """Restore the state of the process after the block, which may seed and configure it.
 
-    That is the random state of Python, numpy and torch, the threads, and what deterministic runs
-    set.
+    This covers the random state of Python, numpy and torch, the number of threads, and the settings
+    of deterministic runs.
     """
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]

@@ -1,6 +1,7 @@
-"""What can go wrong in a run of days, told apart by what is to be done about it.
+"""The faults of a long run, classified by how the run responds to them.
 
-Torch is imported where it is needed: the command line knows these errors and starts without it.
+Torch is imported only where it is needed: the command line catches these errors and starts without
+torch.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ import errno
 import re
 from contextvars import ContextVar
 
-# "Temporary failure" of sysexits.h: start the same command again and the run goes on.
+# "Temporary failure" of sysexits.h: the same command, started again, resumes the run.
 EXIT_AGAIN = 75
 
 EXIT_WHEN_LOST: ContextVar[bool] = ContextVar("exit_when_lost", default=False)
-"""Whether this process exits at once when another process of its run has gone.
+"""Whether this process exits at once when another process of its run is lost.
 
-The command line sets it, for a collective whose peer is gone may wait for many minutes. In a
-program of someone else's it is not ours to end: the collective raises in its own time.
+The command line sets it, because a collective may wait many minutes for a lost process. A program
+that calls this package is never ended by it: there, the collective raises after its own timeout.
 """
 
 _NO_MEMORY = re.compile(
@@ -30,29 +31,29 @@ _LOST_PROCESS = re.compile(
 
 
 class DivergedError(ArithmeticError):
-    """The loss is no longer a number."""
+    """The loss or a weight is no longer finite."""
 
 
-class InterruptedRun(Exception):  # noqa: N818 - nothing is wrong, so it is no Error
-    """The run was asked to end; its state is saved."""
+class InterruptedRun(Exception):  # noqa: N818 - nothing failed, so this is not an error
+    """A signal asked the run to end; its state is saved."""
 
     def __init__(self, message: str, *, speaks: bool = True) -> None:
         super().__init__(message)
         self.speaks = speaks
-        """Whether this is the process that tells the user."""
+        """Whether this process reports it to the user."""
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run has gone, and this one cannot go on without it."""
+    """Another process of the run is lost, and this one cannot continue without it."""
 
     def __init__(self, message: str, *, speaks: bool = True) -> None:
         super().__init__(message)
         self.speaks = speaks
-        """Whether this is the process that tells the user, of all that have the same to tell."""
+        """Whether this process, of all that detect the loss, reports it to the user."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device had no room for a batch. On a CPU, torch raises a plain RuntimeError."""
+    """Whether the device ran out of memory. On a CPU, torch raises a plain RuntimeError."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or (
@@ -61,13 +62,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_lost_worker(error: BaseException) -> bool:
-    """Whether a process of the data loader died, as by the system's out-of-memory killer."""
-    # An error that a worker raised, and lived on, names it too, but not by its process.
+    """Whether a process of the data loader died, for example by the out-of-memory killer."""
+    # An error that a worker raised names the worker too, but not its process id.
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether a collective failed because a process at its other end has gone."""
+    """Whether a collective failed because another process is lost."""
     import torch
 
     return isinstance(error, torch.distributed.DistError) or (
@@ -76,7 +77,7 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a file could not be written for want of room. Safetensors raises its own error."""
+    """Whether a file could not be written on a full disk. Safetensors has its own error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     from safetensors import SafetensorError

@@ -1,9 +1,9 @@
-"""Whether a CPU computes the gradients of a network's layers in bf16 as it does in fp32.
+"""Check that a CPU computes the gradients of a network's layers in bf16 as it does in fp32.
 
-Libraries have faults that show at some shapes only: torch 2.15 with AMX leaves parts of the weight
-gradient of a 3 x 3 convolution of stride 2 on a map of 1 x 1 as they were in memory. So each layer
-is asked by itself, at the shape that it has in this network: errors of a deep network add up, and
-would hide it.
+Libraries have bugs that appear only at some shapes: torch 2.15 with AMX leaves parts of the weight
+gradient uninitialized for a 3 x 3 convolution of stride 2 on a 1 x 1 map. Each layer is therefore
+checked separately, at its shape in this network: the accumulated error of a deep network would hide
+the bug.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from convnext.tasks.base import Task
 from convnext.training.backend import first_part
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-"""What autocast computes in bf16."""
+"""The layers that autocast computes in bf16."""
 MOST_ERROR = 0.05
 IMAGES = 4
-"""Of a batch, so many are enough."""
+"""The number of images of a batch that is enough for the check."""
 TRIES = 2
 
 Shapes = dict[str, tuple[nn.Module, tuple[int, ...]]]
@@ -33,21 +33,20 @@ Shapes = dict[str, tuple[nn.Module, tuple[int, ...]]]
 def wrong_in_bf16(
     task: Task, model: nn.Module, micro_batch_size: int, cache: Path | None = None
 ) -> str:
-    """Return which layer has wrong gradients in bf16 on this CPU, and how wrong; "" if none has.
+    """Return which layer has wrong gradients in bf16 on this CPU, and the error; "" if none has.
 
-    The answer is remembered for these layers and shapes, this processor, its threads and this
-    torch.
+    The answer is cached for these layers and shapes, this processor, its threads and this torch.
 
     Args:
-        task: Gives the first micro batch; as in the loop.
-        model: On the CPU, in fp32; left as it was.
-        micro_batch_size: Images of a backward pass.
+        task: Provides the first micro batch, as in the loop.
+        model: The network on the CPU, in fp32; it is left unchanged.
+        micro_batch_size: Images per backward pass.
         cache: The file of answers; by default in the user's cache folder.
     """
     shapes = shapes_of(task, model, micro_batch_size)
     answers = TuningCache(cache)
     key = key_of("bf16_gradients", torch.device("cpu"), torch.get_num_threads(), sorted(shapes))
-    # One process of several looks; the others read what it found.
+    # One of several processes checks; the others read its result.
     with answers.exclusive():
         known = answers.load(key, _text)
         if known is not None:
@@ -64,7 +63,7 @@ def wrong_in_bf16(
 
 
 def shapes_of(task: Task, model: nn.Module, micro_batch_size: int) -> Shapes:
-    """Return each kind of layer that a micro batch passes, with the shape of what it is given."""
+    """Return each distinct layer that a micro batch passes through, with its input shape."""
     found: Shapes = {}
 
     def look(layer: nn.Module, given: tuple[Any, ...]) -> None:
@@ -73,7 +72,7 @@ def shapes_of(task: Task, model: nn.Module, micro_batch_size: int) -> Shapes:
             found.setdefault(_name(layer, shape), (layer, shape))
 
     part = first_part(task, micro_batch_size)
-    # Buffers, such as the statistics of batch norm, change in training: a copy's do.
+    # Training changes buffers, such as batch norm statistics, so use a copy.
     copied = copy.deepcopy(model).train()
     layers = [module for module in copied.modules() if isinstance(module, LAYERS)]
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]
@@ -85,11 +84,11 @@ def shapes_of(task: Task, model: nn.Module, micro_batch_size: int) -> Shapes:
 
 
 def gradient_error(layer: nn.Module, shape: tuple[int, ...]) -> float:
-    """Return the largest relative error of a layer's gradients in bf16, of weights and input.
+    """Return the max relative error of a layer's bf16 gradients, over its weights and input.
 
     Args:
         layer: A convolution or a linear layer in fp32, on the CPU.
-        shape: Of its input.
+        shape: The shape of its input.
     """
     generator = torch.Generator().manual_seed(0)
     memory_format = torch.channels_last if len(shape) == 4 else torch.contiguous_format
@@ -104,7 +103,7 @@ def gradient_error(layer: nn.Module, shape: tuple[int, ...]) -> float:
     for _ in range(TRIES):
         with torch.autocast("cpu", torch.bfloat16):
             out = layer(given)
-        # What is left as it was in memory must not look right because memory was empty.
+        # Uninitialized memory must not pass because it happened to be zero.
         _spoil_memory(max(source.numel() for source in sources))
         found = torch.autograd.grad(out, sources, back.to(out.dtype))
         errors = [_relative(a, b) for a, b in zip(found, exact, strict=True)]
@@ -119,7 +118,7 @@ def _text(value: object) -> str:
 
 
 def _spoil_memory(num: int) -> None:
-    """Fill memory of the size of a gradient that is allocated next with what is not a number."""
+    """Fill the memory that the next gradient will be allocated in with NaN."""
     spoiled = [torch.full((num,), float("nan"), dtype=torch.bfloat16) for _ in range(8)]
     del spoiled
 

@@ -1,7 +1,7 @@
-"""Every process of a run says that it lives; when one falls silent, all leave with one message.
+"""The heartbeat of a run: if one process stops responding, all leave with one message.
 
-A collective whose peer has died may wait for many minutes, above all on GPUs. The heartbeat runs
-beside it in a thread, over a small store of its own, and ends the waiting processes.
+A collective may wait many minutes for a dead process, especially on GPUs. The heartbeat runs in a
+separate thread over its own small store, and ends the waiting processes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from convnext.hardware.ranks import Ranks
 from convnext.training.faults import EXIT_AGAIN, EXIT_WHEN_LOST, InterruptedRun, LostProcessError
 
 BEAT_SECONDS = 2.0
-# Long enough for a machine that swaps, short enough that everyone has left within a minute.
+# Long enough for a machine that swaps, short enough that all processes leave within a minute.
 SILENCE_SECONDS = 30.0
 
 
 class Heartbeat:
-    """Within the block, this process beats and watches; without others it does nothing.
+    """Send heartbeats and watch the other processes in the block; a single process does nothing.
 
     Args:
         ranks: The processes of the run.
-        silence: Seconds without a beat after which a process counts as lost.
+        silence: Seconds without a heartbeat after which a process counts as lost.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class Heartbeat:
         in_order = kind is None or issubclass(kind, InterruptedRun)
         self._end.set()
         self._thread.join(timeout=2 * BEAT_SECONDS)
-        # A process that failed on its own tells the others, who would wait for it in vain.
+        # A process that failed notifies the others, which would wait for it forever.
         key = f"left/{self.ranks.rank}" if in_order else "lost"
-        with suppress(RuntimeError):  # The first process, which holds the store, may be gone.
+        with suppress(RuntimeError):  # The first process, which holds the store, may have exited.
             self._store.set(key, f"{self.ranks.rank}")
             if self.ranks.is_first and in_order:
                 others = [f"left/{rank}" for rank in range(1, self.ranks.count)]
                 self._store.wait(others, timedelta(seconds=self.silence))
 
     def lost(self, cause: BaseException) -> LostProcessError:
-        """Return the error for a collective that failed; one process alone is to print it."""
+        """Return the error for a collective that failed; only one process should print it."""
         what = str(cause).strip().partition("\n")[0][:200]
         try:
             self._store.check(["lost"])
@@ -88,14 +88,14 @@ class Heartbeat:
                 self._store.set(f"beat/{self.ranks.rank}", f"{count}")
                 silent = self._silent(last)
             except RuntimeError:
-                # The first process leaves last, and takes the store with it.
+                # The first process leaves last, because the store ends with it.
                 self._leave(0)
                 return
             if silent is not None:
                 self._leave(silent)
 
     def _watch(self) -> None:
-        """Leave when a round does not end: a machine that froze or lost its power never answers."""
+        """Leave when a round does not end: a machine that froze or lost power never answers."""
         while not self._end.wait(BEAT_SECONDS):
             if time.monotonic() - self._round > self.silence:
                 self._leave(0, store_answers=False)
@@ -103,7 +103,7 @@ class Heartbeat:
     def _silent(self, last: dict[int, tuple[bytes, float]]) -> int | None:
         """Return a process that has been silent for too long and has not left in order."""
         now = time.monotonic()
-        # The first watches all; the others watch the first, and hear from it of the rest.
+        # The first watches all others; they watch the first, which reports losses to them.
         for rank in range(self.ranks.count) if self.ranks.is_first else (0,):
             if rank == self.ranks.rank:
                 continue
@@ -129,7 +129,7 @@ class Heartbeat:
             print(f"convnext: {_message(lost, self.ranks)}", file=sys.stderr, flush=True)
         time.sleep(2 * BEAT_SECONDS if self.ranks.is_first else 0)
         if self._exits:
-            # The main thread waits inside a collective, which nothing else can end at once.
+            # The main thread waits in a collective; only exiting ends it at once.
             os._exit(EXIT_AGAIN)
         self._end.set()
 
@@ -144,13 +144,13 @@ def _message(lost: int | None, ranks: Ranks) -> str:
 
 
 def _shared_store(ranks: Ranks) -> TCPStore:
-    """Return a store that the first process holds and all are connected to."""
+    """Return a store that the first process holds and all processes connect to."""
     patience = timedelta(seconds=60)
     store = None
     if ranks.is_first:
-        # Port 0 is any that is free.
+        # Port 0 means any free port.
         store = TCPStore("0.0.0.0", 0, None, True, patience, wait_for_workers=False)
-    # The name by which the launcher knows the first machine, where it says one.
+    # The launcher's name for the first machine, if it sets one.
     host = os.environ.get("MASTER_ADDR") or socket.gethostname()
     port = ranks.of_first(store.port if store else None)
     return store or TCPStore(host, port, None, False, patience)

@@ -260,12 +260,12 @@ class _Rows:
         was_torn = self._torn
         try:
             self._torn = self._file.write(line) != len(line)
-            problem = "only a part of it fitted"
+            problem = "only part of it was written"
         except OSError as error:
             self._torn = True
             problem = str(error)
         if self._torn and not was_torn:
-            return f"a row of {self.path} could not be written ({problem}); the run goes on"
+            return f"a row of {self.path} could not be written ({problem}); the run continues"
         return None
 
     def close(self) -> None:

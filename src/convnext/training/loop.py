@@ -1,9 +1,9 @@
-"""The one training loop. It counts steps and knows no task.
+"""The training loop of all tasks. It counts steps and does not depend on a task.
 
-Periodic work stands in a row before each step: look at the losses, evaluate, save, leave. The loop
-runs one extra turn, so that the end needs no second path. A fault that can be mended (a loader's
-process that died, memory that did not suffice, a loss that is no number) takes the run back to its
-last saved state, from where it repeats the very same steps.
+Periodic work runs in order before each step: check the losses, evaluate, save, leave. The loop has
+one extra iteration, so that the end needs no second code path. After a recoverable fault (a data
+loader process died, memory ran out, a loss is not finite) the run returns to its last saved state
+and repeats the same steps.
 """
 
 from __future__ import annotations
@@ -51,25 +51,25 @@ from convnext.training.measure import UpdateNorm, l2_norm, mfu, peak_memory_gb
 from convnext.training.optim import Ema, make_optimizer, set_learning_rate
 from convnext.weights.checkpoint import complete_steps
 
-# A run that meets more faults than this has one that going back does not mend.
+# After more faults than this, rolling back does not help.
 MAX_FAULTS = 20
-# Several processes agree on leaving this often: schedulers give half a minute before they kill.
+# How often processes agree on leaving: schedulers give half a minute before they kill.
 AGREE_SECONDS = 5.0
 ROLLBACK_FACTOR = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended."""
+    """The outcome of a run."""
 
     best: Mapping[str, Any]
     """The metrics of the best weights, with `step` and `weights` ("model" or "ema")."""
     best_path: Path
     steps: int
     seconds: float
-    """Of this process, evaluation included."""
+    """Time spent in this process, evaluation included."""
     micro_batch_size: int
-    """Images of a backward pass on one device, in the end: halved where memory did not suffice."""
+    """Images per backward pass on one device at the end: halved whenever memory ran out."""
     stopped_early: bool
 
 
@@ -86,18 +86,18 @@ def fit(
     begun: Callable[[], None] = lambda: None,
     callbacks: Sequence[Callback] = (),
 ) -> Outcome:
-    """Train `model` on `task` as the resolved `recipe` says, into the run folder of `log`.
+    """Train `model` on `task` by the resolved `recipe`, and write into the run folder of `log`.
 
     Every process of a launched `fabric` calls it. `micro_batch_size` is that of the recipe, or a
-    smaller one that is known to fit. `macs` of one image give the share of the
-    machine's matrix limit that training reaches. `begun` is called once it is known that the run
-    can begin or go on, before anything of it is written.
+    smaller one that is known to fit. `macs` of one image are needed to log the model FLOPs
+    utilization. `begun` is called once the run is known to be able to start or resume, before
+    anything is written.
 
     Raises:
-        DivergedError: If a loss is not finite; the last good checkpoint stays.
+        DivergedError: If a loss or a weight is not finite; the last good checkpoint is kept.
         InterruptedRun: If a signal asked the run to end; its state is saved.
-        LostProcessError: If another process of the run has gone.
-        ValueError: If the state to resume from cannot be read, or is of another run.
+        LostProcessError: If another process of the run is lost.
+        ValueError: If the state to resume from cannot be read, or belongs to another run.
         OSError: If the last state could not be saved.
     """
     started = time.perf_counter()
@@ -165,7 +165,7 @@ class _Trainer:
             model = model.to(memory_format=torch.channels_last)
         model = share_batch_norm(model, self.ranks, fabric.device)
         run = recipe.run
-        # A compiler fuses on its own, and kernels of GPUs know other ways.
+        # A compiler fuses by itself, and GPUs have kernels of their own.
         fused = run.fused and fabric.device.type == "cpu" and run.compile is not True
         widened = self.ranks.of_first(
             fused and widens(run.precision, deterministic=run.deterministic)
@@ -193,8 +193,8 @@ class _Trainer:
         self.best: dict[str, Any] = {}
         self.rate, self.rate_factor = 0.0, 1.0
         self.stopped_early = False
-        self.losses: list[dict[str, float]] = []  # Since the last line of the log.
-        self.pending: list[Tensor] = []  # The same, not looked at yet.
+        self.losses: list[dict[str, float]] = []  # Since the last logged row.
+        self.pending: list[Tensor] = []  # Not read from the device yet.
         self.names: tuple[str, ...] = ()
         self.norms: dict[str, Tensor] = {}
         self.num_faults = 0
@@ -204,7 +204,7 @@ class _Trainer:
         self.step_seconds = 0.0
 
     def begin(self, *, resume: bool, begun: Callable[[], None]) -> None:
-        """Start at step 0, or where the last complete state of the run folder is."""
+        """Start at step 0, or at the last complete state of the run folder."""
         if self.ranks.of_first(resume and bool(complete_steps(self.saver.folder))):
             counters = self._restore()
             check_same_run(counters, self.task, self.log.folder)
@@ -220,7 +220,7 @@ class _Trainer:
         self._begin_log()
         self.first_step = self.step
         if self.step == 0:
-            # A disk without room or rights is found now, and every fault has a way back.
+            # This detects a full or read-only disk now, and every fault can roll back to it.
             self._save(must=True)
 
     def _begin_log(self) -> None:
@@ -228,7 +228,7 @@ class _Trainer:
         self.log.begin_at(self.step, images, self.task.steps_per_epoch)
 
     def go(self) -> Exception | None:
-        """Train to the end; return a fault that going back to the last state can mend."""
+        """Train to the end; return a fault from which rolling back can recover."""
         self.log.start(
             num_steps=self.plan.num_steps,
             steps_per_epoch=self.task.steps_per_epoch,
@@ -244,7 +244,7 @@ class _Trainer:
                 self.saver.keep_micro_batch_size(smaller_micro_batch(self.micro_batch_size))
             if not mendable or self.ranks.count > 1 or self.num_faults >= MAX_FAULTS:
                 raise
-            # Without its traceback, which holds on to the memory of the failed step.
+            # Drop the traceback, which keeps the memory of the failed step alive.
             return error.with_traceback(None)
         except DivergedError as error:
             if self.recipe.run.on_nan == "stop" or self.num_faults >= MAX_FAULTS:
@@ -276,8 +276,8 @@ class _Trainer:
                 with self.log.waiting():
                     parts = next(batches)
             except RuntimeError:
-                # The loader's processes ended by the signal that asks this one to end. With others
-                # to agree with, the fault is that of a lost process.
+                # The signal that asks this process to end also ended the processes of its loader.
+                # In a run of several processes, the fault counts as a lost process.
                 if self.ranks.count == 1:
                     self._leave_if_asked()
                 raise
@@ -291,16 +291,16 @@ class _Trainer:
         self.model.train()
         total: Tensor | None = None
         for p, part in enumerate(parts):
-            # Every process has equally many parts.
+            # Every process has the same number of parts.
             number_of_part = self.ranks.rank * len(parts) + p
-            # The randomness of a part (stochastic depth, noise) follows from its place in the run.
+            # The seed of a part (stochastic depth, noise) depends on its position in the run.
             seed_everything(self.recipe.run.seed, self.step, number_of_part)
             with fabric.no_backward_sync(self.trained, enabled=p + 1 < len(parts)):
                 losses = task.losses(
                     self.trained, part, self.step, number_of_part, self.memory_format
                 )
                 self.names = tuple(losses)
-                # Gradients are averaged over processes, so that each counts its share of the batch.
+                # Gradients are averaged over processes, so each weighs its fraction of the batch.
                 share = task.size(part) / task.batch_size * self.ranks.count
                 shares = torch.stack(list(losses.values())) * share
                 fabric.backward(shares.sum())
@@ -333,7 +333,7 @@ class _Trainer:
                 callback.on_step_end(end)
 
     def _clip(self, *, measures: bool) -> None:
-        """Limit the norm of the gradient, where the recipe does, and measure it."""
+        """Clip the norm of the gradient if the recipe does, and measure it."""
         most = self.recipe.optim.clip_grad
         if not most and not measures:
             return
@@ -355,7 +355,7 @@ class _Trainer:
             name: math.fsum(losses[name] for losses in self.losses) / len(self.losses)
             for name in self.names
         }
-        # With the loss scaling of fp16, the gradient of a step that is skipped has no norm.
+        # With fp16 loss scaling, the gradient of a skipped step has no finite norm.
         extra = {name: float(norm) for name, norm in self.norms.items() if torch.isfinite(norm)}
         extra["memory_gb"] = peak_memory_gb(self.fabric.device)
         if self.learner.scaler is not None:
@@ -378,10 +378,10 @@ class _Trainer:
         return mfu(images_per_s / self.ranks.count, self.macs, self.limit)
 
     def _read_losses(self) -> None:
-        """Take over the pending losses, as means over the processes.
+        """Read the pending losses, averaged over the processes.
 
         Raises:
-            DivergedError: At the first that is no number.
+            DivergedError: At the first loss that is not finite.
         """
         if not self.pending:
             return
@@ -399,8 +399,8 @@ class _Trainer:
         ema, primary = self.learner.ema, self.task.primary
         for weights in ("model", "ema") if ema else ("model",):
             with ema.lent_to(self.model) if ema and weights == "ema" else nullcontext():
-                # Batch norms that are not synchronised have statistics of their own; the first
-                # process's are saved, so they are what is measured.
+                # Batch norms that are not synchronized differ between processes. The statistics of
+                # the first process are saved, so evaluate with those.
                 self.ranks.share(b for b in self.model.buffers() if b.is_floating_point())
                 metrics = self.log.evaluated(self.step, weights, self.task.validate(self.model))
                 is_best = not self.best or metrics[primary] > self.best[primary]
@@ -431,7 +431,7 @@ class _Trainer:
             callback.on_evaluation(end)
 
     def _save(self, *, must: bool = False) -> None:
-        """Save the state of this step; `must` makes a failure an error and not a warning."""
+        """Save the state of this step; with `must`, a failure raises instead of warning."""
         self._read_losses()
         self._check_weights()
         scaler = self.learner.scaler
@@ -451,7 +451,7 @@ class _Trainer:
             self.saver.save(self.step, card, counters, must=must)
 
     def _leave_if_asked(self) -> None:
-        """Save and raise InterruptedRun if a signal has come; all processes leave together."""
+        """Save and raise InterruptedRun after a signal; all processes leave together."""
         if self.ranks.count == 1:
             name = self.stop.received
         elif self.step >= self.agree_at:
@@ -467,13 +467,13 @@ class _Trainer:
             self._save(must=True)
         raise InterruptedRun(
             f"{name} received: the run is saved at step {self.step:,} of "
-            f"{self.plan.num_steps:,}; go on with: convnext train --resume --output "
+            f"{self.plan.num_steps:,}; resume with: convnext train --resume --output "
             f"{quote(str(self.log.folder))}",
             speaks=self.ranks.is_first,
         )
 
     def _restore(self) -> dict[str, Any]:
-        """Go to the newest state that is whole; return its counters."""
+        """Restore the newest complete state; return its counters."""
         counters = load_state(
             self.saver.folder,
             self.learner,
@@ -489,7 +489,7 @@ class _Trainer:
         return counters
 
     def go_back(self, fault: Exception) -> None:
-        """Mend what can be mended, and return to the last state that was saved."""
+        """Fix the cause of a fault if possible, and return to the last saved state."""
         self.num_faults += 1
         what = " ".join(str(fault).split())
         self.log.stop()
@@ -498,7 +498,7 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(fault, DivergedError):
             factor = self.rate_factor * ROLLBACK_FACTOR
-            mended = f"going on at {factor:g} times the learning rate of the recipe"
+            mended = f"continuing at {factor:g} times the learning rate of the recipe"
         elif faults.is_out_of_memory(fault):
             self.micro_batch_size = smaller_micro_batch(self.micro_batch_size)
             self.saver.keep_micro_batch_size(self.micro_batch_size)
@@ -508,12 +508,12 @@ class _Trainer:
                 f"{self.task.batch_size:,}"
             )
         else:
-            mended = "its processes are started anew"
+            mended = "the processes of the data loader are restarted"
         best = self.best
         self._restore()
         if isinstance(fault, DivergedError):
             self.rate_factor = factor
-            # Its file is there; the course that is left may have been the better one so far.
+            # The best weights stay on disk; the abandoned attempt may have produced them.
             self.best = best
         self.first_step = self.step
         self._begin_log()
@@ -523,9 +523,9 @@ class _Trainer:
         )
 
     def _check_weights(self) -> None:
-        """Stop before weights that are not numbers are measured or saved.
+        """Stop before weights that are not finite are evaluated or saved.
 
-        A step's loss is taken before its update, so that good losses do not vouch for the weights.
+        The loss of a step precedes its update, so finite losses do not prove finite weights.
         """
         moments = (t for state in self.learner.optimizer.state.values() for t in state.values())
         average = self.learner.ema.tensors.values() if self.learner.ema else ()

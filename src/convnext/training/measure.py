@@ -1,4 +1,4 @@
-"""How hard a run works: norms of its weights, memory, and its share of the machine's limit."""
+"""Measurements of a run: norms of its weights, memory, and model FLOPs utilization (MFU)."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ def train_flops_per_image(macs: float) -> float:
 
 
 def mfu(images_per_s: float, macs: float, limit: float) -> float:
-    """Return the share of a device's limit (operations per second) that training reaches."""
+    """Return the fraction of a device's peak rate (operations per second) that training reaches."""
     return images_per_s * train_flops_per_image(macs) / limit
 
 
 def l2_norm(model: nn.Module) -> Tensor:
     """Return the L2 norm of all parameters, as a tensor on their device.
 
-    Where they are sharded over processes, all of these must call.
+    If they are sharded over processes, every process must call.
     """
     return _l2(p.detach() for p in model.parameters())
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
-    """Return the L2 norm of all gradients, as `l2_norm`."""
+    """Return the L2 norm of all gradients; see `l2_norm`."""
     return _l2(p.grad for p in model.parameters() if p.grad is not None)
 
 
 class UpdateNorm:
-    """The L2 norm of what one step changes: made before `optimizer.step()`, computed after it.
+    """The L2 norm of one update: created before `optimizer.step()`, computed after it.
 
-    It holds a second copy of the trained parameters in between, so a loop measures now and then.
+    It holds a second copy of the trained parameters in between, so a loop measures only
+    occasionally.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -50,7 +51,7 @@ class UpdateNorm:
 
     @torch.no_grad()
     def compute(self) -> Tensor:
-        """Return the norm, and let go of the copy."""
+        """Return the norm and release the copy."""
         before, self._before = self._before, []
         torch._foreach_sub_(before, [p.detach() for p in self._parameters])
         return _l2(before)
@@ -62,10 +63,10 @@ def _l2(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Return the most memory used so far, in 10^9 bytes.
+    """Return the peak memory so far, in 10^9 bytes.
 
-    On a GPU what torch had allocated there; on a CPU the resident set of this process, in which
-    libraries and cached images count too; on MPS, which keeps no peak, what is allocated now.
+    On a GPU this is what torch allocated; on a CPU the resident set of this process, including
+    libraries and cached images; on MPS, which keeps no peak, the current allocation.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9

@@ -1,4 +1,4 @@
-"""A training run from recipe to report: the run folder and everything in it."""
+"""A training run from recipe to report, with the run folder and everything in it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from convnext.weights.checkpoint import check_changes, complete_steps
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run reached, and where it is."""
+    """The result of a run: its folder, best metrics, steps and time."""
 
     folder: Path
     model: str
@@ -71,31 +71,31 @@ def train(
     callbacks: Sequence[Callback] = (),
     write_report: Callable[[Path], Path] | None = None,
 ) -> RunResult:
-    """Train as a recipe says, into a run folder.
+    """Train by a recipe, into a run folder.
 
-    The process is left as it was: signal handlers, random state and threads. It may be called in
-    any thread, where signals do not reach it, and again and again.
+    The state of the process (signal handlers, random state, threads) is restored afterwards. The
+    function may be called repeatedly and from any thread; only the main thread handles signals.
 
-    Every process of a run that torchrun or srun started calls it; without them, the processes for
-    `run.devices` are started here.
+    Under torchrun or srun, every process of the run calls it; otherwise it starts the processes for
+    `run.devices` itself.
 
     Args:
-        recipe: What to train, on what and how; `auto` settings are chosen here.
-        output: The run folder; by default a new one under `runs/`. Several machines need one that
-            all of them see.
-        resume: Go on from the last complete checkpoint of the run folder, if it has one.
+        recipe: The model, the data and all settings; `auto` settings are resolved here.
+        output: The run folder; by default a new one under `runs/`. Several machines need a folder
+            that all of them share.
+        resume: Continue from the last complete checkpoint of the run folder, if it has one.
         console: Where to print; standard error by default.
-        callbacks: Called after steps and evaluations. What they change in the network is not part
-            of the saved state: a run with such a callback does not resume bit for bit.
-        write_report: Writes a report into the finished run folder, and returns its path.
+        callbacks: Called after steps and evaluations. Their changes to the network are not part of
+            the saved state: a run with such a callback does not resume bit for bit.
+        write_report: Writes a report into the finished run folder and returns its path.
 
     Raises:
         TypeError: If a callback is not an instance of `Callback`.
         ValueError: If the recipe, the data or the weights cannot be used, or the folder already
             holds a run and `resume` is not set.
-        DivergedError: If the loss stops being a number.
+        DivergedError: If a loss or a weight is not finite.
         InterruptedRun: If a signal asked the run to end; its state is saved.
-        LostProcessError: If another process of the run has gone.
+        LostProcessError: If another process of the run is lost.
     """
     check_ranges(recipe)
     check_trackers(recipe.run.loggers)
@@ -112,12 +112,12 @@ def _train(
     callbacks: Sequence[Callback],
     write_report: Callable[[Path], Path] | None,
 ) -> RunResult:
-    """Train; all that one run does from top to bottom, in the order in which it is printed."""
+    """Train: all steps of one run, in the order in which they are printed."""
     console = console or Console(stderr=True, highlight=False)
     device = pick_device(recipe.run.device)
     if output is not None and complete_steps(output / "checkpoints") and not resume:
         raise ValueError(
-            f"{output} already holds a run; go on with it by --resume, or choose another --output"
+            f"{output} already holds a run; continue it with --resume, or choose another --output"
         )
     if recipe.run.deterministic:
         make_deterministic()
@@ -129,7 +129,7 @@ def _train(
     if not ranks.is_first:
         console = Console(quiet=True)
     if Path(recipe.data).exists():
-        # Where the run is evaluated from later, the data is still found.
+        # A later evaluation finds the data from any working directory.
         recipe = replace(recipe, data=str(Path(recipe.data).resolve()))
     if Path(recipe.run.reference).exists():
         reference = str(Path(recipe.run.reference).resolve())
@@ -170,7 +170,7 @@ def _train(
     if resolved.weights != "none" and not resume:
         console.print(
             f"starting from the weights {resolved.weights}: the schedule, the moments of the "
-            "optimizer and the moving average begin anew",
+            "optimizer and the moving average start from scratch",
             markup=False,
             soft_wrap=True,
         )
@@ -243,17 +243,17 @@ def _train(
 
 
 def _check_card(task: Task, model: nn.Module) -> None:
-    """Refuse a network that its checkpoints could not be opened with again.
+    """Refuse a network that could not be rebuilt from its checkpoints.
 
     Raises:
-        ValueError: Naming the argument.
+        ValueError: If a changed argument cannot be stored; the message names it.
     """
     card = task.card(model, {}, task.recipe)
     check_changes(card.model, card.changes, "a checkpoint of this run")
 
 
 def _take_fp32(task: Task, fabric: Fabric, wrong: str, console: Console) -> None:
-    """Train in fp32 where `auto` had chosen bf16, and say why."""
+    """Train in fp32 although `auto` chose bf16, and print the reason."""
     reason = f"not bf16: {wrong} on this machine"
     leave_bf16(fabric)
     task.change_precision("fp32", reason)
@@ -261,7 +261,7 @@ def _take_fp32(task: Task, fabric: Fabric, wrong: str, console: Console) -> None
 
 
 def show_groups(recipe: Recipe, console: Console) -> list[dict[str, Any]]:
-    """Print the optimizer's groups that a recipe makes, and return them.
+    """Print the optimizer's parameter groups under a recipe, and return them.
 
     Raises:
         ValueError: If the recipe, the data or the weights cannot be used.
@@ -273,7 +273,7 @@ def show_groups(recipe: Recipe, console: Console) -> list[dict[str, Any]]:
 
 
 def _make_folder(output: Path | None, recipe: Recipe, ranks: Ranks) -> Path:
-    """Make the run folder, and see that every process has it."""
+    """Make the run folder, and check that every process can see it."""
     folder = Path(ranks.of_first(str(output or _new_folder(recipe))))
     if ranks.is_first:
         folder.mkdir(parents=True, exist_ok=True)
@@ -295,7 +295,7 @@ def _describe(
     *,
     resumed: bool,
 ) -> None:
-    """Write what is run, with what and where: all of a run folder that training does not change."""
+    """Write the recipe, the model and the environment: the files that training does not change."""
     write_text(folder / "recipe.yaml", to_yaml(recipe))
     if not (resumed and (folder / "choices.json").exists()):
         _write_json(folder / "choices.json", [asdict(choice) for choice in task.choices])
@@ -308,7 +308,7 @@ def _describe(
 
 
 def _shape_of_steps(task: Task, ranks: Ranks, micro_batch_size: int) -> str:
-    """Return how a batch is made up, in words."""
+    """Describe how a batch is divided over devices and accumulated parts."""
     parts = task.num_parts(micro_batch_size)
     micro = math.ceil(task.batch_size / ranks.count / parts)
     devices = [f"{ranks.count} devices"] if ranks.count > 1 else []
@@ -330,8 +330,8 @@ def _finish(
     console: Console,
     write_report: Callable[[Path], Path] | None,
 ) -> None:
-    """Evaluate the best weights in full, write the report, and say what to do next."""
-    # Its address is the user's: a run folder that is evaluated later may be anybody's.
+    """Evaluate the best weights in full, write the report, and suggest the next commands."""
+    # This address comes from the user; an address in a run folder evaluated later may not.
     own = {"data": task.recipe.data, "loader": task.recipe.loader}
     result = task.evaluate(
         str(folder),

@@ -1,7 +1,7 @@
-"""Where the scalars of a run go besides its folder: TensorBoard, Weights & Biases, MLflow.
+"""Trackers that receive the scalars of a run: TensorBoard, Weights & Biases, MLflow.
 
-They are the loggers of Lightning that also work with Fabric. A tracker is a convenience: when it
-fails (its server is gone, the disk is full), it is dropped, the run says so once and goes on.
+They are the Lightning loggers that also work with Fabric. If a tracker fails (its server is down,
+the disk is full), the run warns once, drops the tracker and continues.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from convnext.names import nearest
 
 
 class Tracker:
-    """A logger of Lightning that cannot end a run.
+    """A Lightning logger whose failure cannot end a run.
 
     Args:
-        name: What the run calls it when it fails.
+        name: Its name in the warning if it fails.
         make: Makes the logger when it is first needed. It has `log_hyperparams`, `log_metrics`,
             `save` and `finalize`.
         config: The settings of the run, sent before the first scalar.
@@ -38,15 +38,15 @@ class Tracker:
         self._config = dict(config or {})
 
     def send(self, scalars: Mapping[str, float], step: int) -> str | None:
-        """Send scalars; return what went wrong if that was the tracker's end."""
+        """Send scalars; return the error if the tracker failed and was dropped."""
         return self._try(lambda: self._send(scalars, step))
 
     def save(self) -> str | None:
-        """Write out what is still in memory; return what went wrong."""
+        """Flush what is still in memory; return the error, if any."""
         return None if self._logger is None else self._try(self._logger.save)
 
     def close(self) -> str | None:
-        """End the tracker's run; return what went wrong."""
+        """End the tracker's run; return the error, if any."""
         logger, self._make, self._logger = self._logger, None, None
         return None if logger is None else self._try(lambda: logger.finalize("success"))
 
@@ -69,7 +69,7 @@ class Tracker:
 
 
 def tensorboard(folder: Path, step: int) -> Tracker:
-    """Return the events of a run that starts or goes on at `step`; later ones are superseded."""
+    """Return the events of a run that starts or resumes at `step`; later ones are superseded."""
     from lightning_fabric.loggers import TensorBoardLogger
 
     purge = {"purge_step": step + 1} if step else {}
@@ -80,7 +80,7 @@ def tensorboard(folder: Path, step: int) -> Tracker:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that cannot be.
+    """Check that the trackers exist and are installed.
 
     Raises:
         ValueError: If a name of `run.loggers` is unknown, or its package is not installed.
@@ -96,12 +96,12 @@ def check_trackers(names: Sequence[str]) -> None:
 def make_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Tracker]:
     """Return the trackers of `run.loggers`; nothing is sent yet.
 
-    Their own settings are in the environment: WANDB_PROJECT (`convnext` by default), WANDB_MODE
+    Environment variables configure them: WANDB_PROJECT (`convnext` by default), WANDB_MODE
     (`offline` keeps everything in the run folder), MLFLOW_TRACKING_URI (the run folder by default)
     and MLFLOW_EXPERIMENT_NAME.
 
     Raises:
-        ValueError: As `check_trackers`.
+        ValueError: See `check_trackers`.
     """
     check_trackers(names)
     return [
@@ -116,7 +116,7 @@ def _is_installed(module: str) -> bool:
 def _wandb(folder: Path) -> Any:
     from pytorch_lightning.loggers import WandbLogger
 
-    # A run that is resumed goes on under the same name, in the same place.
+    # A resumed run continues under the same name, in the same place.
     id_file = folder / "wandb_id"
     if not id_file.is_file():
         write_text(id_file, uuid.uuid4().hex[:12])
