@@ -154,7 +154,7 @@ def test_events_are_listed_even_where_their_steps_were_repeated(run_folder: Path
         file.writelines("\n" + json.dumps(row) for row in rows)
     assert [row["step"] for row in read_run(run_folder).rows("train")][-1] == 90
     words = Page(write_report(run_folder).read_text(encoding="utf-8")).words
-    for expected in ("Events", "top1 is <low>", "went on from here; what came after was repeated"):
+    for expected in ("Events", "top1 is <low>", "resumed from here; later steps were repeated"):
         assert expected in words
 
 

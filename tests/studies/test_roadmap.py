@@ -54,7 +54,7 @@ def test_a_part_of_the_road() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"names": ["kernel_8"]}, "no rung 'kernel_8'.*kernel_9"),
+        ({"names": ["kernel_8"]}, "no step 'kernel_8'.*kernel_9"),
         ({"first": "kernel_9", "last": "kernel_5"}, "kernel_9 comes after kernel_5"),
         ({"names": ["kernel_5"], "first": "kernel_5"}, "either --rungs"),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 from convnext.atomic import write_text
 from convnext.tasks.figures import ACCENT, GRID, INK, MUTED, PAPER
 
-# The variables of the page's style sheet that replace the colours of print.
+# The variables of the page's style sheet that replace the print colors.
 PAGE_COLOURS = {
     PAPER: "var(--panel)",
     INK: "var(--ink)",
@@ -36,7 +36,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people say them."""
+    """Format seconds as seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:
@@ -45,12 +45,12 @@ def duration(seconds: float) -> str:
 
 
 def inline_svg(svg: str, name: str, alt: str) -> str:
-    """Return an SVG file of ours as markup inside a page, in the page's colours and font.
+    """Return one of our SVG files as markup inside a page, in the page's colors and font.
 
     Args:
         svg: What `save_bytes` returned.
         name: Prefix of every id, since a page may hold several figures.
-        alt: What the figure says, for those who cannot see it.
+        alt: The alternative text of the figure.
     """
     svg = svg[svg.index("<svg") :]
     head, _, body = svg.partition(">")

@@ -1,9 +1,9 @@
 """The report of a run: one HTML page that opens from disk, without network, in light and in dark.
 
-It is made from the files of the run folder, and the reference curve that its recipe names, and may
-be made anew at any time. A file that is not there leaves its section out, and the page says so. A
-section is made of parts (figures, tables, pictures, ...) that know no task; each task adds its own
-sections.
+It is made from the files of the run folder and the reference curve that its recipe names, and can
+be made again at any time. If a file is missing, its section is left out and the page says so. A
+section consists of parts (figures, tables, pictures, ...) that do not depend on a task; each task
+adds its own sections.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from convnext.tasks.figures import (
 from convnext.training.checks import Reference, read_reference
 from convnext.training.log import LOSS, read_metrics
 
-# Colours of several curves in one figure: apart for every kind of colour vision.
+# Colors of several curves in one figure, distinct for every kind of color vision.
 LINES = (ACCENT, MISS, "#00a076", "#b85488", "#6b4fb3", "#5aa5d8", MUTED)
 WEIGHTS = {"model": "weights", "ema": "moving average"}
 
@@ -212,7 +212,9 @@ def summary(run: Run, found: ReportSections) -> list[str]:
     if run.primary in run.evaluation:
         said += found.reliability
         if len(run.rows("val")) > 1:
-            said.append("The weights were chosen on these images, so expect a little less on new.")
+            said.append(
+                "The weights were chosen on these images, so expect slightly less on new ones."
+            )
     return said
 
 
@@ -259,7 +261,7 @@ def curves(run: Run) -> Section | None:
 
 
 def events(run: Run) -> Section | None:
-    """Warnings, and where the run went on after an interruption."""
+    """Warnings, and where the run resumed after an interruption."""
     if not run.events:
         return None
     columns = (("step", "step", "count"), ("epoch", "epoch", ""), ("what happened", "what", ""))
@@ -267,7 +269,7 @@ def events(run: Run) -> Section | None:
         {
             "step": row["step"],
             "epoch": f"{row.get('epoch', 0):.4g}",
-            "what": row.get("event") or "went on from here; what came after was repeated",
+            "what": row.get("event") or "resumed from here; later steps were repeated",
         }
         for row in run.events
     ]
@@ -319,7 +321,7 @@ def _losses(trained: Sequence[Mapping[str, Any]]) -> list[Curve]:
     for i, name in enumerate(names):
         label, colour = name.removeprefix(LOSS).replace("_", " "), LINES[i % len(LINES)]
         curve = _curve(label, trained, name, colour)
-        # A cascade has more parts than there are colours.
+        # A cascade has more parts than there are colors.
         curves.append(replace(curve, dashed=i >= len(LINES)))
     return curves
 

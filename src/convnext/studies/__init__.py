@@ -1,1 +1,1 @@
-"""The laboratory: many networks under one recipe, over seeds, as one table, figures and a page."""
+"""Studies: many networks under one recipe, over seeds, with a table, figures and a page."""

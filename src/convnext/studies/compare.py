@@ -57,7 +57,7 @@ def entries_of(specs: Sequence[str], task: str = DEFAULT) -> list[Entry]:
     be a backbone, which becomes UPerNet or Mask R-CNN on it, or a full name.
 
     Raises:
-        ValueError: If a model is unknown, a field is no `field=value`, or two have one label.
+        ValueError: If a model is unknown, a field is not `field=value`, or two share a label.
     """
     entries: list[Entry] = []
     for spec in specs:
@@ -69,10 +69,10 @@ def entries_of(specs: Sequence[str], task: str = DEFAULT) -> list[Entry]:
 
 
 def rivals_of(specs: Sequence[str]) -> list[Entry]:
-    """Return networks to run beside a road, compared with nothing.
+    """Return networks to run beside a roadmap, compared with nothing.
 
     Raises:
-        ValueError: As `entries_of`.
+        ValueError: See `entries_of`.
     """
     return [replace(entry, departs_from="") for entry in entries_of(specs)]
 
@@ -128,7 +128,7 @@ _OWN = ("drop_path_rate", "layer_scale_init", "stem", "stem_stride", "norm", "he
 
 
 def group_of(model: str) -> str:
-    """Return the kind of a network, by which figures choose its colour."""
+    """Return the kind of a network, which determines its color in figures."""
     if not model.startswith("timm/"):
         return "ConvNeXt" if "isotropic" not in model else "ConvNeXt (isotropic)"
     name = model.removeprefix("timm/")

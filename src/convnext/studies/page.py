@@ -1,6 +1,6 @@
-"""The page of a study: its story in order, from the table, the plan and the run folders.
+"""The page of a study, made from the table, the plan and the run folders.
 
-Of every network it shows a picture of the block, with what changed against the one before.
+For every network it shows its block, and the changes against the network before it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def write_page(root: Path) -> Path:
 
 
 def reading(summaries: Sequence[Summary]) -> list[str]:
-    """Return what the numbers say, in plain sentences."""
+    """Summarize the results in plain sentences."""
     measured = [s for s in summaries if s.estimate is not None]
     if not measured:
         return ["No run has finished yet."]
@@ -94,7 +94,7 @@ def reading(summaries: Sequence[Summary]) -> list[str]:
     if unseen:
         said.append(f"No difference seen: {', '.join(map(_called, unseen))}.")
     if any(s.comparison and s.comparison.words == "one seed" for s in compared):
-        said.append("With one seed, differences are what one run happened to give.")
+        said.append("With one seed, differences may be due to chance.")
     best = max(measured, key=lambda s: s.estimate.mean if s.estimate else 0)
     said.append(f"Highest: {_called(best)}, {mean_and_std(best.estimate)} %.")
     found = correlate(summaries)
@@ -105,12 +105,12 @@ def reading(summaries: Sequence[Summary]) -> list[str]:
         )
     lost = [s for s in summaries if s.estimate is None]
     if lost:
-        said.append(f"Nothing to show yet of {', '.join(map(_called, lost))}.")
+        said.append(f"No results yet for {', '.join(map(_called, lost))}.")
     return said
 
 
 def network_of(entry: Entry, recipe: Recipe | None = None) -> NetworkConfig | None:
-    """Return the configuration of a network of ours under a recipe; None for a peer."""
+    """Return the configuration of a ConvNeXt network under a recipe; None for timm models."""
     from convnext.models.factory import network_configs
 
     config = network_configs().get(entry.model)
@@ -175,7 +175,7 @@ def _row(summary: Summary) -> dict[str, str]:
 
 
 def _story(root: Path, plan: Study, summary: Summary, number: int) -> dict[str, Any]:
-    """Return what the page tells of one network."""
+    """Return the content of the page for one network."""
     entries = {entry.name: entry for entry in plan.entries}
     entry = entries[summary.first.entry]
     config = network_of(entry, plan.recipe)
@@ -206,7 +206,7 @@ def _story(root: Path, plan: Study, summary: Summary, number: int) -> dict[str, 
 
 
 def _asked(plan: Study, name: str) -> Any:
-    """Return what the recipe of all says about a setting that an entry changes."""
+    """Return the value in the shared recipe of a setting that an entry changes."""
     return dict(flatten(plan.recipe)).get(name, "")
 
 
@@ -259,7 +259,7 @@ LEFT, RIGHT = 46, 214
 
 
 def block_svg(config: NetworkConfig, before: NetworkConfig | None = None) -> str:
-    """Return a block of the first stage as SVG in the colours of a page.
+    """Return a block of the first stage as SVG in the colors of a page.
 
     Args:
         config: The network.
@@ -314,7 +314,7 @@ def _rows(config: NetworkConfig) -> tuple[Row, Row, Row]:
 
 
 def _words(row: Row) -> tuple[str, str]:
-    """Return what a row computes, and what follows it."""
+    """Return the operation of a row, and the layers that follow it."""
     side = f"{row.kernel_size}x{row.kernel_size}"
     if row.groups > 1:
         label = f"depthwise {side}, {row.out_dim}"

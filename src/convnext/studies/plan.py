@@ -77,7 +77,7 @@ class Study:
     entries: Sequence[Entry]
     seeds: Sequence[int]
     recipe: Recipe
-    """Resolved, but for what is the network's own."""
+    """The resolved recipe, except the settings that belong to a network."""
     regime: str = ""
     threads: int = 0
     """CPU threads of a run; 0 leaves it to torch. The last bits of a run depend on it."""
@@ -117,7 +117,7 @@ class Study:
         return [entry for entry in self.entries if not entry.runs_as]
 
     def write(self, root: Path) -> None:
-        """Write study.json, from which the study goes on and its page is made."""
+        """Write study.json, from which the study resumes and its page is made."""
         tree = asdict(self) | {"recipe": to_dict(self.recipe)}
         write_text(root / "study.json", json.dumps(tree, indent=1) + "\n")
 
@@ -138,7 +138,7 @@ def read_study(root: Path) -> Study:
 
 
 # A study measures the networks, not what the moving average or a growing image adds: the paper's
-# road has neither.
+# roadmap has neither.
 DEFAULTS: Mapping[str, Any] = {"ema.decay": 0.0, "schedule.progressive": False}
 # What published weights were made for, as far as it is not the size of the images.
 OF_WEIGHTS = ("mean", "std", "interpolation", "crop_pct")
@@ -154,9 +154,9 @@ def settle(
     console: Console,
     given: Collection[str] = (),
 ) -> tuple[Study, Task]:
-    """Return the plan of a study that begins, or of one that goes on, and its opened task.
+    """Return the plan of a new or resumed study, and its opened task.
 
-    `given` are the leaves of the recipe that were asked for by name.
+    `given` are the recipe settings that were set explicitly.
 
     Raises:
         ValueError: If the data cannot be used, or the folder was begun with something else.
@@ -227,12 +227,12 @@ def starts_from_weights(entry: Entry) -> bool:
 
 
 def go_on(before: Recipe, asked: Recipe, given: Collection[str], root: Path) -> Recipe:
-    """Return the recipe of a study that goes on.
+    """Return the recipe of a resumed study.
 
     Args:
-        before: The recipe that it began with.
-        asked: What is asked for now.
-        given: The leaves that were asked for by name; others are left as they were.
+        before: The recipe that it started with.
+        asked: The recipe that is requested now.
+        given: The settings that were set explicitly; others keep their values.
         root: The folder of the study.
 
     Raises:
@@ -267,7 +267,7 @@ def _known_entries(before: Study, plan: Study, root: Path) -> list[Entry]:
             entries.append(entry)
             continue
         had = dict(other.changes)
-        # What equal time made of it was settled with the others.
+        # Its schedule for equal time was resolved together with the others.
         timed = {n: v for n, v in had.items() if plan.minutes and n in OF_TIME}
         now = _listed(entry.changes) | timed
         if (other.model, had) != (entry.model, now):

@@ -1,7 +1,7 @@
 """The results of a study: one table, a row for every network and seed.
 
-What a network is, costs and is said to reach by the paper is repeated on each of its rows, so that
-every figure and page can be drawn from the CSV alone.
+Each row repeats the network's description, its costs and the paper's figures, so that every figure
+and page can be drawn from the CSV alone.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ FINISHED, WAITING, DIVERGED, FAILED = "finished", "waiting", "diverged", "failed
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One network and seed. None where there is nothing: not measured, not known, not trained."""
+    """One network and seed. A value is None if it was not measured, known or trained."""
 
     study: str
     """"roadmap", "ablate" or "compare"."""
     regime: str
-    """Of the road, "" elsewhere."""
+    """The regime of the roadmap; "" for other studies."""
     entry: str
-    """The network's name in this study: a rung, a changed field, a model."""
+    """The network's name in this study: a roadmap step, a changed field or a model."""
     what: str
     """What changes, in a few words."""
     group: str
-    """"start", "macro", "resnext", "inverted", "kernel" or "micro" on the road; else a family."""
+    """"start", "macro", "resnext", "inverted", "kernel" or "micro" in a roadmap, else a family."""
     kept: bool
-    """Whether the road goes on from here."""
+    """Whether the next step of the roadmap builds on this one."""
     departs_from: str
     """The entry that it is compared with; "" for none."""
     runs_as: str
-    """The entry whose runs these are, for it is the same network and recipe; else itself."""
+    """The entry with the same network and recipe whose runs it shares, or itself."""
     seed: int
     state: str
     """"finished", "waiting" (also of a run that was interrupted), "diverged" or "failed"."""
@@ -49,15 +49,15 @@ class Result:
     top5: float | None = None
     loss: float | None = None
     best_score: float | None = None
-    """The highest of all evaluations of the run, which flatters it."""
+    """The max over all evaluations of the run, which is biased upward."""
     epochs: float | None = None
     steps: int | None = None
     images: int | None = None
     """Training images seen."""
     num_val: int | None = None
-    """Validation images that the scores are of."""
+    """The number of validation images behind the scores."""
     seconds: float | None = None
-    """Of training, over all its parts if it was interrupted."""
+    """Training time, summed over all parts of an interrupted run."""
     reason: str = ""
     """Why a run diverged or failed."""
     image_size: int | None = None
@@ -71,7 +71,7 @@ class Result:
     infer_memory: int | None = None
     speed_batch: int | None = None
     paper_name: str = ""
-    """The network that the paper's figures belong to."""
+    """The paper's name of the network."""
     paper_top1: float | None = None
     """ImageNet-1K top-1 in percent, as the paper prints it."""
     paper_top1_std: float | None = None
@@ -79,7 +79,7 @@ class Result:
     paper_images_per_s: float | None = None
     """On the paper's device."""
     metric: str = "top1"
-    """What the score is: the primary metric of the task, which names its column."""
+    """The primary metric of the task, which names the column of the score."""
     others: Mapping[str, float | None] = field(default_factory=dict)
     """Other metrics of a dense task, each with a column of its own."""
 
@@ -89,7 +89,7 @@ class Result:
         return task_of_metric(self.metric).primary_label
 
     def row(self) -> dict[str, Any]:
-        """Return the columns of the table: those of the scores have the names of the metrics."""
+        """Return the columns of the table; score columns are named after their metrics."""
         names = {"score": self.metric, "best_score": f"best_{self.metric}"}
         columns = {names.get(name, name): value for name, value in asdict(self).items()}
         del columns["metric"], columns["others"]
@@ -99,7 +99,7 @@ class Result:
 
 
 def write_results(folder: Path, results: Sequence[Result], facts: Mapping[str, Any]) -> None:
-    """Write results.csv and results.json, each whole at any moment."""
+    """Write results.csv and results.json, each atomically."""
     write_text(folder / "results.csv", results_csv(results))
     tree = dict(facts) | {"results": [result.row() for result in results]}
     write_text(folder / "results.json", json.dumps(tree, indent=1) + "\n")

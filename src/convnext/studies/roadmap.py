@@ -1,4 +1,4 @@
-"""Studies of the road: a walk along its rungs, or one decision varied at one of them."""
+"""Roadmap studies: train its steps, or vary one decision at one step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convnext.recipes.recipe import all_settings, change_recipe
 from convnext.recipes.schema import Recipe
 from convnext.studies.plan import Entry, Paper
 
-# Fields that follow the data, so that the rung as it is need not have what its definition says.
+# Fields that depend on the data, where a trained step may differ from its definition.
 CHOSEN_BY_DATA = {"stem_stride", "drop_path_rate"}
 NOT_VARIED = {
     "num_classes": "the data have them",
@@ -30,37 +30,37 @@ NOT_VARIED = {
 def choose_rungs(
     regime: str, *, names: Sequence[str] = (), first: str = "", last: str = ""
 ) -> list[Rung]:
-    """Return the rungs of a walk, in the order of the road.
+    """Return the selected steps, in roadmap order.
 
     Args:
         regime: "resnet50", "resnet200" or "mini".
-        names: The rungs by name; none for all between `first` and `last`, both included.
-        first: Where the walk begins; "" for the beginning of the road.
-        last: Where it ends; "" for the end of the road.
+        names: The steps by name; if empty, all from `first` to `last`, both included.
+        first: The first step; "" for the start of the roadmap.
+        last: The last step; "" for the end of the roadmap.
 
     Raises:
-        ValueError: If a name is unknown, or both ways of choosing are used.
+        ValueError: If a name is unknown, or `names` is combined with `first` or `last`.
     """
     rungs = roadmap(regime)
     known = [rung.name for rung in rungs]
     for name in (*names, first or known[0], last or known[-1]):
         if name not in known:
-            raise ValueError(f"the road {regime} has no rung {name!r}{nearest(name, known)}")
+            raise ValueError(f"the roadmap {regime} has no step {name!r}{nearest(name, known)}")
     if names and (first or last):
         raise ValueError("give either --rungs, or --from and --to")
     if names:
         return [rung for rung in rungs if rung.name in names]
     begin, end = known.index(first or known[0]), known.index(last or known[-1])
     if begin > end:
-        raise ValueError(f"{first} comes after {last} on the road")
+        raise ValueError(f"{first} comes after {last} in the roadmap")
     return list(rungs[begin : end + 1])
 
 
 def walk(regime: str, rungs: Sequence[Rung]) -> list[Entry]:
-    """Return an entry for every rung.
+    """Return an entry for every step.
 
-    The recipe is the same for all, so the first two rungs of the road, which differ in nothing
-    else, share their runs where both are chosen.
+    All entries use the same recipe. The first two steps of the roadmap differ only in their recipe,
+    so they share their runs if both are chosen.
     """
     kept = kept_rungs(roadmap(regime))
     chosen = {rung.name: rung for rung in rungs}
@@ -84,7 +84,7 @@ def walk(regime: str, rungs: Sequence[Rung]) -> list[Entry]:
 
 
 def paper_of(rung: Rung, regime: str) -> Paper:
-    """Return what the paper reports of a rung; for `mini`, of the same rung at ResNet-50's size."""
+    """Return the paper's figures for a step; for `mini`, those of the ResNet-50 regime."""
     name = {"resnet50": "ResNet-50 regime", "resnet200": "ResNet-200 regime"}
     return Paper(
         name=name.get(regime, "ResNet-50 regime"),
@@ -127,12 +127,12 @@ def parse_decisions(decisions: Sequence[str], config: NetworkConfig) -> list[tup
 
 
 def ablation(regime: str, at: str, decisions: Sequence[tuple[str, Sequence[Any]]]) -> list[Entry]:
-    """Return the rung as it is, and every combination of the values that differs from it."""
+    """Return the step unchanged, and every combination of the values that differs from it."""
     rung = next(rung for rung in roadmap(regime) if rung.name == at)
     model = f"roadmap/{regime}/{at}"
     base = Entry(
         name=at,
-        what="as on the road",
+        what="as in the roadmap",
         group=rung.group,
         model=model,
         paper=paper_of(rung, regime),
@@ -164,9 +164,9 @@ def ablation(regime: str, at: str, decisions: Sequence[tuple[str, Sequence[Any]]
 
 
 def pin_network(config: NetworkConfig) -> Mapping[str, Any]:
-    """Return the leaves of a recipe that keep a member of the family as the paper has it.
+    """Return the recipe settings that keep a network of the family as in the paper.
 
-    `auto` would give small data from scratch a batch norm and another stem.
+    For training from scratch on small data, `auto` would choose batch norm and another stem.
     """
     return {
         "network.stem": config.stem,
@@ -176,7 +176,7 @@ def pin_network(config: NetworkConfig) -> Mapping[str, Any]:
 
 
 def split_list(text: str) -> list[str]:
-    """Split at the commas outside of brackets."""
+    """Split at commas outside brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "[({") - (letter in "])}")
@@ -198,17 +198,17 @@ def parse_value(text: str) -> Any:
 
 
 def show(value: Any) -> str:
-    """Return a value without the spaces and brackets that names of folders do not take."""
+    """Format a value without spaces and brackets, for use in a folder name."""
     if isinstance(value, list | tuple):
         return "-".join(map(show, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def check_settings(recipe: Recipe, entries: Sequence[Entry]) -> None:
-    """See that the recipe takes what the entries change.
+    """Check that the changes of the entries are valid in the recipe.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If a change is not valid.
     """
     from convnext.recipes.recipe import check_ranges, recipe_from_dict, to_dict
 
@@ -224,7 +224,7 @@ def check_settings(recipe: Recipe, entries: Sequence[Entry]) -> None:
 
 
 def _nearest_before(rung: Rung, chosen: Mapping[str, Rung], regime: str) -> str:
-    """Return the chosen rung that a rung departs from, over those that were left out."""
+    """Return the nearest chosen step before a step, skipping those that were left out."""
     every = {r.name: r for r in roadmap(regime)}
     name = rung.departs_from
     while name not in chosen and name != every[name].departs_from:

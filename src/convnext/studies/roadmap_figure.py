@@ -1,6 +1,6 @@
 """The roadmap as a figure: the steps of the paper's Figure 2, drawn from a CSV beside it.
 
-What the other figures of a study draw in the same way lies here too: groups, their colors, stairs.
+Also defines what the other study figures share: the groups, their colors and the step line.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Where the names of the rungs begin, in widths of the plot to the left of it.
+# The left edge of the step names, in axes widths.
 NAMES = -1.28
 
 
 def draw_staircase(rows: Sequence[RoadmapRow], path_stem: str | Path, regime: str) -> None:
-    """Write the road as a figure, `path_stem`.svg and .png, and its numbers as .csv."""
+    """Write the roadmap as a figure, `path_stem`.svg and .png, and its numbers as .csv."""
     from convnext.tasks.figures import save_bytes
 
     stem = Path(path_stem)
@@ -38,12 +38,12 @@ def draw_staircase(rows: Sequence[RoadmapRow], path_stem: str | Path, regime: st
     write_text(f"{stem}.csv", staircase_csv(rows, REGIME_FACTS[regime]))
     for form in ("svg", "png"):
         with atomic_write(f"{stem}.{form}") as path:
-            # Letters as outlines look the same on a machine without the font.
+            # Outlined text looks the same on a machine without the font.
             path.write_bytes(save_bytes(fig, form, **{"svg.fonttype": "path"}))
 
 
 def staircase_csv(rows: Sequence[RoadmapRow], facts: Regime) -> str:
-    """Return the rows and, as the last line, the rival that they are compared with, if any."""
+    """Return the rows as CSV; the last line is the rival network, if any."""
     text = io.StringIO()
     names = [f.name for f in fields(RoadmapRow)]
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -63,7 +63,7 @@ def staircase_csv(rows: Sequence[RoadmapRow], facts: Regime) -> str:
 
 
 def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
-    """Draw a line per rung from top to bottom: the paper's top-1 as a dot, our MACs as a bar."""
+    """Draw one row per step: the paper's top-1 as a dot, the counted MACs as a bar."""
     from matplotlib.figure import Figure
 
     from convnext.tasks.figures import INK, MUTED, figure_style
@@ -173,7 +173,7 @@ def _notes(rows: Sequence[RoadmapRow], facts: Regime) -> str:
 
 
 ROAD = ("start", "macro", "resnext", "inverted", "kernel", "micro")
-# Okabe and Ito's colours, which stay apart for every kind of colour vision.
+# Okabe and Ito's colors, which remain distinct for every kind of color vision.
 GROUPS = {
     "start": ("start", "#667080"),
     "macro": ("macro design", "#0072b2"),
@@ -194,7 +194,7 @@ STAIRS = "#b4bcc7"
 
 
 def places(groups: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return the vertical place of every row, and of the heading above each run of a group."""
+    """Return the vertical position of every row, and of each group's heading."""
     found: list[float] = []
     headings: list[tuple[float, str]] = []
     y = -1.0
@@ -208,7 +208,7 @@ def places(groups: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]
 
 
 def beside(axes: Axes, words: str, y: float, *, x: float = 1.0, **style: Any) -> None:
-    """Write beside the axes at a height in data units: at a column on the left, or at the right."""
+    """Write text beside the axes at a height in data units, in a left column or at the right."""
     axes.annotate(
         words,
         (x, y),
@@ -222,12 +222,12 @@ def beside(axes: Axes, words: str, y: float, *, x: float = 1.0, **style: Any) ->
 
 
 def aligned(value: float) -> str:
-    """Return a number as wide as 15.01, the missing digit a space of a digit's width."""
+    """Format a number as wide as 15.01, padded with a figure space."""
     return f"{value:5.2f}".replace(" ", "\u2007")
 
 
 def climb(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Draw a stair through (value, place): down to the next place, then across to its value."""
+    """Draw a step line through (value, place): down to the next place, then across."""
     x = [value for value, _ in points for _ in range(2)][:-1]
     y = [place for _, place in points for _ in range(2)][1:]
     axes.plot(x, y, color=STAIRS, linewidth=1.4, zorder=2)

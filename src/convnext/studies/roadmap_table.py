@@ -1,4 +1,4 @@
-"""The road as a table for the terminal.
+"""The roadmap as a table for the terminal.
 
 Parameters and multiply-accumulates are counted here on the built networks; the accuracies are the
 paper's (Tables 10 and 11), and nothing here was trained.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RoadmapRow:
-    """One rung: what it changes, what it costs by our count, and what the paper reports."""
+    """One step: its change, its counted costs, and the paper's figures."""
 
     regime: str
     rung: str
@@ -27,9 +27,9 @@ class RoadmapRow:
     what: str
     departs_from: str
     kept: bool
-    """Whether the road goes on from here, as it does not from kernels 9 and 11."""
+    """Whether the next step builds on this one; false for kernels 9 and 11."""
     image_size: int
-    """Side in pixels for which `macs` is counted; the stem's stride follows it."""
+    """Side in pixels for which `macs` is counted; the stem's stride depends on it."""
     params: int
     macs: int
     paper_top1: float
@@ -40,7 +40,7 @@ class RoadmapRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Regime:
-    """What the rungs of a regime lead to and are compared with (paper, Tables 10 and 11)."""
+    """The title of a regime, and the network it is compared with (paper, Tables 10 and 11)."""
 
     title: str
     runs: str
@@ -48,7 +48,7 @@ class Regime:
     rival_top1: float = math.nan
     rival_gmacs: float = math.nan
     image_size: int = 224
-    """Side in pixels for which costs are counted, if nothing else is asked for."""
+    """Default side in pixels for which costs are counted."""
 
 
 REGIME_FACTS = {
@@ -73,19 +73,19 @@ REGIME_FACTS = {
     ),
 }
 MISPRINT = (
-    "Table 10 of the paper prints 4.46 and 4.49 GMACs at the last two rungs. No consistent "
+    "Table 10 of the paper prints 4.46 and 4.49 GMACs at the last two steps. No consistent "
     "definition gives them: Figure 2 prints 4.2 and 4.5, Table 11 shows no change from batch to "
     "layer norm, and the released ConvNeXt-T counts 4.4555."
 )
 
 
 def roadmap_rows(regime: str = "resnet50", *, image_size: int = 0) -> list[RoadmapRow]:
-    """Return the rungs of a regime in order, each counted on the network as it is built.
+    """Return the steps of a regime in order, with costs counted on the built networks.
 
     Args:
         regime: "resnet50", "resnet200" or "mini".
-        image_size: Side in pixels of the image for which is counted; 0 for 224, or 32 for `mini`.
-            Below 65 pixels the stem has the smaller stride that `auto` gives it.
+        image_size: Side in pixels of the counted image; 0 for 224, or 32 for `mini`. Below 65
+            pixels the stem has the smaller stride that `auto` chooses.
 
     Raises:
         ValueError: If there is no such regime.
@@ -101,7 +101,7 @@ def roadmap_rows(regime: str = "resnet50", *, image_size: int = 0) -> list[Roadm
     kept = kept_rungs(rungs)
     rows = []
     for rung in rungs:
-        # Shapes suffice for counting; no memory is touched.
+        # Counting needs only shapes, so no memory is allocated.
         with torch.device("meta"):
             name = f"roadmap/{regime}/{rung.name}"
             counted = cost(create_model(name, stem_stride=stem_stride(size)), size)
@@ -142,7 +142,7 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def print_roadmap(rows: Sequence[RoadmapRow], console: Console) -> None:
-    """Print the road as a table, a block per group; a narrow terminal sees fewer columns."""
+    """Print the roadmap as a table, grouped; a narrow terminal shows fewer columns."""
     from rich.table import Table
 
     facts = REGIME_FACTS[rows[0].regime]

@@ -1,8 +1,8 @@
-"""The runs of a study, in processes side by side: each is trained once, and goes on if killed.
+"""The runs of a study, in parallel processes: each is trained once, and resumes if killed.
 
-A run folder is finished when it holds `result.json`, which is written last. Everything else about
-a study follows from its plan and its run folders, so that it may be killed at any moment and
-started again by the same command.
+A run folder is finished when it contains `result.json`, which is written last. Everything else
+about a study follows from its plan and its run folders, so a study may be killed at any moment and
+restarted with the same command.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from convnext.training.faults import EXIT_WHEN_LOST, DivergedError, InterruptedR
 from convnext.training.log import read_metrics
 
 POLL_SECONDS = 0.5
-# What SIGTERM leaves a run to finish its step and save its state.
+# Time after SIGTERM for a run to finish its step and save its state.
 GRACE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run that is to be done."""
+    """One run to train."""
 
     entry: Entry
     seed: int
@@ -51,12 +51,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """How it is called in what is printed."""
+        """Its name in printed output."""
         return f"{self.entry.name}, seed {self.seed}"
 
 
 def outcome(folder: Path) -> Mapping[str, Any]:
-    """Return what a run reached, as its folder says; the state "waiting" where it has not ended."""
+    """Return the outcome in a run folder, or the state "waiting" if the run has not ended."""
     try:
         found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def outcome(folder: Path) -> Mapping[str, Any]:
 
 
 def jobs_of(study: Study, root: Path) -> list[Job]:
-    """Return the runs that are not finished: seed by seed, so that the table is early of use."""
+    """Return the unfinished runs, seed by seed, so that the table is useful early."""
     for entry in study.own_entries():
         claim(root / "runs" / entry.folder_name, study.identity(entry), entry.name)
     return [
@@ -79,7 +79,7 @@ def jobs_of(study: Study, root: Path) -> list[Job]:
 
 
 def claim(folder: Path, identity: str, name: str) -> None:
-    """Take the folder of an entry's runs, or see that it is this entry's.
+    """Claim the folder of an entry's runs, or check that it belongs to this entry.
 
     Raises:
         ValueError: If the runs in it are those of another network or recipe.
@@ -178,7 +178,7 @@ def run_jobs(
         if stop.received is not None:
             raise InterruptedRun(
                 f"{stop.received} received: {done} of {total} runs are done, the others saved; the "
-                "same command goes on"
+                "same command resumes"
             )
 
 
@@ -269,7 +269,7 @@ def _last_epoch(path: Path) -> float:
 
 
 def _work(connection: Connection, threads: int, device: str | None) -> None:
-    """Train what comes through the connection, until nobody is at its other end."""
+    """Train the jobs that arrive on the connection until it closes."""
     if device is not None:  # Before torch looks for devices: it finds this one only.
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     parent = multiprocessing.parent_process()
@@ -334,6 +334,6 @@ def _scores(folder: Path, task: type[Task]) -> dict[str, Any]:
 
 
 def _leave_with(parent: Any) -> None:
-    """End this process when the one that started it has gone; a run saves its state first."""
+    """End this process when its parent has exited; a run saves its state first."""
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""How fast the networks of a study are here, and how much memory they need, measured side by side.
+"""Measure the speed and the memory use of the networks of a study on this machine.
 
 Throughput is measured in rounds over all networks, so that a machine that slows down slows all of
 them, and the median of the rounds counts. Training is forward, backward and an AdamW step on one
@@ -39,7 +39,7 @@ SECONDS = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What one network costs on this machine."""
+    """The measured speed and memory of one network on this machine."""
 
     batch: int
     train_images_per_s: float
@@ -70,7 +70,7 @@ def read_speeds(plan: Study, root: Path) -> dict[str, Speed]:
 def speeds_of(plan: Study, task: Task, root: Path, console: Console) -> dict[str, Speed]:
     """Measure every entry that has not been measured, and keep it in speed.json.
 
-    If one is missing, all are measured anew: figures of different moments are not compared.
+    If one is missing, all are measured again, because speeds from different times do not compare.
     """
     entries = plan.own_entries()
     known = read_speeds(plan, root)
@@ -84,7 +84,7 @@ def speeds_of(plan: Study, task: Task, root: Path, console: Console) -> dict[str
 
 
 def measure(plan: Study, task: Task, console: Console) -> dict[str, Speed]:
-    """Measure all entries in rounds; one that the device has no room for is left out, and said."""
+    """Measure all entries in rounds; report and skip an entry that does not fit in memory."""
     entries = plan.own_entries()
     benches: dict[str, _Bench] = {}
     train: dict[str, list[float]] = {entry.name: [] for entry in entries}
@@ -127,7 +127,7 @@ def epochs_for(plan: Study, rates: Mapping[str, float], task: Task, minutes: flo
 
     Warm-up and evaluations follow the epochs of each.
 
-    Those of a study that goes on keep the epochs that they have.
+    Entries of a resumed study keep their epochs.
     """
     images = task.steps_per_epoch * task.batch_size
     entries = []
@@ -217,7 +217,7 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._see(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and see what it made."""
+        """Run an operation and count the storages that it creates."""
         made = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(made):
             self._see(leaf)

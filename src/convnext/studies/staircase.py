@@ -1,6 +1,6 @@
-"""The staircase of a study: Figure 2 of the paper with one's own accuracies, from results alone.
+"""The roadmap figure of a study: Figure 2 of the paper with measured accuracies.
 
-Accuracies measured here and those of the paper never share an axis: they belong to other data.
+Measured accuracies and those of the paper never share an axis, because the data sets differ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def staircase(results: Sequence[Result], title: str = "") -> Figure:
 
     Args:
         results: The table of a study of kind "roadmap", "ablate" or "compare".
-        title: The headline; "" for the name of the road.
+        title: The headline; "" for the name of the roadmap.
     """
     from matplotlib.figure import Figure
 
@@ -123,7 +123,7 @@ def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) 
             )
     was_cut = _cut_to_seeds(axes, summaries, at)
     metric = summaries[0].first.metric_label
-    arrows = " (arrows: the interval goes on)" * was_cut
+    arrows = " (arrows: the interval continues)" * was_cut
     axes.set_xlabel(f"{metric}, %, measured here{arrows}")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(True, axis="x", color=GRID)
@@ -131,7 +131,7 @@ def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) 
 
 
 def _cut_to_seeds(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> bool:
-    """Let the seeds set the axis; mark intervals that go beyond it, and return whether any does."""
+    """Scale the axis to the seeds, mark intervals beyond it, and return whether there are any."""
     values = [value for s in summaries for value in s.scores.values()]
     if not values:
         axes.set_xlim(0, 1)
@@ -211,7 +211,7 @@ def _draw_paper(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -
 
 
 def colour_of(summary: Summary) -> str:
-    """Return the colour of an entry's group."""
+    """Return the color of an entry's group."""
     return GROUPS.get(summary.first.group, GROUPS["other"])[1]
 
 
@@ -233,7 +233,7 @@ def _state(summary: Summary) -> str:
 def _title(results: Sequence[Result]) -> str:
     first = results[0]
     if first.study == "roadmap":
-        return f"The road {first.regime}, one decision at a time"
+        return f"Roadmap {first.regime}, one decision at a time"
     if first.study == "ablate":
         return f"One decision varied at {first.entry}"
     return "Networks under one recipe"

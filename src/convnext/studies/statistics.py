@@ -1,4 +1,4 @@
-"""What several seeds allow to say, as numbers and as a table.
+"""Statistics over seeds, as numbers and as a table.
 
 Means, intervals, paired differences, and rank correlation with the paper.
 
@@ -41,7 +41,7 @@ class Comparison:
     to: str
     difference: Estimate
     p_value: float | None
-    """Of a two-sided paired t-test; None for a single seed."""
+    """The p-value of a two-sided paired t-test; None for a single seed."""
     words: str
     """"better", "worse", "no difference seen", "one seed", or "the same network"."""
 
@@ -51,13 +51,13 @@ class Summary:
     """An entry of a study, over its seeds."""
 
     first: Result
-    """One of its rows, for what all of them share."""
+    """One of its rows, for the values that all of them share."""
     scores: Mapping[int, float]
-    """Of every finished seed, in percent."""
+    """The score of every finished seed, in percent."""
     states: Mapping[int, str]
     estimate: Estimate | None = None
     comparison: Comparison | None = None
-    """With the entry that it departs from."""
+    """The comparison with the entry that it departs from."""
     reasons: Sequence[str] = field(default_factory=tuple)
 
 
@@ -194,7 +194,7 @@ Column = tuple[str, int, Any, Callable[[Summary], str]]
 
 
 def print_study(results: Sequence[Result], console: Console) -> None:
-    """Print a row per entry; a narrow terminal sees fewer columns."""
+    """Print a row per entry; a narrow terminal shows fewer columns."""
     summaries = summarise(results)
     columns = [
         column

@@ -48,17 +48,17 @@ def study(
     speed: bool = True,
     console: Console,
 ) -> list[Result]:
-    """Train every entry with every seed, as far as that is not done yet; write table and page.
+    """Train every entry with every seed that is not finished yet; write the table and the page.
 
     Args:
-        kind: What the study is.
+        kind: The kind of study.
         title: Its headline.
         entries: The networks.
-        recipe: The recipe of all of them; what reads `auto` is chosen once, for all alike.
+        recipe: The recipe of all of them; `auto` settings are resolved once, for all entries.
         num_seeds: Seeds of each entry, counted from `run.seed`.
         root: The folder of the study.
-        given: Leaves of the recipe that were asked for by name.
-        regime: Of the road.
+        given: Recipe settings that were set explicitly.
+        regime: The regime of the roadmap.
         command: The command line, for the page.
         processes: Runs at a time; 0 for one per GPU, or one per core without.
         minutes: Equal wall time for all entries instead of equal epochs; 0 for epochs.
@@ -132,7 +132,7 @@ class _Table:
         self._failed: dict[tuple[str, int], Mapping[str, Any]] = {}
 
     def add(self, job: Job, found: Mapping[str, Any]) -> None:
-        """Take the end of a run; one that failed is not in its folder, to be tried again."""
+        """Record the outcome of a run. Failures are not stored in its folder, so it is retried."""
         if found["state"] != FINISHED:
             self._failed[job.entry.name, job.seed] = found
         self.write()
@@ -163,7 +163,7 @@ class _Table:
 
 
 def finish(root: Path, results: Sequence[Result], console: Console) -> None:
-    """Print the table, draw the figures and write the page, all from what the folder holds."""
+    """Print the table, draw the figures and write the page from the files of the folder."""
     from convnext.studies.figures import write_figures
     from convnext.studies.page import write_page
 
