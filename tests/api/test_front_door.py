@@ -258,7 +258,7 @@ def test_a_network_of_ones_own_is_trained_and_loaded(photos: Path, tmp_path: Pat
     assert isinstance(model.network.network, Plain)
     scores = model.evaluate(progress=False)
     assert scores["top1"] == run.best["top1"]
-    with pytest.raises(ValueError, match=r"gives \(1, 3\).*one for each class"):
+    with pytest.raises(ValueError, match=r"returns \(1, 3\).*one for each class"):
         convnext.train(data=photos, model=Plain(3), output=tmp_path / "wrong", **options)
     with pytest.raises(TypeError, match=r"an nn\.Module, not"):
         convnext.train(data=photos, model=Plain, **options)  # type: ignore[arg-type]
