@@ -258,6 +258,8 @@ def test_a_network_of_ones_own_is_trained_and_loaded(photos: Path, tmp_path: Pat
     assert isinstance(model.network.network, Plain)
     scores = model.evaluate(progress=False)
     assert scores["top1"] == run.best["top1"]
+    again = run.model(device="cpu").network.state_dict()
+    assert all(torch.equal(again[name], t) for name, t in model.network.state_dict().items())
     with pytest.raises(ValueError, match=r"returns \(1, 3\).*one for each class"):
         convnext.train(data=photos, model=Plain(3), output=tmp_path / "wrong", **options)
     with pytest.raises(TypeError, match=r"an nn\.Module, not"):

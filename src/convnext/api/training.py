@@ -71,7 +71,7 @@ class Run:
         """
         from convnext.api.model import load
 
-        return load(self.folder, which=which, device=device)
+        return load(self.folder, which=which, device=device, network=self.network)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -135,6 +135,7 @@ def train(
     """
     data, output = table_of(data, output)
     is_given = model is not None and not isinstance(model, str)
+    own = model if is_given else None
     if is_given:
         from convnext.models.given import give
 
@@ -174,6 +175,7 @@ def train(
         data=result.data,
         steps=result.steps,
         seconds=result.seconds,
+        network=own,
     )
 
 
