@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,33 @@ def test_only_json_is_a_program(segmentor: Path) -> None:
             new.writestr(name, old.read(name))
         new.writestr(next(iter(copied)).split("/")[0] + "/models/model.py", b"print(1)")
     with pytest.raises(ValueError, match="not the json of a program"):
+        checked_archive(other)
+
+
+@pytest.mark.parametrize("folder", ["constants", "weights"])
+@pytest.mark.parametrize("name", ["model.pt", "opaque_obj_0", "custom_obj_0", "tensor_x"])
+def test_entries_that_torch_would_unpickle_are_refused(
+    segmentor: Path, folder: str, name: str
+) -> None:
+    other = segmentor.with_name("pickle.pt2")
+    shutil.copyfile(segmentor, other)
+    with zipfile.ZipFile(other, "a") as archive:
+        root = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{root}/data/{folder}/{name}", b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ValueError, match="would run code"):
+        checked_archive(other)
+
+
+def test_a_constant_is_a_tensor_under_a_name_of_a_tensor(segmentor: Path) -> None:
+    other = segmentor.with_name("constant.pt2")
+    with zipfile.ZipFile(segmentor) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("model_constants_config.json"):
+                entry = {"path_name": "opaque_obj_0", "use_pickle": False, "tensor_meta": {}}
+                content = json.dumps({"config": {"x": entry}}).encode()
+            new.writestr(name, content)
+    with pytest.raises(ValueError, match="would run code"):
         checked_archive(other)
 
 

@@ -22,7 +22,14 @@ from typing import Any
 
 import torch
 
-_PLAIN = ("archive_format", "archive_version", "byteorder", "/.data/version", "serialization_id")
+# The entries of an archive of ours, by name. torch unpickles what it finds under other names.
+_TENSOR = r"(weight|tensor)_\d+"
+_ENTRY = re.compile(
+    r"[^/]+/(archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)|"
+    rf"data/(weights|constants)/({_TENSOR}|\w+_config\.json)|data/sample_inputs/\w+\.pt|"
+    r"models/\w+\.json|extra/[\w.]+)",
+    re.ASCII,
+)
 
 # What the exports of the three tasks hold, in fp32, bf16 and fp16, and those of timm's networks.
 # Nothing that reads or writes anything but tensors may be added.
@@ -124,20 +131,18 @@ def _runs_code(contents: dict[str, bytes]) -> bool:
     Raises:
         Exception: If an example of the inputs is more than tensors, or a description is damaged.
     """
-    names = {name.casefold(): name for name in contents}
-    configs = [n for n in names if n.endswith("_config.json") and "/data/" in n]
-    inputs = [n for n in names if "/data/sample_inputs/" in n]
+    if not all(map(_ENTRY.fullmatch, contents)):
+        return True
+    configs = [name for name in contents if name.endswith("_config.json")]
+    inputs = [name for name in contents if "/data/sample_inputs/" in name]
     for name in inputs:
-        torch.load(BytesIO(contents[names[name]]), weights_only=True)
+        torch.load(BytesIO(contents[name]), weights_only=True)
     pickled = any(
-        entry.get("use_pickle") or "custom_obj" in str(entry.get("path_name"))
+        entry.get("use_pickle") or not re.fullmatch(_TENSOR, str(entry.get("path_name")), re.ASCII)
         for name in configs
-        for entry in json.loads(contents[names[name]]).get("config", {}).values()
+        for entry in json.loads(contents[name]).get("config", {}).values()
     )
-    folders = ("/data/", "/models/", "/extra/")
-    known = all(n.endswith(_PLAIN) or any(folder in n for folder in folders) for n in names)
-    compiled = any("aotinductor" in n for n in names)
-    return pickled or compiled or not (configs and inputs and known)
+    return pickled or not (configs and inputs)
 
 
 def _checked(name: str, content: bytes) -> bytes:
