@@ -149,6 +149,7 @@ def train(
     else:
         made = prepare(recipe, given)
 
+    from convnext.hardware.system import main_script_runs_once
     from convnext.progress import console_of
     from convnext.reports.report import write_report
     from convnext.training.run import train as run
@@ -160,14 +161,15 @@ def train(
             "resume or load the run; give the network again",
             markup=False,
         )
-    result = run(
-        made,
-        output=Path(output) if output else None,
-        resume=resume,
-        console=out,
-        callbacks=callbacks,
-        write_report=write_report,
-    )
+    with main_script_runs_once():
+        result = run(
+            made,
+            output=Path(output) if output else None,
+            resume=resume,
+            console=out,
+            callbacks=callbacks,
+            write_report=write_report,
+        )
     return Run(
         folder=result.folder,
         best=result.best,

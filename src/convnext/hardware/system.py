@@ -9,6 +9,8 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # From malloc.h.
@@ -55,6 +57,26 @@ def peak_resident_bytes() -> float:
         import resource
 
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # Bytes on macOS.
+
+
+@contextmanager
+def main_script_runs_once() -> Iterator[None]:
+    """Keep processes that begin within the block from importing the user's script again.
+
+    Where processes are spawned, as on Windows and macOS, each imports the script that started it. A
+    script without an `if __name__ == "__main__"` guard would train again in every one of them. The
+    processes of data loaders need nothing from it.
+    """
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if main is None or path is None or getattr(main, "__spec__", None) is not None:
+        yield  # A module run by `python -m`, or no script at all.
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = path
 
 
 def free_memory() -> int | None:
