@@ -231,7 +231,7 @@ def test_a_segmentor_is_exported(tmp_path: Path, photos: Path) -> None:
         assert network(torch.zeros(2, 3, 50, 64)).shape == (2, 3, 50, 64)
     assert main(["predict", str(path), str(photos), "--output", str(tmp_path / "masks")]) == 0
     assert (tmp_path / "masks" / "0_mask.png").is_file()
-    with pytest.raises(ValueError, match="in their own ratio"):
+    with pytest.raises(ValueError, match="aspect ratio"):
         export(
             checkpoint,
             settings=ExportSettings(inside="full"),

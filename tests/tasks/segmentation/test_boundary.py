@@ -13,7 +13,7 @@ from convnext.tasks.segmentation.metric import Metric
 
 
 def slow_boundaries(labels: Any, mask: Any, c: int) -> list[tuple[int, int]]:
-    """Pixels of a class beside a labelled pixel of another class."""
+    """Pixels of a class beside a labeled pixel of another class."""
     height, width = labels.shape
     return [
         (y, x)

@@ -147,7 +147,7 @@ def test_colour_masks_need_a_palette_and_say_how(tmp_path: Path) -> None:
     colours[0] = (128, 64, 128)
     for split in ("train", "val"):
         pair(tmp_path, split, "a", colours)
-    with pytest.raises(ValueError, match=r"colour image.*palette.json.*\[128, 64, 128\]"):
+    with pytest.raises(ValueError, match=r"color image.*palette.json.*\[128, 64, 128\]"):
         open_dataset(str(tmp_path))
     palette = {"road": [128, 64, 128], "car": [0, 0, 142], "void": [0, 0, 0]}
     (tmp_path / "palette.json").write_text(json.dumps(palette))
@@ -223,8 +223,8 @@ def test_what_is_wrong_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture
     }
     text = "\n".join(report.problems)
     assert "pairs that cannot be used: 2 of 22" in text
-    assert "with the pixels of a training image" in text
-    assert "images without a labelled pixel: 1" in text
+    assert "that duplicate a training image" in text
+    assert "images without a labeled pixel: 1" in text
     assert sum(row.train_share for row in report.classes) == pytest.approx(1)
     assert [row.train_images for row in report.classes] == [13, 13, 13]
     sheet = tmp_path / "sheet.png"
@@ -301,7 +301,7 @@ def test_masks_of_jpeg_are_named(tmp_path: Path, ending: str) -> None:
         pair(tmp_path, split, "a", [[0, 1], [1, 0]])
         (tmp_path / "annotations" / split / "a.png").unlink()
         write(tmp_path / "annotations" / split / f"a.{ending}", [[0, 1], [1, 0]])
-    with pytest.raises(ValueError, match=r"1 masks of JPEG.* save them as PNG"):
+    with pytest.raises(ValueError, match=r"1 JPEG masks.* save them as PNG"):
         open_dataset(str(tmp_path))
 
 
@@ -309,5 +309,5 @@ def test_masks_without_a_labelled_pixel_end_a_run_before_it_begins(tmp_path: Pat
     for split in ("train", "val"):
         pair(tmp_path, split, "a", [[255, 255], [255, 255]])
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
-    with pytest.raises(ValueError, match=r"no training mask .* has a labelled pixel: all hold 255"):
+    with pytest.raises(ValueError, match=r"no training mask .* has a labeled pixel: all hold 255"):
         facts(open_dataset(str(tmp_path)))

@@ -58,7 +58,7 @@ def test_crowds_and_boxes_without_masks_do_not_count(tmp_path: Path) -> None:
 
 def test_boxes_alone_are_for_detectors(tmp_path: Path) -> None:
     boxed = {"category_id": 3, "bbox": [10, 0, 4, 4], "segmentation": []}
-    with pytest.raises(ValueError, match="have boxes only"):
+    with pytest.raises(ValueError, match="have only boxes"):
         open_dataset(str(write(tmp_path / "d", [boxed])))
 
 

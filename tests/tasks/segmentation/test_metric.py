@@ -176,7 +176,7 @@ def test_what_cannot_be_evaluated() -> None:
         Metric(CLASSES).compute()
     metric = Metric(CLASSES)
     metric.update(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8), 0)
-    with pytest.raises(ValueError, match="no readable image with labelled pixels"):
+    with pytest.raises(ValueError, match="no readable image with labeled pixels"):
         metric.compute()
     with pytest.raises(ValueError, match="resize logits to the mask"):
         metric.update(np.zeros((2, 2)), np.zeros((2, 3)), 0)
@@ -184,5 +184,5 @@ def test_what_cannot_be_evaluated() -> None:
         metric.update(np.zeros((2, 2)), np.array([[0, 9], [1, 255]]), 0)
     with pytest.raises(ValueError, match="the prediction has the value 255"):
         metric.update(np.full((1, 1), 255), np.zeros((1, 1)), 0)
-    with pytest.raises(ValueError, match="cannot be told from ignored"):
+    with pytest.raises(ValueError, match="cannot be distinguished from ignored"):
         Metric([str(c) for c in range(256)])

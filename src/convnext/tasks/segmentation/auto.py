@@ -1,7 +1,7 @@
-"""What `auto` means for segmentation: settings chosen from the data, the weights and the device.
+"""How `auto` chooses segmentation settings from the data, the weights and the device.
 
-Every rule is a line that names the setting, the value and the reason in words for the user. The
-rules for small data come from the experiments in LOG.md, those for large data are the paper's.
+Each rule names the setting, its value and the reason that the user sees. The rules for small data
+come from the experiments in LOG.md; those for large data are the paper's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from convnext.tasks.segmentation.scores import default_stride
 
 # A data set this large takes the paper's recipe as it stands: ADE20K has 20,210 images.
 LARGE = 10_000
-# Multiple of which crops are: the coarsest map's stride.
+# Crops are multiples of this: the stride of the coarsest map.
 STRIDE = 32
 
 
@@ -91,13 +91,13 @@ def _choose_schedule(c: Resolver, n: int) -> None:
 
 
 def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:
-    """Return what cannot work well in a resolved recipe, each with what to do about it."""
+    """Return a warning, with a remedy, for each setting that is unlikely to work well."""
     r = dict(flatten(recipe))
     found = []
     if facts.num_classes == 1:
         found.append(
-            "with one class alone every pixel is right, whatever the network does: give what is "
-            "not it a class of its own, such as background"
+            "with a single class every prediction is right: add a class for the remaining pixels, "
+            "such as background"
         )
     steps = r["schedule.steps"] or r["schedule.epochs"] * max(
         1, facts.num_train // r["optim.batch_size"]
@@ -117,5 +117,5 @@ def scratch_rate(batch_size: int) -> float:
 
 
 def _multiple(pixels: int) -> int:
-    """Return the largest multiple of the coarsest stride up to a size, and no less than one."""
+    """Round a size down to a multiple of the coarsest stride, which is also the minimum."""
     return max(STRIDE, pixels // STRIDE * STRIDE)

@@ -1,8 +1,8 @@
-"""How well the outlines of classes are met: the counts of the boundary F-score.
+"""Counts of boundary pixels for the boundary F-score.
 
 Csurka et al., "What is a good evaluation measure for semantic segmentation?" (2013): a boundary
-pixel is met where the other side has a boundary of the same class within 0.75 percent of the
-image's diagonal. Pixels are counted over all images, and the score is taken once per class.
+pixel matches if the other mask has a boundary of the same class within 0.75 percent of the image's
+diagonal. Pixels are counted over all images, and the score is computed once per class.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def count_boundaries(
 ) -> NDArray[np.int64]:
     """Return four counts (4, K) of boundary pixels per class, of labels and mask (H, W).
 
-    They are: predicted and met by the truth, predicted, true and met by the prediction, true.
-    Beside ignored pixels there is no boundary.
+    They are: predicted with a match, predicted, true with a match, true. The edge of an ignored
+    region is not a boundary.
     """
     labelled = mask != ignore_index
     sides = [
@@ -41,7 +41,7 @@ def count_boundaries(
 
 
 def find_boundaries(labels: NDArray[Any], labelled: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which labelled pixels (H, W) have one of another class above, below or beside."""
+    """Return which labeled pixels (H, W) touch another class above, below, left or right."""
     found = np.zeros(labels.shape, bool)
     for first, second in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
         differ = (labels[first] != labels[second]) & labelled[first] & labelled[second]
@@ -51,7 +51,7 @@ def find_boundaries(labels: NDArray[Any], labelled: NDArray[np.bool_]) -> NDArra
 
 
 def is_near(pixels: NDArray[np.bool_], reach: float) -> NDArray[np.bool_]:
-    """Return which positions (H, W) have one of `pixels` within `reach`, of which there is one."""
+    """Return which positions (H, W) lie within `reach` of one of `pixels` (at least one is set)."""
     from scipy.ndimage import distance_transform_edt  # type: ignore[import-untyped]
 
     near: NDArray[np.bool_] = distance_transform_edt(~pixels) <= reach

@@ -1,7 +1,7 @@
-"""Segmentation data: images and masks under a path, their classes, and what holds for all of them.
+"""Segmentation data: the images and masks under a path, their classes and their statistics.
 
-What is held out is chosen by the names of the files alone, so that it never changes: not between
-runs or machines, and hardly when images are added.
+File names alone decide which images are held out, so the split is the same for every run and
+machine, and barely changes when images are added.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from convnext.tasks.segmentation.masks import (
     read_values,
 )
 
-# How many masks are read to learn their values where no file lists the classes, and for `facts`.
+# How many masks are sampled for `facts`, and for the classes if no file lists them.
 NUM_MASKS = 200
 NUM_DECODED = 32
-# Beyond 256, values of which less than one in so many occurs are no indices: most would be idle.
+# Values above 256 are not class indices if fewer than one in this many occurs.
 SPARSE = 4
 
 
@@ -43,17 +43,17 @@ class SegmentationData:
     notes: tuple[str, ...]
     """What a user should know about how it was read."""
     faults: tuple[str, ...] = ()
-    """Those of the notes that tell of something to mend."""
+    """The notes that report something to fix."""
 
     @property
     def ignore_index(self) -> int:
-        """The value of pixels of no class."""
+        """The value of pixels without a class."""
         return self.train.reader.ignore_index
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What `auto` looks at. Sizes are medians over a sample of the training images."""
+    """The facts that `auto` uses. Sizes are medians over a sample of the training images."""
 
     num_train: int
     num_val: int
@@ -75,24 +75,24 @@ def open_dataset(
     masks: str = "",
     reduce_zero_label: bool | Literal["auto"] = "auto",
 ) -> SegmentationData:
-    """Return the data set at `path`, without reading more than a sample of its masks.
+    """Open the data set at `path`, reading at most a sample of its masks.
 
     Args:
-        path: A folder in one of the layouts of `layout`, or of those of detection.
-        val_share: Share of the images held out where the data has no split of its own.
-        strict: Refuse an empty split; else it is noted.
-        images: Pattern of the images; with `masks` in place of a known layout.
+        path: A folder in one of the layouts of `layout`, or of detection.
+        val_share: Share of the images to hold out if the data has no split of its own.
+        strict: Refuse an empty split; otherwise it is noted.
+        images: Pattern of the images; with `masks` it replaces a known layout.
         masks: Pattern of the masks.
-        reduce_zero_label: Value 0 means no class; "auto" for ADE20K's layout alone.
+        reduce_zero_label: Value 0 means no class; "auto" applies this to ADE20K's layout only.
 
     Raises:
-        ValueError: If there is nothing at `path` to train and validate on, and why.
+        ValueError: If `path` has no data to train and validate on; the message says why.
     """
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")
     root = Path(path)
     if not images and not is_segmentation(root) and is_detection(root):
-        # Few data sets are a json; its module reads more than the others.
+        # Imported here because few data sets need it, and it imports more than the others.
         from convnext.tasks.segmentation.drawn import open_drawn
 
         return SegmentationData(**open_drawn(path, val_share))
@@ -106,7 +106,7 @@ def open_dataset(
         train, val = _hold_out(train, val_share)
         notes.append(
             f"there is no split: {len(val.pairs):,} of {len(found.train.pairs):,} images, chosen "
-            "by their names, are held out for validation"
+            "by name, are held out for validation"
         )
     faults = [*_partners("train", train), *_partners("val", val)]
     empty = [name for name, part in (("train", train), ("val", val)) if not part.pairs]
@@ -126,10 +126,10 @@ def open_dataset(
 
 
 def facts(data: SegmentationData) -> DataFacts:
-    """Look at a sample of the training pairs.
+    """Gather the facts from a sample of the training pairs.
 
     Raises:
-        ValueError: If not one of them can be read, or none of all has a labelled pixel.
+        ValueError: If no sampled pair can be read, or no mask has a labeled pixel.
     """
     sizes, grey = [], True
     counts = np.zeros(len(data.classes), dtype=np.int64)
@@ -150,7 +150,7 @@ def facts(data: SegmentationData) -> DataFacts:
         raise ValueError(f"none of the training pairs that were tried can be used: {last}")
     if not counts.any() and len(sizes) == len(data.train):
         raise ValueError(
-            f"no training mask of {data.path} has a labelled pixel: all hold {data.ignore_index}, "
+            f"no training mask of {data.path} has a labeled pixel: all hold {data.ignore_index}, "
             "which means no class; give the classes the values 0, 1, 2 ..."
         )
     return DataFacts(
@@ -176,7 +176,7 @@ def _pairs(root: Path, part: Part, reader: MaskReader) -> Pairs:
 
 
 def _hold_out(part: Part, share: float) -> tuple[Part, Part]:
-    """Return a part in two, by the hashes of the names."""
+    """Split a part in two by hashes of the names."""
     held = held_out(list(part.pairs), share)
     train = {name: pair for name, pair in part.pairs.items() if name not in held}
     val = {name: pair for name, pair in part.pairs.items() if name in held}
@@ -189,7 +189,7 @@ def _partners(name: str, part: Part) -> list[str]:
         for what, files in (
             ("images without a mask", part.lonely_images),
             ("masks without an image", part.lonely_masks),
-            ("masks of JPEG, which does not keep values: save them as PNG,", part.lossy_masks),
+            ("JPEG masks, whose values are not exact: save them as PNG,", part.lossy_masks),
         )
         if files
     ]
@@ -201,7 +201,7 @@ def _reader(
     """Return how masks are read, and the names of the classes.
 
     Raises:
-        ValueError: If the classes are listed nowhere and the masks do not tell.
+        ValueError: If no file lists the classes and the masks do not determine them.
     """
     listed = read_classes(root, 255)
     if listed.names:
@@ -233,7 +233,7 @@ def _reader_by_values(
     values, colored = _values(found)
     if colored is not None:
         raise ValueError(
-            f"{colored} is a colour image, not class indices; say which colour is which class in "
+            f"{colored} is a color image, not class indices; list the color of each class in "
             f'{root / "palette.json"}, such as {{"road": [128, 64, 128], "void": [0, 0, 0]}}'
         )
     if _is_binary(values) and not reduced:
@@ -245,7 +245,7 @@ def _reader_by_values(
     ignore_index = 255 if max(values - {NONE_16_BIT}, default=0) <= 255 else NONE_16_BIT
     known = sorted(values - {ignore_index, NONE_16_BIT} - ({0} if reduced else set()))
     if not known:
-        raise ValueError(f"the masks under {root} have no labelled pixel, as far as was looked")
+        raise ValueError(f"the sampled masks under {root} have no labeled pixel")
     count = known[-1] + (0 if reduced else 1)
     if count > 256 and len(known) < count // SPARSE:
         raise ValueError(
@@ -267,7 +267,7 @@ def _is_binary(values: set[int]) -> bool:
 
 
 def _values(found: Found) -> tuple[set[int], Path | None]:
-    """Return the values in a sample of the training masks, and the first mask that is in colour."""
+    """Return the values in a sample of the training masks, and the first mask in color."""
     masks = [mask for _, mask in found.train.pairs.values()]
     values: set[int] = set()
     for mask in masks[:: max(1, len(masks) // NUM_MASKS)]:

@@ -1,13 +1,12 @@
-"""From pairs to the pixels of a batch: what the data loader's processes do.
+"""Loads pairs and turns them into batches, in the processes of the data loader.
 
-A training crop is a pure function of (seed, round, index), so that neither the number of worker
-processes nor a resumed run changes anything. A pair that cannot be read is replaced in training by
-the next one, left out in evaluation, and reported with the batch in both.
+A training crop is a pure function of (seed, round, index), so neither the number of worker
+processes nor resuming a run changes it. If a pair cannot be read, training uses the next one and
+evaluation skips it; both report it with the batch.
 
-The transforms are torchvision's, on tensors of bytes; images are resampled bilinearly, masks by the
-nearest pixel and never otherwise. As in the recipes of ADE20K, the image is resized by a random
-factor, a square is cut out of it in which no class fills more than a share, and what is missing is
-padded with pixels that do not count.
+The transforms are torchvision's, on tensors of bytes. Images are resampled bilinearly, masks always
+by the nearest pixel. As in the ADE20K recipes, the image is resized by a random factor, then a
+square is cropped in which no class exceeds a given share; padding is ignored by the loss.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from convnext.data.sampling import Draw
 from convnext.data.tensors import to_tensor
 from convnext.tasks.segmentation.layout import Pairs
 
-# How often a crop is drawn anew because one class fills it.
+# How often a crop is drawn again because one class fills it.
 TRIES = 10
 
 
@@ -46,7 +45,7 @@ class TrainTransform:
 
     crop: int
     preprocessing: DensePreprocessing
-    """Whose size the random factor multiplies."""
+    """Gives the size that the random factor multiplies."""
     jitter: tuple[float, float] = (0.5, 2.0)
     max_class_share: float = 0.75
     hflip: float = 0.5
@@ -71,7 +70,7 @@ class TrainTransform:
         return pixels.as_subclass(Tensor), labels.as_subclass(Tensor)[0]
 
     def _cut(self, image: Image, mask: Mask, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Resize by a random factor and cut, in one go: what is outside is never resized."""
+        """Resize by a random factor and crop in one step, so that only the crop is resized."""
         height, width = image.shape[-2:]
         p, factor = self.preprocessing, rng.uniform(*self.jitter)
         short = round((p.image_size or min(height, width)) * factor)
@@ -79,7 +78,7 @@ class TrainTransform:
         crop_h, crop_w = min(self.crop, high), min(self.crop, wide)
         for _ in range(TRIES):
             top, left = rng.randint(0, high - crop_h), rng.randint(0, wide - crop_w)
-            # The same region of the image as it is stored.
+            # The same region in the stored image.
             y0, y1 = math.floor(top * height / high), math.ceil((top + crop_h) * height / high)
             x0, x1 = math.floor(left * width / wide), math.ceil((left + crop_w) * width / wide)
             labels = tv.resize(
@@ -94,7 +93,7 @@ class TrainTransform:
 
 
 def is_varied(labels: Tensor, max_share: float, ignore_index: int) -> bool:
-    """Tell whether no class fills more than a share of the labelled pixels of a crop."""
+    """Tell whether no class exceeds a share of the labeled pixels of a crop."""
     if max_share >= 1:
         return True
     labelled = labels[labels != ignore_index]
@@ -111,10 +110,10 @@ class Item:
     mask: Tensor
     """(h, w) in training; (H, W) of the file itself in evaluation."""
     index: int
-    """Which of the pairs it is."""
+    """The index of the pair."""
     bad: tuple[tuple[int, str], ...]
-    """Pairs that could not be read on the way here, each with the reason. If `index` is among them,
-    there is no image."""
+    """Pairs that could not be read before this one was found, each with the reason. If `index` is
+    among them, there is no image."""
 
 
 class Batch(NamedTuple):
@@ -156,24 +155,24 @@ class TrainDataset(Dataset[Item]):
     def fill_cache(
         self, *, budget: int | None = None, workers: int = 0, console: Console | None = None
     ) -> str:
-        """Keep every pair in memory as it is on disk, decoded, if there is room.
+        """Decode every pair into memory, at its size on disk, if there is room.
 
         Args:
-            budget: Bytes; by default a share of the memory that is free.
-            workers: How many processes will read it.
+            budget: Max bytes; by default a share of the free memory.
+            workers: How many processes will read the cache.
             console: Where a progress bar goes.
 
         Returns:
-            What was done, as one line for the user.
+            One line that tells the user what was done.
         """
         if self.pairs.reader.num_classes > 255:
-            return "masks of more than 255 classes are not kept in memory, but read anew each time"
+            return "masks of more than 255 classes are not cached in memory, but read each time"
         budget = memory_budget(workers) if budget is None else budget
         cache = PairCache.of(self.pairs, self.transform.preprocessing, budget)
         if cache is None:
             return (
                 f"the training images do not fit into the {budget / 1e9:,.2g} GB that may be used, "
-                "and are read anew each time"
+                "and are read each time"
             )
         cache.fill(console)
         self.cache = cache
@@ -194,7 +193,7 @@ class TrainDataset(Dataset[Item]):
 
 
 class EvalDataset(Dataset[Item]):
-    """Images exactly as the network will see them in use, and masks as they are on disk."""
+    """Images preprocessed as in prediction, and masks as they are on disk."""
 
     def __init__(self, pairs: Pairs, preprocessing: DensePreprocessing) -> None:
         self.pairs, self.preprocessing = pairs, preprocessing
@@ -203,7 +202,7 @@ class EvalDataset(Dataset[Item]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Item:
-        """Return a pair, or where it cannot be read an item that says so."""
+        """Return a pair, or an item that says why it cannot be read."""
         p = self.preprocessing
         try:
             image = self.pairs.open(index, p.mode)
@@ -243,7 +242,7 @@ class PairCache:
 
     @property
     def num_bytes(self) -> int:
-        """What it takes."""
+        """Size in memory."""
         return self.images.block.nbytes + self.masks.block.nbytes
 
     def fill(self, console: Console | None) -> None:
@@ -256,7 +255,7 @@ class PairCache:
                 source = self.pairs.source(index)
                 raise BadImage(source, reason_of(error, self.pairs, index)) from error
             if pixels.shape != tuple(self.images.shapes[index]):
-                raise BadImage(self.pairs.source(index), "has another size than it declares")
+                raise BadImage(self.pairs.source(index), "does not have the size that it declares")
             self.masks[index][0] = mask.numpy()
             return pixels.numpy()
 
@@ -269,15 +268,15 @@ class PairCache:
 
 
 def reason_of(error: BadImage, pairs: Pairs, index: int) -> str:
-    """Return why a pair cannot be used, with the file's name where that is not the image's."""
+    """Return why a pair cannot be used, naming the file unless it is the image."""
     return error.reason if error.source == pairs.source(index) else str(error)
 
 
 def read_pair(pairs: Pairs, index: int, preprocessing: DensePreprocessing) -> tuple[Tensor, Tensor]:
-    """Return an image (C, H, W) of uint8 and its mask (H, W), both of their size on disk.
+    """Return an image (C, H, W) of uint8 and its mask (H, W), both at their size on disk.
 
     Raises:
-        BadImage: If one cannot be read, or they do not go together.
+        BadImage: If one cannot be read, or they do not match.
     """
     image = pairs.open(index, preprocessing.mode)
     mask = pairs.mask(index, image.size)

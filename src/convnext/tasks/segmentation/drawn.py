@@ -1,4 +1,4 @@
-"""Masks drawn from COCO's json of objects: a class for every category, and one for the rest."""
+"""Masks drawn from COCO annotations: one class per category, and a background class."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawer:
-    """How objects become class indices: the background is 0, a category its label + 1.
+    """Draws objects as class indices: the background is 0, each category is its label + 1.
 
-    Larger objects are drawn first, so that small ones stay visible. Crowd regions, and objects
-    without a mask by their boxes, are pixels of no class where no other object is.
+    Larger objects are drawn first, so that small ones stay visible. Crowd regions, and the boxes of
+    objects without a mask, have no class where no other object covers them.
     """
 
     num_classes: int
@@ -45,7 +45,7 @@ class Drawer:
         """Return the class of every pixel, (H, W).
 
         Raises:
-            BadImage: If the image is not of the size (width, height) that the json says.
+            BadImage: If the image does not have the size (width, height) given in the JSON.
         """
         record = mask.record
         if size not in (None, (record.width, record.height)):
@@ -66,21 +66,21 @@ class Drawer:
 
 
 def open_drawn(path: str, val_share: float) -> dict[str, Any]:
-    """Return the parts of the segmentation data of a path with a json: classes, pairs, notes.
+    """Return the classes, pairs and notes of COCO annotations as segmentation data.
 
     Raises:
-        ValueError: As `open_dataset` of detection, or if there are boxes only.
+        ValueError: As `open_dataset` of detection, or if the objects have only boxes.
     """
     data = open_dataset(path, val_share=val_share)
     records = (*data.train.records, *data.val.records)
     if all(mask is None for record in records for mask in record.objects.masks):
         raise ValueError(
-            f"the objects of {path} have boxes only, and masks cannot be drawn from them; train a "
+            f"the objects of {path} have only boxes, and masks cannot be drawn from them; train a "
             "detector: --task detect"
         )
     classes = (BACKGROUND, *data.classes)
     reader = Drawer(num_classes=len(classes), ignore_index=255 if len(classes) <= 255 else 65_535)
-    note = "masks are drawn from the objects of the json; what is no object is `background`"
+    note = "masks are drawn from the annotated objects; all other pixels are `background`"
     return {
         "path": path,
         "classes": classes,
@@ -101,7 +101,7 @@ def _pairs(path: str, images: DetectionImages, reader: Drawer) -> Pairs:
 
 
 def _order(objects: Objects) -> list[int]:
-    """Return regions of no class first, then the objects from the largest on."""
+    """Return the drawing order: regions without a class, then objects from large to small."""
     none = [mask is None or bool(c) for mask, c in zip(objects.masks, objects.crowd, strict=True)]
     return sorted(range(len(objects)), key=lambda i: (not none[i], -objects.areas[i], i))
 

@@ -1,4 +1,4 @@
-"""`evaluate` for segmentation: mIoU and all that follows from the confusion of pixels."""
+"""`evaluate` for segmentation: mIoU and the other scores of the confusion matrix."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from convnext.weights.open import pick_precision
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """An evaluation, what was evaluated, and the pictures of the worst images."""
+    """An evaluation, its inputs, and pictures of the worst images."""
 
     source: str
     data: str
@@ -41,12 +41,12 @@ class EvaluationResult:
     evaluation: Evaluation
     inference: InferenceSettings
     pictures: tuple[tuple[str, str], ...]
-    """Where each of the worst images is, and a comparison as a data URI."""
+    """The path of each of the worst images, and a comparison as a data URI."""
     bad_images: tuple[tuple[str, str], ...]
     """Pairs that could not be read, and why."""
 
     def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
-        """Return nested plain values for JSON; the pictures only if they are asked for."""
+        """Return nested plain values for JSON, with the pictures only on request."""
         result = self.evaluation.to_dict()
         for worst, (source, picture) in zip(result["worst"], self.pictures, strict=True):
             worst |= {"source": source} | ({"picture": picture} if pictures else {})
@@ -88,7 +88,7 @@ class EvaluationResult:
         return path
 
     def print(self, console: Console) -> None:
-        """Print the scores, and a table of the classes where they fit on a screen."""
+        """Print the scores, and a table of the classes that fit on a screen."""
         e = self.evaluation
         table = Table(box=None, header_style="bold")
         table.add_column("class")
@@ -109,7 +109,7 @@ class EvaluationResult:
         boundary = "" if e.boundary_f1 is None else f"  boundary F1 {e.boundary_f1:.2f} %"
         loss = "" if e.loss is None else f"  loss {e.loss:.4f}"
         console.print(
-            f"[bold]mIoU {e.miou:.2f} %[/]  pixels right {e.accuracy:.2f} %  mean over classes "
+            f"[bold]mIoU {e.miou:.2f} %[/]  pixel accuracy {e.accuracy:.2f} %  mean class accuracy "
             f"{e.mean_accuracy:.2f} %{boundary}{loss}  on {e.num_images:,} images of "
             f"{escape(self.data)}, {describe(self.inference)}"
         )
@@ -145,16 +145,16 @@ def evaluate(
         data: The data set; by default the local one that a run folder was trained on.
         split: "val" or "train".
         device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
-        max_bad_share: The largest share of images that may be unreadable.
+        precision: `fp32`, `bf16`, `fp16`, or `auto` for the training precision.
+        max_bad_share: Max share of unreadable images.
         window: As in `choose_inference`, like the next four; by default as in training.
         stride: See there.
         whole: See there.
         multi_scale: See there.
         flip: See there.
         boundary: Measure the boundary F-score too.
-        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
-            differ in their last bits.
+        fast: Use the fastest backend if the amount of work justifies it; outputs then differ in
+            their last bits.
         console: Where the progress bar goes; None for none.
 
     Raises:
@@ -220,11 +220,11 @@ def open_split(
 ) -> tuple[SegmentationData, Pairs]:
     """Return the data set to evaluate on, and the split's pairs in the classes of the network.
 
-    The data of the run is read as in training; other data as its own layout has it, or if it is in
-    none by the patterns of training.
+    The data of the run is read as in training. Other data is read by its own layout, or if it has
+    no known layout, by the patterns of training.
 
     Raises:
-        ValueError: If there is none, or the network does not know its classes.
+        ValueError: If there is no data, or the network does not know its classes.
     """
     own = card.recipe.get("data")
     path = data or data_of(source, card)
@@ -258,8 +258,8 @@ def relabel(pairs: Pairs, classes: Sequence[str], wanted: Sequence[str]) -> Pair
         raise ValueError(
             f"the network does not know {len(missing)} of the data's {len(classes)} classes, such "
             f"as {missing[0]!r}; it knows {', '.join(wanted[:5])}"
-            f"{', ...' if len(wanted) > 5 else ''}: name the data's classes so in classes.txt, in "
-            "the order of their values in the masks"
+            f"{', ...' if len(wanted) > 5 else ''}: use these names in the data's classes.txt, in "
+            "the order of the values in the masks"
         )
     table = tuple(known[name] for name in classes)
     return replace(pairs, reader=Relabelled(pairs.reader, table, len(wanted)))

@@ -1,10 +1,10 @@
-"""A segmentor as a file: its graph, its proof, and the file in the place of the network.
+"""Export of a segmentor: its graph, its verification, and running the file as a network.
 
-A file takes images of one size, or of any. With height and width left open, what depends on sizes
-is written so that it follows from the tensors at hand: the pooling of UPerNet as two small matrix
-products, as adaptive pooling has no counterpart in the formats; resizing always as an
-interpolation, without the test whether there is anything to resize. The convolution over all maps
-is the plain one: which form saves work depends on the size.
+A file takes images of one size, or of any size. With dynamic height and width, everything that
+depends on sizes is computed from the tensors. The pooling of UPerNet becomes two small matrix
+products, since the formats have no adaptive pooling. Resizing is always an interpolation, without a
+test whether the sizes differ. The fusion uses the plain convolution, because which variant saves
+work depends on the size.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from convnext.tasks.segmentation.metric import class_iou, count_confusion
 from convnext.weights.checkpoint import Card
 
 LEAST_ANY, MOST_ANY = 64, 16384
-"""Sides of images of any size. Two positions of the coarsest map are the least, as a single one is
-a special case for torch's exporter. Smaller images are filled up with the mean color."""
+"""Sides of images of any size. The min is two positions of the coarsest map, since torch's exporter
+treats a single one as a special case. Smaller images are padded with the mean color."""
 
 
 def export_spec(
@@ -62,7 +62,7 @@ def export_spec(
     def adapt(folded: nn.Module) -> nn.Module:
         for module in folded.modules():
             if isinstance(module, FusionConv) and settings.precision == "int8":
-                module.mix_first = False  # Only a convolution is quantized as one.
+                module.mix_first = False  # So that it is quantized as a convolution.
         return AnySizeSegmentor(folded, contiguous=is_half) if is_open else folded
 
     def blueprint() -> Any:
@@ -70,15 +70,15 @@ def export_spec(
             *(model, pre, settings),
             finish=Labels() if settings.answers else nn.Identity(),
             adapt=adapt,
-            # Casting what a layer norm has moved depends on strides, which torch's exporter must
-            # not know.
+            # Casting the permuted output of a layer norm depends on strides, which must not become
+            # conditions in torch's exporter.
             spell_norms=is_open and is_half,
         )
         sides = (LEAST_ANY, MOST_ANY) if is_open else None
         return image_blueprint(graph, pre, settings, size=size, open_sides=sides)
 
     def cut(image: Image.Image) -> Tensor:
-        """Return pixels of the size of the file, or of one size for all."""
+        """Return pixels at the size of the file, or at one size for all."""
         pixels = torch.from_numpy(pre.pixels(image))[None]
         return fill_up(pixels[..., : size[0], : size[1]], size, gray)
 
@@ -112,32 +112,32 @@ def export_spec(
 
 
 def check_settings(settings: ExportSettings) -> None:
-    """Check what a segmentor does not have.
+    """Refuse settings that segmentors do not support.
 
     Raises:
-        ValueError: Naming the option and what to take instead.
+        ValueError: Naming the option and the alternative.
     """
     if settings.masks is not None:
         raise ValueError("--masks is for detectors")
     if settings.inside == "full":
         raise ValueError(
-            "a segmentor looks at images in their own ratio, and so is given them resized: take "
+            "a segmentor keeps the aspect ratio of images, so its file takes resized images: use "
             "--preprocess normalize"
         )
 
 
 def example_size(card: Card, settings: ExportSettings) -> tuple[int, int]:
-    """Return the height and width of the images that a file takes, or one size of all."""
+    """Return the height and width of a file's images, or one example of a dynamic size."""
     if isinstance(settings.size, tuple):
         return settings.size
     crop = card.recipe.get("segment", {}).get("crop")
     side = int(crop or card.preprocessing.image_size or 512)
-    # No side is a special case: neither equal nor a multiple of a stride.
+    # Avoid special cases: the sides differ and are not multiples of a stride.
     return (side + 37, side + 91) if settings.size == "any" else (side, side)
 
 
 class Labels(nn.Module):
-    """Logits (N, K, H, W) at the size of the image to the class of every pixel, (N, H, W) int32."""
+    """Maps logits (N, K, H, W) at the size of the image to classes (N, H, W) of int32."""
 
     def forward(self, logits: Tensor) -> Tensor:
         return logits.argmax(1).to(torch.int32)
@@ -146,8 +146,8 @@ class Labels(nn.Module):
 class ExportedNetwork(nn.Module):
     """An exported segmentor as a network: images (N, C, H, W) in fp32 to logits (N, K, H, W).
 
-    Files that normalize are given pixels, 0 to 255, others normalized images. Labels come back as
-    logits of 1 and 0. Files of one size are given windows that are filled up with the mean color.
+    Files that normalize receive pixels, 0 to 255; others receive normalized images. Labels become
+    logits of 1 and 0. For files of one size, windows are padded with the mean color.
     """
 
     def __init__(self, exported: Exported, card: Card) -> None:
@@ -168,9 +168,9 @@ class ExportedNetwork(nn.Module):
 
 
 def open_network(exported: Exported) -> tuple[ExportedNetwork, Card]:
-    """Return a file in the place of its network, and the card with the preprocessing left to do.
+    """Return a file as a network, and the card with the remaining preprocessing.
 
-    A file of one size slides over larger images: so says the recipe on the card.
+    The recipe on the card makes a file of one size slide over larger images.
     """
     card, size = exported.card, exported.graph["size"]
     network = ExportedNetwork(exported, card).eval()
@@ -183,12 +183,12 @@ def open_network(exported: Exported) -> tuple[ExportedNetwork, Card]:
 
 
 def votes(labels: Tensor, num_classes: int) -> Tensor:
-    """Return labels (N, H, W) as logits of 1 and 0, (N, K, H, W): windows that overlap vote."""
+    """Return labels (N, H, W) as logits of 1 and 0, (N, K, H, W), so overlapping windows vote."""
     return F.one_hot(labels.long(), num_classes).permute(0, 3, 1, 2).float()
 
 
 def filled_size(graph: dict[str, Any], height: int, width: int) -> tuple[int, int]:
-    """Return the height and width that a file is given images of, which are filled up to it."""
+    """Return the height and width to which images are padded for a file."""
     if graph["size"] is not None:
         return graph["size"][0], graph["size"][1]
     return max(height, LEAST_ANY), max(width, LEAST_ANY)
@@ -200,7 +200,7 @@ def mean_pixel(card: Card) -> Tensor:
 
 
 def fill_up(images: Tensor, size: Sequence[int], color: Tensor) -> Tensor:
-    """Return images (N, C, H, W) with a color (C,) below and to the right of them, up to a size.
+    """Pad images (N, C, H, W) below and to the right with a color (C,), up to a size.
 
     Raises:
         ValueError: If they are larger.
@@ -217,7 +217,7 @@ def fill_up(images: Tensor, size: Sequence[int], color: Tensor) -> Tensor:
 
 
 class SegmentorComparison(Comparison[Any]):
-    """Labels (H, W) of a network and of its file, which look at images by the same windows."""
+    """Compares labels (H, W) of a network and its file, computed with the same windows."""
 
     def __init__(self, model: nn.Module, card: Card, exported: Exported) -> None:
         file, own = open_network(exported)
@@ -274,7 +274,7 @@ class SegmentorComparison(Comparison[Any]):
 
 
 class _LikeTheFile(nn.Module):
-    """A segmentor that is given windows of one size, and votes by labels, if its file does."""
+    """A segmentor that uses windows of one size, and votes by labels, if its file does."""
 
     def __init__(self, model: nn.Module, card: Card, graph: dict[str, Any]) -> None:
         super().__init__()
@@ -296,9 +296,9 @@ class AnySizeSegmentor(nn.Module):
     """Images (N, C, H, W) of at least 64 x 64 pixels to logits (N, K, H, W).
 
     Args:
-        segmentor: A folded one, or one around which the normalisation lies; it is taken apart.
-        contiguous: Whether maps are kept channels first. Where one is cast, strides of others would
-            become conditions on the sizes; a layer norm makes them so itself.
+        segmentor: A folded segmentor, or one wrapped in its normalization; its modules are reused.
+        contiguous: Whether to make maps contiguous, channels first. When a map is cast, other
+            strides would become conditions on the sizes; a layer norm produces such strides.
     """
 
     def __init__(self, segmentor: nn.Module, *, contiguous: bool = False) -> None:
@@ -356,15 +356,15 @@ class AnySizePool(nn.Module):
 
 
 def parts(line: Tensor, scale: int) -> Tensor:  # length -> scale length
-    """Return the weights of a line's positions in the mean of each of `scale` parts of it.
+    """Return the matrix that averages a line of positions over `scale` parts.
 
-    A part begins and ends as those of `adaptive_avg_pool2d`: it holds every position that it
-    touches, so that parts may overlap.
+    The parts are those of `adaptive_avg_pool2d`: each holds every position that it touches, so
+    parts may overlap.
     """
     ones = torch.ones_like(line, dtype=torch.float32)
     length, j = ones.sum(), torch.cumsum(ones, 0) - 1
     i = torch.arange(scale, dtype=torch.float32, device=line.device)[:, None]
-    # Where a part ends within a position, halves keep rounding from mattering.
+    # Where a part ends within a position, adding a half avoids rounding errors.
     first = torch.floor((i * length + 0.5) / scale)
     last = torch.ceil(((i + 1) * length - 0.5) / scale)
     inside = ((j >= first) & (j < last)).float()

@@ -28,9 +28,9 @@ def draw_images(
     ignore_index: int = 255,
     width: int = 320,
 ) -> Iterator[str]:
-    """Yield a comparison of each image as a data URI, "" for one that cannot be read any more.
+    """Yield a comparison of each image as a data URI, "" if it can no longer be read.
 
-    The picture is what the network sees, before it is normalised; `width` is that of one panel.
+    The picture is the network's input before normalization; `width` is that of one panel.
     """
     model.eval()
     for index in indices:

@@ -28,7 +28,7 @@ PREFIX = "upernet_"
 
 @dataclass(frozen=True, kw_only=True)
 class UPerNetConfig:
-    """What stands on the backbone; the defaults are those of the published ADE20K models."""
+    """Settings of the heads; the defaults are those of the published ADE20K models."""
 
     num_classes: int = 150
     channels: int = 512
@@ -37,7 +37,7 @@ class UPerNetConfig:
     """Whether an FCN on the map before the last helps in training."""
     auxiliary_channels: int = 256
     dropout: float = 0.1
-    """Share of the channels that are dropped before either classifier."""
+    """Dropout rate of the channels before each classifier."""
     output_norms: bool = True
     """Whether each map of the backbone gets a layer norm of its own."""
 
@@ -74,8 +74,8 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:  # N C H W
     """Apply a batch norm, with its running statistics where the batch has one value per channel.
 
     One image pooled to one position has no variance: torch refuses to train on it, and the batch's
-    statistics would make it zero. The running ones, which such a batch leaves alone, are what
-    evaluation uses. A synchronised norm sees the values of all processes and is left to itself.
+    statistics would make it zero. The running statistics, which such a batch leaves unchanged, are
+    those of evaluation. A synchronized norm sees the values of all processes and runs as usual.
     """
     alone = x.numel() == x.shape[1]
     if not (alone and norm.training and isinstance(norm, nn.modules.batchnorm._BatchNorm)):
@@ -91,16 +91,16 @@ class FusionConv(ConvNormAct):
     """A 3x3 convolution over maps of several sizes, at the size of the first."""
 
     mix_first = True
-    """Whether channels are mixed before maps are resized, where that is less work."""
+    """Whether to mix channels before maps are resized, if that is less work."""
 
     def of_maps(self, maps: Sequence[Tensor]) -> Tensor:  # N C H_l W_l -> N D H W
-        """As resizing the maps and putting them side by side, but with fewer multiplications."""
+        """Resize, concatenate and convolve maps, with fewer multiplications."""
         x = conv_of_maps(maps, self.conv.weight, self.conv.bias, mix_first=self.mix_first)
         out: Tensor = self.act(normalise(self.norm, x))
         return out
 
     def in_winograd(self) -> nn.Module | None:
-        """Return the same for CPUs once it is folded, for `convnext.kernels.winograd`."""
+        """Return the CPU version of the folded module, for `convnext.kernels.winograd`."""
         if self.conv.bias is None or not fits(self.conv):
             return None
         return WinogradFusion(self.conv, self.norm, self.act)
@@ -124,7 +124,7 @@ class UPerHead(nn.Module):
         in_dims: Channels of each map.
         channels: Width D of the head.
         num_classes: Classes K.
-        dropout: Share of the channels that are dropped before the classifier.
+        dropout: Dropout rate of the channels before the classifier.
     """
 
     def __init__(

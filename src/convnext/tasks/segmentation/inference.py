@@ -1,6 +1,6 @@
-"""From images to labels: the one path of evaluation in training, of `evaluate` and of `predict`.
+"""Computes labels of images, for validation in training, `evaluate` and `predict` alike.
 
-It never asks what the network is: `model(images (N, C, H, W))` returns logits (N, K, H, W).
+It works with any network for which `model(images (N, C, H, W))` returns logits (N, K, H, W).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def segment(
     device: torch.device,
     precision: str,
 ) -> Tensor:
-    """Return the scores of every pixel: logits of a single view, else averaged probabilities.
+    """Return the scores of every pixel: logits of a single view, or averaged probabilities.
 
     Args:
         model: A segmentor in evaluation mode, on `device`.
-        images: Normalised images (C, H, W) or (N, C, H, W), on any device.
+        images: Normalized images (C, H, W) or (N, C, H, W), on any device.
         window: As in `InferenceSettings`, like the next five.
         stride: See there.
         scales: See there.
@@ -87,17 +87,17 @@ def segment_labels(
     device: torch.device,
     precision: str,
 ) -> Tensor:
-    """Return the class of every pixel of one normalised image (C, H, W), on the CPU.
+    """Return the class of every pixel of one normalized image (C, H, W), on the CPU.
 
-    Memory beside the image and the labels, in floats for K classes and output rows of `width`:
+    Memory besides the image and the labels, in floats for K classes and output rows of `width`:
 
-    - by windows: K (window + 64) W for W columns of the input, and the windows in the network;
-    - whole: K H W for the logits at the size of the input, which is not that of the output;
-    - bands of the output: about four times 64 MB, or one row of K `width` where that is more.
+    - with windows: K (window + 64) W for W columns of the input, and the windows in the network;
+    - whole: K H W for the logits at the size of the input, which can differ from the output's;
+    - bands of the output: about four times 64 MB, or one row of K `width` if that is more.
 
-    So the 29 GB of 150 classes over 8000 x 6000 pixels are 2.8 GB by windows of 512. Several views
-    take as much each, or all together the scores of the whole output and one view, where that is
-    less: a very large image is better looked at once.
+    For example, 150 classes on 8000 x 6000 pixels take 2.8 GB instead of 29 GB with windows of 512.
+    Each view needs this much, or all of them together need the scores of the whole output and one
+    view, whichever is less: use a single view for a very large image.
 
     Returns:
         (H, W) or `size`: uint8 for up to 256 classes, else int32.
@@ -114,7 +114,7 @@ def _as_labels(scores: Tensor) -> Tensor:
 
 
 class Item(Protocol):
-    """What a data set of evaluation gives: an image as the network sees it, and its whole mask."""
+    """An item of an evaluation data set: a preprocessed image and its mask at full size."""
 
     @property
     def pixels(self) -> Tensor: ...  # uint8 (C, h, w)
@@ -136,7 +136,7 @@ class Items(Protocol):
 
 
 class Records(Protocol):
-    """Where images that cannot be read are counted: `BadImages`."""
+    """Counts images that cannot be read, like `BadImages`."""
 
     def update(self, records: Iterable[tuple[int, str]]) -> Any: ...
 
@@ -156,12 +156,12 @@ def infer(
 ) -> Iterator[tuple[Tensor, Tensor, int, float]]:
     """Yield labels (H, W), mask (H, W), index and loss of every image, in order.
 
-    Labels have the size of the mask; the loss is the cross-entropy summed over labelled pixels.
+    Labels have the size of the mask; the loss is the cross-entropy summed over labeled pixels.
 
-    Images that cannot be read are left out and recorded in `bad`. `progress` is told of every image
-    that is dealt with. Of several processes each yields its share, none twice. All look at equally
-    many images, since the network may be sharded over them; a sharded network needs images of one
-    size, or no windows, for equally many passes.
+    Images that cannot be read are skipped and recorded in `bad`. `progress` is called for each
+    image that is done. With several processes, each yields its share and no image is yielded twice.
+    All run the network on the same number of images, since it may be sharded; a sharded network
+    needs images of one size, or no windows, so that the number of passes is equal.
     """
     model.eval()
     settings = settings or InferenceSettings()
@@ -179,7 +179,7 @@ def infer(
         is_mine = i < len(mine)
         if is_mine:
             bad.update(item.bad)
-        # A sharded network is run equally often by all: on one pixel where there is no image.
+        # All processes run a sharded network equally often: on one pixel if there is no image.
         if not item.bad or ranks.count > 1:
             # A sharded network cannot gather its parameters in inference mode.
             with torch.inference_mode() if ranks.count == 1 else torch.no_grad():
@@ -210,7 +210,7 @@ def _compare(
     ):
         part = truth[top : top + scores.shape[2]].to(scores.device).long()[None]
         logs = scores.clamp(min=1e-12).log() if len(settings.views) > 1 else scores.log_softmax(1)
-        # Summed apart: on a GPU the sum inside the loss has no deterministic form.
+        # Summed separately: the sum inside the loss is not deterministic on a GPU.
         losses = F.nll_loss(logs, part, ignore_index=ignore_index, reduction="none")
         total += float(losses.sum())
         labels.append(_as_labels(scores)[0])

@@ -1,4 +1,4 @@
-"""What is in a segmentation data set, and what is wrong with it: `convnext data PATH`."""
+"""Report on a segmentation data set and its problems: `convnext data PATH`."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from convnext.tasks.segmentation.layout import Pairs
 from convnext.tasks.segmentation.render import overlay
 
 NUM_EXAMPLES = 5
-# A class with a smaller share of the labelled pixels is seldom learned without help.
+# A class with a smaller share of the labeled pixels is seldom learned without help.
 RARE = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What was seen of one pair."""
+    """What inspection found in one pair."""
 
     part: str
     source: str
@@ -48,7 +48,7 @@ class Look:
     """Pixels of each class."""
     num_pixels: int = 0
     digest: bytes = b""
-    """Of the image's pixels."""
+    """Hash of the image's pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class ClassCount:
 
     name: str
     train_share: float
-    """Of the labelled training pixels."""
+    """Share of the labeled training pixels."""
     train_images: int
     val_share: float
     val_images: int
@@ -72,13 +72,13 @@ class DataReport:
     num_train: int
     num_val: int
     ignored_share: float
-    """Of all pixels."""
+    """Share of all pixels."""
     sizes: dict[str, int]
-    """Pairs by their size, "480 x 360", the most frequent first."""
+    """Number of pairs by size, such as "480 x 360", the most frequent first."""
     unusable: tuple[tuple[str, str], ...]
     """Every pair that cannot be used, and why."""
     problems: tuple[str, ...]
-    """What is wrong, the worst first."""
+    """Problems, the worst first."""
     suggestions: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -87,7 +87,7 @@ class DataReport:
         return asdict(self)
 
     def print(self, console: Console) -> None:
-        """Print for people."""
+        """Print the report."""
         console.print(
             f"[bold]{escape(self.path)}[/]\n{self.num_train:,} training and {self.num_val:,} "
             f"validation images with masks of {len(self.classes):,} classes; "
@@ -97,7 +97,7 @@ class DataReport:
         console.print(self._table())
         console.print(f"sizes: {list_sizes(self.sizes)}")
         if not self.problems:
-            console.print("\n[green]nothing is wrong[/]")
+            console.print("\n[green]no problems found[/]")
         for title, lines in (
             ("problems, the worst first", self.problems),
             ("suggestions", self.suggestions),
@@ -129,7 +129,7 @@ def inspect(
     """Read every image and mask under `path` in full and report.
 
     Args:
-        path: As of `open_dataset`, like the next four.
+        path: As in `open_dataset`, like the next four.
         val_share: See there.
         images: See there.
         masks: See there.
@@ -151,7 +151,7 @@ def inspect(
 
 
 def scan(data: SegmentationData, *, console: Console | None = None) -> list[Look]:
-    """Read every pair by a few threads."""
+    """Read every pair with a few threads."""
     jobs = [(part, pairs, i) for part, pairs in _parts(data) for i in range(len(pairs))]
     return read_all(
         jobs,
@@ -182,7 +182,7 @@ def look_at(part: str, pairs: Pairs, index: int, num_classes: int, ignore_index:
 
 
 def report(data: SegmentationData, looks: Sequence[Look]) -> DataReport:
-    """Sum up what was seen."""
+    """Summarize what was found."""
     good = [look for look in looks if not look.reason]
     labelled = sum(int(look.counts.sum()) for look in good)
     total = sum(look.num_pixels for look in good)
@@ -238,12 +238,12 @@ def find_problems(
     if twins:
         shown = _some([f"{look.source} = {train[look.digest]}" for look in twins])
         lines.append(
-            "validation images with the pixels of a training image, so that validation flatters: "
+            "validation images that duplicate a training image, which inflates the scores: "
             f"{len(twins):,} ({shown})"
         )
     empty = [look.source for look in good if not look.counts.any()]
     if empty:
-        lines.append(f"images without a labelled pixel: {len(empty):,} ({_some(empty)})")
+        lines.append(f"images without a labeled pixel: {len(empty):,} ({_some(empty)})")
     for what, missing in (
         ("no training image", [row.name for row in classes if not row.train_images]),
         ("no validation image", [row.name for row in classes if not row.val_images]),
@@ -254,7 +254,7 @@ def find_problems(
 
 
 def find_suggestions(good: Sequence[Look], classes: Sequence[ClassCount]) -> list[str]:
-    """Return what is worth trying with this data, each with the setting to use."""
+    """Return suggestions for this data, each with the setting to use."""
     lines = []
     rare = [row.name for row in classes if 0 < row.train_share < RARE]
     if rare:
@@ -265,7 +265,7 @@ def find_suggestions(good: Sequence[Look], classes: Sequence[ClassCount]) -> lis
     side = statistics.median(min(look.width, look.height) for look in good) if good else 0
     if side > 1000:
         lines.append(
-            "the images are large: --segment.mode slide reads them by windows in bounded memory"
+            "the images are large: --segment.mode slide reads them in windows with bounded memory"
         )
     return lines
 
@@ -291,8 +291,7 @@ def contact_sheet(
 ) -> Image.Image:
     """Return a sheet with up to `per_part` images of each split, `width` pixels wide each.
 
-    Pixels without a label stay as they are. A pair that cannot be used leaves its place crossed
-    out.
+    Pixels without a label stay as they are. A pair that cannot be used is crossed out.
     """
     sections = {}
     for title, pairs in (("training", data.train), ("validation", data.val)):
@@ -310,7 +309,7 @@ def _tile(pairs: Pairs, index: int, num_classes: int, width: int) -> Image.Image
         mask = pairs.mask(index, image.size)
     except BadImage:
         return crossed_out(width)
-    # No taller than wide, so that a panorama on its side does not fill the sheet.
+    # Limit the height to the width, so that a vertical panorama does not fill the sheet.
     size = fitted(image.size, width)
     labels = Image.fromarray(np.asarray(mask, np.int32)).resize(size, Image.Resampling.NEAREST)
     return overlay(image.resize(size), np.asarray(labels), num_classes)

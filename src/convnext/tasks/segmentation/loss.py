@@ -1,4 +1,4 @@
-"""What segmentation minimises: cross-entropy per pixel, and by choice soft Dice.
+"""What segmentation minimizes: cross-entropy per pixel, and by choice soft Dice.
 
 Logits come at the stride of their head and are resized to the masks, bilinearly and without aligned
 corners; everything is computed in fp32, whatever the network ran in.
@@ -42,7 +42,7 @@ class LossSettings:
 
     ignore_index: int = 255
     average: Average = "all"
-    """Cross-entropy is divided by "all" pixels, as published, or by the "labelled" ones."""
+    """Cross-entropy is divided by "all" pixels, as published, or by the `labelled` ones."""
     auxiliary_weight: float = 0.4
     dice_weight: float = 0.0
     """Weight of the Dice loss of the decode head; 0 leaves it out."""
@@ -60,7 +60,7 @@ class LossSettings:
 
 
 def losses(heads: Mapping[str, Tensor], masks: Tensor, settings: LossSettings) -> dict[str, Tensor]:
-    """Return the named losses, already weighted: their sum is what is minimised.
+    """Return the named losses, already weighted: their sum is what is minimized.
 
     Args:
         heads: "decode" logits (N, K, h, w), and by choice "auxiliary" ones at another stride.
@@ -99,7 +99,7 @@ def cross_entropy(
     """Return the cross-entropy of logits (N, K, h, w) and masks (N, H, W), a scalar.
 
     `average="all"` divides by all pixels, ignored ones included, as the published results were
-    trained; "labelled" by those that count, each by the weight of its class. Where none counts, the
+    trained; `labelled` by those that count, each by the weight of its class. Where none counts, the
     loss is zero and has gradients of zero.
 
     Raises:
@@ -125,7 +125,7 @@ def cross_entropy(
 
 
 def keep_hard(losses: Tensor, labelled: Tensor, ohem: HardExamples) -> Tensor:
-    """Return which labelled pixels (N, H, W) are hard, by their cross-entropies (N, H, W)."""
+    """Return which labeled pixels (N, H, W) are hard, by their cross-entropies (N, H, W)."""
     kept = labelled & (losses > -math.log(ohem.threshold))
     candidates = losses[labelled]
     count = min(ohem.min_kept * len(losses), candidates.numel())
@@ -138,9 +138,9 @@ def keep_hard(losses: Tensor, labelled: Tensor, ohem: HardExamples) -> Tensor:
 def dice(logits: Tensor, masks: Tensor, *, ignore_index: int = 255) -> Tensor:
     """Return the soft Dice loss of logits (N, K, h, w) and masks (N, H, W), a scalar in [0, 1].
 
-    One minus 2 |P T| / (|P| + |T|) of the softmax P and the truth T, taken over the labelled pixels
+    One minus 2 |P T| / (|P| + |T|) of the softmax P and the truth T, taken over the labeled pixels
     of the whole batch, and averaged over the classes that occur there; with two classes that is
-    binary Dice over background and foreground. Without labelled pixels it is zero, with gradients.
+    binary Dice over background and foreground. Without labeled pixels it is zero, with gradients.
     """
     num_classes = logits.shape[1]
     labelled = (masks != ignore_index)[:, None]  # (N, 1, H, W)

@@ -52,19 +52,19 @@ class ImageScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a segmentor does on a labelled data set. Scores of the whole set are in percent."""
+    """What a segmentor does on a labeled data set. Scores of the whole set are in percent."""
 
     miou: float
     """Mean IoU over the classes that occur in truth or prediction."""
     accuracy: float
-    """The share of labelled pixels whose class was found."""
+    """The share of labeled pixels whose class was found."""
     mean_accuracy: float
     """The mean over the classes in the truth of the share of their pixels that was found."""
     loss: float | None
-    """Mean cross-entropy of a labelled pixel."""
+    """Mean cross-entropy of a labeled pixel."""
     num_images: int
     num_pixels: int
-    """Labelled ones."""
+    """Labeled pixels."""
     classes: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
     """Pixels: rows are the truth, columns the prediction; empty above 1,000 classes."""
@@ -96,8 +96,8 @@ class Metric:
     ) -> None:
         if 0 <= ignore_index < len(classes):
             raise ValueError(
-                f"class {ignore_index} of {len(classes)} classes cannot be told from ignored "
-                f"pixels; set ignore_index to a value that is no class"
+                f"class {ignore_index} of {len(classes)} classes cannot be distinguished from "
+                "ignored pixels; set ignore_index to a value that is not a class"
             )
         self.classes, self.ignore_index, self.boundary = tuple(classes), ignore_index, boundary
         self._confusion: Counts = np.zeros((len(classes), len(classes)), np.int64)
@@ -112,10 +112,10 @@ class Metric:
     ) -> None:
         """Add the labels (H, W) of one image, its mask (H, W) and its position in the data set.
 
-        `loss` is the cross-entropy summed over the labelled pixels.
+        `loss` is the cross-entropy summed over the labeled pixels.
 
         Raises:
-            ValueError: If sizes differ, or a value is no class.
+            ValueError: If sizes differ, or a value is not a class.
         """
         found, truth = np.asarray(prediction), np.asarray(mask)
         if found.shape != truth.shape:
@@ -155,13 +155,13 @@ class Metric:
         """Return the evaluation of everything added.
 
         Raises:
-            ValueError: If there was no labelled pixel.
+            ValueError: If there was no labeled pixel.
         """
         matrix = self._confusion
         total = int(matrix.sum())
         if not total:
             raise ValueError(
-                "there is no readable image with labelled pixels to evaluate on"
+                "there is no readable image with labeled pixels to evaluate on"
                 if self._num_images
                 else "there is no readable image to evaluate on"
             )
@@ -192,7 +192,7 @@ def count_confusion(
     """Return the pixels (K, K) of every truth (row) and prediction (column), ignored ones left out.
 
     Raises:
-        ValueError: If a labelled pixel has a value that is no class.
+        ValueError: If a labeled pixel has a value that is not a class.
     """
     counts = np.zeros(num_classes**2, np.int64)
     for start in range(0, mask.size, CHUNK):

@@ -41,7 +41,7 @@ def reliability(evaluation: Mapping[str, Any]) -> list[str]:
     counted = f"{pixels / 1e6:,.1f} million" if pixels >= 1e6 else f"{pixels:,}"
     return [
         f"Measured on {evaluation['num_images']:,} validation images, "
-        f"{counted} labelled pixels, classes that occur: {len(known)}."
+        f"{counted} labeled pixels, classes that occur: {len(known)}."
     ]
 
 
@@ -172,8 +172,8 @@ def worst_images(evaluation: Mapping[str, Any]) -> Section | None:
     ]
     return Section(
         title="Worst images",
-        note="By the mean IoU of the classes on the image. Orange is wrong, plain grey is not "
-        "labelled. Look for wrong masks here first.",
+        note="By the mean IoU of the classes on the image. Orange is wrong, plain gray is not "
+        "labeled. Look for wrong masks here first.",
         parts=[Part(kind="strips", values={"strips": strips})],
     )
 
