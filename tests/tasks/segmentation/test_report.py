@@ -136,7 +136,7 @@ def test_counts_and_absent_classes_are_told_in_words_that_fit() -> None:
     assert reliability(told) == [
         "Measured on 2 validation images, 12,345 labeled pixels, classes that occur: 2."
     ]
-    assert "6.1 million labelled" in reliability(told | {"num_pixels": 6_144_000})[0]
+    assert "6.1 million labeled" in reliability(told | {"num_pixels": 6_144_000})[0]
     section = bars({"per_class": rows})
     assert section is not None
     assert section.note.endswith("24, 25 and 74 more.")
