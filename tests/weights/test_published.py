@@ -9,7 +9,9 @@ import pytest
 import timm
 import torch
 
+from convnext.tasks.classification.published import published_card
 from convnext.tasks.factory import create_model, list_models
+from convnext.tasks.trained import card_of, task_of
 from convnext.weights import export_weights, load_weights
 from convnext.weights.published import (
     PUBLISHED,
@@ -81,6 +83,9 @@ def test_the_ends_of_the_road_share_the_weights_of_what_they_are() -> None:
         ("a1_in1k", "roadmap/resnet50/enhanced_recipe", "timm/resnet50.a1_in1k"),
         ("convnext_tiny.fb_in1k", None, "timm/convnext_tiny.fb_in1k"),
         ("timm/convnext_tiny.fb_in1k@abc", None, "timm/convnext_tiny.fb_in1k"),
+        ("hf:timm/convnext_tiny.fb_in1k", None, "timm/convnext_tiny.fb_in1k"),
+        ("hf:timm/convnext_tiny.fb_in1k@abc", None, "timm/convnext_tiny.fb_in1k"),
+        ("hf:facebook/convnext-base-384", None, "facebook/convnext-base-384"),
         ("/c/models--timm--convnext_base.fb_in22k/snapshots/1/model.safetensors", None,
          "timm/convnext_base.fb_in22k"),
         ("fb_in1k", None, None),
@@ -92,6 +97,23 @@ def test_the_ends_of_the_road_share_the_weights_of_what_they_are() -> None:
 def test_find_published(source: str, model: str | None, hub_id: str | None) -> None:
     entry = find_published(source, model)
     assert (entry and entry.hub_id) == hub_id
+
+
+@pytest.mark.parametrize("prefix", ["", "hf:"])
+@pytest.mark.parametrize("revision", ["", "@main"])
+def test_a_hub_id_has_the_published_preprocessing_before_anything_is_fetched(
+    prefix: str, revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # Fetching would be an error.
+    source = f"{prefix}timm/convnext_tiny.fb_in22k_ft_in1k_384{revision}"
+    assert task_of(source) == "classify"
+    card = card_of(source, "convnext_tiny")
+    assert card is not None
+    assert (card.preprocessing.image_size, card.preprocessing.crop_pct) == (384, 1.0)
+    assert published_card(source, "convnext_tiny", {}).preprocessing == card.preprocessing
 
 
 def test_dense_entries_are_those_of_the_reference() -> None:

@@ -240,11 +240,11 @@ def find_published(source: str, model: str | None = None) -> Published | None:
     """Return the entry that a source names, or None.
 
     Args:
-        source: A tag of `model`, `name.tag` as in timm, a hub id with or without a revision, or a
-            path inside the hub's cache.
+        source: A tag of `model`, `name.tag` as in timm, a hub id (`hf:` before it and a revision
+            after @ are ignored), or a path inside the hub's cache.
         model: The network that a tag belongs to.
     """
-    name, _, _ = source.partition("@")
+    name = source.removeprefix("hf:").partition("@")[0]
     for entry in PUBLISHED:
         folder = f"models--{entry.hub_id.replace('/', '--')}"
         if name in (entry.hub_id, f"{entry.model}.{entry.tag}") or folder in name:
