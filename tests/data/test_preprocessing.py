@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from convnext.data.images import BadImage
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing, fit_short_side
 from convnext.data.tensors import normalize, normalize_batch, to_batch, to_tensor
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
@@ -124,6 +125,50 @@ def test_extreme_shapes_give_the_square():
     for size in ((1, 1), (1, 3000), (3000, 1)):
         assert make(32).pixels(Image.new("RGB", size)).shape == (3, 32, 32)
     assert fit_short_side((3, 1000), 64) == (64, 21333)
+
+
+@pytest.mark.parametrize("size", [(1, 65_000), (65_000, 1), (3, 65_000)])
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        make(),
+        make(11_000),
+        make(1, 1e-4),
+        make(in_chans=1, mean=(0.5,), std=(0.25,)),
+        DensePreprocessing(image_size=512, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        DensePreprocessing(image_size=512, max_size=10**9, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    ],
+    ids=lambda p: f"{type(p).__name__}-{p.image_size}",
+)
+def test_an_image_too_elongated_is_refused_before_it_is_enlarged(preprocessing, size, monkeypatch):
+    monkeypatch.setattr(Image.Image, "resize", None)
+    with pytest.raises(BadImage, match=r"65,000.* would become .*more than 179 million"):
+        preprocessing.pixels(Image.new("RGB", size))
+
+
+def test_an_image_with_many_pixels_may_be_left_as_it_is(monkeypatch):
+    monkeypatch.setattr("convnext.data.preprocessing.MAX_PIXELS", 100)
+    p = DensePreprocessing(image_size=0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert p.pixels(Image.new("RGB", (20, 20))).shape == (3, 20, 20)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (make().to_dict() | {"crop_pct": 1e-9}, r"crop_pct is 1e-09, .* at least 0\.017"),
+        (make().to_dict() | {"crop_pct": 5e-324}, "crop_pct is 5e-324"),
+        (make().to_dict() | {"image_size": 10**9}, "image_size is 1,000,000,000"),
+        (make().to_dict() | {"image_size": 10**9, "crop_pct": 1}, "at most 13,377"),
+        (make().to_dict() | {"image_size": 10**400}, "image_size is 1"),
+        (DensePreprocessing(image_size=8, mean=IMAGENET_MEAN, std=IMAGENET_STD).to_dict()
+         | {"image_size": 10**9}, "at most 13,377"),
+    ],
+    ids=["crop", "smallest_crop", "size", "size_without_crop", "huge", "dense"],
+)  # fmt: skip
+def test_a_card_with_an_input_beyond_memory_is_refused(values, message):
+    kind = DensePreprocessing if "max_size" in values else Preprocessing
+    with pytest.raises(ValueError, match=message):
+        kind.from_dict(values)
 
 
 def test_a_round_trip_through_json():

@@ -10,6 +10,7 @@ int(image_size / 0.875) and the center is cropped; from 384 up the image is resi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
@@ -27,6 +28,8 @@ RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
+MAX_SIDE = math.isqrt(MAX_PIXELS)
+"""The maximum side of a square input."""
 Pixels = NDArray[np.uint8]
 Array = NDArray[Any]
 
@@ -55,6 +58,12 @@ class Preprocessing:
             raise ValueError(f"image_size is {self.image_size!r}, but must be a positive integer")
         if not _is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct is {self.crop_pct!r}, but must be above 0 and at most 1")
+        _check_side("image_size", self.image_size)
+        if self.crop_pct < self.image_size / MAX_SIDE:
+            raise ValueError(
+                f"crop_pct is {self.crop_pct!r}, but with an image_size of {self.image_size} must "
+                f"be at least {self.image_size / MAX_SIDE:.2g}"
+            )
         _check_pixels(self)
 
     @property
@@ -63,13 +72,18 @@ class Preprocessing:
         return "L" if self.in_chans == 1 else "RGB"
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """Return the network's view of an image of any mode, uint8 (C, H, W)."""
+        """Return the network's view of an image of any mode, uint8 (C, H, W).
+
+        Raises:
+            BadImage: If the image is so elongated that it would have too many pixels.
+        """
         image = as_mode(image, self.mode)
         size, resample = self.image_size, RESAMPLING[self.interpolation]
         if self.crop_pct == 1:
             return to_array(image.resize((size, size), resample))
         short = int(size / self.crop_pct)
         width, height = fit_short_side(image.size, short)
+        _check_resized(image, (width, height))
         left, top = round((width - size) / 2), round((height - size) / 2)
         image = image.resize((width, height), resample)
         return to_array(image.crop((left, top, left + size, top + size)))
@@ -122,6 +136,7 @@ class DensePreprocessing:
         for name, value in (("image_size", self.image_size), ("max_size", self.max_size)):
             if not _is_int(value) or value < 0:
                 raise ValueError(f"{name} is {value!r}, but must be an integer, 0 for none")
+        _check_side("image_size", self.image_size)
         if 0 < self.max_size < self.image_size:
             raise ValueError(
                 f"max_size is {self.max_size}, but must be at least image_size, {self.image_size}"
@@ -145,12 +160,7 @@ class DensePreprocessing:
         """
         image = as_mode(image, self.mode)
         size = self.size_of(*image.size)
-        if size[0] * size[1] > max(MAX_PIXELS, image.width * image.height):
-            raise BadImage(
-                "the image",
-                f"of {image.width:,} x {image.height:,} pixels would become {size[0]:,} x "
-                f"{size[1]:,}; train with --input.max_size to limit the long side",
-            )
+        _check_resized(image, size, "; train with --input.max_size to limit the long side")
         if size != image.size:
             image = image.resize(size, RESAMPLING[self.interpolation])
         return to_array(image)
@@ -217,6 +227,22 @@ def _is_int(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_side(name: str, side: int) -> None:
+    if side > MAX_SIDE:
+        raise ValueError(f"{name} is {side:,}, but must be at most {MAX_SIDE:,}")
+
+
+def _check_resized(image: Image.Image, size: tuple[int, int], advice: str = "") -> None:
+    """Refuse to enlarge an image beyond `MAX_PIXELS`, before memory is allocated for it."""
+    width, height = size
+    if width * height > max(MAX_PIXELS, image.width * image.height):
+        raise BadImage(
+            "the image",
+            f"of {image.width:,} x {image.height:,} pixels would become {width:,} x {height:,}; "
+            f"more than {MAX_PIXELS / 1e6:,.4g} million are refused{advice}",
+        )
 
 
 def _check_pixels(settings: Preprocessing | DensePreprocessing) -> None:
