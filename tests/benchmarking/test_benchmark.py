@@ -158,6 +158,22 @@ def test_every_name_is_read_before_anything_is_measured(monkeypatch: pytest.Monk
         benchmark(["convnext_atto", "no_such_network"], size=(32, 32))
 
 
+def test_the_threads_of_a_benchmark_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def measure(*_: Any) -> Limits:
+        seen.append(torch.get_num_threads())
+        raise LookupError
+
+    monkeypatch.setattr(module, "measure_limits", measure)
+    before = torch.get_num_threads()
+    for threads in (before + 2, 0):
+        with pytest.raises(LookupError):
+            benchmark(["convnext_atto"], size=(32, 32), threads=threads)
+        assert torch.get_num_threads() == before
+    assert seen == [before + 2, before]
+
+
 def test_shares_are_of_the_limits_in_the_precision_of_the_form() -> None:
     told = [_told(1.0, precision="fp32"), _told(1.0, precision="bf16")]
     wide, narrow = module._timings(["eager", "best"], told, 4, WANTED, LIMITS)

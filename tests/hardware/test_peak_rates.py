@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from convnext.hardware import peak_rates as module
+from convnext.hardware.devices import cpu_threads
 from convnext.hardware.peak_rates import has_fast_bf16
 
 CPU = torch.device("cpu")
@@ -49,6 +50,30 @@ def test_without_instructions_nothing_is_measured(rates, monkeypatch):
         monkeypatch.setattr(torch.cpu, check, lambda: False)
     assert not has_fast_bf16(CPU)
     assert rates[1] == []
+
+
+def test_a_change_of_threads_is_measured(tmp_path, monkeypatch):
+    def least(a, b, seconds):
+        return 1.0 if a.dtype == torch.float32 else 1 / torch.get_num_threads()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "_least_seconds", least)
+    cached = module.bf16_gain, module._matrix_limit
+    before = torch.get_num_threads()
+    try:
+        for _ in ("measured", "read from disk"):
+            for function in cached:
+                function.cache_clear()
+            for threads in (1, 3, 2):
+                assert module.bf16_gain(threads) == threads
+        assert torch.get_num_threads() == before
+        for threads in (3, 2):
+            with cpu_threads(threads):
+                one = module.matrix_limit(CPU, "fp32", seconds=0.1)
+                assert module.matrix_limit(CPU, "bf16", seconds=0.1) == threads * one
+    finally:
+        for function in cached:
+            function.cache_clear()
 
 
 def test_rates_are_the_same_inside_of_autocast(monkeypatch):

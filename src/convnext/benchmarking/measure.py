@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-from convnext.hardware.devices import environment, pick_device
+from convnext.hardware.devices import cpu_threads, environment, pick_device
 from convnext.hardware.peak_rates import Limits, has_fast_bf16, measure_limits
 from convnext.models.flops import Demand, demand, in_chans
 from convnext.tasks.factory import create_model, task_of_name
@@ -134,54 +133,53 @@ def benchmark(
         if kind not in KINDS:
             raise ValueError(f"there is no form {kind!r}; choose of {', '.join(KINDS)}")
     where = pick_device(device)
-    if threads:
-        torch.set_num_threads(threads)
-    fastest = "bf16" if has_fast_bf16(where) else "fp32"
-    eager = "fp32" if where.type == "cpu" else (fastest if precision == "auto" else precision)
-    # Before anything is measured, so that a wrong name costs no time.
-    plans = [_plan(name, size, kinds) for name in models]
-    others = {"fp32", fastest} if precision == "auto" else {precision}
-    limits = measure_limits(where, sorted({eager} | others))
-    note(f"this machine: {tell_limits(limits)}")
-    results = []
-    for plan in plans:
-        name, task, shape, wanted = plan.name, plan.task, plan.size, plan.demand
-        timings: list[Timing] = []
-        searches: dict[int, list[dict[str, Any]]] = {}
-        for batch in batches:
-            request = {
-                "model": name,
-                "timm": timm_name(name),
-                "task": task,
-                "in_chans": plan.in_chans,
-                "size": list(shape),
-                "batch": batch,
-                "threads": threads,
-                "device": str(where),
-            }
-            requests = [
-                request | {"kind": kind, "precision": precision if kind == "best" else eager}
-                for kind in plan.kinds
-            ]
-            told = _take_turns(requests, rounds, note)
-            timings += _timings(plan.kinds, told, batch, wanted, limits)
-            searches[batch] = next((t["search"] for t in told if t.get("search")), [])
-        results.append(
-            NetworkResult(
-                model=name,
-                size=shape,
-                demand=wanted,
-                timings=tuple(timings),
-                searches={b: s for b, s in searches.items() if s},
+    with cpu_threads(threads):
+        fastest = "bf16" if has_fast_bf16(where) else "fp32"
+        eager = "fp32" if where.type == "cpu" else (fastest if precision == "auto" else precision)
+        # Before anything is measured, so that a wrong name costs no time.
+        plans = [_plan(name, size, kinds) for name in models]
+        others = {"fp32", fastest} if precision == "auto" else {precision}
+        limits = measure_limits(where, sorted({eager} | others))
+        note(f"this machine: {tell_limits(limits)}")
+        results = []
+        for plan in plans:
+            name, task, shape, wanted = plan.name, plan.task, plan.size, plan.demand
+            timings: list[Timing] = []
+            searches: dict[int, list[dict[str, Any]]] = {}
+            for batch in batches:
+                request = {
+                    "model": name,
+                    "timm": timm_name(name),
+                    "task": task,
+                    "in_chans": plan.in_chans,
+                    "size": list(shape),
+                    "batch": batch,
+                    "threads": threads,
+                    "device": str(where),
+                }
+                requests = [
+                    request | {"kind": kind, "precision": precision if kind == "best" else eager}
+                    for kind in plan.kinds
+                ]
+                told = _take_turns(requests, rounds, note)
+                timings += _timings(plan.kinds, told, batch, wanted, limits)
+                searches[batch] = next((t["search"] for t in told if t.get("search")), [])
+            results.append(
+                NetworkResult(
+                    model=name,
+                    size=shape,
+                    demand=wanted,
+                    timings=tuple(timings),
+                    searches={b: s for b, s in searches.items() if s},
+                )
             )
+        return BenchmarkResult(
+            environment=environment(where),
+            precision=precision,
+            rounds=rounds,
+            limits=limits,
+            networks=tuple(results),
         )
-    return BenchmarkResult(
-        environment=environment(where),
-        precision=precision,
-        rounds=rounds,
-        limits=limits,
-        networks=tuple(results),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse what the device cannot compute well.
+    """Check that a device computes well in a precision.
 
     Raises:
         ValueError: For fp16 on a CPU.
@@ -54,14 +55,27 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+@contextmanager
+def cpu_threads(threads: int) -> Iterator[None]:
+    """Let torch use this many CPU threads in the block; 0 leaves their number as it is."""
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was told."""
+    """Wait until a device has finished its work."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return what a reader must know to repeat a measurement on `device`."""
+    """Return the versions and the hardware behind a measurement on `device`."""
     import torchvision
 
     import convnext
@@ -80,5 +94,5 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Return what the processor calls itself."""
+    """Return the name of the processor."""
     return cpu_facts()[0] or platform.processor() or platform.machine()

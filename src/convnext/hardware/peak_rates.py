@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from convnext.hardware.devices import AMP_DTYPES, check_precision
+from convnext.hardware.devices import AMP_DTYPES, check_precision, cpu_threads
 from convnext.hardware.timer import samples, samples_for
 from convnext.hardware.tuning_cache import TuningCache, key_of
 
@@ -43,16 +43,22 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 @cache
 def bf16_gain(threads: int) -> float:
-    """Return the rate of a product in bf16 by that in fp32 on this CPU, measured or remembered.
+    """Return the rate of a product in bf16 by that in fp32 on so many threads of this CPU.
 
-    It decides how runs compute: two of them on one machine must not differ by chance.
+    It is measured once per machine, because it decides how runs compute: two runs on one machine
+    must not differ by chance.
     """
-    device = torch.device("cpu")
-    cache, key = TuningCache(), key_of("bf16_gain", device, threads)
-    known = cache.load(key, _positive)
-    if known is not None:
-        return float(known)
-    # One process of several measures, and does so undisturbed; the others read what it found.
+    device, cache = torch.device("cpu"), TuningCache()
+    with cpu_threads(threads):
+        key = key_of("bf16_gain", device, threads)
+        known = cache.load(key, _positive)
+        if known is not None:
+            return float(known)
+        return _measure_gain(device, cache, key)
+
+
+def _measure_gain(device: torch.device, cache: TuningCache, key: str) -> float:
+    # One process of several measures, undisturbed; the others read its result.
     with cache.exclusive():
         known = cache.load(key, _positive)
         if known is None:
@@ -80,22 +86,30 @@ def pick_training_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-@cache
 def matrix_limit(device: torch.device, precision: str, seconds: float = SECONDS) -> float:
     """Return the operations per second of a matrix product on `device`, measured in `seconds`.
 
-    Unlike the figure of a data sheet it is one that this machine reaches today, with the threads
-    and the power that it has: the best of many, which other work on the machine lowers least;
-    measured once per process. In fp32 on a GPU, products are in TF32
-    where torch lets convolutions use it.
+    Unlike the figure of a data sheet, this machine reaches it today, with its power and the threads
+    that torch has now. It is the best of many products, which other work on the machine slows down
+    least, and is measured once per process and setting. In fp32 on a GPU, products are in TF32 if
+    torch lets convolutions use it.
     """
+    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return _matrix_limit(device, precision, seconds, torch.get_num_threads(), tf32)
+
+
+@cache
+def _matrix_limit(
+    device: torch.device, precision: str, seconds: float, threads: int, tf32: bool
+) -> float:
+    """Measure `matrix_limit`; `threads` is here as a key of the cache."""
     dtype = AMP_DTYPES.get(precision, torch.float32)
     side = SIDES[device.type]
     generator = torch.Generator(device).manual_seed(0)
-    # Zeros would do less switching, and so let a GPU clock higher than it does in training.
+    # With zeros fewer transistors switch, so a GPU would clock higher than it does in training.
     a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
     before = torch.get_float32_matmul_precision()
-    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+    if tf32:
         torch.set_float32_matmul_precision("high")
     try:
         # A caller's autocast would turn products of fp32 into others.

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from convnext.atomic import write_text
-from convnext.hardware.devices import autocast, environment
+from convnext.hardware.devices import autocast, cpu_threads, environment
 from convnext.hardware.timer import samples_for
 from convnext.studies.plan import EVALUATIONS, Entry, Study
 from convnext.tasks.base import Task
@@ -112,14 +112,8 @@ def measure(plan: Study, task: Task, console: Console) -> dict[str, Speed]:
 
 def rates_of_runs(plan: Study, task: Task, console: Console) -> dict[str, float]:
     """Return training images per second of every entry, with the threads that a run has."""
-    if not plan.threads:
+    with cpu_threads(plan.threads):
         return {name: s.train_images_per_s for name, s in measure(plan, task, console).items()}
-    before = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
-    try:
-        return {name: s.train_images_per_s for name, s in measure(plan, task, console).items()}
-    finally:
-        torch.set_num_threads(before)
 
 
 def epochs_for(plan: Study, rates: Mapping[str, float], task: Task, minutes: float) -> list[Entry]:
