@@ -30,6 +30,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import convnext
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.fast import Fast
 from convnext.deploy.optimize import cache_key, known_form, optimize
@@ -39,7 +40,6 @@ from convnext.hardware.tuning_cache import cache_file
 from convnext.models.flops import cost
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.classification.inference import BATCH_SIZE
-from convnext.tasks.classification.predict import predict
 from convnext.tasks.factory import create_model
 from convnext.training.measure import peak_memory_gb
 from convnext.weights.checkpoint import Card
@@ -56,8 +56,8 @@ def run_side(side: str, checkpoint: Path, folder: Path, *, fast: bool) -> dict[s
     files = sorted(folder.rglob("*.jpg"))
     libraries, began = peak_memory_gb(CPU), time.perf_counter()
     if side == "predict":
-        result = predict(str(checkpoint), files, device="cpu", fast=fast)
-        assert len(result.predictions) == len(files)
+        found = convnext.predict(checkpoint, files, device="cpu", fast=fast, progress=False)
+        assert len(found) == len(files)
     else:
         from convnext.tasks.trained import open_model
 

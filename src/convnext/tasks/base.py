@@ -69,8 +69,8 @@ class CachedDataset(Protocol):
         ...
 
 
-class Outcome(Protocol):
-    """What a verb found: predictions, or an evaluation."""
+class Evaluated(Protocol):
+    """An evaluation, as a task returns it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -83,10 +83,6 @@ class Outcome(Protocol):
     def write(self, folder: Path | str) -> Any:
         """Write the files into a folder; return where they are."""
         ...
-
-
-class Evaluated(Outcome, Protocol):
-    """An evaluation."""
 
     def scores(self) -> Scores:
         """Return the named scores."""
@@ -247,18 +243,6 @@ class Task(ABC):
             ValueError: If source or data cannot be read, or their classes do not match.
         """
         found: Evaluated = cls.task_module("evaluate").evaluate(source, **options)
-        return found
-
-    @classmethod
-    def predict(cls, source: str | Opened, images: Any, **options: Any) -> Outcome:
-        """Predict the contents of images.
-
-        The options are those of `predict` in the task's `predict.py`.
-
-        Raises:
-            ValueError: If there is no image, or too many cannot be read.
-        """
-        found: Outcome = cls.task_module("predict").predict(source, images, **options)
         return found
 
     @classmethod

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-import torch
 from PIL import Image
 from rich.console import Console
 from torch import nn
@@ -186,8 +185,7 @@ class PredictionStream(Iterator[Result]):
                     index = count + len(self.bad_images)
                     self._rows.append(predictor.row(source, image, result, name, index))
                 count += 1
-                with torch.inference_mode(False):  # What the caller does is none of our inference.
-                    yield result
+                yield result
         if not count:
             raise none_readable(self.bad_images, self._total)
         if predictor.output is not None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from predicting import run_predictor
 from small_exports import (
     CLASSES,
     FILES,
@@ -35,7 +36,6 @@ from convnext.deploy.export import ExportSettings, ExportSpec
 from convnext.deploy.runtimes import is_exported, need, open_exported
 from convnext.deploy.verify import MOST_LOST, judge
 from convnext.tasks import task_class
-from convnext.tasks.classification.predict import predict
 from convnext.tasks.exporting import export
 from convnext.tasks.trained import open_model
 
@@ -83,8 +83,8 @@ def test_a_file_predicts_like_its_checkpoint(
     assert result.proof.passed
     assert result.proof.num_images == 4
     assert json.loads(result.proof_path.read_text())["agreement"] == result.proof.agreement
-    expected = predict(checkpoint, [photos], topk=3)
-    found = predict(str(path), [photos], topk=3, batch_size=3)
+    expected = run_predictor(checkpoint, [photos], topk=3)
+    found = run_predictor(str(path), [photos], topk=3, batch_size=3)
     tolerance = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}[precision]
     for a, b in zip(expected.predictions, found.predictions, strict=True):
         before, after = (dict(zip(p.classes, p.probabilities, strict=True)) for p in (a, b))
@@ -95,8 +95,8 @@ def test_a_file_of_a_run_in_half_precision_runs_in_its_own(photos: Path, tmp_pat
     checkpoint = small_checkpoint(tmp_path / "net.safetensors", {"run": {"precision": "bf16"}})
     path = tmp_path / "net.pt2"
     export(checkpoint, settings=ExportSettings(format="pt2"), output=path, images=[photos])
-    expected = predict(checkpoint, [photos], topk=3, precision="fp32")
-    found = predict(str(path), [photos], topk=3)
+    expected = run_predictor(checkpoint, [photos], topk=3, precision="fp32")
+    found = run_predictor(str(path), [photos], topk=3)
     for a, b in zip(expected.predictions, found.predictions, strict=True):
         before, after = (dict(zip(p.classes, p.probabilities, strict=True)) for p in (a, b))
         assert after == pytest.approx(before, abs=1e-4)
@@ -110,14 +110,14 @@ def test_a_file_with_all_preprocessing_takes_images_of_any_size(
     settings = ExportSettings(format=format, inside="full")
     export(checkpoint, settings=settings, output=path, images=[photos])
     exported = open_exported(path)
-    expected = predict(checkpoint, [photos], topk=3)
+    expected = run_predictor(checkpoint, [photos], topk=3)
     for prediction in expected.predictions:
         image = np.array(Image.open(prediction.source))[None]
         found = exported.run(image)[0]
         assert found.sum() == pytest.approx(1, abs=1e-4)
         assert CLASSES[int(found.argmax())] == prediction.classes[0]
         assert found.max() == pytest.approx(prediction.probabilities[0], abs=5e-3)
-    again = predict(str(path), [photos], topk=1)
+    again = run_predictor(str(path), [photos], topk=1)
     assert [p.classes for p in again.predictions] == [p.classes[:1] for p in expected.predictions]
 
 
@@ -144,7 +144,7 @@ def test_a_file_is_used_without_torch(
     path = tmp_path / FILES[format]
     settings = ExportSettings(format=format, **fields)
     export(checkpoint, settings=settings, output=path, images=[photos])
-    expected = predict(str(path), [photos], topk=3).predictions
+    expected = run_predictor(str(path), [photos], topk=3).predictions
     command = [sys.executable, "-c", WITHOUT_TORCH, str(path), *(p.source for p in expected)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert ran.returncode == 0, ran.stderr
@@ -187,7 +187,9 @@ def test_the_server_of_the_example_needs_nothing_of_ours(
     capsys.readouterr()
     runpy.run_path(str(example))["main"](str(path), images)
     lines = capsys.readouterr().out.splitlines()
-    for line, expected in zip(lines, predict(checkpoint, images, topk=1).predictions, strict=True):
+    for line, expected in zip(
+        lines, run_predictor(checkpoint, images, topk=1).predictions, strict=True
+    ):
         assert line.split()[:2] == [expected.source, expected.classes[0]]
 
 

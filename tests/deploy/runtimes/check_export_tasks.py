@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from predicting import run_predictor
 from small_exports import FILES, small_detector_file, small_photos, small_segmentor
 
 from convnext.cli import main
 from convnext.deploy.export import ExportSettings
 from convnext.deploy.runtimes import open_exported
 from convnext.tasks.detection.export.proof import DetectorProof
-from convnext.tasks.detection.predict import predict
 from convnext.tasks.exporting import export
 
 pytest.importorskip("onnx")
@@ -55,7 +55,9 @@ def test_a_detectors_file_predicts_like_its_checkpoint(
     graph = open_exported(path).graph
     assert (graph["canvas"], graph["max_detections"]) == ([64, 96], 30)
     expected, found = (
-        predict(source, sorted(photos.iterdir()), output=tmp_path / f"out{k}", overlays="none")
+        run_predictor(
+            source, sorted(photos.iterdir()), output=tmp_path / f"out{k}", overlays="none"
+        )
         for k, source in enumerate((checkpoint, str(path)))
     )
     assert (tmp_path / "out1" / "objects.csv").is_file()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from predicting import run_predictor
 from rich.console import Console
 from torch import Tensor
 
@@ -27,7 +28,6 @@ from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe
 from convnext.reports.report import write_report
 from convnext.tasks.classification.evaluate import evaluate
 from convnext.tasks.classification.inference import infer
-from convnext.tasks.classification.predict import predict
 from convnext.tasks.classification.recipe import ClassificationLoader
 from convnext.tasks.trained import open_model
 from convnext.training import run as run_module
@@ -143,7 +143,7 @@ def test_training_evaluate_and_predict_agree_bit_for_bit(
     changes = {"schedule__epochs": 2, "run__eval_every": 2, "ema__decay": 0.0}
     run = train(recipe(photos, **changes), output=tmp_path / "run", console=QUIET)
     evaluate(str(run.folder))
-    predict(str(run.folder), [photos / "val"])
+    run_predictor(str(run.folder), [photos / "val"])
     logits = {name: torch.cat(rows) for name, rows in recorded.items()}
     assert len(logits["train"]) == 21
     assert torch.equal(logits["train"], logits["evaluate"])

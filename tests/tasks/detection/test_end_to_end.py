@@ -11,6 +11,7 @@ import pytest
 import torch
 from cli_runs import Runs, assert_same
 from PIL import Image
+from predicting import run_predictor
 from rich.console import Console
 from small_objects import coco_squares, small_coco
 
@@ -20,7 +21,6 @@ from convnext.data.preprocessing import DensePreprocessing
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.reports.report import write_report
 from convnext.tasks.detection.evaluate import evaluate
-from convnext.tasks.detection.predict import predict
 from convnext.tasks.detection.task import DetectionTask
 from convnext.training.run import RunResult, train
 from convnext.weights.checkpoint import Card, find_checkpoint
@@ -160,7 +160,7 @@ def test_results_have_the_ids_of_the_json(
     listed = root / "instances_val.json"
     listed.write_text(json.dumps(content), encoding="utf-8")
     files = sorted((root / "images").glob("val*.png"))
-    predict(finished.folder, files, output=tmp_path, score=0.05, ids=listed)
+    run_predictor(finished.folder, files, output=tmp_path, score=0.05, ids=listed)
     result = evaluate(str(finished.folder), data=str(root))
     result.write(tmp_path)
     truth = coco.COCO(str(listed))
@@ -178,7 +178,9 @@ def test_results_have_the_ids_of_the_json(
         # In predictions boxes are rounded to thousandths.
         assert 100 * judge.stats[0] == pytest.approx(expected, abs=0.5 if score is None else 1e-6)
     with pytest.raises(ValueError, match="lists no image train0"):
-        predict(finished.folder, [root / "images" / "train0.png"], output=tmp_path, ids=listed)
+        run_predictor(
+            finished.folder, [root / "images" / "train0.png"], output=tmp_path, ids=listed
+        )
 
 
 def test_a_name_that_is_no_utf8_is_written_as_it_is(
@@ -189,7 +191,7 @@ def test_a_name_that_is_no_utf8_is_written_as_it_is(
         shutil.copy(squares / "images" / "val0.png", tmp_path / name)
     except OSError:
         pytest.skip("the file system takes UTF-8 only")
-    predict(finished.folder, [tmp_path / name], output=tmp_path / "out", score=0.05)
+    run_predictor(finished.folder, [tmp_path / name], output=tmp_path / "out", score=0.05)
     assert b"caf\xe9.png" in (tmp_path / "out" / "objects.csv").read_bytes()
 
 
@@ -247,7 +249,7 @@ def test_boxes_alone_train_too(tmp_path: Path) -> None:
     assert "mask_ap50" not in done.best
     # The mask heads have learned nothing, so nothing of theirs is shown.
     image = str(root / "images" / "val0.png")
-    found = predict(done.folder, [image], output=tmp_path / "out", score=0.0)
+    found = run_predictor(done.folder, [image], output=tmp_path / "out", score=0.0)
     assert len(found.predictions[0].found)
     assert {mask for p in found.predictions for mask in p.found.masks} == {None}
     assert not any("segmentation" in row for row in found.results())

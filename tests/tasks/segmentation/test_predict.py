@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from predicting import run_predictor
 from rich.console import Console
 from torch import Tensor, nn
 
 from convnext.data.drawing import class_colors, output_names
 from convnext.data.images import Mode
 from convnext.data.preprocessing import DensePreprocessing, Pixels, to_array
-from convnext.tasks.segmentation.predict import SegmentationResult, predict
+from convnext.tasks.segmentation.predict import SegmentationResult
 from convnext.tasks.trained import Opened
 from convnext.weights.checkpoint import Card
 
@@ -67,7 +68,9 @@ def run(
     how = preprocessing or HalfSize()
     card = Card(task="segment", model="halves", changes={}, classes=CLASSES, preprocessing=how)
     own = Opened(source="halves", model=Halves(), card=card, device=torch.device("cpu"))
-    return predict(own, files, output=output, precision="fp32", **options)
+    result = run_predictor(own, files, output=output, precision="fp32", **options)
+    assert isinstance(result, SegmentationResult)
+    return result
 
 
 def test_results_have_the_size_of_the_images(tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_overlays_by_choice(form: Any, expected: str | None, tmp_path: Path) -> 
 
 def test_progress_is_shown_where_asked(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    run([picture(tmp_path / "a.png")], tmp_path / "out", console=console)
+    run([picture(tmp_path / "a.png")], tmp_path / "out", progress=console)
     assert "segmenting" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

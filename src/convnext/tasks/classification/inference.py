@@ -58,16 +58,18 @@ def infer(
         collate_fn=collate,
         worker_init_fn=leave_signals_to_parent,
     )
-    # A sharded network cannot gather its parameters in inference mode.
-    with torch.inference_mode() if ranks.count == 1 else torch.no_grad():
-        for b, batch in enumerate(items_of(loader, device)):
+    for b, batch in enumerate(items_of(loader, device)):
+        if b < len(mine):
+            bad.update(batch.bad)
+        if len(batch.labels):
+            images = normalize_batch(dataset.preprocessing, batch.pixels.to(device))
+            images = images.contiguous(memory_format=torch.channels_last)
+            # A sharded network cannot gather its parameters in inference mode.
+            with (
+                torch.inference_mode() if ranks.count == 1 else torch.no_grad(),
+                autocast(device, precision),
+            ):
+                logits = model(images).float()
             if b < len(mine):
-                bad.update(batch.bad)
-            if len(batch.labels):
-                images = normalize_batch(dataset.preprocessing, batch.pixels.to(device))
-                images = images.contiguous(memory_format=torch.channels_last)
-                with autocast(device, precision):
-                    logits = model(images)
-                if b < len(mine):
-                    yield logits.float(), batch.labels, batch.indices
-            progress(len(batch.labels) + len(batch.bad))
+                yield logits, batch.labels, batch.indices
+        progress(len(batch.labels) + len(batch.bad))

@@ -19,13 +19,13 @@ from rich.table import Table
 from convnext.atomic import write_text
 from convnext.data.images import BadImage, Header, Mode
 from convnext.data.samples import BadImages, Samples
-from convnext.data.sources import Source, image_sources
+from convnext.data.sources import Source
 from convnext.deploy.fast import Fast
 from convnext.results import Classification
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
-from convnext.tasks.predict import PredictionStream, Predictor, Skip
-from convnext.tasks.trained import Opened, opened
+from convnext.tasks.predict import Predictor, Skip
+from convnext.tasks.trained import Opened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,45 +237,3 @@ def _tell(bad: BadImages, told: int, sources: Sequence[Source], skip: Skip) -> i
     for index, error in list(bad.found.items())[told:]:
         skip(sources[index], BadImage(sources[index].name, error.reason))
     return len(bad.found)
-
-
-def predict(
-    source: str | Opened,
-    images: Any,
-    *,
-    output: str | Path | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    max_bad_share: float = 1.0,
-    fast: bool = True,
-    console: Console | None = None,
-    **options: Any,
-) -> PredictResult:
-    """Predict the classes of images, and return what to print and to write.
-
-    Args:
-        source: A run folder, a file in any layout, a hub id, or an open network.
-        images: As for `image_sources`.
-        output: A folder for predictions.json and predictions.csv; None for no files.
-        device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
-        max_bad_share: The largest share of images that may be unreadable.
-        fast: Take the fastest backend of the network where the work ahead is worth it; outputs then
-            differ in their last bits.
-        console: Where the progress bar goes; None for none.
-        **options: Those of `ClassPredictor`.
-
-    Raises:
-        ValueError: If there is no image, or too many cannot be read.
-    """
-    folder = None if output is None else Path(output)
-    stream = PredictionStream(
-        ClassPredictor(opened(source, device), folder, **options),
-        image_sources(images),
-        precision=precision,
-        max_bad_share=max_bad_share,
-        fast=fast,
-        console=console,
-    )
-    result: PredictResult = stream.summary()
-    return result

@@ -22,7 +22,7 @@ from rich.table import Table
 from convnext.atomic import write_text
 from convnext.data.drawing import save_image
 from convnext.data.formats.coco import read_coco
-from convnext.data.sources import Source, image_sources
+from convnext.data.sources import Source
 from convnext.data.tensors import normalize_batch
 from convnext.results import Detections
 from convnext.tasks.detection.inference import Detections as CocoDetections
@@ -30,8 +30,8 @@ from convnext.tasks.detection.inference import detect
 from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import xywh
 from convnext.tasks.detection.render import draw_detections
-from convnext.tasks.predict import PredictionStream, Predictor
-from convnext.tasks.trained import Opened, opened
+from convnext.tasks.predict import Predictor
+from convnext.tasks.trained import Opened
 
 Form = Literal["png", "jpg", "none"]
 SCORE = 0.5
@@ -249,48 +249,6 @@ class ObjectPredictor(Predictor[Detections]):
             predictions=tuple(rows),
             bad_images=tuple(bad),
         )
-
-
-def predict(
-    source: str | Opened,
-    images: Any,
-    *,
-    output: str | Path = "predictions",
-    device: str = "auto",
-    precision: str = "auto",
-    max_bad_share: float = 1.0,
-    fast: bool = True,
-    console: Console | None = None,
-    **options: Any,
-) -> DetectionResult:
-    """Detect objects on images, and write pictures and COCO's results into a folder.
-
-    Args:
-        source: A run folder, a file in any layout, a hub id, or an open network.
-        images: As for `image_sources`.
-        output: The folder.
-        device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
-        max_bad_share: The largest share of images that may be unreadable.
-        fast: Take the fastest backend of the network where the work ahead is worth it; outputs then
-            differ in their last bits.
-        console: Where the progress bar goes; None for none.
-        **options: Those of `ObjectPredictor`.
-
-    Raises:
-        ValueError: If no image can be read, too many cannot, a result would overwrite an image, or
-            the json of `ids` does not list an image or a class.
-    """
-    stream = PredictionStream(
-        ObjectPredictor(opened(source, device), Path(output), **options),
-        image_sources(images),
-        precision=precision,
-        max_bad_share=max_bad_share,
-        fast=fast,
-        console=console,
-    )
-    result: DetectionResult = stream.summary()
-    return result
 
 
 def read_ids(

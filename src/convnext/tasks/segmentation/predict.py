@@ -18,10 +18,10 @@ from rich.table import Table
 
 from convnext.atomic import write_text
 from convnext.data.drawing import save_image
-from convnext.data.sources import Source, image_sources
+from convnext.data.sources import Source
 from convnext.data.tensors import normalize_batch
 from convnext.results import Segmentation
-from convnext.tasks.predict import PredictionStream, Predictor
+from convnext.tasks.predict import Predictor
 from convnext.tasks.segmentation.inference import segment_labels
 from convnext.tasks.segmentation.looks import choose_inference
 from convnext.tasks.segmentation.render import (
@@ -30,7 +30,7 @@ from convnext.tasks.segmentation.render import (
     mask_image,
     overlay,
 )
-from convnext.tasks.trained import Opened, opened
+from convnext.tasks.trained import Opened
 
 Form = Literal["png", "jpg", "none"]
 
@@ -201,44 +201,3 @@ class PixelPredictor(Predictor[Segmentation]):
             predictions=tuple(rows),
             bad_images=tuple(bad),
         )
-
-
-def predict(
-    source: str | Opened,
-    images: Any,
-    *,
-    output: str | Path = "predictions",
-    device: str = "auto",
-    precision: str = "auto",
-    max_bad_share: float = 1.0,
-    fast: bool = True,
-    console: Console | None = None,
-    **options: Any,
-) -> SegmentationResult:
-    """Segment images, and write masks, overlays and areas into a folder.
-
-    Args:
-        source: A run folder, a file in any layout, a hub id, or an open network.
-        images: As for `image_sources`.
-        output: The folder.
-        device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
-        max_bad_share: The largest share of images that may be unreadable.
-        fast: Take the fastest backend of the network where the work ahead is worth it; outputs then
-            differ in their last bits.
-        console: Where the progress bar goes; None for none.
-        **options: Those of `PixelPredictor`.
-
-    Raises:
-        ValueError: If no image can be read, too many cannot, or a result would overwrite an image.
-    """
-    stream = PredictionStream(
-        PixelPredictor(opened(source, device), Path(output), **options),
-        image_sources(images),
-        precision=precision,
-        max_bad_share=max_bad_share,
-        fast=fast,
-        console=console,
-    )
-    result: SegmentationResult = stream.summary()
-    return result

@@ -1,0 +1,76 @@
+"""What the predictors of all tasks have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import convnext
+from convnext.data.preprocessing import DensePreprocessing, Preprocessing
+from convnext.tasks import DEFAULT, task_class, task_names
+
+
+def tiny(task: str) -> convnext.Model:
+    """Return a network of a task with random weights, for small images."""
+    module = convnext.create_model(
+        f"{task_class(task).default_prefix()}convnext_atto",
+        num_classes=2,
+        depths=[1, 1, 1, 1],
+        dims=[8, 8, 16, 16],
+    )
+    how = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    preprocessing = (
+        Preprocessing(image_size=64, crop_pct=1.0, **how)
+        if task == DEFAULT
+        else DensePreprocessing(image_size=64, max_size=96, **how)
+    )
+    return convnext.load(
+        module, preprocessing=preprocessing, classes=("a", "b"), task=task, device="cpu"
+    )
+
+
+def frames(count: int) -> Iterator[Image.Image]:
+    for i in range(count):
+        noise = np.random.default_rng(i).integers(0, 256, (64, 80, 3), np.uint8)
+        yield Image.fromarray(noise)
+
+
+@pytest.mark.parametrize("kind", ["files", "frames"])
+@pytest.mark.parametrize("task", task_names())
+def test_a_stream_leaves_the_gradient_mode_of_its_caller(
+    task: str, kind: str, tmp_path: Path
+) -> None:
+    model = tiny(task)
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for file, frame in zip(files, frames(3), strict=True):
+        frame.save(file)
+
+    def stream() -> Iterator[object]:
+        source = files if kind == "files" else frames(3)
+        options = {"batch_size": 2} if task == DEFAULT else {}
+        return iter(model.predict(source, stream=True, progress=False, **options))
+
+    def modes() -> tuple[bool, bool]:
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    with torch.no_grad():
+        for _ in stream():
+            assert modes() == (False, False)
+        assert modes() == (False, False)
+    assert modes() == (True, False)
+    for _ in stream():
+        assert modes() == (True, False)
+    # The mode may change between two results, and a stream may be left before its end.
+    begun = stream()
+    with torch.no_grad():
+        next(begun)
+        assert modes() == (False, False)
+    next(begun)
+    assert modes() == (True, False)
+    del begun
+    assert modes() == (True, False)
