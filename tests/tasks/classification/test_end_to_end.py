@@ -249,7 +249,7 @@ def test_what_a_checkpoint_could_not_be_opened_with_is_refused_before_training(
     photos: Path, tmp_path: Path
 ) -> None:
     settings = {"model": "timm/resnet18", "network__changes": {"act_layer": "silu"}}
-    with pytest.raises(ValueError, match="act_layer='silu', which a checkpoint must not give"):
+    with pytest.raises(ValueError, match="act_layer='silu', which a checkpoint must not pass"):
         train(recipe(photos, **settings), output=tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
 
