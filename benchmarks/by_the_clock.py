@@ -87,7 +87,7 @@ def train(
         if step % 100 == 0:
             line = f"{title}: {share:.0%}, {images:,} images, loss {total:.3f}"
             print(line, file=sys.stderr, flush=True)
-    with ema.lent_to(model):
+    with ema.applied_to(model):
         return task.validate(model), images
 
 

@@ -52,7 +52,7 @@ from torch import Tensor, nn
 
 from convnext.data.preprocessing import Preprocessing
 from convnext.hardware.devices import autocast, environment, pick_device
-from convnext.hardware.peak_rates import matrix_limit
+from convnext.hardware.peak_rates import peak_matmul_flops
 from convnext.hardware.ranks import ALONE
 from convnext.hardware.signals import StopSignals
 from convnext.hardware.system import keep_freed_memory
@@ -424,7 +424,7 @@ def main() -> None:
             console.print(f"round {round_ + 1} of {arguments.rounds}")
 
     macs = cost(create_model(arguments.model), arguments.size).macs
-    limit = matrix_limit(device, arguments.precision)
+    limit = peak_matmul_flops(device, arguments.precision)
     table = Table("form", "images/s", "timm eager", "waiting", "memory", "MFU", box=None)
     rows: dict[str, dict[str, float]] = {}
     base = measured["timm, eager"]

@@ -23,7 +23,7 @@ def rates(tmp_path, monkeypatch):
         return known[precision]
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "matrix_limit", measure)
+    monkeypatch.setattr(module, "peak_matmul_flops", measure)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     module.bf16_gain.cache_clear()
     yield known, asked
@@ -58,7 +58,7 @@ def test_a_change_of_threads_is_measured(tmp_path, monkeypatch):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(module, "_least_seconds", least)
-    cached = module.bf16_gain, module._matrix_limit
+    cached = module.bf16_gain, module._peak_matmul_flops
     before = torch.get_num_threads()
     try:
         for _ in ("measured", "read from disk"):
@@ -69,8 +69,8 @@ def test_a_change_of_threads_is_measured(tmp_path, monkeypatch):
         assert torch.get_num_threads() == before
         for threads in (3, 2):
             with cpu_threads(threads):
-                one = module.matrix_limit(CPU, "fp32", seconds=0.1)
-                assert module.matrix_limit(CPU, "bf16", seconds=0.1) == threads * one
+                one = module.peak_matmul_flops(CPU, "fp32", seconds=0.1)
+                assert module.peak_matmul_flops(CPU, "bf16", seconds=0.1) == threads * one
     finally:
         for function in cached:
             function.cache_clear()
@@ -86,5 +86,5 @@ def test_rates_are_the_same_inside_of_autocast(monkeypatch):
     monkeypatch.setattr(module, "_least_seconds", least)
     with torch.autocast("cpu", torch.bfloat16):
         for precision in ("fp32", "bf16"):
-            module.matrix_limit(CPU, precision, seconds=0.0)
+            module.peak_matmul_flops(CPU, precision, seconds=0.0)
     assert seen == [torch.float32, torch.bfloat16]

@@ -38,6 +38,6 @@ def test_it_is_lent_and_given_back() -> None:
         for tensor in model.state_dict().values():
             tensor.add_(1)
     own = {name: t.clone() for name, t in model.state_dict().items()}
-    with pytest.raises(AssertionError), ema.lent_to(model):
+    with pytest.raises(AssertionError), ema.applied_to(model):
         assert not all(torch.equal(t, first[n]) for n, t in model.state_dict().items())
     assert all(torch.equal(t, own[n]) for n, t in model.state_dict().items())

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from convnext.hardware.peak_rates import matrix_limit
+from convnext.hardware.peak_rates import peak_matmul_flops
 from convnext.training.measure import (
     UpdateNorm,
     gradient_norm,
@@ -82,10 +82,10 @@ def test_share_of_the_limit() -> None:
 def test_the_limit_is_measured_once_and_draws_no_random_number() -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    limit = matrix_limit(CPU, "fp32")
+    limit = peak_matmul_flops(CPU, "fp32")
     assert torch.equal(torch.get_rng_state(), state)
     assert 1e8 < limit < 1e14
-    assert matrix_limit(CPU, "fp32") == limit
+    assert peak_matmul_flops(CPU, "fp32") == limit
 
 
 def test_memory_is_that_of_the_process() -> None:

@@ -62,7 +62,9 @@ def _measure_gain(device: torch.device, cache: TuningCache, key: str) -> float:
     with cache.exclusive():
         known = cache.load(key, _positive)
         if known is None:
-            rates = {name: matrix_limit(device, name, seconds=0.1) for name in ("bf16", "fp32")}
+            rates = {
+                name: peak_matmul_flops(device, name, seconds=0.1) for name in ("bf16", "fp32")
+            }
             known = rates["bf16"] / rates["fp32"]
             cache.store(key, known)
     return float(known)
@@ -86,7 +88,7 @@ def pick_training_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def matrix_limit(device: torch.device, precision: str, seconds: float = SECONDS) -> float:
+def peak_matmul_flops(device: torch.device, precision: str, seconds: float = SECONDS) -> float:
     """Return the operations per second of a matrix product on `device`, measured in `seconds`.
 
     Unlike the figure of a data sheet, this machine reaches it today, with its power and the threads
@@ -95,14 +97,14 @@ def matrix_limit(device: torch.device, precision: str, seconds: float = SECONDS)
     torch lets convolutions use it.
     """
     tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
-    return _matrix_limit(device, precision, seconds, torch.get_num_threads(), tf32)
+    return _peak_matmul_flops(device, precision, seconds, torch.get_num_threads(), tf32)
 
 
 @cache
-def _matrix_limit(
+def _peak_matmul_flops(
     device: torch.device, precision: str, seconds: float, threads: int, tf32: bool
 ) -> float:
-    """Measure `matrix_limit`; `threads` is here as a key of the cache."""
+    """Measure `peak_matmul_flops`; `threads` is here as a key of the cache."""
     dtype = AMP_DTYPES.get(precision, torch.float32)
     side = SIDES[device.type]
     generator = torch.Generator(device).manual_seed(0)
@@ -135,7 +137,7 @@ class Limits:
 
 def measure_limits(device: torch.device, precisions: Iterable[str]) -> Limits:
     """Measure for about a second, with the threads that torch has."""
-    flops = {precision: matrix_limit(device, precision) for precision in precisions}
+    flops = {precision: peak_matmul_flops(device, precision) for precision in precisions}
     return Limits(flops=flops, bytes_per_s=copy_limit(device))
 
 

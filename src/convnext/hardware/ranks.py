@@ -30,7 +30,7 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def of_first(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Return the value of the first process."""
         if self.count == 1:
             return value
@@ -38,12 +38,12 @@ class Ranks:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process is here."""
         if self.count > 1:
             dist.barrier()
 
-    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give all processes the values that the first one has, in place."""
         if self.count > 1:
             for tensor in tensors:

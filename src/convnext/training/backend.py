@@ -89,7 +89,7 @@ def choose_form(
     chosen = None
     if ranks.is_first:
         chosen = _measured(task, model, recipe, device, plain, num_steps, micro_batch_size, cache)
-    agreed: Chosen = ranks.of_first(chosen)
+    agreed: Chosen = ranks.broadcast_object(chosen)
     return agreed
 
 

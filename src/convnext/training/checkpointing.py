@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from convnext.atomic import sync_folder, write_text
 from convnext.hardware.ranks import Ranks
-from convnext.training.distributed import put, whole
+from convnext.training.distributed import copy_, full_tensor
 from convnext.training.faults import is_full_disk
 from convnext.training.log import RunLog
 from convnext.training.optim import Ema
@@ -45,14 +45,14 @@ class Learner:
 
     def gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the full weights, and all other full tensors by name; every process must call."""
-        weights = {name: whole(t) for name, t in self.model.state_dict().items()}
+        weights = {name: full_tensor(t) for name, t in self.model.state_dict().items()}
         rest = {
-            f"optim.{key}.{name}": whole(value)
+            f"optim.{key}.{name}": full_tensor(value)
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
         if self.ema is not None:
-            rest |= {f"ema.{name}": whole(t) for name, t in self.ema.tensors.items()}
+            rest |= {f"ema.{name}": full_tensor(t) for name, t in self.ema.tensors.items()}
         return weights, rest
 
     def restore(self, weights: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> None:
@@ -74,7 +74,7 @@ class Learner:
             value = tensor
             if tensor.shape == parameter.shape and tensor.ndim:
                 value = torch.empty_like(parameter, requires_grad=False)
-                put(value, tensor)
+                copy_(value, tensor)
             elif fused:
                 value = tensor.to(parameter.device)
             self.optimizer.state[parameter][key] = value
@@ -89,7 +89,7 @@ def _fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
             f"{min(different)}; start a new run in another --output"
         )
     for name, target in targets.items():
-        put(target, values[name])
+        copy_(target, values[name])
 
 
 def save_state(
@@ -148,7 +148,7 @@ def load_state(
         ValueError: If there is no readable state, or it belongs to another network.
     """
     found = _newest_whole(folder, tell) if ranks.is_first else None
-    name = ranks.of_first(found.path.name if found else None)
+    name = ranks.broadcast_object(found.path.name if found else None)
     if name is None:
         raise ValueError(
             f"no checkpoint in {folder} is complete enough to resume from; "
@@ -234,7 +234,7 @@ class Saver:
             except ValueError as error:
                 problem = f"{error}: the best of the following evaluations replaces it"
                 self.log.warn(problem)
-        return self.ranks.of_first(problem) is None
+        return self.ranks.broadcast_object(problem) is None
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether the state is saved at a step."""
@@ -256,7 +256,7 @@ class Saver:
                 )
             except (OSError, SafetensorError) as error:
                 problem = self._problem(error, step, [*weights.values(), *rest.values()])
-        problem = self.ranks.of_first(problem)
+        problem = self.ranks.broadcast_object(problem)
         if problem is None:
             self.saved, self._retry_at = step, None
             return
@@ -267,7 +267,7 @@ class Saver:
 
     def save_best(self, card: Card) -> bool:
         """Save the current weights as the best; return whether the disk had space."""
-        weights = {name: whole(t) for name, t in self.learner.model.state_dict().items()}
+        weights = {name: full_tensor(t) for name, t in self.learner.model.state_dict().items()}
         saved = True
         if self.ranks.is_first:
             try:
@@ -277,7 +277,7 @@ class Saver:
                 step = int(card.metrics["step"])
                 problem = self._problem(error, step, list(weights.values()))
                 self.log.warn(f"{problem}. The best weights are still the earlier ones", step=step)
-        return bool(self.ranks.of_first(saved))
+        return bool(self.ranks.broadcast_object(saved))
 
     def _problem(self, error: Exception, step: int, tensors: list[Any]) -> str:
         if not is_full_disk(error):

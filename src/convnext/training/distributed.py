@@ -148,7 +148,7 @@ def scaler_of(fabric: Fabric) -> torch.amp.GradScaler | None:
     return getattr(fabric.strategy.precision, "scaler", None)
 
 
-def share_batch_norm(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+def synchronize_batch_norm(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """Synchronize batch norm over all processes, except on a CPU, where torch cannot."""
     if ranks.count > 1 and device.type == "cuda":
         shared: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -193,18 +193,18 @@ def _large_parts(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return the full tensor of one that may be sharded; every process must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def put(target: Tensor, value: Tensor) -> None:
+def copy_(target: Tensor, value: Tensor) -> None:
     """Copy a full tensor into one that may be sharded."""
     with torch.no_grad():
-        target.copy_(like(target, value))
+        target.copy_(distribute_like(target, value))
 
 
-def like(target: Tensor, value: Tensor) -> Tensor:
+def distribute_like(target: Tensor, value: Tensor) -> Tensor:
     """Return a full tensor distributed like `target`: on its device, and sharded if it is."""
     value = value.to(target.device)
     if isinstance(target, DTensor):

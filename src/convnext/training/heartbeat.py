@@ -152,5 +152,5 @@ def _shared_store(ranks: Ranks) -> TCPStore:
         store = TCPStore("0.0.0.0", 0, None, True, patience, wait_for_workers=False)
     # The launcher's name for the first machine, if it sets one.
     host = os.environ.get("MASTER_ADDR") or socket.gethostname()
-    port = ranks.of_first(store.port if store else None)
+    port = ranks.broadcast_object(store.port if store else None)
     return store or TCPStore(host, port, None, False, patience)

@@ -21,7 +21,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from convnext.hardware.peak_rates import matrix_limit
+from convnext.hardware.peak_rates import peak_matmul_flops
 from convnext.hardware.signals import StopSignals
 from convnext.models.execution import set_fused, widens
 from convnext.recipes.plan import LOG_EVERY, Plan
@@ -38,11 +38,11 @@ from convnext.training.checks import (
     smaller_micro_batch,
 )
 from convnext.training.distributed import (
+    full_tensor,
     ranks_of,
     scaler_of,
     seed_everything,
-    share_batch_norm,
-    whole,
+    synchronize_batch_norm,
 )
 from convnext.training.faults import DivergedError, InterruptedRun
 from convnext.training.heartbeat import Heartbeat
@@ -163,11 +163,11 @@ class _Trainer:
         model = model.to(fabric.device)
         if recipe.run.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        model = share_batch_norm(model, self.ranks, fabric.device)
+        model = synchronize_batch_norm(model, self.ranks, fabric.device)
         run = recipe.run
         # A compiler fuses by itself, and GPUs have kernels of their own.
         fused = run.fused and fabric.device.type == "cpu" and run.compile is not True
-        widened = self.ranks.of_first(
+        widened = self.ranks.broadcast_object(
             fused and widens(run.precision, deterministic=run.deterministic)
         )
         set_fused(model, fused=fused, widened=widened)
@@ -187,7 +187,7 @@ class _Trainer:
         )
         self.macs = macs
         products = "fp32" if widened else run.precision
-        self.limit = matrix_limit(fabric.device, products) if macs else None
+        self.limit = peak_matmul_flops(fabric.device, products) if macs else None
 
         self.step = self.first_step = self.since_best = 0
         self.best: dict[str, Any] = {}
@@ -205,7 +205,7 @@ class _Trainer:
 
     def begin(self, *, resume: bool, begun: Callable[[], None]) -> None:
         """Start at step 0, or at the last complete state of the run folder."""
-        if self.ranks.of_first(resume and bool(complete_steps(self.saver.folder))):
+        if self.ranks.broadcast_object(resume and bool(complete_steps(self.saver.folder))):
             counters = self._restore()
             check_same_run(counters, self.task, self.log.folder)
             if counters["num_steps"] != self.plan.num_steps:
@@ -342,7 +342,7 @@ class _Trainer:
             scaler.unscale_(self.learner.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), most or math.inf)
         if measures:
-            self.norms["grad_norm"] = whole(norm)
+            self.norms["grad_norm"] = full_tensor(norm)
 
     def _look(self, *, ends_window: bool) -> None:
         """Read the losses of the last steps from the device, check them, and log their means."""
@@ -398,10 +398,10 @@ class _Trainer:
         improved, reached = False, []
         ema, primary = self.learner.ema, self.task.primary
         for weights in ("model", "ema") if ema else ("model",):
-            with ema.lent_to(self.model) if ema and weights == "ema" else nullcontext():
+            with ema.applied_to(self.model) if ema and weights == "ema" else nullcontext():
                 # Batch norms that are not synchronized differ between processes. The statistics of
                 # the first process are saved, so evaluate with those.
-                self.ranks.share(b for b in self.model.buffers() if b.is_floating_point())
+                self.ranks.broadcast(b for b in self.model.buffers() if b.is_floating_point())
                 metrics = self.log.evaluated(self.step, weights, self.task.validate(self.model))
                 is_best = not self.best or metrics[primary] > self.best[primary]
                 if is_best:
@@ -530,7 +530,9 @@ class _Trainer:
         moments = (t for state in self.learner.optimizer.state.values() for t in state.values())
         average = self.learner.ema.tensors.values() if self.learner.ema else ()
         tensors = (*self.model.state_dict().values(), *moments, *average)
-        largest = [whole(t.detach().abs().max()).float() for t in tensors if t.is_floating_point()]
+        largest = [
+            full_tensor(t.detach().abs().max()).float() for t in tensors if t.is_floating_point()
+        ]
         device = self.fabric.device
         if not torch.isfinite(torch.stack([t.to(device) for t in largest])).all():
             raise self._diverged(

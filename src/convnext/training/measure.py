@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.hardware.system import peak_resident_bytes
-from convnext.training.distributed import whole
+from convnext.training.distributed import full_tensor
 
 
 def train_flops_per_image(macs: float) -> float:
@@ -59,7 +59,7 @@ class UpdateNorm:
 
 @torch.no_grad()
 def _l2(tensors: Iterable[Tensor]) -> Tensor:
-    return whole(nn.utils.get_total_norm(list(tensors)))
+    return full_tensor(nn.utils.get_total_norm(list(tensors)))
 
 
 def peak_memory_gb(device: torch.device) -> float:

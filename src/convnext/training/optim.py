@@ -304,7 +304,7 @@ class Ema:
                 torch._foreach_lerp_(averages, weights, weight=1.0 - self.decay_at(step))
 
     @contextmanager
-    def lent_to(self, model: nn.Module) -> Iterator[None]:
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Copy the averages into the network inside the block, then restore its own values."""
         own = {name: t.detach().clone() for name, t in model.state_dict().items()}
         _copy(self.tensors, model)

@@ -150,7 +150,7 @@ def _train(
     task.prepare(console)
     if precision == "bf16" and device.type == "cpu" and asked == "auto":
         micro = resolved.optim.micro_batch_size
-        wrong = ranks.of_first(wrong_in_bf16(task, model, micro) if ranks.is_first else "")
+        wrong = ranks.broadcast_object(wrong_in_bf16(task, model, micro) if ranks.is_first else "")
         if wrong:
             _take_fp32(task, fabric, wrong, console)
             resolved = task.recipe
@@ -274,10 +274,10 @@ def show_groups(recipe: Recipe, console: Console) -> list[dict[str, Any]]:
 
 def _make_folder(output: Path | None, recipe: Recipe, ranks: Ranks) -> Path:
     """Make the run folder, and check that every process can see it."""
-    folder = Path(ranks.of_first(str(output or _new_folder(recipe))))
+    folder = Path(ranks.broadcast_object(str(output or _new_folder(recipe))))
     if ranks.is_first:
         folder.mkdir(parents=True, exist_ok=True)
-    ranks.wait()
+    ranks.barrier()
     if not folder.is_dir():
         raise ValueError(
             f"{folder} is not on this machine; give an --output on a file system that all machines "
