@@ -177,7 +177,7 @@ def test_results_have_the_ids_of_the_json(
         assert expected is not None
         # In predictions boxes are rounded to thousandths.
         assert 100 * judge.stats[0] == pytest.approx(expected, abs=0.5 if score is None else 1e-6)
-    with pytest.raises(ValueError, match="lists no image train0"):
+    with pytest.raises(ValueError, match="does not list the image train0"):
         run_predictor(
             finished.folder, [root / "images" / "train0.png"], output=tmp_path, ids=listed
         )

@@ -1,1 +1,1 @@
-"""Objects and their masks: Mask R-CNN and Cascade Mask R-CNN."""
+"""Detection of objects and their masks with Mask R-CNN and Cascade Mask R-CNN."""

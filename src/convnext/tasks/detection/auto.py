@@ -1,7 +1,7 @@
 """What `auto` means for detection: settings chosen from the data, the weights and the device.
 
-Every rule is a line that names the setting, the value and the reason in words for the user. The
-rules for small data come from the experiments in LOG.md, those for large data are the paper's.
+Each rule is one line: the setting, the value, and the reason that the user reads. The rules for
+small data come from the experiments in LOG.md; those for large data are the paper's.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.detection.model.boxes import SCALE
 from convnext.tasks.detection.recipe import DetectionRecipe
 
-# A data set this large takes the paper's recipe as it stands: COCO has 118,287 images.
+# A data set of at least this size takes the paper's recipe unchanged; COCO has 118,287 images.
 LARGE = 20_000
 STRIDE = 32
 PAPER_SIDES = tuple(range(480, 801, 32))
-# The smallest anchor is on the map of stride 4, the largest on that of stride 64.
+# Strides of the maps with the smallest and the largest anchors.
 FINEST, COARSEST = 4, 64
 
 
 def resolve(
     recipe: Recipe, facts: DataFacts, context: ResolveContext
 ) -> tuple[DetectionRecipe[Never], tuple[Choice, ...]]:
-    """Return the recipe without any `auto`, and what was chosen and why."""
+    """Return the recipe without any `auto`, and the choices with their reasons."""
     c = Resolver(recipe, context, num_train=facts.num_train, large=LARGE)
     c.choose_model("mask_rcnn_")
     _choose_input(c, facts)
@@ -41,9 +41,9 @@ def resolve(
     c.choose_length(min(300, max(8, round(6_000 / facts.num_train))))
     c.choose_dense_rate(scratch_rate(c["optim.batch_size"]), layer_decay=0.95)
     every = max(1, round(c["schedule.epochs"] / 5))
-    c.choose("run.eval_every", every, "epochs between evaluations, which take long")
+    c.choose("run.eval_every", every, "epochs between evaluations, which are slow")
     c.choose_dense_execution(every)
-    c.choose("run.compile", False, "every batch has another size")
+    c.choose("run.compile", False, "image sizes vary between batches")
     c.choose("augment.hflip", 0.5, "as in the paper")
     resolved, choices = c.finish()
     return cast("DetectionRecipe[Never]", resolved), choices
@@ -56,11 +56,11 @@ def _choose_input(c: Resolver, facts: DataFacts) -> None:
     if as_paper:
         c.choose("input.image_size", 800, "the paper's")
         c.choose("detect.policy", "multi_scale", "the paper's")
-    most, why = (256, "what a CPU can afford") if c.on_cpu else (800, "as in the paper")
-    size = c.choose("input.image_size", min(most, max(STRIDE, _short(facts))), why)
+    limit, why = (256, "what a CPU can afford") if c.on_cpu else (800, "as in the paper")
+    size = c.choose("input.image_size", min(limit, max(STRIDE, _short(facts))), why)
     c.choose("detect.policy", "large_scale_jitter", "variety, and batches of one size")
     sides = tuple(sorted({max(STRIDE, round(side * size / 800)) for side in PAPER_SIDES}))
-    c.choose("detect.sides", sides, "three fifths of the size to all of it, as in the paper")
+    c.choose("detect.sides", sides, "60 to 100 % of the image size, as in the paper")
     long = max(facts.image_height, facts.image_width) * size / (_short(facts) or 1)
     crop = 1024 if as_paper else math.ceil(min(long, 4 * size) / STRIDE) * STRIDE
     c.choose("detect.crop", crop, "the long side of the resized images")
@@ -79,22 +79,22 @@ def _choose_heads(c: Resolver, facts: DataFacts) -> None:
         scale, why = SCALE, "the paper's"
     c.choose("detect.anchor_scale", scale, why)
     many = facts.most_objects > 100
-    most = 100 if not many else math.ceil(1.5 * facts.most_objects / 100) * 100
-    why = f"up to {facts.most_objects:,} on one image" if many else "as COCO counts"
-    most = c.choose("detect.max_detections", most, why)
-    c.choose("detect.num_proposals", max(300, 2 * most) if small else 1000, reason)
+    limit = 100 if not many else math.ceil(1.5 * facts.most_objects / 100) * 100
+    why = f"up to {facts.most_objects:,} objects per image" if many else "COCO's limit"
+    limit = c.choose("detect.max_detections", limit, why)
+    c.choose("detect.num_proposals", max(300, 2 * limit) if small else 1000, reason)
     c.choose("detect.rpn_batch_size", 256, "the paper's")
     c.choose("detect.box_batch_size", 128 if small else 512, reason)
-    why = "the paper's" if c.large else "nobody labelled them"
+    why = "the paper's" if c.large else "their objects have no labels"
     c.choose("detect.ignore_crowd", not c.large, why)
 
 
 def anchor_scale(sides: tuple[float, float, float], size: int) -> tuple[float, str]:
     """Return the scale whose finest anchors fit small objects, and why.
 
-    `sides` are tenth, half and nine tenths of the objects' sides, as shares of the image's short
-    side, which the network sees at `size` pixels. An anchor learns of an object from half to twice
-    its area on.
+    `sides` are the 10th, 50th and 90th percentiles of the objects' sides, as fractions of the
+    image's short side, which the network sees at `size` pixels. An anchor matches objects of half
+    to twice its area.
     """
     small = sides[0] * size
     for scale in (SCALE, SCALE / 2):
@@ -103,14 +103,14 @@ def anchor_scale(sides: tuple[float, float, float], size: int) -> tuple[float, s
     else:
         scale = SCALE / 4
     largest = COARSEST * scale
-    reason = f"a tenth of the objects is below {small:.0f} pixels wide and high"
+    reason = f"10 % of the objects are smaller than {small:.0f} x {small:.0f} pixels"
     if scale == SCALE:
         reason = f"anchors from {FINEST * scale:.0f} to {largest:.0f} pixels fit the objects"
     return scale, reason
 
 
 def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:
-    """Return what cannot work well in a resolved recipe, each with what to do about it."""
+    """Return warnings about settings of a resolved recipe that cannot work well, with the fix."""
     r = dict(flatten(recipe))
     found = []
     size = r["input.image_size"] or _short(facts)
@@ -119,28 +119,28 @@ def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:
     if middle < smallest / 2:
         better = two_digits(middle / FINEST)
         found.append(
-            f"half of the objects are below {middle:.0f} pixels wide and high, but the smallest "
-            f"anchor has {smallest:.0f}: they will not be found. Try --detect.anchor_scale {better}"
-            " or a larger --input.image_size"
+            f"half of the objects are smaller than {middle:.0f} x {middle:.0f} pixels, but the "
+            f"smallest anchor is {smallest:.0f} pixels wide: they will not be found. Try "
+            f"--detect.anchor_scale {better} or a larger --input.image_size"
         )
     largest = 2 * COARSEST * r["detect.anchor_scale"]
     if facts.object_sides[2] * size > largest:
         found.append(
-            f"a tenth of the objects is above {facts.object_sides[2] * size:.0f} pixels wide and "
-            f"high, but the largest anchor has {largest / 2:.0f}. Try a larger "
+            f"10 % of the objects are larger than {facts.object_sides[2] * size:.0f} pixels, but "
+            f"the largest anchor is {largest / 2:.0f} pixels wide. Try a larger "
             "--detect.anchor_scale or a smaller --input.image_size"
         )
     if facts.most_objects > r["detect.max_detections"]:
         found.append(
             f"an image has {facts.most_objects:,} objects, but at most "
-            f"{r['detect.max_detections']:,} are found. Try --detect.max_detections "
+            f"{r['detect.max_detections']:,} are reported. Try --detect.max_detections "
             f"{math.ceil(1.5 * facts.most_objects / 100) * 100}"
         )
     return (*found, *warn_of_batch(r, facts.num_train, 4))
 
 
 def scratch_rate(batch_size: int) -> float:
-    """Return the peak rate from scratch: 1e-3 at 2 images (LOG.md), at most 2e-3."""
+    """Return the peak learning rate from scratch: 1e-3 at batch size 2 (LOG.md), at most 2e-3."""
     return min(2e-3, 1e-3 * math.sqrt(batch_size / 2))
 
 

@@ -1,6 +1,6 @@
-"""What is taken for what: detections and objects of an image, paired by their boxes.
+"""Confusion matrix of detections and objects, matched by their boxes.
 
-At one overlap and one score, unlike average precision: what a user sees who draws boxes.
+Unlike average precision it uses one IoU and one score threshold: what a user sees in the pictures.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Counts = NDArray[np.int64]
 def confuse(objects: Objects, found: Detections, num_classes: int) -> Counts:
     """Return the counts (K + 1, K + 1) of truth (rows) and detections (columns) of an image.
 
-    Detections above `SCORE` take, the surest first, the object that they overlap most, from
-    `OVERLAP` on, whatever its class. The last row are detections of nothing, the last column
-    objects that were missed. What lies in a crowd region counts nowhere.
+    Detections with a score of at least `SCORE`, highest first, match the free object of any class
+    with the highest IoU, if it is at least `OVERLAP`. The last row counts false detections, the
+    last column missed objects. Detections inside crowd regions are not counted.
     """
     counts = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     single = ~objects.crowd
@@ -50,9 +50,9 @@ def confuse(objects: Objects, found: Detections, num_classes: int) -> Counts:
 
 
 def f1(counts: Counts) -> float:
-    """Return the harmonic mean of precision and recall in counts (K + 1, K + 1); 1 for no object.
+    """Return the F1 score of counts (K + 1, K + 1); 1 if there are neither objects nor detections.
 
-    A detection of another class is both a false one and a miss.
+    A detection of the wrong class counts as both a false detection and a miss.
     """
     hits = int(np.trace(counts))
     total = int(counts[:-1].sum() + counts[:, :-1].sum())

@@ -1,4 +1,4 @@
-"""Objects drawn on their image: masks as tinted areas with an outline, boxes as frames."""
+"""Drawing of objects: masks as tinted areas with an outline, boxes as frames."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from PIL import Image, ImageDraw
 from convnext.data.formats.coco import Objects
 from convnext.data.masks import Mask, Window, cut, place
 
-# How much of a pixel is the colour of the object on it.
+# Opacity of masks, and of frames around masks.
 TINT = 0.4
-# And how much of one is the colour of the frame on it, where there is a mask.
 FAINT = 0.45
 
 
@@ -22,16 +21,16 @@ def draw_objects(
     *,
     source: tuple[int, int],
 ) -> Image.Image:
-    """Return an RGB image with objects in the colours of their classes.
+    """Return an RGB image with objects drawn in the colors of their classes.
+
+    Large objects are drawn first so that they do not hide smaller ones. Crowd regions have no
+    outline and no box.
 
     Args:
-        image: At any size.
-        objects: In pixels of the image as it was drawn on.
-        colors: Of the classes.
-        source: (width, height) of the image that the objects were drawn on.
-
-    The largest come first, so that none hides a smaller one. Crowd regions have masks without an
-    outline, and no box.
+        image: The image at any size.
+        objects: Objects in pixels of the annotated image.
+        colors: Colors of the classes.
+        source: (width, height) of the annotated image.
     """
     scale = np.array([image.width / source[0], image.height / source[1]] * 2)
     boxes = objects.boxes * scale
@@ -49,7 +48,7 @@ def draw_objects(
             )
             window = _around(boxes[i], image.size)
             _tint(pixels, at_size, window, colors[objects.labels[i]], not objects.crowd[i])
-    # Frames around masks are faint, or they would hide small ones.
+    # Opaque frames would hide small masks.
     for has_mask, strength in ((True, FAINT), (False, 1.0)):
         picture = Image.fromarray(pixels)
         pen = ImageDraw.Draw(picture)
@@ -65,13 +64,13 @@ def draw_objects(
 
 
 def blend(below: NDArray[np.uint8], above: NDArray[np.uint8], strength: float) -> NDArray[np.uint8]:
-    """Return colours with a share of others laid over them."""
+    """Return the colors `below` blended with `above` at an opacity of `strength`."""
     mixed = below + np.float32(strength) * (above.astype(np.float32) - below)
     return mixed.round().astype(np.uint8)
 
 
 def _around(box: NDArray[np.float64], size: tuple[int, int]) -> Window:
-    """Return the pixels under a box and a margin of two, of those that the image has."""
+    """Return the window of a box with a margin of two pixels, clipped to the image."""
     x1, y1 = (max(int(v) - 2, 0) for v in box[:2])
     x2, y2 = (min(int(v) + 3, side) for v, side in zip(box[2:], size, strict=True))
     return x1, y1, max(x2, x1), max(y2, y1)
@@ -80,11 +79,11 @@ def _around(box: NDArray[np.float64], size: tuple[int, int]) -> Window:
 def _tint(
     pixels: NDArray[np.uint8], mask: Mask, window: Window, color: NDArray[np.uint8], outline: bool
 ) -> None:
-    """Blend a colour into the pixels of a mask, and paint those at its edge."""
+    """Blend a color into the pixels of a mask, and paint its outline."""
     x1, y1, x2, y2 = window
     inside = cut(mask, window).astype(bool)
     part = pixels[y1:y2, x1:x2]
-    # By a table of what each value becomes: a mask may be as large as a large image.
+    # A lookup table is fast, since a mask may be as large as a large image.
     tinted = blend(np.arange(256, dtype=np.uint8)[:, None], color[None], TINT)
     for channel in range(3):
         plane = part[..., channel]

@@ -44,26 +44,26 @@ COLUMNS = (
     ("AR 10", "ar_10"),
     ("AR all", "ar"),
 )
-"""Names of COCO's figures for people, and as fields of `Scores`."""
+"""Labels of COCO's metrics, and their fields of `Scores`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """An evaluation, what was evaluated, and the pictures of the worst images."""
+    """An evaluation with its source and data, and pictures of the worst images."""
 
     source: str
     data: str
     card: Card
     evaluation: Evaluation
     pictures: tuple[tuple[str, str], ...]
-    """Where each of the worst images is, and a comparison as a data URI."""
+    """Path of each of the worst images, and a comparison as a data URI."""
     bad_images: tuple[tuple[str, str], ...]
-    """Images that could not be read, and why."""
+    """Images that could not be read, each with the reason."""
     results: tuple[tuple[str, list[dict[str, Any]]], ...]
-    """Of boxes and of masks, COCO's results with the ids of the data's json."""
+    """COCO results of boxes and of masks, with the ids of the data's JSON file."""
 
     def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
-        """Return nested plain values for JSON; the pictures only if they are asked for."""
+        """Return nested plain values for JSON, with the pictures only on request."""
         result = self.evaluation.to_dict()
         for worst, (source, picture) in zip(result["worst"], self.pictures, strict=True):
             worst |= {"source": source} | ({"picture": picture} if pictures else {})
@@ -79,9 +79,9 @@ class EvaluationResult:
         }
 
     def scores(self) -> Scores:
-        """Return COCO's figures by name (`box_ap`, `mask_ar_10`) and the AP of each class.
+        """Return COCO's metrics in percent by name (`box_ap`, `mask_ar_10`) and the AP per class.
 
-        They are in percent; what no object could be found for is left out, of a class NaN.
+        Metrics without any object are left out; the AP of a class without any object is NaN.
         """
         e = self.evaluation
         kinds = {"box": e.box} | ({} if e.mask is None else {"mask": e.mask})
@@ -104,10 +104,10 @@ class EvaluationResult:
         )
 
     def write(self, folder: str | Path) -> Path:
-        """Write `evaluation.json` into a folder, and COCO's results beside it; return its path.
+        """Write `evaluation.json` and COCO results into a folder; return the path of the former.
 
-        Boxes and masks have a file each, for pycocotools takes the area of a mask from its box
-        where there is one.
+        Boxes and masks have separate files because pycocotools computes the area of a mask from
+        the box in the same row.
         """
         path = Path(folder) / "evaluation.json"
         write_text(path, json.dumps(self.to_dict(pictures=True)) + "\n")
@@ -116,7 +116,7 @@ class EvaluationResult:
         return path
 
     def print(self, console: Console) -> None:
-        """Print COCO's figures, and the classes where they fit on a screen."""
+        """Print COCO's metrics and the AP of the classes."""
         e = self.evaluation
         if len(e.classes) > 1:
             console.print(class_table(e))
@@ -132,14 +132,14 @@ class EvaluationResult:
         console.print(
             f"[bold]box AP {shown(e.box.ap)} %{masks}[/]  on {e.num_images:,} images of "
             f"{escape(self.data)} with {e.num_objects:,} objects; up to {e.max_detections:,} "
-            "detections an image"
+            "detections per image"
         )
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
 
 
 def class_table(e: Evaluation) -> Table:
-    """Return a table of the AP of every class, or of the weakest ones."""
+    """Return a table of the AP of every class, or of those with the lowest AP."""
     names = list(range(len(e.classes)))
     known = [k for k in names if e.box.per_class[k] is not None]
     rows = sorted(known, key=lambda k: e.box.per_class[k] or 0.0)[:MAX_CLASSES]
@@ -157,7 +157,7 @@ def class_table(e: Evaluation) -> Table:
 
 
 def shown(score: float | None) -> str:
-    """Return a score in percent for people."""
+    """Format a score in percent; "-" if there is none."""
     return "-" if score is None else f"{score:.1f}"
 
 
@@ -179,17 +179,17 @@ def evaluate(
 
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
-        data: The data set; by default the local one that a run folder was trained on.
+        data: The data set; by default the local one that the run was trained on.
         split: "val" or "train".
         device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
-        max_bad_share: The largest share of images that may be unreadable.
-        score: Lowest score of a detection; by default that of training.
-        nms: Overlap from which duplicates are dropped; likewise.
-        max_detections: Most detections of an image; likewise.
-        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
-            differ in their last bits.
-        console: Where the progress bar goes; None for none.
+        precision: `fp32`, `bf16`, `fp16`, or `auto` for the precision of training.
+        max_bad_share: Maximum fraction of images that may be unreadable.
+        score: Minimum score of a detection; by default that of training.
+        nms: IoU threshold of NMS; by default that of training.
+        max_detections: Maximum number of detections per image; by default that of training.
+        fast: Use the fastest backend if there are enough images to make up for the search; outputs
+            then differ in their last bits.
+        console: Console of the progress bar; None for no output.
 
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
@@ -244,9 +244,9 @@ def evaluate(
 
 
 def with_ids(rows: list[dict[str, Any]], images: DetectionImages) -> list[dict[str, Any]]:
-    """Return results of indices and labels with the ids of the json that the images are of.
+    """Replace indices and labels in results with the ids of the images' JSON file.
 
-    Those of a class that the json does not have are left out.
+    Results of classes that the file does not have are left out.
     """
     ids = images.category_ids
     return [
@@ -262,7 +262,7 @@ def draw_images(
     found: dict[int, Detections],
     classes: Sequence[str],
 ) -> Iterator[str]:
-    """Yield truth and prediction of each image as a data URI, "" for one that is gone."""
+    """Yield truth and prediction of each image as a data URI, "" if it cannot be read."""
     for index in indices:
         item = dataset[index]
         if item.bad:
@@ -275,7 +275,7 @@ def draw_images(
 
 
 def surest(found: Detections, score: float) -> Detections:
-    """Return the detections from a score on."""
+    """Return the detections with at least a score."""
     keep = found.scores >= score
     return replace(
         found,
@@ -292,7 +292,7 @@ def open_split(
     """Return the path of the data set to evaluate on, and the split with the network's labels.
 
     Raises:
-        ValueError: If there is none, or its classes are not those of the network.
+        ValueError: If there is no data set, or the network does not know one of its classes.
     """
     path = data or data_of(source, card)
     opened = open_dataset(path, val_share=val_share_of(card))
@@ -306,13 +306,13 @@ def open_split(
 def relabel(
     images: DetectionImages, classes: Sequence[str], wanted: Sequence[str]
 ) -> DetectionImages:
-    """Return images whose labels are those of the network, matched by the names of the classes.
+    """Return images with the network's labels, matched by class names.
 
     Raises:
         ValueError: If the data has objects of a class that the network does not know.
     """
     numbers = tuple(map(str, range(len(wanted))))
-    # Names of a network without a list of its own are numbers.
+    # The classes of a network without a list of names are called by their numbers.
     if tuple(classes) == tuple(wanted) or (len(classes) == len(wanted) and wanted == numbers):
         return images
     label_of = {name: label for label, name in enumerate(wanted)}

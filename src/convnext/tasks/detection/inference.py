@@ -1,4 +1,4 @@
-"""From images to the objects on them, in the images' own pixels."""
+"""Inference on images of a data set: detections in the pixels of the original images."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from convnext.tasks.detection.data.dataset import EvalDataset
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """The objects that were found on an image, the surest first."""
+    """The detections of an image, highest score first."""
 
     boxes: NDArray[np.float64]
-    """(M, 4) as x1 y1 x2 y2 in the image's own pixels."""
+    """(M, 4) as x1 y1 x2 y2 in pixels of the original image."""
     scores: NDArray[np.float64]
     """(M,)"""
     labels: NDArray[np.int64]
-    """(M,) from 0."""
+    """(M,) starting at 0."""
     masks: tuple[dict[str, Any] | None, ...]
-    """Run lengths as COCO has them, compressed; of the whole image. None without masks."""
+    """Compressed COCO run-length encoding (RLE) of the whole image; None without masks."""
     size: tuple[int, int]
     """Height and width of the image."""
 
@@ -55,11 +55,11 @@ def infer(
     progress: Callable[[int], None] = lambda _: None,
     ranks: Ranks = ALONE,
 ) -> Iterator[tuple[int, Detections]]:
-    """Yield the index of every image and what was found on it, in order.
+    """Yield the index and the detections of every image, in order.
 
-    Images that cannot be read are left out and recorded in `bad`. `progress` is told of every image
-    that is dealt with. Of several processes each yields its share, none twice. All look at equally
-    many images, since the network may be sharded over them.
+    Images that cannot be read are left out and recorded in `bad`. `progress` is called once per
+    image. With several processes each yields its own part of the images. All of them process the
+    same number of images, since the network may be sharded over them.
     """
     model.eval()
     mine = list(range(ranks.rank, len(dataset), ranks.count))
@@ -69,14 +69,14 @@ def infer(
         batch_size=None,
         sampler=[*mine, *range(num_spare)],
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         worker_init_fn=leave_signals_to_parent,
     )
     for i, item in enumerate(items_of(loader, device)):
         is_mine = i < len(mine)
         if is_mine:
             bad.update(item.bad)
-        # A sharded network waits for every process: they look at what stands for bad images too.
+        # A sharded network waits for every process, so placeholders of bad images run too.
         if not item.bad or ranks.count > 1:
             image = normalize_batch(dataset.preprocessing, item.pixels[None].to(device))[0]
             # A sharded network cannot gather its parameters in inference mode.
@@ -96,14 +96,14 @@ def detect(
     precision: str,
     threshold: float = 0.5,
 ) -> Detections:
-    """Return what is on a normalised image (C, h, w), in the pixels of one of `size` (H, W).
+    """Return the detections of a normalized image (C, h, w), in pixels of an image of `size`.
 
-    Masks become run lengths one by one, each within its own window: memory does not grow with
-    their number times the image.
+    Masks are encoded one by one, each within its own window, so that memory does not grow with
+    the number of masks times the image.
     """
     with autocast(device, precision):
         found = model([image], paste=False)[0]
-    # A box without area is no object that a user could see.
+    # Users cannot see boxes without area.
     found = {k: v[_has_area(found["boxes"])] for k, v in found.items()}
     height, width = size
     factors = torch.tensor(
@@ -114,7 +114,7 @@ def detect(
     if "shares" in found:
         parts = paste_windows(found["shares"].float(), boxes, size, threshold)
         masks = tuple(compress(encode(part.cpu().numpy(), w, size)) for part, w in parts)
-    elif "masks" in found:  # An exported file may have pasted them already, in what it was given.
+    elif "masks" in found:  # An exported file may return masks pasted into its input image.
         window = (0, 0, width, height)
         bitmaps = (_resized(mask, size).cpu().numpy() for mask in found["masks"])
         masks = tuple(compress(encode(bitmap, window, size)) for bitmap in bitmaps)
@@ -128,7 +128,7 @@ def detect(
 
 
 def _resized(mask: Tensor, size: tuple[int, int]) -> Tensor:  # h w -> *size
-    """Return a bitmap at another size: pixels of which half belongs to the object."""
+    """Return a bitmap at another size: the pixels that belong to the object by at least half."""
     if tuple(mask.shape) == size:
         return mask
     shares = F.interpolate(mask[None, None].float(), size, mode="bilinear", align_corners=False)
@@ -140,12 +140,12 @@ def _has_area(boxes: Tensor) -> Tensor:  # M 4 -> M
 
 
 def compress(runs: dict[str, Any]) -> dict[str, Any]:
-    """Return run lengths with COCO's own string in place of a list of counts."""
+    """Replace the list of counts of a COCO RLE with COCO's string."""
     compressed = coco_mask.frPyObjects(runs, *runs["size"])
     counts = compressed["counts"]
     text = counts.decode("ascii") if isinstance(counts, bytes) else counts
     return {"size": list(runs["size"]), "counts": text}
 
 
-def _as_it_is(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item

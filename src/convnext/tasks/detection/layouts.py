@@ -1,6 +1,6 @@
-"""The published layouts of a detector: those of its backbone with the names of its parts beside.
+"""Published layouts of a detector: the layout of its backbone and the names of its other parts.
 
-Sources: the authors' repository and mmdetection 3, which name everything alike but the blocks.
+Sources: the authors' repository and mmdetection 3, whose names differ only in the blocks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CASCADE = {
     "mask_heads.{s}.upsample": "roi_head.mask_head.{s}.upsample",
     "mask_heads.{s}.classifier": "roi_head.mask_head.{s}.conv_logits",
 }
-# A single stage has no number in their names, and no convolutions in its box head.
+# Mask R-CNN's names have no stage number, and its box head has no convolutions.
 _ONE_STAGE = {
     ours.replace(".{s}", ".0", 1): theirs.replace(".{s}", "", 1)
     for ours, theirs in _CASCADE.items()

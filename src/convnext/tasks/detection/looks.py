@@ -1,4 +1,4 @@
-"""What a trained detector reports: as in training, unless a user asks otherwise."""
+"""Inference settings of a trained detector."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from convnext.tasks.detection.model.detector import Detector
 
 
 def change_detector(model: nn.Module, **asked: Any) -> Detector | ExportedDetector:
-    """Change fields of a detector's config that say what is reported, and return it; None changes
-    nothing.
+    """Change inference settings of a detector in place, and return it; None keeps a setting.
 
     Raises:
-        ValueError: If the network is no detector, a value is out of its bounds, or an exported file
-            was not written for it.
+        ValueError: If the network is not a detector, a value is out of range, or an exported file
+            does not support it.
     """
     if isinstance(model, ExportedDetector):
         model.change(**{name: value for name, value in asked.items() if value is not None})
@@ -25,8 +24,8 @@ def change_detector(model: nn.Module, **asked: Any) -> Detector | ExportedDetect
     if not isinstance(model, Detector):
         raise ValueError("the network does not detect objects")
     changes = {name: value for name, value in asked.items() if value is not None}
-    most = changes.get("max_detections", 0)
-    if most > model.config.num_proposals:
-        changes["num_proposals"] = most
+    limit = changes.get("max_detections", 0)
+    if limit > model.config.num_proposals:
+        changes["num_proposals"] = limit
     model.config = replace(model.config, **changes)
     return model

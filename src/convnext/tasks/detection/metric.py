@@ -1,7 +1,7 @@
-"""Average precision of boxes and masks, as COCO defines it, by faster-coco-eval.
+"""COCO's average precision of boxes and masks, computed by faster-coco-eval.
 
-Every process gathers compact results (boxes, scores, run lengths); the numbers are those of all
-images together, and never a mean of the processes' own.
+Every process collects compact results (boxes, scores, RLE masks). The metrics are computed over
+the images of all processes together, not averaged over processes.
 """
 
 from __future__ import annotations
@@ -22,70 +22,70 @@ from convnext.tasks.detection.inference import Detections
 
 Kind = Literal["bbox", "segm"]
 NUM_WORST = 16
-# The matrix of more classes is counted, but not part of the result.
+# The result leaves out larger confusion matrices.
 MAX_CONFUSION = 1001
-# Ranges of area, as COCO's tables of precision and recall have them.
+# COCO's ranges of area, in the order of its precision and recall tables.
 AREAS = ("all", "small", "medium", "large")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """COCO's figures of boxes or of masks, in percent; None where no object could be found."""
+    """COCO's metrics of boxes or masks, in percent; None where the data has no object."""
 
     ap: float | None
-    """Mean average precision over classes and ten overlaps, 0.5 to 0.95."""
+    """Mean average precision over classes and ten IoU thresholds, 0.5 to 0.95."""
     ap50: float | None
     ap75: float | None
     ap_small: float | None
-    """Of objects below 32 x 32 pixels."""
+    """AP of objects smaller than 32 x 32 pixels."""
     ap_medium: float | None
     ap_large: float | None
-    """Of objects from 96 x 96 pixels on."""
+    """AP of objects of at least 96 x 96 pixels."""
     ar_1: float | None
-    """Mean recall with the one surest detection of each image and class."""
+    """Mean recall with the top detection per image and class."""
     ar_10: float | None
     ar: float | None
     """Mean recall with all detections, at most `max_detections` per image and class."""
     per_class: tuple[float | None, ...]
     """AP of each class."""
     precision: tuple[tuple[float, ...], ...]
-    """Of each class at overlap 0.5, at the recalls 0, 0.01, ..., 1; empty without an object."""
+    """Precision of each class at IoU 0.5 and recalls 0, 0.01, ..., 1; empty without an object."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScore:
-    """How an image fares: the F-score of its boxes at overlap 0.5, a fraction in [0, 1]."""
+    """F1 score of an image's boxes at IoU 0.5, a fraction in [0, 1]."""
 
     index: int
     f1: float
     missed: int
-    """Objects that no detection was for."""
+    """Objects without a matching detection."""
     false: int
-    """Detections that were for no object."""
+    """Detections without a matching object."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a detector does on a labelled data set."""
+    """Metrics of a detector on a labeled data set."""
 
     box: Scores
     mask: Scores | None
-    """None for data with boxes only, and for networks that were trained on such."""
+    """None if the data has no masks, or the network was trained without masks."""
     classes: tuple[str, ...]
     num_images: int
     num_objects: int
-    """Crowd regions aside."""
+    """Objects without crowd regions."""
     num_detections: int
     max_detections: int
     confusion: tuple[tuple[int, ...], ...]
-    """Boxes at overlap 0.5 and score 0.3: rows are the truth, columns the detections, the last ones
-    nothing; empty above 1,000 classes."""
+    """Boxes at IoU 0.5 and score 0.3. Rows are the truth, columns the detections; the last row and
+    column are the background. Empty above 1,000 classes."""
     worst: tuple[ImageScore, ...]
-    """The images of lowest F-score, the worst first."""
+    """The images with the lowest F1 scores, lowest first."""
 
     @property
     def scores(self) -> dict[str, float]:
-        """The scores that a run keeps, by name, in percent; 0 where there is no object."""
+        """The scores that a run records, by name, in percent; 0 where there is no object."""
         found = {}
         for kind, scores in (("box", self.box), ("mask", self.mask)):
             for name in ("ap", "ap50", "ap75"):
@@ -99,12 +99,12 @@ class Evaluation:
 
 
 class Metric:
-    """Gathers detections image by image.
+    """Collects detections image by image.
 
     Args:
-        images: The labelled images.
-        classes: Names, in the order of the labels.
-        max_detections: Most that count on an image for each class.
+        images: The labeled images.
+        classes: Class names, in the order of the labels.
+        max_detections: Maximum number of detections that count per image and class.
     """
 
     def __init__(
@@ -113,22 +113,22 @@ class Metric:
         self.images, self.classes = images, tuple(classes)
         self.max_detections = max_detections
         self.found: dict[int, Detections] = {}
-        """What was found, by the index of the image."""
+        """Detections by the index of the image."""
 
     def update(self, index: int, found: Detections) -> None:
-        """Add what was found on an image."""
+        """Add the detections of an image."""
         self.found[index] = found
 
     def merge(self, ranks: Ranks) -> None:
-        """Take in what the other processes were given; all must call."""
+        """Add the detections of the other processes; all processes must call this."""
         parts = ranks.gather(self.found)
         self.found = dict(sorted((k, v) for part in parts for k, v in part.items()))
 
     def compute(self) -> Evaluation:
-        """Return the evaluation of everything added.
+        """Return the metrics of all images added.
 
         Raises:
-            ValueError: If there was no image.
+            ValueError: If there is none.
         """
         if not self.found:
             raise ValueError("there is no readable image to evaluate on")
@@ -162,7 +162,7 @@ class Metric:
         judge.params.maxDets = sorted({1, 10, self.max_detections})
         judge.evaluate()
         judge.accumulate()
-        # Overlaps, recalls, classes, areas, detections; and the same without recalls.
+        # Axes: IoU, recall, class, area, number of detections. `recall` has no recall axis.
         precision, recall = judge.eval["precision"], judge.eval["recall"]
         at = {most: i for i, most in enumerate(judge.params.maxDets)}
         all_ = at[self.max_detections]
@@ -185,9 +185,9 @@ class Metric:
         )
 
     def truth(self, kind: Kind) -> dict[str, Any]:
-        """Return the objects of the images that were looked at as COCO's json has them.
+        """Return the objects of the images added, in the format of COCO's JSON.
 
-        Objects without a mask are regions that do not count where masks are judged.
+        For the mask metrics, objects without a mask are regions to ignore.
         """
         annotations: list[dict[str, Any]] = []
         for index in sorted(self.found):
@@ -202,7 +202,7 @@ class Metric:
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def results(self, kind: Kind) -> list[dict[str, Any]]:
-        """Return the detections as COCO's results; images have their index, classes their label."""
+        """Return the detections as COCO results with image indices and labels as ids."""
         rows: list[dict[str, Any]] = []
         for index, found in sorted(self.found.items()):
             for box, score, label, mask in zip(
@@ -240,12 +240,12 @@ def _rows(objects: Objects, size: tuple[int, int], kind: Kind) -> list[dict[str,
 
 
 def xywh(box: NDArray[np.float64]) -> list[float]:
-    """Return a box as COCO's x, y, width, height."""
+    """Return a box as x, y, width, height, COCO's format."""
     x1, y1, x2, y2 = box.tolist()
     return [x1, y1, x2 - x1, y2 - y1]
 
 
 def percent(values: NDArray[np.float64]) -> float | None:
-    """Return the mean of what is not -1, COCO's mark of classes without an object."""
+    """Return the mean in percent without -1, COCO's value for classes without an object."""
     known = values[values > -1]
     return 100 * float(known.mean()) if known.size else None

@@ -35,34 +35,34 @@ from convnext.tasks.trained import Opened
 
 Form = Literal["png", "jpg", "none"]
 SCORE = 0.5
-"""Least score of what is shown: below it, boxes are more often wrong than right."""
+"""Minimum score of the objects shown: below it, boxes are more often wrong than right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageObjects:
-    """One image: where it came from, what was written, and what is on it, the surest first."""
+    """Detections of one image, highest score first, with its source and picture."""
 
     source: str
     picture: str
-    """Empty where none was asked for."""
+    """Path of the picture; empty if none was written."""
     found: CocoDetections
     image_id: int
-    """In COCO's results."""
+    """Id of the image in the COCO results."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionResult:
-    """All images, in order, and those that could not be read."""
+    """Detections of all images, in order, and the images that could not be read."""
 
     output: str
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    """The id of each class in the results."""
+    """Id of each class in the COCO results."""
     predictions: tuple[ImageObjects, ...]
     bad_images: tuple[tuple[str, str], ...]
 
     def results(self) -> list[dict[str, Any]]:
-        """Return the objects as COCO's results, with the image's file beside its number."""
+        """Return the objects as COCO results, with the image's file name added."""
         return [
             {
                 "image_id": prediction.image_id,
@@ -104,7 +104,7 @@ class DetectionResult:
         }
 
     def write(self, folder: str | Path | None = None) -> tuple[Path, ...]:
-        """Write `predictions.json`, COCO's `results.json`, and `objects.csv` (a row per object)."""
+        """Write `predictions.json`, COCO `results.json`, and `objects.csv` (one row per object)."""
         folder = Path(folder or self.output)
         content = self.to_dict()
         write_text(folder / "predictions.json", json.dumps(content, indent=1) + "\n")
@@ -119,11 +119,11 @@ class DetectionResult:
         return tuple(folder / n for n in ("predictions.json", "results.json", "objects.csv"))
 
     def print(self, console: Console) -> None:
-        """Print a line per image: what is on it."""
+        """Print one line per image with its objects."""
         table = Table(box=None, header_style="bold")
         table.add_column("image", overflow="fold")
         table.add_column("objects", justify="right")
-        table.add_column("of them", overflow="fold")
+        table.add_column("classes", overflow="fold")
         for p in self.predictions:
             counts = Counter(p.found.labels.tolist())
             named = (f"{count:,} {self.classes[label]}" for label, count in counts.most_common(5))
@@ -132,29 +132,29 @@ class DetectionResult:
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
         if self.bad_images:
-            console.print(f"{len(self.bad_images)} of the images could not be read")
+            console.print(f"{len(self.bad_images)} images could not be read")
         console.print(
-            "pictures, objects.csv, predictions.json and results.json (COCO's format) are in "
+            "pictures, objects.csv, predictions.json and results.json (COCO format) are in "
             f"{escape(self.output)}"
         )
 
 
 class ObjectPredictor(Predictor[Detections]):
-    """Detects objects, and writes pictures of them.
+    """Detects objects and draws them.
 
     Args:
         own: The network.
-        output: The folder for NAME_objects.png of each image; None for no files.
-        score: Lowest score of an object; 0.5 by default.
-        nms: Overlap from which duplicates are dropped; by default that of training.
-        max_detections: Objects per image at most; likewise.
+        output: Folder for NAME_objects.png of each image; None for no files.
+        score: Minimum score of an object; 0.5 by default.
+        nms: IoU threshold of NMS; by default that of training.
+        max_detections: Maximum number of objects per image; by default that of training.
         overlays: Format of the pictures: "png", "jpg" (smaller), or "none".
-        names: Write names and scores into the pictures.
-        ids: COCO's json that lists the images: the results have its ids of images and classes;
-            without it, images are numbered from 1 in their order.
+        names: Write class names and scores into the pictures.
+        ids: COCO JSON file that lists the images. The results use its ids of images and classes;
+            without it, images are numbered from 1.
 
     Raises:
-        ValueError: If an option is impossible.
+        ValueError: If an option is out of range.
     """
 
     title = "detecting"
@@ -175,9 +175,9 @@ class ObjectPredictor(Predictor[Detections]):
         super().__init__(own, output)
         if overlays not in get_args(Form):
             known = ", ".join(get_args(Form))
-            raise ValueError(f"overlays are {overlays!r}, but must be of {known}")
+            raise ValueError(f"overlays must be one of {known}, not {overlays!r}")
         self.overlays, self.has_names, self.ids = overlays, names, ids
-        # The copy shares the layers, and has what is reported for itself.
+        # The copy shares the layers but has its own inference settings.
         self.network = change_detector(
             copy.copy(own.model),
             score_threshold=SCORE if score is None else score,
@@ -192,17 +192,17 @@ class ObjectPredictor(Predictor[Detections]):
         if self.ids is None:
             return
         if sources is None or any(source.path is None for source in sources):
-            raise ValueError("--ids needs images in files, all of them given at once")
+            raise ValueError("--ids needs image files, all passed in one call")
         files = [source.path for source in sources if source.path is not None]
         image_ids, self.category_ids = read_ids(Path(self.ids), files, self.classes)
         self.image_ids = {id(s): i for s, i in zip(sources, image_ids, strict=True)}
 
     def files_of(self, name: str) -> tuple[str, ...]:
-        """Return the name of a picture."""
+        """Return the names of an image's files."""
         return () if self.overlays == "none" else (f"{name}_objects.{self.overlays}",)
 
     def result(self, source: Source, image: Image.Image) -> Detections:
-        """Return the objects on an image."""
+        """Return the detections of an image."""
         preprocessing = self.own.card.preprocessing
         pixels = torch.from_numpy(preprocessing.pixels(image))[None].to(self.own.device)
         with torch.inference_mode():
@@ -226,7 +226,7 @@ class ObjectPredictor(Predictor[Detections]):
     def row(
         self, source: Source, image: Image.Image | None, result: Detections, name: str, index: int
     ) -> ImageObjects:
-        """Write the picture, and return the objects as COCO has them."""
+        """Write the picture, and return the row of an image."""
         assert image is not None
         picture = ""
         if self.output is not None and self.overlays != "none":
@@ -241,7 +241,7 @@ class ObjectPredictor(Predictor[Detections]):
         )
 
     def summary(self, rows: Sequence[Any], bad: Sequence[tuple[str, str]]) -> DetectionResult:
-        """Return the objects on all images."""
+        """Return the detections of all images."""
         return DetectionResult(
             output=str(self.output or ""),
             classes=self.classes,
@@ -254,12 +254,12 @@ class ObjectPredictor(Predictor[Detections]):
 def read_ids(
     path: Path, files: Sequence[Path], classes: Sequence[str]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids of images and of classes in COCO's json.
+    """Return the ids of images and classes in a COCO JSON file.
 
-    A file is the image whose `file_name` its path ends with.
+    An image is listed if its path ends with a `file_name`.
 
     Raises:
-        ValueError: If one is not listed.
+        ValueError: If an image or a class is not listed.
     """
     content = read_coco(path)
     by_parts = {Path(record.file_name).parts: record.id for record in content.records}
@@ -270,10 +270,10 @@ def read_ids(
         end = next((end for end in ends if end in by_parts), None)
         if end is None:
             raise ValueError(
-                f"{path} lists no image {file.name}; leave it out, or go without --ids"
+                f"{path} does not list the image {file.name}; leave it out, or omit --ids"
             )
         found.append(by_parts[end])
     missing = [name for name in classes if name not in by_name]
     if missing:
-        raise ValueError(f"{path} has no category {missing[0]!r}, which the network finds")
+        raise ValueError(f"{path} has no category {missing[0]!r}, a class of the network")
     return tuple(found), tuple(by_name[name] for name in classes)

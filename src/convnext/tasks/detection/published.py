@@ -1,4 +1,4 @@
-"""What goes with published detectors, whose files hold tensors alone: COCO, and how it is read."""
+"""Classes and preprocessing of published detectors, whose files hold only tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convnext.weights.published import dense_preprocessing
 
 TABLES = tuple(BY_PREFIX.values())
 
-# The ids of COCO's 80 categories; those of no object were never used.
+# The ids of COCO's 80 categories; the others are unused.
 COCO_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 
 # In the order of the ids.
@@ -35,10 +35,10 @@ COCO = tuple(
 
 
 def published_card(source: str, name: str, changes: Mapping[str, Any]) -> Card:
-    """Return the card of a file without one, by the network that its shapes tell.
+    """Return a card for a file without one, for the network that its tensor shapes imply.
 
-    Classes are COCO's where there are 80 of them, else numbers; images are read at 800 pixels, the
-    long side at most 1333 (paper, appendix A.3).
+    The classes are COCO's if there are 80, else numbers. Images are resized to a short side of 800
+    pixels and a long side of at most 1333 (paper, appendix A.3).
     """
     changes = asdict(DetectorConfig()) | dict(changes)
     count = int(changes["num_classes"])

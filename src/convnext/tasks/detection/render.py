@@ -1,4 +1,4 @@
-"""What was found, drawn on the image: masks, boxes, names and scores; beside the truth if known."""
+"""Pictures of detections: masks, boxes, names and scores, next to the truth if it is known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convnext.data.formats.coco import Objects
 from convnext.tasks.detection.draw import draw_objects
 from convnext.tasks.detection.inference import Detections
 
-# So many objects have colours of their own, where all are of one class.
+# Number of distinct colors of objects.
 NUM_COLORS = 24
 # More names than this hide the image.
 MAX_NAMES = 60
@@ -24,19 +24,19 @@ GAP = 6
 def draw_detections(
     image: Image.Image, found: Detections, classes: Sequence[str], *, names: bool = True
 ) -> Image.Image:
-    """Return an RGB image with what was found on it.
+    """Return an RGB image with its detections.
 
     Args:
-        image: At any size.
-        found: In pixels of the image at `found.size`.
-        classes: Names, in the order of the labels.
-        names: Write name and score at the boxes, unless there are too many for that.
+        image: The image at any size.
+        found: Detections in pixels of the image at `found.size`.
+        classes: Class names, in the order of the labels.
+        names: Write class name and score at the boxes, unless there are too many.
     """
     colors = class_colors(len(classes))[found.labels]
     if len(classes) == 1:
         colors = class_colors(NUM_COLORS)[np.arange(len(found)) % NUM_COLORS]
     height, width = found.size
-    # One colour per object.
+    # One color per object.
     objects = replace(as_objects(found), labels=np.arange(len(found)))
     drawn = draw_objects(image, objects, colors, source=(width, height))
     if names and len(found) <= MAX_NAMES:
@@ -52,7 +52,7 @@ def compare(
     classes: Sequence[str],
     width: int = 480,
 ) -> Image.Image:
-    """Return the truth and what was found side by side, each `width` pixels wide."""
+    """Return truth and detections side by side, each `width` pixels wide."""
     height = max(1, round(image.height * width / image.width))
     small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     size = (found.size[1], found.size[0])
@@ -84,7 +84,7 @@ def _write_names(
     classes: Sequence[str],
     colors: NDArray[np.uint8],
 ) -> None:
-    """Write a chip above each box, or in it where there is no room, the surest one on top."""
+    """Write a label above each box, or inside if there is no room, highest scores on top."""
     pen = ImageDraw.Draw(image)
     font = ImageFont.load_default(max(10.0, min(image.size) / 42))
     for i in reversed(range(len(found))):

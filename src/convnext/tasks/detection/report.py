@@ -1,4 +1,4 @@
-"""The sections of a report that only detection has."""
+"""Report sections of detection."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from convnext.tasks.figures import (
     table,
 )
 
-# Classes whose curves are drawn one by one; of more, only the mean is.
+# With more classes, only the mean curve is drawn.
 MAX_CURVES = 8
 RECALL = [float(recall) for recall in range(101)]
-NOTHING = "nothing"
+BACKGROUND = "background"
 KINDS = (("box", "boxes"), ("mask", "masks"))
 
 
@@ -40,13 +40,13 @@ def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def reliability(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return sentences that say how far the primary score can be trusted."""
+    """Return sentences about how far to trust the primary score."""
     found = f"{evaluation['num_objects']:,} objects on {evaluation['num_images']:,} images"
     return [f"Measured on {found} of the validation set, by COCO's definitions."]
 
 
 def figures_of_coco(evaluation: Mapping[str, Any]) -> Section | None:
-    """COCO's twelve figures, of boxes and masks."""
+    """COCO's twelve metrics of boxes and masks."""
     rows = [
         {"kind": name, **{f: shown(evaluation[kind][f]) for _, f in COLUMNS}}
         for kind, name in KINDS
@@ -58,15 +58,15 @@ def figures_of_coco(evaluation: Mapping[str, Any]) -> Section | None:
     most = evaluation["max_detections"]
     return Section(
         title="Average precision",
-        note="In percent; AP is the mean over overlaps from 0.5 to 0.95, small is below 32 x 32 "
-        f"pixels, large from 96 x 96 on. AR is the mean recall with 1, 10 and all (at most "
-        f"{most:,}) detections of an image.",
+        note="In percent. AP is the mean over IoU thresholds from 0.5 to 0.95; small means less "
+        f"than 32 x 32 pixels, large at least 96 x 96. AR is the mean recall with 1, 10 and all "
+        f"(at most {most:,}) detections per image.",
         parts=[table(columns, rows)],
     )
 
 
 def precision(evaluation: Mapping[str, Any]) -> Section | None:
-    """Precision at every recall, at overlap 0.5."""
+    """Precision-recall curves at IoU 0.5."""
     drawn = []
     names = evaluation.get("classes", [])
     for kind, name in KINDS:
@@ -88,8 +88,8 @@ def precision(evaluation: Mapping[str, Any]) -> Section | None:
         else:
             curves = [mean]
         half = float(mean.y[50])
-        alt = f"Precision of {name} over recall; {half:.0f} percent at a recall of 50 percent."
-        title = f"Precision and recall of {name} at overlap 0.5"
+        alt = f"Precision of {name} by recall; {half:.0f} percent at a recall of 50 percent."
+        title = f"Precision and recall of {name} at IoU 0.5"
         drawn.append(
             Drawing(name=f"precision_{kind}", title=title, alt=alt, figure=draw_precision(curves))
         )
@@ -97,14 +97,13 @@ def precision(evaluation: Mapping[str, Any]) -> Section | None:
         return None
     return Section(
         title="Precision and recall",
-        note="Each point is a score from which detections count; a detector that finds all and "
-        "only what is there reaches the upper right corner.",
+        note="Each point is a score threshold; a perfect detector reaches the upper right corner.",
         parts=[Part(kind="figures", values={"figures": drawn})],
     )
 
 
 def per_class(evaluation: Mapping[str, Any]) -> Section | None:
-    """AP of every class as bars, where there are several."""
+    """Bar chart of the AP per class, if there are several."""
     names = evaluation.get("classes", [])
     drawn = []
     for kind, name in KINDS:
@@ -129,31 +128,29 @@ def per_class(evaluation: Mapping[str, Any]) -> Section | None:
 
 
 def confusion(evaluation: Mapping[str, Any]) -> Section | None:
-    """What is taken for what, missed, or seen where nothing is."""
+    """Confusion matrix of classes, with missed objects and false detections."""
     if not evaluation.get("confusion"):
         return None
     matrix = np.asarray(evaluation["confusion"])
-    names = [*evaluation["classes"], NOTHING]
+    names = [*evaluation["classes"], BACKGROUND]
     found, objects = int(np.trace(matrix)), int(matrix[:-1].sum())
     alt = (
-        f"Confusion matrix of {len(names) - 1} classes and nothing. Of {objects:,} objects "
-        f"{found:,} were found as what they are, {int(matrix[:, -1].sum()):,} were missed."
+        f"Confusion matrix of {len(names) - 1} classes and background. {found:,} of {objects:,} "
+        f"objects were detected with the right class, {int(matrix[:, -1].sum()):,} were missed."
     )
     drawing = draw_confusion(matrix, names)
-    drawn = Drawing(
-        name="confusion", title="Objects and what they were taken for", alt=alt, figure=drawing
-    )
+    drawn = Drawing(name="confusion", title="Objects and detections", alt=alt, figure=drawing)
     return Section(
-        title="What is taken for what",
-        note="Boxes with a score of at least 0.3 that overlap an object by half. Each row is a "
-        f"class, each column what it was taken for; the column {NOTHING!r} are missed objects, the "
-        f"row {NOTHING!r} detections where no object is.",
+        title="Confusion matrix",
+        note="Boxes with a score of at least 0.3 that match an object at IoU 0.5. Each row is a "
+        f"true class, each column a predicted class; the column {BACKGROUND!r} counts missed "
+        f"objects, the row {BACKGROUND!r} false detections.",
         parts=[Part(kind="matrix", values={"figure": drawn})],
     )
 
 
 def worst_images(evaluation: Mapping[str, Any]) -> Section | None:
-    """The images of lowest F-score: truth and prediction side by side."""
+    """The images with the lowest F1 scores: truth and prediction side by side."""
     rows = [row for row in evaluation.get("worst", []) if "picture" in row]
     if not rows:
         return None
@@ -169,14 +166,14 @@ def worst_images(evaluation: Mapping[str, Any]) -> Section | None:
     ]
     return Section(
         title="Worst images",
-        note="Truth on the left, what was found with a score of at least 0.3 on the right. Look "
-        "for missing labels here first.",
+        note="Truth on the left, detections with a score of at least 0.3 on the right. Check these "
+        "images first for missing labels.",
         parts=[Part(kind="strips", values={"strips": strips})],
     )
 
 
 def report(evaluation: Mapping[str, Any]) -> ReportSections:
-    """Return what a report shows of an evaluation; of one that is empty, nothing."""
+    """Return the report sections of an evaluation; none if it is empty."""
     measured = "box_ap" in evaluation
     makers = (figures_of_coco, precision, per_class, confusion, worst_images, bad_images)
     return ReportSections(

@@ -1,4 +1,4 @@
-"""Detection as training, runs, studies and reports see it."""
+"""The detection task: the interface for training, runs, studies and reports."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from convnext.tasks.detection.model.detector import CascadeMaskRCNN, MaskRCNN
 from convnext.tasks.detection.recipe import DetectionRecipe
 from convnext.weights.checkpoint import Card
 
-# Share of a box in a crowd region from which it is not trained on.
+# Boxes that lie in a crowd region by this fraction are not trained on.
 IN_CROWD = 0.5
 
 
 class DetectionTask(Task):
-    """Objects with boxes, and with masks where the data has them."""
+    """Detection of objects by boxes, and by masks where the data has them."""
 
     name = "detect"
     primary = "box_ap"
@@ -97,7 +97,7 @@ class DetectionTask(Task):
 
     @classmethod
     def open_data(cls, recipe: Recipe, console: Console) -> DetectionData:
-        """Open COCO's json with its images, or a format that is read as such."""
+        """Open a data set in COCO's format, or in one that is converted to it."""
         return open_dataset(recipe.data, val_share=recipe.loader.val_share)
 
     @classmethod
@@ -107,7 +107,7 @@ class DetectionTask(Task):
         return (
             f"{known.num_train:,} training and {known.num_val:,} validation images, about "
             f"{known.image_width} x {known.image_height} pixels; {known.num_objects:,} objects "
-            f"{masks} of {known.num_classes} classes"
+            f"{masks} in {known.num_classes} classes"
         )
 
     @property
@@ -116,7 +116,7 @@ class DetectionTask(Task):
         return self.recipe.input.image_size
 
     def identity(self) -> str:
-        """Return a hash of the names in their order."""
+        """Return a hash of the image names in order."""
         return hash_of_names(self.data.classes, self.train.names)
 
     def head_settings(self) -> dict[str, Any]:
@@ -133,8 +133,7 @@ class DetectionTask(Task):
     ) -> dict[str, Tensor]:
         """Return the named losses of a micro batch.
 
-        The boxes that they are taken on are drawn by seed, step and part alone. The network puts
-        the images into one batch, of its own memory format.
+        Seed, step and part alone determine the sampled boxes.
         """
         images = [
             normalize_batch(self.preprocessing, pixels[None].to(self.device, non_blocking=True))[0]
@@ -163,18 +162,18 @@ class DetectionTask(Task):
         return dense_workload(self, model, batch_size, detect)
 
     def card(self, model: nn.Module, metrics: Mapping[str, Any], recipe: ResolvedRecipe) -> Card:
-        """Return what is saved with the weights."""
+        """Return the card to save with the weights."""
         return replace(super().card(model, metrics, recipe), category_ids=self.data.category_ids)
 
 
 def with_objects(images: DetectionImages) -> DetectionImages:
-    """Return the images that have an object; crowd regions are none."""
+    """Return the images with at least one object; crowd regions do not count."""
     kept = [record for record in images.records if not record.objects.crowd.all()]
     return replace(images, records=kept)
 
 
 def policy(recipe: DetectionRecipe[Never]) -> Policy:
-    """Return how a resolved recipe resizes and cuts training images."""
+    """Return the policy of a resolved recipe for resizing and cropping training images."""
     detect = recipe.detect
     if detect.policy == "large_scale_jitter":
         return LargeScaleJitter(crop=detect.crop, jitter=detect.jitter)

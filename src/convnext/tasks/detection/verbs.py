@@ -1,4 +1,4 @@
-"""What the verbs ask of detection before anything heavy is imported."""
+"""Options and checks of detection for the verbs, without heavy imports."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ NUM_CALIBRATION_IMAGES = 50
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """What `predict` takes.
+    """Options of `predict`.
 
     Args:
-        score: Lowest score of an object; 0.5 by default.
-        nms: Overlap from which duplicates are dropped; by default that of training.
-        max_detections: Objects per image at most; by default those of training.
+        score: Minimum score of an object; 0.5 by default.
+        nms: IoU threshold of NMS; by default that of training.
+        max_detections: Maximum number of objects per image; by default that of training.
         overlays: Format of the pictures.
         names: Leave names and scores out of the pictures.
-        ids: COCO's json that lists the images: the results have its ids.
+        ids: COCO JSON file that lists the images; the results use its ids.
     """
 
     score: float | None = None
@@ -32,12 +32,12 @@ class PredictOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """What `evaluate` takes.
+    """Options of `evaluate`.
 
     Args:
-        score: Lowest score of an object; by default that of training.
-        nms: Overlap from which duplicates are dropped; by default that of training.
-        max_detections: Objects per image at most; by default those of training.
+        score: Minimum score of an object; by default that of training.
+        nms: IoU threshold of NMS; by default that of training.
+        max_detections: Maximum number of objects per image; by default that of training.
     """
 
     score: float | None = None
@@ -47,18 +47,18 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What `export` takes.
+    """Options of `export`.
 
     Args:
-        masks: No masks, mask probabilities on 28 x 28 cells of each box (the default), or a bitmap
-            of the image for each object.
+        masks: No masks, mask probabilities on 28 x 28 cells of each box (the default), or a
+            full-size bitmap for each object.
     """
 
     masks: Literal["none", "shares", "full"] | None = None
 
 
 def recognizes(path: Path) -> bool:
-    """Whether a folder or a json holds objects, by its layout."""
+    """Whether a folder or a JSON file is a detection data set, by its layout."""
     from convnext.data.formats.coco_layout import is_detection
 
     return is_detection(path)
@@ -76,7 +76,7 @@ def inspect(path: str, *, contact_sheet: bool) -> tuple[Any, Any]:
 
 
 def predictor_class() -> Any:
-    """Import what predicts images."""
+    """Import and return the predictor class."""
     from convnext.tasks.detection.predict import ObjectPredictor
 
     return ObjectPredictor

@@ -30,7 +30,7 @@ def test_images_are_padded_at_the_right_and_below() -> None:
     assert batch[0, :, :30, :70].all()
     assert stack(images, 64)[0].shape == (2, 3, 128, 128)
     for wrong in ([], [torch.ones(1, 3, 8, 8)]):
-        with pytest.raises(ValueError, match=r"takes a list of images \(C, H, W\)"):
+        with pytest.raises(ValueError, match=r"takes a non-empty list of images \(C, H, W\)"):
             stack(wrong, 32)
 
 

@@ -1,4 +1,4 @@
-"""Images of any sizes as one tensor."""
+"""Batching of images of different sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Size = tuple[int, int]
 
 
 def padded_size(sizes: Sequence[Size], stride: int) -> Size:
-    """Return the least height and width that hold images, both multiples of 32 and of `stride`."""
+    """Return the min height and width that fit all images, multiples of 32 and of `stride`."""
     divisor = max(DIVISOR, stride)
     height, width = (
         max(1, -(-max(side) // divisor)) * divisor for side in zip(*sizes, strict=True)
@@ -24,19 +24,19 @@ def padded_size(sizes: Sequence[Size], stride: int) -> Size:
 
 
 def stack(images: Sequence[Tensor], stride: int) -> tuple[Tensor, list[Size]]:
-    """Pad images (C, H, W) at the right and below with zeros to one size, and stack them.
+    """Zero-pad images (C, H, W) at the right and bottom to one size, and stack them.
 
-    Sides become a multiple of 32, and of the backbone's last `stride` if that is more.
+    Sides become multiples of 32, and of the backbone's last `stride` if that is larger.
 
     Returns:
         The batch (N, C, H, W), and the sizes (H, W) of the images.
 
     Raises:
-        ValueError: If there are none, or one is not (C, H, W).
+        ValueError: If there are no images, or one is not (C, H, W).
     """
     if not len(images) or any(image.ndim != 3 for image in images):
         shapes = [tuple(image.shape) for image in images]
-        raise ValueError(f"a detector takes a list of images (C, H, W), at least one, not {shapes}")
+        raise ValueError(f"a detector takes a non-empty list of images (C, H, W), not {shapes}")
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = padded_size(sizes, stride)
     padded = [

@@ -1,4 +1,4 @@
-"""What is in a box, and where exactly."""
+"""The box head: classification and regression of boxes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 SIDE = 7
-"""Cells of a box's features, each way."""
+"""Side of a box's feature map, in cells."""
 
 BoxHeadKind = Literal["two_fc", "four_conv_fc"]
 
@@ -24,11 +24,11 @@ class ConvNorm(nn.Sequential):
 
 
 class BoxHead(nn.Module):
-    """Features (R, C, 7, 7) to class logits (R, K + 1), background last, and deltas (R, K, 4).
+    """Maps features (R, C, 7, 7) to class logits (R, K + 1), background last, and deltas (R, K, 4).
 
     Args:
-        kind: Two fully connected layers, as Mask R-CNN has it, or four convolutions with batch norm
-            and one fully connected layer, as the cascade.
+        kind: Two fully connected layers as in Mask R-CNN, or four convolutions with batch norm and
+            one fully connected layer as in the cascade.
         channels: C.
         fc_dim: Width of the fully connected layers.
         num_classes: K.
@@ -55,7 +55,7 @@ class BoxHead(nn.Module):
         return self.classifier(x), self.regressor(x).unflatten(1, (-1, 4))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put new last layers for `num_classes` classes on the head."""
+        """Replace the last layers by new ones for `num_classes` classes."""
         like = next(self.fcs.parameters())
         self.classifier = nn.Linear(self.fc_dim, num_classes + 1).to(like)
         self.regressor = nn.Linear(self.fc_dim, 4 * num_classes).to(like)

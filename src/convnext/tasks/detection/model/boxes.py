@@ -1,7 +1,7 @@
-"""Boxes: areas and overlaps, their coding as differences, and the anchors of proposals.
+"""Box geometry: areas, IoU, coding as deltas, and anchors.
 
-Boxes are (..., 4) as x1 y1 x2 y2 in pixels; an edge is a coordinate and not a pixel, so a box from
-0 to 10 is 10 wide. M boxes against R are (M, R); functions of pairs take two equal shapes.
+Boxes are (..., 4) as x1 y1 x2 y2 in pixels. An edge is a coordinate, not a pixel: a box from 0 to
+10 is 10 wide. M boxes against R give (M, R); functions of pairs take equal shapes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 EPS = 1e-6
-"""Smallest union or hull that a ratio is taken of, in square pixels, as in the reference."""
+"""Min area of a denominator (union or hull), in square pixels, as in the reference."""
 
 
 def area(boxes: Tensor) -> Tensor:  # ... 4 -> ...
@@ -27,7 +27,7 @@ def has_area(boxes: Tensor) -> Tensor:  # ... 4 -> ...
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:  # ... 4, ... 4 -> ...
     """Return the area that two boxes share; shapes broadcast."""
-    # Each coordinate apart and contiguous: pairs of them would not be vectorised.
+    # Separate contiguous coordinates vectorize; pairs of coordinates would not.
     ax1, ay1, ax2, ay2 = a.movedim(-1, 0).contiguous()
     bx1, by1, bx2, by2 = b.movedim(-1, 0).contiguous()
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
@@ -43,12 +43,12 @@ def iou(a: Tensor, b: Tensor) -> Tensor:  # M 4, R 4 -> M R
 
 
 def covered(a: Tensor, b: Tensor) -> Tensor:  # M 4, R 4 -> M R
-    """Return the share of each box of `a` that lies in each box of `b`."""
+    """Return the fraction of each box of `a` that lies in each box of `b`."""
     return intersection(a[:, None], b[None]) / area(a)[:, None].clamp(min=EPS)
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:  # R 4, R 4 -> R
-    """Return generalised IoU of pairs, in [-1, 1] (Rezatofighi et al., 2019)."""
+    """Return the generalized IoU of pairs, in [-1, 1] (Rezatofighi et al., 2019)."""
     shared = intersection(a, b)
     union = (area(a) + area(b) - shared).clamp(min=EPS)
     top_left = torch.minimum(a[..., :2], b[..., :2])
@@ -58,7 +58,7 @@ def giou(a: Tensor, b: Tensor) -> Tensor:  # R 4, R 4 -> R
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:  # ... 4 -> ... 4
-    """Move edges into an image of `size` (H, W)."""
+    """Clip boxes to an image of `size` (H, W)."""
     height, width = size
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack(
@@ -69,13 +69,13 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:  # ... 4 -> ... 4
 Stds = tuple[float, float, float, float]
 
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
-"""Most that the logarithm of a width or height may change, either way; exp is finite below it."""
+"""Max absolute change of the logarithm of a width or height; keeps exp finite."""
 
 
 def encode(boxes: Tensor, targets: Tensor, stds: Stds = (1, 1, 1, 1)) -> Tensor:
-    """Return what leads from `boxes` to `targets`, both (..., 4), as dx dy dw dh over `stds`.
+    """Return the deltas dx dy dw dh from `boxes` to `targets`, both (..., 4), divided by `stds`.
 
-    Both need positive widths and heights, or the deltas are not finite.
+    Both need positive widths and heights; otherwise the deltas are not finite.
     """
     center, size = _center_and_size(boxes)
     target_center, target_size = _center_and_size(targets)
@@ -86,7 +86,7 @@ def encode(boxes: Tensor, targets: Tensor, stds: Stds = (1, 1, 1, 1)) -> Tensor:
 def decode(
     boxes: Tensor, deltas: Tensor, stds: Stds = (1, 1, 1, 1), size: tuple[int, int] | None = None
 ) -> Tensor:
-    """Return the boxes that `deltas` (..., 4) lead to, clipped to an image of `size` (H, W) if any.
+    """Apply `deltas` (..., 4) to boxes, and clip the result to `size` (H, W) if given.
 
     `boxes` are (..., 4) and broadcast: (R, 1, 4) for deltas (R, K, 4).
     """
@@ -103,15 +103,15 @@ def _center_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 RATIOS = (0.5, 1.0, 2.0)
-"""Height over width."""
+"""Aspect ratios (height / width) of the anchors."""
 SCALE = 8.0
-"""Side of a square anchor, in strides, of the published networks."""
+"""Side of a square anchor of the published networks, in strides."""
 DIVISOR = 32
 """Sides of padded images are multiples of this."""
 
 
 def base_anchors(stride: int, scale: float = SCALE) -> Tensor:  # -> A 4
-    """Return the anchors of one position around the origin, one per ratio, of equal area."""
+    """Return the anchors around the origin, one per aspect ratio, all of the same area."""
     root = torch.tensor(RATIOS).sqrt()
     half_width, half_height = scale * stride / root / 2, scale * stride * root / 2
     return torch.stack((-half_width, -half_height, half_width, half_height), 1)
@@ -123,9 +123,9 @@ def level_anchors(
     device: torch.device | str = "cpu",
     scale: float = SCALE,
 ) -> Tensor:
-    """Return the anchors of a map of `size` (H, W) as (H * W * A, 4): rows, columns, ratios.
+    """Return the anchors of a map of `size` (H, W) as (H * W * A, 4), by row, column and ratio.
 
-    They are centred on the top left corner of their cell, as in the reference.
+    They are centered on the top left corner of their cell, as in the reference.
     """
     height, width = size
     y = torch.arange(height, device=device) * stride
@@ -138,8 +138,9 @@ def level_anchors(
 def usable(anchors: Tensor, size: tuple[int, int], border: int) -> Tensor:  # R 4 -> R
     """Whether anchors may be trained on for an image of `size` (H, W) in a larger batch.
 
-    They leave it by no more than `border` pixels. A negative border keeps all whose cells lie in
-    the image padded to a multiple of `DIVISOR`, as the reference pads each before it stacks them.
+    Usable anchors extend beyond the image by at most `border` pixels. A negative border keeps all
+    anchors whose cells lie in the image padded to a multiple of `DIVISOR`, since the reference pads
+    each image that way before stacking.
     """
     height, width = size
     if border < 0:

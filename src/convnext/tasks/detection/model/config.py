@@ -1,7 +1,7 @@
-"""What a detector is: a method, which is a row of a table, and settings that one may change.
+"""Configuration of a detector: a method, which is a row of a table, and adjustable settings.
 
-Sources: the authors' released configurations, and docs of the papers: Mask R-CNN (He et al., 2017)
-and Cascade R-CNN (Cai and Vasconcelos, 2018).
+Sources: the authors' released configurations, Mask R-CNN (He et al., 2017) and Cascade R-CNN (Cai
+and Vasconcelos, 2018).
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ RPN_THRESHOLDS = Thresholds(positive=0.7, negative=0.3, low_quality=0.3)
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A box head and a mask head, and what they are trained on."""
+    """A stage: a box head and a mask head, and the matching that they are trained with."""
 
     iou: float
-    """Overlap from which a proposal is responsible for an object."""
+    """IoU from which a proposal matches an object."""
     stds: Stds
-    """Scale of the deltas dx dy dw dh."""
+    """Standard deviations that the deltas dx dy dw dh are divided by."""
     weight: float = 1.0
-    """Factor on the stage's losses."""
+    """Weight of the stage's losses."""
     low_quality: bool = False
-    """Whether objects keep the best of their proposals if none has `iou` more with another."""
+    """Whether an object also matches its best proposals if their IoU is below `iou`."""
 
     @property
     def thresholds(self) -> Thresholds:
-        """Who is positive and who negative; no proposal is left out."""
+        """Thresholds of positive and negative proposals; every proposal is one or the other."""
         least = self.iou if self.low_quality else None
         return Thresholds(positive=self.iou, negative=self.iou, low_quality=least)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How boxes are found and what that is trained with."""
+    """A detection method: its heads and its losses."""
 
     stages: tuple[Stage, ...]
     box_head: BoxHeadKind
     box_loss: BoxLoss
-    """On deltas, or on the boxes that they lead to."""
+    """L1 on deltas, or GIoU on the decoded boxes."""
     box_weight: float
     rpn_beta: float
-    """Where smooth L1 on the proposals' deltas turns from quadratic to linear; 0 is L1."""
+    """Beta of smooth L1 on the proposals' deltas; 0 is L1."""
     rpn_border: int
-    """Pixels by which trained anchors may leave the image; negative: any."""
+    """Pixels by which anchors used in training may extend beyond the image; negative: any."""
     num_train_proposals: int
-    """Proposals of an image in training, after the suppression of doubles."""
+    """Proposals per image in training, after NMS."""
 
 
 METHODS = {
@@ -79,45 +79,45 @@ METHODS = {
         num_train_proposals=2000,
     ),
 }
-"""By the prefix of a name."""
+"""Methods by the prefix of a model's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """What may be changed in a detector; the defaults are those of the published COCO models."""
+    """Adjustable settings of a detector; the defaults are those of the published COCO models."""
 
     num_classes: int = 80
     channels: int = 256
-    """Width of the pyramid and of the convolutions of all heads."""
+    """Channels of the pyramid and of the convolutions of all heads."""
     fc_dim: int = 1024
     """Width of the fully connected layers of the box heads."""
     anchor_scale: float = SCALE
     """Side of a square anchor, in strides of its map."""
     output_norms: bool = True
-    """Whether each map of the backbone gets a layer norm of its own."""
+    """Whether each map of the backbone gets its own layer norm."""
     num_proposals: int = 1000
-    """Proposals of an image, of each level before and of all after the suppression of doubles."""
+    """Proposals per image: of each level before NMS, and of all levels after NMS."""
     empty_proposals: bool | None = None
-    """Whether proposals that lose their width or height at the border of the image stay, as in the
-    stack of the published numbers; current MMDetection drops them. None: as in the layout that the
-    weights come in, and they stay where it does not say."""
+    """Whether to keep proposals that clipping to the image leaves without area, as the code behind
+    the published numbers does; current MMDetection drops them. None: as in the layout of the
+    loaded weights, or keep them if it does not say."""
     score_threshold: float = 0.05
-    """Least score of a detection."""
+    """Minimum score of a detection."""
     nms_threshold: float = 0.5
-    """Overlap from which the better of two detections of one class suppresses the other."""
+    """IoU threshold of NMS within a class."""
     max_detections: int = 100
-    """Most detections of an image."""
+    """Maximum number of detections per image."""
     masks: bool = True
-    """Whether masks are reported; heads that were trained on boxes alone have learned nothing."""
+    """Whether masks are reported; training on boxes alone leaves the mask heads untrained."""
     mask_threshold: float = 0.5
-    """Share from which a pixel belongs to an object."""
+    """Mask probability from which a pixel belongs to an object."""
     rpn_batch_size: int = 256
-    """Anchors of an image that the proposals are trained on, at most half of them positive."""
+    """Anchors per image that the RPN is trained on, at most half of them positive."""
     box_batch_size: int = 512
-    """Proposals of an image that the heads are trained on, at most a quarter of them positive."""
+    """Proposals per image that the heads are trained on, at most a quarter of them positive."""
     ignore_threshold: float | None = None
-    """Share of a box in a region to ignore from which it is not trained on; None: such regions are
-    background, as in the published models."""
+    """Fraction of a box in a region to ignore from which it is not trained on. None: such regions
+    are background, as in the published models."""
 
     def __post_init__(self) -> None:
         counts = ("num_classes", "channels", "fc_dim", "num_proposals", "max_detections")

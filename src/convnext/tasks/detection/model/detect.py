@@ -1,4 +1,4 @@
-"""From proposals to detections: the stages one after the other, then the masks."""
+"""From proposals to detections: the box stages in order, then the masks."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def select(
     """Return the boxes (M, 4), scores (M,) and labels (M,) of the detections, best first.
 
     Args:
-        boxes: (R, K, 4), of every proposal for every class.
+        boxes: (R, K, 4), for every proposal and class.
         scores: (R, K), without the background.
-        score_threshold: Every class of a box above it is a candidate.
-        nms_threshold: Overlap from which candidates of one class suppress each other.
-        max_detections: Most that are returned.
+        score_threshold: Classes of a box with a higher score are candidates.
+        nms_threshold: IoU threshold of NMS within a class.
+        max_detections: Maximum number of detections.
     """
     row, label = (scores > score_threshold).nonzero(as_tuple=True)
     candidates, score = boxes[row, label], scores[row, label]
@@ -56,11 +56,11 @@ def detections(
     *,
     paste: bool = True,
 ) -> list[dict[str, Tensor]]:
-    """Return the detections of every image from its proposals (R_n, 4), as `Detector` has them.
+    """Return the detections of every image from its proposals (R_n, 4), as `Detector` does.
 
-    The class logits of all stages count alike, each on its own boxes; the boxes are those of the
-    last stage, and masks the mean of all stages. Without `paste` there are `shares` (M, 28, 28)
-    in [0, 1] in place of masks; a detector that reports no masks has neither.
+    The class logits are the mean of all stages, each on its own boxes; the boxes are those of the
+    last stage, and the masks the mean of all stages. Without `paste` the mask probabilities
+    `shares` (M, 28, 28) replace the masks; a detector that reports no masks has neither.
     """
     config, stages = detector.config, detector.method.stages
     boxes, total = list(proposals), torch.zeros((), device=maps[0].device)
@@ -99,7 +99,7 @@ def detections(
 def mask_shares(
     detector: Detector, maps: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Return the masks (R_n, 28, 28) of boxes of known classes, in [0, 1], for every image."""
+    """Return the mask probabilities (R_n, 28, 28) of labeled boxes, for every image."""
     own = torch.cat(list(labels))
     rows = torch.arange(len(own), device=own.device)
     num = len(detector.method.stages)

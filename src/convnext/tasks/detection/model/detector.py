@@ -1,7 +1,7 @@
-"""Mask R-CNN and Cascade Mask R-CNN over any backbone that has a pyramid.
+"""Mask R-CNN and Cascade Mask R-CNN on any backbone that has a pyramid.
 
 A detector is a feature pyramid, a proposal network, and stages of a box head and a mask head.
-Mask R-CNN has one stage; the cascade has three, each on the boxes of the one before it.
+Mask R-CNN has one stage; the cascade has three, each on the boxes of the previous one.
 
 Shapes: N images of C x H x W, R boxes of all images, K classes.
 """
@@ -39,21 +39,21 @@ if TYPE_CHECKING:
 
 
 class Detector(nn.Module):
-    """Normalised images to boxes, scores, labels and masks.
+    """Maps normalized images to boxes, scores, labels and masks.
 
     Args:
         backbone: A network with a pyramid, without a head.
-        config: The settings; kept as `detector.config`.
+        config: The settings; stored as `detector.config`.
 
-    Called with images (C, H, W) of any sizes it returns for each a dict of `boxes` (M, 4) as x1 y1
-    x2 y2 in the image's own pixels, `scores` (M,) from the best on, `labels` (M,) from 0, and
-    `masks` (M, H, W) of booleans, unless `config.masks` is off.
+    For every image (C, H, W) of any size the detector returns a dict of `boxes` (M, 4) as x1 y1 x2
+    y2 in pixels of the image, `scores` (M,) in descending order, `labels` (M,) starting at 0, and
+    boolean `masks` (M, H, W) unless `config.masks` is off.
     """
 
     prefix: ClassVar[str]
-    # What `convnext.cost` counts; the figures for dense tasks were all made so.
+    # The convention of `convnext.cost`; all published costs of dense tasks use it.
     cost_convention = "toolbox"
-    # Features of boxes; an inference form has another way to the same.
+    # An inference backend may replace it by an equivalent function.
     pool = staticmethod(pool_rois)
 
     def __init__(
@@ -83,7 +83,7 @@ class Detector(nn.Module):
         )
 
     def tuner(self) -> DetectorTuner:
-        """Return what finds its fastest form, for `convnext.optimize`."""
+        """Return the tuner that finds the fastest backend, for `convnext.optimize`."""
         from convnext.tasks.detection.export.backend import DetectorTuner
 
         return DetectorTuner(self)
@@ -96,13 +96,13 @@ class Detector(nn.Module):
         *,
         paste: bool = True,
     ) -> Any:
-        """Detect objects on images (C, H, W), which are padded to a common size.
+        """Detect objects in images (C, H, W), which are padded to a common size.
 
-        Without `paste` the masks are `shares` (M, 28, 28) of their boxes, in [0, 1], which
-        `masks.paste_windows` puts into an image of any size one by one.
+        Without `paste` the mask probabilities `shares` (M, 28, 28) of the boxes replace the masks;
+        `masks.paste_windows` pastes them into an image of any size one by one.
 
-        With `targets` return what `losses` returns: whatever is wrapped around a network (several
-        processes, compilation) knows of `forward` alone.
+        With `targets` return the losses: wrappers of a network (distributed, compiled) call
+        `forward` only.
         """
         if targets is not None:
             return self.losses(images, targets, seed)
@@ -117,12 +117,12 @@ class Detector(nn.Module):
         targets: Sequence[Mapping[str, Any]],
         seed: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return the named losses of images (C, H, W) and as many targets; their sum is the total.
+        """Return the named losses of images (C, H, W) and their targets; the total is their sum.
 
         Args:
             images: As for detection.
-            targets: What is on them, as `convnext.tasks.detection.model.targets` has it.
-            seed: Of the boxes that the losses are taken on; None: torch's own source of chance.
+            targets: One per image; see `convnext.tasks.detection.model.targets`.
+            seed: Seed of the sampled boxes; None for torch's default generator.
         """
         from convnext.tasks.detection.model.training import detector_losses
 
@@ -156,7 +156,7 @@ class Detector(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """Return proposals (R, 4) and their scores (R,) for every image.
 
-        `outputs` are those of the proposal network, if it has already run.
+        `outputs` are the outputs of the proposal network, if it has already run.
         """
         anchors = self.anchors(maps)
         outputs = self.rpn(maps) if outputs is None else outputs
@@ -210,7 +210,7 @@ class Detector(nn.Module):
         labels: Tensor,
         sizes: Sequence[Size],
     ) -> list[Tensor]:
-        """Return the boxes per image that a stage's deltas (R, K, 4) of labels (R,) lead to."""
+        """Return the boxes per image, refined by a stage's deltas (R, K, 4) for labels (R,)."""
         counts = [len(b) for b in boxes]
         stds = self.method.stages[stage].stds
         split = zip(
@@ -219,9 +219,9 @@ class Detector(nn.Module):
         return [refine(own, delta, label, stds, size) for own, delta, label, size in split]
 
     def run_for_cost(self, images: Tensor) -> None:
-        """Run everything that costs, for images (N, C, H, W): 1000 boxes and 100 masks each.
+        """Run all layers on images (N, C, H, W) with 1000 boxes and 100 masks each, to count MACs.
 
-        Nothing here depends on values, so it runs on shapes alone.
+        No shape depends on values, so it also runs on meta tensors.
         """
         maps = self.features(images)
         self.rpn(maps)
@@ -242,34 +242,34 @@ class Detector(nn.Module):
         return self.backbone.levels
 
     def layout_tables(self) -> DenseTables:
-        """Return the names of its tensors in the published layouts."""
+        """Return the tensor names in the published layouts."""
         return BY_PREFIX[self.prefix]
 
     @property
     def num_classes(self) -> int:
-        """Classes of the labels."""
+        """Number of classes."""
         return self.config.num_classes
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What `create_model(detector.name, **detector.changes)` needs to build it again."""
+        """The changes with which `create_model(detector.name, **detector.changes)` rebuilds it."""
         return {**self.backbone.changes, **asdict(self.config)}
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put new last layers for `num_classes` classes on the heads."""
+        """Replace the heads' last layers by new ones for `num_classes` classes."""
         self.config = replace(self.config, num_classes=num_classes)
         for head in (*self.box_heads, *self.mask_heads):
             cast("BoxHead | MaskHead", head).reset_classifier(num_classes)
 
 
 class MaskRCNN(Detector):
-    """One stage: two fully connected layers, and L1 on the deltas of each class."""
+    """One stage: two fully connected layers, and L1 loss on class-specific deltas."""
 
     prefix = "mask_rcnn_"
 
 
 class CascadeMaskRCNN(Detector):
-    """Three stages of rising overlap: four convolutions and one layer each, and generalised IoU."""
+    """Three stages of rising IoU, each with four convolutions and one layer, and GIoU loss."""
 
     prefix = "cascade_mask_rcnn_"
 
@@ -277,7 +277,7 @@ class CascadeMaskRCNN(Detector):
 def build(name: str, **changes: Any) -> Detector:
     """Build `mask_rcnn_<backbone>` or `cascade_mask_rcnn_<backbone>`.
 
-    Fields of `DetectorConfig` are the detector's, all other changes the backbone's.
+    Changes that are fields of `DetectorConfig` apply to the detector, all others to the backbone.
 
     Raises:
         ValueError: If there is no such backbone, it has no pyramid, or a change is unknown.

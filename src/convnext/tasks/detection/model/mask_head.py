@@ -1,17 +1,17 @@
-"""Which part of a box is the object."""
+"""The mask head: segmentation of the object in a box."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 SIDE = 14
-"""Cells of a box's features, each way; its mask has twice as many."""
+"""Side of a box's feature map, in cells; its mask has twice the resolution."""
 NUM_CONVS = 4
 LAST_STD = 0.01
 
 
 class MaskHead(nn.Module):
-    """Features (R, C, 14, 14) to a logit per class and cell (R, K, 28, 28) (He et al., 2017)."""
+    """Maps features (R, C, 14, 14) to mask logits (R, K, 28, 28) (He et al., 2017)."""
 
     def __init__(self, *, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -34,11 +34,11 @@ class MaskHead(nn.Module):
         return logits
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a new last layer for `num_classes` classes on the head."""
+        """Replace the last layer by a new one for `num_classes` classes."""
         like = self.upsample.weight
         classifier = nn.Conv2d(like.shape[1], num_classes, 1)
-        # The reference draws it like the others, by its outputs: a std of 0.16 for 80 classes, but
-        # of 1.4 for one, which begins with a loss of 7.
+        # The reference scales it by fan-out like the others: a std of 0.16 for 80 classes, but 1.4
+        # for one, with an initial loss of 7.
         nn.init.normal_(classifier.weight, std=LAST_STD)
         assert classifier.bias is not None
         nn.init.zeros_(classifier.bias)

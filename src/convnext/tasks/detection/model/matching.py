@@ -1,4 +1,4 @@
-"""Which boxes answer for which objects, and which of them a loss is taken on, at random."""
+"""Matching of boxes to objects, and random sampling of boxes for a loss."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from convnext.tasks.detection.model.boxes import covered, iou
 
 NEGATIVE, UNUSED = -1, -2
 MAX_PAIRS = 2**24
-"""Overlaps that are computed at once, 64 MiB for each tensor of them."""
+"""Max number of IoUs computed at once: 64 MiB per tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """How much a box must overlap an object, in intersection over union."""
+    """IoU thresholds between boxes and objects."""
 
     positive: float
-    """From here on it is responsible for the object."""
+    """From here on a box is positive: it matches the object."""
     negative: float
-    """Below, for nothing; in between it is not used."""
+    """Below, it is negative; in between it is unused."""
     low_quality: float | None = None
-    """From here on the best boxes of an object are responsible for it whatever else they overlap.
+    """From here on the best boxes of an object match it even if they overlap another one more.
 
-    None leaves objects that no box overlaps enough without one."""
+    None leaves objects without a match if no box overlaps them enough."""
     ignore: float | None = None
-    """Boxes of which this share lies in a region to ignore are not used; None uses all of them, as
-    the published models do."""
+    """Boxes of which at least this fraction lies in a region to ignore are unused; None uses all of
+    them, as the published models do."""
 
 
 def match(
@@ -40,19 +40,19 @@ def match(
     Args:
         boxes: (R, 4).
         objects: (M, 4); M may be 0.
-        thresholds: Who counts as what.
-        ignored: Regions (I, 4) whose content is unlabelled, such as crowds.
+        thresholds: The IoU thresholds.
+        ignored: Regions (I, 4) with unlabeled content, such as crowds.
 
     Returns:
-        (R,) integers. All boxes that share the best overlap with an object are its low-quality
-        matches; where those of several objects meet, the last object wins, as in the reference.
+        (R,) integers. All boxes with the highest IoU of an object are its low-quality matches; if a
+        box is that of several objects, the last object wins, as in the reference.
     """
     if len(objects) == 0 or len(boxes) == 0:
         matches = torch.full((len(boxes),), NEGATIVE, dtype=torch.long, device=boxes.device)
     else:
-        # In chunks: a million anchors times a thousand objects are too many at once.
+        # A million anchors times a thousand objects are too many at once.
         chunks = torch.split(boxes, max(MAX_PAIRS // len(objects), 1))
-        # One chunk, the usual case, is compared once; several are compared twice for less memory.
+        # A single chunk, the usual case, is compared once; several are compared twice for memory.
         overlaps = [iou(objects, chunk) if len(chunks) == 1 else None for chunk in chunks]
         pairs = list(zip(chunks, overlaps, strict=True))
         found = [_overlaps(pair, objects).max(0) for pair in pairs]
@@ -60,8 +60,8 @@ def match(
         matches = torch.where(best < thresholds.negative, NEGATIVE, UNUSED)
         matches = torch.where(best >= thresholds.positive, index, matches)
         if thresholds.low_quality is not None:
-            rescuer = _rescuers(pairs, objects, thresholds.low_quality)
-            matches = torch.where(rescuer >= 0, rescuer, matches)
+            best_of = _low_quality_matches(pairs, objects, thresholds.low_quality)
+            matches = torch.where(best_of >= 0, best_of, matches)
     if thresholds.ignore is not None and ignored is not None and len(ignored) and len(boxes):
         unlabelled = covered(boxes, ignored).amax(1) > thresholds.ignore
         matches = torch.where(unlabelled, UNUSED, matches)
@@ -69,7 +69,7 @@ def match(
 
 
 Pair = tuple[Tensor, Tensor | None]
-"""Some of the boxes (R, 4), and their overlaps (M, R) with the objects, if these were kept."""
+"""A chunk of boxes (R, 4), and its IoUs (M, R) with the objects if they were kept."""
 
 
 def _overlaps(pair: Pair, objects: Tensor) -> Tensor:  # -> M R
@@ -77,29 +77,29 @@ def _overlaps(pair: Pair, objects: Tensor) -> Tensor:  # -> M R
     return iou(objects, boxes) if kept is None else kept
 
 
-def _rescuers(pairs: Sequence[Pair], objects: Tensor, least: float) -> Tensor:
-    """Return for each box the last object that it is a best box of, or -1."""
+def _low_quality_matches(pairs: Sequence[Pair], objects: Tensor, least: float) -> Tensor:
+    """Return for each box the last object of which it is a best box, or -1."""
     most = torch.stack([_overlaps(pair, objects).amax(1) for pair in pairs]).amax(0)[:, None]
-    # An overlap that is below the least is nobody's best.
+    # Objects whose best IoU is below the minimum have no best box.
     most = torch.where(most >= least, most, 2.0)
     number = torch.arange(len(objects), device=objects.device)[:, None]
     found = []
     for pair in pairs:
-        rescued = _overlaps(pair, objects) == most
-        found.append(torch.where(rescued, number, -1).amax(0))
+        is_best = _overlaps(pair, objects) == most
+        found.append(torch.where(is_best, number, -1).amax(0))
     return torch.cat(found)
 
 
 def sample(
     matches: Tensor, num: int, positive_fraction: float, random: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draw positive boxes up to their share of `num`, and negative ones for the rest.
+    """Sample positive boxes up to their fraction of `num`, and negative ones for the rest.
 
     Args:
-        matches: (R,) of `match`.
-        num: How many in all; fewer where there are not enough.
-        positive_fraction: Share of `num` that positive boxes may have.
-        random: Source of chance on the CPU, so that devices draw alike; None: torch's own.
+        matches: (R,), returned by `match`.
+        num: Total number of boxes; fewer are returned if there are not enough.
+        positive_fraction: Max fraction of positive boxes.
+        random: Generator on the CPU, so that all devices draw the same; None for torch's default.
 
     Returns:
         Indices of the positive and of the negative boxes, each in ascending order.

@@ -1,4 +1,4 @@
-"""Features of boxes: each from the level of the pyramid that fits its size."""
+"""RoI pooling: the features of each box from the pyramid level that fits its size."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def pool_rois(
 ) -> Tensor:
     """Return the features of boxes (R_n, 4) of every image n as (sum of R_n, C, side, side).
 
-    Aligned RoIAlign with as many samples per cell as it has positions. It runs in fp32 whatever the
-    maps are: half precision cannot tell coordinates beyond 2048 pixels from the next.
+    Aligned RoIAlign with adaptive sampling. It always runs in fp32, because half precision cannot
+    represent every coordinate beyond 2048 pixels.
     """
     rois = torch.cat(
         [torch.cat((b.new_full((len(b), 1), n), b), 1) for n, b in enumerate(boxes)]

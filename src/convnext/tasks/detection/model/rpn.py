@@ -1,6 +1,6 @@
 """The feature pyramid (Lin et al., 2017) and the region proposal network (Ren et al., 2015).
 
-T anchors of an image are in one order everywhere: levels, rows, columns, ratios.
+The T anchors of an image are always in the order of levels, rows, columns, ratios.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from convnext.tasks.detection.model.boxes import RATIOS, decode, has_area
 
 
 class FPN(nn.Module):
-    """Maps c2 to c5 of `in_dims` channels to p2 to p6 of `channels`; no norm, no activation.
+    """Turns maps c2 to c5 of `in_dims` channels into p2 to p6 of `channels`, without norms.
 
-    p6 is every second position of p5, for the proposals of large objects only.
+    p6 is every second position of p5; only proposals of large objects use it.
     """
 
     def __init__(self, in_dims: Sequence[int], channels: int) -> None:
@@ -42,7 +42,7 @@ NMS_THRESHOLD = 0.7
 
 
 class ProposalNetwork(nn.Module):
-    """One 3x3 convolution, and two 1x1 ones for the objectness and the deltas of each anchor."""
+    """A 3x3 convolution, and two 1x1 convolutions for objectness and deltas of each anchor."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -83,13 +83,13 @@ def propose(
         anchors: (T_l, 4) of every level l.
         logits: (T_l,) of every level.
         deltas: (T_l, 4) of every level.
-        size: What boxes are clipped to.
-        num_before: Boxes of each level that enter the suppression of doubles.
-        num_after: Boxes of all levels that leave it.
-        keep_empty: Whether boxes stay that lose their width or height when they are clipped; as
+        size: Boxes are clipped to it.
+        num_before: Max number of boxes of each level before NMS.
+        num_after: Max number of boxes of all levels after NMS.
+        keep_empty: Whether to keep boxes that clipping leaves without area; see
             `DetectorConfig.empty_proposals`.
 
-    Boxes of one level suppress each other, those of different levels do not.
+    NMS runs within each level.
     """
     chosen, scores, levels = [], [], []
     for level, (boxes, logit, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):

@@ -1,8 +1,8 @@
-"""What a detector is trained on: the objects of an image, and which boxes answer for them.
+"""Training targets: the objects of an image, and the boxes sampled for them.
 
 A target is a dict of `boxes` (M, 4) xyxy in pixels of the image, `labels` (M,), and `masks`, one
-per object in a form of `masks.Mask` or None where there is a box only; `ignored` (I, 4), regions of
-unlabelled objects, may be there.
+`masks.Mask` per object or None if it has only a box. Optionally it has `ignored` (I, 4), regions
+with unlabeled objects.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from convnext.tasks.detection.model.config import RPN_THRESHOLDS, DetectorConfig
 from convnext.tasks.detection.model.matching import match, sample
 
 RPN_POSITIVE, BOX_POSITIVE = 0.5, 0.25
-"""Most that positive boxes may be of those that are trained on."""
+"""Max fractions of positive boxes among those sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objects:
-    """The objects of one image that can be learned from, on the device of the network."""
+    """The usable objects of one image, on the device of the network."""
 
     boxes: Tensor  # M 4
     labels: Tensor  # M
@@ -36,22 +36,22 @@ class Objects:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The boxes of one image that a loss is taken on: positive ones first, then negative ones."""
+    """The sampled boxes of one image: positive ones first, then negative ones."""
 
     boxes: Tensor  # R 4
-    labels: Tensor  # R, the number of classes where nothing is
-    index: Tensor  # P, object of each positive box
-    given: Tensor  # R, whether a box is an object's own
+    labels: Tensor  # R, the number of classes for background
+    index: Tensor  # P, the object of each positive box
+    given: Tensor  # R, whether a box is a ground-truth box
 
 
 def read_target(target: Mapping[str, Any], image: Tensor, num_classes: int) -> Objects:
     """Check the objects of an image (C, H, W) and move them to its device.
 
-    Boxes end at the border of the image. Those without width or height cannot be coded as
-    differences and are left out.
+    Boxes are clipped to the image. Boxes without area are left out, since deltas cannot encode
+    them.
 
     Raises:
-        ValueError: If the parts of the target do not fit each other or the classes.
+        ValueError: If the parts of the target are inconsistent, or a label is out of range.
     """
     absent = [key for key in ("boxes", "labels", "masks") if key not in target]
     if absent:
@@ -76,7 +76,7 @@ def read_target(target: Mapping[str, Any], image: Tensor, num_classes: int) -> O
     if not boxes.isfinite().all():
         raise ValueError("a target has a box with a coordinate that is not finite")
     ignored = torch.as_tensor(target.get("ignored", boxes[:0])).to(image.device, torch.float32)
-    # What leaves the image is cut: RoIAlign takes as many samples as a box has pixels.
+    # RoIAlign takes as many samples as a box has pixels, so boxes must not exceed the image.
     boxes = clip(boxes, size)
     keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
     return Objects(
@@ -95,7 +95,7 @@ def choose_anchors(
     method: Method,
     random: torch.Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which of the anchors (T, 4) are positive and negative, and the boxes of the former."""
+    """Sample anchors (T, 4): return positive and negative indices, and the positives' targets."""
     inside = usable(anchors, objects.size, method.rpn_border).nonzero()[:, 0]
     thresholds = replace(RPN_THRESHOLDS, ignore=config.ignore_threshold)
     matches = match(anchors[inside], objects.boxes, thresholds, objects.ignored)
@@ -110,7 +110,7 @@ def choose_boxes(
     stage: Stage,
     random: torch.Generator | None,
 ) -> Chosen:
-    """Draw the boxes that a stage is trained on from proposals (R, 4) and the objects' own."""
+    """Sample the boxes that a stage is trained on from proposals (R, 4) and ground truth."""
     thresholds = replace(stage.thresholds, ignore=config.ignore_threshold)
     found = match(proposals, objects.boxes, thresholds, objects.ignored)
     num_objects = len(objects.boxes)

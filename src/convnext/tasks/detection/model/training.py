@@ -1,8 +1,8 @@
-"""The losses of a detector on a batch: proposals, then each stage on the boxes before it.
+"""The losses of a detector on a batch: proposals, then each stage on the previous boxes.
 
-Losses are pure functions in fp32 of what the heads say and should say. Sums are divided by the
-number of all boxes that were chosen, positive or negative, so that an image with few objects weighs
-its few positive boxes no more than another.
+Losses are pure fp32 functions of predictions and targets. Sums are divided by the number of all
+sampled boxes, positive or negative, so that a positive box weighs the same in images with few and
+with many objects.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def objectness_loss(positive: Tensor, negative: Tensor, num: int) -> Tensor:
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> Tensor:  # R K+1, R
-    """Return the mean cross-entropy of boxes; 0 where there is none."""
+    """Return the mean cross-entropy of boxes; 0 without any."""
     return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)
 
 
@@ -53,7 +53,7 @@ def box_loss(
 ) -> Tensor:
     """Return the loss of positive boxes, all (P, 4), over `num`.
 
-    `giou` compares the boxes that the deltas lead to, without clipping them to the image.
+    `giou` compares the decoded boxes without clipping them to the image.
     """
     deltas = deltas.float()
     if kind == "l1":
@@ -69,7 +69,7 @@ def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:  # P K
 
 
 NUM_BEFORE = 2000
-"""Boxes of each level that enter the suppression of doubles in training."""
+"""Max number of boxes of each level before NMS in training."""
 
 
 def detector_losses(
@@ -81,7 +81,7 @@ def detector_losses(
     """Return the named losses, as `Detector.losses` describes them.
 
     Raises:
-        ValueError: If images and targets are not as many, or a target is damaged.
+        ValueError: If the numbers of images and targets differ, or a target is invalid.
     """
     if len(images) != len(targets):
         raise ValueError(f"there are {len(images)} images and {len(targets)} targets")
@@ -121,7 +121,7 @@ def rpn_losses(
     objects: Sequence[Objects],
     random: torch.Generator | None,
 ) -> dict[str, Tensor]:
-    """Return the losses of the proposal network's outputs, over all anchors that were drawn."""
+    """Return the losses of the proposal network's outputs over all sampled anchors."""
     anchors = torch.cat(detector.anchors(maps))  # T 4
     levels = [by_anchor(logits, deltas) for logits, deltas in outputs]
     logits = torch.cat([level for level, _ in levels], 1)  # N T
@@ -150,8 +150,8 @@ def stage_losses(
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Return the weighted losses of a stage, and the boxes per image for the next one.
 
-    What a stage makes of the objects' own boxes is not handed on, since the next stage adds them
-    again; where nothing is, boxes follow the most likely class.
+    Refined ground-truth boxes are left out, since the next stage adds ground truth itself.
+    Background boxes are refined by the deltas of their most likely class.
     """
     method, step = detector.method, detector.method.stages[stage]
     boxes = [c.boxes for c in chosen]
@@ -188,7 +188,7 @@ def masks_loss(
     chosen: Sequence[Chosen],
     objects: Sequence[Objects],
 ) -> Tensor:
-    """Return the loss of a stage's masks, on the positive boxes of objects that have one."""
+    """Return the mask loss of a stage on the positive boxes whose objects have a mask."""
     boxes, labels, targets = [], [], []
     for c, o in zip(chosen, objects, strict=True):
         has_mask = torch.tensor([mask is not None for mask in o.masks], dtype=torch.bool)
