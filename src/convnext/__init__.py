@@ -1,6 +1,6 @@
-"""ConvNeXt, the road that leads to it, and everything to train, use and deploy it.
+"""ConvNeXt and every step from ResNet to it: train, evaluate, export and compare networks.
 
-The public names are imported when first used, so that `import convnext` is instant.
+Public names are imported on first use, which keeps `import convnext` fast.
 """
 
 from __future__ import annotations

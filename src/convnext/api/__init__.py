@@ -1,4 +1,4 @@
-"""The verbs as functions, and what they return. Each is imported when it is first used."""
+"""The verbs as functions, and the types they return; imported lazily."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: on a labeled data set, or on what makes a network fail."""
+"""The verb `evaluate`: on a labeled data set, or on robustness benchmarks."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ def evaluate(
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="evaluate")],
 ) -> Scores:
-    """Measure a trained network on a labeled data set.
+    """Evaluate a trained network on a labeled data set.
 
-    Top-1, top-5, and precision and recall of every class; of a segmentor mIoU and the IoU of every
-    class; of a detector COCO's AP: with exactly the preprocessing that the checkpoint carries.
+    Measures top-1, top-5, and the precision and recall of every class; for segmentation mIoU and
+    the IoU of every class; for detection COCO's AP. Images are preprocessed as the checkpoint says.
 
     Args:
-        source: A run folder, a checkpoint, an exported file, a hub id; in Python also a loaded
+        source: A run folder, a checkpoint, an exported file, or a hub id; in Python also a loaded
             `Model`.
-        data: A data set; by default the local one that a run was trained on.
-        split: Which part of it.
+        data: A data set; by default the local one that the run was trained on.
+        split: The part of the data set to evaluate on.
         device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `auto` is that of training.
-        max_bad_share: Fail if a larger share of the images cannot be read.
-        fast: Switch to the fastest backend on this machine where the work takes minutes; outputs
+        precision: Numeric precision; `auto` is the precision of training.
+        max_bad_share: Fail if more than this fraction of the images cannot be read.
+        fast: Switch to the fastest backend on this machine if the work takes minutes; outputs
             then differ in their last bits.
-        output: Write evaluation.json there.
+        output: Folder for evaluation.json.
         progress: Where to print, as for `train`.
-        **options: Options that one task has: batch_size, only_best; window, stride, whole,
-            multi_scale, flip, boundary; score, nms, max_detections.
+        **options: Task options. Classification: batch_size, only_best. Segmentation: window,
+            stride, whole, multi_scale, flip, boundary. Detection: score, nms, max_detections.
 
     Returns:
-        A mapping of named scores, with `per_class`, and the task's own `evaluation` in full.
+        A mapping of named scores, with `per_class` and the task's full `evaluation`.
 
     Raises:
         ValueError: If source or data cannot be read, their classes do not match, or an option
@@ -108,24 +108,24 @@ def evaluate_robustness(
     output: Folder | None = None,
     progress: Show = True,
 ) -> Any:
-    """Measure top-1 on corrupted images, or on ImageNet-C, C-bar, A, R or Sketch.
+    """Measure a classifier's top-1 on corrupted images, or on ImageNet-C, C-bar, A, R or Sketch.
 
     Args:
-        source: A run folder, a checkpoint, or a hub id; a classifier.
-        robustness: The folder of a published benchmark, recognized by its layout; without it 15
-            corruptions are applied to the data's own images.
+        source: A run folder, a checkpoint, or a hub id.
+        robustness: The folder of a published benchmark, recognized by its layout; without a folder,
+            15 corruptions are applied to the images of the data set.
         data: As for `evaluate`.
         split: As for `evaluate`.
-        corruptions: Only these, such as gaussian_noise,fog.
-        severities: Only these.
-        max_images: A random part of each condition's images.
-        seed: Decides that part, and the corruptions.
-        workers: Processes that read and corrupt images; by default as many as help.
-        batch_size: Images at a time.
+        corruptions: Corruptions to apply, separated by commas, such as gaussian_noise,fog.
+        severities: Severities to apply.
+        max_images: Number of randomly chosen images per condition.
+        seed: Seed of this choice and of the corruptions.
+        workers: Processes that read and corrupt images; by default chosen for this machine.
+        batch_size: Images per batch.
         device: As for `evaluate`.
         precision: As for `evaluate`.
         max_bad_share: As for `evaluate`.
-        output: Write robustness.json, .csv, .svg and .png there; by default into the run folder.
+        output: Folder for robustness.json, .csv, .svg and .png; by default the run folder.
         progress: Where to print, as for `train`.
 
     Raises:
@@ -159,13 +159,13 @@ def evaluate_robustness(
         console=out,
     )
     if result.state.num_found:
-        out.print(f"{result.state.num_found} conditions had been measured before")
+        out.print(f"{result.state.num_found} conditions were measured earlier")
     print_robustness(result, out)
     if folder is None:
         out.print("nothing was written; give --output DIR to keep the table and the figure")
     else:
         if result.state.moved:
-            out.print(f"another evaluation that lay there is now {result.state.moved}.json")
+            out.print(f"renamed another evaluation in this folder to {result.state.moved}.json")
         written = ", ".join(map(str, write_robustness(result, folder)))
         out.print(f"written: {written}", soft_wrap=True)
     return result

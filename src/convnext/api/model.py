@@ -1,4 +1,4 @@
-"""A trained network and what it can do: predict, evaluate, export, embed."""
+"""Load a trained network; predict, evaluate, export and embed with it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from convnext.tasks.trained import Opened
 
 DEFAULT_FOLDER = "auto"
-"""As `output` of `predict`: the folder of the task, or no files for a task that has none."""
+"""Value of `output` for `predict`: the task's default folder, or no files if it has none."""
 
 
 class Model:
-    """A trained network, its classes and its preprocessing. `load` makes one.
+    """A trained network with its classes and preprocessing, as `load` returns it.
 
-    That of an exported file has its network built when it is first asked for: a task that can use
-    the file as it is needs no torch.
+    For an exported file, the network is built on first use: tasks that can run the file itself
+    need no torch.
     """
 
     def __init__(self, opened: Opened | ExportedFile) -> None:
@@ -54,7 +54,7 @@ class Model:
 
     @property
     def _file(self) -> ExportedFile | None:
-        """The file, if it is an exported one."""
+        """The exported file, if the model was loaded from one."""
         from convnext.deploy.runtimes import Exported
 
         return self._own if isinstance(self._own, Exported) else None
@@ -66,19 +66,19 @@ class Model:
 
     @property
     def task(self) -> str:
-        """What the network was trained for."""
+        """The task that the network was trained for."""
         from convnext.tasks import DEFAULT
 
         return self._own.card.task or DEFAULT
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of the labels."""
+        """Class names in label order."""
         return tuple(self._own.card.classes)
 
     @property
     def preprocessing(self) -> Any:
-        """How an image becomes the network's input."""
+        """The preprocessing of images."""
         return self._opened.card.preprocessing
 
     @property
@@ -90,21 +90,21 @@ class Model:
         return f"Model({self.name}, {len(self.classes):,} classes, from {self._own.source})"
 
     def predict(self, source: Any, **options: Any) -> Any:
-        """Predict the contents of images; arguments and results are those of `predict`."""
+        """Predict the contents of images; see `predict`."""
         return predict(self, source, **options)
 
     def export(self, format: Literal["onnx", "openvino", "pt2"], **options: Any) -> Exported:
-        """Write the network for another runtime; as `export`."""
+        """Write the network for another runtime; see `export`."""
         from convnext.api import export
 
         return export(self, format=format, **options)
 
     def embed(self, source: Any, **options: Any) -> Embeddings:
-        """Return a feature vector for each image; as `embed`."""
+        """Return a feature vector for each image; see `embed`."""
         return embed(self, source, **options)
 
     def evaluate(self, data: Any = None, **options: Any) -> Scores:
-        """Measure the network on a labeled data set; as `evaluate`."""
+        """Evaluate the network on a labeled data set; see `evaluate`."""
         from convnext.api import evaluate
 
         return evaluate(self, data=data, **options)
@@ -120,25 +120,24 @@ def load(
     classes: Sequence[str] = (),
     task: str | None = None,
 ) -> Model:
-    """Load a trained network; its task is recognized.
+    """Load a trained network and recognize its task.
 
     Args:
         source: A run folder, a checkpoint, an exported file (.onnx, .xml, .pt2), a hub id, or a
-            published name ("convnext_tiny.fb_in1k"); or an `nn.Module`, with its `preprocessing`
-            and `classes`.
-        which: "best" takes the weights of a run with the best metric, "last" those of its last
-            step.
-        device: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
-        network: For a run that was trained on an `nn.Module`: such a module again; a copy gets the
-            weights of the run.
-        preprocessing: For an `nn.Module`: a `Preprocessing`, or for the dense tasks a
+            published name ("convnext_tiny.fb_in1k"); or an `nn.Module` with `preprocessing` and
+            `classes`.
+        which: "best" loads the run's weights with the best metric, "last" those of the last step.
+        device: `cpu`, `cuda`, `mps`, or `auto` for the fastest one available.
+        network: For a run that trained an `nn.Module`, a module of the same class; a copy of it
+            gets the weights.
+        preprocessing: For an `nn.Module`, a `Preprocessing`; for segmentation and detection a
             `DensePreprocessing`.
-        classes: For an `nn.Module`: the names in the order of its outputs.
-        task: For an `nn.Module`, if it is not a classifier.
+        classes: For an `nn.Module`, the class names in the order of its outputs.
+        task: For an `nn.Module` that is not a classifier, its task.
 
     Raises:
-        ValueError: If the source cannot be found or read, or a module comes without preprocessing
-            or classes.
+        ValueError: If the source cannot be found or read, or a module lacks preprocessing or
+            classes.
     """
     from convnext.deploy.runtimes import is_exported, open_exported
 
@@ -158,7 +157,9 @@ def load(
     if isinstance(source, nn.Module):
         return _of_module(source, preprocessing, classes, task, device)
     if preprocessing is not None or classes or task is not None:
-        raise ValueError(f"preprocessing, classes and task are for a module; {source} has its own")
+        raise ValueError(
+            f"only an nn.Module takes preprocessing, classes and task; {source} has its own"
+        )
     if network is not None:
         from convnext.models.given import give
         from convnext.weights.open import card_or_none
@@ -173,14 +174,14 @@ def load(
 def _of_module(
     module: nn.Module, preprocessing: Any, classes: Sequence[str], task: str | None, device: Device
 ) -> Model:
-    """Return a model of a network in memory."""
+    """Wrap an `nn.Module` in a `Model`."""
     from convnext.hardware.devices import pick_device
     from convnext.tasks import DEFAULT, task_class
     from convnext.tasks.trained import Opened
     from convnext.weights.checkpoint import Card
 
     if preprocessing is None or not classes:
-        raise ValueError("a module needs preprocessing=... and classes=... beside it")
+        raise ValueError("an nn.Module also needs preprocessing=... and classes=...")
     name = type(module).__name__
     card = Card(
         task=task_class(task or DEFAULT).name,
@@ -210,44 +211,45 @@ def predict(
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="predict")],
 ) -> Predictions | PredictionStream[Any]:
-    """Predict the contents of images, with the preprocessing that the checkpoint carries.
+    """Predict the contents of images, with the preprocessing stored in the checkpoint.
 
-    A classifier names the classes of images, with their probabilities. A segmentor gives the class
-    of every pixel, a detector boxes and masks of the objects.
+    A classifier predicts classes with their probabilities, a segmentation network the class of
+    every pixel, a detector the boxes and masks of objects.
 
     Args:
-        source: A run folder, a checkpoint, an exported file, a hub id; in Python also a loaded
+        source: A run folder, a checkpoint, an exported file, or a hub id; in Python also a loaded
             `Model`.
         images: Paths, folders, globs or URLs; in Python also PIL images, numpy arrays (H, W, 3) or
             (H, W) and torch tensors (3, H, W) or (N, 3, H, W) of uint8, and iterables of these.
-        output: Write files there: predictions.json and a table; for a segmentor masks and overlays,
-            for a detector pictures and COCO's results.
-        stream: Return an iterator that reads images and predicts them one at a time, in bounded
-            memory; its `summary()` is what the command line prints.
-        channels: The order in arrays and tensors: "rgb", or "bgr" as OpenCV has it.
-        device: `cpu`, `cuda`, `mps` or `auto`; a loaded model stays where it is.
-        precision: `auto` is that of training.
-        max_bad_share: Fail if a larger share of the images cannot be read.
-        fast: Switch to the fastest backend on this machine where the work takes minutes; outputs
+        output: Folder for predictions.json and a table; also for masks and overlays
+            (segmentation), or pictures and COCO results (detection).
+        stream: Return an iterator that reads and predicts images one at a time, in bounded memory;
+            its `summary()` returns what the command line prints.
+        channels: The channel order of arrays and tensors: "rgb", or "bgr" as in OpenCV.
+        device: `cpu`, `cuda`, `mps` or `auto`; in Python, a loaded model stays on its device.
+        precision: Numeric precision; `auto` is the precision of training.
+        max_bad_share: Fail if more than this fraction of the images cannot be read.
+        fast: Switch to the fastest backend on this machine if the work takes minutes; outputs
             then differ in their last bits.
         progress: Where to print, as for `train`.
-        **options: Options that one task has: topk, batch_size, wide; window, stride, whole,
-            multi_scale, flip, overlays, alpha; score, nms, max_detections, overlays, names, ids.
+        **options: Task options. Classification: topk, batch_size, wide. Segmentation: window,
+            stride, whole, multi_scale, flip, overlays, alpha. Detection: score, nms,
+            max_detections, overlays, names, ids.
 
     Returns:
-        A sequence with a `Classification`, `Segmentation` or `Detections` for each image that can
-        be read, in order, and the `bad_images`; with `stream` an iterator of the same.
+        A sequence with a `Classification`, `Segmentation` or `Detections` for each readable image,
+        in order, and the `bad_images`; with `stream`, an iterator over the same results.
 
     Raises:
         ValueError: If there is no image, too many cannot be read, an array is ambiguous, or an
             option belongs to another task.
-        TypeError: If something is not an image.
+        TypeError: If an object is not an image.
     """
     from convnext.data.sources import image_sources
     from convnext.progress import console_of
     from convnext.tasks.verbs import given_options, predict_by_file, predictor_class
 
-    # Before a network is fetched in vain.
+    # Check the images before a network is downloaded.
     sources = image_sources(images, channels=channels)
     model = as_model(source, device)
     if model._file is not None and precision == "auto" and not (stream or output or options):
@@ -290,27 +292,27 @@ def embed(
     max_bad_share: float = 1.0,
     progress: Show = True,
 ) -> Embeddings:
-    """Write a feature vector for each image: the last stage's output, pooled, after the last norm.
+    """Write a feature vector for each image: the last stage's output after pooling and norm.
 
-    Any network will do: of a segmentor or a detector it is the backbone that counts.
+    Segmentation networks and detectors embed with their backbone.
 
     Args:
-        source: A run folder, a checkpoint, a hub id; in Python also a loaded `Model`.
+        source: A run folder, a checkpoint, or a hub id; in Python also a loaded `Model`.
         images: Paths, folders, globs or URLs; in Python also images in memory, as for `predict`.
-        output: A file: .npz (`vectors` and `paths`) or .csv (a row per image).
+        output: A .npz file with `vectors` and `paths`, or a .csv file with one row per image.
         channels: As for `predict`.
-        batch_size: Images at a time, as far as they have one size.
+        batch_size: Images per batch; only images of equal size share a batch.
         device: As for `predict`.
         precision: As for `predict`.
         max_bad_share: As for `predict`.
         progress: Where to print, as for `train`.
 
     Returns:
-        `vectors` (N, C) of float32, and the N `paths` of the images that can be read.
+        `vectors` (N, C) in float32, and the `paths` of the N readable images.
 
     Raises:
-        ValueError: If the network has no features to give, as an exported file, there is no image,
-            or too many cannot be read.
+        ValueError: If the source has no features, like an exported file, there is no image, or too
+            many cannot be read.
     """
     from convnext.data.sources import image_sources
     from convnext.progress import console_of
@@ -339,7 +341,7 @@ def embed(
 
 
 def source_of(source: Any) -> str:
-    """Return where a model came from, or the source itself."""
+    """Return the path or id that a model was loaded from, or the source itself."""
     return source._own.source if isinstance(source, Model) else str(source)
 
 
@@ -348,7 +350,7 @@ def as_model(source: Any, device: Device) -> Model:
 
 
 def _path_of(source: Any, which: Which) -> str:
-    """Return the file of a run's weights, or the source as it is."""
+    """Return the file with a run's weights, or the source unchanged."""
     if which == "best":
         return str(source)
     if which != "last":

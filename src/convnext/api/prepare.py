@@ -1,4 +1,4 @@
-"""What `train` checks and recognizes before it reads data: task, names, network of the weights."""
+"""Checks that `train` makes before it reads data: the task, names, and the weights' network."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from convnext.models.config import NetworkConfig
 from convnext.recipes.recipe import Recipe
 from convnext.recipes.schema import NetworkRecipe
 
-# Fields of the weights' network that follow from the new data and recipe.
+# Fields of the weights' network that the new data and recipe determine instead.
 _NOT_TAKEN = {"num_classes", "in_chans", "drop_path_rate", "head_init_scale"}
 
 
 def table_of(data: Any, output: str | Path | None) -> tuple[str | None, str | Path | None]:
     """Return the path of the data, and the run folder.
 
-    A table in memory is written into the run folder as data.csv, so that the run can be resumed.
+    A table in memory is written to data.csv in the run folder, so that the run can be resumed.
 
     Raises:
-        ValueError: If it is not a table of paths and labels.
+        ValueError: If the data is not a table of paths and labels.
     """
     if data is None or isinstance(data, str | Path):
         return None if data is None else str(data), output
@@ -36,14 +36,14 @@ def table_of(data: Any, output: str | Path | None) -> tuple[str | None, str | Pa
 
 
 def prepare(source: Any, given: Mapping[str, Any]) -> Recipe:
-    """Return the recipe to train by, with its names checked.
+    """Return the recipe to train with, after checking its names.
 
     Args:
         source: A recipe's name, file or object, or None.
-        given: Settings by full names.
+        given: Settings by their full names.
 
     Raises:
-        ValueError: If there is no such recipe, model or file of weights.
+        ValueError: If the recipe, model or weights file does not exist.
     """
     if source is None and "task" not in given:
         asked = {name: given[name] for name in ("data", "model") if name in given}
@@ -69,10 +69,10 @@ def prepare(source: Any, given: Mapping[str, Any]) -> Recipe:
 
 
 def task_of(recipe: Recipe) -> str:
-    """Return the task that the data's layout says, or else the model's name.
+    """Return the task that matches the data's layout, or else the model's name.
 
     Raises:
-        ValueError: If the data could be for several tasks.
+        ValueError: If the data fits several tasks.
     """
     from convnext.tasks import DEFAULT
     from convnext.tasks.factory import task_of_name
@@ -85,9 +85,9 @@ def task_of(recipe: Recipe) -> str:
 
 
 def with_network_of_weights(recipe: Recipe) -> Recipe:
-    """Return the recipe with the network that its weights belong to, adapted to its task.
+    """Return the recipe with the network of its weights, adapted to its task.
 
-    Where a model is named, or the weights are fetched from a hub, nothing changes.
+    Nothing changes if the recipe names a model, or if the weights come from a hub.
     """
     if recipe.model != "auto":
         return recipe
@@ -120,10 +120,10 @@ def with_network_of_weights(recipe: Recipe) -> Recipe:
 
 
 def _recognized(path: Path) -> tuple[str, str, dict[str, Any]]:
-    """Return task, name and changes of the network that a bare file of weights belongs to.
+    """Infer task, name and changes of the network from a weights file without metadata.
 
     Raises:
-        ValueError: If the tensors are not those of a known network.
+        ValueError: If the tensors do not match a known network.
     """
     from convnext.tasks.factory import infer_model
     from convnext.tasks.trained import task_of

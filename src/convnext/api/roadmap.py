@@ -1,4 +1,4 @@
-"""The roadmap as a verb: counted, run on data, or varied at one step."""
+"""The verb `roadmap`: list the costs of its steps, train them, or ablate one of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Regime = Literal["resnet50", "resnet200", "mini"]
 
 @dataclass(frozen=True, kw_only=True)
 class RoadmapCosts:
-    """What the steps of a roadmap cost, and the accuracies of the paper."""
+    """Costs of the steps of a roadmap, and their accuracies in the paper."""
 
     regime: str
     rows: Sequence[RoadmapRow]
@@ -63,38 +63,40 @@ def run_roadmap(
     command: Annotated[str, PythonOnly()] = "",
     **settings: Unpack[Settings],
 ) -> StudyResult | RoadmapCosts:
-    """Count the roadmap from a ResNet to ConvNeXt, or run it on your data.
+    """List the roadmap from a ResNet to ConvNeXt, or run it on your data.
 
-    Without data: parameters and multiply-accumulates counted on the built networks, and the paper's
-    accuracies. With data every step is trained under one recipe, with every seed; with `ablate` one
-    decision is varied at one step. The same command continues where it was interrupted.
+    Without data, lists each step's parameters, multiply-accumulates and accuracy in the paper. With
+    data, trains every step with the same recipe and seeds. With `ablate`, varies settings at one
+    step instead. The same command resumes an interrupted study.
 
-    `mini` is the roadmap at a third of the depth and a quarter of the width of ResNet-50's, for
+    The roadmap `mini` has a third of the depth and a quarter of the width of `resnet50`, for
     laptops and small images.
 
     Args:
-        recipe: A bundled recipe's name, or a YAML file; in Python also a `Recipe`.
-        regime: Which roadmap.
+        recipe: The name of a bundled recipe, or a YAML file; in Python also a `Recipe`.
+        regime: The roadmap.
         data: As for `train`; without it nothing is trained.
-        rungs: Only these steps.
-        start: The first step.
-        stop: The last step.
-        ablate: Vary a field of the network or of the recipe, as FIELD=A,B; several make a grid.
+        rungs: Names of the steps to include, separated by commas; by default all.
+        start: The first step to include.
+        stop: The last step to include.
+        ablate: Vary a field of the network or of the recipe, as FIELD=A,B. May be repeated, which
+            trains all combinations.
         at: The step at which `ablate` varies; by default the last.
-        rival: Another network under the same recipe, named as for `compare`.
-        seeds: Seeds per network.
-        jobs: Runs at a time; 0 for one per GPU, or per CPU core.
-        minutes: Equal training time for all, by measured speed, instead of equal epochs.
+        rival: Another network to train with the same recipe, written as for `compare`. May be
+            repeated.
+        seeds: Number of seeds per network.
+        jobs: Number of parallel runs; 0 for one per GPU, or per CPU core.
+        minutes: Train every network for this time, by measured speed, not for equal epochs.
         speed: Measure throughput and memory.
-        output: The folder of the study; by default under `runs/`.
-        task: Only `classify`; for the others compare the steps.
+        output: The folder of the study; by default a folder under `runs/`.
+        task: Always `classify`; for other tasks give the steps to `compare`.
         progress: Where to print, as for `train`.
-        command: What the page of the study shows as the command that made it.
-        **settings: Settings of the recipe, as for `train`.
+        command: The command that the study's page shows.
+        **settings: Recipe settings, as for `train`.
 
     Raises:
-        ValueError: If the study cannot be made, or the folder holds another one.
-        InterruptedRun: If a signal asked for the end.
+        ValueError: If the options are invalid, or the folder holds another study.
+        InterruptedRun: If a signal interrupted the study.
     """
     given = given_settings(settings, data=data, task=task)
 
@@ -113,12 +115,14 @@ def run_roadmap(
     step = at or choose_rungs(regime)[-1].name
     if decisions:
         if rungs or start or stop:
-            raise ValueError("--ablate varies one step, named by --at; leave out --rungs")
+            raise ValueError(
+                "--ablate varies one step, which --at names; leave out --rungs, --from and --to"
+            )
         (rung,) = choose_rungs(regime, names=[step])
         entries = ablation(regime, step, parse_decisions(decisions, rung.config))
         title = f"{', '.join(decisions)} at {step} of the roadmap {regime}"
     elif at:
-        raise ValueError("--at names the step of --ablate; to run to a step there is --to")
+        raise ValueError("--at needs --ablate; use --to to run the roadmap up to a step")
     else:
         entries = walk(regime, choose_rungs(regime, names=list(rungs), first=start, last=stop))
         title = f"The roadmap {regime}"
@@ -126,7 +130,7 @@ def run_roadmap(
     made = make_recipe(recipe, given)
     if data is None and recipe is None:
         if decisions:
-            raise ValueError("--ablate trains networks; give it --data PATH, or --data digits")
+            raise ValueError("--ablate trains networks; add --data PATH, or --data digits")
         return _costs(regime, made, out, [entry.name for entry in entries], output)
     check_study(given, seeds=seeds, jobs=jobs, minutes=minutes)
 
@@ -135,7 +139,7 @@ def run_roadmap(
 
     if made.task != DEFAULT:
         raise ValueError(
-            f"the roadmap is for classification; for --task {made.task} compare its steps: "
+            f"the roadmap trains classifiers; for --task {made.task} compare its steps: "
             f"convnext compare roadmap/{regime}/kernel_7 --task {made.task} ..."
         )
     check_settings(made, entries)
@@ -170,7 +174,7 @@ def _folder(regime: str, recipe: Recipe, ablate: Sequence[str], at: str | None) 
 def _costs(
     regime: str, recipe: Recipe, out: Console, names: Sequence[str], output: str | Path | None
 ) -> RoadmapCosts:
-    """Print what the steps cost and what the paper reports; nothing is trained."""
+    """Print the costs of the steps and the paper's accuracies; nothing is trained."""
     from convnext.studies.roadmap_figure import draw_staircase
     from convnext.studies.roadmap_table import print_roadmap, roadmap_rows
 

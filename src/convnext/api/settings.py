@@ -1,4 +1,4 @@
-"""Settings of a recipe as arguments: short names, full names and sections."""
+"""Recipe settings as arguments: short names, full names and sections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from convnext.recipes.recipe import (
 
 Auto = Literal["auto"]
 
-# Frozen by a test: scripts rely on them, and settings that come later never change them.
+# Frozen by a test: scripts rely on these names, so later settings must not change them.
 SHORT = {
     "epochs": "schedule.epochs",
     "warmup_epochs": "schedule.warmup_epochs",
@@ -43,13 +43,13 @@ SHORT = {
     "seed": "run.seed",
     "deterministic": "run.deterministic",
 }
-"""What a setting is called for short, and in full."""
+"""Short names of settings, and their full names."""
 
 
 class Settings(TypedDict, total=False):
-    """Settings of a recipe by their short names, or a section as a mapping.
+    """Recipe settings by short name, or a section as a mapping.
 
-    Any setting has its full name too: `train(**{"schedule.min_lr": 0})`.
+    Every setting also has a full name: `train(**{"schedule.min_lr": 0})`.
     """
 
     epochs: int | Auto
@@ -90,13 +90,14 @@ class Settings(TypedDict, total=False):
 
 
 def full_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings by their full names, with values of the right types.
+    """Return settings by their full names, with checked values.
 
     Args:
-        given: By short names, full names (`schedule.epochs`), or sections (`{"epochs": 20}`).
+        given: Settings by short name, full name (`schedule.epochs`), or section
+            (`schedule={"epochs": 20}`).
 
     Raises:
-        ValueError: If a name is unknown (the nearest one is suggested), a value has another type,
+        ValueError: If a name is unknown (the nearest one is suggested), a value has the wrong type,
             or a setting is given twice.
     """
     leaves = all_settings()
@@ -124,24 +125,24 @@ def full_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given_settings(settings: Mapping[str, Any], **own: Any) -> dict[str, Any]:
-    """Return what was asked for, by full names; an argument of the verb that is None was not.
+    """Return `settings` and the arguments in `own` that are not None, by full names.
 
     Raises:
-        ValueError: As `full_settings`.
+        ValueError: As for `full_settings`.
     """
     asked = {name: value for name, value in own.items() if value is not None}
     return full_settings({**settings, **asked})
 
 
 def make_recipe(source: Any, given: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a name, a file or an object, with some settings changed.
+    """Return a recipe with some settings changed.
 
     Args:
-        source: None for the defaults.
-        given: By full names, as `full_settings` returns them.
+        source: A bundled name, a file, or a `Recipe`; None for the defaults.
+        given: Settings by full name, as `full_settings` returns them.
 
     Raises:
-        ValueError: If there is no such recipe.
+        ValueError: If the recipe does not exist.
     """
     if source is None:
         recipe = Recipe()

@@ -1,4 +1,4 @@
-"""The verbs around training: data sets, published weights, layouts, exported files, speed."""
+"""Verbs around training: list models, convert, export, benchmark, and check data sets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Backend = Literal["timm", "eager", "best", "int8"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTable:
-    """Networks, and the weights that are published for them."""
+    """Networks and their published weights."""
 
     rows: Sequence[CatalogueRow]
 
@@ -46,14 +46,14 @@ class ModelTable:
 
 
 def find_models(pattern: str = "convnext_*", *, progress: Show = True) -> ModelTable:
-    """List networks and published weights.
+    """List networks and their published weights.
 
-    The steps of the roadmap are listed for a pattern that names them, timm's networks for one that
-    begins with timm/, segmentors for one that begins with upernet_, detectors for mask_rcnn_ or
-    cascade_mask_rcnn_.
+    By default, lists the ConvNeXt classifiers. Patterns that begin with `timm/` list timm models,
+    `upernet_` segmentation networks, `mask_rcnn_` and `cascade_mask_rcnn_` detectors, and
+    `roadmap/` the steps of the roadmap.
 
     Args:
-        pattern: A shell pattern.
+        pattern: A shell pattern, such as 'convnext_*'.
         progress: Where to print, as for `train`.
 
     Raises:
@@ -88,17 +88,19 @@ def convert(
     model: str | None = None,
     progress: Show = True,
 ) -> Converted:
-    """Read a checkpoint in any layout and write it in another one.
+    """Convert a checkpoint to the layout of another library.
+
+    The layout of the source is recognized.
 
     Args:
         source: A file, a run folder or a hub id.
-        target: A .safetensors or .pth file to write.
-        to: The layout.
-        model: The network, where the tensors leave it open.
+        target: The .safetensors or .pth file to write.
+        to: The layout to write.
+        model: The name of the network, if the tensors do not determine it.
         progress: Where to print, as for `train`.
 
     Raises:
-        ValueError: If the source cannot be read, or the layout does not have such a network.
+        ValueError: If the source cannot be read, or the layout does not support the network.
     """
     from convnext.progress import console_of
     from convnext.tasks.convert import convert as write
@@ -130,33 +132,31 @@ def export(
 ) -> Exported:
     """Write a network as ONNX, OpenVINO or torch.export's pt2, with its classes and preprocessing.
 
-    The file is run in its own runtime on real images, and kept only if it computes what the network
-    does.
+    The file runs in its own runtime on real images, and is kept only if its outputs match the
+    network's.
 
     Args:
-        source: A run folder, a checkpoint, a hub id; in Python also a loaded
-            `Model`.
-        format: The format of the file.
-        precision: How its weights are stored and its layers computed.
-        output: The file; by default in the run folder.
-        preprocess: How much of the preprocessing is in the file: none of it (it takes normalized
-            floats, N C H W), the normalization (it takes pixels of the network's size, uint8
-            N H W C; the default), or all (it takes one image of any size, uint8 1 H W C; not of a
-            segmentor).
-        logits: Give logits instead of probabilities, of a segmentor instead of labels.
-        batch: Fix the number of images at a time; by default it is open.
-        size: Height and width of the images: HxW, PIXELS for both, or of a segmentor `any`; by
-            default as trained, of a detector what the images it is proven on need.
-        images: Images to prove the file on, and to calibrate int8; by default the run's own data.
-        num_images: How many of them at most; by default 32, for int8 500, of a detector 50.
-        force: Keep a file that fails its proof or is slower.
+        source: A run folder, a checkpoint, or a hub id; in Python also a loaded `Model`.
+        format: The file format.
+        precision: Precision of the stored weights and of the computation.
+        output: The file to write; by default in the run folder.
+        preprocess: The part of the preprocessing in the file: `none` (takes normalized floats,
+            N C H W), `normalize` (takes pixels of the network's input size, uint8 N H W C; the
+            default), or `full` (takes one image of any size, uint8 1 H W C; not for segmentation).
+        logits: Output logits instead of probabilities, or instead of labels for segmentation.
+        batch: Fixed batch size; by default the file takes any.
+        size: Height and width of the images: HxW, PIXELS for both, or `any` for segmentation; by
+            default the size of training, or for detection the size that `images` need.
+        images: Images to verify the file on, and to calibrate int8; by default those of the run.
+        num_images: Maximum number of images; by default 32, or for int8 500 (detection: 50).
+        force: Keep a file that fails verification or is slower.
         progress: Where to print, as for `train`.
-        **options: Options that one task has: masks.
+        **options: Task options. Detection: masks.
 
     Raises:
-        ValueError: If the source cannot be read, a format lacks its library, no image is found, or
-            a setting does not fit the network.
-        ArithmeticError: If the file does not compute what the network does; it is not kept.
+        ValueError: If the source cannot be read, the format's library is missing, no image is
+            found, or a setting does not fit the network.
+        ArithmeticError: If the outputs do not match the network's; the file is not kept.
     """
     from convnext.deploy.export import ExportSettings
     from convnext.progress import console_of, notes
@@ -200,7 +200,7 @@ def export(
 
 
 def _size(given: str | int | Sequence[int] | None) -> tuple[int, int] | Literal["any"] | None:
-    """Return height and width from HxW, PIXELS or a pair."""
+    """Parse height and width from HxW, PIXELS or a pair."""
     if given is None or given == "any":
         return given  # type: ignore[return-value]
     if isinstance(given, int):
@@ -231,27 +231,27 @@ def benchmark(
     output: Folder | None = None,
     progress: Show = True,
 ) -> BenchmarkResult:
-    """Time networks on this machine, beside timm's form of each and the machine's limits.
+    """Measure the speed of networks on this machine, next to timm's.
 
-    timm's network in eager mode, ours in eager mode, and the fastest correct backend take turns,
-    each in a process of its own: throughput, latency, memory, and the share of what the machine can
-    do.
+    timm's network in eager mode, ours in eager mode, and our fastest correct backend take turns,
+    each in its own process. The table lists throughput, latency, memory, and the utilization of the
+    machine's peak rates.
 
     Args:
-        models: Names of `convnext models`.
-        batch: Images at a time.
-        size: Side of the images, or height and width; by default 224, for segmentors 512, for
-            detectors 800 1280.
-        precision: The precision of the fastest backend; `auto` takes the faster of fp32 and bf16.
+        models: Names from `convnext models`.
+        batch: Batch sizes.
+        size: Side of the images, or height and width; by default 224, for segmentation 512, for
+            detection 800 1280.
+        precision: Precision of the fastest backend; `auto` uses the faster of fp32 and bf16.
         device: `cpu`, `cuda`, `mps` or `auto`.
-        threads: Threads of the CPU; 0 for all.
-        rounds: Turns of all backends.
-        forms: Which backends: timm, eager, best or int8; ratios are to the first.
-        output: Write benchmark.json, .png and .svg there.
+        threads: Number of CPU threads; 0 for all cores.
+        rounds: Number of measurements per backend; the backends take turns.
+        forms: Backends to measure; ratios are relative to the first.
+        output: Folder for benchmark.json, .png and .svg.
         progress: Where to print, as for `train`.
 
     Raises:
-        ValueError: If a model, a backend or a number makes no sense.
+        ValueError: If a model, a backend or a number is invalid.
     """
     from convnext.benchmarking.measure import benchmark as measure
     from convnext.benchmarking.show import print_result, write_result
@@ -287,24 +287,24 @@ def check_data(
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="data")],
 ) -> Any:
-    """Look at a data set and report what is in it and what is wrong with it.
+    """Inspect a data set and report its contents and problems.
 
-    Classes, sizes, damaged files, duplicates across splits; for images with masks also values
-    outside the classes and the share of every class; for objects every fault of an image or an
-    annotation.
+    Reports classes, image sizes, damaged files and duplicates across splits; for segmentation also
+    invalid mask values and the pixel frequency of every class; for detection every problem of an
+    image or an annotation.
 
     Args:
-        path: A folder, a json, an address of shards, or `digits`.
-        task: What the data is for; by default what its layout says.
+        path: A folder, a JSON file, a URL of shards, or `digits`.
+        task: The task; by default recognized from the layout of the data.
         contact_sheet: Write a few images of every class to this file.
         progress: Where to print, as for `train`.
-        **options: Options that one task has: images, masks, reduce_zero_label.
+        **options: Task options. Segmentation: images, masks, reduce_zero_label.
 
     Returns:
         The report of the task: `faults`, `to_dict()`, `print(console)`.
 
     Raises:
-        ValueError: If there is no such data, or an option belongs to another task.
+        ValueError: If the data does not exist, or an option belongs to another task.
     """
     from convnext.atomic import atomic_write
     from convnext.progress import console_of
@@ -333,15 +333,15 @@ def write_shards(
     """Write class folders as WebDataset shards, for large or remote data.
 
     Args:
-        path: The folder of class folders.
-        to_shards: Where the shards and their index go.
+        path: The folder that contains the class folders.
+        to_shards: Folder for the shards and their index.
         shard_size: Size of a shard in megabytes.
-        resize: Reduce longer short sides to this, as JPEG; by default files stay as they are.
+        resize: Shrink images to this short side, as JPEG; by default files are copied unchanged.
         progress: Where to print, as for `train`.
 
     Raises:
-        ValueError: If there are no class folders, the folder holds something else, or the disk is
-            too small.
+        ValueError: If there are no class folders, the output folder is not empty, or the disk has
+            too little space.
     """
     from convnext.progress import console_of
     from convnext.tasks.classification.shards import to_shards as write
@@ -353,15 +353,16 @@ def write_shards(
 
 
 def fix_annotations(path: PathLike, *, output: Folder | None = None, progress: Show = True) -> Any:
-    """Fix what needs no decision in a COCO json.
+    """Fix all problems in a COCO JSON file that need no decision.
 
     Args:
-        path: A folder or a json.
-        output: Where to write; by default in place, and the old file is kept beside the new one.
+        path: A folder or a JSON file.
+        output: Folder to write to; by default fixes the file in place and keeps a copy of the old
+            one.
         progress: Where to print, as for `train`.
 
     Raises:
-        ValueError: If there is no COCO json, or it would be overwritten.
+        ValueError: If there is no COCO JSON file, or it would be overwritten.
     """
     from convnext.progress import console_of
     from convnext.tasks.detection.data.fix import fix_dataset
@@ -380,17 +381,18 @@ def convert_annotations(
     difficult: Literal["keep", "crowd", "drop"] = "keep",
     progress: Show = True,
 ) -> Any:
-    """Write Pascal VOC or YOLO folders as COCO's json.
+    """Convert a Pascal VOC or YOLO data set to COCO JSON.
 
     Args:
-        path: The folder.
-        to: The format.
-        output: An empty or new folder for the json and the images.
-        difficult: Objects that VOC marks so; crowd: neither trained on nor counted.
+        path: The folder of the data set.
+        to: The format to write.
+        output: A new or empty folder for the JSON file and the images.
+        difficult: How to convert VOC's difficult objects; `crowd` objects are neither trained on
+            nor counted.
         progress: Where to print, as for `train`.
 
     Raises:
-        ValueError: If the folder is in neither format, or the output holds something.
+        ValueError: If the folder is in neither format, or the output folder is not empty.
     """
     from convnext.progress import console_of
     from convnext.tasks.detection.data.convert import to_coco

@@ -1,4 +1,4 @@
-"""The verbs that train: one network, several under one recipe, or the roadmap."""
+"""The verbs that train: `train` one network, or `compare` several with one recipe."""
 
 from __future__ import annotations
 
@@ -32,38 +32,38 @@ TaskName = Literal["classify", "detect", "segment"]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What `train` returns."""
+    """A finished run, as `train` returns it."""
 
     folder: Path
-    """With recipe.yaml, metrics.jsonl, checkpoints/, report.html and TensorBoard's events."""
+    """Contains recipe.yaml, metrics.jsonl, checkpoints/, report.html and TensorBoard events."""
     best: Mapping[str, Any]
-    """Metrics of the best weights, with the `step` and the kind of `weights` (model or ema)."""
+    """Metrics of the best weights, their `step`, and which `weights` they are (model or ema)."""
     name: str = ""
     """The name of the network, as `create_model` takes it."""
     data: str = ""
     steps: int = 0
-    """Optimizer steps that were taken."""
+    """Number of optimizer steps."""
     seconds: float = 0.0
     network: Any = field(default=None, repr=False, compare=False)
-    """The module that was trained, if it was given as an object."""
+    """The `nn.Module` that was passed to `train`, if any."""
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, oldest first: `kind` is "train" or "val"."""
+        """The rows of metrics.jsonl, oldest first; `kind` is "train" or "val"."""
         from convnext.training.log import read_metrics
 
         return list(read_metrics(self.folder / "metrics.jsonl"))
 
     @property
     def report(self) -> Path:
-        """The report, a page that needs no other file."""
+        """The report, a self-contained HTML page."""
         return self.folder / "report.html"
 
     def model(self, which: Which = "best", *, device: str = "auto") -> Model:
         """Load the trained network.
 
         Args:
-            which: "best" for the weights with the best metric, "last" for those of the last step.
+            which: "best" loads the weights with the best metric, "last" those of the last step.
             device: `cpu`, `cuda`, `mps` or `auto`.
 
         Raises:
@@ -98,40 +98,40 @@ def train(
     callbacks: Callbacks = (),
     **settings: Unpack[Settings],
 ) -> Run:
-    """Train a network on your images, or on the built-in digits.
+    """Train a network on your images, or on the bundled data set of handwritten digits.
 
-    Settings that read `auto` are chosen from the data, the weights and the device, and explained.
+    Settings left at `auto` are chosen from the data, the weights and the device; every choice is
+    printed with its reason.
 
     Args:
-        recipe: A bundled recipe's name, or a YAML file; in Python also a `Recipe`.
-        data: A folder, a CSV with the columns path and label, an address of shards, or `digits` for
-            the bundled data set; in Python also a DataFrame with these columns (and perhaps
+        recipe: The name of a bundled recipe, or a YAML file; in Python also a `Recipe`.
+        data: A folder, a CSV file with the columns path and label, a URL of shards, or `digits` for
+            the bundled data set; in Python also a DataFrame with these columns (and optionally
             `split`), or a list of (path, label).
-        model: A name of `convnext models`, or `timm/<name>`; in Python also an `nn.Module`, of
-            which a copy is trained from its present weights: a classifier, or for segmentation and
-            detection a backbone with `pyramid(images) -> {"c2": ..., "c5": ...}`. Such a run is
-            resumed and loaded from Python only, with the same class of network given again.
-        weights: Where training starts: `none`, a tag of `convnext models`, a run, a file, or a
-            hub id.
-        task: What to learn; by default what the layout of the data says.
-        output: The run folder; by default a new one under `runs/`.
-        resume: Continue the run in `output`.
+        model: A name from `convnext models`, or `timm/<name>`; in Python also an `nn.Module`, of
+            which a copy is trained from its current weights: a classifier, or for segmentation and
+            detection a backbone with `pyramid(images) -> {"c2": ..., "c5": ...}` (such a run can
+            be resumed and loaded from Python only, given a network of the same class).
+        weights: Initial weights: `none`, a tag from `convnext models`, a run, a file, or a hub id.
+        task: The task; by default recognized from the layout of the data.
+        output: The run folder; by default a new folder under `runs/`.
+        resume: Resume the run in `output`.
         progress: Where to print: True for standard output, False for nowhere, or a console.
         callbacks: Instances of subclasses of `convnext.training.callbacks.Callback`, called after
             steps and evaluations. A run whose callbacks change the network does not resume bit for
             bit.
-        **settings: Settings of the recipe, by short name (`epochs=20`), by section
+        **settings: Recipe settings by short name (`epochs=20`), by section
             (`schedule={"epochs": 20}`) or by full name (`**{"schedule.epochs": 20}`).
 
     Returns:
-        The run: its folder, what it reached, and its model.
+        The run: its folder, best metrics and model.
 
     Raises:
         ValueError: If the recipe, the data or the weights cannot be used, or the folder already
             holds a run and `resume` is not set.
-        DivergedError: If the loss is no longer a number.
-        InterruptedRun: If a signal asked the run to end; its state is saved.
-        LostProcessError: If another process of the run is gone.
+        DivergedError: If the loss is no longer finite.
+        InterruptedRun: If a signal interrupted the run; its state is saved.
+        LostProcessError: If another process of the run died.
     """
     data, output = table_of(data, output)
     is_given = model is not None and not isinstance(model, str)
@@ -143,7 +143,7 @@ def train(
     given = given_settings(settings, data=data, model=model, weights=weights, task=task)
     if resume:
         if is_given:
-            del given["model"]  # The run knows it by this name.
+            del given["model"]  # The recipe of the run already has its name.
         recipe, given = _resumed(recipe, given, output)
         made = make_recipe(recipe, given)
     else:
@@ -157,8 +157,8 @@ def train(
     out = console_of(progress)
     if is_given:
         out.print(
-            f"{made.model} is an object of this process: the run folder alone does not suffice to "
-            "resume or load the run; give the network again",
+            f"{made.model} exists only in this process: to resume or load the run, pass a network "
+            "of the same class again",
             markup=False,
         )
     with main_script_runs_once():
@@ -183,10 +183,10 @@ def train(
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """The optimizer's groups that a recipe makes."""
+    """The optimizer's parameter groups for a recipe."""
 
     rows: Sequence[Mapping[str, Any]]
-    """`name`, `lr`, `weight_decay` and the number of parameters of each."""
+    """`name`, `lr`, `weight_decay` and number of parameters of each group."""
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return plain values for JSON."""
@@ -203,9 +203,9 @@ def learning_rates(
     progress: Show = True,
     **settings: Unpack[Settings],
 ) -> Groups:
-    """Print the optimizer's groups with their learning rates, and do not train.
+    """Print the optimizer's parameter groups with their learning rates, without training.
 
-    The arguments and errors are those of `train`.
+    Takes the arguments of `train` and raises the same errors.
     """
     given = given_settings(settings, data=data, model=model, weights=weights, task=task)
 
@@ -217,15 +217,15 @@ def learning_rates(
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """What a study reached, and where its table and its page are."""
+    """The results of a study, and the folder of its table and page."""
 
     folder: Path
     results: Sequence[Result]
-    """One for each network, over its seeds."""
+    """One result per network, over its seeds."""
 
     @property
     def exit_code(self) -> int:
-        """1 where nothing was reached, as where a single run diverged."""
+        """1 if no run has a score, as after a single run that diverged."""
         return 0 if any(result.score is not None for result in self.results) else 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -251,34 +251,34 @@ def compare(
     command: Annotated[str, PythonOnly()] = "",
     **settings: Unpack[Settings],
 ) -> StudyResult:
-    """Train networks under one recipe and compare them.
+    """Train several networks with one recipe and compare them with the first one.
 
-    The data order and the augmentation are the same for all. The primary metric (top-1, mIoU, box
-    AP) over seeds, parameters, multiply-accumulates, and throughput and memory measured here are
-    reported.
+    All networks see the same data order and augmentation. The table lists the primary metric
+    (top-1, mIoU or box AP) over seeds, parameters, multiply-accumulates, and the throughput and
+    memory measured on this machine.
 
-    A network is `[LABEL=]MODEL[@WEIGHTS][:field=value,...]`; the others are compared with the first
-    one. Fields are those of NetworkConfig, or arguments of the network for those of timm. With
-    @WEIGHTS (a tag, a file or a hub id) it is fine-tuned. The same command continues where it was
-    interrupted, and further networks and seeds may be added.
+    Write a network as `[LABEL=]MODEL[@WEIGHTS][:field=value,...]`. Fields are those of
+    NetworkConfig, or arguments of a timm model. With @WEIGHTS (a tag, a file or a hub id) the
+    network is fine-tuned. The same command resumes an interrupted study; networks and seeds may be
+    added.
 
     Args:
-        models: Networks, as above.
-        with_recipe: A bundled recipe's name, or a YAML file; in Python also a `Recipe`.
+        models: Networks, written as above.
+        with_recipe: The name of a bundled recipe, or a YAML file; in Python also a `Recipe`.
         data: As for `train`.
-        task: As for `train`; for a dense task a backbone is enough.
-        seeds: Seeds per network.
-        jobs: Runs at a time; 0 for one per GPU, or per CPU core.
-        minutes: Equal training time for all, by measured speed, instead of equal epochs.
+        task: As for `train`; for segmentation and detection, name backbones or full networks.
+        seeds: Number of seeds per network.
+        jobs: Number of parallel runs; 0 for one per GPU, or per CPU core.
+        minutes: Train every network for this time, by measured speed, not for equal epochs.
         speed: Measure throughput and memory.
-        output: The folder of the study; by default under `runs/`.
+        output: The folder of the study; by default a folder under `runs/`.
         progress: Where to print, as for `train`.
-        command: What the page of the study shows as the command that made it.
-        **settings: Settings of the recipe, as for `train`.
+        command: The command that the study's page shows.
+        **settings: Recipe settings, as for `train`.
 
     Raises:
-        ValueError: If the study cannot be made, or the folder holds another one.
-        InterruptedRun: If a signal asked for the end.
+        ValueError: If the options are invalid, or the folder holds another study.
+        InterruptedRun: If a signal interrupted the study.
     """
     given = given_settings(settings, data=data, task=task)
     check_study(given, seeds=seeds, jobs=jobs, minutes=minutes)
@@ -314,36 +314,36 @@ def compare(
 def _resumed(
     recipe: Any, given: dict[str, Any], output: str | Path | None
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the recipe of the run in `output`, or what starts it if there is none yet."""
+    """Return the recipe of the run in `output`, or the given one if there is no run yet."""
     from convnext.training.distributed import started_by_launcher
 
     if not output:
-        raise ValueError("--resume needs --output, the folder of the run to continue")
+        raise ValueError("--resume needs --output, the folder of the run to resume")
     saved = Path(output) / "recipe.yaml"
     if saved.is_file():
         if started_by_launcher():
-            # It has settled how many processes there are; the run may have had others.
+            # The launcher decides the number of processes; the run may have had another one.
             given = {"run.devices": "auto", "run.num_nodes": 1} | given
         return saved, given
-    # A scheduler starts the same command again and again: the first time, there is no run yet.
+    # A scheduler repeats the same command: the first time, there is no run yet.
     if recipe is None and not given:
         raise ValueError(f"{output} is not a run folder: it has no recipe.yaml")
     return recipe, given
 
 
 def check_study(given: Mapping[str, Any], *, seeds: int, jobs: int, minutes: float) -> None:
-    """See that the options of a study are possible.
+    """Check the options of a study.
 
     Raises:
-        ValueError: If they are not.
+        ValueError: If they are invalid.
     """
     for name, value, low in (("--seeds", seeds, 1), ("--jobs", jobs, 0), ("--minutes", minutes, 0)):
         if value < low:
             raise ValueError(f"{name} is {value}, but must be at least {low}")
     if minutes and "schedule.epochs" in given:
-        raise ValueError("--minutes gives each network its epochs; leave out --schedule.epochs")
+        raise ValueError("--minutes sets the epochs of each network; leave out --epochs")
     if "model" in given or "weights" in given:
         raise ValueError(
-            "a study names its networks without --model and --weights: "
+            "a study does not take --model or --weights; write its networks as "
             "convnext compare MODEL@WEIGHTS ..."
         )

@@ -1,6 +1,6 @@
-"""Types of the verbs' arguments, and how the command line takes those that Python gives as objects.
+"""Types of the verbs' arguments, annotated with how the command line parses them.
 
-Light to import: neither numpy nor torch.
+Imports neither numpy nor torch.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OnCommandLine:
-    """How the command line takes an argument whose type in Python is wider than text."""
+    """How the command line parses an argument that may be any object in Python."""
 
     type: Any = str
     nargs: str | None = None
     action: str | None = None
     flag: str | None = None
-    """The name of the option, if it differs from that of the argument."""
+    """The option's name, if it differs from the argument's."""
     const: Any = None
-    """The value of an option without a value of its own, with `nargs="?"`."""
+    """The value if the option is given without one; needs `nargs="?"`."""
     metavar: str | None = None
     convert: Callable[[str], Any] | None = None
-    """Turns the text into what the function takes."""
+    """Converts the text to the function's type."""
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text that are separated by commas."""
+    """Split a text at commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """Marks the arguments of a verb that belong to the task of the network or of the data."""
+    """Marks the arguments of a verb that depend on the task."""
 
     verb: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class PythonOnly:
-    """Marks an argument that the command line does not have."""
+    """Marks an argument that has no option on the command line."""
 
 
 Device = str
-"""`cpu`, `cuda`, `mps`, or `auto` for the best there is."""
+"""`cpu`, `cuda`, `mps`, or `auto` for the fastest one available."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Split = Literal["val", "train"]
 Which = Literal["best", "last"]
@@ -66,18 +66,18 @@ ModelSource = Annotated[
 ]
 """A run folder, a checkpoint, an exported file, a hub id, a published name, or a network."""
 Images = Annotated[Any, OnCommandLine(nargs="+", metavar="IMAGE")]
-"""Whatever `convnext.data.sources.image_sources` takes."""
+"""Images, as `convnext.data.sources.image_sources` takes them."""
 Paths = Annotated["Sequence[str | Path]", OnCommandLine(nargs="+", metavar="PATH")]
 Data = Annotated[Any, OnCommandLine(metavar="PATH")]
-"""A path, an address, `digits`, a table with the columns path and label, or a list of pairs."""
+"""A path, a URL, `digits`, a table with the columns path and label, or a list of pairs."""
 RecipeSource = Annotated["str | Path | Recipe", OnCommandLine(metavar="RECIPE")]
 Network = Annotated["str | nn.Module", OnCommandLine(metavar="MODEL")]
 Models = Annotated["str | Sequence[str]", OnCommandLine(nargs="+", metavar="MODEL")]
 Repeated = Annotated["Sequence[str]", OnCommandLine(action="append")]
-"""An option that may be given several times."""
+"""An option that may be repeated."""
 Words = Annotated["Sequence[str]", OnCommandLine(convert=words)]
-"""Words that commas separate on the command line."""
+"""Words, separated by commas on the command line."""
 Integers = Annotated["Sequence[int]", OnCommandLine(type=int, nargs="+", metavar="N")]
 Show = Annotated["bool | Console", PythonOnly()]
-"""Where a verb prints: True for standard output, False for nowhere, or a console of rich."""
+"""Where a verb prints: True for standard output, False for nowhere, or a rich `Console`."""
 Callbacks = Annotated["Sequence[Callback]", PythonOnly()]

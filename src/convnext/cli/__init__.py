@@ -1,4 +1,4 @@
-"""The command line: arguments in, a verb of `convnext.api` called, lines and an exit code out."""
+"""The command line: parses arguments, calls a function of `convnext.api`, returns an exit code."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ __all__ = ["VERBS", "main"]
 USAGE = """\
 usage: convnext VERB ...
 
-ConvNeXt and its relatives: train, evaluate, predict.
+Train, evaluate, use and export ConvNeXt and related networks.
 
 {verbs}
 
   convnext VERB --help    shows a verb's options and an example
   convnext --version
 
-Start with `convnext train`: it trains on a small bundled data set.
+To start, run `convnext train`: it trains on a small bundled data set.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code.
 
-    0, 2 for a mistake of the user's, 1 for a failed run, 75 for a run to be started again.
+    The code is 0 on success, 2 for a usage error, 1 for a failed run, and 75 for an interrupted run
+    that should be started again.
     """
-    # Threads of OpenMP spin while they wait. Where anything else runs on the machine, a network on
-    # two cores is then ten times slower (LOG.md). Read when torch is first imported.
+    # OpenMP threads spin while they wait. If anything else runs on a machine with two cores, that
+    # makes a network ten times slower (LOG.md). torch reads the variable on its first import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # When a process of a run is lost, the others' C++ would print pages before our one line.
+    # If a process of a run dies, C++ code in the others would print pages before our one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -55,19 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     exits = EXIT_WHEN_LOST.set(True)
     try:
         return _run(name, rest)
-    except BrokenPipeError:  # Whoever read our output has had enough, as `head` has.
+    except BrokenPipeError:  # The reader of our output closed it, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except InterruptedRun as error:
-        # The others have nothing to add: neither words nor a code, which their launcher would take
-        # for a failure of theirs.
+        # Only one process reports it. The launcher would take an exit code of the others for
+        # a failure.
         return _fail(str(error), code=EXIT_AGAIN) if error.speaks else 0
     except LostProcessError as error:
         if error.speaks:
             _fail(str(error))
-        # The other end of every connection is gone: closing them in order could wait for ever.
+        # The peers of every connection are gone: a regular shutdown could wait forever.
         os._exit(EXIT_AGAIN)
-    except ArithmeticError as error:  # A run that diverged is nobody's wrong option.
+    except ArithmeticError as error:  # A diverged run is not a usage error.
         return _fail(str(error), code=1)
     except (ValueError, OSError) as error:
         if os.environ.get("CONVNEXT_DEBUG"):
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, argv: list[str]) -> int:
-    """Call the function of a verb with what the arguments say; print its result if asked to."""
+    """Call the function of a verb with the parsed arguments; with --json, print its result."""
     import json
 
     from convnext.cli.arguments import call_of
@@ -91,12 +92,12 @@ def _run(name: str, argv: list[str]) -> int:
     out = console_of(True, stderr=call.as_json)
     result: Any = call.function(**call.arguments, progress=out)
     summary = getattr(result, "summary", None)
-    if callable(summary):  # A stream of predictions: images are read and predicted here.
+    if callable(summary):  # A stream of predictions reads and predicts the images here.
         result = summary()
         result.print(out)
     if call.as_json:
-        told = getattr(result, "evaluation", result)  # Of scores, all that was measured.
-        print(json.dumps(told.to_dict()), flush=True)
+        full = getattr(result, "evaluation", result)  # All measurements, not only the scores.
+        print(json.dumps(full.to_dict()), flush=True)
     return int(getattr(result, "exit_code", 0))
 
 

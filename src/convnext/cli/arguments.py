@@ -1,4 +1,4 @@
-"""From the words of a command to a function and its arguments."""
+"""Turn command-line arguments into a call of a function of `convnext.api`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from convnext.recipes.recipe import all_settings, explain, one_line
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A function of `convnext.api`, and what to call it with."""
+    """A function of `convnext.api` and its arguments."""
 
     function: Callable[..., Any]
     arguments: dict[str, Any]
@@ -38,8 +38,8 @@ def call_of(name: str, argv: Sequence[str]) -> Call:
     """Parse the arguments of a verb.
 
     Raises:
-        ValueError: With one line about what is wrong.
-        SystemExit: After the help.
+        ValueError: If the arguments are wrong; the message is one line.
+        SystemExit: After printing the help.
     """
     verb, full = VERBS[name], "--help-all" in argv
     if full:
@@ -75,10 +75,10 @@ def call_of(name: str, argv: Sequence[str]) -> Call:
 def _arguments(
     name: str, verb: Verb, switch: str, signature: Signature, given: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the arguments of a function by its own names.
+    """Return the arguments under the names of the function's parameters.
 
     Raises:
-        ValueError: If an option was given that it does not have, or one is missing.
+        ValueError: If the function has no such option, or a required one is missing.
     """
     by_dest = {p.dest: p for p in signature.parameters}
     known = set(by_dest)
@@ -105,13 +105,13 @@ def _arguments(
 def _misplaced(name: str, verb: Verb, switch: str, dest: str) -> str:
     option = option_name(dest)
     if switch:
-        return f"{option} does not go with {option_name(switch)}"
+        return f"{option} cannot be used with {option_name(switch)}"
     owners = [
         option_name(other)
         for other in verb.switches
         if dest in {p.dest for p in signature_of(verb.load(other)).parameters}
     ]
-    return f"{option} goes with {' or '.join(owners)}" if owners else f"{name} has no {option}"
+    return f"{option} needs {' or '.join(owners)}" if owners else f"{name} has no {option}"
 
 
 def _explain(error: ArgumentError, name: str, parser: ArgumentParser) -> str:

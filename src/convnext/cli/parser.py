@@ -25,13 +25,13 @@ _OWN_SETTINGS = {"data", "model", "task", "weights"}
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """An argument of a verb on the command line."""
+    """A verb's argument on the command line."""
 
     name: str
-    """In Python."""
+    """The name in Python."""
     hint: Any
     default: Any
-    """`inspect.Parameter.empty` where it must be given."""
+    """`inspect.Parameter.empty` if the argument is required."""
     help: str
     is_positional: bool = False
     how: OnCommandLine = field(default_factory=OnCommandLine)
@@ -43,24 +43,24 @@ class Parameter:
 
     @property
     def is_required(self) -> bool:
-        """Whether it must be given."""
+        """Whether the argument is required."""
         return self.default is inspect.Parameter.empty
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """What a function of a verb takes."""
+    """The arguments of a verb's function."""
 
     parameters: tuple[Parameter, ...]
     has_settings: bool
-    """Whether it takes those of a recipe."""
+    """Whether it takes the settings of a recipe."""
     task_options: str
-    """The verb whose options of tasks it takes, or ""."""
+    """The verb whose task options it takes, or ""."""
 
 
 def signature_of(function: Callable[..., Any]) -> Signature:
-    """Read the arguments of a function, and what its docstring says of them."""
-    told = {p.arg_name.lstrip("*"): p.description or "" for p in _docstring(function).params}
+    """Read the arguments of a function, and their descriptions in its docstring."""
+    described = {p.arg_name.lstrip("*"): p.description or "" for p in _docstring(function).params}
     found, has_settings, task_options = [], False, ""
     for p in inspect.signature(function).parameters.values():
         hint, how = _resolve(p.annotation, function)
@@ -76,7 +76,7 @@ def signature_of(function: Callable[..., Any]) -> Signature:
                     name=p.name,
                     hint=hint,
                     default=p.default,
-                    help=_plain(told.get(p.name, "")),
+                    help=_plain(described.get(p.name, "")),
                     is_positional=p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD,
                     how=how,
                 )
@@ -85,11 +85,11 @@ def signature_of(function: Callable[..., Any]) -> Signature:
 
 
 def build_parser(names: Sequence[str] = tuple(VERBS), *, full: bool = False) -> ArgumentParser:
-    """Return the parser of the command line.
+    """Build the parser of the command line.
 
     Args:
-        names: The verbs that it knows; fewer are built faster.
-        full: Show every setting of a recipe in the help.
+        names: The verbs to include; fewer are built faster.
+        full: Whether the help shows every recipe setting.
     """
     parser = ArgumentParser(prog="convnext", exit_on_error=False, formatter_class=_Formatter)
     verbs = parser.add_subcommands(dest="verb", required=True)
@@ -110,17 +110,18 @@ def verb_parser(name: str, *, full: bool = False) -> ArgumentParser:
     parser.epilog = _epilog(verb)
     taken = {action.dest for action in parser._actions}
     for p in main.parameters:
-        if p.dest in taken:  # A setting of the recipe, with what the verb says about it.
+        if p.dest in taken:  # A recipe setting that the verb describes in its own words.
             action = parser._option_string_actions[f"--{p.dest}"]
             action.help, action.metavar = p.help, p.how.metavar or _metavar(action)
         else:
             _add(parser, p)
-    for action in parser._actions:  # Settings that the verb gives in another way.
+    for action in parser._actions:  # Recipe settings that the verb sets in another way.
         if action.dest in _OWN_SETTINGS - {p.dest for p in main.parameters}:
             action.help = argparse.SUPPRESS
     if main.has_settings:
         parser.add_argument("--help-all", action="store_true", help="Show every recipe setting.")
-    parser.add_argument("--json", action="store_true", help="Print one JSON object as last line.")
+    text = "Print the result as one JSON object on the last line."
+    parser.add_argument("--json", action="store_true", help=text)
     if main.task_options:
         _add_task_options(parser, main.task_options)
     _add_switches(parser, verb)
@@ -129,15 +130,15 @@ def verb_parser(name: str, *, full: bool = False) -> ArgumentParser:
 
 
 def option_name(name: str) -> str:
-    """Return how an option is written: hyphens in names of our own, full names as they are."""
+    """Return an option as users write it: hyphens in short names, dotted names unchanged."""
     return f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
 
 
 def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
-    """Return the arguments with every option under the name that the parser has it by.
+    """Return the arguments with every option spelled as the parser knows it.
 
-    Hyphens and underscores are alike, short names stand for full ones, and a setting that is true
-    or false may be given without a value.
+    Hyphens and underscores are equivalent, short names stand for full ones, and a boolean setting
+    needs no value.
     """
     known = {name.replace("-", "_"): name for name in parser._option_string_actions}
     switches = {f"__{short}" for short, full in SHORT.items() if _is_bool_setting(full)}
@@ -165,7 +166,7 @@ def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
 
 
 def unknown_option(word: str, verb: str, parser: ArgumentParser) -> str:
-    """Return what to say about an option that a verb does not have."""
+    """Return the error message for an option that a verb does not have."""
     from convnext.names import nearest
 
     name = word.lstrip("-").partition("=")[0]
@@ -181,8 +182,8 @@ def _is_bool_setting(full: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Return an argument's description without what it says about Python."""
-    return re.sub(r"; (in|from) Python[^.]*", "", " ".join(text.split()))
+    """Return an argument's description without the part that applies to Python only."""
+    return re.sub(r"; in Python.*?(?=\.$|\. |$)", "", " ".join(text.split()))
 
 
 def _docstring(function: Callable[..., Any]) -> docstring_parser.Docstring:
@@ -192,7 +193,7 @@ def _docstring(function: Callable[..., Any]) -> docstring_parser.Docstring:
 
 
 def _resolve(annotation: Any, function: Callable[..., Any]) -> tuple[Any, Any]:
-    """Return a type that the parser understands, and how the command line takes it."""
+    """Return a type that the parser understands, and the marker of the annotation."""
     hint = annotation
     if isinstance(hint, str):
         hint = eval(hint, function.__globals__)
@@ -212,7 +213,7 @@ def _resolve(annotation: Any, function: Callable[..., Any]) -> tuple[Any, Any]:
 
 
 def _recipe_parser(*, full: bool) -> ArgumentParser:
-    """Return a parser with an option for every setting of a recipe, shown by its short name."""
+    """Build a parser with an option for every recipe setting, shown by its short name."""
     from convnext.recipes.recipe import recipe_parser
 
     parser: ArgumentParser = recipe_parser("convnext")
@@ -237,7 +238,7 @@ def _recipe_parser(*, full: bool) -> ArgumentParser:
 
 
 def _add(group: Any, p: Parameter) -> None:
-    """Add an argument, typed as the function has it."""
+    """Add an argument with the type of the function's parameter."""
     if p.is_positional:
         nargs = p.how.nargs or (None if p.is_required else "?")
         options = {} if nargs is None else {"nargs": nargs}
@@ -262,12 +263,12 @@ def _add(group: Any, p: Parameter) -> None:
 
 
 def _add_switches(parser: ArgumentParser, verb: Verb) -> None:
-    """Add the options that choose another function, and the options that only it has."""
+    """Add the options that switch to another function, and that function's own options."""
     taken = {action.dest for action in parser._actions}
     for switch in verb.switches:
         function = verb.load(switch)
         group = parser.add_argument_group(
-            f"with {option_name(switch)}", (_docstring(function).short_description or "")
+            f"only with {option_name(switch)}", (_docstring(function).short_description or "")
         )
         own = [p for p in signature_of(function).parameters if p.dest not in taken]
         if switch not in {p.dest for p in own}:
@@ -281,7 +282,7 @@ def _add_switches(parser: ArgumentParser, verb: Verb) -> None:
 
 
 def _add_task_options(parser: ArgumentParser, verb: str) -> None:
-    """Add the options of tasks, in a group of each task or of those that have them."""
+    """Add the task options, grouped by the tasks that have them."""
     groups: dict[str, Any] = {}
     for owners, p in task_parameters(verb):
         title = " and ".join(owners)
@@ -291,11 +292,11 @@ def _add_task_options(parser: ArgumentParser, verb: str) -> None:
 
 
 def task_parameters(verb: str) -> Iterator[tuple[tuple[str, ...], Parameter]]:
-    """Yield the options of a verb that belong to tasks, and the folders of those."""
+    """Yield a verb's task options, each with the folders of the tasks that have it."""
     owners: dict[str, list[str]] = {}
     found: dict[str, Parameter] = {}
     for task, kind in options_of_tasks(verb).items():
-        told = {
+        described = {
             p.arg_name: p.description or ""
             for base in reversed(kind.__mro__[:-1])
             for p in _docstring(base).params
@@ -307,7 +308,7 @@ def task_parameters(verb: str) -> Iterator[tuple[tuple[str, ...], Parameter]]:
                 name=f.name,
                 hint=hint,
                 default=None if f.default is MISSING else f.default,
-                help=_plain(told.get(f.name, "")),
+                help=_plain(described.get(f.name, "")),
                 how=how,
             )
     for name, p in found.items():
@@ -358,7 +359,7 @@ def _with_default(text: str, default: Any) -> str:
 
 
 def _metavar(action: Any) -> str | None:
-    """Return what stands for the value of an option in the help; None for its choices."""
+    """Return the placeholder for an option's value in the help."""
     if action.metavar is not None:
         return str(action.metavar)
     hint = str(getattr(action, "_typehint", None) or action.type or "")
@@ -369,7 +370,7 @@ def _metavar(action: Any) -> str | None:
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help of a hundred columns, in which an option's first name stands for the others."""
+    """Help text 100 columns wide that shows only the first name of each option."""
 
     def __init__(self, prog: str, **_: Any) -> None:
         super().__init__(prog, max_help_position=28, width=100)

@@ -1,4 +1,4 @@
-"""The verbs: which functions of `convnext.api` they are, and an example of each."""
+"""The verbs of the command line: their functions in `convnext.api`, and examples."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ class Verb:
     """A name in `convnext.api`."""
     example: str
     switches: Mapping[str, str] = field(default_factory=dict)
-    """Options that choose another function, and its name: `--robustness`."""
+    """Options that switch to another function, such as `--robustness`, and its name."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments that the command line has always, or unless another value is given."""
+    """Arguments that the command line passes unless the user gives another value."""
     note: str = ""
-    """What the help says at its end."""
+    """The last lines of the help."""
 
     def load(self, switch: str = "") -> Callable[..., Any]:
-        """Import the function, or the one that an option chooses."""
+        """Import the verb's function, or the one that `switch` selects."""
         name = self.switches[switch] if switch else self.function
         function: Callable[..., Any] = getattr(importlib.import_module("convnext.api"), name)
         return function
 
 
-SETTINGS = "Every setting of a recipe is an option: --help-all lists them."
+SETTINGS = "Every recipe setting is an option; --help-all lists them all."
 
 VERBS: dict[str, Verb] = {
     "train": Verb(
-        summary="train a network on your images, or on the built-in digits",
+        summary="train a network on your images, or on the bundled digits",
         function="train",
         switches={"show_groups": "learning_rates"},
         example="""\
@@ -43,14 +43,14 @@ convnext train --data my_photos
 convnext train --data my_photos --model convnext_tiny --weights fb_in22k_ft_in1k
 convnext train --data my_photos --epochs 50 --lr 1e-3 --output runs/first
 convnext train --resume --output runs/first
-convnext train --resume --output runs/first --epochs 90              # and longer
-convnext train --data my_photos --weights runs/first                 # from its weights
-convnext train imagenet1k_tiny --data shards --devices 8             # docs/scaling.md has more""",
-        note="A run that is asked to end (SIGTERM, SIGINT, SIGUSR1) saves its state and leaves "
-        "with exit code 75.\n" + SETTINGS,
+convnext train --resume --output runs/first --epochs 90              # train longer
+convnext train --data my_photos --weights runs/first                 # start from its weights
+convnext train imagenet1k_tiny --data shards --devices 8             # see docs/scaling.md""",
+        note="On SIGTERM, SIGINT or SIGUSR1 a run saves its state and exits with code 75.\n"
+        + SETTINGS,
     ),
     "evaluate": Verb(
-        summary="measure a trained network on a data set",
+        summary="evaluate a trained network on a labeled data set",
         function="evaluate",
         switches={"robustness": "evaluate_robustness"},
         example="""\
@@ -69,12 +69,12 @@ convnext predict runs/streets drive/ --output drive_masks --overlays jpg
 convnext predict runs/cells slides/ --output cells --score 0.6""",
     ),
     "roadmap": Verb(
-        summary="the roadmap from ResNet-50 to ConvNeXt, counted, or run on your data",
+        summary="list the steps from ResNet-50 to ConvNeXt, or train them on your data",
         function="run_roadmap",
         example="""\
-convnext roadmap --output road
-convnext roadmap --regime mini --data digits --seeds 3 --output runs/road
-convnext roadmap --regime mini --data my_photos --from kernel_7 --output runs/end
+convnext roadmap --output roadmap
+convnext roadmap --regime mini --data digits --seeds 3 --output runs/roadmap
+convnext roadmap --regime mini --data my_photos --from kernel_7 --output runs/last_steps
 convnext roadmap --regime mini --data my_photos --ablate kernel_size=3,5,7,9,11 --seeds 3
 convnext roadmap --data my_photos --ablate norm=batch,layer --ablate act=relu,gelu --at kernel_7
 convnext roadmap --data my_photos --ablate optim.lr=1e-3,2e-3,4e-3
@@ -82,7 +82,7 @@ convnext roadmap --data my_photos --rival timm/swin_tiny_patch4_window7_224""",
         note=SETTINGS,
     ),
     "compare": Verb(
-        summary="networks side by side under one recipe: accuracy, cost, measured speed",
+        summary="train several networks with one recipe and compare accuracy, cost and speed",
         function="compare",
         example="""\
 convnext compare convnext_atto timm/resnet18 --data my_photos --seeds 3
@@ -94,7 +94,7 @@ convnext compare convnext_atto timm/resnet18 --task detect --data cells    # Mas
         note=SETTINGS,
     ),
     "benchmark": Verb(
-        summary="how fast networks are here, beside timm's and the machine's limits",
+        summary="measure the speed of networks on this machine, next to timm's",
         function="benchmark",
         example="""\
 convnext benchmark convnext_tiny
@@ -102,7 +102,7 @@ convnext benchmark convnext_tiny timm/resnet50 --batch 1 8 32 --output speed
 convnext benchmark upernet_convnext_tiny mask_rcnn_convnext_tiny --batch 1""",
     ),
     "export": Verb(
-        summary="write a network as ONNX, OpenVINO or pt2, proven on real images",
+        summary="write a network as ONNX, OpenVINO or pt2, and verify it on real images",
         function="export",
         example="""\
 convnext export runs/first --format onnx
@@ -120,19 +120,19 @@ convnext embed runs/first photos/ --output features.npz
 convnext embed convnext_tiny.fb_in22k 'photos/*.jpg' --output features.csv""",
     ),
     "convert": Verb(
-        summary="write a checkpoint in another layout",
+        summary="write a checkpoint in the layout of another library",
         function="convert",
         example="convnext convert convnext_tiny_1k_224_ema.pth tiny.safetensors --to timm",
     ),
     "models": Verb(
-        summary="the networks, and the weights that are published for them",
+        summary="list networks and their published weights",
         function="find_models",
         example="""\
 convnext models 'convnext_*'
 convnext models 'timm/swin_*'""",
     ),
     "data": Verb(
-        summary="look at a data set and report what is wrong with it",
+        summary="inspect a data set and report its problems",
         function="check_data",
         switches={
             "to_shards": "write_shards",

@@ -1,11 +1,11 @@
-"""The settings of a recipe that all tasks read, and the frame of a task's recipe.
+"""The recipe settings shared by all tasks, and the base class of every task's recipe.
 
-A field that reads `auto` is resolved by the task when it has seen the data, the weights and the
-device. `A` says which: it is `Literal["auto"]` in what was asked for (`Recipe`), and nothing in
-what was resolved (`ResolvedRecipe`), so that a type checker knows that a number is a number.
-Fields of type `Auto` may read `auto` to the end: the network's own value, or the best there is.
+The task resolves fields set to `auto` once it has seen the data, the weights and the device. The
+type parameter `A` marks these fields: it is `Literal["auto"]` in a `Recipe` and `Never` in a
+`ResolvedRecipe`, where a type checker therefore sees plain numbers. Fields of type `Auto` may stay
+`auto`: they stand for the network's own value, or for the best one available.
 
-Each task has a recipe of its own in its folder: it adds sections, and settings to those here.
+Each task subclasses `Recipe` in its own folder and adds sections and settings.
 """
 
 from __future__ import annotations
@@ -34,188 +34,197 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def bounds(low: float, high: float | None = None) -> dict[str, Any]:
-    """Return the metadata of a field whose number lies between `low` and `high`, if that is one."""
+    """Return the metadata of a numeric field that must lie between `low` and `high`."""
     return {"bounds": (low, high)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRecipe:
-    """What differs from the named network; for a peer of timm, what it understands of it.
+    """Changes to the named network; a timm model accepts only some of them.
 
-    For peers `auto` leaves the network as its name says; for rungs of the road too, but for the
-    stem's stride, stochastic depth and first weights, which follow the data.
+    For timm models `auto` keeps the network as named. For steps of the roadmap it does too, except
+    that stem stride, stochastic depth and initialization depend on the data.
     """
 
     drop_path_rate: float | Auto = AUTO
-    """Stochastic depth of the last block."""
+    """Stochastic depth rate of the last block."""
     layer_scale_init: float | Auto = AUTO
-    """First value of the layer scale; 0 leaves it out. Not for peers."""
+    """Initial value of the layer scale; 0 removes it. Not for timm models."""
     stem: Literal["auto", "patchify", "conv_pool"] = "auto"
-    """ConvNeXt's patches, or ResNet's convolution and pooling. Not for peers."""
+    """ConvNeXt's patchify stem, or ResNet's convolution and pooling. Not for timm models."""
     stem_stride: int | Auto = AUTO
-    """Pixels per position after the stem: 4, or 2 or 1 for small images. Not for peers."""
+    """Stride of the stem in pixels: 4, or 2 or 1 for small images. Not for timm models."""
     norm: Literal["auto", "layer", "batch"] = "auto"
-    """Layer norm, or batch norm as on the road before `bn_to_ln`. Not for peers."""
+    """Layer norm, or batch norm as in the roadmap before `bn_to_ln`. Not for timm models."""
     init: Literal["auto", "paper", "fan_in"] = "auto"
-    """First weights, from scratch: std 0.02 as in the paper, or by the width. Not for peers."""
+    """Initialization: std 0.02 as in the paper, or scaled by fan-in. Not for timm models."""
     changes: dict[str, Any] = field(default_factory=dict)
-    """Any other field of `NetworkConfig` (or argument of the timm network) and its value."""
+    """Any other fields of `NetworkConfig`, or arguments of the timm model, with their values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputRecipe(Generic[A]):
-    """How an image becomes the network's input, in training, evaluation, prediction and export."""
+    """Preprocessing of images, in training, evaluation, prediction and export."""
 
     image_size: int | A = field(default=AUTO, metadata=bounds(0))
-    """Side of the square that the network sees, in pixels; for dense tasks the short side of the
-    image, where 0 leaves images as they are."""
+    """Side of the square input in pixels; for segmentation and detection the short side, where 0
+    keeps the size."""
     interpolation: Literal["bicubic", "bilinear", "nearest"] | A = AUTO
+    """Filter that resizes images."""
     in_chans: int | A = AUTO
-    """1 for greyscale, 3 for RGB."""
+    """Input channels: 1 for grayscale, 3 for RGB."""
     mean: tuple[float, ...] | A = AUTO
-    """Per channel, of values in [0, 1]."""
+    """Mean of each channel, for pixel values in [0, 1]."""
     std: tuple[float, ...] | A = AUTO
+    """Standard deviation of each channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseInputRecipe(InputRecipe[A]):
-    """How an image becomes the input of a network that predicts something at every pixel."""
+    """Preprocessing of images for segmentation and detection."""
 
     max_size: int = field(default=0, metadata=bounds(0))
-    """The long side at most; 0 for no limit."""
+    """Maximum long side in pixels; 0 for no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentRecipe(Generic[A]):
-    """What happens to training images only."""
+    """Augmentation of training images."""
 
     hflip: float | A = AUTO
     """Probability of a horizontal flip."""
     vflip: float = 0.0
+    """Probability of a vertical flip."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimRecipe(Generic[A]):
-    """AdamW, and the batch that one of its steps sees."""
+    """AdamW and its batch size."""
 
     lr: float | A = field(default=AUTO, metadata=bounds(0))
-    """Peak learning rate, for the stated `batch_size`; never rescaled behind your back."""
+    """Peak learning rate for the given `batch_size`; it is never rescaled."""
     batch_size: int | A = field(default=AUTO, metadata=bounds(1))
     """Images per optimizer step, over all devices."""
     micro_batch_size: int | A = field(default=AUTO, metadata=bounds(1))
-    """Images per device and backward pass; the steps in between accumulate gradients."""
+    """Images per device and backward pass; gradients accumulate over a batch."""
     weight_decay: float | A = field(default=AUTO, metadata=bounds(0))
-    """None on biases and on parameters of one dimension."""
+    """Not applied to biases and other one-dimensional parameters."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's betas."""
     eps: float = 1e-8
+    """AdamW's epsilon."""
     layer_decay: float | A = field(default=AUTO, metadata=bounds(0, 1))
-    """Factor on the learning rate per group of blocks from the head down; 1 for none."""
+    """Learning rate factor from one group of layers to the group below it; 1 for none."""
     layer_decay_by: Literal["layer", "stage"] = "layer"
-    """Groups of three blocks, as for classification and COCO, or whole stages as for ADE20K."""
+    """Group three blocks each, as for classification and COCO, or whole stages as for ADE20K."""
     clip_grad: float | A = field(default=AUTO, metadata=bounds(0))
-    """Largest norm of the gradient; 0 for no clipping."""
+    """Maximum gradient norm; 0 for no clipping."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleRecipe(Generic[A]):
-    """Linear warm-up, then a descent, per step."""
+    """Learning rate schedule: linear warm-up, then decay, updated every step."""
 
     epochs: int | A = field(default=AUTO, metadata=bounds(1))
+    """Length of training in epochs."""
     steps: int = field(default=0, metadata=bounds(0))
-    """Length in optimizer steps, as recipes of segmentation give it; 0 for `epochs`."""
+    """Length of training in optimizer steps, usual for segmentation; 0 for `epochs`."""
     warmup_epochs: float | A = field(default=AUTO, metadata=bounds(0))
+    """Length of the warm-up in epochs."""
     warmup_steps: int = field(default=0, metadata=bounds(0))
-    """Warm-up in steps; 0 for `warmup_epochs`."""
+    """Length of the warm-up in steps; 0 for `warmup_epochs`."""
     warmup_ratio: float = field(default=0.0, metadata=bounds(0, 1))
-    """Share of the peak at which the warm-up begins."""
+    """Learning rate at the start of the warm-up, as a fraction of the peak."""
     shape: Literal["cosine", "polynomial", "multistep"] = "cosine"
-    """How the rate falls after the warm-up."""
+    """How the learning rate decays after the warm-up."""
     power: float = field(default=1.0, metadata=bounds(0))
-    """Of the polynomial; 1 is a straight line."""
+    """Exponent of the polynomial schedule; 1 is linear."""
     milestones: tuple[float, ...] = ()
-    """Epochs at which a multistep schedule takes a tenth of the rate."""
+    """Epochs at which the multistep schedule divides the learning rate by ten."""
     min_lr: float = field(default=1e-6, metadata=bounds(0))
-    """Where cosine and polynomial end."""
+    """Final learning rate of the cosine and polynomial schedules."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmaRecipe(Generic[A]):
-    """The exponential moving average of the weights."""
+    """Exponential moving average (EMA) of the weights."""
 
     decay: float | A = field(default=AUTO, metadata=bounds(0, 0.9999999))
-    """Per step; 0 for none. The horizon is 1 / (1 - decay) steps."""
+    """Decay per step; 0 for no EMA. It averages over about 1 / (1 - decay) steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderRecipe(Generic[A]):
-    """How samples reach the network."""
+    """Data loading."""
 
     workers: int | A = field(default=AUTO, metadata=bounds(0))
-    """Processes that decode and augment; 0 does it in the training process."""
+    """Processes that load and augment images; 0 uses the training process."""
     cache: bool | A = AUTO
-    """Keep decoded images in memory, where the data set is small."""
+    """Keep decoded images in memory; `auto` does so for small data sets."""
     max_bad_share: float = field(default=0.01, metadata=bounds(0, 1))
-    """The run fails when more than this share of the images cannot be read, and more than one."""
+    """Fail if more than this fraction of the images cannot be read, and more than one."""
     val_share: float = 0.2
-    """Share of each class held out for validation, where the data has no split of its own."""
+    """Fraction of each class held out for validation if the data has no split of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecipe(Generic[A]):
-    """Where and in which precision the run executes, when it is measured, and its seed."""
+    """Device, precision, seed, evaluation and logging."""
 
     device: str = "auto"
-    """`cpu`, `cuda`, `mps`, or `auto` for the best there is."""
+    """`cpu`, `cuda`, `mps`, or `auto` for the fastest one available."""
     precision: Literal["fp32", "bf16", "fp16"] | A = AUTO
+    """bf16 and fp16 are mixed precision."""
     devices: int | Auto = field(default=AUTO, metadata=bounds(1))
-    """Processes on this machine; `auto` is what torchrun or srun started, else one."""
+    """Processes on this machine, one per device; `auto` follows torchrun or srun, else one."""
     num_nodes: int = field(default=1, metadata=bounds(1))
-    """Machines; all of them must be started by torchrun or srun."""
+    """Number of machines; torchrun or srun must start all of them."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """With several devices: a copy of the network on each, or a share of it (`convnext_xlarge`)."""
+    """On several devices, replicate the network (ddp) or shard it (fsdp)."""
     channels_last: bool | Auto = AUTO
-    """Memory format of images and weights; `auto` measures in long runs, else takes it."""
+    """Memory format of images and weights; `auto` measures both in long runs, otherwise uses it."""
     compile: bool | Auto = AUTO
-    """Train through torch.compile; `auto` measures in long runs, else leaves it."""
+    """Train with torch.compile; `auto` measures both in long runs, otherwise does not use it."""
     fused: bool = True
-    """Train blocks of ConvNeXt as one operation on a CPU (eager mode): the same up to rounding."""
+    """Fuse ConvNeXt blocks on a CPU in eager mode; results are equal up to rounding."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     deterministic: bool = False
-    """The same bits every time on a GPU too, at some cost in speed; nothing is measured first."""
+    """Make GPU runs reproducible bit for bit; slower, because no backends are measured."""
     eval_every: int | A = field(default=AUTO, metadata=bounds(0))
     """Epochs between evaluations; the last step is always evaluated."""
     save_every: int | A = field(default=AUTO, metadata=bounds(1))
-    """Steps between saved states, beside those of evaluations: what a crash can cost."""
+    """Steps between saved states, in addition to those saved at evaluations."""
     patience: int = field(default=0, metadata=bounds(0))
-    """Stop after this many evaluations without a better one; 0 never stops early."""
+    """Stop after this many evaluations without improvement; 0 never stops early."""
     on_nan: Literal["stop", "rollback"] = "stop"
-    """When a loss is no number: stop, or go on from the last good state at half the rate."""
+    """If the loss is not finite, stop, or resume the last good state at half the learning rate."""
     loggers: tuple[str, ...] = ()
-    """`wandb`, `mlflow`, beside TensorBoard, which is always on."""
+    """Loggers in addition to TensorBoard: `wandb`, `mlflow`."""
     reference: str = "none"
     """A curve to compare with: a run folder, its metrics.jsonl, or a CSV of `epoch,<metric>`."""
     reference_tolerance: float = field(default=2.0, metadata=bounds(0))
-    """How far below the reference an evaluation may be before the run warns, in points."""
+    """Warn when an evaluation is more than this many points below the reference."""
     seed: int = field(default=0, metadata=bounds(0, 2**32 - 1))
+    """Seed of initialization, data order and augmentation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Generic[A]):
-    """Everything that determines a run, as it was asked for.
+    """Data, task, network and initial weights of a run, and its sections of settings.
 
-    `Recipe(task="segment", ...)` is an object of that task's own class, with its own sections.
+    `Recipe(task="segment", ...)` returns an instance of that task's subclass.
     """
 
     noun: ClassVar[str] = ""
-    """What the task is called in messages."""
+    """The name of the task in messages."""
     task: str = ""
     model: str | A = AUTO
-    """A name of `convnext models`, or `timm/<name>`."""
+    """A name from `convnext models`, or `timm/<name>`."""
     weights: str = "none"
-    """Where training starts: `none`, a tag of `convnext models`, a path, or a hub id."""
+    """Initial weights: `none`, a tag from `convnext models`, a path, or a hub id."""
     data: str = "digits"
-    """A folder, an address of shards, or `digits` for the bundled data set."""
+    """A folder, a URL of shards, or `digits` for the bundled data set."""
     network: NetworkRecipe = field(default_factory=NetworkRecipe)
     input: InputRecipe[A] = field(default_factory=InputRecipe)
     augment: AugmentRecipe[A] = field(default_factory=AugmentRecipe)
@@ -225,16 +234,16 @@ class Recipe(Generic[A]):
     loader: LoaderRecipe[A] = field(default_factory=LoaderRecipe)
     run: RunRecipe[A] = field(default_factory=RunRecipe)
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
-    """What a user should know about how it was read; not a setting."""
+    """Notes for the user about how the recipe was read; not a setting."""
 
     def __new__(cls, **settings: Any) -> Self:
-        """Return an object of the class of the recipe's task."""
+        """Return an instance of the task's subclass."""
         if cls is not Recipe:
             return super().__new__(cls)
         return object.__new__(cast("type[Self]", recipe_type(settings.get("task", ""))))
 
     def __post_init__(self) -> None:
-        """Check that the recipe is one of its task.
+        """Check that the task is the one of this class.
 
         Raises:
             ValueError: If it is not.
@@ -242,25 +251,25 @@ class Recipe(Generic[A]):
         own = type(self).__dataclass_fields__["task"].default
         if self.task != own:
             raise ValueError(
-                f"a recipe of {self.noun} cannot become one of {self.task!r} in this way; "
-                "change_recipe takes what both have"
+                f"a recipe for {self.noun} cannot be changed to task {self.task!r} like this; "
+                "use change_recipe, which keeps the settings that both tasks have"
             )
 
 
 ResolvedRecipe: TypeAlias = Recipe[Never]
-"""A recipe without any setting that its task resolves."""
+"""A recipe in which the task has resolved every `auto`."""
 
-# Where the recipe of each task is; the tasks register theirs when their package is imported.
+# The import path of each task's recipe; tasks register theirs when their package is imported.
 _PLACES: dict[str, str] = {}
 
 
 def register_recipe(task: str, place: str) -> None:
-    """Make a task's recipe known, as `package.module.Class`; nothing is imported yet."""
+    """Register a task's recipe class by its path `package.module.Class`, without importing it."""
     _PLACES[task] = place
 
 
 def recipe_type(task: str = "") -> type[Recipe]:
-    """Return the class of a task's recipes; "" is the default task.
+    """Return the recipe class of a task; "" is the default task.
 
     Raises:
         ValueError: If there is no such task; the nearest one is suggested.
@@ -273,8 +282,8 @@ def recipe_type(task: str = "") -> type[Recipe]:
 
 @cache
 def recipe_types() -> dict[str, type[Recipe]]:
-    """Return the classes of the recipes of all tasks."""
-    # Tasks lie above recipes, so they are asked for by name: a deleted one is not missed.
+    """Return the recipe classes of all tasks."""
+    # Recipes must not import tasks, the layer above; a name also survives a task's deletion.
     importlib.import_module("convnext.tasks")
     places = {task: place.rpartition(".") for task, place in _PLACES.items()}
     return {t: getattr(importlib.import_module(m), name) for t, (m, _, name) in places.items()}

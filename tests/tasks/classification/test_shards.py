@@ -175,7 +175,7 @@ def test_the_command(photos, tmp_path, capsys, monkeypatch):
     assert "33 training and 9 validation images of 3 classes" in output.err
     assert json.loads(output.out.splitlines()[-1])["num_val"] == 9
     assert main(["data", str(photos), "--resize", "9"]) == 2
-    assert "--resize goes with --to-shards" in capsys.readouterr().err
+    assert "--resize needs --to-shards" in capsys.readouterr().err
 
 
 def test_the_index_spares_reading_the_shards(photos, tmp_path, monkeypatch):

@@ -21,80 +21,83 @@ from convnext.recipes.schema import (
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationNetwork(NetworkRecipe):
-    """What differs from the named network, its head included."""
+    """Changes to the named network, including its head."""
 
     head_init_scale: float | Auto = AUTO
-    """Factor on the head's first weights. Not for peers."""
+    """Factor on the head's initial weights. Not for timm models."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationInput(InputRecipe[A]):
-    """How an image becomes the square that a classifier sees."""
+    """Preprocessing of images for a classifier."""
 
     crop_pct: float | A = AUTO
-    """Share of the resized short side that the centre crop keeps; 1 resizes to the square."""
+    """Fraction of the resized short side kept by the center crop; 1 resizes to the square."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationAugment(AugmentRecipe[A]):
-    """What happens to training images only (paper, Table 5)."""
+    """Augmentation of training images (paper, Table 5)."""
 
     scale: tuple[float, float] | A = AUTO
-    """Share of the image's area that a random crop keeps."""
+    """Range of the random crop's area, as a fraction of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Aspect ratios of the random crop."""
+    """Range of the random crop's aspect ratio."""
     rand_augment: str | A = AUTO
     """RandAugment in timm's notation, such as `rand-m9-mstd0.5-inc1`; `none` for none."""
     color_jitter: float | A = AUTO
-    """Strength of brightness, contrast and saturation; RandAugment replaces it (as in timm)."""
+    """Jitter of brightness, contrast and saturation; RandAugment replaces it, as in timm."""
     mixup: float | A = AUTO
+    """Alpha of mixup; 0 turns it off."""
     cutmix: float | A = AUTO
+    """Alpha of cutmix; 0 turns it off."""
     mix_prob: float = 1.0
-    """Probability that a batch is mixed at all."""
+    """Probability of mixing a batch at all."""
     mix_switch_prob: float = 0.5
-    """Probability of cutmix rather than mixup, where both are on."""
+    """Probability of cutmix rather than mixup if both are on."""
     erasing: float | A = AUTO
-    """Probability of random erasing, one rectangle of noise."""
+    """Probability of random erasing: one rectangle of noise."""
     exact: bool = False
-    """Cut and transform as Pillow does, to fractions of pixels and as smoothly; half as long again.
-    Training images are meant; no other image is ever approximate."""
+    """Crop and transform training images as precisely as Pillow does; takes about 1.5 times as
+    long. Other images are always exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossRecipe(Generic[A]):
-    """What the optimizer minimises."""
+    """Loss."""
 
     label_smoothing: float | A = field(default=AUTO, metadata=bounds(0, 1))
+    """Label smoothing of the cross-entropy; 0 turns it off."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSchedule(ScheduleRecipe[A]):
-    """Linear warm-up, then a descent, per step, on images that may grow."""
+    """Learning rate schedule, and progressive resizing."""
 
     progressive: bool | A = AUTO
-    """Begin with smaller images: half the size, then two thirds, the last fifth in full."""
+    """Train on images of half, then two thirds of the size, and of full size in the last fifth."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationLoader(LoaderRecipe[A]):
-    """How samples reach the network, from a disk or from remote shards."""
+    """Data loading, from disk or from remote shards."""
 
     sampling: Literal["uniform", "balanced"] = "uniform"
     """`balanced` draws every class equally often."""
     shard_cache: str = "~/.cache/convnext/shards"
-    """Folder for copies of remote shards; one on a local disk, for all runs of a machine."""
+    """Folder for cached remote shards; use one on a local disk for all runs on a machine."""
     shard_cache_gb: float = field(default=0.0, metadata=bounds(0))
-    """Gigabytes of copies at most, those used least recently make room; 0 for half of what is free
-    on that disk."""
+    """Maximum size of the shard cache in gigabytes; least recently used shards are removed. 0 for
+    half of the free disk space."""
     retries: int = field(default=5, metadata=bounds(0))
-    """How often a failed request for remote data is repeated, with growing pauses."""
+    """Retries of a failed request for remote data, with growing pauses."""
     timeout: float = field(default=60.0, metadata=bounds(0.001))
-    """Seconds to wait for a server to connect, and then for each piece of data."""
+    """Timeout in seconds for connecting to a server, and for each read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationRecipe(Recipe[A]):
-    """Everything that determines a run of classification."""
+    """The recipe of a classification run."""
 
     noun: ClassVar[str] = "classification"
     task: Literal["classify"] = "classify"

@@ -15,13 +15,13 @@ NUM_CALIBRATION_IMAGES = 500
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """What `predict` takes.
+    """Options of `predict`.
 
     Args:
         topk: Classes per image, in the table and in the files.
-        batch_size: Images at a time. The last bits of the probabilities may depend on it.
-        wide: Write one row per image into predictions.csv, with a column for each class, and the
-            true class where the folder says it.
+        batch_size: Images per batch. It may change the last bits of the probabilities.
+        wide: Write one row per image into predictions.csv, with a column for each class and, if
+            the folder names it, the true class.
     """
 
     topk: int = 5
@@ -31,11 +31,11 @@ class PredictOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """What `evaluate` takes.
+    """Options of `evaluate`.
 
     Args:
-        batch_size: Images at a time. The last bits of the scores may depend on it.
-        only_best: Leave out the last step of a run, with and without the moving average.
+        batch_size: Images per batch. It may change the last bits of the scores.
+        only_best: Evaluate only the best weights of a run, not those of the last step too.
     """
 
     batch_size: int = 64

@@ -18,7 +18,7 @@ class PredictOptions:
         nms: IoU threshold of NMS; by default that of training.
         max_detections: Maximum number of objects per image; by default that of training.
         overlays: Format of the pictures.
-        names: Leave names and scores out of the pictures.
+        names: Write class names and scores into the pictures.
         ids: COCO JSON file that lists the images; the results use its ids.
     """
 

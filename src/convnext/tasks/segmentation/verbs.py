@@ -11,14 +11,14 @@ NUM_CALIBRATION_IMAGES = 500
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
-    """How images are read; by default as in training.
+    """How images are predicted; by default as the recipe says.
 
     Args:
-        window: Slide a window with sides of this many pixels.
-        stride: Pixels from window to window.
-        whole: Read images whole.
-        multi_scale: Average six scales from 0.5 to 1.75.
-        flip: Average with the mirrored image.
+        window: Slide a square window with this side in pixels over the image.
+        stride: Stride of the window in pixels.
+        whole: Predict whole images, without a window.
+        multi_scale: Average the predictions at six scales from 0.5 to 1.75.
+        flip: Average with the prediction for the mirrored image.
     """
 
     window: int | None = None
@@ -30,7 +30,7 @@ class InferenceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(InferenceOptions):
-    """What `predict` takes, and how images are read.
+    """Options of `predict`.
 
     Args:
         overlays: Format of the pictures.
@@ -43,10 +43,10 @@ class PredictOptions(InferenceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(InferenceOptions):
-    """What `evaluate` takes.
+    """Options of `evaluate`.
 
     Args:
-        boundary: Measure the boundary F-score too.
+        boundary: Also measure the boundary F-score.
     """
 
     boundary: bool = False
@@ -54,12 +54,12 @@ class EvaluateOptions(InferenceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """What `data` takes.
+    """Options of `data`.
 
     Args:
         images: Pattern of the images, such as 'left/{split}/*/*_left.png'.
         masks: Pattern of the masks; its stars pair it with `images`.
-        reduce_zero_label: Value 0 of the masks means no class.
+        reduce_zero_label: Treat mask value 0 as no class.
     """
 
     images: str = ""

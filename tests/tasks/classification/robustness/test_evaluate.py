@@ -163,7 +163,7 @@ def test_mistakes_are_one_line(
 
 def test_its_options_alone_are_a_mistake(digits: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", digits, "--severities", "1"]) == 2
-    assert "--severities goes with --robustness" in capsys.readouterr().err
+    assert "--severities needs --robustness" in capsys.readouterr().err
 
 
 def pictures(folder: Path, synset: str, colour: str, name: str = "x.JPEG") -> None:
