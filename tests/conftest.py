@@ -65,7 +65,7 @@ def make_folder(
 
 
 @pytest.fixture
-def randomise() -> Callable[[nn.Module], nn.Module]:
+def randomize() -> Callable[[nn.Module], nn.Module]:
     """Give every tensor of a network a value that shows in its logits, and return it in eval mode.
 
     Fresh networks hide mistakes: norms that do nothing, running statistics of 0 and 1, and layer

@@ -12,8 +12,8 @@ from pointwise import PointwiseLinear, is_pointwise, set_pointwise
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("name", ["convnext_atto", "roadmap/resnet50/inverting_dimensions"])
-def test_outputs_and_gradients_stay(name, layout, randomise):
-    model = randomise(create_model(name, num_classes=5, depths=(1, 1, 1, 1), drop_path_rate=0.0))
+def test_outputs_and_gradients_stay(name, layout, randomize):
+    model = randomize(create_model(name, num_classes=5, depths=(1, 1, 1, 1), drop_path_rate=0.0))
     model = model.double().to(memory_format=layout)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=generator)

@@ -73,13 +73,13 @@ def test_palettes_with_and_without_transparency():
     assert decode(several, mode="RGB").getpixel((0, 0)) == (127, 127, 255)
 
 
-def test_a_transparent_colour_of_rgb_and_of_grey():
+def test_a_transparent_color_of_rgb_and_of_gray():
     image = Image.new("RGB", (2, 1), (1, 2, 3))
     image.putpixel((1, 0), (9, 9, 9))
     decoded = decode(encode(image, transparency=(1, 2, 3)), mode="RGB")
     assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (9, 9, 9)]
-    grey = encode(Image.new("L", (2, 2), 7), transparency=7)
-    assert decode(grey, mode="L").getpixel((0, 0)) == 255
+    gray = encode(Image.new("L", (2, 2), 7), transparency=7)
+    assert decode(gray, mode="L").getpixel((0, 0)) == 255
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
@@ -104,7 +104,7 @@ def test_16_bit_is_scaled_and_not_clipped(format):
         (np.zeros((1, 2), np.float32), [[0, 0]]),
     ],
 )
-def test_the_white_of_wide_greyscale_is_the_smallest_usual_one(values, expected):
+def test_the_white_of_wide_grayscale_is_the_smallest_usual_one(values, expected):
     assert np.asarray(as_mode(Image.fromarray(values), "L")).tolist() == expected
 
 
@@ -141,7 +141,7 @@ def test_damaged_exif_does_no_harm(noise):
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_of_an_animation_the_first_frame_counts(format):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if format == "WEBP" else {}
     data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
     assert decode(data, mode="RGB").getpixel((3, 3)) == (255, 0, 0)

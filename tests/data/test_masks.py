@@ -95,7 +95,7 @@ def test_long_runs_in_the_string_form() -> None:
     assert np.array_equal(cut(packed, (200, 90, 400, 500)), bitmap[90:500, 200:400])
 
 
-def test_pixels_whose_centres_a_polygon_holds() -> None:
+def test_pixels_whose_centers_a_polygon_holds() -> None:
     window = (0, 0, 6, 4)
     # Edges through centres belong to the right and the lower neighbour, so that rings that share
     # an edge share no pixel.

@@ -108,11 +108,11 @@ def test_a_network_that_normalizes_itself_gets_pixels(noise):
 
 
 def test_images_of_any_mode_are_accepted(noise):
-    grey = make(16, 1.0, in_chans=1, mean=(0.5,), std=(0.25,))
+    gray = make(16, 1.0, in_chans=1, mean=(0.5,), std=(0.25,))
     for mode in ("RGB", "L", "RGBA", "LA", "CMYK", "P"):
         assert make(16, 1.0).pixels(noise(20, 20, mode)).shape == (3, 16, 16)
-        assert grey.pixels(noise(20, 20, mode)).shape == (1, 16, 16)
-    assert (grey.mode, make().mode) == ("L", "RGB")
+        assert gray.pixels(noise(20, 20, mode)).shape == (1, 16, 16)
+    assert (gray.mode, make().mode) == ("L", "RGB")
 
 
 def test_an_image_of_the_right_size_is_left_alone(noise):

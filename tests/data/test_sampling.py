@@ -171,13 +171,13 @@ def test_shards_are_announced_before_they_are_read():
     announced: set[int] = set()
     for step in range(7, 8000):
         epoch, place = divmod(step, 4000)
-        ahead = order.ahead(step, is_first=step == 7)
-        assert len(ahead) < 64
-        announced.update(ahead)
+        prefetch = order.prefetch(step, is_first=step == 7)
+        assert len(prefetch) < 64
+        announced.update(prefetch)
         assert set(lanes[epoch][:, place].tolist()) <= announced
         if place == 0:
             # What was announced for the last epoch is no longer known to be there.
-            announced = set(ahead) | set(lanes[epoch][:, : order.window + 1].ravel().tolist())
+            announced = set(prefetch) | set(lanes[epoch][:, : order.window + 1].ravel().tolist())
 
 
 def test_the_order_of_fourteen_million_images_takes_a_second_or_two():

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from convnext.data.threads import ahead, items_of
+from convnext.data.threads import items_of, prefetch
 
 
 def test_items_come_in_order_and_all() -> None:
-    assert list(ahead(range(20))) == list(range(20))
-    assert list(ahead([])) == []
-    assert list(ahead([None, None])) == [None, None]
+    assert list(prefetch(range(20))) == list(range(20))
+    assert list(prefetch([])) == []
+    assert list(prefetch([None, None])) == [None, None]
 
 
 def test_the_next_item_is_made_while_the_last_one_is_worked_on() -> None:
@@ -26,7 +26,7 @@ def test_the_next_item_is_made_while_the_last_one_is_worked_on() -> None:
             event.set()
             yield i
 
-    for i in ahead(items()):
+    for i in prefetch(items()):
         if i + 1 < len(made):
             assert made[i + 1].wait(timeout=30)
         if i + 2 < len(made):  # One ahead, not all of them.
@@ -38,17 +38,17 @@ def test_errors_come_where_their_item_would() -> None:
         yield 1
         raise OSError("a disk is gone")
 
-    found = ahead(items())
+    found = prefetch(items())
     assert next(found) == 1
     with pytest.raises(OSError, match="a disk is gone"):
         next(found)
 
 
 def test_leaving_early_ends_the_thread() -> None:
-    found = ahead(range(10))
+    found = prefetch(range(10))
     assert next(found) == 0
     found.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("ahead")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
 def test_a_cpu_has_no_core_to_spare() -> None:

@@ -57,8 +57,8 @@ def _trained(model: nn.Module) -> nn.Module:
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
             if p.dim() == 1:
-                centre = 1.0 if name in ("weight", "gamma") else 0.0
-                p.data.normal_(centre, 0.3, generator=generator)
+                center = 1.0 if name in ("weight", "gamma") else 0.0
+                p.data.normal_(center, 0.3, generator=generator)
         if isinstance(module, _BatchNorm) and module.running_var is not None:
             assert module.running_mean is not None
             module.running_mean.normal_(0, 0.5, generator=generator)

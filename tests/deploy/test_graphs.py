@@ -49,7 +49,7 @@ def test_resizing_is_pillows(
         assert (differing > 0).float().mean() < 0.08
 
 
-def test_nearest_neighbours_are_refused() -> None:
+def test_nearest_neighbors_are_refused() -> None:
     nearest = Preprocessing(
         image_size=32, crop_pct=1.0, interpolation="nearest", mean=(0,) * 3, std=(1,) * 3
     )

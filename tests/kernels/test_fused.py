@@ -73,10 +73,10 @@ def distance(found: list[Tensor], true: list[Tensor]) -> float:
 
 @pytest.mark.parametrize("rate", [0.0, 0.6])
 @pytest.mark.parametrize("name", NAMES)
-def test_outputs_and_gradients_stay(name, rate, randomise):
+def test_outputs_and_gradients_stay(name, rate, randomize):
     depths = (2,) if "isotropic" in name else (1, 1, 2, 1)
     model = create_model(name, num_classes=5, depths=depths, drop_path_rate=rate)
-    model = randomise(model).double().to(memory_format=torch.channels_last).train()
+    model = randomize(model).double().to(memory_format=torch.channels_last).train()
     names = list(model.state_dict())
     plain = gradients(model, fused=False)
     assert distance(gradients(model, fused=True), plain) < 1e-10
@@ -94,8 +94,8 @@ def test_every_block_of_the_family_is_fusable():
     assert not is_fusable(nn.Conv2d(4, 4, 1))
 
 
-def test_single_precision_is_as_exact_as_that_of_the_layers(randomise):
-    model = randomise(create_model("convnext_atto", **SMALL, drop_path_rate=0.0))
+def test_single_precision_is_as_exact_as_that_of_the_layers(randomize):
+    model = randomize(create_model("convnext_atto", **SMALL, drop_path_rate=0.0))
     model = model.to(memory_format=torch.channels_last).train()
     found = {fused: gradients(model, fused=fused, dtype=torch.float32) for fused in (False, True)}
     model.double()
@@ -105,8 +105,8 @@ def test_single_precision_is_as_exact_as_that_of_the_layers(randomise):
 
 
 @pytest.mark.parametrize("widened", [True, False])
-def test_bf16_is_as_exact_as_that_of_the_layers(widened, randomise):
-    model = randomise(create_model("convnext_atto", **SMALL, drop_path_rate=0.4))
+def test_bf16_is_as_exact_as_that_of_the_layers(widened, randomize):
+    model = randomize(create_model("convnext_atto", **SMALL, drop_path_rate=0.4))
     model = model.to(memory_format=torch.channels_last).train()
     true = gradients(model, fused=False, dtype=torch.float32)
     one, two = (
@@ -117,8 +117,8 @@ def test_bf16_is_as_exact_as_that_of_the_layers(widened, randomise):
     assert distance(one, true) < 1.5 * distance(two, true)
 
 
-def test_recomputed_activations_and_frozen_weights(randomise):
-    model = randomise(create_model("convnext_atto", **SMALL, drop_path_rate=0.5))
+def test_recomputed_activations_and_frozen_weights(randomize):
+    model = randomize(create_model("convnext_atto", **SMALL, drop_path_rate=0.5))
     model = model.double().to(memory_format=torch.channels_last).train()
     model.stages[0].requires_grad_(False)
     plain = gradients(model, fused=False)
@@ -127,8 +127,8 @@ def test_recomputed_activations_and_frozen_weights(randomise):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_recomputing_changes_no_bit(fused: bool, randomise) -> None:
-    model = randomise(create_model("convnext_atto", **SMALL, drop_path_rate=0.5))
+def test_recomputing_changes_no_bit(fused: bool, randomize) -> None:
+    model = randomize(create_model("convnext_atto", **SMALL, drop_path_rate=0.5))
     model = model.to(memory_format=torch.channels_last).train()
     kept = gradients(model, fused=fused, dtype=torch.float32)
     assert checkpoint_activations(model)
@@ -139,8 +139,8 @@ def test_recomputing_changes_no_bit(fused: bool, randomise) -> None:
 
 
 @pytest.mark.parametrize("execution", [PLAIN, Fused(widened=True), Recomputed(Fused())], ids=str)
-def test_an_execution_is_copied_and_pickled_but_is_no_state(execution, randomise) -> None:
-    block = randomise(_block()).train()
+def test_an_execution_is_copied_and_pickled_but_is_no_state(execution, randomize) -> None:
+    block = randomize(_block()).train()
     names = list(block.state_dict())
     block.execute = execution
     assert list(block.state_dict()) == names
@@ -154,9 +154,9 @@ def test_an_execution_is_copied_and_pickled_but_is_no_state(execution, randomise
     assert torch.equal(copy.deepcopy(block)(x), expected)
 
 
-def test_a_branch_that_every_image_drops_has_gradients_of_zero(randomise):
+def test_a_branch_that_every_image_drops_has_gradients_of_zero(randomize):
     config = NetworkConfig(dims=(8, 8, 8, 8), layer_scale_init=1.0)
-    block = randomise(Block(config, in_dim=8, dim=8, drop_path_rate=1.0)).train()
+    block = randomize(Block(config, in_dim=8, dim=8, drop_path_rate=1.0)).train()
     assert set_fused(block, fused=True) == 1
     x = torch.randn(2, 8, 5, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     out = block(x)
@@ -166,8 +166,8 @@ def test_a_branch_that_every_image_drops_has_gradients_of_zero(randomise):
     assert all(not p.grad.any() for p in block.parameters())
 
 
-def test_evaluation_is_that_of_a_plain_block(randomise):
-    model = randomise(create_model("convnext_atto", **SMALL)).eval()
+def test_evaluation_is_that_of_a_plain_block(randomize):
+    model = randomize(create_model("convnext_atto", **SMALL)).eval()
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     expected = model(images)
     set_fused(model, fused=True)
@@ -200,8 +200,8 @@ def test_what_differs_from_the_block_of_convnext_is_left_alone() -> None:
         assert set_fused(block, fused=True) == 0, name
 
 
-def test_the_output_may_be_changed_in_place(randomise) -> None:
-    block = randomise(_block(drop_path_rate=0.5)).train()
+def test_the_output_may_be_changed_in_place(randomize) -> None:
+    block = randomize(_block(drop_path_rate=0.5)).train()
     set_fused(block, fused=True)
     dim = block.get_submodule("spatial").weight.shape[0]
     out = block(torch.randn(6, dim, 9, 8, requires_grad=True))
@@ -209,8 +209,8 @@ def test_the_output_may_be_changed_in_place(randomise) -> None:
     out.mul_(2).sum().backward()
 
 
-def test_frozen_blocks_and_weights_of_bf16_run_layer_by_layer(randomise) -> None:
-    block = randomise(_block()).train()
+def test_frozen_blocks_and_weights_of_bf16_run_layer_by_layer(randomize) -> None:
+    block = randomize(_block()).train()
     set_fused(block, fused=True)
     images = torch.randn(2, block.get_submodule("spatial").weight.shape[0], 8, 8)
     assert "Branch" in type(block(images).grad_fn).__name__

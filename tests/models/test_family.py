@@ -89,13 +89,13 @@ def other_network(package: str, size: str) -> nn.Module:
      pytest.param("xlarge", marks=SLOW)],
 )  # fmt: skip
 def test_logits_are_those_of_other_packages(
-    package: str, size: str, randomise: Callable[[nn.Module], nn.Module]
+    package: str, size: str, randomize: Callable[[nn.Module], nn.Module]
 ) -> None:
     if package == "torchvision" and size in ("atto", "xlarge"):
         pytest.skip(f"torchvision has no {size}")
     with torch.device("meta"):
         ours = create_model(f"convnext_{size}")
-    ours = randomise(ours.to_empty(device="cpu"))
+    ours = randomize(ours.to_empty(device="cpu"))
     theirs = other_network(package, size)
     theirs.load_state_dict(export_weights(ours, package))
     images = torch.randn(2, 3, 64, 96)

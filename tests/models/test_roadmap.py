@@ -128,7 +128,7 @@ def test_every_rung_of_the_larger_regime_trains_one_step(rung: Rung) -> None:
 
 @pytest.mark.parametrize("theirs", ["torchvision", "timm", "timm-200"])
 def test_the_first_rung_is_the_resnet_of_others(
-    theirs: str, randomise: Callable[[nn.Module], nn.Module]
+    theirs: str, randomize: Callable[[nn.Module], nn.Module]
 ) -> None:
     with torch.device("meta"):
         other = (
@@ -137,7 +137,7 @@ def test_the_first_rung_is_the_resnet_of_others(
             else timm.create_model("resnet200" if theirs.endswith("200") else "resnet50")
         )
     # Batch norm's affine and running statistics are drawn too, so that none can be forgotten.
-    other = randomise(other.to_empty(device="cpu"))
+    other = randomize(other.to_empty(device="cpu"))
     regime = "resnet200" if theirs.endswith("200") else "resnet50"
     with torch.device("meta"):
         ours = create_model(f"roadmap/{regime}/resnet_baseline")

@@ -24,22 +24,22 @@ from convnext.tasks.segmentation.data import DataFacts as SegmentationFacts
 FACTS: dict[str, Any] = {
     "classification": ClassificationFacts(
         num_train=1500, num_val=400, num_classes=6, class_counts=(250,) * 6,
-        image_height=256, image_width=192, greyscale=False,
+        image_height=256, image_width=192, grayscale=False,
     ),
     "segmentation": SegmentationFacts(
         num_train=367, num_val=101, num_classes=11, pixel_counts=(5,) * 11,
-        image_height=360, image_width=480, greyscale=False,
+        image_height=360, image_width=480, grayscale=False,
     ),
     "detection": DetectionFacts(
         num_train=300, num_val=50, num_empty=3, num_classes=5, num_objects=4000, most_objects=93,
         has_masks=True, image_height=480, image_width=640, object_sides=(0.03, 0.11, 0.5),
-        greyscale=False,
+        grayscale=False,
     ),
 }  # fmt: skip
 TASKS = {"classification": "classify", "segmentation": "segment", "detection": "detect"}
 DATA: dict[str, dict[str, Any]] = {
     "usual": {},
-    "tiny": {"num_train": 7, "image_height": 8, "image_width": 8, "greyscale": True},
+    "tiny": {"num_train": 7, "image_height": 8, "image_width": 8, "grayscale": True},
     "large": {"num_train": 1_300_000},
 }
 CPU = ResolveContext(device="cpu", has_bf16=False)

@@ -101,7 +101,7 @@ def test_thinning_keeps_short_series_and_means_of_long_ones() -> None:
     assert set(y) == {0.5}
 
 
-def test_a_svg_inside_a_page_takes_its_colours_and_says_what_it_shows() -> None:
+def test_an_svg_inside_a_page_takes_its_colors_and_says_what_it_shows() -> None:
     fig = draw_curves([Curve(label="<b>", x=[0, 1], y=[0, 1])], label='"$x_1$" & <i>')
     svg = save_bytes(fig, "svg").decode()
     assert ACCENT in svg

@@ -10,7 +10,7 @@ import pytest
 
 from convnext.models.roadmap import roadmap
 from convnext.studies.page import reading, write_page
-from convnext.studies.statistics import summarise
+from convnext.studies.statistics import summarize
 from studies import made_up, write_study
 
 
@@ -75,11 +75,11 @@ def test_a_study_without_a_finished_run_has_a_page(tmp_path: Path) -> None:
 
 
 def test_the_reading_says_what_the_numbers_allow() -> None:
-    said = " ".join(reading(summarise(made_up())))
+    said = " ".join(reading(summarize(made_up())))
     assert "More than the seeds explain gained: wider" in said
     assert "No difference seen: " in said
     assert "Highest: " in said
-    one = " ".join(reading(summarise(made_up((0,)))))
+    one = " ".join(reading(summarize(made_up((0,)))))
     assert "With one seed" in one
     assert "More than the seeds" not in one
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.studies.compare import entries_of
-from convnext.studies.plan import Study, read_study, settle
+from convnext.studies.plan import Study, read_study, resolve_study
 
 QUIET, CPU = Console(quiet=True), torch.device("cpu")
 NETWORKS = ["roadmap/mini/kernel_5", "timm/resnet18"]
@@ -33,7 +33,7 @@ def asked(specs: list[str] = NETWORKS, seeds: int = 1, **options: Any) -> Study:
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Path:
-    plan, _ = settle(asked(), tmp_path, CPU, QUIET)
+    plan, _ = resolve_study(asked(), tmp_path, CPU, QUIET)
     plan.write(tmp_path)
     return tmp_path
 
@@ -48,12 +48,12 @@ def test_what_is_left_open_is_settled_once(begun: Path) -> None:
 
 def test_it_goes_on_with_more_seeds_and_networks(begun: Path) -> None:
     more = asked([*NETWORKS, "convnext_atto"], seeds=3)
-    plan, _ = settle(replace(more, threads=2), begun, CPU, QUIET)
+    plan, _ = resolve_study(replace(more, threads=2), begun, CPU, QUIET)
     assert plan.recipe == read_study(begun).recipe
     assert (len(plan.entries), plan.seeds, plan.threads) == (3, [0, 1, 2], 1)
     # The same setting, said in words, is no other one.
     same = asked(recipe={"optim__lr": plan.recipe.optim.lr})
-    assert settle(same, begun, CPU, QUIET)[0].recipe == plan.recipe
+    assert resolve_study(same, begun, CPU, QUIET)[0].recipe == plan.recipe
 
 
 @pytest.mark.parametrize(
@@ -68,26 +68,26 @@ def test_it_goes_on_with_more_seeds_and_networks(begun: Path) -> None:
 )
 def test_what_needs_another_folder(begun: Path, other: Study, message: str | None) -> None:
     if message is None:  # Another name: another network of the same study.
-        assert len(settle(other, begun, CPU, QUIET)[0].entries) == 2
+        assert len(resolve_study(other, begun, CPU, QUIET)[0].entries) == 2
         return
     with pytest.raises(ValueError, match=message):
-        settle(other, begun, CPU, QUIET)
+        resolve_study(other, begun, CPU, QUIET)
 
 
 def test_other_data_are_noticed(begun: Path) -> None:
     replace(read_study(begun), data="1 + 1 images, 0").write(begun)
     with pytest.raises(ValueError, match="begun with the data 1 \\+ 1 images"):
-        settle(asked(), begun, CPU, QUIET)
+        resolve_study(asked(), begun, CPU, QUIET)
 
 
 def test_equal_time_is_settled_once_too(tmp_path: Path) -> None:
-    plan, _ = settle(asked(minutes=1.0), tmp_path, CPU, QUIET)
+    plan, _ = resolve_study(asked(minutes=1.0), tmp_path, CPU, QUIET)
     timed = [
         replace(entry, changes=dict(entry.changes) | {"schedule.epochs": 7})
         for entry in plan.entries
     ]
     replace(plan, entries=timed).write(tmp_path)
-    again, _ = settle(asked([*NETWORKS, "convnext_atto"], minutes=1.0), tmp_path, CPU, QUIET)
+    again, _ = resolve_study(asked([*NETWORKS, "convnext_atto"], minutes=1.0), tmp_path, CPU, QUIET)
     assert [entry.changes.get("schedule.epochs") for entry in again.entries] == [7, 7, None]
 
 

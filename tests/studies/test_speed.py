@@ -14,7 +14,7 @@ from torch import nn
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.studies.compare import entries_of
-from convnext.studies.plan import Study, choose_once, for_all
+from convnext.studies.plan import Study, for_all, representative_recipe
 from convnext.studies.speed import PeakMemory, epochs_for, measure, read_speeds, speeds_of
 from convnext.tasks import task_class
 from convnext.tasks.factory import create_model
@@ -42,7 +42,9 @@ def test_the_peak_counts_every_tensor_that_is_alive() -> None:
 def plan_and_task() -> tuple[Study, Any]:
     recipe = change_recipe(Recipe(), {"run.device": "cpu", "schedule.epochs": 2})
     entries = entries_of(["roadmap/mini/kernel_5", "timm/vit_tiny_patch16_224:patch_size=2"])
-    task = task_class(recipe.task).open(choose_once(recipe, entries), torch.device("cpu"), QUIET)
+    task = task_class(recipe.task).open(
+        representative_recipe(recipe, entries), torch.device("cpu"), QUIET
+    )
     plan = Study(
         kind="compare",
         title="",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from convnext.studies.statistics import compare, correlate, estimate, summarise
+from convnext.studies.statistics import compare, correlate, estimate, summarize
 from studies import made_up
 
 
@@ -57,8 +57,8 @@ def test_seeds_that_only_one_of_the_two_has_are_left_out() -> None:
     assert compare({0: 1.0}, {1: 1.0}, to="x") is None
 
 
-def test_neighbours_are_compared_and_shared_runs_are_not() -> None:
-    by_name = {summary.first.entry: summary for summary in summarise(made_up())}
+def test_neighbors_are_compared_and_shared_runs_are_not() -> None:
+    by_name = {summary.first.entry: summary for summary in summarize(made_up())}
     first, second = by_name["resnet_baseline"], by_name["enhanced_recipe"]
     assert first.comparison is None
     assert second.comparison is not None
@@ -71,19 +71,19 @@ def test_neighbours_are_compared_and_shared_runs_are_not() -> None:
 def test_rank_correlation_with_the_paper() -> None:
     results = made_up()
     ranked = [replace(result, score=result.paper_top1) for result in results]
-    same = correlate(summarise(ranked))
+    same = correlate(summarize(ranked))
     assert same is not None
     assert (same.spearman, same.kendall) == (pytest.approx(1), pytest.approx(1))
     assert same.count == 16  # Seventeen rungs, of which two are one network.
     turned = [replace(r, score=-(r.paper_top1 or 0)) for r in results]
-    opposite = correlate(summarise(turned))
+    opposite = correlate(summarize(turned))
     assert opposite is not None
     assert opposite.spearman == pytest.approx(-1)
-    assert correlate(summarise([r for r in results if r.entry == "kernel_7"])) is None
+    assert correlate(summarize([r for r in results if r.entry == "kernel_7"])) is None
 
 
 def test_a_missing_run_is_no_zero() -> None:
-    summaries = {s.first.entry: s for s in summarise(made_up(missing=["kernel_7"]))}
+    summaries = {s.first.entry: s for s in summarize(made_up(missing=["kernel_7"]))}
     assert summaries["kernel_7"].estimate is None
     assert summaries["kernel_9"].comparison is None
 

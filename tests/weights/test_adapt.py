@@ -26,7 +26,7 @@ def test_a_resized_kernel_answers_a_constant_image_alike(old: int, size: int) ->
 
 
 @pytest.mark.parametrize("in_chans", range(1, 8))
-def test_other_channels_answer_a_grey_image_alike(in_chans: int) -> None:
+def test_other_channels_answer_a_gray_image_alike(in_chans: int) -> None:
     kernel = torch.randn(5, 3, 4, 4)
     new = adapt_channels(kernel, in_chans)
     assert new.shape == (5, in_chans, 4, 4)

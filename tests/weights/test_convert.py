@@ -15,13 +15,13 @@ from convnext.tasks.convert import convert
 from convnext.tasks.factory import create_model
 from convnext.weights import LAYOUT_NAMES, export_weights, load_weights, read_source
 
-Randomise = Callable[[nn.Module], nn.Module]
+Randomize = Callable[[nn.Module], nn.Module]
 
 
 @pytest.fixture
-def official(tmp_path: Path, randomise: Randomise) -> Path:
+def official(tmp_path: Path, randomize: Randomize) -> Path:
     """Write an atto of ten classes in the authors' layout."""
-    model = randomise(create_model("convnext_atto", num_classes=10))
+    model = randomize(create_model("convnext_atto", num_classes=10))
     path = tmp_path / "atto.pth"
     torch.save({"model": export_weights(model, "official")}, path)
     return path
@@ -58,8 +58,8 @@ def test_the_wrapping_is_that_of_the_package(tmp_path: Path, official: Path) -> 
     assert read_source(tmp_path / "out.safetensors")[1] == {"format": "pt"}
 
 
-def test_precision_and_a_missing_head_are_kept(tmp_path: Path, randomise: Randomise) -> None:
-    model = randomise(create_model("convnext_pico", num_classes=0))
+def test_precision_and_a_missing_head_are_kept(tmp_path: Path, randomize: Randomize) -> None:
+    model = randomize(create_model("convnext_pico", num_classes=0))
     half = {n: t.bfloat16() for n, t in export_weights(model, "timm").items()}
     half["head.fc.extra"] = torch.ones(2)
     save_file(half, tmp_path / "pico.safetensors")
@@ -73,13 +73,13 @@ def test_precision_and_a_missing_head_are_kept(tmp_path: Path, randomise: Random
     assert "classifier.2.weight" not in tensors
 
 
-def test_a_checkpoint_of_ours_says_what_it_is(tmp_path: Path, randomise: Randomise) -> None:
+def test_a_checkpoint_of_ours_says_what_it_is(tmp_path: Path, randomize: Randomize) -> None:
     from convnext.data.preprocessing import Preprocessing
     from convnext.weights.checkpoint import Card
     from convnext.weights.files import save_checkpoint
 
     # Nothing in its tensors tells this rung from the next.
-    model = randomise(create_model("roadmap/resnet50/kernel_7", num_classes=4))
+    model = randomize(create_model("roadmap/resnet50/kernel_7", num_classes=4))
     path = tmp_path / "run.safetensors"
     card = Card(
         task="classify",

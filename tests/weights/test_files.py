@@ -88,9 +88,9 @@ def test_the_moving_average_is_taken_when_asked_for(tmp_path: Path, key: str) ->
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_the_authors_training_checkpoint(
-    tmp_path: Path, zipped: bool, randomise: Callable[[nn.Module], nn.Module]
+    tmp_path: Path, zipped: bool, randomize: Callable[[nn.Module], nn.Module]
 ) -> None:
-    model = randomise(create_model("convnext_atto"))
+    model = randomize(create_model("convnext_atto"))
     official = export_weights(model, "official")
     path = tmp_path / "checkpoint-best.pth"
     payload = {

@@ -16,7 +16,7 @@ from convnext.models.family import FAMILY
 from convnext.tasks.factory import create_model
 from convnext.weights import LAYOUT_NAMES, export_weights, load_weights
 
-Randomise = Callable[[nn.Module], nn.Module]
+Randomize = Callable[[nn.Module], nn.Module]
 
 # Narrower networks of the same form: the tables do not depend on width.
 SMALL = {
@@ -31,8 +31,8 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_member_round_trips_in_every_layout(name: str, randomise: Randomise) -> None:
-    model = randomise(create_model(name, **SMALL[name], num_classes=7))
+def test_every_member_round_trips_in_every_layout(name: str, randomize: Randomize) -> None:
+    model = randomize(create_model(name, **SMALL[name], num_classes=7))
     layouts = ("official", "convnext") if "isotropic" in name else LAYOUT_NAMES
     for layout in layouts:
         exported = export_weights(model, layout)
@@ -49,37 +49,37 @@ def test_every_member_round_trips_in_every_layout(name: str, randomise: Randomis
 
 @pytest.mark.parametrize("regime", ["resnet50", "resnet200"])
 @pytest.mark.parametrize("layout", ["torchvision", "timm", "convnext"])
-def test_the_starts_of_the_road_round_trip(regime: str, layout: str, randomise: Randomise) -> None:
+def test_the_starts_of_the_road_round_trip(regime: str, layout: str, randomize: Randomize) -> None:
     name = f"roadmap/{regime}/resnet_baseline"
-    model = randomise(create_model(name, depths=(1, 2, 1, 1), num_classes=5))
+    model = randomize(create_model(name, depths=(1, 2, 1, 1), num_classes=5))
     fresh = create_model(name, depths=(1, 2, 1, 1), num_classes=5)
     report = load_weights(fresh, export_weights(model, layout))
     assert equal(model, fresh)
     assert report.matched == 1.0
 
 
-def test_every_rung_round_trips_under_our_names(randomise: Randomise) -> None:
+def test_every_rung_round_trips_under_our_names(randomize: Randomize) -> None:
     from convnext.models.roadmap import roadmap
 
     for rung in roadmap("resnet50"):
         name = f"roadmap/resnet50/{rung.name}"
         small = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "num_classes": 3}
-        model, fresh = randomise(create_model(name, **small)), create_model(name, **small)
+        model, fresh = randomize(create_model(name, **small)), create_model(name, **small)
         assert load_weights(fresh, export_weights(model, "convnext")).matched == 1.0
         assert equal(model, fresh)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "backbone.", "module.model.", "_orig_mod.", ""])
-def test_wrappers_around_a_network_are_no_obstacle(prefix: str, randomise: Randomise) -> None:
-    model = randomise(create_model("convnext_atto"))
+def test_wrappers_around_a_network_are_no_obstacle(prefix: str, randomize: Randomize) -> None:
+    model = randomize(create_model("convnext_atto"))
     wrapped = {prefix + name: t for name, t in export_weights(model, "official").items()}
     fresh = create_model("convnext_atto")
     assert load_weights(fresh, wrapped).layout == "official"
     assert equal(model, fresh)
 
 
-def test_the_backbone_of_a_detector_leaves_its_norms_and_heads(randomise: Randomise) -> None:
-    model = randomise(create_model("convnext_atto"))
+def test_the_backbone_of_a_detector_leaves_its_norms_and_heads(randomize: Randomize) -> None:
+    model = randomize(create_model("convnext_atto"))
     file = {
         f"backbone.{name}": t
         for name, t in export_weights(model, "official").items()
@@ -97,8 +97,8 @@ def test_the_backbone_of_a_detector_leaves_its_norms_and_heads(randomise: Random
     assert torch.equal(fresh.stages[3][1].pwconv2.weight, model.stages[3][1].pwconv2.weight)
 
 
-def test_openmmlab_with_1x1_convolutions_and_a_preprocessor(randomise: Randomise) -> None:
-    model = randomise(create_model("convnext_atto"))
+def test_openmmlab_with_1x1_convolutions_and_a_preprocessor(randomize: Randomize) -> None:
+    model = randomize(create_model("convnext_atto"))
     file = {
         name: t[..., None, None] if "pointwise" in name and t.ndim == 2 else t
         for name, t in export_weights(model, "openmmlab").items()
@@ -111,8 +111,8 @@ def test_openmmlab_with_1x1_convolutions_and_a_preprocessor(randomise: Randomise
     assert equal(model, fresh)
 
 
-def test_a_head_of_other_classes_stays_fresh(randomise: Randomise) -> None:
-    source = randomise(create_model("convnext_atto", num_classes=20))
+def test_a_head_of_other_classes_stays_fresh(randomize: Randomize) -> None:
+    source = randomize(create_model("convnext_atto", num_classes=20))
     model = create_model("convnext_atto", num_classes=10)
     before = model.head.fc.weight.clone()
     report = load_weights(model, export_weights(source, "timm"))
@@ -124,18 +124,18 @@ def test_a_head_of_other_classes_stays_fresh(randomise: Randomise) -> None:
     json.dumps(report.to_dict())
 
 
-def test_a_network_without_a_head_leaves_that_of_the_source(randomise: Randomise) -> None:
-    source = randomise(create_model("convnext_atto"))
+def test_a_network_without_a_head_leaves_that_of_the_source(randomize: Randomize) -> None:
+    source = randomize(create_model("convnext_atto"))
     model = create_model("convnext_atto", num_classes=0)
     report = load_weights(model, source.state_dict())
     assert report.head == "the network has none, that of the source is not used"
     assert report.unexpected == ("head.fc.weight", "head.fc.bias")
 
 
-def test_the_22k_head_is_cut_down_to_1k(randomise: Randomise) -> None:
+def test_the_22k_head_is_cut_down_to_1k(randomize: Randomize) -> None:
     from timm.data import ImageNetInfo
 
-    source = randomise(create_model("convnext_atto", num_classes=21841))
+    source = randomize(create_model("convnext_atto", num_classes=21841))
     model = create_model("convnext_atto").eval()
     report = load_weights(model, export_weights(source, "timm"))
     assert not report.head_replaced
@@ -158,8 +158,8 @@ def test_the_22k_head_is_cut_down_to_1k(randomise: Randomise) -> None:
     assert (logits_1k.argmax(1) != narrow.label_names().index("n04399382")).all()
 
 
-def test_other_channels_and_stems_are_resampled(randomise: Randomise) -> None:
-    source = randomise(create_model("convnext_atto"))
+def test_other_channels_and_stems_are_resampled(randomize: Randomize) -> None:
+    source = randomize(create_model("convnext_atto"))
     reference = source.stem.conv(torch.ones(1, 3, 64, 64))[0, :, 4, 4]
     for in_chans in (1, 2, 3, 4, 6):
         for stride in (1, 2, 4):
@@ -174,8 +174,8 @@ def test_other_channels_and_stems_are_resampled(randomise: Randomise) -> None:
     )
 
 
-def test_another_spatial_kernel_is_resampled(randomise: Randomise) -> None:
-    source = randomise(create_model("convnext_atto"))
+def test_another_spatial_kernel_is_resampled(randomize: Randomize) -> None:
+    source = randomize(create_model("convnext_atto"))
     model = create_model("convnext_atto", kernel_size=9)
     report = load_weights(model, source.state_dict())
     assert len(report.resized) == 12
@@ -183,9 +183,9 @@ def test_another_spatial_kernel_is_resampled(randomise: Randomise) -> None:
     assert torch.allclose(mine.sum((2, 3)), theirs.sum((2, 3)), atol=1e-5)
 
 
-def test_layer_scales_of_one_side_keep_the_function(randomise: Randomise) -> None:
+def test_layer_scales_of_one_side_keep_the_function(randomize: Randomize) -> None:
     images = torch.randn(2, 3, 64, 64)
-    scaled = randomise(create_model("convnext_atto"))
+    scaled = randomize(create_model("convnext_atto"))
     plain = create_model("convnext_atto", layer_scale_init=0.0).eval()
     report = load_weights(plain, export_weights(scaled, "torchvision"))
     assert "folded" in report.notes[0]
@@ -200,9 +200,9 @@ def test_layer_scales_of_one_side_keep_the_function(randomise: Randomise) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_floating_point_types_are_cast(dtype: torch.dtype, randomise: Randomise) -> None:
+def test_other_floating_point_types_are_cast(dtype: torch.dtype, randomize: Randomize) -> None:
     source = {
-        n: t.to(dtype) for n, t in randomise(create_model("convnext_atto")).state_dict().items()
+        n: t.to(dtype) for n, t in randomize(create_model("convnext_atto")).state_dict().items()
     }
     model = create_model("convnext_atto")
     load_weights(model, source)
@@ -238,8 +238,8 @@ def test_what_does_not_fit_is_refused_and_named(source: str, words: tuple[str, .
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
-def test_ninety_percent_are_needed(randomise: Randomise) -> None:
-    source = dict(randomise(create_model("convnext_atto")).state_dict())
+def test_ninety_percent_are_needed(randomize: Randomize) -> None:
+    source = dict(randomize(create_model("convnext_atto")).state_dict())
     names = [n for n in source if not n.startswith("head.")]
     model = create_model("convnext_atto")
     few = {n: t for n, t in source.items() if n not in names[: len(names) // 11]}
@@ -252,8 +252,8 @@ def test_ninety_percent_are_needed(randomise: Randomise) -> None:
         load_weights(model, fewer)
 
 
-def test_a_peer_takes_its_own_names(randomise: Randomise, tmp_path: Path) -> None:
-    theirs = randomise(timm.create_model("resnet18"))
+def test_a_peer_takes_its_own_names(randomize: Randomize, tmp_path: Path) -> None:
+    theirs = randomize(timm.create_model("resnet18"))
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
     peer = create_model("timm/resnet18", num_classes=4)
     report = load_weights(peer, tmp_path)
@@ -270,21 +270,21 @@ def test_a_peer_takes_its_own_names(randomise: Randomise, tmp_path: Path) -> Non
         load_weights(peer, timm.create_model("resnet50").state_dict())
 
 
-def test_create_model_takes_weights(randomise: Randomise, tmp_path: Path) -> None:
-    source = randomise(create_model("convnext_atto"))
+def test_create_model_takes_weights(randomize: Randomize, tmp_path: Path) -> None:
+    source = randomize(create_model("convnext_atto"))
     path = tmp_path / "atto.pth"
     torch.save({"model": export_weights(source, "official")}, path)
     assert equal(create_model("convnext_atto", weights=str(path)), source)
 
 
-def test_backbones_of_transformers_have_no_prefix(randomise: Randomise) -> None:
+def test_backbones_of_transformers_have_no_prefix(randomize: Randomize) -> None:
     from transformers import ConvNextBackbone, ConvNextConfig, ConvNextModel
 
     config = ConvNextConfig(
         depths=[2, 2, 6, 2], hidden_sizes=[40, 80, 160, 320], out_features=["stage1", "stage4"]
     )
     for kind in (ConvNextModel, ConvNextBackbone):
-        theirs = randomise(kind(config))
+        theirs = randomize(kind(config))
         model = create_model("convnext_atto")
         report = load_weights(model, theirs.state_dict())
         assert report.layout == "transformers"
@@ -312,9 +312,9 @@ def test_backbones_of_transformers_have_no_prefix(randomise: Randomise) -> None:
 )
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_what_torch_load_returns_is_taken_as_the_file_is(
-    key: str, prefix: str, randomise: Randomise, tmp_path: Path
+    key: str, prefix: str, randomize: Randomize, tmp_path: Path
 ) -> None:
-    model = randomise(create_model("convnext_atto", num_classes=7))
+    model = randomize(create_model("convnext_atto", num_classes=7))
     tensors = {f"{prefix}{n}": t.clone() for n, t in export_weights(model, "official").items()}
     path = tmp_path / "published.pth"
     torch.save({key: tensors, "epoch": 3, "args": None}, path)
@@ -327,9 +327,9 @@ def test_what_torch_load_returns_is_taken_as_the_file_is(
 
 
 def test_the_average_is_taken_from_a_loaded_file_when_it_is_asked_for(
-    randomise: Randomise,
+    randomize: Randomize,
 ) -> None:
-    models = [randomise(create_model("convnext_atto", num_classes=n)) for n in (7, 5)]
+    models = [randomize(create_model("convnext_atto", num_classes=n)) for n in (7, 5)]
     plain, average = (export_weights(model, "official") for model in models)
     for ema, classes in ((False, 7), (True, 5)):
         fresh = create_model("convnext_atto", num_classes=classes)

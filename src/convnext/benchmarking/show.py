@@ -106,10 +106,10 @@ def draw(result: BenchmarkResult) -> Figure:
 def _draw_network(axes: Axes, network: NetworkResult, limit: float) -> None:
     from convnext.tasks.figures import ACCENT, HIT, INK, MISS, MUTED
 
-    colours = dict(zip(KINDS, (MUTED, HIT, ACCENT, MISS), strict=True))
+    colors = dict(zip(KINDS, (MUTED, HIT, ACCENT, MISS), strict=True))
     shown = [t for t in network.timings if not math.isnan(t.seconds)]
     for y, t in enumerate(shown):
-        axes.barh(y, t.images_per_s, color=colours[t.kind], height=0.72)
+        axes.barh(y, t.images_per_s, color=colors[t.kind], height=0.72)
         ratio = "" if t.ratio is None else f"  {t.ratio:.2f}x"
         label = f"{t.images_per_s:,.1f}{ratio}"
         axes.annotate(label, (t.images_per_s, y), (4, 0), textcoords="offset points", va="center")

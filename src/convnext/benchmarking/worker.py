@@ -57,8 +57,8 @@ def build(
         if request["task"] == "detect":
             raise ValueError("a detector has no form in int8 here")
         form = Form(engine="openvino", pointwise="conv", precision="int8")
-        quantised = build_form(form, model, images, [torch.randn_like(images)])
-        return lambda: quantised(images), {"form": "openvino int8", "precision": "int8"}
+        quantized = build_form(form, model, images, [torch.randn_like(images)])
+        return lambda: quantized(images), {"form": "openvino int8", "precision": "int8"}
     if "found" in request and request["task"] == "detect":
         form = Form(**request["found"])
         fast, seconds = timed(lambda: FastDetector(model, form, inplace=True))

@@ -129,7 +129,7 @@ class DataFacts:
     object_sides: tuple[float, float, float]
     """The 10th, 50th and 90th percentiles of object sizes: the square root of width times height,
     as a share of the image's short side."""
-    greyscale: bool
+    grayscale: bool
 
 
 def open_dataset(path: str, *, val_share: float = 0.2, strict: bool = True) -> DetectionData:
@@ -210,7 +210,7 @@ def facts(data: DetectionData) -> DataFacts:
         image_height=int(statistics.median(record.height for record in records)),
         image_width=int(statistics.median(record.width for record in records)),
         object_sides=(small, middle, large),
-        greyscale=gray,
+        grayscale=gray,
     )
 
 

@@ -29,7 +29,7 @@ drawn twice in a round, so that both together can seed its augmentation."""
 class Draws(list[Draw]):
     """The draws of one step."""
 
-    ahead: tuple[int, ...] = ()
+    prefetch: tuple[int, ...] = ()
     """Shards that later steps need; the reader of this step fetches them."""
 
 
@@ -120,7 +120,7 @@ class StepBatches(Sampler[list[Draw]]):
             draws = Draws(zip(*(part.tolist() for part in batch), strict=True))
             if self._shards is not None:
                 is_first = step == self.start_step
-                draws.ahead = self._shards.ahead(step, is_first=is_first, stop=self.num_steps)
+                draws.prefetch = self._shards.prefetch(step, is_first=is_first, stop=self.num_steps)
             yield draws
             step += 1
 
@@ -249,7 +249,7 @@ class ShardOrder:
                 generator.shuffle(lane[start:stop])
         return lanes
 
-    def ahead(self, step: int, *, is_first: bool, stop: int | None = None) -> tuple[int, ...]:
+    def prefetch(self, step: int, *, is_first: bool, stop: int | None = None) -> tuple[int, ...]:
         """Return the shards to start fetching at a step, in the order of use, before step `stop`.
 
         As a lane moves through a window, the shards of the next one are requested step by step, so

@@ -50,17 +50,17 @@ def items_of(loader: DataLoader[Any], device: torch.device) -> Iterable[Any]:
     On a CPU it would: decoding for 4 s on one of two cores cost a network 12 s, because its threads
     wait for each other (LOG.md). A loader with worker processes prefetches already.
     """
-    return loader if device.type == "cpu" or loader.num_workers else ahead(loader)
+    return loader if device.type == "cpu" or loader.num_workers else prefetch(loader)
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
+def prefetch(items: Iterable[T]) -> Iterator[T]:
     """Yield items in order, while a thread makes the next one.
 
     Decoding and the layers of a network release the interpreter lock, so both run in parallel. An
     exception from making an item is raised where the item would be yielded.
     """
     iterator, end = iter(items), object()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as thread:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as thread:
         coming = thread.submit(next, iterator, end)
         while (item := coming.result()) is not end:
             coming = thread.submit(next, iterator, end)

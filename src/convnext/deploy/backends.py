@@ -65,11 +65,11 @@ def candidates(device: torch.device, precision: str) -> list[Form]:
     """
     on_cpu = device.type == "cpu"
     if precision == "int8":
-        quantised = Form(
+        quantized = Form(
             engine="openvino", pointwise="conv", layout="channels_first", precision="int8"
         )
         possible = on_cpu and available("openvino") and find_spec("nncf") is not None
-        return [quantised] * possible + candidates(device, "auto")
+        return [quantized] * possible + candidates(device, "auto")
     if precision == "auto":
         precisions = ["bf16", "fp32"] if has_fast_bf16(device) else ["fp32"]
     else:

@@ -56,7 +56,7 @@ class ExportSpec:
         return {
             **self.card.to_metadata(),
             "convnext": convnext.__version__,
-            "licence": licence_of(self.card),
+            "licence": license_of(self.card),
             "graph": json.dumps(facts),
         }
 
@@ -190,7 +190,7 @@ def write(spec: ExportSpec, path: Path) -> None:
         WRITERS[spec.settings.format](spec.blueprint(), path, spec.metadata(), spec.settings)
 
 
-def licence_of(card: Card) -> str:
+def license_of(card: Card) -> str:
     """Return the licence of published weights; empty for those that somebody trained."""
     from convnext.weights.published import find_published
 

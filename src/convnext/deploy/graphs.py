@@ -168,9 +168,9 @@ def line_weights(
     i = torch.arange(size, dtype=torch.float32, device=ones.device) + first
     j = torch.cumsum(ones, 0) - 1
     scale = length / full
-    centres = (i + 0.5) * scale
+    centers = (i + 0.5) * scale
     # A filter grows with what it shrinks, which is what keeps fine patterns from aliasing.
-    distance = ((j + 0.5 - centres[:, None]) / scale.clamp_min(1)).abs()
+    distance = ((j + 0.5 - centers[:, None]) / scale.clamp_min(1)).abs()
     return _cubic(distance) if interpolation == "bicubic" else _linear(distance)
 
 

@@ -69,12 +69,12 @@ class SpelledOut(Standardize):
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W
         mean = x.mean(1, keepdim=True)
-        centred = x - mean
+        centered = x - mean
         if not self.two_passes:
             variance = ((x * x).mean(1, keepdim=True) - mean * mean).clamp_min(0)
-            return centred * torch.rsqrt(variance + self.eps)
-        squares = (centred * centred).sum(1, keepdim=True)
-        return centred * torch.rsqrt(squares * (1 / self.dim) + self.eps)
+            return centered * torch.rsqrt(variance + self.eps)
+        squares = (centered * centered).sum(1, keepdim=True)
+        return centered * torch.rsqrt(squares * (1 / self.dim) + self.eps)
 
 
 class Scaled(nn.Module):

@@ -11,7 +11,7 @@ from convnext.atomic import write_text
 from convnext.tasks.figures import ACCENT, GRID, INK, MUTED, PAPER
 
 # The variables of the page's style sheet that replace the print colors.
-PAGE_COLOURS = {
+PAGE_COLORS = {
     PAPER: "var(--panel)",
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -60,6 +60,6 @@ def inline_svg(svg: str, name: str, alt: str) -> str:
     body = re.sub(r'(url\(#|href="#)', rf"\1{name}-", body)
     body = re.sub(r"font: (\d+) ([\d.]+px)[^;\"]*", r"font-weight: \1; font-size: \2", body)
     body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
-    for colour, variable in PAGE_COLOURS.items():
-        body = body.replace(colour, variable)
+    for color, variable in PAGE_COLORS.items():
+        body = body.replace(color, variable)
     return f"{head}>{body}"

@@ -299,9 +299,9 @@ def settings(run: Run) -> Section | None:
     return Section(title="Recipe and environment", parts=parts) if parts else None
 
 
-def _curve(label: str, rows: Sequence[Mapping[str, Any]], key: str, colour: str) -> Curve:
+def _curve(label: str, rows: Sequence[Mapping[str, Any]], key: str, color: str) -> Curve:
     images, values = _finite(rows, "images", key)
-    return Curve(label=label, x=images, y=values, colour=colour)
+    return Curve(label=label, x=images, y=values, color=color)
 
 
 def _as_title(name: str) -> str:
@@ -319,17 +319,17 @@ def _losses(trained: Sequence[Mapping[str, Any]]) -> list[Curve]:
     ]
     curves = []
     for i, name in enumerate(names):
-        label, colour = name.removeprefix(LOSS).replace("_", " "), LINES[i % len(LINES)]
-        curve = _curve(label, trained, name, colour)
+        label, color = name.removeprefix(LOSS).replace("_", " "), LINES[i % len(LINES)]
+        curve = _curve(label, trained, name, color)
         # A cascade has more parts than there are colors.
         curves.append(replace(curve, dashed=i >= len(LINES)))
     return curves
 
 
 def _by_weights(run: Run, key: str) -> list[Curve]:
-    colours = {"model": ACCENT, "ema": MISS}
+    colors = {"model": ACCENT, "ema": MISS}
     return [
-        _curve(label, run.rows("val", weights), key, colours[weights])
+        _curve(label, run.rows("val", weights), key, colors[weights])
         for weights, label in WEIGHTS.items()
     ]
 
@@ -349,7 +349,7 @@ def _reference(run: Run) -> list[Curve]:
             label="reference",
             x=[epoch * per_epoch for epoch in epochs],
             y=[run.reference.at(epoch) for epoch in epochs],
-            colour=MUTED,
+            color=MUTED,
             dashed=True,
         )
     ]

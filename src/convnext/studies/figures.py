@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from convnext.atomic import atomic_write
 from convnext.studies.results import Result, read_results
 from convnext.studies.roadmap_figure import GROUPS
-from convnext.studies.staircase import colour_of, staircase
-from convnext.studies.statistics import Summary, summarise
+from convnext.studies.staircase import color_of, staircase
+from convnext.studies.statistics import Summary, summarize
 from convnext.tasks.figures import save_bytes
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def scatter(results: Sequence[Result], cost: Cost) -> Figure | None:
 
     shown = [
         s
-        for s in summarise(results)
+        for s in summarize(results)
         if s.estimate is not None
         and getattr(s.first, cost.column) is not None
         and s.first.runs_as == s.first.entry
@@ -93,12 +93,12 @@ def scatter(results: Sequence[Result], cost: Cost) -> Figure | None:
         for summary, area in zip(shown, sizes, strict=True):
             assert summary.estimate is not None
             x = getattr(summary.first, cost.column) / cost.unit
-            colour = colour_of(summary)
+            color = color_of(summary)
             seeds = list(summary.scores.values())
-            axes.plot([x] * len(seeds), seeds, "_", color=colour, alpha=0.6, markersize=5)
+            axes.plot([x] * len(seeds), seeds, "_", color=color, alpha=0.6, markersize=5)
             alpha = 0.55 if summary.first.kept or summary.first.study != "roadmap" else 0.2
             axes.scatter(
-                [x], [summary.estimate.mean], s=area, color=colour, alpha=alpha, edgecolors=colour
+                [x], [summary.estimate.mean], s=area, color=color, alpha=alpha, edgecolors=color
             )
             points.append((x, summary.estimate.mean, summary.first.entry))
         axes.margins(0.1)
@@ -195,10 +195,10 @@ _OFFSETS = [
 ]
 
 
-def _square(centre: Any) -> Any:
+def _square(center: Any) -> Any:
     from matplotlib.transforms import Bbox
 
-    x, y = centre
+    x, y = center
     return Bbox([[x - 6, y - 6], [x + 6, y + 6]])
 
 

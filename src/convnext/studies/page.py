@@ -28,7 +28,7 @@ from convnext.studies.statistics import (
     mean_and_std,
     notes,
     shorten,
-    summarise,
+    summarize,
 )
 from convnext.tasks import task_of_metric
 from convnext.tasks.figures import Curve, draw_curves, save_bytes
@@ -39,7 +39,7 @@ TITLES = {
     "top1_throughput": "Accuracy against measured speed",
     "top1_params": "Accuracy against parameters",
 }
-SEED_COLOURS = ("#1f66b5", "#e8710a", "#009e73", "#b8558a", "#667080", "#c77b00")
+SEED_COLORS = ("#1f66b5", "#e8710a", "#009e73", "#b8558a", "#667080", "#c77b00")
 
 
 def write_page(root: Path) -> Path:
@@ -49,7 +49,7 @@ def write_page(root: Path) -> Path:
         ValueError: If the folder does not hold a study and its table.
     """
     plan, results = read_study(root), read_results(root / "results.csv")
-    summaries = summarise(results)
+    summaries = summarize(results)
     drawn = write_figures(root)
     facts = json.loads((root / "results.json").read_text(encoding="utf-8"))
     finished = sum(result.state == FINISHED for result in results)
@@ -158,7 +158,7 @@ def _row(summary: Summary) -> dict[str, str]:
     return {
         "name": first.entry,
         "what": first.what,
-        "colour": GROUPS.get(first.group, GROUPS["other"])[1],
+        "color": GROUPS.get(first.group, GROUPS["other"])[1],
         "params": shorten(first.params) if first.params else "",
         "macs": shorten(first.macs) if first.macs else "",
         "train": f"{first.train_images_per_s:,.0f}" if first.train_images_per_s else "",
@@ -223,8 +223,8 @@ def _curves(folders: Mapping[int, Path], name: str, metric: str) -> str:
         ]
         if points:
             x, y = zip(*points, strict=True)
-            colour = SEED_COLOURS[i % len(SEED_COLOURS)]
-            curves.append(Curve(label=f"seed {seed}", x=x, y=y, colour=colour))
+            color = SEED_COLORS[i % len(SEED_COLORS)]
+            curves.append(Curve(label=f"seed {seed}", x=x, y=y, color=color))
     if not curves:
         return ""
     label = task_of_metric(metric).primary_label

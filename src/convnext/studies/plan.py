@@ -141,13 +141,13 @@ def read_study(root: Path) -> Study:
 # roadmap has neither.
 DEFAULTS: Mapping[str, Any] = {"ema.decay": 0.0, "schedule.progressive": False}
 # What published weights were made for, as far as it is not the size of the images.
-OF_WEIGHTS = ("mean", "std", "interpolation", "crop_pct")
+WEIGHTS_SETTINGS = ("mean", "std", "interpolation", "crop_pct")
 # What equal time gives to each network.
-OF_TIME = ("schedule.epochs", "schedule.warmup_epochs", "run.eval_every")
+TIME_SETTINGS = ("schedule.epochs", "schedule.warmup_epochs", "run.eval_every")
 STAND_IN = "roadmap/resnet50/separate_downsampling"
 
 
-def settle(
+def resolve_study(
     asked: Study,
     root: Path,
     device: torch.device,
@@ -163,11 +163,11 @@ def settle(
     """
     kind = task_class(asked.recipe.task)
     if not (root / "study.json").exists():
-        task = kind.open(choose_once(asked.recipe, asked.entries), device, console)
+        task = kind.open(representative_recipe(asked.recipe, asked.entries), device, console)
         resolved = for_all(task.recipe, asked.recipe, asked.entries)
         return replace(asked, recipe=resolved, data=task.fingerprint), task
     before = read_study(root)
-    resolved = go_on(before.recipe, asked.recipe, given, root)
+    resolved = resume_recipe(before.recipe, asked.recipe, given, root)
     task = kind.open(replace(resolved, model=stand_in(resolved)), device, Console(quiet=True))
     for name, old, new in (
         ("the data", before.data, task.fingerprint),
@@ -183,7 +183,7 @@ def settle(
     return replace(plan, entries=_known_entries(before, plan, root)), task
 
 
-def choose_once(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
+def representative_recipe(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
     """Return the recipe by which `auto` is asked: that of one network, for all of them.
 
     ConvNeXt-T stands for all, whatever they are, so that a study that is extended by another
@@ -213,7 +213,7 @@ def for_all(resolved: ResolvedRecipe, asked: Recipe, entries: Sequence[Entry]) -
     changes: dict[str, Any] = {"model": "auto", "weights": "none", "network": network}
     if any(map(starts_from_weights, entries)):
         # Weights know what their images looked like; all else is the same for all.
-        own = {name: value for name, value in vars(asked.input).items() if name in OF_WEIGHTS}
+        own = {name: value for name, value in vars(asked.input).items() if name in WEIGHTS_SETTINGS}
         changes["input"] = replace(resolved.input, **own)
     if asked.run.eval_every == "auto":
         every = max(1, round(resolved.schedule.epochs / EVALUATIONS))
@@ -226,7 +226,7 @@ def starts_from_weights(entry: Entry) -> bool:
     return bool(entry.changes.get("weights", "none") != "none")
 
 
-def go_on(before: Recipe, asked: Recipe, given: Collection[str], root: Path) -> Recipe:
+def resume_recipe(before: Recipe, asked: Recipe, given: Collection[str], root: Path) -> Recipe:
     """Return the recipe of a resumed study.
 
     Args:
@@ -268,7 +268,7 @@ def _known_entries(before: Study, plan: Study, root: Path) -> list[Entry]:
             continue
         had = dict(other.changes)
         # Its schedule for equal time was resolved together with the others.
-        timed = {n: v for n, v in had.items() if plan.minutes and n in OF_TIME}
+        timed = {n: v for n, v in had.items() if plan.minutes and n in TIME_SETTINGS}
         now = _listed(entry.changes) | timed
         if (other.model, had) != (entry.model, now):
             raise ValueError(

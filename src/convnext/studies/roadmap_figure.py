@@ -81,8 +81,8 @@ def staircase(rows: Sequence[RoadmapRow], facts: Regime) -> Figure:
         _draw_top1(dots, rows, heights)
         _draw_macs(bars, rows, heights)
         for y, group in headings:
-            label, colour = GROUPS[group]
-            beside(dots, label, y, x=NAMES, weight="bold", color=colour)
+            label, color = GROUPS[group]
+            beside(dots, label, y, x=NAMES, weight="bold", color=color)
         for row, y in zip(rows, heights, strict=True):
             ink = INK if row.kept else MUTED
             beside(dots, row.what + ("" if row.kept else ", not kept"), y, x=NAMES, color=ink)
@@ -116,14 +116,14 @@ def _draw_top1(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) 
     kept = [(row.paper_top1, y) for row, y in zip(rows, places, strict=True) if row.kept]
     climb(axes, kept)
     for row, place in zip(rows, places, strict=True):
-        colour = GROUPS[row.group][1]
+        color = GROUPS[row.group][1]
         axes.errorbar(
             row.paper_top1,
             place,
             xerr=row.paper_top1_std,
             fmt="o",
-            color=colour,
-            markerfacecolor=colour if row.kept else PAPER,
+            color=color,
+            markerfacecolor=color if row.kept else PAPER,
             markersize=5.5,
             elinewidth=1.4,
             capsize=2.5,
@@ -142,13 +142,13 @@ def _draw_macs(axes: Axes, rows: Sequence[RoadmapRow], places: Sequence[float]) 
 
     unit, name = (1e6, "10⁶") if is_small(rows[0]) else (1e9, "10⁹")
     for row, place in zip(rows, places, strict=True):
-        colour = GROUPS[row.group][1]
+        color = GROUPS[row.group][1]
         axes.barh(
             place,
             row.macs / unit,
             height=0.6,
-            color=colour if row.kept else PAPER,
-            edgecolor=colour,
+            color=color if row.kept else PAPER,
+            edgecolor=color,
             hatch=None if row.kept else "/////",
             linewidth=0.8,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from convnext.studies.results import FINISHED, Result
 from convnext.studies.roadmap_figure import GROUPS, ROAD, beside, climb, places
-from convnext.studies.statistics import Summary, correlate, summarise
+from convnext.studies.statistics import Summary, correlate, summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def staircase(results: Sequence[Result], title: str = "") -> Figure:
 
     from convnext.tasks.figures import INK, MUTED, figure_style
 
-    summaries = summarise(results)
+    summaries = summarize(results)
     at, headings = places([s.first.group for s in summaries])
     panels = [_draw_scores, *([_draw_macs] if _all(summaries, "macs") else [])]
     panels += [_draw_paper] if any(s.first.paper_top1 is not None for s in summaries) else []
@@ -63,8 +63,8 @@ def staircase(results: Sequence[Result], title: str = "") -> Figure:
             panel.tick_params(labelleft=False)
         x = -(NAMES - 0.15) / (axes[0].get_position().width * width)
         for y, group in headings:
-            label, colour = GROUPS.get(group, GROUPS["other"])
-            beside(axes[0], label, y, x=x, weight="bold", color=colour)
+            label, color = GROUPS.get(group, GROUPS["other"])
+            beside(axes[0], label, y, x=x, weight="bold", color=color)
         for summary, y in zip(summaries, at, strict=True):
             beside(axes[0], _label(summary), y, x=x, color=INK if summary.first.kept else MUTED)
         fig.text(
@@ -91,13 +91,13 @@ def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) 
     if on_road and drawn:
         climb(axes, drawn)
     for summary, y in zip(summaries, at, strict=True):
-        colour, estimate = colour_of(summary), summary.estimate
+        color, estimate = color_of(summary), summary.estimate
         if estimate is None:
             beside(axes, _state(summary), y, color=MUTED)
             continue
         values = list(summary.scores.values())
         axes.plot(
-            values, [y] * len(values), "o", color=colour, alpha=0.35, markersize=3.6, zorder=2.5
+            values, [y] * len(values), "o", color=color, alpha=0.35, markersize=3.6, zorder=2.5
         )
         spread = None
         if estimate.low is not None and estimate.high is not None:
@@ -107,8 +107,8 @@ def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) 
             y,
             xerr=spread,
             fmt="D",
-            color=colour,
-            markerfacecolor=colour if summary.first.kept else PAPER,
+            color=color,
+            markerfacecolor=color if summary.first.kept else PAPER,
             markersize=5.2,
             elinewidth=1.1,
             capsize=2,
@@ -149,7 +149,7 @@ def _cut_to_seeds(axes: Axes, summaries: Sequence[Summary], at: Sequence[float])
         ):
             if beyond:
                 was_cut = True
-                axes.plot(end, y, marker, color=colour_of(summary), markersize=4, clip_on=False)
+                axes.plot(end, y, marker, color=color_of(summary), markersize=4, clip_on=False)
     return was_cut
 
 
@@ -160,14 +160,14 @@ def _draw_macs(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) ->
 
     unit, name = _unit([s.first.macs or 0 for s in summaries])
     for summary, y in zip(summaries, at, strict=True):
-        colour, macs = colour_of(summary), (summary.first.macs or 0) / unit
+        color, macs = color_of(summary), (summary.first.macs or 0) / unit
         kept = summary.first.kept
         axes.barh(
             y,
             macs,
             height=0.6,
-            color=colour if kept else PAPER,
-            edgecolor=colour,
+            color=color if kept else PAPER,
+            edgecolor=color,
             hatch=None if kept else "/////",
             linewidth=0.8,
         )
@@ -210,7 +210,7 @@ def _draw_paper(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -
     axes.grid(False, axis="y")
 
 
-def colour_of(summary: Summary) -> str:
+def color_of(summary: Summary) -> str:
     """Return the color of an entry's group."""
     return GROUPS.get(summary.first.group, GROUPS["other"])[1]
 

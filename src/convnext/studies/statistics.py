@@ -61,7 +61,7 @@ class Summary:
     reasons: Sequence[str] = field(default_factory=tuple)
 
 
-def summarise(results: Sequence[Result]) -> list[Summary]:
+def summarize(results: Sequence[Result]) -> list[Summary]:
     """Return a summary of every entry, in the order of the table."""
     by_entry: dict[str, list[Result]] = {}
     for result in results:
@@ -195,7 +195,7 @@ Column = tuple[str, int, Any, Callable[[Summary], str]]
 
 def print_study(results: Sequence[Result], console: Console) -> None:
     """Print a row per entry; a narrow terminal shows fewer columns."""
-    summaries = summarise(results)
+    summaries = summarize(results)
     columns = [
         column
         for column in COLUMNS
@@ -233,7 +233,7 @@ def notes(results: Sequence[Result]) -> str:
         said.append(
             f"The column paper is the paper's ({whose}ImageNet-1K), none of it measured here."
         )
-    found = correlate(summarise(results))
+    found = correlate(summarize(results))
     if found is not None:
         said.append(
             f"Rank correlation with the paper's accuracies: Spearman {found.spearman:+.2f}, "

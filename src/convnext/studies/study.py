@@ -15,7 +15,7 @@ from rich.console import Console
 from convnext.hardware.devices import environment, pick_device
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, one_line, to_dict
-from convnext.studies.plan import Entry, Kind, Study, settle
+from convnext.studies.plan import Entry, Kind, Study, resolve_study
 from convnext.studies.results import FINISHED, WAITING, Result, write_results
 from convnext.studies.runs import (
     Job,
@@ -82,7 +82,7 @@ def study(
             minutes=minutes,
             command=command,
         )
-        plan, task = settle(asked, root, device, console, given)
+        plan, task = resolve_study(asked, root, device, console, given)
         costs = costs_of(plan, task)
         if any("schedule.epochs" not in entry.changes for entry in plan.entries) and minutes:
             rates = rates_of_runs(plan, task, console)

@@ -76,7 +76,7 @@ class Curve:
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: str = ACCENT
+    color: str = ACCENT
     dashed: bool = False
     """Thin, without points: what the others are compared with."""
 
@@ -168,7 +168,7 @@ def draw_curves(
                 x,
                 y,
                 label=curve.label,
-                color=curve.colour,
+                color=curve.color,
                 linestyle="--" if curve.dashed else "-",
                 linewidth=1.2 if curve.dashed else 1.8,
                 marker="o" if len(x) <= 30 and not curve.dashed else "",
@@ -191,7 +191,7 @@ def draw_precision(curves: Sequence[Curve]) -> Figure:
                 curve.x,
                 curve.y,
                 label=shorten(curve.label),
-                color=curve.colour,
+                color=curve.color,
                 linestyle="--" if curve.dashed else "-",
                 linewidth=1.2 if curve.dashed else 1.8,
             )

@@ -43,28 +43,28 @@ PAPER = ClassificationAugment(
     cutmix=1.0,
     erasing=0.25,
 )
-COLOUR = Preprocessing(image_size=32, crop_pct=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-GREY = Preprocessing(image_size=32, crop_pct=1.0, in_chans=1, mean=(0.5,), std=(0.25,))
+COLOR = Preprocessing(image_size=32, crop_pct=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+GRAY = Preprocessing(image_size=32, crop_pct=1.0, in_chans=1, mean=(0.5,), std=(0.25,))
 
 
 def test_without_augmentation_an_image_is_only_resized(noise):
     image = noise(50, 50)
-    augmented = ImageAugment(NONE, COLOUR)(image, random.Random(0))
+    augmented = ImageAugment(NONE, COLOR)(image, random.Random(0))
     assert augmented.tobytes() == image.resize((32, 32), Image.Resampling.BICUBIC).tobytes()
 
 
 def test_flips_are_flips(noise):
     image = noise(32, 32)
-    flipped = ImageAugment(replace(NONE, hflip=1.0), COLOUR)(image, random.Random(0))
+    flipped = ImageAugment(replace(NONE, hflip=1.0), COLOR)(image, random.Random(0))
     assert flipped.tobytes() == image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
-    turned = ImageAugment(replace(NONE, vflip=1.0), COLOUR)(image, random.Random(0))
+    turned = ImageAugment(replace(NONE, vflip=1.0), COLOR)(image, random.Random(0))
     assert turned.tobytes() == image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).tobytes()
 
 
-@pytest.mark.parametrize("preprocessing", [COLOUR, GREY])
+@pytest.mark.parametrize("preprocessing", [COLOR, GRAY])
 @pytest.mark.parametrize("recipe", [PAPER, replace(PAPER, rand_augment="none")])
 def test_an_image_depends_on_its_generator_alone(noise, recipe, preprocessing):
-    image = noise(60, 45, "L" if preprocessing is GREY else "RGB")
+    image = noise(60, 45, "L" if preprocessing is GRAY else "RGB")
     augment = pickle.loads(pickle.dumps(ImageAugment(recipe, preprocessing)))
     results = []
     for _ in range(2):
@@ -75,10 +75,10 @@ def test_an_image_depends_on_its_generator_alone(noise, recipe, preprocessing):
     assert len(set(results[0])) == 30
 
 
-@pytest.mark.parametrize("preprocessing", [COLOUR, GREY])
+@pytest.mark.parametrize("preprocessing", [COLOR, GRAY])
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m9-n3", "rand-m10-inc1-p1"])
 def test_rand_augment_keeps_size_and_mode(noise, preprocessing, policy):
-    image = noise(40, 40, "L" if preprocessing is GREY else "RGB")
+    image = noise(40, 40, "L" if preprocessing is GRAY else "RGB")
     augment = ImageAugment(replace(PAPER, rand_augment=policy), preprocessing)
     for i in range(150):
         augmented = augment(image, random.Random(i))
@@ -88,7 +88,7 @@ def test_rand_augment_keeps_size_and_mode(noise, preprocessing, policy):
 def test_exact_is_pillows_way_and_the_default_a_quicker_one(noise):
     image = noise(28, 28).resize((224, 224), Image.Resampling.BICUBIC)
     quick, exact = (
-        {op.name: op for op in ImageAugment(replace(PAPER, exact=e), COLOUR).rand_augment.ops}
+        {op.name: op for op in ImageAugment(replace(PAPER, exact=e), COLOR).rand_augment.ops}
         for e in (False, True)
     )
     for name, op in sorted(exact.items()):
@@ -106,7 +106,7 @@ def test_exact_is_pillows_way_and_the_default_a_quicker_one(noise):
 
 
 def test_the_global_generators_are_left_as_they_were(noise):
-    augment = ImageAugment(PAPER, COLOUR)
+    augment = ImageAugment(PAPER, COLOR)
     random.seed(3)
     np.random.seed(3)
     torch.manual_seed(3)
@@ -116,7 +116,7 @@ def test_the_global_generators_are_left_as_they_were(noise):
     torch.manual_seed(3)
     augment(noise(), random.Random(0))
     pixels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-    batch = BatchAugment(PAPER, num_classes=3, label_smoothing=0.1, preprocessing=COLOUR)
+    batch = BatchAugment(PAPER, num_classes=3, label_smoothing=0.1, preprocessing=COLOR)
     batch(pixels, torch.zeros(4, dtype=torch.int64), step=0)
     with seeded(9):
         random.random()
@@ -146,7 +146,7 @@ def test_a_crop_is_the_same_part_of_a_reduced_image():
         assert boxes[0] == pytest.approx([2 * edge for edge in boxes[1]])
 
 
-def test_jitter_changes_colours_within_its_strength():
+def test_jitter_changes_colors_within_its_strength():
     image = Image.new("RGB", (4, 4), (100, 100, 100))
     values = [color_jitter(image, 0.4, random.Random(i)).getpixel((0, 0))[0] for i in range(200)]
     assert 58 <= min(values) < 75
@@ -160,7 +160,7 @@ def test_a_batch_depends_on_seed_step_and_part(noise):
 
     def run(seed=0, **key):
         augment = BatchAugment(
-            PAPER, num_classes=3, label_smoothing=0.1, preprocessing=COLOUR, seed=seed
+            PAPER, num_classes=3, label_smoothing=0.1, preprocessing=COLOR, seed=seed
         )
         return augment(pixels, labels, **key)
 
@@ -173,12 +173,12 @@ def test_a_batch_depends_on_seed_step_and_part(noise):
     assert torch.allclose(targets.sum(1), torch.ones(6))
 
 
-def test_without_mixing_a_batch_is_normalised_and_smoothed():
+def test_without_mixing_a_batch_is_normalized_and_smoothed():
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0, 1])
-    augment = BatchAugment(NONE, num_classes=3, label_smoothing=0.1, preprocessing=COLOUR)
+    augment = BatchAugment(NONE, num_classes=3, label_smoothing=0.1, preprocessing=COLOR)
     images, targets = augment(pixels, labels, step=0)
-    assert torch.equal(images, normalize_batch(COLOUR, pixels))
+    assert torch.equal(images, normalize_batch(COLOR, pixels))
     assert torch.equal(targets, smooth_one_hot(labels, 3, 0.1))
 
 
@@ -199,13 +199,13 @@ def test_without_mixing_a_batch_is_normalised_and_smoothed():
 )
 def test_a_wrong_setting_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        ImageAugment(replace(PAPER, **changes), COLOUR)
+        ImageAugment(replace(PAPER, **changes), COLOR)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_batch_on_a_gpu():
     pixels = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, device="cuda")
-    augment = BatchAugment(PAPER, num_classes=3, label_smoothing=0.1, preprocessing=COLOUR)
+    augment = BatchAugment(PAPER, num_classes=3, label_smoothing=0.1, preprocessing=COLOR)
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0], device="cuda")
     first, second = (augment(pixels, labels, step=3) for _ in range(2))
     assert first[0].is_cuda

@@ -19,9 +19,9 @@ PHOTOS = DataFacts(
     class_counts=(290, 300, 290, 300, 230, 90),
     image_height=256,
     image_width=192,
-    greyscale=False,
+    grayscale=False,
 )
-GLYPHS = replace(PHOTOS, image_height=8, image_width=8, greyscale=True, num_classes=10)
+GLYPHS = replace(PHOTOS, image_height=8, image_width=8, grayscale=True, num_classes=10)
 IMAGENET = replace(
     PHOTOS, num_train=1_281_167, num_classes=1000, class_counts=(1300,) * 1000, image_height=400,
     image_width=500,

@@ -174,19 +174,19 @@ def test_facts_are_read_from_headers(make_folder, noise):
     assert (known.image_width, known.image_height) == (70, 50)
     assert (known.num_train, known.num_val, known.num_classes) == (14, 2, 2)
     assert known.class_counts == (11, 3)
-    assert not known.greyscale
+    assert not known.grayscale
 
 
-def test_greyscale_is_seen_in_any_mode(make_folder, noise):
+def test_grayscale_is_seen_in_any_mode(make_folder, noise):
     root = make_folder({"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 1})
     for name in ("train/a/000.png", "train/b/000.png"):
         noise(mode="L").convert("RGB").save(root / name)
     noise(mode="L").save(root / "train/a/grey.png")
     Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(root / "train/b/wide.png")
     noise(mode="L").convert("RGB").save(root / "train/b/grey.jpg")
-    assert facts(open_dataset(str(root))).greyscale
+    assert facts(open_dataset(str(root))).grayscale
     noise(mode="RGB").save(root / "train/b/colour.png")
-    assert not facts(open_dataset(str(root))).greyscale
+    assert not facts(open_dataset(str(root))).grayscale
 
 
 def test_facts_of_nothing_readable(make_folder):
@@ -209,7 +209,7 @@ def test_the_digits_are_those_of_uci():
     assert digest.startswith("c61d361ace3b84ac")
     assert len(set(pixels)) == 1797
     known = facts(data)
-    assert (known.image_height, known.image_width, known.greyscale) == (8, 8, True)
+    assert (known.image_height, known.image_width, known.grayscale) == (8, 8, True)
     assert data.train.source(3) == "digits/train/0003"
 
 
@@ -232,5 +232,5 @@ def test_the_real_photos(shared_data):
     known = facts(data)
     assert (known.num_train, known.num_val) == (1564, 446)
     assert known.class_counts == (287, 300, 286, 300, 300, 91)
-    assert (known.image_width, known.image_height, known.greyscale) == (192, 256, False)
+    assert (known.image_width, known.image_height, known.grayscale) == (192, 256, False)
     assert data.notes == ()

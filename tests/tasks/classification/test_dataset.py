@@ -31,8 +31,8 @@ AUGMENT = ClassificationAugment(
     erasing=0.0,
 )
 RAND_AUGMENT = replace(AUGMENT, rand_augment="rand-m9-mstd0.5-inc1")
-COLOUR = Preprocessing(image_size=16, crop_pct=0.875, mean=(0.5,) * 3, std=(0.25,) * 3)
-GREY = Preprocessing(image_size=8, crop_pct=1.0, in_chans=1, mean=(0.5,), std=(0.25,))
+COLOR = Preprocessing(image_size=16, crop_pct=0.875, mean=(0.5,) * 3, std=(0.25,) * 3)
+GRAY = Preprocessing(image_size=8, crop_pct=1.0, in_chans=1, mean=(0.5,), std=(0.25,))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def photos(make_folder):
     return open_dataset(str(make_folder(counts, size=(40, 30))))
 
 
-def train_set(data, preprocessing=COLOUR, augment=AUGMENT, seed=0):
+def train_set(data, preprocessing=COLOR, augment=AUGMENT, seed=0):
     return TrainDataset(data.train, augment=augment, preprocessing=preprocessing, seed=seed)
 
 
@@ -128,7 +128,7 @@ def test_labels_belong_to_their_images(photos):
 
 def test_the_cache_of_small_images_changes_nothing(photos):
     # 30 pixels of short side are fewer than any crop needs: kept as they are.
-    plain, cached = (train_set(photos, replace(COLOUR, image_size=32)) for _ in range(2))
+    plain, cached = (train_set(photos, replace(COLOR, image_size=32)) for _ in range(2))
     assert cached.fill_cache(budget=10**9).startswith("the training images are kept in memory")
     for index in range(len(plain)):
         assert torch.equal(plain[(1, index)].pixels, cached[(1, index)].pixels)
@@ -150,7 +150,7 @@ def test_the_cache_of_large_images_is_smaller_and_nearly_the_same(make_folder):
 
 
 def test_what_does_not_fit_is_not_cached(photos):
-    train, val = train_set(photos), EvalDataset(photos.val, COLOUR)
+    train, val = train_set(photos), EvalDataset(photos.val, COLOR)
     assert "do not fit" in train.fill_cache(budget=1000)
     assert "do not fit" in val.fill_cache(budget=1000)
     assert train.cache is None
@@ -160,10 +160,10 @@ def test_what_does_not_fit_is_not_cached(photos):
 
 
 def test_evaluation_sees_the_preprocessing_and_nothing_else(photos):
-    plain, cached = EvalDataset(photos.val, COLOUR), EvalDataset(photos.val, COLOUR)
+    plain, cached = EvalDataset(photos.val, COLOR), EvalDataset(photos.val, COLOR)
     cached.fill_cache(budget=10**9)
     for index in range(len(photos.val)):
-        expected = torch.from_numpy(COLOUR.pixels(photos.val.open(index, "RGB")))
+        expected = torch.from_numpy(COLOR.pixels(photos.val.open(index, "RGB")))
         for dataset in (plain, cached):
             item = dataset[index]
             assert torch.equal(item.pixels, expected)
@@ -172,12 +172,12 @@ def test_evaluation_sees_the_preprocessing_and_nothing_else(photos):
 
 def test_digits_are_one_channel(photos):
     data = open_dataset("digits")
-    dataset = train_set(data, GREY)
+    dataset = train_set(data, GRAY)
     item = dataset[(0, 0)]
     dataset.fill_cache(budget=10**9)
     assert item.pixels.shape == (1, 8, 8)
     assert torch.equal(dataset[(0, 0)].pixels, item.pixels)
-    assert EvalDataset(data.val, GREY)[0].pixels.shape == (1, 8, 8)
+    assert EvalDataset(data.val, GRAY)[0].pixels.shape == (1, 8, 8)
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_bad_training_image_is_replaced_by_the_next_of_its_class(broken, cache
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_bad_validation_image_is_left_out(broken, cached):
-    dataset = EvalDataset(broken.val, COLOUR)
+    dataset = EvalDataset(broken.val, COLOR)
     if cached:
         dataset.fill_cache(budget=10**9)
     (batch,) = DataLoader(dataset, batch_size=8, collate_fn=collate)
@@ -265,14 +265,14 @@ def test_a_cache_keeps_shapes_apart_and_remembers_what_failed():
 
 def test_the_real_photos_in_two_processes(shared_data):
     data = open_dataset(str(shared_data / "trashnet_photos"))
-    dataset = train_set(data, replace(COLOUR, image_size=64), RAND_AUGMENT)
+    dataset = train_set(data, replace(COLOR, image_size=64), RAND_AUGMENT)
     for one, other in zip(batches(dataset), batches(dataset, num_workers=2), strict=True):
         assert torch.equal(one.pixels, other.pixels)
         assert one.bad == ()
 
 
 def test_threads_read_what_one_reads(photos, monkeypatch):
-    dataset = EvalDataset(photos.train, COLOUR)
+    dataset = EvalDataset(photos.train, COLOR)
     alone = [dataset[index] for index in range(len(dataset))]
     seen = set()
     read = dataset._pixels

@@ -48,7 +48,7 @@ SMALL = {
     "run.device": "cpu",
     "run.precision": "fp32",
 }
-COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (210, 50, 40)}
+COLORS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (210, 50, 40)}
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 7)):
-        for name, colour in COLOURS.items():
+        for name, color in COLORS.items():
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(count):
                 shape = (40 + 3 * i, 52 - i, 3)
-                pixels = np.clip(rng.normal(colour, 70, shape), 0, 255).astype(np.uint8)
+                pixels = np.clip(rng.normal(color, 70, shape), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:02d}.jpg", quality=90)
     (root / "val/red/broken.jpg").write_bytes((root / "val/red/00.jpg").read_bytes()[:300])
     return root

@@ -26,7 +26,7 @@ FACTS = DataFacts(
     image_height=480,
     image_width=640,
     object_sides=(0.1, 0.2, 0.5),
-    greyscale=False,
+    grayscale=False,
 )
 
 

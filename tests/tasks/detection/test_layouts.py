@@ -14,7 +14,7 @@ from convnext.tasks.convert import convert
 from convnext.tasks.factory import create_model, infer_model
 from convnext.weights import export_weights, load_weights, read_source
 
-Randomise = Callable[..., nn.Module]
+Randomize = Callable[..., nn.Module]
 LAYOUTS = ["convnext", "official", "openmmlab"]
 
 
@@ -32,8 +32,8 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("method", METHODS)
-def test_there_and_back_is_the_same(method: str, layout: str, randomise: Randomise) -> None:
-    detector = randomise(build(method))
+def test_there_and_back_is_the_same(method: str, layout: str, randomize: Randomize) -> None:
+    detector = randomize(build(method))
     exported = export_weights(detector, layout)
     wrapped = {f"module.{name}": tensor for name, tensor in exported.items()}
     wrapped["data_preprocessor.mean"] = torch.zeros(3)
@@ -86,9 +86,9 @@ def test_names_of_the_toolboxes(method: str, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("method", METHODS)
 def test_other_classes_keep_the_fresh_classifiers(
-    method: str, layout: str, randomise: Randomise
+    method: str, layout: str, randomize: Randomize
 ) -> None:
-    detector, other = randomise(build(method)), build(method, num_classes=3)
+    detector, other = randomize(build(method)), build(method, num_classes=3)
     before = other.box_heads[0].classifier.weight.clone()
     report = load_weights(other, export_weights(detector, layout))
     assert report.head == "fresh for 3 classes, the source has 5"
@@ -104,9 +104,9 @@ def test_other_classes_keep_the_fresh_classifiers(
 @pytest.mark.parametrize("layout", ["convnext", "official", "openmmlab", "timm", "torchvision"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_classifier_goes_into_the_backbone(
-    method: str, layout: str, randomise: Randomise
+    method: str, layout: str, randomize: Randomize
 ) -> None:
-    classifier = randomise(create_model("convnext_atto", num_classes=10, **NARROW))
+    classifier = randomize(create_model("convnext_atto", num_classes=10, **NARROW))
     model = build(method)
     heads = {n: t.clone() for n, t in model.state_dict().items() if not n.startswith("backbone.")}
     report = load_weights(model, export_weights(classifier, layout))
@@ -120,8 +120,8 @@ def test_a_classifier_goes_into_the_backbone(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_weights_of_timm_go_into_its_own_backbone(method: str, randomise: Randomise) -> None:
-    classifier = randomise(create_model("timm/resnet18", num_classes=10))
+def test_weights_of_timm_go_into_its_own_backbone(method: str, randomize: Randomize) -> None:
+    classifier = randomize(create_model("timm/resnet18", num_classes=10))
     model = small_detector(f"{method}timm/resnet18").eval()
     report = load_weights(model, classifier.state_dict())
     assert report.head_replaced
@@ -152,9 +152,9 @@ def test_a_published_size_has_its_own_name(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_file_of_the_other_method_gives_its_backbone(method: str, randomise: Randomise) -> None:
+def test_a_file_of_the_other_method_gives_its_backbone(method: str, randomize: Randomize) -> None:
     other = next(m for m in METHODS if m != method)
-    model, source = build(method), randomise(build(other))
+    model, source = build(method), randomize(build(other))
     report = load_weights(model, export_weights(source, "official"))
     assert report.head_replaced
     inner = {name for name in model.state_dict() if name.startswith("backbone.")}
@@ -177,9 +177,9 @@ def test_what_has_no_form(method: str) -> None:
 @pytest.mark.parametrize("layout", ["convnext", "openmmlab"])
 @pytest.mark.parametrize("method", METHODS)
 def test_conversion_of_a_file(
-    method: str, layout: str, tmp_path: Path, randomise: Randomise
+    method: str, layout: str, tmp_path: Path, randomize: Randomize
 ) -> None:
-    detector = randomise(build(method))
+    detector = randomize(build(method))
     source, there, back = (tmp_path / f"{n}.pth" for n in ("source", "there", "back"))
     torch.save({"state_dict": export_weights(detector, "official")}, source)
     report = convert(source, there, layout)
@@ -199,9 +199,9 @@ def test_conversion_of_a_file(
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_empty_proposals_follow_the_layout(
-    method: str, layout: str, empty: bool | None, randomise: Randomise
+    method: str, layout: str, empty: bool | None, randomize: Randomize
 ) -> None:
-    exported = export_weights(randomise(build(method)), layout)
+    exported = export_weights(randomize(build(method)), layout)
     assert infer_model(exported)[1].get("empty_proposals") is empty
     model = build(method)
     report = load_weights(model, exported)
@@ -219,8 +219,8 @@ def test_empty_proposals_follow_the_layout(
     assert has_lines == (empty is not False)
 
 
-def test_weights_of_a_backbone_leave_empty_proposals_open(randomise: Randomise) -> None:
-    classifier = randomise(create_model("convnext_atto", num_classes=3))
+def test_weights_of_a_backbone_leave_empty_proposals_open(randomize: Randomize) -> None:
+    classifier = randomize(create_model("convnext_atto", num_classes=3))
     model = small_detector("mask_rcnn_convnext_atto", **dict(classifier.changes, num_classes=5))
     load_weights(model, export_weights(classifier, "openmmlab"))
     assert model.config.empty_proposals is None

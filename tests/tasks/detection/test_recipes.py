@@ -34,7 +34,7 @@ COCO = DataFacts(
     image_height=480,
     image_width=640,
     object_sides=(0.03, 0.11, 0.5),
-    greyscale=False,
+    grayscale=False,
 )
 
 

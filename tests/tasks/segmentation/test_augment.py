@@ -46,8 +46,8 @@ def test_masks_keep_their_values_and_their_place(seed: int, factor: tuple[float,
     assert labels.dtype == torch.uint8
     assert set(labels.unique().tolist()) <= {0, 1, 2, 255}
     # Every colour is that of one class: where they are not near a border, they must agree.
-    centres = torch.tensor(COLORS, dtype=torch.float32)
-    nearest = (pixels.permute(1, 2, 0)[..., None, :].float() - centres).abs().sum(-1).argmin(-1)
+    centers = torch.tensor(COLORS, dtype=torch.float32)
+    nearest = (pixels.permute(1, 2, 0)[..., None, :].float() - centers).abs().sum(-1).argmin(-1)
     inner = labels != 255
     assert (nearest == labels)[inner].float().mean() > 0.9
 
@@ -123,13 +123,13 @@ def test_any_size(size: tuple[int, int]) -> None:
     assert (pixels[:, padding] == 128).all()  # The mean colour.
 
 
-def test_distortion_changes_colours_within_their_range() -> None:
+def test_distortion_changes_colors_within_their_range() -> None:
     image, _ = tensors(1)
     outcomes = [distort(image, random.Random(seed)) for seed in range(20)]
     assert all(out.dtype == torch.uint8 and out.shape == image.shape for out in outcomes)
     assert sum(not torch.equal(out, image) for out in outcomes) > 15
-    grey = distort(image[:1], random.Random(0))
-    assert grey.shape == (1, 40, 48)
+    gray = distort(image[:1], random.Random(0))
+    assert gray.shape == (1, 40, 48)
 
 
 def test_sizes_of_the_published_recipe() -> None:

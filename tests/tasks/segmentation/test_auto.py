@@ -20,7 +20,7 @@ FACTS = DataFacts(
     pixel_counts=(5,) * 11,
     image_height=360,
     image_width=480,
-    greyscale=False,
+    grayscale=False,
 )
 CPU = ResolveContext(device="cpu", has_bf16=False)
 GPU = ResolveContext(device="cuda", has_bf16=True)

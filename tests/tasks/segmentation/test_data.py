@@ -42,7 +42,7 @@ def test_the_layout_of_ade20k_with_names(tmp_path: Path) -> None:
     assert data.train.names[:2] == ("000", "001")
     assert set(np.unique(data.train.mask(0))) == {0, 1, 2, 255}
     known = facts(data)
-    assert (known.image_height, known.image_width, known.greyscale) == (40, 48, False)
+    assert (known.image_height, known.image_width, known.grayscale) == (40, 48, False)
     assert sum(known.pixel_counts) == 16 * 38 * 48
 
 
@@ -142,11 +142,11 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
         data.train.mask(2, data.train.open(2, "RGB").size)
 
 
-def test_colour_masks_need_a_palette_and_say_how(tmp_path: Path) -> None:
-    colours = np.zeros((2, 3, 3))
-    colours[0] = (128, 64, 128)
+def test_color_masks_need_a_palette_and_say_how(tmp_path: Path) -> None:
+    colors = np.zeros((2, 3, 3))
+    colors[0] = (128, 64, 128)
     for split in ("train", "val"):
-        pair(tmp_path, split, "a", colours)
+        pair(tmp_path, split, "a", colors)
     with pytest.raises(ValueError, match=r"color image.*palette.json.*\[128, 64, 128\]"):
         open_dataset(str(tmp_path))
     palette = {"road": [128, 64, 128], "car": [0, 0, 142], "void": [0, 0, 0]}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnext.tasks.segmentation.heads import ConvNormAct, UPerHead, normalise
+from convnext.tasks.segmentation.heads import ConvNormAct, UPerHead, normalize
 from convnext.tasks.segmentation.resized_conv import resize
 
 
@@ -17,7 +17,7 @@ def test_one_value_per_channel_is_normed_by_the_running_statistics() -> None:
     norm.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
     norm.running_var.fill_(4.0)
     x = torch.randn(1, 3, 1, 1)
-    out = normalise(norm.train(), x)
+    out = normalize(norm.train(), x)
     assert torch.equal(out, norm.eval()(x))
     assert int(norm.num_batches_tracked) == 0
 
@@ -26,7 +26,7 @@ def test_one_value_per_channel_is_normed_by_the_running_statistics() -> None:
 def test_two_values_per_channel_are_normed_by_their_own(shape: tuple[int, ...]) -> None:
     norm, same = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     x = torch.randn(shape)
-    assert torch.equal(normalise(norm, x), same(x))
+    assert torch.equal(normalize(norm, x), same(x))
     assert torch.equal(norm.running_mean, same.running_mean)
 
 

@@ -16,7 +16,7 @@ from convnext.weights import export_weights, load_weights, read_source
 from convnext.weights.checkpoint import Card
 from convnext.weights.files import save_checkpoint
 
-Randomise = Callable[..., nn.Module]
+Randomize = Callable[..., nn.Module]
 NAME = "upernet_convnext_atto"
 SMALL = {
     "num_classes": 5,
@@ -34,8 +34,8 @@ def build(**changes: object) -> nn.Module:
 
 
 @pytest.fixture
-def segmentor(randomise: Randomise) -> nn.Module:
-    return randomise(build())
+def segmentor(randomize: Randomize) -> nn.Module:
+    return randomize(build())
 
 
 def from_transformers() -> nn.Module:
@@ -54,7 +54,7 @@ def from_transformers() -> nn.Module:
 
 @pytest.mark.parametrize("size", [(64, 64), (70, 101)], ids=str)
 def test_logits_are_those_of_transformers_both_ways(
-    segmentor: nn.Module, randomise: Randomise, size: tuple[int, int]
+    segmentor: nn.Module, randomize: Randomize, size: tuple[int, int]
 ) -> None:
     theirs = from_transformers().eval()
     images = torch.randn(1, 3, *size)
@@ -63,7 +63,7 @@ def test_logits_are_those_of_transformers_both_ways(
         expected, logits = theirs(images).logits, segmentor(images)
     assert expected.std() > 0.01
     assert (logits - expected).abs().max() < 1e-4
-    randomise(theirs, seed=1)
+    randomize(theirs, seed=1)
     report = load_weights(segmentor, theirs.state_dict())
     assert (report.layout, report.missing, report.unexpected) == ("transformers", (), ())
     with torch.inference_mode():
@@ -127,9 +127,9 @@ def test_only_one_side_has_the_auxiliary_head(segmentor: nn.Module, ours: bool) 
 @pytest.mark.parametrize(
     "layout", ["convnext", "official", "openmmlab", "timm", "torchvision", "transformers"]
 )
-def test_a_classifier_goes_into_the_backbone(layout: str, randomise: Randomise) -> None:
+def test_a_classifier_goes_into_the_backbone(layout: str, randomize: Randomize) -> None:
     sizes = {key: SMALL[key] for key in ("depths", "dims")}
-    classifier = randomise(create_model("convnext_atto", num_classes=10, **sizes))
+    classifier = randomize(create_model("convnext_atto", num_classes=10, **sizes))
     model = build()
     heads = {n: t.clone() for n, t in model.state_dict().items() if not n.startswith("backbone.")}
     report = load_weights(model, export_weights(classifier, layout))
@@ -145,10 +145,10 @@ def test_a_classifier_goes_into_the_backbone(layout: str, randomise: Randomise) 
 
 
 def test_a_file_of_a_classifier_is_named_when_the_segmentor_is_built(
-    tmp_path: Path, randomise: Randomise
+    tmp_path: Path, randomize: Randomize
 ) -> None:
     for name in ("convnext_atto", "timm/resnet18"):
-        classifier = randomise(create_model(name, num_classes=10))
+        classifier = randomize(create_model(name, num_classes=10))
         torch.save(classifier.state_dict(), tmp_path / "classifier.pth")
         model = create_model(
             f"upernet_{name}", weights=str(tmp_path / "classifier.pth"), channels=8

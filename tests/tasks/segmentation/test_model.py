@@ -60,9 +60,9 @@ def test_logits_and_gradients_of_one_image_of_an_odd_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_a_checkpoint_builds_the_same_segmentor(
-    name: str, tmp_path, randomise: Callable[[nn.Module], nn.Module]
+    name: str, tmp_path, randomize: Callable[[nn.Module], nn.Module]
 ) -> None:
-    model = randomise(build(name, output_norms=True))
+    model = randomize(build(name, output_norms=True))
     card = Card(
         model=model.name,
         changes=model.changes,

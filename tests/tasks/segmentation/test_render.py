@@ -50,7 +50,7 @@ def test_a_mask_is_read_back_exactly(
 
 
 @pytest.mark.parametrize("num_classes", [3, 255, 256, 300])
-def test_values_that_are_no_class_are_grey(num_classes: int) -> None:
+def test_values_without_a_class_are_gray(num_classes: int) -> None:
     values = labels(num_classes, np.int32)
     values[0] = -1
     colors = np.asarray(color_image(values, num_classes))
@@ -119,7 +119,7 @@ def test_an_address_holds_the_picture(noise: Callable[..., Image.Image]) -> None
     assert Image.open(io.BytesIO(base64.b64decode(content))).size == (20, 10)
 
 
-def test_colours_are_fixed_and_apart() -> None:
+def test_colors_are_fixed_and_apart() -> None:
     assert np.array_equal(class_colors(300)[:40], class_colors(40))
     assert class_colors(0).shape == (0, 3)
     first = class_colors(12).astype(int)

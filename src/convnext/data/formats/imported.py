@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ImportedObject:
     """An object in a file of labels."""
 
     where: str
@@ -26,23 +26,23 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
+class ImportedImage:
     """An image and the function that reads its objects."""
 
     image: Path
     name: str
     """The name that it will get."""
     labels: Path
-    read: Callable[[tuple[int, int]], tuple[list[Found], list[str]]]
+    read: Callable[[tuple[int, int]], tuple[list[ImportedObject], list[str]]]
     """Maps the image's (width, height) to its objects and their faults."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ImportedDataset:
     """A data set in another format."""
 
     kind: str
-    splits: Mapping[str, tuple[Listing, ...]]
+    splits: Mapping[str, tuple[ImportedImage, ...]]
     """"train" and "val"."""
     classes: tuple[str, ...] | None = None
     """None if the classes are the names that occur in the annotations."""

@@ -12,7 +12,7 @@ from typing import Literal
 from xml.parsers import expat
 
 from convnext.data.formats.coco_layout import SPLITS
-from convnext.data.formats.imported import Found, Listing, Source
+from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
 from convnext.data.images import readable_extensions
 from convnext.data.samples import held_out
 
@@ -49,7 +49,9 @@ def is_voc(root: Path) -> bool:
     return (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir()
 
 
-def read_voc(root: Path, *, difficult: Difficult = "keep", val_share: float = 0.2) -> Source:
+def read_voc(
+    root: Path, *, difficult: Difficult = "keep", val_share: float = 0.2
+) -> ImportedDataset:
     """List the images of a folder; their objects are read one by one.
 
     Args:
@@ -84,16 +86,16 @@ def read_voc(root: Path, *, difficult: Difficult = "keep", val_share: float = 0.
         listings["train"] = [stem for stem in rest if stem not in set(listings["val"])]
     images = {p.stem: p for p in sorted((root / "JPEGImages").iterdir()) if _is_image(p)}
 
-    def of(stem: str) -> Listing:
+    def of(stem: str) -> ImportedImage:
         xml = root / "Annotations" / f"{stem}.xml"
-        return Listing(
+        return ImportedImage(
             image=images.get(stem, root / "JPEGImages" / f"{stem}.jpg"),
             name=images[stem].name if stem in images else f"{stem}.jpg",
             labels=xml,
             read=lambda size: read_objects(xml, size, difficult=difficult),
         )
 
-    return Source(
+    return ImportedDataset(
         kind="Pascal VOC",
         splits={split: tuple(of(stem) for stem in stems) for split, stems in listings.items()},
         notes=tuple(notes),
@@ -102,7 +104,7 @@ def read_voc(root: Path, *, difficult: Difficult = "keep", val_share: float = 0.
 
 def read_objects(
     path: Path, size: tuple[int, int], *, difficult: Difficult = "keep"
-) -> tuple[list[Found], list[str]]:
+) -> tuple[list[ImportedObject], list[str]]:
     """Return the objects of an xml file for an image of `size` (width, height), and the faults."""
     try:
         root = parse(path)
@@ -135,7 +137,7 @@ def read_objects(
             faults.append(f"{path}:{box.line}: bndbox needs the numbers xmin ymin xmax ymax")
             continue
         found.append(
-            Found(
+            ImportedObject(
                 where=f"{path}:{box.line}",
                 label=name,
                 box=(x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1),

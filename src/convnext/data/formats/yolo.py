@@ -17,7 +17,7 @@ import yaml
 
 from convnext.data.formats.coco import is_whole
 from convnext.data.formats.coco_layout import SPLITS
-from convnext.data.formats.imported import Found, Listing, Source
+from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
 from convnext.data.images import readable_extensions
 from convnext.data.samples import held_out
 
@@ -33,7 +33,7 @@ def is_yolo(root: Path) -> bool:
     return any(labels.is_dir() for _, labels in _folders(root, "train").values())
 
 
-def read_yolo(root: Path, *, val_share: float = 0.2) -> Source:
+def read_yolo(root: Path, *, val_share: float = 0.2) -> ImportedDataset:
     """List the images of a folder; their objects are read one by one.
 
     Raises:
@@ -41,7 +41,7 @@ def read_yolo(root: Path, *, val_share: float = 0.2) -> Source:
     """
     classes, names_file = read_names(root)
     notes = [f"{len(classes):,} classes from {names_file.relative_to(root)}"]
-    splits: dict[str, tuple[Listing, ...]] = {}
+    splits: dict[str, tuple[ImportedImage, ...]] = {}
     for split in SPLITS:
         for name, (images, labels) in _folders(root, split).items():
             if images.is_dir() and name:
@@ -67,7 +67,7 @@ def read_yolo(root: Path, *, val_share: float = 0.2) -> Source:
         if bare:
             notes.append(f"{bare:,} of {len(listings):,} images have no file of labels: no objects")
     notes += _strays(splits)
-    return Source(kind="YOLO", splits=splits, classes=classes, notes=tuple(notes))
+    return ImportedDataset(kind="YOLO", splits=splits, classes=classes, notes=tuple(notes))
 
 
 def read_names(root: Path) -> tuple[tuple[str, ...], Path]:
@@ -102,7 +102,7 @@ def read_names(root: Path) -> tuple[tuple[str, ...], Path]:
 
 def read_objects(
     path: Path, size: tuple[int, int], num_classes: int
-) -> tuple[list[Found], list[str]]:
+) -> tuple[list[ImportedObject], list[str]]:
     """Return the objects of a file for an image of `size` (width, height), and the faults."""
     if not path.exists():
         return [], []
@@ -120,7 +120,9 @@ def read_objects(
     return found, faults
 
 
-def _object(words: list[str], where: str, size: tuple[int, int], num_classes: int) -> Found:
+def _object(
+    words: list[str], where: str, size: tuple[int, int], num_classes: int
+) -> ImportedObject:
     """Return the object of a line.
 
     Raises:
@@ -163,7 +165,7 @@ def _object(words: list[str], where: str, size: tuple[int, int], num_classes: in
         corner, extent = points.min(0), np.ptp(points, axis=0)
         ring = tuple(points.ravel().tolist())
     x, y, w, h = np.concatenate((corner, extent)).round(DIGITS).tolist()
-    return Found(where=where, label=label, box=(x, y, w, h), ring=ring)
+    return ImportedObject(where=where, label=label, box=(x, y, w, h), ring=ring)
 
 
 def _folders(root: Path, split: str) -> dict[str, tuple[Path, Path]]:
@@ -176,13 +178,13 @@ def _folders(root: Path, split: str) -> dict[str, tuple[Path, Path]]:
     return found | {"": (root / "images", root / "labels")}
 
 
-def _listings(images: Path, labels: Path, classes: tuple[str, ...]) -> tuple[Listing, ...]:
+def _listings(images: Path, labels: Path, classes: tuple[str, ...]) -> tuple[ImportedImage, ...]:
     endings = readable_extensions()
 
-    def of(path: Path) -> Listing:
+    def of(path: Path) -> ImportedImage:
         name = path.relative_to(images)
         file = (labels / name).with_suffix(".txt")
-        return Listing(
+        return ImportedImage(
             image=path,
             name=name.as_posix(),
             labels=file,
@@ -196,7 +198,7 @@ def _listings(images: Path, labels: Path, classes: tuple[str, ...]) -> tuple[Lis
     )
 
 
-def _strays(splits: dict[str, tuple[Listing, ...]]) -> list[str]:
+def _strays(splits: dict[str, tuple[ImportedImage, ...]]) -> list[str]:
     """Return notes on files of labels without an image."""
     known = {listing.labels for listings in splits.values() for listing in listings}
     folders = {path.parent for path in known if path.parent.is_dir()}

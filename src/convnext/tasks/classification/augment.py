@@ -239,11 +239,11 @@ def _rand_augment(
     policy = recipe.rand_augment
     if policy == "none":
         return None
-    grey_levels = tuple(min(255, round(255 * m)) for m in preprocessing.mean)
+    gray_levels = tuple(min(255, round(255 * m)) for m in preprocessing.mean)
     # As timm's own pipeline sets them.
     settings = {
         "translate_const": int(preprocessing.image_size * 0.45),
-        "img_mean": grey_levels if preprocessing.in_chans > 1 else grey_levels[0],
+        "img_mean": gray_levels if preprocessing.in_chans > 1 else gray_levels[0],
         "interpolation": RESAMPLING[preprocessing.interpolation],
     }
     if not _RAND_AUGMENT.fullmatch(policy):  # timm skips over what it does not know.

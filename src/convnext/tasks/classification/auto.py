@@ -49,7 +49,7 @@ def resolve(
 
 
 def _choose_input(c: Resolver, facts: DataFacts) -> None:
-    c.choose_pixels(gray=facts.greyscale)
+    c.choose_pixels(gray=facts.grayscale)
     short_side = min(facts.image_height, facts.image_width)
     if c["weights"] != "none":
         c.choose("input.image_size", 224, "the usual size of published weights")
@@ -153,7 +153,7 @@ def _choose_rate(c: Resolver) -> None:
 
 
 def _choose_augmentation(c: Resolver, facts: DataFacts) -> None:
-    if max(facts.image_height, facts.image_width) <= 64 and facts.greyscale:
+    if max(facts.image_height, facts.image_width) <= 64 and facts.grayscale:
         c.choose("augment.hflip", 0.0, "small and grey: perhaps characters, which have a side")
         c.choose("augment.scale", (0.7, 1.0), "characters fill their image")
         c.choose("augment.color_jitter", 0.0, "there is no color")

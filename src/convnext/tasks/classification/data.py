@@ -55,7 +55,7 @@ class DataFacts:
     """Training images of each class."""
     image_height: int
     image_width: int
-    greyscale: bool
+    grayscale: bool
     """Whether no colour was seen on the images that were looked at."""
 
 
@@ -128,11 +128,11 @@ def facts(data: ClassificationData) -> DataFacts:
         class_counts=tuple(counts.tolist()),
         image_height=int(statistics.median(h.height for h in headers)),
         image_width=int(statistics.median(h.width for h in headers)),
-        greyscale=_is_greyscale(data.train, attempt - 1),
+        grayscale=_is_grayscale(data.train, attempt - 1),
     )
 
 
-def _is_greyscale(samples: Samples, attempt: int) -> bool:
+def _is_grayscale(samples: Samples, attempt: int) -> bool:
     seen = False
     for index in samples.some(NUM_DECODED, attempt):
         try:

@@ -150,7 +150,7 @@ class TrainDataset(Dataset[Item]):
 
     def __getitems__(self, draws: list[Draw]) -> list[Item]:
         """Return the images of a batch; what later batches need is fetched in the meantime."""
-        self.samples.prefetch(getattr(draws, "ahead", ()))
+        self.samples.prefetch(getattr(draws, "prefetch", ()))
         return [self[draw] for draw in draws]
 
     def __getitem__(self, draw: Draw) -> Item:

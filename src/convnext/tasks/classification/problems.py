@@ -49,7 +49,7 @@ class Look:
     """32 bytes, nearly equal for pictures that look alike; empty for small images."""
     is_blank: bool = False
     """Whether all pixels are the same."""
-    is_grey: bool = False
+    is_gray: bool = False
 
 
 def scan(data: ClassificationData, *, console: Console | None = None) -> list[Look]:
@@ -84,7 +84,7 @@ def look(data: ClassificationData, part: str, index: int) -> Look:
         digest=hashlib.blake2b(b"%d %d " % image.size + image.tobytes(), digest_size=16).digest(),
         sketch=sketch(image) if min(image.size) >= SKETCH_PIXELS else b"",
         is_blank=all(low == high for low, high in extrema),
-        is_grey=red.tobytes() == green.tobytes() == blue.tobytes(),
+        is_gray=red.tobytes() == green.tobytes() == blue.tobytes(),
     )
 
 
@@ -161,7 +161,7 @@ def find_suggestions(data: ClassificationData, looks: Sequence[Look]) -> tuple[s
             "most images are far larger than a network looks at: copies with a short side of "
             "about 512 pixels are read many times faster"
         )
-    if good and all(look.is_grey for look in good) and any(look.mode != "L" for look in good):
+    if good and all(look.is_gray for look in good) and any(look.mode != "L" for look in good):
         lines.append("there is no colour in any image: --input.in_chans 1 spares the channels")
     return tuple(lines)
 

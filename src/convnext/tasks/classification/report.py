@@ -41,9 +41,9 @@ def reliability(evaluation: Mapping[str, Any]) -> list[str]:
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """Return Wilson's interval for a share that was measured on `count` images."""
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    center = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / count / 2) ** 2)
-    return centre - half, centre + half
+    return center - half, center + half
 
 
 def confusion(evaluation: Mapping[str, Any]) -> Section | None:

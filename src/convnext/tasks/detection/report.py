@@ -75,7 +75,7 @@ def precision(evaluation: Mapping[str, Any]) -> Section | None:
         if not known:
             continue
         curves = [
-            Curve(label=n, x=RECALL, y=curve, colour=f"C{i}")
+            Curve(label=n, x=RECALL, y=curve, color=f"C{i}")
             for i, (n, curve) in enumerate(known.items())
             if len(known) <= MAX_CURVES
         ]

@@ -62,7 +62,7 @@ class DataFacts:
     """Pixels of each class in a sample of the training masks."""
     image_height: int
     image_width: int
-    greyscale: bool
+    grayscale: bool
     reduce_zero_label: bool = False
 
 
@@ -131,7 +131,7 @@ def facts(data: SegmentationData) -> DataFacts:
     Raises:
         ValueError: If no sampled pair can be read, or no mask has a labeled pixel.
     """
-    sizes, grey = [], True
+    sizes, gray = [], True
     counts = np.zeros(len(data.classes), dtype=np.int64)
     last: BadImage | None = None
     for index in data.train.some(NUM_DECODED):
@@ -145,7 +145,7 @@ def facts(data: SegmentationData) -> DataFacts:
         known = mask[mask != data.ignore_index]
         counts += np.bincount(known, minlength=len(data.classes))
         pixels = np.asarray(image)[::4, ::4].astype(np.int16)
-        grey = grey and int(np.ptp(pixels, axis=2).max(initial=0)) <= 8
+        gray = gray and int(np.ptp(pixels, axis=2).max(initial=0)) <= 8
     if not sizes:
         raise ValueError(f"none of the training pairs that were tried can be used: {last}")
     if not counts.any() and len(sizes) == len(data.train):
@@ -160,7 +160,7 @@ def facts(data: SegmentationData) -> DataFacts:
         pixel_counts=tuple(counts.tolist()),
         image_height=int(statistics.median(height for _, height in sizes)),
         image_width=int(statistics.median(width for width, _ in sizes)),
-        greyscale=grey,
+        grayscale=gray,
         reduce_zero_label=data.train.reader.reduce_zero_label,
     )
 

@@ -64,8 +64,8 @@ class TrainTransform:
             pixels = distort(pixels, rng)
         bottom, right = self.crop - pixels.shape[-2], self.crop - pixels.shape[-1]
         if bottom or right:
-            grey = [round(255 * value) for value in self.preprocessing.mean]
-            pixels = tv.pad(pixels, [0, 0, right, bottom], fill=grey)
+            gray = [round(255 * value) for value in self.preprocessing.mean]
+            pixels = tv.pad(pixels, [0, 0, right, bottom], fill=gray)
             labels = tv.pad(labels, [0, 0, right, bottom], fill=self.ignore_index)
         return pixels.as_subclass(Tensor), labels.as_subclass(Tensor)[0]
 

@@ -60,7 +60,7 @@ class ConvNormAct(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N D H W
-        out: Tensor = self.act(normalise(self.norm, self.conv(x)))
+        out: Tensor = self.act(normalize(self.norm, self.conv(x)))
         return out
 
     def fold_layers(self, merge: Callable[[Sequence[nn.Module]], list[nn.Module]]) -> None:
@@ -70,7 +70,7 @@ class ConvNormAct(nn.Module):
         self.norm = rest[0] if rest else nn.Identity()  # type: ignore[assignment]
 
 
-def normalise(norm: nn.Module, x: Tensor) -> Tensor:  # N C H W
+def normalize(norm: nn.Module, x: Tensor) -> Tensor:  # N C H W
     """Apply a batch norm, with its running statistics where the batch has one value per channel.
 
     One image pooled to one position has no variance: torch refuses to train on it, and the batch's
@@ -96,7 +96,7 @@ class FusionConv(ConvNormAct):
     def of_maps(self, maps: Sequence[Tensor]) -> Tensor:  # N C H_l W_l -> N D H W
         """Resize, concatenate and convolve maps, with fewer multiplications."""
         x = conv_of_maps(maps, self.conv.weight, self.conv.bias, mix_first=self.mix_first)
-        out: Tensor = self.act(normalise(self.norm, x))
+        out: Tensor = self.act(normalize(self.norm, x))
         return out
 
     def in_winograd(self) -> nn.Module | None:
@@ -179,5 +179,5 @@ def make_classifier(in_dim: int, num_classes: int) -> nn.Conv2d:
 
 
 def _num_processes() -> int:
-    initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if initialised else 1
+    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if initialized else 1

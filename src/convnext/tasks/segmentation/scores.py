@@ -162,13 +162,13 @@ class View:
     def _resized(self, top: int, bottom: int, size: Size) -> Tensor:
         # Bilinear without aligned corners is separable: here by hand along the rows, of which only
         # a part is at hand, and by torch within them.
-        centres = (torch.arange(top, bottom, dtype=torch.float32) + 0.5) * (self.size[0] / size[0])
-        centres = (centres - 0.5).clamp(min=0)
-        above = centres.floor().long().clamp(max=self.size[0] - 1)
+        centers = (torch.arange(top, bottom, dtype=torch.float32) + 0.5) * (self.size[0] / size[0])
+        centers = (centers - 0.5).clamp(min=0)
+        above = centers.floor().long().clamp(max=self.size[0] - 1)
         below = (above + 1).clamp(max=self.size[0] - 1)
         first, last = int(above[0]), int(below[-1])
         rows = self._rows(first, last + 1)
-        share = (centres - above).to(rows.device)[:, None]
+        share = (centers - above).to(rows.device)[:, None]
         above, below = ((i - first).to(rows.device) for i in (above, below))
         found = torch.lerp(rows[:, :, above], rows[:, :, below], share)
         if size[1] == self.size[1]:

@@ -105,11 +105,11 @@ def test_pixels_are_a_function_of_seed_index_and_severity(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["defocus_blur", "glass_blur", "zoom_blur", "contrast", "fog"])
-def test_grey_is_treated_as_a_colour_image_of_grey(name: str) -> None:
-    grey = photo(32, 1)
-    colour = np.repeat(grey, 3, axis=0)
-    made = corrupt(grey, name, 4, seed=0, index=0)
-    assert (corrupt(colour, name, 4, seed=0, index=0) == made).all()
+def test_gray_is_treated_as_a_color_image_of_gray(name: str) -> None:
+    gray = photo(32, 1)
+    color = np.repeat(gray, 3, axis=0)
+    made = corrupt(gray, name, 4, seed=0, index=0)
+    assert (corrupt(color, name, 4, seed=0, index=0) == made).all()
 
 
 def test_lengths_follow_the_size_of_the_image() -> None:

@@ -166,9 +166,9 @@ def test_its_options_alone_are_a_mistake(digits: str, capsys: pytest.CaptureFixt
     assert "--severities needs --robustness" in capsys.readouterr().err
 
 
-def pictures(folder: Path, synset: str, colour: str, name: str = "x.JPEG") -> None:
+def pictures(folder: Path, synset: str, color: str, name: str = "x.JPEG") -> None:
     (folder / synset).mkdir(parents=True)
-    Image.new("RGB", (8, 8), colour).save(folder / synset / name)
+    Image.new("RGB", (8, 8), color).save(folder / synset / name)
 
 
 def test_imagenet_c_whole_and_then_in_part(

@@ -28,11 +28,11 @@ from convnext.tasks.classification.robustness.measure import (
     run_trials,
 )
 
-GREY = Preprocessing(image_size=4, crop_pct=1.0, in_chans=1, mean=(0.0,), std=(1.0,))
+GRAY = Preprocessing(image_size=4, crop_pct=1.0, in_chans=1, mean=(0.0,), std=(1.0,))
 EXECUTION = Execution(device=torch.device("cpu"), precision="fp32", batch_size=4)
 
 
-class Favourite(nn.Module):
+class Favorite(nn.Module):
     """Likes class 3 best, and then the class that the brightness of the image says."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ def levels(labels: list[int]) -> ArraySamples:
 
 
 def clean(samples: SomeSamples, seed: int = 0) -> CorruptedDataset:
-    return CorruptedDataset(samples, GREY, seed=seed)
+    return CorruptedDataset(samples, GRAY, seed=seed)
 
 
 def test_only_the_classes_of_the_benchmark_compete() -> None:
@@ -64,7 +64,7 @@ def test_only_the_classes_of_the_benchmark_compete() -> None:
     for kept in (None, [0, 1, 2], [1, 2]):
         state = Progressed.begin({}, {}, None)
         trial = Trial(corruption="imagenet-a", severity=0, open=lambda: clean(samples))
-        run_trials(Favourite(), [trial], state, EXECUTION, kept_classes=kept)
+        run_trials(Favorite(), [trial], state, EXECUTION, kept_classes=kept)
         scores[str(kept)] = state.scores["imagenet-a", 0].top1
     # Of all classes the favourite wins; without it the image decides; without class 0, 0 is lost.
     assert scores == {"None": 0.0, "[0, 1, 2]": 100.0, "[1, 2]": 60.0}
@@ -124,32 +124,32 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
     dataset = clean(choose(levels([0, 1, 2, 1]), max_images=None, seed=0))
     state = Progressed.begin({"seed": 0}, {"model": "m"}, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        run_trials(Favourite(), trials(dataset, stop_at=2), state, EXECUTION)
+        run_trials(Favorite(), trials(dataset, stop_at=2), state, EXECUTION)
     kept = json.loads((tmp_path / "robustness.json").read_text())
     assert kept["complete"] is False
     assert [row["corruption"] for row in kept["conditions"]] == ["gaussian_noise", "shot_noise"]
 
     again = Progressed.begin({"seed": 0}, {"model": "m"}, tmp_path)
     assert again.num_found == 2
-    model = Favourite()
+    model = Favorite()
     run_trials(model, trials(dataset), again, EXECUTION)
     assert model.num_calls == 1
     whole = Progressed.begin({"seed": 0}, {"model": "m"}, None)
-    run_trials(Favourite(), trials(dataset), whole, EXECUTION)
+    run_trials(Favorite(), trials(dataset), whole, EXECUTION)
     assert again.scores == whole.scores
 
 
 def test_another_evaluation_is_moved_aside_and_found_again(tmp_path: Path) -> None:
     dataset = clean(choose(levels([0, 1]), max_images=None, seed=0))
     first = Progressed.begin({"seed": 0}, {}, tmp_path)
-    run_trials(Favourite(), trials(dataset), first, EXECUTION)
+    run_trials(Favorite(), trials(dataset), first, EXECUTION)
     (tmp_path / "robustness.csv").write_text("first")
     second = Progressed.begin({"seed": 1}, {}, tmp_path)
     assert second.num_found == 0
     assert second.moved == f"robustness-{first.key[:8]}"
     assert (tmp_path / f"{second.moved}.csv").read_text() == "first"
     assert not (tmp_path / "robustness.json").exists()
-    run_trials(Favourite(), trials(dataset), second, EXECUTION)
+    run_trials(Favorite(), trials(dataset), second, EXECUTION)
     third = Progressed.begin({"seed": 0}, {}, tmp_path)
     assert (third.num_found, third.scores) == (3, first.scores)
 
@@ -168,7 +168,7 @@ def test_one_bad_image_does_not_end_it_and_does_not_count(
     names = [f"a/{i:03d}.png" for i in range(5)]
     samples = choose(FolderSamples(root, names, [3] * 5), max_images=None, seed=0)
     state = Progressed.begin({}, {}, None)
-    run_trials(Favourite(), trials(clean(samples)), state, EXECUTION)
+    run_trials(Favorite(), trials(clean(samples)), state, EXECUTION)
     for score in state.scores.values():
         assert (score.num_images, score.num_correct) == (4, 4)
         ((source, reason),) = score.bad_images
@@ -176,4 +176,4 @@ def test_one_bad_image_does_not_end_it_and_does_not_count(
         assert "not an image" in reason
     none = Execution(device=torch.device("cpu"), precision="fp32", max_bad_share=0.0)
     with pytest.raises(ValueError, match="1 of 5 images cannot be read"):
-        run_trials(Favourite(), trials(clean(samples)), Progressed.begin({}, {}, None), none)
+        run_trials(Favorite(), trials(clean(samples)), Progressed.begin({}, {}, None), none)

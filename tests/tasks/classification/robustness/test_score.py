@@ -6,7 +6,7 @@ import pytest
 
 from convnext.tasks.classification.robustness.benchmarks import C_BAR
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS
-from convnext.tasks.classification.robustness.score import ALEXNET_ERROR, Score, summarise
+from convnext.tasks.classification.robustness.score import ALEXNET_ERROR, Score, summarize
 
 LEVELS = (1, 2, 3, 4, 5)
 # As the paper of ImageNet-C prints them.
@@ -37,7 +37,7 @@ def test_alexnet_has_an_error_for_every_corruption_in_order() -> None:
 def test_the_corruption_error_is_relative_to_alexnet_over_all_severities() -> None:
     scores = [s for s in full() if s.corruption != "brightness"]
     scores += [score("brightness", level, 10 * level) for level in LEVELS]
-    summary = summarise("imagenet-c", scores, clean=None, is_imagenet=True)
+    summary = summarize("imagenet-c", scores, clean=None, is_imagenet=True)
     by_name = {row.corruption: row for row in summary.corruptions}
     assert by_name["brightness"].ce == pytest.approx(100 * (10 + 20 + 30 + 40 + 50) / (5 * 56.4592))
     by_hand = sum(100 * 40 / e for n, e in ALEXNET_ERROR.items() if n != "brightness")
@@ -53,14 +53,14 @@ def test_alexnet_itself_has_an_mce_of_100() -> None:
         for name in CORRUPTIONS
         for level in LEVELS
     ]
-    summary = summarise("imagenet-c", scores, clean=None, is_imagenet=True)
+    summary = summarize("imagenet-c", scores, clean=None, is_imagenet=True)
     assert summary.mce == pytest.approx(100)
 
 
 def test_the_extra_corruptions_are_reported_but_do_not_count() -> None:
     extra = [score("saturate", level, 99) for level in LEVELS]
-    alone = summarise("imagenet-c", full(), clean=None, is_imagenet=True)
-    summary = summarise("imagenet-c", full() + extra, clean=None, is_imagenet=True)
+    alone = summarize("imagenet-c", full(), clean=None, is_imagenet=True)
+    summary = summarize("imagenet-c", full() + extra, clean=None, is_imagenet=True)
     assert (summary.mce, summary.mean_error) == (alone.mce, alone.mean_error)
     row = summary.corruptions[-1]
     assert (row.corruption, row.mean_error, row.ce, row.counted) == ("saturate", 99, None, False)
@@ -81,29 +81,29 @@ def test_the_extra_corruptions_are_reported_but_do_not_count() -> None:
 )
 def test_an_mce_is_withheld_with_the_reason(kept: object, reason: str) -> None:
     assert callable(kept)
-    summary = summarise("imagenet-c", list(filter(kept, full())), clean=None, is_imagenet=True)
+    summary = summarize("imagenet-c", list(filter(kept, full())), clean=None, is_imagenet=True)
     assert summary.mce is None
     assert summary.mce_withheld == reason
     assert summary.mean_error == pytest.approx(40)
 
 
 def test_other_classes_and_own_corruptions_have_no_mce() -> None:
-    summary = summarise("imagenet-c", full(), clean=None, is_imagenet=False)
+    summary = summarize("imagenet-c", full(), clean=None, is_imagenet=False)
     assert summary.mce is None
     assert "AlexNet do not apply" in summary.mce_withheld
-    own = summarise("corrupt", full(), clean=80.0, is_imagenet=False)
+    own = summarize("corrupt", full(), clean=80.0, is_imagenet=False)
     assert (own.mce, own.mce_withheld) == (None, "")
     assert all(row.ce is None for row in own.corruptions)
 
 
 def test_c_bar_is_a_plain_mean() -> None:
     scores = [score(name, level, 5 * k) for k, name in enumerate(C_BAR) for level in LEVELS]
-    summary = summarise("imagenet-c-bar", scores, clean=None, is_imagenet=True)
+    summary = summarize("imagenet-c-bar", scores, clean=None, is_imagenet=True)
     assert summary.mean_error == pytest.approx(sum(5 * k for k in range(10)) / 10)
     assert summary.mce is None
 
 
 def test_the_drop_is_relative_to_the_clean_accuracy() -> None:
-    summary = summarise("corrupt", full(40), clean=80.0, is_imagenet=False)
+    summary = summarize("corrupt", full(40), clean=80.0, is_imagenet=False)
     assert summary.relative_drop == pytest.approx(25)
-    assert summarise("corrupt", full(40), clean=None, is_imagenet=False).relative_drop is None
+    assert summarize("corrupt", full(40), clean=None, is_imagenet=False).relative_drop is None

@@ -10,7 +10,7 @@ from convnext.tasks.classification.robustness.figure import draw_robustness
 from convnext.tasks.classification.robustness.measure import Progressed
 from convnext.tasks.classification.robustness.paper import paper_figures
 from convnext.tasks.classification.robustness.run import RobustnessResult
-from convnext.tasks.classification.robustness.score import Score, summarise
+from convnext.tasks.classification.robustness.score import Score, summarize
 from convnext.tasks.classification.robustness.table import print_robustness
 
 
@@ -68,7 +68,7 @@ def test_the_papers_figure_has_a_column_of_its_own(capsys: pytest.CaptureFixture
             state.scores[name, level] = Score(
                 corruption=name, severity=level, num_correct=6, num_images=10
             )
-    summary = summarise("imagenet-c", list(state.scores.values()), clean=82.1, is_imagenet=True)
+    summary = summarize("imagenet-c", list(state.scores.values()), clean=82.1, is_imagenet=True)
     assert summary.mce is not None
 
     def lines(source: str) -> dict[str, list[str]]:

@@ -40,7 +40,7 @@ def test_overlaps_count_pixels(a: torch.Tensor, b: torch.Tensor) -> None:
 
 @settings(deadline=None, derandomize=True)
 @given(boxes, boxes)
-def test_generalised_overlap(a: torch.Tensor, b: torch.Tensor) -> None:
+def test_generalized_iou(a: torch.Tensor, b: torch.Tensor) -> None:
     num = min(len(a), len(b))
     a, b = a[:num], b[:num]
     ours = giou(a, b)
@@ -52,7 +52,7 @@ def test_generalised_overlap(a: torch.Tensor, b: torch.Tensor) -> None:
     assert torch.allclose(iou(a, b)[solid][:, solid], box_iou(a[solid], b[solid]))
 
 
-def test_generalised_overlap_tells_how_far_apart() -> None:
+def test_generalized_iou_tells_how_far_apart() -> None:
     here = torch.tensor([[0.0, 0.0, 2.0, 2.0]]).expand(3, 4)
     there = torch.tensor([[0.0, 0, 2, 2], [2, 0, 4, 2], [8, 0, 10, 2]])
     assert giou(here, there).tolist() == pytest.approx([1.0, 0.0, -0.6])

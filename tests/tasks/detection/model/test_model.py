@@ -76,8 +76,8 @@ def test_nothing_is_found(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_image_alone_and_in_a_batch_of_its_size(method: str, randomise) -> None:
-    model = randomise(small_detector(f"{method}convnext_atto"))
+def test_an_image_alone_and_in_a_batch_of_its_size(method: str, randomize) -> None:
+    model = randomize(small_detector(f"{method}convnext_atto"))
     images = images_for(model, (64, 96), (64, 96))
     with torch.inference_mode():
         together = model(images)
@@ -107,9 +107,9 @@ def test_half_precision_finds_alike(method: str, precision: torch.dtype) -> None
     "backbone", ["convnext_atto", "roadmap/resnet50/bn_to_ln", "timm/resnet18"]
 )
 def test_a_checkpoint_builds_the_same_detector(
-    method: str, backbone: str, tmp_path: Path, randomise: Callable[[nn.Module], nn.Module]
+    method: str, backbone: str, tmp_path: Path, randomize: Callable[[nn.Module], nn.Module]
 ) -> None:
-    model = randomise(small_detector(f"{method}{backbone}", output_norms=True))
+    model = randomize(small_detector(f"{method}{backbone}", output_norms=True))
     card = Card(
         model=model.name,
         changes=model.changes,

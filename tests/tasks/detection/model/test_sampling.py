@@ -28,7 +28,7 @@ def test_as_many_as_there_are_and_no_more(
     assert len(negative) == wanted == len(negative.unique())
 
 
-def test_chance_has_a_seed_and_no_favourites() -> None:
+def test_chance_has_a_seed_and_no_favorites() -> None:
     matches = torch.tensor([0] * 10 + [NEGATIVE] * 30)
     draws = [sample(matches, 8, 0.5, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert all(map(torch.equal, draws[0], draws[1]))

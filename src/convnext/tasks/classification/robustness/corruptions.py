@@ -133,7 +133,7 @@ def snow(x: Array, severity: int, rng: Generator) -> Array:
     flakes = np.where(flakes < least, 0, flakes).clip(0, 1)
     angle = np.radians(rng.uniform(-135, -45))
     flakes = convolve(flakes, streak(2 * radius * scale, sigma * scale, angle))
-    whitened = np.maximum(x, _grey(x) * 1.5 + 0.5)
+    whitened = np.maximum(x, _gray(x) * 1.5 + 0.5)
     return np.asarray(kept * x + (1 - kept) * whitened + flakes + flakes[::-1, ::-1])
 
 
@@ -255,7 +255,7 @@ def _scale(x: Array) -> float:
     return float(max(min(x.shape[:2]), SMALLEST_SIDE)) / PUBLISHED_SIDE
 
 
-def _grey(x: Array) -> Array:
+def _gray(x: Array) -> Array:
     """Return the luma (H, W, 1) by the weights of ITU-R BT.601."""
     return x if x.shape[2] == 1 else np.asarray(x @ np.array([[0.299], [0.587], [0.114]]))
 

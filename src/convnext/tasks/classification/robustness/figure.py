@@ -134,9 +134,9 @@ def _bars(rows: Sequence[Row], clean: float | None) -> Figure:
         fig = Figure(figsize=(5.2, 0.9 + 0.42 * len(bars)), layout="constrained")
         FigureCanvasAgg(fig)
         axes = fig.subplots()
-        for y, (_, value, colour) in enumerate(bars):
+        for y, (_, value, color) in enumerate(bars):
             axes.barh(y, 100, color=GRID, height=0.6, alpha=0.5)
-            axes.barh(y, value, color=colour, height=0.6)
+            axes.barh(y, value, color=color, height=0.6)
             inside = value > 85
             axes.text(
                 value + (-1.5 if inside else 1.5),

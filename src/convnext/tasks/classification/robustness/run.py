@@ -36,7 +36,7 @@ from convnext.tasks.classification.robustness.measure import (
     run_trials,
 )
 from convnext.tasks.classification.robustness.paper import SOURCE, paper_figures
-from convnext.tasks.classification.robustness.score import Summary, summarise
+from convnext.tasks.classification.robustness.score import Summary, summarize
 from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import Card, data_of
 from convnext.weights.files import digest
@@ -277,7 +277,7 @@ def _result(
     return RobustnessResult(
         state=state,
         kind=kind,
-        summary=summarise(kind, scores, clean=clean, is_imagenet=num_classes > 0),
+        summary=summarize(kind, scores, clean=clean, is_imagenet=num_classes > 0),
         clean_from=clean_from,
         paper=paper_figures(source),
         notes=tuple(notes),

@@ -85,7 +85,7 @@ class Summary:
         return asdict(self)
 
 
-def summarise(
+def summarize(
     kind: Kind, scores: Sequence[Score], *, clean: float | None, is_imagenet: bool
 ) -> Summary:
     """Return the figures.

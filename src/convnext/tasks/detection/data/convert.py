@@ -21,7 +21,7 @@ from rich.console import Console
 
 from convnext.atomic import write_text
 from convnext.data.formats.coco import ROUNDING
-from convnext.data.formats.imported import Found, Listing, Source
+from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
 from convnext.data.formats.voc import Difficult, is_voc, read_voc
 from convnext.data.formats.yolo import is_yolo, read_yolo
 from convnext.data.images import BadImage, read_header
@@ -149,7 +149,9 @@ def to_coco(
     )
 
 
-def open_source(root: Path, *, difficult: Difficult = "keep", val_share: float = 0.2) -> Source:
+def open_source(
+    root: Path, *, difficult: Difficult = "keep", val_share: float = 0.2
+) -> ImportedDataset:
     """Return the data set of a folder by its layout.
 
     Raises:
@@ -171,12 +173,12 @@ def open_source(root: Path, *, difficult: Difficult = "keep", val_share: float =
     raise ValueError(f"{root} is in no layout that can be converted; {ACCEPTED}")
 
 
-Read = tuple[Listing, tuple[int, int], list[Found]]
+Read = tuple[ImportedImage, tuple[int, int], list[ImportedObject]]
 """An image, its (width, height), and its objects."""
 
 
 def _read(
-    listings: Sequence[Listing], title: str, faults: list[str], console: Console | None
+    listings: Sequence[ImportedImage], title: str, faults: list[str], console: Console | None
 ) -> list[Read]:
     """Read sizes and labels by a few threads; images that cannot be read are left out."""
     found: list[Read | None] = [None] * len(listings)
@@ -253,7 +255,9 @@ def clip(
     return x1, y1, x2 - x1, y2 - y1
 
 
-def _area(found: Found, box: tuple[float, float, float, float], size: tuple[int, int]) -> float:
+def _area(
+    found: ImportedObject, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> float:
     """Return the pixels of a polygon, or the area of a box."""
     if found.ring:
         x, y, w, h = box
