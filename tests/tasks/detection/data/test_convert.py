@@ -89,9 +89,9 @@ VOC_FAULTS = {
     "no name": (voc_object("", (1, 1, 5, 5)), "a.xml:3: an object needs a name and a bndbox"),
     "no box": ("<object><name>cat</name></object>", "a.xml:3: an object needs a name"),
     "not numbers": (voc_object("cat", ("x", 1, 5, 5)), "a.xml:4: bndbox needs the numbers"),
-    "nan": (voc_object("cat", ("nan", 1, 5, 5)), "a.xml:4: nothing of the box"),
-    "inverted": (voc_object("cat", (9, 1, 5, 5)), "a.xml:4: nothing of the box 8, 0, -3, 5"),
-    "outside": (voc_object("cat", (90, 1, 95, 5)), "is on the image of 40 x 30; left out"),
+    "nan": (voc_object("cat", ("nan", 1, 5, 5)), "has no area within the image"),
+    "inverted": (voc_object("cat", (9, 1, 5, 5)), "a.xml:4: the box 8, 0, -3, 5"),
+    "outside": (voc_object("cat", (90, 1, 95, 5)), "no area within the image of 40 x 30; left out"),
     "over the border": (voc_object("cat", (30, 1, 95, 5)), "a.xml:4: the box 29, 0, 66, 5"),
 }
 
@@ -210,7 +210,7 @@ LINES = {
     "1 0.5 0.5 nan 0.5": "has a number that is not finite",
     "1 10 12 20 6": "20 is not a share of the image in [0, 1]; divide pixels",
     "1 -0.5 0.5 0.5 0.5": "-0.5 is not a share",
-    "1 0.5 0.5 0 0.5": "nothing of the box",
+    "1 0.5 0.5 0 0.5": "has no area within the image",
     "2 0.5 0.5 0.5 0.5": "class 2 is not one of the 2 classes from 0 to 1",
     "-1 0.5 0.5 0.5 0.5": "class -1 is not one",
     "0.5 0.5 0.5 0.5 0.5": "class 0.5 is not one",
@@ -273,14 +273,14 @@ def test_images_are_linked_or_copied(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_cannot_be_converted(tmp_path: Path) -> None:
     root = small_yolo(tmp_path / "yolo", {"train/a": "", "val/b": ""})
-    with pytest.raises(ValueError, match="is there already and not empty"):
+    with pytest.raises(ValueError, match="exists and is not empty"):
         to_coco(root, root)
     with pytest.raises(ValueError, match="in no layout that can be converted; accepted are Pascal"):
         to_coco(small_coco(tmp_path / "coco"), tmp_path / "new")
     small_voc(tmp_path / "VOCdevkit" / "VOC2012", {"a": EMPTY, "b": EMPTY})
     with pytest.raises(ValueError, match=r"VOC2012 is; give that one"):
         to_coco(tmp_path / "VOCdevkit", tmp_path / "new")
-    with pytest.raises(ValueError, match="has no object that can be read"):
+    with pytest.raises(ValueError, match="has no readable object"):
         to_coco(tmp_path / "VOCdevkit" / "VOC2012", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -291,7 +291,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     text = capsys.readouterr().out
     assert f"convnext train --task detect --data {new}" in text
     assert main(["data", str(root), "--to", "coco", "--output", str(new)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists and is not empty" in capsys.readouterr().err
     assert main(["data", str(new), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["splits"]["val"]["objects"] == 1

@@ -19,7 +19,7 @@ from convnext.tasks.detection.data.fix import FixReport, fix, fix_dataset
 def mend(
     root: Path, annotations: list[Any], images: list[Any] | None = None
 ) -> tuple[FixReport, dict[str, Any]]:
-    """Write a json and an image a.png, mend it, and return the report and what it became."""
+    """Write a JSON file and an image a.png, fix it, and return the report and the new content."""
     save(root / "images" / "a.png")
     path = write_coco(root / "x.json", images or [image(1, "a.png")], annotations)
     report = fix(path)
@@ -29,30 +29,30 @@ def mend(
 CHANGES: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
     ({"bbox": [2, 2, 0, 5]}, "box without area: removed", None),
     ({"bbox": [50, 2, 5, 5]}, "box outside the image: removed", None),
-    ({"bbox": [35, 2, 10, 8]}, "box over the border: cut", {"bbox": [35, 2, 5, 8]}),
-    ({"bbox": [-3, 2, 10, 40]}, "box over the border: cut", {"bbox": [0, 2, 7, 28]}),
+    ({"bbox": [35, 2, 10, 8]}, "box beyond the image: clipped", {"bbox": [35, 2, 5, 8]}),
+    ({"bbox": [-3, 2, 10, 40]}, "box beyond the image: clipped", {"bbox": [0, 2, 7, 28]}),
     ({"image_id": 4}, "annotation of an unknown image: removed", None),
     ({"category_id": 1}, "annotation of an unknown category: removed", None),
     ({"category_id": True}, "annotation of an unknown category: removed", None),
     (
         {"segmentation": [[1, 1, 5, 5], RING]},
-        "polygon with too few points: removed, the box stays",
+        "polygon with too few points: removed, the box is kept",
         {"segmentation": [RING]},
     ),
     (
         {"segmentation": [[1, 1]]},
-        "polygon with too few points: removed, the box stays",
+        "polygon with too few points: removed, the box is kept",
         {"segmentation": []},
     ),
-    ({"area": None}, "area is absent: computed", {"area": 64.0}),
+    ({"area": None}, "missing area: computed", {"area": 64.0}),
     (
         {"area": 0, "segmentation": [], "bbox": [1, 1, 3, 3]},
-        "area is absent: computed",
+        "missing area: computed",
         {"area": 9},
     ),
     (
         {"area": -1, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [5, 7, 1188]}},
-        "area is absent: computed",
+        "missing area: computed",
         {"area": 7},
     ),
     ({"id": None}, "annotation without id: numbered anew", {"id": 2}),
@@ -96,9 +96,9 @@ def test_sizes_come_from_the_files(tmp_path: Path, missing: dict[str, Any]) -> N
     ("stated", "objects", "reason"),
     [
         # Drawn before the photo was turned upright, or after it.
-        ((HEIGHT, WIDTH), [annotation(1, 1)], "one is the other turned"),
-        ((2 * WIDTH, 2 * HEIGHT), [annotation(1, 1)], "one is the other enlarged"),
-        ((100, 50), [annotation(1, 1, bbox=[60, 5, 20, 20])], "boxes lie outside the file"),
+        ((HEIGHT, WIDTH), [annotation(1, 1)], "one is the other rotated"),
+        ((2 * WIDTH, 2 * HEIGHT), [annotation(1, 1)], "one is the other resized"),
+        ((100, 50), [annotation(1, 1, bbox=[60, 5, 20, 20])], "boxes lie outside the image file"),
         (
             (50, 30),
             [annotation(1, 1, segmentation={"size": [30, 50], "counts": [1500]})],
@@ -190,7 +190,7 @@ def test_another_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         found = read_coco(tmp_path / "new" / f"instances_{split}.json")
         assert (len(found.records), found.faults) == (count, ())
     assert main(command) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 ODD: list[Any] = [

@@ -72,21 +72,21 @@ def test_faults_of_files(tmp_path: Path) -> None:
     found = problems(root)
     kinds = [kind for kind in found if "fewer than" not in kind]
     expected = {
-        "image files that are missing": "train0.png",
+        "missing image files": "train0.png",
         "images that cannot be read": "train1.png",
-        "images of another size than the json says": (
-            "train2.png has 30 x 40 pixels, but 40 x 30 in the json, which is turned"
+        "images whose size differs from the JSON file": (
+            "train2.png has 30 x 40 pixels, but 40 x 30 in the JSON file, which is rotated"
         ),
-        "validation images with the pixels of a training image": "val0.png = images/train3.png",
-        "images that repeat another of their split": "train5.png = images/train4.png",
-        "image files that no json lists": "stray.png",
+        "validation images identical to a training image": "val0.png = images/train3.png",
+        "duplicate images within a split": "train5.png = images/train4.png",
+        "image files that no JSON file lists": "stray.png",
     }
     assert kinds == list(expected)
     for kind, text in expected.items():
         count, lines = found[kind]
         assert count == 1
         assert f"images/{text}" in lines.replace("\\", "/")
-    assert "--fix" in found["image files that are missing"][1]
+    assert "--fix" in found["missing image files"][1]
 
 
 def test_the_orientation_of_a_photo_counts(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_the_orientation_of_a_photo_counts(tmp_path: Path) -> None:
     exif[0x0112] = 6  # A quarter turn.
     Image.new("RGB", (30, 40)).save(root / "images" / "train0.jpg", exif=exif)
     change(root, lambda content: content["images"][0].update(file_name="train0.jpg"))
-    assert "images of another size than the json says" not in problems(root)
+    assert "images whose size differs from the JSON file" not in problems(root)
 
 
 def test_faults_of_the_json_are_grouped(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_faults_of_the_json_are_grouped(tmp_path: Path) -> None:
     change(root, lambda content: content["images"][0].pop("width"), "val")
     report = look(root)
     first = report.problems[0]
-    assert first.kind == "image without size, so that nothing can be trained"
+    assert first.kind == "image without size, which prevents training"
     assert "instances_val.json: image 5 val0.png needs its `width`" in first.examples[0]
     of_kind = {p.kind: p for p in report.problems}
     empty = of_kind["box without area"]

@@ -1,8 +1,8 @@
-"""What happens to training images and their objects, together: flip, cut, resize, distort.
+"""Augmentation of training images together with their objects: flip, crop, resize, distort.
 
-Pixels and boxes go through torchvision's transforms; masks follow compressed, and are cut out where
-the heads need them. The policies are those of the paper's recipe (resize to one of several sizes,
-half of the images cut before) and large-scale jittering (Ghiasi et al., 2021).
+Torchvision transforms pixels and boxes. Masks stay compressed until the heads need a region of
+them. The policies are the paper's (resize to one of several sizes, half of the images cropped
+before) and large-scale jittering (Ghiasi et al., 2021).
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from convnext.data.masks import Mask, place
 from convnext.data.preprocessing import DensePreprocessing, fit_within
 
 Target = dict[str, object]
-"""As `convnext.tasks.detection.model.targets` has it."""
+"""See `convnext.tasks.detection.model.targets`."""
 
 Region = tuple[int, int, int, int]
-"""Left, top, width and height of what is kept of an image, in its own pixels."""
+"""Left, top, width and height of a crop, in pixels of the original image."""
 
-# Objects whose rest is narrower than this, in pixels of the result, are no longer there.
-LEAST_SIDE = 1.0
+# Objects whose visible part is narrower, in pixels of the result, are removed.
+MIN_SIDE = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiScale:
-    """Resize to a short side drawn from `sides`; half of the images are cut before."""
+    """Resizes to a short side drawn from `sides`; crops half of the images first."""
 
     sides: tuple[int, ...]
     max_size: int = 1333
     crop_sides: tuple[int, ...] = ()
-    """Short sides of which an image is cut; () cuts none."""
+    """Short sides at which images are cropped; () for no crops."""
     crop_range: tuple[int, int] = (384, 600)
 
     def __call__(self, width: int, height: int, rng: random.Random) -> tuple[Region, int, int]:
-        """Return what is kept of an image, and the width and height that it is resized to."""
+        """Return the crop of an image, and the width and height to resize it to."""
         kept = (0, 0, width, height)
         if self.crop_sides and rng.random() < 0.5:
             wide, high = fit_within(width, height, rng.choice(self.crop_sides), self.max_size)
@@ -63,13 +63,15 @@ class MultiScale:
 
 @dataclass(frozen=True, kw_only=True)
 class LargeScaleJitter:
-    """Resize by a random factor of what just fits, and cut a square, which smaller images pad."""
+    """Scales by a random factor, relative to the size that just fits, and crops or pads to a
+    square.
+    """
 
     crop: int
     jitter: tuple[float, float] = (0.1, 2.0)
 
     def __call__(self, width: int, height: int, rng: random.Random) -> tuple[Region, int, int]:
-        """Return what is kept of an image, and the width and height that it is resized to."""
+        """Return the crop of an image, and the width and height to resize it to."""
         factor = rng.uniform(*self.jitter) * self.crop / max(width, height)
         wide, high = max(1, round(width * factor)), max(1, round(height * factor))
         crop_w, crop_h = min(self.crop, wide), min(self.crop, high)
@@ -83,7 +85,7 @@ Policy = MultiScale | LargeScaleJitter
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """A training image (C, H, W) of uint8 and its objects, at one of many sizes."""
+    """Augments uint8 images (C, H, W) and their objects."""
 
     preprocessing: DensePreprocessing
     policy: Policy
@@ -91,12 +93,12 @@ class TrainTransform:
     vflip: float = 0.0
     photometric: bool = False
     ignore_crowd: bool = True
-    """Whether crowd regions come along as `ignored`."""
+    """Whether the target has crowd regions as `ignored`."""
 
     def __call__(
         self, image: Tensor, objects: Objects, rng: random.Random
     ) -> tuple[Tensor, Target]:
-        """Return the pixels (C, h, w) of uint8, and what is on them."""
+        """Return uint8 pixels (C, h, w) and their target."""
         height, width = image.shape[-2:]
         boxes = BoundingBoxes(
             torch.from_numpy(objects.boxes),
@@ -120,7 +122,7 @@ class TrainTransform:
         if self.photometric:
             pixels = distort(pixels, rng)
 
-        def follow(mask: Mask) -> Mask:
+        def transform_mask(mask: Mask) -> Mask:
             return place(
                 mask,
                 source=(height, width),
@@ -129,20 +131,25 @@ class TrainTransform:
                 start=(start[0], start[1]),
             )
 
-        return pixels.as_subclass(Tensor), self._target(boxes.as_subclass(Tensor), objects, follow)
+        return (
+            pixels.as_subclass(Tensor),
+            self._target(boxes.as_subclass(Tensor), objects, transform_mask),
+        )
 
-    def _target(self, boxes: Tensor, objects: Objects, follow: Callable[[Mask], Mask]) -> Target:
-        there = ((boxes[:, 2:] - boxes[:, :2]) >= LEAST_SIDE).all(1)
+    def _target(
+        self, boxes: Tensor, objects: Objects, transform_mask: Callable[[Mask], Mask]
+    ) -> Target:
+        visible = ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(1)
         crowd = torch.from_numpy(objects.crowd)
-        rows = (there & ~crowd).nonzero()[:, 0]
+        rows = (visible & ~crowd).nonzero()[:, 0]
         masks = (objects.masks[row] for row in rows.tolist())
         target: Target = {
             "boxes": boxes[rows].float(),
             "labels": torch.from_numpy(objects.labels)[rows],
-            "masks": [None if mask is None else follow(mask) for mask in masks],
+            "masks": [None if mask is None else transform_mask(mask) for mask in masks],
         }
         if self.ignore_crowd:
-            target["ignored"] = boxes[there & crowd].float()
+            target["ignored"] = boxes[visible & crowd].float()
         return target
 
 
@@ -153,9 +160,9 @@ def scaled_back(
     resized: tuple[int, int],
     size: tuple[int, int],
 ) -> Region:
-    """Return the pixels of an image of `size` that a crop of the resized image stands for.
+    """Return the region of an image of `size` that becomes a crop of the resized image.
 
-    All sizes are (width, height). What is outside the crop need never be resized.
+    All sizes are (width, height). Only that region has to be resized.
     """
     (crop_w, crop_h), (wide, high), (width, height) = crop, resized, size
     x1, x2 = round(left * width / wide), round((left + crop_w) * width / wide)

@@ -1,9 +1,9 @@
-"""Pascal VOC and YOLO to COCO's json: `convnext data SOURCE --to coco --output DIR`.
+"""Conversion of Pascal VOC and YOLO to COCO JSON: `convnext data SOURCE --to coco --output DIR`.
 
 DIR/instances_{train,val}.json    with the same categories in both, numbered from 1
-DIR/images/{train,val}/           the images, as hard links where the file system can
+DIR/images/{train,val}/           the images, as hard links where the file system supports them
 
-What is wrong with one file or one line of it is left out and told.
+Invalid files and lines are left out and reported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ACCEPTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertReport:
-    """What a conversion did."""
+    """Result of a conversion."""
 
     source: str
     kind: str
@@ -45,12 +45,12 @@ class ConvertReport:
     output: str
     classes: tuple[str, ...]
     num_images: dict[str, int]
-    """Of each split; likewise `num_objects`."""
+    """Number of images by split; `num_objects` likewise."""
     num_objects: dict[str, int]
     linked: bool
     """Whether the images are hard links to those of the source."""
     faults: tuple[str, ...]
-    """What is wrong, with file and line."""
+    """Faults, each with file and line."""
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class ConvertReport:
         return asdict(self)
 
     def print(self, console: Console) -> None:
-        """Print for people, with the next commands."""
+        """Print a readable report with the next commands."""
         for note in self.notes:
             console.print(f"note: {note}", markup=False, soft_wrap=True)
         for split, images in self.num_images.items():
@@ -68,7 +68,7 @@ class ConvertReport:
                 markup=False,
                 soft_wrap=True,
             )
-        how = "hard links, so that editing one edits the other" if self.linked else "copies"
+        how = "hard links: editing one file edits the other" if self.linked else "copies"
         console.print(f"{self.output}/images: {how}", markup=False, soft_wrap=True)
         if self.faults:
             console.print(f"\n[bold red]faults[/]: {len(self.faults):,}")
@@ -93,21 +93,22 @@ def to_coco(
     val_share: float = 0.2,
     console: Console | None = None,
 ) -> ConvertReport:
-    """Write a data set in COCO's form.
+    """Convert a data set to COCO's format.
 
     Args:
         path: A folder of Pascal VOC or YOLO.
-        output: A folder that is not there yet, or is empty.
-        difficult: Objects that VOC marks so: "keep", "crowd" (not trained on, not counted), "drop".
-        val_share: Share of the images held out where the data has no split of its own.
-        console: Where the progress bar goes; None for none.
+        output: A new or empty folder.
+        difficult: How to treat VOC's difficult objects: "keep", "crowd" (neither trained on nor
+            counted) or "drop".
+        val_share: Fraction of the images to hold out if the data has no split.
+        console: Console of the progress bar; None for no output.
 
     Raises:
-        ValueError: If `path` is neither, holds no image, or `output` holds something.
+        ValueError: If `path` is neither, it has no images, or `output` is not empty.
     """
     root, target = Path(path), Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} is there already and not empty; give another folder")
+        raise ValueError(f"{target} exists and is not empty; choose another folder")
     source = open_source(root, difficult=difficult, val_share=val_share)
     faults: list[str] = []
     read = {
@@ -120,7 +121,7 @@ def to_coco(
     )
     if not classes:
         shown = f"; the first fault: {faults[0]}" if faults else ""
-        raise ValueError(f"{root} has no object that can be read{shown}")
+        raise ValueError(f"{root} has no readable object{shown}")
     number_of: Mapping[str | int, int] = {
         key: number
         for number, name in enumerate(classes, 1)
@@ -152,22 +153,22 @@ def to_coco(
 def open_source(
     root: Path, *, difficult: Difficult = "keep", val_share: float = 0.2
 ) -> ImportedDataset:
-    """Return the data set of a folder by its layout.
+    """Open a data set by the layout of its folder.
 
     Raises:
-        ValueError: If it is in neither, or holds no image.
+        ValueError: If it has neither layout, or no images.
     """
     if not root.is_dir():
-        raise ValueError(f"there is no folder {root}")
+        raise ValueError(f"the folder {root} does not exist")
     if not 0 < val_share < 1:
-        raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")
+        raise ValueError(f"val_share must be between 0 and 1, not {val_share}")
     if is_voc(root):
         return read_voc(root, difficult=difficult, val_share=val_share)
-    # The archives of VOC have the year's folder inside.
+    # VOC archives have a folder per year inside.
     inner = sorted(path for path in root.glob("*/VOC20*") if is_voc(path))
     inner += sorted(path for path in root.glob("VOC20*") if is_voc(path))
     if inner:
-        raise ValueError(f"{root} is not such a folder, but {inner[0]} is; give that one")
+        raise ValueError(f"{root} is not a Pascal VOC folder, but {inner[0]} is; use that one")
     if is_yolo(root):
         return read_yolo(root, val_share=val_share)
     raise ValueError(f"{root} is in no layout that can be converted; {ACCEPTED}")
@@ -180,23 +181,23 @@ Read = tuple[ImportedImage, tuple[int, int], list[ImportedObject]]
 def _read(
     listings: Sequence[ImportedImage], title: str, faults: list[str], console: Console | None
 ) -> list[Read]:
-    """Read sizes and labels by a few threads; images that cannot be read are left out."""
+    """Read sizes and labels in threads; leave out images that cannot be read."""
     found: list[Read | None] = [None] * len(listings)
-    told: list[list[str]] = [[] for _ in listings]
+    problems: list[list[str]] = [[] for _ in listings]
 
     def read(index: int) -> None:
         listing = listings[index]
         try:
             header = read_header(listing.image)
         except BadImage as error:
-            told[index].append(f"{error}; left out with its objects")
+            problems[index].append(f"{error}; left out with its objects")
             return
         size = (header.width, header.height)
-        objects, told[index] = listing.read(size)
+        objects, problems[index] = listing.read(size)
         found[index] = listing, size, objects
 
     for_each(read, len(listings), title, console=console)
-    faults += [line for lines in told for line in lines]
+    faults += [line for lines in problems for line in lines]
     return [one for one in found if one is not None]
 
 
@@ -206,7 +207,7 @@ def _content(
     number_of: Mapping[str | int, int],
     faults: list[str],
 ) -> dict[str, Any]:
-    """Return the content of a json."""
+    """Return the content of a JSON file."""
     listed: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, (listing, (width, height), objects) in enumerate(images, 1):
@@ -215,14 +216,14 @@ def _content(
             box = clip(found.box, (width, height))
             if box is None:
                 faults.append(
-                    f"{found.where}: nothing of the box {_numbers(found.box)} (x, y, width, "
-                    f"height) is on the image of {width} x {height}; left out"
+                    f"{found.where}: the box {_numbers(found.box)} (x, y, width, height) has no "
+                    f"area within the image of {width} x {height}; left out"
                 )
                 continue
             if max(abs(a - b) for a, b in zip(box, found.box, strict=True)) > ROUNDING:
                 faults.append(
-                    f"{found.where}: the box {_numbers(found.box)} (x, y, width, height) leaves "
-                    f"the image of {width} x {height}; cut at its border"
+                    f"{found.where}: the box {_numbers(found.box)} (x, y, width, height) extends "
+                    f"beyond the image of {width} x {height}; clipped"
                 )
             annotations.append(
                 {
@@ -243,7 +244,7 @@ def _content(
 def clip(
     box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> tuple[float, float, float, float] | None:
-    """Return a box (x, y, width, height) within an image; None if nothing is left of it."""
+    """Clip a box (x, y, width, height) to an image; None if nothing is left."""
     x, y, w, h = box
     if not all(map(np.isfinite, box)) or w <= 0 or h <= 0:
         return None
@@ -251,14 +252,14 @@ def clip(
     if x2 <= x1 or y2 <= y1:
         return None
     if (x1, y1) == (x, y) and x + w <= size[0] and y + h <= size[1]:
-        return box  # Its digits stay as they are.
+        return box  # Without rounding errors.
     return x1, y1, x2 - x1, y2 - y1
 
 
 def _area(
     found: ImportedObject, box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> float:
-    """Return the pixels of a polygon, or the area of a box."""
+    """Return the number of pixels of a polygon, or the area of a box."""
     if found.ring:
         x, y, w, h = box
         window = (
@@ -274,7 +275,7 @@ def _area(
 
 
 def _place(images: Sequence[Read], folder: Path, title: str, console: Console | None) -> bool:
-    """Put the images into a folder; return whether all could be linked."""
+    """Link or copy the images into a folder; return whether all are links."""
     copied = []
     for parent in {(folder / listing.name).parent for listing, _, _ in images} | {folder}:
         parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +285,7 @@ def _place(images: Sequence[Read], folder: Path, title: str, console: Console | 
         target, origin = folder / listing.name, listing.image.resolve()
         try:
             os.link(origin, target)
-        except OSError:  # Another file system, or one without links.
+        except OSError:  # Another file system, or one without hard links.
             shutil.copy2(origin, target)
             copied.append(index)
 

@@ -1,8 +1,8 @@
-"""From images and objects to the pixels and targets of a batch: what the loader's processes do.
+"""Data sets for the loader's processes: images and objects to pixels and targets.
 
 A training image is a pure function of (seed, round, index), so that neither the number of worker
-processes nor a resumed run changes anything. An image that cannot be read is replaced in training
-by the next one, left out in evaluation, and reported with the batch in both.
+processes nor resuming changes it. In training, the next image replaces one that cannot be read; in
+evaluation it is left out. Both report it with the batch.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ Bad = tuple[tuple[int, str], ...]
 
 @dataclass(frozen=True)
 class Item:
-    """One image as a data set returns it."""
+    """One image of a data set."""
 
     pixels: Tensor
     """uint8 (C, h, w)."""
     index: int
-    """Which of the images it is."""
+    """Index of the image."""
     size: tuple[int, int]
-    """Height and width of the image as it is on disk."""
+    """Height and width of the image on disk."""
     bad: Bad
-    """Images that could not be read on the way here. If `index` is among them, there is none."""
+    """Images that could not be read before this one. If `index` is among them, it has no pixels."""
     target: Target | None = None
-    """In training: what is on it, as `convnext.tasks.detection.model.targets` has it."""
+    """In training: the target; see `convnext.tasks.detection.model.targets`."""
 
 
 class Batch(NamedTuple):
@@ -59,7 +59,7 @@ class Batch(NamedTuple):
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Put the images of a step beside each other."""
+    """Collect the images of a step in a batch."""
     return Batch(
         pixels=tuple(item.pixels for item in items),
         targets=tuple(item.target or {} for item in items),
@@ -69,7 +69,7 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 def split(batch: Batch, count: int) -> list[Batch]:
-    """Return a batch in `count` parts, whose sizes differ by one image at most."""
+    """Split a batch into `count` parts whose sizes differ by at most one image."""
     bounds = [len(batch.indices) * part // count for part in range(count + 1)]
     return [
         Batch(batch.pixels[a:b], batch.targets[a:b], batch.indices[a:b], ())
@@ -78,7 +78,7 @@ def split(batch: Batch, count: int) -> list[Batch]:
 
 
 class TrainDataset(Dataset[Item]):
-    """Augmented images, by the draws of `GroupedBatches`."""
+    """Augmented images, indexed by the draws of `GroupedBatches`."""
 
     def __init__(self, images: DetectionImages, transform: TrainTransform, *, seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
@@ -92,15 +92,15 @@ class TrainDataset(Dataset[Item]):
     def fill_cache(
         self, *, budget: int | None = None, workers: int = 0, console: Console | None = None
     ) -> str:
-        """Keep every image in memory as it is on disk, decoded, if there is room.
+        """Cache every decoded image in memory, if all fit.
 
         Args:
-            budget: Bytes; by default a share of the memory that is free.
-            workers: How many processes will read it.
-            console: Where a progress bar goes.
+            budget: Max bytes; by default a fraction of the free memory.
+            workers: Number of processes that will read the cache.
+            console: Console of the progress bar.
 
         Returns:
-            What was done, as one line for the user.
+            One line for the user about the result.
         """
         budget = memory_budget(workers) if budget is None else budget
         channels = self.transform.preprocessing.in_chans
@@ -109,13 +109,13 @@ class TrainDataset(Dataset[Item]):
         )
         if int(shapes.prod(1).sum()) > budget:
             return (
-                f"the training images do not fit into the {budget / 1e9:,.2g} GB that may be used, "
-                "and are read anew each time"
+                f"the training images do not fit into the memory limit of {budget / 1e9:,.2g} GB "
+                "and are read again in every epoch"
             )
         cache = ImageCache(shapes)
         cache.fill(self._read, console=console)
         self.cache = cache
-        return f"the training images are kept in memory ({cache.block.nbytes / 1e6:,.3g} MB)"
+        return f"the training images are cached in memory ({cache.block.nbytes / 1e6:,.3g} MB)"
 
     def __getitem__(self, draw: Draw) -> Item:
         """Return the image of a draw (round, index)."""
@@ -138,7 +138,7 @@ class TrainDataset(Dataset[Item]):
 
 
 class EvalDataset(Dataset[Item]):
-    """Images exactly as the network will see them in use."""
+    """Images preprocessed exactly as in deployment."""
 
     def __init__(self, images: DetectionImages, preprocessing: DensePreprocessing) -> None:
         self.images, self.preprocessing = images, preprocessing
@@ -147,7 +147,7 @@ class EvalDataset(Dataset[Item]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Item:
-        """Return an image, or where it cannot be read an item that says so."""
+        """Return an image, or a placeholder if it cannot be read."""
         p = self.preprocessing
         width, height = self.images.size(index)
         try:
@@ -159,17 +159,17 @@ class EvalDataset(Dataset[Item]):
 
 
 class GroupedBatches(StepBatches):
-    """Steps whose images all lie or all stand, as far as there are enough of each.
+    """Batches of landscape or portrait images only.
 
-    An epoch is still a permutation, of which one step at most is mixed; its steps come in an order
-    of chance. A pure function of the seed and the step, as `StepBatches`.
+    An epoch is still a permutation of the images; at most one of its steps is mixed, and the steps
+    are in random order. Like `StepBatches` a pure function of the seed and the step.
 
     Args:
-        is_tall: Of each image, whether it is higher than wide.
-        batch_size: Images of a step, over all ranks.
-        seed: Another one gives another order.
-        rank: Which slice of the batch to yield.
-        num_ranks: How many slices there are.
+        is_tall: Whether each image is taller than wide.
+        batch_size: Number of images per step, over all ranks.
+        seed: Seed of the order.
+        rank: The slice of the batch to yield.
+        num_ranks: Number of slices.
     """
 
     def __init__(

@@ -1,12 +1,12 @@
-"""What can be mended in COCO's json without a guess: `convnext data PATH --fix`.
+"""Fixes of COCO JSON files that need no guess: `convnext data PATH --fix`.
 
-    image         the size is taken from the file; without a file, it goes with its objects
-    annotation    of no known image or category: goes; twice the same id: gets another
-    box           is cut at the border of its image; goes if nothing is left of it
-    mask          polygons of one or two points go, the box stays
-    area          is computed where there is none
+    image         takes its size from the file; without a file, it is removed with its objects
+    annotation    removed if its image or category is unknown; a repeated id is replaced
+    box           clipped to its image; removed if nothing is left
+    mask          polygons of one or two points are removed, the box is kept
+    area          computed if it is missing
 
-What needs a decision stays as it is and is told. Names that are not COCO's stay, too.
+Faults that need a decision are reported and left unchanged. Keys that are not COCO's are kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from convnext.data.formats.coco import (
 from convnext.data.formats.coco_layout import KEPT, find, image_root
 from convnext.data.images import BadImage, read_header
 from convnext.data.threads import for_each
-from convnext.tasks.detection.data.repair import Json, Log, Size, mend_annotations, mend_images
+from convnext.tasks.detection.data.repair import Json, Log, Size, fix_annotations, fix_images
 
 NUM_EXAMPLES = 3
 
@@ -44,43 +44,43 @@ class Change:
     """One kind of change."""
 
     kind: str
-    """Such as "box without area: removed"."""
+    """For example "box without area: removed"."""
     count: int
     examples: tuple[str, ...]
-    """The first few, such as "annotation 12"."""
+    """The first few places, for example "annotation 12"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixReport:
-    """What became of one file."""
+    """Changes of one file."""
 
     path: str
     written: str
-    """Where it is now; empty if nothing was written, since there was nothing to mend."""
+    """Path of the fixed file; empty if there was nothing to fix."""
     kept: str
-    """Where the file is as it was."""
+    """Path of the original."""
     changes: tuple[Change, ...]
     left: tuple[Fault, ...]
-    """What needs a decision."""
+    """Faults that need a decision."""
 
     def to_dict(self) -> Json:
         """Return nested plain values for JSON."""
         return asdict(self)
 
     def print(self, console: Console) -> None:
-        """Print for people."""
+        """Print a readable report."""
         if not self.written:
-            console.print(f"{self.path}: there is nothing to mend", markup=False, soft_wrap=True)
+            console.print(f"{self.path}: there is nothing to fix", markup=False, soft_wrap=True)
         else:
             console.print(f"{self.path} -> {self.written}", markup=False, soft_wrap=True)
-            console.print(f"  as it was: {self.kept}", markup=False, soft_wrap=True)
+            console.print(f"  original: {self.kept}", markup=False, soft_wrap=True)
         for change in self.changes:
             more = ", ..." if change.count > len(change.examples) else ""
             listed = ", ".join(change.examples)
             line = f"  {change.kind}: {change.count:,} ({listed}{more})"
             console.print(line, markup=False, soft_wrap=True)
         if self.left:
-            console.print(f"  needs a decision of yours: {len(self.left):,}", style="yellow")
+            console.print(f"  needs your decision: {len(self.left):,}", style="yellow")
         for fault in self.left[: 4 * NUM_EXAMPLES]:
             line = f"    {fault.kind}: {fault.where} {fault.text}"
             console.print(line, markup=False, soft_wrap=True)
@@ -90,7 +90,7 @@ class FixReport:
 
 @dataclass(frozen=True, kw_only=True)
 class FixReports:
-    """What became of the files of a data set."""
+    """Changes of the files of a data set."""
 
     path: str
     files: tuple[FixReport, ...]
@@ -100,12 +100,12 @@ class FixReports:
         return asdict(self)
 
     def print(self, console: Console) -> None:
-        """Print for people, with the next command."""
+        """Print a readable report with the next command."""
         for report in self.files:
             report.print(console)
         moved = [report for report in self.files if report.written not in ("", report.path)]
         if moved:
-            line = f"the images stay under {self.path}; put them beside {moved[0].written}"
+            line = f"the images stay under {self.path}; put them next to {moved[0].written}"
             console.print(line, markup=False, soft_wrap=True)
         elif any(report.written for report in self.files):
             line = f"\nnext: convnext data {self.path}"
@@ -115,16 +115,17 @@ class FixReports:
 def fix_dataset(
     path: str, output: str | None = None, *, console: Console | None = None
 ) -> FixReports:
-    """Mend each json of a data set.
+    """Fix each JSON file of a data set.
 
     Args:
-        path: As of `open_dataset`.
-        output: A folder for all files, mended or not, below it as below `path`; by default the
-            mended ones replace the old ones, which are kept beside them.
-        console: Where the progress bar goes; None for none.
+        path: A data set as for `open_dataset`.
+        output: A folder for all files, fixed or not, laid out like `path`; by default fixed files
+            replace the originals, which are kept next to them under another name.
+        console: Console of the progress bar; None for no output.
 
     Raises:
-        ValueError: If there is no data set, a file is no COCO json, or it would be overwritten.
+        ValueError: If there is no data set, a file is not COCO JSON, or a file would be
+            overwritten.
     """
     root = Path(path)
     found = find(root)
@@ -134,7 +135,7 @@ def fix_dataset(
         split: file if output is None else Path(output) / file.relative_to(base)
         for split, file in files.items()
     }
-    for split, target in targets.items():  # All, before any is written.
+    for split, target in targets.items():  # Check all before writing any.
         _check_free(target, files[split])
     reports = [
         fix(file, targets[split], root=root, split=split, console=console)
@@ -151,17 +152,17 @@ def fix(
     split: str = "train",
     console: Console | None = None,
 ) -> FixReport:
-    """Mend a json.
+    """Fix a JSON file.
 
     Args:
         path: The file.
-        output: Where it goes; by default it replaces the old one, which is kept beside it.
-        root: The data set's folder, or `path`, to look for the images in.
+        output: The fixed file; by default it replaces the original, which is kept next to it.
+        root: Where to look for the images: the data set's folder, by default `path`.
         split: "train" or "val", which may be in the name of the images' folder.
-        console: Where the progress bar goes; None for none.
+        console: Console of the progress bar; None for no output.
 
     Raises:
-        ValueError: If it is no COCO json, the images are not there, or `output` is.
+        ValueError: If it is not COCO JSON, most images are missing, or `output` exists.
     """
     path = Path(path)
     output = path if output is None else Path(output)
@@ -175,8 +176,8 @@ def fix(
     ]
     folder = image_root(_listing(before, names), root or path, split)
     log = Log()
-    doubtful = mend_images(content, _sizes(folder, names, console), log)
-    mend_annotations(content, before.category_ids, doubtful, log)
+    doubtful = fix_images(content, _sizes(folder, names, console), log)
+    fix_annotations(content, before.category_ids, doubtful, log)
     if not log.found and output == path:
         return _report(path, "", "", log, [*log.left, *before.faults])
     kept = path
@@ -189,7 +190,7 @@ def fix(
 def _check_free(output: Path, path: Path) -> None:
     """Raise a ValueError if another file than `path` would be overwritten."""
     if output != path and output.exists():
-        raise ValueError(f"{output} is there already; move it away, or give another folder")
+        raise ValueError(f"{output} already exists; move it away, or choose another folder")
 
 
 def _report(path: Path, written: str, kept: str, log: Log, left: list[Fault]) -> FixReport:
@@ -206,7 +207,7 @@ def _report(path: Path, written: str, kept: str, log: Log, left: list[Fault]) ->
 
 
 def _listing(file: CocoFile, names: list[str]) -> CocoFile:
-    """Return a file that has nothing but the names of its images."""
+    """Return a file with image names only."""
     nothing = Objects(
         ids=(),
         boxes=np.zeros((0, 4), np.float32),
@@ -225,10 +226,10 @@ def _listing(file: CocoFile, names: list[str]) -> CocoFile:
 
 
 def _sizes(folder: Path, names: list[str], console: Console | None) -> dict[str, Size | None]:
-    """Return the (width, height) of the files that are there; None of those that are no image.
+    """Return the (width, height) of the files that exist; None for those that are not images.
 
     Raises:
-        ValueError: If most are not there: then the folder is wrong, not the json.
+        ValueError: If most are missing: then the folder is wrong, not the JSON file.
     """
     names = list(dict.fromkeys(names))
     sizes: dict[str, Size | None] = {}
@@ -247,13 +248,13 @@ def _sizes(folder: Path, names: list[str], console: Console | None) -> dict[str,
     if len(missing) > len(names) / 2:
         raise ValueError(
             f"{len(missing):,} of {len(names):,} images are not in {folder}, such as {missing[0]}; "
-            "put them there, or correct `file_name`: so many are not taken out of the json"
+            "put them there, or correct `file_name`: too many to remove from the JSON file"
         )
     return sizes
 
 
 def _keep(path: Path) -> Path:
-    """Keep a copy of a file under a name that nothing has yet; return its path."""
+    """Copy a file to an unused name; return its path."""
     for number in itertools.count(1):
         kept = path.with_name(f"{path.stem}{KEPT}{'' if number == 1 else f'-{number}'}.json")
         try:

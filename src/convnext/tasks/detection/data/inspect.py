@@ -1,4 +1,4 @@
-"""What is in a detection data set, and what is wrong with it: `convnext data PATH`."""
+"""Statistics and problems of a detection data set: `convnext data PATH`."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from convnext.tasks.detection.data.problems import (
 )
 from convnext.tasks.detection.draw import draw_objects
 
-# Sides of the squares that part small from medium and medium from large objects, in COCO's metric.
+# COCO's limits between small, medium and large objects: sides of squares of the same area.
 SMALL, LARGE = 32, 96
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Where the values of something lie."""
+    """Distribution of values."""
 
     low: float
-    """A tenth of the values is smaller."""
+    """10th percentile."""
     median: float
     high: float
-    """A tenth of the values is larger."""
+    """90th percentile."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCount:
-    """What is in one split. Crowd regions count as crowd only."""
+    """Statistics of one split. Crowd regions count only as crowd."""
 
     images: int
     empty: int
@@ -60,13 +60,13 @@ class SplitCount:
     large: int
     """Objects of 96 x 96 pixels and more."""
     per_image: float
-    """Median of the objects on an image."""
+    """Median number of objects per image."""
     most: int
-    """Objects on one image."""
+    """Max number of objects in an image."""
     sides: Spread | None
-    """Root of width times height, in percent of the image's short side; None without objects."""
+    """Square root of the box area, in percent of the image's short side; None without objects."""
     aspects: Spread | None
-    """Width for a height of 1; None without objects."""
+    """Width / height; None without objects."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class ClassCount:
 
     name: str
     train: int
-    """Training objects; likewise `val`."""
+    """Number of training objects; `val` likewise."""
     train_images: int
     val: int
     val_images: int
@@ -83,16 +83,16 @@ class ClassCount:
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What `inspect` found."""
+    """Report of `inspect`."""
 
     path: str
     classes: tuple[ClassCount, ...]
     splits: dict[str, SplitCount]
     """"train" and "val"."""
     sizes: dict[str, int]
-    """Images by their size in the json, "640 x 480", the most frequent first."""
+    """Number of images by size in the JSON file, "640 x 480", most frequent first."""
     problems: tuple[Problem, ...]
-    """What is wrong, the worst first."""
+    """Problems, worst first."""
     suggestions: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -101,16 +101,16 @@ class DataReport:
         return asdict(self)
 
     def print(self, console: Console) -> None:
-        """Print for people."""
+        """Print a readable report."""
         console.print(f"[bold]{escape(self.path)}[/], objects of {len(self.classes):,} classes")
         print_notes(self.notes, console)
         console.print(self._split_table())
         console.print(self._class_table())
         console.print(f"\nsizes: {list_sizes(self.sizes)}")
         if not self.problems:
-            console.print("\n[green]nothing is wrong[/]")
+            console.print("\n[green]no problems found[/]")
         else:
-            console.print("\n[bold red]problems[/], the worst first")
+            console.print("\n[bold red]problems[/], worst first")
         for number, problem in enumerate(self.problems, 1):
             console.print(f" {number} {problem}", markup=False, soft_wrap=True)
             for example in problem.examples:
@@ -137,9 +137,9 @@ class DataReport:
             "  medium": [_share(s.medium, s.objects) for s in both],
             "  large (from 96 x 96)": [_share(s.large, s.objects) for s in both],
             "crowd regions": [f"{s.crowd:,}" for s in both],
-            "objects on an image": [f"{s.per_image:g}, at most {s.most:,}" for s in both],
+            "objects per image": [f"{s.per_image:g}, max {s.most:,}" for s in both],
             "side, % of the image": [_spread(s.sides, ".1f") for s in both],
-            "width for height 1": [_spread(s.aspects, ".2f") for s in both],
+            "width / height": [_spread(s.aspects, ".2f") for s in both],
         }.items():
             table.add_row(name, *values)
         return table
@@ -150,18 +150,18 @@ class DataReport:
             return tuple(f"{count:,}" for count in counts)
 
         return class_table(
-            ("training", "on images", "validation", "on images"),
+            ("training", "images", "validation", "images"),
             [(row.name, row.train, cells(row)) for row in self.classes],
         )
 
 
 def inspect(path: str, *, val_share: float = 0.2, console: Console | None = None) -> DataReport:
-    """Check the json under `path`, read every image in full, and report.
+    """Check the JSON files of a data set, read every image in full, and report.
 
     Args:
-        path: As of `open_dataset`.
-        val_share: The share held out where the data has no split of its own.
-        console: Where the progress bar goes; standard error by default.
+        path: A data set as for `open_dataset`.
+        val_share: Fraction of the images held out if the data has no split.
+        console: Console of the progress bar; standard error by default.
 
     Raises:
         ValueError: If there is no data set at `path`.
@@ -171,7 +171,7 @@ def inspect(path: str, *, val_share: float = 0.2, console: Console | None = None
 
 
 def report(data: DetectionData, looks: Sequence[Look]) -> DataReport:
-    """Sum up what was seen."""
+    """Build the report."""
     counts = {part: _count_classes(images, len(data.classes)) for part, images in parts(data)}
     stated = [(r.width, r.height) for _, images in parts(data) for r in images.records]
     return DataReport(
@@ -196,7 +196,7 @@ def report(data: DetectionData, looks: Sequence[Look]) -> DataReport:
 
 
 def count(images: DetectionImages) -> SplitCount:
-    """Count what is in a split."""
+    """Compute the statistics of a split."""
     objects = [record.objects for record in images.records]
     per_image = [int((~found.crowd).sum()) for found in objects]
     areas = _joined([found.areas[~found.crowd] for found in objects])
@@ -230,7 +230,7 @@ def count(images: DetectionImages) -> SplitCount:
 def _count_classes(
     images: DetectionImages, num_classes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the objects of each class, and the images that it is on; crowd regions aside."""
+    """Return the numbers of objects and of images per class, without crowd regions."""
     total, on_images = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
     for record in images.records:
         found = np.bincount(record.objects.labels[~record.objects.crowd], minlength=num_classes)
@@ -266,10 +266,9 @@ TITLES = {"train": "training", "val": "validation"}
 def contact_sheet(
     data: DetectionData, *, columns: int = 4, per_part: int = 8, width: int = 300
 ) -> Image.Image:
-    """Return a sheet with up to `per_part` images of each split, `width` pixels wide each.
+    """Return a sheet with up to `per_part` images of each split, each `width` pixels wide.
 
-    An image that cannot be used leaves its place crossed out. The legend has the classes that are
-    drawn, the most frequent first.
+    Unusable images are crossed out. The legend has the classes drawn, most frequent first.
     """
     colors = class_colors(len(data.classes))
     drawn: Counter[int] = Counter()
@@ -294,7 +293,7 @@ def _tile(
     except BadImage:
         return crossed_out(width)
     size = fitted(image.size, width)
-    # Pixels that are few enough to be seen stay pixels.
+    # Small images are enlarged without smoothing, to show their pixels.
     few = size[0] > 2 * image.width
     resample = Image.Resampling.NEAREST if few else Image.Resampling.LANCZOS
     return draw_objects(

@@ -1,4 +1,4 @@
-"""What is wrong with a detection data set, the worst first, and what is worth trying with it.
+"""Problems of a detection data set, worst first, and suggested settings.
 
 Every image is read in full.
 """
@@ -21,28 +21,28 @@ from convnext.data.masks import bounds_of
 from convnext.data.objects import DetectionData, DetectionImages
 
 Part = Literal["train", "val"]
-# Pixels by which a mask may leave its box: boxes are often rounded.
+# Pixels by which a mask may extend beyond its box: boxes are often rounded.
 LOOSE = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What was seen of one image."""
+    """Findings about one image."""
 
     part: str
     source: str
     missing: bool = False
     reason: str = ""
-    """Why the file cannot be read; empty if it can."""
+    """Reason why the file cannot be read; empty if it can."""
     width: int = 0
-    """Of the file, with its EXIF orientation applied; 0 if it cannot be read."""
+    """Size of the file with its EXIF orientation applied; 0 if it cannot be read."""
     height: int = 0
     stated: tuple[int, int]
-    """(width, height) in the json."""
+    """(width, height) in the JSON file."""
     digest: bytes = b""
-    """Of the pixels."""
+    """Hash of the pixels."""
     loose: tuple[str, ...] = ()
-    """The annotations whose boxes do not cover their masks, and by how much."""
+    """Annotations whose boxes do not cover their masks, and by how much."""
 
 
 def parts(data: DetectionData) -> tuple[tuple[Part, DetectionImages], ...]:
@@ -51,13 +51,13 @@ def parts(data: DetectionData) -> tuple[tuple[Part, DetectionImages], ...]:
 
 
 def scan(data: DetectionData, *, console: Console | None = None) -> list[Look]:
-    """Read every image by a few threads, with a progress bar on `console`."""
+    """Read every image in threads, with a progress bar on `console`."""
     jobs = [(part, images, i) for part, images in parts(data) for i in range(len(images))]
     return read_all(jobs, lambda job: look_at(*job), "reading images", console=console)
 
 
 def look_at(part: str, images: DetectionImages, index: int) -> Look:
-    """Read one image and compare it with what the json says."""
+    """Read one image and compare it with the JSON file."""
     source = images.source(index)
     path, stated = images.root / images.records[index].file_name, images.size(index)
     loose = tuple(_loose(images.objects(index)))
@@ -84,7 +84,7 @@ def look_at(part: str, images: DetectionImages, index: int) -> Look:
 
 
 def unlisted(data: DetectionData) -> list[str]:
-    """Return the images in the folders of the splits that are in no json, sorted."""
+    """Return the image files in the splits' folders that no JSON file lists, sorted."""
     listed = {path.resolve() for _, images in parts(data) for path in images.images}
     endings = readable_extensions()
     found = set()
@@ -97,7 +97,7 @@ def unlisted(data: DetectionData) -> list[str]:
 
 
 def _loose(objects: Objects) -> Iterator[str]:
-    """Yield the annotations whose masks leave their boxes by more than `LOOSE` pixels."""
+    """Yield the annotations whose masks extend beyond their boxes by more than `LOOSE` pixels."""
     for key, box, mask in zip(objects.ids, objects.boxes.tolist(), objects.masks, strict=True):
         bounds = None if mask is None else bounds_of(mask)
         if bounds is None:
@@ -109,7 +109,7 @@ def _loose(objects: Objects) -> Iterator[str]:
 
 
 NUM_EXAMPLES = 3
-# Fewer training objects than this are hardly a class.
+# Classes with fewer training objects are reported.
 FEW = 10
 
 
@@ -118,10 +118,10 @@ class Problem:
     """One kind of fault."""
 
     kind: str
-    """Such as "box without area"."""
+    """For example "box without area"."""
     count: int
     advice: str
-    """What to do; empty where every example says it."""
+    """How to fix it; empty if every example says it."""
     examples: tuple[str, ...]
     """The first few."""
 
@@ -133,18 +133,18 @@ def find_problems(data: DetectionData, looks: Sequence[Look]) -> tuple[Problem, 
     """Return one problem per kind, those that stop training first."""
     by_kind: dict[tuple[bool, str], list[str]] = {}
     for fault in data.faults:
-        if fault.kind != UNUSED:  # Told for both files together, below.
+        if fault.kind != UNUSED:  # Reported below for both files together.
             by_kind.setdefault((fault.fatal, fault.kind), []).append(f"{fault.where} {fault.text}")
     ordered = sorted(by_kind.items(), key=lambda item: -len(item[1]))
     fatal = [
-        _problem(f"{kind}, so that nothing can be trained", lines)
+        _problem(f"{kind}, which prevents training", lines)
         for (is_fatal, kind), lines in ordered
         if is_fatal
     ]
     rest = [_problem(kind, lines) for (is_fatal, kind), lines in ordered if not is_fatal]
     of_files = [find(data, looks) for find in _FINDERS]
     strays = _problem(
-        "image files that no json lists",
+        "image files that no JSON file lists",
         [_short(data, source) for source in unlisted(data)],
         "they are not used",
     )
@@ -153,12 +153,12 @@ def find_problems(data: DetectionData, looks: Sequence[Look]) -> tuple[Problem, 
 
 
 def find_suggestions(data: DetectionData) -> tuple[str, ...]:
-    """Return what is worth trying with this data, each with the setting to use."""
+    """Return suggestions for this data, each with the setting to use."""
     lines = []
     most = max((len(r.objects) for _, images in parts(data) for r in images.records), default=0)
     if most > 100:
         lines.append(
-            f"an image has {most:,} objects, and COCO's limit is 100 detections: train with "
+            f"an image has {most:,} objects, but COCO's limit is 100 detections: train with "
             f"--detect.max_detections {_round_up(most)}"
         )
     areas = [
@@ -166,22 +166,22 @@ def find_suggestions(data: DetectionData) -> tuple[str, ...]:
     ]
     if areas and statistics.median(areas) < 32**2:
         lines.append(
-            "most objects are small (less than 32 x 32 pixels): the image size decides how many "
-            "are found; --input.image_size above the images' own short side enlarges them"
+            "most objects are small (less than 32 x 32 pixels): a larger image size finds more of "
+            "them; an --input.image_size above the images' short side enlarges them"
         )
     sides = [min(record.width, record.height) for record in data.train.records]
     if sides and statistics.median(sides) > 2000:
         lines.append(
-            "the images are large: cut them into tiles, or small objects vanish when they are "
-            "reduced"
+            "the images are large: cut them into tiles, since small objects vanish when images are "
+            "resized"
         )
     return tuple(lines)
 
 
 def _missing(data: DetectionData, looks: Sequence[Look]) -> Problem:
     lines = [_short(data, look.source) for look in looks if look.missing]
-    advice = f"put them there, or {FIX}takes them out of the json"
-    return _problem("image files that are missing", lines, advice)
+    advice = f"add them, or {FIX}removes them from the JSON file"
+    return _problem("missing image files", lines, advice)
 
 
 def _unreadable(data: DetectionData, looks: Sequence[Look]) -> Problem:
@@ -195,13 +195,13 @@ def _sizes(data: DetectionData, looks: Sequence[Look]) -> Problem:
     for look in looks:
         if look.width and (look.width, look.height) != look.stated:
             width, height = look.stated
-            turned = ", which is turned" if (look.height, look.width) == look.stated else ""
+            turned = ", which is rotated" if (look.height, look.width) == look.stated else ""
             lines.append(
                 f"{_short(data, look.source)} has {look.width} x {look.height} pixels, but "
-                f"{width} x {height} in the json{turned}"
+                f"{width} x {height} in the JSON file{turned}"
             )
     advice = f"training skips them; {FIX}takes the size from the file where the boxes allow it"
-    return _problem("images of another size than the json says", lines, advice)
+    return _problem("images whose size differs from the JSON file", lines, advice)
 
 
 def _leaks(data: DetectionData, looks: Sequence[Look]) -> Problem:
@@ -212,9 +212,9 @@ def _leaks(data: DetectionData, looks: Sequence[Look]) -> Problem:
         if look.part == "val" and look.digest in in_train
     ]
     return _problem(
-        "validation images with the pixels of a training image",
+        "validation images identical to a training image",
         lines,
-        "validation flatters; take them out of one of the two",
+        "validation scores are too high; remove them from one split",
     )
 
 
@@ -226,18 +226,18 @@ def _repeats(data: DetectionData, looks: Sequence[Look]) -> Problem:
             source = first.setdefault((look.part, look.digest), look.source)
             if source != look.source:
                 lines.append(f"{_short(data, look.source)} = {_short(data, source)}")
-    return _problem("images that repeat another of their split", lines, "keep one of each")
+    return _problem("duplicate images within a split", lines, "keep one of each")
 
 
 def _loose_boxes(data: DetectionData, looks: Sequence[Look]) -> Problem:
     lines = [f"{_short(data, look.source)}: {text}" for look in looks for text in look.loose]
     return _problem(
-        "boxes that do not cover their masks", lines, "the box and the mask should be of one object"
+        "boxes that do not cover their masks", lines, "check that box and mask belong together"
     )
 
 
 def _classes(data: DetectionData) -> list[Problem]:
-    """Return what is wrong with how often classes occur."""
+    """Return the problems of class frequencies."""
     train, val = (
         Counter(int(label) for record in images.records for label in record.objects.labels)
         for _, images in parts(data)
@@ -245,9 +245,9 @@ def _classes(data: DetectionData) -> list[Problem]:
     every = list(enumerate(data.classes))
     return [
         _problem(
-            "classes in validation without a training object",
+            "validation classes without a training object",
             [name for c, name in every if val[c] and not train[c]],
-            "they cannot be found; add some, or split anew",
+            "they cannot be learned; add some, or split the data again",
         ),
         _problem(
             f"classes with fewer than {FEW} training objects",
@@ -257,17 +257,17 @@ def _classes(data: DetectionData) -> list[Problem]:
         _problem(
             "classes without a validation object",
             [name for c, name in every if train[c] and not val[c]],
-            "their AP cannot be measured; add some, or split anew",
+            "their AP cannot be measured; add some, or split the data again",
         ),
         _problem(
             "unused categories",
             [name for c, name in every if not train[c] and not val[c]],
-            "remove them if they are not meant to be there",
+            "remove them if they are a mistake",
         ),
     ]
 
 
-# The worst first.
+# Worst first.
 _FINDERS: tuple[Callable[[DetectionData, Sequence[Look]], Problem], ...] = (
     _missing,
     _unreadable,
@@ -284,7 +284,7 @@ def _problem(kind: str, lines: Iterable[str], advice: str = "") -> Problem:
 
 
 def _short(data: DetectionData, source: str) -> str:
-    """Return where an image lies, relative to the data set."""
+    """Return the path of an image relative to the data set."""
     return source.removeprefix(data.path).lstrip("/\\") or source
 
 

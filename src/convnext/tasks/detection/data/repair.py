@@ -1,4 +1,4 @@
-"""What is wrong with the content of COCO's json, mended in place where no decision is needed."""
+"""Fixes of the content of a COCO JSON file, in place, where no decision is needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convnext.data.formats.coco import ROUNDING, Fault, is_number, is_whole
 from convnext.data.images import MAX_PIXELS
 from convnext.data.masks import area_of, num_pixels
 
-# Sizes whose ratios differ by less are of one picture, enlarged or reduced.
+# Sizes whose aspect ratios differ by less may be of the same picture, resized.
 SAME_SHAPE = 0.01
 
 Json = dict[str, Any]
@@ -21,7 +21,7 @@ Size = tuple[int, int]
 
 @dataclass
 class Log:
-    """What was changed, by kind, and what was left for the user."""
+    """Changes by kind, and faults left to the user."""
 
     found: dict[str, list[str]] = field(default_factory=dict)
     left: list[Fault] = field(default_factory=list)
@@ -33,16 +33,17 @@ class Log:
         self.left.append(Fault(kind=kind, where=where, text=text))
 
 
-def mend_images(content: Json, sizes: Mapping[str, Size | None], log: Log) -> set[int]:
-    """Take sizes from files, and images without a file out, with their annotations.
+def fix_images(content: Json, sizes: Mapping[str, Size | None], log: Log) -> set[int]:
+    """Correct image sizes, and remove images without a file, with their annotations.
 
     Args:
-        content: Of the json.
-        sizes: (width, height) of the files that are there; None of those that are no image.
-        log: Of what was done.
+        content: Content of the JSON file.
+        sizes: (width, height) of the files that exist; None for those that are not images.
+        log: Log of the changes.
 
-    Returns the images whose boxes nobody can judge: by their id or by their size they may belong
-    to another picture.
+    Returns:
+        Ids of the images whose boxes cannot be checked: by their id or their size they may belong
+        to another picture.
     """
     objects: dict[int, list[Json]] = {}
     for annotation in content["annotations"]:
@@ -64,9 +65,9 @@ def mend_images(content: Json, sizes: Mapping[str, Size | None], log: Log) -> se
         kept.append(image)
         size = sizes[name]
         if size is None:
-            text = "is no image that can be read: replace the file"
+            text = "is not a readable image: replace the file"
             log.leave("image that cannot be read", where, text)
-        elif not _mend_size(image, size, objects.get(key, []), log):
+        elif not _fix_size(image, size, objects.get(key, []), log):
             doubtful.add(key)
     content["images"] = kept
     content["annotations"] = [
@@ -77,26 +78,26 @@ def mend_images(content: Json, sizes: Mapping[str, Size | None], log: Log) -> se
     return doubtful
 
 
-def _mend_size(image: Json, size: Size, objects: list[Json], log: Log) -> bool:
-    """Take the size from the file; return False if the objects may belong to another size."""
+def _fix_size(image: Json, size: Size, objects: list[Json], log: Log) -> bool:
+    """Use the size of the file; return False if the objects may belong to another size."""
     width, height = image.get("width"), image.get("height")
     if (width, height) == size:
         return True
     where = f"image {image['id']} {image['file_name']}"
     stated = _stated(image)
-    told = f"{width} x {height} in the json, {size[0]} x {size[1]} in the file"
+    both = f"{width} x {height} in the JSON file, {size[0]} x {size[1]} in the image file"
     reason = _doubt(stated, size, objects)
     if reason:
-        text = f"has {told}, and {reason}: correct the objects, or the size"
-        log.leave("image of another size than the json says", where, text)
+        text = f"has {both}, and {reason}: correct the objects or the size"
+        log.leave("image whose size differs from the JSON file", where, text)
         return False
     image["width"], image["height"] = size
-    log.add("image size: taken from the file", f"{where} ({told})")
+    log.add("image size: taken from the file", f"{where} ({both})")
     return True
 
 
 def _doubt(stated: Size | None, size: Size, objects: list[Json]) -> str:
-    """Return why the objects may belong to another size than the file's; empty if they fit."""
+    """Return why the objects may not belong to the file's size; empty if they do."""
     sizes = [
         tuple(mask["size"])
         for mask in (annotation.get("segmentation") for annotation in objects)
@@ -106,13 +107,13 @@ def _doubt(stated: Size | None, size: Size, objects: list[Json]) -> str:
         return "it has masks of another size"
     corners = [annotation["bbox"] for annotation in objects if _is_box(annotation.get("bbox"))]
     if not _fit(corners, size):
-        return "boxes lie outside the file"
+        return "boxes lie outside the image file"
     if stated is None or sizes or not _fit(corners, stated):
         return ""
     if stated == size[::-1]:
-        return "one is the other turned"
+        return "one is the other rotated"
     if objects and abs(stated[0] * size[1] / (stated[1] * size[0]) - 1) < SAME_SHAPE:
-        return "one is the other enlarged"
+        return "one is the other resized"
     return ""
 
 
@@ -127,23 +128,23 @@ def _stated(image: Json) -> Size | None:
     return (width, height) if width * height <= MAX_PIXELS else None
 
 
-def mend_annotations(
+def fix_annotations(
     content: Json, category_ids: Collection[int], doubtful: Collection[int], log: Log
 ) -> None:
-    """Mend annotations, and take those out of which nothing can be used.
+    """Fix annotations, and remove those that are unusable.
 
     Args:
-        content: Of the json.
-        category_ids: Those that there are.
-        doubtful: Images whose size is not to be relied on.
-        log: Of what was done.
+        content: Content of the JSON file.
+        category_ids: Ids of all categories.
+        doubtful: Ids of images whose size is unreliable.
+        log: Log of the changes.
     """
     sizes = {
         image["id"]: None if image["id"] in doubtful else _stated(image)
         for image in content["images"]
         if is_whole(image.get("id"))
     }
-    # An image with an id of another kind, such as "5", may be the one that is not found.
+    # An unknown image may be one whose id is not an integer, such as "5".
     is_clear = len(content["images"]) == sum(
         is_whole(image.get("id")) for image in content["images"]
     )
@@ -162,13 +163,13 @@ def mend_annotations(
             log.add("annotation of an unknown image: removed", where)
         elif not is_whole(value.get("category_id")) or value["category_id"] not in category_ids:
             log.add("annotation of an unknown category: removed", where)
-        elif _mend_box(value, sizes[image], where, log):
-            _mend_polygons(value, where, log)
-            _mend_area(value, sizes[image], where, log)
+        elif _fix_box(value, sizes[image], where, log):
+            _fix_polygons(value, where, log)
+            _fix_area(value, sizes[image], where, log)
             if not is_whole(key) or key in seen:
                 value["id"] = next(free)
-                kind = "annotation id there twice" if is_whole(key) else "annotation without id"
-                log.add(f"{kind}: numbered anew", f"{where} is now {value['id']}")
+                kind = "duplicate annotation id" if is_whole(key) else "annotation without id"
+                log.add(f"{kind}: renumbered", f"{where} is now {value['id']}")
             seen.add(value["id"])
             kept.append(value)
     content["annotations"] = kept
@@ -178,8 +179,8 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
-def _mend_box(value: Json, size: Size | None, where: str, log: Log) -> bool:
-    """Cut a box at the border; return whether something is left of it, or nobody can tell."""
+def _fix_box(value: Json, size: Size | None, where: str, log: Log) -> bool:
+    """Clip a box to its image; return False if nothing is left of it."""
     if not _is_box(value.get("bbox")):
         return True
     x, y, w, h = value["bbox"]
@@ -195,21 +196,21 @@ def _mend_box(value: Json, size: Size | None, where: str, log: Log) -> bool:
     value["bbox"] = [x1, y1, x2 - x1, y2 - y1]
     if not value.get("segmentation"):
         value["area"] = (x2 - x1) * (y2 - y1)
-    log.add("box over the border: cut", where)
+    log.add("box beyond the image: clipped", where)
     return True
 
 
-def _mend_polygons(value: Json, where: str, log: Log) -> None:
+def _fix_polygons(value: Json, where: str, log: Log) -> None:
     rings = value.get("segmentation")
     if not isinstance(rings, list):
         return
     short = [isinstance(ring, list) and len(ring) < 6 and len(ring) % 2 == 0 for ring in rings]
     if any(short):
         value["segmentation"] = [ring for ring, out in zip(rings, short, strict=True) if not out]
-        log.add("polygon with too few points: removed, the box stays", where)
+        log.add("polygon with too few points: removed, the box is kept", where)
 
 
-def _mend_area(value: Json, size: Size | None, where: str, log: Log) -> None:
+def _fix_area(value: Json, size: Size | None, where: str, log: Log) -> None:
     area = value.get("area")
     if size is None or (is_number(area) and area > 0) or not _is_box(value.get("bbox")):
         return
@@ -218,7 +219,7 @@ def _mend_area(value: Json, size: Size | None, where: str, log: Log) -> None:
     if mask and _is_whole_mask(mask, size):
         found = area_of(mask, size[::-1]) or found
     value["area"] = float(found)
-    log.add("area is absent: computed", where)
+    log.add("missing area: computed", where)
 
 
 def _is_whole_mask(mask: Any, size: Size) -> bool:
