@@ -161,7 +161,7 @@ class DataReport:
                 kinds = ", ".join(f"{name} {count:,}" for name, count in counts.items())
                 console.print(f"{title}: {kinds}")
         if not self.problems:
-            console.print("\n[green]nothing is wrong[/]")
+            console.print("\n[green]no problems found[/]")
         else:
             console.print("\n[bold red]problems[/], the worst first")
         for title, lines in (("", self.problems), ("suggestions", self.suggestions)):

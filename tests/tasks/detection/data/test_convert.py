@@ -210,7 +210,7 @@ LINES = {
     "1 0.5 0.5 nan 0.5": "has a number that is not finite",
     "1 10 12 20 6": "20 is not a share of the image in [0, 1]; divide pixels",
     "1 -0.5 0.5 0.5 0.5": "-0.5 is not a share",
-    "1 0.5 0.5 0 0.5": "has no area within the image",
+    "1 0.5 0.5 0 0.5": "the box 20, 7.5, 0, 15",
     "2 0.5 0.5 0.5 0.5": "class 2 is not one of the 2 classes from 0 to 1",
     "-1 0.5 0.5 0.5 0.5": "class -1 is not one",
     "0.5 0.5 0.5 0.5 0.5": "class 0.5 is not one",
@@ -278,7 +278,7 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="in no layout that can be converted; accepted are Pascal"):
         to_coco(small_coco(tmp_path / "coco"), tmp_path / "new")
     small_voc(tmp_path / "VOCdevkit" / "VOC2012", {"a": EMPTY, "b": EMPTY})
-    with pytest.raises(ValueError, match=r"VOC2012 is; give that one"):
+    with pytest.raises(ValueError, match=r"VOC2012 is; use that one"):
         to_coco(tmp_path / "VOCdevkit", tmp_path / "new")
     with pytest.raises(ValueError, match="has no readable object"):
         to_coco(tmp_path / "VOCdevkit" / "VOC2012", tmp_path / "new")

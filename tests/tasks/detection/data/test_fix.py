@@ -55,7 +55,7 @@ CHANGES: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
         "missing area: computed",
         {"area": 7},
     ),
-    ({"id": None}, "annotation without id: numbered anew", {"id": 2}),
+    ({"id": None}, "annotation without id: renumbered", {"id": 2}),
 ]
 
 

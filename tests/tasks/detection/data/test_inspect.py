@@ -134,7 +134,7 @@ def test_how_often_classes_occur(tmp_path: Path) -> None:
     change(root, lambda content: edit(content, 7))
     change(root, lambda content: edit(content, 9), "val")
     found = problems(root)
-    assert "dog" in found["classes in validation without a training object"][1]
+    assert "dog" in found["validation classes without a training object"][1]
     assert "cat" in found["classes without a validation object"][1]
     assert "emu" in found["unused categories"][1]
     assert not any("unused category" in kind for kind in found)
@@ -161,7 +161,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     root = small_coco(tmp_path / "data", 12, 10)
     assert main(["data", str(root)]) == 0
     text = capsys.readouterr().out
-    assert "nothing is wrong" in text
+    assert "no problems found" in text
     assert "small (under 32 x 32)" in text
     png = tmp_path / "sheet.png"
     assert main(["data", str(root), "--json", "--contact-sheet", str(png)]) == 0
