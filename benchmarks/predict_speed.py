@@ -33,7 +33,7 @@ from rich.table import Table
 import convnext
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.fast import Fast
-from convnext.deploy.optimize import cache_key, known_form, optimize
+from convnext.deploy.optimize import cache_key, known_backend, optimize
 from convnext.hardware.devices import environment
 from convnext.hardware.system import keep_freed_memory
 from convnext.hardware.tuning_cache import cache_file
@@ -76,7 +76,7 @@ def run_side(side: str, checkpoint: Path, folder: Path, *, fast: bool) -> dict[s
     return {"seconds": time.perf_counter() - began, "gb": peak_memory_gb(CPU) - libraries}
 
 
-def find_form(checkpoint: Path, size: int, *, fast: bool) -> str:
+def find_backend(checkpoint: Path, size: int, *, fast: bool) -> str:
     """Search the form that predict takes, unless it is known; return its name."""
     from convnext.tasks.trained import open_model
 
@@ -86,7 +86,7 @@ def find_form(checkpoint: Path, size: int, *, fast: bool) -> str:
     model, _ = open_model(str(checkpoint), CPU)
     example = torch.randn(NUM_EXAMPLES, 3, size, size)
     optimize(model, example, precision="fp32")
-    known = known_form(cache_file(), cache_key(model, example, "fp32"))
+    known = known_backend(cache_file(), cache_key(model, example, "fp32"))
     return "as trained" if known is None else str(known.form)
 
 
@@ -132,7 +132,7 @@ def main() -> None:
         checkpoint = folder / "random.safetensors"
         save_checkpoint(checkpoint, model.state_dict(), card)
         del model
-        form = find_form(checkpoint, arguments.size, fast=fast)
+        backend = find_backend(checkpoint, arguments.size, fast=fast)
         command = [sys.executable, __file__, str(folder), "--checkpoint", str(checkpoint)]
         command += ["--no-fast"] * arguments.no_fast
         for _ in range(arguments.rounds):
@@ -164,7 +164,7 @@ def main() -> None:
     facts = environment(CPU) | {"date": time.strftime("%Y-%m-%d")}
     console.print(
         f"{arguments.model} at {arguments.size}, {arguments.count} JPEGs {arguments.side} pixels "
-        f"long, {form}; weights {4 * params / 1e9:.2f} GB; {facts['cpu']}, {facts['threads']} "
+        f"long, {backend}; weights {4 * params / 1e9:.2f} GB; {facts['cpu']}, {facts['threads']} "
         f"threads, torch {facts['torch']}, {facts['date']}",
         soft_wrap=True,
     )
@@ -173,7 +173,7 @@ def main() -> None:
     settings = vars(arguments) | {"photos": str(arguments.photos), "checkpoint": None}
     print(
         json.dumps(
-            {"settings": settings, "environment": facts, "form": form, "share": round(share, 3)}
+            {"settings": settings, "environment": facts, "form": backend, "share": round(share, 3)}
             | {"weights_gb": 4 * params / 1e9, "rounds": measured}
         )
     )

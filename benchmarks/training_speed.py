@@ -64,7 +64,7 @@ from convnext.tasks.classification.augment import BatchAugment, _posterize
 from convnext.tasks.classification.dataset import Batch
 from convnext.tasks.classification.mix import losses
 from convnext.tasks.factory import create_model
-from convnext.training.backend import Form, choose_form
+from convnext.training.backend import Backend, choose_backend
 from convnext.training.distributed import make_fabric, seed_everything
 from convnext.training.log import RunLog
 from convnext.training.loop import _Trainer
@@ -124,14 +124,14 @@ class Ours:
     def __init__(
         self,
         recipe: Recipe,
-        form: Form,
+        backend: Backend,
         device: torch.device,
         folder: Path,
         *,
         linear: bool = False,
         fused: bool = True,
     ) -> None:
-        run = replace(recipe.run, channels_last=form.channels_last, compile=form.compile)
+        run = replace(recipe.run, channels_last=backend.channels_last, compile=backend.compile)
         recipe = replace(recipe, run=run)
         fabric = make_fabric(run, device, run.precision)
         fabric.launch()
@@ -169,8 +169,8 @@ def open_our_task(recipe: Recipe, device: torch.device) -> Any:
 class Timm:
     """The inner loop of timm's train.py, eager or with --torchcompile."""
 
-    def __init__(self, recipe: Recipe, device: torch.device, form: Form) -> None:
-        layout = torch.channels_last if form.channels_last else torch.contiguous_format
+    def __init__(self, recipe: Recipe, device: torch.device, backend: Backend) -> None:
+        layout = torch.channels_last if backend.channels_last else torch.contiguous_format
         self.memory_format = layout
         self.recipe, self.device = recipe, device
         self.precision = recipe.run.precision
@@ -185,7 +185,7 @@ class Timm:
         )
         self.scaler = NativeScaler(device.type) if self.precision == "fp16" else None
         self.ema = ModelEmaV3(self.model, decay=recipe.ema.decay)
-        self.forward = torch.compile(self.model) if form.compile else self.model
+        self.forward = torch.compile(self.model) if backend.compile else self.model
         self.loss = SoftTargetCrossEntropy().to(device)
         self.num_updates = 0
         self.loader = self._ready_loader() if ready else self._loader(folder.parent)
@@ -335,11 +335,11 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     )
 
 
-def chosen_form(recipe: Recipe, device: torch.device, folder: Path) -> tuple[Form, str]:
+def chosen_backend(recipe: Recipe, device: torch.device, folder: Path) -> tuple[Backend, str]:
     """Return the form that a whole run on ImageNet would measure to be the fastest, and why."""
     task = open_our_task(recipe, device)
     steps = round(recipe.schedule.epochs * NUM_IMAGES / task.batch_size)
-    chosen = choose_form(
+    chosen = choose_backend(
         task,
         task.build_model().to(device),
         task.recipe,
@@ -349,7 +349,7 @@ def chosen_form(recipe: Recipe, device: torch.device, folder: Path) -> tuple[For
         micro_batch_size=task.batch_size,
         cache=folder / "forms.json",
     )
-    return chosen.form, chosen.reason
+    return chosen.backend, chosen.reason
 
 
 def main() -> None:
@@ -388,30 +388,32 @@ def main() -> None:
 
     with TemporaryDirectory() as scratch:
         folder, chosen, reason = Path(scratch), None, "not asked"
-        forms = {"eager": Form()}
+        backends = {"eager": Backend()}
         if not arguments.eager_only:
             console.print("choosing a form")
-            chosen, reason = chosen_form(recipe, device, folder)
-            forms["compiled"] = Form(compile=True)
-            if chosen not in forms.values():
-                forms["chosen"] = chosen
+            chosen, reason = chosen_backend(recipe, device, folder)
+            backends["compiled"] = Backend(compile=True)
+            if chosen not in backends.values():
+                backends["chosen"] = chosen
         makers: dict[str, Callable[[], Ours | Timm]] = {}
-        for how, form in forms.items():
-            makers[f"ours, {how}"] = partial(Ours, recipe, form, device, folder / how)
+        for how, backend in backends.items():
+            makers[f"ours, {how}"] = partial(Ours, recipe, backend, device, folder / how)
             if how != "chosen":
-                makers[f"timm, {how}"] = partial(Timm, recipe, device, form)
+                makers[f"timm, {how}"] = partial(Timm, recipe, device, backend)
         if device.type == "cpu":
-            make = partial(Ours, recipe, Form(), device, folder / "layers", fused=False)
+            make = partial(Ours, recipe, Backend(), device, folder / "layers", fused=False)
             makers["ours, layer by layer"] = make
         if arguments.layouts:
-            first = Form(channels_last=False)
+            first = Backend(channels_last=False)
             makers["timm, channels_first"] = partial(Timm, recipe, device, first)
-            for how, form, linear in (
-                ("linear", Form(), True),
+            for how, backend, linear in (
+                ("linear", Backend(), True),
                 ("channels_first", first, False),
                 ("linear channels_first", first, True),
             ):
-                make = partial(Ours, recipe, form, device, folder / how, linear=linear, fused=False)
+                make = partial(
+                    Ours, recipe, backend, device, folder / how, linear=linear, fused=False
+                )
                 makers[f"ours, {how}"] = make
         sides = {}
         for name, make in makers.items():

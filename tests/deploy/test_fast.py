@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.deploy import fast as module
-from convnext.deploy.backends import PLAIN, Form
+from convnext.deploy.backends import PLAIN, Backend
 from convnext.deploy.fast import Fast, choose, seconds_left
 from convnext.deploy.layers import ChunkedBlock
 from convnext.deploy.optimize import Known, Optimized, distance
@@ -61,8 +61,8 @@ def test_a_job_of_minutes_is_folded_and_one_of_hours_searched(
 ) -> None:
     seconds = {"nothing": 1.0, "minutes": 100.0, "hours": 10_000.0, "refused": 10_000.0}[work]
     monkeypatch.setattr(module, "seconds_left", lambda *_: seconds)
-    monkeypatch.setattr(module, "known_form", lambda *_: None)
-    best = Form(pointwise="conv")
+    monkeypatch.setattr(module, "known_backend", lambda *_: None)
+    best = Backend(pointwise="conv")
 
     def find(model: nn.Module, example: Tensor, **options: object) -> Optimized:
         return Optimized(model, example, best, lambda images: model(images), ratio=1.0)
@@ -112,7 +112,7 @@ def test_a_folded_network_goes_on_in_the_precision_of_the_job(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "seconds_left", lambda *_: 100.0)
-    monkeypatch.setattr(module, "known_form", lambda *_: None)
+    monkeypatch.setattr(module, "known_backend", lambda *_: None)
     model, images = _model(), _images()
     expected = model(images)
     network = _fast(model, [], precision)
@@ -127,21 +127,21 @@ def test_a_known_form_that_is_wrong_now_is_no_reason_to_search(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "seconds_left", lambda *_: 100.0)
-    wrong = Form(engine="onnxruntime", pointwise="dense")  # type: ignore[arg-type]
-    monkeypatch.setattr(module, "known_form", lambda *_: Known(wrong, 3.0, 1.0))
+    wrong = Backend(engine="onnxruntime", pointwise="dense")  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "known_backend", lambda *_: Known(wrong, 3.0, 1.0))
     monkeypatch.setattr(module, "optimize", lambda *_, **__: pytest.fail("a search"))
     model, images, lines = _model(), _images(), list[str]()
     expected = model(images)
     network = _fast(model, lines)
     assert distance(network(images), expected) < 1e-5
-    assert network.form == Form(pointwise="chunked")
+    assert network.form == Backend(pointwise="chunked")
     assert "not right now" in lines[0]
 
 
 @torch.inference_mode()
 def test_a_network_that_is_fastest_as_trained_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "seconds_left", lambda *_: 100.0)
-    monkeypatch.setattr(module, "known_form", lambda *_: Known(PLAIN, 1.0, 0.0))
+    monkeypatch.setattr(module, "known_backend", lambda *_: Known(PLAIN, 1.0, 0.0))
     model, images = _model(), _images()
     network = _fast(model, [])
     assert torch.equal(network(images), model(images))
@@ -157,14 +157,14 @@ def test_images_of_changing_sizes_are_no_job_for_a_search(monkeypatch: pytest.Mo
     network = _fast(_model(), [])
     for images in (_images(), _images()[..., :32]):
         network(images)
-    assert network.form == Form(pointwise="chunked")
+    assert network.form == Backend(pointwise="chunked")
 
 
 @torch.inference_mode()
 def test_a_search_is_on_as_many_images_as_come_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter([None, 10_000.0])
     monkeypatch.setattr(module, "seconds_left", lambda *_: next(left))
-    monkeypatch.setattr(module, "known_form", lambda *_: None)
+    monkeypatch.setattr(module, "known_backend", lambda *_: None)
     shapes = []
 
     def find(model: nn.Module, example: Tensor, **options: object) -> Optimized:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.deploy import optimize as module
-from convnext.deploy.backends import PLAIN, Form, available, candidates
+from convnext.deploy.backends import PLAIN, Backend, available, candidates
 from convnext.deploy.build import Runner, build
-from convnext.deploy.optimize import distance, interleaved, known_form, optimize, search
+from convnext.deploy.optimize import distance, interleaved, known_backend, optimize, search
 from convnext.hardware.devices import autocast
 
 CPU = torch.device("cpu")
 FORMS = [
-    Form(engine=engine, pointwise=pointwise, layout=layout)
+    Backend(engine=engine, pointwise=pointwise, layout=layout)
     for engine, pointwise, layout in (
         ("eager", "chunked", "channels_last"),
         ("eager", "conv", "channels_first"),
@@ -47,13 +47,13 @@ def _images(num: int = 2, side: int = 64) -> Tensor:
     return torch.randn(num, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("backend", FORMS, ids=str)
 @torch.no_grad()
-def test_every_form_computes_the_same(form: Form) -> None:
-    if not available(form.engine):
-        pytest.skip(f"{form.engine} is not installed")
+def test_every_form_computes_the_same(backend: Backend) -> None:
+    if not available(backend.engine):
+        pytest.skip(f"{backend.engine} is not installed")
     model, images = _model(), _images()
-    outputs = build(form, model, images)(images)
+    outputs = build(backend, model, images)(images)
     assert outputs.dtype == torch.float32
     assert distance(outputs, model(images)) < 1e-5
 
@@ -61,35 +61,35 @@ def test_every_form_computes_the_same(form: Form) -> None:
 @torch.no_grad()
 def test_half_precision_is_close_and_comes_back_in_fp32() -> None:
     model, images = _model(), _images()
-    outputs = build(Form(precision="bf16"), model, images)(images)
+    outputs = build(Backend(precision="bf16"), model, images)(images)
     assert outputs.dtype == torch.float32
     assert 0 < distance(outputs, model(images)) < 6e-2
 
 
 def test_candidates_are_what_is_installed_and_fast_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convnext.deploy.backends.has_fast_bf16", lambda device: False)
-    assert {form.precision for form in candidates(CPU, "auto")} == {"fp32"}
+    assert {backend.precision for backend in candidates(CPU, "auto")} == {"fp32"}
     monkeypatch.setattr("convnext.deploy.backends.has_fast_bf16", lambda device: True)
-    assert {form.precision for form in candidates(CPU, "auto")} == {"fp32", "bf16"}
-    assert {form.precision for form in candidates(CPU, "bf16")} == {"bf16"}
+    assert {backend.precision for backend in candidates(CPU, "auto")} == {"fp32", "bf16"}
+    assert {backend.precision for backend in candidates(CPU, "bf16")} == {"bf16"}
     monkeypatch.setattr("convnext.deploy.backends.available", lambda engine: engine == "eager")
-    assert {form.engine for form in candidates(CPU, "fp32")} == {"eager"}
-    forms = candidates(CPU, "fp32")
-    assert len(set(forms)) == len(forms)
+    assert {backend.engine for backend in candidates(CPU, "fp32")} == {"eager"}
+    backends = candidates(CPU, "fp32")
+    assert len(set(backends)) == len(backends)
 
 
-def _fakes(monkeypatch: pytest.MonkeyPatch, seconds: dict[Form, float]) -> None:
+def _fakes(monkeypatch: pytest.MonkeyPatch, seconds: dict[Backend, float]) -> None:
     """Let forms be built without compilers, wrong for those of `linear`, and take given seconds."""
 
-    def fake_build(form: Form, model: nn.Module, example: Tensor, _: object = ()) -> Runner:
-        if form.engine == "onnxruntime":
+    def fake_build(backend: Backend, model: nn.Module, example: Tensor, _: object = ()) -> Runner:
+        if backend.engine == "onnxruntime":
             raise RuntimeError("no such operator\nand pages of what the exporter has to say")
 
         def run(images: Tensor) -> Tensor:
             outputs: Tensor = model(images)
-            return outputs + (form.pointwise == "linear" and form != PLAIN)
+            return outputs + (backend.pointwise == "linear" and backend != PLAIN)
 
-        run.form = form  # type: ignore[attr-defined]
+        run.form = backend  # type: ignore[attr-defined]
         return run
 
     def fake_times(runs: list[Runner], example: Tensor, **options: object) -> list[float]:
@@ -100,17 +100,17 @@ def _fakes(monkeypatch: pytest.MonkeyPatch, seconds: dict[Form, float]) -> None:
 
 
 CHUNKED, CONV, LINEAR, FAILS = (
-    Form(pointwise="chunked"),
-    Form(pointwise="conv"),
-    Form(pointwise="linear"),
-    Form(engine="onnxruntime"),
+    Backend(pointwise="chunked"),
+    Backend(pointwise="conv"),
+    Backend(pointwise="linear"),
+    Backend(engine="onnxruntime"),
 )
 
 
 def test_the_fastest_correct_form_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     _fakes(monkeypatch, {PLAIN: 1.0, CHUNKED: 0.8, CONV: 0.5, LINEAR: 0.1})
     lines: list[str] = []
-    found = search(_model(), _images(), forms=[CHUNKED, LINEAR, FAILS, CONV], note=lines.append)
+    found = search(_model(), _images(), backends=[CHUNKED, LINEAR, FAILS, CONV], note=lines.append)
     assert found.form == CONV
     assert found.ratio == pytest.approx(2.0)
     failures = {m.form: m.failure for m in found.measured if m.failure}
@@ -123,7 +123,7 @@ def test_the_fastest_correct_form_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_search_ends_with_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     _fakes(monkeypatch, {PLAIN: 1.0, CHUNKED: 0.8, CONV: 0.5})
     lines: list[str] = []
-    found = search(_model(), _images(), forms=[CHUNKED, CONV], budget_s=-1.0, note=lines.append)
+    found = search(_model(), _images(), backends=[CHUNKED, CONV], budget_s=-1.0, note=lines.append)
     assert found.form == PLAIN
     assert "not tried" in lines[-1]
 
@@ -146,7 +146,7 @@ def test_a_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 @torch.no_grad()
 def test_smaller_batches_and_other_sizes_are_served() -> None:
     model = _model()
-    form = Form(pointwise="conv")
+    backend = Backend(pointwise="conv")
     shapes: list[tuple[int, ...]] = []
 
     def run(images: Tensor) -> Tensor:
@@ -154,14 +154,14 @@ def test_smaller_batches_and_other_sizes_are_served() -> None:
         outputs: Tensor = model(images)
         return outputs
 
-    compiled = Form(engine="inductor", pointwise="conv")
+    compiled = Backend(engine="inductor", pointwise="conv")
     found = module.Optimized(model, _images(4), compiled, run, ratio=1.0)
     for images in (_images(4), _images(3), _images(1), _images(5), _images(2, 32)):
         assert distance(found(images), model(images)) < 1e-5
     assert set(shapes) == {(4, 3, 64, 64)}
-    assert module.Optimized(model, _images(4), form, build(form, model, _images(4)), ratio=1.0)(
-        _images(1, 32)
-    ).shape == (1, 7)
+    assert module.Optimized(
+        model, _images(4), backend, build(backend, model, _images(4)), ratio=1.0
+    )(_images(1, 32)).shape == (1, 7)
 
 
 def test_timings_are_taken_in_turns() -> None:
@@ -194,16 +194,16 @@ def test_mistakes_are_named() -> None:
         optimize(detector, _images(), precision="int8", calibration=[_images()])
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("backend", FORMS, ids=str)
 @torch.inference_mode()
-def test_forms_are_built_where_predict_asks_for_them(form: Form) -> None:
+def test_forms_are_built_where_predict_asks_for_them(backend: Backend) -> None:
     """Inside inference mode and, for networks that were trained in bf16, inside autocast."""
-    if not available(form.engine):
-        pytest.skip(f"{form.engine} is not installed")
+    if not available(backend.engine):
+        pytest.skip(f"{backend.engine} is not installed")
     model, images = _model(), _images().contiguous(memory_format=torch.channels_last)
     expected = model(images)
     with autocast(CPU, "bf16"):
-        assert distance(build(form, model, images)(images), expected) < 1e-5
+        assert distance(build(backend, model, images)(images), expected) < 1e-5
 
 
 def test_openvino_is_imported_without_its_telemetry() -> None:
@@ -231,7 +231,7 @@ def test_compiling_freezes_weights_and_has_no_ninth_network(
         )
 
     monkeypatch.setattr(nn.Module, "compile", compile_nothing)
-    build(Form(engine="inductor", pointwise="conv"), _model(), _images())(_images())
+    build(Backend(engine="inductor", pointwise="conv"), _model(), _images())(_images())
     assert seen[0][0]
     assert seen[0][1] > 100
     assert not torch._inductor.config.freezing
@@ -261,7 +261,7 @@ def test_a_form_found_with_other_weights_is_compared_again(
 def test_damaged_verdicts_are_forgotten(value: object, tmp_path: Path) -> None:
     cache = tmp_path / "forms.json"
     cache.write_text(json.dumps({"key": value}), encoding="utf-8")
-    assert known_form(cache, "key") is None
+    assert known_backend(cache, "key") is None
 
 
 def test_a_search_that_tried_nothing_is_not_remembered(
@@ -281,7 +281,7 @@ def test_slow_batches_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_baseline_is_what_would_run_otherwise() -> None:
-    found = search(_model(), _images(), precision="bf16", forms=[])
+    found = search(_model(), _images(), precision="bf16", backends=[])
     assert (found.form.folded, found.form.precision) == (False, "bf16")
 
 
@@ -295,7 +295,7 @@ def test_empty_and_nearly_empty_batches_are_not_filled_up() -> None:
         outputs: Tensor = model(images)
         return outputs
 
-    compiled = Form(engine="inductor", pointwise="conv")
+    compiled = Backend(engine="inductor", pointwise="conv")
     found = module.Optimized(model, _images(4), compiled, run, ratio=1.5)
     assert found(_images(0)).shape == (0, 7)
     for num in (1, 3, 9):

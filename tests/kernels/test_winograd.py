@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import convnext
-from convnext.deploy.backends import Form
+from convnext.deploy.backends import Backend
 from convnext.deploy.build import build
 from convnext.deploy.fold import fold
-from convnext.deploy.optimize import distance, eager_form, search
+from convnext.deploy.optimize import distance, eager_backend, search
 from convnext.kernels import winograd as module
 from convnext.kernels.winograd import WinogradConv, fits, has_any, with_winograd
 from convnext.tasks.segmentation.resized_conv import WinogradFusion
@@ -81,9 +81,9 @@ def test_others_are_left_alone(conv: nn.Module) -> None:
 def test_a_segmentor_gives_the_same_logits(size: tuple[int, int]) -> None:
     # Of the second size the maps are too large for mixing channels first to save anything.
     model, images = _segmentor(), torch.randn(2, 3, *size)
-    form = Form(pointwise="chunked", dense="winograd")
-    assert str(form).endswith("winograd")
-    assert distance(build(form, model, images)(images), model(images)) < 1e-5
+    backend = Backend(pointwise="chunked", dense="winograd")
+    assert str(backend).endswith("winograd")
+    assert distance(build(backend, model, images)(images), model(images)) < 1e-5
     folded = with_winograd(fold(model, form="chunked"))
     kinds = [type(m) for m in folded.modules()]
     assert kinds.count(WinogradFusion) == 1
@@ -97,9 +97,9 @@ def test_it_is_the_first_form_of_networks_that_have_such_convolutions() -> None:
     classifier = convnext.create_model("convnext_atto", num_classes=3)
     assert has_any(model)
     assert not has_any(classifier)
-    assert eager_form(CPU, "fp32", model).dense == "winograd"
-    assert eager_form(CPU, "bf16", model).dense == "direct"
-    assert eager_form(CPU, "fp32", classifier).dense == "direct"
+    assert eager_backend(CPU, "fp32", model).dense == "winograd"
+    assert eager_backend(CPU, "bf16", model).dense == "direct"
+    assert eager_backend(CPU, "fp32", classifier).dense == "direct"
     best = search(model, images, precision="fp32", budget_s=0.0)
     assert [m.form.folded for m in best.measured] == [False]
     lines: list[str] = []

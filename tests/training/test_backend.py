@@ -12,8 +12,8 @@ from toy import BATCH, ToyTask, toy_model
 
 from convnext.hardware.ranks import Ranks
 from convnext.recipes.recipe import Recipe, change_recipe
-from convnext.training import backend as form_module
-from convnext.training.backend import Chosen, Form, choose_form
+from convnext.training import backend as module
+from convnext.training.backend import Backend, Chosen, choose_backend
 
 CPU = torch.device("cpu")
 LONG = 10**8
@@ -24,7 +24,7 @@ def choose(
 ) -> Chosen:
     settings = {"run.precision": "fp32"} | {k.replace("__", "."): v for k, v in changes.items()}
     recipe = change_recipe(Recipe(), settings)
-    return choose_form(
+    return choose_backend(
         task or ToyTask(),
         toy_model(),
         recipe,
@@ -37,76 +37,76 @@ def choose(
 
 
 @pytest.fixture
-def times(monkeypatch: pytest.MonkeyPatch) -> dict[Form, float | Exception]:
+def times(monkeypatch: pytest.MonkeyPatch) -> dict[Backend, float | Exception]:
     """Seconds that each form seems to take; an exception where it fails."""
-    known: dict[Form, float | Exception] = {
-        Form(channels_last, compiled): 1.0
+    known: dict[Backend, float | Exception] = {
+        Backend(channels_last, compiled): 1.0
         for channels_last in (True, False)
         for compiled in (True, False)
     }
 
-    def seem(task: Any, model: Any, form: Form, *_: Any) -> float:
-        found = known[form]
+    def seem(task: Any, model: Any, backend: Backend, *_: Any) -> float:
+        found = known[backend]
         if isinstance(found, Exception):
             raise found
         return found
 
-    monkeypatch.setattr(form_module, "_time_form", seem)
+    monkeypatch.setattr(module, "_time_backend", seem)
     return known
 
 
 def test_a_short_run_measures_nothing_else(tmp_path: Path) -> None:
     chosen = choose(tmp_path / "forms.json", num_steps=10)
-    assert chosen.form == Form(channels_last=True, compile=False)
+    assert chosen.backend == Backend(channels_last=True, compile=False)
     assert "too short" in chosen.reason
     assert not (tmp_path / "forms.json").exists()
 
 
 def test_the_recipe_decides(tmp_path: Path) -> None:
     chosen = choose(tmp_path / "forms.json", run__channels_last=False, run__compile=True)
-    assert chosen == Chosen(Form(False, True), "as the recipe says")
+    assert chosen == Chosen(Backend(False, True), "as the recipe says")
     chosen = choose(tmp_path / "forms.json", run__deterministic=True, run__channels_last=False)
-    assert chosen.form == Form(channels_last=False, compile=False)
+    assert chosen.backend == Backend(channels_last=False, compile=False)
 
 
 def test_the_fastest_is_taken_and_remembered(
-    tmp_path: Path, times: dict[Form, float | Exception]
+    tmp_path: Path, times: dict[Backend, float | Exception]
 ) -> None:
-    times[Form(False, True)] = 0.5
+    times[Backend(False, True)] = 0.5
     chosen = choose(tmp_path / "forms.json")
-    assert chosen.form == Form(channels_last=False, compile=True)
+    assert chosen.backend == Backend(channels_last=False, compile=True)
     assert "eager channels_last 1000 ms" in chosen.reason
     assert "compiled channels_first 500 ms" in chosen.reason
-    times[Form(False, True)] = 2.0
+    times[Backend(False, True)] = 2.0
     again = choose(tmp_path / "forms.json")
-    assert again == Chosen(chosen.form, "measured before on this machine")
+    assert again == Chosen(chosen.backend, "measured before on this machine")
     other = choose(tmp_path / "forms.json", run__precision="bf16")
-    assert other.form == Form()
+    assert other.backend == Backend()
     assert len(json.loads((tmp_path / "forms.json").read_text())) == 2
 
 
 def test_a_form_that_fails_is_passed_over(
-    tmp_path: Path, times: dict[Form, float | Exception]
+    tmp_path: Path, times: dict[Backend, float | Exception]
 ) -> None:
-    times[Form(True, True)] = RuntimeError("no compiler")
-    times[Form(False, False)] = 0.98  # Within the noise.
+    times[Backend(True, True)] = RuntimeError("no compiler")
+    times[Backend(False, False)] = 0.98  # Within the noise.
     chosen = choose(tmp_path / "forms.json")
-    assert chosen.form == Form()
+    assert chosen.backend == Backend()
     assert "compiled channels_last fails" in chosen.reason
 
 
 def test_memory_that_does_not_suffice_is_left_to_the_loop(
-    tmp_path: Path, times: dict[Form, float | Exception]
+    tmp_path: Path, times: dict[Backend, float | Exception]
 ) -> None:
-    times[Form()] = torch.OutOfMemoryError("out of memory")
-    assert choose(tmp_path / "forms.json").form == Form()
+    times[Backend()] = torch.OutOfMemoryError("out of memory")
+    assert choose(tmp_path / "forms.json").backend == Backend()
 
 
 def test_measuring_leaves_no_trace(tmp_path: Path) -> None:
     task, model = ToyTask(), toy_model(norm="batch")
     before = {name: t.clone() for name, t in model.state_dict().items()}
     recipe = change_recipe(Recipe(), {"run.precision": "fp32", "run.compile": False})
-    chosen = choose_form(
+    chosen = choose_backend(
         task,
         model,
         recipe,

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext.deploy.backends import Form
-from convnext.deploy.build import build as build_form
+from convnext.deploy.backends import Backend
+from convnext.deploy.build import build as build_backend
 from convnext.deploy.optimize import optimize
 from convnext.hardware.devices import autocast, wait_for
 from convnext.hardware.system import keep_freed_memory
@@ -56,15 +56,15 @@ def build(
     if request["kind"] == "int8":
         if request["task"] == "detect":
             raise ValueError("a detector has no form in int8 here")
-        form = Form(engine="openvino", pointwise="conv", precision="int8")
-        quantized = build_form(form, model, images, [torch.randn_like(images)])
+        backend = Backend(engine="openvino", pointwise="conv", precision="int8")
+        quantized = build_backend(backend, model, images, [torch.randn_like(images)])
         return lambda: quantized(images), {"form": "openvino int8", "precision": "int8"}
     if "found" in request and request["task"] == "detect":
-        form = Form(**request["found"])
-        fast, seconds = timed(lambda: FastDetector(model, form, inplace=True))
+        backend = Backend(**request["found"])
+        fast, seconds = timed(lambda: FastDetector(model, backend, inplace=True))
         return _detecting(fast, images), {"build_seconds": seconds}
     if "found" in request:
-        runner, seconds = timed(lambda: build_form(Form(**request["found"]), model, images))
+        runner, seconds = timed(lambda: build_backend(Backend(**request["found"]), model, images))
         return lambda: runner(images), {"build_seconds": seconds}
     best, seconds = timed(
         lambda: optimize(model, images, precision=request["precision"], note=note)

@@ -18,7 +18,7 @@ Dense = Literal["direct", "winograd"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class Backend:
     """How a folded network is executed."""
 
     engine: Engine = "eager"
@@ -39,7 +39,7 @@ class Form:
         return f"{self.engine} {self.pointwise} {self.layout} {self.precision}{dense}"
 
 
-PLAIN = Form(folded=False)
+PLAIN = Backend(folded=False)
 
 # Modules that an engine needs beside torch.
 _NEEDS = {
@@ -55,7 +55,7 @@ def available(engine: Engine) -> bool:
     return all(find_spec(name) is not None for name in _NEEDS[engine])
 
 
-def candidates(device: torch.device, precision: str) -> list[Form]:
+def candidates(device: torch.device, precision: str) -> list[Backend]:
     """Return the forms to try on a device, those first that were fastest elsewhere (LOG.md).
 
     Args:
@@ -65,7 +65,7 @@ def candidates(device: torch.device, precision: str) -> list[Form]:
     """
     on_cpu = device.type == "cpu"
     if precision == "int8":
-        quantized = Form(
+        quantized = Backend(
             engine="openvino", pointwise="conv", layout="channels_first", precision="int8"
         )
         possible = on_cpu and available("openvino") and find_spec("nncf") is not None
@@ -95,7 +95,7 @@ def candidates(device: torch.device, precision: str) -> list[Form]:
             ("eager", "conv", "channels_last"),
         ]
     return [
-        Form(engine=engine, pointwise=pointwise, layout=layout, precision=p)  # type: ignore[arg-type]
+        Backend(engine=engine, pointwise=pointwise, layout=layout, precision=p)  # type: ignore[arg-type]
         for engine, pointwise, layout in shapes
         for p in precisions
         if available(engine) and not (engine == "onnxruntime" and p != "fp32")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convnext.deploy.backends import Form, Precision
+from convnext.deploy.backends import Backend, Precision
 from convnext.deploy.fold import fold
 from convnext.deploy.layers import spell_out
 from convnext.deploy.runtimes import import_openvino, openvino_request, quiet
@@ -25,7 +25,7 @@ _FORMATS = {"channels_last": torch.channels_last, "channels_first": torch.contig
 
 
 def build(
-    form: Form, model: nn.Module, example: Tensor, calibration: Sequence[Tensor] = ()
+    backend: Backend, model: nn.Module, example: Tensor, calibration: Sequence[Tensor] = ()
 ) -> Runner:
     """Return a network in a form. Engines other than eager are built for the example's shape alone.
 
@@ -38,13 +38,13 @@ def build(
     Raises:
         Exception: Whatever an engine raises that cannot build this network here.
     """
-    if not form.folded:
-        return _as_trained(model.eval(), form.precision)
+    if not backend.folded:
+        return _as_trained(model.eval(), backend.precision)
     with torch.autocast(example.device.type, enabled=False):  # Tracers would write it down.
-        folded = fold(model, form=form.pointwise)
-        if form.dense == "winograd":
+        folded = fold(model, form=backend.pointwise)
+        if backend.dense == "winograd":
             folded = with_winograd(folded)
-        return _build(form, folded, example, calibration)
+        return _build(backend, folded, example, calibration)
 
 
 def _as_trained(model: nn.Module, precision: Precision) -> Runner:
@@ -57,17 +57,19 @@ def _as_trained(model: nn.Module, precision: Precision) -> Runner:
     return run
 
 
-def _build(form: Form, folded: nn.Module, example: Tensor, calibration: Sequence[Tensor]) -> Runner:
-    if form.precision == "int8":
+def _build(
+    backend: Backend, folded: nn.Module, example: Tensor, calibration: Sequence[Tensor]
+) -> Runner:
+    if backend.precision == "int8":
         from convnext.deploy.quantize import int8_runner
 
         return int8_runner(folded, example, calibration)
-    if form.engine == "openvino":
-        return _openvino(spell_out(folded), example, form.precision)
-    if form.engine == "onnxruntime":
+    if backend.engine == "openvino":
+        return _openvino(spell_out(folded), example, backend.precision)
+    if backend.engine == "onnxruntime":
         return _onnxruntime(folded, example)
-    memory_format = _FORMATS[form.layout]
-    dtype = AMP_DTYPES.get(form.precision, torch.float32)
+    memory_format = _FORMATS[backend.layout]
+    dtype = AMP_DTYPES.get(backend.precision, torch.float32)
     folded = folded.to(dtype).to(memory_format=memory_format)
 
     @torch.no_grad()
@@ -76,7 +78,7 @@ def _build(form: Form, folded: nn.Module, example: Tensor, calibration: Sequence
             outputs: Tensor = folded(images.to(dtype=dtype, memory_format=memory_format))
         return outputs.float()
 
-    return _inductor(folded, run) if form.engine == "inductor" else run
+    return _inductor(folded, run) if backend.engine == "inductor" else run
 
 
 def _inductor(folded: nn.Module, run: Runner) -> Runner:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from convnext.deploy.backends import Form
+from convnext.deploy.backends import Backend
 from convnext.deploy.fold import fold
 from convnext.deploy.optimize import (
     Known,
@@ -24,8 +24,8 @@ from convnext.deploy.optimize import (
     Tuner,
     build_known,
     cache_key,
-    eager_form,
-    known_form,
+    eager_backend,
+    known_backend,
     optimize,
 )
 from convnext.deploy.runtimes import Exported
@@ -77,7 +77,7 @@ class Fast(nn.Module):
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()
-        self.form: Form | None = None
+        self.form: Backend | None = None
         self._model: nn.Module = model
         self._device = device
         self._precision = precision
@@ -127,10 +127,10 @@ class Fast(nn.Module):
         known: Known | None = None
         if left is not None and left >= WORTH_FOLDING_S:
             if tuner is not None:
-                known = known_form(cache_file(), tuner.key(self._device, self._precision))
+                known = known_backend(cache_file(), tuner.key(self._device, self._precision))
             elif example is not None:
                 key = cache_key(self._model, example, self._precision)
-                known = known_form(cache_file(), key)
+                known = known_backend(cache_file(), key)
         if known is not None and not known.form.folded:
             self._decided = True  # As it was trained it is the fastest.
             return
@@ -192,12 +192,12 @@ class Fast(nn.Module):
         return images[torch.arange(num, device=images.device) % len(images)]
 
     def _fold(self) -> None:
-        form = eager_form(self._device, self._precision, self._model)
-        folded = fold(self._model, form=form.pointwise, inplace=not self._keep)
-        if form.dense == "winograd":
+        backend = eager_backend(self._device, self._precision, self._model)
+        folded = fold(self._model, form=backend.pointwise, inplace=not self._keep)
+        if backend.dense == "winograd":
             folded = with_winograd(folded)
         self._model = folded.to(memory_format=torch.channels_last)
-        self.form = form
+        self.form = backend
 
 
 def seconds_left(seconds: float, done: int, total: int) -> float | None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from convnext.deploy.backends import PLAIN, Form, candidates
+from convnext.deploy.backends import PLAIN, Backend, candidates
 from convnext.deploy.build import Runner, build
 from convnext.hardware.devices import AMP_DTYPES
 from convnext.hardware.system import keep_freed_memory
@@ -43,7 +43,7 @@ HOPELESS = 1.3
 class Measured:
     """A form, how fast it is, and how far from the network as it was trained."""
 
-    form: Form
+    form: Backend
     seconds: float | None
     """Median of a batch; None where it cannot run or is wrong."""
     difference: float | None
@@ -52,7 +52,7 @@ class Measured:
     failure: str = ""
 
     @classmethod
-    def of(cls, trial: Trial[Form]) -> Measured:
+    def of(cls, trial: Trial[Backend]) -> Measured:
         """Return what a search found out about a form."""
         return cls(
             form=trial.choice,
@@ -105,7 +105,7 @@ class Tuner(Protocol):
 class TunedNetwork(nn.Module):
     """A network in a form."""
 
-    form: Form
+    form: Backend
     ratio: float
     """How many times as fast as the network as it was trained; 1 if it was not measured."""
     measured: tuple[Measured, ...]
@@ -137,19 +137,19 @@ class Optimized(TunedNetwork):
         self,
         model: nn.Module,
         example: Tensor,
-        form: Form,
+        backend: Backend,
         runner: Runner,
         *,
         ratio: float,
         measured: Sequence[Measured] = (),
     ) -> None:
         super().__init__()
-        self.form = form
+        self.form = backend
         self.measured = tuple(measured)
         self.ratio = ratio
         self._shape = tuple(example.shape)
         self._runner = runner
-        is_eager = form.engine == "eager"
+        is_eager = backend.engine == "eager"
         self._eager: Runner | None = runner if is_eager else None
         # Not a child: it has no weights of its own, and may be moved nowhere. An eager form takes
         # any shape, and needs the weights of the network no more.
@@ -175,18 +175,18 @@ class Optimized(TunedNetwork):
 
     def _in_eager_mode(self, images: Tensor) -> Tensor:
         if self._eager is None:
-            form = eager_form(images.device, self.form.precision, self._model[0])
-            self._eager = build(form, self._model[0], images)
+            backend = eager_backend(images.device, self.form.precision, self._model[0])
+            self._eager = build(backend, self._model[0], images)
         return self._eager(images)
 
 
-def eager_form(device: torch.device, precision: str, model: nn.Module) -> Form:
+def eager_backend(device: torch.device, precision: str, model: nn.Module) -> Backend:
     """Return the best form of a network that needs no compiler, on a CPU or elsewhere."""
     pointwise = "chunked" if device.type == "cpu" else "linear"
     precision = "fp32" if precision in ("auto", "int8") else precision
     winograd = device.type == "cpu" and precision == "fp32" and has_any(model)
     dense = "winograd" if winograd else "direct"
-    return Form(pointwise=pointwise, precision=precision, dense=dense)  # type: ignore[arg-type]
+    return Backend(pointwise=pointwise, precision=precision, dense=dense)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -243,7 +243,7 @@ def optimize(
         )
     cache = cache or cache_file()
     key = cache_key(model, example, precision)
-    known = known_form(cache, key)
+    known = known_backend(cache, key)
     given = calibration or ()
     best = None
     if known is not None:
@@ -288,7 +288,7 @@ def build_known(
 class Known:
     """What a search found before."""
 
-    form: Form
+    form: Backend
     ratio: float
     build_seconds: float
 
@@ -298,14 +298,14 @@ def cache_key(model: nn.Module, example: Tensor, precision: str) -> str:
     return key_of("inference", example.device, repr(model), tuple(example.shape), precision)
 
 
-def known_form(cache: Path, key: str) -> Known | None:
+def known_backend(cache: Path, key: str) -> Known | None:
     """Return what a search found before; None if nothing is known, or it cannot be read."""
     known: Known | None = TuningCache(cache).load(key, _known)
     return known
 
 
 def _known(value: Any) -> Known:
-    known = Known(Form(**value["form"]), float(value["ratio"]), float(value["build_seconds"]))
+    known = Known(Backend(**value["form"]), float(value["ratio"]), float(value["build_seconds"]))
     if not (math.isfinite(known.ratio) and known.ratio >= 1):
         raise ValueError(f"its ratio is {known.ratio}")
     return known
@@ -320,24 +320,27 @@ def search(
     calibration: Sequence[Tensor] = (),
     budget_s: float = BUDGET_S,
     note: Callable[[str], None] = lambda _: None,
-    forms: Sequence[Form] | None = None,
+    backends: Sequence[Backend] | None = None,
 ) -> Optimized:
     """Measure every candidate, or those given, and return the best."""
     expected = build(PLAIN, model, example)(example)
     # What the caller would run otherwise: in half precision, under autocast.
     start = replace(PLAIN, precision=precision if precision in AMP_DTYPES else "fp32")  # type: ignore[arg-type]
-    if forms is None:
-        forms = candidates(example.device, precision)
-        first = eager_form(example.device, "fp32", model)
+    if backends is None:
+        backends = candidates(example.device, precision)
+        first = eager_backend(example.device, "fp32", model)
         if first.dense == "winograd" and precision in ("auto", "fp32", "int8"):
-            forms = [first, *forms]
+            backends = [first, *backends]
 
-    def compare(form: Form, runner: Runner) -> Parity:
-        return Parity(distance(runner(example), expected), MOST[form.precision])
+    def compare(backend: Backend, runner: Runner) -> Parity:
+        return Parity(distance(runner(example), expected), MOST[backend.precision])
 
     verdict = tune(
         Candidate(start, lambda: build(start, model, example)),
-        [Candidate(form, partial(build, form, model, example, calibration)) for form in forms],
+        [
+            Candidate(backend, partial(build, backend, model, example, calibration))
+            for backend in backends
+        ],
         measure=lambda runners: interleaved(runners, example, hopeless=HOPELESS),
         compare=compare,
         budget_s=budget_s,

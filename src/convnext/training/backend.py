@@ -33,7 +33,7 @@ MIN_GAIN = 0.08
 
 
 @dataclass(frozen=True)
-class Form:
+class Backend:
     """How a network is executed in training."""
 
     channels_last: bool = True
@@ -48,11 +48,11 @@ class Form:
 class Chosen:
     """A backend, and the reason for it that the user sees."""
 
-    form: Form
+    backend: Backend
     reason: str
 
 
-def choose_form(
+def choose_backend(
     task: Task,
     model: nn.Module,
     recipe: ResolvedRecipe,
@@ -79,8 +79,8 @@ def choose_form(
     """
     run = recipe.run
     if run.channels_last != "auto" and run.compile != "auto":
-        return Chosen(Form(run.channels_last, run.compile), "as the recipe says")
-    plain = Form(
+        return Chosen(Backend(run.channels_last, run.compile), "as the recipe says")
+    plain = Backend(
         True if run.channels_last == "auto" else run.channels_last,
         False if run.compile == "auto" else run.compile,
     )
@@ -98,7 +98,7 @@ def _measured(
     model: nn.Module,
     recipe: ResolvedRecipe,
     device: torch.device,
-    plain: Form,
+    plain: Backend,
     num_steps: int,
     micro_batch_size: int,
     path: Path | None,
@@ -106,8 +106,8 @@ def _measured(
     part = first_part(task, micro_batch_size)
     parts_per_step = max(1, task.batch_size / max(1, task.size(part)))
 
-    def seconds(form: Form) -> float:
-        return _time_form(task, model, form, part, device, recipe.run)
+    def seconds(backend: Backend) -> float:
+        return _time_backend(task, model, backend, part, device, recipe.run)
 
     try:
         first = seconds(plain)
@@ -119,21 +119,21 @@ def _measured(
     if left < WORTH_SECONDS:
         return Chosen(plain, "the usual one: the run is too short to measure others")
     cache, key = TuningCache(path), _key(recipe, device, micro_batch_size)
-    known = cache.load(key, lambda value: Form(**value))
+    known = cache.load(key, lambda value: Backend(**value))
     if known is not None:
         return Chosen(known, "measured before on this machine")
     measured = {plain: first}
 
-    def measure(forms: Sequence[Form]) -> list[float]:
-        for form in forms:
-            if form not in measured:  # Trials cannot alternate within one network.
-                measured[form] = seconds(form)
-        return [measured[form] for form in forms]
+    def measure(backends: Sequence[Backend]) -> list[float]:
+        for backend in backends:
+            if backend not in measured:  # Trials cannot alternate within one network.
+                measured[backend] = seconds(backend)
+        return [measured[backend] for backend in backends]
 
     # The run compiles again and pays that cost again.
     options = [
-        Candidate(form, lambda form=form: form, pays_for_building=form.compile)  # type: ignore[misc]
-        for form in _forms(plain, recipe.run)
+        Candidate(backend, lambda backend=backend: backend, pays_for_building=backend.compile)  # type: ignore[misc]
+        for backend in _backends(plain, recipe.run)
     ]
     baseline, *others = options
     verdict = tune(
@@ -152,29 +152,29 @@ def _measured(
     return Chosen(verdict.choice, "measured per micro batch: " + ", ".join(told))
 
 
-def _forms(plain: Form, run: RunRecipe) -> list[Form]:
+def _backends(plain: Backend, run: RunRecipe) -> list[Backend]:
     """Return the backends that a recipe allows, the default one first."""
     compilation = (False, True) if run.compile == "auto" else (plain.compile,)
     layouts = (True, False) if run.channels_last == "auto" else (plain.channels_last,)
-    return [Form(layout, compiled) for compiled in compilation for layout in layouts]
+    return [Backend(layout, compiled) for compiled in compilation for layout in layouts]
 
 
-def _time_form(
-    task: Task, model: nn.Module, form: Form, part: Any, device: torch.device, run: RunRecipe
+def _time_backend(
+    task: Task, model: nn.Module, backend: Backend, part: Any, device: torch.device, run: RunRecipe
 ) -> float:
     """Return the median seconds of a forward and backward pass over a micro batch."""
-    memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if backend.channels_last else torch.contiguous_format
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to(memory_format=memory_format)
-    fused = run.fused and device.type == "cpu" and not form.compile  # As in the loop.
+    fused = run.fused and device.type == "cpu" and not backend.compile  # As in the loop.
     widened = fused and widens(run.precision, deterministic=run.deterministic)
     set_fused(model, fused=fused, widened=widened)
-    form_of: Any = torch.compile(model) if form.compile else model
+    runner: Any = torch.compile(model) if backend.compile else model
     model.train()
 
     def run_once() -> None:
         with autocast(device, run.precision):
-            losses = task.losses(form_of, part, 0, 0, memory_format)
+            losses = task.losses(runner, part, 0, 0, memory_format)
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
         model.zero_grad(set_to_none=True)
 
@@ -218,7 +218,7 @@ def fit_memory(
     while True:
         part = first_part(task, size)
         try:
-            _time_form(task, model, Form(), part, device, recipe.run)
+            _time_backend(task, model, Backend(), part, device, recipe.run)
             return size
         except RuntimeError as error:
             if not is_out_of_memory(error):

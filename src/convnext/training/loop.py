@@ -171,8 +171,8 @@ class _Trainer:
             fused and widens(run.precision, deterministic=run.deterministic)
         )
         set_fused(model, fused=fused, widened=widened)
-        form = torch.compile(model) if recipe.run.compile is True else model
-        self.model, self.trained = model, fabric.setup_module(form)
+        compiled = torch.compile(model) if recipe.run.compile is True else model
+        self.model, self.trained = model, fabric.setup_module(compiled)
         raw_optimizer = make_optimizer(model, recipe.optim)
         self.optimizer = fabric.setup_optimizers(raw_optimizer)
         decay = recipe.ema.decay

@@ -26,7 +26,7 @@ from convnext.recipes.plan import num_steps as num_steps_of
 from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
-from convnext.training.backend import Chosen, choose_form, fit_memory
+from convnext.training.backend import Chosen, choose_backend, fit_memory
 from convnext.training.callbacks import Callback, check_callbacks
 from convnext.training.distributed import (
     checkpoint_activations,
@@ -181,7 +181,7 @@ def _train(
         fitting = fit_memory(task, model, resolved, device, micro_batch_size)
         micro_batch_size = min(ranks.gather(fitting))
     num_steps = num_steps_of(resolved.schedule, task.steps_per_epoch)
-    chosen = choose_form(
+    chosen = choose_backend(
         task,
         model,
         resolved,
@@ -190,11 +190,11 @@ def _train(
         num_steps=num_steps,
         micro_batch_size=micro_batch_size,
     )
-    form = chosen.form
-    run = replace(resolved.run, channels_last=form.channels_last, compile=form.compile)
+    backend = chosen.backend
+    run = replace(resolved.run, channels_last=backend.channels_last, compile=backend.compile)
     resolved = replace(resolved, run=run)
     shape = _shape_of_steps(task, ranks, micro_batch_size)
-    console.print(f"{shape}; {_name_form(chosen)}", soft_wrap=True)
+    console.print(f"{shape}; {_name_backend(chosen)}", soft_wrap=True)
 
     folder = _make_folder(output, resolved, ranks)
     console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
@@ -202,7 +202,7 @@ def _train(
         "precision": resolved.run.precision,
         "processes": ranks.count,
         "strategy": resolved.run.strategy if ranks.count > 1 else "one device",
-        "form": _name_form(chosen),
+        "form": _name_backend(chosen),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
@@ -317,10 +317,10 @@ def _shape_of_steps(task: Task, ranks: Ranks, micro_batch_size: int) -> str:
     return f"{task.batch_size:,} images a step{made_up}"
 
 
-def _name_form(chosen: Chosen) -> str:
-    form = chosen.form
-    layout = "channels_last" if form.channels_last else "channels_first"
-    return f"{'compiled' if form.compile else 'eager'}, {layout} ({chosen.reason})"
+def _name_backend(chosen: Chosen) -> str:
+    backend = chosen.backend
+    layout = "channels_last" if backend.channels_last else "channels_first"
+    return f"{'compiled' if backend.compile else 'eager'}, {layout} ({chosen.reason})"
 
 
 def _finish(

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import convnext
-from convnext.deploy.backends import Form, available
+from convnext.deploy.backends import Backend, available
 from convnext.deploy.build import build
 from convnext.deploy.optimize import distance
 
 FORMS = [
-    Form(engine="onnxruntime", pointwise="linear", layout="channels_first"),
-    Form(engine="openvino", pointwise="conv", layout="channels_first"),
+    Backend(engine="onnxruntime", pointwise="linear", layout="channels_first"),
+    Backend(engine="openvino", pointwise="conv", layout="channels_first"),
 ]
 
 
@@ -28,14 +28,14 @@ def _model() -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("backend", FORMS, ids=str)
 @torch.no_grad()
-def test_every_form_computes_the_same(form: Form, capfd: pytest.CaptureFixture[str]) -> None:
-    if not available(form.engine):
-        pytest.skip(f"{form.engine} is not installed")
+def test_every_form_computes_the_same(backend: Backend, capfd: pytest.CaptureFixture[str]) -> None:
+    if not available(backend.engine):
+        pytest.skip(f"{backend.engine} is not installed")
     model = _model()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    outputs = build(form, model, images)(images)
+    outputs = build(backend, model, images)(images)
     assert outputs.dtype == torch.float32
     assert distance(outputs, model(images)) < 1e-5
     assert capfd.readouterr().out == ""

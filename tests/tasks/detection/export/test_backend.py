@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.deploy import fast as fast_module
-from convnext.deploy.backends import PLAIN, Form
+from convnext.deploy.backends import PLAIN, Backend
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import autocast
 from convnext.kernels.roi_pooling import pool_rois_by_products
@@ -19,18 +19,18 @@ from convnext.tasks.detection.export import backend as module
 from convnext.tasks.detection.export.backend import (
     FastDetector,
     agreement,
-    detector_forms,
+    detector_backends,
     distance_of_parts,
-    first_form,
+    first_backend,
     optimize_detector,
     search_detector,
 )
 
 CPU = torch.device("cpu")
 FORMS = [
-    Form(pointwise="chunked", dense="winograd"),
-    Form(pointwise="chunked"),
-    Form(pointwise="chunked", precision="bf16"),
+    Backend(pointwise="chunked", dense="winograd"),
+    Backend(pointwise="chunked"),
+    Backend(pointwise="chunked", precision="bf16"),
 ]
 KINDS = ("mask_rcnn_", "cascade_mask_rcnn_")
 
@@ -61,22 +61,22 @@ def _images(seed: int = 1) -> list[Tensor]:
     return [torch.randn(3, *size, generator=generator) for size in ((96, 128), (70, 90))]
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("backend", FORMS, ids=str)
 @pytest.mark.parametrize("prefix", KINDS)
 @torch.inference_mode()
-def test_every_form_computes_the_same_at_any_size(form: Form, prefix: str) -> None:
+def test_every_form_computes_the_same_at_any_size(backend: Backend, prefix: str) -> None:
     model = _detector(prefix)
-    fast = FastDetector(model, form)
+    fast = FastDetector(model, backend)
     assert fast.detector.pool is pool_rois_by_products
     kinds = {type(m) for m in fast.modules()}
-    assert (WinogradConv in kinds) == (form.dense == "winograd")
+    assert (WinogradConv in kinds) == (backend.dense == "winograd")
     for images in (_images(), [torch.randn(3, 50, 60)]):
         apart = distance_of_parts(fast, model, images)
-        assert 0 < apart < (2e-5 if form.precision == "fp32" else 6e-2)
+        assert 0 < apart < (2e-5 if backend.precision == "fp32" else 6e-2)
         found, expected = fast(images, paste=False), model(images, paste=False)
         assert all(len(e["scores"]) for e in expected)
-        assert agreement(found, expected, form.precision) > (
-            0.9 if form.precision == "fp32" else 0.5
+        assert agreement(found, expected, backend.precision) > (
+            0.9 if backend.precision == "fp32" else 0.5
         )
         assert all(f["boxes"].dtype == f["scores"].dtype == torch.float32 for f in found)
     assert fast.config is model.config or fast.config == model.config
@@ -112,17 +112,17 @@ def test_agreement_is_of_class_place_and_score() -> None:
 def test_what_is_tried_follows_from_precision_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _detector()
     monkeypatch.setattr(module, "has_fast_bf16", lambda device: True)
-    assert [f.precision for f in detector_forms(model, CPU, "fp32")] == ["fp32", "fp32"]
-    assert [f.precision for f in detector_forms(model, CPU, "auto")] == ["fp32", "fp32", "bf16"]
+    assert [f.precision for f in detector_backends(model, CPU, "fp32")] == ["fp32", "fp32"]
+    assert [f.precision for f in detector_backends(model, CPU, "auto")] == ["fp32", "fp32", "bf16"]
     monkeypatch.setattr(module, "has_fast_bf16", lambda device: False)
-    assert [f.precision for f in detector_forms(model, CPU, "auto")] == ["fp32", "fp32"]
-    assert [f.precision for f in detector_forms(model, CPU, "bf16")] == ["fp32", "fp32", "bf16"]
-    assert first_form(model, CPU, "fp32") == first_form(model, CPU, "bf16") == FORMS[0]
+    assert [f.precision for f in detector_backends(model, CPU, "auto")] == ["fp32", "fp32"]
+    assert [f.precision for f in detector_backends(model, CPU, "bf16")] == ["fp32", "fp32", "bf16"]
+    assert first_backend(model, CPU, "fp32") == first_backend(model, CPU, "bf16") == FORMS[0]
     monkeypatch.setattr(module, "has_fast_bf16", lambda device: True)
-    assert first_form(model, CPU, "auto") == FORMS[0]
-    assert first_form(model, CPU, "bf16").precision == "bf16"
+    assert first_backend(model, CPU, "auto") == FORMS[0]
+    assert first_backend(model, CPU, "bf16").precision == "bf16"
     gpu = torch.device("cuda")
-    assert first_form(model, gpu, "bf16") == Form(pointwise="linear", precision="bf16")
+    assert first_backend(model, gpu, "bf16") == Backend(pointwise="linear", precision="bf16")
 
 
 def test_a_wrong_form_never_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,11 +161,11 @@ def test_a_verdict_is_remembered_for_any_size(
 )
 @torch.inference_mode()
 def test_a_job_of_detection_speeds_up_by_itself(
-    seconds: float, known: Form | None, monkeypatch: pytest.MonkeyPatch
+    seconds: float, known: Backend | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fast_module, "seconds_left", lambda *_: seconds)
     found_before = None if known is None else fast_module.Known(known, 1.0, 0.0)
-    monkeypatch.setattr(fast_module, "known_form", lambda *_: found_before)
+    monkeypatch.setattr(fast_module, "known_backend", lambda *_: found_before)
     searched = []
 
     def find(model: nn.Module, images: list[Tensor], **options: object) -> FastDetector:

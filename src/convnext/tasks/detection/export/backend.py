@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext.deploy.backends import PLAIN, Form
+from convnext.deploy.backends import PLAIN, Backend
 from convnext.deploy.fold import fold
 from convnext.deploy.optimize import (
     Known,
     Measured,
     TunedNetwork,
     cache_key,
-    known_form,
+    known_backend,
 )
 from convnext.hardware.devices import AMP_DTYPES, autocast
 from convnext.hardware.peak_rates import has_fast_bf16
@@ -68,17 +68,17 @@ class FastDetector(TunedNetwork):
         measured: Every form that was tried; empty if the form was known from before.
     """
 
-    def __init__(self, detector: nn.Module, form: Form, *, inplace: bool = False) -> None:
+    def __init__(self, detector: nn.Module, backend: Backend, *, inplace: bool = False) -> None:
         super().__init__()
-        self.form = form
+        self.form = backend
         self.ratio = 1.0
         self.measured = ()
-        self.dtype = AMP_DTYPES.get(form.precision, torch.float32)
-        if not form.folded:
+        self.dtype = AMP_DTYPES.get(backend.precision, torch.float32)
+        if not backend.folded:
             self.detector = detector
             return
-        folded = fold(detector, form=form.pointwise, inplace=inplace)
-        if form.dense == "winograd":
+        folded = fold(detector, form=backend.pointwise, inplace=inplace)
+        if backend.dense == "winograd":
             folded = with_winograd(folded)
         if next(folded.parameters()).device.type == "cpu":
             folded.pool = pool_rois_by_products  # type: ignore[assignment]
@@ -115,8 +115,8 @@ class DetectorTuner:
         """Return the detector in the form that is taken without a search, or with `inplace` turn it
         into that.
         """
-        form = first_form(self.detector, device, precision)
-        return FastDetector(self.detector, form, inplace=inplace)
+        backend = first_backend(self.detector, device, precision)
+        return FastDetector(self.detector, backend, inplace=inplace)
 
     def known(
         self, known: Known, images: Sequence[Tensor], *, note: Callable[[str], None]
@@ -149,7 +149,7 @@ class DetectorTuner:
         )
 
 
-def detector_forms(model: nn.Module, device: torch.device, precision: str) -> list[Form]:
+def detector_backends(model: nn.Module, device: torch.device, precision: str) -> list[Backend]:
     """Return the forms of a detector to try on a device, the safest first.
 
     Args:
@@ -159,25 +159,25 @@ def detector_forms(model: nn.Module, device: torch.device, precision: str) -> li
             and the other, for `auto` bf16 where the device is faster in it.
     """
     on_cpu = device.type == "cpu"
-    form = Form(pointwise="chunked" if on_cpu else "linear")
-    forms = [form]
+    backend = Backend(pointwise="chunked" if on_cpu else "linear")
+    backends = [backend]
     if on_cpu and has_any(model):
-        forms.insert(0, replace(form, dense="winograd"))
+        backends.insert(0, replace(backend, dense="winograd"))
     half = precision if precision in AMP_DTYPES else "bf16"
     if precision in AMP_DTYPES or (precision == "auto" and has_fast_bf16(device)):
-        forms.append(replace(form, precision=half))  # type: ignore[arg-type]
-    return forms
+        backends.append(replace(backend, precision=half))  # type: ignore[arg-type]
+    return backends
 
 
-def first_form(model: nn.Module, device: torch.device, precision: str) -> Form:
+def first_backend(model: nn.Module, device: torch.device, precision: str) -> Backend:
     """Return the form of a detector that is taken without a search.
 
     On a CPU that is not faster in bf16 it is fp32 in Winograd's form even for a network that was
     trained in bf16, which is faster and more exact.
     """
-    forms = detector_forms(model, device, precision)
+    backends = detector_backends(model, device, precision)
     in_half = precision in AMP_DTYPES and (device.type != "cpu" or has_fast_bf16(device))
-    return forms[-1] if in_half else forms[0]
+    return backends[-1] if in_half else backends[0]
 
 
 def optimize_detector(
@@ -195,7 +195,7 @@ def optimize_detector(
     """
     cache = cache or cache_file()
     key = detector_key(model, images[0].device, precision)
-    known = known_form(cache, key)
+    known = known_backend(cache, key)
     fast = None if known is None else known_detector(known, model, images, note=note)
     if fast is not None:
         return fast
@@ -239,20 +239,20 @@ def search_detector(
     expected: Found = model(list(images), paste=False)
     start = replace(PLAIN, precision=precision if precision in AMP_DTYPES else "fp32")  # type: ignore[arg-type]
 
-    def compare(form: Form, candidate: FastDetector) -> Parity:
-        share = agreement(candidate(images, paste=False), expected, form.precision)
+    def compare(backend: Backend, candidate: FastDetector) -> Parity:
+        share = agreement(candidate(images, paste=False), expected, backend.precision)
         return Parity(
             distance_of_parts(candidate, model, images),
-            MOST[form.precision],
-            failure=wrong(form, share, 0.0),
+            MOST[backend.precision],
+            failure=wrong(backend, share, 0.0),
             remark=f", {100 * share:.1f} % found again",
         )
 
     verdict = tune(
         Candidate(start, partial(FastDetector, model, start)),
         [
-            Candidate(form, partial(FastDetector, model, form))
-            for form in detector_forms(model, device, precision)
+            Candidate(backend, partial(FastDetector, model, backend))
+            for backend in detector_backends(model, device, precision)
         ],
         measure=lambda detectors: _seconds(detectors, images),
         compare=compare,
@@ -264,11 +264,11 @@ def search_detector(
     return best
 
 
-def wrong(form: Form, share: float, apart: float) -> str:
+def wrong(backend: Backend, share: float, apart: float) -> str:
     """Return what is wrong with a form that finds a share, and whose parts are so far `apart`."""
-    if not apart <= MOST[form.precision]:
+    if not apart <= MOST[backend.precision]:
         return f"outputs differ by {apart:.1e}"
-    if share < LEAST[form.precision]:
+    if share < LEAST[backend.precision]:
         return f"finds {100 * share:.1f} % of what the network finds"
     return ""
 
@@ -284,8 +284,8 @@ def distance_of_parts(fast: FastDetector, model: Any, images: Sequence[Tensor]) 
         batch, sizes = stack(list(images), model.strides[-1])
         outputs: list[list[Tensor]] = []
         boxes: list[Tensor] = []
-        own_form: Any = fast.detector
-        for detector, dtype in ((model, batch.dtype), (own_form, fast.dtype)):
+        own: Any = fast.detector
+        for detector, dtype in ((model, batch.dtype), (own, fast.dtype)):
             maps = detector.features(batch.to(dtype))
             anchors = detector.rpn(maps)
             if not boxes:
