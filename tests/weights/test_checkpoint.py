@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from convnext import create_model, load
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 from convnext.tasks import DEFAULT
 from convnext.tasks.detection.model.config import DetectorConfig
+from convnext.tasks.segmentation.looks import inference_of
 from convnext.tasks.segmentation.model import UPerNetConfig
 from convnext.tasks.trained import task_of
 from convnext.weights import checkpoint
 from convnext.weights.checkpoint import Card, data_of, val_share_of
+from convnext.weights.open import pick_precision
 
 ADDRESS = "http://127.0.0.1:9/file.pth"
 MEAN, STD = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
@@ -51,6 +54,8 @@ def test_what_is_read_is_what_was_written(written: Card) -> None:
         ("classes", '"cat"'),
         ("classes", "[1, 2]"),
         ("recipe", "null"),
+        ("recipe", '{"segment":' * 2000 + "{}" + "}" * 2000),
+        ("changes", '{"depths": ' + "[" * 5000 + "]" * 5000 + "}"),
         ("metrics", "3"),
         ("category_ids", "[true]"),
         ("preprocessing", "[]"),
@@ -69,6 +74,14 @@ def test_a_wrong_preprocessing_says_what_is_wrong() -> None:
     metadata = card().to_metadata()
     metadata["preprocessing"] = metadata["preprocessing"].replace("0.9", "7")
     with pytest.raises(ValueError, match="crop_pct is 7"):
+        Card.from_metadata(metadata, "here")
+
+
+@pytest.mark.parametrize("mean", ["NaN", "Infinity", '"0.5"', "true"])
+def test_a_mean_is_a_number(mean: str) -> None:
+    metadata = card().to_metadata()
+    metadata["preprocessing"] = metadata["preprocessing"].replace("[0.5,", f"[{mean},")
+    with pytest.raises(ValueError, match=r"mean is .*, but must be a tuple of numbers"):
         Card.from_metadata(metadata, "here")
 
 
@@ -128,7 +141,16 @@ def test_the_settings_of_dense_networks_are_known() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    ["https://host/shards", "s3://bucket/x", "lists/shards.txt", "//host/share", "\\\\host\\share"],
+    [
+        *("https://host/shards", "s3://bucket/x", "lists/shards.txt"),
+        *(
+            "//host/share",
+            "\\\\host\\share",
+            "/\\host\\share",
+            "\\/host/share",
+            "\\\\?\\UNC\\host\\x",
+        ),
+    ],
 )
 def test_no_address_is_taken_from_a_run(data: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="URLs in a checkpoint are not used"):
@@ -144,6 +166,21 @@ def test_a_run_folder_names_its_data(tmp_path: Path) -> None:
     for recipe in ({"data": "/photos"}, {"data": ADDRESS}):
         with pytest.raises(ValueError, match="is not a run folder"):
             data_of(loose, card(recipe=recipe))
+
+
+@pytest.mark.parametrize("wrong", [[], 3, "x", True])
+def test_what_a_card_says_has_the_right_type(wrong: Any, tmp_path: Path) -> None:
+    read = [
+        (lambda c: data_of(tmp_path, c), {"data": wrong}),
+        (val_share_of, {"loader": wrong}),
+        (lambda c: pick_precision("auto", c, torch.device("cpu")), {"run": wrong}),
+        (lambda c: pick_precision("auto", c, torch.device("cpu")), {"run": {"precision": wrong}}),
+        (lambda c: inference_of(c.recipe), {"segment": wrong}),
+        (lambda c: inference_of(c.recipe), {"segment": {"mode": "slide", "window": [wrong]}}),
+    ]
+    for function, recipe in read[wrong == "x" :]:  # Any text may be a path.
+        with pytest.raises(ValueError, match="the model card has"):
+            function(card(recipe=recipe))
 
 
 @pytest.mark.parametrize(

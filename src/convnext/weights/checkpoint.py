@@ -89,7 +89,7 @@ class Card:
                 metrics=_mapping(metadata["metrics"]),
                 category_ids=_items(metadata.get("category_ids", "[]"), int),
             )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{where} has damaged metadata: {error!r}") from error
 
 
@@ -136,6 +136,21 @@ def _is_numbers(value: Any) -> bool:
     return value is None or isinstance(value, int | float)
 
 
+def setting_of(values: Mapping[str, Any], name: str, *kinds: type[T]) -> T | None:
+    """Return an entry of a card's recipe or metrics, such as `run.precision`; None without one.
+
+    Raises:
+        ValueError: If its type is not one of `kinds`.
+    """
+    section, _, leaf = name.rpartition(".")
+    inner = setting_of(values, section, dict) if section else values
+    value = None if inner is None else inner.get(leaf)
+    if value is None or type(value) in kinds:
+        return value
+    known = " or ".join(kind.__name__ for kind in kinds)
+    raise ValueError(f"the model card has {name}={value!r:.40}, but its type must be {known}")
+
+
 def data_of(source: str | Path, card: Card, advice: str = "give --data PATH") -> str:
     """Return the data set that a run was trained on.
 
@@ -149,21 +164,26 @@ def data_of(source: str | Path, card: Card, advice: str = "give --data PATH") ->
     Raises:
         ValueError: If the source is not a run folder, its data set is unknown, or that is a URL.
     """
-    data = card.recipe.get("data")
-    if not Path(source).is_dir() or not isinstance(data, str):
+    data = setting_of(card.recipe, "data", str)
+    if not Path(source).is_dir() or data is None:
         what = "does not say" if data is None else "is not a run folder, which could say"
         raise ValueError(f"{source} {what} what it was trained on; {advice}")
-    # A list of shards may contain URLs; two slashes at the beginning mean a host on Windows.
-    if "://" in data or data.endswith(".txt") or data.startswith(("//", "\\\\")):
+    # A list of shards may contain URLs.
+    if is_address(data) or data.endswith(".txt"):
         raise ValueError(
             f"{source} was trained on {data!r}, but URLs in a checkpoint are not used; {advice}"
         )
     return data
 
 
+def is_address(path: str) -> bool:
+    """Tell a URL, or a path of Windows that names a host or a device, from a local path."""
+    return "://" in path or path.replace("\\", "/").startswith("//")
+
+
 def val_share_of(card: Card) -> float:
     """Return the share that was held out in training, so that training images are not scored."""
-    share = card.recipe.get("loader", {}).get("val_share", 0.2)
+    share = (setting_of(card.recipe, "loader", dict) or {}).get("val_share", 0.2)
     return float(share) if isinstance(share, int | float) and 0 < share < 1 else 0.2
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convnext.hardware.devices import check_precision
-from convnext.weights.checkpoint import FORMAT, Card, find_checkpoint
+from convnext.hardware.devices import AMP_DTYPES, check_precision
+from convnext.weights.checkpoint import FORMAT, Card, find_checkpoint, setting_of
 from convnext.weights.files import read_header
 from convnext.weights.published import find_published
 from convnext.weights.sources import read_source
@@ -85,9 +85,15 @@ def names_of(source: str) -> list[str]:
 
 
 def pick_precision(precision: str, card: Card, device: torch.device) -> str:
-    """Return the requested precision, or for `auto` the precision of training."""
+    """Return the requested precision, or for `auto` the precision of training.
+
+    Raises:
+        ValueError: As `check_precision`, or if the card has no known precision.
+    """
     if precision != "auto":
         check_precision(precision, device)
         return precision
-    trained = str(card.recipe.get("run", {}).get("precision", "fp32"))
+    trained = setting_of(card.recipe, "run.precision", str) or "fp32"
+    if trained not in ("fp32", *AMP_DTYPES):
+        raise ValueError(f"the model card has the unknown precision {trained!r}; give --precision")
     return trained if trained != "fp16" or device.type == "cuda" else "fp32"

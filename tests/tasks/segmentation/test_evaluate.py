@@ -68,3 +68,32 @@ def test_the_data_of_training_is_known_by_any_path(
     for path in ("data", "more"):
         opened, pairs = open_split(path, "val", trained, "run")
         assert (len(opened.train), len(pairs)) == (2, 1), path
+
+
+def test_patterns_of_a_card_stay_in_the_data_folder(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "data", 2, 1)
+    (root / "own").mkdir()
+    shutil.move(root / "images", root / "own" / "left")
+    shutil.move(root / "annotations", tmp_path / "truth")
+    shutil.move(root / "classes.txt", root / "own")
+    left = "left/{split}/*.png"
+    for masks in ("../../truth/{split}/*.png", f"{tmp_path.as_posix()}/truth/{{split}}/*.png"):
+        trained = card(root / "own", images=left, masks=masks)
+        loose = tmp_path / "net.safetensors"
+        with pytest.raises(ValueError, match=r"net.safetensors was trained .*--segment.masks"):
+            open_split(str(root / "own"), "val", trained, str(loose))
+        assert len(open_split(None, "val", trained, str(tmp_path))[1]) == 1  # A run folder.
+
+
+@pytest.mark.parametrize("host", ["//host/x/*", "\\\\host\\x\\*", "/\\host/*", "file://host/*"])
+def test_no_pattern_of_a_card_names_a_host(host: str, tmp_path: Path) -> None:
+    trained = card(tmp_path, images=host, masks="masks/*")
+    with pytest.raises(ValueError, match="leads out of the data folder"):
+        open_split(None, "val", trained, str(tmp_path))
+
+
+def test_a_pattern_of_another_type_is_refused(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "data", 2, 1)
+    for name in ("images", "masks", "reduce_zero_label"):
+        with pytest.raises(ValueError, match=rf"the model card has segment.{name}=\[1\]"):
+            open_split(None, "val", card(root, **{name: [1]}), str(tmp_path))

@@ -19,6 +19,14 @@ def test_by_default_as_in_training() -> None:
     assert choose_inference(SLID, stride=100) == InferenceSettings(window=640, stride=100)
 
 
+@pytest.mark.parametrize(
+    "segment", [{}, {"window": 64, "stride": 90}, {"window": 0}, {"window": 1.5}, {"window": [9]}]
+)
+def test_an_impossible_window_on_a_card_is_refused(segment: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"window|stride"):
+        inference_of({"segment": {"mode": "slide", **segment}})
+
+
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (512, 341), (640, 426)])
 def test_the_stride_that_is_told_is_the_one_that_is_taken(window: int, stride: int) -> None:
     assert default_stride(window) == stride

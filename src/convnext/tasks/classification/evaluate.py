@@ -32,7 +32,14 @@ from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.published import imagenet_synsets
 from convnext.tasks.classification.recipe import ClassificationLoader
 from convnext.tasks.trained import Opened, build, opened
-from convnext.weights.checkpoint import Card, complete_steps, data_of, step_of, val_share_of
+from convnext.weights.checkpoint import (
+    Card,
+    complete_steps,
+    data_of,
+    setting_of,
+    step_of,
+    val_share_of,
+)
 from convnext.weights.files import read_file
 from convnext.weights.open import pick_precision
 
@@ -123,10 +130,10 @@ class EvaluationResult:
             f"on {e.num_images:,} images of {escape(self.data)}"
         )
         if self.last:
-            kind = _NAMES[str(self.card.metrics.get("weights", "model"))]
-            console.print(
-                f"These are {kind} of step {self.card.metrics.get('step', 0):,}, the best."
-            )
+            weights = setting_of(self.card.metrics, "weights", str) or "model"
+            step = setting_of(self.card.metrics, "step", int) or 0
+            kind = escape(_NAMES.get(weights, weights))
+            console.print(f"These are {kind} of step {step:,}, the best.")
         for variant in self.last:
             console.print(
                 f"top-1 {variant.top1:.2f} %  top-5 {variant.top5:.2f} %  "

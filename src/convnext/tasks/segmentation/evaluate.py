@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from rich.console import Console
@@ -27,7 +27,7 @@ from convnext.tasks.segmentation.looks import choose_inference, describe
 from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.scores import InferenceSettings
 from convnext.tasks.trained import Opened, opened
-from convnext.weights.checkpoint import Card, data_of, val_share_of
+from convnext.weights.checkpoint import Card, data_of, is_address, setting_of, val_share_of
 from convnext.weights.open import pick_precision
 
 
@@ -224,24 +224,45 @@ def open_split(
     no known layout, by the patterns of training.
 
     Raises:
-        ValueError: If there is no data, or the network does not know its classes.
+        ValueError: If there is no data, the network does not know its classes, or the card has
+            patterns that lead elsewhere.
     """
-    own = card.recipe.get("data")
+    own = setting_of(card.recipe, "data", str)
     path = data or data_of(source, card)
-    segment = card.recipe.get("segment", {})
-    same = own is not None and Path(path).resolve() == Path(own).resolve()
+    # On Windows, even looking up a path may contact the host that it names.
+    is_local = own is not None and not is_address(own)
+    same = is_local and Path(path).resolve() == Path(str(own)).resolve()
     like_own = same or not is_segmentation(Path(path))
+    reduced = setting_of(card.recipe, "segment.reduce_zero_label", bool, str) if like_own else None
     opened = open_dataset(
         str(path),
         val_share=val_share_of(card),
-        images=segment.get("images", "") if like_own else "",
-        masks=segment.get("masks", "") if like_own else "",
-        reduce_zero_label=segment.get("reduce_zero_label", "auto") if like_own else "auto",
+        images=_pattern_of(card, "images", source) if like_own else "",
+        masks=_pattern_of(card, "masks", source) if like_own else "",
+        reduce_zero_label=reduced if isinstance(reduced, bool) else "auto",
     )
     pairs = opened.val if split == "val" else opened.train
     if own is None and len(opened.classes) == len(card.classes):
         return opened, pairs  # The names of a bare file are a guess.
     return opened, relabel(pairs, opened.classes, card.classes)
+
+
+def _pattern_of(card: Card, name: str, source: str) -> str:
+    """Return a pattern of training; only that of a run folder may lead out of the data folder.
+
+    Raises:
+        ValueError: If it does, or names a host.
+    """
+    pattern = setting_of(card.recipe, f"segment.{name}", str) or ""
+    parts = PureWindowsPath(pattern)  # It knows the separators of every system.
+    leads_out = bool(parts.anchor) or ".." in parts.parts
+    if is_address(pattern) or (leads_out and not Path(source).is_dir()):
+        raise ValueError(
+            f"{source} was trained with --segment.{name} {pattern!r}, which leads out of the data "
+            "folder; a checkpoint must not do that: move the files into the folder, or give the "
+            "run folder instead of the file"
+        )
+    return pattern
 
 
 def relabel(pairs: Pairs, classes: Sequence[str], wanted: Sequence[str]) -> Pairs:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convnext.data.preprocessing import MAX_SIDE
 from convnext.data.tensors import normalize_batch, to_batch
 from convnext.deploy.export import ExportSpec
 from convnext.deploy.fold import fold
@@ -33,7 +34,7 @@ from convnext.tasks.segmentation.heads import FusionConv, PooledConv, UPerHead
 from convnext.tasks.segmentation.inference import segment_labels
 from convnext.tasks.segmentation.looks import inference_of
 from convnext.tasks.segmentation.metric import class_iou, count_confusion
-from convnext.weights.checkpoint import Card
+from convnext.weights.checkpoint import Card, setting_of
 
 LEAST_ANY, MOST_ANY = 64, 16384
 """Sides of images of any size. The min is two positions of the coarsest map, since torch's exporter
@@ -127,11 +128,17 @@ def check_settings(settings: ExportSettings) -> None:
 
 
 def example_size(card: Card, settings: ExportSettings) -> tuple[int, int]:
-    """Return the height and width of a file's images, or one example of a dynamic size."""
+    """Return the height and width of a file's images, or one example of a dynamic size.
+
+    Raises:
+        ValueError: If it is not given, and the card has an impossible one.
+    """
     if isinstance(settings.size, tuple):
         return settings.size
-    crop = card.recipe.get("segment", {}).get("crop")
-    side = int(crop or card.preprocessing.image_size or 512)
+    crop = setting_of(card.recipe, "segment.crop", int)
+    side = crop or card.preprocessing.image_size or 512
+    if not 0 < side <= MAX_SIDE:
+        raise ValueError(f"the model card has segment.crop={side:,}; give --size")
     # Avoid special cases: the sides differ and are not multiples of a stride.
     return (side + 37, side + 91) if settings.size == "any" else (side, side)
 

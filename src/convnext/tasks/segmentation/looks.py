@@ -7,17 +7,24 @@ from dataclasses import replace
 from typing import Any
 
 from convnext.tasks.segmentation.scores import InferenceSettings, default_stride
+from convnext.weights.checkpoint import setting_of
 
 # Scales of multi-scale testing (paper, Table 7).
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 def inference_of(recipe: Mapping[str, Any]) -> InferenceSettings:
-    """Return how the network read images when it was trained, by the recipe on its card."""
-    known = recipe.get("segment", {})
-    if known.get("mode") != "slide":
+    """Return how the network read images when it was trained, by the recipe on its card.
+
+    Raises:
+        ValueError: If the card has an impossible window.
+    """
+    if setting_of(recipe, "segment.mode", str) != "slide":
         return InferenceSettings()
-    return InferenceSettings(window=known["window"], stride=known["stride"])
+    window, stride = (setting_of(recipe, f"segment.{name}", int) for name in ("window", "stride"))
+    if window is None:
+        raise ValueError("the model card has a sliding window without a size; give --window")
+    return InferenceSettings(window=window, stride=stride)
 
 
 def choose_inference(

@@ -38,7 +38,7 @@ from convnext.tasks.classification.robustness.measure import (
 from convnext.tasks.classification.robustness.paper import SOURCE, paper_figures
 from convnext.tasks.classification.robustness.score import Summary, summarize
 from convnext.tasks.trained import open_model
-from convnext.weights.checkpoint import Card, data_of
+from convnext.weights.checkpoint import Card, data_of, setting_of
 from convnext.weights.files import digest
 from convnext.weights.open import pick_precision
 from convnext.weights.published import find_published
@@ -269,8 +269,9 @@ def _result(
         clean, clean_from = measured.top1, "measured"
     elif found is not None and found.synsets is None:
         # The 200 classes of ImageNet-A and -R have no accuracy that is known beforehand.
-        if card.metrics.get("top1") is not None:
-            clean, clean_from = float(card.metrics["top1"]), "the checkpoint"
+        top1 = setting_of(card.metrics, "top1", float, int)
+        if top1 is not None:
+            clean, clean_from = float(top1), "the checkpoint"
         elif published is not None and published.top1 is not None:
             clean, clean_from = published.top1, "published"
     scores = [score for (name, _), score in state.scores.items() if name != "clean"]
