@@ -11,10 +11,11 @@ import pytest
 
 from convnext.weights.files import read_file
 
-# Settings of a training of seconds.
+# Settings of a training of seconds. Batch norm would see other batches on two devices.
 SHORT = """dict(
     data="digits", model="convnext_atto", schedule={"steps": 2}, device="cpu", precision="fp32",
-    network={"changes": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}}, progress=False,
+    network={"norm": "layer", "changes": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
+    progress=False,
 )"""
 
 

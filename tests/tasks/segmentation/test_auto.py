@@ -101,7 +101,9 @@ def test_what_means_nothing_is_refused(name: str) -> None:
 def test_one_class_alone_is_warned_of() -> None:
     facts = replace(FACTS, num_classes=1)
     recipe, _ = resolve(SEGMENT, facts, CPU)
-    assert any("class of its own, such as background" in line for line in warnings(recipe, facts))
+    assert any(
+        "with a single class every prediction is right" in line for line in warnings(recipe, facts)
+    )
 
 
 def test_balanced_weights_keep_the_size_of_the_loss() -> None:
