@@ -16,7 +16,7 @@ from rich.console import Console
 import convnext
 from convnext.benchmarking import measure as module
 from convnext.benchmarking import worker
-from convnext.benchmarking.measure import BenchmarkResult, benchmark, task_of_name, timm_name
+from convnext.benchmarking.measure import BenchmarkResult, benchmark, timm_name
 from convnext.benchmarking.show import draw, print_result, write_result
 from convnext.cli import main
 from convnext.hardware.peak_rates import Limits, copy_limit
@@ -67,18 +67,18 @@ def test_a_copy_is_timed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "task", "peer"),
+    ("name", "size", "peer"),
     [
-        ("convnext_isotropic_small", "classify", ""),
-        ("convnext_tiny", "classify", "convnext_tiny"),
-        ("mask_rcnn_convnext_tiny", "detect", ""),
-        ("roadmap/resnet50/kernel_7", "classify", ""),
-        ("timm/resnet50", "classify", "resnet50"),
-        ("upernet_convnext_tiny", "segment", ""),
+        ("convnext_isotropic_small", (224, 224), ""),
+        ("convnext_tiny", (224, 224), "convnext_tiny"),
+        ("mask_rcnn_convnext_tiny", (800, 1280), ""),
+        ("roadmap/resnet50/kernel_7", (224, 224), ""),
+        ("timm/resnet50", (224, 224), "resnet50"),
+        ("upernet_convnext_tiny", (512, 512), ""),
     ],
 )
-def test_names_say_what_is_measured(name: str, task: str, peer: str) -> None:
-    assert task_of_name(name) == task
+def test_names_say_what_is_measured(name: str, size: tuple[int, int], peer: str) -> None:
+    assert module.input_size_of(name) == size
     assert timm_name(name) == peer
 
 
@@ -191,7 +191,7 @@ def test_failures_are_valid_json(result: BenchmarkResult) -> None:
 
 def _request(**changes: Any) -> dict[str, Any]:
     return {
-        "model": "convnext_atto", "kind": "eager", "task": "classify", "batch": 2, "device": "cpu",
+        "model": "convnext_atto", "kind": "eager", "batch": 2, "device": "cpu",
         "threads": 1, "in_chans": 3, "size": [32, 32], "precision": "fp32",
     } | changes  # fmt: skip
 
@@ -253,9 +253,26 @@ def test_a_form_that_was_searched_for_is_measured_in_a_process_of_its_own(
     assert [number for number, _ in asked] == [1, 2, 2]
 
 
+@pytest.mark.parametrize("found", [False, True])
+@pytest.mark.parametrize("name", ["convnext_atto", "mask_rcnn_convnext_atto"])
+def test_a_worker_calls_every_network_as_it_is_called(name: str, found: bool) -> None:
+    form = {"engine": "eager", "pointwise": "chunked"}
+    more = {"kind": "best", "found": form} if found else {"kind": "eager"}
+    run, told = worker.build(_request(model=name, size=[64, 96], **more), lambda _: None)
+    outputs = run()
+    assert len(outputs) == 2
+    assert ("build_seconds" in told) == found
+    assert isinstance(outputs, list) == name.startswith("mask_rcnn_")
+
+
+def test_a_worker_has_no_int8_of_a_network_that_follows_its_data() -> None:
+    with pytest.raises(ValueError, match="no form in int8"):
+        worker.build(_request(model="mask_rcnn_convnext_atto", kind="int8"), lambda _: None)
+
+
 @torch.inference_mode()
 def test_fresh_networks_do_what_trained_ones_have_to() -> None:
-    detector = worker._network(_request(model="mask_rcnn_convnext_atto", task="detect")).eval()
+    detector = worker._network(_request(model="mask_rcnn_convnext_atto")).eval()
     (found,) = detector([torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(0))])
     assert len(found["masks"]) > 10
     for kind in ("eager", "timm"):

@@ -11,7 +11,7 @@ from convnext.deploy import fast as module
 from convnext.deploy.backends import PLAIN, Backend
 from convnext.deploy.fast import Fast, choose, seconds_left
 from convnext.deploy.layers import ChunkedBlock
-from convnext.deploy.optimize import Known, Optimized, distance
+from convnext.deploy.optimize import Known, NetworkTuner, Optimized, distance
 from convnext.hardware.devices import autocast
 
 CPU = torch.device("cpu")
@@ -64,10 +64,11 @@ def test_a_job_of_minutes_is_folded_and_one_of_hours_searched(
     monkeypatch.setattr(module, "known_backend", lambda *_: None)
     best = Backend(pointwise="conv")
 
-    def find(model: nn.Module, example: Tensor, **options: object) -> Optimized:
+    def find(tuner: NetworkTuner, example: Tensor, **options: object) -> Optimized:
+        model = tuner.model
         return Optimized(model, example, best, lambda images: model(images), ratio=1.0)
 
-    monkeypatch.setattr(module, "optimize", find)
+    monkeypatch.setattr(NetworkTuner, "find", find)
     model, images = _model(), _images()
     expected = model(images)
     lines: list[str] = []
@@ -129,7 +130,7 @@ def test_a_known_form_that_is_wrong_now_is_no_reason_to_search(
     monkeypatch.setattr(module, "seconds_left", lambda *_: 100.0)
     wrong = Backend(engine="onnxruntime", pointwise="dense")  # type: ignore[arg-type]
     monkeypatch.setattr(module, "known_backend", lambda *_: Known(wrong, 3.0, 1.0))
-    monkeypatch.setattr(module, "optimize", lambda *_, **__: pytest.fail("a search"))
+    monkeypatch.setattr(NetworkTuner, "find", lambda *_, **__: pytest.fail("a search"))
     model, images, lines = _model(), _images(), list[str]()
     expected = model(images)
     network = _fast(model, lines)
@@ -153,7 +154,7 @@ def test_a_network_that_is_fastest_as_trained_stays_so(monkeypatch: pytest.Monke
 def test_images_of_changing_sizes_are_no_job_for_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter([None, 10_000.0])
     monkeypatch.setattr(module, "seconds_left", lambda *_: next(left))
-    monkeypatch.setattr(module, "optimize", lambda *_, **__: pytest.fail("a search"))
+    monkeypatch.setattr(NetworkTuner, "find", lambda *_, **__: pytest.fail("a search"))
     network = _fast(_model(), [])
     for images in (_images(), _images()[..., :32]):
         network(images)
@@ -167,11 +168,12 @@ def test_a_search_is_on_as_many_images_as_come_at_a_time(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "known_backend", lambda *_: None)
     shapes = []
 
-    def find(model: nn.Module, example: Tensor, **options: object) -> Optimized:
+    def find(tuner: NetworkTuner, example: Tensor, **options: object) -> Optimized:
+        model = tuner.model
         shapes.append(tuple(example.shape))
         return Optimized(model, example, PLAIN, lambda images: model(images), ratio=1.0)
 
-    monkeypatch.setattr(module, "optimize", find)
+    monkeypatch.setattr(NetworkTuner, "find", find)
     network = _fast(_model(), [])
     full = torch.cat([_images()] * 5)
     for images in (full, full[:3]):  # Seven of the second batch could not be read.

@@ -18,13 +18,11 @@ import numpy as np
 from convnext.hardware.devices import cpu_threads, environment, pick_device
 from convnext.hardware.peak_rates import Limits, has_fast_bf16, measure_limits
 from convnext.models.flops import Demand, demand, in_chans
-from convnext.tasks.factory import create_model, task_of_name
+from convnext.tasks.factory import create_model, input_size_of
 
 ROUNDS = 7
 # Single images whose times give the percentiles of latency.
 NUM_LATENCIES = 50
-# Height and width of the images where none is given, as the papers measure.
-SIZES = {"classify": (224, 224), "segment": (512, 512), "detect": (800, 1280)}
 KINDS = {"timm": "timm, eager", "eager": "eager", "best": "best form", "int8": "int8"}
 USUAL = ("timm", "eager", "best")
 # What libraries print, from their import on, goes where errors go, and not between the answers.
@@ -143,14 +141,13 @@ def benchmark(
         note(f"this machine: {tell_limits(limits)}")
         results = []
         for plan in plans:
-            name, task, shape, wanted = plan.name, plan.task, plan.size, plan.demand
+            name, shape, wanted = plan.name, plan.size, plan.demand
             timings: list[Timing] = []
             searches: dict[int, list[dict[str, Any]]] = {}
             for batch in batches:
                 request = {
                     "model": name,
                     "timm": timm_name(name),
-                    "task": task,
                     "in_chans": plan.in_chans,
                     "size": list(shape),
                     "batch": batch,
@@ -187,7 +184,6 @@ class _Plan:
     """What is to be measured of a network."""
 
     name: str
-    task: str
     size: tuple[int, int]
     in_chans: int
     demand: Demand
@@ -198,20 +194,17 @@ def _plan(name: str, size: tuple[int, int] | None, kinds: Sequence[str]) -> _Pla
     own = tuple(k for k in kinds if k != "timm" or timm_name(name))
     if not own:
         raise ValueError(f"timm has no form of {name}; measure one of {', '.join(KINDS)} beside it")
-    task = task_of_name(name)
-    shape = size or SIZES[task]
+    usual = input_size_of(name)
+    shape = size or usual
     model = create_model(name)
     try:
         wanted = demand(model, shape)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{name} takes no images of {shape[0]} x {shape[1]}; try --size {SIZES[task][0]} "
-            f"({reason})"
+            f"{name} takes no images of {shape[0]} x {shape[1]}; try --size {usual[0]} ({reason})"
         ) from error
-    return _Plan(
-        name=name, task=task, size=shape, in_chans=in_chans(model), demand=wanted, kinds=own
-    )
+    return _Plan(name=name, size=shape, in_chans=in_chans(model), demand=wanted, kinds=own)
 
 
 def tell_limits(limits: Limits) -> str:

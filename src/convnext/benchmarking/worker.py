@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from convnext.deploy.backends import Backend
 from convnext.deploy.build import build as build_backend
-from convnext.deploy.optimize import optimize
+from convnext.deploy.optimize import Tunable, optimize, tuner_of
 from convnext.hardware.devices import autocast, wait_for
 from convnext.hardware.system import keep_freed_memory
 from convnext.hardware.timer import samples, timed
-from convnext.tasks.detection.export.backend import FastDetector
 from convnext.tasks.factory import create_model
 from convnext.training.measure import peak_memory_gb
 
@@ -48,27 +47,23 @@ def build(
         torch.set_num_threads(request["threads"])
     torch.manual_seed(0)
     model = _network(request).eval().to(device)
-    images = torch.randn(request["batch"], request["in_chans"], *request["size"], device=device)
+    batch = torch.randn(request["batch"], request["in_chans"], *request["size"], device=device)
+    images: Any = list(batch) if isinstance(model, Tunable) else batch
     if request["kind"] not in ("best", "int8"):
         told = {"precision": request["precision"]}
         return _as_trained(model, images, request["precision"], device), told
     keep_freed_memory()  # As `convnext predict` does.
     if request["kind"] == "int8":
-        if request["task"] == "detect":
-            raise ValueError("a detector has no form in int8 here")
+        if isinstance(model, Tunable):
+            raise ValueError("this network has no form in int8 here")
         backend = Backend(engine="openvino", pointwise="conv", precision="int8")
-        quantized = build_backend(backend, model, images, [torch.randn_like(images)])
-        return lambda: quantized(images), {"form": "openvino int8", "precision": "int8"}
-    if "found" in request and request["task"] == "detect":
-        backend = Backend(**request["found"])
-        fast, seconds = timed(lambda: FastDetector(model, backend, inplace=True))
-        return _detecting(fast, images), {"build_seconds": seconds}
+        quantized = build_backend(backend, model, batch, [torch.randn_like(batch)])
+        return lambda: quantized(batch), {"form": "openvino int8", "precision": "int8"}
     if "found" in request:
-        runner, seconds = timed(lambda: build_backend(Backend(**request["found"]), model, images))
-        return lambda: runner(images), {"build_seconds": seconds}
-    best, seconds = timed(
-        lambda: optimize(model, images, precision=request["precision"], note=note)
-    )
+        backend = Backend(**request["found"])
+        fast, seconds = timed(lambda: tuner_of(model).build(backend, images, inplace=True))
+        return _inferring(fast, images), {"build_seconds": seconds}
+    best, seconds = timed(lambda: optimize(model, batch, precision=request["precision"], note=note))
     found = {
         "form": str(best.form),
         "precision": best.form.precision,
@@ -76,7 +71,7 @@ def build(
         "search": [asdict(m) for m in best.measured],
         "build_seconds": seconds,
     }
-    return _detecting(best, images) if request["task"] == "detect" else lambda: best(images), found
+    return _inferring(best, images), found
 
 
 def _network(request: dict[str, Any]) -> nn.Module:
@@ -96,26 +91,25 @@ def _network(request: dict[str, Any]) -> nn.Module:
 
 
 def _as_trained(
-    model: nn.Module, images: Tensor, precision: str, device: torch.device
+    model: nn.Module, images: Any, precision: str, device: torch.device
 ) -> Callable[[], Any]:
     if device.type == "cuda":  # On a GPU it is what most people run.
         model = model.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
-    given: Any = images if not hasattr(model, "rpn") else list(images)
+        if isinstance(images, Tensor):
+            images = images.contiguous(memory_format=torch.channels_last)
+    infer = _inferring(model, images)
 
     def run() -> Any:
-        with torch.inference_mode(), autocast(device, precision):
-            return model(given)
+        with autocast(device, precision):
+            return infer()
 
     return run
 
 
-def _detecting(detector: nn.Module, images: Tensor) -> Callable[[], Any]:
-    given = list(images)
-
+def _inferring(network: nn.Module, images: Any) -> Callable[[], Any]:
     def run() -> Any:
         with torch.inference_mode():
-            return detector(given)
+            return network(images)
 
     return run
 

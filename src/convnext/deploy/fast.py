@@ -8,7 +8,7 @@ build; for one that outlasts a search by far, or a form that was found before, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -16,24 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from convnext.deploy.backends import Backend
-from convnext.deploy.fold import fold
-from convnext.deploy.optimize import (
-    Known,
-    Tunable,
-    TunedNetwork,
-    Tuner,
-    build_known,
-    cache_key,
-    eager_backend,
-    known_backend,
-    optimize,
-)
+from convnext.deploy.optimize import Known, Tunable, known_backend, tuner_of
 from convnext.deploy.runtimes import Exported
 from convnext.hardware.system import keep_freed_memory
 from convnext.hardware.timer import timed
 from convnext.hardware.tuner import BUDGET_S
 from convnext.hardware.tuning_cache import cache_file
-from convnext.kernels.winograd import with_winograd
 
 # Work ahead, in seconds as trained, from which the network changes its form.
 WORTH_FOLDING_S = 10.0
@@ -90,9 +78,8 @@ class Fast(nn.Module):
         self._uncounted = 0
         self._sizes: set[tuple[int, ...]] = set()
         self._most = 0
-        self._tuner = model.tuner() if isinstance(model, Tunable) else None
-        # A file is in its form already.
         self._keep = keep
+        # A file is in its form already.
         is_file = isinstance(getattr(model, "exported", None), Exported)
         self._decided = not enabled or is_file
         if device.type == "cpu":
@@ -120,17 +107,13 @@ class Fast(nn.Module):
     def _decide(self, images: Any) -> None:
         if not self._warm and self._done:
             self._warm, self._uncounted, self._seconds = True, self._done, 0.0
-        tuner = self._tuner
-        example = self._example(images) if tuner is None else None
+        tuner = tuner_of(self._model)
+        example = images if isinstance(self._model, Tunable) else self._example(images)
         skipped = self._uncounted
         left = seconds_left(self._seconds, self._done - skipped, self._num_images - skipped)
         known: Known | None = None
-        if left is not None and left >= WORTH_FOLDING_S:
-            if tuner is not None:
-                known = known_backend(cache_file(), tuner.key(self._device, self._precision))
-            elif example is not None:
-                key = cache_key(self._model, example, self._precision)
-                known = known_backend(cache_file(), key)
+        if left is not None and left >= WORTH_FOLDING_S and example is not None:
+            known = known_backend(cache_file(), tuner.key(example, self._precision))
         if known is not None and not known.form.folded:
             self._decided = True  # As it was trained it is the fastest.
             return
@@ -140,44 +123,22 @@ class Fast(nn.Module):
             gain=gain,
             build_seconds=0.0 if known is None else known.build_seconds,
             is_known=known is not None,
-            can_search=tuner is not None or example is not None,
+            can_search=example is not None,
         )
         if choice == "wait":
             return
         self._decided = True
-        if tuner is not None:
-            self._tune(tuner, choice, known, images)
-        elif choice == "fold":
-            self._fold()
-        elif choice == "known":
-            assert example is not None
-            assert known is not None
-            before = build_known(known, self._model, example, note=self._note)
-            if before is None:  # There may be no time for a search.
-                self._fold()
-            else:
-                self._model, self.form = before, before.form
-        elif choice == "search":
-            assert example is not None
-            self._note(SEARCHING)
-            best = optimize(self._model, example, precision=self._precision, note=self._note)
-            self._model, self.form = best, best.form
-
-    def _tune(
-        self, tuner: Tuner, choice: Choice, known: Known | None, images: Sequence[Tensor]
-    ) -> None:
         if choice == "stay":
             return
-        tuned: TunedNetwork | None = None
+        tuned = None
         if choice == "known" and known is not None:
-            tuned = tuner.known(known, images, note=self._note)
+            tuned = tuner.known(known, example, note=self._note)
         elif choice == "search":
             self._note(SEARCHING)
-            tuned = tuner.search(images, precision=self._precision, note=self._note)
+            tuned = tuner.find(example, precision=self._precision, note=self._note)
         if tuned is None:  # There may be no time for a search.
             tuned = tuner.first(self._device, self._precision, inplace=not self._keep)
         self._model, self.form = tuned, tuned.form
-        self._tuner = None  # It holds the network as it was trained.
 
     def _example(self, images: Any) -> Tensor | None:
         """Return what to measure on, as many images as come at a time; None if sizes change."""
@@ -190,14 +151,6 @@ class Fast(nn.Module):
         num = min(self._most, NUM_EXAMPLES) if self._device.type == "cpu" else self._most
         # Unreadable images are missing from this batch, not from the next.
         return images[torch.arange(num, device=images.device) % len(images)]
-
-    def _fold(self) -> None:
-        backend = eager_backend(self._device, self._precision, self._model)
-        folded = fold(self._model, form=backend.pointwise, inplace=not self._keep)
-        if backend.dense == "winograd":
-            folded = with_winograd(folded)
-        self._model = folded.to(memory_format=torch.channels_last)
-        self.form = backend
 
 
 def seconds_left(seconds: float, done: int, total: int) -> float | None:

@@ -1,4 +1,4 @@
-"""`optimize`: the fastest form of a network that is correct here, found by measuring.
+"""`optimize`: the fastest backend of a network that is correct here, found by measuring.
 
 Every candidate is built, compared with the network as it was trained, and timed in turn with the
 best one so far; speed counts only where the outputs agree. The verdict is remembered by machine,
@@ -8,6 +8,7 @@ network and shape, so that the next process builds the winner alone.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 
 from convnext.deploy.backends import PLAIN, Backend, candidates
 from convnext.deploy.build import Runner, build
+from convnext.deploy.fold import fold
 from convnext.hardware.devices import AMP_DTYPES
 from convnext.hardware.system import keep_freed_memory
 from convnext.hardware.timer import medians
 from convnext.hardware.tuner import BUDGET_S, NUM_TIMED, Candidate, Parity, Trial, first_line, tune
 from convnext.hardware.tuning_cache import TuningCache, cache_file, key_of
-from convnext.kernels.winograd import has_any
+from convnext.kernels.winograd import has_any, with_winograd
 
 # Turns of slow batches end here, so that several forms are seen within the budget.
 TIMED_S = 6.0
@@ -63,47 +65,100 @@ class Measured:
         )
 
 
-class Tuner(Protocol):
-    """How a network that follows its data, such as a detector, finds its fastest form.
+class Tuner(ABC):
+    """Finds the fastest backend of a network.
 
-    Networks come back with a `form`, and after a search with `measured`. `images` are (C, H, W).
+    `images` are what the network is called with: a batch (N, C, H, W), or a list of images (C, H,
+    W) for a network that takes those.
     """
 
-    def key(self, device: torch.device, precision: str) -> str:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @abstractmethod
+    def key(self, images: Any, precision: str) -> str:
         """Return the name of a verdict in the cache."""
-        ...
 
+    @abstractmethod
     def first(self, device: torch.device, precision: str, *, inplace: bool) -> TunedNetwork:
-        """Return the network in the form that is taken without a search, or with `inplace` turn it
-        into that.
+        """Return the network on the backend that needs no search, or turn the network into that."""
+
+    @abstractmethod
+    def build(self, backend: Backend, images: Any, *, inplace: bool = False) -> TunedNetwork:
+        """Return the network on a backend; with `inplace` the given network may be changed.
+
+        Raises:
+            Exception: Whatever an engine raises that cannot build this network here.
         """
-        ...
 
-    def known(
-        self, known: Known, images: Sequence[Tensor], *, note: Callable[[str], None]
-    ) -> TunedNetwork | None:
-        """Return the network in the form that was found before; None if that is wrong now."""
-        ...
+    @abstractmethod
+    def failure(self, built: TunedNetwork, images: Any) -> str:
+        """Return what is wrong with a network on a backend found before; "" for nothing."""
 
+    @abstractmethod
     def search(
         self,
-        images: Sequence[Tensor],
+        images: Any,
         *,
         precision: str,
         budget_s: float = BUDGET_S,
-        cache: Path | None = None,
-        note: Callable[[str], None],
+        note: Callable[[str], None] = lambda _: None,
     ) -> TunedNetwork:
-        """Return the network in its fastest correct form.
+        """Measure the forms of the network, and return the best one that is correct.
 
         Raises:
-            ValueError: If it has no form of this precision.
+            ValueError: If there is no backend of this precision.
         """
-        ...
+
+    @torch.no_grad()
+    def known(
+        self, known: Known, images: Any, *, note: Callable[[str], None]
+    ) -> TunedNetwork | None:
+        """Return the network on a backend that was found before; None if that fails or is wrong.
+
+        It may have been found with other weights, as by `convnext benchmark`.
+        """
+        try:
+            built = self.build(known.form, images)
+            failure = self.failure(built, images)
+        except Exception as error:  # Any engine may have changed since.
+            failure = first_line(error)
+        if failure:
+            note(f"{known.form} was the fastest before, but is not right now: {failure}")
+            return None
+        note(f"{known.form}, found before on this machine")
+        built.ratio = known.ratio
+        return built
+
+    def find(
+        self,
+        images: Any,
+        *,
+        precision: str = "auto",
+        budget_s: float = BUDGET_S,
+        cache: Path | None = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> TunedNetwork:
+        """Return the network in its fastest correct backend, which the cache keeps.
+
+        Raises:
+            ValueError: If there is no backend of this precision.
+        """
+        cache = cache or cache_file()
+        key = self.key(images, precision)
+        known = known_backend(cache, key)
+        best = None if known is None else self.known(known, images, note=note)
+        if best is not None:
+            return best
+        found = self.search(images, precision=precision, budget_s=budget_s, note=note)
+        if len(found.measured) > 1:  # Else the budget was over before anything was tried.
+            seconds = next(m.build_seconds for m in found.measured if m.form == found.form)
+            TuningCache(cache).store(key, asdict(Known(found.form, found.ratio, seconds)))
+        return found
 
 
 class TunedNetwork(nn.Module):
-    """A network in a form."""
+    """A network on a backend, called like the network."""
 
     form: Backend
     ratio: float
@@ -114,11 +169,16 @@ class TunedNetwork(nn.Module):
 
 @runtime_checkable
 class Tunable(Protocol):
-    """A network with a tuner of its own."""
+    """A network with a tuner of its own, which is called with a list of images (C, H, W)."""
 
     def tuner(self) -> Tuner:
         """Return what finds its fastest form."""
         ...
+
+
+def tuner_of(model: nn.Module, calibration: Sequence[Tensor] = ()) -> Tuner:
+    """Return what finds the fastest backend of a network."""
+    return model.tuner() if isinstance(model, Tunable) else NetworkTuner(model, calibration)
 
 
 class Optimized(TunedNetwork):
@@ -189,6 +249,70 @@ def eager_backend(device: torch.device, precision: str, model: nn.Module) -> Bac
     return Backend(pointwise=pointwise, precision=precision, dense=dense)  # type: ignore[arg-type]
 
 
+class Folded(TunedNetwork):
+    """A folded network, which runs in the precision of its caller and takes any shape."""
+
+    ratio = 1.0
+    measured = ()
+
+    def __init__(self, model: nn.Module, backend: Backend, *, inplace: bool) -> None:
+        super().__init__()
+        self.form = backend
+        folded = fold(model, form=backend.pointwise, inplace=inplace)
+        if backend.dense == "winograd":
+            folded = with_winograd(folded)
+        self._model = folded.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor, **options: Any) -> Any:
+        """As the network's."""
+        return self._model(images, **options)
+
+
+class NetworkTuner(Tuner):
+    """Finds the fastest backend of a network that maps a batch of images to one tensor."""
+
+    def __init__(self, model: nn.Module, calibration: Sequence[Tensor] = ()) -> None:
+        super().__init__(model)
+        self.calibration = calibration
+
+    def key(self, images: Tensor, precision: str) -> str:
+        """Return the name of a verdict in the cache."""
+        return cache_key(self.model, images, precision)
+
+    def first(self, device: torch.device, precision: str, *, inplace: bool) -> Folded:
+        """Return the folded network, in the precision of its caller."""
+        return Folded(self.model, eager_backend(device, precision, self.model), inplace=inplace)
+
+    def build(self, backend: Backend, images: Tensor, *, inplace: bool = False) -> Optimized:
+        """Return the network on a backend, for batches like `images`."""
+        runner = build(backend, self.model, images, self.calibration)
+        return Optimized(self.model, images, backend, runner, ratio=1.0)
+
+    def failure(self, built: TunedNetwork, images: Tensor) -> str:
+        """Return how far the outputs are from the network's, if that is too far."""
+        few = images[:NUM_COMPARED]
+        difference = distance(built(images)[: len(few)], build(PLAIN, self.model, few)(few))
+        right = difference <= MOST[built.form.precision]  # NaN is not right.
+        return "" if right else f"outputs differ by {difference:.1e}"
+
+    def search(
+        self,
+        images: Tensor,
+        *,
+        precision: str,
+        budget_s: float = BUDGET_S,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> Optimized:
+        """Measure the forms of the network, and return the best one that is correct."""
+        return search(
+            *(self.model, images),
+            precision=precision,
+            calibration=self.calibration,
+            budget_s=budget_s,
+            note=note,
+        )
+
+
 @torch.no_grad()
 def optimize(
     model: nn.Module,
@@ -235,53 +359,9 @@ def optimize(
         raise ValueError("int8 needs `calibration`: batches of images from the data it will see")
     if example.device.type == "cpu":
         keep_freed_memory()
-    model = model.eval()
-    if isinstance(model, Tunable):
-        images = list(example)
-        return model.tuner().search(
-            images, precision=precision, budget_s=budget_s, cache=cache, note=note
-        )
-    cache = cache or cache_file()
-    key = cache_key(model, example, precision)
-    known = known_backend(cache, key)
-    given = calibration or ()
-    best = None
-    if known is not None:
-        best = build_known(known, model, example, calibration=given, note=note)
-    if best is not None:
-        return best
-    found = search(
-        model, example, precision=precision, calibration=given, budget_s=budget_s, note=note
-    )
-    if len(found.measured) > 1:  # Else the budget was over before anything was tried.
-        TuningCache(cache).store(key, asdict(Known(found.form, found.ratio, _build_seconds(found))))
-    return found
-
-
-@torch.no_grad()
-def build_known(
-    known: Known,
-    model: nn.Module,
-    example: Tensor,
-    *,
-    calibration: Sequence[Tensor] = (),
-    note: Callable[[str], None],
-) -> Optimized | None:
-    """Return a network in the form that was found before; None if it does not run or is wrong.
-
-    It may have been found with other weights, as by `convnext benchmark`.
-    """
-    few = example[:NUM_COMPARED]
-    try:
-        runner = build(known.form, model, example, calibration)
-        difference = distance(runner(example)[: len(few)], build(PLAIN, model, few)(few))
-        if not difference <= MOST[known.form.precision]:
-            raise ArithmeticError(f"outputs differ by {difference:.1e}")
-    except Exception as error:  # Any engine may have changed since.
-        note(f"{known.form} was the fastest before, but is not right now: {first_line(error)}")
-        return None
-    note(f"{known.form}, found before on this machine")
-    return Optimized(model, example, known.form, runner, ratio=known.ratio)
+    tuner = tuner_of(model.eval(), calibration or ())
+    images = list(example) if isinstance(model, Tunable) else example
+    return tuner.find(images, precision=precision, budget_s=budget_s, cache=cache, note=note)
 
 
 @dataclass(frozen=True)
@@ -373,7 +453,3 @@ def interleaved(
     """
     calls = [partial(run, example) for run in runs]
     return medians(calls, example.device, rounds=num, max_seconds=TIMED_S, hopeless=hopeless)
-
-
-def _build_seconds(found: Optimized) -> float:
-    return next(m.build_seconds for m in found.measured if m.form == found.form)

@@ -33,7 +33,7 @@ from convnext.recipes.recipe import to_dict
 from convnext.recipes.resolve import Choice, ResolveContext, context_of, print_choices
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.results import Scores
-from convnext.tasks.factory import create_model
+from convnext.tasks.factory import create_model, dense_prefix, task_of_name
 from convnext.tasks.trained import Opened, card_of
 from convnext.weights.checkpoint import Card
 from convnext.weights.load import LoadReport, load_weights
@@ -174,6 +174,13 @@ class Task(ABC):
         if recipe.model != "auto" and cls.prefixes and not recipe.model.startswith(cls.prefixes):
             names = " or ".join(f"{prefix}{recipe.model}" for prefix in cls.prefixes)
             raise ValueError(f"{recipe.model} does not {cls.name}; take --model {names}")
+        if not cls.prefixes and (prefix := dense_prefix(recipe.model)) is not None:
+            backbone = recipe.model.removeprefix(prefix)
+            other = task_of_name(recipe.model)
+            raise ValueError(
+                f"{recipe.model} does not {cls.name}; take --model {backbone}, or --task {other} "
+                "with data for it"
+            )
         data = cls.open_data(recipe, console)
         known = cls.facts(data)
         recipe, context = context_of(recipe, device, card_of)

@@ -12,7 +12,13 @@ from rich.table import Table
 
 from convnext.models.flops import cost
 from convnext.names import nearest
-from convnext.tasks.factory import create_model, dense_prefix, list_models
+from convnext.tasks.factory import (
+    create_model,
+    dense_kind,
+    dense_prefix,
+    input_size_of,
+    list_models,
+)
 from convnext.weights.published import (
     PUBLISHED_DENSE,
     PublishedDense,
@@ -22,13 +28,6 @@ from convnext.weights.published import (
 
 # Counting a peer means building it; a pattern that matches hundreds should still answer.
 MAX_COUNTED_PEERS = 40
-
-# Height, width and classes of what dense networks are counted for, as for ADE20K and COCO.
-DENSE_INPUTS = {
-    "upernet_": (512, 512, 150),
-    "mask_rcnn_": (800, 1280, 80),
-    "cascade_mask_rcnn_": (800, 1280, 80),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +73,10 @@ def catalogue(pattern: str) -> list[CatalogueRow]:
     for name in names:
         dense = published_dense(name)
         entries = published(name)
-        height, _, classes = DENSE_INPUTS.get(dense_prefix(name) or "", (224, 224, 1000))
-        default = (height, classes)
+        kind = dense_kind(name)
+        # A dense network is counted for the classes of its published models, ADE20K's or COCO's.
+        num_classes = 1000 if kind is None else int(kind.tables.defaults["num_classes"])
+        default = (input_size_of(name)[0], num_classes)
         kinds = {(entry.input_size, entry.num_classes) for entry in entries} or {default}
         counts = {kind: _count(name, *kind) if counted else (None, None) for kind in kinds}
         if dense:
@@ -172,7 +173,7 @@ def _count(name: str, size: int, num_classes: int) -> tuple[int | None, int | No
     with torch.device("meta"):
         model = create_model(name, num_classes=num_classes)
     try:
-        counted = cost(model, DENSE_INPUTS.get(dense_prefix(name) or "", (size, size))[:2])
+        counted = cost(model, (size, size) if dense_kind(name) is None else input_size_of(name))
     except (AssertionError, RuntimeError):  # A peer that takes no other size than its own.
         return sum(p.numel() for p in model.parameters()), None
     return counted.params, counted.macs

@@ -115,6 +115,12 @@ def dense_prefix(name: str) -> str | None:
     return None if kind is None else kind.tables.prefix
 
 
+def input_size_of(name: str) -> tuple[int, int]:
+    """Return the height and width for which the cost and speed of a network are published."""
+    kind = dense_kind(name)
+    return (224, 224) if kind is None else kind.tables.input_size
+
+
 def task_of_name(name: str) -> str:
     """Return the task of a network by its name."""
     kind = dense_kind(name)

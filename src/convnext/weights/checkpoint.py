@@ -25,7 +25,7 @@ _FOR_TIMM = (
     "in_chans layers mlp_ratio num_classes num_heads output_stride patch_size proj_drop_rate "
     "qkv_bias reg_tokens stem_width strict_img_size width widths window_size"
 )
-# Settings of the dense networks.
+# Settings of the dense networks, by name, since a card is read without torch; a test compares them.
 _OF_DENSE = (
     "anchor_scale auxiliary auxiliary_channels box_batch_size channels dropout empty_proposals "
     "fc_dim ignore_threshold mask_threshold masks max_detections nms_threshold num_classes "

@@ -33,6 +33,8 @@ class DenseTables:
     """Settings that follow from shapes: for each, a tensor and a dimension of it."""
     defaults: Mapping[str, Any]
     """The defaults of all settings of the heads."""
+    input_size: tuple[int, int]
+    """Height and width of the images for which costs and speeds are published."""
     optional: tuple[str, ...] = ()
     """Tensors that the file or the network may lack."""
     present: Mapping[str, str] = field(default_factory=dict)

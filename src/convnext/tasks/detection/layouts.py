@@ -53,6 +53,7 @@ def _tables(prefix: str, heads: dict[str, str], marks: tuple[str, ...]) -> Dense
             "fc_dim": ("box_heads.0.classifier.weight", 1),
         },
         defaults=asdict(DetectorConfig()),
+        input_size=(800, 1280),
         by_layout={"openmmlab": {"empty_proposals": False}},
     )
 

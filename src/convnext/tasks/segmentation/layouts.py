@@ -54,4 +54,5 @@ TABLES = DenseTables(
     },
     present={"auxiliary": "auxiliary_head.conv.conv.weight"},
     defaults=asdict(UPerNetConfig()),
+    input_size=(512, 512),
 )

@@ -17,12 +17,12 @@ from convnext.kernels.roi_pooling import pool_rois_by_products
 from convnext.kernels.winograd import WinogradConv
 from convnext.tasks.detection.export import backend as module
 from convnext.tasks.detection.export.backend import (
+    DetectorTuner,
     FastDetector,
     agreement,
     detector_backends,
     distance_of_parts,
     first_backend,
-    optimize_detector,
     search_detector,
 )
 
@@ -144,7 +144,7 @@ def test_a_verdict_is_remembered_for_any_size(
     lines: list[str] = []
     first = convnext.optimize(model, torch.stack([torch.randn(3, 64, 96)] * 2), cache=cache)
     assert first.ratio == pytest.approx(2 ** (len(first.measured) - 1))
-    again = optimize_detector(model, _images(), cache=cache, note=lines.append)
+    again = DetectorTuner(model).find(_images(), cache=cache, note=lines.append)
     assert (again.form, again.ratio, again.measured) == (first.form, first.ratio, ())
     assert "found before" in lines[0]
     with pytest.raises(ValueError, match="int8 is no form of a detector"):
@@ -168,11 +168,11 @@ def test_a_job_of_detection_speeds_up_by_itself(
     monkeypatch.setattr(fast_module, "known_backend", lambda *_: found_before)
     searched = []
 
-    def find(model: nn.Module, images: list[Tensor], **options: object) -> FastDetector:
+    def find(tuner: DetectorTuner, images: list[Tensor], **options: object) -> FastDetector:
         searched.append(options)
-        return FastDetector(model, FORMS[1])
+        return FastDetector(tuner.model, FORMS[1])
 
-    monkeypatch.setattr(module, "optimize_detector", find)
+    monkeypatch.setattr(DetectorTuner, "find", find)
     model = _detector()
     expected = [model([image], paste=False) for image in _images()]
     network = Fast(model, device=CPU, precision="fp32", num_images=100).eval()

@@ -1,4 +1,4 @@
-"""The fastest form of a detector, found by measuring, for images of any size.
+"""The fastest backend of a detector, found by measuring, for images of any size.
 
 A detector follows its data, so no compiler takes it as a whole. Its form is in its parts: the
 network is folded, its 3x3 convolutions run in Winograd's form, boxes are pooled by matrix products
@@ -14,9 +14,8 @@ Not all are: rounding decides which of two boxes suppresses the other where they
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,18 +23,11 @@ from torch import Tensor, nn
 
 from convnext.deploy.backends import PLAIN, Backend
 from convnext.deploy.fold import fold
-from convnext.deploy.optimize import (
-    Known,
-    Measured,
-    TunedNetwork,
-    cache_key,
-    known_backend,
-)
+from convnext.deploy.optimize import MOST, Measured, TunedNetwork, Tuner, cache_key
 from convnext.hardware.devices import AMP_DTYPES, autocast
 from convnext.hardware.peak_rates import has_fast_bf16
 from convnext.hardware.timer import medians
 from convnext.hardware.tuner import BUDGET_S, Candidate, Parity, tune
-from convnext.hardware.tuning_cache import TuningCache, cache_file
 from convnext.kernels.roi_pooling import pool_rois_by_products
 from convnext.kernels.winograd import has_any, with_winograd
 from convnext.tasks.detection.model.batch import stack
@@ -47,8 +39,6 @@ SAME_SCORE = {"fp32": 0.01, "bf16": 0.05, "fp16": 0.05}
 # Share of the detections, by score, that must be found again. Random weights, whose boxes hardly
 # differ in score, are the hard case: 94 to 100 percent in fp32.
 LEAST = {"fp32": 0.9, "bf16": 0.8, "fp16": 0.8}
-# Relative L2 distance of what the parts compute, as of other networks (`convnext.deploy.optimize`).
-MOST = {"fp32": 1e-4, "bf16": 6e-2, "fp16": 2e-2}
 # Boxes of an image on which heads are compared.
 NUM_COMPARED = 50
 # Turns of slow images end here.
@@ -101,28 +91,31 @@ class FastDetector(TunedNetwork):
             return getattr(super().__getattr__("detector"), name)
 
 
-class DetectorTuner:
-    """What `convnext.optimize` and `convnext.deploy.fast` ask a detector for."""
+class DetectorTuner(Tuner):
+    """Finds the fastest backend of a detector; a verdict holds for images of any size."""
 
-    def __init__(self, detector: nn.Module) -> None:
-        self.detector = detector
-
-    def key(self, device: torch.device, precision: str) -> str:
+    def key(self, images: Sequence[Tensor], precision: str) -> str:
         """Return the name of a verdict in the cache."""
-        return detector_key(self.detector, device, precision)
+        return cache_key(self.model, torch.empty(0, device=images[0].device), precision)
 
     def first(self, device: torch.device, precision: str, *, inplace: bool) -> FastDetector:
-        """Return the detector in the form that is taken without a search, or with `inplace` turn it
-        into that.
-        """
-        backend = first_backend(self.detector, device, precision)
-        return FastDetector(self.detector, backend, inplace=inplace)
+        """Return the detector on the backend that needs no search."""
+        backend = first_backend(self.model, device, precision)
+        return FastDetector(self.model, backend, inplace=inplace)
 
-    def known(
-        self, known: Known, images: Sequence[Tensor], *, note: Callable[[str], None]
-    ) -> FastDetector | None:
-        """Return the detector in the form that was found before; None if that is wrong now."""
-        return known_detector(known, self.detector, images, note=note)
+    def build(
+        self, backend: Backend, images: Sequence[Tensor], *, inplace: bool = False
+    ) -> FastDetector:
+        """Return the detector on a backend."""
+        return FastDetector(self.model, backend, inplace=inplace)
+
+    def failure(self, built: TunedNetwork, images: Sequence[Tensor]) -> str:
+        """Return what is wrong with a backend that was found before, on these images."""
+        assert isinstance(built, FastDetector)
+        folded = built.form.folded
+        return wrong(
+            built.form, 1.0, distance_of_parts(built, self.model, images) if folded else 0.0
+        )
 
     def search(
         self,
@@ -130,22 +123,17 @@ class DetectorTuner:
         *,
         precision: str,
         budget_s: float = BUDGET_S,
-        cache: Path | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> FastDetector:
-        """Return the detector in its fastest correct form.
+        """Measure the forms of the detector, and return the best one that is correct.
 
         Raises:
             ValueError: If int8 is asked for.
         """
         if precision == "int8":
             raise ValueError("int8 is no form of a detector here; take auto, fp32 or bf16")
-        return optimize_detector(
-            *(self.detector, images),
-            precision=precision,
-            budget_s=budget_s,
-            cache=cache,
-            note=note,
+        return search_detector(
+            self.model, images, precision=precision, budget_s=budget_s, note=note
         )
 
 
@@ -178,51 +166,6 @@ def first_backend(model: nn.Module, device: torch.device, precision: str) -> Bac
     backends = detector_backends(model, device, precision)
     in_half = precision in AMP_DTYPES and (device.type != "cpu" or has_fast_bf16(device))
     return backends[-1] if in_half else backends[0]
-
-
-def optimize_detector(
-    model: nn.Module,
-    images: Sequence[Tensor],
-    *,
-    precision: str = "auto",
-    budget_s: float = BUDGET_S,
-    cache: Path | None = None,
-    note: Callable[[str], None] = lambda _: None,
-) -> FastDetector:
-    """Return what `search_detector` finds, or the form that it found before on this machine.
-
-    A verdict holds for images of any size: it is kept under the network and the precision.
-    """
-    cache = cache or cache_file()
-    key = detector_key(model, images[0].device, precision)
-    known = known_backend(cache, key)
-    fast = None if known is None else known_detector(known, model, images, note=note)
-    if fast is not None:
-        return fast
-    found = search_detector(model, images, precision=precision, budget_s=budget_s, note=note)
-    if len(found.measured) > 1:
-        TuningCache(cache).store(key, asdict(Known(found.form, found.ratio, 0.0)))
-    return found
-
-
-def known_detector(
-    known: Known, model: nn.Module, images: Sequence[Tensor], *, note: Callable[[str], None]
-) -> FastDetector | None:
-    """Return a detector in the form that was found before; None if that is wrong on `images`."""
-    fast = FastDetector(model, known.form)
-    apart = distance_of_parts(fast, model, images) if known.form.folded else 0.0
-    failure = wrong(known.form, 1.0, apart)
-    if failure:
-        note(f"{known.form} was the fastest before, but is not right now: {failure}")
-        return None
-    note(f"{known.form}, found before on this machine")
-    fast.ratio = known.ratio
-    return fast
-
-
-def detector_key(model: nn.Module, device: torch.device, precision: str) -> str:
-    """Return the name of a verdict on a detector."""
-    return cache_key(model, torch.empty(0, device=device), precision)
 
 
 @torch.inference_mode()
