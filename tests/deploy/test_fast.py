@@ -78,6 +78,7 @@ def test_a_job_of_minutes_is_folded_and_one_of_hours_searched(
         precision="fp32",
         num_images=100,
         enabled=work != "refused",
+        keep=False,
         note=lines.append,
     ).eval()
     assert distance(network(images), expected) < 1e-5
@@ -94,7 +95,7 @@ def test_a_job_of_minutes_is_folded_and_one_of_hours_searched(
 
 def test_images_are_counted_on_their_way_to_the_bar() -> None:
     told: list[int] = []
-    network = Fast(_model(), device=CPU, precision="fp32", num_images=10)
+    network = Fast(_model(), device=CPU, precision="fp32", num_images=10, keep=False)
     count = network.watch(told.append)
     count(3)
     count(4)
@@ -103,7 +104,9 @@ def test_images_are_counted_on_their_way_to_the_bar() -> None:
 
 
 def _fast(model: nn.Module, lines: list[str], precision: str = "fp32") -> Fast:
-    network = Fast(model, device=CPU, precision=precision, num_images=100, note=lines.append)
+    network = Fast(
+        model, device=CPU, precision=precision, num_images=100, keep=False, note=lines.append
+    )
     return network.eval()
 
 
@@ -186,7 +189,8 @@ def test_the_first_call_of_a_gpu_does_not_count(monkeypatch: pytest.MonkeyPatch)
     asked = []
     monkeypatch.setattr(module, "seconds_left", lambda *facts: asked.append(facts))
     monkeypatch.setattr("convnext.hardware.timer.wait_for", lambda device: None)
-    network = Fast(_model(), device=torch.device("cuda"), precision="fp32", num_images=100)
+    cuda = torch.device("cuda")
+    network = Fast(_model(), device=cuda, precision="fp32", num_images=100, keep=False)
     count = network.watch(lambda num: None)
     for _ in range(3):
         network.eval()(_images())

@@ -346,7 +346,11 @@ def source_of(source: Any) -> str:
 
 
 def as_model(source: Any, device: Device) -> Model:
-    return source if isinstance(source, Model) else load(source, device=device)
+    """Return a loaded model as it is, or load one for a single job, which may change it."""
+    if isinstance(source, Model):
+        return source
+    model = load(source, device=device)
+    return model if model._file is not None else Model(replace(model._opened, is_shared=False))
 
 
 def _path_of(source: Any, which: Which) -> str:

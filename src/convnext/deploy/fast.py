@@ -42,11 +42,12 @@ class Fast(nn.Module):
     """A network behind its own interface, which speeds up while it works through a job.
 
     Args:
-        model: In evaluation mode, on its device. It is taken over: it may be folded in place.
+        model: In evaluation mode, on its device.
         precision: In which the caller runs it.
         num_images: Of the job.
         enabled: Whether it may change at all.
-        keep: Leave the given network as it is, and change a copy.
+        keep: Leave the given network as it is, and change a copy; otherwise it is taken over, and
+            may be folded in place.
         note: Told in a line what was chosen and why.
 
     `watch` counts the images that are done. A network with a tuner of its own, such as a detector,
@@ -61,7 +62,7 @@ class Fast(nn.Module):
         precision: str,
         num_images: int,
         enabled: bool = True,
-        keep: bool = False,
+        keep: bool,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -14,8 +15,7 @@ from torch import nn
 from convnext.data.drawing import output_names, protect
 from convnext.data.images import BadImage
 from convnext.data.sources import Source
-from convnext.deploy.fast import Fast
-from convnext.progress import notes, progress_bar
+from convnext.progress import progress_bar
 from convnext.results.files import file_stem
 from convnext.tasks.trained import Opened
 from convnext.tasks.verbs import none_readable, too_many_bad
@@ -164,14 +164,11 @@ class PredictionStream(Iterator[Result]):
 
     def _run(self) -> Iterator[Result]:
         predictor = self._predictor
-        network = Fast(
-            predictor.network.eval(),
-            device=predictor.own.device,
+        network = replace(predictor.own, model=predictor.network).fast(
             precision=predictor.precision,
             num_images=self._total or 0,
             enabled=self._fast and self._total is not None,
-            keep=predictor.own.is_shared,
-            note=notes(self._console),
+            console=self._console,
         )
         predictor.network = network
         count = 0

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
+from convnext.deploy.fast import Fast
 from convnext.deploy.runtimes import open_exported
 from convnext.hardware.devices import pick_device
+from convnext.progress import notes
 from convnext.tasks import DEFAULT, task_class
 from convnext.tasks.factory import create_model, dense_kind, infer_model, published_of
 from convnext.weights.checkpoint import FORMAT, Card, find_checkpoint
@@ -146,6 +149,20 @@ class Opened:
     device: torch.device
     is_shared: bool = False
     """Whether others hold the network too: it must then stay as it is."""
+
+    def fast(
+        self, *, precision: str, num_images: int, enabled: bool, console: Console | None
+    ) -> Fast:
+        """Return the network in a form that speeds up while it works through `num_images`."""
+        return Fast(
+            self.model.eval(),
+            device=self.device,
+            precision=precision,
+            num_images=num_images,
+            enabled=enabled,
+            keep=self.is_shared,
+            note=notes(console),
+        )
 
 
 def opened(source: str | Opened, device: str = "auto") -> Opened:

@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,12 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from convnext.atomic import write_text
 from convnext.data.images import BadImage
 from convnext.data.samples import BadImages, Samples
-from convnext.deploy.fast import Fast
-from convnext.progress import notes, progress_bar
+from convnext.progress import progress_bar
 from convnext.results import Scores
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.classification.dataset import EvalDataset
@@ -179,24 +178,16 @@ def evaluate(
         ValueError: If source or data cannot be read, or their classes do not match.
     """
     own = opened(source, device)
-    model, card, where = own.model, own.card, own.device
-    source = own.source
+    source, card, where = own.source, own.card, own.device
     data = data or data_of(source, card)
     samples = relabel(*open_split(data, split, card, console, loader), card.classes)
     bad = BadImages(samples, max_share=max_bad_share)
     dataset = EvalDataset(samples, card.preprocessing)
     executed = pick_precision(precision, card, where)
 
-    def measure(label: str, network: nn.Module) -> Evaluation:
+    def measure(label: str, own: Opened) -> Evaluation:
         metric = Metric(card.classes)
-        form = Fast(
-            network,
-            device=where,
-            precision=executed,
-            num_images=len(samples),
-            enabled=fast,
-            note=notes(console),
-        )
+        form = own.fast(precision=executed, num_images=len(samples), enabled=fast, console=console)
         with progress_bar(f"evaluating {label}", len(samples), console) as advance:
             for batch in infer(
                 form,
@@ -210,13 +201,14 @@ def evaluate(
                 metric.update(*batch)
         return metric.compute()
 
-    evaluation = measure("" if only_best else "the best weights", model)
+    evaluation = measure("" if only_best else "the best weights", own)
     variants = []
     for weights, step, tensors in () if only_best else _last_weights(source):
         network = build(card)
         network.load_state_dict(tensors)
         network = network.to(where).to(memory_format=torch.channels_last)
-        e = measure(f"{_NAMES[weights]} of the last step", network)
+        last = replace(own, model=network, is_shared=False)
+        e = measure(f"{_NAMES[weights]} of the last step", last)
         variants.append(Variant(weights=weights, step=step, top1=e.top1, top5=e.top5, loss=e.loss))
     return EvaluationResult(
         source=source,

@@ -19,8 +19,7 @@ from convnext.atomic import write_text
 from convnext.data.drawing import data_uri
 from convnext.data.objects import DetectionImages, ids_of, open_dataset
 from convnext.data.samples import BadImages
-from convnext.deploy.fast import Fast
-from convnext.progress import notes, progress_bar
+from convnext.progress import progress_bar
 from convnext.results import Scores
 from convnext.tasks.detection.confusion import SCORE
 from convnext.tasks.detection.data.dataset import EvalDataset
@@ -195,10 +194,9 @@ def evaluate(
         ValueError: If source or data cannot be read, or their classes do not match.
     """
     own = opened(source, device)
-    model, card, where = own.model, own.card, own.device
-    source = own.source
+    source, card, where = own.source, own.card, own.device
     detector = change_detector(
-        model,
+        own.model,
         score_threshold=score,
         nms_threshold=nms,
         max_detections=max_detections,
@@ -208,13 +206,8 @@ def evaluate(
     dataset = EvalDataset(images, card.preprocessing)
     metric = Metric(images, card.classes, detector.config.max_detections)
     executed = pick_precision(precision, card, where)
-    network = Fast(
-        model,
-        device=where,
-        precision=executed,
-        num_images=len(images),
-        enabled=fast,
-        note=notes(console),
+    network = replace(own, model=detector).fast(
+        precision=executed, num_images=len(images), enabled=fast, console=console
     )
     with progress_bar("evaluating", len(images), console) as advance:
         for index, found in infer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +13,13 @@ from convnext.tasks.detection.model.detector import Detector
 
 
 def change_detector(model: nn.Module, **asked: Any) -> Detector | ExportedDetector:
-    """Change inference settings of a detector in place, and return it; None keeps a setting.
+    """Return a copy that shares the layers and has other inference settings; None keeps a setting.
 
     Raises:
         ValueError: If the network is not a detector, a value is out of range, or an exported file
             does not support it.
     """
+    model = copy.copy(model)
     if isinstance(model, ExportedDetector):
         model.change(**{name: value for name, value in asked.items() if value is not None})
         return model

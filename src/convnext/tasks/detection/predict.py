@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import json
@@ -177,9 +176,8 @@ class ObjectPredictor(Predictor[Detections]):
             known = ", ".join(get_args(Form))
             raise ValueError(f"overlays must be one of {known}, not {overlays!r}")
         self.overlays, self.has_names, self.ids = overlays, names, ids
-        # The copy shares the layers but has its own inference settings.
         self.network = change_detector(
-            copy.copy(own.model),
+            own.model,
             score_threshold=SCORE if score is None else score,
             nms_threshold=nms,
             max_detections=max_detections,

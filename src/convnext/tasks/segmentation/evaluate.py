@@ -15,8 +15,7 @@ from rich.table import Table
 
 from convnext.atomic import write_text
 from convnext.data.samples import BadImages
-from convnext.deploy.fast import Fast
-from convnext.progress import notes, progress_bar
+from convnext.progress import progress_bar
 from convnext.results import Scores
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
@@ -161,8 +160,7 @@ def evaluate(
         ValueError: If source or data cannot be read, or their classes do not match.
     """
     own = opened(source, device)
-    model, card, where = own.model, own.card, own.device
-    source = own.source
+    source, card, where = own.source, own.card, own.device
     settings = choose_inference(
         card.recipe, window=window, stride=stride, whole=whole, multi_scale=multi_scale, flip=flip
     )
@@ -172,14 +170,7 @@ def evaluate(
     executed = pick_precision(precision, card, where)
     ignore_index = pairs.reader.ignore_index
     metric = Metric(card.classes, ignore_index, boundary)
-    network = Fast(
-        model,
-        device=where,
-        precision=executed,
-        num_images=len(pairs),
-        enabled=fast,
-        note=notes(console),
-    )
+    network = own.fast(precision=executed, num_images=len(pairs), enabled=fast, console=console)
     with progress_bar("evaluating", len(pairs), console) as advance:
         for found in infer(
             network,

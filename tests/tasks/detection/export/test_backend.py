@@ -175,7 +175,7 @@ def test_a_job_of_detection_speeds_up_by_itself(
     monkeypatch.setattr(DetectorTuner, "find", find)
     model = _detector()
     expected = [model([image], paste=False) for image in _images()]
-    network = Fast(model, device=CPU, precision="fp32", num_images=100).eval()
+    network = Fast(model, device=CPU, precision="fp32", num_images=100, keep=False).eval()
     found = [network([image], paste=False) for image in _images()]
     assert len(searched) == (seconds == 1e4)
     if seconds == 1.0 or known is not None:
