@@ -12,7 +12,7 @@ from convnext.data.drawing import output_names
 from convnext.names import portable_name
 from convnext.recipes.recipe import Recipe
 from convnext.studies.plan import Entry
-from convnext.training.run import _new_folder
+from convnext.training.run import new_folder
 
 DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
 AWKWARD = (
@@ -61,7 +61,7 @@ def test_names_of_results_and_runs_are_portable(
     assert len({name.casefold() for name in names}) == 4
     monkeypatch.chdir(tmp_path)
     recipe = replace(Recipe(), data="https://host/a?b=1:2", model="timm/hf-hub:owner")
-    folder = _new_folder(recipe)
+    folder = new_folder(recipe)
     assert all(accepted(part) for part in PureWindowsPath(folder).parts)
     entry = Entry(name="con", what="", group="", model="convnext_atto")
     assert accepted(entry.folder_name)

@@ -10,11 +10,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_exports import CLASSES, small_checkpoint, small_detector_file, small_segmentor
+from safetensors.torch import save_file
+from small_exports import (
+    CLASSES,
+    STATISTICS,
+    small_checkpoint,
+    small_detector_file,
+    small_photos,
+    small_segmentor,
+)
 from small_objects import coco_squares
 
 import convnext
+from convnext.data.preprocessing import Preprocessing
 from convnext.deploy import fast
+from convnext.weights.checkpoint import Card
+from convnext.weights.files import read_file, save_checkpoint
 
 
 def class_folders(root: Path) -> Path:
@@ -96,3 +107,63 @@ def test_a_path_is_folded_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert kept == [False, False]
     convnext.load(source, device="cpu").predict(data, **options)
     assert kept == [False, False, True]
+
+
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_what_is_loaded_is_what_is_exported(task: str, tmp_path: Path) -> None:
+    write, _, _ = TASKS[task]
+    photos = small_photos(tmp_path / "photos")
+    source = write(tmp_path / "a.safetensors")
+    model: Any = convnext.load(source, device="cpu")
+    with torch.no_grad():
+        for p in model.network.parameters():
+            p.mul_(1.1)
+    modules = list(map(id, model.network.modules()))
+    Path(source).unlink()
+    done = model.export("pt2", output=tmp_path / "a.pt2", images=[photos], progress=False)
+    assert done.proof["agreement"] == 1.0
+    assert list(map(id, model.network.modules())) == modules
+    with pytest.raises(ValueError, match=r"a\.pt2 is an exported file"):
+        convnext.load(done.path).export("onnx", output=tmp_path / "b.onnx", progress=False)
+    with pytest.raises(ValueError, match=r"a\.pt2 is an exported file"):
+        convnext.export(done.path, format="pt2", output=tmp_path / "b.pt2", progress=False)
+
+
+def test_a_module_in_memory_is_exported(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 4, 4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(512, 3)
+    )
+    preprocessing = Preprocessing(image_size=32, crop_pct=1.0, **STATISTICS)
+    model = convnext.load(network, preprocessing=preprocessing, classes=CLASSES, device="cpu")
+    photos = small_photos(tmp_path / "photos")
+    with pytest.raises(ValueError, match="give --images"):
+        model.export("pt2", output=tmp_path / "a.pt2", progress=False)
+    done = model.export("pt2", output=tmp_path / "a.pt2", images=[photos], progress=False)
+    options: Any = {"progress": False}
+    expected = model.predict(photos, **options)
+    found = convnext.predict(done.path, photos, **options)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-5)
+
+
+def test_the_last_weights_of_a_run_are_those_of_the_run(tmp_path: Path) -> None:
+    data = class_folders(tmp_path / "data")
+    run = tmp_path / "run"
+    best, last = run / "checkpoints" / "best.safetensors", run / "checkpoints" / "step-00000002"
+    last.mkdir(parents=True)
+    recipe = {"data": str(data)}
+    small_checkpoint(best, recipe)
+    tensors, metadata = read_file(Path(small_checkpoint(last / "model.safetensors", recipe)))
+    halved = {name: tensor / 2 for name, tensor in tensors.items()}
+    save_checkpoint(last / "model.safetensors", halved, Card.from_metadata(metadata, where="last"))
+    save_file({f"ema.{name}": t for name, t in tensors.items()}, last / "state.safetensors")
+    model = convnext.load(run, which="last", device="cpu")
+    scores = model.evaluate(progress=False)
+    assert scores.evaluation.source == str(run)
+    assert scores.evaluation.last == ()
+    assert scores["loss"] != convnext.load(run, device="cpu").evaluate(progress=False)["loss"]
+    done = model.export("pt2", progress=False)
+    assert done.path.parent == run
+    (found,) = convnext.predict(done.path, next(data.rglob("*.png")), progress=False)
+    (expected,) = model.predict(next(data.rglob("*.png")), progress=False)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from convnext.api.model import as_model
 from convnext.api.types import (
-    Data,
+    DataPath,
     Device,
     Folder,
     Integers,
@@ -18,6 +18,8 @@ from convnext.api.types import (
     Split,
     TaskOptions,
     Words,
+    data_path,
+    text_of,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 def evaluate(
     source: ModelSource,
     *,
-    data: Data | None = None,
+    data: DataPath | None = None,
     split: Split = "val",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -68,12 +70,13 @@ def evaluate(
     from convnext.tasks import task_class
     from convnext.tasks.verbs import given_options
 
+    path = data_path(data)
     model = as_model(source, device)
     own = given_options(model.task, "evaluate", options)
     out = console_of(progress)
     result = task_class(model.task).evaluate(
         model._opened,
-        data=None if data is None else str(data),
+        data=path,
         split=split,
         precision=precision,
         max_bad_share=max_bad_share,
@@ -89,12 +92,12 @@ def evaluate(
 
 
 def evaluate_robustness(
-    source: ModelSource,
+    source: Annotated[str | Path, OnCommandLine(metavar="RUN_OR_CHECKPOINT")],
     *,
     robustness: Annotated[
         str | Path | None, OnCommandLine(nargs="?", const="corrupt", metavar="PATH")
     ] = None,
-    data: Data | None = None,
+    data: DataPath | None = None,
     split: Split = "val",
     corruptions: Words = (),
     severities: Integers = (1, 2, 3, 4, 5),
@@ -138,13 +141,14 @@ def evaluate_robustness(
         write_robustness,
     )
 
+    path = text_of(source, "a source is a run folder, a checkpoint or a hub id here")
     out = console_of(progress)
-    is_run = (Path(str(source)) / "checkpoints").is_dir()
-    folder = Path(output) if output else Path(str(source)) if is_run else None
+    is_run = (Path(path) / "checkpoints").is_dir()
+    folder = Path(output) if output else Path(path) if is_run else None
     result = measure(
-        str(source),
+        path,
         benchmark=None if robustness in (None, "corrupt") else str(robustness),
-        data=None if data is None else str(data),
+        data=data_path(data),
         split=split,
         corruptions=list(corruptions) or None,
         severities=tuple(severities),

@@ -19,6 +19,7 @@ from convnext.api.types import (
     Show,
     TaskOptions,
     Which,
+    text_of,
 )
 
 if TYPE_CHECKING:
@@ -168,7 +169,9 @@ def load(
         if card is None or "given/" not in card.model:
             raise ValueError(f"{source} has its own network; leave out network=")
         give(network, card.model[card.model.index("given/") :])
-    return Model(replace(opened(_path_of(source, which), device), is_shared=True))
+    path = _source_of(source)
+    own = opened(path if which == "best" else _last_of(path, which), device)
+    return Model(replace(own, source=path, is_shared=True, is_best=which == "best"))
 
 
 def _of_module(
@@ -340,28 +343,53 @@ def embed(
     return found
 
 
-def source_of(source: Any) -> str:
-    """Return the path or id that a model was loaded from, or the source itself."""
-    return source._own.source if isinstance(source, Model) else str(source)
-
-
 def as_model(source: Any, device: Device) -> Model:
     """Return a loaded model as it is, or load one for a single job, which may change it."""
     if isinstance(source, Model):
         return source
-    model = load(source, device=device)
+    model = load(_source_of(source), device=device)
     return model if model._file is not None else Model(replace(model._opened, is_shared=False))
 
 
-def _path_of(source: Any, which: Which) -> str:
-    """Return the file with a run's weights, or the source unchanged."""
-    if which == "best":
-        return str(source)
+def to_export(source: Any) -> tuple[str, str | Opened]:
+    """Return the task of a source, and the source as `convnext.tasks.exporting` takes it.
+
+    Raises:
+        TypeError: If it is none of the accepted types.
+        ValueError: If it cannot be found or read.
+    """
+    if isinstance(source, Model):
+        return source.task, source._own.source if source._file else source._opened
+    from convnext.tasks.trained import task_of
+
+    path = _source_of(source)
+    return task_of(path), path
+
+
+def _source_of(source: Any) -> str:
+    """Return a source of weights as text.
+
+    Raises:
+        TypeError: If it is neither a `str` nor a `Path`.
+    """
+    return text_of(
+        source,
+        "a source is a path, a name, or a Model, which convnext.load(module, preprocessing=..., "
+        "classes=...) makes of a module",
+    )
+
+
+def _last_of(source: str, which: str) -> str:
+    """Return the file with the weights of a run's last step.
+
+    Raises:
+        ValueError: If there is no run, or other weights are asked for.
+    """
     if which != "last":
         raise ValueError(f"which is {which!r}, but must be 'best' or 'last'")
     from convnext.weights.checkpoint import complete_steps
 
-    states = complete_steps(Path(str(source)) / "checkpoints")
+    states = complete_steps(Path(source) / "checkpoints")
     if not states:
         raise ValueError(f"{source} is not a run folder with a saved state; leave out which='last'")
     return str(states[-1] / "model.safetensors")

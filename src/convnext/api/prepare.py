@@ -2,37 +2,95 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from convnext.api.settings import make_recipe
+from convnext.atomic import write_text
 from convnext.models.config import NetworkConfig
 from convnext.recipes.recipe import Recipe
 from convnext.recipes.schema import NetworkRecipe
 
+PREFIX = "given/"
+"""The beginning of the names of networks that were given as objects."""
+TABLE = "data.csv"
+"""The file in a run folder that a table in memory is written to."""
 # Fields of the weights' network that the new data and recipe determine instead.
 _NOT_TAKEN = {"num_classes", "in_chans", "drop_path_rate", "head_init_scale"}
 
 
-def table_of(data: Any, output: str | Path | None) -> tuple[str | None, str | Path | None]:
-    """Return the path of the data, and the run folder.
+def keep_table(
+    rows: Sequence[tuple[str, ...]], recipe: Recipe, output: Path | None, *, resume: bool
+) -> tuple[Recipe, Path]:
+    """Write a table in memory into the run folder, so that the run can be resumed.
 
-    A table in memory is written to data.csv in the run folder, so that the run can be resumed.
+    Returns:
+        The recipe with the written file as its data, and the run folder.
 
     Raises:
-        ValueError: If the data is not a table of paths and labels.
+        ValueError: If the folder holds another run, or the run in it has another table.
     """
-    if data is None or isinstance(data, str | Path):
-        return None if data is None else str(data), output
-    from convnext.data.formats.tables import rows_of, write_table
+    from convnext.data.formats.tables import table_text
+    from convnext.training.distributed import is_first_process, started_by_launcher
+    from convnext.training.run import check_folder, new_folder
 
-    rows = rows_of(data)
-    folder = Path(output or Path("runs") / f"table-{time.strftime('%Y%m%d-%H%M%S')}")
-    write_table(rows, folder / "data.csv")
-    return str(folder / "data.csv"), folder
+    check_folder(output, resume=resume)
+    if output is None:
+        if recipe.run.devices not in ("auto", 1) or started_by_launcher():
+            raise ValueError(
+                "a table in memory needs output=..., a folder in which all processes find it"
+            )
+        output = new_folder(replace(recipe, data="table"))
+    path, text = output / TABLE, table_text(rows)
+    if resume and path.is_file():
+        if path.read_text(encoding="utf-8") != text:
+            raise ValueError(f"{path} has other rows than the given data; leave out data=")
+    elif is_first_process():
+        output.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    return replace(recipe, data=str(path)), output
+
+
+def saved_recipe(output: str | Path | None, *, can_start: bool) -> Path | None:
+    """Return the recipe of the run to resume; None if there is no run yet, but one can be started.
+
+    A scheduler repeats the same command: the first time, there is no run yet.
+
+    Raises:
+        ValueError: If there is no folder, or nothing in it and nothing to start.
+    """
+    if not output:
+        raise ValueError("--resume needs --output, the folder of the run to resume")
+    saved = Path(output) / "recipe.yaml"
+    if saved.is_file():
+        return saved
+    if not can_start:
+        raise ValueError(f"{output} is not a run folder: it has no recipe.yaml")
+    return None
+
+
+def prepare_resumed(saved: Path, given: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a run with some settings changed.
+
+    Raises:
+        ValueError: If a network was given as an object, but the run has another one.
+    """
+    from convnext.training.distributed import started_by_launcher
+
+    if started_by_launcher():
+        # The launcher decides the number of processes; the run may have had another one.
+        given = {"run.devices": "auto", "run.num_nodes": 1, **given}
+    name = given.get("model", "")
+    if not name.startswith(PREFIX):
+        return make_recipe(saved, given)
+    recipe = make_recipe(saved, {key: value for key, value in given.items() if key != "model"})
+    if not recipe.model.endswith(name):  # A dense network has its prefix before it.
+        raise ValueError(
+            f"the run in {saved.parent} trains {recipe.model}, not {name}; leave out model="
+        )
+    return recipe
 
 
 def prepare(source: Any, given: Mapping[str, Any]) -> Recipe:
@@ -58,7 +116,7 @@ def prepare(source: Any, given: Mapping[str, Any]) -> Recipe:
     backbone = model.removeprefix(dense_prefix(model) or "")
     if model:
         check_name(backbone)
-    if model.startswith("given/"):
+    if model.startswith(PREFIX):
         from convnext.tasks import task_class
 
         recipe = replace(recipe, model=task_class(recipe.task).default_prefix() + model)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 from convnext.api.settings import Settings, given_settings, make_recipe
 from convnext.api.training import StudyResult, TaskName, check_study
 from convnext.api.types import (
-    Data,
+    DataPath,
     Folder,
     OnCommandLine,
     PythonOnly,
@@ -19,6 +19,7 @@ from convnext.api.types import (
     Repeated,
     Show,
     Words,
+    data_path,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def run_roadmap(
     recipe: RecipeSource | None = None,
     *,
     regime: Regime = "resnet50",
-    data: Data | None = None,
+    data: DataPath | None = None,
     rungs: Words = (),
     start: Annotated[str, OnCommandLine(flag="from")] = "",
     stop: Annotated[str, OnCommandLine(flag="to")] = "",
@@ -75,7 +76,7 @@ def run_roadmap(
     Args:
         recipe: The name of a bundled recipe, or a YAML file; in Python also a `Recipe`.
         regime: The roadmap.
-        data: As for `train`; without it nothing is trained.
+        data: As for `train`, except tables in memory; without it nothing is trained.
         rungs: Names of the steps to include, separated by commas; by default all.
         start: The first step to include.
         stop: The last step to include.
@@ -98,7 +99,7 @@ def run_roadmap(
         ValueError: If the options are invalid, or the folder holds another study.
         InterruptedRun: If a signal interrupted the study.
     """
-    given = given_settings(settings, data=data, task=task)
+    given = given_settings(settings, data=data_path(data), task=task)
 
     from convnext.progress import console_of
     from convnext.studies.compare import rivals_of

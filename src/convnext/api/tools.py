@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from convnext.api.model import source_of
+from convnext.api.model import to_export
 from convnext.api.training import TaskName
 from convnext.api.types import (
     Device,
@@ -154,27 +154,25 @@ def export(
         **options: Task options. Detection: masks.
 
     Raises:
-        ValueError: If the source cannot be read, the format's library is missing, no image is
-            found, or a setting does not fit the network.
+        ValueError: If the source cannot be read or is an exported file, the format's library is
+            missing, no image is found, or a setting does not fit the network.
         ArithmeticError: If the outputs do not match the network's; the file is not kept.
     """
     from convnext.deploy.export import ExportSettings
     from convnext.progress import console_of, notes
     from convnext.results import Exported
     from convnext.tasks.exporting import export as write
-    from convnext.tasks.trained import task_of
     from convnext.tasks.verbs import given_options, num_calibration_images
 
     if num_images is not None and num_images < 1:
         raise ValueError(f"--num-images must be at least 1, not {num_images}")
-    name = source_of(source)
-    task = task_of(name)
+    task, network = to_export(source)
     own = given_options(task, "export", options)
     if num_images is None:
         num_images = num_calibration_images(task) if precision == "int8" else 32
     out = console_of(progress)
     result = write(
-        name,
+        network,
         settings=ExportSettings(
             format=format,
             precision=precision,

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
-from convnext.api.prepare import prepare, table_of
+from convnext.api.prepare import TABLE, keep_table, prepare, prepare_resumed, saved_recipe
 from convnext.api.settings import Settings, given_settings, make_recipe
 from convnext.api.types import (
     Callbacks,
     Data,
+    DataPath,
     Folder,
     Models,
     Network,
     PythonOnly,
     RecipeSource,
     Show,
+    data_path,
+    text_of,
 )
 from convnext.names import portable_name
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from convnext.api.model import Model
     from convnext.api.types import Which
     from convnext.studies.results import Result
@@ -127,27 +132,28 @@ def train(
         The run: its folder, best metrics and model.
 
     Raises:
-        ValueError: If the recipe, the data or the weights cannot be used, or the folder already
-            holds a run and `resume` is not set.
+        TypeError: If an argument has none of the types above.
+        ValueError: If the recipe, the data or the weights cannot be used, the folder already holds
+            a run and `resume` is not set, or the run to resume has another network or table.
         DivergedError: If the loss is no longer finite.
         InterruptedRun: If a signal interrupted the run; its state is saved.
         LostProcessError: If another process of the run died.
     """
-    data, output = table_of(data, output)
-    is_given = model is not None and not isinstance(model, str)
-    own = model if is_given else None
-    if is_given:
-        from convnext.models.given import give
+    rows = None
+    path = data if data is None else str(data)
+    if not (data is None or isinstance(data, str | Path)):
+        from convnext.data.formats.tables import rows_of
 
-        model = give(model)  # type: ignore[arg-type]
-    given = given_settings(settings, data=data, model=model, weights=weights, task=task)
+        rows, path = rows_of(data), str(Path(output or "runs") / TABLE)
+    name = name_of(model)
+    given = given_settings(settings, data=path, model=name, weights=weights, task=task)
+    saved = None
     if resume:
-        if is_given:
-            del given["model"]  # The recipe of the run already has its name.
-        recipe, given = _resumed(recipe, given, output)
-        made = make_recipe(recipe, given)
-    else:
-        made = prepare(recipe, given)
+        saved = saved_recipe(output, can_start=recipe is not None or bool(given))
+    made = prepare(recipe, given) if saved is None else prepare_resumed(saved, given)
+    folder = Path(output) if output else None
+    if rows is not None:
+        made, folder = keep_table(rows, made, folder, resume=resume)
 
     from convnext.hardware.system import main_script_runs_once
     from convnext.progress import console_of
@@ -155,7 +161,8 @@ def train(
     from convnext.training.run import train as run
 
     out = console_of(progress)
-    if is_given:
+    own = None if isinstance(model, str) else model
+    if own is not None:
         out.print(
             f"{made.model} exists only in this process: to resume or load the run, pass a network "
             "of the same class again",
@@ -164,7 +171,7 @@ def train(
     with main_script_runs_once():
         result = run(
             made,
-            output=Path(output) if output else None,
+            output=folder,
             resume=resume,
             console=out,
             callbacks=callbacks,
@@ -196,7 +203,7 @@ class Groups:
 def learning_rates(
     recipe: RecipeSource | None = None,
     *,
-    data: Data | None = None,
+    data: DataPath | None = None,
     model: Network | None = None,
     weights: str | None = None,
     task: TaskName | None = None,
@@ -205,9 +212,10 @@ def learning_rates(
 ) -> Groups:
     """Print the optimizer's parameter groups with their learning rates, without training.
 
-    Takes the arguments of `train` and raises the same errors.
+    Takes the arguments of `train`, except tables in memory, and raises the same errors.
     """
-    given = given_settings(settings, data=data, model=model, weights=weights, task=task)
+    path, name = data_path(data), name_of(model)
+    given = given_settings(settings, data=path, model=name, weights=weights, task=task)
 
     from convnext.progress import console_of
     from convnext.training.run import show_groups
@@ -240,7 +248,7 @@ def compare(
     models: Models,
     *,
     with_recipe: RecipeSource | None = None,
-    data: Data | None = None,
+    data: DataPath | None = None,
     task: TaskName | None = None,
     seeds: int = 1,
     jobs: int = 0,
@@ -265,7 +273,7 @@ def compare(
     Args:
         models: Networks, written as above.
         with_recipe: The name of a bundled recipe, or a YAML file; in Python also a `Recipe`.
-        data: As for `train`.
+        data: As for `train`, except tables in memory.
         task: As for `train`; for segmentation and detection, name backbones or full networks.
         seeds: Number of seeds per network.
         jobs: Number of parallel runs; 0 for one per GPU, or per CPU core.
@@ -280,9 +288,11 @@ def compare(
         ValueError: If the options are invalid, or the folder holds another study.
         InterruptedRun: If a signal interrupted the study.
     """
-    given = given_settings(settings, data=data, task=task)
+    given = given_settings(settings, data=data_path(data), task=task)
     check_study(given, seeds=seeds, jobs=jobs, minutes=minutes)
-    names = [models] if isinstance(models, str) else list(models)
+    is_one = isinstance(models, str) or not isinstance(models, Iterable)
+    kinds = "a network of a study is a text, [LABEL=]MODEL[@WEIGHTS]"
+    names = [text_of(name, kinds) for name in ([models] if is_one else models)]
 
     from convnext.progress import console_of
     from convnext.studies.compare import entries_of
@@ -311,24 +321,17 @@ def compare(
     return StudyResult(folder=root, results=results)
 
 
-def _resumed(
-    recipe: Any, given: dict[str, Any], output: str | Path | None
-) -> tuple[Any, dict[str, Any]]:
-    """Return the recipe of the run in `output`, or the given one if there is no run yet."""
-    from convnext.training.distributed import started_by_launcher
+def name_of(model: str | nn.Module | None) -> str | None:
+    """Return the name of a network; one that is an object gets one.
 
-    if not output:
-        raise ValueError("--resume needs --output, the folder of the run to resume")
-    saved = Path(output) / "recipe.yaml"
-    if saved.is_file():
-        if started_by_launcher():
-            # The launcher decides the number of processes; the run may have had another one.
-            given = {"run.devices": "auto", "run.num_nodes": 1} | given
-        return saved, given
-    # A scheduler repeats the same command: the first time, there is no run yet.
-    if recipe is None and not given:
-        raise ValueError(f"{output} is not a run folder: it has no recipe.yaml")
-    return recipe, given
+    Raises:
+        TypeError: If it is neither text nor a module.
+    """
+    if model is None or isinstance(model, str):
+        return model
+    from convnext.models.given import give
+
+    return give(model)
 
 
 def check_study(given: Mapping[str, Any], *, seeds: int, jobs: int, minutes: float) -> None:

@@ -35,6 +35,31 @@ class OnCommandLine:
     """Converts the text to the function's type."""
 
 
+def text_of(value: Any, kinds: str) -> str:
+    """Return a path or a name as text.
+
+    Args:
+        value: What was given.
+        kinds: The beginning of the message, with what is accepted: "data is a path".
+
+    Raises:
+        TypeError: If it is neither a `str` nor a `Path`.
+    """
+    if not isinstance(value, str | Path):
+        raise TypeError(f"{kinds}, not {type(value).__name__}")
+    return str(value)
+
+
+def data_path(data: Any) -> str | None:
+    """Return the path of data for a verb that takes no tables in memory, or None.
+
+    Raises:
+        TypeError: If it is neither a `str` nor a `Path`.
+    """
+    kinds = "data is a path or a name here; write a table as a CSV with the columns path and label"
+    return None if data is None else text_of(data, kinds)
+
+
 def words(text: str) -> list[str]:
     """Split a text at commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
@@ -70,6 +95,8 @@ Images = Annotated[Any, OnCommandLine(nargs="+", metavar="IMAGE")]
 Paths = Annotated["Sequence[str | Path]", OnCommandLine(nargs="+", metavar="PATH")]
 Data = Annotated[Any, OnCommandLine(metavar="PATH")]
 """A path, a URL, `digits`, a table with the columns path and label, or a list of pairs."""
+DataPath = Annotated["str | Path", OnCommandLine(metavar="PATH")]
+"""A path, a URL or `digits`."""
 RecipeSource = Annotated["str | Path | Recipe", OnCommandLine(metavar="RECIPE")]
 Network = Annotated["str | nn.Module", OnCommandLine(metavar="MODEL")]
 Models = Annotated["str | Sequence[str]", OnCommandLine(nargs="+", metavar="MODEL")]

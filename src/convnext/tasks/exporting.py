@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from convnext.deploy import export as deployment
 from convnext.deploy.export import ExportResult, ExportSettings
 from convnext.tasks import task_class
-from convnext.tasks.trained import opened
+from convnext.tasks.trained import Opened, opened
+from convnext.weights.open import is_exported
 
 
 def export(
-    source: str,
+    source: str | Opened,
     *,
     settings: ExportSettings,
     output: str | Path | None = None,
@@ -24,7 +26,7 @@ def export(
     """Export a run, a checkpoint or published weights, and prove the file on real images.
 
     Args:
-        source: A run folder, a file in any layout, or a hub id.
+        source: A run folder, a file in any layout, a hub id, or an open network.
         settings: What is in the file.
         output: Its path; by default beside the checkpoint, named by network and precision.
         images: Files and folders to prove it on; by default the validation set of the run.
@@ -33,14 +35,20 @@ def export(
         note: Called with progress, a line at a time.
 
     Raises:
-        ValueError: If the source cannot be read, a format lacks its library, there is no image, or
-            a setting does not fit the network.
+        ValueError: If the source cannot be read or is an exported file, a format lacks its
+            library, there is no image, or a setting does not fit the network.
         ArithmeticError: If the file does not compute what the network does; it is not kept.
     """
+    name = source if isinstance(source, str) else source.source
+    if is_exported(name):
+        raise ValueError(f"{name} is an exported file; export the network that it was written from")
     deployment.check_request(settings, output)
     trained = opened(source, "cpu")
+    model = trained.model
+    if trained.device.type != "cpu":
+        model = copy.deepcopy(model).cpu()
     spec = task_class(trained.card.task).export_spec(
-        *(trained.model, trained.card, source, settings),
+        *(model, trained.card, name, settings),
         images=images,
         num_images=num_images,
         note=note,

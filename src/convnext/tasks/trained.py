@@ -149,6 +149,8 @@ class Opened:
     device: torch.device
     is_shared: bool = False
     """Whether others hold the network too: it must then stay as it is."""
+    is_best: bool = True
+    """Whether these are the weights that the source stands for; not for a run's last step."""
 
     def fast(
         self, *, precision: str, num_images: int, enabled: bool, console: Console | None

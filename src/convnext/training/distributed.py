@@ -131,6 +131,15 @@ def started_by_launcher() -> tuple[int, int, str] | None:
     return None
 
 
+def is_first_process() -> bool:
+    """Tell whether this is the first process of a run, before Fabric is launched in it."""
+    started = started_by_launcher()
+    name = (
+        "LOCAL_RANK" if started is None else "RANK" if started[2] == "torchrun" else "SLURM_PROCID"
+    )
+    return int(os.environ.get(name, 0)) == 0
+
+
 def leave_bf16(fabric: Fabric) -> None:
     """Compute in fp32 from now on. Call it before the loop sets up its network."""
     plugin = fabric.strategy.precision

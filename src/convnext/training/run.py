@@ -115,10 +115,7 @@ def _train(
     """Train: all steps of one run, in the order in which they are printed."""
     console = console or Console(stderr=True, highlight=False)
     device = pick_device(recipe.run.device)
-    if output is not None and complete_steps(output / "checkpoints") and not resume:
-        raise ValueError(
-            f"{output} already holds a run; continue it with --resume, or choose another --output"
-        )
+    check_folder(output, resume=resume)
     if recipe.run.deterministic:
         make_deterministic()
     asked = recipe.run.precision
@@ -242,6 +239,18 @@ def _train(
     )
 
 
+def check_folder(output: Path | None, *, resume: bool) -> None:
+    """Refuse to start a new run in a folder that holds one.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if output is not None and complete_steps(output / "checkpoints") and not resume:
+        raise ValueError(
+            f"{output} already holds a run; continue it with --resume, or choose another --output"
+        )
+
+
 def _check_card(task: Task, model: nn.Module) -> None:
     """Refuse a network that could not be rebuilt from its checkpoints.
 
@@ -274,7 +283,7 @@ def show_groups(recipe: Recipe, console: Console) -> list[dict[str, Any]]:
 
 def _make_folder(output: Path | None, recipe: Recipe, ranks: Ranks) -> Path:
     """Make the run folder, and check that every process can see it."""
-    folder = Path(ranks.broadcast_object(str(output or _new_folder(recipe))))
+    folder = Path(ranks.broadcast_object(str(output or new_folder(recipe))))
     if ranks.is_first:
         folder.mkdir(parents=True, exist_ok=True)
     ranks.barrier()
@@ -358,7 +367,8 @@ def _finish(
         console.print(f"  {command}", markup=False, soft_wrap=True)
 
 
-def _new_folder(recipe: Recipe) -> Path:
+def new_folder(recipe: Recipe) -> Path:
+    """Return a folder under `runs/` that does not exist yet."""
     data = Path(recipe.data).name or "data"
     model = recipe.model.rpartition("/")[2]
     stem = portable_name(f"{data}-{model}-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convnext.atomic import write_text
 from convnext.data.samples import FolderSamples, Found
 from convnext.names import nearest
 
@@ -108,15 +107,13 @@ def rows_of(table: Any) -> list[tuple[str, ...]]:
     return rows
 
 
-def write_table(rows: Iterable[tuple[str, ...]], path: Path) -> None:
-    """Write the rows from `rows_of` as a CSV that `find_table` reads."""
-    rows = list(rows)
+def table_text(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return the rows from `rows_of` as a CSV that `find_table` reads."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*COLUMNS, "split")[: len(rows[0])])
     writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def _part(path: Path, number: int, row: Mapping[str, str]) -> str:

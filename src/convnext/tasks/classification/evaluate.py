@@ -201,6 +201,7 @@ def evaluate(
                 metric.update(*batch)
         return metric.compute()
 
+    only_best = only_best or not own.is_best
     evaluation = measure("" if only_best else "the best weights", own)
     variants = []
     for weights, step, tensors in () if only_best else _last_weights(source):
