@@ -229,7 +229,7 @@ def test_half_precision_stays_half_and_finite() -> None:
 
 def test_mistakes_are_named() -> None:
     model = _build("convnext_atto")
-    with pytest.raises(ValueError, match="mean and std together"):
+    with pytest.raises(ValueError, match="both mean and std"):
         fold(model, mean=MEAN)
     with pytest.raises(ValueError, match="the network takes 3 channels"):
         fold(model, mean=(0.5,), std=(0.5,))

@@ -1,1 +1,1 @@
-"""The fast forms of a trained network: folded, compiled, quantised, exported."""
+"""Fast inference with trained networks: folded, compiled, quantized, exported."""

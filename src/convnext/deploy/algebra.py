@@ -1,15 +1,15 @@
-"""What neighbouring layers of a trained network become when they are multiplied out.
+"""Merge adjacent layers of a trained network.
 
-A layer here is one of five kinds, and a network in evaluation mode is runs of them:
+In evaluation mode, a network is a sequence of these kinds of layers:
 
     convolution, linear     a product with weights
-    Affine                  a factor and an addend per channel: batch norm, layer scale, the
-                            normalisation of the input, the second half of a layer norm
+    Affine                  a scale and a shift per channel: batch norm, layer scale, the
+                            normalization of the input, the second half of a layer norm
     Standardize             the first half of a layer norm: mean 0 and variance 1 over the channels
-    anything else           an activation, a pool: nothing passes through it
+    anything else           an activation or a pool, which nothing can be merged across
 
-`simplify` merges every `Affine` into a product beside it. All arithmetic is in fp64, so that the
-result is rounded once.
+`simplify` merges every `Affine` into an adjacent product. All arithmetic is in fp64, so that the
+result is rounded only once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Affine:
     shift: Tensor
 
     def then(self, other: Affine) -> Affine:
-        """Return this, followed by another."""
+        """Return the composition of this and then another."""
         return Affine(self.scale * other.scale, self.shift * other.scale + other.shift)
 
 
@@ -45,7 +45,7 @@ Layer = nn.Module | Affine
 def affine(
     scale: Tensor | None, shift: Tensor | None = None, *, like: Tensor | None = None
 ) -> Affine:
-    """Return the Affine of a factor and an addend, either of which may be missing."""
+    """Return the Affine of an optional scale and an optional shift."""
     known = next(t for t in (scale, shift, like) if t is not None).detach().double()
     return Affine(
         torch.ones_like(known) if scale is None else scale.detach().double(),
@@ -54,7 +54,7 @@ def affine(
 
 
 def split(layer: Layer) -> list[Layer]:
-    """Take a norm apart into what depends on its input and what does not."""
+    """Split a norm into the part that depends on its input and the part that does not."""
     if isinstance(layer, nn.Identity):
         return []
     if isinstance(layer, _BatchNorm) and type(layer).forward is _BatchNorm.forward:
@@ -67,9 +67,9 @@ def split(layer: Layer) -> list[Layer]:
 
 
 def join(layers: Iterable[Layer]) -> list[nn.Module]:
-    """Return what `simplify` left as modules: an Affine that found no product becomes one itself.
+    """Turn the result of `simplify` into modules; a remaining Affine becomes a module of its own.
 
-    After a `Standardize` it makes a layer norm again, of which there are fused kernels.
+    An Affine after a `Standardize` becomes a layer norm again, for which fused kernels exist.
     """
     modules: list[nn.Module] = []
     for layer in layers:
@@ -94,7 +94,7 @@ def _layer_norm(first: nn.Module, second: Affine) -> nn.LayerNorm:
 
 def _split_batch_norm(norm: _BatchNorm) -> list[Layer]:
     mean, var = norm.running_mean, norm.running_var
-    if mean is None or var is None:  # It measures every batch, in evaluation too.
+    if mean is None or var is None:  # It uses batch statistics in evaluation too.
         return [norm]
     scale = torch.rsqrt(var.double() + norm.eps)
     own = affine(norm.weight, norm.bias, like=mean)
@@ -102,13 +102,13 @@ def _split_batch_norm(norm: _BatchNorm) -> list[Layer]:
 
 
 def simplify(layers: Iterable[Layer]) -> list[Layer]:
-    """Return layers that compute the same with as few of them as the algebra allows.
+    """Merge layers into as few equivalent layers as possible.
 
     Args:
-        layers: In the order in which they run, each on the output of the one before.
+        layers: The layers in execution order.
 
-    Products that are changed are new ones; those that come back as they were are the same objects.
-    An `Affine` is left only where no product is beside it, as before a padded convolution.
+    Changed products are new modules; unchanged ones are the same objects. An `Affine` remains only
+    where no adjacent product can absorb it, as before a padded convolution.
     """
     out: list[Layer] = []
     for layer in (part for whole in layers for part in split(whole)):
@@ -125,21 +125,21 @@ def simplify(layers: Iterable[Layer]) -> list[Layer]:
 
 
 def is_unpadded(layer: Layer) -> bool:
-    """Tell whether every output of a product sees inputs alone, and no zeros from beyond them."""
+    """Return whether a product has no zero padding."""
     if isinstance(layer, nn.Conv2d):
         return layer.padding in ((0, 0), 0, "valid")
     return isinstance(layer, nn.Linear)
 
 
 def product_then(product: Product, after: Affine) -> Product:
-    """Return the product whose output has passed an Affine."""
+    """Merge an Affine into the product before it."""
     weight = product.weight.detach().double()
     scale = after.scale.view(-1, *[1] * (weight.dim() - 1))
     return _with(product, weight * scale, _bias(product) * after.scale + after.shift)
 
 
 def affine_then(before: Affine, product: Layer) -> Product:
-    """Return the product whose input has yet to pass an Affine; exact if it is unpadded."""
+    """Merge an Affine into the product after it; exact if the product is unpadded."""
     assert isinstance(product, Product)
     weight = product.weight.detach().double()
     if isinstance(product, nn.Linear):
@@ -161,7 +161,7 @@ def _bias(product: Product) -> Tensor:
 
 
 def _with(product: Product, weight: Tensor, bias: Tensor) -> Product:
-    """Return a product like this one with other weights, in the precision that it had."""
+    """Return a copy of a product with other weights, in its original dtype."""
     like = product.weight
     new: Product
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The forms in which a network can run here, as data: what each is, and which are worth trying."""
+"""The backends that can run a network, as data, and the candidates worth trying on a device."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ Dense = Literal["direct", "winograd"]
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """How a folded network is executed."""
+    """A backend: how to run a folded network."""
 
     engine: Engine = "eager"
-    """What runs it: torch's operators one by one, torch.compile with its weights frozen, or another
-    runtime."""
+    """Eager torch, torch.compile with frozen weights, or another runtime."""
     pointwise: PointwiseForm = "linear"
     layout: Layout = "channels_last"
     precision: Precision = "fp32"
     dense: Dense = "direct"
-    """How dense 3x3 convolutions are computed: by torch, or by `convnext.kernels.winograd`."""
+    """Implementation of dense 3x3 convolutions: torch's, or `convnext.kernels.winograd`."""
     folded: bool = True
-    """Only the network as it was trained is not."""
+    """False only for the unmodified network."""
 
     def __str__(self) -> str:
         if not self.folded:
@@ -41,7 +40,7 @@ class Backend:
 
 PLAIN = Backend(folded=False)
 
-# Modules that an engine needs beside torch.
+# Modules that an engine needs besides torch.
 _NEEDS = {
     "eager": (),
     "inductor": (),
@@ -51,17 +50,17 @@ _NEEDS = {
 
 
 def available(engine: Engine) -> bool:
-    """Tell whether what an engine needs is installed; it may still fail."""
+    """Return whether the modules of an engine are installed; it may still fail."""
     return all(find_spec(name) is not None for name in _NEEDS[engine])
 
 
 def candidates(device: torch.device, precision: str) -> list[Backend]:
-    """Return the forms to try on a device, those first that were fastest elsewhere (LOG.md).
+    """Return the backends to try on a device, beginning with the fastest ones in LOG.md.
 
     Args:
-        device: A compiler of another runtime is for CPUs alone.
-        precision: `fp32`, `bf16` or `fp16`, or `auto`: fp32 and, where the device is faster in
-            it, bf16; or `int8`: that first, then as `auto`.
+        device: Runtimes other than torch are tried on CPUs only.
+        precision: `fp32`, `bf16` or `fp16`; `auto` for fp32, and bf16 if it is faster on the
+            device; `int8` for int8 first, then as `auto`.
     """
     on_cpu = device.type == "cpu"
     if precision == "int8":

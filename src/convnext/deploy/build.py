@@ -1,4 +1,4 @@
-"""From a form and a network to something that can be called with images."""
+"""Build a backend of a network: a function that takes images and returns outputs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from convnext.hardware.devices import AMP_DTYPES, autocast
 from convnext.kernels.winograd import with_winograd
 
 Runner = Callable[[Tensor], Tensor]
-"""Images (N, C, H, W) in fp32 to outputs in fp32."""
+"""Maps images (N, C, H, W) in fp32 to outputs in fp32."""
 
-# Networks of one class that a process may compile; torch runs the ninth in eager mode by default.
+# Maximum number of compiled networks of one class; torch's default of 8 runs the next one eagerly.
 NUM_COMPILED = 256
 _FORMATS = {"channels_last": torch.channels_last, "channels_first": torch.contiguous_format}
 
@@ -27,20 +27,20 @@ _FORMATS = {"channels_last": torch.channels_last, "channels_first": torch.contig
 def build(
     backend: Backend, model: nn.Module, example: Tensor, calibration: Sequence[Tensor] = ()
 ) -> Runner:
-    """Return a network in a form. Engines other than eager are built for the example's shape alone.
+    """Build a backend. Engines other than eager only take images of the example's shape.
 
     Args:
-        form: Any whose engine is installed.
-        model: In evaluation mode and fp32; it is left as it is.
+        backend: The backend; its engine must be installed.
+        model: A network in evaluation mode and fp32; it is not changed.
         example: Images (N, C, H, W) in fp32, on the network's device.
-        calibration: For int8: batches of images like it, from the user's data.
+        calibration: For int8, batches of images from the user's data.
 
     Raises:
-        Exception: Whatever an engine raises that cannot build this network here.
+        Exception: Any exception of an engine that cannot build this network on this machine.
     """
     if not backend.folded:
         return _as_trained(model.eval(), backend.precision)
-    with torch.autocast(example.device.type, enabled=False):  # Tracers would write it down.
+    with torch.autocast(example.device.type, enabled=False):  # Tracers would record its casts.
         folded = fold(model, form=backend.pointwise)
         if backend.dense == "winograd":
             folded = with_winograd(folded)
@@ -82,11 +82,11 @@ def _build(
 
 
 def _inductor(folded: nn.Module, run: Runner) -> Runner:
-    """Compile a network in place, and return what runs it.
+    """Compile a network in place, and return a function that runs it.
 
-    Freezing knows that weights stay as they are: it packs them, and computes what depends on
-    nothing else. Of torch's settings, as an option of the compiler alone it comes too late: the
-    tracer has made the weights inputs by then.
+    Freezing packs the weights and precomputes everything that depends on them only. It must be set
+    in torch's global config: as an option of the compiler it comes too late, since the tracer has
+    already turned the weights into inputs.
     """
     from torch._dynamo import config as tracer
     from torch._inductor import config as compiler

@@ -1,8 +1,8 @@
-"""`export`: a trained network as a file for another runtime, proven on real images.
+"""`export`: write a trained network as a file for another runtime, and verify it on real images.
 
-A file says what it is: it carries the card of its checkpoint (classes, preprocessing, recipe) and
-what it computes beside the network. It is written under another name, run in its own runtime,
-compared with the network that it came from, and only then given its name.
+The file carries the card of its checkpoint (classes, preprocessing, recipe) and a description of
+its inputs and outputs. It is written under a temporary name, run in its own runtime and compared
+with the network, and only then renamed.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ __all__ = ["ExportResult", "ExportSettings", "ExportSpec", "export", "write"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """A network to export, and everything that depends on its task."""
+    """A network to export, with everything that depends on its task."""
 
     source: str
-    """What the user calls the network: a run folder, a file or a hub id."""
+    """The user's name for the network: a run folder, a file or a hub id."""
     card: Card
-    """Goes into the file. Its preprocessing is the one that the file is used with."""
+    """The card to write into the file; the file is used with its preprocessing."""
     settings: ExportSettings
     facts: Mapping[str, Any]
-    """What the file says about its graph, beside `inside` and `precision`: `batch` and `size` (None
-    for any), and what the task needs to understand the outputs."""
+    """Facts about the graph to write in addition to `inside` and `precision`: `batch` and `size`
+    (None for any), and what the task needs to interpret the outputs."""
     blueprint: Callable[[], Blueprint]
     """Builds the graph around a folded copy of the network, as the format needs it."""
     images: ProofImages
     compare: Callable[[Exported], Comparison[Any]]
-    """Puts the written file beside the network."""
+    """Compares the written file with the network."""
     calibration: Calibration
-    """For int8."""
+    """Calibration for int8."""
 
     def metadata(self) -> dict[str, str]:
-        """Return what is written beside the graph."""
+        """Return the metadata to write next to the graph."""
         settings = self.settings
         facts = {"inside": settings.inside, "precision": settings.precision, **self.facts}
         return {
@@ -63,22 +63,22 @@ class ExportSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """A file and what proves it."""
+    """An exported file and its proof."""
 
     path: Path
     bytes: int
-    """With the weights beside it, where the format keeps them apart."""
+    """Size, including a separate weights file if the format has one."""
     proof: Proof
     proof_path: Path
 
     def print(self, console: Console) -> None:
-        """Print how the file compares with its network, and what to do with it."""
+        """Print how the file compares with its network, and the next command."""
         proof, table = self.proof, Table(box=None, show_header=False)
         for row in proof.rows():
             table.add_row(*row)
         console.print(table)
         if proof.failure:
-            console.print(f"kept by --force although {proof.failure}", markup=False)
+            console.print(f"failed verification, kept by --force: {proof.failure}", markup=False)
         size = f"{self.bytes / 1e6:,.1f} MB"
         console.print(f"written: {self.path} ({size}), {self.proof_path.name}", soft_wrap=True)
         console.print(f"next: convnext predict {self.path} IMAGE", soft_wrap=True, markup=False)
@@ -94,7 +94,7 @@ class ExportResult:
 
 
 def check_request(settings: ExportSettings, output: str | Path | None) -> None:
-    """Check what depends on neither the network nor its data, before either is read.
+    """Check the settings that depend on neither the network nor its data.
 
     Raises:
         ValueError: If a library is not installed, or the path has the suffix of another format.
@@ -112,30 +112,30 @@ def export(
     force: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> ExportResult:
-    """Write a network as a file, and prove the file on real images.
+    """Write a network as a file, and verify the file on real images.
 
     Args:
-        spec: The network and what its task says about it.
-        output: The path; by default beside the checkpoint, named by network and precision.
-        force: Keep a file that fails its proof.
-        note: Called with progress, a line at a time.
+        spec: The network and the details of its task.
+        output: The path; by default next to the checkpoint, named by network and precision.
+        force: Keep a file that fails verification.
+        note: Called with each line of progress.
 
     Raises:
-        ValueError: If a format lacks its library, no image can be read, or a setting does not fit
-            the network.
-        ArithmeticError: If the file does not compute what the network does; it is not kept.
+        ValueError: If the format's library is missing, no image can be read, or a setting does not
+            fit the network.
+        ArithmeticError: If the outputs do not match the network's; the file is not kept.
     """
     check_request(spec.settings, output)
     path = Path(output) if output is not None else default_path(spec)
-    note(f"folding {spec.card.model}; {len(spec.images.files):,} images to prove it on")
+    note(f"folding {spec.card.model}; {len(spec.images.files):,} images to verify it on")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         draft = Path(folder) / path.name
         proof = _write_proven(spec, draft, note)
         if not proof.passed and not force:
             raise ArithmeticError(
-                f"the exported file is not what {spec.card.model} is: {proof.failure}; it was not "
-                "kept (--force keeps it)"
+                f"the exported file does not match {spec.card.model}: {proof.failure}; the file "
+                "was deleted (use --force to keep it)"
             )
         written = sorted(Path(folder).iterdir())
         for file in written:
@@ -147,7 +147,7 @@ def export(
 
 
 def _write_proven(spec: ExportSpec, draft: Path, note: Callable[[str], None]) -> Proof:
-    """Write a file and prove it; int8 again with the most sensitive layers in float if it fails."""
+    """Write a file and verify it; if int8 fails, retry with the most sensitive layers in fp32."""
     settings = spec.settings
 
     def proven() -> Proof:
@@ -161,7 +161,7 @@ def _write_proven(spec: ExportSpec, draft: Path, note: Callable[[str], None]) ->
         return proven()
     given, layers = calibrate(spec.calibration, spec.images, note)
     for layer in layers[:5]:
-        note(f"  {layer.name}: outputs change by {100 * layer.error:.1f} % with it alone in int8")
+        note(f"  {layer.name}: in int8 alone, changes the outputs by {100 * layer.error:.1f} %")
     for num_kept in NUM_KEPT:
         kept = tuple(layer.name for layer in layers[:num_kept])
         note(
@@ -181,7 +181,7 @@ def _write_proven(spec: ExportSpec, draft: Path, note: Callable[[str], None]) ->
 
 
 def write(spec: ExportSpec, path: Path) -> None:
-    """Write a file without proving it, in any precision but int8.
+    """Write a file in any precision except int8, without verification.
 
     Raises:
         ValueError: If a library is not installed, or a setting does not fit the network.
@@ -191,7 +191,7 @@ def write(spec: ExportSpec, path: Path) -> None:
 
 
 def license_of(card: Card) -> str:
-    """Return the licence of published weights; empty for those that somebody trained."""
+    """Return the license of published weights; empty for weights that a user trained."""
     from convnext.weights.published import find_published
 
     known = find_published(card.model) if not card.metrics else None
@@ -199,7 +199,7 @@ def license_of(card: Card) -> str:
 
 
 def default_path(spec: ExportSpec) -> Path:
-    """Return the path of a file that was given none: in the run folder, else in this one."""
+    """Return the default path of a file: in the run folder, or else in the working directory."""
     suffix = SUFFIX[spec.settings.format]
     name = f"{spec.card.model.replace('/', '-')}_{spec.settings.precision}{suffix}"
     folder = Path(spec.source)

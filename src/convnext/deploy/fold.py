@@ -1,16 +1,16 @@
-"""`fold`: an inference form of any network, with the same outputs and fewer operations.
+"""`fold`: turn any network into an equivalent one with fewer operations, for inference.
 
-What a trained network does at fixed weights can be multiplied out (`convnext.deploy.algebra`):
+With fixed weights, layers can be merged (`convnext.deploy.algebra`):
 
     layer scale                       into the second pointwise layer
-    weights of a layer norm           into the layer after it, where that is not padded
+    weights of a layer norm           into the layer after it, if that is not padded
     batch norm                        into the convolution before it, or the unpadded one after it
-    normalisation of the images       into the stem
-    dropout, stochastic depth         nothing
-    what only training needs          nothing
+    normalization of the images       into the stem
+    dropout, stochastic depth         removed
+    parts used only in training       removed
 
-and pointwise convolutions can be written as linear layers over channels_last maps. Modules whose
-`forward` alone says in which order their layers run do their part themselves: they are `Foldable`.
+Pointwise convolutions can become linear layers over channels_last maps. Modules in which only
+`forward` defines the order of the layers implement `Foldable`.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ from convnext.models.timm import TimmNetwork
 
 PointwiseForm = Literal["linear", "conv", "chunked"]
 _DROPPED = (nn.modules.dropout._DropoutNd, StochasticDepth)
-# Devices that do not compute in fp64: there, weights are multiplied out on the CPU.
+# Devices without fp64: their weights are merged on the CPU.
 WITHOUT_FP64 = ("mps",)
 
 Merge = Callable[[Sequence[nn.Module]], list[nn.Module]]
-"""From layers that run one after the other to fewer that compute the same."""
+"""Maps consecutive layers to fewer equivalent ones."""
 
 
 @runtime_checkable
 class Foldable(Protocol):
-    """A module of a task that knows which of its layers can be merged."""
+    """A module that knows which of its layers can be merged."""
 
     def fold_layers(self, merge: Merge) -> None:
-        """Replace layers by what `merge` returns for them, and drop what only training needs."""
+        """Replace layers by the result of `merge`, and remove parts used only in training."""
         ...
 
 
@@ -75,37 +75,41 @@ def fold(
     form: PointwiseForm = "linear",
     inplace: bool = False,
 ) -> nn.Module:
-    """Return the inference form of a network: the same function, in evaluation mode.
+    """Return an equivalent network with fewer operations, in evaluation mode.
 
-    Outputs agree within 1e-5 relative in fp32. Classifiers, segmentors, detectors, every rung of
-    the roadmap and networks of timm keep what they could do: `forward`, `pyramid`, `levels`; they
-    cannot be trained any more.
+    Outputs agree within 1e-5 relative in fp32. Works for classifiers, segmentation networks,
+    detectors, every step of the roadmap and timm models, which keep their interface (`forward`,
+    `pyramid`, `levels`) but can no longer be trained.
 
     Args:
-        model: Any network of `convnext.create_model`; it is left as it is.
-        mean: Of the normalisation, if the folded network is to be given images before it, in their
-            units (for pixels of 0 to 255, 255 times the usual one).
-        std: As `mean`.
+        model: Any network from `convnext.create_model`; it is not changed.
+        mean: Mean of the normalization, to fold it into the network, which then takes images before
+            normalization. In units of these images: for pixels from 0 to 255, 255 times the usual
+            value.
+        std: Standard deviation, like `mean`.
         form: How pointwise layers run. `linear`: over channels_last maps. `conv`: as convolutions,
-            which compilers and channels_first like best. `chunked`: as `linear`, a few rows at a
-            time, the fastest and leanest in eager mode on CPUs; it cannot be traced or exported.
-        inplace: Take `model` apart in place of a copy, so that its weights exist once.
+            best for compilers and for channels_first. `chunked`: like `linear`, a few rows at a
+            time, which is fastest and uses least memory in eager mode on CPUs, but cannot be traced
+            or exported.
+        inplace: Modify `model` instead of a copy, which saves the memory for a second set of
+            weights.
 
     Raises:
         ValueError: If only one of `mean` and `std` is given, they do not fit the network's
-            channels, or there is no such form.
+            channels, or the form does not exist.
     """
     if form not in get_args(PointwiseForm):
-        raise ValueError(f"form is {form!r}, but must be of {', '.join(get_args(PointwiseForm))}")
+        known = ", ".join(get_args(PointwiseForm))
+        raise ValueError(f"form is {form!r}, but must be one of {known}")
     if (mean is None) != (std is None):
-        raise ValueError("give mean and std together, or neither")
+        raise ValueError("give both mean and std, or neither")
     model = (model if inplace else copy.deepcopy(model)).eval().requires_grad_(False)
     like = next(model.parameters())
     dtype, device = like.dtype, like.device
     if device.type in WITHOUT_FP64:
         model = model.cpu()
     normalization = None if mean is None or std is None else _normalization(model, mean, std)
-    # A padded stem would see zeros where there must be the mean.
+    # A padded stem would see zeros where the mean belongs.
     takes_it = isinstance(model, Network) and is_unpadded(model.stem[0])
     first = normalization if takes_it else None
     folded = _fold(model, form, first).to(device, dtype)
@@ -128,7 +132,7 @@ def _normalization(model: nn.Module, mean: Sequence[float], std: Sequence[float]
 
 
 def _fold(module: nn.Module, form: PointwiseForm, first: Affine | None = None) -> nn.Module:
-    """Return what a module becomes, and replace what is below it."""
+    """Return the folded form of a module, after folding its children in place."""
     if isinstance(module, TimmNetwork):
         fold_batch_norms(module)
         return module
@@ -158,7 +162,7 @@ def _runs_in_order(module: nn.Sequential) -> bool:
 
 
 def _replace_in_order(sequence: nn.Sequential, layers: Sequence[Layer]) -> None:
-    """Put what layers become in the place of a sequence's, under their positions as names."""
+    """Replace the modules of a sequence by folded layers, named by position."""
     layers = [x for x in layers if not isinstance(x, (*_DROPPED, nn.Identity))]
     simpler = join(simplify(layers))
     for name in list(sequence._modules):
@@ -194,7 +198,7 @@ def _is_plain(block: Block) -> bool:
 
 
 def _chunked(rows: Sequence[nn.Module]) -> ChunkedBlock | None:
-    """Return the chunked form of a spatial layer, then norm, linear, GELU, linear over channels."""
+    """Return the chunked form of: spatial layer, norm, linear, GELU, linear over channels."""
     if len(rows) != 2 or not isinstance(rows[1], Positionwise):
         return None
     spatial, pointwise = rows[0], list(rows[1])
@@ -212,7 +216,7 @@ def _chunked(rows: Sequence[nn.Module]) -> ChunkedBlock | None:
 
 
 def _as_linear(layers: Sequence[nn.Module]) -> list[nn.Module]:
-    """Gather neighbours that work on each position alone into runs over the channels."""
+    """Group consecutive pointwise layers to run over the channels as the last dimension."""
     out: list[nn.Module] = []
     run: list[nn.Module] = []
 
@@ -241,7 +245,7 @@ def _is_pointwise(conv: nn.Conv2d) -> bool:
 
 
 def _over_last(layer: nn.Module) -> nn.Module:
-    """Return the form of a layer for (..., C)."""
+    """Return the version of a layer that takes (..., C)."""
     if isinstance(layer, Standardize):
         return StandardizeLast(layer.dim, eps=layer.eps)
     if isinstance(layer, nn.Conv2d):
@@ -262,18 +266,18 @@ class _Tracer(fx.Tracer):
 
 
 def fold_batch_norms(peer: TimmNetwork) -> int:
-    """Fold the batch norms of one of timm's networks, in place; return how many.
+    """Fold the batch norms of a timm model in place; return their number.
 
-    Its networks say in `forward` alone which layer follows which. Tracing finds the pairs in which
-    a convolution's output goes to a batch norm and nowhere else; a network that cannot be traced
-    has none (Swin and ViT have no batch norms).
+    In timm models only `forward` defines the order of the layers. Tracing finds convolutions whose
+    output goes to a batch norm and nowhere else. Models that cannot be traced are left unchanged;
+    Swin and ViT have no batch norms anyway.
     """
     network = cast(nn.Module, peer.network)
     if not any(isinstance(m, _BatchNorm) for m in network.modules()):
         return 0
     try:
         graph = _Tracer().trace(network)
-    except Exception:  # Tracing runs the network's own code on proxies, which may fail in any way.
+    except Exception:  # Tracing runs the model's own code on proxies, which may fail in any way.
         return 0
     modules = dict(network.named_modules())
     count = 0
@@ -297,7 +301,7 @@ def fold_batch_norms(peer: TimmNetwork) -> int:
 
 
 def _split_norm(norm: _BatchNorm) -> tuple[Affine, nn.Module] | None:
-    """Return a batch norm as an Affine and what timm does after it: dropout and an activation."""
+    """Split timm's batch norm into an Affine and the dropout and activation after it."""
     own: Any = norm
     rest = [m for m in (getattr(own, "drop", None), getattr(own, "act", None)) if m is not None]
     known = (nn.BatchNorm2d.forward, _BatchNorm.forward)

@@ -1,6 +1,6 @@
-"""What is in an exported file, and how each format is written: ONNX, OpenVINO, torch.export.
+"""Settings of exported files, and a writer for each format: ONNX, OpenVINO, torch.export.
 
-Settings are the user's, a `Blueprint` is a graph with all that a writer needs to know about it.
+A `Blueprint` is a graph with everything that a writer needs to know about it.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ from convnext.deploy.runtimes import EXTRA, need
 Format = Literal["onnx", "openvino", "pt2"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Inside = Literal["none", "normalize", "full"]
-"""How much of the preprocessing is in a file: nothing (images are normalized floats, N C H W), the
-normalization (pixels, uint8 N H W C, of the network's size), or all of it (one whole image, uint8
-1 H W C, of any size)."""
+"""The part of the preprocessing in a file: none (takes normalized floats, N C H W), normalization
+(takes pixels of the network's input size, uint8 N H W C), or all (takes one image of any size,
+uint8 1 H W C)."""
 Masks = Literal["none", "shares", "full"]
-"""Of a task with objects: no masks, the shares of 28 x 28 cells of each box, or a bitmap of the
-image."""
+"""For detection: no masks, 28 x 28 mask probabilities for each box, or a bitmap of the image's
+size."""
 AnySize = Literal["any"]
 LIBRARIES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino",),
     "pt2": (),
 }
-"""Modules that write and run a format, beside torch; int8 needs nncf too."""
+"""Modules, besides torch, that write and run a format; int8 also needs nncf."""
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
-# LayerNormalization came with 17, antialiasing and fp16 casts of today's runtimes with 18.
+# 17 introduced LayerNormalization, 18 antialiasing; current runtimes need 18 for fp16 casts.
 OPSET = 18
 MAX_BATCH = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """What is in a file, and in which form. What only some tasks have, the task checks."""
+    """Settings of an exported file. The task checks settings that only some tasks have."""
 
     format: Format = "onnx"
     precision: Precision = "fp32"
     inside: Inside = "normalize"
     answers: bool = True
-    """Probabilities of a classifier, labels of a segmentor; else logits."""
+    """Output probabilities (classification) or labels (segmentation) instead of logits."""
     batch: int | None = None
-    """Images at a time; None leaves it open."""
+    """Batch size; None for any."""
     size: tuple[int, int] | AnySize | None = None
-    """Height and width of the images; "any" leaves both open; None for those of the checkpoint."""
+    """Height and width of the images; "any" for any; None for those of the checkpoint."""
     masks: Masks | None = None
-    """Of a detector; None for `shares` where it has masks."""
+    """Masks of a detector; None for `shares` if it predicts masks."""
 
     def __post_init__(self) -> None:
-        """Check what goes together.
+        """Check the settings and their combinations.
 
         Raises:
-            ValueError: Naming the field, its value and what it can be.
+            ValueError: If one is invalid; names the field, its value and the valid values.
         """
         for value, kinds, name in (
             (self.format, Format, "format"),
@@ -67,53 +67,57 @@ class ExportSettings:
             (self.masks or "none", Masks, "masks"),
         ):
             if value not in get_args(kinds):
-                raise ValueError(f"{name} is {value!r}; choose of {', '.join(get_args(kinds))}")
+                known = ", ".join(get_args(kinds))
+                raise ValueError(f"{name} is {value!r}, but must be one of {known}")
         if self.batch is not None and not 1 <= self.batch <= MAX_BATCH:
             raise ValueError(f"batch is {self.batch}, but must be from 1 to {MAX_BATCH:,}")
         if isinstance(self.size, tuple) and min(self.size) < 1:
             raise ValueError(f"size is {self.size[0]} x {self.size[1]}, but must be positive")
         if self.format == "onnx" and self.precision == "bf16":
             raise ValueError(
-                "ONNX Runtime has no kernels for bf16 on CPUs: take fp16, or OpenVINO for bf16"
+                "ONNX Runtime has no bf16 kernels for CPUs: use fp16, or OpenVINO for bf16"
             )
         if self.format == "pt2" and self.precision == "int8":
-            raise ValueError("int8 is for OpenVINO and ONNX: --format openvino --precision int8")
+            raise ValueError(
+                "pt2 has no int8; use --format openvino --precision int8, or --format onnx"
+            )
         if self.precision == "int8" and self.inside == "full":
             raise ValueError(
-                "int8 is calibrated on pixels of the network's size: take --preprocess normalize"
+                "int8 is calibrated on pixels of the network's input size: use "
+                "--preprocess normalize"
             )
         if self.precision == "int8" and self.format == "onnx" and self.batch is not None:
-            raise ValueError("int8 in ONNX leaves the batch open: leave out --batch")
+            raise ValueError("int8 in ONNX takes any batch size: leave out --batch")
         if self.inside == "full" and self.batch not in (None, 1):
             raise ValueError(
                 "with --preprocess full a file takes one image at a time: leave out --batch, or "
-                "take --preprocess normalize"
+                "use --preprocess normalize"
             )
 
     @property
     def fixed_batch(self) -> int | None:
-        """How many images a file takes at a time; None for any number."""
+        """The batch size; None for any."""
         return 1 if self.inside == "full" else self.batch
 
 
 Given = tuple[Tensor, ...]
-"""Everything that a graph takes for one image: pixels, and of a detector their height and width."""
+"""All inputs of a graph for one image: pixels, and for detection their height and width."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blueprint:
-    """A graph and all that a writer needs to know about it."""
+    """A graph with everything that a writer needs to know about it."""
 
     graph: nn.Module
     examples: tuple[Tensor, ...]
-    """What it takes."""
+    """Example inputs."""
     open_dims: tuple[Mapping[int, Any], ...]
-    """For every input, the `torch.export.Dim` of the dimensions that stay open."""
+    """The `torch.export.Dim` of each input's dynamic dimensions."""
     inputs: tuple[str, ...] = ("images",)
     outputs: tuple[str, ...] = ("output",)
 
     def program(self) -> torch.export.ExportedProgram:
-        """Return the graph as torch.export has it."""
+        """Export the graph with torch.export."""
         shapes = tuple(dict(dims) for dims in self.open_dims)
         return torch.export.export(self.graph, self.examples, dynamic_shapes=shapes)
 
@@ -121,7 +125,7 @@ class Blueprint:
 def write_onnx(
     blueprint: Blueprint, path: Path, metadata: dict[str, str], settings: ExportSettings
 ) -> None:
-    """Write a graph with the exporter of torch, weights inside."""
+    """Write a graph with torch's exporter, including the weights."""
     onnx, _ = need("onnx", "onnxscript")
     torch.onnx.export(
         blueprint.program(),
@@ -143,7 +147,7 @@ def write_onnx(
 def write_openvino(
     blueprint: Blueprint, path: Path, metadata: dict[str, str], settings: ExportSettings
 ) -> None:
-    """Write a graph as `.xml`, and its weights as `.bin` beside it."""
+    """Write a graph as `.xml`, and its weights as `.bin` next to it."""
     (openvino,) = need("openvino")
     converted = to_openvino(blueprint)
     converted.set_rt_info(json.dumps(metadata), ["convnext"])
@@ -151,7 +155,7 @@ def write_openvino(
 
 
 def to_openvino(blueprint: Blueprint) -> Any:
-    """Return OpenVINO's model of a graph, straight from torch: twice as fast as by way of ONNX."""
+    """Convert a graph to an OpenVINO model without ONNX, which runs twice as fast."""
     (openvino,) = need("openvino")
     kinds = {torch.uint8: openvino.Type.u8, torch.int64: openvino.Type.i64}
     given = []

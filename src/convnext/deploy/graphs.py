@@ -1,8 +1,8 @@
-"""What an exported file computes beside the network: pixels to its input, its output to answers.
+"""Preprocessing and postprocessing inside exported files.
 
-Everything is plain arithmetic on tensors, so that every exporter takes it. Resizing is two matrix
-products whose matrices follow from the image's size; they repeat Pillow's filters and roundings, so
-that the network sees the pixels of `convnext predict`, a few of them a level brighter or darker.
+Everything is plain tensor arithmetic, which every exporter supports. Resizing is two matrix
+products, with matrices computed from the image's size. They reproduce Pillow's filters and
+rounding, so that pixels equal those of `convnext predict`, except for a few that differ by 1.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from convnext.deploy.formats import MAX_BATCH, Blueprint, ExportSettings, Given
 from convnext.deploy.layers import Standardize, spell_out
 from convnext.hardware.devices import AMP_DTYPES
 
-# Sides of images that a graph with all preprocessing inside may be given.
+# Range of the image sides that a graph with full preprocessing accepts.
 LEAST_SIDE, MOST_SIDE = 8, 32768
 
 
 class Pixels(nn.Module):
-    """uint8 (N, H, W, C) to floats (N, C, H, W), 0 to 255 as they are."""
+    """Converts uint8 (N, H, W, C) to floats (N, C, H, W) from 0 to 255."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         return pixels.permute(0, 3, 1, 2).float()
 
 
 class WholeImage(nn.Module):
-    """One uint8 image (1, H, W, C) of any size to the pixels of the network, (1, C, size, size).
+    """Resizes and crops a uint8 image (1, H, W, C) of any size to pixels (1, C, size, size).
 
     Args:
-        preprocessing: Of a classifier; its interpolation is followed.
+        preprocessing: The preprocessing of a classifier.
 
     Raises:
-        ValueError: For the interpolation `nearest`, which is no filter.
+        ValueError: If the interpolation is `nearest`, which cannot be written as a filter.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -51,7 +51,7 @@ class WholeImage(nn.Module):
         self.interpolation: Interpolation = preprocessing.interpolation
         _refuse_nearest(self.interpolation)
         whole = preprocessing.crop_pct == 1
-        # The short side before the centre is cropped; 0: both sides become `size`.
+        # The short side before the center crop; 0 resizes both sides to `size`.
         self.short = 0 if whole else int(self.size / preprocessing.crop_pct)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -59,38 +59,38 @@ class WholeImage(nn.Module):
         rows, columns = torch.ones_like(x[0, :, 0]), torch.ones_like(x[0, 0])
         height, width = rows.sum(), columns.sum()
         down, across = self._sizes(height, width), self._sizes(width, height)
-        # Pillow resizes along the rows first, and rounds in between. (Of images much taller than
-        # wide today's does the columns first, which changes some pixels by a level.)
+        # Pillow resizes along the rows first, and rounds in between. (For images much taller than
+        # wide, current versions do the columns first, which changes some pixels by 1.)
         x = round_pixels(x @ self._matrix(columns, width, across).T)
         x = round_pixels(self._matrix(rows, height, down) @ x)
         return x[None]
 
     def _sizes(self, own: Tensor, other: Tensor) -> Tensor:
-        """Return the length that a side of `own` pixels is resized to."""
+        """Return the resized length of a side of `own` pixels."""
         if not self.short:
             return torch.full_like(own, self.size)
         longer = torch.floor(self.short * own / other).clamp_min(self.short)
         return torch.where(own <= other, torch.full_like(own, self.short), longer)
 
     def _matrix(self, ones: Tensor, length: Tensor, full: Tensor) -> Tensor:  # -> size, length
-        """Return the weights of a line's pixels in each pixel of the crop."""
+        """Return the resizing matrix of a line, restricted to the crop."""
         first = torch.round((full - self.size) / 2)
         weights = line_weights(ones, length, full, self.size, first, self.interpolation)
         return weights / weights.sum(1, keepdim=True)
 
 
 class FittedImage(nn.Module):
-    """One uint8 image (1, H, W, C) of any size to the pixels that a detector sees, on a canvas.
+    """Resizes a uint8 image (1, H, W, C) of any size to fit a canvas of fixed size.
 
-    It is resized in its own ratio by the rule of the preprocessing, less where it would not fit,
-    and lies in the upper left corner with zeros around it.
+    The image keeps its aspect ratio. It is resized as in preprocessing, or to a smaller size if
+    that would not fit, and placed in the upper left corner of a zero canvas.
 
     Args:
-        preprocessing: Of a detector.
+        preprocessing: The preprocessing of a detector.
         size: Height and width of the canvas.
 
     Raises:
-        ValueError: For the interpolation `nearest`, which is no filter.
+        ValueError: If the interpolation is `nearest`, which cannot be written as a filter.
     """
 
     def __init__(self, preprocessing: DensePreprocessing, size: tuple[int, int]) -> None:
@@ -101,7 +101,7 @@ class FittedImage(nn.Module):
         self.size = size
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the pixels (1, C, *size), and the height and width (2,) after and before."""
+        """Return pixels (1, C, *size), and height and width (2,) after and before resizing."""
         x = image[0].permute(2, 0, 1).float()  # C H W
         rows, columns = torch.ones_like(x[0, :, 0]), torch.ones_like(x[0, 0])
         own = torch.stack((rows.sum(), columns.sum()))
@@ -112,10 +112,10 @@ class FittedImage(nn.Module):
         return round_pixels(down @ x)[None], fitted, own
 
     def _fitted(self, own: Tensor) -> Tensor:
-        """Return the height and width (2,) that an image of this one is resized to.
+        """Return the resized height and width (2,) of an image of size `own`.
 
-        Sides are multiplied by `over / under` and rounded, all in products of whole numbers below
-        2 ** 31 and their signs: runtimes divide in fp32, which is now and then a pixel off.
+        Sides are multiplied by `over / under` and rounded, using only signs and products of
+        integers below 2 ** 31: runtimes divide in fp32, which is sometimes off by one pixel.
         """
         height, width = own.to(torch.int64).unbind()
         longest, shortest = own.max().to(torch.int64), own.min().to(torch.int64)
@@ -125,7 +125,7 @@ class FittedImage(nn.Module):
             is_longer = over * longest - self.long * under > 0
             over = torch.where(is_longer, self.long * one, over)
             under = torch.where(is_longer, longest, under)
-        # What is read onto the canvas stays as it is; else the side that needs it most fills it.
+        # An image that fits keeps its size; otherwise its more critical side fills the canvas.
         rows, columns = self.size
         is_high = 2 * height * over - (2 * rows + 1) * under >= 0
         is_wide = 2 * width * over - (2 * columns + 1) * under >= 0
@@ -155,21 +155,21 @@ def line_weights(
     first: Tensor,
     interpolation: Interpolation,
 ) -> Tensor:  # -> size, length
-    """Return the weights of a line's pixels in `size` pixels of a resized line, before their sum.
+    """Return the resizing matrix of a line of pixels: the weights of its pixels in each output.
 
     Args:
-        ones: As many as the line has pixels.
-        length: Their number.
-        full: That of the resized line.
-        size: How many pixels of it are wanted.
-        first: The first of them.
+        ones: A tensor of ones, as long as the line.
+        length: The length of the line.
+        full: The length of the resized line.
+        size: Number of pixels of the resized line to return.
+        first: The first of these pixels.
         interpolation: The filter.
     """
     i = torch.arange(size, dtype=torch.float32, device=ones.device) + first
     j = torch.cumsum(ones, 0) - 1
     scale = length / full
     centers = (i + 0.5) * scale
-    # A filter grows with what it shrinks, which is what keeps fine patterns from aliasing.
+    # When shrinking, the filter widens by the same factor, which prevents aliasing.
     distance = ((j + 0.5 - centers[:, None]) / scale.clamp_min(1)).abs()
     return _cubic(distance) if interpolation == "bicubic" else _linear(distance)
 
@@ -177,8 +177,8 @@ def line_weights(
 def _refuse_nearest(interpolation: Interpolation) -> None:
     if interpolation == "nearest":
         raise ValueError(
-            "images that are resized by nearest neighbours cannot be resized inside of a file: "
-            "take --preprocess normalize"
+            "an exported file cannot resize images with the interpolation nearest: use "
+            "--preprocess normalize"
         )
 
 
@@ -193,12 +193,12 @@ def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
 
 
 def round_pixels(x: Tensor) -> Tensor:
-    """Return the nearest whole values from 0 to 255."""
+    """Round to integers from 0 to 255."""
     return torch.floor(x + 0.5).clamp(0, 255)
 
 
 class Graph(nn.Module):
-    """What a file holds: preparation, network, answer."""
+    """The graph of a file: preprocessing, network, postprocessing."""
 
     def __init__(self, prepare: nn.Module, network: nn.Module, finish: nn.Module) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class Graph(nn.Module):
 
 
 class InFloat(nn.Module):
-    """A norm that computes in fp32 between halves: squares of activations do not fit into fp16."""
+    """A norm that computes in fp32 in a half-precision network: squares would overflow fp16."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -224,10 +224,10 @@ class InFloat(nn.Module):
 
 
 class Half(nn.Module):
-    """A network in half precision, its norms in fp32; fp32 in and out.
+    """A network in half precision with norms in fp32; inputs and outputs are fp32.
 
     Args:
-        network: A folded one; it is taken apart.
+        network: A folded network; it is modified.
         dtype: fp16 or bf16.
     """
 
@@ -242,7 +242,7 @@ class Half(nn.Module):
 
 
 def halved(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a folded network in half precision, its norms in fp32; it is taken apart."""
+    """Convert a folded network, in place, to half precision with norms in fp32."""
     return _norms_in_float(network.to(dtype))
 
 
@@ -264,15 +264,15 @@ def image_graph(
     adapt: Callable[[nn.Module], nn.Module] = lambda folded: folded,
     spell_norms: bool = False,
 ) -> Graph:
-    """Return a network from images to one output with what goes into the file around it, folded.
+    """Build the graph of a file around a folded network with one input and one output.
 
     Args:
-        model: In evaluation mode, on the CPU, in fp32; it is left as it is.
-        preprocessing: Of its checkpoint.
-        settings: What is in the file.
-        finish: From logits to what the file returns.
+        model: A network in evaluation mode, on the CPU, in fp32; it is not changed.
+        preprocessing: The preprocessing of its checkpoint.
+        settings: The settings of the file.
+        finish: Maps logits to the output of the file.
         adapt: Called with the folded network, before its precision is changed.
-        spell_norms: Whether layer norms are written as sums and products for every format.
+        spell_norms: Whether to write layer norms as sums and products in every format.
     """
     if settings.inside == "none":
         folded = fold(model, form="conv")
@@ -290,7 +290,7 @@ def image_graph(
 
 
 def prepare(settings: ExportSettings, whole: Callable[..., nn.Module], *args: Any) -> nn.Module:
-    """Return what comes before the normalization: nothing, `Pixels`, or `whole(*args)`."""
+    """Return the steps before normalization: none, `Pixels`, or `whole(*args)`."""
     if settings.inside == "full":
         return whole(*args)
     return Pixels() if settings.inside == "normalize" else nn.Identity()
@@ -304,14 +304,14 @@ def image_blueprint(
     size: tuple[int, int],
     open_sides: tuple[int, int] | None = None,
 ) -> Blueprint:
-    """Return a graph of one input and one output as writers take it.
+    """Return the blueprint of a graph with one input and one output.
 
     Args:
-        graph: From `image_graph`.
-        preprocessing: Of its checkpoint.
-        settings: What is in the file.
-        size: Height and width of the images it is traced with.
-        open_sides: The least and the largest side, where both are left open.
+        graph: The result of `image_graph`.
+        preprocessing: The preprocessing of the checkpoint.
+        settings: The settings of the file.
+        size: Height and width of the images to trace with.
+        open_sides: Minimum and maximum side, if both sides are dynamic.
     """
     batch = settings.fixed_batch
     dims: dict[int, Any] = {}
@@ -324,7 +324,7 @@ def image_blueprint(
 
 
 def open_dims(settings: ExportSettings, least: int, most: int) -> dict[int, Any]:
-    """Return the height and width of images as dimensions that stay open."""
+    """Return dynamic dimensions for the height and width of images."""
     first = 2 if settings.inside == "none" else 1
     names = ("height", "width")
     return {first + i: torch.export.Dim(n, min=least, max=most) for i, n in enumerate(names)}
@@ -333,23 +333,23 @@ def open_dims(settings: ExportSettings, least: int, most: int) -> dict[int, Any]
 def example_images(
     preprocessing: Any, settings: ExportSettings, num: int, size: tuple[int, int]
 ) -> Tensor:
-    """Return random images as a graph takes them; of any size ones that are no special case."""
+    """Return random inputs of a graph; if it takes any size, images of a generic size."""
     random = torch.Generator().manual_seed(0)
     chans, (height, width) = int(preprocessing.in_chans), size
     if settings.inside == "none":
         return torch.randn(num, chans, height, width, generator=random)
-    if settings.inside == "full":  # No side is a special case: neither equal nor the target's.
+    if settings.inside == "full":  # A generic size: not square, and not the target size.
         height, width = height + 37, width + 91
     return torch.randint(0, 256, (num, height, width, chans), generator=random, dtype=torch.uint8)
 
 
 def as_given(pixels: Tensor, preprocessing: Any, settings: ExportSettings) -> Given:
-    """Return pixels, uint8 (1, C, H, W), as a graph takes them."""
+    """Convert pixels, uint8 (1, C, H, W), to inputs of a graph."""
     if settings.inside == "none":
         return (normalize_batch(preprocessing, pixels),)
     return (pixels.permute(0, 2, 3, 1).contiguous(),)
 
 
 def to_pixels(images: Tensor) -> Tensor:  # N C H W -> N H W C
-    """Return floats from 0 to 255 as uint8, as a file that normalizes takes them."""
+    """Convert floats from 0 to 255 to uint8, the input of a file that normalizes."""
     return images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""The few layers that only an inference form has.
+"""Layers that exist only in folded networks.
 
 Shapes: N batch, C channels, H and W positions; `...` any dimensions.
 """
@@ -16,9 +16,9 @@ from convnext.models.blocks import LayerNorm2d
 
 
 class Standardize(nn.Module):
-    """Mean 0 and variance 1 over the channels of maps (N, C, H, W): layer norm without weights.
+    """Layer norm without weights: mean 0 and variance 1 over the channels of (N, C, H, W).
 
-    The statistics are in fp32 whatever the input is, as in `convnext.models.blocks.LayerNorm2d`.
+    Computes statistics in fp32 for any input, as `convnext.models.blocks.LayerNorm2d` does.
     """
 
     def __init__(self, dim: int, *, eps: float) -> None:
@@ -35,32 +35,32 @@ class Standardize(nn.Module):
 
 
 class StandardizeLast(Standardize):
-    """The same over the last dimension, for (..., C)."""
+    """`Standardize` over the last dimension, for (..., C)."""
 
     def forward(self, x: Tensor) -> Tensor:  # ... C
         return standardize(x, self.eps)
 
 
 def standardize(x: Tensor, eps: float) -> Tensor:  # ... C
-    """Return x with mean 0 and variance 1 over its last dimension, in its own dtype."""
-    if torch.is_autocast_enabled(x.device.type):  # It would widen `F.layer_norm`.
+    """Normalize x to mean 0 and variance 1 over its last dimension, in its own dtype."""
+    if torch.is_autocast_enabled(x.device.type):  # It would run `F.layer_norm` in fp32.
         return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)[0]
     return F.layer_norm(x, x.shape[-1:], None, None, eps)
 
 
 class SpelledOut(Standardize):
-    """The same written as sums and products over the channels, without moving them.
+    """`Standardize` written as sums and products over the channels, without transposing them.
 
-    OpenVINO recognises a layer norm and runs it on channels-last copies; these operations it fuses
-    in whatever layout the convolutions beside them have. All of ConvNeXt-T gains a tenth in fp32,
-    a third in int8 (LOG.md).
+    OpenVINO recognizes a layer norm and runs it on channels-last copies, but fuses these operations
+    in the layout of the adjacent convolutions. ConvNeXt-T as a whole becomes 10 percent faster in
+    fp32 and a third faster in int8 (LOG.md).
 
     Args:
         dim: C.
         eps: Added to the variance.
-        two_passes: Whether the variance is the mean of the squares of what is left of the mean, or
-            in one pass the mean of the squares less the square of the mean: 5 percent of a network
-            in int8, for digits that int8 has no use for.
+        two_passes: Compute the variance from centered values. The one-pass alternative, the mean of
+            squares minus the squared mean, saves 5 percent of a network in int8, which does not
+            need the lost precision.
     """
 
     def __init__(self, dim: int, *, eps: float, two_passes: bool = True) -> None:
@@ -78,7 +78,7 @@ class SpelledOut(Standardize):
 
 
 class Scaled(nn.Module):
-    """`x * scale + shift` per channel of (N, C, H, W), where no product could take it up."""
+    """`x * scale + shift` per channel of (N, C, H, W), if no adjacent layer can absorb it."""
 
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
@@ -92,9 +92,9 @@ class Scaled(nn.Module):
 
 
 class Positionwise(nn.Sequential):
-    """Layers over (..., C) that are given maps (N, C, H, W).
+    """Applies layers over (..., C) to maps (N, C, H, W).
 
-    The channels are moved last by a view, which costs nothing for channels_last maps.
+    A view moves the channels last, which is free for channels_last maps.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # N C H W -> N D H W
@@ -105,7 +105,7 @@ class Positionwise(nn.Sequential):
 
 
 class FoldedBlock(nn.Module):
-    """`act(shortcut(x) + rows(x))`: a residual block of which only products are left."""
+    """`act(shortcut(x) + rows(x))`: a residual block after folding."""
 
     def __init__(self, rows: nn.Sequential, shortcut: nn.Module, act: nn.Module) -> None:
         super().__init__()
@@ -119,21 +119,21 @@ class FoldedBlock(nn.Module):
 
 
 class ChunkedBlock(nn.Module):
-    """A block whose pointwise pair runs on a few rows of positions at a time, in eager mode.
+    """A block that applies its pointwise layers to a few rows of positions at a time.
 
-    The wide activations (4C channels) of a chunk stay in the cache, and exist for one chunk alone;
-    the result is written over the output of the spatial convolution. Only what runs eagerly gains:
-    compilers fuse better without the loop.
+    Only one chunk of the wide activations (4C channels) exists at a time and stays in the CPU's
+    cache; the result overwrites the output of the spatial convolution. This helps in eager mode
+    only: compilers fuse better without the loop.
 
     Args:
         spatial: Maps (N, C, H, W) to a new (N, C, H, W).
-        norm: On (..., C), or None.
-        first: C to D with a bias, followed by an exact GELU.
-        second: D to C, with a bias.
+        norm: Norm over (..., C), or None.
+        first: Linear from C to D with a bias, followed by an exact GELU.
+        second: Linear from D to C with a bias.
     """
 
-    # Bytes of a chunk's wide activations, best of 0.5 to 16 MB on a Xeon with 2 MB of L2 cache and
-    # within 4 percent of it from 2 MB on (LOG.md).
+    # Bytes of a chunk's wide activations: the best of 0.5 to 16 MB on a Xeon with 2 MB of L2 cache;
+    # from 2 MB on all are within 4 percent (LOG.md).
     CHUNK_BYTES = 8 * 2**20
 
     def __init__(
@@ -150,7 +150,7 @@ class ChunkedBlock(nn.Module):
         y = y.contiguous(memory_format=torch.channels_last)
         rows, residual = (t.permute(0, 2, 3, 1).reshape(-1, t.shape[1]) for t in (y, x))
         num = max(64, self.CHUNK_BYTES // (self.first.out_features * y.element_size()))
-        # Under autocast the maps are narrower than the weights, and `out` is not cast to.
+        # Under autocast the maps have a narrower dtype than the weights, and `out` is not cast.
         wide, narrow, bias_wide, bias_narrow = (
             t.to(y.dtype)
             for t in (self.first.weight, self.second.weight, self.first.bias, self.second.bias)
@@ -164,7 +164,7 @@ class ChunkedBlock(nn.Module):
 
 
 def spell_out(module: nn.Module, *, two_passes: bool = True) -> nn.Module:
-    """Replace the norms over channels below a folded module by `SpelledOut`; return the module."""
+    """Replace the channel norms of a folded module by `SpelledOut`, in place; return the module."""
     for name, child in list(module.named_children()):
         if type(child) is Standardize:
             setattr(module, name, SpelledOut(child.dim, eps=child.eps, two_passes=two_passes))
@@ -178,15 +178,15 @@ def spell_out(module: nn.Module, *, two_passes: bool = True) -> nn.Module:
 
 
 class Normalized(nn.Module):
-    """A network that is given images before their normalisation.
+    """A network that normalizes its input images itself.
 
-    For networks that pad inside, where zeros must stand for the mean. What the network has beside
-    `forward` is found on `network`.
+    For networks that pad their input, where zeros must mean the mean color. Other attributes are
+    those of `network`.
 
     Args:
         network: Takes images (N, C, H, W), or a list of (C, H, W).
         mean: (C,), in the units of the images.
-        std: (C,).
+        std: (C,), in the units of the images.
     """
 
     def __init__(self, network: nn.Module, mean: Tensor, std: Tensor) -> None:
@@ -195,13 +195,13 @@ class Normalized(nn.Module):
         self.normalize = Scaled(1 / std, -mean / std)
 
     def forward(self, images: Tensor | Sequence[Tensor], **options: Any) -> Any:
-        """As the network's."""
+        """Normalize the images and call the network."""
         if isinstance(images, Tensor):
             return self.network(self.normalize(images), **options)
         return self.network([self.normalize(image) for image in images], **options)
 
     def pyramid(self, images: Tensor) -> dict[str, Tensor]:
-        """As the network's, where it has one."""
+        """Normalize the images and call the network's `pyramid`."""
         network: Any = self.network
         maps: dict[str, Tensor] = network.pyramid(self.normalize(images))
         return maps

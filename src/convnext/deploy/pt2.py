@@ -102,7 +102,7 @@ def checked_archive(path: Path) -> BytesIO:
     """Return the archive of a pt2 file that holds tensors and programs alone.
 
     Raises:
-        ValueError: If it is no such file, is damaged, or holds what would run code.
+        ValueError: If it is not such a file, is damaged, or holds anything that would run code.
     """
     try:
         with zipfile.ZipFile(path) as archive:

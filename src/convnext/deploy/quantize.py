@@ -1,9 +1,9 @@
-"""int8 weights and activations, for CPUs with VNNI or AMX, by OpenVINO and NNCF.
+"""Quantize weights and activations to int8 with OpenVINO and NNCF, for CPUs with VNNI or AMX.
 
-Pointwise layers and the strided convolutions run in int8; the depthwise convolutions, which are no
-faster in it, the norms and the sums of the residuals stay in fp32. Ranges come from images of the
-user's own data. How much each layer alone changes the outputs is measured first, so that the most
-sensitive ones can stay in fp32.
+Pointwise layers and strided convolutions run in int8. Depthwise convolutions, which int8 does not
+speed up, norms and residual sums stay in fp32. Ranges are calibrated on the user's images. The
+effect of each layer alone on the outputs is measured first, so that the most sensitive layers can
+stay in fp32.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from convnext.deploy.runtimes import Array, need, open_exported, openvino_reques
 from convnext.deploy.verify import ProofImages
 from convnext.hardware.timer import samples
 
-# Layers that stay in fp32, the most sensitive ones: none, and if that loses too much, more.
+# Number of layers that stay in fp32, most sensitive first: try none, then more if needed.
 NUM_KEPT = (0, 4, 12)
 NUM_TIMED = 5
-# What is no product is not worth an int8 of its own, and the variance of a norm does not bear it.
+# Only products gain from int8, and the variance of a norm does not tolerate it.
 FLOAT_TYPES = (
     "GroupConvolution",
     "Multiply",
@@ -48,7 +48,7 @@ FLOAT_ONNX_TYPES = ("LayerNormalization", "Mul", "Add", "Sub", "ReduceMean", "Po
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """What one layer in int8 does to the outputs of a network."""
+    """How much one layer in int8 changes the outputs of a network."""
 
     name: str
     error: float
@@ -57,29 +57,27 @@ class LayerSensitivity:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What int8 needs of a task: how its images look to the graph, and where layers show."""
+    """The task-specific parts of calibration: how images enter the graph and the network."""
 
     num_images: int
-    """Images of training that ranges are taken from, at most."""
+    """Maximum number of training images to calibrate ranges on."""
     num_judged: int
-    """Of them, those that layers are judged on."""
+    """The number of these on which the sensitivity of layers is measured."""
     pixels: Callable[[Image.Image], Tensor]
-    """From an image to pixels, uint8 (1, C, H, W), all of one size where they are judged."""
+    """Converts an image to pixels, uint8 (1, C, H, W); all of one size to measure sensitivity."""
     given: Callable[[Tensor], Given]
-    """From pixels to what the graph takes."""
+    """Converts pixels to the inputs of the graph."""
     parts: Callable[[Sequence[Tensor]], tuple[nn.Module, Tensor]]
-    """From the pixels to judge by to a folded network and its input; layer names are those of the
-    graph's network."""
+    """Converts the pixels to a folded network and its input; layer names match the graph's."""
 
 
 def calibrate(
     calibration: Calibration, images: ProofImages, note: Callable[[str], None]
 ) -> tuple[list[Given], list[LayerSensitivity]]:
-    """Read images of training, and measure how sensitive each layer is.
+    """Read training images, and measure how sensitive each layer is to int8.
 
     Returns:
-        Images as the graph takes them, and what each layer alone in int8 does to the outputs, the
-        worst first.
+        The inputs of the graph, and the sensitivity of each layer, most sensitive first.
 
     Raises:
         ValueError: If no image can be read.
@@ -88,7 +86,7 @@ def calibrate(
     pixels = [calibration.pixels(image) for image in found]
     if not pixels:
         raise ValueError(
-            "int8 needs images to calibrate its ranges on, and none of those given can be read; "
+            "int8 needs calibration images, and none of the images can be read; "
             "give --images FOLDER"
         )
     judged = pixels[: calibration.num_judged]
@@ -99,14 +97,14 @@ def calibrate(
 
 @torch.no_grad()
 def sensitivity(network: nn.Module, images: Tensor) -> list[LayerSensitivity]:
-    """Return how much each dense product in int8, alone, changes the outputs; the worst first.
+    """Measure how much each dense product alone in int8 changes the outputs; largest first.
 
-    Weights are rounded per output channel, inputs per tensor within the range that they have on
-    these images, as the runtime does it.
+    As in the runtime, weights are rounded per output channel, and inputs per tensor within their
+    range on these images.
 
     Args:
-        network: A folded classifier or segmentor, or the parts of a detector.
-        images: Normalised, (N, C, H, W).
+        network: A folded classifier or segmentation network, or the parts of a detector.
+        images: Normalized, (N, C, H, W).
     """
     layers = {
         name: module
@@ -130,14 +128,14 @@ def sensitivity(network: nn.Module, images: Tensor) -> list[LayerSensitivity]:
 
 
 def _rounded_weight(weight: Tensor) -> Tensor:
-    """Return weights of 255 steps, symmetric about 0, for each output channel."""
+    """Round weights to 255 levels, symmetric about 0, per output channel."""
     rows = weight.flatten(1)
     step = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
     return (torch.round(rows / step) * step).view_as(weight)
 
 
 def _rounded_input(x: Tensor) -> Tensor:
-    """Return activations of 256 steps from the least to the largest."""
+    """Round activations to 256 levels from minimum to maximum."""
     low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
     step = ((high - low) / 255).clamp_min(1e-12)
     return torch.round((x - low) / step) * step + low
@@ -151,13 +149,13 @@ def quantize(
     batch: int | None = None,
     keep_float: Sequence[str] = (),
 ) -> Any:
-    """Return OpenVINO's model of a network with its products in int8.
+    """Convert a network to an OpenVINO model with its products in int8.
 
     Args:
-        network: Folded with `form="conv"`, norms spelled out; or a graph around one.
-        example: What it takes.
-        calibration: Batches of what it takes, from the user's data.
-        batch: The batch of the model; None leaves it open.
+        network: Folded with `form="conv"` and `spell_out`, or a graph around such a network.
+        example: An example of the network's input.
+        calibration: Batches of inputs from the user's data.
+        batch: The batch size of the model; None for any.
         keep_float: Names of modules that stay in fp32.
 
     Raises:
@@ -174,15 +172,15 @@ def quantize(
 def quantize_graph(
     blueprint: Blueprint, calibration: Sequence[Given], *, keep_float: Sequence[str] = ()
 ) -> Any:
-    """Return OpenVINO's model of a graph with its products in int8.
+    """Convert a graph to an OpenVINO model with its products in int8.
 
     Args:
-        blueprint: Open in its batch, if it takes several images.
-        calibration: One image each, as the graph takes it.
-        keep_float: As in `quantize`.
+        blueprint: A graph of any batch size, if it takes several images.
+        calibration: Inputs of the graph, one image each.
+        keep_float: As for `quantize`.
 
     Raises:
-        ValueError: As `quantize`.
+        ValueError: As for `quantize`.
     """
     (nncf,) = need("nncf")
     with quiet():
@@ -199,7 +197,7 @@ def _calibrated(
     names: Sequence[str] | None = None,
 ) -> Any:
     if not calibration:
-        raise ValueError("int8 needs images to calibrate its ranges on; give --images FOLDER")
+        raise ValueError("int8 needs calibration images; give --images FOLDER")
     import logging
 
     nncf.set_log_level(logging.ERROR)
@@ -214,11 +212,11 @@ def _calibrated(
         types=list(float_types),
         patterns=[
             *(f".*{layer.replace('.', '[./]')}/.*" for layer in keep_float),
-            ".*aten::bmm.*",  # No layer: masks are pasted so.
+            ".*aten::bmm.*",  # Not a layer: it pastes masks.
         ],
         validate=False,
     )
-    # Its progress bars are no output of a program.
+    # Hide its progress bars.
     with quiet(), contextlib.redirect_stdout(sys.stderr):
         return nncf.quantize(
             model,
@@ -237,10 +235,10 @@ def write_int8(
     settings: ExportSettings,
     keep_float: Sequence[str] = (),
 ) -> str:
-    """Write a graph in int8; return what is wrong with its speed, or nothing.
+    """Write a graph in int8; return the reason if it is too slow, or "".
 
     Raises:
-        ValueError: As `quantize`.
+        ValueError: As for `quantize`.
     """
     with tempfile.TemporaryDirectory() as folder:
         return _write_int8(
@@ -276,7 +274,7 @@ def _write_int8(
         fast, slow = (open_exported(p).call for p in (path, plain))
     else:
         (openvino,) = need("openvino")
-        # Calibrated image by image.
+        # It was calibrated on one image at a time.
         batched = len(blueprint.inputs) == 1
         dims = tuple({0: None, **d} if batched else d for d in blueprint.open_dims)
         opened = replace(blueprint, open_dims=dims)
@@ -290,7 +288,7 @@ def _write_int8(
         fast, slow = (_openvino_call(m) for m in (model, to_openvino(blueprint)))
     ratio = _ratio(slow, fast, [example.numpy() for example in blueprint.examples])
     if ratio < 1:
-        return f"int8 is slower on this machine, {ratio:.2f} times fp32 in the same runtime"
+        return f"int8 is slower on this machine: {ratio:.2f} x fp32 in the same runtime"
     return ""
 
 
@@ -300,7 +298,7 @@ def _openvino_call(model: Any) -> Callable[[Sequence[Array]], Any]:
 
 
 def openvino_runner(model: Any, precision: str = "fp32") -> Callable[[Array], Array]:
-    """Return what runs an OpenVINO model with the threads that torch has."""
+    """Return a function that runs an OpenVINO model with torch's number of threads."""
     request = openvino_request(model, precision)
     return lambda images: np.array(request.infer([images], share_inputs=True)[0])
 
@@ -310,8 +308,8 @@ def _ratio(
     fast: Callable[[Sequence[Array]], Any],
     given: Sequence[Array],
 ) -> float:
-    """Return how many times as fast one is as the other, in turns."""
-    # The first turn allocates, and does not count.
+    """Return the speedup of one over the other, measured in turns."""
+    # The first turn allocates memory and does not count.
     slow_s, fast_s = samples([partial(run, given) for run in (slow, fast)], rounds=NUM_TIMED)
     return statistics.median(a / b for a, b in zip(slow_s, fast_s, strict=True))
 
@@ -319,7 +317,7 @@ def _ratio(
 def int8_runner(
     folded: nn.Module, example: Tensor, calibration: Sequence[Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """Return a folded network in int8 as a function of normalised images in torch."""
+    """Return a folded network in int8 as a function of normalized torch images."""
     model = quantize(spell_out(folded, two_passes=False), example, calibration, batch=len(example))
     run = openvino_runner(model)
     return lambda images: torch.from_numpy(run(images.contiguous().numpy())).float()

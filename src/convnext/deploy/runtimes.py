@@ -1,7 +1,7 @@
-"""Exported files, run by their own runtime: ONNX Runtime, OpenVINO, or torch for pt2.
+"""Run exported files in their own runtime: ONNX Runtime, OpenVINO, or torch for pt2.
 
-Arrays go in and arrays come out; what they mean is for the task of the card to say. Only pt2 needs
-torch, so a file of another format can be used where torch is not installed.
+Inputs and outputs are arrays, which the task interprets. Only pt2 needs torch; the other formats
+work where torch is not installed.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from convnext.weights.checkpoint import Card
 
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
 EXTRA = "convnext.json"
-"""Where a pt2 file keeps its metadata."""
-# Those that report on code that is not the user's.
+"""The entry of a pt2 file that holds its metadata."""
+# Loggers of exporters; their reports do not concern the user's code.
 LOGGERS = ("torch.onnx", "onnxscript", "torch.utils.cpp_extension", "nncf")
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file in its runtime."""
+    """An exported file, opened in its runtime."""
 
     path: Path
     metadata: Mapping[str, str]
     call: Callable[[Sequence[Array]], list[Array]]
-    """From all that the graph takes to all that it gives."""
+    """Maps all inputs of the graph to all outputs."""
 
     @property
     def source(self) -> str:
-        """Where it came from, for messages."""
+        """The path, for messages."""
         return str(self.path)
 
     @cached_property
     def graph(self) -> dict[str, Any]:
-        """What the file computes beside the network: `ExportSpec.facts`; empty if it says nothing.
+        """The file's description of its graph (`ExportSpec.facts`); empty if it has none.
 
-        Always there: `inside`, `precision`, `batch` (None for any) and `size` (None for any).
+        Always contains `inside`, `precision`, `batch` (None for any) and `size` (None for any).
         """
         try:
             known = json.loads(self.metadata.get("graph", "{}"))
@@ -64,7 +64,7 @@ class Exported:
 
     @cached_property
     def card(self) -> Card:
-        """The card of the network in the file.
+        """The card of the network.
 
         Raises:
             ValueError: If the metadata are damaged.
@@ -72,11 +72,11 @@ class Exported:
         return Card.from_metadata(self.metadata, where=str(self.path))
 
     def run(self, images: Array) -> Array:
-        """Return what a graph of one input and one output gives."""
+        """Run a graph that has one input and one output."""
         return self.call([images])[0]
 
     def run_in_batches(self, images: Array) -> Array:
-        """As `run`, for any number of images: a fixed batch is filled up with the last one."""
+        """Run any number of images; repeats the last one to fill a fixed batch size."""
         size = self.graph["batch"] or max(1, len(images))
         parts = []
         for start in range(0, len(images), size):
@@ -89,16 +89,16 @@ class Exported:
 
 
 def is_exported(path: str | Path) -> bool:
-    """Tell whether a path names an exported file, by its ending."""
+    """Return whether a path has the suffix of an exported file."""
     return Path(path).suffix in SUFFIXES
 
 
 def open_exported(path: str | Path) -> Exported:
-    """Open a file for running.
+    """Open an exported file.
 
     Raises:
-        ValueError: If there is no such file, its runtime is not installed, it was not exported by
-            this package, or it holds what could execute code.
+        ValueError: If the file does not exist, its runtime is not installed, it was not exported by
+            this package, or it could execute code.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,7 +106,7 @@ def open_exported(path: str | Path) -> Exported:
     openers = {"onnx": _open_onnx, "openvino": _open_openvino, "pt2": _open_pt2}
     exported = openers[SUFFIXES[path.suffix]](path)
     if not {"inside", "precision"} <= exported.graph.keys():
-        raise ValueError(f"{path} was not written by `convnext export`: it does not say what it is")
+        raise ValueError(f"{path} was not written by `convnext export`: it has no metadata")
     return exported
 
 
@@ -117,7 +117,7 @@ def _open_onnx(path: Path) -> Exported:
     options.log_severity_level = 3
     try:
         session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    except Exception as error:  # Its exceptions share no base class.
+    except Exception as error:  # ONNX Runtime's exceptions share no base class.
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     names = [entry.name for entry in session.get_inputs()]
     metadata = session.get_modelmeta().custom_metadata_map
@@ -134,15 +134,15 @@ def _open_openvino(path: Path) -> Exported:
     try:
         model = openvino.Core().read_model(str(path))
         metadata = json.loads(model.get_rt_info(["convnext"]).astype(str))
-    except Exception as error:  # Likewise.
+    except Exception as error:  # OpenVINO's neither.
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    # A file in fp16 stores its weights so and computes in fp32.
+    # A file in fp16 stores its weights in fp16 and computes in fp32.
     precision = Exported(path, metadata, lambda _: []).graph.get("precision")
     request = openvino_request(model, "bf16" if precision == "bf16" else "fp32")
 
     def call(given: Sequence[Array]) -> list[Array]:
         found = request.infer([np.ascontiguousarray(array) for array in given])
-        # The result's memory is the request's: it is copied before the next call.
+        # The request owns the memory of the result, so copy it before the next call.
         return [np.array(found[i]) for i in range(len(found))]
 
     return Exported(path, metadata, call)
@@ -150,7 +150,7 @@ def _open_openvino(path: Path) -> Exported:
 
 def _open_pt2(path: Path) -> Exported:
     import torch
-    import torchvision  # noqa: F401 - A detector's program calls its operators.
+    import torchvision  # noqa: F401 - Detectors call its operators.
 
     from convnext.deploy.pt2 import checked_archive
 
@@ -160,7 +160,7 @@ def _open_pt2(path: Path) -> Exported:
     metadata = json.loads(extra[EXTRA] or "{}")
 
     def call(given: Sequence[Array]) -> list[Array]:
-        # The program has its own precision, whatever the caller's.
+        # The program has its own precision; ignore the caller's autocast.
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             found = module(*map(torch.from_numpy, given))
         return [out.numpy() for out in ((found,) if isinstance(found, torch.Tensor) else found)]
@@ -170,9 +170,9 @@ def _open_pt2(path: Path) -> Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class NoNormalization:
-    """The preprocessing of a checkpoint without its last step, which is inside of a file.
+    """The preprocessing of a checkpoint without normalization, which the file contains.
 
-    `whole` leaves the resizing to the file, too.
+    With `whole`, the file also resizes.
     """
 
     normalizes: ClassVar[bool] = False
@@ -181,7 +181,7 @@ class NoNormalization:
 
     @property
     def mode(self) -> Mode:
-        """As the checkpoint's."""
+        """The image mode of the checkpoint's preprocessing."""
         return cast(Mode, self.inner.mode)
 
     def __getattr__(self, name: str) -> Any:
@@ -201,14 +201,14 @@ class NoNormalization:
 
 
 def outside(preprocessing: Any, inside: str) -> Any:
-    """Return what of a preprocessing is left to do for a file that has `inside` of it."""
+    """Return the part of a preprocessing that is left to do for a file that contains `inside`."""
     if inside == "none":
         return preprocessing
     return NoNormalization(inner=preprocessing, whole=inside == "full")
 
 
 def num_threads() -> int:
-    """Return how many threads a runtime may use: as torch, where that is loaded; 0 for its own."""
+    """Return torch's number of threads if torch is loaded; else 0, for the runtime's default."""
     torch = sys.modules.get("torch")
     if torch is not None:
         return int(torch.get_num_threads())
@@ -217,11 +217,11 @@ def num_threads() -> int:
 
 
 def openvino_request(model: Any, precision: str) -> Any:
-    """Return what infers by an OpenVINO model on the CPU, with the threads that torch has.
+    """Return a CPU inference request for an OpenVINO model, with torch's number of threads.
 
     Args:
-        model: OpenVINO's.
-        precision: Of what the model leaves open: `bf16`, `fp16`, or of all others fp32.
+        model: The OpenVINO model.
+        precision: The precision of inference: `bf16`, `fp16`, or fp32 for all other values.
     """
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -232,14 +232,14 @@ def openvino_request(model: Any, precision: str) -> Any:
 
 
 def import_openvino() -> ModuleType:
-    """Import OpenVINO without its telemetry, which tells its makers of every conversion.
+    """Import OpenVINO without its telemetry, which reports every conversion to its vendor.
 
-    Its converter is imported where torch is loaded; running files does not need it.
+    The converter is imported only if torch is loaded; running files does not need it.
     """
     name = "openvino_telemetry"
     unwanted = name not in sys.modules
     if unwanted:
-        sys.modules[name] = None  # type: ignore[assignment]  # As if it were not installed.
+        sys.modules[name] = None  # type: ignore[assignment]  # Hides an installed module.
     try:
         import openvino
 
@@ -252,13 +252,13 @@ def import_openvino() -> ModuleType:
 
 
 def need(*modules: str) -> list[Any]:
-    """Import what an extra brings.
+    """Import modules of an optional dependency.
 
     Raises:
-        ValueError: If it is not installed.
+        ValueError: If one is not installed.
     """
     try:
-        if "openvino" in modules:  # NNCF imports it, too.
+        if "openvino" in modules:  # NNCF imports it too.
             import_openvino()
         return [importlib.import_module(name) for name in modules]
     except ImportError as error:
@@ -269,7 +269,7 @@ def need(*modules: str) -> list[Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep warnings, and all but errors of exporters' logs, from the screen."""
+    """Hide warnings, and log messages of exporters below the level of errors."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,7 +1,7 @@
-"""The proof of an exported file: run on real images, beside the network that it came from.
+"""Verify an exported file: run it on real images and compare its outputs with the network's.
 
-What is compared is the task's: it hands in a `Comparison` of answers. Which images are read, how
-they are timed, and what a proof says is the same for all.
+The task passes in a `Comparison` of outputs. Reading images, timing and reporting are common to all
+tasks.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from convnext.data.samples import spread
 from convnext.hardware.timer import timed
 from convnext.weights.checkpoint import Card, data_of
 
-# Largest difference of a probability, and least share of equal answers. Rounding to 10 bits of
-# mantissa leaves some 1e-3, to 7 bits some 1e-2; int8 is judged by its answers.
+# Maximum difference of a probability, and minimum fraction of equal answers. Rounding to 10 bits of
+# mantissa costs about 1e-3, to 7 bits about 1e-2; int8 is judged by its answers only.
 MOST_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
 LEAST_AGREEMENT = {"fp32": 0.995, "fp16": 0.97, "bf16": 0.93, "int8": 0.90}
-# Points of accuracy or mIoU.
+# Maximum loss, in points of accuracy or mIoU.
 MOST_LOST = 0.5
-NONE_CAN_BE_READ = "none of the images to prove the file on can be read"
-# Images that a lost point must be seen on: of fewer, one image is more than half a point.
+NONE_CAN_BE_READ = "none of the images to verify the file on can be read"
+# Minimum number of images to judge lost points: with fewer, one image is more than half a point.
 ENOUGH_IMAGES = 200
 
 Answer = TypeVar("Answer")
@@ -37,21 +37,21 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, kw_only=True)
 class ProofImages:
-    """Images to prove a file on, each opened when it is needed."""
+    """Images to verify a file on, opened lazily."""
 
     files: Sequence[str]
     open: Callable[[int], Image.Image]
     truth: Callable[[int], Any] | None
-    """What the task knows about an image; None where there are no labels."""
+    """Returns the ground truth of an image; None if there are no labels."""
     open_training: Callable[[int], Image.Image]
-    """Images to calibrate int8 on: of training where there are any, else the same ones."""
+    """Images to calibrate int8 on: training images if available, else the same ones."""
     num_training: int
 
     def images(self) -> Iterator[Image.Image]:
-        """Yield the images that can be read.
+        """Yield the readable images.
 
         Raises:
-            ValueError: If none can.
+            ValueError: If there are none.
         """
         found = 0
         for image in _readable(self.open, range(len(self.files))):
@@ -61,7 +61,7 @@ class ProofImages:
             raise ValueError(NONE_CAN_BE_READ)
 
     def calibration(self, num: int) -> Iterator[Image.Image]:
-        """Yield so many images at most to calibrate on."""
+        """Yield at most `num` images for calibration."""
         return _readable(self.open_training, spread(self.num_training, num))
 
 
@@ -72,7 +72,7 @@ def _readable(
         try:
             yield open_one(k)
         except BadImage:
-            continue  # The data's own report names it.
+            continue  # The data set's report lists it.
 
 
 class Split(Protocol):
@@ -95,18 +95,18 @@ def collect_images(
     open_split: Callable[[str], S],
     truth: Callable[[S, int], Any],
 ) -> ProofImages:
-    """Return the images to prove a file on: those given, else of the data that a run was made with.
+    """Return the images to verify a file on: those given, or else those of the run's data set.
 
     Args:
-        card: Of the network.
-        source: What the user calls it.
-        images: Files and folders; they have no labels.
-        num: How many at most.
-        open_split: Opens "val" or "train" of the run's own data.
-        truth: What is known about an image of a split.
+        card: The network's card.
+        source: The user's name for the network.
+        images: Files and folders, without labels.
+        num: Maximum number of images.
+        open_split: Opens "val" or "train" of the run's data set.
+        truth: Returns the ground truth of an image of a split.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are no images.
     """
     mode = card.preprocessing.mode
     if images:
@@ -123,7 +123,7 @@ def collect_images(
             open_training=open_file,
             num_training=len(chosen),
         )
-    data_of(source, card, "give --images FOLDER, so that the file can be proven on real images")
+    data_of(source, card, "give --images FOLDER, so that the file can be verified on real images")
     val, train = open_split("val"), open_split("train")
     picked = spread(len(val), num)
     return ProofImages(
@@ -137,47 +137,47 @@ def collect_images(
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """How a file compares with the network that it came from. A task may say more."""
+    """The result of comparing a file with its network. Tasks add fields."""
 
     num_images: int
     max_difference: float
-    """Of a probability, or of the score of a detection; 0 where only labels are compared."""
+    """Difference of probabilities, or of detection scores; 0 if only labels are compared."""
     agreement: float
-    """Share of images, of pixels, or of detections with the same answer."""
+    """Fraction of images, pixels or detections with the same answer."""
     metric: str
     before: float | None
-    """In percent, of the network; None without labels."""
+    """The network's metric in percent; None without labels."""
     after: float | None
-    """Of the file."""
+    """The file's metric in percent; None without labels."""
     speed_ratio: float
-    """How many times as fast as the network in eager mode, on the same images in turns."""
+    """Speedup over the network in eager mode, measured in turns on the same images."""
     failure: str
     sensitivity: tuple[dict[str, Any], ...] = ()
-    """For int8: what each layer alone does to the outputs, the worst first."""
+    """For int8: how much each layer alone changes the outputs, most sensitive first."""
     keep_float: tuple[str, ...] = ()
     """For int8: the layers that stayed in fp32."""
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return for people what was found: names and figures."""
+        """Return names and values for printing."""
         return [
             ("images", f"{self.num_images:,}"),
             *self.answer_rows(),
             *metric_row(self.metric, self.before, self.after),
             *self.extra_metric_rows(),
-            ("speed, one image at a time", f"{self.speed_ratio:.2f} times eager"),
+            ("speed at batch size 1", f"{self.speed_ratio:.2f} x eager mode"),
         ]
 
     def answer_rows(self) -> list[tuple[str, str]]:
-        """Return how the answers compare."""
+        """Return the rows that compare the answers."""
         return [("same answers", f"{100 * self.agreement:.2f} %")]
 
     def extra_metric_rows(self) -> list[tuple[str, str]]:
-        """Return metrics beside the first."""
+        """Return the rows of metrics other than the primary one."""
         return []
 
     @property
     def passed(self) -> bool:
-        """Whether the file computes what the network does, as well as its precision can."""
+        """Whether the outputs match the network's within the tolerance of the precision."""
         return not self.failure
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,15 +186,15 @@ class Proof:
 
 
 def metric_row(metric: str, before: float | None, after: float | None) -> list[tuple[str, str]]:
-    """Return the row of a metric; none where it is not known."""
+    """Return the row of a metric; no row if it is unknown."""
     if before is None or after is None:
         return []
-    return [(f"{metric} on them", f"{before:.2f} % before, {after:.2f} % after")]
+    return [(f"{metric} on these images", f"network {before:.2f} %, file {after:.2f} %")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a comparison found; the fields are those of `Proof`."""
+    """The result of a comparison, with fields of `Proof`."""
 
     max_difference: float
     agreement: float
@@ -205,17 +205,17 @@ class Verdict:
 
 
 class Comparison(ABC, Generic[Answer]):
-    """The answers of a network and of its file, side by side."""
+    """Compares the answers of a network with those of its file."""
 
     proof: type[Proof] = Proof
-    """What is made of a verdict; its further fields are those of the verdict."""
+    """The class of the proof; it has all fields of the verdict."""
 
     @abstractmethod
     def network(self, image: Image.Image) -> Answer:
         """Return the answer of the network.
 
         Raises:
-            BadImage: If the image cannot be used; it is left out.
+            BadImage: If the image cannot be used; it is skipped.
         """
 
     @abstractmethod
@@ -224,20 +224,20 @@ class Comparison(ABC, Generic[Answer]):
 
     @abstractmethod
     def add(self, image: Image.Image, network: Answer, file: Answer, truth: Any) -> None:
-        """Take up the two answers, and what is known about the image (None for nothing)."""
+        """Add a pair of answers, with the ground truth of the image (None if unknown)."""
 
     @abstractmethod
     def verdict(self, num_images: int, precision: str) -> Verdict:
-        """Return how they compare, judged by what the precision allows."""
+        """Return the result, judged by the tolerance of the precision."""
 
 
 def prove(comparison: Comparison[Any], images: ProofImages, *, precision: str) -> Proof:
-    """Run a file and its network on the same images, in turns.
+    """Run a file and its network in turns on the same images.
 
-    Images that cannot be read are left out.
+    Unreadable images are skipped.
 
     Raises:
-        ValueError: If none can be read.
+        ValueError: If no image is readable.
     """
     slow: list[float] = []
     fast: list[float] = []
@@ -260,8 +260,8 @@ def prove(comparison: Comparison[Any], images: ProofImages, *, precision: str) -
 
 
 def speed_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Return the median ratio of seconds on the same images, in turns."""
-    # The first images pay for the allocation of memory.
+    """Return the median ratio of two lists of seconds, measured in turns on the same images."""
+    # The first images include the allocation of memory.
     skipped = min(2, len(slow) - 1)
     return statistics.median(
         a / b for a, b in itertools.islice(zip(slow, fast, strict=True), skipped, None)
@@ -276,7 +276,7 @@ def judge(
     num_images: int,
     precision: str,
 ) -> str:
-    """Return what is wrong with a file of a precision; empty if nothing is."""
+    """Return the reason why a file fails verification; empty if it passes."""
     if not difference <= MOST_DIFFERENCE[precision]:
         return (
             f"a probability differs by {difference:.2g}, more than {MOST_DIFFERENCE[precision]:g}"
@@ -284,11 +284,11 @@ def judge(
     lost = None if before is None or after is None else before - after
     if lost is not None and num_images >= ENOUGH_IMAGES:
         if lost > MOST_LOST:
-            return f"{lost:.2f} points are lost, more than {MOST_LOST}"
+            return f"it loses {lost:.2f} points, more than {MOST_LOST}"
         return ""
     if agreement < LEAST_AGREEMENT[precision]:
         return (
-            f"only {100 * agreement:.1f} % of the answers are the same, less than "
+            f"only {100 * agreement:.1f} % of the answers are equal, less than "
             f"{100 * LEAST_AGREEMENT[precision]:g} %"
         )
     return ""

@@ -82,7 +82,7 @@ def test_layers_can_stay_in_float() -> None:
 
 
 def test_nothing_to_calibrate_on_is_named() -> None:
-    with pytest.raises(ValueError, match="images to calibrate"):
+    with pytest.raises(ValueError, match="calibration images"):
         quantize(spell_out(_folded()), _images(), [])
 
 
