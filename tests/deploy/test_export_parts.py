@@ -158,9 +158,9 @@ def test_a_file_reports_no_more_than_was_written_into_it(tmp_path: Any) -> None:
     assert len(few([image])[0]["scores"]) == 3
     assert len(network([image])[0]["scores"]) == 20
     for asked, words in (
-        ({"score_threshold": 0.1}, "written with a score_threshold of 0.3"),
-        ({"nms_threshold": 0.9}, "written with a nms_threshold of 0.5"),
-        ({"max_detections": 200}, "written with a max_detections of 30"),
+        ({"score_threshold": 0.1}, "exported with a score_threshold of 0.3"),
+        ({"nms_threshold": 0.9}, "exported with a nms_threshold of 0.5"),
+        ({"max_detections": 200}, "exported with a max_detections of 30"),
     ):
         with pytest.raises(ValueError, match=words):
             change_detector(network, **asked)
@@ -182,11 +182,11 @@ def test_sizes_are_read() -> None:
     [
         ({"masks": "full"}, "classify", "--masks is for detectors"),
         ({"size": "any"}, "classify", "--size any is for segmentors"),
-        ({"size": "any"}, "detect", "and smaller ones within it"),
+        ({"size": "any"}, "detect", "a fixed size, which smaller"),
         ({"answers": False}, "detect", "leave out --logits"),
         ({"batch": 4}, "detect", "one image at a time"),
         ({"format": "onnx", "precision": "int8"}, "detect", "--format openvino"),
-        ({"format": "openvino", "precision": "bf16"}, "detect", "loses pixels"),
+        ({"format": "openvino", "precision": "bf16"}, "detect", "which is inexact"),
     ],
 )
 def test_what_a_task_does_not_have_is_refused(fields: Any, task: str, words: str) -> None:
@@ -197,7 +197,7 @@ def test_what_a_task_does_not_have_is_refused(fields: Any, task: str, words: str
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"size": (64, 100)}, "multiples of 32, not 64 x 100: take 64 x 128 (--size 64x128)"),
+        ({"size": (64, 100)}, "multiples of 32, not 64 x 100: use 64 x 128 (--size 64x128)"),
         ({"size": (64, 64), "masks": "full"}, "leave out --masks"),
     ],
 )

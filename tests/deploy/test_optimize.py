@@ -190,7 +190,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="must be of auto, fp32, bf16, fp16"):
         optimize(_model(), _images(), precision="int4")
     detector = convnext.create_model("mask_rcnn_convnext_atto", channels=8)
-    with pytest.raises(ValueError, match="int8 is no form of a detector"):
+    with pytest.raises(ValueError, match="detectors do not run in int8"):
         optimize(detector, _images(), precision="int8", calibration=[_images()])
 
 

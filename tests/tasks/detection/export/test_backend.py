@@ -147,7 +147,7 @@ def test_a_verdict_is_remembered_for_any_size(
     again = DetectorTuner(model).find(_images(), cache=cache, note=lines.append)
     assert (again.form, again.ratio, again.measured) == (first.form, first.ratio, ())
     assert "found before" in lines[0]
-    with pytest.raises(ValueError, match="int8 is no form of a detector"):
+    with pytest.raises(ValueError, match="detectors do not run in int8"):
         convnext.optimize(
             model,
             torch.randn(1, 3, 64, 64),

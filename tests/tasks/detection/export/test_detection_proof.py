@@ -31,7 +31,7 @@ def detections(boxes: Any = BOXES, scores: Any = (0.9, 0.8, 0.7), labels: Any = 
 
 
 def compared(network: Any, file: Any, plain: Any = None, **changes: Any) -> DetectionProof:
-    settings: dict[str, Any] = {"least_score": 0.05, "most": 100, "margin": 0.01, **changes}
+    settings: dict[str, Any] = {"min_score": 0.05, "max_detections": 100, "margin": 0.01, **changes}
     return compare([(network, file, plain or network)], **settings)
 
 
@@ -63,7 +63,7 @@ def test_detections_at_a_threshold_may_come_and_go() -> None:
     # At the end of a full list, too: 0.7 could be another one of 0.7.
     swapped = detections(BOXES + np.array([[0.0] * 4] * 2 + [[0, 30, 0, 30]]))
     assert compared(detections(), swapped).matched == pytest.approx(4 / 6)
-    assert compared(detections(), swapped, most=3).matched == 1.0
+    assert compared(detections(), swapped, max_detections=3).matched == 1.0
 
 
 GOOD = DetectionProof(
@@ -84,9 +84,9 @@ GOOD = DetectionProof(
         ({"score_difference": 0.02}, None, 32, "fp16", ""),
         ({"score_difference": float("nan")}, None, 32, "int8", "differs by nan"),
         ({"matched": 0.9}, None, 32, "fp32", "only 90.0 % of the detections"),
-        ({"mask_iou": 0.9}, None, 32, "fp32", "masks overlap by 90.0 %"),
+        ({"mask_iou": 0.9}, None, 32, "fp32", "mean mask IoU is 90.0 %"),
         ({"mask_iou": None}, None, 32, "fp32", ""),
-        ({"num_detections": 0}, None, 32, "fp32", "proves nothing"),
+        ({"num_detections": 0}, None, 32, "fp32", "nothing can be verified"),
         ({"matched": 0.7}, (30.0, 29.8), 300, "int8", ""),
         ({"matched": 0.9}, (30.0, 29.0), 300, "int8", "1.00 points of box AP"),
         ({"mask_before": 30.0, "mask_after": 28.0}, (30.0, 30.0), 300, "int8", "of mask AP"),
@@ -105,6 +105,6 @@ def test_detections_near_the_threshold_are_not_called_none() -> None:
     verdict = compared(near, near)
     assert verdict.num_detections == 0
     found = judge_detections(verdict, None, None, 32, "fp32", any_found=True)
-    assert "none is surely above the threshold" in found
+    assert "no detection is clearly above" in found
     found = judge_detections(verdict, None, None, 32, "fp32", any_found=False)
-    assert "nothing was detected on any image" in found
+    assert "no object was detected" in found

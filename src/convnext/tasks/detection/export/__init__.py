@@ -1,4 +1,4 @@
-"""A detector as a file, and as a network in another backend."""
+"""Export of detectors to files, and backends for inference."""
 
 from convnext.tasks.detection.export.exported import open_network
 from convnext.tasks.detection.export.file import check_settings, export_spec

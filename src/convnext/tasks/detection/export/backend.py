@@ -1,14 +1,14 @@
 """The fastest backend of a detector, found by measuring, for images of any size.
 
-A detector follows its data, so no compiler takes it as a whole. Its form is in its parts: the
-network is folded, its 3x3 convolutions run in Winograd's form, boxes are pooled by matrix products
-(`convnext.kernels.roi_pooling`); or products are in bf16, where the device is faster in it. Boxes
-are decoded, scored, suppressed and pooled in fp32 always.
+A detector's control flow depends on its data, so no compiler takes it as a whole. A backend changes
+its parts: folded weights, Winograd 3x3 convolutions, RoI pooling by matrix products
+(`convnext.kernels.roi_pooling`), or bf16 matrix products on devices that are faster in bf16. Box
+decoding, scoring, NMS and pooling always run in fp32.
 
-A form is right if its parts compute what those of the network as it was trained do (maps, logits of
-the anchors, logits and masks of the same boxes: relative L2 distance at most 1e-4 in fp32, 6e-2 in
-bf16), and if nearly all detections are found again, with the class, place and score that they had.
-Not all are: rounding decides which of two boxes suppresses the other where they score the same.
+A backend is correct if its parts agree with those of the trained network (maps, anchor logits,
+logits and masks of the same boxes: relative L2 distance at most 1e-4 in fp32, 6e-2 in bf16), and if
+it finds nearly all detections again with the same class, place and score. It cannot find all of
+them: rounding decides which of two boxes with the same score NMS keeps.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from convnext.kernels.winograd import has_any, with_winograd
 from convnext.tasks.detection.model.batch import stack
 from convnext.tasks.detection.model.boxes import iou
 
-# Overlap and difference of scores up to which two detections of a class are the same.
+# Min IoU and max score difference between equal detections of a class.
 SAME_IOU = 0.9
 SAME_SCORE = {"fp32": 0.01, "bf16": 0.05, "fp16": 0.05}
-# Share of the detections, by score, that must be found again. Random weights, whose boxes hardly
-# differ in score, are the hard case: 94 to 100 percent in fp32.
-LEAST = {"fp32": 0.9, "bf16": 0.8, "fp16": 0.8}
-# Boxes of an image on which heads are compared.
+# Min fraction of the detections, weighted by score, to be found again. Random weights are the hard
+# case, since their scores hardly differ: 94 to 100 percent in fp32.
+MIN_FOUND = {"fp32": 0.9, "bf16": 0.8, "fp16": 0.8}
+# Number of boxes per image on which the heads are compared.
 NUM_COMPARED = 50
-# Turns of slow images end here.
+# Time limit of the rounds with slow images.
 TIMED_S = 12.0
 
 Found = list[dict[str, Tensor]]
 
 
 class FastDetector(TunedNetwork):
-    """A detector in a form of its own, called like a detector with images (C, H, W) of any sizes.
+    """A detector in some backend, called like a detector with images (C, H, W) of any sizes.
 
-    What a detector has beside `forward` is found on it. It cannot be trained.
+    It has all attributes of the detector, but cannot be trained.
 
     Attributes:
-        form: The form.
-        ratio: How many times as fast as the network as it was trained; 1 if it was not measured.
-        measured: Every form that was tried; empty if the form was known from before.
+        form: The backend.
+        ratio: Speedup over the trained network; 1 if it was not measured.
+        measured: All measured backends; empty if the backend came from the cache.
     """
 
     def __init__(self, detector: nn.Module, backend: Backend, *, inplace: bool = False) -> None:
@@ -75,12 +75,12 @@ class FastDetector(TunedNetwork):
         self.detector = folded.to(self.dtype).to(memory_format=torch.channels_last)
 
     def forward(self, images: Any, **options: Any) -> Any:
-        """As the detector's."""
+        """Call the detector in the backend's precision."""
         detector: Any = self.detector
         if not self.form.folded:
             with autocast(images[0].device, self.form.precision):
                 return detector(images, **options)
-        # The form has its own precision, whatever the caller's.
+        # Ignore the caller's autocast: the backend has its own precision.
         with torch.autocast(images[0].device.type, enabled=False):
             return detector([image.to(self.dtype) for image in images], **options)
 
@@ -95,7 +95,7 @@ class DetectorTuner(Tuner):
     """Finds the fastest backend of a detector; a verdict holds for images of any size."""
 
     def key(self, images: Sequence[Tensor], precision: str) -> str:
-        """Return the name of a verdict in the cache."""
+        """Return the key in the tuning cache."""
         return cache_key(self.model, torch.empty(0, device=images[0].device), precision)
 
     def first(self, device: torch.device, precision: str, *, inplace: bool) -> FastDetector:
@@ -110,7 +110,7 @@ class DetectorTuner(Tuner):
         return FastDetector(self.model, backend, inplace=inplace)
 
     def failure(self, built: TunedNetwork, images: Sequence[Tensor]) -> str:
-        """Return what is wrong with a backend that was found before, on these images."""
+        """Return why a cached backend is not correct on these images; empty if it is."""
         assert isinstance(built, FastDetector)
         folded = built.form.folded
         return wrong(
@@ -125,26 +125,26 @@ class DetectorTuner(Tuner):
         budget_s: float = BUDGET_S,
         note: Callable[[str], None] = lambda _: None,
     ) -> FastDetector:
-        """Measure the forms of the detector, and return the best one that is correct.
+        """Measure the backends of the detector, and return the fastest correct one.
 
         Raises:
-            ValueError: If int8 is asked for.
+            ValueError: If `precision` is int8.
         """
         if precision == "int8":
-            raise ValueError("int8 is no form of a detector here; take auto, fp32 or bf16")
+            raise ValueError("detectors do not run in int8 here; use auto, fp32 or bf16")
         return search_detector(
             self.model, images, precision=precision, budget_s=budget_s, note=note
         )
 
 
 def detector_backends(model: nn.Module, device: torch.device, precision: str) -> list[Backend]:
-    """Return the forms of a detector to try on a device, the safest first.
+    """Return the backends of a detector to try on a device, safest first.
 
     Args:
         model: A detector.
-        device: Where it runs.
-        precision: `fp32`: that alone. `auto`, `bf16`, `fp16`: fp32 too, which is never less exact,
-            and the other, for `auto` bf16 where the device is faster in it.
+        device: The device.
+        precision: `fp32` allows only fp32. `bf16` and `fp16` also try fp32, which is never less
+            exact. `auto` tries fp32, and bf16 on devices that are faster in it.
     """
     on_cpu = device.type == "cpu"
     backend = Backend(pointwise="chunked" if on_cpu else "linear")
@@ -158,10 +158,10 @@ def detector_backends(model: nn.Module, device: torch.device, precision: str) ->
 
 
 def first_backend(model: nn.Module, device: torch.device, precision: str) -> Backend:
-    """Return the form of a detector that is taken without a search.
+    """Return the default backend of a detector, without a search.
 
-    On a CPU that is not faster in bf16 it is fp32 in Winograd's form even for a network that was
-    trained in bf16, which is faster and more exact.
+    On a CPU that is not faster in bf16, it is fp32 with Winograd convolutions even for a network
+    trained in bf16: that is faster and more exact.
     """
     backends = detector_backends(model, device, precision)
     in_half = precision in AMP_DTYPES and (device.type != "cpu" or has_fast_bf16(device))
@@ -177,7 +177,7 @@ def search_detector(
     budget_s: float = BUDGET_S,
     note: Callable[[str], None] = lambda _: None,
 ) -> FastDetector:
-    """Measure every form of a detector on images (C, H, W), and return the best that is right."""
+    """Measure all backends of a detector on images (C, H, W); return the fastest correct one."""
     device = images[0].device
     expected: Found = model(list(images), paste=False)
     start = replace(PLAIN, precision=precision if precision in AMP_DTYPES else "fp32")  # type: ignore[arg-type]
@@ -208,20 +208,20 @@ def search_detector(
 
 
 def wrong(backend: Backend, share: float, apart: float) -> str:
-    """Return what is wrong with a form that finds a share, and whose parts are so far `apart`."""
+    """Return why a backend is not correct, given its agreement and distance; empty if it is."""
     if not apart <= MOST[backend.precision]:
         return f"outputs differ by {apart:.1e}"
-    if share < LEAST[backend.precision]:
-        return f"finds {100 * share:.1f} % of what the network finds"
+    if share < MIN_FOUND[backend.precision]:
+        return f"finds {100 * share:.1f} % of the network's detections"
     return ""
 
 
 @torch.inference_mode()
 def distance_of_parts(fast: FastDetector, model: Any, images: Sequence[Tensor]) -> float:
-    """Return the largest relative L2 distance of what the parts of a form and a network compute.
+    """Return the max relative L2 distance between the outputs of a backend's and a network's parts.
 
-    Of the maps together, of all anchors' logits and deltas, and of each stage's logits, deltas and
-    masks of the boxes that the network proposes.
+    The parts are all maps together, the logits and deltas of all anchors, and the logits, deltas
+    and masks of each stage for the network's proposals.
     """
     with torch.autocast(images[0].device.type, enabled=False):
         batch, sizes = stack(list(images), model.strides[-1])
@@ -251,10 +251,10 @@ def _flat(maps: Sequence[Tensor]) -> Tensor:
 
 
 def agreement(found: Found, expected: Found, precision: str = "fp32") -> float:
-    """Return the share of detections, weighed by score, that both have; 1 where neither has any.
+    """Return the fraction of detections that both have, weighted by score; 1 if neither has any.
 
-    A detection is had if the other side has one of its class that overlaps with it by 0.9 and whose
-    score is close. Both sides are asked, and the lesser share counts.
+    The other side has a detection if it has one of the same class with an IoU of at least 0.9 and
+    a similar score. The smaller of the two sides' fractions counts.
     """
     shares = [1.0]
     for ours, theirs in ((found, expected), (expected, found)):
@@ -274,6 +274,6 @@ def agreement(found: Found, expected: Found, precision: str = "fp32") -> float:
 
 
 def _seconds(runs: Sequence[nn.Module], images: Sequence[Tensor], num: int = 5) -> list[float]:
-    """Return the median seconds of each, in turns."""
+    """Return the median seconds of each network, measured in turns."""
     calls = [partial(run, images, paste=False) for run in runs]
     return medians(calls, images[0].device, rounds=num, min_rounds=2, max_seconds=TIMED_S)

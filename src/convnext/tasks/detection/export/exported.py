@@ -1,4 +1,4 @@
-"""The file of a detector in the place of a detector: images to boxes, scores, labels and masks."""
+"""An exported file with the interface of a detector."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from convnext.weights.checkpoint import Card
 
 
 class ExportedDetector(nn.Module):
-    """An exported detector behind the interface of `Detector`.
+    """An exported detector with the interface of `Detector`.
 
-    Its images are normalised, or pixels from 0 to 255 where the file normalises. `config` says what
-    is reported, as a detector's does; the file itself has no more than was written into it.
+    Its images are normalized, or pixels from 0 to 255 if the file normalizes. `config` has the
+    inference settings; the file reports no more than it was exported with.
     """
 
     def __init__(self, exported: Exported, card: Card) -> None:
@@ -40,42 +40,42 @@ class ExportedDetector(nn.Module):
     def forward(self, images: Sequence[Tensor], *, paste: bool = True) -> list[dict[str, Tensor]]:
         """Detect objects on images (C, H, W), as `Detector` does.
 
-        Without `paste` the masks are `shares` (M, 28, 28) if the file has those.
+        Without `paste` the masks are mask probabilities `shares` (M, 28, 28) if the file has them.
         """
         return [self._detect(image, paste=paste) for image in images]
 
     def change(self, **changes: Any) -> None:
-        """Report less than the file does.
+        """Restrict the inference settings.
 
         Raises:
-            ValueError: If more is asked for.
+            ValueError: If the file reports less than a setting asks for.
         """
-        most = changes.get("max_detections", 1)
-        least = changes.get("score_threshold", 1.0)
+        limit = changes.get("max_detections", 1)
+        score = changes.get("score_threshold", 1.0)
         graph = self.graph
         for wrong, name in (
-            (least < graph["score_threshold"], "score_threshold"),
+            (score < graph["score_threshold"], "score_threshold"),
             (changes.get("nms_threshold", graph["nms_threshold"]) != graph["nms_threshold"],
              "nms_threshold"),
-            (most > graph["max_detections"], "max_detections"),
+            (limit > graph["max_detections"], "max_detections"),
         ):  # fmt: skip
             if wrong:
                 raise ValueError(
-                    f"{self.exported.path} was written with a {name} of {graph[name]:g}, and "
-                    f"cannot report by one of {changes[name]:g}; ask the network it came from"
+                    f"{self.exported.path} was exported with a {name} of {graph[name]:g}, which "
+                    f"cannot become {changes[name]:g}; use the network it was exported from"
                 )
         self.config = replace(self.config, **changes)
 
     def _detect(self, image: Tensor, *, paste: bool) -> dict[str, Tensor]:
         height, width = image.shape[1:]
-        outputs = self.exported.call(self._given(image.cpu()))
+        outputs = self.exported.call(self._inputs(image.cpu()))
         found = {
             name: torch.from_numpy(out)
             for name, out in zip(self.graph["outputs"], outputs, strict=True)
         }
-        # What is missing has a score of 0; the others come best first.
-        least = max(self.config.score_threshold, 1e-12)
-        num = min(int((found["scores"] >= least).sum()), self.config.max_detections)
+        # Detections are sorted by score; padding has a score of 0.
+        threshold = max(self.config.score_threshold, 1e-12)
+        num = min(int((found["scores"] >= threshold).sum()), self.config.max_detections)
         found = {name: out[:num] for name, out in found.items()}
         found["labels"] = found["labels"].long()
         if self.graph["masks"] == "full":
@@ -89,8 +89,8 @@ class ExportedDetector(nn.Module):
                 found["shares"] = shares
         return found
 
-    def _given(self, image: Tensor) -> list[Any]:
-        """Return an image (C, H, W) as the file takes it."""
+    def _inputs(self, image: Tensor) -> list[Any]:
+        """Return the inputs of the file for an image (C, H, W)."""
         height, width = image.shape[1:]
         if self.graph["inside"] == "full":
             return [to_pixels(image[None]).contiguous().numpy()]
@@ -106,9 +106,9 @@ class ExportedDetector(nn.Module):
 
 
 def open_network(exported: Exported) -> tuple[ExportedDetector, Card]:
-    """Return a file in the place of its detector, and the card with the preprocessing left to do.
+    """Return a file as a detector, and a card with the preprocessing outside of the file.
 
-    Images larger than the file takes are shrunk.
+    That preprocessing shrinks images that are too large for the file.
     """
     card, graph = exported.card, exported.graph
     network, pre = ExportedDetector(exported, card).eval(), card.preprocessing
@@ -119,7 +119,7 @@ def open_network(exported: Exported) -> tuple[ExportedDetector, Card]:
 
 @dataclass(frozen=True, kw_only=True)
 class OnCanvas:
-    """The preprocessing of a detector whose file takes images up to a size: larger ones shrink."""
+    """Preprocessing for a file with a size limit: larger images are shrunk."""
 
     inner: DensePreprocessing
     size: tuple[int, int]
@@ -127,7 +127,7 @@ class OnCanvas:
 
     @property
     def mode(self) -> Mode:
-        """As the checkpoint's."""
+        """Mode of the checkpoint's preprocessing."""
         return self.inner.mode
 
     def __getattr__(self, name: str) -> Any:
@@ -141,14 +141,14 @@ class OnCanvas:
         rows, columns = self.size
         if read[0] <= columns and read[1] <= rows:
             return read
-        # As in the file: of whole numbers, the side that needs it most fills the canvas.
+        # Integers as in the file; the side with the larger ratio fills the canvas.
         over, under = (rows, height) if height * columns > width * rows else (columns, width)
         fitted = ((2 * side * over + under) // (2 * under) for side in (width, height))
         fitted_width, fitted_height = (max(1, side) for side in fitted)
         return fitted_width, fitted_height
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """Return the pixels that the network sees, uint8 (C, H, W), of an image of any mode."""
+        """Return uint8 pixels (C, H, W) for the network, from an image of any mode."""
         size = self.size_of(*image.size)
         if size == self.inner.size_of(*image.size):
             return self.inner.pixels(image)

@@ -1,8 +1,8 @@
-"""What the file of a detector computes: pixels to boxes, scores, labels and masks.
+"""Export of a detector to a file that maps pixels to boxes, scores, labels and masks.
 
-`DetectorGraph` is the detector itself, on a canvas of fixed size. Around it go, by option, the
-resizing, the normalisation, and the bitmaps of the masks. What is not image is zero after the
-normalisation, as everywhere in detection, whatever lay there before.
+`DetectorGraph` is the detector on a canvas of fixed size. Options add resizing, normalization and
+mask bitmaps to the file. Pixels outside of the image become zero after normalization, as everywhere
+in detection.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from convnext.tasks.detection.model.detector import Detector
 from convnext.tasks.detection.model.roi import pool_rois
 from convnext.weights.checkpoint import Card
 
-# Boxes of an image that the heads are judged on, a few of each size.
+# Number of boxes per image on which the heads are compared, a few of each size.
 NUM_BOXES = 32
 
 
@@ -60,7 +60,7 @@ def export_spec(
     num_images: int = 32,
     note: Callable[[str], None] = lambda _: None,
 ) -> ExportSpec:
-    """Return what the export of a detector needs; see `Task.export_spec`."""
+    """Return the export spec of a detector; see `Task.export_spec`."""
     from convnext.tasks.detection.evaluate import open_split
 
     assert isinstance(model, Detector)
@@ -75,8 +75,8 @@ def export_spec(
         sizes = [image.size for image in proofs.images()]
         size = default_canvas(card.preprocessing, sizes, int(model.strides[-1]))
         note(
-            f"the file takes images of up to {size[0]} x {size[1]} pixels, which the largest of "
-            f"{len(sizes):,} images needs; larger ones are shrunk (--size HxW for another)"
+            f"the file takes images of up to {size[0]} x {size[1]} pixels, to fit the largest of "
+            f"{len(sizes):,} images; it shrinks larger ones (--size HxW changes the limit)"
         )
         settings = replace(settings, size=size)
     assert isinstance(settings.size, tuple)
@@ -93,40 +93,41 @@ def export_spec(
 
 
 def check_settings(settings: ExportSettings) -> None:
-    """Check what a detector does not have.
+    """Check that a detector supports the settings.
 
     Raises:
-        ValueError: Naming the option and what to take instead.
+        ValueError: If it does not; the message names the option and an alternative.
     """
     if settings.size == "any":
         raise ValueError(
-            "--size any is for segmentors: the file of a detector takes images of one size, and "
-            "smaller ones within it"
+            "--size any is only for segmentors: a detector's file has a fixed size, which smaller "
+            "images are padded to"
         )
     if not settings.answers:
-        raise ValueError("a detector has no logits to give; leave out --logits")
+        raise ValueError("a detector's file does not return logits; leave out --logits")
     if settings.batch not in (None, 1):
         raise ValueError("a detector's file takes one image at a time; leave out --batch")
     if settings.format == "openvino" and settings.precision == "bf16":
         raise ValueError(
-            "OpenVINO computes the corners of boxes in bf16, too, which loses pixels: take "
-            "--precision int8 or fp32"
+            "OpenVINO would also compute box corners in bf16, which is inexact: use --precision "
+            "int8 or fp32"
         )
     if settings.format == "onnx" and settings.precision == "int8":
         raise ValueError("a detector's int8 is for OpenVINO: --format openvino --precision int8")
 
 
 class DetectorFile(nn.Module):
-    """An image on a canvas, and its height and width; or with all preprocessing one of any size.
+    """Maps an image on a canvas with its height and width, or any image, to detections.
+
+    With all preprocessing inside, it takes one image of any size. Boxes are in pixels of the input
+    image.
 
     Args:
-        graph: On the canvas.
-        preprocessing: Of the detector.
-        settings: How much of it is in the file.
-        masks: What is returned beside boxes, scores and labels.
-        mask_threshold: Share from which a pixel belongs to an object.
-
-    Boxes are in the pixels of the images that are given.
+        graph: The detector on the canvas.
+        preprocessing: The detector's preprocessing.
+        settings: Which part of the preprocessing is in the file.
+        masks: The masks to return besides boxes, scores and labels.
+        mask_threshold: Mask probability from which a pixel belongs to an object.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class DetectorFile(nn.Module):
         mask_threshold: float,
     ) -> None:
         super().__init__()
-        self.detect = graph  # `graph` would be an attribute of the tracers' modules.
+        self.detect = graph  # `graph` would clash with an attribute of traced modules.
         self.inside = settings.inside
         self.masks = masks
         self.mask_threshold = mask_threshold
@@ -174,7 +175,7 @@ def _lines(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def detector_blueprint(model: Detector, card: Card, settings: ExportSettings) -> Blueprint:
-    """Return the graph of a detector, folded, as writers take it.
+    """Return the folded graph of a detector for the writers.
 
     Raises:
         ValueError: If the size does not fit the detector.
@@ -210,15 +211,15 @@ def detector_blueprint(model: Detector, card: Card, settings: ExportSettings) ->
 
 
 def output_names(masks: Masks) -> tuple[str, ...]:
-    """Return the names of what a file returns, in its order."""
+    """Return the names of a file's outputs, in order."""
     return OUTPUTS[: 3 if masks == "none" else 4]
 
 
 def check_detector(model: Detector, settings: ExportSettings) -> None:
-    """Check what depends on the detector itself, before anything is read or computed.
+    """Check the settings against the detector, before any work.
 
     Raises:
-        ValueError: If the size does not fit the detector, or it has none of the masks asked for.
+        ValueError: If the size does not fit the detector, or it has no masks to export.
     """
     masks_of(model.config, settings)
     if isinstance(settings.size, tuple):
@@ -226,10 +227,10 @@ def check_detector(model: Detector, settings: ExportSettings) -> None:
 
 
 def masks_of(config: DetectorConfig, settings: ExportSettings) -> Masks:
-    """Return which masks a file has.
+    """Return the kind of masks in a file.
 
     Raises:
-        ValueError: If some are asked for of a detector that was trained on boxes alone.
+        ValueError: If masks are requested but the detector was trained on boxes alone.
     """
     if config.masks:
         return settings.masks or "shares"
@@ -239,7 +240,7 @@ def masks_of(config: DetectorConfig, settings: ExportSettings) -> Masks:
 
 
 def facts_of(model: Detector, settings: ExportSettings) -> dict[str, Any]:
-    """Return what a file says about a detector in it."""
+    """Return the metadata of a detector's file."""
     assert isinstance(settings.size, tuple)
     config, masks = model.config, masks_of(model.config, settings)
     return {
@@ -259,9 +260,9 @@ def facts_of(model: Detector, settings: ExportSettings) -> dict[str, Any]:
 def default_canvas(
     preprocessing: DensePreprocessing, sizes: Sequence[tuple[int, int]], stride: int = DIVISOR
 ) -> tuple[int, int]:
-    """Return the least height and width that take images of (width, height) as they are read.
+    """Return the min height and width that fit resized images of the given (width, height).
 
-    Both are multiples of 32, and of the backbone's last stride.
+    Both are multiples of 32 and of the backbone's last stride.
     """
     assert sizes
     read = [preprocessing.size_of(*size) for size in sizes]
@@ -271,7 +272,7 @@ def default_canvas(
 def calibration_of(
     model: Detector, card: Card, settings: ExportSettings, size: tuple[int, int]
 ) -> Calibration:
-    """Return what int8 needs: images on the canvas, and the parts of a detector as one network."""
+    """Return calibration data for int8: images on the canvas, and the detector's parts."""
     on_canvas = OnCanvas(inner=card.preprocessing, size=size)
 
     def given(pixels: Tensor) -> Given:
@@ -300,9 +301,9 @@ def _padded(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class _Parts(nn.Module):
-    """All products of a detector, on boxes that do not move: its outputs, each of spread 1.
+    """All matrix products of a detector on fixed boxes, with outputs scaled to unit spread.
 
-    Every output of a head counts as much as another: proposals, classes, deltas and masks.
+    Scaling gives proposals, classes, deltas and masks the same weight.
     """
 
     def __init__(self, detector: Detector, image: Tensor, size: tuple[int, int]) -> None:

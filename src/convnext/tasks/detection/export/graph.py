@@ -1,18 +1,17 @@
-"""A detector as one graph of fixed size that exporters take: an image to its detections.
+"""A detector as one graph of fixed size for exporters: an image to its detections.
 
-`Detector` follows its data: every level of the pyramid gets as many boxes as fall to it, every
-image as many detections as it has. Here the shapes between the image and the answer are fixed, but
-for what passes the score threshold and the suppression of doubles:
+In `Detector`, shapes depend on the data: the number of boxes per pyramid level and of detections
+per image varies. Here all shapes are fixed except those after the score threshold and NMS:
 
-    proposals    always as many; those that are missing are boxes of nothing, and score nothing
+    proposals    a fixed number, padded with empty boxes of score 0
     pooling      all levels lie in one map, so that one RoIAlign serves boxes of every level
-    detections   always as many; behind the last real one come empty boxes with a score of 0
+    detections   a fixed number, padded with empty boxes of score 0
 
-What is left are operations that torch.export, the ONNX exporter from opset 18 on, and OpenVINO
-translate by themselves: `torchvision::nms` becomes NonMaxSuppression, `torchvision::roi_align`
-RoIAlign with half-pixel centres. OpenVINO must be given the module, which it traces, or the ONNX
-file: for `torchvision.nms` in a program of torch.export it has no rule (as of 2026.4). Who loads
-such a program has to import torchvision first.
+torch.export, the ONNX exporter from opset 18 on, and OpenVINO translate all remaining operations:
+`torchvision::nms` becomes NonMaxSuppression, `torchvision::roi_align` becomes RoIAlign with
+half-pixel centers. OpenVINO needs the module, which it traces, or the ONNX file: it cannot convert
+`torchvision.nms` in a program of torch.export (as of 2026.4). Loading such a program requires
+importing torchvision first.
 
 Shapes: C channels, H x W pixels, R proposals, K classes, L levels, P candidates, D detections.
 """
@@ -34,32 +33,33 @@ from convnext.tasks.detection.model.detector import Detector
 from convnext.tasks.detection.model.rpn import NMS_THRESHOLD, by_anchor
 
 OUTPUTS = ("boxes", "scores", "labels", "masks")
-"""Names of what a graph returns, in its order; without masks the first three."""
+"""Names of a graph's outputs, in order; without masks the first three."""
 MISSING = -1.0
-"""The score of a proposal that is none; those of real ones are not below 0."""
-NUM_NOTHING = 2
-"""Boxes of nothing that join every suppression of doubles: torch.export takes it for granted that
-at least two come out, and refuses to run otherwise; and no runtime is given an empty list."""
+"""The score of padding among the proposals; real scores are not negative."""
+NUM_EMPTY = 2
+"""Number of empty boxes added to every NMS: torch.export assumes at least two results and fails
+otherwise, and no runtime gets an empty list."""
 
 
 class DetectorGraph(nn.Module):
-    """A normalised image (1, C, H, W) to boxes (D, 4), scores (D,), labels (D,), masks (D, 28, 28).
+    """Maps an image (1, C, H, W) to boxes (D, 4), scores (D,), labels (D,), masks (D, 28, 28).
 
-    An image that is smaller lies in the upper left corner, with zeros around it; its height and
-    width are given beside it, (2,), and boxes stay inside.
+    The image is normalized. A smaller image lies in the upper left corner of a canvas of zeros; a
+    second input (2,) has its height and width, and boxes stay inside.
 
-    The first of them are what `detector([image], paste=False)` returns, best first; the masks are
-    its `shares` of the boxes, in [0, 1]. Where there are fewer than D, the others have score 0, an
-    empty box and label 0. Equal scores may come in another order.
+    The first detections are those of `detector([image], paste=False)`, best first; the masks are
+    its mask probabilities `shares`. Missing detections up to D have score 0, an empty box and label
+    0. The order of equal scores may differ.
 
     Args:
-        detector: In evaluation mode; best one from `convnext.deploy.fold.fold(form="conv")`. One in
-            half precision is given fp32 as well, and its boxes and scores are in fp32.
+        detector: A detector in evaluation mode, preferably folded by
+            `convnext.deploy.fold.fold(form="conv")`. In half precision, inputs, boxes and scores
+            stay in fp32.
         size: Height and width of the images.
-        score_threshold: Every class of a box above it is a candidate.
-        nms_threshold: Overlap from which candidates of one class suppress each other.
+        score_threshold: Classes of a box with a higher score are candidates.
+        nms_threshold: IoU threshold of NMS within a class.
         max_detections: D.
-        masks: Whether masks are computed; without, three outputs are returned.
+        masks: Whether to compute masks; without them there are three outputs.
 
     Raises:
         ValueError: If the size does not fit the detector, or a threshold or D is out of range.
@@ -88,7 +88,7 @@ class DetectorGraph(nn.Module):
         self.dtype, device = like.dtype, like.device
         self.anchors: list[str] = []
         for level, stride in enumerate([*strides, 2 * strides[-1]]):
-            # The last map is every second position of the one before, and so rounded up.
+            # Rounded up, since the last map is every second position of the previous one.
             shape = (-(-size[0] // stride), -(-size[1] // stride))
             self.anchors.append(f"anchors{level}")
             anchors = level_anchors(shape, stride, device, config.anchor_scale)
@@ -103,7 +103,7 @@ class DetectorGraph(nn.Module):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of what is returned, in its order."""
+        """Names of the outputs, in order."""
         return OUTPUTS if self.masks else OUTPUTS[:3]
 
     def forward(self, image: Tensor, extent: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -130,10 +130,10 @@ class DetectorGraph(nn.Module):
         return boxes, scores, labels, self.shares(packed, boxes, labels)
 
     def proposals(self, maps: Sequence[Tensor], limits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return boxes (R, 4) from maps p2 to p6, best first, and which of them are any (R,).
+        """Return boxes (R, 4) from maps p2 to p6, best first, and which of them are real (R,).
 
-        They end at the right and lower edges of the image, `limits` (4,), as x y x y. R is the
-        number of proposals, or less where there are not as many anchors.
+        They are clipped to the right and lower edges of the image, `limits` (4,), as x y x y. R is
+        the number of proposals, or of anchors if that is smaller.
         """
         num = self.detector.config.num_proposals
         chosen, scores = [], []
@@ -143,7 +143,7 @@ class DetectorGraph(nn.Module):
             boxes = moved(getattr(self, name)[index], delta[index], (1, 1, 1, 1), limits)
             if self.detector.config.empty_proposals is False:
                 score = torch.where(has_area(boxes), score, MISSING)
-            boxes, score = with_nothing(boxes, score, MISSING)
+            boxes, score = with_empty(boxes, score, MISSING)
             keep = nms(boxes, score, NMS_THRESHOLD)
             chosen.append(boxes)
             scores.append(torch.full_like(score, MISSING).scatter(0, keep, score[keep]))
@@ -153,7 +153,7 @@ class DetectorGraph(nn.Module):
         return torch.cat(chosen)[index] * found[:, None], found
 
     def pool(self, packed: Tensor, boxes: Tensor, side: int) -> Tensor:
-        """Return the features (R, C, side, side) of boxes (R, 4), each of the level of its size."""
+        """Return the features (R, C, side, side) of boxes (R, 4), by the level of their size."""
         level = roi_levels(boxes, self.detector.strides)
         corners = boxes * self.scales[level][:, None] + self.tops[level].repeat(1, 2)
         rois = torch.cat((torch.zeros_like(corners[:, :1]), corners), 1)
@@ -167,7 +167,7 @@ class DetectorGraph(nn.Module):
         """Return the boxes (D, 4), scores (D,) and labels (D,) of the detections, best first.
 
         Args:
-            boxes: (R, 4), of the proposals.
+            boxes: (R, 4), the proposals.
             deltas: (R, K, 4), of the last stage.
             scores: (R, K), without the background.
             limits: (4,), the right and lower edges of the image, as x y x y.
@@ -177,17 +177,17 @@ class DetectorGraph(nn.Module):
         row, label = index // num_classes, index % num_classes
         stds = self.detector.method.stages[-1].stds
         candidates = moved(boxes[row], deltas.flatten(0, 1)[index], stds, limits)
-        candidates, score = with_nothing(candidates, scores.flatten()[index], 0.0)
-        label = torch.cat((label.new_zeros(NUM_NOTHING), label))
-        # Boxes of different classes are moved apart, so that they do not suppress each other.
+        candidates, score = with_empty(candidates, scores.flatten()[index], 0.0)
+        label = torch.cat((label.new_zeros(NUM_EMPTY), label))
+        # Offsets keep boxes of different classes apart, so that NMS runs within each class.
         apart = label.to(candidates.dtype) * (candidates.max() + 1)
         keep = nms(candidates + apart[:, None], score, self.nms_threshold)
-        # What is missing in the end is the first candidate, which is nothing.
+        # Index 0, an empty box, pads missing detections.
         keep = torch.cat((keep, keep.new_zeros(self.max_detections)))[: self.max_detections]
         return candidates[keep], score[keep], label[keep]
 
     def shares(self, packed: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-        """Return the masks (D, 28, 28) of boxes (D, 4) of known classes (D,), in [0, 1]."""
+        """Return the mask probabilities (D, 28, 28) of boxes (D, 4) with labels (D,)."""
         heads = self.detector.mask_heads
         features = self.pool(packed, boxes, mask_head.SIDE)
         rows = torch.arange(self.max_detections, device=labels.device)
@@ -198,22 +198,22 @@ class DetectorGraph(nn.Module):
 
 
 def moved(boxes: Tensor, deltas: Tensor, stds: Stds, limits: Tensor) -> Tensor:  # R 4 -> R 4
-    """Return boxes that deltas lead to, inside the image whose edges are `limits` (4,)."""
+    """Apply deltas to boxes, and clip them to the image with edges `limits` (4,)."""
     return torch.minimum(decode(boxes, deltas, stds).clamp(min=0), limits)
 
 
 def paste(
     shares: Tensor, boxes: Tensor, size: tuple[Tensor, Tensor], threshold: float
 ) -> Tensor:  # D S S, D 4 -> D H W
-    """Put masks of shares in [0, 1] where their boxes are, by the rule of `paste_masks`.
+    """Paste mask probabilities into their boxes, by the rule of `paste_masks`.
 
-    Both directions are a product with the weights of each pixel's two neighbours among the cells.
+    Each direction is a matrix product with the weights of each pixel's two neighboring cells.
 
     Args:
-        shares: (D, S, S).
+        shares: Mask probabilities (D, S, S).
         boxes: (D, 4).
         size: The rows (H,) and columns (W,) of the image, counted from 0, in fp32.
-        threshold: Share from which a pixel belongs to an object.
+        threshold: Probability from which a pixel belongs to an object.
 
     Returns:
         Booleans.
@@ -228,7 +228,7 @@ def paste(
 
 
 def _cells(pixels: Tensor, first: Tensor, last: Tensor, side: int) -> Tensor:  # -> D len side
-    """Return the weight of each of a box's cells in each pixel of a line."""
+    """Return the weights of a box's cells for each pixel of a line."""
     extent = (last - first)[:, None]
     middle = (side - 1) / 2  # A box without width repeats the middle of its mask.
     at = (pixels[None] + 0.5 - first[:, None]) / torch.where(extent > 0, extent, 1.0)
@@ -238,27 +238,27 @@ def _cells(pixels: Tensor, first: Tensor, last: Tensor, side: int) -> Tensor:  #
 
 
 def _near(pixels: Tensor, first: Tensor, last: Tensor) -> Tensor:  # -> D len
-    """Tell which pixels of a line lie under a box or a margin of one pixel."""
+    """Whether each pixel of a line lies in a box with a margin of one pixel."""
     low, high = torch.floor(first) - 1, torch.ceil(last) + 1
     return (pixels[None] >= low[:, None]) & (pixels[None] < high[:, None])
 
 
-def with_nothing(boxes: Tensor, scores: Tensor, score: float) -> tuple[Tensor, Tensor]:
-    """Return boxes (P + 2, 4) and scores (P + 2,) with two empty boxes of a low score before them.
+def with_empty(boxes: Tensor, scores: Tensor, score: float) -> tuple[Tensor, Tensor]:
+    """Prepend two empty boxes with a low score: boxes (P + 2, 4) and scores (P + 2,).
 
-    They overlap with nothing, so that they neither suppress nor are suppressed.
+    They overlap no other box, so NMS treats the others as before.
     """
     return (
-        torch.cat((boxes.new_zeros(NUM_NOTHING, 4), boxes)),
-        torch.cat((scores.new_full((NUM_NOTHING,), score), scores)),
+        torch.cat((boxes.new_zeros(NUM_EMPTY, 4), boxes)),
+        torch.cat((scores.new_full((NUM_EMPTY,), score), scores)),
     )
 
 
 def pack(maps: Sequence[Tensor]) -> Tensor:
-    """Return maps (1, C, H_l, W_l), the widest first, as one: (1, C, sum of H_l + 2, W_1 + 2).
+    """Pack maps (1, C, H_l, W_l), widest first, into one map (1, C, sum of H_l + 2, W_1 + 2).
 
-    They lie below each other. Each has its border repeated around it, which is how RoIAlign reads
-    on beyond the border of a map of its own.
+    They lie below each other. Each has a replicated border, since RoIAlign extends a separate map
+    that way.
     """
     width = maps[0].shape[3]
     return torch.cat(
@@ -267,7 +267,7 @@ def pack(maps: Sequence[Tensor]) -> Tensor:
 
 
 def packing(size: Size, strides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return scales (L,) and corners (L, 2), as x y: where `pack` puts a point of the image."""
+    """Return scales (L,) and corners (L, 2) as x y that map image points into a packed map."""
     heights = torch.tensor([size[0] // stride + 2 for stride in strides])
     tops = heights.cumsum(0) - heights + 1
     corners = torch.stack((torch.ones_like(tops), tops), 1).float()
@@ -275,17 +275,17 @@ def packing(size: Size, strides: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def check_size(detector: Detector, size: Size) -> None:
-    """Check that a detector's maps divide images of a height and width without a rest.
+    """Check that a height and width are multiples of the detector's strides.
 
     Raises:
-        ValueError: If they do not, with a size that they do.
+        ValueError: If they are not; the message names a size that fits.
     """
     height, width = padded_size([size], detector.strides[-1])
     if size != (height, width):
         divisor = max(DIVISOR, detector.strides[-1])
         raise ValueError(
             f"{detector.name} is exported for sizes that are multiples of {divisor}, not "
-            f"{size[0]} x {size[1]}: take {height} x {width} (--size {height}x{width})"
+            f"{size[0]} x {size[1]}: use {height} x {width} (--size {height}x{width})"
         )
 
 

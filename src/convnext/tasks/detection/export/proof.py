@@ -1,6 +1,6 @@
-"""The proof of a detector's file: its detections on real images, beside those of the network.
+"""Verification of a detector's file: its detections on real images against the network's.
 
-Detections are paired by class and overlap, and the pairs are compared.
+Detections are matched by class and IoU, and the pairs are compared.
 """
 
 from __future__ import annotations
@@ -26,85 +26,85 @@ from convnext.tasks.detection.model.boxes import iou
 from convnext.tasks.detection.model.detector import Detector
 from convnext.weights.checkpoint import Card
 
-# Overlaps of boxes from which two detections of one class are the same.
+# IoU of boxes from which two detections of a class match, and match closely.
 OVERLAP, CLOSE_OVERLAP = 0.5, 0.9
-# Largest difference of a score, least share of detections with a partner, and of their masks' mean
-# overlap. Half precision moves a box now and then over the threshold of a suppression.
-MOST_DIFFERENCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 2e-1, "int8": 1.0}
-LEAST_MATCHED = {"fp32": 0.99, "fp16": 0.95, "bf16": 0.90, "int8": 0.80}
-LEAST_MASK_IOU = {"fp32": 0.98, "fp16": 0.95, "bf16": 0.90, "int8": 0.80}
-# By how much a score may differ before a detection at its threshold counts.
+# Max score difference, min fraction of detections with a match, and min mean IoU of their masks. In
+# half precision, a box occasionally crosses the threshold of NMS.
+MAX_DIFFERENCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 2e-1, "int8": 1.0}
+MIN_MATCHED = {"fp32": 0.99, "fp16": 0.95, "bf16": 0.90, "int8": 0.80}
+MIN_MASK_IOU = {"fp32": 0.98, "fp16": 0.95, "bf16": 0.90, "int8": 0.80}
+# Detections count only if their score exceeds the threshold by this margin.
 MARGIN = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "int8": 1e-1}
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionProof:
-    """Detections of a network and of its file, paired on every image."""
+    """Comparison of the detections of a network and of its file."""
 
     num_detections: int
-    """Of both, but for those that a rounding may add or drop: at the threshold of the score, or at
-    the end of a full list."""
+    """Detections of both, without those that rounding may add or drop: near the score threshold, or
+    at the end of a full list."""
     matched: float
-    """Share of them that have a partner of the same class and an overlap of 0.5."""
+    """Fraction with a match of the same class and an IoU of at least 0.5."""
     matched_close: float
-    """Of 0.9."""
+    """The same with an IoU of at least 0.9."""
     matched_own: float
-    """As `matched`, where the network is given images of their own size and no canvas; around
-    smaller images it sees more zeros, which changes what lies at their edge."""
+    """As `matched`, with a network that runs without the canvas. The zeros around an image on a
+    canvas change the results near its edges."""
     score_difference: float
-    """Largest difference of the scores of a pair, of those with an overlap of 0.9."""
+    """Max score difference of the pairs with an IoU of at least 0.9."""
     mask_iou: float | None
-    """Mean overlap of the masks of a pair; None without masks."""
+    """Mean IoU of the masks of a pair; None without masks."""
     mask_before: float | None = None
-    """Mask AP in percent, of the network; None without labels or masks."""
+    """Mask AP of the network in percent; None without labels or masks."""
     mask_after: float | None = None
-    """Of the file."""
+    """Mask AP of the file in percent."""
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return for people what was found: names and figures."""
+        """Return names and values for a table."""
         rows = [
             ("detections compared", f"{self.num_detections:,}"),
-            ("found by both, boxes overlap by 0.5", f"{100 * self.matched:.2f} %"),
-            ("found by both, boxes overlap by 0.9", f"{100 * self.matched_close:.2f} %"),
-            ("largest difference of a score", f"{self.score_difference:.2g}"),
+            ("found by both, box IoU 0.5", f"{100 * self.matched:.2f} %"),
+            ("found by both, box IoU 0.9", f"{100 * self.matched_close:.2f} %"),
+            ("max score difference", f"{self.score_difference:.2g}"),
         ]
         if self.mask_iou is not None:
-            rows.append(("mean overlap of their masks", f"{100 * self.mask_iou:.2f} %"))
+            rows.append(("mean mask IoU", f"{100 * self.mask_iou:.2f} %"))
         if self.matched_own != self.matched:
-            name = "found by both, the network without a canvas"
+            name = "found by both, network without canvas"
             rows.append((name, f"{100 * self.matched_own:.2f} %"))
         return rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorProof(Proof):
-    """What becomes of the detections, and AP of masks."""
+    """Proof with a comparison of detections and the mask AP."""
 
     detections: DetectionProof
 
     def answer_rows(self) -> list[tuple[str, str]]:
-        """Return how the detections compare."""
+        """Return the comparison of the detections."""
         return self.detections.rows()
 
     def extra_metric_rows(self) -> list[tuple[str, str]]:
-        """Return AP of masks."""
+        """Return the mask AP."""
         found = self.detections
         return metric_row("mask AP", found.mask_before, found.mask_after)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorVerdict(Verdict):
-    """With what becomes of the detections."""
+    """Verdict with a comparison of detections."""
 
     detections: DetectionProof
 
 
 class DetectorComparison(Comparison[Detections]):
-    """Detections of a network and of its file.
+    """Compares the detections of a network and of its file.
 
-    The network is given images as they are, and for the verdict on a canvas of the file's size,
-    where zeros around an image change what lies at its edge.
+    For the verdict, the network sees images on a canvas of the file's size, because the zeros
+    around an image change the results near its edges.
     """
 
     proof = DetectorProof
@@ -134,12 +134,12 @@ class DetectorComparison(Comparison[Detections]):
 
     def verdict(self, num_images: int, precision: str) -> DetectorVerdict:
         if self.exported.graph["inside"] == "full" and precision == "fp32":
-            precision = "fp16"  # A pixel is now and then rounded the other way.
+            precision = "fp16"  # Occasionally a pixel is rounded differently.
         config = self.exported.config
         compared = compare(
             self.found,
-            least_score=config.score_threshold,
-            most=config.max_detections,
+            min_score=config.score_threshold,
+            max_detections=config.max_detections,
             margin=MARGIN[precision],
         )
         before = after = None
@@ -161,7 +161,7 @@ class DetectorComparison(Comparison[Detections]):
         )
 
     def _aps(self, side: int) -> tuple[float | None, float | None]:
-        """Return AP of boxes and of masks for one of the three."""
+        """Return the AP of boxes and of masks for one of the three sets of detections."""
         metric = Metric(self.truths[0][0], self.card.classes, self.exported.config.max_detections)
         for (_, index), found in zip(self.truths, self.found, strict=True):
             metric.update(index, found[side])
@@ -170,7 +170,7 @@ class DetectorComparison(Comparison[Detections]):
 
 
 class _Network(nn.Module):
-    """A detector on images with more zeros around them, as in a batch with larger ones."""
+    """A detector on zero-padded images, as in a batch with larger ones."""
 
     def __init__(self, detector: Detector, canvas: tuple[int, int]) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class _Network(nn.Module):
 
 
 def _fills(model: Detector, size: tuple[int, int], canvas: tuple[int, int]) -> bool:
-    """Whether an image read at `size` (width, height) is padded to just the canvas."""
+    """Whether a detector pads an image of `size` (width, height) exactly to the canvas."""
     return padded_size([(size[1], size[0])], model.strides[-1]) == canvas
 
 
@@ -201,17 +201,17 @@ def _detect(network: nn.Module, preprocessing: Any, image: Image.Image) -> Detec
 def compare(
     images: Iterable[tuple[Detections, Detections, Detections]],
     *,
-    least_score: float,
-    most: int,
+    min_score: float,
+    max_detections: int,
     margin: float,
 ) -> DetectionProof:
-    """Return how the detections of a network on a canvas, of its file, and of the network compare.
+    """Compare the detections of a file with those of its network, with and without the canvas.
 
     Args:
-        images: The three of every image.
-        least_score: The threshold of the score.
-        most: Detections of an image at most.
-        margin: By how much a score may differ.
+        images: Detections of every image: network on a canvas, file, network without a canvas.
+        min_score: The score threshold.
+        max_detections: Maximum number of detections per image.
+        margin: Margin of a score above the threshold.
     """
     totals = np.zeros(2, np.int64)
     hits, differences, overlaps = np.zeros((2, 2), np.int64), [0.0], []
@@ -220,7 +220,7 @@ def compare(
             pairs = _pairs(reference, file)
             partners = {a: (b, overlap) for a, b, overlap in pairs}
             back = {b: overlap for _, b, overlap in pairs}
-            sure = [_sure(d, least_score, most, margin) for d in (reference, file)]
+            sure = [_sure(d, min_score, max_detections, margin) for d in (reference, file)]
             own = [partners[i][1] for i in sure[0] if i in partners]
             own += [back[i] for i in sure[1] if i in back]
             totals[row] += len(sure[0]) + len(sure[1])
@@ -248,7 +248,7 @@ def compare(
 
 
 def _pairs(a: Detections, b: Detections) -> list[tuple[int, int, float]]:
-    """Return pairs of detections of one class and their overlaps, the largest first."""
+    """Return pairs of detections of the same class with their IoU, largest first."""
     if not len(a) or not len(b):
         return []
     overlaps = iou(torch.from_numpy(a.boxes), torch.from_numpy(b.boxes)).numpy()
@@ -265,11 +265,11 @@ def _pairs(a: Detections, b: Detections) -> list[tuple[int, int, float]]:
     return pairs
 
 
-def _sure(found: Detections, least: float, most: int, margin: float) -> Sequence[int]:
-    """Return the detections that stay whatever a score changes by."""
-    if len(found) >= most:
-        least = max(least, float(found.scores.min()))
-    return [i for i, score in enumerate(found.scores.tolist()) if score >= least + margin]
+def _sure(found: Detections, min_score: float, max_detections: int, margin: float) -> Sequence[int]:
+    """Return the detections that remain if every score changes by up to the margin."""
+    if len(found) >= max_detections:
+        min_score = max(min_score, float(found.scores.min()))
+    return [i for i, score in enumerate(found.scores.tolist()) if score >= min_score + margin]
 
 
 def _mask_iou(a: Any, b: Any) -> float:
@@ -286,27 +286,27 @@ def judge_detections(
     *,
     any_found: bool,
 ) -> str:
-    """Return what is wrong with a file of a precision; empty if nothing is.
+    """Return why a file fails verification; empty if it passes.
 
     Args:
-        compared: How the detections of the file compare with the network's.
+        compared: The comparison of the detections of file and network.
         before: Box AP of the network in percent; None without labels.
-        after: Of the file.
-        num_images: On which both were run.
-        precision: Whose limits hold.
-        any_found: Whether either of them detected anything, however near the threshold.
+        after: Box AP of the file in percent.
+        num_images: Number of images that both ran on.
+        precision: The precision, which determines the limits.
+        any_found: Whether either of them detected anything, even near the threshold.
     """
     if not compared.num_detections:
         if any_found:
             return (
-                "of the detections none is surely above the threshold of the score, which proves "
-                "nothing: give other images with --images"
+                "no detection is clearly above the score threshold, so nothing can be verified: "
+                "pass other images with --images"
             )
-        return "nothing was detected on any image, which proves nothing: give others with --images"
-    if not compared.score_difference <= MOST_DIFFERENCE[precision]:
+        return "no object was detected, so nothing can be verified: pass other images with --images"
+    if not compared.score_difference <= MAX_DIFFERENCE[precision]:
         return (
             f"a score differs by {compared.score_difference:.2g}, more than "
-            f"{MOST_DIFFERENCE[precision]:g}"
+            f"{MAX_DIFFERENCE[precision]:g}"
         )
     if num_images >= ENOUGH_IMAGES:
         pairs = ((before, after, "box"), (compared.mask_before, compared.mask_after, "mask"))
@@ -315,14 +315,14 @@ def judge_detections(
                 return f"{old - new:.2f} points of {name} AP are lost, more than {MOST_LOST}"
         if before is not None:
             return ""
-    if compared.matched < LEAST_MATCHED[precision]:
+    if compared.matched < MIN_MATCHED[precision]:
         return (
-            f"only {100 * compared.matched:.1f} % of the detections are found by both, less than "
-            f"{100 * LEAST_MATCHED[precision]:g} %"
+            f"only {100 * compared.matched:.1f} % of the detections were found by both, less than "
+            f"{100 * MIN_MATCHED[precision]:g} %"
         )
-    if compared.mask_iou is not None and compared.mask_iou < LEAST_MASK_IOU[precision]:
+    if compared.mask_iou is not None and compared.mask_iou < MIN_MASK_IOU[precision]:
         return (
-            f"masks overlap by {100 * compared.mask_iou:.1f} % in the mean, less than "
-            f"{100 * LEAST_MASK_IOU[precision]:g} %"
+            f"the mean mask IoU is {100 * compared.mask_iou:.1f} %, less than "
+            f"{100 * MIN_MASK_IOU[precision]:g} %"
         )
     return ""
