@@ -64,6 +64,7 @@ def test_against_scikit_learn() -> None:
     assert (result.loss, result.boundary_f1) == (None, None)
 
 
+@pytest.mark.slow
 def test_against_torchmetrics() -> None:
     functional = pytest.importorskip("torchmetrics.functional.classification")
     pairs = images()
