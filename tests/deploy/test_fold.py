@@ -83,7 +83,7 @@ def _norms_left(model: nn.Module) -> int:
     return sum(isinstance(m, _BatchNorm) for m in model.modules())
 
 
-@pytest.mark.parametrize("backend", ["chunked", "conv", "linear"])
+@pytest.mark.parametrize("form", ["chunked", "conv", "linear"])
 @pytest.mark.parametrize("name", OURS)
 @torch.no_grad()
 def test_every_network_computes_the_same(name: str, form: str) -> None:
@@ -210,7 +210,7 @@ def test_the_original_is_left_alone_unless_told_otherwise() -> None:
     assert fold(model, inplace=True) is model
 
 
-@pytest.mark.parametrize("backend", ["conv", "linear"])
+@pytest.mark.parametrize("form", ["conv", "linear"])
 @torch.no_grad()
 def test_folded_networks_can_be_exported(form: str) -> None:
     folded = fold(_build("convnext_atto"), mean=MEAN, std=STD, form=form)
@@ -237,7 +237,7 @@ def test_mistakes_are_named() -> None:
         fold(model, form="dense")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("backend", ["chunked", "conv", "linear"])
+@pytest.mark.parametrize("form", ["chunked", "conv", "linear"])
 @torch.inference_mode()
 def test_folded_networks_run_under_autocast_as_narrow_as_the_original(form: str) -> None:
     """As `predict` runs a network that was trained in bf16."""

@@ -103,7 +103,7 @@ def test_the_budget_ends_the_search() -> None:
     found = search("fast", "slow", budget_s=-1.0, note=lines.append)
     assert found.choice == "base"
     assert len(found.trials) == 1
-    assert lines[-1] == "fast and what follows: not tried, -1 s are over"
+    assert lines[-1] == "fast and later candidates: not tried after -1 s"
 
 
 def test_a_baseline_that_fails_is_an_error() -> None:

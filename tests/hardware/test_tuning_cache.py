@@ -35,7 +35,7 @@ def test_a_damaged_file_is_ignored_with_a_note(text: str, tmp_path: Path) -> Non
     cache.path.write_text(text, encoding="utf-8")
     assert cache.load("a") is None
     assert len(lines) == 1
-    assert "damaged and ignored" in lines[0]
+    assert "ignoring the damaged" in lines[0]
     cache.store("a", 3)
     assert cache.load("a") == 3
 

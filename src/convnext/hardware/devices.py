@@ -1,4 +1,4 @@
-"""Where a network runs, and in which precision."""
+"""Devices and precisions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return the named device, or for `auto` the best there is.
+    """Return the named device, or the fastest one available for `auto`.
 
     Raises:
-        ValueError: If the name is unknown or this machine has no such device.
+        ValueError: If the name is unknown or this machine does not have the device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -30,7 +30,7 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"there is no device {name!r}; choose cpu, cuda, mps or auto") from error
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"{name!r} is not a device to run on; choose cpu, cuda, mps or auto")
+        raise ValueError(f"device {name!r} is not supported; choose cpu, cuda, mps or auto")
     missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     )
@@ -40,24 +40,24 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Check that a device computes well in a precision.
+    """Check that a device supports a precision well.
 
     Raises:
         ValueError: For fp16 on a CPU.
     """
     if precision == "fp16" and device.type == "cpu":
-        raise ValueError("a CPU does not train in fp16; choose fp32, or bf16 where it is fast")
+        raise ValueError("fp16 is not supported on a CPU; choose fp32, or bf16 if it is fast here")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Return the context in which a network runs in `precision` ("fp32", "bf16" or "fp16")."""
+    """Return the autocast context of a precision ("fp32", "bf16" or "fp16")."""
     dtype = AMP_DTYPES.get(precision)
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 @contextmanager
 def cpu_threads(threads: int) -> Iterator[None]:
-    """Let torch use this many CPU threads in the block; 0 leaves their number as it is."""
+    """Let torch use this many CPU threads in the block; 0 does not change the number."""
     before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)
@@ -69,7 +69,7 @@ def cpu_threads(threads: int) -> Iterator[None]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has finished its work."""
+    """Wait until a device has finished all its work."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 

@@ -1,4 +1,4 @@
-"""How fast a device multiplies matrices and copies, and the precision that follows."""
+"""Measure how fast a device multiplies matrices and copies memory; choose a precision from that."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from convnext.hardware.devices import AMP_DTYPES, check_precision, cpu_threads
 from convnext.hardware.timer import samples, samples_for
 from convnext.hardware.tuning_cache import TuningCache, key_of
 
-# Side of the square matrices of the limit: large enough to fill the device, over in milliseconds.
+# Side of the square matrices: large enough to fill the device, small enough to take milliseconds.
 SIDES = {"cuda": 8192, "mps": 2048, "cpu": 1024}
 SECONDS = 0.3
 # Larger than any cache, small enough for a laptop.
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31, "mps": 2**29}
 NUM_COPIES = 6
 
-# A product in bf16 at this many times the rate in fp32 is worth its 8 bits of mantissa.
+# The speedup over fp32 from which bf16 is worth having only 8 bits of mantissa.
 BF16_GAIN = 1.2
 
 
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether the device is faster in bf16 than in fp32.
 
-    A CPU without instructions for bf16 computes it correctly but several times slower. One with
-    them is asked by measuring a matrix product, once: with AVX512_BF16 some are twice as fast in
-    bf16, and others half as fast (LOG.md).
+    A CPU without bf16 instructions computes it correctly but several times slower. On a CPU with
+    them, a matrix product is measured once: with AVX512_BF16, some CPUs are twice as fast in bf16,
+    others half as fast (LOG.md).
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -43,10 +43,10 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 @cache
 def bf16_gain(threads: int) -> float:
-    """Return the rate of a product in bf16 by that in fp32 on so many threads of this CPU.
+    """Return the speedup of bf16 matrix products over fp32 on `threads` threads of this CPU.
 
-    It is measured once per machine, because it decides how runs compute: two runs on one machine
-    must not differ by chance.
+    Measured once per machine, because it determines the precision of runs: two runs on the same
+    machine must not differ by chance.
     """
     device, cache = torch.device("cpu"), TuningCache()
     with cpu_threads(threads):
@@ -58,7 +58,7 @@ def bf16_gain(threads: int) -> float:
 
 
 def _measure_gain(device: torch.device, cache: TuningCache, key: str) -> float:
-    # One process of several measures, undisturbed; the others read its result.
+    # Of several processes, only one measures at a time; the others read its result.
     with cache.exclusive():
         known = cache.load(key, _positive)
         if known is None:
@@ -77,10 +77,10 @@ def _positive(value: object) -> float:
 
 
 def pick_training_precision(precision: str, device: torch.device) -> str:
-    """Return the precision of a recipe, or for `auto` the fastest that trains as well as fp32.
+    """Return the precision of a recipe; for `auto`, the fastest one that trains as well as fp32.
 
     Raises:
-        ValueError: As `check_precision`.
+        ValueError: As for `check_precision`.
     """
     if precision == "auto":
         return "bf16" if has_fast_bf16(device) else "fp32"
@@ -89,12 +89,12 @@ def pick_training_precision(precision: str, device: torch.device) -> str:
 
 
 def peak_matmul_flops(device: torch.device, precision: str, seconds: float = SECONDS) -> float:
-    """Return the operations per second of a matrix product on `device`, measured in `seconds`.
+    """Measure the FLOP/s of matrix products on `device` for `seconds`.
 
-    Unlike the figure of a data sheet, this machine reaches it today, with its power and the threads
-    that torch has now. It is the best of many products, which other work on the machine slows down
-    least, and is measured once per process and setting. In fp32 on a GPU, products are in TF32 if
-    torch lets convolutions use it.
+    Unlike a data-sheet peak, this machine can reach this rate with its current power limits and
+    torch's number of threads. It is the maximum over many products, which other processes disturb
+    least, and is measured once per process and setting. In fp32 on a GPU, products use TF32 if
+    torch's convolutions may.
     """
     tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
     return _peak_matmul_flops(device, precision, seconds, torch.get_num_threads(), tf32)
@@ -104,17 +104,17 @@ def peak_matmul_flops(device: torch.device, precision: str, seconds: float = SEC
 def _peak_matmul_flops(
     device: torch.device, precision: str, seconds: float, threads: int, tf32: bool
 ) -> float:
-    """Measure `peak_matmul_flops`; `threads` is here as a key of the cache."""
+    """Measure `peak_matmul_flops`; `threads` is only a key of the cache."""
     dtype = AMP_DTYPES.get(precision, torch.float32)
     side = SIDES[device.type]
     generator = torch.Generator(device).manual_seed(0)
-    # With zeros fewer transistors switch, so a GPU would clock higher than it does in training.
+    # With zeros, fewer transistors switch, so a GPU would clock higher than in training.
     a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
     before = torch.get_float32_matmul_precision()
     if tf32:
         torch.set_float32_matmul_precision("high")
     try:
-        # A caller's autocast would turn products of fp32 into others.
+        # The caller's autocast would change the precision of fp32 products.
         with torch.autocast(device.type, enabled=False), torch.no_grad():
             least = _least_seconds(a, b, seconds)
     finally:
@@ -128,21 +128,21 @@ def _least_seconds(a: Tensor, b: Tensor, seconds: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Operations per second of a large matrix product, and bytes per second of a large copy."""
+    """Measured peak rates: FLOP/s of large matrix products, bytes per second of a large copy."""
 
     flops: dict[str, float]
-    """By precision."""
+    """FLOP/s by precision."""
     bytes_per_s: float
 
 
 def measure_limits(device: torch.device, precisions: Iterable[str]) -> Limits:
-    """Measure for about a second, with the threads that torch has."""
+    """Measure peak rates for about a second, with torch's number of threads."""
     flops = {precision: peak_matmul_flops(device, precision) for precision in precisions}
     return Limits(flops=flops, bytes_per_s=copy_limit(device))
 
 
 def copy_limit(device: torch.device) -> float:
-    """Return bytes read and written per second by the copy of a large tensor."""
+    """Measure the bytes read and written per second by the copy of a large tensor."""
     source = torch.ones(COPIED_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
     (seconds,) = samples([lambda: target.copy_(source)], device, rounds=NUM_COPIES)

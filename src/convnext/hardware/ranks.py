@@ -1,4 +1,4 @@
-"""The processes that share a run: how many there are, which one this is, and how they agree."""
+"""The processes of a distributed run, and the communication between them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Ranks:
-    """One of `count` processes. Every method must be called by all of them, in the same order."""
+    """One of `count` processes. All of them must call the same methods in the same order."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the value of every process, in the order of their ranks."""
+        """Return the values of all processes, in the order of their ranks."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -39,18 +39,18 @@ class Ranks:
         return values[0]
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             dist.barrier()
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give all processes the values that the first one has, in place."""
+        """Copy the tensors of the first process to all others, in place."""
         if self.count > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the mean over the processes of a tensor on the device of the run."""
+        """Return the mean of a tensor over all processes, on the device of the run."""
         if self.count > 1:
             tensor = tensor.clone()
             dist.all_reduce(tensor)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: the step is finished, the state saved, and then it leaves."""
+"""Signals that stop a run: it finishes its step, saves its state, and exits."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from convnext.hardware.system import CHILD_ENDED, STOP_SIGNALS
 
 
 def leave_signals_to_parent(_worker: int = 0) -> None:
-    """Make a process of the data loader ignore them, so that the last step has its data.
+    """Make a data loader process ignore stop signals, so that the last step gets its data.
 
-    SIGTERM excepted, by which the loader itself ends its processes.
+    Except SIGTERM, with which the loader itself ends its processes.
     """
     for number in STOP_SIGNALS:
         if number != signal.SIGTERM:
@@ -21,9 +21,9 @@ def leave_signals_to_parent(_worker: int = 0) -> None:
 
 
 class StopSignals:
-    """Within the block, `received` is the name of the first such signal, or None.
+    """Catches stop signals in its block: `received` is the name of the first one, or None.
 
-    A second SIGINT, from someone who does not want to wait, raises KeyboardInterrupt as usual.
+    A second SIGINT raises KeyboardInterrupt as usual.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        # Only the main thread may set handlers; elsewhere the signals are not ours to take.
+        # Only the main thread may set handlers.
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 self._before[number] = signal.signal(number, self._take)
@@ -39,7 +39,7 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            if handler is not None:  # One that was not set from Python cannot be set from it.
+            if handler is not None:  # Python cannot restore a handler that C code has set.
                 signal.signal(number, handler)
         self._before.clear()
 
@@ -47,8 +47,8 @@ class StopSignals:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number).name
-        # Such a signal often goes to every process of a run. The loader's may end by it, and torch
-        # would then raise an error in the middle of the step that is to be finished.
+        # Such a signal often reaches every process of a run. It may end the loader's processes, and
+        # torch would then raise an error in the middle of the last step.
         if CHILD_ENDED is not None:
             self._before.setdefault(CHILD_ENDED, signal.getsignal(CHILD_ENDED))
             signal.signal(CHILD_ENDED, signal.SIG_DFL)

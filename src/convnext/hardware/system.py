@@ -1,6 +1,6 @@
-"""What only some operating systems have: this is the only module that calls it.
+"""Calls that only some operating systems have; no other module makes such calls.
 
-Every function works everywhere, and says what it returns where the system has no such call.
+Every function works on every system, and documents its result where the call is missing.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from pathlib import Path
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 
-# SIGUSR1 is what SLURM sends before a time limit (`#SBATCH --signal=USR1@120`); Windows has none.
+# SLURM sends SIGUSR1 before a time limit (`#SBATCH --signal=USR1@120`); Windows does not have it.
 _STOP_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(signal, name))
-"""The signals of this system that ask a process to stop."""
+"""The signals of this system that stop a run."""
 CHILD_ENDED: signal.Signals | None = getattr(signal, "SIGCHLD", None)
 """The signal that a child process has ended; None on Windows."""
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees for its next tensors; return whether it could.
+    """Let this process reuse freed memory for new tensors; return whether that is possible.
 
-    glibc maps every block above 32 MB from scratch and unmaps it when it is freed, and the system
-    fills each page with zeros on first use. A network's larger activations are such blocks, several
-    in every layer: on a CPU a quarter of the time of ConvNeXt-T at batch 8 goes into it (LOG.md).
-    The process then stays at its peak size. For glibc only (Linux); elsewhere, and with another
-    allocator preloaded, nothing is changed.
+    By default, glibc maps every block above 32 MB separately and unmaps it when it is freed, and
+    the system zeroes each page on first use. The larger activations of a network are such blocks:
+    on a CPU, ConvNeXt-T at batch size 8 spends a quarter of its time on this (LOG.md). With this
+    setting the process stays at its peak size. It applies to glibc only (Linux), and not with
+    another preloaded allocator.
     """
     if sys.platform == "linux":
         try:
@@ -45,7 +45,7 @@ def keep_freed_memory() -> bool:
 
 
 def peak_resident_bytes() -> float:
-    """Return the peak resident set of this process in bytes; 0 where the system does not tell."""
+    """Return the peak resident set size of this process in bytes; 0 if the system has no figure."""
     status = Path("/proc/self/status")
     if status.is_file():
         lines = status.read_text(encoding="utf-8").splitlines()
@@ -56,21 +56,21 @@ def peak_resident_bytes() -> float:
     else:
         import resource
 
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # Bytes on macOS.
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # In bytes on macOS.
 
 
 @contextmanager
 def main_script_runs_once() -> Iterator[None]:
-    """Keep processes that begin within the block from importing the user's script again.
+    """Prevent processes that start within the block from importing the user's script again.
 
-    Where processes are spawned, as on Windows and macOS, each imports the script that started it. A
-    script without an `if __name__ == "__main__"` guard would train again in every one of them. The
-    processes of data loaders need nothing from it.
+    On Windows and macOS, processes are spawned, and each imports the script that started it. A
+    script without an `if __name__ == "__main__"` guard would then train again in every process.
+    Data loader processes need nothing from the script.
     """
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     if main is None or path is None or getattr(main, "__spec__", None) is not None:
-        yield  # A module run by `python -m`, or no script at all.
+        yield  # A module run with `python -m`, or no script.
         return
     del main.__file__
     try:
@@ -80,7 +80,7 @@ def main_script_runs_once() -> Iterator[None]:
 
 
 def free_memory() -> int | None:
-    """Return the bytes that this process can still get; None where the system does not tell."""
+    """Return the bytes that this process can still allocate; None if the system has no figure."""
     found = []
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -98,14 +98,14 @@ def free_memory() -> int | None:
 
 
 def cpu_facts() -> tuple[str, str]:
-    """Return the processor's model and its instruction flags, empty where the system has none."""
+    """Return the processor's model and its instruction flags; empty if the system lists none."""
     info = Path("/proc/cpuinfo")
     fields: dict[str, str] = {}
     if info.is_file():
         with info.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 name, colon, value = line.partition(":")
-                if not colon:  # The first processor is described; the others are alike.
+                if not colon:  # The end of the first processor; the others are the same.
                     break
                 fields[name.strip()] = value.strip()
     flags = fields.get("flags") or fields.get("Features", "")  # On x86 and on ARM.

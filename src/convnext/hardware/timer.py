@@ -1,7 +1,6 @@
-"""The stopwatch of this package: seconds of calls, taken in turns on a device that has finished.
+"""Time callables without arguments, in turns.
 
-Everything that is timed here is a callable without arguments. What runs on a GPU goes on after the
-call returns, so the timer waits for the device before it reads the clock.
+Work on a GPU continues after a call returns, so the timer waits for the device.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def timed(call: Callable[[], Result], device: torch.device = CPU) -> tuple[Result, float]:
-    """Call once; return what it returned, and the seconds until the device had finished."""
+    """Call once; return the result, and the seconds until the device finished."""
     began = time.perf_counter()
     result = call()
     wait_for(device)
@@ -39,16 +38,16 @@ def samples(
     warmup: int = 1,
     hopeless: float = math.inf,
 ) -> list[list[float]]:
-    """Return the seconds of each call, taken in turns, so that all see the same machine.
+    """Return the seconds of each call, measured in turns, so that all see the same machine.
 
     Args:
-        calls: What is timed.
-        device: Where they run.
-        rounds: Turns that count.
-        min_rounds: Turns that are taken whatever they cost.
-        max_seconds: Time after which, warm-up included, no further turn begins.
-        warmup: Turns before them, which allocate and compile, and do not count.
-        hopeless: End after two turns if the last call is this many times slower than the first.
+        calls: The calls to time.
+        device: The device that they run on.
+        rounds: Number of turns that count.
+        min_rounds: Minimum number of turns, regardless of `max_seconds`.
+        max_seconds: Time, including warm-up, after which no further turn starts.
+        warmup: Number of turns at the start that allocate and compile, and do not count.
+        hopeless: Stop after two turns if the last call is this many times slower than the first.
     """
     start = time.perf_counter()
     for _ in range(warmup):
@@ -75,7 +74,7 @@ def medians(
     warmup: int = 1,
     hopeless: float = math.inf,
 ) -> list[float]:
-    """Return the median seconds of each call; arguments as in `samples`."""
+    """Return the median seconds of each call; see `samples` for the arguments."""
     found = samples(
         calls,
         device,

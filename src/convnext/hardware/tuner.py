@@ -1,8 +1,8 @@
-"""The search for the fastest of several ways to compute the same thing.
+"""Search for the fastest of several ways to compute the same thing.
 
-It knows neither networks nor engines, only callables: how a candidate is built, whether it computes
-what it should, and how long it takes beside the best one so far. What fails to build or to run, or
-computes something else, is passed over with its reason; speed counts only where outputs agree.
+The tuner knows only callables: how to build a candidate, how to compare its outputs with the
+reference, and how to time it against the best one so far. It skips candidates that fail to build or
+to run, or whose outputs differ, and notes the reason.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Candidate(Generic[Choice, Built]):
     """One way to compute it.
 
     Attributes:
-        choice: What is chosen, as data; its text is the name in notes.
-        build: Returns what is then compared and timed; it may raise anything.
-        pays_for_building: Whether building counts against it, for it is paid again when it is used.
+        choice: The candidate as data; `str` of it is its name in notes.
+        build: Builds the object to compare and time; may raise any exception.
+        pays_for_building: Whether the time for building counts, because each use builds it again.
     """
 
     choice: Choice
@@ -37,13 +37,13 @@ class Candidate(Generic[Choice, Built]):
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a candidate is from the reference.
+    """How far a candidate's outputs are from the reference.
 
     Attributes:
-        difference: Distance of what it computes, in the unit of the tolerance.
-        tolerance: The largest difference that is accepted.
-        failure: Another reason to refuse it.
-        remark: What else a note tells of it.
+        difference: Distance of the outputs, in the unit of the tolerance.
+        tolerance: The maximum difference.
+        failure: Another reason to reject the candidate.
+        remark: A remark for its note.
     """
 
     difference: float
@@ -53,22 +53,22 @@ class Parity:
 
     @property
     def reason(self) -> str:
-        """Why it is refused; empty if it is not."""
-        if not self.difference <= self.tolerance:  # NaN is no agreement.
+        """The reason to reject the candidate; empty if there is none."""
+        if not self.difference <= self.tolerance:  # Also rejects NaN.
             return f"outputs differ by {self.difference:.1e}"
         return self.failure
 
 
 @dataclass(frozen=True)
 class Trial(Generic[Choice]):
-    """What was found out about a candidate.
+    """The measurements of a candidate.
 
     Attributes:
-        choice: The candidate's.
-        seconds: Median of a call; None where it fails or is wrong.
-        difference: From the reference; None where it fails.
-        build_seconds: What building and comparing took.
-        failure: Why it is out; empty if it is not.
+        choice: The candidate's choice.
+        seconds: Median seconds of a call; None if it fails or is wrong.
+        difference: Difference from the reference; None if it fails.
+        build_seconds: Seconds for building and comparing.
+        failure: The reason for its rejection; empty if it was not rejected.
     """
 
     choice: Choice
@@ -80,13 +80,13 @@ class Trial(Generic[Choice]):
 
 @dataclass(frozen=True)
 class Verdict(Generic[Choice, Built]):
-    """The fastest candidate, and what the search found.
+    """The result of a search: the fastest candidate.
 
     Attributes:
-        choice: The candidate's.
-        built: What its builder returned.
-        ratio: How many times as fast as the baseline.
-        trials: Every candidate that was tried, the baseline first.
+        choice: The candidate's choice.
+        built: The built candidate.
+        ratio: Speedup over the baseline.
+        trials: All candidates that were tried, beginning with the baseline.
     """
 
     choice: Choice
@@ -110,17 +110,17 @@ def tune(
     """Build, compare and time candidates one after the other, and return the fastest one.
 
     Args:
-        baseline: What is used if nothing is faster. It must work: its errors are the caller's.
-        candidates: The others, most promising first.
-        measure: Returns the median seconds of what was built, of one or of two in turns
-            (`convnext.hardware.timer.medians`). Two see the same machine, so candidates are
-            compared by ratios to the best one so far.
-        compare: Compares what was built with the reference; without it all count as correct.
+        baseline: The choice if nothing is faster. It must work: its errors are raised.
+        candidates: The other candidates, most promising first.
+        measure: Returns the median seconds of one built candidate, or of two in turns
+            (`convnext.hardware.timer.medians`). Turns see the same machine, so candidates are
+            compared by their ratio to the best one so far.
+        compare: Compares a built candidate with the reference; by default all count as correct.
         budget_s: Seconds after which no further candidate is tried.
-        num_calls: Calls that are ahead, over which candidates pay for their building.
-        min_gain: Share of the time that a candidate must save to replace the best one.
-        unit: Follows the seconds of the baseline in its note.
-        note: Called with progress, a line at a time.
+        num_calls: Expected number of calls, over which the time for building is spread.
+        min_gain: Fraction of the time that a candidate must save to replace the best one.
+        unit: Text after the baseline's time in its note.
+        note: Called with each line of progress.
     """
     began = time.perf_counter()
     best, best_built = baseline.choice, baseline.build()
@@ -129,10 +129,10 @@ def tune(
     note(f"{best}: {1000 * plain_s:.0f} ms{unit}")
     for candidate in candidates:
         if time.perf_counter() - began > budget_s:
-            note(f"{candidate.choice} and what follows: not tried, {budget_s:.0f} s are over")
+            note(f"{candidate.choice} and later candidates: not tried after {budget_s:.0f} s")
             break
         at = time.perf_counter()
-        built = best_built  # Lets go of the last one before the next is built.
+        built = best_built  # Frees the last candidate before the next is built.
         difference: float | None = None
         remark = ""
         try:
@@ -144,13 +144,13 @@ def tune(
                     raise ArithmeticError(parity.reason)
             build_s = time.perf_counter() - at
             pair = measure([best_built, built])
-        except Exception as error:  # A compiler may fail in any way; there are other candidates.
+        except Exception as error:  # A compiler may raise anything; try the other candidates.
             failure = first_line(error)
             took = time.perf_counter() - at
             trials.append(Trial(candidate.choice, None, difference, took, failure))
             note(f"{candidate.choice}: {failure}")
             continue
-        # Against the best in the same minute, whatever else the machine does.
+        # Measured against the best at the same time, since the load of the machine varies.
         seconds = best_s * pair[1] / pair[0]
         trials.append(Trial(candidate.choice, seconds, difference, build_s))
         note(
@@ -165,6 +165,6 @@ def tune(
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says first, or its name if it says nothing."""
+    """Return the first line of an error's message, or its class name if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0][:120] if lines else type(error).__name__

@@ -1,8 +1,8 @@
-"""What was measured on this machine, kept in one file of the user's cache folder.
+"""Measurements of this machine, cached in one file in the user's cache folder.
 
-An entry holds for this machine and these versions only: both are part of its key. Several processes
-may read and write at a time. An entry or file that cannot be read is ignored with a note: what was
-measured can be measured again.
+The keys contain the machine and the versions of the libraries that compute. Several processes may
+read and write at the same time. A damaged entry or file is ignored with a note, since everything
+can be measured again.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from convnext.atomic import write_text
 from convnext.hardware.devices import environment
 from convnext.hardware.system import cpu_facts
 
-# What computes, beside torch; an upgrade may change which is the fastest.
+# The libraries, besides torch, whose upgrade may change which backend is the fastest.
 RUNTIMES = ("torchvision", "openvino", "onnxruntime", "nncf", "triton")
 LOCK_SECONDS = 60.0
 
 
 def cache_folder() -> Path:
-    """Return the folder in which this package keeps what it can find out again."""
-    root = os.environ.get("XDG_CACHE_HOME")  # Elsewhere than on Linux, too.
+    """Return the cache folder of this package."""
+    root = os.environ.get("XDG_CACHE_HOME")  # On all systems, not only on Linux.
     folder = Path(root, "convnext") if root else platformdirs.user_cache_path("convnext", False)
-    # A user without a home, as in containers, has a path that begins with "~".
+    # For a user without a home folder, as in some containers, the path begins with "~".
     return folder if folder.is_absolute() else Path(tempfile.gettempdir()) / "convnext"
 
 
@@ -48,9 +48,9 @@ def key_of(kind: str, device: torch.device, *facts: Any) -> str:
     """Return the key of a measurement.
 
     Args:
-        kind: Of what, such as `inference`; it begins the key.
-        device: Where.
-        facts: What else decides the measurement, by their `repr`.
+        kind: The kind of measurement, such as `inference`; the prefix of the key.
+        device: The device.
+        facts: Everything else that the measurement depends on, by its `repr`.
     """
     known = environment(device)
     machine = [known[name] for name in ("device", "cpu", "cores", "threads", "torch", "convnext")]
@@ -75,7 +75,7 @@ class TuningCache:
 
     Args:
         path: The file; by default the user's.
-        note: Called with a line where an entry is ignored.
+        note: Called with a line when an entry is ignored.
     """
 
     def __init__(self, path: Path | None = None, note: Callable[[str], None] = _log) -> None:
@@ -83,12 +83,11 @@ class TuningCache:
         self.note = note
 
     def load(self, key: str, parse: Callable[[Any], Any] = lambda value: value) -> Any:
-        """Return an entry; None if there is none, or `parse` cannot make anything of it.
+        """Return an entry; None if there is none, or `parse` rejects it.
 
         Args:
-            key: As given to `store`.
-            parse: Returns the entry as the caller wants it; it raises ValueError, TypeError or
-                KeyError for one that it refuses.
+            key: The key passed to `store`.
+            parse: Converts the entry; raises ValueError, TypeError or KeyError for a damaged one.
         """
         entries = self._read()
         if key not in entries:
@@ -96,29 +95,26 @@ class TuningCache:
         try:
             return parse(entries[key])
         except (ValueError, TypeError, KeyError) as error:
-            self.note(f"{self.path}: entry {key} is damaged and ignored ({error})")
+            self.note(f"{self.path}: ignoring the damaged entry {key} ({error})")
             return None
 
     def store(self, key: str, value: Any) -> None:
-        """Keep an entry of plain values beside the others.
-
-        Where files cannot be written it is forgotten.
-        """
+        """Store an entry of plain values; does nothing if the file cannot be written."""
         with self.exclusive(), contextlib.suppress(OSError):
             text = json.dumps(self._read() | {key: value}, indent=1)
             write_text(self.path, text + "\n")
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep other processes from writing, and from measuring the same thing, in the block.
+        """Lock the cache against other processes in the block, so that only one measures.
 
-        Where files cannot be written, and after a minute of waiting, nothing is kept out.
+        Continues without a lock if files cannot be written, and after a minute of waiting.
         """
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):  # A timeout is one.
+            with contextlib.suppress(OSError):  # Includes timeouts.
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 lock = self.path.with_name(f".{self.path.name}.lock")
-                # One object for a path in a process, so that a block may contain another one.
+                # A single lock object per path in a process, so that blocks may be nested.
                 stack.enter_context(FileLock(lock, timeout=LOCK_SECONDS, is_singleton=True))
             yield
 
@@ -128,9 +124,9 @@ class TuningCache:
         except OSError:
             return {}
         except ValueError as error:
-            self.note(f"{self.path} is damaged and ignored ({error})")
+            self.note(f"ignoring the damaged file {self.path} ({error})")
             return {}
         if isinstance(entries, dict):
             return entries
-        self.note(f"{self.path} is damaged and ignored (it holds no mapping)")
+        self.note(f"ignoring the damaged file {self.path} (it does not contain a mapping)")
         return {}

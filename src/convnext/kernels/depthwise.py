@@ -1,4 +1,4 @@
-"""The weight gradient of a depthwise convolution on a CPU, as a depthwise convolution over tiles.
+"""The weight gradient of a depthwise convolution on a CPU, computed over tiles.
 
 Shapes: N images, C channels, H W positions, k kernel size.
 """
@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Positions of a tile's side: kernel and input of a tile stay in the first cache.
+# Side of a tile in positions: its kernel and input stay in the L1 cache.
 MAX_TILE = 14
 
 
 def depthwise_weight_gradient(images: Tensor, grad: Tensor, kernel_size: int) -> Tensor:
-    """Return the gradient of the weight of a depthwise convolution of stride 1 and equal size.
+    """Return the weight gradient of a depthwise convolution with stride 1 and "same" padding.
 
-    It is a convolution again, of the images by the gradients, with one output for each weight. Cut
-    into tiles, of which each with each channel is a group of its own, it runs on the kernels
-    of the forward pass; oneDNN's own are 1.2 to 2 times as slow in fp32, 3 to 6 times in bf16.
+    The gradient is itself a convolution of the images with the output gradients, with one output
+    per weight. Cut into tiles, where each tile and channel is a group, it runs on the kernels of
+    the forward pass; oneDNN's own gradient kernels are 1.2 to 2 times slower in fp32 and 3 to 6
+    times slower in bf16.
 
     Args:
         images: Inputs of the convolution (N, H, W, C), contiguous.
@@ -26,7 +27,7 @@ def depthwise_weight_gradient(images: Tensor, grad: Tensor, kernel_size: int) ->
         kernel_size: k, odd.
 
     Returns:
-        (C, 1, k, k), in fp32, or in fp64 if the images are.
+        (C, 1, k, k), in fp64 if the images are, else in fp32.
     """
     n, height, width, dim = images.shape
     dtype = torch.promote_types(images.dtype, torch.float32)
@@ -43,7 +44,7 @@ def depthwise_weight_gradient(images: Tensor, grad: Tensor, kernel_size: int) ->
     kernels = _padded(grad, 0, rows * h, columns * w)
     kernels = kernels.view(n, rows, h, columns, w, dim).permute(2, 4, 0, 1, 3, 5)
     groups = n * rows * columns * dim
-    # One copy each, which orders, and widens where it must.
+    # A single copy each, which transposes and, if needed, widens.
     windows, kernels = (
         torch.empty(t.shape, dtype=dtype).copy_(t).view(1, *t.shape[:2], groups)
         for t in (windows, kernels)
@@ -53,7 +54,7 @@ def depthwise_weight_gradient(images: Tensor, grad: Tensor, kernel_size: int) ->
 
 
 def _padded(x: Tensor, start: int, height: int, width: int) -> Tensor:
-    """Return (N, H, W, C) amid zeros, `start` of them before its rows and columns."""
+    """Pad (N, H, W, C) with zeros, `start` of them before the rows and columns."""
     if x.shape[1:3] == (height, width):
         return x
     padded = x.new_empty(len(x), height, width, x.shape[-1])

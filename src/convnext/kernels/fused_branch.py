@@ -1,12 +1,12 @@
 """The residual branch of a ConvNeXt block as one operation with its own backward pass, on a CPU.
 
-- The pointwise pair runs on some rows of positions at a time, whose wide activations stay in the
-  cache from the first product to the last, forwards and backwards.
-- Layer scale, the factor of drop path and the addition of the shortcut are one operation. Images
-  whose branch is dropped are left out of it.
+- The two pointwise layers run on a chunk of rows at a time, whose wide activations stay in the
+  cache from the first product to the last, in the forward and the backward pass.
+- Layer scale, the factor of drop path and the addition of the shortcut are one operation, which
+  skips images whose branch is dropped.
 - The weight gradient of the depthwise convolution is a depthwise convolution over tiles.
-- Where products of bf16 are slower than those of fp32, the rows are widened for them: bf16 is
-  then what is kept for the backward pass.
+- If bf16 products are slower than fp32 products, rows are widened to fp32 for them; activations
+  kept for the backward pass stay in bf16.
 
 Shapes: N images, C channels, D wide channels, H W positions, R = N x H x W rows, k kernel size.
 """
@@ -24,40 +24,40 @@ from torch.nn import functional as F
 
 from convnext.kernels.depthwise import depthwise_weight_gradient
 
-# Bytes of the wide activations of a chunk, in the dtype of the products.
+# Bytes of a chunk's wide activations, in the dtype of the products.
 CHUNK_BYTES = 8 * 2**20
-# Weight gradients are added to once for every chunk, which must be worth it.
+# Minimum rows of a chunk, since each chunk costs one addition to the weight gradients.
 MIN_CHUNK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """What a branch needs beside tensors."""
+    """The settings of a branch."""
 
     kept: torch.dtype
-    """Of the maps, and of what is kept for the backward pass."""
+    """The dtype of the maps, and of activations kept for the backward pass."""
     products: torch.dtype
     scale: float
-    """Of the branch of an image that is not dropped."""
+    """The factor of drop path on branches that are not dropped."""
     eps: float
 
     @property
     def sums(self) -> torch.dtype:
-        """The dtype of statistics and of gradients of weights."""
+        """The dtype of statistics and of weight gradients."""
         return torch.promote_types(self.kept, torch.float32)
 
     @property
     def widened(self) -> bool:
-        """Whether rows are kept in less precision than they are computed in."""
+        """Whether rows are kept in a lower precision than they are computed in."""
         return self.products != self.kept
 
     def chunk(self, wide: int) -> int:
-        """Return the rows of a chunk whose activations have `wide` channels."""
+        """Return the number of rows per chunk for activations with `wide` channels."""
         return max(MIN_CHUNK, CHUNK_BYTES // (wide * self.products.itemsize))
 
 
 class Branch(torch.autograd.Function):
-    """`x + scale * gamma * pwconv2(gelu(pwconv1(norm(spatial(x)))))`, by the images of `index`."""
+    """`x + scale * gamma * pwconv2(gelu(pwconv1(norm(spatial(x)))))` for the images in `index`."""
 
     @staticmethod
     def forward(
@@ -91,7 +91,7 @@ class Branch(torch.autograd.Function):
             residual = x.flatten(0, 2)
             num, wide = len(rows), len(first)
             normed = torch.empty_like(rows)
-            # What is returned must own its memory, or it could not be changed in place.
+            # The result must own its memory, or it could not be modified in place.
             whole = torch.empty_like(_maps(x), memory_format=torch.channels_last)
             by_image = whole.permute(0, 2, 3, 1)  # N H W C
             dropped = index is not None
@@ -99,7 +99,7 @@ class Branch(torch.autograd.Function):
                 torch.empty_like(rows, dtype=x.dtype) if dropped else by_image.view(residual.shape)
             )
             before = torch.empty(num, wide, dtype=how.kept)  # The activation.
-            # Widened rows have it computed again, which is cheaper than rounding it.
+            # Widened rows recompute it, which is cheaper than rounding it.
             after = None if how.widened else torch.empty_like(before)
             mean, rstd = (torch.empty(num, 1, dtype=how.sums) for _ in range(2))
             first_t, second_t = (t.flatten(1).to(how.products).t() for t in (first, second))
@@ -139,7 +139,7 @@ class Branch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         how: How = ctx.how
-        saved = ctx.saved_tensors  # Once: recomputed ones are handed out a single time.
+        saved = ctx.saved_tensors  # Read once: with recomputation they are available only once.
         images, mixed, normed, mean, rstd, before, after = saved[:7]
         spatial, norm, norm_bias, first, second, second_bias, gamma, index = saved[7:]
         with torch.autocast("cpu", enabled=False):
@@ -149,7 +149,7 @@ class Branch(torch.autograd.Function):
             wide, dim = len(first), len(second)
             first_rows, second_rows = (t.flatten(1).to(how.products) for t in (first, second))
             factor = _factor(gamma, second_bias, how)
-            # Of the branch before layer scale, and of what is inside the activation.
+            # Gradients of the branch before layer scale, and of the activation's input.
             of_branch, of_inside = (Sums(*shape, how.sums) for shape in ((dim, wide), (wide, dim)))
             of_norm, of_norm_bias = torch.zeros(2, dim, dtype=how.sums)
             of_mixed = torch.empty_like(rows)
@@ -193,7 +193,7 @@ class Branch(torch.autograd.Function):
 
 
 def _factor(gamma: Tensor | None, like: Tensor, how: How) -> Tensor:
-    """Return layer scale times the factor of drop path (C,), in the dtype of the products."""
+    """Return layer scale times drop path's factor (C,), in the dtype of the products."""
     factor = torch.ones_like(like) if gamma is None else gamma
     return (factor * how.scale).to(how.products)
 
@@ -207,7 +207,7 @@ class Sums:
         self.empty = True
 
     def add(self, grad: Tensor, input: Tensor) -> None:
-        """Take in the rows of a chunk, (R, D) and (R, C)."""
+        """Add the rows of a chunk, (R, D) and (R, C)."""
         self.bias += grad.sum(0, dtype=self.bias.dtype)
         if grad.dtype != self.weight.dtype:
             product = grad.t() @ input
@@ -220,7 +220,7 @@ class Sums:
 
 
 def _parts(rows: int, size: int) -> list[slice]:
-    """Return slices of about equal length that cover `rows`."""
+    """Split `rows` into slices of about equal length."""
     count = max(1, -(-rows // size))
     ends = [rows * i // count for i in range(count + 1)]
     return [slice(*pair) for pair in pairwise(ends)]
@@ -232,14 +232,14 @@ def _last(x: Tensor) -> Tensor:
 
 
 def _like(grad: Tensor, weight: Tensor) -> Tensor:
-    """Return a contiguous gradient in the strides of its weight, so that nobody copies it again.
+    """Return a contiguous gradient with the strides of its weight, which avoids later copies.
 
-    With one input channel or one position, the two memory formats differ in strides alone.
+    With one input channel or one position, the two memory formats differ only in their strides.
     """
     assert weight.shape[1] == 1 or weight.shape[2:] == (1, 1)
     return grad.as_strided(weight.shape, weight.stride())
 
 
 def _maps(x: Tensor) -> Tensor:
-    """Return (N, H, W, C) as maps (N, C, H, W), by a view."""
+    """View (N, H, W, C) as maps (N, C, H, W)."""
     return x.permute(0, 3, 1, 2)

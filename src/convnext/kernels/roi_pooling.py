@@ -1,11 +1,11 @@
 """RoIAlign as matrix products on channels_last maps, for CPUs.
 
-The samples of a box lie on a grid and are weighted by rows and by columns, so their means are two
-small products: the window of the map that a box touches, times weights down, times weights across.
-The window is read where it lies, in whole rows of channels. torchvision's operator wants the maps
-channel by channel, and reads four values for every sample of every channel.
+The samples of a box lie on a grid with separable weights, so their means are two small products:
+the window of the map that the box covers, times vertical weights, times horizontal weights. The
+window is read in place, with contiguous channels. torchvision's operator needs channels-first maps
+and reads four values for every sample of every channel.
 
-Shapes: R boxes, C channels, H W a map, S cells of a box each way.
+Shapes: R boxes, C channels, H W positions of a map, S cells along a side of a box.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 CELLS = 14
-"""Side of a box in strides of its level, at least; 56 pixels at stride 4."""
+"""Minimum side of a box in strides of its level; 56 pixels at stride 4."""
 
 
 def roi_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:  # R 4 -> R
-    """Return the position in `strides` of the level of each box: one coarser per doubling."""
+    """Return the index into `strides` of each box's level: one level coarser per doubling."""
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     side = (width * height).clamp(min=0).sqrt()
     level = torch.log2(side / (CELLS * strides[0]) + 1e-6).floor()
@@ -30,12 +30,12 @@ def roi_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:  # R 4 -> R
 def pool_rois_by_products(
     maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], side: int
 ) -> Tensor:
-    """Pool boxes as `pool_rois` of the detector does, but for rounding, in fp32 and channels_last.
+    """Pool boxes like the detector's `pool_rois`, up to rounding, in fp32 and channels_last.
 
     Args:
-        maps: (N, C, H_l, W_l) of every level.
-        strides: Of every level.
-        boxes: (R_n, 4) of every image n.
+        maps: (N, C, H_l, W_l) for each level.
+        strides: The stride of each level.
+        boxes: (R_n, 4) for each image n.
         side: S.
 
     Returns:
@@ -66,24 +66,25 @@ def pool_rois_by_products(
 def _axis(
     first: Tensor, last: Tensor, stride: Tensor, length: Tensor, side: int
 ) -> tuple[Tensor, list[int], list[int]]:
-    """Return the weights of a box's cells along one axis, and the positions that they are of.
+    """Return the weights of the positions in each cell of a box, along one axis.
 
     Args:
-        first: (R,), where the boxes begin, in pixels.
-        last: (R,), where they end.
-        stride: (R,), pixels of a position.
-        length: (R,), positions of the map.
-        side: Cells of a box.
+        first: (R,), the start of each box in pixels.
+        last: (R,), its end.
+        stride: (R,), the stride of its level in pixels.
+        length: (R,), the number of positions of its map.
+        side: S.
 
     Returns:
-        Weights (R, S, most positions), and for every box the first position and their number.
+        Weights (R, S, maximum number of positions), and for each box its first position and its
+        number of positions.
     """
-    # In the order of torchvision's operator, so that coordinates are rounded as there.
+    # The order of operations is torchvision's, so that coordinates are rounded in the same way.
     scale = 1 / stride.float()
     start = first * scale - 0.5
     extent = last * scale - 0.5 - start
     cell = extent / side  # R
-    num = cell.ceil().clamp_min(0)  # Samples of a cell; none where a box is empty.
+    num = cell.ceil().clamp_min(0)  # Samples per cell; 0 for an empty box.
     most = max(1, int(num.max()))
     i = torch.arange(side, device=first.device)
     k = torch.arange(most, device=first.device)

@@ -1,12 +1,12 @@
 """3x3 convolutions with a quarter of the multiplications (Lavin and Gray, 2016).
 
-F(4x4, 3x3): each tile of 6 x 6 positions of the input becomes 36 coefficients, those are multiplied
-by 36 matrices over the channels, and what comes out becomes 4 x 4 positions of the output: 36
-products where there were 144. Both changes are matrix products themselves. A few rows of tiles are
-worked on at a time, so that they stay in the cache. Rounding is some ten times that of the plain
-convolution, 1e-6 to 1e-5 relative, which is why it is for fp32 alone.
+F(4x4, 3x3): each 6 x 6 input tile is transformed to 36 coefficients, these are multiplied by 36
+matrices over the channels, and the results are transformed to a 4 x 4 output tile: 36 products
+instead of 144. Both transforms are matrix products. A few rows of tiles are processed at a time, so
+that they stay in the cache. Rounding errors are about ten times those of the plain convolution,
+1e-6 to 1e-5 relative, so it is used in fp32 only.
 
-Shapes: N batch, C channels in, D channels out, H W positions, T tiles of a chunk.
+Shapes: N batch, C input channels, D output channels, H W positions, T tiles of a chunk.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 TILE = 4
-"""Positions of the output that a tile gives, each way."""
+"""Side of an output tile."""
 SPAN = TILE + 2
-"""Positions of the input that it takes."""
-# Channels from which the products outweigh the changes to and fro.
+"""Side of an input tile."""
+# Minimum number of channels for which the saved products outweigh the transforms.
 MIN_CHANNELS = 64
-# Tiles at a time, within 3 percent of the best from 128 to 512 (256 channels, 2 MB of L2 cache).
+# Tiles per chunk; from 128 to 512, all are within 3 percent (256 channels, 2 MB of L2 cache).
 NUM_TILES = 256
 
-# For the points 0, 1, -1, 2, -2 and infinity.
+# The transforms for the points 0, 1, -1, 2, -2 and infinity.
 INPUT = (
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -48,15 +48,15 @@ OUTPUT = (
     (0, 1, 1, 4, 4, 0),
     (0, 1, -1, 8, -8, 1),
 )
-# The coefficient that reaches every position of the output with factor 1: of point 1, both ways.
+# The coefficient that adds to every output position with factor 1: point 1 in both directions.
 CONSTANT = 1 * SPAN + 1
 
 
 class WinogradConv(nn.Module):
-    """A convolution 3x3 with padding 1 and stride 1 in fp32, at fixed weights.
+    """A 3x3 convolution with padding 1 and stride 1 in fp32, with fixed weights.
 
     Args:
-        conv: As `fits` wants it; it is left as it is.
+        conv: A convolution that `fits`; it is not changed.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -83,9 +83,7 @@ class WinogradConv(nn.Module):
         high, wide = -(-height // TILE), -(-width // TILE)  # In tiles.
         some_images = max(1, NUM_TILES // max(1, high * wide))
         some_rows = high if some_images > 1 else max(1, NUM_TILES // max(1, wide))
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # Its changes do not bear less than fp32.
+        with torch.autocast(x.device.type, enabled=False):  # The transforms need fp32.
             for n in range(0, num, some_images):
                 for top in range(0, high, some_rows):
                     bottom = min(high, top + some_rows)
@@ -94,7 +92,7 @@ class WinogradConv(nn.Module):
         return out.permute(0, 3, 1, 2)
 
     def _chunk(self, x: Tensor, out: Tensor, top: int, bottom: int, wide: int) -> None:
-        """Fill the rows of tiles from `top` to `bottom` of some images (n, H, W, D)."""
+        """Compute the rows of tiles from `top` to `bottom` of a few images (n, H, W, D)."""
         num, height, width, dim = x.shape
         high = bottom - top
         padded = x.new_zeros(num, high * TILE + 2, wide * TILE + 2, dim)
@@ -121,15 +119,15 @@ class WinogradConv(nn.Module):
 
 @runtime_checkable
 class HasWinograd(Protocol):
-    """A module of a task with a form of its own that uses `WinogradConv`."""
+    """A module that has its own version with `WinogradConv`."""
 
     def in_winograd(self) -> nn.Module | None:
-        """Return what computes the same at fixed weights; None where its layers do not fit."""
+        """Return an equivalent module for fixed weights; None if its layers do not fit."""
         ...
 
 
 def with_winograd(module: nn.Module) -> nn.Module:
-    """Replace the convolutions below a folded module that `fits`; return what it becomes."""
+    """Replace the convolutions of a folded module that `fits`; return the resulting module."""
     if isinstance(module, nn.Conv2d) and fits(module):
         return WinogradConv(module)
     own = module.in_winograd() if isinstance(module, HasWinograd) else None
@@ -143,12 +141,12 @@ def with_winograd(module: nn.Module) -> nn.Module:
 
 
 def has_any(module: nn.Module) -> bool:
-    """Tell whether a module has a convolution that `fits`."""
+    """Return whether a module contains a convolution that `fits`."""
     return any(fits(child) for child in module.modules())
 
 
 def fits(module: nn.Module) -> bool:
-    """Tell whether a module is a convolution that `WinogradConv` can be in the place of."""
+    """Return whether `WinogradConv` can replace a module."""
     return (
         isinstance(module, nn.Conv2d)
         and module.kernel_size == (3, 3)

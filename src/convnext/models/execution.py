@@ -91,9 +91,9 @@ def _is_worth_it(block: Block, x: Tensor) -> bool:
 
 
 def is_fusable(module: nn.Module) -> bool:
-    """Tell whether a module is a ConvNeXt block whose layers are plain.
+    """Return whether a module is a ConvNeXt block with unmodified layers.
 
-    The fused operation would skip a layer that was replaced or wrapped, or the hooks of one.
+    The fused operation would skip replaced or wrapped layers, and hooks.
     """
     if type(module) is not Block:
         return False
@@ -157,7 +157,7 @@ def set_recomputed(blocks: Iterable[Block]) -> None:
 
 
 def widens(precision: str, *, deterministic: bool) -> bool:
-    """Tell whether a run computes bf16 products in fp32 because that is faster on this machine.
+    """Return whether a run computes bf16 products in fp32 because that is faster on this machine.
 
     Deterministic runs never do: nothing in them depends on a measurement.
     """

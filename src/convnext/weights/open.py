@@ -52,7 +52,7 @@ def open_weights(source: str) -> OpenedWeights:
 
 
 def is_exported(source: str | Path) -> bool:
-    """Tell whether a source is an exported file, judging by its extension."""
+    """Return whether a source is an exported file, judging by its extension."""
     return Path(source).suffix in EXPORTED
 
 
