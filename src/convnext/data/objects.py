@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.data.formats.coco import UNUSED, CocoFile, Fault, Objects, Record, read_coco
+from convnext.data.formats.coco import UNUSED, CocoFile, read_coco
 from convnext.data.formats.coco_layout import Found, find, image_root
+from convnext.data.formats.records import Fault, Objects, Record
 from convnext.data.images import BadImage, Header, Mode, decode, read_header
 from convnext.data.samples import held_out, spread
 

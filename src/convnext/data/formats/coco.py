@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from convnext.data.formats.records import Fault, Objects, Record
 from convnext.data.images import MAX_PIXELS
 from convnext.data.masks import Mask, area_of, num_pixels
 
@@ -25,51 +25,6 @@ from convnext.data.masks import Mask, area_of, num_pixels
 ROUNDING = 1.0
 UNUSED = "unused category"
 FIX = "`convnext data PATH --task detect --fix` "
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objects:
-    """The objects of an image, one row per object."""
-
-    ids: tuple[int, ...]
-    boxes: NDArray[np.float64]
-    """(M, 4) as x1 y1 x2 y2 in pixels."""
-    labels: NDArray[np.int64]
-    """(M,) from 0, in the order of the file's categories by id."""
-    areas: NDArray[np.float64]
-    """(M,) in square pixels."""
-    crowd: NDArray[np.bool_]
-    """(M,) whether it is a crowd: a region of objects that are not labeled one by one."""
-    masks: tuple[Mask | None, ...]
-    """Polygons or run lengths; None for an object with only a box."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """An image and its objects."""
-
-    id: int
-    file_name: str
-    width: int
-    height: int
-    objects: Objects
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """An error in a file."""
-
-    kind: str
-    """The kind of fault, for counting, such as "box without area"."""
-    where: str
-    """The place, such as "annotation 12"."""
-    text: str
-    """What is wrong, how it was handled, and what to do."""
-    fatal: bool = False
-    """Whether training is refused until it is fixed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convnext.data.formats.coco import Objects
+from convnext.data.formats.records import Objects
 from convnext.tasks.detection.inference import Detections
 from convnext.tasks.detection.model.boxes import covered, iou
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from convnext.data.formats.coco import Objects
+from convnext.data.formats.records import Objects
 from convnext.data.masks import Mask, Window, cut, place
 
 # Opacity of masks, and of frames around masks.

@@ -14,7 +14,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
-from convnext.data.formats.coco import Objects
+from convnext.data.formats.records import Objects
 from convnext.data.objects import DetectionImages
 from convnext.hardware.ranks import Ranks
 from convnext.tasks.detection.confusion import confuse, f1

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from convnext.data.drawing import class_colors
-from convnext.data.formats.coco import Objects
+from convnext.data.formats.records import Objects
 from convnext.tasks.detection.draw import draw_objects
 from convnext.tasks.detection.inference import Detections
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convnext.data.formats.coco import Objects, Record
+from convnext.data.formats.records import Objects, Record
 from convnext.data.images import BadImage
 from convnext.data.masks import cut
 from convnext.data.objects import DetectionImages, open_dataset

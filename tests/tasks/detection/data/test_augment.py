@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_objects import coco_squares, square_runs
 
-from convnext.data.formats.coco import Objects
+from convnext.data.formats.records import Objects
 from convnext.data.masks import area_of, cut
 from convnext.data.objects import open_dataset
 from convnext.data.preprocessing import DensePreprocessing

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image
 
 from convnext.data.dense import distort
-from convnext.data.formats.coco import Objects
+from convnext.data.formats.records import Objects
 from convnext.data.masks import Mask, place
 from convnext.data.preprocessing import DensePreprocessing, fit_within
 

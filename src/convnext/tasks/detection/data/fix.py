@@ -22,16 +22,9 @@ import numpy as np
 from rich.console import Console
 
 from convnext.atomic import write_text
-from convnext.data.formats.coco import (
-    UNUSED,
-    CocoFile,
-    Fault,
-    Objects,
-    Record,
-    load_json,
-    read_coco,
-)
+from convnext.data.formats.coco import UNUSED, CocoFile, load_json, read_coco
 from convnext.data.formats.coco_layout import KEPT, find, image_root
+from convnext.data.formats.records import Fault, Objects, Record
 from convnext.data.images import BadImage, read_header
 from convnext.data.threads import for_each
 from convnext.tasks.detection.data.repair import Json, Log, Size, fix_annotations, fix_images

@@ -15,7 +15,8 @@ from typing import Literal
 from rich.console import Console
 
 from convnext.data.doctor import read_all
-from convnext.data.formats.coco import FIX, UNUSED, Objects
+from convnext.data.formats.coco import FIX, UNUSED
+from convnext.data.formats.records import Objects
 from convnext.data.images import BadImage, decode, readable_extensions
 from convnext.data.masks import bounds_of
 from convnext.data.objects import DetectionData, DetectionImages

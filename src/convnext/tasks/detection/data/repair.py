@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convnext.data.formats.coco import ROUNDING, Fault, is_number, is_whole
+from convnext.data.formats.coco import ROUNDING, is_number, is_whole
+from convnext.data.formats.records import Fault
 from convnext.data.images import MAX_PIXELS
 from convnext.data.masks import area_of, num_pixels
 

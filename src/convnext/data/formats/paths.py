@@ -1,0 +1,277 @@
+"""Files of a data set: what folder names say about the split, and where listed files really are.
+
+Annotations name files as the system wrote them that made the annotations: with backslashes, as
+absolute paths of another machine, with percent signs, in another case, another Unicode form, or
+with another ending. `FileIndex` finds them, and never leaves the data.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PureWindowsPath
+from urllib.parse import unquote
+
+from convnext.data.formats.records import Split
+from convnext.data.images import readable_extensions
+
+SPLIT_WORDS: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "validate", "dev"),
+    "test": ("test", "testing", "tst"),
+}
+# Words that may stand beside the word of a split, as in `train_images`, `seg_test` or
+# `obj_Validation_data`. Other words make a name of their own: `test_tube` is not a split.
+_NEUTRAL = re.compile(
+    "annos?|annotations?|all|coco|data|dataset|darknet|detect|detection|first|folder|gt|images?"
+    "|imgs?|instances?|json|labels?|masks?|new|obj|objects?|part|png|jpe?g|pics?|pictures?|samples?"
+    "|seg|segmentation|set|split|subset|via|voc|xml|yolo|st|nd|rd|th"
+)
+_SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+
+
+def split_of(name: str) -> Split | None:
+    """Return the split that a name of a folder or a file without its ending stands for.
+
+    Examples: `train2017`, `Validation`, `train_images`, `trainset`, `images_dev`.
+    """
+    # CamelCase has word limits too: `trainImages`, `ValSet`.
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    found: set[Split] = set()
+    for word in re.findall(r"[^\W\d_]+", spaced.lower()):
+        short = word.removesuffix("set") or word
+        split = _SPLIT_OF.get(word) or _SPLIT_OF.get(short)
+        if split is not None:
+            found.add(split)
+        elif not _NEUTRAL.fullmatch(word):
+            return None
+    return found.pop() if len(found) == 1 else None
+
+
+def split_of_path(name: str) -> Split | None:
+    """Return the split that the folders of a relative path state; the outermost one counts."""
+    for part in name.split("/")[:-1]:
+        split = split_of(part)
+        if split is not None:
+            return split
+    return None
+
+
+def normal(name: str) -> str:
+    """Return a name for comparison: one Unicode form, in lowercase."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+class OutsideError(ValueError):
+    """A path that leads out of the data."""
+
+
+@dataclass
+class Fence:
+    """The folders that may be read: the data, its direct children, and those given besides.
+
+    The data folder and its direct children may be links. A deeper link that leads elsewhere, and a
+    path with `..` or another root, are outside.
+    """
+
+    root: Path
+    others: Sequence[Path] = ()
+    allow_outside: bool = False
+    _known: dict[str, bool] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _roots(self) -> tuple[str, ...]:
+        folders = [self.root, *self.others]
+        for folder in (self.root, *self.others):
+            if folder.is_dir():
+                folders += [path for path in folder.iterdir() if path.is_symlink()]
+        return tuple(os.path.realpath(folder) for folder in folders)
+
+    def allows(self, path: Path) -> bool:
+        """Tell whether a path is in the data, wherever links lead."""
+        if self.allow_outside:
+            return True
+        folder = str(path.parent)
+        if folder not in self._known:
+            self._known[folder] = self._is_inside(os.path.realpath(folder))
+        if path.is_symlink():
+            return self._is_inside(os.path.realpath(path))
+        return self._known[folder] or self._is_inside(os.path.realpath(path))
+
+    def check(self, path: Path, *, named_by: str) -> Path:
+        """Return a path in the data.
+
+        Raises:
+            OutsideError: If it is outside; names the option that allows it.
+        """
+        if not self.allows(path):
+            raise OutsideError(
+                f"{named_by} names {path}, which lies outside {self.root}; add --allow-outside to "
+                "read it, or move it into the data"
+            )
+        return path
+
+    def _is_inside(self, real: str) -> bool:
+        return any(
+            real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in self._roots
+        )
+
+
+@dataclass(frozen=True)
+class Match:
+    """A file that was found."""
+
+    path: Path
+    how: str
+    """How its name differs from what was asked for; empty if it does not."""
+
+
+@dataclass
+class FileIndex:
+    """All files below the folders of a data set, listed once."""
+
+    fence: Fence
+
+    @property
+    def root(self) -> Path:
+        """The folder of the data."""
+        return self.fence.root
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """All files, sorted, without hidden ones."""
+        roots = dict.fromkeys([self.fence.root, *self.fence.others])
+        return [path for root in roots for path in self._walk(root)]
+
+    @cached_property
+    def images(self) -> list[Path]:
+        """All files with an image's ending."""
+        endings = readable_extensions()
+        return [path for path in self.files if path.suffix.lower() in endings]
+
+    def with_ending(self, *endings: str) -> list[Path]:
+        """Return the files with one of some endings, such as ".xml"."""
+        return [path for path in self.files if path.suffix.lower() in endings]
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        return _grouped((normal(path.name), path) for path in self.images)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[Path]]:
+        return _grouped((normal(path.stem), path) for path in self.images)
+
+    def find(self, name: str, bases: Sequence[Path] = ()) -> Match | None:
+        """Return the image that annotations call `name`; None if there is none, or several.
+
+        Args:
+            name: The name as it is written in the annotations.
+            bases: Folders to look in first.
+
+        Raises:
+            OutsideError: If it is only found outside the data.
+        """
+        for base in bases or (self.root,):
+            path = base / name
+            if _is_file(path) and self.fence.allows(path):
+                return Match(path, "")
+        candidates = self.candidates(name, bases)
+        if not candidates:
+            outside = next((b / name for b in bases or (self.root,) if _is_file(b / name)), None)
+            if outside is not None:
+                self.fence.check(outside, named_by="an annotation")
+        return candidates[0] if len(candidates) == 1 else None
+
+    def candidates(self, name: str, bases: Sequence[Path] = ()) -> list[Match]:
+        """Return the images that `name` fits best; several if it is ambiguous."""
+        forms = dict.fromkeys((name, unquote(name)))
+        for form in forms:
+            parts = _parts(form)
+            if not parts:
+                continue
+            found = self._best(self._by_name.get(normal(parts[-1]), ()), parts, bases)
+            if found:
+                return [Match(path, _difference(name, path)) for path in found]
+        for form in forms:
+            parts = _parts(form)
+            if not parts:
+                continue
+            stem = Path(parts[-1]).stem
+            found = self._best(self._by_stem.get(normal(stem), ()), parts, bases)
+            if found:
+                return [Match(path, "another ending") for path in found]
+        return []
+
+    def _best(self, paths: Iterable[Path], parts: list[str], bases: Sequence[Path]) -> list[Path]:
+        """Return the paths that share most folders with a name, those in `bases` first."""
+        scored = [
+            ((_shared(path, parts), any(base in path.parents for base in bases)), path)
+            for path in paths
+            if self.fence.allows(path)
+        ]
+        if not scored:
+            return []
+        best = max(score for score, _ in scored)
+        return [path for score, path in scored if score == best]
+
+    def _walk(self, root: Path) -> Iterator[Path]:
+        visited: set[str] = set()
+        for here, folders, files in os.walk(root, followlinks=True):
+            folder = Path(here)
+            real = os.path.realpath(here)
+            if real in visited or not self.fence.allows(folder / "x"):
+                folders.clear()
+                continue
+            visited.add(real)
+            folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+            yield from (folder / name for name in sorted(files) if not name.startswith("."))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # A name that is too long, or has a null character.
+        return False
+
+
+def _grouped(pairs: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for key, path in pairs:
+        found.setdefault(key, []).append(path)
+    return found
+
+
+def _parts(name: str) -> list[str]:
+    """Return the folders and the name of a path of any system, without its root and dots."""
+    path = PureWindowsPath(name.split("://", 1)[-1])
+    return [part for part in path.parts if part not in (path.anchor, ".", "..")]
+
+
+def _shared(path: Path, parts: Sequence[str]) -> int:
+    """Return how many last parts of a path are those of a name."""
+    count = 0
+    for mine, other in zip(reversed(path.parent.parts), reversed(parts[:-1]), strict=False):
+        if normal(mine) != normal(other):
+            break
+        count += 1
+    return count
+
+
+def _difference(name: str, path: Path) -> str:
+    """Return how a written name differs from the file that was found."""
+    if "\\" in name:
+        return "backslashes"
+    if name.startswith("/") or re.match(r"^[A-Za-z]:", name) or "://" in name:
+        return "an absolute path"
+    last = name.rsplit("/", 1)[-1]
+    if last == path.name:
+        return "another folder"
+    if unquote(last) == path.name:
+        return "percent signs"
+    if unicodedata.normalize("NFC", last) == unicodedata.normalize("NFC", path.name):
+        return "another Unicode form"
+    return "upper and lower case"

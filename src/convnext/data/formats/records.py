@@ -1,0 +1,115 @@
+"""What the readers of all formats return: images with their annotations, and faults.
+
+The doctor, the converters and the tasks read data through these types, so that `convnext data`
+reports exactly what training uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from convnext.data.masks import Mask
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """An error in a file, or something that was left out."""
+
+    kind: str
+    """The kind of fault, for counting, such as "box without area"."""
+    where: str
+    """The place: a file and its line, or an id, such as "annotation 12"."""
+    text: str
+    """What is wrong, how it was handled, and what to do."""
+    fatal: bool = False
+    """Whether training is refused until it is fixed."""
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects:
+    """The objects of an image, one row per object."""
+
+    ids: tuple[int, ...]
+    boxes: NDArray[np.float64]
+    """(M, 4) as x1 y1 x2 y2 in pixels."""
+    labels: NDArray[np.int64]
+    """(M,) from 0, in the order of the classes."""
+    areas: NDArray[np.float64]
+    """(M,) in square pixels."""
+    crowd: NDArray[np.bool_]
+    """(M,) whether it is a crowd: a region of objects that are not labeled one by one."""
+    masks: tuple[Mask | None, ...]
+    """Polygons or run lengths; None for an object with only a box."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def no_objects() -> Objects:
+    """Return the objects of an image without any."""
+    return Objects(
+        ids=(),
+        boxes=np.zeros((0, 4)),
+        labels=np.zeros(0, np.int64),
+        areas=np.zeros(0),
+        crowd=np.zeros(0, np.bool_),
+        masks=(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """An image and its annotations."""
+
+    id: int
+    file_name: str
+    """The image file, relative to the root of the images."""
+    width: int
+    """Width in pixels, with the EXIF orientation applied; 0 if the format does not state it."""
+    height: int
+    objects: Objects = field(default_factory=no_objects)
+    labels: tuple[str, ...] = ()
+    """The classes of the whole image."""
+    mask: Path | None = None
+    """The file with the class of every pixel."""
+    where: str = ""
+    """The file, and its line or id, that the annotations come from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Understood:
+    """What was understood of a data set, in the words of the first lines of every verb."""
+
+    layout: str
+    """The layout, such as "YOLO" or "class folders"."""
+    split: str
+    """Where the split comes from, such as "folders train/ and val/" or "data.yaml"."""
+    images: Mapping[str, int]
+    """The number of images of each split."""
+    classes: Sequence[str]
+    left_out: Sequence[str] = ()
+    """What was left out, and why, one line each."""
+
+    def lines(self) -> tuple[str, ...]:
+        """Return the lines for the user."""
+        counts = ", ".join(f"{name} {count:,}" for name, count in self.images.items())
+        shown = ", ".join(map(repr, self.classes[:8])) + (", ..." if len(self.classes) > 8 else "")
+        return (
+            f"layout: {self.layout}",
+            f"split: {self.split} ({counts} images)",
+            f"classes, in this order: {len(self.classes):,} ({shown})",
+            *(f"left out: {line}" for line in self.left_out),
+        )
