@@ -1,4 +1,4 @@
-"""Train two networks from scratch for the same time, side by side.
+"""Train two networks from scratch for the same wall time, side by side.
 
 Both get the same images in the same order and the same optimizer, moving average and schedule. The
 learning rate is a function of the time that has passed. They train at the same time with one thread
@@ -21,13 +21,13 @@ from typing import Any
 
 
 def add_options(parser: argparse.ArgumentParser, sides: Sequence[str]) -> None:
-    """Add what both benchmarks have."""
+    """Add the options that both benchmarks share."""
     parser.add_argument("data")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], metavar="SETTING=VALUE", help="of ours")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--side", choices=sides, help="train one network of one seed")
+    parser.add_argument("--side", choices=sides, help="train one network with one seed")
 
 
 def run_pairs(arguments: argparse.Namespace, sides: Sequence[str], scores: Sequence[str]) -> None:

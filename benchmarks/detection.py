@@ -4,7 +4,7 @@
 
 Ours is `mask_rcnn_convnext_atto`, torchvision's is `maskrcnn_resnet50_fpn` without weights; images,
 crops and optimizer are the same (see `by_the_clock.py`). torchvision's network also gets our image
-size and anchors that fit it: its own are made for 800 pixels and would miss small objects.
+size and matching anchors: its own are made for 800 pixels and would miss small objects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OURS, THEIRS = "ours", "torchvision"
 
 
 def main() -> None:
-    """Run all seeds, or with --side one network of one seed."""
+    """Run all seeds, or with --side one network with one seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     clock.add_options(parser, (OURS, THEIRS))
     parser.add_argument("--size", type=int, default=256)
@@ -101,7 +101,7 @@ def build_other(task, size: int):  # type: ignore[no-untyped-def]
                 torch.manual_seed(seed)
                 pairs = zip(images, targets, strict=True)
                 return self.network(images, [self.as_theirs(i, t) for i, t in pairs])
-            # Masks of 28 x 28 are taken before they are pasted, as ours are.
+            # Take the 28 x 28 masks before they are pasted, as for ours.
             paster = self.network.transform.postprocess
             sizes = [image.shape[-2:] for image in images]
             self.network.transform.postprocess = lambda found, inner, _: [

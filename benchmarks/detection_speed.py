@@ -3,8 +3,8 @@
     python benchmarks/detection_speed.py --rounds 5
 
 torchvision's Mask R-CNN on ResNet-50 is timed in the same interleaved run. With random weights a
-detector finds nothing, or everything, so each network is given the work of a trained one: 1000
-proposals, 100 objects. Prints a table of medians and, as the last line, one JSON object.
+detector finds nothing, or everything, so each network gets the work of a trained one: 1000
+proposals and 100 objects. Prints a table of medians and, as the last line, one JSON object.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ THEIRS = "torchvision maskrcnn_resnet50_fpn"
 
 
 class Clock:
-    """Adds up the seconds of each part."""
+    """The total seconds of each part."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time what is done in a block."""
+        """Time the code in the block."""
         began = time.perf_counter()
         yield
         self.seconds[name] += time.perf_counter() - began
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--height", type=int, default=800)
@@ -117,7 +117,7 @@ def detect(network: Any, image: Tensor) -> dict[str, float]:
 
 
 def spread(count: int, size: tuple[int, int]) -> Tensor:
-    """Return boxes of many sizes all over an image of `size` (H, W)."""
+    """Return boxes of many sizes, spread over an image of `size` (H, W)."""
     random = torch.Generator().manual_seed(0)
     height, width = size
     sides = 16 * 2 ** (5 * torch.rand(count, 2, generator=random))
@@ -134,7 +134,7 @@ def whole(form: Callable[[], Any]) -> dict[str, float]:
 
 
 def build_theirs(height: int, width: int) -> nn.Module:
-    """Build torchvision's network, which reports 100 objects whatever their score."""
+    """Build torchvision's network, set to report 100 objects regardless of their scores."""
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
     theirs = maskrcnn_resnet50_fpn(

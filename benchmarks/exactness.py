@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# Read when torch is first imported: another number of threads adds in another order.
+# Torch reads this on import; a different number of threads changes the order of sums.
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 os.environ.update(THREADS)
 
@@ -43,7 +43,7 @@ from torch import Tensor, nn  # noqa: E402
 
 import convnext  # noqa: E402
 
-# What the machine could choose by measuring is fixed; all else is as `auto` has it.
+# Settings that a measurement would choose are fixed; `auto` chooses all others.
 RUN = {"device": "cpu", "precision": "fp32", "channels_last": True, "compile": False, "seed": 7}
 ONE_PROCESS = {"workers": 0}
 NARROW = {"depths": [1, 1, 2, 1], "dims": [16, 16, 32, 32]}
@@ -86,7 +86,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema": {"decay": 0.9},
     },
 }
-# Of `metrics.jsonl`, what does not depend on the clock or on memory.
+# Columns of `metrics.jsonl` that do not depend on time or memory.
 LEARNED = ("step", "loss", "lr", "grad_norm", "top1", "miou", "box_ap", "mask_ap")
 
 SMALL = {"depths": (1, 1, 2, 1), "dims": (16, 16, 32, 32), "num_classes": 5}
@@ -119,7 +119,7 @@ def main() -> int:
         help="folder with camvid and nuclei_instances (default: CONVNEXT_DATA, else drawn images)",
     )
     parser.add_argument("--compare", type=Path, metavar="FILE", help="an earlier output")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the run folders there")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the run folders here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -153,11 +153,11 @@ def main() -> int:
 
 
 def train(settings: Mapping[str, Any], folder: Path, work: Path) -> dict[str, str]:
-    """Train through the command line; return the digests of what the run left."""
+    """Train through the command line; return the digests of the run's files."""
     recipe = work / "recipe.yaml"
     recipe.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML.
     command = [sys.executable, "-m", "convnext", "train", str(recipe), "--output", str(folder)]
-    # What was measured on this machine before is not read.
+    # Ignore earlier measurements of this machine.
     env = {**os.environ, **THREADS, "XDG_CACHE_HOME": str(work / "cache")}
     done = subprocess.run(
         [*command, "--json"],
@@ -182,8 +182,8 @@ def train(settings: Mapping[str, Any], folder: Path, work: Path) -> dict[str, st
 def compute(name: str, changes: Mapping[str, Any]) -> dict[str, str]:
     """Return the digests of a network's first weights, its outputs, and a classifier's gradients.
 
-    The outputs are those of other weights, which follow from the names: in fresh networks many
-    layers do nothing.
+    The outputs are computed with weights that are derived from their names, because many layers of
+    a fresh network do nothing.
     """
     torch.manual_seed(0)
     model = convnext.create_model(name, **changes)
@@ -204,7 +204,7 @@ def compute(name: str, changes: Mapping[str, Any]) -> dict[str, str]:
 
 
 def draw(model: nn.Module) -> None:
-    """Give every tensor values that follow from its name, and that show in the outputs."""
+    """Give every tensor values that are derived from its name and that affect the outputs."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if not tensor.is_floating_point():
@@ -241,7 +241,7 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def make_data(folder: Path, root: Path | None) -> dict[str, Path]:
-    """Write the data sets of the dense tasks, some images each; return their folders by task."""
+    """Write small data sets for the dense tasks; return their folders by task."""
     segment, detect = folder / "segment", folder / "detect"
     for split, num in (("train", 16), ("val", 4)):
         if root is None:
@@ -263,7 +263,7 @@ def take_segmentation(folder: Path, source: Path, split: str, num: int) -> None:
 
 
 def take_detection(folder: Path, source: Path, split: str, num: int) -> None:
-    """Copy the first images of a split, and their objects."""
+    """Copy the first images of a split and their objects."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     name = f"instances_{split}.json"
     content = json.loads((source / name).read_text(encoding="utf-8"))
@@ -324,7 +324,7 @@ def draw_detection(folder: Path, split: str, num: int) -> None:
 
 
 def environment(root: Path | None) -> dict[str, str]:
-    """Return what the bytes depend on beside the package."""
+    """Return the environment that the bytes depend on, besides the package."""
     return {
         "data": "drawn" if root is None else "camvid and nuclei_instances",
         "torch": torch.__version__,
@@ -342,7 +342,7 @@ def read_output(path: Path) -> dict[str, Any]:
 
 
 def show(found: Mapping[str, str], earlier: Mapping[str, str] | None) -> list[str]:
-    """Print the digests; return the names of those that differ, or that only one side has."""
+    """Print the digests; return the names of those that differ or exist on one side only."""
     names = sorted(found.keys() | (earlier or {}).keys(), key=[*found, *(earlier or {})].index)
     different = [] if earlier is None else [n for n in names if found.get(n) != earlier.get(n)]
     width = max(map(len, names))

@@ -42,7 +42,7 @@ MODES = ("infer", "train")
 
 
 class Bench:
-    """All forms of one network on one device."""
+    """All backends of one network on one device."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -75,36 +75,36 @@ class Bench:
         from gpu_kernels.measure import interleaved_medians
 
         cache = Path(self.arguments.cache) if self.arguments.cache else None
-        if self.dry:  # What it pretends to have measured must not be remembered.
+        if self.dry:  # A dry run must not cache measurements that it only pretends to make.
             cache = Path(tempfile.mkdtemp()) / "kernels.json"
         timer = dry_timer if self.dry else interleaved_medians
         return apply_kernels(model, images, cache=cache, timer=timer, console=self.console)
 
     def inference(self, batch: int, *, graphs: bool) -> dict[str, Callable[[], Tensor]]:
-        """Return what to call, by name of the form."""
+        """Return the functions to time, by name of the backend."""
         images = self.images(batch)
         half = images.to(torch.bfloat16)
         theirs = self.theirs.eval()
         ours = fold(self.model.eval(), form="linear").to(torch.bfloat16)
         ours = ours.to(memory_format=torch.channels_last)
         kernels = self.with_kernels(ours, half)
-        forms: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+        backends: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
             "timm eager": (self.in_autocast(theirs), images)
         }
         compile_ = not self.arguments.eager_only
         if compile_:
-            forms["timm compiled"] = (self.in_autocast(self.compiled(theirs)), images)
-        forms["ours eager"] = (ours, half)
+            backends["timm compiled"] = (self.in_autocast(self.compiled(theirs)), images)
+        backends["ours eager"] = (ours, half)
         if compile_:
-            forms["ours compiled"] = (self.compiled(ours), half)
-        forms["ours kernels"] = (kernels, half)
+            backends["ours compiled"] = (self.compiled(ours), half)
+        backends["ours kernels"] = (kernels, half)
         if compile_:
-            forms["ours kernels compiled"] = (self.compiled(kernels), half)
+            backends["ours kernels compiled"] = (self.compiled(kernels), half)
         if graphs:
-            for name in [name for name in forms if not self.dry]:
-                function, x = forms[name]
-                forms[f"{name}, graph"] = (self.graph(function, x), x)
-        return {name: without_gradients(*form) for name, form in forms.items()}
+            for name in [name for name in backends if not self.dry]:
+                function, x = backends[name]
+                backends[f"{name}, graph"] = (self.graph(function, x), x)
+        return {name: without_gradients(*backend) for name, backend in backends.items()}
 
     def graph(
         self, function: Callable[[Tensor], Tensor], example: Tensor
@@ -122,7 +122,7 @@ class Bench:
         return run
 
     def training(self, batch: int) -> dict[str, Callable[[], Tensor]]:
-        """Return the steps, by name of the form; each has a network of its own."""
+        """Return the training steps by name of the backend; each has a network of its own."""
         images = self.images(batch)
         labels = torch.arange(batch, device=self.device) % NUM_CLASSES
         networks: dict[str, nn.Module] = {
@@ -136,8 +136,8 @@ class Bench:
             steps[name] = self.step(network, network, images, labels)
             if not self.arguments.eager_only:
                 own = copy.deepcopy(network)
-                form = f"{name.removesuffix(' eager')} compiled"
-                steps[form] = self.step(own, self.compiled(own), images, labels)
+                backend = f"{name.removesuffix(' eager')} compiled"
+                steps[backend] = self.step(own, self.compiled(own), images, labels)
         return steps
 
     def step(
@@ -159,27 +159,27 @@ class Bench:
 
         return run
 
-    def measure(self, title: str, batch: int, forms: dict[str, Callable[[], Tensor]]) -> Any:
-        """Time all forms in turns, print a table, return its rows."""
+    def measure(self, title: str, batch: int, backends: dict[str, Callable[[], Tensor]]) -> Any:
+        """Time all backends in turns, print a table, and return its rows."""
         from gpu_kernels.measure import seconds_of
 
         arguments = self.arguments
         outputs = {}
-        for name, form in forms.items():
+        for name, backend in backends.items():
             self.console.print(f"warming up: {name}")
-            outputs[name] = form().clone()
+            outputs[name] = backend().clone()
             for _ in range(0 if self.dry else 2):
-                form()
-        found: dict[str, list[float]] = {name: [] for name in forms}
+                backend()
+        found: dict[str, list[float]] = {name: [] for name in backends}
         steps = max(1, round(arguments.steps * 256 / max(batch, 64)))
         for _ in range(arguments.rounds):
-            for name, form in forms.items():
-                found[name].append(seconds_of(form, steps, self.device))
+            for name, backend in backends.items():
+                found[name].append(seconds_of(backend, steps, self.device))
         base = found["timm eager"]
         table = Table(title, "images/s", "ms", "timm eager", "differs by", box=None)
         rows = {}
         for name, seconds in found.items():
-            # Of one round each, then the median: what disturbs a round disturbs both.
+            # The median of the ratios per round: a disturbance slows both sides of a round.
             ratio = statistics.median(b / s for b, s in zip(base, seconds, strict=True))
             median = statistics.median(seconds)
             away = distance(outputs[name], outputs["timm eager"])
@@ -200,13 +200,13 @@ class Bench:
         return rows
 
     def kernels(self) -> list[dict[str, Any]]:
-        """Time each kernel alone for the maps of every stage, print a table, return its rows."""
+        """Time each kernel alone on the maps of every stage, print a table, and return its rows."""
         from gpu_kernels.choose import call_of, inputs_of
         from gpu_kernels.measure import interleaved_medians
-        from gpu_kernels.sites import Maps, forms_of
+        from gpu_kernels.sites import Maps, variants_of
         from gpu_kernels.traffic import H200, floor_seconds, total_bytes, work_of
 
-        columns = ("piece", "maps", "form", "us", "GB", "of 4.3 TB/s", "of the limit", "gain")
+        columns = ("piece", "maps", "variant", "us", "GB", "of 4.3 TB/s", "of the limit", "gain")
         table, rows = Table(*columns, box=None), []
         model: Any = self.model.eval().to(torch.bfloat16)
         kernel_size = model.config.kernel_size
@@ -219,12 +219,14 @@ class Bench:
                 dtype=torch.bfloat16,
                 device=self.device,
             )
-            pieces = forms_of(block.spatial, training=False) | forms_of(
+            pieces = variants_of(block.spatial, training=False) | variants_of(
                 block.spatial, training=True
             )
-            for piece, forms in (pieces | forms_of(block, training=False)).items():
+            for piece, variants in (pieces | variants_of(block, training=False)).items():
                 inputs = inputs_of(piece, maps)
-                calls = {name: call_of(form, inputs, piece) for name, form in forms.items()}
+                calls = {
+                    name: call_of(variant, inputs, piece) for name, variant in variants.items()
+                }
                 timer = dry_timer if self.dry else interleaved_medians
                 seconds = timer(calls, self.device)
                 for name, value in seconds.items():
@@ -255,7 +257,7 @@ class Bench:
 
 
 def dry_timer(functions: Mapping[str, Callable[[], object]], device: torch.device) -> Any:
-    """Call each function and let all kernels win, so that the dry run runs them."""
+    """Call each function once and let all kernels win, so that a dry run covers them."""
     del device
     for function in functions.values():
         function()
@@ -263,7 +265,7 @@ def dry_timer(functions: Mapping[str, Callable[[], object]], device: torch.devic
 
 
 def without_gradients(function: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
-    """Return a call of a function of images."""
+    """Return a function that calls `function` on images."""
 
     @torch.no_grad()
     def run() -> Tensor:
@@ -273,7 +275,7 @@ def without_gradients(function: Callable[[Tensor], Tensor], images: Tensor) -> C
 
 
 def main() -> None:
-    """Measure, print tables and a line of JSON."""
+    """Measure, and print tables and a line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -283,20 +285,20 @@ def main() -> None:
     parser.add_argument("--small", type=int, nargs="*", default=[1, 8], help="with CUDA graphs")
     parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=10, help="of a form in a round")
-    parser.add_argument("--kernels", action="store_true", help="each kernel alone")
+    parser.add_argument("--steps", type=int, default=10, help="calls per backend and round")
+    parser.add_argument("--kernels", action="store_true", help="time each kernel alone")
     parser.add_argument("--eager-only", action="store_true", help="compile nothing")
-    parser.add_argument("--cache", help="file of the kernels chosen, by default the user's")
+    parser.add_argument("--cache", help="file of chosen kernels (default: the user's)")
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
     if arguments.dry_run:
         arguments.model, arguments.size, arguments.batch = "convnext_tiny", 32, 2
         arguments.small, arguments.rounds, arguments.steps = arguments.small[:1], 1, 1
-        if os.environ.get("TRITON_INTERPRET") != "1":  # To be set before Triton is imported.
+        if os.environ.get("TRITON_INTERPRET") != "1":  # It must be set before Triton is imported.
             os.environ["TRITON_INTERPRET"] = "1"
             os.execv(sys.executable, [sys.executable, *sys.argv])
     elif arguments.rounds < 5:
-        parser.error(f"--rounds {arguments.rounds}: medians are of five rounds at least")
+        parser.error(f"--rounds {arguments.rounds}: medians need at least five rounds")
     bench = Bench(arguments)
     torch.backends.cudnn.benchmark = True
     result: dict[str, Any] = {}
@@ -307,12 +309,12 @@ def main() -> None:
             if "infer" in arguments.modes:
                 small = batch != arguments.batch
                 title = f"inference, batch {batch}"
-                forms = bench.inference(batch, graphs=small)
-                result[f"infer_{batch}"] = bench.measure(title, batch, forms)
+                backends = bench.inference(batch, graphs=small)
+                result[f"infer_{batch}"] = bench.measure(title, batch, backends)
         if "train" in arguments.modes:
-            forms = bench.training(arguments.batch)
+            backends = bench.training(arguments.batch)
             title = f"training, batch {arguments.batch}"
-            result[f"train_{arguments.batch}"] = bench.measure(title, arguments.batch, forms)
+            result[f"train_{arguments.batch}"] = bench.measure(title, arguments.batch, backends)
     facts = environment(bench.device) | {
         "timm": timm.__version__,
         "date": time.strftime("%Y-%m-%d"),

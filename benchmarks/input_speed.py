@@ -5,9 +5,9 @@
     python benchmarks/input_speed.py FOLDER --count 8 --rounds 1 --batch 4    # does it run at all?
 
 The photos are first rewritten with sides of `--side` pixels at quality 92, since data sets with
-such small photos are rare. In this process, with one thread, each side then does everything that
-the paper's recipe includes: random resized crop to 224, flip, RandAugment rand-m9-mstd0.5-inc1,
-mixup and cutmix, normalization, random erasing 0.25. timm's pipeline is `create_loader` with
+such small photos are rare. Each side then applies the paper's full recipe in this process with one
+thread: random resized crop to 224, flip, RandAugment rand-m9-mstd0.5-inc1, mixup and cutmix,
+normalization, random erasing 0.25. timm's pipeline is `create_loader` with
 `FastCollateMixup` and its prefetcher, as in its train.py. Ours is the training data set, its
 collation and `BatchAugment`, both by default and with `augment.exact`. They take turns on the same
 files. Times are processor times, so waiting for another process does not count.
@@ -64,7 +64,7 @@ Pass = Callable[[], Iterator[Tensor]]
 
 
 def write_photos(source: Path, folder: Path, *, count: int, side: int) -> list[Path]:
-    """Write `count` photos of a long side of `side` pixels as folder/train/CLASS/*.jpg."""
+    """Write `count` photos with a long side of `side` pixels as folder/train/CLASS/*.jpg."""
     files = image_files([source])
     written = []
     for i in range(count):
@@ -79,7 +79,7 @@ def write_photos(source: Path, folder: Path, *, count: int, side: int) -> list[P
 
 
 def ours(folder: Path, files: list[Path], batch_size: int, recipe: ClassificationAugment) -> Pass:
-    """Return the pass of our training data set under a recipe."""
+    """Return a pass over our training data set under a recipe."""
     names = [str(path.relative_to(folder)) for path in files]
     samples = FolderSamples(folder, names, [i % 2 for i in range(len(names))])
     data = TrainDataset(samples, augment=recipe, preprocessing=PREPROCESSING, seed=0)
@@ -99,8 +99,8 @@ def ours(folder: Path, files: list[Path], batch_size: int, recipe: Classificatio
 
 
 def timms(folder: Path, batch_size: int) -> Pass:
-    """Return the pass of timm's loader with the same augmentation."""
-    # Its own fails with Pillow 13 at full strength.
+    """Return a pass over timm's loader with the same augmentation."""
+    # timm's own operation fails with Pillow 13 at full strength.
     NAME_TO_OP["PosterizeIncreasing"] = _posterize
     loader: Any = create_loader(
         create_dataset("", root=str(folder / "train"), split="train", is_training=True),
@@ -123,7 +123,7 @@ def timms(folder: Path, batch_size: int) -> Pass:
 
 
 def seconds_per_image(one_pass: Pass) -> float:
-    """Return processor seconds per image of one pass."""
+    """Return the processor seconds per image of one pass."""
     began, seen = time.process_time(), 0
     for images in one_pass():
         assert images.shape[1:] == (3, SIZE, SIZE)
@@ -164,7 +164,7 @@ def stages(folder: Path, files: list[Path], recipe: ClassificationAugment) -> di
 
 
 def main() -> None:
-    """Measure, print a table and a line of JSON."""
+    """Measure, and print a table and a line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -200,7 +200,7 @@ def main() -> None:
     rows: dict[str, dict[str, float]] = {}
     for name, found in measured.items():
         speed = 1 / statistics.median(found)
-        # Of one round each, then the median: what disturbs a round disturbs both.
+        # The median of the ratios per round: a disturbance slows both sides of a round.
         pairs = zip(measured["timm"], found, strict=True)
         ratio = statistics.median(theirs / own for theirs, own in pairs)
         rows[name] = {"images_per_s": round(speed, 1), "ratio": round(ratio, 3)}

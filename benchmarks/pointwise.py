@@ -24,7 +24,7 @@ class PointwiseLinear(nn.Conv2d):
 
 
 def is_pointwise(module: nn.Module) -> bool:
-    """Tell whether a module is a plain 1x1 convolution, of all channels, at every position."""
+    """Tell whether a module is a plain 1x1 convolution: stride 1, no padding, one group."""
     if not isinstance(module, nn.Conv2d) or type(module) not in (nn.Conv2d, PointwiseLinear):
         return False
     return (
@@ -36,13 +36,13 @@ def is_pointwise(module: nn.Module) -> bool:
 
 
 def set_pointwise(model: nn.Module, *, linear: bool) -> int:
-    """Let the 1x1 convolutions of a network run as linear layers or as convolutions, in place.
+    """Run the 1x1 convolutions of a network as linear layers or as convolutions, in place.
 
     Returns:
-        How many there are.
+        The number of these convolutions.
     """
     found = [module for module in model.modules() if is_pointwise(module)]
     for module in found:
-        # The state is that of a convolution either way; only `forward` differs.
+        # The state is a convolution's in both cases; only `forward` differs.
         module.__class__ = PointwiseLinear if linear else nn.Conv2d
     return len(found)

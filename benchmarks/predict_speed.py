@@ -47,12 +47,12 @@ from convnext.weights.files import save_checkpoint
 from input_speed import write_photos
 
 CPU = torch.device("cpu")
-NUM_EXAMPLES = 8  # As `convnext.deploy.fast` measures on.
+NUM_EXAMPLES = 8  # The batch on which `convnext.deploy.fast` measures.
 SIDES = ("predict", "network")
 
 
 def run_side(side: str, checkpoint: Path, folder: Path, *, fast: bool) -> dict[str, float]:
-    """Return seconds, and for `predict` gigabytes beside the libraries, of one side in here."""
+    """Run one side in this process; return its seconds, and for `predict` its memory in GB."""
     files = sorted(folder.rglob("*.jpg"))
     libraries, began = peak_memory_gb(CPU), time.perf_counter()
     if side == "predict":
@@ -77,7 +77,7 @@ def run_side(side: str, checkpoint: Path, folder: Path, *, fast: bool) -> dict[s
 
 
 def find_backend(checkpoint: Path, size: int, *, fast: bool) -> str:
-    """Search the form that predict takes, unless it is known; return its name."""
+    """Search for the backend that `predict` uses, unless it is known; return its name."""
     from convnext.tasks.trained import open_model
 
     if not fast:
@@ -91,7 +91,7 @@ def find_backend(checkpoint: Path, size: int, *, fast: bool) -> str:
 
 
 def main() -> None:
-    """Measure, print a table and a line of JSON."""
+    """Measure, and print a table and a line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=500, help="long side of the JPEGs, in pixels")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-fast", action="store_true", help="the network as it was trained")
+    parser.add_argument("--no-fast", action="store_true", help="run the network as trained")
     parser.add_argument("--run", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Train our UPerNet and that of segmentation_models_pytorch from scratch for the same time.
+"""Train our UPerNet and segmentation_models_pytorch's from scratch for the same wall time.
 
     python benchmarks/segmentation.py DATA --minutes 20 --seeds 0 1 2 --output results
 
@@ -17,7 +17,7 @@ OURS, THEIRS = "ours", "smp"
 
 
 def main() -> None:
-    """Run all seeds, or with --side one network of one seed."""
+    """Run all seeds, or with --side one network with one seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     clock.add_options(parser, (OURS, THEIRS))
     parser.add_argument("--encoder", default="tu-convnext_atto", help="of the other package")

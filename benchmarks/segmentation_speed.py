@@ -1,4 +1,4 @@
-"""Time inference of UPerNet on ConvNeXt-T at 512 x 512, ours and that of transformers, interleaved.
+"""Time inference of UPerNet on ConvNeXt-T at 512 x 512, ours and transformers', interleaved.
 
     python benchmarks/segmentation_speed.py --rounds 7
 
@@ -20,11 +20,15 @@ import convnext
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--compile", action="store_true", help="compiled and frozen, too")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="also time ours compiled",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -64,7 +68,7 @@ def main() -> None:
 
 
 def build_theirs(ours: nn.Module) -> nn.Module:
-    """Build transformers' network with our weights."""
+    """Build the network of transformers with our weights."""
     from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
 
     stages = ["stage1", "stage2", "stage3", "stage4"]

@@ -6,7 +6,7 @@ First measure how long an epoch takes:
 
     python benchmarks/small_photos.py PATH --epochs 5 5 --seeds 1
 
-Then choose the epochs so that both take the same time, or the second network more:
+Then choose the epochs so that both take the same time, or the second network takes longer:
 
     python benchmarks/small_photos.py PATH --epochs 28 14 --seeds 3
 
@@ -42,7 +42,7 @@ def start(model: str, *, core: int, data: str, epochs: int, seed: int, folder: P
 
 
 def finish(process: Any, folder: Path) -> dict[str, float]:
-    """Wait for a run, and return its accuracy and the seconds that its training took."""
+    """Wait for a run; return its accuracy and the seconds of its training."""
     output, _ = process.communicate()
     if process.returncode:
         raise SystemExit((folder.parent / f"{folder.name}.log").read_text())

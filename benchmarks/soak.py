@@ -3,8 +3,8 @@
     python benchmarks/soak.py --steps 10000 --every 20 60 --parallel
     python benchmarks/soak.py --steps 300 --every 5 9              # does it run at all?
 
-Two runs on the bundled digits have the same seed. One is left alone; the process group of the other
-is killed again and again at random moments and resumed. At the end, every tensor of the last state
+Two runs on the bundled digits have the same seed. One is left undisturbed; the process group of the
+other is repeatedly killed at random moments and resumed. At the end, every tensor of the last state
 and of the best weights, and every row of the metrics except the timing columns, must be equal. The
 resident memory of the undisturbed process, sampled every second, must not grow by more than 5
 percent from the second tenth of the run to the last. Otherwise the exit code is 1. The last line is
@@ -38,25 +38,25 @@ from convnext.training.log import read_metrics
 from convnext.weights.files import read_file
 
 STEPS_PER_EPOCH = 44  # 1,437 images in batches of 32.
-# What depends on the clock and on memory, as in tests/train/test_exactness.py.
+# The columns that depend on time and memory, as in tests/training/test_exactness.py.
 TIMED = {"seconds", "images_per_s", "wait_share", "memory_gb", "mfu"}
 MAX_GROWTH = 0.05
-# Share of the kills that come while the run still starts or reads its state.
+# Fraction of the kills that happen while the run still starts or reads its state.
 EARLY = 0.2
-# So many kills in a row without a newer state in between: `every` is too short for this machine.
+# After this many kills in a row without a newer state, `every` is too short for this machine.
 MAX_IN_VAIN = 20
 
 
 @dataclass
 class Run:
-    """One run of the digits in `folder`, in however many processes it takes."""
+    """One run on the digits in `folder`, over as many processes as it takes."""
 
     folder: Path
     epochs: int
     seed: int
     kills: int = 0
     memory: list[float] = field(default_factory=list)
-    """Resident MB of the process, every second of training."""
+    """Resident MB of the process, sampled every second of training."""
     problem: str | None = None
     process: subprocess.Popen[bytes] | None = None
 
@@ -93,10 +93,10 @@ class Run:
             self.process.wait()
 
     def leave_alone(self) -> None:
-        """Run to the end, and watch the memory."""
+        """Run to the end and record the memory."""
         process, last = self.start(), self.epochs * STEPS_PER_EPOCH
         while process.poll() is None:
-            # What comes after the last step, the report with its imports, is no leak.
+            # The report after the last step imports more modules, which is not a leak.
             if 0 < self.step < last:
                 self.memory.append(resident_mb(process.pid))
             time.sleep(1)
@@ -137,7 +137,7 @@ class Run:
 
 
 def resident_mb(pid: int) -> float:
-    """Return the resident memory of a process, 0 if it has gone."""
+    """Return the resident memory of a process, 0 if it has exited."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
@@ -147,7 +147,7 @@ def resident_mb(pid: int) -> float:
 
 
 def difference(one: Run, other: Run) -> str | None:
-    """Return the first thing in which two finished runs differ, None for nothing."""
+    """Return the first difference between two finished runs; None if there is none."""
     if one.step != other.step:
         return f"the last steps, {one.step} and {other.step}"
     for name in (f"step-{one.step:08d}/model", f"step-{one.step:08d}/state", "best"):
@@ -163,7 +163,7 @@ def difference(one: Run, other: Run) -> str | None:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same to the last bit: 0 is not -0, and NaN is itself."""
+    """Whether two tensors are equal to the last bit: 0 differs from -0, and NaN equals itself."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
@@ -181,7 +181,7 @@ def learned(folder: Path) -> list[dict[str, Any]]:
 def memory_of(samples: list[float]) -> dict[str, float]:
     """Return MB at 10, 50 and 100 percent of a run, and its growth.
 
-    The first tenth is the warm-up: caches of images, of allocators and of the first evaluation.
+    The first tenth is the warm-up: it fills the caches of images, allocators and the evaluation.
     """
     if len(samples) < 10:
         return {}
@@ -202,15 +202,17 @@ def memory_of(samples: list[float]) -> dict[str, float]:
 
 
 def main() -> int:
-    """Run both, compare them, print a table and a line of JSON."""
+    """Run both, compare them, and print a table and a line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=10_000, help="rounded up to whole epochs")
     parser.add_argument("--every", type=float, nargs=2, default=(20, 60), metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--parallel", action="store_true", help="both at once, a thread each")
-    parser.add_argument("--output", type=Path, help="where the runs go (default: a new folder)")
+    parser.add_argument(
+        "--parallel", action="store_true", help="run both at once, with a thread each"
+    )
+    parser.add_argument("--output", type=Path, help="folder of the runs (default: a new one)")
     arguments = parser.parse_args()
     console = Console(highlight=False)
     root = arguments.output or Path(tempfile.mkdtemp(prefix="soak-"))
@@ -218,7 +220,7 @@ def main() -> int:
     epochs = -(-arguments.steps // STEPS_PER_EPOCH)
     whole, parts = (Run(root / name, epochs, arguments.seed) for name in ("whole", "parts"))
     if any(run.folder.exists() for run in (whole, parts)):
-        parser.error(f"{root} holds runs already; choose another --output")
+        parser.error(f"{root} already holds runs; choose another --output")
     began = time.perf_counter()
 
     every = (arguments.every[0], arguments.every[1])

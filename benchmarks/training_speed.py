@@ -71,8 +71,8 @@ from convnext.training.loop import _Trainer
 from convnext.training.measure import mfu
 from pointwise import set_pointwise
 
-NUM_CLASSES = 1000  # Of ready batches, as in ImageNet.
-NUM_IMAGES = 1_281_167  # Of an epoch of ready batches, and at least of timm's epoch of a folder.
+NUM_CLASSES = 1000  # The number of classes of ready batches, as in ImageNet.
+NUM_IMAGES = 1_281_167  # The images of an epoch of ready batches; the minimum for timm.
 QUIET = Console(quiet=True)
 
 
@@ -119,7 +119,7 @@ def random_batch(count: int, size: int, device: torch.device) -> tuple[Tensor, T
 
 
 class Ours:
-    """The step of our loop in one form, all that it does between two batches included."""
+    """A step of our loop with one backend, including everything between two batches."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class Ours:
     def step(self, batch: Any) -> None:
         trainer = self.trainer
         trainer._step(batch)
-        trainer._look(ends_window=trainer.plan.logs_at(trainer.step))
+        trainer._check_losses(ends_window=trainer.plan.logs_at(trainer.step))
 
 
 def open_our_task(recipe: Recipe, device: torch.device) -> Any:
@@ -193,10 +193,10 @@ class Timm:
 
     def _loader(self, folder: Path) -> Any:
         recipe = self.recipe
-        # Its own fails with Pillow 13 at full strength.
+        # timm's own operation fails with Pillow 13 at full strength.
         NAME_TO_OP["PosterizeIncreasing"] = _posterize
         dataset = create_dataset("", root=str(folder), split="train", is_training=True)
-        # An epoch as long as ImageNet's: at the end of each one its loader runs dry.
+        # An epoch is as long as ImageNet's, because the loader runs dry at the end of each.
         dataset.reader.samples *= -(-NUM_IMAGES // len(dataset.reader.samples))
         return create_loader(
             dataset,
@@ -249,17 +249,17 @@ class Timm:
 
 @dataclass(frozen=True)
 class Measured:
-    """Some steps of one side."""
+    """Measurements over some steps of one side."""
 
     seconds: float
-    """Of one of them."""
+    """Seconds of one step."""
     wait_share: float
     memory: int
-    """The most bytes on the GPU, without those of the other sides."""
+    """The peak bytes on the GPU, excluding those of the other sides."""
 
 
 class Side:
-    """One network being trained."""
+    """One side: a network in training."""
 
     def __init__(
         self, make: Callable[[], Ours | Timm], settle: int, clock: Callable[[], float]
@@ -270,14 +270,14 @@ class Side:
         self.trained = make()
         self.is_timm = isinstance(self.trained, Timm)
         self.own = 0
-        self.measure(1)  # Compiles, and gives the optimizer its moments.
+        self.measure(1)  # The first step compiles and creates the optimizer's moments.
         gc.collect()
         self.own = allocated() - before
         """Bytes that stay on the device between steps: weights, moments, the moving average."""
 
     def measure(self, steps: int) -> Measured:
-        """Start a loader, take some steps to warm up, and time the next ones."""
-        # What train.py sets for its whole process, and we leave alone.
+        """Start a loader, take some warm-up steps, and time the following ones."""
+        # train.py sets this for its whole process; our loop does not.
         torch.backends.cudnn.benchmark = self.is_timm
         torch.backends.cuda.matmul.allow_tf32 = self.is_timm
         others = allocated() - self.own
@@ -300,23 +300,23 @@ class Side:
 
 
 def allocated() -> int:
-    """Return the bytes of tensors on the GPU, 0 without one."""
+    """Return the bytes of tensors on the GPU; 0 without one."""
     return torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
 
 
 def peak() -> int:
-    """Return the most bytes since the last reset, 0 without a GPU."""
+    """Return the peak bytes since the last reset; 0 without a GPU."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
 
 
 def synchronize() -> None:
-    """Wait for the GPU, where one is in use."""
+    """Wait for the GPU, if one is used."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    """Return the paper's recipe for ConvNeXt-T on the input, network and device of the options."""
+    """Return the paper's recipe for ConvNeXt-T with the options' input, network and device."""
     return change_recipe(
         read_recipe("imagenet1k_tiny"),
         {
@@ -328,7 +328,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
             "loader.workers": arguments.workers,
             "run.device": arguments.device,
             "run.precision": arguments.precision,
-            # A small data set has its epochs' ends often; what happens there is not measured.
+            # A small data set ends its epochs often; that is not what is measured here.
             "run.eval_every": 10**6,
             "run.save_every": 10**9,
         },
@@ -336,7 +336,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 
 
 def chosen_backend(recipe: Recipe, device: torch.device, folder: Path) -> tuple[Backend, str]:
-    """Return the form that a whole run on ImageNet would measure to be the fastest, and why."""
+    """Return the backend that a full run on ImageNet would choose, and the reason."""
     task = open_our_task(recipe, device)
     steps = round(recipe.schedule.epochs * NUM_IMAGES / task.batch_size)
     chosen = choose_backend(
@@ -353,7 +353,7 @@ def chosen_backend(recipe: Recipe, device: torch.device, folder: Path) -> tuple[
 
 
 def main() -> None:
-    """Measure, print a table and a line of JSON."""
+    """Measure, and print a table and a line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -365,9 +365,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="bf16")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30, help="timed steps of a form in a round")
+    parser.add_argument("--steps", type=int, default=30, help="timed steps per backend and round")
     parser.add_argument("--eager-only", action="store_true", help="compile nothing")
-    parser.add_argument("--layouts", action="store_true", help="forms and memory formats as well")
+    parser.add_argument("--layouts", action="store_true", help="also time memory formats")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 for torch's choice")
     parser.add_argument(
         "--keep-memory", action="store_true", help="let both sides keep freed memory, as our CLI"
@@ -383,14 +383,14 @@ def main() -> None:
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     console, device = Console(highlight=False), pick_device(arguments.device)
     recipe = recipe_of(arguments)
-    # A new loader first fills its queue, two batches for each process.
+    # A new loader first fills its queue with two batches per process.
     settle = 2 if arguments.input == "synthetic" else max(3, 2 * arguments.workers)
 
     with TemporaryDirectory() as scratch:
         folder, chosen, reason = Path(scratch), None, "not asked"
         backends = {"eager": Backend()}
         if not arguments.eager_only:
-            console.print("choosing a form")
+            console.print("choosing a backend")
             chosen, reason = chosen_backend(recipe, device, folder)
             backends["compiled"] = Backend(compile=True)
             if chosen not in backends.values():
@@ -432,7 +432,7 @@ def main() -> None:
     base = measured["timm, eager"]
     for name, found in measured.items():
         speed = arguments.batch / statistics.median(m.seconds for m in found)
-        # Of one round each, then the median: what disturbs a round disturbs both.
+        # The median of the ratios per round: a disturbance slows both sides of a round.
         ratio = statistics.median(b.seconds / m.seconds for b, m in zip(base, found, strict=True))
         waits = statistics.median(m.wait_share for m in found)
         memory, used = max(m.memory for m in found) / 1e9, mfu(speed, macs, limit)
@@ -443,7 +443,8 @@ def main() -> None:
             "memory_gb": round(memory, 2),
             "mfu": round(used, 4),
         }
-        shown = f"{memory:.1f} GB" if memory else "-"  # Only a GPU tells the sides apart.
+        # Only a GPU can measure the memory of each side.
+        shown = f"{memory:.1f} GB" if memory else "-"
         table.add_row(name, f"{speed:,.1f}", f"x {ratio:.2f}", f"{waits:.0%}", shown, f"{used:.1%}")
     facts = environment(device) | {"timm": timm.__version__, "date": time.strftime("%Y-%m-%d")}
     console.print(

@@ -1,12 +1,12 @@
-"""Triton kernels for what a GPU spends its time on in a ConvNeXt block, taken where they win.
+"""Triton kernels for the expensive parts of a ConvNeXt block, used only if they are faster.
 
     depthwise  the k x k depthwise convolution over channels_last maps, forward and backward
     norm       the same with the layer norm after it, for inference
     mlp        the pointwise pair with the GELU between, for inference
-    choose     `apply_kernels`: each against torch's own on this device, and only what wins
-    graphs     `cuda_graph`: many small kernels launched as one, for small batches
+    choose     `apply_kernels`: compares each kernel with torch's own and keeps the faster one
+    graphs     `cuda_graph`: launches many small kernels as one, for small batches
 
-Triton is imported when a kernel is first asked for, and never by the rest of the package.
+Triton is imported when a kernel is first needed, and never by the rest of the package.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = ["available", *_HOMES]
 
 
 def available(device: torch.device) -> bool:
-    """Return whether the kernels run on a device: Triton is there, and a GPU that it knows.
+    """Return whether the kernels run on a device: Triton and a supported GPU are available.
 
-    With TRITON_INTERPRET=1 in the environment they run on a CPU, slowly, to be tested.
+    With TRITON_INTERPRET=1 in the environment they run slowly on a CPU, for tests.
     """
     if importlib.util.find_spec("triton") is None:
         return False

@@ -1,8 +1,9 @@
-"""`apply_kernels`: each kernel against torch's own layers on this device, and only what wins.
+"""`apply_kernels`: compare each kernel with torch's own layers on this device, keep the faster one.
 
-Every piece of a network that a kernel could compute is built in all its forms, for the maps that
-an example brings there. A form that differs from torch's is out; of the others the fastest is
-taken, if it is faster by `MIN_GAIN`. Verdicts are remembered by device, shape and versions.
+Every piece of a network that a kernel could compute is built in all its variants and measured on
+maps of the shape that it receives for an example. Variants whose output differs from torch's are
+rejected. The fastest of the others is used if it is faster by `MIN_GAIN`. Results are cached by
+device, shape and versions.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from convnext.deploy.optimize import distance
 from convnext.hardware.tuning_cache import TuningCache, key_of
 from gpu_kernels import available
 from gpu_kernels.measure import Timer, interleaved_medians
-from gpu_kernels.sites import Maps, find_sites, forms_of, joined, replaced
+from gpu_kernels.sites import Maps, find_sites, joined, replaced, variants_of
 from gpu_kernels.traffic import Piece, floor_seconds, work_of
 
-# Less is noise, and not worth another form.
+# A smaller gain is within the noise and does not justify another variant.
 MIN_GAIN = 1.03
-# Relative L2 distance to torch's own layers in the same precision: rounding, of inputs and between.
+# Max relative L2 distance to torch's layers in the same precision, which rounding explains.
 MOST = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which form of a piece is used for maps of one shape, and why."""
+    """The variant of a piece that is used for maps of one shape, and the reason."""
 
     piece: Piece
     shape: tuple[int, ...]
@@ -41,14 +42,14 @@ class Choice:
     option: str
     """`torch`, `depthwise` or `fused`."""
     seconds: dict[str, float]
-    """Median of a call, by option; only of those that are correct."""
+    """Median seconds of a call by option, for the correct ones."""
     predicted: dict[str, float]
-    """The least seconds that an H200 would need, by option."""
+    """The minimum seconds that an H200 would need, by option."""
     failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def gain(self) -> float:
-        """How many times as fast as torch's own layers."""
+        """The speedup over torch's own layers."""
         return self.seconds["torch"] / self.seconds[self.option]
 
 
@@ -60,24 +61,24 @@ def apply_kernels(
     timer: Timer = interleaved_medians,
     console: Console | None = None,
 ) -> nn.Module:
-    """Return a copy of a network in which kernels compute what they compute faster here.
+    """Return a copy of a network that uses the kernels that are faster on this device.
 
-    In training mode depthwise convolutions alone are replaced, by layers with the same names and
-    parameters and with gradients. In evaluation mode blocks of ConvNeXt, as trained or folded, run
-    on kernels for inference and cannot be trained any more. Choices are made against eager layers:
-    before `torch.compile`, which fuses some of it itself, compare whole networks.
+    In training mode only depthwise convolutions are replaced, by layers with the same names,
+    parameters and gradients. In evaluation mode the blocks of ConvNeXt, folded or not, run on
+    inference kernels and can no longer be trained. Kernels are compared with eager layers. Since
+    `torch.compile` fuses some operations itself, compare whole networks before combining the two.
 
     Args:
         network: Any network, on the device of the example.
-        example: Images (N, C, H, W) as many and as large as there will be. Call this in the
-            autocast in which the network is going to run.
-        cache: The file of what was found before; by default in the user's cache folder.
+        example: Images (N, C, H, W) of the batch size and image size in use. Call this function
+            under the same autocast as the network.
+        cache: The file of earlier results; by default in the user's cache folder.
         timer: Measures functions side by side.
         console: Prints what was chosen.
 
     Returns:
-        The copy, with `choices`, a list of `Choice`; it is unchanged where there is no Triton or
-        no GPU, or nothing wins.
+        The copy, with `choices`, a list of `Choice`. It equals the original if there is no Triton
+        or no GPU, or if no kernel is faster.
 
     Raises:
         ValueError: If the example is not a batch of images.
@@ -93,12 +94,12 @@ def apply_kernels(
             site = network.get_submodule(name)
             picked: dict[Piece, nn.Module] = {}
             options = set()
-            for piece, forms in forms_of(site, training=network.training).items():
-                key = _key(piece, forms, kind)
+            for piece, variants in variants_of(site, training=network.training).items():
+                key = _key(piece, variants, kind)
                 if key not in choices:
-                    choices[key] = _choose(piece, forms, kind, key, known, timer)
+                    choices[key] = _choose(piece, variants, kind, key, known, timer)
                 options.add(choices[key].option)
-                picked[piece] = forms[choices[key].option]
+                picked[piece] = variants[choices[key].option]
             if options != {"torch"}:
                 network = replaced(network, name, joined(picked))
         console.print(table_of(list(choices.values())))
@@ -111,28 +112,28 @@ def apply_kernels(
     return network
 
 
-def _key(piece: Piece, forms: Mapping[str, nn.Module], maps: Maps) -> str:
-    """Return the name of a verdict."""
+def _key(piece: Piece, variants: Mapping[str, nn.Module], maps: Maps) -> str:
+    """Return the key of a result in the cache."""
     device = maps.device
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-    weights = [(n, tuple(w.shape), w.dtype) for n, w in forms["torch"].state_dict().items()]
-    facts = (piece, sorted(forms), maps.shape, maps.dtype, autocast)
-    return key_of("kernel", device, *facts, repr(forms["torch"]), weights)
+    weights = [(n, tuple(w.shape), w.dtype) for n, w in variants["torch"].state_dict().items()]
+    facts = (piece, sorted(variants), maps.shape, maps.dtype, autocast)
+    return key_of("kernel", device, *facts, repr(variants["torch"]), weights)
 
 
 def _choose(
     piece: Piece,
-    forms: Mapping[str, nn.Module],
+    variants: Mapping[str, nn.Module],
     maps: Maps,
     key: str,
     cache: TuningCache,
     timer: Timer,
 ) -> Choice:
-    """Return the verdict on a piece, remembered or measured now."""
+    """Return the choice for a piece, from the cache or measured now."""
 
     def parse(value: Any) -> Choice:
         known = Choice(**(value | {"shape": tuple(value["shape"])}))
-        if known.option not in forms or not known.seconds["torch"] > 0:
+        if known.option not in variants or not known.seconds["torch"] > 0:
             raise ValueError(f"{known.option} in {known.seconds}")
         return known
 
@@ -141,7 +142,7 @@ def _choose(
         return known
     inputs = inputs_of(piece, maps)
     dtype = _dtype_of(inputs[0])
-    calls = {name: call_of(form, inputs, piece) for name, form in forms.items()}
+    calls = {name: call_of(variant, inputs, piece) for name, variant in variants.items()}
     expected = calls["torch"]()
     most = MOST[dtype]
     failures = {}
@@ -150,7 +151,7 @@ def _choose(
             away = max(map(distance, calls[name](), expected))
             if not away <= most:
                 failures[name] = f"differs by {away:.1e}, {most:.0e} are allowed"
-        except Exception as error:  # A compiler's, a driver's: the network runs without the kernel.
+        except Exception as error:  # A failing compiler or driver must not stop the network.
             failures[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
     right = {name: call for name, call in calls.items() if name not in failures}
     seconds = timer(right, maps.device)
@@ -164,7 +165,8 @@ def _choose(
         option=option,
         seconds=seconds,
         predicted={
-            name: floor_seconds(work_of(piece, name, maps.shape, dtype.itemsize)) for name in forms
+            name: floor_seconds(work_of(piece, name, maps.shape, dtype.itemsize))
+            for name in variants
         },
         failures=failures,
     )
@@ -173,7 +175,7 @@ def _choose(
 
 
 def inputs_of(piece: Piece, maps: Maps) -> tuple[Tensor, ...]:
-    """Return what a piece is called with: maps, for a pair those of the other half before them."""
+    """Return the inputs of a piece: its maps; a pair also gets those of the other half, first."""
     x = maps.draw()
     if piece != "pair":
         return (x,)
@@ -188,30 +190,30 @@ def _dtype_of(x: Tensor) -> torch.dtype:
 
 
 def call_of(
-    form: nn.Module, inputs: tuple[Tensor, ...], piece: Piece
+    variant: nn.Module, inputs: tuple[Tensor, ...], piece: Piece
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """Return a function that runs a form once: forward, or in training forward and backward."""
+    """Return a function that runs a variant once: forward, and in training also backward."""
     if piece != "conv training":
 
         def infer() -> tuple[Tensor, ...]:
             with torch.no_grad():
-                return (form(*inputs),)
+                return (variant(*inputs),)
 
         return infer
     (x,) = inputs
     x = x.detach().requires_grad_()
-    trained = [x, *(p for p in form.parameters() if p.requires_grad)]
+    trained = [x, *(p for p in variant.parameters() if p.requires_grad)]
 
     def train() -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            y = form(x)
+            y = variant(x)
             return (y.detach(), *torch.autograd.grad(y, trained, y.detach()))
 
     return train
 
 
 def table_of(choices: Sequence[Choice]) -> Table:
-    """Return the choices as a table: microseconds, gains measured and at the limits of an H200."""
+    """Return the choices as a table: microseconds and gains, measured and at an H200's limits."""
     columns = ("piece", "maps", "dtype", "torch", "kernels", "chosen", "gain", "at the limit")
     table = Table(*columns, box=None, title="microseconds")
     for choice in choices:

@@ -1,11 +1,11 @@
 """The k x k depthwise convolution with stride 1 over channels_last maps, forward and backward.
 
-Arithmetic, not memory, is its limit: 49 products for each value that is read and written once,
-outside of the tensor cores, and every bf16 operand has to be widened first. So a program computes
-several rows of output at a time, and a value, once read and widened, is used for all of them.
+It is limited by arithmetic rather than memory: each value that is read and written once takes 49
+products outside the tensor cores, and every bf16 operand has to be widened first. A program
+therefore computes several output rows at a time, and uses each widened value for all of them.
 
 Shapes: N batch, H and W positions, C channels, k an odd kernel size. `taps` are weights (k, k, C),
-so that neighboring threads read neighboring channels of everything.
+so that neighboring threads read neighboring channels.
 """
 
 # Kernels are typed by Triton: constants in capitals, tuples that grow.
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from gpu_kernels.tuning import LAUNCH, run_in_autocast, tuned
 
-# Programs of the gradient by the weights: some waves on 132 multiprocessors. A constant, as the
-# order of its sums must not depend on the device.
+# Programs for the weight gradient: a few waves on 132 multiprocessors. It is constant, because the
+# order of the sums must not depend on the device.
 NUM_PROGRAMS = 4096
 
 
@@ -33,7 +33,7 @@ def _tile(rows: int, columns: int, channels: int, num_warps: int) -> triton.Conf
     return triton.Config(tile, num_warps=num_warps)
 
 
-# 8 to 16 values a thread and row: a 16-byte load of bf16, or two.
+# 8 to 16 values per thread and row: one or two 16-byte loads of bf16.
 FORWARD = [
     _tile(2, 8, 32, 1),
     _tile(4, 8, 32, 1),
@@ -72,7 +72,7 @@ def window_sums(
 ):
     """Return ROWS tiles (len(w), len(c)): the convolution of an image x (H, W, C) from row `top`.
 
-    A row of input serves all rows of output that it reaches.
+    Each input row is used for all output rows that it contributes to.
     """
     sums = ()
     for _ in tl.static_range(ROWS):
@@ -120,7 +120,7 @@ def _forward(
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    # Neighbours in memory run at the same time: channels first, then columns, rows, images.
+    # Neighbors in memory run at the same time: channels first, then columns, rows, images.
     at = tl.program_id(0)
     c = at % tl.cdiv(channels, CHANNELS) * CHANNELS + tl.arange(0, CHANNELS)
     at = at // tl.cdiv(channels, CHANNELS)
@@ -157,8 +157,8 @@ def _gradient(
 ):
     """Sum one row of taps over `rows_each` rows of the batch, for some channels.
 
-    `partial` is (splits, k * k + 1, C): the last row is of the bias. Programs for the k rows of
-    taps run side by side and find each other's input in the L2 cache.
+    `partial` is (splits, k * k + 1, C); its last row belongs to the bias. The programs for the k
+    rows of taps run side by side and share their input through the L2 cache.
     """
     at = tl.program_id(0)
     ky = at % KERNEL
@@ -204,7 +204,7 @@ def _gradient(
 
 @torch.library.custom_op("convnext::depthwise", mutates_args=())
 def depthwise_op(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve maps (N, H, W, C) with taps (k, k, C), zeros around them; sums are in fp32."""
+    """Convolve zero-padded maps (N, H, W, C) with taps (k, k, C); sums are in fp32."""
     x, taps = x.contiguous(), taps.contiguous()
     num, height, width, channels = x.shape
     y = torch.empty_like(x)
@@ -237,10 +237,10 @@ def _(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("convnext::depthwise_gradient", mutates_args=())
 def gradient_op(grad: Tensor, x: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
-    """Return the gradients by taps (k, k, C) and bias (C,), in fp32, of maps (N, H, W, C).
+    """Return the gradients of the taps (k, k, C) and the bias (C,), in fp32.
 
-    Each program sums its own rows; one sum over programs follows. Without atomic additions, the
-    order is fixed.
+    Each program sums its own rows, and one sum over programs follows. There are no atomic
+    additions, so the order is fixed.
     """
     grad, x = grad.contiguous(), x.contiguous()
     num, height, width, channels = x.shape
@@ -305,11 +305,11 @@ depthwise_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Convolve each channel of maps with its own kernel, zeros around them, stride 1.
+    """Convolve each channel with its own kernel, zero-padded to the same size, with stride 1.
 
     Args:
-        x: (N, C, H, W), channels_last or else copied; fp32, bf16 or fp16, and so is the result.
-            Sums are in fp32. Under autocast x is converted, the weights need not be.
+        x: (N, C, H, W) in fp32, bf16 or fp16, like the result; copied unless it is channels_last.
+            Sums are in fp32. Under autocast x is converted; the weights may stay in fp32.
         weight: (C, 1, k, k), k odd.
         bias: (C,) or None.
 

@@ -1,7 +1,7 @@
-"""CUDA graphs: all kernels of a network launched as one.
+"""CUDA graphs: launch all kernels of a network as one.
 
-A batch of 1 to 8 images keeps a large GPU busy for less time than Python needs to launch some 150
-kernels. A graph is recorded once and replayed in one call, on buffers that stay where they are.
+A batch of 1 to 8 images keeps a large GPU busy for less time than Python needs to launch about 150
+kernels. A graph is recorded once and replayed in one call, on buffers with fixed addresses.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ NUM_WARM_UPS = 3
 
 
 def cuda_graph(function: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a function that computes what a function computes, for inputs like an example.
+    """Return a function that replays `function` as a graph, for inputs like an example.
 
     Args:
         function: A network in evaluation mode, or any function of a tensor whose kernels do not
-            depend on values. Its weights may change in place, not be replaced.
+            depend on values. Its weights may change in place but must not be replaced.
         example: An input on a GPU; only its shape, dtype and device count.
 
     Returns:
-        A function; each result is a tensor of its own.
+        A function; every call returns a new tensor.
 
     Raises:
-        ValueError: If the example is not on a GPU, or later for an input of another kind.
+        ValueError: If the example is not on a GPU; on a call, if the input is of another kind.
     """
     if example.device.type != "cuda":
         raise ValueError(
@@ -56,8 +56,8 @@ def _kind(x: Tensor) -> str:
 def _record(
     function: Callable[[Tensor], Tensor], held: Tensor
 ) -> tuple[Callable[[], None], Tensor]:
-    """Return what replays a function on a buffer, and the buffer of its result."""
-    # Libraries allocate and kernels are tuned on the first calls, which no graph can hold.
+    """Return the graph of a function on a buffer, and the buffer of its result."""
+    # The first calls allocate memory and tune kernels, which a graph cannot record.
     with torch.no_grad():
         aside = torch.cuda.Stream(held.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(held.device))

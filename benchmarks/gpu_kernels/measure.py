@@ -1,4 +1,4 @@
-"""How long functions take, side by side."""
+"""Time functions side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 NUM_ROUNDS = 7
 SECONDS = 0.02
-"""Of one function in one round, about; single launches are too short to be timed."""
+"""Approximate seconds per function and round; a single launch is too short to be timed."""
 NUM_MOST = 200
 
 Timer = Callable[[Mapping[str, Callable[[], object]], torch.device], dict[str, float]]
@@ -24,9 +24,9 @@ def interleaved_medians(
     rounds: int = NUM_ROUNDS,
     seconds: float = SECONDS,
 ) -> dict[str, float]:
-    """Return the median seconds of a call of each, over rounds in which all take turns.
+    """Return the median seconds of a call of each function, over rounds in which all take turns.
 
-    On a GPU by its own events. What a function does at first (tuning, allocation) does not count.
+    A GPU is timed by its own events. Warm-up (tuning, allocation) does not count.
     """
     counts = {}
     for name, function in functions.items():
@@ -42,7 +42,7 @@ def interleaved_medians(
 
 
 def seconds_of(function: Callable[[], object], count: int, device: torch.device) -> float:
-    """Return the mean seconds of a call, of `count` calls in a row."""
+    """Return the mean seconds of a call over `count` consecutive calls."""
     if device.type != "cuda":
         began = time.perf_counter()
         for _ in range(count):

@@ -1,12 +1,13 @@
 """The pointwise pair with its GELU, for inference: the wide activations never reach memory.
 
-A program keeps some rows and all of their C outputs in registers, and walks over the hidden width:
-a product C -> chunk, GELU, a product chunk -> C. Layer scale and residual come last. C is taken in
-one part or in three (`tuning.split`), so that 96, 192 and 384 channels leave nothing unused.
+A program keeps some rows and all of their C outputs in registers, and iterates over chunks of the
+hidden width: a product C -> chunk, GELU, a product chunk -> C. Layer scale and residual come last.
+C is processed in one part or in three (`tuning.split`), so that 96, 192 and 384 channels leave
+nothing unused.
 
-Registers, compiled for compute capability 9.0 and bf16: up to 192 channels nothing spills, at 256
-three configurations do not, at 384 one; beyond, the sums do not fit, and the two products of the
-vendor's library are the faster ones anyway.
+Registers, compiled for compute capability 9.0 and bf16: up to 192 channels nothing spills; at 256
+three configurations do not spill, at 384 one. Beyond that the sums do not fit, and two products of
+the vendor's library are faster anyway.
 
 Shapes: M rows, C channels, D hidden width.
 """
@@ -129,7 +130,7 @@ def pointwise_pair_op(
     scale: Tensor | None,
     residual: Tensor | None,
 ) -> Tensor:
-    """Map (..., C) to (..., C), by way of D channels that are never written."""
+    """Map (..., C) to (..., C) through D channels that are never written to memory."""
     x, w1, w2 = x.contiguous(), w1.contiguous(), w2.contiguous()
     hidden, channels = w1.shape
     y = torch.empty_like(x, dtype=_dtype(x, residual))
@@ -191,13 +192,13 @@ def pointwise_pair(
 
     Args:
         x: (..., C), fp32, bf16 or fp16; weights are converted to it. Sums are in fp32; what enters
-            the second product is in the dtype of x, as it is without the kernel.
+            the second product has the dtype of x, as without the kernel.
         w1: (D, C).
         b1: (D,).
         w2: (C, D).
         b2: (C,).
-        scale: The layer scale (C,), None if it is folded into the second product.
-        residual: (..., C), None for nothing to add.
+        scale: The layer scale (C,); None if it is folded into the second product.
+        residual: (..., C); None if there is nothing to add.
 
     Returns:
         (..., C), in the wider dtype of x and the residual.

@@ -1,4 +1,4 @@
-"""The kernels as layers, and blocks that are built from them.
+"""The kernels as layers, and blocks built from them.
 
 Shapes: N batch, C channels, H and W positions.
 """
@@ -15,11 +15,11 @@ from convnext.models.blocks import Block
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution that runs in the kernel; weights, names and gradients as before."""
+    """A depthwise convolution that runs in the kernel, with the same weights and gradients."""
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> DepthwiseConv2d:
-        """Return the same layer with the same parameters."""
+        """Return a layer with the parameters of another."""
         channels, k = conv.in_channels, conv.kernel_size[0]
         out = cls(channels, channels, k, padding=k // 2, groups=channels, device="meta")
         out.weight, out.bias = conv.weight, conv.bias
@@ -33,7 +33,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class DepthwiseNorm(nn.Module):
-    """A depthwise convolution and the layer norm after it, in one kernel, for inference."""
+    """A depthwise convolution and the layer norm after it in one kernel, for inference."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class DepthwiseNorm(nn.Module):
 
 
 class PlainPair(nn.Module):
-    """`x + gamma * pair(y)` by torch's own layers."""
+    """`x + gamma * pair(y)`, computed by torch's own layers."""
 
     def __init__(self, pair: nn.Module, gamma: Tensor | None) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class PlainPair(nn.Module):
 
 
 class FusedPair(nn.Module):
-    """The same in one kernel, for inference."""
+    """The same as `PlainPair` in one kernel, for inference."""
 
     def __init__(self, first: nn.Module, second: nn.Module, gamma: Tensor | None) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class FusedPair(nn.Module):
 
 
 class KernelBlock(nn.Module):
-    """A residual block of two halves, each of torch's own layers or of one kernel."""
+    """A residual block of two halves, each made of torch's layers or one kernel."""
 
     def __init__(self, spatial: nn.Module, pair: nn.Module) -> None:
         super().__init__()
@@ -106,19 +106,19 @@ class KernelBlock(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Halves:
-    """What a block of ConvNeXt consists of."""
+    """The layers of a ConvNeXt block."""
 
     conv: nn.Conv2d
     norm: nn.Module
     first: nn.Module
     second: nn.Module
     pair: nn.Module
-    """Both products with the GELU between, for (N, C, H, W)."""
+    """Both products with the GELU in between, for (N, C, H, W)."""
     gamma: Tensor | None
 
 
 def halves_of(block: nn.Module) -> Halves | None:
-    """Return the halves of a block, as it was trained or folded; None if it is of another kind."""
+    """Return the halves of a block, folded or not; None if it is of another kind."""
     if isinstance(block, Block):
         shortcut, act = block.shortcut, block.act
         layers = [cast(nn.Module, getattr(block, name)) for name in block.order]
@@ -171,8 +171,8 @@ def is_depthwise(layer: nn.Module) -> bool:
 def _is_product(layer: nn.Module) -> bool:
     """Return whether a layer is linear over channels, and has a bias."""
     if isinstance(layer, nn.Conv2d):
-        form = (layer.kernel_size, layer.stride, layer.groups, layer.padding)
-        return form == ((1, 1), (1, 1), 1, (0, 0)) and layer.bias is not None
+        layout = (layer.kernel_size, layer.stride, layer.groups, layer.padding)
+        return layout == ((1, 1), (1, 1), 1, (0, 0)) and layer.bias is not None
     return isinstance(layer, nn.Linear) and isinstance(layer.bias, Tensor)
 
 

@@ -1,11 +1,11 @@
 """The depthwise convolution and the layer norm after it in one pass over memory, for inference.
 
-A program holds all channels of its pixels, in one part or in three (`tuning.split`). The wider the
-pixel, the fewer of them share what is read: where this costs more than the map that is not written
-and read again, `gpu_kernels.choose` keeps the two apart.
+A program holds all channels of its pixels, in one part or in three (`tuning.split`). With more
+channels, fewer pixels share what is read. If this costs more than writing and reading the map
+between the two layers, `gpu_kernels.choose` keeps them separate.
 
-Registers: a thread holds up to `ROWS * TILE / threads` sums, and as many inputs and taps as one
-part of a row has. Compiled for compute capability 9.0, four configurations or more do not spill at
+Registers: a thread holds up to `ROWS * TILE / threads` sums, and the inputs and taps of one part of
+a row. Compiled for compute capability 9.0, at least four configurations do not spill at
 96, 256, 768, 1024, 1536 and `MAX_CHANNELS` channels (the last stage of xlarge); tuning drops those
 that do.
 """
@@ -170,11 +170,11 @@ def depthwise_norm(
     norm_bias: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
-    """Return the layer norm over channels of a depthwise convolution. It has no gradient.
+    """Return the layer norm of a depthwise convolution over its channels. It has no gradient.
 
     Args:
-        x: (N, C, H, W), channels_last or else copied; fp32, bf16 or fp16, and so is the result.
-            Between the two everything is in fp32.
+        x: (N, C, H, W) in fp32, bf16 or fp16, like the result; copied unless it is channels_last.
+            Between the two layers everything is in fp32.
         weight: (C, 1, k, k), k odd.
         bias: (C,) or None.
         norm_weight: (C,); None for a norm whose weights are folded into the next layer.

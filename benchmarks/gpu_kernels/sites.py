@@ -1,4 +1,4 @@
-"""The places of a network in which kernels could compute, and what arrives there."""
+"""The places in a network where kernels could compute, and their inputs."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from gpu_kernels.modules import (
 )
 from gpu_kernels.traffic import Piece
 
-# The kernels' own limits, known without importing Triton.
+# The limits of the kernels, known without importing Triton.
 MAX_CHANNELS = {"spatial": 2048, "pair": 384}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Maps:
-    """What arrives at a layer: maps (N, C, H, W), without their values."""
+    """The shape and dtype of a layer's input maps (N, C, H, W)."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
 
     def draw(self) -> Tensor:
-        """Return random ones, channels_last."""
+        """Return random maps, channels_last."""
         random = torch.Generator(self.device).manual_seed(0)
         maps = torch.randn(self.shape, generator=random, device=self.device).to(self.dtype)
         return maps.contiguous(memory_format=torch.channels_last)
 
 
-def forms_of(site: nn.Module, *, training: bool) -> dict[Piece, dict[str, nn.Module]]:
-    """Return the pieces of a layer or block that kernels can compute, each in all its forms."""
+def variants_of(site: nn.Module, *, training: bool) -> dict[Piece, dict[str, nn.Module]]:
+    """Return the pieces of a layer or block that kernels can compute, each in all its variants."""
     if is_depthwise(site):
         conv = cast(nn.Conv2d, site)
         piece: Piece = "conv training" if training else "conv"
@@ -62,19 +62,19 @@ def forms_of(site: nn.Module, *, training: bool) -> dict[Piece, dict[str, nn.Mod
 
 
 def joined(picked: Mapping[Piece, nn.Module]) -> nn.Module:
-    """Return the layer or block that consists of the forms picked."""
+    """Return the layer or block that consists of the selected variants."""
     if "pair" in picked:
         return KernelBlock(picked["spatial"], picked["pair"]).eval()
-    (form,) = picked.values()
-    return form
+    (variant,) = picked.values()
+    return variant
 
 
 def find_sites(network: nn.Module, example: Tensor) -> dict[str, Maps]:
-    """Return what arrives, for an example, at each layer or block that kernels could compute."""
+    """Return the input, for an example, of each layer or block that kernels could compute."""
     sites: dict[str, nn.Module] = {}
     for name, module in network.named_modules():
         within = any(name.startswith(f"{outer}.") for outer in sites)
-        if not within and forms_of(module, training=network.training):
+        if not within and variants_of(module, training=network.training):
             sites[name] = module
     arrived: dict[str, Maps] = {}
 
@@ -86,7 +86,7 @@ def find_sites(network: nn.Module, example: Tensor) -> dict[str, Maps]:
         return hook
 
     hooks = [module.register_forward_pre_hook(note(name)) for name, module in sites.items()]
-    # Running statistics of batch norms are the user's; an example must not move them.
+    # An example must not change the running statistics of batch norms.
     kept = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
         with torch.no_grad():
@@ -100,7 +100,7 @@ def find_sites(network: nn.Module, example: Tensor) -> dict[str, Maps]:
 
 
 def replaced(network: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """Return a network with another module under a name, which is empty for the whole network."""
+    """Return a network with the module of a name replaced; "" stands for the whole network."""
     if not name:
         return new
     parent, _, own = name.rpartition(".")

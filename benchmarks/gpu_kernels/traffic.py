@@ -1,8 +1,8 @@
-"""What a piece must move and compute, and what a device could do in that time.
+"""The memory traffic and operations of a piece, and the minimum time that a device needs for them.
 
-The floor of a piece is the largest of three times: bytes over bandwidth, products on the tensor
-cores, and operations outside of them. The last one is what 49 products a value (depthwise) and the
-error function (GELU) are limited by.
+The minimum time is the largest of three: bytes over bandwidth, products on the tensor cores, and
+operations outside the tensor cores. The last one limits the 49 products per value of a depthwise
+convolution and the error function of the GELU.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from typing import Literal
 
 Piece = Literal["conv", "conv training", "spatial", "pair"]
 
-# Instructions of an erf in fp32: an estimate, not counted in a compiled kernel.
+# Instructions of an erf in fp32: an estimate, not a count from a compiled kernel.
 ERF_OPS = 25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What a device does in a second."""
+    """The rates of a device, per second."""
 
     bytes: float
     tensor_flops: float
     """In bf16."""
     other_ops: float
-    """Fused multiply-adds and other single instructions outside of the tensor cores."""
+    """Fused multiply-adds and other single instructions outside the tensor cores."""
 
 
-# Assumed: what is reached of bandwidth and matrix rate; 132 multiprocessors, 128 lanes, 1.7 GHz.
+# Assumed reachable bandwidth and matrix rate; 132 multiprocessors, 128 lanes, 1.7 GHz.
 H200 = Device(bytes=4.3e12, tensor_flops=790e12, other_ops=28.7e12)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one call of a piece needs, at least."""
+    """The minimum work of one call of a piece."""
 
     bytes: float
     tensor_flops: float = 0.0
     other_ops: float = 0.0
 
     def seconds(self, device: Device) -> float:
-        """Return the least seconds that a device needs for it."""
+        """Return the minimum seconds that a device needs."""
         return max(
             self.bytes / device.bytes,
             self.tensor_flops / device.tensor_flops,
@@ -52,10 +52,10 @@ class Work:
 def work_of(
     piece: Piece, option: str, shape: Sequence[int], itemsize: int, *, kernel_size: int = 7
 ) -> list[Work]:
-    """Return the passes of an option of a piece, for maps (N, C, H, W), which run one by one.
+    """Return the consecutive passes of an option of a piece, for maps (N, C, H, W).
 
     Options: `torch`, one pass for each of torch's layers; `depthwise`; `fused`. The hidden width
-    of a pair is 4C. Weights are left out; they are small where memory counts.
+    of a pair is 4C. Weights are not counted; they are small where memory is the limit.
     """
     num, channels, height, width = shape
     values = num * channels * height * width
@@ -67,7 +67,7 @@ def work_of(
     if piece == "conv":
         return [conv]
     if piece == "conv training":
-        # Forward, and backward by input and by weight.
+        # Forward, and backward for the input and the weight.
         return [conv, conv, conv]
     if piece == "spatial":
         if option != "fused":
@@ -86,7 +86,7 @@ def work_of(
 
 
 def floor_seconds(passes: Sequence[Work], device: Device = H200) -> float:
-    """Return the least seconds of passes that run one after the other."""
+    """Return the minimum seconds of passes that run one after the other."""
     return sum(work.seconds(device) for work in passes)
 
 

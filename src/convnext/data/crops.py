@@ -1,9 +1,9 @@
 """Crops of image files for training: only what they need is decoded, and torch resizes them.
 
-Evaluation and prediction follow the published preprocessing to the bit. Crops for training differ
-in two ways. They are rounded to whole pixels if that moves them by less than a hundredth of their
-side. And torch's antialiased resize replaces Pillow's: the same algorithm with coarser weights (97
-of 100 values are equal, nearly all others differ by one level of 255), in a quarter of the time.
+Evaluation and prediction follow the published preprocessing bit for bit. Crops for training differ
+in two ways. They are rounded to whole pixels if that moves them by less than 1 percent of their
+side. Torch's antialiased resize replaces Pillow's: the same algorithm with coarser weights (97 of
+100 values are equal, nearly all others differ by one level of 255), in a quarter of the time.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 
 def _decoded(image: Image.Image, mode: Mode) -> Tensor | None:
-    """Decode an opened JPEG with torchvision; return None if it fails, so that Pillow says why.
+    """Decode an opened JPEG with torchvision; return None if it fails, so that Pillow reports why.
 
     Both use libjpeg-turbo, so the pixels are the same, but Pillow stores four bytes per pixel and
     copies them twice more on the way to a tensor.
@@ -121,7 +121,7 @@ def _decoded(image: Image.Image, mode: Mode) -> Tensor | None:
     image.fp.seek(0)
     content = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
     try:
-        pixels: Tensor = decoder(content, 1 if mode == "L" else 3, False)  # Channels; not turned.
+        pixels: Tensor = decoder(content, 1 if mode == "L" else 3, False)  # False: no rotation.
     except RuntimeError:
         return None
     return pixels

@@ -1,4 +1,4 @@
-"""Shared by the training data of segmentation and detection: distortion and substitutes."""
+"""Color distortion and replacement of damaged samples, for segmentation and detection training."""
 
 from __future__ import annotations
 

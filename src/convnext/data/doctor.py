@@ -1,4 +1,4 @@
-"""Shared by the reports on data sets: read every item once, and print tables in one style."""
+"""Helpers of the data set reports: read every item once, and print tables in one style."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def class_table(columns: Sequence[str], rows: Sequence[tuple[str, float, Sequenc
     """Return a table with a row per class: its name, cells, and a bar for its number."""
     table = plain_table("class", *columns)
     table.add_column("")
-    most = max((value for _, value, _ in rows), default=0)
+    largest = max((value for _, value, _ in rows), default=0)
     for name, value, cells in rows[:MAX_ROWS]:
-        table.add_row(escape(name), *cells, bar(value, most))
+        table.add_row(escape(name), *cells, bar(value, largest))
     if len(rows) > MAX_ROWS:
         table.caption = f"the first {MAX_ROWS} of {len(rows):,} classes"
     return table
 
 
-def bar(value: float, most: float) -> str:
-    """Return a bar that is longest for `most`, and never empty for a value above 0."""
-    return "█" * max(round(BAR * value / (most or 1)), 1 if value else 0)
+def bar(value: float, largest: float) -> str:
+    """Return a bar that is longest for `largest`, and never empty for a value above 0."""
+    return "█" * max(round(BAR * value / (largest or 1)), 1 if value else 0)
 
 
 def print_notes(notes: Iterable[str], console: Console) -> None:

@@ -61,7 +61,7 @@ class Download:
         """Return the content of a URL.
 
         Raises:
-            BadImage: If it cannot be fetched within the limits; says why.
+            BadImage: If it cannot be fetched within the limits; the message says why.
         """
         self.check(url)
         self.notice(f"fetching {url}")

@@ -3,7 +3,7 @@
 What a picture means is decided here once, for training, evaluation and prediction alike:
 
 - EXIF orientation is applied;
-- transparency is laid over white, the page that such pictures are drawn for (dropping the alpha
+- transparent images are composited over white, the page that they are drawn for (dropping the alpha
   channel would show whatever color is hidden below it);
 - 16-bit gray-scale is scaled by the range of its container, 65535 to 255, never clipped;
 - the first frame of an animation or a document is used;
@@ -155,7 +155,7 @@ def identify(stream: IO[bytes]) -> Image.Image:
         factory, accepts = Image.OPEN[name]
         try:
             answer = True if accepts is None else accepts(start)
-            # A text means that the plugin recognizes the format but lacks a library to read it.
+            # A string means that the plugin recognizes the format but lacks a library to read it.
             if isinstance(answer, str) or not answer:
                 continue
             stream.seek(0)
@@ -169,7 +169,7 @@ def identify(stream: IO[bytes]) -> Image.Image:
 
 
 def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
-    """Return `image` in "RGB" or "L", transparency over white; unchanged if it already is."""
+    """Return `image` as "RGB" or "L", composited over white; unchanged if it already is."""
     if image.mode == mode and not image.has_transparency_data:
         return image
     if image.mode in (*_16_BIT, "I", "F"):

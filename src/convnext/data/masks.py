@@ -216,7 +216,7 @@ def encode(part: npt.NDArray[Any], window: Window, size: tuple[int, int]) -> dic
         np.flatnonzero(columns[:, 1:] != columns[:, :-1]).astype(np.int64), len(part) + 1
     )
     bounds = (window[0] + column) * height + window[1] + row  # Start, end, start, end, ...
-    # A run to the lower edge of the image continues at the upper edge of the next column.
+    # A run that reaches the bottom edge continues at the top edge of the next column.
     continued = np.flatnonzero(bounds[1:-1:2] == bounds[2::2]) * 2 + 1
     bounds = np.delete(bounds, np.concatenate((continued, continued + 1)))
     counts = np.diff(bounds, prepend=0, append=height * width).tolist()

@@ -142,7 +142,7 @@ def open_dataset(path: str, *, val_share: float = 0.2, strict: bool = True) -> D
         strict: Refuse files with fatal faults; otherwise they are noted.
 
     Raises:
-        ValueError: If there is nothing at `path` to train and validate on; says why.
+        ValueError: If there is nothing at `path` to train and validate on; the message says why.
     """
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")

@@ -52,7 +52,7 @@ class Source:
         """Return the image, upright, in 8 bits, in "RGB" or "L".
 
         Raises:
-            BadImage: If it cannot be fetched or decoded; says why.
+            BadImage: If it cannot be fetched or decoded; the message says why.
         """
         return self.opener(mode)
 

@@ -147,7 +147,7 @@ def load_state(
     Raises:
         ValueError: If there is no readable state, or it belongs to another network.
     """
-    found = _newest_whole(folder, tell) if ranks.is_first else None
+    found = _newest_readable(folder, tell) if ranks.is_first else None
     name = ranks.broadcast_object(found.path.name if found else None)
     if name is None:
         raise ValueError(
@@ -174,7 +174,7 @@ class _State:
     counters: Mapping[str, Any]
 
 
-def _newest_whole(folder: Path, tell: Callable[[str], None]) -> _State | None:
+def _newest_readable(folder: Path, tell: Callable[[str], None]) -> _State | None:
     for path in reversed(complete_steps(folder)):
         try:
             return _read(path)

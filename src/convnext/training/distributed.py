@@ -125,7 +125,7 @@ def started_by_launcher() -> tuple[int, int, str] | None:
         if tasks % nodes:
             raise ValueError(
                 f"srun started {tasks} processes on {nodes} machines; give --ntasks-per-node, so "
-                "that every machine has as many"
+                "that every machine has the same number"
             )
         return tasks // nodes, nodes, "srun"
     return None

@@ -24,7 +24,7 @@ _NO_MEMORY = re.compile(
     r"can't allocate memory|CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED|MPS backend out of memory"
 )
 _LOST_PROCESS = re.compile(
-    r"closed by peer|reset by peer|connection (?:was )?(?:closed|refused|reset)|broken pipe|"
+    r"(?:closed|reset) by \w+|connection (?:was )?(?:closed|refused|reset)|broken pipe|"
     r"remote process|socket timeout|timed out waiting|NCCL|heartbeat|gloo",
     re.IGNORECASE,
 )

@@ -33,7 +33,7 @@ Shapes = dict[str, tuple[nn.Module, tuple[int, ...]]]
 def wrong_in_bf16(
     task: Task, model: nn.Module, micro_batch_size: int, cache: Path | None = None
 ) -> str:
-    """Return which layer has wrong gradients in bf16 on this CPU, and the error; "" if none has.
+    """Return the layer whose bf16 gradients are wrong on this CPU, and the error; "" if none are.
 
     The answer is cached for these layers and shapes, this processor, its threads and this torch.
 
@@ -114,7 +114,7 @@ def gradient_error(layer: nn.Module, shape: tuple[int, ...]) -> float:
 def _text(value: object) -> str:
     if isinstance(value, str):
         return value
-    raise ValueError(f"{value!r} is not a text")
+    raise ValueError(f"{value!r} is not a string")
 
 
 def _spoil_memory(num: int) -> None:

@@ -137,9 +137,9 @@ class Heartbeat:
 def _message(lost: int | None, ranks: Ranks) -> str:
     which = "a process" if lost is None else f"process {lost}"
     return (
-        f"{which} of the {ranks.count} of this run was lost; all leave, at most --run.save_every "
-        "steps are to be done again. Start the same command with --resume and --output; torchrun "
-        "--max-restarts does so by itself"
+        f"{which} of the {ranks.count} of this run was lost and all others exit; at most "
+        "--run.save_every steps have to be repeated. Start the same command with --resume and "
+        "--output; torchrun --max-restarts does so automatically"
     )
 
 

@@ -115,8 +115,8 @@ def fit(
         )
         try:
             trainer.begin(resume=resume, begun=begun)
-            while (fault := trainer.go()) is not None:
-                trainer.go_back(fault)
+            while (fault := trainer.train()) is not None:
+                trainer.roll_back(fault)
         except RuntimeError as error:
             if trainer.ranks.count > 1 and faults.is_lost_process(error):
                 raise heartbeat.lost(error) from error
@@ -165,7 +165,7 @@ class _Trainer:
             model = model.to(memory_format=torch.channels_last)
         model = synchronize_batch_norm(model, self.ranks, fabric.device)
         run = recipe.run
-        # A compiler fuses by itself, and GPUs have kernels of their own.
+        # Compilers fuse blocks themselves, and GPUs use other kernels.
         fused = run.fused and fabric.device.type == "cpu" and run.compile is not True
         widened = self.ranks.broadcast_object(
             fused and widens(run.precision, deterministic=run.deterministic)
@@ -227,7 +227,7 @@ class _Trainer:
         images = self.step * self.task.batch_size
         self.log.begin_at(self.step, images, self.task.steps_per_epoch)
 
-    def go(self) -> Exception | None:
+    def train(self) -> Exception | None:
         """Train to the end; return a fault from which rolling back can recover."""
         self.log.start(
             num_steps=self.plan.num_steps,
@@ -235,14 +235,14 @@ class _Trainer:
             first_step=self.first_step,
         )
         try:
-            self._go()
+            self._train()
         except RuntimeError as error:
-            mendable = faults.is_out_of_memory(error) or (
+            is_recoverable = faults.is_out_of_memory(error) or (
                 faults.is_lost_worker(error) and self.failed_at.count(self.step) < 2
             )
             if self.ranks.count > 1 and faults.is_out_of_memory(error):
                 self.saver.keep_micro_batch_size(smaller_micro_batch(self.micro_batch_size))
-            if not mendable or self.ranks.count > 1 or self.num_faults >= MAX_FAULTS:
+            if not is_recoverable or self.ranks.count > 1 or self.num_faults >= MAX_FAULTS:
                 raise
             # Drop the traceback, which keeps the memory of the failed step alive.
             return error.with_traceback(None)
@@ -252,7 +252,7 @@ class _Trainer:
             return error.with_traceback(None)
         return None
 
-    def _go(self) -> None:
+    def _train(self) -> None:
         batches = self.task.batches(
             self.step, self.micro_batch_size, lambda text: self.log.warn(text, step=self.step)
         )
@@ -260,7 +260,7 @@ class _Trainer:
             is_last = self.step >= self.plan.num_steps
             evaluates = self.step > self.first_step and self.plan.evaluates_at(self.step)
             if self.losses or self.pending:
-                self._look(ends_window=evaluates or self.plan.logs_at(self.step))
+                self._check_losses(ends_window=evaluates or self.plan.logs_at(self.step))
             if evaluates:
                 self._evaluate()
                 self.stopped_early = 0 < self.recipe.run.patience <= self.since_best and not is_last
@@ -334,17 +334,17 @@ class _Trainer:
 
     def _clip(self, *, measures: bool) -> None:
         """Clip the norm of the gradient if the recipe does, and measure it."""
-        most = self.recipe.optim.clip_grad
-        if not most and not measures:
+        max_norm = self.recipe.optim.clip_grad
+        if not max_norm and not measures:
             return
         scaler = self.learner.scaler
         if scaler is not None:
             scaler.unscale_(self.learner.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), most or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm or math.inf)
         if measures:
             self.norms["grad_norm"] = full_tensor(norm)
 
-    def _look(self, *, ends_window: bool) -> None:
+    def _check_losses(self, *, ends_window: bool) -> None:
         """Read the losses of the last steps from the device, check them, and log their means."""
         if not ends_window and not self.saver.is_due(self.step, self.plan.save_steps):
             return
@@ -488,7 +488,7 @@ class _Trainer:
         self.norms.clear()
         return counters
 
-    def go_back(self, fault: Exception) -> None:
+    def roll_back(self, fault: Exception) -> None:
         """Fix the cause of a fault if possible, and return to the last saved state."""
         self.num_faults += 1
         what = " ".join(str(fault).split())

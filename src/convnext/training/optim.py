@@ -57,8 +57,8 @@ def layer_ids(model: nn.Module, by: DecayBy = "layer") -> dict[str, int]:
     prefix, backbone, ids_of = next(found, ("", None, None))
     if ids_of is None:
         raise ValueError(
-            f"{type(model).__name__} has no network of `convnext models` inside, whose layers "
-            "could have rates of their own; set optim.layer_decay to 1"
+            f"{type(model).__name__} contains no network of `convnext models` whose layers "
+            "could have separate rates; set optim.layer_decay to 1"
         )
     ids, last = ids_of(backbone, by)
     start = f"{prefix}." if prefix else ""

@@ -142,7 +142,10 @@ def _train(
     seed_everything(resolved.run.seed)
     model = task.build_model().to(device)
     if resolved.run.checkpoint_activations and not checkpoint_activations(model):
-        raise ValueError(f"{resolved.model} cannot recompute its activations; leave that out")
+        raise ValueError(
+            f"{resolved.model} cannot recompute its activations; leave out "
+            "--run.checkpoint_activations"
+        )
     _check_card(task, model)
     task.prepare(console)
     if precision == "bf16" and device.type == "cpu" and asked == "auto":

@@ -146,7 +146,7 @@ def test_a_size_beyond_the_room_removes_nothing(served, make_store):
 def test_a_trickle_is_given_up(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(store_module.time, "monotonic", lambda: clock[0])
-    watch = store_module.make_watch(most=10**9, patience=1.0)
+    watch = store_module.make_watch(max_bytes=10**9, patience=1.0)
     for _ in range(3):
         clock[0] += 2.0
         watch.relative_update(10_000)

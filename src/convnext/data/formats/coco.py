@@ -43,7 +43,7 @@ def read_coco(path: Path | str) -> CocoFile:
     """Read and check a file.
 
     Raises:
-        ValueError: If it is not such a file; says why.
+        ValueError: If it is not such a file; the message says why.
     """
     path = Path(path)
     content = load_json(path)

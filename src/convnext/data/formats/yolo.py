@@ -126,7 +126,7 @@ def _object(
     """Return the object of a line.
 
     Raises:
-        ValueError: If it is invalid; says why.
+        ValueError: If it is invalid; the message says why.
     """
     try:
         values = np.array([float(word) for word in words])

@@ -38,7 +38,7 @@ from convnext.data.images import readable_extensions
 
 FILE = "shards.json"
 FORMAT = "convnext shards 1"
-# A label beyond this is damage, not a class.
+# A larger label is damage, not a class.
 MAX_CLASSES = 100_000
 # A list of a million shards is shorter than this.
 MAX_BYTES = 300_000_000

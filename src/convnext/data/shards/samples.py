@@ -31,11 +31,11 @@ TRIES = 3
 
 
 class BadShard(BadImage):
-    """An image that cannot be read because its shard cannot, perhaps only for a while."""
+    """An image that cannot be read, perhaps only temporarily, because its shard cannot."""
 
 
 class CutShard(BadImage):
-    """An image beyond the end of a truncated shard, perhaps only for a while."""
+    """An image beyond the end of a shard that is truncated, perhaps only temporarily."""
 
     def __init__(self, source: str, reason: str, num_bytes: int) -> None:
         super().__init__(source, reason)

@@ -43,7 +43,7 @@ SLOWEST, WINDOW = 1_000, 5
 # Copies have a subfolder of the user's folder and distinctive names. Other files are never touched.
 OWN_FOLDER = "convnext-shards"
 OWN_NAME = re.compile(r"\.?[0-9a-f]{32}\.(bin|failed|short)(\..+)?")
-# A temporary file this old (in seconds) belongs to a process that was killed.
+# A temporary file older than this (in seconds) belongs to a process that was killed.
 STALE_AFTER = 86_400.0
 
 
@@ -237,13 +237,13 @@ class Store:
             raise Unavailable(
                 f"its index says {file.num_bytes:,} bytes, but {self.folder} has room for {room:,}"
             )
-        most = room if file.num_bytes is None else file.num_bytes
+        max_bytes = room if file.num_bytes is None else file.num_bytes
         for attempt in range(tries):
             try:
                 self._make_room(file.num_bytes or 0)
                 with atomic_write(path) as temporary:
                     try:
-                        watch = make_watch(most=most, patience=self.timeout)
+                        watch = make_watch(max_bytes=max_bytes, patience=self.timeout)
                         filesystem.get_file(file.url, str(temporary), callback=watch)
                     except FileNotFoundError as error:
                         raise Missing("there is no such file") from error
@@ -343,10 +343,10 @@ def open_filesystem(url: str, *, timeout: float) -> Any:
         raise ValueError(f"{url}: the protocol {protocol}:// is not known to fsspec") from error
 
 
-def make_watch(*, most: int, patience: float) -> Any:
+def make_watch(*, max_bytes: int, patience: float) -> Any:
     """Return a callback of fsspec that stops endless downloads.
 
-    It raises ValueError beyond `most` bytes, and TimeoutError if less than `SLOWEST` bytes per
+    It raises ValueError beyond `max_bytes` bytes, and TimeoutError if less than `SLOWEST` bytes per
     second arrived in the last `WINDOW` times `patience` seconds.
     """
     from fsspec.callbacks import Callback  # type: ignore[import-untyped]
@@ -357,8 +357,8 @@ def make_watch(*, most: int, patience: float) -> Any:
             self.since, self.before = time.monotonic(), 0
 
         def call(self, *_: Any, **__: Any) -> None:
-            if self.value > most:
-                raise ValueError(f"it has more than {most:,} bytes, the limit")
+            if self.value > max_bytes:
+                raise ValueError(f"it has more than {max_bytes:,} bytes, the limit")
             seconds = time.monotonic() - self.since
             if seconds > WINDOW * patience:
                 if self.value - self.before < SLOWEST * seconds:
