@@ -201,7 +201,7 @@ def test_a_recipe_is_of_the_class_of_its_task(task: str) -> None:
     assert recipe.task == task
     assert type(recipe) is not Recipe
     assert pickle.loads(pickle.dumps(recipe)) == recipe == replace(recipe)
-    with pytest.raises(ValueError, match="change_recipe takes what both have"):
+    with pytest.raises(ValueError, match="use change_recipe, which keeps"):
         replace(recipe, task="other")
     with pytest.raises(ValueError, match="no task 'segmnt'; did you mean 'segment'"):
         Recipe(task="segmnt")
@@ -239,11 +239,11 @@ def test_what_runs_of_0_1_0_saved_without_reading_it_is_left_out() -> None:
         file = Path(__file__).parents[1] / "fixtures" / "v0_1_0" / folder / "recipe.yaml"
         (note,) = read_recipe(file).notes
         settings = "1 setting" if count == 1 else f"{count} settings"
-        assert note == f"{file}: {settings} that {folder} does not use left out"
+        assert note == f"{file}: ignored {settings} that {folder} does not use"
 
 
 def test_a_resolved_recipe_has_no_auto_that_a_task_resolves() -> None:
-    with pytest.raises(ValueError, match=r"still reads auto for model, .*optim.lr.*; resolve it"):
+    with pytest.raises(ValueError, match=r"still has auto for model, .*optim.lr.*; resolve it"):
         as_resolved(Recipe())
     names = [name for name, setting in all_settings().items() if setting.resolves]
     assert "run.device" not in names  # On this machine, the best there is.
@@ -254,7 +254,6 @@ def test_options_have_help_types_and_bounds() -> None:
     actions = {a.dest: a for a in recipe_parser()._actions}
     assert set(all_settings()) <= set(actions)
     assert actions["network.norm"].choices is None or "auto" in actions["network.norm"].choices
-    assert actions["optim.lr"].help == (
-        "Peak learning rate, for the stated `batch_size`; never rescaled behind your back."
-    )
+    help_of_rate = "Peak learning rate for the given `batch_size`; it is never rescaled."
+    assert actions["optim.lr"].help == help_of_rate
     assert all_settings()["ema.decay"].bounds == (0, 0.9999999)

@@ -16,5 +16,5 @@ PREFIXES = [prefix for task in task_names() for prefix in task_class(task).prefi
 def test_the_default_task_refuses_the_networks_of_the_others(prefix: str) -> None:
     name = f"{prefix}convnext_atto"
     recipe = change_recipe(Recipe(), {"data": "digits", "model": name})
-    with pytest.raises(ValueError, match=f"{name} does not {DEFAULT}; take --model convnext_atto"):
+    with pytest.raises(ValueError, match=f"{name} does not {DEFAULT}; use --model convnext_atto"):
         task_class(DEFAULT).open(recipe, torch.device("cpu"), Console(quiet=True))

@@ -1,4 +1,4 @@
-"""When things happen in a run, in steps: the pure arithmetic of its schedule."""
+"""The schedule of a run in steps: a pure function of its recipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Never
 
 from convnext.recipes.schema import ResolvedRecipe, ScheduleRecipe
 
-# How often the loss is looked at: rarely enough that a GPU is never made to wait for it.
+# Steps between log lines: reading the loss more often would stall a GPU.
 LOG_EVERY = 10
 
 
@@ -23,7 +23,7 @@ class Plan:
     save_steps: int
     steps_per_epoch: int
     peak: float
-    """The largest learning rate."""
+    """Peak learning rate."""
     schedule: ScheduleRecipe[Never]
 
     @classmethod
@@ -42,7 +42,7 @@ class Plan:
         )
 
     def rate(self, step: int, *, num_steps: int | None = None) -> float:
-        """Return the learning rate after `step`, of this run or of one of another length."""
+        """Return the learning rate after `step`, by default for the length of this run."""
         return learning_rate(
             step,
             peak=self.peak,
@@ -53,7 +53,7 @@ class Plan:
         )
 
     def logs_at(self, step: int) -> bool:
-        """Whether a line of the log is due after `step`."""
+        """Whether a log line is due after `step`."""
         return step == 1 or step % LOG_EVERY == 0
 
     def evaluates_at(self, step: int) -> bool:
@@ -62,7 +62,7 @@ class Plan:
 
 
 def num_steps(schedule: ScheduleRecipe[Never], steps_per_epoch: int) -> int:
-    """Return the optimizer steps of a run."""
+    """Return the number of optimizer steps of a run."""
     return schedule.steps or round(schedule.epochs * steps_per_epoch)
 
 
@@ -75,16 +75,16 @@ def learning_rate(
     schedule: ScheduleRecipe[Never],
     milestones: tuple[int, ...] = (),
 ) -> float:
-    """Return the rate of a step: linear up to `peak`, then down as the schedule's shape says.
+    """Return the learning rate of a step: linear warm-up to `peak`, then decay.
 
-    Cosine falls over what follows the warm-up (paper, appendix A). Polynomial and multistep count
-    from step 0, and the warm-up scales them, as in the recipes of ADE20K and COCO; `milestones`
-    are steps.
+    Cosine decay starts after the warm-up (paper, appendix A). Polynomial and multistep decay start
+    at step 0 and the warm-up scales them, as in the recipes of ADE20K and COCO; `milestones` are
+    steps.
     """
     ratio, final = schedule.warmup_ratio, schedule.min_lr
     if schedule.shape == "cosine":
         if step < warmup_steps:
-            # As the authors' linspace(0, peak, warmup_steps): 0 first, the peak at its end.
+            # Like the authors' linspace(0, peak, warmup_steps), which ends with the peak.
             return peak * (ratio + (1 - ratio) * step / max(warmup_steps - 1, 1))
         share = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
         return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * min(share, 1.0)))

@@ -1,7 +1,7 @@
-"""Recipes in and out: YAML, options, nested and flat settings, and clear errors about them.
+"""Reading, changing and writing of recipes: YAML, options, nested and flat settings.
 
-A recipe file holds only what differs from the defaults, or from the file that its key `base` names.
-Which settings there are is a matter of the task: each has a class of its own (`recipe_type`).
+A recipe file has only the differences from the defaults, or from the file named by its key `base`.
+Each task has its own recipe class (`recipe_type`), which defines the settings.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Setting:
     """One setting of a recipe."""
 
     hint: Any
-    """Its type, with `auto` where that may be asked for."""
+    """Its type, including `auto` if it is allowed."""
     shown: str
-    """Its type as messages have it."""
+    """Its type in messages."""
     default: Any
     help: str
     bounds: tuple[float | None, float | None]
     resolves: bool
     """Whether its task resolves `auto`; otherwise `auto` may stay."""
     tasks: tuple[str, ...]
-    """Those that read it."""
+    """Tasks that use it."""
 
 
 @cache
@@ -51,7 +51,7 @@ def all_settings() -> Mapping[str, Setting]:
 
 
 def flatten(recipe: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield ("section.field", value) for every leaf, in the order of the definition."""
+    """Yield ("section.field", value) for every setting, in the order of definition."""
     for f in fields(recipe):
         value = getattr(recipe, f.name)
         if is_dataclass(value):
@@ -61,9 +61,9 @@ def flatten(recipe: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """Return `recipe` with some leaves replaced, named as `flatten` names them.
+    """Return `recipe` with some settings replaced, given by their full names.
 
-    Another `task` among the changes gives a recipe of that task, with what was set in this one.
+    Changing `task` returns a recipe of that task with the values that were set in this one.
 
     Raises:
         ValueError: If a name is unknown (the nearest one is suggested), or the task does not use
@@ -85,10 +85,10 @@ def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 def check_ranges(recipe: Recipe) -> None:
-    """Check the settings that are numbers.
+    """Check the ranges of numeric settings.
 
     Raises:
-        ValueError: Naming the setting, its value and its bounds.
+        ValueError: If a value is out of range; the message has the setting, its value and bounds.
     """
     known = all_settings()
     for name, value in flatten(recipe):
@@ -101,15 +101,15 @@ def check_ranges(recipe: Recipe) -> None:
 
 
 def as_resolved(recipe: Recipe) -> ResolvedRecipe:
-    """Return a recipe as one in which no setting is left to its task.
+    """Return a recipe without `auto` as a resolved recipe.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If a setting is still `auto`.
     """
     known = all_settings()
     left = [n for n, value in flatten(recipe) if known[n].resolves and value == "auto"]
     if left:
-        raise ValueError(f"the recipe still reads auto for {', '.join(left)}; resolve it first")
+        raise ValueError(f"the recipe still has auto for {', '.join(left)}; resolve it first")
     return cast("ResolvedRecipe", recipe)
 
 
@@ -120,10 +120,10 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(source: str | Path) -> Recipe:
-    """Read a recipe: a YAML file of differences, or the name of a bundled one.
+    """Read a recipe from a YAML file, or a bundled one by its name.
 
     Raises:
-        ValueError: If there is none, it is not valid YAML, a key is unknown (the nearest one is
+        ValueError: If it does not exist or is not valid YAML, a key is unknown (the nearest one is
             suggested), the task does not use a setting, or a value has the wrong type.
     """
     return recipe_from_dict(_read_tree(source), where=str(source))
@@ -132,8 +132,8 @@ def read_recipe(source: str | Path) -> Recipe:
 def recipe_from_dict(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Build a recipe from nested mappings, checking every key and type.
 
-    Runs of version 0.1.0 saved settings that their task never read. Those are left out, and a note
-    of the recipe counts them; in any other recipe they are an error.
+    Runs of version 0.1.0 saved settings that their task never used. These are left out and counted
+    in a note of the recipe; in any other recipe they are an error.
     """
     try:
         default = recipe_type(tree.get("task", ""))()
@@ -142,7 +142,7 @@ def recipe_from_dict(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
         if unused and _is_saved(values, default):
             values = {name: value for name, value in values.items() if name not in unused}
             count = f"{len(unused)} setting{'s' if len(unused) > 1 else ''}"
-            note = f"{where}: {count} that {default.noun} does not use left out"
+            note = f"{where}: ignored {count} that {default.noun} does not use"
             default = replace(default, notes=(note,))
         return change_recipe(default, values)
     except ValueError as error:
@@ -150,7 +150,7 @@ def recipe_from_dict(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 
 def parse_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings of any task by their full names, with values of the right types.
+    """Return nested settings of any task by their full names, with their types checked.
 
     Raises:
         ValueError: If a key is unknown (the nearest one is suggested) or a value has the wrong
@@ -166,11 +166,11 @@ def parse_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipe_parser(prog: str = "convnext train") -> Any:
-    """Return a jsonargparse parser with a `--section.field` option for every leaf."""
+    """Return a jsonargparse parser with a `--section.field` option for every setting."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False, prog=prog)
-    kinds = (*recipe_types().values(), Recipe)  # Recipe last: what a section is for all tasks.
+    kinds = (*recipe_types().values(), Recipe)  # Recipe last, for its general sections.
     sections: dict[str, Any] = {f.name: f.default_factory for k in kinds for f in fields(k)}
     groups: dict[str, Any] = {}
     for name, setting in all_settings().items():
@@ -185,27 +185,27 @@ def recipe_parser(prog: str = "convnext train") -> Any:
 
 
 def parsed_settings(namespace: Any) -> dict[str, Any]:
-    """Return the settings in what a parser returned, by their full names."""
+    """Return the settings in a parsed namespace by their full names."""
     known = all_settings()
     return {name: value for name, value in namespace.items() if name in known}
 
 
 def to_dict(recipe: Recipe | ResolvedRecipe) -> dict[str, Any]:
-    """Return nested plain values, as YAML and JSON know them."""
+    """Return nested plain values for YAML and JSON."""
     tree = asdict(recipe)
     del tree["notes"]
     return _plain(tree)  # type: ignore[no-any-return]
 
 
 def to_yaml(recipe: Recipe | ResolvedRecipe) -> str:
-    """Return every setting as YAML, in the order of the definition."""
+    """Return every setting as YAML, in the order of definition."""
     import yaml
 
     return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
 def explain(error: Exception) -> str:
-    """Return the parser's message about a value as one line: the setting, its types, the value."""
+    """Return a parser's error about a value as one line with the setting, its types and value."""
     message = one_line(error)
     wrong = re.match(r'Parser key "([\w.]+)"', message)
     if wrong is None:
@@ -220,7 +220,7 @@ def explain(error: Exception) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Return an error's message without its line breaks."""
+    """Return an error's message on one line."""
     return " ".join(str(error).split())
 
 
@@ -252,7 +252,7 @@ def _settings_of(part: Any, prefix: str, task: str) -> Iterator[tuple[str, Setti
 
 
 def _with_auto(hint: Any) -> Any:
-    """Return a type in which `A` is `auto`; the choices of a setting are one literal."""
+    """Return a type with `A` replaced by `auto`, merged into a literal of all choices."""
     hint = hint[Auto]
     parts = get_args(hint)
     if all(get_origin(part) is Literal for part in parts):
@@ -261,7 +261,7 @@ def _with_auto(hint: Any) -> Any:
 
 
 def _docs_of(kind: type) -> dict[str, str]:
-    """Return the docstrings of the fields of a dataclass, inherited ones too."""
+    """Return the docstrings of the fields of a dataclass, including inherited ones."""
     from docstring_parser import parse_from_object
 
     found: dict[str, str] = {}
@@ -279,7 +279,7 @@ def _unknown(name: str, recipe: Recipe) -> str:
 
 
 def _is_saved(values: Mapping[str, Any], default: Recipe) -> bool:
-    """Whether settings are those of a run, which saves all of them, and not a person's few."""
+    """Whether a run saved the settings: it saves all of them, unlike a handwritten recipe."""
     own = [name for name, _ in flatten(default)]
     return sum(name in values for name in own) > len(own) / 2
 
@@ -295,13 +295,13 @@ def _read_tree(source: str | Path, above: tuple[Path, ...] = ()) -> dict[str, An
 
     path = _find(source)
     if path.resolve() in above:
-        raise ValueError(f"{path} is its own base, by way of {', '.join(map(str, above))}")
+        raise ValueError(f"{path} is its own base, through {', '.join(map(str, above))}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} must hold settings as `name: value`, not a {type(tree).__name__}")
+        raise ValueError(f"{path} must have settings `name: value`, not a {type(tree).__name__}")
     base = tree.pop("base", None)
     if base is None:
         return tree

@@ -1,4 +1,4 @@
-"""One folder per task, with the same file names in each; nothing outside it knows its name."""
+"""The tasks, one folder each, with the same file names; no other module names a task."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from convnext.recipes.schema import register_recipe
 if TYPE_CHECKING:
     from convnext.tasks.base import Task
 
-# A task's folder and its line here can be deleted without harm to the others.
+# Deleting a task's folder and its line here does not affect the others.
 _CLASSES = {
     "classify": "classification.task.ClassificationTask",
     "segment": "segmentation.task.SegmentationTask",
     "detect": "detection.task.DetectionTask",
 }
 
-# `recipe.py` beside it has the task's recipe.
+# The recipe of a task is in its `recipe.py`.
 for _name, _path in _CLASSES.items():
     _folder, _, _class = _path.partition(".task.")
     _class = f"{_class.removesuffix('Task')}Recipe"
     register_recipe(_name, f"convnext.tasks.{_folder}.recipe.{_class}")
 
 DEFAULT = next(iter(_CLASSES))
-"""The task of a recipe or a checkpoint that names none."""
+"""The task of a recipe or checkpoint that does not name one."""
 
 
 def task_names() -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""One task, as the loop, runs, studies, reports and deployment see it.
+"""The task interface for the training loop, runs, studies, reports and deployment.
 
-A task's folder has one subclass in its `task.py`: class attributes and class methods for what needs
-no data set, a frame around its data, losses and metric for training. What a batch is, only the
-subclass knows.
+Each task's `task.py` has one subclass. Class attributes and class methods need no data set;
+instances combine data, losses and metrics for training. Only the subclass knows the type of a
+batch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from convnext.tasks.trained import Opened, card_of
 from convnext.weights.checkpoint import Card
 from convnext.weights.load import LoadReport, load_weights
 
-if TYPE_CHECKING:  # It draws with matplotlib, which takes long to import.
+if TYPE_CHECKING:  # Imports matplotlib, which is slow.
     from convnext.deploy.export import ExportSettings, ExportSpec
     from convnext.deploy.runtimes import Exported
     from convnext.tasks.figures import ReportSections
@@ -55,22 +55,22 @@ class Data(Protocol):
     def val(self) -> Any: ...
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know about how it was read."""
+        """Notes for the user about how the data was read."""
         ...
 
 
 class CachedDataset(Protocol):
-    """A torch dataset that can keep its images in memory."""
+    """A torch dataset that can cache its images in memory."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: Any) -> Any: ...
     def fill_cache(self, *, workers: int = 0, console: Console | None = None) -> str:
-        """Read the images, if there is room; return what was done, as a line for the user."""
+        """Cache the images if they fit; return one line for the user about the result."""
         ...
 
 
 class Evaluated(Protocol):
-    """An evaluation, as a task returns it."""
+    """The evaluation of a task."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -81,7 +81,7 @@ class Evaluated(Protocol):
         ...
 
     def write(self, folder: Path | str) -> Any:
-        """Write the files into a folder; return where they are."""
+        """Write the files into a folder; return their paths."""
         ...
 
     def scores(self) -> Scores:
@@ -91,7 +91,7 @@ class Evaluated(Protocol):
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps from `start` to `stop` that train on one dataset."""
+    """The steps from `start` to `stop`, which train on one dataset."""
 
     start: int
     stop: int
@@ -100,48 +100,48 @@ class Phase:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a measurement of speed repeats: on data that is in memory already."""
+    """The functions that a speed measurement repeats, on data in memory."""
 
     loss: Callable[[], Tensor]
     """The forward pass of a training step."""
     infer: Callable[[], Any]
-    """One pass as at inference."""
+    """One inference pass."""
     tensors: Sequence[Tensor] = ()
-    """The data, as far as it lies on the device."""
+    """The data on the device."""
 
 
 class Task(ABC):
     """A resolved recipe and a data set: batches, losses, validation.
 
     Args:
-        recipe: Without any `auto`, but for what a timm model does not have.
+        recipe: The resolved recipe; `auto` remains only where timm models have no such setting.
         data: The opened data set.
-        known: What `auto` looked at.
-        device: Where the network runs.
-        choices: What `auto` chose in the recipe.
-        ranks: The processes that share the run.
+        known: The facts about the data that `auto` used.
+        device: The device of the network.
+        choices: The choices of `auto` in the recipe.
+        ranks: The processes of the run.
         train: The training images; by default all of the data's.
     """
 
     name: ClassVar[str]
-    """What recipes, checkpoints and the command line call it."""
+    """Its name in recipes, checkpoints and on the command line."""
     primary: ClassVar[str]
-    """The metric that decides which weights are the best, in percent; higher is better."""
+    """The metric that selects the best weights, in percent; higher is better."""
     primary_label: ClassVar[str]
-    """The same as people write it."""
+    """Label of the primary metric."""
     others: ClassVar[tuple[str, ...]] = ()
-    """What a comparison of networks reports beside it."""
+    """Other metrics that comparisons of networks report."""
     prefixes: ClassVar[tuple[str, ...]] = ()
-    """How the names of its networks begin, before the backbone's; the first is the default."""
+    """Prefixes of its networks' names, before the backbone's; the first is the default."""
     backbone: ClassVar[str] = ""
-    """Where the backbone is in the network; "" where it is the network itself."""
+    """Attribute of the network with the backbone; "" if the network is the backbone."""
 
     preprocessing: Any
     train_set: CachedDataset
-    """Augmented images, by the draws of `sampler`."""
+    """Augmented images, indexed by the draws of `sampler`."""
     sampler: StepBatches
     loaded: LoadReport | None = None
-    """What `build_model` took from the recipe's weights."""
+    """Report of `build_model` about loading the recipe's weights."""
 
     def __init__(
         self,
@@ -160,25 +160,25 @@ class Task(ABC):
         self.bad_train = BadImages(self.train, max_share=recipe.loader.max_bad_share)
         self.bad_val = BadImages(data.val, max_share=recipe.loader.max_bad_share)
 
-    # What needs no data set.
+    # Methods without a data set.
 
     @classmethod
     def open(
         cls, recipe: Recipe, device: torch.device, console: Console, ranks: Ranks = ALONE
     ) -> Self:
-        """Open the data, choose what the recipe leaves to `auto`, and print what and why.
+        """Open the data, resolve `auto` in the recipe, and print the choices.
 
         Raises:
             ValueError: If the model belongs to another task, or the data cannot be used.
         """
         if recipe.model != "auto" and cls.prefixes and not recipe.model.startswith(cls.prefixes):
             names = " or ".join(f"{prefix}{recipe.model}" for prefix in cls.prefixes)
-            raise ValueError(f"{recipe.model} does not {cls.name}; take --model {names}")
+            raise ValueError(f"{recipe.model} does not {cls.name}; use --model {names}")
         if not cls.prefixes and (prefix := dense_prefix(recipe.model)) is not None:
             backbone = recipe.model.removeprefix(prefix)
             other = task_of_name(recipe.model)
             raise ValueError(
-                f"{recipe.model} does not {cls.name}; take --model {backbone}, or --task {other} "
+                f"{recipe.model} does not {cls.name}; use --model {backbone}, or --task {other} "
                 "with data for it"
             )
         data = cls.open_data(recipe, console)
@@ -194,14 +194,14 @@ class Task(ABC):
         return cls(resolved, data, known, device, choices, ranks)
 
     def under(self, recipe: Recipe) -> Self:
-        """Return the task on the same data and device under another recipe, silently resolved."""
+        """Return the task with another recipe on the same data and device; prints nothing."""
         recipe, context = context_of(recipe, self.device, card_of)
         resolved, choices = self.resolve(recipe, self.known, context)
         return type(self)(resolved, self.data, self.known, self.device, choices, self.ranks)
 
     @classmethod
     def default_prefix(cls) -> str:
-        """Return what makes a name of its networks out of a backbone's; "" where nothing does."""
+        """Return the default prefix of its networks' names; "" if there is none."""
         return cls.prefixes[0] if cls.prefixes else ""
 
     @classmethod
@@ -221,19 +221,19 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def facts(data: Any, /) -> Any:
-        """Return what `auto` looks at."""
+        """Return the facts about the data that `auto` uses."""
 
     @staticmethod
     @abstractmethod
     def resolve(
         recipe: Recipe, known: Any, context: ResolveContext, /
     ) -> tuple[ResolvedRecipe, tuple[Choice, ...]]:
-        """Return the recipe without any `auto`, and what was chosen and why."""
+        """Return the recipe without any `auto`, and the choices with their reasons."""
 
     @staticmethod
     @abstractmethod
     def warnings(recipe: ResolvedRecipe, known: Any, /) -> tuple[str, ...]:
-        """Return what cannot work well in a resolved recipe, each with what to do about it."""
+        """Return warnings about settings that cannot work well, with the fix."""
 
     @classmethod
     def task_module(cls, name: str) -> Any:
@@ -242,7 +242,7 @@ class Task(ABC):
 
     @classmethod
     def evaluate(cls, source: str | Opened, **options: Any) -> Evaluated:
-        """Evaluate a run, a checkpoint or published weights on a labelled data set.
+        """Evaluate a run, a checkpoint or published weights on a labeled data set.
 
         The options are those of `evaluate` in the task's `evaluate.py`.
 
@@ -254,7 +254,7 @@ class Task(ABC):
 
     @classmethod
     def report(cls, evaluation: Mapping[str, Any]) -> ReportSections:
-        """Return what a report shows of an evaluation, as `evaluation.json` holds it."""
+        """Return the report sections of an evaluation, read from `evaluation.json`."""
         found: ReportSections = cls.task_module("report").report(evaluation)
         return found
 
@@ -270,19 +270,19 @@ class Task(ABC):
         num_images: int = 32,
         note: Callable[[str], None] = lambda _: None,
     ) -> ExportSpec:
-        """Return what the export of a network needs.
+        """Return the export spec of a network.
 
         Args:
-            model: In evaluation mode, on the CPU, in fp32; it is left as it is.
-            card: Of its checkpoint.
-            source: What the user calls it.
-            settings: What is in the file.
-            images: Files and folders to prove it on; by default the validation set of the run.
-            num_images: How many of them at most.
-            note: Called with progress, a line at a time.
+            model: The network, in evaluation mode, on the CPU, in fp32; it is not changed.
+            card: The card of its checkpoint.
+            source: The user's name for the network.
+            settings: The export settings.
+            images: Files and folders to verify the file on; by default the run's validation set.
+            num_images: Maximum number of these images.
+            note: Called with one line of progress at a time.
 
         Raises:
-            ValueError: If a setting does not fit, or there is no image.
+            ValueError: If a setting does not fit the network, or there are no images.
         """
         spec: ExportSpec = cls.task_module("export").export_spec(
             *(model, card, source, settings), images=images, num_images=num_images, note=note
@@ -291,11 +291,11 @@ class Task(ABC):
 
     @classmethod
     def open_exported(cls, exported: Exported) -> tuple[nn.Module, Card]:
-        """Return a file in the place of its network, and the card with what is left to do."""
+        """Return a file as a network, and a card with the preprocessing outside of the file."""
         network, card = cls.task_module("export").open_network(exported)
         return network, card
 
-    # What training asks of an opened task.
+    # Methods for training.
 
     @property
     @abstractmethod
@@ -303,7 +303,7 @@ class Task(ABC):
         """Side of the training images that the network sees, in pixels."""
 
     def change_precision(self, precision: Literal["fp32", "bf16", "fp16"], reason: str) -> None:
-        """Compute in another precision than `auto` chose, for a reason that the choices give."""
+        """Replace the precision that `auto` chose, and record the reason among the choices."""
         run = replace(self.recipe.run, precision=precision)
         self.recipe = replace(self.recipe, run=run)
         self.choices = tuple(
@@ -320,32 +320,29 @@ class Task(ABC):
 
     @property
     def batch_size(self) -> int:
-        """Images of a step, over all processes."""
+        """Images per step, over all processes."""
         return self.sampler.batch_size
 
     def num_parts(self, micro_batch_size: int) -> int:
-        """Return the micro batches of a step in each process.
-
-        All have equally many, since they wait for each other.
-        """
+        """Return the number of micro batches per step, the same in every process."""
         least, more = divmod(self.batch_size, self.ranks.count)
         return min(least, math.ceil((least + bool(more)) / micro_batch_size))
 
     @property
     def fingerprint(self) -> str:
-        """What the data set is: a run continues only with the one that it began with."""
+        """Fingerprint of the data set: a run resumes only with the data that it started with."""
         counts = f"{len(self.train):,} + {len(self.data.val):,} images"
         return f"{counts}, {self.identity()[:8]}"
 
     @abstractmethod
     def identity(self) -> str:
-        """Return a hash of what makes the data set this one, in hexadecimal digits."""
+        """Return a hexadecimal hash that identifies the data set."""
 
     def build_model(self, *, pretrained: bool = True) -> nn.Module:
         """Build the network of the recipe for the data's classes.
 
         Args:
-            pretrained: Whether it gets the weights of the recipe, where that names any.
+            pretrained: Whether to load the recipe's weights, if it names any.
         """
         settings = to_dict(self.recipe)["network"]
         init, changes = settings.pop("init"), settings.pop("changes")
@@ -364,22 +361,22 @@ class Task(ABC):
         return model
 
     def head_settings(self) -> dict[str, Any]:
-        """Return the arguments of `create_model` that only this task has."""
+        """Return this task's own arguments of `create_model`."""
         return {}
 
     def prepare(self, console: Console) -> None:
-        """Read the images into memory, where the recipe asks for it and they fit."""
+        """Cache the images in memory, if the recipe says so and they fit."""
         if self.recipe.loader.cache:
             workers = self.recipe.loader.workers
             for dataset in self.cached_sets():
                 console.print(dataset.fill_cache(workers=workers, console=console))
 
     def cached_sets(self) -> tuple[CachedDataset, ...]:
-        """Return the datasets that are read into memory."""
+        """Return the datasets to cache in memory."""
         return (self.train_set,)
 
     def phases(self, num_steps: int) -> Iterable[Phase]:
-        """Return the phases of a run, one after the other."""
+        """Return the phases of a run, in order."""
         return (Phase(0, num_steps, self.train_set),)
 
     def batches(
@@ -392,8 +389,8 @@ class Task(ABC):
 
         Args:
             start_step: The first step.
-            micro_batch_size: Images of a backward pass on one device, at most.
-            warn: Called with every image that cannot be read.
+            micro_batch_size: Maximum number of images per backward pass on one device.
+            warn: Called with a message about every image that cannot be read.
         """
         num_steps = num_steps_of(self.recipe.schedule, self.steps_per_epoch)
         for phase in self.phases(num_steps):
@@ -417,12 +414,12 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def collate(items: Sequence[Any]) -> Any:
-        """Make a batch, with `indices` and `bad`, of what the dataset returned."""
+        """Collate items of the dataset into a batch with `indices` and `bad`."""
 
     @staticmethod
     @abstractmethod
     def split(batch: Any, count: int) -> Sequence[Any]:
-        """Return a batch in `count` parts, whose sizes differ by one image at most."""
+        """Split a batch into `count` parts whose sizes differ by at most one image."""
 
     def size(self, batch: Any) -> int:
         """Return the number of images of a micro batch."""
@@ -441,18 +438,18 @@ class Task(ABC):
 
         Args:
             model: The network in training.
-            batch: A micro batch of `batches`.
+            batch: A micro batch from `batches`.
             step: The optimizer step.
-            part: The number of the micro batch among all of the step; randomness follows from it.
-            memory_format: How the images are laid out for the network.
+            part: Index of the micro batch in the step; it determines all randomness.
+            memory_format: Memory format of the images.
         """
 
     @abstractmethod
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Return the metrics of the validation set, the same in every process."""
+        """Return the metrics on the validation set, the same in every process."""
 
     def inference_options(self) -> dict[str, Any]:
-        """Return the arguments of `infer` that every task has."""
+        """Return the arguments of `infer` shared by all tasks."""
         return {
             "device": self.device,
             "precision": self.recipe.run.precision,
@@ -463,20 +460,20 @@ class Task(ABC):
 
     @abstractmethod
     def workload(self, model: nn.Module, batch_size: int) -> Workload:
-        """Return what to measure a network's speed with: one batch of training data.
+        """Return a workload for measuring the speed of a network: one batch of training data.
 
         Args:
             model: The network, on the device in channels_last.
-            batch_size: Images of the batch.
+            batch_size: Number of images.
         """
 
     def card(self, model: nn.Module, metrics: Mapping[str, Any], recipe: ResolvedRecipe) -> Card:
-        """Return what is saved with the weights.
+        """Return the card to save with the weights.
 
         Args:
-            model: A network of `build_model`.
-            metrics: What the weights reached, and at which step.
-            recipe: The recipe of the run, with the backend that was chosen.
+            model: A network from `build_model`.
+            metrics: The metrics of the weights, and their step.
+            recipe: The recipe of the run, with the chosen backend.
         """
         return Card(
             task=self.name,
@@ -489,7 +486,7 @@ class Task(ABC):
         )
 
     def next_commands(self, folder: Path) -> tuple[str, str]:
-        """Return the two commands that a user may want next."""
+        """Return two commands to suggest next."""
         run, image = quote(str(folder)), quote(self.data.val.source(0))
         return (
             f"convnext evaluate {run}",
@@ -498,7 +495,7 @@ class Task(ABC):
 
 
 def hash_of_names(classes: Sequence[str], names: Sequence[str]) -> str:
-    """Return a hash of classes and file names in their order, in hexadecimal digits."""
+    """Return a hexadecimal hash of class and file names, in order."""
     text = "\n".join((*classes, "", *names))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -506,7 +503,7 @@ def hash_of_names(classes: Sequence[str], names: Sequence[str]) -> str:
 def dense_workload(
     task: Task, model: nn.Module, batch_size: int, infer: Callable[[Any], object]
 ) -> Workload:
-    """Return the first batch of a task's training, targets and all, as a workload."""
+    """Return the first training batch of a task, with its targets, as a workload."""
     batch = next(iter(task.batches(0, batch_size)))[0]
     return Workload(
         loss=lambda: torch.stack(list(task.losses(model, batch, 0, 0).values())).sum(),

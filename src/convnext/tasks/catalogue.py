@@ -1,4 +1,4 @@
-"""What `convnext models` lists: networks, their cost, and the weights published for them."""
+"""The list of `convnext models`: networks, their cost, and their published weights."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from convnext.weights.published import (
     published_dense,
 )
 
-# Counting a peer means building it; a pattern that matches hundreds should still answer.
-MAX_COUNTED_PEERS = 40
+# Counting a timm model means building it, which is too slow for a pattern that matches hundreds.
+MAX_COUNTED = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class CatalogueRow:
     model: str
     params: int | None
     macs: int | None
-    """For one image of `input_size`."""
+    """MACs for one image of `input_size`."""
     input_size: int
     weights: str = ""
     """The tag that `create_model(model, weights=...)` takes."""
@@ -48,9 +48,9 @@ class CatalogueRow:
     """ImageNet-1K top-1 in percent, as published."""
     num_classes: int = 1000
     url: str = ""
-    """Where the file is, if it is on no hub."""
+    """Source of the file, if it is not on a hub."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """Of a dense network on ADE20K or COCO in percent, as published."""
+    """Published scores of a dense network on ADE20K or COCO, in percent."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -58,9 +58,10 @@ class CatalogueRow:
 
 
 def catalogue(pattern: str) -> list[CatalogueRow]:
-    """Return the networks that match a shell pattern, a row for each of their weights.
+    """Return the networks that match a shell pattern, one row for each of their weights.
 
-    Dense networks with published weights follow their backbones, uncounted, since that takes long.
+    Dense networks with published weights follow their backbones, without costs, which are slow to
+    count.
 
     Raises:
         ValueError: If none matches.
@@ -68,13 +69,13 @@ def catalogue(pattern: str) -> list[CatalogueRow]:
     names = list_models(pattern)
     if not names:
         raise ValueError(f"no model matches {pattern!r}{nearest(pattern, list_models())}")
-    counted = not pattern.startswith("timm/") or len(names) <= MAX_COUNTED_PEERS
+    counted = not pattern.startswith("timm/") or len(names) <= MAX_COUNTED
     rows = []
     for name in names:
         dense = published_dense(name)
         entries = published(name)
         kind = dense_kind(name)
-        # A dense network is counted for the classes of its published models, ADE20K's or COCO's.
+        # The published dense networks have the classes of ADE20K or COCO.
         num_classes = 1000 if kind is None else int(kind.tables.defaults["num_classes"])
         default = (input_size_of(name)[0], num_classes)
         kinds = {(entry.input_size, entry.num_classes) for entry in entries} or {default}
@@ -158,8 +159,8 @@ def print_catalogue(rows: list[CatalogueRow], console: Console) -> None:
     console.print(table)
     if any(row.top1 is not None or row.scores for row in rows):
         console.print(
-            "published: top-1 on ImageNet-1K, mIoU on ADE20K (of several scales and of one), or "
-            "box and mask AP on COCO, in percent; params and MACs counted here"
+            "published: top-1 on ImageNet-1K, mIoU on ADE20K (multi-scale and single-scale), or "
+            "box and mask AP on COCO, in percent; params and MACs: counted here"
         )
 
 
@@ -174,6 +175,6 @@ def _count(name: str, size: int, num_classes: int) -> tuple[int | None, int | No
         model = create_model(name, num_classes=num_classes)
     try:
         counted = cost(model, (size, size) if dense_kind(name) is None else input_size_of(name))
-    except (AssertionError, RuntimeError):  # A peer that takes no other size than its own.
+    except (AssertionError, RuntimeError):  # A timm model with a fixed input size.
         return sum(p.numel() for p in model.parameters()), None
     return counted.params, counted.macs

@@ -1,4 +1,4 @@
-"""`convert`: a checkpoint in another layout, as a new file."""
+"""`convert`: write a checkpoint in another layout."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from convnext.weights.load import shorten
 from convnext.weights.sources import read_source
 from convnext.weights.translate import recognize
 
-# What `torch.load` finds around the state dict in the files of these packages; those of dense tasks
-# come from the toolboxes.
+# Keys that wrap the state dict in files of these packages; those of dense networks come from the
+# OpenMMLab toolboxes.
 _WRAPPED = {"official": "model", "openmmlab": "state_dict"}
 _WRAPPED_DENSE = {"official": "state_dict", "openmmlab": "state_dict"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertReport:
-    """What a conversion read and wrote."""
+    """Source and result of a conversion."""
 
     source: str
     source_layout: str
     model: str
     changes: dict[str, Any]
-    """Fields in which the network differs from the named one."""
+    """Config fields in which the network differs from the named one."""
     written_layout: str
     tensors: int
     dropped: tuple[str, ...]
-    """Tensors of the source that have no place in the network."""
+    """Tensors of the source that the network does not have."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -67,13 +67,13 @@ def convert(
 
     Args:
         source: A file, a folder, or a hub id.
-        target: A `.safetensors` or `.pth` file; it appears whole or not at all.
+        target: A `.safetensors` or `.pth` file, written atomically.
         layout: "official", "timm", "torchvision", "transformers", "openmmlab" or "convnext".
-        model: The network; by default what the file says of itself, or else its shapes.
+        model: The network; by default from the file's metadata, or else inferred from its shapes.
 
     Raises:
-        ValueError: If the source cannot be read or is not a network of our own, or the network has
-            no form in the layout.
+        ValueError: If the source cannot be read or is not a network of this package, or the layout
+            does not support the network.
     """
     target = Path(target)
     if target.suffix not in (".safetensors", ".pth", ".pt"):
@@ -83,7 +83,7 @@ def convert(
     with torch.device("meta"):
         network = create_model(name, **changes)
     config = getattr(network, "backbone", network).config
-    assert isinstance(config, NetworkConfig), "only networks of our own come this far"
+    assert isinstance(config, NetworkConfig), "other networks are refused before"
     layouts = layouts_of_model(network)
     layout_for(layout, config, layouts)
     recognition = recognize(tensors, layouts)
@@ -117,7 +117,7 @@ def convert(
 def _network(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], model: str | None
 ) -> tuple[str, dict[str, Any]]:
-    """Return a network's name and changes: as told, as the file's metadata has it, as inferred."""
+    """Return a network's name and changes: as given, from the file's metadata, or inferred."""
     if model is not None:
         if not _is_ours(model):
             raise ValueError(f"there is no model {model!r}{nearest(model, network_configs())}")
@@ -125,18 +125,20 @@ def _network(
     if metadata.get("format") == FORMAT:
         card = Card.from_metadata(metadata, where="the checkpoint")
         if not _is_ours(card.model):
-            raise ValueError(f"{card.model} is not a network of our own, and has no other layouts")
+            raise ValueError(
+                f"{card.model} is not a network of this package and has no other layouts"
+            )
         return card.model, _changed(card.model, card.changes)
     return infer_model(tensors)
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a network, or the backbone of one, is of our own."""
+    """Whether a network, or its backbone, is one of this package."""
     return name.removeprefix(dense_prefix(name) or "") in network_configs()
 
 
 def _changes_beside_size(tensors: Mapping[str, Tensor], model: str) -> dict[str, Any]:
-    """Return what a file says of the classes and channels of a network that is named for it."""
+    """Return the numbers of classes and channels in a file, for a network named by the user."""
     if (kind := dense_kind(model)) is not None:
         tables = kind.tables
         own = (*tables.shapes, *tables.present, "output_norms", "in_chans")
@@ -149,7 +151,7 @@ def _changes_beside_size(tensors: Mapping[str, Tensor], model: str) -> dict[str,
 
 
 def _changed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values in which a network differs from the named one; a run's card lists all."""
+    """Return the values that differ from the named network; a run's card lists all values."""
     with torch.device("meta"):
         known, new = create_model(name), create_model(name, **values)
     assert isinstance(known.changes, dict)
@@ -166,7 +168,7 @@ def _write(
     target: Path, tensors: Mapping[str, Tensor], key: str | None, metadata: Mapping[str, str]
 ) -> None:
     if target.suffix == ".safetensors":
-        save_tensors(target, tensors, metadata, sign=False)  # As the others write it.
+        save_tensors(target, tensors, metadata, sign=False)  # Like other packages' files.
         return
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(target) as temporary:

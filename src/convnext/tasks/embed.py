@@ -1,4 +1,4 @@
-"""`embed`: images in, feature vectors out, whatever the network was trained for."""
+"""`embed`: feature vectors of images, from a network of any task."""
 
 from __future__ import annotations
 
@@ -30,16 +30,15 @@ def embed_images(
     max_bad_share: float = 1.0,
     console: Console | None = None,
 ) -> tuple[Embeddings, tuple[tuple[str, str], ...]]:
-    """Return the features of images, and those that cannot be read with the reason.
+    """Return the features of images, and the unreadable images with the reasons.
 
     Raises:
-        ValueError: If the network has no features to give, no image can be read, or too many
-            cannot.
+        ValueError: If the network has no features, no image can be read, or too many cannot.
     """
     embed: Callable[[Tensor], Tensor] | None = getattr(own.model, "embed", None)
     if embed is None:
         raise ValueError(
-            f"{own.source} gives no features; name the run or the checkpoint that it came from"
+            f"{own.source} does not return features; use the run or checkpoint it was exported from"
         )
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, not {batch_size}")
@@ -79,7 +78,7 @@ def _batches(
     batch_size: int,
     skip: Callable[[Source, BadImage], None],
 ) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
-    """Yield names and pixels (N, C, h, w) of consecutive images of one size."""
+    """Yield names and pixels (N, C, h, w) of consecutive images of the same size."""
     names: list[str] = []
     pixels: list[NDArray[np.uint8]] = []
     for source in sources:

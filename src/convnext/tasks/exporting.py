@@ -23,25 +23,25 @@ def export(
     force: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> ExportResult:
-    """Export a run, a checkpoint or published weights, and prove the file on real images.
+    """Export a run, a checkpoint or published weights, and verify the file on real images.
 
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
-        settings: What is in the file.
-        output: Its path; by default beside the checkpoint, named by network and precision.
-        images: Files and folders to prove it on; by default the validation set of the run.
-        num_images: How many of them at most.
-        force: Keep a file that fails its proof.
-        note: Called with progress, a line at a time.
+        settings: The export settings.
+        output: Path of the file; by default next to the checkpoint, named by network and precision.
+        images: Files and folders to verify the file on; by default the run's validation set.
+        num_images: Maximum number of these images.
+        force: Keep a file that fails verification.
+        note: Called with one line of progress at a time.
 
     Raises:
-        ValueError: If the source cannot be read or is an exported file, a format lacks its
-            library, there is no image, or a setting does not fit the network.
-        ArithmeticError: If the file does not compute what the network does; it is not kept.
+        ValueError: If the source cannot be read or is an exported file, the library of a format is
+            missing, there are no images, or a setting does not fit the network.
+        ArithmeticError: If the outputs of the file differ from the network's; it is deleted.
     """
     name = source if isinstance(source, str) else source.source
     if is_exported(name):
-        raise ValueError(f"{name} is an exported file; export the network that it was written from")
+        raise ValueError(f"{name} is an exported file; export the network that it came from")
     deployment.check_request(settings, output)
     trained = opened(source, "cpu")
     model = trained.model

@@ -1,7 +1,7 @@
-"""`create_model`, the one way to any network by name, and `list_models`.
+"""`create_model`, which builds any network by name, and `list_models`.
 
-A name is a member of the family, a rung of the roadmap, a network of timm, or one of these behind
-the prefix of a dense network, such as `upernet_convnext_tiny`, which a task builds.
+A name is a member of the family, a step of the roadmap, a timm model, or one of these after the
+prefix of a dense network, such as `upernet_convnext_tiny`, which a task builds.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 
 class PublishedNetworks(Protocol):
-    """What the module `published` of a task has: its networks, as others have published them."""
+    """The interface of a task's module `published`: its networks in their published form."""
 
     TABLES: tuple[DenseTables, ...]
-    """Of each kind of its dense networks; none for classifiers."""
+    """One table for each kind of its dense networks; none for classifiers."""
 
     def build(self, name: str, **changes: Any) -> nn.Module:
         """Build a network of the task."""
         ...
 
     def published_card(self, source: str, name: str, changes: Mapping[str, Any]) -> Card:
-        """Return the card of a file without one, by its address and what its shapes tell."""
+        """Return a card for a file without one, from its source and tensor shapes."""
         ...
 
 
 @dataclass(frozen=True)
 class DenseKind:
-    """One kind of dense networks, and the task that it belongs to."""
+    """A kind of dense network, and its task."""
 
     task: str
     tables: DenseTables
@@ -50,11 +50,11 @@ class DenseKind:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names that match a shell pattern: the family, then the rungs.
+    """Return the model names that match a shell pattern: the family, then the roadmap steps.
 
-    The hundreds of networks of timm are listed only for a pattern that begins with `timm/`, and
-    those of a dense task only for one that begins with its prefix, such as `mask_rcnn_*`. Dense
-    networks on backbones of timm are not listed: only building one tells whether it has a pyramid.
+    Timm models are listed only for a pattern that starts with `timm/`, and dense networks only for
+    one that starts with their prefix, such as `mask_rcnn_*`. Dense networks on timm backbones are
+    not listed, because only building one shows whether it has a pyramid.
     """
     if (prefix := dense_prefix(pattern)) is not None:
         inner = pattern.removeprefix(prefix)
@@ -67,19 +67,19 @@ def create_model(name: str, *, weights: str | None = None, **changes: Any) -> nn
     """Build a model by name. The configuration alone determines the architecture.
 
     Args:
-        name: A name of `list_models()`, `timm/<name>`, or one of these behind `upernet_`,
+        name: A name from `list_models()`, `timm/<name>`, or one of these after `upernet_`,
             `mask_rcnn_` or `cascade_mask_rcnn_` for a dense network on that backbone.
-        weights: A tag of `convnext models` ("fb_in1k", ...), a path, or a hub id; None draws
-            random weights. Nothing is downloaded without saying so.
+        weights: A tag from `convnext models` ("fb_in1k", ...), a path, or a hub id; None for random
+            weights. Every download is announced.
         **changes: Fields of `NetworkConfig` that differ from the named network, such as
-            `num_classes`, `in_chans`, `stem_stride` or `drop_path_rate`. For a network of timm:
-            those of them that it understands, and its own arguments. For a dense network: fields
-            of `UPerNetConfig` or `DetectorConfig`, and those of the backbone.
+            `num_classes`, `in_chans`, `stem_stride` or `drop_path_rate`. For a timm model: those
+            that it supports, and its own arguments. For a dense network: fields of `UPerNetConfig`
+            or `DetectorConfig`, and those of the backbone.
 
     Returns:
-        A module from images (N, in_chans, H, W) to logits (N, num_classes), or of a segmentor
-        (N, num_classes, H, W), or from a list of images (in_chans, H, W) to as many detections; in
-        training mode.
+        A module in training mode. It maps images (N, in_chans, H, W) to logits (N, num_classes);
+        a segmentor returns logits (N, num_classes, H, W), and a detector maps a list of images
+        (in_chans, H, W) to a list of detections.
 
     Raises:
         ValueError: If the name or a change is unknown, a value is invalid, or the weights do not
@@ -99,24 +99,24 @@ def create_model(name: str, *, weights: str | None = None, **changes: Any) -> nn
 def infer_model(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """Return the name and the changes with which `create_model` builds the network of a file.
 
-    It is a member of the family or the ResNet that a roadmap begins with, if need be with other
-    `depths` and `dims`, or a dense network on one. Files in any layout are understood.
+    The network is a member of the family or the first ResNet of a roadmap, possibly with other
+    `depths` and `dims`, or a dense network on one. The file may have any layout.
 
     Raises:
-        ValueError: If the tensors are not those of such a network.
+        ValueError: If the tensors do not belong to such a network.
     """
     kind = dense_kind(names=state_dict)
     return infer_classifier(state_dict) if kind is None else kind.tables.infer(state_dict)
 
 
 def dense_prefix(name: str) -> str | None:
-    """Return the prefix of the name of a dense network, or None for a classifier's."""
+    """Return the prefix of a dense network's name, or None for a classifier."""
     kind = dense_kind(name)
     return None if kind is None else kind.tables.prefix
 
 
 def input_size_of(name: str) -> tuple[int, int]:
-    """Return the height and width for which the cost and speed of a network are published."""
+    """Return the height and width for which a network's cost and speed are published."""
     kind = dense_kind(name)
     return (224, 224) if kind is None else kind.tables.input_size
 
@@ -128,7 +128,7 @@ def task_of_name(name: str) -> str:
 
 
 def dense_kind(name: str = "", *, names: Iterable[str] = ()) -> DenseKind | None:
-    """Return the kind of a dense network, by its name or those of its tensors, or None."""
+    """Return the kind of a dense network by its name or its tensors' names, or None."""
     names = list(names)
     return next(
         (
@@ -141,7 +141,7 @@ def dense_kind(name: str = "", *, names: Iterable[str] = ()) -> DenseKind | None
 
 
 def published_of(name: str) -> PublishedNetworks:
-    """Return what a task knows of published networks, by the name of one."""
+    """Return the published networks of the task of a named network."""
     kind = dense_kind(name)
     return _published(DEFAULT) if kind is None else kind.networks
 

@@ -1,7 +1,7 @@
-"""What a task puts into a report: sections of figures, tables and pictures, all in one style.
+"""Report sections of a task: figures, tables and pictures in one style.
 
-Figures are pure functions from numbers to a matplotlib `Figure`. Their colors are few and have
-names; a file is printed on white, and the page of a report replaces them by its own.
+Figures are pure functions from numbers to a matplotlib `Figure`. They use a few named colors on
+white; the page of a report replaces these by its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 PAPER, INK, MUTED, GRID, ACCENT = "#ffffff", "#1d2430", "#667080", "#e2e6eb", "#1f66b5"
-# Blue and orange differ for every kind of colour vision, and carry dark and light text alike.
+# Blue and orange differ for every kind of color vision, and suit both dark and light text.
 HIT, MISS = "#3b82d6", "#e8710a"
 
 STYLE: dict[str, Any] = {
@@ -51,14 +51,14 @@ STYLE: dict[str, Any] = {
     "legend.labelcolor": INK,
     "legend.fontsize": 8.5,
     "text.color": INK,
-    # A class may be called `$x_1$`: names are text, never formulas.
+    # A class may be called `$x_1$`, which is not a formula.
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
     "hatch.linewidth": 0.8,
-    # The same numbers give the same file.
+    # Equal data gives equal files.
     "svg.hashsalt": "convnext",
     "svg.fonttype": "none",
 }
@@ -78,24 +78,24 @@ class Curve:
     y: Sequence[float]
     color: str = ACCENT
     dashed: bool = False
-    """Thin, without points: what the others are compared with."""
+    """Thin and without points: a reference for the other curves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure of a report, which is also saved beside the page."""
+    """A figure of a report, which is also saved next to the page."""
 
     name: str
-    """Of the files, without their ending."""
+    """Name of the files, without extension."""
     title: str
     alt: str
-    """What it says, for those who cannot see it."""
+    """Alternative text."""
     figure: Figure
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What the template can draw: `kind` names its macro, `values` is what the macro shows."""
+    """Content for the template: `kind` is the name of a macro, `values` are its arguments."""
 
     kind: str
     values: Mapping[str, Any]
@@ -103,7 +103,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading of the page, what to know before reading on, and the parts below it."""
+    """A section of the page: a title, an introductory note, and its parts."""
 
     title: str
     parts: Sequence[Part] = field(default_factory=list)
@@ -112,12 +112,12 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSections:
-    """What a task says about an evaluation."""
+    """A task's report on an evaluation."""
 
     scores: Sequence[tuple[str, str]] = ()
     """The scores at the top of the page: label and text."""
     reliability: Sequence[str] = ()
-    """Sentences that say how far the primary score can be trusted."""
+    """Sentences about how far to trust the primary score."""
     sections: Sequence[Section] = ()
 
 
@@ -127,7 +127,7 @@ def table(
     *,
     sortable: bool = False,
 ) -> Part:
-    """Return a table; a column is its heading, its key, and "", "code", "count" or "share"."""
+    """Return a table; a column has a heading, a key, and "", "code", "count" or "share"."""
     return Part(kind="table", values={"columns": columns, "rows": rows, "sortable": sortable})
 
 
@@ -143,7 +143,7 @@ def bad_images(evaluation: Mapping[str, Any]) -> Section | None:
 
 @contextmanager
 def figure_style(**changes: Any) -> Iterator[None]:
-    """Draw and save in the style of the house; a glyph that the font lacks is no news."""
+    """Draw and save in the common style, without warnings about glyphs that the font lacks."""
     settings: Any = STYLE | changes
     with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
@@ -157,8 +157,8 @@ def draw_curves(
 
     Args:
         curves: The lines.
-        label: What the vertical axis shows.
-        mark: A point to single out, as x, y and the words beside it.
+        label: Label of the vertical axis.
+        mark: A point to highlight, as x, y and a label.
     """
     with figure_style():
         fig, (axes,) = _figure(4.7, 2.7)
@@ -205,7 +205,7 @@ def draw_precision(curves: Sequence[Curve]) -> Figure:
 
 
 def draw_speed(images: Sequence[float], speed: Sequence[float], waiting: Sequence[float]) -> Figure:
-    """Draw images per second, and below it the share of time spent waiting for data."""
+    """Draw images per second, and below that the percentage of time spent waiting for data."""
     with figure_style():
         fig, (top, bottom) = _figure(4.7, 2.7, heights=(2, 1))
         x, y = thin(images, speed)
@@ -224,9 +224,9 @@ def draw_speed(images: Sequence[float], speed: Sequence[float], waiting: Sequenc
 
 
 def draw_bars(names: Sequence[str], values: Sequence[float], *, label: str) -> Figure:
-    """Draw a bar per name, the first on top, with its value in [0, 100] written beside it.
+    """Draw one bar per name, the first on top, labeled with its value in [0, 100].
 
-    Of more than 50 names, the first and the last 25 are shown.
+    With more than 50 names, only the first and the last 25 are shown.
     """
     shown = list(zip(names, values, strict=True))
     if len(shown) > MAX_CELLS:
@@ -252,17 +252,17 @@ def draw_bars(names: Sequence[str], values: Sequence[float], *, label: str) -> F
 def draw_confusion(
     confusion: NDArray[Any], classes: Sequence[str], *, percent: bool = False
 ) -> Figure:
-    """Draw a confusion matrix (rows truth, columns prediction), each row as shares of its class.
+    """Draw a confusion matrix (rows truth, columns prediction), normalized by row.
 
-    Up to 30 classes are named and up to 12 carry their counts; more than 50 are merged into
-    neighbouring cells, of which the errors are then relative to the worst. With `percent`, shares
-    of the row stand in place of counts that would fit into no cell.
+    Up to 30 classes are named, and up to 12 have counts in their cells. With more than 50,
+    neighboring classes are merged, and colors are relative to the largest error. With `percent`,
+    cells show percentages of the row instead of counts, which might not fit.
     """
     shares = row_shares(confusion)
     num_classes = len(classes)
     named = num_classes <= NAMED_CLASSES
     shrunk = shrink(shares)
-    # The square root lifts what is rare, which is what the reader looks for.
+    # The square root makes rare errors visible.
     strength = np.sqrt(shrunk if named else shrunk / max(shrunk.max(), 1e-9))
     pixels = np.empty((*shrunk.shape, 4))
     pixels[..., :3] = to_rgb(MISS)
@@ -300,7 +300,7 @@ def row_shares(confusion: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def shrink(shares: NDArray[np.float64], cells: int = MAX_CELLS) -> NDArray[np.float64]:
-    """Average neighbouring classes until the matrix has at most `cells` rows."""
+    """Average neighboring classes until the matrix has at most `cells` rows."""
     size = len(shares)
     if size <= cells:
         return shares
@@ -311,7 +311,7 @@ def shrink(shares: NDArray[np.float64], cells: int = MAX_CELLS) -> NDArray[np.fl
 
 
 def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Return at most 400 points: means of equally many neighbours."""
+    """Return at most 400 points: means of groups of neighbors."""
     if len(x) <= MAX_POINTS:
         return list(x), list(y)
     points = np.array_split(np.array([x, y], dtype=np.float64), MAX_POINTS, axis=1)
@@ -320,23 +320,23 @@ def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[floa
 
 
 def shorten(name: str, limit: int = 18) -> str:
-    """Return a name on one line that fits beside a plot."""
+    """Return a name on one line, short enough to label a plot."""
     name = " ".join(name.split())
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
 def save_bytes(fig: Figure, form: str, **style: Any) -> bytes:
-    """Return a figure as the content of a "png" or "svg" file, drawn with changes to the style."""
+    """Return the bytes of a figure as "png" or "svg", with changes to the style."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    # Without these fields the file holds no date, and no address of anybody's standards.
+    # Remove the date and the links to standards.
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) if form == "svg" else None
     with figure_style(**style):
         fig.savefig(buffer, format=form, dpi=180, metadata=metadata)
     if form == "svg":
         return buffer.getvalue()
-    # Plots have few colours: with a palette the file is a third as large and looks the same.
+    # Plots have few colors: a palette shrinks the file to a third without visible changes.
     small = io.BytesIO()
     palette = Image.open(buffer).convert("RGB").quantize(200, dither=Image.Dither.NONE)
     palette.save(small, "PNG", optimize=True)
@@ -370,7 +370,7 @@ def short_count(value: float) -> str:
 
 def _mark(axes: Axes, x: float, y: float, words: str) -> None:
     axes.plot([x], [y], "o", color=ACCENT, markersize=6, zorder=5)
-    # Nothing lies above the best point but perhaps a reference.
+    # Leave room for the label above the best point.
     axes.margins(y=0.16)
     axes.annotate(
         words,

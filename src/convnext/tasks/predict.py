@@ -1,4 +1,4 @@
-"""`predict`, the frame of all tasks: images in, results out one by one, and files about them."""
+"""`predict` for all tasks: a stream of results for images, and files for the results."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ Skip = Callable[[Source, BadImage], None]
 
 
 class Predictor(ABC, Generic[Result]):
-    """What a task adds to the frame. One serves one job.
+    """The interface of a task for prediction. An instance serves one job.
 
     Args:
-        own: The network. `network` may change what it reports.
+        own: The network. The subclass may replace `network` by a copy with other settings.
         output: The folder for files; None for no files.
     """
 
     title: ClassVar[str] = "predicting"
     """The title of the progress bar."""
     default_folder: ClassVar[str] = ""
-    """Where the command line writes if no folder is named; "" for nowhere."""
+    """Default folder of the command line; "" to write no files."""
 
     def __init__(self, own: Opened, output: Path | None) -> None:
         self.own, self.output = own, output
@@ -50,14 +50,14 @@ class Predictor(ABC, Generic[Result]):
         return tuple(self.own.card.classes)
 
     def begin(self, sources: Sequence[Source] | None) -> None:
-        """Check what goes before all images, where their number is known."""
+        """Prepare for the images, which are known in advance unless `sources` is None."""
 
     def results(
         self, sources: Iterable[Source], skip: Skip, done: Callable[[int], None]
     ) -> Iterator[tuple[Source, Image.Image | None, Result]]:
-        """Yield every image that can be read, and its result; `done` counts all of them.
+        """Yield every readable image with its result; `done` is called for all images.
 
-        The image is None where no file is drawn from it.
+        The image is None if no file is drawn from it.
         """
         mode = self.own.card.preprocessing.mode
         for source in sources:
@@ -71,29 +71,29 @@ class Predictor(ABC, Generic[Result]):
             done(1)
 
     def result(self, source: Source, image: Image.Image) -> Result:
-        """Return the result of one image, for tasks that take them one by one.
+        """Return the result of one image, for tasks that process them one by one.
 
         Raises:
-            BadImage: If the network cannot take it.
+            BadImage: If the network cannot process it.
         """
         raise NotImplementedError
 
     def files_of(self, name: str) -> tuple[str, ...]:
-        """Return the pictures that are written about an image whose results are called `name`."""
+        """Return the file names of the pictures for an image whose results are called `name`."""
         return ()
 
     @abstractmethod
     def row(
         self, source: Source, image: Image.Image | None, result: Result, name: str, index: int
     ) -> Any:
-        """Return what the summary says about an image, and write its pictures."""
+        """Write the pictures of an image, and return its row of the summary."""
 
     @abstractmethod
     def summary(self, rows: Sequence[Any], bad: Sequence[tuple[str, str]]) -> Any:
-        """Return what there is to print and to write: `print`, `write` and `to_dict`."""
+        """Return a summary with `print`, `write` and `to_dict`."""
 
     def common(self, source: Source, size: tuple[int, int], image: Any) -> dict[str, Any]:
-        """Return the fields that the results of all tasks have."""
+        """Return the fields shared by the results of all tasks."""
         return {
             "source": source.name,
             "path": source.path,
@@ -104,7 +104,7 @@ class Predictor(ABC, Generic[Result]):
 
 
 class PredictionStream(Iterator[Result]):
-    """The results of images, one at a time, in order; images are read when they are needed."""
+    """Iterator over the results of images, in order; reads images on demand."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class PredictionStream(Iterator[Result]):
         console: Console | None = None,
     ) -> None:
         self.bad_images: list[tuple[str, str]] = []
-        """Images that could not be read, and why."""
+        """Images that could not be read, each with the reason."""
         self._predictor = predictor
         self._sources = sources
         self._total = len(sources) if isinstance(sources, list) else None
@@ -139,14 +139,14 @@ class PredictionStream(Iterator[Result]):
         return self
 
     def summary(self) -> Any:
-        """Predict what is left, and return what to print and to write."""
+        """Predict the remaining images, and return the summary."""
         self._keeps_rows = True
         for _ in self:
             pass
         return self._predictor.summary(self._rows, self.bad_images)
 
     def _output_names(self) -> dict[int, str]:
-        """Return the names of the results of files, by their `id`; others are named one by one.
+        """Return the names of the results of files, by the sources' `id`; others get names later.
 
         Raises:
             ValueError: If a result would overwrite an image.
@@ -178,7 +178,7 @@ class PredictionStream(Iterator[Result]):
             for source, image, result in found:
                 if self._keeps_rows:
                     name = self._name(source)
-                    # One that could not be read has its number too.
+                    # Unreadable images have an index too.
                     index = count + len(self.bad_images)
                     self._rows.append(predictor.row(source, image, result, name, index))
                 count += 1

@@ -1,4 +1,4 @@
-"""Trained networks ready for use: the task of a source, its card, and the network itself."""
+"""Opening of trained networks: the task of a source, its card, and the network."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from convnext.weights.sources import read_source
 
 
 def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
-    """Return a network in evaluation mode on `device`, and its card; an exported file likewise.
+    """Return a network or an exported file in evaluation mode on `device`, and its card.
 
-    Weights of a published layout have no card of their own: their network follows from the shapes,
-    their classes are ImageNet's (a segmentor's ADE20K's, a detector's COCO's) where the count
-    fits, their preprocessing is the published one.
+    Weights in a published layout have no card. Their network is inferred from the shapes; their
+    classes are ImageNet's, ADE20K's or COCO's if the number fits; their preprocessing is the
+    published one.
 
     Raises:
         ValueError: If the source cannot be found or read.
     """
     if is_exported(source):
         if device.type != "cpu":
-            raise ValueError(f"{source} runs on the CPU: --device cpu")
+            raise ValueError(f"{source} runs only on the CPU: use --device cpu")
         exported = open_exported(source)
         return task_class(exported.card.task).open_exported(exported)
     opened = open_weights(source)
@@ -58,10 +58,10 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
 
 
 def keep_channels_last(model: nn.Module) -> nn.Module:
-    """Put convolutions into channels_last in place, except those that are in it already.
+    """Convert convolutions to channels_last in place, except those that already have it.
 
-    `Module.to` copies the pointwise ones too, most of the weights, for other strides of the same
-    bytes: a file's pages would stay mapped beside the copies.
+    `Module.to` would also copy pointwise weights, which are most of the weights, only to change
+    their strides: the mapped pages of a file would stay in memory next to the copies.
     """
     for p in model.parameters():
         if p.dim() == 4 and not p.is_contiguous(memory_format=torch.channels_last):
@@ -70,9 +70,10 @@ def keep_channels_last(model: nn.Module) -> nn.Module:
 
 
 def _built(card: Card, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Return the network of a card with its weights; one of the family draws no others before.
+    """Return the network of a card with its weights.
 
-    Networks of timm and dense ones compute more than their state when they are built.
+    The family's networks skip random initialization. Timm models and dense networks cannot, since
+    their constructors compute more than the state.
     """
     if dense_kind(card.model) is not None or card.model.startswith("timm/"):
         model = build(card)
@@ -92,7 +93,7 @@ def build(card: Card) -> nn.Module:
 
 
 def task_of(source: str) -> str:
-    """Return what a run, a checkpoint or a file of weights was trained for, such as "segment".
+    """Return the task of a run, a checkpoint or a file of weights, such as "segment".
 
     Raises:
         ValueError: If the source cannot be found or read.
@@ -107,7 +108,7 @@ def task_of(source: str) -> str:
 
 
 def card_of(source: str, model: str) -> Card | None:
-    """Return what is known of weights before they are loaded.
+    """Return the card of weights before they are loaded.
 
     None for a bare file of a classifier, whose network the user names, and for a hub id.
     """
@@ -120,7 +121,7 @@ def card_of(source: str, model: str) -> Card | None:
         tensors, _ = read_source(path)
         try:
             name, changes = infer_model(tensors)
-        except ValueError:  # A backbone that is not ours.
+        except ValueError:  # Not a backbone of this package.
             return None
         return published_of(name).published_card(source, name, changes)
     if path is None and (dense := find_published_dense(source, model)) is not None:
@@ -140,22 +141,22 @@ def card_of(source: str, model: str) -> Card | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A network in evaluation mode, and what it needs to be used."""
+    """A network in evaluation mode with its card, ready for use."""
 
     source: str
-    """Where it came from, for messages."""
+    """Its source, for messages."""
     model: nn.Module
     card: Card
     device: torch.device
     is_shared: bool = False
-    """Whether others hold the network too: it must then stay as it is."""
+    """Whether the network is shared and must not be changed."""
     is_best: bool = True
-    """Whether these are the weights that the source stands for; not for a run's last step."""
+    """Whether `source` alone identifies these weights; False for a run's last step."""
 
     def fast(
         self, *, precision: str, num_images: int, enabled: bool, console: Console | None
     ) -> Fast:
-        """Return the network in a form that speeds up while it works through `num_images`."""
+        """Return the network in a backend that may get faster while it processes `num_images`."""
         return Fast(
             self.model.eval(),
             device=self.device,
@@ -168,7 +169,7 @@ class Opened:
 
 
 def opened(source: str | Opened, device: str = "auto") -> Opened:
-    """Open a run, a checkpoint or published weights; what is open already is returned.
+    """Open a run, a checkpoint or published weights; an open network is returned unchanged.
 
     Raises:
         ValueError: If it cannot be found or read.

@@ -1,7 +1,7 @@
-"""What the verbs ask of tasks before anything heavy is imported: their options, their data.
+"""Options and data checks of the tasks for the verbs, without heavy imports.
 
-A task's `verbs.py` has a dataclass for each verb that has options of its own, `recognizes` and
-`inspect`; on import it loads neither torch nor numpy.
+A task's `verbs.py` has a dataclass for each verb with options of its own, `recognizes` and
+`inspect`; importing it loads neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLASSES = {
     "export": "ExportOptions",
     "data": "DataOptions",
 }
-"""What the dataclass of a verb is called."""
+"""Names of the verbs' dataclasses."""
 
 
 def options_of_tasks(verb: str) -> dict[str, Any]:
@@ -41,10 +41,11 @@ def options_of_tasks(verb: str) -> dict[str, Any]:
 
 
 def given_options(task: str, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a task: those that were given, and the defaults of the others.
+    """Return the options of a task: the given ones, and the defaults of the others.
 
     Raises:
-        ValueError: If the task does not have one of them; says which task has it, or the nearest.
+        ValueError: If the task lacks a given option; the message names the task that has it, or the
+            nearest option.
     """
     classes = options_of_tasks(verb)
     own = task_folders()[task]
@@ -63,7 +64,7 @@ def given_options(task: str, verb: str, given: Mapping[str, Any]) -> dict[str, A
 
 
 def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -> str:
-    """Return the task that data is for, by its layout, or by options that only one task has.
+    """Return the task of a data set by its layout, or by options that only one task has.
 
     Raises:
         ValueError: If it could be for several tasks.
@@ -76,12 +77,12 @@ def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -
         task for task, folder in task_folders().items() if _module(folder).recognizes(Path(path))
     ]
     if len(found) > 1:
-        raise ValueError(f"{path} could be data to {' or to '.join(found)}; say which with --task")
+        raise ValueError(f"{path} could be data to {' or to '.join(found)}; pass --task to choose")
     return found[0] if found else DEFAULT
 
 
 def inspect(task: str, path: str, *, contact_sheet: bool = False, **options: Any) -> Any:
-    """Return the report of a task on a data set, and a picture of it if that is asked for.
+    """Return a task's report on a data set, and a contact sheet if requested.
 
     Raises:
         ValueError: If there is no such data.
@@ -99,19 +100,19 @@ def _module(folder: str) -> Any:
 
 
 def num_calibration_images(task: str) -> int:
-    """Return how many images int8 is calibrated on if nothing else is asked for."""
+    """Return the default number of calibration images for int8."""
     return int(_module(task_folders()[task]).NUM_CALIBRATION_IMAGES)
 
 
 def predictor_class(task: str) -> Any:
-    """Import what predicts images for a task."""
+    """Import and return the predictor class of a task."""
     return _module(task_folders()[task]).predictor_class()
 
 
 def predict_by_file(
     exported: Exported, sources: Iterable[Source], *, max_bad_share: float = 1.0
 ) -> Predictions | None:
-    """Predict images by an exported file alone; None if its task needs the network around it.
+    """Predict images with an exported file alone; None if the task needs torch for that.
 
     Raises:
         ValueError: If no image can be read, or too many cannot.

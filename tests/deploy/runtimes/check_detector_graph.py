@@ -225,7 +225,7 @@ def test_points_are_found_in_packed_maps() -> None:
         ({"max_detections": 0}, "max_detections must be positive, not 0"),
         ({"nms_threshold": 1.5}, r"nms_threshold must lie in \[0, 1\], not 1.5"),
         ({"score_threshold": -0.1}, r"score_threshold must lie in \[0, 1\], not -0.1"),
-        ({"size": (64, 100)}, "multiples of 32, not 64 x 100: take 64 x 128"),
+        ({"size": (64, 100)}, "multiples of 32, not 64 x 100: use 64 x 128"),
     ],
 )
 def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:

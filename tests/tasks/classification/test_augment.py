@@ -185,8 +185,8 @@ def test_without_mixing_a_batch_is_normalized_and_smoothed():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": "auto"}, "still reads auto"),
-        ({"rand_augment": "auto"}, "still reads auto"),
+        ({"scale": "auto"}, "still has auto"),
+        ({"rand_augment": "auto"}, "still has auto"),
         ({"hflip": 1.5}, r"augment\.hflip is 1\.5"),
         ({"mixup": -1.0}, r"augment\.mixup is -1"),
         ({"scale": (0.5, 0.2)}, r"augment\.scale is 0\.5, 0\.2"),

@@ -139,10 +139,13 @@ def test_any_number_of_images_gives_a_run(n: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ema__decay": 0.9999}, "looks back 10,000 steps"),
+        ({"ema__decay": 0.9999}, "spans 10,000 steps"),
         ({"input__image_size": 32, "network__stem_stride": 4}, "Try --network.stem_stride 2"),
         ({"optim__lr": 4e-3, "optim__batch_size": 64}, "Try --optim.lr 0.0028"),
-        ({"optim__batch_size": 2000, "optim__lr": 1e-3, "ema__decay": 0.0}, "more than there are"),
+        (
+            {"optim__batch_size": 2000, "optim__lr": 1e-3, "ema__decay": 0.0},
+            "exceeds the number of images",
+        ),
         ({"network__layer_scale_init": 1e-6}, "Try --network.layer_scale_init 0"),
         ({"schedule__epochs": 3, "schedule__warmup_epochs": 5}, "warm-up lasts as long"),
     ],
