@@ -7,7 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,9 +18,11 @@ from small_exports import small_checkpoint, small_detector_file, small_segmentor
 from convnext.deploy import pt2
 from convnext.deploy.formats import WRITERS, ExportSettings
 from convnext.deploy.pt2 import OPERATORS, checked_archive
-from convnext.deploy.runtimes import Exported, open_exported, quiet
+from convnext.deploy.runtimes import EXTRA, Exported, open_exported, quiet
 from convnext.tasks import task_class
+from convnext.tasks.detection.export.exported import ExportedDetector
 from convnext.tasks.trained import open_model
+from convnext.weights.checkpoint import FORMAT, Card
 
 MAKERS: dict[str, Callable[[Path], str]] = {
     "classify": small_checkpoint,
@@ -84,6 +86,90 @@ def test_a_checked_program_computes_the_same(segmentor: Path) -> None:
     expected = torch.export.load(segmentor).module()(torch.from_numpy(images))
     found = open_exported(segmentor).run(images)
     np.testing.assert_array_equal(found, expected.detach().numpy())
+
+
+GRAPH = {"inside": "none", "precision": "fp32", "batch": None, "size": None, "output": "logits"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"inside": "all"}, {"inside": []}, {"precision": 3}, {"output": None}, {"size": 64}),
+        *({"size": [64, "64"]}, {"size": [64]}, {"size": [0, 64]}, {"batch": "2"}, {"batch": -1}),
+        *({"batch": True}, {"size": {}}),
+    ],
+)
+def test_a_damaged_description_of_a_graph_is_named(wrong: dict[str, Any]) -> None:
+    metadata = {"graph": json.dumps(GRAPH | wrong)}
+    with pytest.raises(ValueError, match=f"net.onnx has damaged metadata: {next(iter(wrong))} of"):
+        _ = Exported(Path("net.onnx"), metadata, lambda _: []).graph
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"masks": "all"}, "masks"),
+        ({"outputs": ["boxes", "scores"]}, "outputs"),
+        ({"masks": "full"}, "outputs"),
+        ({"size": None}, "size"),
+        ({"max_detections": "9"}, "max_detections"),
+        ({"nms_threshold": None}, "nms_threshold"),
+    ],
+)
+def test_a_damaged_description_of_a_detector_is_named(wrong: dict[str, Any], name: str) -> None:
+    own = {"masks": "none", "outputs": ["boxes", "scores", "labels"], "max_detections": 9}
+    own |= dict.fromkeys(("score_threshold", "nms_threshold", "mask_threshold"), 0.5)
+    metadata = {"graph": json.dumps(GRAPH | {"size": [64, 64]} | own | wrong)}
+    exported = Exported(Path("net.onnx"), metadata, lambda _: [])
+    with pytest.raises(ValueError, match=f"net.onnx has damaged metadata: {name} of the graph"):
+        ExportedDetector(exported, cast(Card, None))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "{", '{"inside": "none"}', pytest.param("[" * 100_000, id="deep")]
+)
+def test_a_file_without_a_description_has_none(text: str) -> None:
+    assert Exported(Path("net.onnx"), {"graph": text}, lambda _: []).graph == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "cannot be read: its metadata is not a JSON object"),
+        ("{", "cannot be read: Expecting"),
+        pytest.param("[" * 100_000, "cannot be read: maximum recursion", id="deep"),
+        ("{}", "has no metadata"),
+        (json.dumps({"graph": GRAPH}), "has no metadata"),
+        (json.dumps({"graph": json.dumps(GRAPH)}), "is not a checkpoint of this package"),
+        (json.dumps({"graph": json.dumps(GRAPH), "format": FORMAT}), "has damaged metadata"),
+    ],
+)
+def test_damaged_metadata_is_one_sentence(segmentor: Path, text: str, message: str) -> None:
+    other = segmentor.with_name("other.pt2")
+    with zipfile.ZipFile(segmentor) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, text if name.endswith(f"/{EXTRA}") else old.read(name))
+    with pytest.raises(ValueError, match=f"other.pt2.* {message}"):
+        open_exported(other)
+
+
+def test_a_program_that_torch_cannot_read_is_one_sentence(segmentor: Path) -> None:
+    def unknown_input(program: dict[str, Any]) -> None:
+        program["graph_module"]["graph"]["nodes"][0]["inputs"] = []
+
+    def no_graph(program: dict[str, Any]) -> None:
+        del program["graph_module"]["graph"]
+
+    for change in (unknown_input, no_graph):
+        with pytest.raises(ValueError, match=r"other.pt2 cannot be (read|run): ") as raised:
+            open_exported(changed(segmentor, change)).run(np.zeros((1, 3, 96, 96), np.float32))
+        assert "\n" not in str(raised.value)
+
+
+def test_an_input_that_a_file_does_not_take_is_one_sentence(segmentor: Path) -> None:
+    with pytest.raises(ValueError, match=r"net.pt2 cannot be run: ") as raised:
+        open_exported(segmentor).run(np.zeros((1, 7, 96, 96), np.float32))
+    assert "\n" not in str(raised.value)
 
 
 def replace_all(value: Any, key: str, text: str) -> int:

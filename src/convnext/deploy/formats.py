@@ -14,14 +14,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from convnext.deploy.runtimes import EXTRA, need
+from convnext.deploy.runtimes import EXTRA, Inside, need
 
 Format = Literal["onnx", "openvino", "pt2"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
-Inside = Literal["none", "normalize", "full"]
-"""The part of the preprocessing in a file: none (takes normalized floats, N C H W), normalization
-(takes pixels of the network's input size, uint8 N H W C), or all (takes one image of any size,
-uint8 1 H W C)."""
 Masks = Literal["none", "shares", "full"]
 """For detection: no masks, 28 x 28 mask probabilities for each box, or a bitmap of the image's
 size."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,13 @@ EXTRA = "convnext.json"
 """The entry of a pt2 file that holds its metadata."""
 # Loggers of exporters; their reports do not concern the user's code.
 LOGGERS = ("torch.onnx", "onnxscript", "torch.utils.cpp_extension", "nncf")
+Inside = Literal["none", "normalize", "full"]
+"""The part of the preprocessing in a file: none (takes normalized floats, N C H W), normalization
+(takes pixels of the network's input size, uint8 N H W C), or all (takes one image of any size,
+uint8 1 H W C)."""
 Array = NDArray[Any]
+Call = Callable[[Sequence[Array]], list[Array]]
+"""Maps all inputs of a graph to all outputs."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,7 @@ class Exported:
 
     path: Path
     metadata: Mapping[str, str]
-    call: Callable[[Sequence[Array]], list[Array]]
-    """Maps all inputs of the graph to all outputs."""
+    call: Call
 
     @property
     def source(self) -> str:
@@ -54,13 +59,12 @@ class Exported:
     def graph(self) -> dict[str, Any]:
         """The file's description of its graph (`ExportSpec.facts`); empty if it has none.
 
-        Always contains `inside`, `precision`, `batch` (None for any) and `size` (None for any).
+        Always contains `inside`, `precision`, `output`, `batch` and `size` (both None for any).
+
+        Raises:
+            ValueError: If one of these is damaged.
         """
-        try:
-            known = json.loads(self.metadata.get("graph", "{}"))
-        except ValueError:
-            return {}
-        return known if isinstance(known, dict) else {}
+        return _graph(self.metadata.get("graph", "{}"), self.path)
 
     @cached_property
     def card(self) -> Card:
@@ -97,67 +101,118 @@ def open_exported(path: str | Path) -> Exported:
     """Open an exported file.
 
     Raises:
-        ValueError: If the file does not exist, its runtime is not installed, it was not exported by
-            this package, or it could execute code.
+        ValueError: If the file does not exist, its runtime is not installed, it is damaged, it was
+            not exported by this package, or it could execute code.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     openers = {"onnx": _open_onnx, "openvino": _open_openvino, "pt2": _open_pt2}
-    exported = openers[SUFFIXES[path.suffix]](path)
+    metadata, call = openers[SUFFIXES[path.suffix]](path)
+
+    def run(given: Sequence[Array]) -> list[Array]:
+        with _one_sentence(path, "cannot be run"):
+            return call(given)
+
+    exported = Exported(path, metadata, run)
     if not {"inside", "precision"} <= exported.graph.keys():
         raise ValueError(f"{path} was not written by `convnext export`: it has no metadata")
+    exported.card  # noqa: B018 - A damaged one is refused before it is used.
     return exported
 
 
-def _open_onnx(path: Path) -> Exported:
+@contextmanager
+def _one_sentence(path: Path, problem: str) -> Iterator[None]:
+    """Turn any error of a runtime into a ValueError of one line: they share no base class."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} {problem}: {lines[0]}") from error
+
+
+def _texts(metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, Mapping):
+        raise TypeError("its metadata is not a JSON object")
+    return {str(key): str(value) for key, value in metadata.items()}
+
+
+def _graph(text: str, where: Path) -> dict[str, Any]:
+    """Read `Exported.graph`.
+
+    Raises:
+        ValueError: If an entry that every file has is of another type.
+    """
+    try:
+        graph = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(graph, dict) or not {"inside", "precision"} <= graph.keys():
+        return {}
+    batch, size, output = (graph.get(name) for name in ("batch", "size", "output"))
+    is_size = isinstance(size, list) and len(size) == 2 and all(map(_is_count, size))
+    for name, is_right in (
+        ("inside", graph["inside"] in get_args(Inside)),
+        ("precision", isinstance(graph["precision"], str)),
+        ("batch", batch is None or _is_count(batch)),
+        ("size", size is None or is_size),
+        ("output", isinstance(output, str)),
+    ):
+        if not is_right:
+            value = repr(graph.get(name))[:40]
+            raise ValueError(f"{where} has damaged metadata: {name} of the graph is {value}")
+    return {"batch": None, "size": None, **graph}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _open_onnx(path: Path) -> tuple[dict[str, str], Call]:
     (ort,) = need("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads()
     options.log_severity_level = 3
-    try:
+    with _one_sentence(path, "cannot be read"):
         session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class.
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    names = [entry.name for entry in session.get_inputs()]
-    metadata = session.get_modelmeta().custom_metadata_map
+        names = [entry.name for entry in session.get_inputs()]
+        metadata = _texts(session.get_modelmeta().custom_metadata_map)
 
     def call(given: Sequence[Array]) -> list[Array]:
         found: list[Array] = session.run(None, dict(zip(names, given, strict=True)))
         return found
 
-    return Exported(path, metadata, call)
+    return metadata, call
 
 
-def _open_openvino(path: Path) -> Exported:
+def _open_openvino(path: Path) -> tuple[dict[str, str], Call]:
     (openvino,) = need("openvino")
-    try:
+    with _one_sentence(path, "cannot be read"):
         model = openvino.Core().read_model(str(path))
-        metadata = json.loads(model.get_rt_info(["convnext"]).astype(str))
-    except Exception as error:  # OpenVINO's neither.
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        metadata = _texts(json.loads(model.get_rt_info(["convnext"]).astype(str)))
     # A file in fp16 stores its weights in fp16 and computes in fp32.
-    precision = Exported(path, metadata, lambda _: []).graph.get("precision")
-    request = openvino_request(model, "bf16" if precision == "bf16" else "fp32")
+    precision = _graph(metadata.get("graph", "{}"), path).get("precision")
+    with _one_sentence(path, "cannot be read"):
+        request = openvino_request(model, "bf16" if precision == "bf16" else "fp32")
 
     def call(given: Sequence[Array]) -> list[Array]:
         found = request.infer([np.ascontiguousarray(array) for array in given])
         # The request owns the memory of the result, so copy it before the next call.
         return [np.array(found[i]) for i in range(len(found))]
 
-    return Exported(path, metadata, call)
+    return metadata, call
 
 
-def _open_pt2(path: Path) -> Exported:
+def _open_pt2(path: Path) -> tuple[dict[str, str], Call]:
     import torch
     import torchvision  # noqa: F401 - Detectors call its operators.
 
     from convnext.deploy.pt2 import checked_archive
 
-    extra = {EXTRA: ""}
-    program = torch.export.load(checked_archive(path), extra_files=extra)
-    module = program.module()
-    metadata = json.loads(extra[EXTRA] or "{}")
+    archive, extra = checked_archive(path), {EXTRA: ""}
+    with _one_sentence(path, "cannot be read"):
+        module = torch.export.load(archive, extra_files=extra).module()
+        metadata = _texts(json.loads(extra[EXTRA] or "{}"))
 
     def call(given: Sequence[Array]) -> list[Array]:
         # The program has its own precision; ignore the caller's autocast.
@@ -165,7 +220,7 @@ def _open_pt2(path: Path) -> Exported:
             found = module(*map(torch.from_numpy, given))
         return [out.numpy() for out in ((found,) if isinstance(found, torch.Tensor) else found)]
 
-    return Exported(path, metadata, call)
+    return metadata, call
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -376,6 +376,34 @@ def test_mistakes_are_named(
         open_exported(tmp_path / "missing.onnx")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (r'<convnext value="[^"]*"', '<convnext value="[1]"'),
+        pytest.param(
+            r'<convnext value="[^"]*"', f'<convnext value="{"[" * 100_000}"', id="deep nesting"
+        ),
+        (r"<rt_info>.*</rt_info>", ""),
+        (r'type="Convolution"', 'type="Nonsense"'),
+        (r"<edges>.*</edges>", "<edges/>"),
+        (r'offset="\d+"', 'offset="999999999"'),
+        (r'shape="[^"]*"', 'shape="7"'),
+    ],
+)
+def test_a_damaged_openvino_file_is_one_sentence(
+    checkpoint: str, photos: Path, tmp_path: Path, old: str, new: str
+) -> None:
+    path = tmp_path / "net.xml"
+    export(checkpoint, settings=ExportSettings(format="openvino"), output=path, images=[photos])
+    text = path.read_text(encoding="utf-8")
+    damaged = re.sub(old, new, text, flags=re.DOTALL)
+    assert damaged != text
+    path.write_text(damaged, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"net.xml cannot be (read|run)") as raised:
+        open_exported(path).run(np.zeros((1, 64, 64, 3), np.uint8))
+    assert "\n" not in str(raised.value)
+
+
 def test_a_task_has_its_own_mistakes() -> None:
     for fields, task, words in (
         ({"size": (64, 96)}, "classify", "--size 64"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from convnext.data.images import Mode, as_mode
 from convnext.data.masks import paste_masks
 from convnext.data.preprocessing import RESAMPLING, DensePreprocessing, Pixels, to_array
+from convnext.deploy.formats import Masks
 from convnext.deploy.graphs import to_pixels
 from convnext.deploy.runtimes import Exported, outside
+from convnext.tasks.detection.export.graph import OUTPUTS
 from convnext.tasks.detection.model.config import DetectorConfig
 from convnext.weights.checkpoint import Card
 
@@ -31,6 +33,7 @@ class ExportedDetector(nn.Module):
         super().__init__()
         self.exported = exported
         self.graph = exported.graph
+        _check(self.graph, exported.source)
         known = {field.name for field in fields(DetectorConfig)}
         own = {name: value for name, value in card.changes.items() if name in known}
         written = {name: value for name, value in self.graph.items() if name in known}
@@ -103,6 +106,25 @@ class ExportedDetector(nn.Module):
         filled = F.pad(image, (0, canvas[1] - width, 0, canvas[0] - height))[None]
         given = filled if self.graph["inside"] == "none" else to_pixels(filled)
         return [given.contiguous().numpy(), torch.tensor([height, width]).numpy()]
+
+
+def _check(graph: Mapping[str, Any], where: str) -> None:
+    """Check what the file of a detector says beside what every file says.
+
+    Raises:
+        ValueError: Naming the first entry that is missing or damaged.
+    """
+    masks, numbers = graph.get("masks"), ("score_threshold", "nms_threshold", "mask_threshold")
+    for name, is_right in (
+        ("masks", masks in get_args(Masks)),
+        ("outputs", graph.get("outputs") == list(OUTPUTS[: 3 if masks == "none" else 4])),
+        ("size", graph["size"] is not None or graph["inside"] == "full"),
+        ("max_detections", type(graph.get("max_detections")) is int),
+        *((name, type(graph.get(name)) in (int, float)) for name in numbers),
+    ):
+        if not is_right:
+            value = repr(graph.get(name))[:40]
+            raise ValueError(f"{where} has damaged metadata: {name} of the graph is {value}")
 
 
 def open_network(exported: Exported) -> tuple[ExportedDetector, Card]:
