@@ -127,7 +127,7 @@ def test_a_file_reports_no_more_than_was_written_into_it(tmp_path: Any) -> None:
     from convnext.deploy.runtimes import Exported
     from convnext.tasks.detection.export.exported import ExportedDetector
     from convnext.tasks.detection.export.file import facts_of
-    from convnext.tasks.detection.looks import change_detector
+    from convnext.tasks.detection.predict import change_detector
     from convnext.weights.checkpoint import Card
 
     source = small_detector_file(tmp_path / "a.safetensors")

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.deploy import optimize as module
-from convnext.deploy.backends import PLAIN, Backend, available, candidates
-from convnext.deploy.build import Runner, build
+from convnext.deploy.backends import PLAIN, Backend, Runner, available, build, candidates
 from convnext.deploy.optimize import distance, interleaved, known_backend, optimize, search
 from convnext.hardware.devices import autocast
 
@@ -210,7 +209,7 @@ def test_openvino_is_imported_without_its_telemetry() -> None:
     if not available("openvino"):
         pytest.skip("openvino is not installed")
     code = (
-        "from convnext.deploy.build import import_openvino; import_openvino(); import sys\n"
+        "from convnext.deploy.backends import import_openvino; import_openvino(); import sys\n"
         "from openvino.tools.ovc import telemetry_utils\n"
         "assert telemetry_utils.tm.__name__.endswith('telemetry_stub')\n"
         "assert 'openvino_telemetry' not in sys.modules\n"

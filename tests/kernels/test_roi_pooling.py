@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convnext.deploy.optimize import distance
 from convnext.kernels.roi_pooling import pool_rois_by_products
-from convnext.tasks.detection.model.roi import pool_rois
+from convnext.tasks.detection.model.heads import pool_rois
 
 STRIDES = (4, 8, 16, 32)
 SIZE = (160, 224)

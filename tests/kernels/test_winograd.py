@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import convnext
-from convnext.deploy.backends import Backend
-from convnext.deploy.build import build
+from convnext.deploy.backends import Backend, build
 from convnext.deploy.fold import fold
 from convnext.deploy.optimize import distance, eager_backend, search
 from convnext.kernels import winograd as module

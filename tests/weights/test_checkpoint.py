@@ -14,8 +14,8 @@ from convnext import create_model, load
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 from convnext.tasks import DEFAULT
 from convnext.tasks.detection.model.config import DetectorConfig
-from convnext.tasks.segmentation.looks import inference_of
 from convnext.tasks.segmentation.model import UPerNetConfig
+from convnext.tasks.segmentation.scores import inference_of
 from convnext.tasks.trained import task_of
 from convnext.weights import checkpoint
 from convnext.weights.checkpoint import Card, data_of, val_share_of

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.deploy.backends import Backend
-from convnext.deploy.build import build as build_backend
+from convnext.deploy.backends import build as build_backend
 from convnext.deploy.optimize import Tunable, optimize, tuner_of
 from convnext.hardware.devices import autocast, wait_for
 from convnext.hardware.system import keep_freed_memory

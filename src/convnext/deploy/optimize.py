@@ -18,8 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from convnext.deploy.backends import PLAIN, Backend, candidates
-from convnext.deploy.build import Runner, build
+from convnext.deploy.backends import PLAIN, Backend, Runner, build, candidates
 from convnext.deploy.fold import fold
 from convnext.hardware.devices import AMP_DTYPES
 from convnext.hardware.system import keep_freed_memory

@@ -18,7 +18,7 @@ from convnext.deploy.fold import fold
 from convnext.deploy.runtimes import quiet
 from convnext.tasks.detection.export.graph import OUTPUTS, DetectorGraph, pack, packing
 from convnext.tasks.detection.model.detector import Detector
-from convnext.tasks.detection.model.roi import pool_rois, roi_levels
+from convnext.tasks.detection.model.heads import pool_rois, roi_levels
 
 SIZE = (64, 96)
 NUM = 40

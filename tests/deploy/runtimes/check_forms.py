@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import convnext
-from convnext.deploy.backends import Backend, available
-from convnext.deploy.build import build
+from convnext.deploy.backends import Backend, available, build
 from convnext.deploy.optimize import distance
 
 FORMS = [

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convnext.tasks.segmentation.boundary import TOLERANCE, count_boundaries, find_boundaries
-from convnext.tasks.segmentation.metric import Metric
+from convnext.tasks.segmentation.metric import TOLERANCE, Metric, count_boundaries, find_boundaries
 
 
 def slow_boundaries(labels: Any, mask: Any, c: int) -> list[tuple[int, int]]:

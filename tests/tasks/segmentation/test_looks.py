@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from convnext.tasks.segmentation.looks import MULTI_SCALE, choose_inference, describe, inference_of
-from convnext.tasks.segmentation.scores import InferenceSettings, default_stride
+from convnext.tasks.segmentation.scores import (
+    MULTI_SCALE,
+    InferenceSettings,
+    choose_inference,
+    default_stride,
+    describe,
+    inference_of,
+)
 
 SLID = {"segment": {"mode": "slide", "window": 640, "stride": 426}}
 

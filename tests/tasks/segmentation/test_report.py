@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convnext.reports.report import Run, read_run, write_report
 from convnext.tasks.figures import draw_bars, draw_confusion
-from convnext.tasks.segmentation.gallery import draw_images
+from convnext.tasks.segmentation.evaluate import draw_images
 from convnext.tasks.segmentation.metric import Metric
 from convnext.tasks.segmentation.report import bars, confusion, per_class, reliability, worst_images
 

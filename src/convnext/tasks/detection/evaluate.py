@@ -21,11 +21,10 @@ from convnext.data.objects import DetectionImages, ids_of, open_dataset
 from convnext.data.samples import BadImages
 from convnext.progress import progress_bar
 from convnext.results import Scores
-from convnext.tasks.detection.confusion import SCORE
 from convnext.tasks.detection.data.dataset import EvalDataset
 from convnext.tasks.detection.inference import Detections, infer
-from convnext.tasks.detection.looks import change_detector
-from convnext.tasks.detection.metric import Evaluation, Metric
+from convnext.tasks.detection.metric import SCORE, Evaluation, Metric
+from convnext.tasks.detection.predict import change_detector
 from convnext.tasks.detection.render import compare
 from convnext.tasks.trained import Opened, opened
 from convnext.weights.checkpoint import Card, data_of, val_share_of

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
 from convnext.atomic import write_text
 from convnext.data.drawing import save_image
@@ -24,10 +26,11 @@ from convnext.data.formats.coco import read_coco
 from convnext.data.sources import Source
 from convnext.data.tensors import normalize_batch
 from convnext.results import Detections
+from convnext.tasks.detection.export.exported import ExportedDetector
 from convnext.tasks.detection.inference import Detections as CocoDetections
 from convnext.tasks.detection.inference import detect
-from convnext.tasks.detection.looks import change_detector
 from convnext.tasks.detection.metric import xywh
+from convnext.tasks.detection.model.detector import Detector
 from convnext.tasks.detection.render import draw_detections
 from convnext.tasks.predict import Predictor
 from convnext.tasks.trained import Opened
@@ -275,3 +278,24 @@ def read_ids(
     if missing:
         raise ValueError(f"{path} has no category {missing[0]!r}, a class of the network")
     return tuple(found), tuple(by_name[name] for name in classes)
+
+
+def change_detector(model: nn.Module, **asked: Any) -> Detector | ExportedDetector:
+    """Return a copy that shares the layers and has other inference settings; None keeps a setting.
+
+    Raises:
+        ValueError: If the network is not a detector, a value is out of range, or an exported file
+            does not support it.
+    """
+    model = copy.copy(model)
+    if isinstance(model, ExportedDetector):
+        model.change(**{name: value for name, value in asked.items() if value is not None})
+        return model
+    if not isinstance(model, Detector):
+        raise ValueError("the network does not detect objects")
+    changes = {name: value for name, value in asked.items() if value is not None}
+    limit = changes.get("max_detections", 0)
+    if limit > model.config.num_proposals:
+        changes["num_proposals"] = limit
+    model.config = replace(model.config, **changes)
+    return model

@@ -93,7 +93,7 @@ def open_dataset(
     root = Path(path)
     if not images and not is_segmentation(root) and is_detection(root):
         # Imported here because few data sets need it, and it imports more than the others.
-        from convnext.tasks.segmentation.drawn import open_drawn
+        from convnext.tasks.segmentation.layout import open_drawn
 
         return SegmentationData(**open_drawn(path, val_share))
     found = find(root, images, masks)

@@ -1,30 +1,35 @@
-"""`evaluate` for segmentation: mIoU and the other scores of the confusion matrix."""
+"""`evaluate` for segmentation: scores of the confusion matrix, and pictures of the worst images."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
 from convnext.atomic import write_text
+from convnext.data.drawing import data_uri
 from convnext.data.samples import BadImages
+from convnext.data.tensors import normalize_batch
 from convnext.progress import progress_bar
 from convnext.results import Scores
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
-from convnext.tasks.segmentation.gallery import draw_images
-from convnext.tasks.segmentation.inference import infer
+from convnext.tasks.segmentation.inference import Items, infer, segment_labels
 from convnext.tasks.segmentation.layout import Pairs, Relabelled, is_segmentation
-from convnext.tasks.segmentation.looks import choose_inference, describe
 from convnext.tasks.segmentation.metric import Evaluation, Metric
-from convnext.tasks.segmentation.scores import InferenceSettings
+from convnext.tasks.segmentation.render import compare
+from convnext.tasks.segmentation.scores import InferenceSettings, choose_inference, describe
 from convnext.tasks.trained import Opened, opened
 from convnext.weights.checkpoint import Card, data_of, is_address, setting_of, val_share_of
 from convnext.weights.open import pick_precision
@@ -275,3 +280,44 @@ def relabel(pairs: Pairs, classes: Sequence[str], wanted: Sequence[str]) -> Pair
         )
     table = tuple(known[name] for name in classes)
     return replace(pairs, reader=Relabelled(pairs.reader, table, len(wanted)))
+
+
+def draw_images(
+    model: nn.Module,
+    dataset: Items,
+    indices: Sequence[int],
+    *,
+    num_classes: int,
+    device: torch.device,
+    precision: str,
+    settings: InferenceSettings | None = None,
+    ignore_index: int = 255,
+    width: int = 320,
+) -> Iterator[str]:
+    """Yield a comparison of each image as a data URI, "" if it can no longer be read.
+
+    The picture is the network's input before normalization; `width` is that of one panel.
+    """
+    model.eval()
+    for index in indices:
+        item = dataset[index]
+        if item.bad:
+            yield ""
+            continue
+        mask = np.asarray(item.mask)
+        images = normalize_batch(dataset.preprocessing, item.pixels[None].to(device))
+        labels = segment_labels(
+            model,
+            images[0],
+            settings=settings,
+            size=(mask.shape[0], mask.shape[1]),
+            device=device,
+            precision=precision,
+        )
+        pixels = np.moveaxis(item.pixels.numpy(), 0, -1)
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        yield data_uri(
+            compare(
+                image, mask, labels.numpy(), num_classes, ignore_index=ignore_index, width=width
+            )
+        )

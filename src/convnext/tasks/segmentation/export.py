@@ -32,8 +32,8 @@ from convnext.deploy.verify import Comparison, Verdict, collect_images, judge
 from convnext.hardware.devices import AMP_DTYPES
 from convnext.tasks.segmentation.heads import FusionConv, PooledConv, UPerHead
 from convnext.tasks.segmentation.inference import segment_labels
-from convnext.tasks.segmentation.looks import inference_of
 from convnext.tasks.segmentation.metric import class_iou, count_confusion
+from convnext.tasks.segmentation.scores import inference_of
 from convnext.weights.checkpoint import Card, setting_of
 
 LEAST_ANY, MOST_ANY = 64, 16384

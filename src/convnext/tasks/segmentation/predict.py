@@ -23,13 +23,13 @@ from convnext.data.tensors import normalize_batch
 from convnext.results import Segmentation
 from convnext.tasks.predict import Predictor
 from convnext.tasks.segmentation.inference import segment_labels
-from convnext.tasks.segmentation.looks import choose_inference
 from convnext.tasks.segmentation.render import (
     ClassArea,
     class_areas,
     mask_image,
     overlay,
 )
+from convnext.tasks.segmentation.scores import choose_inference
 from convnext.tasks.trained import Opened
 
 Form = Literal["png", "jpg", "none"]

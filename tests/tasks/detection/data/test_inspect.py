@@ -16,7 +16,7 @@ from convnext.cli import main
 from convnext.data.drawing import class_colors
 from convnext.data.objects import open_dataset
 from convnext.tasks.detection.data.inspect import DataReport, contact_sheet, inspect
-from convnext.tasks.detection.draw import draw_objects
+from convnext.tasks.detection.render import draw_objects
 
 QUIET = Console(quiet=True)
 

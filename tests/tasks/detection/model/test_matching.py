@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convnext.tasks.detection.model import matching
-from convnext.tasks.detection.model.boxes import iou
-from convnext.tasks.detection.model.matching import NEGATIVE, UNUSED, Thresholds, match
+from convnext.tasks.detection.model import boxes as matching
+from convnext.tasks.detection.model.boxes import NEGATIVE, UNUSED, Thresholds, iou, match
 
 RPN = Thresholds(positive=0.7, negative=0.3, low_quality=0.3)
 STAGE = Thresholds(positive=0.5, negative=0.5)

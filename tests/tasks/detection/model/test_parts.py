@@ -9,12 +9,9 @@ import torch
 from torch import nn
 from torchvision.ops import roi_align
 
-from convnext.tasks.detection.model.batch import stack
-from convnext.tasks.detection.model.box_head import BoxHead
 from convnext.tasks.detection.model.boxes import iou, level_anchors
-from convnext.tasks.detection.model.detect import refine, select
-from convnext.tasks.detection.model.mask_head import MaskHead
-from convnext.tasks.detection.model.roi import pool_rois, roi_levels
+from convnext.tasks.detection.model.detect import refine, select, stack
+from convnext.tasks.detection.model.heads import BoxHead, MaskHead, pool_rois, roi_levels
 from convnext.tasks.detection.model.rpn import FPN, ProposalNetwork, by_anchor, propose
 from convnext.tasks.detection.model.training import box_loss, class_loss, mask_loss, objectness_loss
 

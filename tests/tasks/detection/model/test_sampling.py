@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext.tasks.detection.model.matching import NEGATIVE, sample
+from convnext.tasks.detection.model.boxes import NEGATIVE, sample
 
 
 @settings(deadline=None, derandomize=True)

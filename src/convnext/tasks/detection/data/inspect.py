@@ -26,7 +26,7 @@ from convnext.tasks.detection.data.problems import (
     parts,
     scan,
 )
-from convnext.tasks.detection.draw import draw_objects
+from convnext.tasks.detection.render import draw_objects
 
 # COCO's limits between small, medium and large objects: sides of squares of the same area.
 SMALL, LARGE = 32, 96

@@ -38,12 +38,11 @@ from convnext.hardware.devices import AMP_DTYPES
 from convnext.tasks.detection.export.exported import OnCanvas
 from convnext.tasks.detection.export.graph import OUTPUTS, DetectorGraph, check_size, paste
 from convnext.tasks.detection.export.proof import DetectorComparison
-from convnext.tasks.detection.model import box_head, mask_head
-from convnext.tasks.detection.model.batch import padded_size
 from convnext.tasks.detection.model.boxes import DIVISOR
 from convnext.tasks.detection.model.config import DetectorConfig
+from convnext.tasks.detection.model.detect import padded_size
 from convnext.tasks.detection.model.detector import Detector
-from convnext.tasks.detection.model.roi import pool_rois
+from convnext.tasks.detection.model.heads import BOX_SIDE, MASK_SIDE, pool_rois
 from convnext.weights.checkpoint import Card
 
 # Number of boxes per image on which the heads are compared, a few of each size.
@@ -326,8 +325,7 @@ class _Parts(nn.Module):
         outputs = [x.flatten() for level in detector.rpn(maps) for x in level]
         boxes = [self.boxes] * len(images)
         features, parts = (
-            pool_rois(maps[:-1], detector.strides, boxes, side)
-            for side in (box_head.SIDE, mask_head.SIDE)
+            pool_rois(maps[:-1], detector.strides, boxes, side) for side in (BOX_SIDE, MASK_SIDE)
         )
         for head in detector.box_heads:
             outputs.extend(x.flatten() for x in head(features))

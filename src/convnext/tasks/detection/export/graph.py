@@ -26,10 +26,10 @@ from torch.nn import functional as F
 from torchvision.ops import nms, roi_align
 
 from convnext.kernels.roi_pooling import roi_levels
-from convnext.tasks.detection.model import box_head, mask_head
-from convnext.tasks.detection.model.batch import Size, padded_size
 from convnext.tasks.detection.model.boxes import DIVISOR, Stds, decode, has_area, level_anchors
+from convnext.tasks.detection.model.detect import Size, padded_size
 from convnext.tasks.detection.model.detector import Detector
+from convnext.tasks.detection.model.heads import BOX_SIDE, MASK_SIDE
 from convnext.tasks.detection.model.rpn import NMS_THRESHOLD, by_anchor
 
 OUTPUTS = ("boxes", "scores", "labels", "masks")
@@ -116,7 +116,7 @@ class DetectorGraph(nn.Module):
         stages = detector.method.stages
         total = torch.zeros((), device=image.device)
         for s, stage in enumerate(stages):
-            features = self.pool(packed, boxes, box_head.SIDE)  # R C 7 7
+            features = self.pool(packed, boxes, BOX_SIDE)  # R C 7 7
             logits, deltas = detector.box_heads[s](features)  # R K+1, R K 4
             total = total + logits.float() / len(stages)
             if s + 1 < len(stages):
@@ -157,7 +157,7 @@ class DetectorGraph(nn.Module):
         level = roi_levels(boxes, self.detector.strides)
         corners = boxes * self.scales[level][:, None] + self.tops[level].repeat(1, 2)
         rois = torch.cat((torch.zeros_like(corners[:, :1]), corners), 1)
-        # In fp32, as in `convnext.tasks.detection.model.roi`.
+        # In fp32, as in `convnext.tasks.detection.model.heads`.
         features: Tensor = roi_align(packed.float(), rois, side, 1.0, 0, aligned=True)
         return features.to(packed.dtype)
 
@@ -189,7 +189,7 @@ class DetectorGraph(nn.Module):
     def shares(self, packed: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         """Return the mask probabilities (D, 28, 28) of boxes (D, 4) with labels (D,)."""
         heads = self.detector.mask_heads
-        features = self.pool(packed, boxes, mask_head.SIDE)
+        features = self.pool(packed, boxes, MASK_SIDE)
         rows = torch.arange(self.max_detections, device=labels.device)
         total = torch.zeros((), device=packed.device)
         for head in heads:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from convnext.tasks.detection.model.box_head import BoxHeadKind
-from convnext.tasks.detection.model.boxes import SCALE, Stds
-from convnext.tasks.detection.model.matching import Thresholds
+from convnext.tasks.detection.model.boxes import SCALE, Stds, Thresholds
+from convnext.tasks.detection.model.heads import BoxHeadKind
 
 BoxLoss = Literal["l1", "giou"]
 

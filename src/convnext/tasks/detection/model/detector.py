@@ -22,14 +22,10 @@ from convnext.models.network import Network
 from convnext.models.pyramid import Level, OutputNorms, embed, wants_output_norms
 from convnext.names import nearest
 from convnext.tasks.detection.layouts import BY_PREFIX
-from convnext.tasks.detection.model import box_head, mask_head
-from convnext.tasks.detection.model.batch import Size, stack
-from convnext.tasks.detection.model.box_head import BoxHead
 from convnext.tasks.detection.model.boxes import level_anchors
 from convnext.tasks.detection.model.config import METHODS, DetectorConfig, Method
-from convnext.tasks.detection.model.detect import detections, refine
-from convnext.tasks.detection.model.mask_head import MaskHead
-from convnext.tasks.detection.model.roi import pool_rois
+from convnext.tasks.detection.model.detect import Size, detections, refine, stack
+from convnext.tasks.detection.model.heads import BOX_SIDE, MASK_SIDE, BoxHead, MaskHead, pool_rois
 from convnext.tasks.detection.model.rpn import FPN, ProposalNetwork, by_anchor, propose
 from convnext.weights.dense import DenseTables
 
@@ -178,7 +174,7 @@ class Detector(nn.Module):
         self, stage: int, maps: Sequence[Tensor], boxes: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return class logits (R, K + 1) and deltas (R, K, 4) of a stage for boxes per image."""
-        features = self.pool(maps[:-1], self.strides, boxes, box_head.SIDE)
+        features = self.pool(maps[:-1], self.strides, boxes, BOX_SIDE)
         logits, deltas = self.box_heads[stage](features)
         return logits, deltas
 
@@ -187,7 +183,7 @@ class Detector(nn.Module):
     ) -> Tensor:  # R K 28 28
         """Return the mask logits of a stage for boxes per image."""
         logits: Tensor = self.mask_heads[stage](
-            self.pool(maps[:-1], self.strides, boxes, mask_head.SIDE)
+            self.pool(maps[:-1], self.strides, boxes, MASK_SIDE)
         )
         return logits
 
@@ -227,8 +223,8 @@ class Detector(nn.Module):
         self.rpn(maps)
         num, channels = len(images), self.config.channels
         for head, side, count in (
-            *((head, box_head.SIDE, 1000) for head in self.box_heads),
-            *((head, mask_head.SIDE, 100) for head in self.mask_heads),
+            *((head, BOX_SIDE, 1000) for head in self.box_heads),
+            *((head, MASK_SIDE, 100) for head in self.mask_heads),
         ):
             head(maps[0].new_empty(num * count, channels, side, side))
 

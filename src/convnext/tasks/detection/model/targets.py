@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from convnext.data.masks import Mask, size_of
-from convnext.tasks.detection.model.boxes import clip, usable
+from convnext.tasks.detection.model.boxes import clip, match, sample, usable
 from convnext.tasks.detection.model.config import RPN_THRESHOLDS, DetectorConfig, Method, Stage
-from convnext.tasks.detection.model.matching import match, sample
 
 RPN_POSITIVE, BOX_POSITIVE = 0.5, 0.25
 """Max fractions of positive boxes among those sampled."""
