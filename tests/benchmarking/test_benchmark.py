@@ -138,7 +138,7 @@ def test_mistakes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
         benchmark(["convnext_atto"], rounds=0)
     with pytest.raises(ValueError, match="batch sizes must be at least 1"):
         benchmark(["convnext_atto"], batches=(0,))
-    with pytest.raises(ValueError, match="no form 'fast'"):
+    with pytest.raises(ValueError, match="no backend 'fast'"):
         benchmark(["convnext_atto"], kinds=("fast",))
     assert main(["benchmark", "no_such_network", "--forms", "eager"]) == 2
     assert "there is no model" in capsys.readouterr().err
@@ -146,9 +146,9 @@ def test_mistakes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
         benchmark(["convnext_atto"], size=(0, 32))
     with pytest.raises(ValueError, match="threads must be at least 1"):
         benchmark(["convnext_atto"], threads=-1)
-    with pytest.raises(ValueError, match="timm has no form of convnext_isotropic_small"):
+    with pytest.raises(ValueError, match="timm has no model convnext_isotropic_small"):
         benchmark(["convnext_isotropic_small"], kinds=("timm",))
-    with pytest.raises(ValueError, match="takes no images of 8 x 8; try --size 224"):
+    with pytest.raises(ValueError, match="cannot take images of 8 x 8 pixels; try --size 224"):
         benchmark(["convnext_atto"], size=(8, 8))
 
 

@@ -68,7 +68,7 @@ def test_networks_that_are_not_there(spec: str, message: str) -> None:
 
 
 def test_two_of_one_name() -> None:
-    with pytest.raises(ValueError, match="label one"):
+    with pytest.raises(ValueError, match="give one of them a label"):
         entries_of(["convnext_tiny", "convnext_tiny"])
 
 

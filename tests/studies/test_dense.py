@@ -37,7 +37,7 @@ def test_backbones_become_networks_of_the_task() -> None:
     ]
     assert [entry.name for entry in entries][:2] == ["convnext_atto", "resnet18"]
     assert entries_of(["roadmap/resnet50/kernel_7"], "segment")[0].model.startswith("upernet_road")
-    with pytest.raises(ValueError, match="does not classify"):
+    with pytest.raises(ValueError, match="not a network for --task classify"):
         entries_of(["upernet_convnext_tiny"])
 
 

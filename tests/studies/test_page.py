@@ -76,12 +76,12 @@ def test_a_study_without_a_finished_run_has_a_page(tmp_path: Path) -> None:
 
 def test_the_reading_says_what_the_numbers_allow() -> None:
     said = " ".join(reading(summarize(made_up())))
-    assert "More than the seeds explain gained: wider" in said
+    assert "Better beyond the variation over seeds: wider" in said
     assert "No difference seen: " in said
     assert "Highest: " in said
     one = " ".join(reading(summarize(made_up((0,)))))
     assert "With one seed" in one
-    assert "More than the seeds" not in one
+    assert "beyond the variation" not in one
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

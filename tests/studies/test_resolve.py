@@ -59,8 +59,8 @@ def test_it_goes_on_with_more_seeds_and_networks(begun: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (asked(recipe={"optim__lr": 0.5}), r"begun with optim\.lr 0\.002, not 0\.5"),
-        (asked(minutes=3.0), r"begun with --minutes 0\.0, not 3\.0"),
+        (asked(recipe={"optim__lr": 0.5}), r"started with optim\.lr 0\.002, not 0\.5"),
+        (asked(minutes=3.0), r"started with --minutes 0\.0, not 3\.0"),
         (asked(["roadmap/mini/kernel_5:kernel_size=3", "timm/resnet18"]), None),
         (asked(["kernel_5=roadmap/mini/kernel_7", "timm/resnet18"]), None),
         (asked(["resnet18=timm/resnet34"]), "resnet18 was another network"),
@@ -76,7 +76,7 @@ def test_what_needs_another_folder(begun: Path, other: Study, message: str | Non
 
 def test_other_data_are_noticed(begun: Path) -> None:
     replace(read_study(begun), data="1 + 1 images, 0").write(begun)
-    with pytest.raises(ValueError, match="begun with the data 1 \\+ 1 images"):
+    with pytest.raises(ValueError, match="started with the data 1 \\+ 1 images"):
         resolve_study(asked(), begun, CPU, QUIET)
 
 

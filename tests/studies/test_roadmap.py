@@ -142,7 +142,7 @@ def test_what_data_decide_is_never_taken_for_the_rungs_own() -> None:
     [
         (["kernel_size=3", "kernel_size=5"], "names kernel_size twice"),
         (["num_classes=3,4"], "num_classes cannot be varied"),
-        (["run.seed=1,2"], "--seeds does that"),
+        (["run.seed=1,2"], "use --seeds instead"),
     ],
 )
 def test_what_cannot_be_varied(decisions: list[str], message: str) -> None:

@@ -154,8 +154,8 @@ def test_a_study_grows_by_seeds_and_rungs_but_keeps_its_recipe(whole: Path, tmp_
     process = start(root, "--optim.lr", "0.01")
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert "was begun with optim.lr" in printed
-    assert "need another --output" in printed
+    assert "was started with optim.lr" in printed
+    assert "needs another --output" in printed
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""How fast networks are on this machine, beside timm's form of them and the machine's limits."""
+"""Measure how fast networks are on this machine, next to timm's and to the machine's peak rates."""

@@ -1,4 +1,4 @@
-"""Networks in several forms, timed in turns by processes of their own."""
+"""Benchmark networks on several backends, in turns, each in its own process."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from convnext.models.flops import Demand, demand, in_chans
 from convnext.tasks.factory import create_model, input_size_of
 
 ROUNDS = 7
-# Single images whose times give the percentiles of latency.
+# Number of single images timed for the percentiles of latency.
 NUM_LATENCIES = 50
-KINDS = {"timm": "timm, eager", "eager": "eager", "best": "best form", "int8": "int8"}
+KINDS = {"timm": "timm, eager", "eager": "eager", "best": "fastest backend", "int8": "int8"}
 USUAL = ("timm", "eager", "best")
-# What libraries print, from their import on, goes where errors go, and not between the answers.
+# Anything that libraries print, from their import on, goes to standard error, not into the answers.
 START = """
 import os
 answers = os.dup(1)
@@ -37,46 +37,47 @@ main(answers)
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One form at one batch size."""
+    """One backend at one batch size."""
 
     kind: str
-    """Of `KINDS`."""
+    """A key of `KINDS`."""
     form: str
     precision: str
-    """In which it runs, and the limits are that its shares are of."""
+    """The precision of the backend, and of the peak rate behind `matrix_share`."""
     batch: int
     seconds: float
-    """Median of a batch; not a number where it failed."""
+    """Median seconds of a batch; NaN if it failed."""
     images_per_s: float
     ratio: float | None
-    """To the first form in the list, in the same rounds."""
+    """Speedup over the first backend in the list, in the same rounds."""
     peak_gb: float
-    """Of the process beside the libraries that it began with (building included), on a GPU of its
-    tensors; in 10^9 bytes."""
+    """Peak memory in 10^9 bytes: on a GPU, of the tensors; on a CPU, of the process (including
+    building), minus the libraries that it started with."""
     matrix_share: float
-    """Of the operations per second of a large matrix product."""
+    """Matmul utilization: the fraction of the measured peak FLOP/s of matrix products."""
     memory_share: float
-    """Of the bytes per second of a large copy, if only products touch memory."""
+    """Memory utilization: the fraction of the measured bytes per second of a large copy, if only
+    products access memory."""
     latency_ms: dict[str, float] | None = None
-    """At batch 1: percentiles p50, p90, p99."""
+    """At batch size 1: percentiles p50, p90, p99."""
     failure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkResult:
-    """A network, what it asks for, and how fast its forms are."""
+    """A network, its cost, and the timings of its backends."""
 
     model: str
     size: tuple[int, int]
     demand: Demand
     timings: tuple[Timing, ...]
     searches: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    """By batch size, what the search for the best form measured, if it was not known before."""
+    """By batch size, the measurements of the search for the fastest backend, unless cached."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResult:
-    """Everything that was measured in one run."""
+    """All measurements of one run."""
 
     environment: dict[str, Any]
     precision: str
@@ -85,7 +86,7 @@ class BenchmarkResult:
     networks: tuple[NetworkResult, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values for JSON, in which there is no number that is none."""
+        """Return nested plain values for JSON; NaN becomes None."""
         plain: dict[str, Any] = _without_nan(asdict(self))
         return plain
 
@@ -102,24 +103,24 @@ def benchmark(
     kinds: Sequence[str] = USUAL,
     note: Callable[[str], None] = lambda _: None,
 ) -> BenchmarkResult:
-    """Measure networks with random weights, whose speed is that of any weights.
+    """Measure networks with random weights; the weights do not affect the speed.
 
     Args:
-        models: Names of `create_model`.
-        batches: Images at a time.
+        models: Names that `create_model` knows.
+        batches: Batch sizes.
         size: Height and width of the images; by default 224 x 224 for classifiers, 512 x 512 for
-            segmentors, 800 x 1280 for detectors.
-        precision: Of the best form: `fp32`, `bf16`, `fp16`, or `auto` for the fastest of
-            fp32 and bf16. Eager forms run in fp32 on a CPU, on a GPU in this one
-            under autocast (`auto`: bf16), as most people run them.
+            segmentation networks, 800 x 1280 for detectors.
+        precision: Precision of the fastest backend: `fp32`, `bf16`, `fp16`, or `auto` for the
+            faster of fp32 and bf16. Eager mode runs in fp32 on a CPU; on a GPU it runs in this
+            precision (`auto`: bf16) under autocast, as is usual.
         device: `cpu`, `cuda`, `mps` or `auto`.
-        threads: Of the CPU; 0: as many as torch takes.
-        rounds: Turns of all forms; medians count.
-        kinds: Which forms, of `KINDS`; ratios are to the first one that a network has.
-        note: Told of progress, a line at a time.
+        threads: Number of CPU threads; 0 for torch's default.
+        rounds: Number of turns of all backends; medians count.
+        kinds: Backends, as keys of `KINDS`; ratios are relative to the network's first one.
+        note: Called with each line of progress.
 
     Raises:
-        ValueError: If a model, a kind or a number makes no sense.
+        ValueError: If a model, a kind or a number is invalid.
     """
     least_1 = [(rounds, "rounds"), *((b, "batch sizes") for b in batches)]
     for number, what in (*least_1, *((side, "sizes") for side in size or ())):
@@ -129,12 +130,12 @@ def benchmark(
         raise ValueError(f"threads must be at least 1, or 0 for torch's own choice, not {threads}")
     for kind in kinds:
         if kind not in KINDS:
-            raise ValueError(f"there is no form {kind!r}; choose of {', '.join(KINDS)}")
+            raise ValueError(f"there is no backend {kind!r}; choose from {', '.join(KINDS)}")
     where = pick_device(device)
     with cpu_threads(threads):
         fastest = "bf16" if has_fast_bf16(where) else "fp32"
         eager = "fp32" if where.type == "cpu" else (fastest if precision == "auto" else precision)
-        # Before anything is measured, so that a wrong name costs no time.
+        # Plan before measuring, so that a wrong name fails at once.
         plans = [_plan(name, size, kinds) for name in models]
         others = {"fp32", fastest} if precision == "auto" else {precision}
         limits = measure_limits(where, sorted({eager} | others))
@@ -181,7 +182,7 @@ def benchmark(
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What is to be measured of a network."""
+    """The measurements to make for a network."""
 
     name: str
     size: tuple[int, int]
@@ -193,7 +194,7 @@ class _Plan:
 def _plan(name: str, size: tuple[int, int] | None, kinds: Sequence[str]) -> _Plan:
     own = tuple(k for k in kinds if k != "timm" or timm_name(name))
     if not own:
-        raise ValueError(f"timm has no form of {name}; measure one of {', '.join(KINDS)} beside it")
+        raise ValueError(f"timm has no model {name}; give --forms at least one other backend")
     usual = input_size_of(name)
     shape = size or usual
     model = create_model(name)
@@ -202,15 +203,16 @@ def _plan(name: str, size: tuple[int, int] | None, kinds: Sequence[str]) -> _Pla
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{name} takes no images of {shape[0]} x {shape[1]}; try --size {usual[0]} ({reason})"
+            f"{name} cannot take images of {shape[0]} x {shape[1]} pixels; try --size {usual[0]} "
+            f"({reason})"
         ) from error
     return _Plan(name=name, size=shape, in_chans=in_chans(model), demand=wanted, kinds=own)
 
 
 def tell_limits(limits: Limits) -> str:
-    """Return the limits of a machine in words."""
+    """Format the peak rates of a machine."""
     flops = ", ".join(f"{f / 1e9:,.0f} GFLOP/s in {name}" for name, f in limits.flops.items())
-    return f"a matrix product {flops}; a copy {limits.bytes_per_s / 1e9:,.1f} GB/s"
+    return f"matrix products {flops}; memory copies {limits.bytes_per_s / 1e9:,.1f} GB/s"
 
 
 def _without_nan(value: Any) -> Any:
@@ -222,7 +224,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def timm_name(name: str) -> str:
-    """Return what timm calls the same network; empty if it has none."""
+    """Return timm's name of a network; empty if timm does not have it."""
     import timm
 
     known = name.removeprefix("timm/")
@@ -232,11 +234,11 @@ def timm_name(name: str) -> str:
 
 
 class _Worker:
-    """The other end of `convnext.benchmarking.worker`."""
+    """The client of a `convnext.benchmarking.worker` process."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
-        # A file, for a pipe that nobody reads fills up, and holds the process for ever.
+        # A file, because an unread pipe would fill up and block the process forever.
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-c", START],
@@ -247,7 +249,7 @@ class _Worker:
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and return its answer; `failure` says that it could not be met."""
+        """Send a request and return the answer, which has `failure` if the request failed."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -264,9 +266,9 @@ class _Worker:
         return self._death()
 
     def end(self) -> None:
-        """Let the process go."""
+        """End the process."""
         self._process.kill()
-        with suppress(BrokenPipeError):  # What it was last asked.
+        with suppress(BrokenPipeError):  # An unsent request.
             self._process.communicate()
         self._errors.close()
 
@@ -274,14 +276,14 @@ class _Worker:
         self._process.wait()
         self._errors.seek(0)
         last = self._errors.read().strip().splitlines()[-1:]
-        why = last[0][:120] if last else "perhaps for want of memory"
+        why = last[0][:120] if last else "perhaps out of memory"
         return {"failure": f"its process died: {why}"}
 
 
 def _take_turns(
     requests: Sequence[dict[str, Any]], rounds: int, note: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Return what each worker told: `times` of every batch, `form`, `peak_gb`, or `failure`."""
+    """Return each worker's answers: `times` of every batch, `form` and `peak_gb`, or `failure`."""
     workers = [_Worker(note) for _ in requests]
     try:
         told = []
@@ -289,12 +291,12 @@ def _take_turns(
             note(f"{request['model']}, batch {request['batch']}: {KINDS[request['kind']]}")
             answer = workers[i].ask(build=request)
             if answer.get("search"):
-                # In a new process, whose memory is not that of all that was tried.
+                # Start a new process, whose memory does not include all tried backends.
                 workers[i].end()
                 workers[i] = _Worker(note)
                 answer |= workers[i].ask(build=request | {"found": answer["found"]})
             told.append(answer | {"times": []})
-        # One by one for the rounds; single images take as many as their percentiles need.
+        # One batch per round; at batch size 1, as many images as the percentiles need.
         single = requests[0]["batch"] == 1
         turns = -(-NUM_LATENCIES // rounds) if single else 1
         for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""A benchmark as a table, and as a figure."""
+"""Print a benchmark as a table, and draw it as a figure."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 
 def print_result(result: BenchmarkResult, console: Console) -> None:
-    """Print a table of every form, and what the shares are of."""
+    """Print a table of all backends, and the peak rates behind the utilizations."""
     table = Table(box=None, header_style="bold")
-    for name in ("model", "batch", "form"):
-        table.add_column(name, no_wrap=name != "form")
-    for name in ("images/s", "ratio", "ms", "p90", "p99", "GB", "of matrix", "of memory"):
+    for name in ("model", "batch", "backend"):
+        table.add_column(name, no_wrap=name != "backend")
+    for name in ("images/s", "ratio", "ms", "p90", "p99", "GB", "matmul", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for network in result.networks:
         for t in network.timings:
             table.add_row(network.model, str(t.batch), _form(t), *_numbers(t))
     console.print(table)
     console.print(
-        f"ms is the median of a batch, ratio to the first form of each batch in the same "
-        f"{result.rounds} rounds; GB the peak of its process, building included. Shares are of "
-        f"this machine: {tell_limits(result.limits)}.",
+        f"ms: median of a batch over {result.rounds} rounds. ratio: speedup over the first backend "
+        f"of each batch size. GB: peak memory of the process, including building. matmul, memory: "
+        f"utilization of this machine's measured peak rates ({tell_limits(result.limits)}).",
         soft_wrap=True,
     )
     facts = result.environment
@@ -83,7 +83,7 @@ def write_result(result: BenchmarkResult, folder: str | Path) -> list[Path]:
 
 
 def draw(result: BenchmarkResult) -> Figure:
-    """Draw images per second of every form, a panel for each network, and the machine's limit."""
+    """Draw images per second of all backends, with a panel per network and the machine's limit."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -99,7 +99,7 @@ def draw(result: BenchmarkResult) -> Figure:
         )[:, 0]
         for axes, network in zip(panels, result.networks, strict=True):
             _draw_network(axes, network, fastest / network.demand.flops)
-        panels[-1].set_xlabel("images per second; dashed: the limit of the matrix product here")
+        panels[-1].set_xlabel("images per second; dashed: limit by this machine's matrix products")
     return figure
 
 

@@ -46,7 +46,7 @@ WEIGHTS = {"model": "weights", "ema": "moving average"}
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run folder holds; a file that is absent is an empty value."""
+    """The contents of a run folder; missing files have empty values."""
 
     folder: Path
     recipe: Mapping[str, Any]
@@ -57,7 +57,7 @@ class Run:
     model: Mapping[str, Any]
     missing: Sequence[str]
     events: Sequence[Mapping[str, Any]] = ()
-    """Warnings and restarts of metrics.jsonl, those of superseded steps included."""
+    """Warnings and restarts in metrics.jsonl, including those of superseded steps."""
     reference: Reference | None = None
 
     def rows(self, kind: str, weights: str | None = None) -> list[Mapping[str, Any]]:
@@ -80,18 +80,18 @@ class Run:
 
     @property
     def primary_name(self) -> str:
-        """The same as people write it."""
+        """The metric's name for display."""
         return self.task.primary_label
 
     def best(self) -> Mapping[str, Any] | None:
-        """Return the evaluation with the highest primary metric, the earlier one of equals."""
+        """Return the evaluation with the highest primary metric; the earliest in a tie."""
         key = self.primary
         scored = [row for row in self.rows("val") if _is_number(row.get(key))]
         return max(scored, key=lambda row: float(row[key]), default=None)
 
 
 def read_run(folder: Path) -> Run:
-    """Read what is there of a run folder; a file that cannot be parsed counts as missing."""
+    """Read a run folder; a file that cannot be parsed counts as missing."""
     import yaml
 
     missing = []
@@ -153,7 +153,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _published(section: Section, folder: Path) -> Section:
-    """Save the drawings of a section beside the page, and put their markup in their place."""
+    """Save the drawings of a section next to the page, and replace them by their markup."""
 
     def publish(value: Any) -> Any:
         if isinstance(value, Drawing):
@@ -177,7 +177,7 @@ def _save(drawing: Drawing, folder: Path) -> dict[str, str]:
 
 
 def headline(run: Run, found: ReportSections) -> list[tuple[str, str]]:
-    """Return the figures at the top of the page, each with its label."""
+    """Return the labels and numbers at the top of the page."""
     facts: list[tuple[str, str]] = []
     best = run.best()
     if run.primary in run.evaluation:
@@ -199,7 +199,7 @@ def headline(run: Run, found: ReportSections) -> list[tuple[str, str]]:
 
 
 def summary(run: Run, found: ReportSections) -> list[str]:
-    """Return sentences that say when the best was reached, and how sure the figure is."""
+    """Return sentences about when the best score was reached, and how reliable it is."""
     said = []
     best = run.best()
     if best is not None:
@@ -264,7 +264,7 @@ def events(run: Run) -> Section | None:
     """Warnings, and where the run resumed after an interruption."""
     if not run.events:
         return None
-    columns = (("step", "step", "count"), ("epoch", "epoch", ""), ("what happened", "what", ""))
+    columns = (("step", "step", "count"), ("epoch", "epoch", ""), ("event", "what", ""))
     rows = [
         {
             "step": row["step"],
@@ -305,14 +305,14 @@ def _curve(label: str, rows: Sequence[Mapping[str, Any]], key: str, color: str) 
 
 
 def _as_title(name: str) -> str:
-    """Return a name with a capital, unless it is written its own way, as mIoU is."""
+    """Capitalize a name, unless it contains capitals, as mIoU does."""
     return name if name[:2] != name[:2].lower() else name[0].upper() + name[1:]
 
 
 def _losses(trained: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """Return a curve for every part of the loss, where there are several.
+    """Return a curve for every part of the loss, if there are several.
 
-    A part that was zero throughout had nothing to learn from, as masks of objects with boxes alone.
+    A part that is always zero has no targets, as the mask loss for objects without masks.
     """
     names = [
         key for key in trained[-1] if key.startswith(LOSS) and any(row.get(key) for row in trained)
@@ -342,7 +342,7 @@ def _reference(run: Run) -> list[Curve]:
     last = measured[-1]
     per_epoch = last["images"] / last["epoch"]
     epochs = [epoch for epoch in run.reference.epochs if epoch < last["epoch"]]
-    # The next point would stretch the axis of a run that has only begun.
+    # The next point would stretch the axis at the start of a run.
     epochs += [last["epoch"]] if run.reference.epochs[0] <= last["epoch"] else []
     return [
         Curve(
@@ -356,7 +356,7 @@ def _reference(run: Run) -> list[Curve]:
 
 
 def _finite(rows: Sequence[Mapping[str, Any]], *keys: str) -> tuple[list[float], ...]:
-    """Return the columns of the rows in which each of them is a number."""
+    """Return the columns of the rows in which all of them are numbers."""
     whole = [row for row in rows if all(_is_number(row.get(key)) for key in keys)]
     return tuple([row[key] for row in whole] for key in keys)
 

@@ -1,4 +1,4 @@
-"""Studies of any networks, ours and timm's, under one recipe."""
+"""Studies of any networks, ours and timm's, trained with one recipe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GROUPS = (
     ("deit", "ViT"),
     ("vit", "ViT"),
 )
-# The names that the paper gives to networks of timm.
+# The paper's names of timm models.
 PAPER_NAMES = {
     "timm/deit_small_patch16_224": "DeiT-S",
     "timm/deit_base_patch16_224": "DeiT-B",
@@ -52,9 +52,9 @@ PAPER_NAMES = {
 def entries_of(specs: Sequence[str], task: str = DEFAULT) -> list[Entry]:
     """Return an entry for every `[LABEL=]MODEL[@WEIGHTS][:field=value,...]`.
 
-    The first one is what the others are compared with. Fields are those of `NetworkConfig` for
-    networks of ours, and arguments of the network for those of timm. For a dense task a model may
-    be a backbone, which becomes UPerNet or Mask R-CNN on it, or a full name.
+    The others are compared with the first one. Fields are those of `NetworkConfig`, or arguments of
+    a timm model. For segmentation and detection, a backbone is used in UPerNet or Mask R-CNN; full
+    names work too.
 
     Raises:
         ValueError: If a model is unknown, a field is not `field=value`, or two share a label.
@@ -63,13 +63,15 @@ def entries_of(specs: Sequence[str], task: str = DEFAULT) -> list[Entry]:
     for spec in specs:
         entry = _entry(spec, departs_from=entries[0].name if entries else "", task=task)
         if entry.name in {other.name for other in entries}:
-            raise ValueError(f"two networks are called {entry.name!r}; label one: LABEL=MODEL")
+            raise ValueError(
+                f"two networks are called {entry.name!r}; give one of them a label: LABEL=MODEL"
+            )
         entries.append(entry)
     return entries
 
 
 def rivals_of(specs: Sequence[str]) -> list[Entry]:
-    """Return networks to run beside a roadmap, compared with nothing.
+    """Return entries for networks that run in addition to a roadmap, without comparison.
 
     Raises:
         ValueError: See `entries_of`.
@@ -86,7 +88,10 @@ def _entry(spec: str, *, departs_from: str, task: str) -> Entry:
     model, weights = found["model"].removeprefix(prefix), found["weights"]
     prefix = prefix or kind.default_prefix()
     if bool(prefix) != bool(kind.prefixes):
-        raise ValueError(f"{found['model']} does not {task}; name its backbone, or give --task")
+        raise ValueError(
+            f"{found['model']} is not a network for --task {task}; name its backbone, or change "
+            "--task"
+        )
     changes = {}
     for part in split_list(found["changes"] or ""):
         name, equals, text = part.partition("=")
@@ -108,7 +113,7 @@ def _entry(spec: str, *, departs_from: str, task: str) -> Entry:
     )
     if all_changes and not found["label"]:
         label += ":" + ",".join(f"{name}={show(value)}" for name, value in all_changes.items())
-    # A changed network is none of the paper's, nor is one that was trained on something before.
+    # The paper has no accuracies of changed or pretrained networks.
     of_paper = not all_changes and not weights and not kind.prefixes
     paper = paper_figures(model) if of_paper else Paper()
     return Entry(
@@ -123,7 +128,7 @@ def _entry(spec: str, *, departs_from: str, task: str) -> Entry:
     )
 
 
-# Fields of the network that are settings of a recipe too.
+# Fields of the network that are also recipe settings.
 _OWN = ("drop_path_rate", "layer_scale_init", "stem", "stem_stride", "norm", "head_init_scale")
 
 
@@ -136,7 +141,7 @@ def group_of(model: str) -> str:
 
 
 def paper_figures(model: str) -> Paper:
-    """Return what the paper reports of a network trained on ImageNet-1K at 224."""
+    """Return the paper's figures for a network trained on ImageNet-1K at 224."""
     for regime in PAPER_REGIMES:
         for rung in roadmap(regime):
             if model == f"roadmap/{regime}/{rung.name}":

@@ -1,4 +1,4 @@
-"""The figures of a study, drawn from its table alone: results.csv in, SVG and PNG out."""
+"""Draw the figures of a study from its results.csv, as SVG and PNG."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def write_figures(root: Path) -> Mapping[str, str]:
-    """Draw every figure that the table has the numbers for, into `figures/`.
+    """Draw all figures for which the table has numbers, into `figures/`.
 
     Returns:
-        The SVG of each by name: "staircase", and those of `COSTS`.
+        The SVG of each figure by name: "staircase", and the keys of `COSTS`.
 
     Raises:
         ValueError: If results.csv is not a table of results.
@@ -46,7 +46,7 @@ def write_figures(root: Path) -> Mapping[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """A cost that a figure shows along its horizontal axis."""
+    """A cost on the horizontal axis of a figure."""
 
     column: str
     label: str
@@ -65,7 +65,7 @@ COSTS = {
 
 
 def scatter(results: Sequence[Result], cost: Cost) -> Figure | None:
-    """Draw the mean accuracy of every network against a cost; None where fewer than two have both.
+    """Draw mean accuracies against a cost; None if fewer than two networks have both.
 
     Args:
         results: The table of a study.
@@ -141,7 +141,7 @@ def _span(summaries: Sequence[Summary]) -> str:
 def _label(
     axes: Axes, fig: Figure, points: Sequence[tuple[float, float, str]], **style: Any
 ) -> None:
-    """Name every point where its name hides no other name; what finds no place has a short line."""
+    """Label every point without overlaps; a label that is moved away gets a short line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(fig)
@@ -187,7 +187,7 @@ def _label(
             )
 
 
-# Offsets in points at which a name is tried, the nearest first.
+# Offsets in points to try for a label, nearest first.
 _OFFSETS = [
     (r * dx, r * dy, "left" if dx > 0 else "right" if dx < 0 else "center")
     for r in (9, 15, 24, 36, 50)

@@ -84,12 +84,12 @@ def reading(summaries: Sequence[Summary]) -> list[str]:
         return ["No run has finished yet."]
     said = []
     compared = [s for s in measured if s.comparison and s.comparison.words != "the same network"]
-    for words, verb in (("better", "gained"), ("worse", "lost")):
+    for words in ("better", "worse"):
         seen = [s for s in compared if s.comparison and s.comparison.words == words]
         seen.sort(key=lambda s: -abs(_mean_difference(s)))
         if seen:
             named = ", ".join(f"{_called(s)} ({_mean_difference(s):+.2f})" for s in seen)
-            said.append(f"More than the seeds explain {verb}: {named}.")
+            said.append(f"{words.capitalize()} beyond the variation over seeds: {named}.")
     unseen = [s for s in compared if s.comparison and s.comparison.words == "no difference seen"]
     if unseen:
         said.append(f"No difference seen: {', '.join(map(_called, unseen))}.")
@@ -100,8 +100,8 @@ def reading(summaries: Sequence[Summary]) -> list[str]:
     found = correlate(summaries)
     if found is not None:
         said.append(
-            f"Ranked by these accuracies and by the paper's, the {found.count} networks agree to "
-            f"{found.spearman:+.2f} (Spearman; 1 is the same order, 0 none)."
+            f"Rank correlation with the paper's accuracies over {found.count} networks: "
+            f"{found.spearman:+.2f} (Spearman; 1 is the same order, 0 no correlation)."
         )
     lost = [s for s in summaries if s.estimate is None]
     if lost:
@@ -211,7 +211,7 @@ def _asked(plan: Study, name: str) -> Any:
 
 
 def _curves(folders: Mapping[int, Path], name: str, metric: str) -> str:
-    """Return the metric over the images seen, a line per seed; "" where nothing was evaluated."""
+    """Draw the metric over the images seen, a line per seed; "" if nothing was evaluated."""
     curves = []
     for i, (seed, folder) in enumerate(folders.items()):
         path = folder / "metrics.jsonl"
@@ -259,11 +259,11 @@ LEFT, RIGHT = 46, 214
 
 
 def block_svg(config: NetworkConfig, before: NetworkConfig | None = None) -> str:
-    """Return a block of the first stage as SVG in the colors of a page.
+    """Draw a block of the first stage as SVG in the colors of a page.
 
     Args:
         config: The network.
-        before: The network that it departs from; rows that it does not have are marked.
+        before: The previous network; rows that it does not have are marked.
     """
     rows = _rows(config)
     old = {row.name: _words(row) for row in _rows(before)} if before else {}
@@ -300,7 +300,7 @@ def block_svg(config: NetworkConfig, before: NetworkConfig | None = None) -> str
 
 
 def changed_fields(config: NetworkConfig, before: NetworkConfig) -> list[tuple[str, str, str]]:
-    """Return (field, value before, value now) of every field that differs."""
+    """Return (field, old value, new value) for every field that differs."""
     found = []
     for f in fields(NetworkConfig):
         old, new = getattr(before, f.name), getattr(config, f.name)

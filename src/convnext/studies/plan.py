@@ -1,4 +1,4 @@
-"""What a study compares: entries, seeds and the one recipe, chosen once and saved as data."""
+"""The plan of a study: entries, seeds and a common recipe, resolved once and saved as data."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
 
-# Evaluations of a run, so that its curve has a shape.
+# Minimum number of evaluations of a run, for a meaningful curve.
 EVALUATIONS = 10
-# Settings that say where a run executes, and not what it is.
+# Settings that determine where a run executes, not its result.
 WHERE = ("run.device", "loader.workers")
 Kind = Literal["roadmap", "ablate", "compare"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """What the paper reports of a network, on ImageNet-1K at 224; None where it does not."""
+    """The paper's figures for a network, on ImageNet-1K at 224; None if it has none."""
 
     name: str = ""
     top1: float | None = None
@@ -47,46 +47,46 @@ class Entry:
     model: str
     """A name that `create_model` knows."""
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Leaves of the recipe that are its own, such as `network.stem_stride`."""
+    """Recipe settings of this entry only, such as `network.stem_stride`."""
     pins: Mapping[str, Any] = field(default_factory=dict)
-    """Leaves that it has where the recipe of all leaves them to `auto`."""
+    """Settings of this entry that apply if the common recipe leaves them at `auto`."""
     departs_from: str = ""
     runs_as: str = ""
-    """The entry whose runs it shares; "" for its own."""
+    """The entry whose runs it shares; "" if it has its own."""
     kept: bool = True
     paper: Paper = Paper()
 
     @property
     def own_name(self) -> str:
-        """The entry whose runs these are."""
+        """The name of the entry that its runs belong to."""
         return self.runs_as or self.name
 
     @property
     def folder_name(self) -> str:
-        """Its name as a folder."""
+        """Its name as a folder name."""
         kept = "".join(c if c.isalnum() or c in "-_.=," else "_" for c in self.own_name)
         return portable_name(kept)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Entries, seeds, and the recipe that all of them share."""
+    """Entries, seeds, and the common recipe."""
 
     kind: Kind
     title: str
     entries: Sequence[Entry]
     seeds: Sequence[int]
     recipe: Recipe
-    """The resolved recipe, except the settings that belong to a network."""
+    """The resolved recipe, except the settings that belong to one network."""
     regime: str = ""
     threads: int = 0
-    """CPU threads of a run; 0 leaves it to torch. The last bits of a run depend on it."""
+    """CPU threads of a run; 0 for torch's default. The last bits of a run depend on it."""
     minutes: float = 0.0
-    """Equal training time of all entries; 0 where they have equal epochs."""
+    """Training time of every entry; 0 for equal epochs."""
     data: str = ""
     """The fingerprint of the data."""
     command: str = ""
-    """The command line that made the study."""
+    """The command line that created the study."""
 
     def recipe_of(self, entry: Entry, seed: int) -> Recipe:
         """Return the recipe of one run."""
@@ -99,13 +99,13 @@ class Study:
         return replace(own, model=entry.model, run=replace(own.run, seed=seed))
 
     def run_folder(self, root: Path, entry: Entry, seed: int) -> Path:
-        """Return where a run lies under the folder of the study."""
+        """Return the folder of a run."""
         return root / "runs" / entry.folder_name / f"seed-{seed}"
 
     def identity(self, entry: Entry) -> str:
-        """Return what tells the runs of an entry from those of any other, whatever its name.
+        """Return a text that identifies the network and recipe of an entry, regardless of its name.
 
-        Settings that have their default do not count, so that a study outlives new settings.
+        Settings at their default are left out, so that new settings do not invalidate a study.
         """
         usual = dict(flatten(type(self.recipe)()))
         leaves = flatten(self.recipe_of(entry, 0))
@@ -113,11 +113,11 @@ class Study:
         return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
     def own_entries(self) -> list[Entry]:
-        """Return the entries that have runs of their own."""
+        """Return the entries that have their own runs."""
         return [entry for entry in self.entries if not entry.runs_as]
 
     def write(self, root: Path) -> None:
-        """Write study.json, from which the study resumes and its page is made."""
+        """Write study.json, from which the study resumes and its page is written."""
         tree = asdict(self) | {"recipe": to_dict(self.recipe)}
         write_text(root / "study.json", json.dumps(tree, indent=1) + "\n")
 
@@ -126,7 +126,7 @@ def read_study(root: Path) -> Study:
     """Read study.json.
 
     Raises:
-        ValueError: If the folder is not one of a study.
+        ValueError: If the folder does not contain a study.
     """
     try:
         tree = json.loads((root / "study.json").read_text(encoding="utf-8"))
@@ -137,12 +137,12 @@ def read_study(root: Path) -> Study:
         raise ValueError(f"{root} is not the folder of a study: {error}") from error
 
 
-# A study measures the networks, not what the moving average or a growing image adds: the paper's
-# roadmap has neither.
+# A study measures networks without moving average or progressive resizing: the paper's roadmap uses
+# neither.
 DEFAULTS: Mapping[str, Any] = {"ema.decay": 0.0, "schedule.progressive": False}
-# What published weights were made for, as far as it is not the size of the images.
+# Preprocessing that follows from published weights, except the image size.
 WEIGHTS_SETTINGS = ("mean", "std", "interpolation", "crop_pct")
-# What equal time gives to each network.
+# Settings that differ between networks with equal training time.
 TIME_SETTINGS = ("schedule.epochs", "schedule.warmup_epochs", "run.eval_every")
 STAND_IN = "roadmap/resnet50/separate_downsampling"
 
@@ -159,7 +159,7 @@ def resolve_study(
     `given` are the recipe settings that were set explicitly.
 
     Raises:
-        ValueError: If the data cannot be used, or the folder was begun with something else.
+        ValueError: If the data cannot be used, or the folder holds a different study.
     """
     kind = task_class(asked.recipe.task)
     if not (root / "study.json").exists():
@@ -177,22 +177,22 @@ def resolve_study(
     ):
         if old != new:
             raise ValueError(
-                f"{root} was begun with {name} {old}, not {new}; take another --output"
+                f"{root} was started with {name} {old}, not {new}; choose another --output"
             )
     plan = replace(asked, recipe=resolved, threads=before.threads, data=before.data)
     return replace(plan, entries=_known_entries(before, plan, root)), task
 
 
 def representative_recipe(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
-    """Return the recipe by which `auto` is asked: that of one network, for all of them.
+    """Return the recipe that `auto` settings are resolved with: that of a representative network.
 
-    ConvNeXt-T stands for all, whatever they are, so that a study that is extended by another
-    network still has the same recipe. If all of them start from weights, the first one stands for
-    them: fine-tuning has other settings than training from scratch.
+    The representative is ConvNeXt-T, regardless of the entries, so that the recipe stays the same
+    when a study is extended. If all entries start from weights, it is the first one, because
+    fine-tuning needs other settings than training from scratch.
     """
     leaves = dict(flatten(recipe))
     unset = {name: value for name, value in DEFAULTS.items() if leaves.get(name) == "auto"}
-    # The regimes of the road differ in their stochastic depth.
+    # The regimes of the roadmap differ in stochastic depth.
     model = entries[0].model if entries[0].model.startswith("roadmap/") else stand_in(recipe)
     recipe = change_recipe(replace(recipe, model=model), unset)
     if all(map(starts_from_weights, entries)):
@@ -202,17 +202,17 @@ def representative_recipe(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
 
 
 def stand_in(recipe: Recipe) -> str:
-    """Return the network that stands for all of a study, for a task."""
+    """Return the representative network of a study."""
     return task_class(recipe.task).default_prefix() + STAND_IN
 
 
 def for_all(resolved: ResolvedRecipe, asked: Recipe, entries: Sequence[Entry]) -> Recipe:
-    """Return a resolved recipe without what belongs to one network, evaluated often enough."""
-    # Stochastic depth is one number for all; timm's networks have defaults of their own.
+    """Return a resolved recipe without settings of one network, and with enough evaluations."""
+    # All networks have the same stochastic depth rate; timm models would have other defaults.
     network = replace(asked.network, drop_path_rate=resolved.network.drop_path_rate)
     changes: dict[str, Any] = {"model": "auto", "weights": "none", "network": network}
     if any(map(starts_from_weights, entries)):
-        # Weights know what their images looked like; all else is the same for all.
+        # Preprocessing follows from the weights; everything else is common.
         own = {name: value for name, value in vars(asked.input).items() if name in WEIGHTS_SETTINGS}
         changes["input"] = replace(resolved.input, **own)
     if asked.run.eval_every == "auto":
@@ -236,7 +236,7 @@ def resume_recipe(before: Recipe, asked: Recipe, given: Collection[str], root: P
         root: The folder of the study.
 
     Raises:
-        ValueError: If what is asked for is not what the study began with.
+        ValueError: If the recipe differs from the one that the study started with.
     """
     old, default = dict(flatten(before)), dict(flatten(type(before)()))
     free = {"run.seed", "model", "data", "weights"}
@@ -245,11 +245,11 @@ def resume_recipe(before: Recipe, asked: Recipe, given: Collection[str], root: P
             continue
         if _plain(value) != _plain(old[name]):
             raise ValueError(
-                f"{root} was begun with {name} {old[name]}, not {value}; runs of another recipe "
-                "need another --output"
+                f"{root} was started with {name} {old[name]}, not {value}; another recipe needs "
+                "another --output"
             )
     if _place(asked.data) != _place(before.data):
-        raise ValueError(f"{root} was begun on {before.data}; other data need another --output")
+        raise ValueError(f"{root} was started on {before.data}; other data need another --output")
     return before
 
 
@@ -258,7 +258,7 @@ def _place(data: str) -> str:
 
 
 def _known_entries(before: Study, plan: Study, root: Path) -> list[Entry]:
-    """Return the entries of a plan, those that were there before with the epochs they had."""
+    """Return the entries of a plan; entries from before keep their epochs."""
     old = {entry.name: entry for entry in before.entries}
     entries = []
     for entry in plan.entries:
@@ -267,12 +267,12 @@ def _known_entries(before: Study, plan: Study, root: Path) -> list[Entry]:
             entries.append(entry)
             continue
         had = dict(other.changes)
-        # Its schedule for equal time was resolved together with the others.
+        # Its epochs for equal training time were computed with the other entries.
         timed = {n: v for n, v in had.items() if plan.minutes and n in TIME_SETTINGS}
         now = _listed(entry.changes) | timed
         if (other.model, had) != (entry.model, now):
             raise ValueError(
-                f"{entry.name} was another network when {root} was begun; take another --output"
+                f"{entry.name} was another network when {root} was started; choose another --output"
             )
         entries.append(replace(entry, changes=now))
     return entries
@@ -283,5 +283,5 @@ def _plain(value: Any) -> Any:
 
 
 def _listed(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return changes as JSON gives them back."""
+    """Return changes as they are after a round trip through JSON."""
     return dict(json.loads(json.dumps(dict(changes))))

@@ -17,13 +17,13 @@ from convnext.studies.plan import Entry, Paper
 # Fields that depend on the data, where a trained step may differ from its definition.
 CHOSEN_BY_DATA = {"stem_stride", "drop_path_rate"}
 NOT_VARIED = {
-    "num_classes": "the data have them",
-    "in_chans": "the images have them",
-    "run.seed": "--seeds does that",
-    "model": "convnext compare does that",
-    "weights": "convnext compare does that",
-    "data": "studies are of one data set",
-    "task": "studies are of one task",
+    "num_classes": "it follows from the data",
+    "in_chans": "it follows from the images",
+    "run.seed": "use --seeds instead",
+    "model": "use convnext compare instead",
+    "weights": "use convnext compare instead",
+    "data": "a study has one data set",
+    "task": "a study has one task",
 }
 
 
@@ -188,7 +188,7 @@ def split_list(text: str) -> list[str]:
 
 
 def parse_value(text: str) -> Any:
-    """Read a value as YAML does, but 1e-6 as a number too."""
+    """Read a value as YAML does, but also accept 1e-6 as a number."""
     import yaml
 
     try:
@@ -217,7 +217,7 @@ def check_settings(recipe: Recipe, entries: Sequence[Entry]) -> None:
     for called in (names, folders):
         twice = sorted({name for name in called if called.count(name) > 1})
         if twice:
-            raise ValueError(f"two networks are called {twice[0]!r}; give them other labels")
+            raise ValueError(f"two networks are called {twice[0]!r}; give them different labels")
     for entry in entries:
         changed = change_recipe(recipe, dict(entry.changes))
         check_ranges(recipe_from_dict(to_dict(changed), where=entry.name))

@@ -67,7 +67,7 @@ REGIME_FACTS = {
         runs="one run each",
     ),
     "mini": Regime(
-        title="From ResNet to ConvNeXt in small",
+        title="From ResNet to ConvNeXt, mini",
         runs="of its ResNet-50 regime, mean of three runs, bars ± one standard deviation",
         image_size=32,
     ),
@@ -130,7 +130,7 @@ GIGA, MEGA = "GMACs", "MMACs"
 # Header, the narrowest terminal that shows the column, alignment, and the cell of a row.
 Column = tuple[str, int, Any, Callable[[RoadmapRow], str]]
 COLUMNS: tuple[Column, ...] = (
-    ("rung", 0, "left", lambda row: row.rung if row.kept else f"{row.rung} (not kept)"),
+    ("step", 0, "left", lambda row: row.rung if row.kept else f"{row.rung} (not kept)"),
     ("what changes", 72, "left", lambda row: row.what),
     ("params M", 60, "right", lambda row: f"{row.params / 1e6:.2f}"),
     (GIGA, 0, "right", lambda row: "" if is_small(row) else f"{row.macs / 1e9:.2f}"),
@@ -142,7 +142,7 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def print_roadmap(rows: Sequence[RoadmapRow], console: Console) -> None:
-    """Print the roadmap as a table, grouped; a narrow terminal shows fewer columns."""
+    """Print the roadmap as a table, by group; narrow terminals get fewer columns."""
     from rich.table import Table
 
     facts = REGIME_FACTS[rows[0].regime]
@@ -168,7 +168,7 @@ def print_roadmap(rows: Sequence[RoadmapRow], console: Console) -> None:
         cells = [cell(row) for _, _, _, cell in columns]
         table.add_row(*cells, style=None if row.kept else "dim")
     rival = {
-        "rung": f"{facts.rival}, to compare",
+        "step": f"{facts.rival}, for comparison",
         "paper": f"{facts.rival_gmacs:.2f}",
         "top-1 %": f"{facts.rival_top1:.2f}",
     }

@@ -4,9 +4,9 @@ Throughput is measured in rounds over all networks, so that a machine that slows
 them, and the median of the rounds counts. Training is forward, backward and an AdamW step on one
 batch that is in memory already; inference is the forward pass without gradients.
 
-Memory is the peak of what tensors hold during such a step: weights, gradients, moments,
-activations and the batch. On a GPU it is what torch's allocator counts; on a CPU, where none
-counts, the storages of the tensors alive, without the scratch space inside of an operation.
+Memory is the peak of tensor memory during such a step: weights, gradients, moments, activations and
+the batch. On a GPU, torch's allocator counts it; on a CPU, it is the sum of the storages that are
+alive, without the scratch space of operations.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Speed:
 
 
 def read_speeds(plan: Study, root: Path) -> dict[str, Speed]:
-    """Return what was measured of these very networks, by the name of the entry."""
+    """Return the saved measurements of the study's networks, by the name of the entry."""
     try:
         tree = json.loads((root / "speed.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -68,9 +68,10 @@ def read_speeds(plan: Study, root: Path) -> dict[str, Speed]:
 
 
 def speeds_of(plan: Study, task: Task, root: Path, console: Console) -> dict[str, Speed]:
-    """Measure every entry that has not been measured, and keep it in speed.json.
+    """Return the speeds of all entries, from speed.json if it is complete.
 
-    If one is missing, all are measured again, because speeds from different times do not compare.
+    If one is missing, all are measured again, because speeds from different times are not
+    comparable.
     """
     entries = plan.own_entries()
     known = read_speeds(plan, root)
@@ -97,7 +98,7 @@ def measure(plan: Study, task: Task, console: Console) -> dict[str, Speed]:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                console.print(f"no memory to measure {entry.name} beside the others")
+                console.print(f"not enough memory to measure {entry.name} next to the others")
             progress.advance(bar)
         for _ in range(ROUNDS):
             for name, bench in benches.items():
@@ -111,17 +112,15 @@ def measure(plan: Study, task: Task, console: Console) -> dict[str, Speed]:
 
 
 def rates_of_runs(plan: Study, task: Task, console: Console) -> dict[str, float]:
-    """Return training images per second of every entry, with the threads that a run has."""
+    """Measure training images per second of every entry, with the threads of a run."""
     with cpu_threads(plan.threads):
         return {name: s.train_images_per_s for name, s in measure(plan, task, console).items()}
 
 
 def epochs_for(plan: Study, rates: Mapping[str, float], task: Task, minutes: float) -> list[Entry]:
-    """Return the entries with as many epochs as they train in `minutes`, one at least.
+    """Return the entries with the number of epochs that each trains in `minutes`, at least one.
 
-    Warm-up and evaluations follow the epochs of each.
-
-    Entries of a resumed study keep their epochs.
+    Warm-up and evaluations scale with the epochs. Entries of a resumed study keep their epochs.
     """
     images = task.steps_per_epoch * task.batch_size
     entries = []
@@ -170,7 +169,7 @@ class _Bench:
             self.work.infer()
 
     def rate(self, work: Callable[[], None]) -> float:
-        """Return images per second of at least a quarter of a second of work, after a warm-up."""
+        """Measure images per second for at least a quarter of a second, after a warm-up."""
         seconds = samples_for(work, self.device, seconds=SECONDS)
         return len(seconds) * self.batch_size / sum(seconds)
 
@@ -197,10 +196,10 @@ class _Bench:
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that operations in the block make, while they are alive.
+    """Counts the bytes of live storages that operations in the block create.
 
     Args:
-        held: Tensors that are there already and count from the beginning.
+        held: Existing tensors that count from the start.
     """
 
     def __init__(self, held: list[Any]) -> None:

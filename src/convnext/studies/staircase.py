@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Inches of a row, of what lies above and below the rows, of the names, and of a panel.
+# Inches of a row, of the margins above and below the rows, of the names, and of a panel.
 ROW, ABOVE, BELOW, NAMES, PANEL = 0.27, 0.95, 0.95, 3.0, 2.25
 MAX_NAME = 40
 
@@ -219,7 +219,7 @@ def _label(summary: Summary) -> str:
     first = summary.first
     text = first.what if first.group in ROAD and first.study == "roadmap" else first.entry
     if first.study == "ablate" and not first.departs_from:
-        text = f"{first.entry}, as it is"
+        text = f"{first.entry}, unchanged"
     if first.study == "roadmap" and not first.kept:
         text += ", not kept"
     return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}…"

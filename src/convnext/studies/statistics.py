@@ -2,9 +2,9 @@
 
 Means, intervals, paired differences, and rank correlation with the paper.
 
-Intervals are Student's, 95 percent, over seeds: they say what another seed would do on the same
-validation images, and not what other images would. Comparisons are paired by seed, which fixes the
-order of the data and the augmentation of every image.
+Intervals are 95 percent Student's t intervals over seeds: they cover the variation of another seed
+on the same validation images, not of other images. Comparisons are paired by seed, which determines
+the order of the data and the augmentation of every image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over `count` seeds; `std`, `low` and `high` are None for a single one."""
+    """A mean over `count` seeds; `std`, `low` and `high` are None for a single seed."""
 
     count: int
     mean: float
@@ -36,7 +36,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The difference to another entry over the seeds that both have, in points."""
+    """The difference from another entry over their common seeds, in points."""
 
     to: str
     difference: Estimate
@@ -51,7 +51,7 @@ class Summary:
     """An entry of a study, over its seeds."""
 
     first: Result
-    """One of its rows, for the values that all of them share."""
+    """One of its rows, for the values common to all of them."""
     scores: Mapping[int, float]
     """The score of every finished seed, in percent."""
     states: Mapping[int, str]
@@ -93,7 +93,7 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
 
 
 def estimate(values: Sequence[float], *, least_std: float = 0.0) -> Estimate | None:
-    """Return mean, standard deviation (at least `least_std`) and interval; None of nothing."""
+    """Return mean, standard deviation (at least `least_std`) and interval; None without values."""
     if not values:
         return None
     count, mean = len(values), statistics.fmean(values)
@@ -114,15 +114,15 @@ def compare(
     num_val: int | None = None,
     same: bool = False,
 ) -> Comparison | None:
-    """Compare two entries over the seeds that both have; None where there are none.
+    """Compare two entries over their common seeds; None if there are none.
 
     Args:
         scores: Top-1 by seed.
         other: Top-1 by seed of the entry named `to`.
-        to: What the comparison is with.
-        num_val: Validation images. Accuracies come in steps of one image: a spread below that of
-            two rounded numbers is taken as that, so that equal differences are no certainty.
-        same: Whether both are the same network under the same recipe.
+        to: The other entry.
+        num_val: Number of validation images. Accuracies are multiples of one image, so the standard
+            deviation is at least that of two rounded numbers: equal differences are not certain.
+        same: Whether both are the same network with the same recipe.
     """
     differences = [scores[seed] - other[seed] for seed in sorted(scores.keys() & other.keys())]
     # Two numbers rounded to steps of s differ by an error of standard deviation s / sqrt(6).
@@ -144,7 +144,7 @@ def compare(
 
 @dataclass(frozen=True, kw_only=True)
 class Correlation:
-    """How far two staircases rank the same entries alike."""
+    """The rank correlation of our accuracies with the paper's."""
 
     spearman: float
     kendall: float
@@ -154,8 +154,8 @@ class Correlation:
 def correlate(summaries: Sequence[Summary]) -> Correlation | None:
     """Return the rank correlation of our means with the paper's accuracies.
 
-    None with fewer than three networks that have both, or where one of the two does not vary.
-    Entries that share their runs with another count once.
+    None with fewer than three networks that have both, or if one of the two does not vary. Entries
+    that share their runs count once.
     """
     from scipy import stats
 
@@ -194,7 +194,7 @@ Column = tuple[str, int, Any, Callable[[Summary], str]]
 
 
 def print_study(results: Sequence[Result], console: Console) -> None:
-    """Print a row per entry; a narrow terminal shows fewer columns."""
+    """Print one row per entry; narrow terminals get fewer columns."""
     summaries = summarize(results)
     columns = [
         column
@@ -216,7 +216,7 @@ def print_study(results: Sequence[Result], console: Console) -> None:
 
 
 def notes(results: Sequence[Result]) -> str:
-    """Return what a reader of the table must know."""
+    """Return the notes below the table."""
     seeds = len({result.seed for result in results})
     said = [
         f"{results[0].metric_label} is that of the last step on the validation images, over "
@@ -230,9 +230,7 @@ def notes(results: Sequence[Result]) -> str:
     if any(result.paper_top1 is not None for result in results):
         name = next(result.paper_name for result in results if result.paper_top1 is not None)
         whose = f"{name}, " if results[0].regime else ""
-        said.append(
-            f"The column paper is the paper's ({whose}ImageNet-1K), none of it measured here."
-        )
+        said.append(f"The column paper has the paper's accuracies ({whose}ImageNet-1K), not ours.")
     found = correlate(summarize(results))
     if found is not None:
         said.append(

@@ -1,4 +1,4 @@
-"""A study from its plan to its page: costs, speeds, runs, one table, figures."""
+"""Run a study from its plan to its page: costs, speeds, runs, a table, figures."""
 
 from __future__ import annotations
 
@@ -48,26 +48,26 @@ def study(
     speed: bool = True,
     console: Console,
 ) -> list[Result]:
-    """Train every entry with every seed that is not finished yet; write the table and the page.
+    """Train all entries with all seeds, except finished runs; write the table and the page.
 
     Args:
         kind: The kind of study.
         title: Its headline.
         entries: The networks.
-        recipe: The recipe of all of them; `auto` settings are resolved once, for all entries.
-        num_seeds: Seeds of each entry, counted from `run.seed`.
+        recipe: The common recipe; `auto` settings are resolved once, for all entries.
+        num_seeds: Number of seeds per entry, starting at `run.seed`.
         root: The folder of the study.
         given: Recipe settings that were set explicitly.
         regime: The regime of the roadmap.
         command: The command line, for the page.
-        processes: Runs at a time; 0 for one per GPU, or one per core without.
-        minutes: Equal wall time for all entries instead of equal epochs; 0 for epochs.
-        speed: Whether throughput and memory are measured.
+        processes: Number of parallel runs; 0 for one per GPU, or one per core without GPUs.
+        minutes: Training time of every entry; 0 for equal epochs.
+        speed: Whether to measure throughput and memory.
         console: Where to print.
 
     Raises:
-        ValueError: If the study cannot be made, or the folder holds another one.
-        InterruptedRun: If a signal asked for the end.
+        ValueError: If the options are invalid, or the folder holds another study.
+        InterruptedRun: If a signal interrupted the study.
     """
     with held(root):
         device = pick_device(recipe.run.device)
@@ -117,7 +117,7 @@ def study(
 
 
 class _Table:
-    """The table of a study that is being made: written after every run."""
+    """The table of a study in progress, which is written after every run."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class _Table:
         self._failed: dict[tuple[str, int], Mapping[str, Any]] = {}
 
     def add(self, job: Job, found: Mapping[str, Any]) -> None:
-        """Record the outcome of a run. Failures are not stored in its folder, so it is retried."""
+        """Record the outcome of a run. Its folder does not store failures, so they are retried."""
         if found["state"] != FINISHED:
             self._failed[job.entry.name, job.seed] = found
         self.write()
@@ -175,7 +175,7 @@ def finish(root: Path, results: Sequence[Result], console: Console) -> None:
 
 
 def costs_of(plan: Study, task: Task) -> dict[str, dict[str, int]]:
-    """Count every network of a study, on shapes alone; the columns of the table by entry.
+    """Count the costs of every network of a study, using shapes only.
 
     Raises:
         ValueError: If a network cannot take images of the recipe's size.
@@ -254,7 +254,7 @@ def _processes(device: str) -> int:
 
 
 def _threads(processes: int, device: str) -> int:
-    """Return the threads of a run: on a CPU, small networks are fastest side by side on a core."""
+    """Return the threads per run: on a CPU, small networks are fastest with one core each."""
     if device != "cpu":
         return 0
     return max(1, (os.cpu_count() or 1) // (processes or _processes(device)))
