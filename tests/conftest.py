@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures that several test files share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with the small real data sets, or a skip where it is absent."""
+    """The folder with the small real data sets; skips the test if it is absent."""
     beside = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("CONVNEXT_DATA", beside))
     if not folder.is_dir():
@@ -48,7 +48,7 @@ def noise() -> Callable[..., Image.Image]:
 def make_folder(
     tmp_path: Path, noise: Callable[..., Image.Image]
 ) -> Callable[[dict[str, int]], Path]:
-    """A function {"train/cat": 3, ...} -> folder with so many different PNG files in each."""
+    """A function {"train/cat": 3, ...} -> folder with that many different PNG files in each."""
 
     def make(counts: dict[str, int], name: str = "data", size: tuple[int, int] = (20, 16)) -> Path:
         root = tmp_path / name
@@ -66,7 +66,7 @@ def make_folder(
 
 @pytest.fixture
 def randomize() -> Callable[[nn.Module], nn.Module]:
-    """Give every tensor of a network a value that shows in its logits, and return it in eval mode.
+    """Give every tensor of a network values that affect its logits, and return it in eval mode.
 
     Fresh networks hide mistakes: norms that do nothing, running statistics of 0 and 1, and layer
     scales of 1e-6 that switch every block off.

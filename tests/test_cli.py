@@ -1,4 +1,4 @@
-"""The command line: what gets imported, help, exit codes, one-line errors."""
+"""The command line: imports, help, exit codes, one-line errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_public_names_are_lazy_but_there() -> None:
     for name in convnext.__all__:
         assert getattr(convnext, name) is not None
     assert set(dir(convnext)) == set(convnext.__all__)
-    # Names that are functions stay functions when their modules have been imported.
+    # Functions keep their names after modules have been imported.
     assert callable(convnext.roadmap)
     assert callable(convnext.cost)
     with pytest.raises(AttributeError, match="no attribute 'creat_model'"):

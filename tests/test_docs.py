@@ -1,4 +1,4 @@
-"""The documentation: it builds strictly, is complete, and reads nothing from the network."""
+"""The documentation builds strictly, is complete, and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Loads(HTMLParser):
-    """Collect the addresses that a browser loads by itself with a page."""
+    """Collect the addresses that a browser loads automatically with a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,12 +33,12 @@ class Loads(HTMLParser):
 
 
 def test_the_site_is_complete_and_reads_without_a_network(tmp_path: Path) -> None:
-    """One test, so that the site is built once however many processes run the tests."""
+    """One test, so that the site is built once, however many processes run the tests."""
     site = tmp_path / "site"
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)],
         cwd=ROOT,
-        # The theme's notice about the future of MkDocs concerns no page of ours.
+        # The theme's notice about the future of MkDocs is not about our pages.
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         encoding="utf-8",
@@ -65,7 +65,7 @@ def check_pages_load_local_files(site: Path) -> None:
         assert loads.addresses
         remote = [a for a in loads.addresses if re.match(r"(\w+:)?//", a)]
         assert not remote, f"{page.name} loads {remote}"
-        # The page for missing addresses is only shown by a server, from its root.
+        # Only a server shows the 404 page, from its root.
         if page.name != "404.html":
             for address in loads.addresses:
                 assert (page.parent / address.split("#")[0].split("?")[0]).exists(), address

@@ -1,4 +1,4 @@
-"""Importing any module changes nothing: settings of the process stay, public names keep working."""
+"""Importing a module changes no process settings, and public names keep working."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exported file can be used without torch: these modules import neither it nor timm."""
+"""Exported files can be used without torch: these modules import neither torch nor timm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of files that every system accepts."""
+"""File names that every system accepts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AWKWARD = (
 
 
 def accepted(name: str) -> bool:
-    """Tell whether Windows takes a name, by its documented rules."""
+    """Tell whether Windows accepts a name by its documented rules."""
     return (
         bool(name)
         and not re.search(r'[<>:"/\\|?*\x00-\x1f]', name)

@@ -29,7 +29,7 @@ SCORES = {
     "segmentation": ("miou", "accuracy"),
     "detection": ("box_ap", "mask_ap"),
 }
-# What the user of the run wrote, or `auto` chose, among settings that the task reads.
+# Settings of the task that the user wrote or `auto` chose.
 SETTINGS: dict[str, dict[str, Any]] = {
     "classification": {
         "task": "classify",
@@ -144,7 +144,7 @@ def test_predict_with_an_exported_file(
 @pytest.mark.parametrize("task", TASKS)
 def test_evaluate(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = scores(task, tmp_path, capsys)
-    # One pixel or image that falls on the other side of a threshold elsewhere is no defect.
+    # A pixel or image may fall on the other side of a threshold on another machine.
     assert found == pytest.approx(EXPECTED["evaluate"][task], abs=0.3)
 
 
@@ -160,7 +160,7 @@ def test_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["steps"] == expected["steps"] == 58
     assert found["trained"] == expected["trained"]
     assert found["scores"] == pytest.approx(expected["scores"], abs=0.6)
-    # The last bits of 29 steps add up, where a machine rounds differently.
+    # Rounding differences between machines add up over 29 steps.
     np.testing.assert_allclose(found["logits"], expected["logits"], rtol=1e-3, atol=1e-3)
     before = EXPECTED["outputs"]["classification"]["logits"]
     assert np.abs(np.subtract(found["logits"], before)).max() > 0.1
@@ -240,7 +240,7 @@ def ask(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> Any:
 def predictions(
     source: Path, task: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> dict[str, Any]:
-    """Return what `predict` says of the picture."""
+    """Return the output of `predict` for the picture."""
     image, output = folder / "picture.png", folder / "out"
     Image.fromarray(picture(task)).save(image)
     options = ["--device", "cpu", "--precision", "fp32", "--no-fast", "--output", output]
@@ -262,7 +262,7 @@ def predictions(
 
 
 def data_of(task: str, folder: Path) -> list[str | Path]:
-    """Return the options that name the data of a run, drawn again where it was drawn."""
+    """Return the options that name the data of a run; drawn data is drawn again."""
     if task == "segmentation":
         return ["--data", write_shapes(folder / "shapes")]
     return ["--data", coco_squares(folder / "squares")] if task == "detection" else []
@@ -276,7 +276,7 @@ def scores(task: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[
 
 
 def parameter_groups(task: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Return the sizes and rates of the optimizer's groups that `train` makes of the recipe."""
+    """Return the sizes and rates of the optimizer's groups that `train` makes from the recipe."""
     options = [*data_of(task, folder), "--show-groups"]
     rows = ask(capsys, "train", FILES / task / "recipe.yaml", *options)
     return [
@@ -285,7 +285,7 @@ def parameter_groups(task: str, folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def resumed(run: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """Continue the classification run for another epoch, and return where it ends."""
+    """Continue the classification run for another epoch, and return its last step."""
     shutil.copytree(FILES / "classification", run)
     told = ask(capsys, "train", "--resume", "--output", run, "--schedule.epochs", "2")
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

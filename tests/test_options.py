@@ -1,4 +1,4 @@
-"""The options of the command line: frozen, alike in Python, and shown on two screens."""
+"""The options of the command line: frozen, the same in Python, and shown on two screens."""
 
 from __future__ import annotations
 

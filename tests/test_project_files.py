@@ -1,4 +1,4 @@
-"""The files around the code: workflows, issue forms, citation, hooks, pinned versions."""
+"""The project files: workflows, issue forms, citation, hooks, pinned versions."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def read(path: Path) -> Any:
 )
 def test_files_follow_their_schema(schema: str, paths: list[Path], tmp_path: Path) -> None:
     assert paths
-    check = ["--builtin-schema", schema]  # The package has these schemas: no network.
+    check = ["--builtin-schema", schema]  # The package has these schemas.
     checked = CliRunner().invoke(check_jsonschema.main, [*check, *map(str, paths)])
     assert checked.exit_code == 0, checked.output
-    # The check is worth something only if it refuses a wrong file.
+    # The check must refuse a wrong file.
     wrong = tmp_path / "wrong.yml"
     wrong.write_text("jobs: {a: {}}\nbody: 1\nblank_issues_enabled: 3\n", encoding="utf-8")
     assert CliRunner().invoke(check_jsonschema.main, [*check, str(wrong)]).exit_code == 1
@@ -82,14 +82,14 @@ def test_hooks_run_the_checks_of_ci() -> None:
     config = ROOT / ".pre-commit-config.yaml"
     assert validate_config([str(config)]) == 0
     (repository,) = read(config)["repos"]
-    assert repository["repo"] == "local"  # Nothing is downloaded by a commit.
+    assert repository["repo"] == "local"  # A commit downloads nothing.
     hooks = {hook["entry"] for hook in repository["hooks"]}
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert hooks == {line for line in lines if line.startswith(".venv/bin/")}
 
 
 def test_constraints_pin_everything_that_is_asked_for() -> None:
-    """Every direct requirement of the package and of the extras for development has one version."""
+    """Every direct requirement of the package and its development extras has one version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = {

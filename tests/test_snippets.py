@@ -1,8 +1,8 @@
-"""Every command and every program of README and docs runs, with small data and short trainings.
+"""Every command and program of README and docs runs, with small data and short trainings.
 
 The commands run in this process through `convnext.cli.main`, in a folder that has the data, runs
-and files that the pages name. Recipes are made small where the verbs make them, so that a command
-is executed word for word. Published weights lie in a local hub under their true names, with random
+and files that the pages name. Recipes are made small inside the verbs, so that commands are
+executed word for word. A local hub has published weights under their real names, with random
 values. Studies are planned but not trained, unless slow tests run.
 """
 
@@ -63,7 +63,7 @@ SMALL_TASK: dict[str, dict[str, Any]] = {
         "detect.max_detections": 20,
     },
 }
-# What is added to commands whose cost is not that of a recipe.
+# Options added to commands whose cost does not depend on a recipe.
 SHORTER = {
     "--robustness": ["--max-images", "2", "--workers", "0"],
     "benchmark": ["--batch", "1", "--rounds", "1", "--size", "32"],
@@ -72,7 +72,7 @@ SHORTER = {
 }
 
 
-# How the runs that snippets read are made.
+# The commands that make the runs that snippets read.
 RUNS = {
     "runs/first": "train --output runs/first",
     "runs/photos": "train --data my_photos --output runs/photos",
@@ -82,18 +82,18 @@ RUNS = {
 
 
 class PlannedError(Exception):
-    """A study got as far as its runs."""
+    """A study reached its runs."""
 
 
 class Workspace:
-    """A folder with what the pages name. Runs are made when a snippet asks for one."""
+    """A folder with the files that the pages name. Runs are made when a snippet needs them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.done: set[tuple[str, ...]] = set()
 
     def run(self, command: Command) -> None:
-        """Run a command, unless it has run before; its output folder may be made once more."""
+        """Run a command unless it has run before; its output folder may be created again."""
         words = list(command.argv)
         if command.argv in self.done:
             return
@@ -111,7 +111,7 @@ class Workspace:
         self.done.add(command.argv)
 
     def need(self, command: Command) -> None:
-        """Make the runs that a command reads."""
+        """Create the runs that a command reads."""
         for run, words in RUNS.items():
             made_by = tuple(words.split())
             reads = any(word == run or word.startswith(f"{run}/") for word in command.argv)
@@ -158,7 +158,7 @@ def photos(root: Path) -> None:
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of the hub with random weights of ConvNeXt-T under the names of the authors'."""
+    """A hub cache with random weights of ConvNeXt-T under the authors' names."""
     cache = tmp_path_factory.mktemp("hub")
     torch.manual_seed(0)
     tensors = convnext.export_weights(convnext.create_model("convnext_tiny"), "timm")
@@ -179,7 +179,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(
     workspace: Workspace, hub: Path, monkeypatch: pytest.MonkeyPatch, request: Any
 ) -> Workspace:
-    """The folder as the current one, small recipes, the local hub, and no network."""
+    """Use the folder as the current one, with small recipes, the local hub, and no network."""
     from huggingface_hub import constants
 
     import convnext.api.roadmap
@@ -242,7 +242,7 @@ def test_a_snippet_that_is_not_run_has_a_reason_that_counts() -> None:
 
 
 def test_commands_that_are_not_run_have_options_that_exist() -> None:
-    """Whatever launches them."""
+    """Calls by any launcher are found."""
     unrun = [snippet for snippet in ALL if snippet.reason or is_slow(snippet)]
     commands = {command.argv for snippet in unrun for command in snippet.commands()}
     assert len(commands) > 10
@@ -269,7 +269,7 @@ def test_slow_snippets_run(snippet: Snippet, small: Workspace) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["docs/roadmap.md", "docs/detection.md"])
 def test_studies_run_to_their_end(page: str, small: Workspace) -> None:
-    """One network of each study is enough: all are planned by the other tests."""
+    """One network of each study is enough, because other tests plan all of them."""
     for snippet in snippets(ROOT / page):
         for command in snippet.commands():
             if command.argv[0] in STUDIES:

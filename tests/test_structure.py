@@ -1,4 +1,4 @@
-"""The shape of the package: layers are import-linter's, here is what it cannot say."""
+"""The structure of the package: rules that import-linter cannot express."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TASKS = task_folders()
 MAX_MODULES = 256
 MAX_ROOT_MODULES = 6
 
-# Where a task may be named outside of tasks/: the choices of the command line.
+# Where a task may be named outside tasks/: the choices of the command line.
 CHOICES = {"api/training.py"}
-# Modules that import each other in a circle still, and are not to.
+# Modules that still import each other in a circle and should not.
 TO_BE_OPENED: list[list[str]] = []
 
 
@@ -86,7 +86,7 @@ def test_circles_are_found() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """Imports inside of functions count: they are where circles hide."""
+    """Imports inside functions count too, since circles hide there."""
     graph = grimp.build_graph("convnext", exclude_type_checking_imports=True, cache_dir=None)
     edges = {m: set(graph.find_modules_directly_imported_by(m)) for m in graph.modules}
     assert sum(map(len, edges.values())) > 500
@@ -117,7 +117,7 @@ for task in sorted(left):
 
 
 def copy_without(task: str, folder: Path) -> Path:
-    """Copy the sources and remove one task: its folder, and its line."""
+    """Copy the sources and remove one task: its folder and its line."""
     source = folder / "src"
     shutil.copytree(PACKAGE, source / "convnext", ignore=shutil.ignore_patterns("__pycache__"))
     tasks = source / "convnext" / "tasks"

@@ -1,4 +1,4 @@
-"""README and quickstart in Korean have the commands and the numbers of the pages in English."""
+"""The Korean README and quickstart have the same commands and numbers as the English ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def without_comments(snippet: Snippet) -> list[str]:
 
 
 def numbers(page: Path) -> list[str]:
-    """Return the numbers above nine: smaller ones are words in one language or the other."""
+    """Return the numbers above nine; smaller ones may be spelled out in either language."""
     not_prose = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)", re.DOTALL)
     prose = not_prose.sub("", page.read_text(encoding="utf-8"))
     return sorted(re.findall(r"(?<![A-Za-z\d])\d[\d,.]*\d", prose))

@@ -1,4 +1,4 @@
-"""The words of pages, messages and docstrings: phrases that were replaced do not come back."""
+"""The wording of pages, messages and docstrings: replaced phrases do not return."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_pages_read_as_the_field_writes(page: Path) -> None:
 
 
 def test_strings_and_docstrings_read_as_the_field_writes() -> None:
-    """Files that are not clean yet are listed with how many phrases they have, and only shrink."""
+    """Files that still have phrases are listed with their number, which may only shrink."""
     left = {}
     for row in words.LEFT.read_text(encoding="utf-8").splitlines():
         number, name = row.split(" ", 1)

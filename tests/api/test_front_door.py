@@ -220,7 +220,7 @@ def test_weights_in_a_bare_file_are_recognized(tmp_path: Path, photos: Path) -> 
 
 
 class Plain(torch.nn.Module):
-    """A classifier that nobody but its author knows."""
+    """A custom classifier."""
 
     def __init__(self, num_classes: int = 2) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class Plain(torch.nn.Module):
 
 
 class Pyramid(torch.nn.Module):
-    """A backbone that nobody but its author knows."""
+    """A custom backbone."""
 
     def __init__(self) -> None:
         super().__init__()

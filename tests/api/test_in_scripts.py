@@ -1,4 +1,4 @@
-"""Training from a notebook, and from scripts that nobody guards against being imported again."""
+"""Training from a notebook, and from scripts without an import guard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from convnext.weights.files import read_file
 
-# Settings of a training of seconds. Batch norm would see other batches on two devices.
+# Settings of a training that takes seconds. Batch norm would see other batches on two devices.
 SHORT = """dict(
     data="digits", model="convnext_atto", schedule={"steps": 2}, device="cpu", precision="fp32",
     network={"norm": "layer", "changes": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},

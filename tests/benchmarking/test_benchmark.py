@@ -1,4 +1,4 @@
-"""What a benchmark counts, how it tells it, and one that really runs."""
+"""The numbers and the tables of a benchmark, and one benchmark that really runs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_names_say_what_is_measured(name: str, size: tuple[int, int], peer: str)
 
 @pytest.fixture(scope="module")
 def result() -> BenchmarkResult:
-    """Return a small benchmark that really ran, in processes of their own."""
+    """Return a small benchmark that really ran, each backend in its own process."""
     lines: list[str] = []
     found = benchmark(
         ["convnext_atto"], batches=(1,), size=(32, 32), rounds=1, threads=1, note=lines.append,

@@ -1,4 +1,4 @@
-"""Pointwise convolutions as linear layers: the same network, its weights untouched."""
+"""Pointwise convolutions as linear layers: the same network with unchanged weights."""
 
 from __future__ import annotations
 

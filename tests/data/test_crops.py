@@ -1,4 +1,4 @@
-"""Crops of files: the same pixels as Pillow's where nothing is reduced, and nearly so elsewhere."""
+"""Crops have the same pixels as Pillow's without reduction, and nearly the same with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WHOLE = partial(random_box, scale=(1.0, 1.0), ratio=(0.1, 10.0), rng=random.Rand
 
 @pytest.fixture
 def photo(noise):
-    """A function (width, height, mode) -> image with structure of all sizes, as photos have."""
+    """A function (width, height, mode) -> image with structure at all scales, as in photos."""
 
     def make(width=500, height=375, mode="RGB"):
         sides = ((width, height), (width // 8, height // 8), (6, 5))
@@ -104,7 +104,7 @@ def test_a_jpeg_shrinks_as_far_as_its_crop_allows(size, photo):
     pixels, crop = decode_crop(content, mode="RGB", draw=fixed(box), size=size)
     assert pixels.shape == (3, -(-602 // factor), 1000 // factor)
     assert min(crop[2] - crop[0], crop[3] - crop[1]) >= size
-    # The same part of the picture, nearly as if all of it had been decoded.
+    # Nearly the same pixels as from decoding the whole image.
     ours = np.asarray(resize_crop(pixels, crop, size, "bicubic")).astype(np.float64)
     full = decode(content, mode="RGB").resize((size, size), Image.Resampling.BICUBIC, box=box)
     difference = ours - np.asarray(full)

@@ -1,4 +1,4 @@
-"""Every kind of file that turns up in folders: read as meant, or refused with a reason."""
+"""All kinds of files that occur in folders are read correctly or refused with a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def encode(image, format="PNG", **options):
 
 
 def png_header(width, height):
-    """A PNG that declares its size and holds next to nothing."""
+    """A PNG that declares a size but has almost no data."""
 
     def chunk(kind, data):
         body = kind + data
@@ -132,7 +132,7 @@ def test_exif_orientation_is_applied_to_pixels_and_header(orientation, format, n
         assert decoded.tobytes() == ImageOps.exif_transpose(opened).convert("RGB").tobytes()
 
 
-# Pillow warns, and the configuration of these tests makes errors of warnings.
+# Pillow warns, and pytest is configured to turn warnings into errors.
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_exif_does_no_harm(noise):
     data = encode(noise(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")

@@ -1,4 +1,4 @@
-"""Masks in three forms that mean the same, targets cut from them, and masks pasted into images."""
+"""Masks in three equivalent formats, targets cropped from them, and pasting into images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def in_every_form(bitmap: np.ndarray) -> list[object]:
     coder = pytest.importorskip("faster_coco_eval.core.mask")
     packed = coder.encode(np.asfortranarray(bitmap))
     text = {"size": packed["size"], "counts": packed["counts"].decode()}
-    # A pixel's outline each: rings that lie side by side make one mask.
+    # Each ring outlines a pixel: adjacent rings form one mask.
     squares = [[x, y, x + 1, y, x + 1, y + 1, x, y + 1] for y, x in np.argwhere(bitmap)]
     return [bitmap.astype(bool), torch.from_numpy(bitmap), to_runs(bitmap), packed, text, squares]
 
@@ -97,7 +97,7 @@ def test_long_runs_in_the_string_form() -> None:
 
 def test_pixels_whose_centers_a_polygon_holds() -> None:
     window = (0, 0, 6, 4)
-    # Edges through centres belong to the right and the lower neighbour, so that rings that share
+    # Edges through centers belong to the right and the lower neighbor, so that rings that share
     # an edge share no pixel.
     left, right = [[0.5, 0, 3.5, 0, 3.5, 4, 0.5, 4]], [[3.5, 0, 6, 0, 6, 4, 3.5, 4]]
     assert cut(left, window)[0].tolist() == [1, 1, 1, 0, 0, 0]
@@ -174,7 +174,7 @@ def test_pasting_by_hand() -> None:
     assert first.nonzero().amin(0).tolist() == [3, 0]
     assert first.nonzero().amax(0).tolist() == [5, 2]
     assert not second.any()
-    # Without a width: the middle of the mask, on the pixels that touch the line and beside.
+    # Without a width: the middle of the mask, repeated on the pixels around the line.
     line = paste_masks(whole, torch.tensor([[4.0, 1.0, 4.0, 5.0]]), (6, 8))[0]
     assert line.nonzero().amin(0).tolist() == [1, 3]
     assert line.nonzero().amax(0).tolist() == [4, 4]
@@ -182,7 +182,7 @@ def test_pasting_by_hand() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Notes the largest floating tensor that is made."""
+    """Records the size of the largest floating-point tensor created."""
 
     num = 0
 
@@ -218,7 +218,7 @@ def test_encoding_a_large_mask_takes_little_memory() -> None:
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert runs["counts"] == [0, part.size]
-    # Ten times would be no more than the pixels' own bytes, and not eight bytes for each position.
+    # At most ten bytes per pixel, not eight bytes for each position.
     assert most < 10 * part.size
 
 
@@ -238,7 +238,7 @@ def test_runs_of_random_masks_come_back() -> None:
 
 
 def test_masks_pass_what_casts_inputs_for_half_precision() -> None:
-    """In bf16 and fp16 Fabric looks into all that a network is called with."""
+    """In bf16 and fp16, Fabric converts every argument of a network."""
     bitmap = ellipse()
     size = (bitmap.shape[0], bitmap.shape[1])
     placed = place(to_runs(bitmap), source=size, size=size, scale=(-1.0, 1.0), start=(size[1], 0.0))

@@ -1,4 +1,4 @@
-"""Which images make up a batch: every one once, exactly resumed, every class alike."""
+"""The images of each batch: every image once, exact resumption, balanced classes."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_shards_are_announced_before_they_are_read():
         announced.update(prefetch)
         assert set(lanes[epoch][:, place].tolist()) <= announced
         if place == 0:
-            # What was announced for the last epoch is no longer known to be there.
+            # Shards announced for the previous epoch may have been removed since.
             announced = set(prefetch) | set(lanes[epoch][:, : order.window + 1].ravel().tolist())
 
 

@@ -1,4 +1,4 @@
-"""What users pass as images: each form gives the right pixels, and what is ambiguous is refused."""
+"""Images as users pass them: every kind gives the right pixels, and ambiguous ones are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from convnext.data.sources import Source, image_sources, read_images, to_image
 
 @pytest.fixture
 def photos(tmp_path, noise):
-    """Three images and a text file, one of the images in a folder below."""
+    """Three images and a text file; one of the images is in a subfolder."""
     folder = tmp_path / "photos"
     (folder / "below").mkdir(parents=True)
     for seed, name in enumerate(("a.png", "b.jpg", "below/c.png")):
@@ -60,7 +60,7 @@ def test_a_path_a_folder_and_globs(photos):
     assert names(image_sources(f"{photos}/*")) == ["a.png", "b.jpg"]
     assert names(image_sources(f"{photos}/**")) == ["a.png", "b.jpg", "c.png"]
     assert names(image_sources(f"{photos}/[ab].*")) == ["a.png", "b.jpg"]
-    assert names(image_sources(f"{photos}/*.txt")) == ["notes.txt"]  # As if the shell had found it.
+    assert names(image_sources(f"{photos}/*.txt")) == ["notes.txt"]  # Expanded by a shell.
 
 
 def test_a_file_whose_name_looks_like_a_glob(photos, noise):

@@ -1,4 +1,4 @@
-"""Tests of items that are made one ahead."""
+"""Tests of prefetching."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_next_item_is_made_while_the_last_one_is_worked_on() -> None:
     for i in prefetch(items()):
         if i + 1 < len(made):
             assert made[i + 1].wait(timeout=30)
-        if i + 2 < len(made):  # One ahead, not all of them.
+        if i + 2 < len(made):  # One item is prefetched, not all of them.
             assert not made[i + 2].is_set()
 
 

@@ -1,4 +1,4 @@
-"""What a file computes with matrices is what the package computes without them."""
+"""Matrix products in exported files compute what the package computes without them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_masks_are_pasted_as_by_the_package(threshold: float) -> None:
     found = paste(shares, boxes, (rows, columns), threshold)
     expected = paste_masks(shares, boxes, size, threshold)
     assert expected[4:].sum() > 1000
-    # A share at the threshold itself may be rounded either way.
+    # A value at the threshold itself may be rounded either way.
     assert (found != expected).sum() <= 2
 
 

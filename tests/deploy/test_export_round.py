@@ -1,4 +1,4 @@
-"""A full round of exports for the three tasks: every format and precision, proven and used.
+"""Exports of all three tasks in every format and precision, verified and used.
 
 Takes some minutes and needs the extra `export`: `pytest -m slow tests/deploy/test_export_round.py`.
 """
@@ -47,7 +47,7 @@ def test_a_full_round(task: str, tmp_path: Path) -> None:
     for format, precisions in PRECISIONS.items():
         for precision in precisions:
             path = tmp_path / f"{precision}.{SUFFIX[format]}"
-            # int8 of so small a network may be slower than fp32, which is no matter here.
+            # int8 of such a small network may be slower than fp32, which does not matter here.
             force = ["--force"] if precision == "int8" else []
             form = ["--format", format, "--precision", precision, "--output", path]
             convnext("export", source, *form, *images, *force)

@@ -1,4 +1,4 @@
-"""A network changes its form when the work ahead is worth it, and only then."""
+"""A network changes its backend only if the remaining work is worth it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from convnext.models.config import NetworkConfig
 from convnext.models.network import Network
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
-# The goal of the form; in fp32 the outputs differ by rounding alone, some 1e-7.
+# In fp32 the outputs differ only by rounding, about 1e-7.
 MOST = 1e-5
 SMALL = {
     "convnext_isotropic": {"depths": (2,), "dims": (24,)},
@@ -52,7 +52,7 @@ def _build(name: str, **changes: object) -> nn.Module:
 
 
 def _trained(model: nn.Module) -> nn.Module:
-    """Give every vector of weights, and every statistic, values that tell them apart."""
+    """Give every weight vector and statistic distinct values."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):

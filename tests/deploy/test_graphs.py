@@ -1,4 +1,4 @@
-"""What a file computes beside the network is what `predict` computes."""
+"""Exported pre- and postprocessing computes the same as `predict`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_resizing_is_pillows(
         assert differing.max() <= 8
         assert differing.mean() < 0.5
     else:
-        # Pillow's weights have 22 bits: a half is now and then rounded the other way.
+        # Pillow's weights have 22 bits, so a half is occasionally rounded the other way.
         assert differing.max() <= 1
         assert (differing > 0).float().mean() < 0.08
 
@@ -80,7 +80,7 @@ def test_norms_in_half_precision_do_not_overflow() -> None:
         layer_scale_init=1.0,
     ).eval()  # fmt: skip
     model.head.fc.weight.data.mul_(40)
-    # Activations of the last stage of which the squares, but not they, leave fp16.
+    # Activations of the last stage fit into fp16, but their squares do not.
     spatial = model.stages[3][0].spatial
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     seen: list[float] = []

@@ -1,7 +1,6 @@
-"""What needs OpenVINO or ONNX Runtime, each file in a process of its own.
+"""Checks that need OpenVINO or ONNX Runtime, each file in a separate process.
 
-Their libraries bring threads and allocators of their own, which the other tests of a process are
-better off without.
+Those libraries have their own threads and allocators, which should not affect the other tests.
 """
 
 from __future__ import annotations

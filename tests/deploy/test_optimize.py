@@ -1,4 +1,4 @@
-"""The fastest form is found by measuring, and wrong forms never win."""
+"""The fastest backend is found by measuring, and incorrect backends are never chosen."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_candidates_are_what_is_installed_and_fast_here(monkeypatch: pytest.Monk
 
 
 def _fakes(monkeypatch: pytest.MonkeyPatch, seconds: dict[Backend, float]) -> None:
-    """Let forms be built without compilers, wrong for those of `linear`, and take given seconds."""
+    """Fake the builds: `linear` ones compute wrong outputs, each takes the given seconds."""
 
     def fake_build(backend: Backend, model: nn.Module, example: Tensor, _: object = ()) -> Runner:
         if backend.engine == "onnxruntime":
@@ -136,7 +136,7 @@ def test_a_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     again = optimize(_model(), _images(), cache=cache, note=lines.append)
     assert (again.form, again.measured, again.ratio) == (CONV, (), 2.0)
     assert "found before" in lines[0]
-    # Another shape is another question, and a damaged file none.
+    # Another shape is searched for separately, and a damaged file is ignored.
     assert optimize(_model(), _images(side=32), cache=cache).measured
     cache.write_text('{"', encoding="utf-8")
     assert optimize(_model(), _images(), cache=cache).measured
@@ -196,7 +196,7 @@ def test_mistakes_are_named() -> None:
 @pytest.mark.parametrize("backend", FORMS, ids=str)
 @torch.inference_mode()
 def test_forms_are_built_where_predict_asks_for_them(backend: Backend) -> None:
-    """Inside inference mode and, for networks that were trained in bf16, inside autocast."""
+    """In inference mode and, for networks trained in bf16, under autocast."""
     if not available(backend.engine):
         pytest.skip(f"{backend.engine} is not installed")
     model, images = _model(), _images().contiguous(memory_format=torch.channels_last)

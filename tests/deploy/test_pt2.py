@@ -1,4 +1,4 @@
-"""Programs in pt2 files: what ours hold is read, what could do anything else is refused."""
+"""Programs in pt2 files: our own are read, and anything that could run other code is refused."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 
 @pytest.fixture(scope="module")
 def segmentor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a segmentor's file of any size: it has symbols and guards."""
+    """Return a segmentor's file for any size; it has symbols and guards."""
     folder = tmp_path_factory.mktemp("segmentor")
     return write(folder, "segment", inside="none", size="any", answers=False)
 
@@ -173,7 +173,7 @@ def test_an_input_that_a_file_does_not_take_is_one_sentence(segmentor: Path) -> 
 
 
 def replace_all(value: Any, key: str, text: str) -> int:
-    """Replace every string below a key, and return how many there were."""
+    """Replace every string under a key, and return the number of replacements."""
     parts = value.items() if isinstance(value, dict) else enumerate(value)
     count = 0
     for name, part in list(parts):

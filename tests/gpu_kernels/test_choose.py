@@ -1,4 +1,4 @@
-"""Kernels are taken where they are right and win; torch stands in for them here."""
+"""Kernels are used if they are correct and faster; torch layers replace them in these tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Timings = dict[str, float]
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Torch's own layers in the place of the kernels, and a device that has them."""
+    """Replace the kernels by torch's own layers, on a device that claims to have them."""
     pytest.importorskip("triton")
 
     def norm(self: DepthwiseNorm, x: Tensor) -> Tensor:

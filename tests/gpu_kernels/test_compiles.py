@@ -1,4 +1,4 @@
-"""Every kernel compiles for a GPU, without one; the interpreter accepts more than the compiler."""
+"""Every kernel compiles for a GPU without one, since the interpreter accepts more code."""
 
 from __future__ import annotations
 

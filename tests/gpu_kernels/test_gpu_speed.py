@@ -1,4 +1,4 @@
-"""The benchmark of one GPU runs from end to end on a CPU."""
+"""The GPU benchmark runs end to end on a CPU."""
 
 from __future__ import annotations
 

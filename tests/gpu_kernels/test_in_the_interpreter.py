@@ -1,8 +1,8 @@
-"""The kernels themselves, in Triton's interpreter.
+"""The kernels in Triton's interpreter.
 
-It must be chosen before Triton is imported, and other tests of this process may have imported it
-(torch's compiler does). So the checks run in a process of their own, under names that are not
-collected here.
+It must be selected before Triton is imported, and other tests of this process may have imported it
+already (torch's compiler does). So the checks run in a separate process, under names that pytest
+does not collect here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent / "interpreted"
 FILES = sorted(path.name for path in FOLDER.glob("check_*.py"))
 
 
-# Choosing runs every kernel many times, which takes the interpreter a minute.
+# Choosing runs every kernel many times: a minute in the interpreter.
 SLOW = {"check_choose.py"}
 
 

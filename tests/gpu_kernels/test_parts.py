@@ -1,4 +1,4 @@
-"""Graphs, timings, counts of work, and what happens without Triton."""
+"""Graphs, timings, operation counts, and the behavior without Triton."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_graph_replays_on_held_buffers_and_refuses_other_inputs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class OnGpu(Tensor):
-        """A CPU tensor that says it is on a GPU."""
+        """A CPU tensor that claims to be on a GPU."""
 
         device = torch.device("cuda", 0)
 
@@ -75,7 +75,7 @@ def test_timings_are_interleaved_medians() -> None:
     medians = interleaved_medians(functions, CPU, rounds=3, seconds=0.0)
     assert sorted(medians) == ["a", "b"]
     assert all(value > 0 for value in medians.values())
-    assert calls == ["a"] * 3 + ["b"] * 3 + ["a", "b"] * 3  # Warm-ups and counts first.
+    assert calls == ["a"] * 3 + ["b"] * 3 + ["a", "b"] * 3  # Warm-up first.
 
 
 @pytest.mark.parametrize("shape", STAGES, ids=str)

@@ -1,4 +1,4 @@
-"""Tests of the rates that a precision is chosen by."""
+"""Tests of the rates that decide the precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def rates(tmp_path, monkeypatch):
-    """Rates of a product by precision, with a list of those that were measured."""
+    """Fake rates of a product by precision, with a list of those that were measured."""
     known = {"fp32": 100.0, "bf16": 230.0}
     asked = []
 

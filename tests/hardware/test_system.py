@@ -1,4 +1,4 @@
-"""Freed memory is kept where the C library is known."""
+"""Freed memory is kept if the C library is known."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_pages_are_not_asked_for_again() -> None:
-    # Huge pages, which numpy asks for, would make the pages few in both cases.
+    # Huge pages, which numpy requests, would hide the difference.
     env = os.environ | {"NUMPY_MADVISE_HUGEPAGE": "0"}
     faults = {}
     for how in ("keep", "leave"):

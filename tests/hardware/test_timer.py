@@ -1,4 +1,4 @@
-"""The timer: who is called when, and how often; no test reads the clock's values."""
+"""The timer: the order and the number of calls; no test depends on real time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from convnext.hardware.timer import medians, samples, samples_for, timed
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that stands still unless a test moves its only entry."""
+    """A clock that only a test advances, through its only entry."""
     now = [0.0]
     monkeypatch.setattr(timer.time, "perf_counter", lambda: now[0])
     return now
 
 
 def taking(clock: list[float], *seconds: float):
-    """Return a call that takes these seconds, one after the other, and its number of calls."""
+    """Return a call that takes these seconds in turn, and a counter of its calls."""
     calls: list[int] = []
 
     def call() -> None:

@@ -1,4 +1,4 @@
-"""The tuner finds the fastest candidate that computes the right thing, and says what it saw."""
+"""The tuner finds the fastest correct candidate and reports its measurements."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_fastest_that_agrees_wins() -> None:
 
 
 def test_candidates_are_compared_in_the_same_minute() -> None:
-    """The machine gets twice as slow after the baseline: ratios count, not seconds."""
+    """The machine becomes twice as slow after the baseline: ratios count, not seconds."""
     slowdown = [1.0]
 
     def on_a_busy_machine(built: Sequence[str]) -> list[float]:

@@ -1,4 +1,4 @@
-"""What was measured is kept where it can be, by several processes, and no run ends where not."""
+"""Several processes share the tuning cache, and a run continues if it cannot be written."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_the_folder_is_the_user_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_users_without_a_home_have_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    home = Path("~/.cache/convnext")  # What an unknown home is left as.
+    home = Path("~/.cache/convnext")  # An unknown home stays unexpanded.
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_: home)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     assert cache_folder() == tmp_path / "convnext"

@@ -1,4 +1,4 @@
-"""Runs of the command line in processes of their own, small enough for seconds."""
+"""Runs of the command line in separate processes, small enough to take seconds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Runs:
     def start(
         self, output: Path, *options: str, launcher: tuple[str, ...] = (), **env: str
     ) -> subprocess.Popen[str]:
-        """Start a run; the second time with --resume it goes on."""
+        """Start a run; with --resume, continue it."""
         recipe = self.folder / "small.yaml"
         text = yaml.safe_dump(SMALL) if self.recipe is None else to_yaml(self.recipe)
         recipe.write_text(text, encoding="utf-8")
@@ -65,7 +65,7 @@ class Runs:
         return process
 
     def finish(self, output: Path, *options: str, launcher: tuple[str, ...] = ()) -> str:
-        """Run to the end; return what it printed."""
+        """Run to the end; return the output."""
         process = self.start(output, *options, launcher=launcher)
         printed, _ = process.communicate(timeout=240)
         assert process.returncode == 0, printed
@@ -79,7 +79,7 @@ class Runs:
         launcher: tuple[str, ...] = (),
         number: int = signal.SIGKILL,
     ) -> str:
-        """Start a run and send a signal once the state of `step`, or a later one, is there."""
+        """Start a run, and send a signal once the state of `step` or a later one is saved."""
         process = self.start(output, *options, launcher=launcher)
         wait_for(lambda: last_state(output) >= step, process)
         os.killpg(process.pid, number)
@@ -98,7 +98,7 @@ def wait_for(
     process: subprocess.Popen[str] | None = None,
     seconds: float = 120,
 ) -> None:
-    """Wait until something is so, or fail."""
+    """Wait until a condition holds, or fail."""
     end = time.monotonic() + seconds
     while not condition():
         if process is not None and process.poll() is not None:
@@ -107,12 +107,12 @@ def wait_for(
         time.sleep(0.02)
 
 
-# What depends on the clock and on memory, and on nothing that is learned.
+# Columns that depend on time and memory rather than on training.
 TIMED = {"seconds", "images_per_s", "wait_share", "memory_gb", "mfu"}
 
 
 def learned(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """Return every tensor of a finished run, and its metrics but for the clock's."""
+    """Return every tensor of a finished run, and its metrics without those that depend on time."""
     tensors = {}
     for path in sorted(folder.glob("checkpoints/**/*.safetensors")):
         for name, tensor in read_file(path)[0].items():

@@ -1,4 +1,4 @@
-"""Weights and inputs that follow from names, as the golden outputs of the authors' code had them.
+"""Weights and inputs derived from names, as for the golden outputs of the authors' code.
 
 Each tensor is drawn in float64 by a generator seeded with the CRC-32 of its full name.
 """
@@ -26,7 +26,7 @@ def golden_weights(name: str) -> dict[str, Tensor]:
 
 
 def golden_images(height: int, width: int) -> Tensor:
-    """Return the normalised image (1, 3, height, width) that golden outputs belong to."""
+    """Return the normalized image (1, 3, height, width) that the golden outputs belong to."""
     values = _normal("input", (1, 3, height, width))
     return torch.from_numpy(values.astype(np.float32))
 
@@ -46,7 +46,7 @@ def _weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.zeros(shape, np.int64)
     values = _normal(key, shape)
     if len(shape) > 1:
-        # Box heads are drawn wider, or no score would reach the threshold.
+        # Box heads get larger weights, since otherwise no score would reach the threshold.
         gain = 2.0 if key.startswith("roi_head.") else 1.0
         values = values * math.sqrt(gain / math.prod(shape[1:]))
     elif leaf in ("bias", "running_mean"):

@@ -9,6 +9,6 @@ from convnext.tasks.trained import Opened
 
 
 def run_predictor(source: Any, images: Any, *, progress: Any = False, **options: Any) -> Any:
-    """Return what there is to print and to write; the options are those of `convnext.predict`."""
+    """Return the summary to print and write; the options are those of `convnext.predict`."""
     own = Model(source) if isinstance(source, Opened) else str(source)
     return predict(own, images, stream=True, progress=progress, **options).summary()

@@ -1,4 +1,4 @@
-"""How far tensors are from a reference."""
+"""The distance of tensors from a reference."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def relative(x: Tensor, expected: Tensor) -> float:
-    """Return the L2 distance over the norm of what is expected, in fp64."""
+    """Return the L2 distance divided by the norm of the expected tensor, in fp64."""
     assert x.shape == expected.shape
     x, expected = x.detach().double(), expected.detach().double()
     return float((x - expected).norm() / expected.norm())

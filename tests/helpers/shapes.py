@@ -1,4 +1,4 @@
-"""A data set for segmentation that is learned in seconds: coloured squares on a dark ground."""
+"""A data set for segmentation that is learned in seconds: colored squares on a dark background."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards, and a server on this machine that can be told to fail."""
+"""Shards, and a local server that fails on request."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_tar():
 def patience(fault: int | float | None) -> float:
     """The timeout in seconds for a test of this fault.
 
-    Short only where the server is silent: on a busy machine an answer takes long.
+    It is short only if the server is silent: on a busy machine an answer takes long.
     """
     return 1.0 if isinstance(fault, float) else 30.0
 
@@ -54,7 +54,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class Server:
-    """A web server for a folder, which fails as `faults` says: {path: [fault, ...]}.
+    """A web server for a folder that fails according to `faults`: {path: [fault, ...]}.
 
     A fault is a status, or a number of seconds to be silent for. One is used per request; the last
     one stays.
@@ -119,7 +119,7 @@ def serve(monkeypatch):
 
 @pytest.fixture
 def loader(tmp_path):
-    """A recipe of the loader with a cache of its own, for a server that is near."""
+    """Loader settings with a separate cache, for a local server."""
     from convnext.tasks.classification.recipe import ClassificationLoader
 
     return ClassificationLoader(shard_cache=str(tmp_path / "cache"), retries=3, timeout=5.0)

@@ -12,7 +12,7 @@ from convnext.tasks.factory import create_model
 METHODS = ["cascade_mask_rcnn_", "mask_rcnn_"]
 NARROW = {"dims": (8, 8, 16, 16), "depths": (1, 1, 2, 1)}
 SMALL = {"num_classes": 5, "channels": 16, "fc_dim": 24}
-# A fresh box head gives each of five classes about a sixth.
+# A fresh box head gives each of five classes a score of about 1/6.
 SHY = {"num_proposals": 50, "score_threshold": 0.1, "max_detections": 10}
 
 
@@ -24,7 +24,7 @@ def small_detector(name: str, **changes: Any) -> nn.Module:
 
 
 def sharpen(model: Any) -> None:
-    """Make boxes, scores and masks of a fresh detector differ from each other."""
+    """Make the boxes, scores and masks of a fresh detector differ from each other."""
     with torch.no_grad():
         model.rpn.objectness.weight.mul_(30)
         model.rpn.deltas.weight.mul_(20)

@@ -1,4 +1,4 @@
-"""Small networks of every task whose answers differ, and photos to ask them about."""
+"""Small networks of every task with distinct outputs, and photos to predict."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def small_segmentor(path: Path, channels: int = 8, **recipe: Any) -> str:
     torch.manual_seed(0)
     model: Any = build(card)
     torch.nn.init.normal_(model.decode_head.classifier.weight, std=5.0)
-    # Where all features are 0, only the biases tell classes apart.
+    # If all features are 0, only the biases distinguish classes.
     torch.nn.init.normal_(model.decode_head.classifier.bias)
     save_checkpoint(path, model.state_dict(), card)
     return str(path)

@@ -32,7 +32,7 @@ def annotation(key: Any, image_id: Any, **changes: Any) -> dict[str, Any]:
 
 
 def write_coco(path: Path, images: list[Any], annotations: list[Any]) -> Path:
-    """Write a json with the categories cat (7) and dog (9)."""
+    """Write a COCO JSON with the categories cat (7) and dog (9)."""
     categories = [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}]
     content = {"images": images, "annotations": annotations, "categories": categories}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def voc_xml(objects: str, width: int = WIDTH, height: int = HEIGHT) -> str:
 
 
 def voc_object(name: str, box: tuple[float, ...], difficult: int = 0) -> str:
-    """Return an element with a box xmin ymin xmax ymax as VOC counts: from 1, the last included."""
+    """Return an element with a box xmin ymin xmax ymax in VOC's convention: from 1, inclusive."""
     edges = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
     inside = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
     return (
@@ -81,7 +81,7 @@ def voc_object(name: str, box: tuple[float, ...], difficult: int = 0) -> str:
 
 
 def small_voc(root: Path, xml: dict[str, str]) -> Path:
-    """Write a VOC folder; of the images by name, the last is for validation."""
+    """Write a VOC folder; the last image by name is for validation."""
     (root / "Annotations").mkdir(parents=True)
     lists = root / "ImageSets" / "Main"
     lists.mkdir(parents=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-# Why a snippet may stay unrun; it is parsed all the same.
+# Accepted reasons for not running a snippet; it is still parsed.
 REASONS = {
     "installs an environment",
     "needs several GPUs or machines",
@@ -30,13 +30,13 @@ class Snippet:
     language: str
     code: str
     reason: str
-    """Why it is not run, or ""."""
+    """The reason why it is not run, or ""."""
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT).as_posix()}:{self.line}"
 
     def commands(self) -> list[Command]:
-        """Return its calls of `convnext`, whatever launches them."""
+        """Return its calls of `convnext`, including those by a launcher."""
         if self.language != "bash":
             return []
         lines = self.code.replace("\\\n", " ").splitlines()

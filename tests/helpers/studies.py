@@ -1,4 +1,4 @@
-"""A made-up study of the small road, written as the laboratory writes one."""
+"""A made-up study of the mini roadmap, in the format of real studies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from convnext.studies.roadmap import walk
 
 
 def made_up(seeds: Sequence[int] = (0, 1, 2), missing: Sequence[str] = ()) -> list[Result]:
-    """Return results of all rungs: the paper's accuracies, smaller and with noise."""
+    """Return results of all steps: the paper's accuracies, lowered and with noise."""
     results = []
     for i, entry in enumerate(walk("mini", roadmap("mini"))):
         for seed in seeds:

@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 class ToyTask:
-    """Three classes told apart by the brightness of a channel."""
+    """Three classes that differ in the brightness of a channel."""
 
     primary = "top1"
     steps_per_epoch = NUM_IMAGES // BATCH

@@ -87,7 +87,7 @@ def prose_of_markdown(text: str) -> str:
 def prose_of_python(text: str) -> Iterator[tuple[int, str]]:
     """Yield the line and the text of every string with more than one word, docstrings included.
 
-    What an f-string fills in is written as X.
+    The replacement fields of f-strings are written as X.
     """
     tree = ast.parse(text)
     joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]

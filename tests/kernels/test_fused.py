@@ -1,4 +1,4 @@
-"""Blocks that train as one operation: the numbers, gradients and random draws of plain ones."""
+"""Fused blocks have the outputs, gradients and random draws of plain ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAMES = (
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branch, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(branch, "MIN_CHUNK", 50)  # No divisor of the rows.
+    monkeypatch.setattr(branch, "MIN_CHUNK", 50)  # Not a divisor of the number of rows.
 
 
 def num_fused(model: nn.Module) -> int:
@@ -50,7 +50,7 @@ def gradients(
     bf16: bool = False,
     widened: bool = False,
 ) -> list[Tensor]:
-    """Return logits, the gradient of the images and that of every parameter."""
+    """Return the logits and the gradients of the images and of every parameter."""
     count = set_fused(model, fused=fused, widened=widened)
     assert num_fused(model) == count * fused
     generator = torch.Generator().manual_seed(0)
@@ -132,7 +132,7 @@ def test_recomputing_changes_no_bit(fused: bool, randomize) -> None:
     model = model.to(memory_format=torch.channels_last).train()
     kept = gradients(model, fused=fused, dtype=torch.float32)
     assert checkpoint_activations(model)
-    assert checkpoint_activations(model)  # Twice is once.
+    assert checkpoint_activations(model)  # A second call changes nothing.
     again = gradients(model, fused=fused, dtype=torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
     assert all(isinstance(b.execute, Recomputed) for b in model.modules() if isinstance(b, Block))

@@ -1,4 +1,4 @@
-"""Boxes pooled by products have the features that torchvision's operator gives them."""
+"""RoI pooling by matrix products gives the same features as torchvision's operator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _boxes(num: int, seed: int) -> Tensor:
 
 EDGES = torch.tensor(
     [
-        [0, 0, 224, 160],  # All of the image.
+        [0, 0, 224, 160],  # The whole image.
         [223, 159, 224, 160],
         [5, 5, 5, 5],  # Empty ones have no features.
         [5, 5, 5, 40],

@@ -1,4 +1,4 @@
-"""Winograd's form of a convolution computes what the convolution does."""
+"""Winograd convolutions compute the same outputs as direct ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _segmentor() -> nn.Module:
     return model.eval()
 
 
-# Fewer tiles than a chunk; several chunks of rows; chunks of several images; sides of no tile.
+# Fewer tiles than a chunk; chunks of rows; chunks of images; sides that tiles do not divide.
 @pytest.mark.parametrize(
     ("shape", "num_tiles"),
     [((2, 7, 9), 256), ((2, 33, 18), 10), ((5, 6, 5), 9), ((1, 1, 1), 256), ((3, 8, 4), 1)],
@@ -78,7 +78,7 @@ def test_others_are_left_alone(conv: nn.Module) -> None:
 @pytest.mark.parametrize("size", [(64, 96), (272, 32)])
 @torch.no_grad()
 def test_a_segmentor_gives_the_same_logits(size: tuple[int, int]) -> None:
-    # Of the second size the maps are too large for mixing channels first to save anything.
+    # At the second size, maps are so large that mixing channels first saves nothing.
     model, images = _segmentor(), torch.randn(2, 3, *size)
     backend = Backend(pointwise="chunked", dense="winograd")
     assert str(backend).endswith("winograd")
@@ -86,8 +86,8 @@ def test_a_segmentor_gives_the_same_logits(size: tuple[int, int]) -> None:
     folded = with_winograd(fold(model, form="chunked"))
     kinds = [type(m) for m in folded.modules()]
     assert kinds.count(WinogradFusion) == 1
-    assert kinds.count(WinogradConv) == 5  # Three outputs, the bottleneck, and one of the fusion.
-    assert any(isinstance(m, nn.Conv2d) and fits(m) for m in model.modules())  # Left as it was.
+    assert kinds.count(WinogradConv) == 5  # Three outputs, bottleneck, fusion.
+    assert any(isinstance(m, nn.Conv2d) and fits(m) for m in model.modules())  # Unchanged.
 
 
 @torch.no_grad()

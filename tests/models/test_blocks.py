@@ -13,7 +13,7 @@ from convnext.models.roadmap import RESNET50, roadmap
 
 
 def test_the_rows_of_resnet50() -> None:
-    # First block of the second stage: 256 channels come in, the 3x3 convolution has the stride.
+    # First block of the second stage: 256 input channels, and the 3x3 convolution has the stride.
     plain = {"bias": False, "norm": True}
     assert block_rows(RESNET50, in_dim=256, dim=128, stride=2) == (
         Row(name="pwconv1", in_dim=256, out_dim=128, act=True, **plain),
@@ -43,7 +43,7 @@ def test_the_rows_of_convnext() -> None:
 
 
 def naive_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Normalise over C as the authors' channels-first code does, in the precision of `x`."""
+    """Normalize over C as the authors' channels-first code does, in the precision of `x`."""
     mean = x.mean(1, keepdim=True)
     variance = (x - mean).pow(2).mean(1, keepdim=True)
     x = (x - mean) / torch.sqrt(variance + 1e-6)
@@ -71,7 +71,7 @@ def test_layer_norm_does_not_overflow_in_fp16() -> None:
     norm = LayerNorm2d(768)
     x = (300 * torch.randn(1, 768, 2, 2, generator=torch.Generator().manual_seed(0))).half()
     exact = norm(x.float())
-    # 300 squared is 90,000, beyond the 65,504 of fp16: the naive formula answers with zeros.
+    # 300 squared is 90,000, beyond the 65,504 of fp16: the naive formula returns zeros.
     broken = naive_layer_norm(x, norm.weight.half(), norm.bias.half())
     assert (broken.float() - exact).abs().max() > 1
     y = norm.half()(x)
@@ -102,7 +102,7 @@ def test_stochastic_depth_drops_whole_samples() -> None:
         partial = block.train()(x) - x
     dropped = (partial == 0).flatten(1).all(1)
     assert 0.15 < dropped.float().mean() < 0.35
-    # What stays is scaled so that the mean is that of evaluation.
+    # The kept branches are scaled so that the mean equals that of evaluation.
     assert torch.allclose(partial[~dropped], full[~dropped] / 0.75, atol=1e-5)
 
 

@@ -30,7 +30,7 @@ POSITIONS = 16 * 16
 def test_a_layer(layer: nn.Module, macs: int) -> None:
     layer, images = layer.to("meta"), torch.empty(1, 4, 16, 16, device="meta")
     assert dense_macs(layer, lambda: layer(images)) == macs
-    # Counting leaves nothing behind.
+    # Counting leaves no hooks behind.
     assert dense_macs(layer, lambda: [layer(images), layer(images)]) == 2 * macs
 
 

@@ -62,7 +62,7 @@ def test_parameters_are_those_of_timm(size: str) -> None:
 
 
 def other_network(package: str, size: str) -> nn.Module:
-    """Build the member of another package, without spending time on its first weights."""
+    """Build a network of another package without spending time on its initial weights."""
     name = f"convnext_{size}"
     with torch.device("meta"):
         if package == "timm":
@@ -106,7 +106,7 @@ def test_logits_are_those_of_other_packages(
     assert (logits - expected).abs().max() < 1e-4
 
 
-# Narrower networks of the same form where the members are large.
+# Large members are replaced by narrower networks with the same structure.
 NARROW = {
     name: {"dims": tuple(8 * 2**s for s in range(len(config.dims)))}
     for name, config in FAMILY.items()

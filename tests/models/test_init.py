@@ -1,4 +1,4 @@
-"""The first weights."""
+"""The initial weights."""
 
 from __future__ import annotations
 

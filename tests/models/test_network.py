@@ -1,4 +1,4 @@
-"""The network: first weights, heads, stems, pyramids, and its parts in order."""
+"""The network: initial weights, heads, stems, pyramids, and the order of its parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_first_weights_are_those_of_the_authors_code() -> None:
     model = create_model("convnext_nano", head_init_scale=0.001)
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
-            # Truncation at 2 in absolute terms, a hundred deviations away, cuts nothing.
+            # Truncation at an absolute 2, a hundred deviations away, has no effect.
             error = 0.02 * 4 / (2 * module.weight.numel()) ** 0.5
             assert module.weight.std().item() == pytest.approx(0.02, abs=error), name
             assert not module.bias.any(), name

@@ -1,4 +1,4 @@
-"""The norms of dense tasks on the maps of a backbone."""
+"""The output norms of dense tasks on the maps of a backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The road: every rung against the paper, and its two ends against other people's networks."""
+"""The roadmap: every step against the paper, both ends against networks of other packages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUNGS = [(regime, rung) for regime in REGIMES for rung in roadmap(regime)]
 PAPER_RUNGS = [(regime, rung) for regime, rung in RUNGS if regime in PAPER_REGIMES]
 IDS = [f"{regime}-{rung.name}" for regime, rung in RUNGS]
 
-# The steps of roadmap_params.csv by the names of the rungs.
+# The rows of roadmap_params.csv by the names of the steps.
 STEPS = {
     "S0": "resnet_baseline",
     "S2": "stage_ratio",
@@ -67,7 +67,7 @@ def test_cost_and_accuracy_are_those_of_the_paper(regime: str, rung: Rung) -> No
     assert rung.paper_top1 == float(row[f"{regime}_top1"])
     std = row["resnet50_top1_std"] if regime == "resnet50" else ""
     assert rung.paper_top1_std == (float(std) if std else None)
-    # The paper rounds and sometimes truncates; its two misprints are marked.
+    # The paper rounds or truncates; its two misprints are marked.
     printed = abs(rung.paper_gmacs - exact / 1e9) < 0.01
     assert printed != rung.paper_misprint
 
@@ -86,7 +86,7 @@ def test_a_rung_differs_by_exactly_its_changes(regime: str, rung: Rung) -> None:
     before = next(r for r in roadmap(regime) if r.name == rung.departs_from)
     old, new = asdict(before.config), asdict(rung.config)
     assert {name: value for name, value in new.items() if value != old[name]} == rung.changes
-    # The larger kernels are tried and not kept.
+    # Larger kernels are tried but not kept.
     assert (rung.departs_from == "kernel_7") == (
         rung.name in ("kernel_9", "kernel_11", "relu_to_gelu")
     )
@@ -136,7 +136,7 @@ def test_the_first_rung_is_the_resnet_of_others(
             if theirs == "torchvision"
             else timm.create_model("resnet200" if theirs.endswith("200") else "resnet50")
         )
-    # Batch norm's affine and running statistics are drawn too, so that none can be forgotten.
+    # Affine parameters and running statistics of batch norms are random too, to cover them.
     other = randomize(other.to_empty(device="cpu"))
     regime = "resnet200" if theirs.endswith("200") else "resnet50"
     with torch.device("meta"):
@@ -148,7 +148,7 @@ def test_the_first_rung_is_the_resnet_of_others(
     with torch.inference_mode():
         expected, logits = other(images), ours(images)
     assert expected.std() > 1e-3
-    # Two hundred random layers grow large: compared to their size.
+    # The outputs of two hundred random layers are large, so compare relative to their size.
     assert (logits - expected).abs().max() <= 1e-4 * max(1, float(expected.abs().max()))
 
 
@@ -164,7 +164,7 @@ def test_mini_changes_the_same_fields_in_the_same_order() -> None:
 
 
 def test_the_costs_of_mini() -> None:
-    # At 32 pixels with a stem of stride 2; kept as data so that a change is noticed.
+    # At 32 pixels with a stem of stride 2; stored as data so that a change is noticed.
     with (REFERENCE / "roadmap_mini.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             rung = next(rung for rung in roadmap("mini") if rung.name == row["step"])

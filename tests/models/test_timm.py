@@ -1,4 +1,4 @@
-"""Networks of timm behind our interface."""
+"""timm's networks behind our interface."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from convnext.tasks.factory import create_model
 )
 def test_a_peer_has_logits_and_a_pyramid(name: str, channels: tuple[int, ...]) -> None:
     model = create_model(f"timm/{name}", num_classes=5, drop_path_rate=0.1).eval()
-    # Neither square nor of the size of its pre-training.
+    # Neither square nor of the pre-training size.
     images = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         assert model(images).shape == (1, 5)

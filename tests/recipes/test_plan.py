@@ -1,4 +1,4 @@
-"""The learning rate of every step, against the authors' formulas."""
+"""The learning rate of every step against the authors' formulas."""
 
 from __future__ import annotations
 

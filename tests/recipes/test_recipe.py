@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones against the paper's figures, YAML in and out, and clear errors."""
+"""Recipes: the presets against the paper's numbers, YAML round trips, and clear errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ FINE_TUNING = {
 
 
 def test_every_shipped_recipe_is_in_a_table() -> None:
-    # Those of segmentation are in tests/tasks/segmentation/test_end_to_end.py.
+    # tests/tasks/segmentation/test_end_to_end.py has those of segmentation.
     own = {name for name in recipe_names() if read_recipe(name).task == "classify"}
     assert own == set(SCRATCH) | set(FINE_TUNING)
 
@@ -87,7 +87,7 @@ def test_from_scratch(name: str) -> None:
     assert recipe["augment.erasing"] == 0.25
     assert recipe["loss.label_smoothing"] == 0.1
     assert recipe["input.crop_pct"] == 0.875
-    # A recipe changes how a member of the family is trained, not what it is.
+    # A recipe changes how a network is trained, not its architecture.
     assert recipe["network.stem_stride"] == FAMILY[recipe["model"]].stem_stride
     assert recipe["network.layer_scale_init"] == FAMILY[recipe["model"]].layer_scale_init
 
@@ -246,8 +246,8 @@ def test_a_resolved_recipe_has_no_auto_that_a_task_resolves() -> None:
     with pytest.raises(ValueError, match=r"still has auto for model, .*optim.lr.*; resolve it"):
         as_resolved(Recipe())
     names = [name for name, setting in all_settings().items() if setting.resolves]
-    assert "run.device" not in names  # On this machine, the best there is.
-    assert "network.norm" not in names  # What a timm model has of its own.
+    assert "run.device" not in names  # The best device of this machine.
+    assert "network.norm" not in names  # The default of a timm model.
 
 
 def test_options_have_help_types_and_bounds() -> None:

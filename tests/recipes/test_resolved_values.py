@@ -1,4 +1,4 @@
-"""What `auto` gives for data, weights and devices of all kinds stays what it was.
+"""The choices of `auto` for all kinds of data, weights and devices stay the same.
 
 `resolved.json` holds the settings that differ from the defaults of a recipe.
 """
@@ -59,7 +59,7 @@ MODELS = {
 
 
 def cases() -> dict[str, tuple[str, dict[str, Any], Any, ResolveContext]]:
-    """Return by name the folder of a task, what is asked for, the facts and the device."""
+    """Return by name the task's folder, the request, the facts and the device."""
     found = {}
     for folder, facts in FACTS.items():
         for data, changes in DATA.items():
@@ -79,7 +79,7 @@ def cases() -> dict[str, tuple[str, dict[str, Any], Any, ResolveContext]]:
 
 
 def values(folder: str, asked: dict[str, Any], facts: Any, context: ResolveContext) -> Any:
-    """Return what differs from the defaults in a resolved recipe, as JSON has it."""
+    """Return the settings of a resolved recipe that differ from the defaults, as JSON values."""
     recipe = change_recipe(Recipe(), {"task": TASKS[folder]} | asked)
     resolve = import_module(f"convnext.tasks.{folder}.auto").resolve
     resolved, _ = resolve(recipe, facts, context)

@@ -1,4 +1,4 @@
-"""The figures show the numbers that they were given, and fit light and dark pages."""
+"""The figures show the given numbers and suit light and dark pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: whole, escaped, without any address, and made from whatever is there."""
+"""The report: complete, escaped, without external addresses, made from incomplete runs too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results of the verbs: checked when made, drawn, saved, converted."""
+"""The results of the verbs: validation, drawing, saving, conversion."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_each_result_draws_on_its_image(results, photo):
         plain = np.asarray(pictures.enlarged(photo)[0]).astype(int)
         assert drawn.shape[1] == 480
         assert np.abs(drawn[: len(plain)] - plain).max() > 0 or len(drawn) > len(plain)
-        np.testing.assert_array_equal(np.asarray(result.plot()), drawn)  # The same each time.
+        np.testing.assert_array_equal(np.asarray(result.plot()), drawn)  # Deterministic.
 
 
 def test_the_image_is_found_by_path_and_replaced_by_argument(tmp_path, results, photo):

@@ -1,4 +1,4 @@
-"""The picture of a block says what its rows say."""
+"""The picture of a block matches its rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_what_changed_is_marked() -> None:
     svg = block_svg(rungs["kernel_7"], rungs["kernel_5"])
     assert svg.count('<g class="changed">') == 1
     assert changed_fields(rungs["kernel_7"], rungs["kernel_5"]) == [("kernel_size", "5", "7")]
-    # All rows but the last change their place when the spatial convolution moves up.
+    # All rows except the last move when the spatial convolution moves up.
     moved = block_svg(rungs["move_up_depthwise"], rungs["inverting_dimensions"])
     assert moved.count('<g class="changed">') == 2
     last = block_svg(rungs["separate_downsampling"], rungs["bn_to_ln"])

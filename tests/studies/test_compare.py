@@ -42,7 +42,7 @@ def test_a_member_of_the_family_stays_what_the_paper_says() -> None:
     recipe = Study(kind="compare", title="", entries=[entry], seeds=[0], recipe=Recipe())
     own = recipe.recipe_of(entry, 0).network
     assert (own.norm, own.stem, own.layer_scale_init) == ("layer", "patchify", 1e-6)
-    # What is asked for all networks counts for it too.
+    # Settings for all networks apply to it too.
     asked = change_recipe(Recipe(), {"network.norm": "batch", "network.changes": {"act": "relu"}})
     (changed,) = entries_of(["convnext_tiny:kernel_size=3"])
     own = replace(recipe, recipe=asked).recipe_of(changed, 0).network

@@ -1,4 +1,4 @@
-"""Studies of segmentors and detectors: the same table, by the metric of their task."""
+"""Studies of segmentors and detectors: the same table with the metric of the task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a study come from its table and from nothing else."""
+"""The figures of a study are drawn from its table alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_network_is_at_its_place() -> None:
         [result.macs for result in names.values()]
     )
     assert [bool(bar.get_hatch()) for bar in macs.patches] == [not r.kept for r in names.values()]
-    # What the paper reports has an axis of its own.
+    # The paper's numbers have a separate axis.
     assert "paper" in papers.get_xlabel()
     assert "measured here" in ours.get_xlabel()
     assert ours.get_xlim()[1] < 65 < papers.get_xlim()[0]

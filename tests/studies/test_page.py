@@ -1,4 +1,4 @@
-"""The page of a study: whole, safe, and true to the table."""
+"""The page of a study: complete, safe, and consistent with the table."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_no_link_is_broken_and_nothing_comes_from_elsewhere(
             assert link[1:] in reader.ids
         else:
             assert (tmp_path / link).is_file()
-    # 16 networks were trained, and the first two share a run; the report is there for seed 0.
+    # 16 networks, of which the first two share a run; seed 0 has a report.
     assert sum(link.endswith("report.html") for link in reader.links) == 16
     assert not re.search(r"https?://(?!www\.w3\.org)", page)
     assert len(page) < 2_000_000

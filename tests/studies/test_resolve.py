@@ -1,4 +1,4 @@
-"""One recipe for all networks of a study, and what may change when it goes on."""
+"""One recipe for all networks of a study, and the changes allowed when it resumes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_what_is_left_open_is_settled_once(begun: Path) -> None:
     recipe = read_study(begun).recipe
     assert (recipe.ema.decay, recipe.schedule.progressive) == (0.0, False)
     assert recipe.optim.lr != "auto"
-    # What belongs to a network is left to each.
+    # Settings of a network are left to each network.
     assert (recipe.model, recipe.network.stem) == ("auto", "auto")
 
 
@@ -51,7 +51,7 @@ def test_it_goes_on_with_more_seeds_and_networks(begun: Path) -> None:
     plan, _ = resolve_study(replace(more, threads=2), begun, CPU, QUIET)
     assert plan.recipe == read_study(begun).recipe
     assert (len(plan.entries), plan.seeds, plan.threads) == (3, [0, 1, 2], 1)
-    # The same setting, said in words, is no other one.
+    # The same setting in words is not a change.
     same = asked(recipe={"optim__lr": plan.recipe.optim.lr})
     assert resolve_study(same, begun, CPU, QUIET)[0].recipe == plan.recipe
 
@@ -67,7 +67,7 @@ def test_it_goes_on_with_more_seeds_and_networks(begun: Path) -> None:
     ],
 )
 def test_what_needs_another_folder(begun: Path, other: Study, message: str | None) -> None:
-    if message is None:  # Another name: another network of the same study.
+    if message is None:  # Another name adds a network to the study.
         assert len(resolve_study(other, begun, CPU, QUIET)[0].entries) == 2
         return
     with pytest.raises(ValueError, match=message):
@@ -103,6 +103,6 @@ def test_the_identity_of_runs_is_what_they_are_and_not_where(begun: Path) -> Non
     assert under(run__device="cuda", loader__workers=4) == own
     assert under(optim__lr=0.5) != own
     assert plan.identity(plan.entries[1]) != own
-    # What has its default is not part of it: a study outlives settings that come later.
+    # Defaults are not stored, so a study can be resumed after new settings are introduced.
     assert under(augment__ratio=Recipe().augment.ratio) == own
     assert under(augment__ratio=(0.5, 2.0)) != own

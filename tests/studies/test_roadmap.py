@@ -1,4 +1,4 @@
-"""Which networks a walk or an ablation has."""
+"""The networks of a roadmap study or an ablation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_part_of_the_road() -> None:
     ]
     chosen = choose_rungs("mini", names=["bn_to_ln", "kernel_7", "stage_ratio"])
     entries = walk("mini", chosen)
-    # In the order of the road; compared over the rungs that were left out.
+    # In the order of the roadmap; steps are compared across those left out.
     assert [(e.name, e.departs_from) for e in entries] == [
         ("stage_ratio", ""),
         ("kernel_7", "stage_ratio"),
@@ -66,7 +66,7 @@ def test_rungs_that_cannot_be_chosen(options: dict[str, object], message: str) -
 
 def test_one_decision_varied() -> None:
     entries = ablation("mini", LAST.name, parse_decisions(["kernel_size=3,7,31"], LAST.config))
-    # 7 is the rung itself.
+    # 7 is the step itself.
     assert [e.name for e in entries] == [LAST.name, "kernel_size=3", "kernel_size=31"]
     assert {e.departs_from for e in entries[1:]} == {LAST.name}
     sizes = [config.kernel_size for entry in entries if (config := network_of(entry))]
@@ -132,7 +132,7 @@ def test_lists_and_values() -> None:
 
 
 def test_what_data_decide_is_never_taken_for_the_rungs_own() -> None:
-    # On small images the rung as it is has another stride than its definition.
+    # On small images the unchanged step has another stride than its definition.
     entries = ablation("mini", LAST.name, parse_decisions(["stem_stride=2,4"], LAST.config))
     assert [e.name for e in entries[1:]] == ["stem_stride=2", "stem_stride=4"]
 

@@ -1,4 +1,4 @@
-"""The table and the figure of the road."""
+"""The table and the figure of the roadmap."""
 
 from __future__ import annotations
 

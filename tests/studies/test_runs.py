@@ -1,4 +1,4 @@
-"""Studies that really train: killed, asked to end, and gone on with."""
+"""Studies that really train: killed, interrupted, and resumed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STARTED: list[subprocess.Popen[str]] = []
 
 @pytest.fixture(autouse=True)
 def nothing_goes_on() -> Iterator[None]:
-    """End what a test that failed has left."""
+    """End the processes that a failed test has left."""
     yield
     while STARTED:
         process = STARTED.pop()
@@ -74,7 +74,7 @@ def finish(root: Path, *options: str) -> str:
 
 
 def table(root: Path) -> list[dict[str, Any]]:
-    """Return the table without the times."""
+    """Return the table without times."""
     rows = [vars(result) | {"seconds": 0} for result in read_results(root / "results.csv")]
     assert json.loads((root / "results.json").read_text())["results"]
     return rows
@@ -82,7 +82,7 @@ def table(root: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of two seeds that nothing disturbed."""
+    """An undisturbed study with two seeds."""
     root = tmp_path_factory.mktemp("whole") / "study"
     finish(root, "--seeds", "2")
     return root
@@ -96,7 +96,7 @@ def test_what_a_study_leaves(whole: Path) -> None:
         for seed in (0, 1)
     ]
     assert all(r.state == "finished" and r.score is not None and r.score > 50 for r in results)
-    # The first two are one network under one recipe, and the seeds are not the same run.
+    # The first two are the same network and recipe; each seed is a separate run.
     assert [r.score for r in results[:2]] == [r.score for r in results[2:4]]
     assert results[0].loss != results[1].loss
     assert sorted(p.name for p in (whole / "runs").iterdir()) == ["kernel_5", "resnet_baseline"]
@@ -116,7 +116,7 @@ def test_a_walk_that_was_killed_gives_the_same_table(whole: Path, tmp_path: Path
     process = start(root, "--seeds", "2")
     wait_for(lambda: any(root.glob("runs/*/seed-*/result.json")), process, 400)
     before = {p: p.stat().st_mtime_ns for p in root.glob("runs/*/seed-*/result.json")}
-    # The parent only: those that train notice it, save and leave.
+    # Only the parent; the training processes notice it, save and exit.
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=300)
     assert read_results(root / "results.csv")
@@ -175,12 +175,12 @@ def test_a_network_that_diverges_is_one_line_of_the_table(tmp_path: Path) -> Non
     options = ("--rungs", "kernel_5", "--optim.lr", "1e30", "--optim.clip_grad", "0")
     process = start(root, *options)
     printed, _ = process.communicate(timeout=500)
-    assert process.returncode == 1, printed  # Nothing was reached.
+    assert process.returncode == 1, printed  # There is no result.
     (result,) = read_results(root / "results.csv")
     assert isinstance(result, Result)
     assert (result.state, result.score) == ("diverged", None)
     assert "loss" in result.reason
-    # It is not tried again: the same seed ends the same way.
+    # It is not retried: the same seed fails in the same way.
     process = start(root, *options)
     printed, _ = process.communicate(timeout=500)
     assert process.returncode == 1, printed

@@ -1,4 +1,4 @@
-"""Speed and memory: what is counted, not how fast it is."""
+"""Speed and memory: the counts, not the measured times."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def test_the_peak_counts_every_tensor_that_is_alive() -> None:
     unit = x.nbytes
     with torch.no_grad(), PeakMemory([*model.parameters(), x]) as peak:
         model(x)
-    # Four weights, the input, and two neighbouring activations at a time.
+    # Four weights, the input, and two adjacent activations at a time.
     assert peak.most == (4 + 1 + 2) * unit
     assert peak.now == (4 + 1) * unit
     with PeakMemory([*model.parameters(), x]) as peak:
         y = model(x)
-    # The last output and those that the backward pass needs.
+    # The last output, and the activations that the backward pass needs.
     assert peak.now == (4 + 1 + 4) * unit
     del y
 
@@ -81,7 +81,7 @@ def test_equal_time_gives_the_faster_network_more_epochs(
     # 1,437 digits, in steps of 32: 1,408 images an epoch, 30,000 or 300,000 in five minutes.
     assert [entry.changes["schedule.epochs"] for entry in entries] == [21, 213]
     assert [entry.changes["schedule.warmup_epochs"] for entry in entries] == [21 / 20, 213 / 20]
-    # Those of a study that goes on keep what they have.
+    # The networks of a resumed study keep their epochs.
     again = replace(plan, entries=entries)
     assert epochs_for(again, {}, task, minutes=5) == entries
 
@@ -106,6 +106,6 @@ def test_inference_needs_no_moments(
     wide = entries_of(["roadmap/mini/kernel_5:dims=[64,128,256,512]"])
     (found,) = measure(replace(plan, entries=wide), task, QUIET).values()
     params = 4 * cost(create_model(wide[0].model, dims=(64, 128, 256, 512), num_classes=10)).params
-    # Weights and a little; with gradients and two moments it is four times the weights at least.
+    # The weights and little else; with gradients and two moments at least four times that.
     assert params < found.infer_memory < 1.6 * params
     assert found.train_memory > 4 * params

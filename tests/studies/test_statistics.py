@@ -74,7 +74,7 @@ def test_rank_correlation_with_the_paper() -> None:
     same = correlate(summarize(ranked))
     assert same is not None
     assert (same.spearman, same.kendall) == (pytest.approx(1), pytest.approx(1))
-    assert same.count == 16  # Seventeen rungs, of which two are one network.
+    assert same.count == 16  # Seventeen steps, of which two are the same network.
     turned = [replace(r, score=-(r.paper_top1 or 0)) for r in results]
     opposite = correlate(summarize(turned))
     assert opposite is not None
@@ -89,7 +89,7 @@ def test_a_missing_run_is_no_zero() -> None:
 
 
 def test_equal_differences_of_few_images_are_no_certainty() -> None:
-    # One image of 360 each: rounding alone gives that.
+    # A difference of one image of 360, as from rounding.
     scores, other = (
         {0: 100 * 351 / 360, 1: 100 * 348 / 360},
         {0: 100 * 350 / 360, 1: 100 * 347 / 360},

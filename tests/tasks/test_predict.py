@@ -1,4 +1,4 @@
-"""What the predictors of all tasks have in common."""
+"""The common behavior of the predictors of all tasks."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_stream_leaves_the_gradient_mode_of_its_caller(
     assert modes() == (True, False)
     for _ in stream():
         assert modes() == (True, False)
-    # The mode may change between two results, and a stream may be left before its end.
+    # The mode may change between two results, and a stream may be abandoned early.
     begun = stream()
     with torch.no_grad():
         next(begun)

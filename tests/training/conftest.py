@@ -14,7 +14,7 @@ from cli_runs import Runs
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[Runs]:
-    """Start runs; whatever is left of them at the end is killed."""
+    """Start runs; kill the remaining processes at the end."""
     found = Runs(tmp_path)
     yield found
     for process in found.started:
@@ -27,7 +27,7 @@ def runs(tmp_path: Path) -> Iterator[Runs]:
 
 @pytest.fixture
 def free_port() -> int:
-    """Return a port that nothing listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The form of training: measured in long runs, remembered, and never at the cost of the run."""
+"""The backend of training: measured only in long runs, cached, and safe for the run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def choose(
 
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[Backend, float | Exception]:
-    """Seconds that each form seems to take; an exception where it fails."""
+    """Fake the seconds of each backend; an exception makes it fail."""
     known: dict[Backend, float | Exception] = {
         Backend(channels_last, compiled): 1.0
         for channels_last in (True, False)

@@ -1,4 +1,4 @@
-"""Callbacks hear of every step and evaluation, and do not change a run by listening."""
+"""Callbacks are called with every step and evaluation, and do not change the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Listener(Callback):
         self.outcomes: list[Outcome] = []
 
     def on_step_end(self, end: StepEnd) -> None:
-        # What a listener draws is not what training draws.
+        # Random draws of a callback do not affect training.
         torch.rand(3), np.random.random(), random.random()
         self.steps.append(end)
         self.losses.append(float(end.losses["loss"]))

@@ -1,4 +1,4 @@
-"""Two processes compute what one does: over gloo, on a CPU."""
+"""Two processes compute the same as one: over gloo on a CPU."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_two_processes_are_one(runs: Runs, tmp_path: Path, free_port: int) -> No
 def test_a_sharded_network_is_a_whole_one(runs: Runs, tmp_path: Path) -> None:
     runs.finish(tmp_path / "one", *TWENTY)
     runs.finish(tmp_path / "two", *TWENTY, "--run.devices", "2", "--run.strategy", "fsdp")
-    # FSDP divides the sum of the gradients at another place.
+    # FSDP divides the sum of the gradients at another point.
     assert_close(state(tmp_path / "one"), state(tmp_path / "two"), within=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The moving average: timm's numbers, without its second module."""
+"""The moving average: timm's values without a second module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that was killed and resumed is the run that was never stopped, to the last bit."""
+"""A run that was killed and resumed equals an undisturbed run to the last bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in long runs, done for real where one process can do it to itself."""
+"""Faults of long runs, caused for real if one process can do so to itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def assert_same_end(one: Path, other: Path, step: int = 12) -> None:
 
 
 class SignalledTask(ToyTask):
-    """Its process gets a signal in the middle of a step."""
+    """A network whose process gets a signal in the middle of a step."""
 
     def __init__(self, number: int, at: int) -> None:
         super().__init__()
@@ -69,12 +69,12 @@ def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
 
 
 class LimitedDisk(ToyTask):
-    """From `full` to `free`, files of more than a few bytes cannot be written."""
+    """Between `full` and `free`, files of more than a few bytes cannot be written."""
 
     def __init__(self, full: int, free: int) -> None:
         super().__init__()
         self.full, self.free = full, free
-        self.scores = [float(k) for k in range(200)]  # Every evaluation is better than the last.
+        self.scores = [float(k) for k in range(200)]  # Every evaluation is a new best.
 
     def batches(self, start_step: int, *rest: Any) -> Iterator[Sequence[Any]]:
         for step, parts in enumerate(super().batches(start_step, *rest), start_step):
@@ -128,7 +128,7 @@ def test_no_room_at_the_start_is_an_error_at_once(tmp_path: Path) -> None:
 
 
 class NanOnceTask(ToyTask):
-    """A loss is no number, but not again at a lower rate."""
+    """A loss is NaN, but not again at a lower rate."""
 
     def losses(self, model: nn.Module, batch: Tensor, step: int, *rest: Any) -> dict[str, Tensor]:
         losses = super().losses(model, batch, step, *rest)
@@ -166,7 +166,7 @@ def test_nan_that_returns_ends_the_run(tmp_path: Path) -> None:
 
 
 class SmallMemory(ToyTask):
-    """More than three images at once ask for more memory than any machine has."""
+    """More than three images at once need more memory than any machine has."""
 
     def losses(self, model: nn.Module, batch: Tensor, step: int, *rest: Any) -> dict[str, Tensor]:
         if len(batch) > 3 and step >= 4:
@@ -221,7 +221,7 @@ def test_a_longer_schedule_says_what_it_does(tmp_path: Path) -> None:
 
 
 class LargeGradients(ToyTask):
-    """Finite losses and weights, but squares of gradients that are not."""
+    """The losses and weights are finite, but the squares of the gradients are not."""
 
     def losses(self, model: nn.Module, batch: Tensor, step: int, *rest: Any) -> dict[str, Tensor]:
         losses = super().losses(model, batch, step, *rest)

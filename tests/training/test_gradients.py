@@ -1,4 +1,4 @@
-"""Gradients of layers in bf16 beside those in fp32."""
+"""Gradients of layers in bf16 compared with fp32."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from convnext.training.gradients import gradient_error, shapes_of, wrong_in_bf16
 
 
 class _Wrong(torch.autograd.Function):
-    """The identity, whose gradient is not one in bf16."""
+    """The identity with a wrong gradient in bf16."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -30,7 +30,7 @@ class _Wrong(torch.autograd.Function):
 
 
 class WrongLinear(nn.Linear):
-    """A layer that trains wrongly in bf16."""
+    """A layer with wrong gradients in bf16."""
 
     factor = 1.2
 
@@ -87,5 +87,5 @@ def test_what_is_wrong_is_named_and_remembered(
     assert "the gradients of Conv2d(3, " in found
     assert "on 4 x 3 x 32 x 32 are not numbers" in found
     assert list(json.loads(fresh.read_text()).values()) == [found]
-    # Another number of images is another question.
+    # Another number of images is checked separately.
     assert "not numbers" in wrong_in_bf16(ToyTask(), model, 2, cache)

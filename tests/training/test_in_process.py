@@ -1,4 +1,4 @@
-"""A training from Python leaves its process as it was, in any thread, as often as one likes."""
+"""Training from Python leaves its process unchanged, in any thread and repeatedly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log of a run: appended to, whole after a crash, deaf to the wall clock, silent elsewhere."""
+"""The log of a run: append-only, intact after a crash, monotonic, and silent in other ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from convnext.training.trackers import Tracker
 
 
 class Clock:
-    """A `time.perf_counter` that moves by hand."""
+    """A `time.perf_counter` that is advanced by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -28,7 +28,7 @@ class Clock:
 
 
 class Collector:
-    """A logger of Lightning that keeps scalars, and is gone from a step on."""
+    """A Lightning logger that records scalars and fails from a given step."""
 
     def __init__(self, gone_at: int = 10**9) -> None:
         self.sent: list[tuple[int, dict[str, float]]] = []
@@ -62,7 +62,7 @@ def text(console: Console) -> str:
 
 
 def write_run(log: RunLog, first: int, last: int, clock: Clock | None = None) -> None:
-    """Begin at a step and log every one of 4 images and 2 seconds after it."""
+    """Begin at a step and log the following ones, each of 4 images and 2 seconds."""
     log.begin_at(first, 4 * first)
     log.start(num_steps=10, steps_per_epoch=5, first_step=first)
     for step in range(first + 1, last + 1):

@@ -60,7 +60,7 @@ def test_resume_is_exact(tmp_path: Path, stop_at: int) -> None:
 
 
 def test_micro_batches_give_the_gradient_of_the_batch(tmp_path: Path) -> None:
-    # Without stochastic depth, whose draws are per forward pass.
+    # No stochastic depth, which draws once per forward pass.
     for micro in (8, 3):
         run(tmp_path / str(micro), ToyTask(micro=micro), drop_path=0.0, schedule__epochs=1)
     state = "checkpoints/step-00000003/state.safetensors"
@@ -123,7 +123,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(
     told = [row["event"] for row in rows if row["kind"] == "event"]
     assert any("damaged checkpoint" in text and str(last) in text for text in told)
     run(tmp_path / "whole", ToyTask(), schedule__epochs=5)
-    # Nothing is lost but time: the steps were repeated.
+    # The steps were repeated, and only time was lost.
     step = "checkpoints/step-00000015/state.safetensors"
     whole = weights(tmp_path / "whole" / step)
     again = weights(tmp_path / step)

@@ -1,4 +1,4 @@
-"""Norms against sums of squares, plain and sharded; the limit, the share of it, and the memory."""
+"""Norms against sums of squares, plain and sharded; peak rate, utilization and memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def by_hand(tensors: list[torch.Tensor]) -> float:
 
 
 def check_norms(model: nn.Module, parameters: list[torch.Tensor]) -> None:
-    """Compare the norms around a step of plain gradient descent with those of its gradients."""
+    """Compare the update norm of a plain gradient descent step with the norm of its gradients."""
     rate = 0.1
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     model(torch.ones(2, 3)).square().sum().backward()

@@ -1,4 +1,4 @@
-"""Parameter groups and schedule, against the figures of the authors' recipe."""
+"""Parameter groups and schedule against the numbers of the authors' recipe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCALES = {
     0.8: (0.05497558, 0.06871948, 0.08589935, 0.10737418, 0.13421773, 0.16777216, 0.2097152,
           0.262144, 0.32768, 0.4096, 0.512, 0.64, 0.8, 1.0),
 }  # fmt: skip
-# What has each of those scales, for depths 3-3-27-3 (reference: shared/reference/recipes.md).
+# The modules with each of those scales, for depths 3-3-27-3.
 HOLDS = (
     "stem",
     "stages.0.0 stages.0.1 stages.0.2",
@@ -49,7 +49,7 @@ TINY_HOLDS = (*HOLDS[:6], *HOLDS[12:])
 
 
 class Wrapper(nn.Module):
-    """A backbone below something else, as detection and segmentation have it."""
+    """A backbone inside a larger network, as in detection and segmentation."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def test_every_parameter_is_in_one_group(name: str, by: DecayBy) -> None:
     assert ids[names[0]] == 0
     assert ids[names[-1]] == max(ids.values()) > 3
     if isinstance(model, Network):
-        # Deeper blocks never learn more slowly.
+        # Deeper blocks never have a lower rate.
         depth = [ids[n] for n in names if n.startswith("stages")]
         assert depth == sorted(depth)
         assert all(ids[n] == 0 for n in names if n.startswith("stem"))
@@ -129,7 +129,7 @@ def test_stages_of_peers() -> None:
     assert [ids[f"network.layers.{s}.blocks.0.norm1.weight"] for s in range(4)] == [1, 2, 3, 4]
     assert ids["network.norm.weight"] == ids["network.head.fc.bias"] == 13
     ids = layer_ids(meta_model("timm/efficientnet_b0"), "stage")
-    # Strides 4, 8, 16 and 32; what comes before the first of them goes with it.
+    # Strides 4, 8, 16 and 32; layers before the first stage belong to it.
     found = [ids[f"network.blocks.{b}.0.bn1.weight"] for b in range(7)]
     assert found == [1, 1, 2, 3, 3, 4, 4]
 

@@ -1,4 +1,4 @@
-"""Faults of whole processes: killed while saving, a loader's process gone, a peer lost."""
+"""Faults of whole processes: killed while saving, a lost data loader, a lost rank."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_killed_while_a_state_is_written(runs: Runs, tmp_path: Path) -> None:
 
 
 def test_a_dead_loader_process_is_replaced(runs: Runs, tmp_path: Path) -> None:
-    # Two epochs of slow batches, so that there is time to strike.
+    # Two epochs of slow batches, so that there is time for the kill.
     options = ("--loader.workers", "2", "--loader.cache", "false", "--schedule.epochs", "3")
     process = runs.start(tmp_path / "run", *options)
     wait_for(lambda: last_state(tmp_path / "run") >= 20, process)
@@ -105,7 +105,7 @@ def test_uneven_shares_of_a_batch(runs: Runs, tmp_path: Path) -> None:
     options = ("--run.devices", "2", "--run.strategy", "fsdp", "--schedule.epochs", "1")
     uneven = ("--optim.batch_size", "49", "--optim.micro_batch_size", "24")
     printed = runs.finish(tmp_path / "run", *options, *uneven)
-    # One share has 25 images: two parts each, so that nobody waits for a part that never comes.
+    # One rank has 25 images: two parts each, so that no rank waits for a missing part.
     assert "49 images a step: 2 devices x 13 x 2 accumulated" in printed
 
 
@@ -135,7 +135,7 @@ def test_exit_codes_for_schedulers(runs: Runs, tmp_path: Path) -> None:
     assert printed.count("SIGTERM received: the run is saved at step") == 1
     assert f"convnext train --resume --output {folder}" in printed
     saved = last_state(folder)
-    # The command that a scheduler starts again is the same one, with --resume.
+    # A scheduler restarts the same command with --resume.
     assert f"Resuming at step {saved:,}" in runs.finish(
         folder, "--resume", "--schedule.epochs", "2"
     )

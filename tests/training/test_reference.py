@@ -1,4 +1,4 @@
-"""Reference curves from runs and tables, and the warning of a run that lags behind one."""
+"""Reference curves from runs and tables, and the warning if a run falls below one."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from convnext.training.trackers import Tracker, make_trackers
 
 
 class Stub:
-    """A logger of Lightning that keeps what it is told, and fails from a step on."""
+    """A Lightning logger that records its calls and fails from a given step."""
 
     def __init__(self, fails_at: int = 10**9) -> None:
         self.told: list[Any] = []

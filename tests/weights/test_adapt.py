@@ -1,4 +1,4 @@
-"""Resampled kernels, and the classes of ImageNet-1K among those of 22K."""
+"""Resampled kernels, and the ImageNet-1K classes among those of 22K."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_only_trailing_ones_come_and_go() -> None:
     assert with_num_dims(torch.zeros(8, 2), 4).shape == (8, 2, 1, 1)
     assert with_num_dims(torch.zeros(8, 2, 1, 1), 2).shape == (8, 2)
     assert with_num_dims(torch.zeros(8, 1, 1), 1).shape == (8,)
-    # As many numbers, but a transposition is not a reshape.
+    # The number of elements is equal, but a transposition is not a reshape.
     assert fit("stages.0.0.pwconv1.weight", torch.zeros(2, 8), torch.Size((8, 2, 1, 1))) is None
     assert fit("stages.0.0.norm.weight", torch.zeros(8), torch.Size((4,))) is None
     assert fit("stem.conv.weight", torch.zeros(8, 3, 4, 4), torch.Size((9, 3, 4, 4))) is None

@@ -1,4 +1,4 @@
-"""What `convnext models` lists."""
+"""The list of `convnext models`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The card of a checkpoint: what is read is what was written, and it may ask for networks alone."""
+"""The card of a checkpoint: it round trips, and can only name networks."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_card_without_a_task_is_of_the_default_task(tmp_path: Path) -> None:
     plain = card(task="", changes=network)
     path = tmp_path / "net.safetensors"
     model = create_model("convnext_atto", **network)
-    checkpoint.save_checkpoint(path, model.state_dict(), plain)  # Where 0.1.0 had it.
+    checkpoint.save_checkpoint(path, model.state_dict(), plain)  # Its place in 0.1.0.
     assert Card(**{k: v for k, v in vars(plain).items() if k != "task"}) == plain
     assert task_of(str(path)) == DEFAULT
     assert load(path).task == DEFAULT

@@ -1,4 +1,4 @@
-"""Conversion: any source into any layout, whole or not at all."""
+"""Conversion: any source to any layout, completely or not at all."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_checkpoint_of_ours_says_what_it_is(tmp_path: Path, randomize: Randomi
     from convnext.weights.checkpoint import Card
     from convnext.weights.files import save_checkpoint
 
-    # Nothing in its tensors tells this rung from the next.
+    # Its tensors do not distinguish this step from the next.
     model = randomize(create_model("roadmap/resnet50/kernel_7", num_classes=4))
     path = tmp_path / "run.safetensors"
     card = Card(

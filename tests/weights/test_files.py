@@ -1,4 +1,4 @@
-"""Files: what is read, what is refused and how, and that nothing in a file is ever run."""
+"""Files: accepted and refused ones; no code in a file ever runs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_damage_is_found_by_the_hash(tmp_path: Path) -> None:
 
 
 def test_safetensors_with_metadata(tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"  # The bytes decide, not the name.
+    path = tmp_path / "a.bin"  # The content decides, not the name.
     save_file(TENSORS, path, metadata={"format": "pt", "epoch": "3"})
     tensors, metadata = read_file(path)
     assert same(tensors)
@@ -160,7 +160,7 @@ def test_the_log_in_a_file_of_openmmlab_is_passed_over(
 
 
 class Malicious:
-    """Creates a file when it is unpickled the usual way."""
+    """Creates a file when it is unpickled normally."""
 
     def __init__(self, marker: Path, call: Callable[[str], object]) -> None:
         self.marker, self.call = marker, call

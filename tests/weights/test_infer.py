@@ -1,4 +1,4 @@
-"""What network a file is of."""
+"""The network that a file belongs to."""
 
 from __future__ import annotations
 

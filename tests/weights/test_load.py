@@ -1,4 +1,4 @@
-"""Loading: every layout round trips exactly, and what does not fit is refused and named."""
+"""Loading: every layout round trips exactly, and mismatches are refused by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from convnext.weights import LAYOUT_NAMES, export_weights, load_weights
 
 Randomize = Callable[[nn.Module], nn.Module]
 
-# Narrower networks of the same form: the tables do not depend on width.
+# Narrower networks of the same structure: the tables do not depend on the width.
 SMALL = {
     name: {"dims": tuple(8 * 2**s for s in range(len(config.dims)))}
     for name, config in FAMILY.items()
@@ -166,7 +166,7 @@ def test_other_channels_and_stems_are_resampled(randomize: Randomize) -> None:
             model = create_model("convnext_atto", in_chans=in_chans, stem_stride=stride)
             report = load_weights(model, export_weights(source, "official"))
             response = model.stem.conv(torch.ones(1, in_chans, 64, 64))[0, :, 4, 4]
-            # One channel sums over RGB, more share the same sum.
+            # One channel gets the sum over RGB; several divide the same sum.
             assert torch.allclose(response, reference, atol=1e-5)
             assert len(report.resized) == ((in_chans, stride) != (3, 4))
     assert "(40, 3, 4, 4) -> (40, 6, 2, 2)" in str(
@@ -217,7 +217,7 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        # Every tensor of tiny is in small: what tells them apart is what tiny has no place for.
+        # Small has every tensor of tiny; the additional ones distinguish it.
         ("convnext_small", ("nearest layout is 'convnext'", "looks like convnext_small: create")),
         ("timm/convnextv2_tiny", ("nearest layout is 'timm'", "stages.0.blocks.0.mlp.grn.weight")),
         ("timm/convnext_atto_ols", ("of another shape", "stem.conv.weight")),
@@ -261,7 +261,7 @@ def test_a_peer_takes_its_own_names(randomize: Randomize, tmp_path: Path) -> Non
     assert report.matched == 1.0
     assert report.head == "fresh for 4 classes, the source has 1,000"
     assert torch.equal(peer.network.layer1[0].conv1.weight, theirs.layer1[0].conv1.weight)
-    # A checkpoint of ours wraps it once more.
+    # Our checkpoints add another wrapper.
     again = create_model("timm/resnet18", num_classes=4)
     assert load_weights(again, peer.state_dict()).loaded == len(peer.state_dict())
     assert equal(again, peer)

@@ -107,7 +107,7 @@ def test_a_hub_id_has_the_published_preprocessing_before_anything_is_fetched(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # Fetching would be an error.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # A download would be an error.
     source = f"{prefix}timm/convnext_tiny.fb_in22k_ft_in1k_384{revision}"
     assert task_of(source) == "classify"
     card = card_of(source, "convnext_tiny")

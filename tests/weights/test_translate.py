@@ -1,4 +1,4 @@
-"""The tables of names: each is one to one, and agrees with the package that it is named for."""
+"""The tables of names are one to one and agree with the packages they are named after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every fault of a json has a message with its place, and ends nothing that need not end."""
+"""Every fault of a COCO JSON is reported with its place and affects as little as possible."""
 
 from __future__ import annotations
 

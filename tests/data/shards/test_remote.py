@@ -1,4 +1,4 @@
-"""Remote shards: the same images as from a folder, each once, whatever the server does."""
+"""Remote shards give the same images as a folder, each once, whatever the server does."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_a_shard_that_cannot_be_had_is_replaced_and_counted(
         records = [record for batch in batches for record in batch.bad]
         assert {index for index, _ in records} == set(range(first, first + lost))
         assert all("the shard cannot be read" in reason for _, reason in records)
-    # Those of the next shard, each once more than otherwise or so, with their own labels.
+    # Images of the next shard replace them, with their own labels.
     extra = Counter(indices(batches)) - Counter(range(48))
     assert set(extra) <= set(range(first + lost, first + lost + data.train.shard_sizes[3]))
     assert max(extra.values()) <= -(-lost // data.train.shard_sizes[3])
@@ -198,7 +198,7 @@ def test_a_shard_cut_to_a_tenth_does_not_end_the_run(make_folder, serve, loader,
     shown = [data_set[(0, i)] for i in range(100)]
     assert [len(item.bad) for item in shown] == [0] * 10 + [1] * 90
     assert {item.position for item in shown} == set(range(10))
-    assert not data_set._known_bad  # The server may have the whole shard later.
+    assert not data_set._known_bad  # Later the server may have the complete shard.
 
 
 def test_another_shard_under_the_old_name_is_not_used(indexed, serve, loader, quiet):

@@ -1,4 +1,4 @@
-"""Copies of remote files: whole, once per machine, in spite of faults, and within their limit."""
+"""Copies of remote files are complete, fetched once per machine, and stay within their limit."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_what_a_store_did_not_write_is_neither_removed_nor_counted(served, make_
     names += ["list.short", f"{'0' * 32}.failed", "sub/weights.bin"]
     store = make_store(limit_gb=0.5 * len(CONTENT) / 1e9)
     others = [tmp_path / "cache" / name for name in names]
-    # Even in the folder of the store: names that it never gives.
+    # Files whose names the store never uses stay, even in its own folder.
     others += [store.folder / name for name in ("weights.bin", "jobs.failed", ".a.bin.old")]
     for path in others:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ def test_without_a_limit_half_of_the_free_disk_is_used(make_store):
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_two_processes_fetch_a_file_once(served, make_store, method):
     context, store = multiprocessing.get_context(method), make_store()
-    store.get(remote(served, "b"))  # Connections of this process are no use to its children.
+    store.get(remote(served, "b"))  # Child processes cannot use the connections of this process.
     served.faults["a"] = [9.0, None]
     store.timeout = patience(9.0)
     processes = [context.Process(target=store.get, args=(remote(served),)) for _ in range(2)]
@@ -213,7 +213,7 @@ def test_two_processes_fetch_a_file_once(served, make_store, method):
     for process in processes:
         process.join(30)
         assert process.exitcode == 0
-    assert served.requests["a"] == 2  # One in vain, one that counts.
+    assert served.requests["a"] == 2  # One failed attempt, one successful.
 
 
 def test_a_store_goes_to_another_process_without_its_connections(served, make_store):

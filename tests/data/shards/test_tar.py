@@ -1,4 +1,4 @@
-"""WebDataset shards, whole, cut off, and lying."""
+"""WebDataset shards: complete, truncated, and with false headers."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def graph_of(model: nn.Module, **changes: Any) -> DetectorGraph:
 
 @functools.cache
 def program(method: str) -> torch.export.ExportedProgram:
-    """Return a graph as torch.export has it, traced on an image of its own."""
+    """Return a graph from torch.export, traced on another image."""
     with quiet(), torch.no_grad():
         return torch.export.export(graph_of(sharp_detector(method)), (torch.ones(1, 3, *SIZE),))
 
@@ -56,7 +56,7 @@ def images() -> list[Tensor]:
 
 
 def check(model: Detector, run: Run) -> list[int]:
-    """Assert that what runs a graph finds what the detector does; return how many on each image."""
+    """Assert that a runtime finds the detector's objects; return their number on each image."""
     counts = []
     for image in images():
         with torch.inference_mode():
@@ -101,7 +101,7 @@ def test_the_most_that_may_be_found(method: str) -> None:
     with torch.inference_mode():
         (expected,) = model([image[0]], paste=False)
         boxes, scores, labels, masks = graph(image)
-    # More proposals are asked for than there are anchors, and fewer detections than there are.
+    # More proposals are requested than there are anchors, and fewer detections than are found.
     assert len(scores) == len(expected["scores"]) == 3
     for found, name in ((boxes, "boxes"), (labels, "labels"), (scores, "scores")):
         assert_close(found, expected[name], atol=1e-3, rtol=0)
@@ -129,7 +129,7 @@ def test_half_precision_leaves_boxes_and_scores_in_fp32() -> None:
     assert {t.dtype for t in (boxes, scores, masks)} == {torch.float32}
     num = len(expected["scores"])
     assert num > 0
-    # Folding rounds other weights, which moves boxes and scores by the precision of halves.
+    # Folding rounds weights differently, which changes boxes and scores by half precision.
     assert_close(scores[0], expected["scores"][0].float(), atol=0.1, rtol=0)
     assert_close(labels[0], expected["labels"][0])
 

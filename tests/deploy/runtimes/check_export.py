@@ -1,4 +1,4 @@
-"""Exported files say what they are, compute what the network does, or are not kept."""
+"""Exported files describe themselves and compute the same as the network, or are not kept."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_a_file_that_fails_its_proof_is_not_kept(
         torch.nn.init.normal_(network.head.fc.weight, std=5.0)
         write(replace(spec, blueprint=lambda: blueprint), path)
 
-    # The network is compared as it was read: what is written is a copy with another head.
+    # The network is compared as loaded; the file contains a copy with another head.
     monkeypatch.setattr(module, "write", write_another)
     path = tmp_path / "net.onnx"
     with pytest.raises(ArithmeticError, match="the file was deleted"):
@@ -314,7 +314,7 @@ def test_a_pickle_in_a_pt2_file_is_never_loaded(
                 new.writestr(entry, content)
         with pytest.raises(ValueError, match="holds"):
             open_exported(bad)
-    # Which of two entries of one name counts is for each reader of archives to say.
+    # With two entries of one name, the archive reader decides which one counts.
     config = "model_weights_config.json"
     for others in ((config, config), (config.upper(),)):
         with zipfile.ZipFile(path) as old, zipfile.ZipFile(bad, "w") as new, _no_warnings():

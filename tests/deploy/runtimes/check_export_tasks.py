@@ -1,4 +1,4 @@
-"""Files of detectors, and of segmentors for any size, take the place of their checkpoints."""
+"""Exported detectors, and segmentors for any size, replace their checkpoints."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_detectors_file_predicts_like_its_checkpoint(
 
 @pytest.mark.parametrize("format", sorted(FILES))
 def test_a_segmentor_of_default_width_is_exported(format: Any, tmp_path: Path) -> None:
-    # From 16 channels on its maps are mixed before they are resized.
+    # With 16 channels or more, maps are mixed before they are resized.
     checkpoint = small_segmentor(tmp_path / "net.safetensors", channels=512)
     photos = small_photos(tmp_path / "photos")
     settings = ExportSettings(format=format, answers=False)
@@ -89,6 +89,6 @@ def test_a_segmentors_file_takes_any_size(format: Any, tmp_path: Path) -> None:
     assert result.proof.agreement > 0.995
     for k, source in enumerate((checkpoint, str(path))):
         assert main(["predict", source, str(photos), "--output", str(tmp_path / str(k))]) == 0
-    for name in ("0_mask.png", "3_mask.png"):  # Not smaller than the file takes.
+    for name in ("0_mask.png", "3_mask.png"):  # Not smaller than the input of the file.
         a, b = (np.array(Image.open(tmp_path / str(k) / name)) for k in (0, 1))
         assert np.mean(a == b) > 0.99

@@ -1,4 +1,4 @@
-"""The forms of other runtimes compute the same, and their exporters print nothing."""
+"""The backends of other runtimes compute the same outputs, and their exporters print nothing."""
 
 from __future__ import annotations
 

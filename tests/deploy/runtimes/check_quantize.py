@@ -1,4 +1,4 @@
-"""int8: which layers bear it, and that it is accurate, proven and refused where it is slower."""
+"""int8: the choice of layers, its accuracy and proof, and its refusal if it is slower."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_segmentor_is_exported_in_int8(
         images=[small_photos(tmp_path / "photos")],
         force=True,
     )
-    # Of random weights, whose classes lie close to each other.
+    # With random weights, classes are close to each other.
     assert result.proof.agreement > 0.5
     assert "decode_head.fusion.conv" in {layer["name"] for layer in result.proof.sensitivity}
 

@@ -1,4 +1,4 @@
-"""Networks whose blocks run on the kernels, against the same networks without."""
+"""Networks whose blocks run on the kernels give the same outputs as without them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gpu_kernels import depthwise as module
 from gpu_kernels.depthwise import depthwise, depthwise_op, gradient_op
 
-# Rounding of a result, and of nothing before it; the interpreter cuts bf16 off.
+# Rounding of the result only; the interpreter truncates to bf16.
 MOST = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 6e-3}
 SHAPES = [  # N C H W k
     (1, 3, 1, 1, 3),

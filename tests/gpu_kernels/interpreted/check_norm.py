@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gpu_kernels import norm as module
 from gpu_kernels.norm import depthwise_norm, depthwise_norm_op
 
-MOST = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 6e-3}  # As for depthwise.
+MOST = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 6e-3}  # As in check_depthwise.
 SHAPES = [  # N C H W k; channels in one part and in three, with and without unused ones.
     (1, 3, 1, 1, 3),
     (1, 16, 3, 2, 5),

@@ -1,4 +1,4 @@
-"""Augmentation: what is drawn, that it only depends on the seed, and what it leaves alone."""
+"""Augmentation: its draws, which depend only on the seed, and what it leaves unchanged."""
 
 from __future__ import annotations
 

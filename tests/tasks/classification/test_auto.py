@@ -1,4 +1,4 @@
-"""What `auto` chooses, and what it warns of."""
+"""The choices and warnings of `auto`."""
 
 from __future__ import annotations
 

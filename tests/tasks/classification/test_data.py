@@ -1,4 +1,4 @@
-"""Layouts on disk: what is found, what is held out, and what is said when something is wrong."""
+"""Layouts on disk: their images, held-out images, and error messages."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_the_digits_are_those_of_uci():
     assert (len(data.train), len(data.val)) == (1437, 360)
     assert set(Counter(data.val.labels).values()) == {36}
     assert data.classes == tuple("0123456789")
-    # Their pixels, in an order that does not matter.
+    # Their pixels in any order.
     parts = (data.train, data.val)
     pixels = sorted(p.open(i, "L").tobytes() for p in parts for i in range(len(p)))
     digest = hashlib.sha256(b"".join(pixels)).hexdigest()

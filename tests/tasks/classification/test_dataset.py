@@ -1,4 +1,4 @@
-"""What the data loader gives: the same whoever works for it, and bad images told of, not fatal."""
+"""The data loader: the same batches with any workers; bad images are reported, not fatal."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_an_image_found_damaged_late_changes_nothing_for_its_substitute(tmp_path
         noise(150, 120).save(path, quality=95)
     data = open_dataset(str(tmp_path))
     path = tmp_path / "train/a/0.jpg"
-    path.write_bytes(path.read_bytes()[:-2000])  # Its header is fine.
+    path.write_bytes(path.read_bytes()[:-2000])  # Its header is valid.
     dataset = train_set(data)
     first, again = dataset[(0, 0)], dataset[(0, 0)]
     assert (first.position, again.position) == (1, 1)
@@ -127,7 +127,7 @@ def test_labels_belong_to_their_images(photos):
 
 
 def test_the_cache_of_small_images_changes_nothing(photos):
-    # 30 pixels of short side are fewer than any crop needs: kept as they are.
+    # A short side of 30 pixels is smaller than any crop needs, so it is kept.
     plain, cached = (train_set(photos, replace(COLOR, image_size=32)) for _ in range(2))
     assert cached.fill_cache(budget=10**9).startswith("the training images are kept in memory")
     for index in range(len(plain)):
@@ -137,7 +137,7 @@ def test_the_cache_of_small_images_changes_nothing(photos):
 def test_the_cache_of_large_images_is_smaller_and_nearly_the_same(make_folder):
     counts = {"train/a": 4, "train/b": 4, "val/a": 1, "val/b": 1}
     root = make_folder(counts, size=(240, 180))
-    for path in root.rglob("*.png"):  # Noise has no large structure; a photo has.
+    for path in root.rglob("*.png"):  # Noise has no large structures; a photo does.
         with Image.open(path) as image:
             image.crop((0, 0, 12, 9)).resize((240, 180), Image.Resampling.BICUBIC).save(path)
     data = open_dataset(str(root))
@@ -182,7 +182,7 @@ def test_digits_are_one_channel(photos):
 
 @pytest.fixture
 def broken(photos):
-    """The same photos, but training image 2 is cut off and validation image 1 is empty."""
+    """The same photos, but training image 2 is truncated and validation image 1 is empty."""
     path = photos.train.source(2)
     with open(path, "rb") as file:
         content = file.read()
@@ -202,7 +202,7 @@ def test_a_bad_training_image_is_replaced_by_the_next_of_its_class(broken, cache
     assert all(len(batch.labels) == 6 for batch in seen)
     indices = [i for batch in seen for i in batch.indices.tolist()]
     assert 2 not in indices
-    assert indices.count(3) == 4  # Two epochs, each time for itself and for image 2.
+    assert indices.count(3) == 4  # Two epochs, each for itself and for image 2.
     records = [record for batch in seen for record in batch.bad]
     assert {index for index, _ in records} == {2}
     bad = BadImages(broken.train, max_share=0.1)

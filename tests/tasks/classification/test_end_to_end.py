@@ -1,4 +1,4 @@
-"""A run from data to predictions, on pictures small enough for seconds."""
+"""A run from data to predictions, on pictures so small that it takes seconds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ COLORS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (210, 50, 40)}
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a data set of noisy, differently sized pictures in three colours."""
+    """Return a data set of noisy pictures of different sizes in three colors."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 7)):
@@ -139,7 +139,7 @@ def test_training_evaluate_and_predict_agree_bit_for_bit(
         ("predict", convnext.tasks.classification.predict),
     ):
         monkeypatch.setattr(module, "infer", record(name))
-    # One evaluation, of the weights at the end, with the moving average off.
+    # One evaluation of the final weights, with the moving average off.
     changes = {"schedule__epochs": 2, "run__eval_every": 2, "ema__decay": 0.0}
     run = train(recipe(photos, **changes), output=tmp_path / "run", console=QUIET)
     evaluate(str(run.folder))
@@ -316,7 +316,7 @@ def test_a_run_in_unusual_places(photos: Path, tmp_path: Path) -> None:
     for path in (data, *data.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-    # Another file system than that of the data and of temporary files, where there is one.
+    # Another file system than that of the data and temporary files, if there is one.
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as elsewhere:
         output = Path(elsewhere) / "a run \u00fc\u6587"

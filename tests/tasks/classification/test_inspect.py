@@ -1,4 +1,4 @@
-"""The report on a data set: every fault that is planted is found, counted and named."""
+"""The report on a data set finds, counts and names every fault that was introduced."""
 
 from __future__ import annotations
 

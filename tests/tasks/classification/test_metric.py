@@ -1,4 +1,4 @@
-"""The metric against plain numpy and scikit-learn."""
+"""The metric against numpy and scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixing and erasing: what timm does, draw for draw."""
+"""Mixing and erasing match timm draw for draw."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def photos(make_folder):
 
 
 def pixels(samples):
-    """Return label and pixels of every image, in an order of their own."""
+    """Return the label and the pixels of every image, sorted."""
     return sorted(
         (samples.labels[i], samples.open(i, "RGB").tobytes()) for i in range(len(samples))
     )
@@ -117,7 +117,7 @@ def test_another_folder_is_not_touched(photos, tmp_path):
 def test_unreadable_files_are_left_out_and_listed(photos, tmp_path):
     for name in ("train/a/003.png", "val/c/001.png"):
         (photos / name).write_bytes((photos / name).read_bytes()[:100])
-    for _ in range(2):  # Told again when the shards are there already.
+    for _ in range(2):  # Reported again if the shards already exist.
         report = to_shards(str(photos), tmp_path / "shards", shard_mb=0.01)
         assert (report.num_train, report.num_val) == (32, 8)
         assert [source for source, _ in report.unreadable] == [
@@ -200,7 +200,7 @@ def test_an_index_that_disagrees_with_its_shards_is_not_used(photos, tmp_path, w
         first = read_places(index, num_classes=3)
         content = tar.read_bytes()
         place = int(first.offsets[1]) - 512
-        # The first image is gone, and the rest moved up.
+        # The first image is gone, and the others moved up.
         tar.write_bytes(content[place:] + bytes(place))
     elif damage == "idx":
         index.write_bytes(index.read_bytes()[:-40])

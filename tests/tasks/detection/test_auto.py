@@ -1,4 +1,4 @@
-"""`auto` fits anchors, sizes and schedule to the data, and is the paper where that is large."""
+"""`auto` fits anchors, sizes and schedule to the data; for large data it equals the paper."""
 
 from __future__ import annotations
 

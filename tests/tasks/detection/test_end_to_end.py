@@ -1,4 +1,4 @@
-"""From a json and images to objects, as a user would go; kills included."""
+"""From a COCO JSON and images to detections, as a user would do it, with kills in between."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_results_have_the_ids_of_the_json(
 ) -> None:
     coco = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
-    # Other ids of images and of classes than in training, and another order.
+    # Image and class ids and the order differ from training.
     given = squares / "instances_val.json"
     content = json.loads(given.read_text(encoding="utf-8"))
     for row in content["images"]:
@@ -175,7 +175,7 @@ def test_results_have_the_ids_of_the_json(
         judge.summarize()
         expected = result.evaluation.box.ap if score is None else score
         assert expected is not None
-        # In predictions boxes are rounded to thousandths.
+        # Predicted boxes are rounded to thousandths.
         assert 100 * judge.stats[0] == pytest.approx(expected, abs=0.5 if score is None else 1e-6)
     with pytest.raises(ValueError, match="does not list the image train0"):
         run_predictor(
@@ -247,16 +247,16 @@ def test_boxes_alone_train_too(tmp_path: Path) -> None:
     done = train(change_recipe(Recipe(), settings), output=tmp_path / "run", console=QUIET)
     assert "box_ap50" in done.best
     assert "mask_ap50" not in done.best
-    # The mask heads have learned nothing, so nothing of theirs is shown.
+    # The mask heads are untrained, so no mask is shown.
     image = str(root / "images" / "val0.png")
     found = run_predictor(done.folder, [image], output=tmp_path / "out", score=0.0)
     assert len(found.predictions[0].found)
     assert {mask for p in found.predictions for mask in p.found.masks} == {None}
     assert not any("segmentation" in row for row in found.results())
-    # On data with masks it is judged by its boxes.
+    # On data with masks it is evaluated by its boxes.
     masked = evaluate(str(done.folder), data=str(small_coco(tmp_path / "m")))
     assert masked.evaluation.mask is None
-    # Fine-tuned on masks it has them.
+    # After fine-tuning on masks it predicts masks.
     tuned = settings | {"data": str(tmp_path / "m"), "weights": str(done.folder)}
     again = train(change_recipe(Recipe(), tuned), output=tmp_path / "run2", console=QUIET)
     assert "mask_ap50" in again.best

@@ -1,4 +1,4 @@
-"""Detectors in the layouts of others, and classifiers in the backbone of a detector."""
+"""Detectors in the layouts of other packages, and classifiers loaded into a backbone."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_empty_proposals_follow_the_layout(
     told = build(method, empty_proposals=True)
     load_weights(told, exported)
     assert told.config.empty_proposals is True
-    # Boxes that leave the image as a whole are clipped to a line.
+    # Boxes completely outside the image are clipped to a line.
     model.rpn.deltas.bias.data.copy_(torch.tensor([30.0, 0, 0, 0] * 3))
     maps = [torch.zeros(1, model.config.channels, s, s) for s in (16, 8, 4, 2, 1)]
     ((boxes, _),) = model.eval().proposals(maps, [(64, 64)])

@@ -1,4 +1,4 @@
-"""Average precision where it is known, and as pycocotools has it."""
+"""Average precision against known values and pycocotools."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from convnext.tasks.detection.metric import Metric, Scores
 
 
 def perfect(images: DetectionImages, index: int, shift: int = 0, score: float = 0.9) -> Detections:
-    """Return the truth of an image, moved by some pixels."""
+    """Return the ground truth of an image, shifted by some pixels."""
     objects = images.objects(index)
     width, height = images.size(index)
     masks = []
@@ -86,13 +86,13 @@ def test_boxes_alone_have_no_score_of_masks(tmp_path: Path) -> None:
         metric.update(index, perfect(data.val, index))
     mixed = metric.compute()
     assert mixed.mask is not None
-    # The dogs have no mask: there the regions of their boxes do not count.
+    # The dogs have no mask, so the regions of their boxes do not count.
     assert mixed.mask.per_class == (100, None)
     assert mixed.box.per_class == (100, 100)
 
 
 class Two(Ranks):
-    """Two processes whose parts were prepared."""
+    """Two processes with prepared results."""
 
     def __init__(self, parts: list[Any]) -> None:
         super().__init__(rank=0, count=2)
@@ -114,7 +114,7 @@ def test_processes_share_their_images(tmp_path: Path) -> None:
 
 
 def judge_by_pycocotools(metric: Metric, kind: Any) -> list[float]:
-    """Return AP, AP50, AP75, by size, AR 1, 10, 100, by the original code."""
+    """Return AP, AP50, AP75, AP by size, AR 1, 10, 100 from the original code."""
     coco = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -196,7 +196,7 @@ def test_every_process_runs_the_network_equally_often(tmp_path: Path) -> None:
             nothing["shares"] = torch.zeros(0, 28, 28)
             return [nothing | {"labels": torch.zeros(0, dtype=torch.long)}]
 
-    # A sharded network would wait for ever for the process that has a bad image.
+    # A sharded network would wait forever for the process with a bad image.
     found = infer(
         Counted(),
         EvalDataset(data.val, DensePreprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)),

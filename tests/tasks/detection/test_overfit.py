@@ -1,4 +1,4 @@
-"""Ten images learned by heart: the whole chain, from the json to AP, can reach what it should.
+"""Overfitting ten images: the whole pipeline, from the JSON to AP, reaches a high AP.
 
 Takes some minutes: `pytest -m slow tests/tasks/detection/test_overfit.py`.
 """
@@ -33,7 +33,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def ten(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten images of nuclei, to train and to validate on."""
+    """Ten images of nuclei for both training and validation."""
     source = shared_data / "nuclei_instances"
     root = tmp_path_factory.mktemp("ten")
     content = json.loads((source / "instances_train.json").read_text())

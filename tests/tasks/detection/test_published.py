@@ -1,4 +1,4 @@
-"""A published detector's file is enough: COCO's classes, its ids, and how images are read."""
+"""A published detector needs only its file: COCO's classes, ids and preprocessing are known."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_names_and_ids_are_those_of_coco(shared_data: Path) -> None:
 def test_predict_takes_a_file_as_it_is(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create_model("mask_rcnn_convnext_tiny", **NARROW, channels=16, fc_dim=24)
-    with torch.no_grad():  # Sure of a zebra everywhere.
+    with torch.no_grad():  # It predicts a zebra everywhere.
         model.box_heads[0].classifier.bias[COCO.index("zebra")] = 9.0  # type: ignore[union-attr,index]
     path = tmp_path / "mask_rcnn_convnext_tiny_1k_3x.pth"
     torch.save({"state_dict": export_weights(model, "official")}, path)

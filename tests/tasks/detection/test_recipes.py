@@ -1,4 +1,4 @@
-"""The recipes for COCO have every figure of the released configurations."""
+"""The COCO recipes have every number of the released configurations."""
 
 from __future__ import annotations
 

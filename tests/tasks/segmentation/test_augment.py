@@ -45,7 +45,7 @@ def test_masks_keep_their_values_and_their_place(seed: int, factor: tuple[float,
     assert labels.shape == (32, 32)
     assert labels.dtype == torch.uint8
     assert set(labels.unique().tolist()) <= {0, 1, 2, 255}
-    # Every colour is that of one class: where they are not near a border, they must agree.
+    # Every color belongs to one class, so both must agree except near borders.
     centers = torch.tensor(COLORS, dtype=torch.float32)
     nearest = (pixels.permute(1, 2, 0)[..., None, :].float() - centers).abs().sum(-1).argmin(-1)
     inner = labels != 255
@@ -98,7 +98,7 @@ def test_no_class_fills_a_crop_where_that_can_be_helped() -> None:
     labels[0, :3] = 1
     assert is_varied(labels, 0.75, 255)
     assert is_varied(torch.zeros(1, 8, 8, dtype=torch.uint8), 1.0, 255)
-    labels[0, :3] = 255  # Pixels of no class do not count.
+    labels[0, :3] = 255  # Unlabeled pixels do not count.
     assert not is_varied(labels, 0.75, 255)
     mask = torch.zeros(64, 64, dtype=torch.uint8)
     mask[:, 32:] = 1
@@ -120,7 +120,7 @@ def test_any_size(size: tuple[int, int]) -> None:
     assert pixels.shape == (3, 32, 32)
     padding = labels == 255
     assert set(labels.unique().tolist()) <= {1, 255}
-    assert (pixels[:, padding] == 128).all()  # The mean colour.
+    assert (pixels[:, padding] == 128).all()  # The mean color.
 
 
 def test_distortion_changes_colors_within_their_range() -> None:

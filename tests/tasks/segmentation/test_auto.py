@@ -1,4 +1,4 @@
-"""What `auto` chooses for images with masks."""
+"""The choices of `auto` for images with masks."""
 
 from __future__ import annotations
 

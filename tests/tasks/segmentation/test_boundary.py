@@ -1,4 +1,4 @@
-"""Outlines against plain loops."""
+"""Boundaries against plain loops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convnext.tasks.segmentation.metric import TOLERANCE, Metric, count_boundari
 
 
 def slow_boundaries(labels: Any, mask: Any, c: int) -> list[tuple[int, int]]:
-    """Pixels of a class beside a labeled pixel of another class."""
+    """Pixels of a class next to a labeled pixel of another class."""
     height, width = labels.shape
     return [
         (y, x)

@@ -1,4 +1,4 @@
-"""What lies under a path: layouts, partners, classes, and all that can be wrong with masks."""
+"""Data sets on disk: layouts, image-mask pairs, classes, and faults of masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks drawn from COCO's json."""
+"""Masks drawn from COCO JSON."""
 
 from __future__ import annotations
 

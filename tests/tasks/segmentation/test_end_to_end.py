@@ -1,4 +1,4 @@
-"""From a folder of images and masks to overlays, as a user would go; kills included."""
+"""From a folder of images and masks to overlays, as a user would do it, with kills in between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data to evaluate on: its classes, its patterns, and another way to write its path."""
+"""Evaluation data: its classes, its patterns, and another spelling of its path."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_data_of_training_is_known_by_any_path(
     shutil.copytree(root, tmp_path / "more")
     trained = card(root, images="left/{split}/*.png", masks="truth/{split}/*.png")
     monkeypatch.chdir(tmp_path)
-    # The second path is of other data, which is in no layout but that of the patterns.
+    # The second path holds other data, which only the patterns describe.
     for path in ("data", "more"):
         opened, pairs = open_split(path, "val", trained, "run")
         assert (len(opened.train), len(pairs)) == (2, 1), path

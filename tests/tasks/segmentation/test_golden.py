@@ -1,4 +1,4 @@
-"""A checkpoint of the authors means here what it means in their own code."""
+"""The authors' checkpoints give the same outputs here as in their code."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_maps_logits_and_losses(
 
 
 def slide(segmentor: Segmentor, images: Tensor, *, window: int, step: int) -> Tensor:
-    """Return the mean logits of all windows over each pixel; the last ones end at the border."""
+    """Return the mean logits of all windows over each pixel; the last windows end at the border."""
     height, width = images.shape[2:]
     sums = torch.zeros(1, segmentor.num_classes, height, width)
     counts = torch.zeros(height, width)
@@ -104,5 +104,5 @@ def test_logits_and_classes_of_every_pixel(
         )
     prefix = f"{size[0]}x{size[1]}.{mode}"
     assert close(logits[:, ::10, ::8, ::8], golden[f"{prefix}_logits"])
-    # The two best classes of a pixel may be closer than rounding.
+    # The two best classes of a pixel may differ by less than the rounding error.
     assert (logits.argmax(1).numpy() != golden[f"{prefix}_argmax"]).sum() <= 2

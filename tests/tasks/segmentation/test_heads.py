@@ -1,4 +1,4 @@
-"""The heads of UPerNet: batches of one, first weights, sizes."""
+"""The heads of UPerNet: batches of one, initial weights, sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sliding windows against a plain loop, views against torch, and labels in bounded memory."""
+"""Sliding windows against a plain loop, scales and flips against torch, and bounded memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU: dict[str, Any] = {"device": torch.device("cpu"), "precision": "fp32"}
 
 
 class Stand(nn.Module):
-    """A segmentor whose logits depend on the whole window: its mean enters every pixel."""
+    """A segmentor whose logits depend on the whole window through its mean."""
 
     def __init__(self, num_classes: int = 4) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def picture(*shape: int, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def naive(model: nn.Module, image: Tensor, window: int, stride: int) -> Any:
-    """The published sliding average, window by window, in numpy."""
+    """The published sliding-window average in numpy."""
     height, width = image.shape[-2:]
     sums, counts = 0.0, np.zeros((height, width))
     for i in range(max(height - window + stride - 1, 0) // stride + 1):
@@ -179,7 +179,7 @@ def test_more_than_256_classes_have_labels_of_32_bits() -> None:
 
 
 class Counted(TorchDispatchMode):
-    """Keeps the size of the largest tensor that an operation returns."""
+    """Records the size of the largest tensor that an operation returns."""
 
     largest = 0
 
@@ -245,7 +245,7 @@ class Item:
 
 
 class Scaling:
-    """A preprocessing from -2 to nearly 2."""
+    """A preprocessing with outputs from -2 to nearly 2."""
 
     normalizes = True
     mean = (128 / 255,) * 3
@@ -253,7 +253,7 @@ class Scaling:
 
 
 class Pictures:
-    """Seven images of several sizes, of which the third cannot be read."""
+    """Seven images of different sizes; the third cannot be read."""
 
     preprocessing = Scaling()
 
@@ -269,7 +269,7 @@ class Pictures:
 
 
 class Records(dict[int, str]):
-    """Bad images, as `BadImages` takes them."""
+    """Bad images in the format of `BadImages`."""
 
     def update(self, records: Any) -> None:  # type: ignore[override]
         super().update(dict(records))

@@ -1,4 +1,4 @@
-"""Segmentors in the layouts of others, and classifiers in the backbone of a segmentor."""
+"""Segmentors in the layouts of other packages, and classifiers loaded into a backbone."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_conversion_of_our_own_checkpoint(tmp_path: Path, segmentor: nn.Module) 
     save_checkpoint(source, segmentor.state_dict(), card)
     report = convert(source, target, "official")
     assert (report.model, report.changes) == (NAME, SMALL)
-    # The name says the sizes, which are others in this file.
+    # The name implies sizes that differ from those in this file.
     with pytest.raises(ValueError, match="is not a upernet_convnext_atto: it"):
         convert(source, target, "official", model=NAME)
     assert set(torch.load(target, weights_only=True)) == {"state_dict"}

@@ -1,4 +1,4 @@
-"""How a user's wishes change the way in which images are looked at."""
+"""The user's choices of inference settings."""
 
 from __future__ import annotations
 

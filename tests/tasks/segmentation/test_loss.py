@@ -1,4 +1,4 @@
-"""The losses against plain numpy, in fp32 and bf16, and where nothing is labelled."""
+"""The losses against numpy, in fp32 and bf16, and without labeled pixels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def example(seed: int = 0, ignored: float = 0.3, size: int = 12) -> tuple[Tensor
 
 
 def per_pixel(logits: Tensor, masks: Tensor) -> tuple[Any, Any, Any]:
-    """Cross-entropy of every pixel in float64, its truth, and whether it is labelled."""
+    """The cross-entropy of every pixel in float64, its class, and whether it is labeled."""
     values = logits.double().numpy()
     logs = values - np.log(np.exp(values).sum(1, keepdims=True))
     truth = masks.numpy().astype(int)

@@ -1,4 +1,4 @@
-"""The metric against plain numpy, scikit-learn and torchmetrics, and its invariants."""
+"""The metric against numpy, scikit-learn and torchmetrics, and its invariants."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_worst_images_are_few_and_the_worst() -> None:
 
 
 class Gathered(Ranks):
-    """One of several processes whose values are at hand."""
+    """One of several processes with known values."""
 
     def gather(self, value: Any) -> list[Any]:
         self.seen.append(value)  # type: ignore[attr-defined]

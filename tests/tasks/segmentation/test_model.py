@@ -1,4 +1,4 @@
-"""Segmentors over every kind of backbone."""
+"""Segmentors on every kind of backbone."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_builds_the_same_segmentor(
         assert torch.equal(model(images), again(images))
 
 
-# reference: ade20k.csv and downstream_cost.csv of the paper's Table 4, with its decimals from logs.
+# reference: ade20k.csv and downstream_cost.csv for the paper's Table 4, with decimals from logs.
 @pytest.mark.parametrize(
     ("size", "crop", "mega_params", "giga_macs"),
     [

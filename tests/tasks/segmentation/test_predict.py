@@ -1,4 +1,4 @@
-"""Files in, masks and areas out: at their own size, without overwriting one another."""
+"""Predicted masks and areas have the size of their images and do not overwrite each other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLASSES = ("dark", "[bold]light", "never")
 
 
 class Halves(nn.Module):
-    """Tells dark pixels from light ones."""
+    """Separates dark pixels from light ones."""
 
     def forward(self, images: Tensor) -> Tensor:
         light = images.mean(1)

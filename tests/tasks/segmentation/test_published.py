@@ -1,4 +1,4 @@
-"""Files that hold a segmentor's tensors alone: what they are taken for, used and trained from."""
+"""Files with only a segmentor's tensors: recognition, inference and fine-tuning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of labels hold exactly the labels."""
+"""Pictures of labels contain exactly the labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections that segmentation adds to the report, made from a real evaluation."""
+"""The segmentation sections of the report, made from a real evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLASSES = ("<b>road</b>", "tree", "sky", "nowhere")
 
 
 class Single:
-    """A data set of two images, of which the second cannot be read."""
+    """A data set of two images; the second cannot be read."""
 
     def __init__(self) -> None:
         self.preprocessing = self
@@ -45,7 +45,7 @@ class Constant(nn.Module):
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """A run folder with an evaluation of some images, boundaries included."""
+    """A run folder with an evaluation of some images, including boundaries."""
     random, metric = np.random.default_rng(0), Metric(CLASSES, boundary=True)
     for index in range(4):
         mask = random.integers(0, 3, (12, 16)).astype(np.uint8)

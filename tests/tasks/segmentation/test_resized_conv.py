@@ -1,4 +1,4 @@
-"""Mixing channels before resizing gives what resizing first gives, forwards and backwards."""
+"""Mixing channels before resizing equals resizing first, forward and backward."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_it_is_the_plain_convolution(
     maps = [torch.randn(num, 17, *s, dtype=torch.float64) for s in sizes]
     weight = torch.randn(5, 17 * len(maps), 3, 3, dtype=torch.float64)
     assert saves(maps)
-    # The matrices of resizing are made in single precision.
+    # The resizing matrices have single precision.
     assert torch.allclose(conv_of_maps(maps, weight), plainly(maps, weight), atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks are known by their layouts and names, and what is no benchmark is said to be none."""
+"""Benchmarks are recognized by their layouts and names; other folders are refused."""
 
 from __future__ import annotations
 

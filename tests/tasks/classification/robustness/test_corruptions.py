@@ -1,4 +1,4 @@
-"""Every corruption, on photo-like images, on grey ones and on very small ones."""
+"""Every corruption on photo-like, gray and very small images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RANDOM = {
 
 
 def photo(side: int = 64, chans: int = 3) -> Pixels:
-    """Return an image as photographs are: large shapes, edges, texture and a bright sky."""
+    """Return a photo-like image: large shapes, edges, texture and a bright sky."""
     y, x = np.mgrid[:side, :side] / side
     sky = 0.45 + 0.35 * (1 - y)
     ball = (x - 0.5) ** 2 + (y - 0.55) ** 2 < 0.07
@@ -32,7 +32,7 @@ def photo(side: int = 64, chans: int = 3) -> Pixels:
 
 
 def change(name: str, severity: int, image: Pixels, indices: int = 6) -> float:
-    """Return by how many grey levels the pixels of an image change, over several draws."""
+    """Return the change of an image's pixels in gray levels, over several draws."""
     draws = [corrupt(image, name, severity, seed=0, index=i) for i in range(indices)]
     return float(np.mean([np.abs(d.astype(float) - image).mean() for d in draws]))
 
@@ -67,8 +67,8 @@ def test_severity_5_changes_more_than_1(name: str, side: int) -> None:
 
 
 def test_frost_hides_more_with_every_severity_but_one() -> None:
-    # As published the image darkens while ice is added, so that its mean hardly changes: what
-    # counts is how much of the image still shows. Severities 3 and 4 are next to alike.
+    # As published, the image darkens while ice is added, so its mean hardly changes: what counts is
+    # how much of the image remains visible. Severities 3 and 4 are almost the same.
     image = photo(112)
 
     def shows(severity: int) -> float:
@@ -81,7 +81,7 @@ def test_frost_hides_more_with_every_severity_but_one() -> None:
 
 
 def test_elastic_severity_5_tears_more_than_1() -> None:
-    # As published, severities 1 and 2 move more, nearly as one piece; 3 to 5 tear it apart.
+    # As published, severities 1 and 2 shift the image almost rigidly; 3 to 5 distort it.
     ramp = np.mgrid[:64, :64][0][..., None] / 64.0
 
     def tearing(severity: int) -> float:

@@ -90,7 +90,7 @@ def test_corruptions_of_the_users_own_data(
         *(("clean", "0"), ("fog", "1"), ("fog", "5"), ("contrast", "1"), ("contrast", "5")),
     ]
     assert {r["num_images"] for r in rows} == {"20"}
-    # The figure is what its table says, and nothing else.
+    # The figure shows exactly its table.
     assert save_bytes(draw_robustness(rows), "svg") == (out / "robustness.svg").read_bytes()
 
     assert main([*argv, "--json"]) == 0
@@ -126,7 +126,7 @@ def test_going_on_gives_what_one_go_gives(
     assert run("parts", code=130)["complete"] is False
     calls, limit = 0, 10**9
     assert run("parts") == whole
-    assert calls == 2 * 20  # Of four conditions, two were finished.
+    assert calls == 2 * 20  # Two of four conditions were finished.
 
 
 def test_other_weights_are_another_evaluation(digits: str, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_images_of_imagenet_c_are_not_cropped_again(imagenet: str, tmp_path: Pat
     synset = subset_synsets("imagenet")[0]
     folder = tmp_path / "sparkles" / "1" / synset
     folder.mkdir(parents=True)
-    # A white frame, which cropping to the half, as the checkpoint says, would cut away.
+    # The checkpoint's crop to one half would remove the white frame.
     image = Image.new("RGB", (8, 8), "white")
     image.paste("black", (1, 1, 7, 7))
     image.save(folder / "x.png")
@@ -234,7 +234,7 @@ def test_imagenet_a_chooses_among_its_200_classes(
     card = Card.from_metadata(metadata, where=imagenet)
     every, subset = subset_synsets("imagenet"), subset_synsets("imagenet_a")
     outside = next(k for k, synset in enumerate(every) if synset not in subset)
-    # The bias alone decides: for a class outside of the benchmark, then for its first class.
+    # The bias alone decides: a class outside the benchmark, then its first class.
     bias = torch.zeros(1000)
     bias[outside], bias[every.index(subset[0])] = 9.0, 5.0
     zeroed = {n: t * 0 if n.startswith("head") else t for n, t in weights.items()}

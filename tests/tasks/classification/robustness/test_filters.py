@@ -1,4 +1,4 @@
-"""Convolution, sampling and noise, against what they are by definition."""
+"""Convolution, sampling and noise against their definitions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_point_spreads_by_less_than_a_pixel() -> None:
 def test_a_disk_is_round_and_as_wide_as_its_radius() -> None:
     kernel = disk(6.0)
     assert kernel == pytest.approx(kernel.T)
-    # Half of the pixels of a disk's square diagonal, and nothing beyond a pixel outside.
+    # Half of the square's diagonal is in the disk; nothing is more than a pixel outside.
     places = np.hypot(*np.indices(kernel.shape) - len(kernel) // 2)
     assert kernel[places > 7.5].max() < 1e-9
     assert kernel[places < 4.5].min() > 0.8 / (np.pi * 36)

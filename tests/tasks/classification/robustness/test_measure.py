@@ -33,7 +33,7 @@ EXECUTION = Execution(device=torch.device("cpu"), precision="fp32", batch_size=4
 
 
 class Favorite(nn.Module):
-    """Likes class 3 best, and then the class that the brightness of the image says."""
+    """Predicts class 3 first, and second the class given by the image's brightness."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Favorite(nn.Module):
 
 
 def levels(labels: list[int]) -> ArraySamples:
-    """Return flat images whose brightness is their label, of 0, 1 and 2 thirds."""
+    """Return flat images with a brightness of 0, 1/3 or 2/3, according to their label."""
     images = np.stack([np.full((4, 4), 85 * label, np.uint8) for label in labels])
     return ArraySamples("levels", images, labels)
 
@@ -66,7 +66,7 @@ def test_only_the_classes_of_the_benchmark_compete() -> None:
         trial = Trial(corruption="imagenet-a", severity=0, open=lambda: clean(samples))
         run_trials(Favorite(), [trial], state, EXECUTION, kept_classes=kept)
         scores[str(kept)] = state.scores["imagenet-a", 0].top1
-    # Of all classes the favourite wins; without it the image decides; without class 0, 0 is lost.
+    # The favorite class wins; without it the image decides; without class 0, those fail.
     assert scores == {"None": 0.0, "[0, 1, 2]": 100.0, "[1, 2]": 60.0}
 
 

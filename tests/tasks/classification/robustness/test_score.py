@@ -1,4 +1,4 @@
-"""mCE and the other figures, against computation by hand."""
+"""mCE and the other scores against a computation by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS
 from convnext.tasks.classification.robustness.score import ALEXNET_ERROR, Score, summarize
 
 LEVELS = (1, 2, 3, 4, 5)
-# As the paper of ImageNet-C prints them.
+# As printed in the ImageNet-C paper.
 PRINTED = (
     *(88.6, 89.4, 92.3, 82.0, 82.6, 78.6, 79.8, 86.7, 82.7, 81.9, 56.5, 85.3, 64.6, 71.8, 60.7),
 )

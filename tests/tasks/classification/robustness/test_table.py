@@ -1,4 +1,4 @@
-"""The figure is drawn from the table alone; what the paper found has a column of its own."""
+"""The figure is drawn from the table alone; the paper's numbers have a separate column."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_map_shows_every_number_and_only_means_what_counts() -> None:
     titles = [t.get_text() for t in fig.texts]
     assert "top-1, %, under ImageNet-C: mean 55.0, clean 80.0" in titles
     alphas = [patch.get_alpha() for patch in axes.patches]
-    # fog 1, fog 3, its mean, spatter 1, its mean: the more is lost, the deeper.
+    # fog 1, fog 3, its mean, spatter 1, its mean: a larger loss is darker.
     assert alphas[0] < alphas[2] < alphas[1] < alphas[3] == alphas[4]
 
 

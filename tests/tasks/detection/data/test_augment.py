@@ -1,4 +1,4 @@
-"""Pixels, boxes and masks stay together, whatever is done to them."""
+"""Pixels, boxes and masks stay aligned under every augmentation."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_box_and_mask_are_where_the_pixels_are(name: str, seed: int, as_runs: bo
         assert white.sum() <= 2 * max(white.shape)
         return
     mask = cut(masks[0], (0, 0, width, height)).astype(bool)
-    # Interpolation blurs an edge by a pixel of the smaller of both images.
+    # Interpolation blurs an edge by a pixel of the smaller image.
     blur = 2 * max(1, round(max(height / 60, width / 80)))
     rows, columns = np.nonzero(mask)
     assert (mask ^ white).sum() <= 4 * blur * (np.ptp(rows) + np.ptp(columns) + 2)
@@ -98,7 +98,7 @@ def test_crowd_regions_are_ignored_or_nothing() -> None:
 def test_sizes_of_the_policies() -> None:
     rng = random.Random(0)
     shorts = {min(POLICIES["sizes"](80, 60, rng)[1:]) for _ in range(50)}
-    assert shorts == {40, 64, 90}  # 120 is the most that the long side may have.
+    assert shorts == {40, 64, 90}  # 120 is the maximum of the long side.
     kept = [POLICIES["cut"](80, 60, rng)[0] for _ in range(50)]
     whole = sum(region == (0, 0, 80, 60) for region in kept)
     assert 10 < whole < 40

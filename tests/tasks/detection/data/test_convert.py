@@ -1,4 +1,4 @@
-"""Pascal VOC and YOLO become COCO's json; what is wrong in a file is told with its line."""
+"""Pascal VOC and YOLO are converted to COCO JSON; errors are reported with file and line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def content(root: Path, split: str = "train") -> dict[str, Any]:
 
 
 def huge_png(path: Path) -> Path:
-    """Write a file of few bytes that declares ten thousand million pixels."""
+    """Write a file of a few bytes that declares ten billion pixels."""
     head = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + head
     body = struct.pack(">I", len(head)) + chunk + struct.pack(">I", zlib.crc32(chunk))

@@ -1,4 +1,4 @@
-"""`--fix` mends what needs no decision, counts it, keeps the old file, and leaves the rest."""
+"""`--fix` repairs unambiguous faults, counts them, keeps the old file, and leaves the rest."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_sizes_come_from_the_files(tmp_path: Path, missing: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("stated", "objects", "reason"),
     [
-        # Drawn before the photo was turned upright, or after it.
+        # Drawn before or after the photo was turned upright.
         ((HEIGHT, WIDTH), [annotation(1, 1)], "one is the other rotated"),
         ((2 * WIDTH, 2 * HEIGHT), [annotation(1, 1)], "one is the other resized"),
         ((100, 50), [annotation(1, 1, bbox=[60, 5, 20, 20])], "boxes lie outside the image file"),
@@ -169,7 +169,7 @@ def test_the_old_file_is_never_overwritten(tmp_path: Path) -> None:
         assert [bool(file.written) for file in report.files] == [True, False]
     kept = sorted(root.glob("*before-fix*"), key=lambda p: len(p.name))
     assert [file.read_bytes() for file in kept] == originals
-    # What is kept is not taken for the data.
+    # The original that is kept is not read as data.
     assert len(open_dataset(str(root)).train) == 4
     assert not open_dataset(str(root)).faults
 

@@ -1,4 +1,4 @@
-"""What `convnext data` says of a detection data set: counts, and every fault with its place."""
+"""The report of `convnext data` on detection data: counts, and every fault with its place."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_counts(tmp_path: Path) -> None:
     def edit(content: dict) -> None:
         content["annotations"][0]["iscrowd"] = 1  # The only cat of the first image.
         content["annotations"][3].update(bbox=[0, 0, 40, 30], area=1200)
-        del content["annotations"][4:6]  # All of the third image.
+        del content["annotations"][4:6]  # The whole third image.
 
     change(root, edit)
     report = look(root)

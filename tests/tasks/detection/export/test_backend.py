@@ -1,4 +1,4 @@
-"""Forms of a detector find what it finds, at any size, and wrong ones never win."""
+"""Backends of a detector give the same detections at any size; wrong ones are never chosen."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _detector(prefix: str = "mask_rcnn_") -> nn.Module:
     for name, p in model.named_parameters():
         if name.endswith("gamma"):
             nn.init.constant_(p, 0.5)
-        # Sure of its classes, and with boxes that differ: near ties would be decided by rounding.
+        # Confident classes and distinct boxes, since rounding would decide near ties.
         if name.endswith(("classifier.weight", "objectness.weight")):
             nn.init.normal_(p, std=0.5)
     return model.eval()

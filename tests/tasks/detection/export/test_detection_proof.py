@@ -1,4 +1,4 @@
-"""Detections of two forms of a network are paired, and judged."""
+"""Detections of two backends of a network are matched and compared."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_equal_detections_are_all_paired() -> None:
 def test_what_differs_is_counted() -> None:
     moved = BOXES + np.array([[0, 0, 0, 0], [8, 0, 8, 0], [0, 0, 0, 0]])
     found = compared(detections(), detections(moved, (0.9, 0.8, 0.65), (0, 1, 1)))
-    # The second overlaps by 22 / 38 of the union, the third is of another class.
+    # The second has an IoU of 22 / 38; the third has another class.
     assert found.matched == pytest.approx(4 / 6)
     assert found.matched_close == pytest.approx(2 / 6)
     assert found.score_difference == 0.0
@@ -60,7 +60,7 @@ def test_what_differs_is_counted() -> None:
 def test_detections_at_a_threshold_may_come_and_go() -> None:
     fewer = detections(BOXES[:2], (0.9, 0.8), (0, 1))
     assert compared(detections(scores=(0.9, 0.8, 0.055)), fewer).matched == 1.0
-    # At the end of a full list, too: 0.7 could be another one of 0.7.
+    # At the end of a full list as well: 0.7 could be another detection of score 0.7.
     swapped = detections(BOXES + np.array([[0.0] * 4] * 2 + [[0, 30, 0, 30]]))
     assert compared(detections(), swapped).matched == pytest.approx(4 / 6)
     assert compared(detections(), swapped, max_detections=3).matched == 1.0

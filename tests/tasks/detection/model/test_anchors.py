@@ -1,4 +1,4 @@
-"""Anchors: their areas, ratios, order, and which of them are trained on."""
+"""Anchors: their areas, ratios and order, and which of them are used in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overlaps of boxes, against counting pixels and torchvision."""
+"""IoU of boxes against pixel counts and torchvision."""
 
 from __future__ import annotations
 

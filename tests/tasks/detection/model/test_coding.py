@@ -1,4 +1,4 @@
-"""Deltas of boxes: there and back, their limits, and the published numbers."""
+"""Box deltas: round trips, limits, and the published numbers."""
 
 from __future__ import annotations
 

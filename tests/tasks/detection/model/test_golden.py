@@ -1,4 +1,4 @@
-"""A checkpoint of the authors means here what it means in their own code."""
+"""The authors' checkpoints give the same outputs here as in their code."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def proposals(golden: Golden) -> Tensor:
 
 
 def distance(ours: Tensor, golden: Golden, name: str) -> float:
-    """Return the largest difference to a stored tensor, at the strides that it was stored with."""
+    """Return the max difference to a stored tensor, at its stored strides."""
     strides = golden.get(f"{name}__stride", np.empty(0, np.int64))
     index = (..., *(slice(None, None, int(s)) for s in strides))
     part, theirs = ours[index].numpy(), golden[name]
@@ -104,7 +104,7 @@ def test_proposals_and_those_that_vanished(
         ((boxes, scores),) = detector.proposals(maps, [SIZE])
     theirs = torch.from_numpy(golden["rpn_proposals"])
     assert (scores - theirs[:, 4]).abs().max() < TOLERANCE
-    # As sets: scores that are nearly equal may swap.
+    # Compared as sets: nearly equal scores may swap.
     far = torch.cdist(boxes, theirs[:, :4], p=torch.inf)
     assert far.amin(0).max() < PIXELS
     assert far.amin(1).max() < PIXELS
@@ -120,7 +120,7 @@ def test_heads_and_losses_on_fixed_proposals(
         logits, deltas = detector.box_logits(stage, maps, [proposals])
         masks = detector.mask_logits(stage, maps, [proposals[:8]])
         features = pool_rois(maps[:-1], detector.strides, [proposals], 7)
-    # The same features enter every stage.
+    # Every stage gets the same features.
     assert distance(features, golden, "s0.roi_feat") < TOLERANCE
     assert distance(logits, golden, f"s{stage}.cls_score") < TOLERANCE
     assert distance(deltas.flatten(1), golden, f"s{stage}.bbox_pred") < TOLERANCE
@@ -173,7 +173,7 @@ def test_detections_and_masks(
     theirs = torch.from_numpy(golden[f"{kind}.det_bboxes"])
     labels = torch.from_numpy(golden[f"{kind}.det_labels"])
     assert len(found["boxes"]) == len(theirs)
-    # As sets: the nearest of theirs that has the same class.
+    # Compared as sets: the nearest reference box of the same class.
     far = torch.cdist(found["boxes"], theirs[:, :4], p=torch.inf)
     far[found["labels"][:, None] != labels] = torch.inf
     nearest = far.argmin(1)
@@ -181,7 +181,7 @@ def test_detections_and_masks(
     assert far.amin(1).max() < PIXELS
     assert (found["scores"] - theirs[nearest, 4]).abs().max() < TOLERANCE
     areas = golden[f"{kind}.det_mask_area"][nearest.numpy()]
-    # A share of a pixel may be closer to one half than rounding.
+    # A mask value may be closer to one half than the rounding error.
     assert np.abs(found["masks"].sum((1, 2)).numpy() - areas).max() <= 3
     first = np.unpackbits(golden[f"{kind}.det_masks20_packed"], axis=-1)[..., : SIZE[1]]
     stored = nearest < len(first)
@@ -192,7 +192,7 @@ def test_detections_and_masks(
 def unsampled(
     detector: CascadeMaskRCNN, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[CascadeMaskRCNN, float]:
-    """The detector, trained on all boxes there are."""
+    """The detector, trained on all available boxes."""
     all_of_them = replace(detector.config, rpn_batch_size=10**6, box_batch_size=10**6)
     monkeypatch.setattr(detector, "config", all_of_them)
     monkeypatch.setattr(targets, "BOX_POSITIVE", 1.0)

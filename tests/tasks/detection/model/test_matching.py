@@ -1,4 +1,4 @@
-"""Which object a box answers for, by hand and by the plainest loop."""
+"""The assignment of boxes to objects, against hand computation and a plain loop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ box = st.tuples(st.integers(0, 8), st.integers(0, 8), side, side).map(
 
 
 def test_by_hand() -> None:
-    # Overlaps with the first object: 1, 0.9, 0.5, 0.2; with the second: 60 of 140, twice.
+    # IoU with the first object: 1, 0.9, 0.5, 0.2; with the second: 60 / 140, twice.
     low = NEGATIVE
     assert match(BOXES, OBJECTS, STAGE).tolist() == [0, 0, 0, low, low, low]
     assert match(BOXES, OBJECTS, RPN).tolist() == [0, 0, UNUSED, low, 1, 1]

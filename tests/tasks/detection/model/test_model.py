@@ -1,4 +1,4 @@
-"""Detectors over every kind of backbone."""
+"""Detectors on every kind of backbone."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_checkpoint_builds_the_same_detector(
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
 
 
-# reference: downstream_cost.csv of the paper's Table 3, with its decimals from logs.
+# reference: downstream_cost.csv for the paper's Table 3, with decimals from logs.
 @pytest.mark.parametrize(
     ("name", "mega_params", "giga_macs"),
     [

@@ -1,4 +1,4 @@
-"""The parts of a detector one by one: pyramid, proposals, features of boxes, heads, selection."""
+"""The parts of a detector: pyramid, proposals, RoI features, heads, selection."""
 
 from __future__ import annotations
 

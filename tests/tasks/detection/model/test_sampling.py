@@ -1,4 +1,4 @@
-"""How many boxes are drawn, of which kind, and by which chance."""
+"""The number, the kind and the randomness of sampled boxes."""
 
 from __future__ import annotations
 

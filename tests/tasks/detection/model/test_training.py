@@ -1,4 +1,4 @@
-"""The losses of a detector: finite whatever comes, the same by the same seed, and going down."""
+"""The losses of a detector: always finite, reproducible by seed, and decreasing."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_thousand_objects_in_any_precision(method: str, precision: torch.dtype
 def test_proposals_that_vanish(method: str) -> None:
     model = build(method)
     with torch.no_grad():
-        # Every box moves far to the left, where clipping leaves it no width.
+        # Every box moves far to the left, where clipping leaves no width.
         model.rpn.deltas.bias.copy_(torch.tensor([-90.0, 0.0, 0.0, 0.0] * 3))
     model.eval()
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_as_many_targets_as_images() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_boxes_far_outside_take_no_memory(method: str) -> None:
-    # RoIAlign would take a sample for each of their pixels.
+    # RoIAlign would sample each of their pixels.
     detector = small_detector(f"{method}convnext_atto").train()
     target = {
         "boxes": torch.tensor([[-1e6, -1e6, 1e7, 1e7], [300.0, 300.0, 400.0, 400.0]]),
