@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from small_exports import (
 from small_objects import coco_squares
 
 import convnext
+from convnext.api import check_data
 from convnext.data.preprocessing import Preprocessing
-from convnext.deploy import fast
+from convnext.deploy import fast, runtimes
 from convnext.weights.checkpoint import Card
 from convnext.weights.files import read_file, save_checkpoint
 
@@ -167,3 +169,37 @@ def test_the_last_weights_of_a_run_are_those_of_the_run(tmp_path: Path) -> None:
     (found,) = convnext.predict(done.path, next(data.rglob("*.png")), progress=False)
     (expected,) = model.predict(next(data.rglob("*.png")), progress=False)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+
+
+def test_a_card_without_a_task_is_a_classifiers(tmp_path: Path) -> None:
+    path, data = Path(small_checkpoint(tmp_path / "a.safetensors")), class_folders(tmp_path / "d")
+    tensors, metadata = read_file(path)
+    save_checkpoint(path, tensors, replace(Card.from_metadata(metadata, where="a"), task=""))
+    options: Any = {"progress": False}
+    assert convnext.load(path).task == "classify"
+    assert len(convnext.predict(path, data, **options)) == 6
+    assert "top1" in convnext.evaluate(path, data=data, **options)
+    done = convnext.export(path, format="onnx", output=tmp_path / "a.onnx", images=data, **options)
+    assert convnext.load(done.path).task == "classify"
+    assert len(convnext.predict(done.path, data, **options)) == 6
+    with pytest.raises(ValueError, match="there is no task 'clasify'; did you mean 'classify'"):
+        check_data(data, task="clasify", progress=False)  # type: ignore[arg-type]
+
+
+def test_an_exported_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = class_folders(tmp_path / "data")
+    source = small_checkpoint(tmp_path / "a.safetensors")
+    file = convnext.export(
+        source, format="pt2", output=tmp_path / "a.pt2", images=data, progress=False
+    ).path
+    opened = []
+    read = runtimes._open_pt2
+    monkeypatch.setattr(runtimes, "_open_pt2", lambda path: opened.append(path) or read(path))
+    model = convnext.load(file)
+    model.predict(data, progress=False)
+    model.predict(data, topk=2, progress=False)
+    model.evaluate(data, progress=False)
+    assert model.network is model.network
+    assert opened == [file]
+    convnext.evaluate(file, data=data, progress=False)
+    assert opened == [file] * 2

@@ -46,12 +46,10 @@ class Model:
 
     @cached_property
     def _opened(self) -> Opened:
-        from convnext.tasks.trained import Opened, opened
+        from convnext.tasks.trained import Opened, opened_file
 
         own = self._own
-        if isinstance(own, Opened):
-            return own
-        return replace(opened(own.source, "cpu"), is_shared=True)
+        return own if isinstance(own, Opened) else opened_file(own)
 
     @property
     def _file(self) -> ExportedFile | None:

@@ -38,24 +38,35 @@ def task_folders() -> dict[str, str]:
     return {name: path.partition(".")[0] for name, path in _CLASSES.items()}
 
 
+def task_folder(name: str) -> str:
+    """Return the folder of a task, or of the default task for an empty name.
+
+    Raises:
+        ValueError: If there is no such task.
+    """
+    return _class_of(name).partition(".")[0]
+
+
+def _class_of(name: str) -> str:
+    if (name or DEFAULT) not in _CLASSES:
+        raise ValueError(f"there is no task {name!r}{nearest(name, _CLASSES)}")
+    return _CLASSES[name or DEFAULT]
+
+
 def task_class(name: str) -> type[Task]:
     """Return the class of a task, or of the default task for an empty name.
 
     Raises:
         ValueError: If there is no such task.
     """
-    name = name or DEFAULT
-    if name not in _CLASSES:
-        raise ValueError(f"there is no task {name!r}{nearest(name, _CLASSES)}")
-    module, _, attribute = _CLASSES[name].rpartition(".")
+    module, _, attribute = _class_of(name).rpartition(".")
     found: type[Task] = getattr(importlib.import_module(f"convnext.tasks.{module}"), attribute)
     return found
 
 
 def task_module(name: str, module: str) -> Any:
     """Import a module of a task's folder, such as `task_module("segment", "published")`."""
-    folder = _CLASSES[name].partition(".")[0]
-    return importlib.import_module(f"convnext.tasks.{folder}.{module}")
+    return importlib.import_module(f"convnext.tasks.{task_folder(name)}.{module}")
 
 
 def task_of_metric(metric: str) -> type[Task]:

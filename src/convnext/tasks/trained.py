@@ -10,13 +10,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from convnext.deploy.fast import Fast
-from convnext.deploy.runtimes import open_exported
+from convnext.deploy.runtimes import Exported, open_exported
 from convnext.hardware.devices import pick_device
 from convnext.progress import notes
 from convnext.tasks import DEFAULT, task_class
 from convnext.tasks.factory import create_model, dense_kind, infer_model, published_of
-from convnext.weights.checkpoint import FORMAT, Card, find_checkpoint
-from convnext.weights.files import read_file
+from convnext.weights.checkpoint import Card, find_checkpoint
 from convnext.weights.load import load_weights
 from convnext.weights.open import card_or_none, is_exported, names_of, open_weights
 from convnext.weights.published import (
@@ -41,8 +40,8 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
     if is_exported(source):
         if device.type != "cpu":
             raise ValueError(f"{source} runs only on the CPU: use --device cpu")
-        exported = open_exported(source)
-        return task_class(exported.card.task).open_exported(exported)
+        file = opened_file(open_exported(source))
+        return file.model, file.card
     opened = open_weights(source)
     assert opened.tensors is not None
     card = opened.card
@@ -99,7 +98,7 @@ def task_of(source: str) -> str:
         ValueError: If the source cannot be found or read.
     """
     if is_exported(source):
-        return open_exported(source).metadata.get("task", DEFAULT)
+        return open_exported(source).card.task or DEFAULT
     card = card_or_none(source)
     if card is not None:
         return card.task or DEFAULT
@@ -113,10 +112,9 @@ def card_of(source: str, model: str) -> Card | None:
     None for a bare file of a classifier, whose network the user names, and for a hub id.
     """
     path = find_checkpoint(source)
-    if path is not None and path.suffix == ".safetensors":
-        _, metadata = read_file(path)
-        if metadata.get("format") == FORMAT:
-            return Card.from_metadata(metadata, where=str(path))
+    card = card_or_none(source)
+    if card is not None:
+        return card
     if path is not None and task_of(source) != DEFAULT:
         tensors, _ = read_source(path)
         try:
@@ -166,6 +164,12 @@ class Opened:
             keep=self.is_shared,
             note=notes(console),
         )
+
+
+def opened_file(exported: Exported) -> Opened:
+    """Return an exported file in place of its network, on the CPU."""
+    model, card = task_class(exported.card.task).open_exported(exported)
+    return Opened(source=exported.source, model=model, card=card, device=torch.device("cpu"))
 
 
 def opened(source: str | Opened, device: str = "auto") -> Opened:

@@ -6,14 +6,13 @@ A task's `verbs.py` has a dataclass for each verb with options of its own, `reco
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convnext.names import nearest
-from convnext.tasks import DEFAULT, task_folders
+from convnext.tasks import DEFAULT, task_folder, task_folders, task_module
 
 if TYPE_CHECKING:
     from convnext.data.images import BadImage
@@ -33,8 +32,8 @@ CLASSES = {
 def options_of_tasks(verb: str) -> dict[str, Any]:
     """Return the dataclass of every task that has options for a verb, by the task's folder."""
     found = {}
-    for folder in task_folders().values():
-        module = _module(folder)
+    for task, folder in task_folders().items():
+        module = task_module(task, "verbs")
         if hasattr(module, CLASSES[verb]):
             found[folder] = getattr(module, CLASSES[verb])
     return found
@@ -48,7 +47,7 @@ def given_options(task: str, verb: str, given: Mapping[str, Any]) -> dict[str, A
             nearest option.
     """
     classes = options_of_tasks(verb)
-    own = task_folders()[task]
+    own = task_folder(task)
     known = {f.name for f in fields(classes[own])} if own in classes else set()
     for name in given:
         if name in known:
@@ -73,9 +72,7 @@ def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -
         known = {f.name for f in fields(options_of_tasks("data").get(folder, _NoOptions))}
         if known & {name for name, value in (options or {}).items() if value}:
             return task
-    found = [
-        task for task, folder in task_folders().items() if _module(folder).recognizes(Path(path))
-    ]
+    found = [task for task in task_folders() if task_module(task, "verbs").recognizes(Path(path))]
     if len(found) > 1:
         raise ValueError(f"{path} could be data to {' or to '.join(found)}; pass --task to choose")
     return found[0] if found else DEFAULT
@@ -85,9 +82,9 @@ def inspect(task: str, path: str, *, contact_sheet: bool = False, **options: Any
     """Return a task's report on a data set, and a contact sheet if requested.
 
     Raises:
-        ValueError: If there is no such data.
+        ValueError: If there is no such data or task.
     """
-    return _module(task_folders()[task]).inspect(path, contact_sheet=contact_sheet, **options)
+    return task_module(task, "verbs").inspect(path, contact_sheet=contact_sheet, **options)
 
 
 @dataclass(frozen=True)
@@ -95,18 +92,14 @@ class _NoOptions:
     pass
 
 
-def _module(folder: str) -> Any:
-    return importlib.import_module(f"convnext.tasks.{folder}.verbs")
-
-
 def num_calibration_images(task: str) -> int:
     """Return the default number of calibration images for int8."""
-    return int(_module(task_folders()[task]).NUM_CALIBRATION_IMAGES)
+    return int(task_module(task, "verbs").NUM_CALIBRATION_IMAGES)
 
 
 def predictor_class(task: str) -> Any:
     """Import and return the predictor class of a task."""
-    return _module(task_folders()[task]).predictor_class()
+    return task_module(task, "verbs").predictor_class()
 
 
 def predict_by_file(
@@ -117,7 +110,7 @@ def predict_by_file(
     Raises:
         ValueError: If no image can be read, or too many cannot.
     """
-    module = _module(task_folders()[exported.card.task])
+    module = task_module(exported.card.task, "verbs")
     if not hasattr(module, "file_predictor"):
         return None
     from convnext.results import Predictions
