@@ -155,7 +155,6 @@ def train(
     if rows is not None:
         made, folder = keep_table(rows, made, folder, resume=resume)
 
-    from convnext.hardware.system import main_script_runs_once
     from convnext.progress import console_of
     from convnext.reports.report import write_report
     from convnext.training.run import train as run
@@ -168,15 +167,14 @@ def train(
             "of the same class again",
             markup=False,
         )
-    with main_script_runs_once():
-        result = run(
-            made,
-            output=folder,
-            resume=resume,
-            console=out,
-            callbacks=callbacks,
-            write_report=write_report,
-        )
+    result = run(
+        made,
+        output=folder,
+        resume=resume,
+        console=out,
+        callbacks=callbacks,
+        write_report=write_report,
+    )
     return Run(
         folder=result.folder,
         best=result.best,

@@ -1,10 +1,14 @@
-"""Work in a few threads: many items at once, or the next item while the last one is used."""
+"""Work beside the main thread: many items at once, the next while one is used, or in processes."""
 
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 T = TypeVar("T")
+_HIDING = threading.RLock()
 
 
 def for_each(
@@ -50,7 +55,15 @@ def items_of(loader: DataLoader[Any], device: torch.device) -> Iterable[Any]:
     On a CPU it would: decoding for 4 s on one of two cores cost a network 12 s, because its threads
     wait for each other (LOG.md). A loader with worker processes prefetches already.
     """
-    return loader if device.type == "cpu" or loader.num_workers else prefetch(loader)
+    if device.type == "cpu" or loader.num_workers:
+        return start_workers(loader)
+    return prefetch(loader)
+
+
+def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Return an iterator of a loader, whose worker processes do not import the user's script."""
+    with main_script_runs_once():
+        return iter(loader)
 
 
 def prefetch(items: Iterable[T]) -> Iterator[T]:
@@ -65,3 +78,28 @@ def prefetch(items: Iterable[T]) -> Iterator[T]:
         while (item := coming.result()) is not end:
             coming = thread.submit(next, iterator, end)
             yield item  # type: ignore[misc]  # It is not the end marker.
+
+
+@contextmanager
+def main_script_runs_once() -> Iterator[None]:
+    """Keep processes that start within the block from importing the user's script again.
+
+    A spawned process imports the script that started it, or the module of `python -m`. Without an
+    `if __name__ == "__main__"` guard it would train again. Processes that need nothing from the
+    script are therefore started while its name is hidden. Threads take turns.
+    """
+    main = sys.modules.get("__main__") or ModuleType("__main__")
+    with _HIDING:
+        hidden = {name: vars(main).get(name) for name in ("__file__", "__spec__")}
+        main.__dict__.pop("__file__", None)
+        main.__spec__ = None
+        try:
+            yield
+        finally:
+            main.__dict__.update({k: v for k, v in hidden.items() if v is not None})
+
+
+def has_script() -> bool:
+    """Tell whether this process runs a file, so that another process can run it too."""
+    main = sys.modules.get("__main__")
+    return getattr(main, "__spec__", None) is not None or hasattr(main, "__file__")

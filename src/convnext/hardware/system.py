@@ -9,8 +9,6 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 # From malloc.h.
@@ -57,26 +55,6 @@ def peak_resident_bytes() -> float:
         import resource
 
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # In bytes on macOS.
-
-
-@contextmanager
-def main_script_runs_once() -> Iterator[None]:
-    """Prevent processes that start within the block from importing the user's script again.
-
-    On Windows and macOS, processes are spawned, and each imports the script that started it. A
-    script without an `if __name__ == "__main__"` guard would then train again in every process.
-    Data loader processes need nothing from the script.
-    """
-    main = sys.modules.get("__main__")
-    path = getattr(main, "__file__", None)
-    if main is None or path is None or getattr(main, "__spec__", None) is not None:
-        yield  # A module run with `python -m`, or no script.
-        return
-    del main.__file__
-    try:
-        yield
-    finally:
-        main.__file__ = path
 
 
 def free_memory() -> int | None:

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from convnext.atomic import write_text
+from convnext.data.threads import main_script_runs_once
 from convnext.hardware.signals import StopSignals
 from convnext.recipes.recipe import Recipe, recipe_from_dict, to_dict
 from convnext.studies.plan import Entry, Study
@@ -212,7 +213,8 @@ class _Worker:
         self.process: BaseProcess = context.Process(
             target=_work, args=(theirs, threads, device), name=f"run {number}"
         )
-        self.process.start()
+        with main_script_runs_once():
+            self.process.start()
         theirs.close()
         self.job: Any = None
         self._shown, self._next_look = 0.0, 0.0

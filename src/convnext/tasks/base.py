@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
+from convnext.data.threads import start_workers
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.hardware.signals import leave_signals_to_parent
 from convnext.models.network import init_fan_in
@@ -406,7 +407,7 @@ class Task(ABC):
                 pin_memory=self.device.type == "cuda",
                 worker_init_fn=leave_signals_to_parent,
             )
-            for batch in loader:
+            for batch in start_workers(loader):
                 for bad in self.bad_train.update(batch.bad):
                     warn(f"skipped: {bad}")
                 yield self.split(batch, self.num_parts(micro_batch_size))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -21,12 +22,21 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from convnext.data.threads import has_script
 from convnext.hardware.ranks import Ranks
 from convnext.models.blocks import Block
 from convnext.models.execution import set_recomputed
 from convnext.recipes.schema import RunRecipe
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_VARIABLES = (
+    *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    "OMP_NUM_THREADS",
+)
+"""What Fabric sets in the processes of a run that it starts."""
+_started: dict[str, str] = {}
+"""These variables, once Fabric has started other processes that execute this script too."""
+_WATCH = "child-process-observer"
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -54,6 +64,8 @@ def make_fabric(run: RunRecipe, device: torch.device, precision: str) -> Fabric:
     """
     devices, nodes = count_devices(run, device)
     count = devices * nodes
+    if count > 1 and started_by_launcher() is None:
+        _check_start(count)
     if run.strategy == "fsdp" and count == 1:
         raise ValueError("fsdp shards a network over several devices; give --run.devices 2 or more")
     # Fabric logs every process as a warning.
@@ -75,6 +87,40 @@ def make_fabric(run: RunRecipe, device: torch.device, precision: str) -> Fabric:
         precision=PRECISIONS.get(precision),
         plugins=plugins,
     )
+
+
+def _check_start(count: int) -> None:
+    """Check that Fabric can start the processes of a run, or has started them for an earlier one.
+
+    Raises:
+        ValueError: If it cannot, or has started another number.
+    """
+    os.environ.update(_started)
+    if "LOCAL_RANK" not in os.environ and not has_script():
+        raise ValueError(
+            f"training on {count} devices starts the script {count} times, but there is none here; "
+            "write the code to a file and run that, or train on one device"
+        )
+    have = int(os.environ.get("WORLD_SIZE", count))
+    if "LOCAL_RANK" in os.environ and have != count:
+        raise ValueError(
+            f"this script already runs in {have} processes; train on {have} devices, not {count}"
+        )
+
+
+def launch(fabric: Fabric) -> None:
+    """Start the other processes of a run, unless they run already, and wait until all are there.
+
+    Fabric kills the caller when one of them fails, even long after the run. Here it may do so only
+    while this process waits for them; afterwards the heartbeat finds out who is lost.
+    """
+    starts = "LOCAL_RANK" not in os.environ
+    fabric.launch()
+    for thread in threading.enumerate():
+        if thread.name == _WATCH:
+            thread._child_processes = []  # type: ignore[attr-defined]  # All have ended well.
+    if starts and "LOCAL_RANK" in os.environ:
+        _started.update({name: os.environ[name] for name in _VARIABLES if name in os.environ})
 
 
 def _strategy(run: RunRecipe, count: int) -> Any:
@@ -233,12 +279,13 @@ def seed_everything(*numbers: int) -> None:
 def process_state_restored() -> Iterator[None]:
     """Restore the state of the process after the block, which may seed and configure it.
 
-    This covers the random state of Python, numpy and torch, the number of threads, and the settings
-    of deterministic runs.
+    This covers the random state of Python, numpy and torch, the number of threads, the settings of
+    deterministic runs, and the variables that tell the processes of a run apart.
     """
+    variables = {name: os.environ.get(name) for name in (_CUBLAS, *_VARIABLES)}
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    threads, workspace = torch.get_num_threads(), os.environ.get(_CUBLAS)
+    threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
@@ -254,8 +301,11 @@ def process_state_restored() -> Iterator[None]:
             torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
-        if workspace is None:
-            os.environ.pop(_CUBLAS, None)
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def make_deterministic() -> None:

@@ -30,6 +30,7 @@ from convnext.training.backend import Chosen, choose_backend, fit_memory
 from convnext.training.callbacks import Callback, check_callbacks
 from convnext.training.distributed import (
     checkpoint_activations,
+    launch,
     leave_bf16,
     make_deterministic,
     make_fabric,
@@ -121,7 +122,7 @@ def _train(
     asked = recipe.run.precision
     precision = pick_training_precision(asked, device)
     fabric = make_fabric(recipe.run, device, precision)
-    fabric.launch()
+    launch(fabric)
     ranks, device = ranks_of(fabric), fabric.device
     if not ranks.is_first:
         console = Console(quiet=True)
