@@ -20,7 +20,7 @@ from convnext.models.network import Network
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 # In fp32 the outputs differ only by rounding, about 1e-7.
-MOST = 1e-5
+TOLERANCE = 1e-5
 SMALL = {
     "convnext_isotropic": {"depths": (2,), "dims": (24,)},
     "convnext_": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
@@ -90,9 +90,9 @@ def test_every_network_computes_the_same(name: str, form: str) -> None:
     model = _build(name)
     images = _images(2, 3, 64, 64)
     expected = model(_normalized(images))
-    assert _difference(fold(model, form=form)(_normalized(images)), expected) < MOST
+    assert _difference(fold(model, form=form)(_normalized(images)), expected) < TOLERANCE
     folded = fold(model, mean=MEAN, std=STD, form=form)
-    assert _difference(folded(images), expected) < MOST
+    assert _difference(folded(images), expected) < TOLERANCE
     assert _norms_left(folded) == 0
     assert not any(p.requires_grad for p in folded.parameters())
 
@@ -103,7 +103,7 @@ def test_peers_compute_the_same(name: str) -> None:
     model = _build(name)
     images = _images(1, 3, 224, 224)
     folded = fold(model, mean=MEAN, std=STD)
-    assert _difference(folded(images), model(_normalized(images))) < MOST
+    assert _difference(folded(images), model(_normalized(images))) < TOLERANCE
     assert _norms_left(folded) == 0
 
 
@@ -122,7 +122,7 @@ def test_the_pyramid_is_kept(name: str) -> None:
         maps = folded.pyramid(own)
         assert list(maps) == list(expected) == list(folded.levels)
         for level, map_ in maps.items():
-            assert _difference(map_, expected[level]) < MOST
+            assert _difference(map_, expected[level]) < TOLERANCE
 
 
 def _mean() -> Tensor:
@@ -139,7 +139,7 @@ def test_segmentors_compute_the_same(backbone: str) -> None:
     model = _build(f"upernet_{backbone}", channels=16)
     images = _images(1, 3, 67, 90)
     folded = fold(model, mean=MEAN, std=STD)
-    assert _difference(folded(images), model(_normalized(images))) < MOST
+    assert _difference(folded(images), model(_normalized(images))) < TOLERANCE
     assert _norms_left(folded) == 0
     assert folded.auxiliary_head is None
     assert model.auxiliary_head is not None
@@ -153,7 +153,7 @@ def test_detectors_compute_the_same(method: str) -> None:
     folded = fold(model)
     maps, expected = folded.features(images), model.features(images)
     for found, level in zip(maps, expected, strict=True):
-        assert _difference(found, level) < MOST
+        assert _difference(found, level) < TOLERANCE
     boxes = [torch.tensor([[1.0, 2.0, 40.0, 50.0], [20.0, 3.0, 90.0, 60.0]])]
     for stage in range(len(model.box_heads)):
         for found, logits in zip(
@@ -161,7 +161,7 @@ def test_detectors_compute_the_same(method: str) -> None:
             model.box_logits(stage, expected, boxes),
             strict=True,
         ):
-            assert _difference(found, logits) < MOST
+            assert _difference(found, logits) < TOLERANCE
     assert _norms_left(folded) == 0
     detected = fold(model, mean=MEAN, std=STD)([images[0]])
     assert set(detected[0]) == {"boxes", "scores", "labels", "masks"}
@@ -195,7 +195,7 @@ def test_every_configuration_computes_the_same(config: NetworkConfig, form: str)
     model = _trained(Network(config))
     images = _images(2, 3, 16, 16)
     folded = fold(model, mean=MEAN, std=STD, form=form)
-    assert _difference(folded(images), model(_normalized(images))) < MOST
+    assert _difference(folded(images), model(_normalized(images))) < TOLERANCE
 
 
 @torch.no_grad()
@@ -218,7 +218,7 @@ def test_folded_networks_can_be_exported(form: str) -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(folded, (images,), dynamic_shapes=({0: batch},))
     more = _images(3, 3, 64, 64)
-    assert _difference(program.module()(more), folded(more)) < MOST
+    assert _difference(program.module()(more), folded(more)) < TOLERANCE
 
 
 @torch.no_grad()
@@ -260,7 +260,7 @@ def test_a_folded_network_can_be_folded_again() -> None:
     model = _build("convnext_atto")
     images = _images(2, 3, 64, 64)
     again = fold(fold(model), mean=MEAN, std=STD, form="chunked")
-    assert _difference(again(images), model(_normalized(images))) < MOST
+    assert _difference(again(images), model(_normalized(images))) < TOLERANCE
 
 
 @torch.no_grad()
@@ -272,7 +272,7 @@ def test_devices_without_fp64_have_their_weights_folded_elsewhere(
     monkeypatch.setattr(nn.Module, "cpu", lambda self: moved.append(self) or self)
     model = _build("convnext_atto")
     images = _images(1, 3, 64, 64)
-    assert _difference(fold(model)(images), model(images)) < MOST
+    assert _difference(fold(model)(images), model(images)) < TOLERANCE
     assert len(moved) == 1
 
 

@@ -65,10 +65,10 @@ def test_turns_end_with_their_time_but_not_before_the_least(clock: list[float]) 
 def test_what_cannot_win_is_timed_twice(clock: list[float]) -> None:
     fast, _ = taking(clock, 1.0)
     slow, calls = taking(clock, 2.0)
-    found = samples([fast, slow], rounds=5, hopeless=1.5)
+    found = samples([fast, slow], rounds=5, too_slow=1.5)
     assert [len(own) for own in found] == [2, 2]
     assert len(calls) == 3
-    assert [len(own) for own in samples([fast, slow], rounds=5, hopeless=2.5)] == [5, 5]
+    assert [len(own) for own in samples([fast, slow], rounds=5, too_slow=2.5)] == [5, 5]
 
 
 def test_a_call_is_repeated_for_a_time(clock: list[float]) -> None:

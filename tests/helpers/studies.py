@@ -11,13 +11,13 @@ from convnext.models.roadmap import roadmap
 from convnext.recipes.recipe import Recipe
 from convnext.studies.plan import Study
 from convnext.studies.results import FINISHED, WAITING, Result, write_results
-from convnext.studies.roadmap import walk
+from convnext.studies.roadmap import roadmap_entries
 
 
 def made_up(seeds: Sequence[int] = (0, 1, 2), missing: Sequence[str] = ()) -> list[Result]:
     """Return results of all steps: the paper's accuracies, lowered and with noise."""
     results = []
-    for i, entry in enumerate(walk("mini", roadmap("mini"))):
+    for i, entry in enumerate(roadmap_entries("mini", roadmap("mini"))):
         for seed in seeds:
             noise = random.Random(f"{entry.own_name} {seed}").gauss(0, 0.4)
             done = entry.name not in missing
@@ -59,7 +59,7 @@ def write_study(root: Path, results: Sequence[Result], title: str = "The road mi
         kind="roadmap",
         title=title,
         regime="mini",
-        entries=walk("mini", roadmap("mini")),
+        entries=roadmap_entries("mini", roadmap("mini")),
         seeds=sorted({result.seed for result in results}) or [0],
         recipe=Recipe(),
         command="convnext roadmap --regime mini --data <b>",

@@ -31,7 +31,7 @@ FACTS: dict[str, Any] = {
         image_height=360, image_width=480, grayscale=False,
     ),
     "detection": DetectionFacts(
-        num_train=300, num_val=50, num_empty=3, num_classes=5, num_objects=4000, most_objects=93,
+        num_train=300, num_val=50, num_empty=3, num_classes=5, num_objects=4000, max_objects=93,
         has_masks=True, image_height=480, image_width=640, object_sides=(0.03, 0.11, 0.5),
         grayscale=False,
     ),

@@ -15,8 +15,8 @@ from convnext.studies.roadmap import (
     choose_rungs,
     parse_decisions,
     parse_value,
+    roadmap_entries,
     split_list,
-    walk,
 )
 
 LAST = roadmap("mini")[-1]
@@ -24,7 +24,7 @@ LAST = roadmap("mini")[-1]
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_a_walk_has_every_rung_and_trains_equal_networks_once(regime: str) -> None:
-    entries = walk(regime, choose_rungs(regime))
+    entries = roadmap_entries(regime, choose_rungs(regime))
     assert [entry.name for entry in entries] == [rung.name for rung in roadmap(regime)]
     assert [e.name for e in entries if e.runs_as] == ["enhanced_recipe"]
     assert entries[1].runs_as == "resnet_baseline"
@@ -40,14 +40,14 @@ def test_a_part_of_the_road() -> None:
         "enhanced_recipe",
     ]
     chosen = choose_rungs("mini", names=["bn_to_ln", "kernel_7", "stage_ratio"])
-    entries = walk("mini", chosen)
+    entries = roadmap_entries("mini", chosen)
     # In the order of the roadmap; steps are compared across those left out.
     assert [(e.name, e.departs_from) for e in entries] == [
         ("stage_ratio", ""),
         ("kernel_7", "stage_ratio"),
         ("bn_to_ln", "kernel_7"),
     ]
-    alone = walk("mini", choose_rungs("mini", names=["enhanced_recipe"]))
+    alone = roadmap_entries("mini", choose_rungs("mini", names=["enhanced_recipe"]))
     assert (alone[0].runs_as, alone[0].departs_from) == ("", "")
 
 
@@ -155,7 +155,7 @@ def test_a_value_that_is_given_twice_is_one() -> None:
 
 
 def test_two_names_for_one_folder() -> None:
-    entries = walk("mini", choose_rungs("mini", names=["kernel_5", "kernel_7"]))
+    entries = roadmap_entries("mini", choose_rungs("mini", names=["kernel_5", "kernel_7"]))
     twins = [replace(entries[0], name="a b"), replace(entries[1], name="A_b")]
     with pytest.raises(ValueError, match="two networks are called"):
         check_settings(Recipe(), twins)

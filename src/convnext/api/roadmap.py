@@ -108,7 +108,7 @@ def run_roadmap(
         check_settings,
         choose_rungs,
         parse_decisions,
-        walk,
+        roadmap_entries,
     )
 
     out = console_of(progress)
@@ -125,7 +125,9 @@ def run_roadmap(
     elif at:
         raise ValueError("--at needs --ablate; use --to to run the roadmap up to a step")
     else:
-        entries = walk(regime, choose_rungs(regime, names=list(rungs), first=start, last=stop))
+        entries = roadmap_entries(
+            regime, choose_rungs(regime, names=list(rungs), first=start, last=stop)
+        )
         title = f"The roadmap {regime}"
     entries += rivals_of([rival] if isinstance(rival, str) else rival)
     made = make_recipe(recipe, given)

@@ -122,8 +122,8 @@ def benchmark(
     Raises:
         ValueError: If a model, a kind or a number is invalid.
     """
-    least_1 = [(rounds, "rounds"), *((b, "batch sizes") for b in batches)]
-    for number, what in (*least_1, *((side, "sizes") for side in size or ())):
+    counts = [(rounds, "rounds"), *((b, "batch sizes") for b in batches)]
+    for number, what in (*counts, *((side, "sizes") for side in size or ())):
         if number < 1:
             raise ValueError(f"{what} must be at least 1, not {number}")
     if threads < 0:
@@ -159,9 +159,9 @@ def benchmark(
                     request | {"kind": kind, "precision": precision if kind == "best" else eager}
                     for kind in plan.kinds
                 ]
-                told = _take_turns(requests, rounds, note)
-                timings += _timings(plan.kinds, told, batch, wanted, limits)
-                searches[batch] = next((t["search"] for t in told if t.get("search")), [])
+                answers = _take_turns(requests, rounds, note)
+                timings += _timings(plan.kinds, answers, batch, wanted, limits)
+                searches[batch] = next((t["search"] for t in answers if t.get("search")), [])
             results.append(
                 NetworkResult(
                     model=name,
@@ -286,7 +286,7 @@ def _take_turns(
     """Return each worker's answers: `times` of every batch, `form` and `peak_gb`, or `failure`."""
     workers = [_Worker(note) for _ in requests]
     try:
-        told = []
+        answers = []
         for i, request in enumerate(requests):
             note(f"{request['model']}, batch {request['batch']}: {KINDS[request['kind']]}")
             answer = workers[i].ask(build=request)
@@ -295,17 +295,17 @@ def _take_turns(
                 workers[i].end()
                 workers[i] = _Worker(note)
                 answer |= workers[i].ask(build=request | {"found": answer["found"]})
-            told.append(answer | {"times": []})
+            answers.append(answer | {"times": []})
         # One batch per round; at batch size 1, as many images as the percentiles need.
         single = requests[0]["batch"] == 1
         turns = -(-NUM_LATENCIES // rounds) if single else 1
         for _ in range(rounds):
-            for worker, known in zip(workers, told, strict=True):
+            for worker, known in zip(workers, answers, strict=True):
                 if "failure" not in known:
                     answer = worker.ask(run=turns)
                     known["times"] += answer.pop("seconds", [])
                     known |= answer
-        return told
+        return answers
     finally:
         for worker in workers:
             worker.end()
@@ -313,14 +313,14 @@ def _take_turns(
 
 def _timings(
     kinds: Sequence[str],
-    told: Sequence[dict[str, Any]],
+    answers: Sequence[dict[str, Any]],
     batch: int,
     wanted: Demand,
     limits: Limits,
 ) -> list[Timing]:
     timings = []
-    first = statistics.median(told[0]["times"]) if told[0]["times"] else None
-    for kind, known in zip(kinds, told, strict=True):
+    first = statistics.median(answers[0]["times"]) if answers[0]["times"] else None
+    for kind, known in zip(kinds, answers, strict=True):
         times = known["times"]
         seconds = statistics.median(times) if times else float("nan")
         precision = known.get("precision", "fp32")

@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InterruptedRun as error:
         # Only one process reports it. The launcher would take an exit code of the others for
         # a failure.
-        return _fail(str(error), code=EXIT_AGAIN) if error.speaks else 0
+        return _fail(str(error), code=EXIT_AGAIN) if error.should_print else 0
     except LostProcessError as error:
-        if error.speaks:
+        if error.should_print:
             _fail(str(error))
         # The peers of every connection are gone: a regular shutdown could wait forever.
         os._exit(EXIT_AGAIN)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext.data.formats.coco import UNUSED, CocoFile, read_coco
-from convnext.data.formats.coco_layout import Found, find, image_root
+from convnext.data.formats.coco_layout import CocoFiles, find, image_root
 from convnext.data.formats.records import Fault, Objects, Record
 from convnext.data.images import BadImage, Header, Mode, decode, read_header
 from convnext.data.samples import held_out, spread
@@ -122,7 +122,7 @@ class DataFacts:
     num_classes: int
     num_objects: int
     """Objects in the training images, without crowd regions."""
-    most_objects: int
+    max_objects: int
     """Maximum number of objects in one training image."""
     has_masks: bool
     image_height: int
@@ -206,7 +206,7 @@ def facts(data: DetectionData) -> DataFacts:
         num_empty=counts.count(0),
         num_classes=len(data.classes),
         num_objects=sum(counts),
-        most_objects=max(counts),
+        max_objects=max(counts),
         has_masks=data.train.has_masks,
         image_height=int(statistics.median(record.height for record in records)),
         image_width=int(statistics.median(record.width for record in records)),
@@ -225,7 +225,7 @@ def _sides(record: Record) -> NDArray[np.float64]:
 Part = tuple[CocoFile, DetectionImages]
 
 
-def _open(found: Found, root: Path, val_share: float, notes: list[str]) -> tuple[Part, Part]:
+def _open(found: CocoFiles, root: Path, val_share: float, notes: list[str]) -> tuple[Part, Part]:
     train = read_coco(found.train)
     folder = image_root(train, root, "train")
     if found.val is None:

@@ -265,14 +265,14 @@ class _Tracer(fx.Tracer):
         return isinstance(m, _BatchNorm) or super().is_leaf_module(m, qualified_name)
 
 
-def fold_batch_norms(peer: TimmNetwork) -> int:
+def fold_batch_norms(timm_model: TimmNetwork) -> int:
     """Fold the batch norms of a timm model in place; return their number.
 
     In timm models only `forward` defines the order of the layers. Tracing finds convolutions whose
     output goes to a batch norm and nowhere else. Models that cannot be traced are left unchanged;
     Swin and ViT have no batch norms anyway.
     """
-    network = cast(nn.Module, peer.network)
+    network = cast(nn.Module, timm_model.network)
     if not any(isinstance(m, _BatchNorm) for m in network.modules()):
         return 0
     try:

@@ -25,7 +25,7 @@ from convnext.deploy.layers import Standardize, spell_out
 from convnext.hardware.devices import AMP_DTYPES
 
 # Range of the image sides that a graph with full preprocessing accepts.
-LEAST_SIDE, MOST_SIDE = 8, 32768
+MIN_SIDE, MAX_SIDE = 8, 32768
 
 
 class Pixels(nn.Module):

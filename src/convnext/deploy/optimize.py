@@ -35,9 +35,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 # Relative L2 distance of outputs. Forms in fp32 differ by rounding, some 1e-6; 8 bits of mantissa
 # in every layer leave some 1e-2, int8 what calibration on few images leaves: its accuracy is for
 # `convnext export` to prove on labelled ones.
-MOST = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 6e-2, "int8": 0.25}
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 6e-2, "int8": 0.25}
 # A form that takes this much longer than the best one will not overtake it.
-HOPELESS = 1.3
+TOO_SLOW = 1.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +291,7 @@ class NetworkTuner(Tuner):
         """Return how far the outputs are from the network's, if that is too far."""
         few = images[:NUM_COMPARED]
         difference = distance(built(images)[: len(few)], build(PLAIN, self.model, few)(few))
-        right = difference <= MOST[built.form.precision]  # NaN is not right.
+        right = difference <= TOLERANCE[built.form.precision]  # NaN is not right.
         return "" if right else f"outputs differ by {difference:.1e}"
 
     def search(
@@ -412,7 +412,7 @@ def search(
             backends = [first, *backends]
 
     def compare(backend: Backend, runner: Runner) -> Parity:
-        return Parity(distance(runner(example), expected), MOST[backend.precision])
+        return Parity(distance(runner(example), expected), TOLERANCE[backend.precision])
 
     verdict = tune(
         Candidate(start, lambda: build(start, model, example)),
@@ -420,7 +420,7 @@ def search(
             Candidate(backend, partial(build, backend, model, example, calibration))
             for backend in backends
         ],
-        measure=lambda runners: interleaved(runners, example, hopeless=HOPELESS),
+        measure=lambda runners: interleaved(runners, example, too_slow=TOO_SLOW),
         compare=compare,
         budget_s=budget_s,
         unit=" a batch",
@@ -443,12 +443,12 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 
 def interleaved(
-    runs: Sequence[Runner], example: Tensor, *, num: int = NUM_TIMED, hopeless: float = float("inf")
+    runs: Sequence[Runner], example: Tensor, *, num: int = NUM_TIMED, too_slow: float = float("inf")
 ) -> list[float]:
     """Return the median seconds of each call with an example, in turns.
 
-    After two turns it ends if the last one is `hopeless` times slower than the first; after any, if
+    After two turns it ends if the last one is `too_slow` times slower than the first; after any, if
     `TIMED_S` are over.
     """
     calls = [partial(run, example) for run in runs]
-    return medians(calls, example.device, rounds=num, max_seconds=TIMED_S, hopeless=hopeless)
+    return medians(calls, example.device, rounds=num, max_seconds=TIMED_S, too_slow=too_slow)

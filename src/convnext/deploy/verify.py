@@ -24,10 +24,10 @@ from convnext.weights.checkpoint import Card, data_of
 
 # Maximum difference of a probability, and minimum fraction of equal answers. Rounding to 10 bits of
 # mantissa costs about 1e-3, to 7 bits about 1e-2; int8 is judged by its answers only.
-MOST_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
-LEAST_AGREEMENT = {"fp32": 0.995, "fp16": 0.97, "bf16": 0.93, "int8": 0.90}
+MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
+MIN_AGREEMENT = {"fp32": 0.995, "fp16": 0.97, "bf16": 0.93, "int8": 0.90}
 # Maximum loss, in points of accuracy or mIoU.
-MOST_LOST = 0.5
+MAX_LOST = 0.5
 NONE_CAN_BE_READ = "none of the images to verify the file on can be read"
 # Minimum number of images to judge lost points: with fewer, one image is more than half a point.
 ENOUGH_IMAGES = 200
@@ -277,18 +277,16 @@ def judge(
     precision: str,
 ) -> str:
     """Return the reason why a file fails verification; empty if it passes."""
-    if not difference <= MOST_DIFFERENCE[precision]:
-        return (
-            f"a probability differs by {difference:.2g}, more than {MOST_DIFFERENCE[precision]:g}"
-        )
+    if not difference <= MAX_DIFFERENCE[precision]:
+        return f"a probability differs by {difference:.2g}, more than {MAX_DIFFERENCE[precision]:g}"
     lost = None if before is None or after is None else before - after
     if lost is not None and num_images >= ENOUGH_IMAGES:
-        if lost > MOST_LOST:
-            return f"it loses {lost:.2f} points, more than {MOST_LOST}"
+        if lost > MAX_LOST:
+            return f"it loses {lost:.2f} points, more than {MAX_LOST}"
         return ""
-    if agreement < LEAST_AGREEMENT[precision]:
+    if agreement < MIN_AGREEMENT[precision]:
         return (
             f"only {100 * agreement:.1f} % of the answers are equal, less than "
-            f"{100 * LEAST_AGREEMENT[precision]:g} %"
+            f"{100 * MIN_AGREEMENT[precision]:g} %"
         )
     return ""

@@ -116,13 +116,13 @@ def _peak_matmul_flops(
     try:
         # The caller's autocast would change the precision of fp32 products.
         with torch.autocast(device.type, enabled=False), torch.no_grad():
-            least = _least_seconds(a, b, seconds)
+            least = _min_seconds(a, b, seconds)
     finally:
         torch.set_float32_matmul_precision(before)
     return 2 * side**3 / least
 
 
-def _least_seconds(a: Tensor, b: Tensor, seconds: float) -> float:
+def _min_seconds(a: Tensor, b: Tensor, seconds: float) -> float:
     return min(samples_for(lambda: a @ b, a.device, seconds=seconds, min_rounds=3, warmup=2))
 
 

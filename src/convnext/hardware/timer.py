@@ -36,7 +36,7 @@ def samples(
     min_rounds: int = 1,
     max_seconds: float = math.inf,
     warmup: int = 1,
-    hopeless: float = math.inf,
+    too_slow: float = math.inf,
 ) -> list[list[float]]:
     """Return the seconds of each call, measured in turns, so that all see the same machine.
 
@@ -57,7 +57,7 @@ def samples(
     for turn in range(1, rounds + 1):
         for call, own in zip(calls, found, strict=True):
             own.append(timed(call, device)[1])
-        if turn == 2 and min(found[-1]) > hopeless * min(found[0]):
+        if turn == 2 and min(found[-1]) > too_slow * min(found[0]):
             break
         if turn >= min_rounds and time.perf_counter() - start > max_seconds:
             break
@@ -72,7 +72,7 @@ def medians(
     min_rounds: int = 1,
     max_seconds: float = math.inf,
     warmup: int = 1,
-    hopeless: float = math.inf,
+    too_slow: float = math.inf,
 ) -> list[float]:
     """Return the median seconds of each call; see `samples` for the arguments."""
     found = samples(
@@ -82,7 +82,7 @@ def medians(
         min_rounds=min_rounds,
         max_seconds=max_seconds,
         warmup=warmup,
-        hopeless=hopeless,
+        too_slow=too_slow,
     )
     return [statistics.median(own) for own in found]
 

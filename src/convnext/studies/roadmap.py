@@ -56,7 +56,7 @@ def choose_rungs(
     return list(rungs[begin : end + 1])
 
 
-def walk(regime: str, rungs: Sequence[Rung]) -> list[Entry]:
+def roadmap_entries(regime: str, rungs: Sequence[Rung]) -> list[Entry]:
     """Return an entry for every step.
 
     All entries use the same recipe. The first two steps of the roadmap differ only in their recipe,

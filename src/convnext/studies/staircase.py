@@ -82,13 +82,13 @@ def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) 
 
     from convnext.tasks.figures import GRID, INK, MUTED, PAPER
 
-    on_road = summaries[0].first.study == "roadmap"
+    is_roadmap = summaries[0].first.study == "roadmap"
     drawn = [
         (s.estimate.mean, y)
         for s, y in zip(summaries, at, strict=True)
         if s.estimate is not None and s.first.kept and s.first.group in ROAD
     ]
-    if on_road and drawn:
+    if is_roadmap and drawn:
         climb(axes, drawn)
     for summary, y in zip(summaries, at, strict=True):
         color, estimate = color_of(summary), summary.estimate
@@ -114,10 +114,10 @@ def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) 
             capsize=2,
             zorder=3,
         )
-        last = on_road and summary is summaries[-1]
+        last = is_roadmap and summary is summaries[-1]
         beside(axes, f"{estimate.mean:.2f}", y, color=INK, weight="bold" if last else "normal")
     for summary in summaries:
-        if on_road and summary.first.group not in ROAD and summary.estimate is not None:
+        if is_roadmap and summary.first.group not in ROAD and summary.estimate is not None:
             axes.axvline(
                 summary.estimate.mean, linestyle="--", color=MUTED, linewidth=1, zorder=0.5
             )

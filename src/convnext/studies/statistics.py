@@ -92,8 +92,8 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
     return summaries
 
 
-def estimate(values: Sequence[float], *, least_std: float = 0.0) -> Estimate | None:
-    """Return mean, standard deviation (at least `least_std`) and interval; None without values."""
+def estimate(values: Sequence[float], *, min_std: float = 0.0) -> Estimate | None:
+    """Return mean, standard deviation (at least `min_std`) and interval; None without values."""
     if not values:
         return None
     count, mean = len(values), statistics.fmean(values)
@@ -101,7 +101,7 @@ def estimate(values: Sequence[float], *, least_std: float = 0.0) -> Estimate | N
         return Estimate(count=1, mean=mean, std=None, low=None, high=None)
     from scipy import stats  # type: ignore[import-untyped]
 
-    std = max(statistics.stdev(values), least_std)
+    std = max(statistics.stdev(values), min_std)
     half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * std / math.sqrt(count)
     return Estimate(count=count, mean=mean, std=std, low=mean - half, high=mean + half)
 
@@ -127,7 +127,7 @@ def compare(
     differences = [scores[seed] - other[seed] for seed in sorted(scores.keys() & other.keys())]
     # Two numbers rounded to steps of s differ by an error of standard deviation s / sqrt(6).
     floor = 100 / num_val / math.sqrt(6) if num_val else 0.0
-    difference = estimate(differences, least_std=floor)
+    difference = estimate(differences, min_std=floor)
     if difference is None:
         return None
     p_value = None
@@ -268,8 +268,8 @@ def difference(summary: Summary) -> str:
 
 
 def _name(summary: Summary) -> str:
-    on_road = summary.first.regime and summary.first.study == "roadmap"
-    return summary.first.entry + (" (not kept)" if on_road and not summary.first.kept else "")
+    is_roadmap = summary.first.regime and summary.first.study == "roadmap"
+    return summary.first.entry + (" (not kept)" if is_roadmap and not summary.first.kept else "")
 
 
 def _words(summary: Summary) -> str:

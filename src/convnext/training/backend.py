@@ -145,11 +145,11 @@ def _measured(
     )
     torch._dynamo.reset()
     cache.store(key, asdict(verdict.choice))
-    told = (
+    trials = (
         f"{trial.choice} {'fails' if trial.seconds is None else f'{1000 * trial.seconds:.0f} ms'}"
         for trial in verdict.trials
     )
-    return Chosen(verdict.choice, "measured per micro batch: " + ", ".join(told))
+    return Chosen(verdict.choice, "measured per micro batch: " + ", ".join(trials))
 
 
 def _backends(plain: Backend, run: RunRecipe) -> list[Backend]:

@@ -31,7 +31,7 @@ from convnext.training.optim import Ema
 from convnext.weights.checkpoint import Card, complete_steps, step_of
 from convnext.weights.files import read_file, save_checkpoint, save_tensors
 
-KEPT = 2
+NUM_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def save_state(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     # States of later steps belong to an abandoned attempt: they were damaged, or it diverged.
-    for other in [*complete_steps(folder, before=step)[: 1 - KEPT], *_after(folder, step)]:
+    for other in [*complete_steps(folder, before=step)[: 1 - NUM_KEPT], *_after(folder, step)]:
         shutil.rmtree(other)
     return target
 
@@ -135,11 +135,11 @@ def _after(folder: Path, step: int) -> list[Path]:
 
 
 def load_state(
-    folder: Path, learner: Learner, *, ranks: Ranks, tell: Callable[[str], None]
+    folder: Path, learner: Learner, *, ranks: Ranks, warn: Callable[[str], None]
 ) -> dict[str, Any]:
     """Load the newest complete state into the learner of every process.
 
-    The first process chooses it, and calls `tell` for every damaged state that it skips.
+    The first process chooses it, and calls `warn` for every damaged state that it skips.
 
     Returns:
         The counters that `save_state` was given, and `step`.
@@ -147,7 +147,7 @@ def load_state(
     Raises:
         ValueError: If there is no readable state, or it belongs to another network.
     """
-    found = _newest_readable(folder, tell) if ranks.is_first else None
+    found = _newest_readable(folder, warn) if ranks.is_first else None
     name = ranks.broadcast_object(found.path.name if found else None)
     if name is None:
         raise ValueError(
@@ -174,12 +174,12 @@ class _State:
     counters: Mapping[str, Any]
 
 
-def _newest_readable(folder: Path, tell: Callable[[str], None]) -> _State | None:
+def _newest_readable(folder: Path, warn: Callable[[str], None]) -> _State | None:
     for path in reversed(complete_steps(folder)):
         try:
             return _read(path)
         except (ValueError, KeyError, OSError, SafetensorError) as error:
-            tell(f"skipping a damaged checkpoint: {error}")
+            warn(f"skipping a damaged checkpoint: {error}")
     return None
 
 

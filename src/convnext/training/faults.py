@@ -37,18 +37,18 @@ class DivergedError(ArithmeticError):
 class InterruptedRun(Exception):  # noqa: N818 - nothing failed, so this is not an error
     """A signal asked the run to end; its state is saved."""
 
-    def __init__(self, message: str, *, speaks: bool = True) -> None:
+    def __init__(self, message: str, *, should_print: bool = True) -> None:
         super().__init__(message)
-        self.speaks = speaks
+        self.should_print = should_print
         """Whether this process reports it to the user."""
 
 
 class LostProcessError(RuntimeError):
     """Another process of the run is lost, and this one cannot continue without it."""
 
-    def __init__(self, message: str, *, speaks: bool = True) -> None:
+    def __init__(self, message: str, *, should_print: bool = True) -> None:
         super().__init__(message)
-        self.speaks = speaks
+        self.should_print = should_print
         """Whether this process, of all that detect the loss, reports it to the user."""
 
 

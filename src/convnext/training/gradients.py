@@ -22,7 +22,7 @@ from convnext.training.backend import first_part
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 """The layers that autocast computes in bf16."""
-MOST_ERROR = 0.05
+MAX_ERROR = 0.05
 IMAGES = 4
 """The number of images of a batch that is enough for the check."""
 TRIES = 2
@@ -54,7 +54,7 @@ def wrong_in_bf16(
         found = ""
         for layer, shape in shapes.values():
             error = gradient_error(layer, shape)
-            if error > MOST_ERROR:
+            if error > MAX_ERROR:
                 wrong = f"off by {100 * error:.3g} %" if error < math.inf else "not numbers"
                 found = f"the gradients of {_name(layer, shape)} are {wrong}"
                 break
@@ -66,7 +66,7 @@ def shapes_of(task: Task, model: nn.Module, micro_batch_size: int) -> Shapes:
     """Return each distinct layer that a micro batch passes through, with its input shape."""
     found: Shapes = {}
 
-    def look(layer: nn.Module, given: tuple[Any, ...]) -> None:
+    def record(layer: nn.Module, given: tuple[Any, ...]) -> None:
         shape = (min(given[0].shape[0], IMAGES), *given[0].shape[1:])
         if 0 not in shape:
             found.setdefault(_name(layer, shape), (layer, shape))
@@ -75,7 +75,7 @@ def shapes_of(task: Task, model: nn.Module, micro_batch_size: int) -> Shapes:
     # Training changes buffers, such as batch norm statistics, so use a copy.
     copied = copy.deepcopy(model).train()
     layers = [module for module in copied.modules() if isinstance(module, LAYERS)]
-    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     with torch.random.fork_rng(), torch.no_grad():
         task.losses(copied, part, 0, 0)
     for hook in hooks:
@@ -104,7 +104,7 @@ def gradient_error(layer: nn.Module, shape: tuple[int, ...]) -> float:
         with torch.autocast("cpu", torch.bfloat16):
             out = layer(given)
         # Uninitialized memory must not pass because it happened to be zero.
-        _spoil_memory(max(source.numel() for source in sources))
+        _fill_freed_memory(max(source.numel() for source in sources))
         found = torch.autograd.grad(out, sources, back.to(out.dtype))
         errors = [_relative(a, b) for a, b in zip(found, exact, strict=True)]
         worst = max(worst, *errors)
@@ -117,10 +117,10 @@ def _text(value: object) -> str:
     raise ValueError(f"{value!r} is not a string")
 
 
-def _spoil_memory(num: int) -> None:
+def _fill_freed_memory(num: int) -> None:
     """Fill the memory that the next gradient will be allocated in with NaN."""
-    spoiled = [torch.full((num,), float("nan"), dtype=torch.bfloat16) for _ in range(8)]
-    del spoiled
+    blocks = [torch.full((num,), float("nan"), dtype=torch.bfloat16) for _ in range(8)]
+    del blocks
 
 
 def _relative(found: Tensor, exact: Tensor) -> float:

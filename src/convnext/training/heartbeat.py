@@ -72,11 +72,11 @@ class Heartbeat:
         what = str(cause).strip().partition("\n")[0][:200]
         try:
             self._store.check(["lost"])
-            speaker = 0
+            reporter = 0
         except RuntimeError:
-            speaker = 1
+            reporter = 1
         message = f"{_message(None, self.ranks)} ({what})"
-        return LostProcessError(message, speaks=self.ranks.rank == speaker)
+        return LostProcessError(message, should_print=self.ranks.rank == reporter)
 
     def _run(self) -> None:
         last = dict.fromkeys(range(self.ranks.count), (b"", time.monotonic()))
@@ -124,8 +124,8 @@ class Heartbeat:
             return
         if self.ranks.is_first and store_answers:
             self._store.set("lost", str(lost))
-        speaker = 1 if lost == 0 else 0
-        if self.ranks.rank == speaker:
+        reporter = 1 if lost == 0 else 0
+        if self.ranks.rank == reporter:
             print(f"convnext: {_message(lost, self.ranks)}", file=sys.stderr, flush=True)
         time.sleep(2 * BEAT_SECONDS if self.ranks.is_first else 0)
         if self._exits:

@@ -455,9 +455,9 @@ class _Trainer:
         if self.ranks.count == 1:
             name = self.stop.received
         elif self.step >= self.agree_at:
-            told = self.ranks.gather((self.stop.received, self.step_seconds))
-            name = next((received for received, _ in told if received), None)
-            slow = max(seconds for _, seconds in told) > AGREE_SECONDS / LOG_EVERY
+            gathered = self.ranks.gather((self.stop.received, self.step_seconds))
+            name = next((received for received, _ in gathered if received), None)
+            slow = max(seconds for _, seconds in gathered) > AGREE_SECONDS / LOG_EVERY
             self.agree_at = self.step + (1 if slow else LOG_EVERY)
         else:
             return
@@ -469,7 +469,7 @@ class _Trainer:
             f"{name} received: the run is saved at step {self.step:,} of "
             f"{self.plan.num_steps:,}; resume with: convnext train --resume --output "
             f"{quote(str(self.log.folder))}",
-            speaks=self.ranks.is_first,
+            should_print=self.ranks.is_first,
         )
 
     def _restore(self) -> dict[str, Any]:
@@ -478,7 +478,7 @@ class _Trainer:
             self.saver.folder,
             self.learner,
             ranks=self.ranks,
-            tell=lambda text: self.log.warn(text, step=self.step),
+            warn=lambda text: self.log.warn(text, step=self.step),
         )
         self.step = self.saver.saved = counters["step"]
         self.best, self.since_best = counters["best"], counters["since_best"]
@@ -498,17 +498,17 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(fault, DivergedError):
             factor = self.rate_factor * ROLLBACK_FACTOR
-            mended = f"continuing at {factor:g} times the learning rate of the recipe"
+            remedy = f"continuing at {factor:g} times the learning rate of the recipe"
         elif faults.is_out_of_memory(fault):
             self.micro_batch_size = smaller_micro_batch(self.micro_batch_size)
             self.saver.keep_micro_batch_size(self.micro_batch_size)
             torch.cuda.empty_cache()
-            mended = (
+            remedy = (
                 f"micro_batch_size is {self.micro_batch_size} from now on, the batch stays "
                 f"{self.task.batch_size:,}"
             )
         else:
-            mended = "the processes of the data loader are restarted"
+            remedy = "the processes of the data loader are restarted"
         best = self.best
         self._restore()
         if isinstance(fault, DivergedError):
@@ -518,7 +518,7 @@ class _Trainer:
         self.first_step = self.step
         self._begin_log()
         self.log.warn(
-            f"step {failed_at:,} failed ({what[:300]}); {mended}; back at step {self.step:,}",
+            f"step {failed_at:,} failed ({what[:300]}); {remedy}; back at step {self.step:,}",
             step=self.step,
         )
 

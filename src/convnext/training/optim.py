@@ -94,25 +94,25 @@ def _ids_of_ours(network: Network, by: DecayBy) -> tuple[dict[str, int], int]:
     return ids, first[-1]
 
 
-def _ids_of_peer(peer: TimmNetwork, by: DecayBy) -> tuple[dict[str, int], int]:
-    ids = _timm_groups(peer, coarse=False)
+def _ids_of_timm(timm_model: TimmNetwork, by: DecayBy) -> tuple[dict[str, int], int]:
+    ids = _timm_groups(timm_model, coarse=False)
     last = max(ids.values())
     if by == "layer":
         return ids, last
     try:
-        num_levels = len(peer.levels)
+        num_levels = len(timm_model.levels)
     except ValueError as error:
         raise ValueError(f"{error}; or set optim.layer_decay_by to layer") from error
-    parts = _timm_groups(peer, coarse=True)
-    stages = [f"network.{row['module']}." for row in peer.network.feature_info[-num_levels:]]
+    parts = _timm_groups(timm_model, coarse=True)
+    stages = [f"network.{row['module']}." for row in timm_model.network.feature_info[-num_levels:]]
     ends = [max((i for n, i in parts.items() if n.startswith(s)), default=-1) for s in stages]
     if ends != sorted(set(ends)) or ends[0] < 0:
         raise ValueError(
-            f"the parameters of {peer.name} cannot be told apart by stage; set "
+            f"the parameters of {timm_model.name} cannot be told apart by stage; set "
             "optim.layer_decay_by to layer"
         )
     # timm counts what follows the last stage as part of it, or of the head.
-    names = [name for name, _ in peer.named_parameters()]
+    names = [name for name, _ in timm_model.named_parameters()]
     end = max(n for n, name in enumerate(names) if name.startswith(stages[-1]))
     ids = {}
     for name in names[: end + 1]:
@@ -125,21 +125,21 @@ def _ids_of_peer(peer: TimmNetwork, by: DecayBy) -> tuple[dict[str, int], int]:
     return ids, max(last, num_levels + 1)
 
 
-def _timm_groups(peer: TimmNetwork, *, coarse: bool) -> dict[str, int]:
+def _timm_groups(timm_model: TimmNetwork, *, coarse: bool) -> dict[str, int]:
     from timm.models import group_parameters
 
-    if not hasattr(peer.network, "group_matcher"):
+    if not hasattr(timm_model.network, "group_matcher"):
         raise ValueError(
-            f"timm has no groups of layers for {peer.name}; set optim.layer_decay to 1"
+            f"timm has no groups of layers for {timm_model.name}; set optim.layer_decay to 1"
         )
-    matcher = peer.network.group_matcher(coarse=coarse)
-    groups = group_parameters(peer.network, matcher, reverse=True)
+    matcher = timm_model.network.group_matcher(coarse=coarse)
+    groups = group_parameters(timm_model.network, matcher, reverse=True)
     return {f"network.{name}": int(group) for name, group in groups.items()}
 
 
 _BACKBONES: dict[type[nn.Module], Callable[[Any, DecayBy], tuple[dict[str, int], int]]] = {
     Network: _ids_of_ours,
-    TimmNetwork: _ids_of_peer,
+    TimmNetwork: _ids_of_timm,
 }
 
 

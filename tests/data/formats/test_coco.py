@@ -216,7 +216,7 @@ def test_classes_of_both_files_meet_by_name(tmp_path: Path) -> None:
 
 def test_of_real_data(shared_data: Path) -> None:
     known = facts(open_dataset(str(shared_data / "nuclei_instances")))
-    assert (known.num_train, known.num_objects, known.most_objects) == (192, 7627, 313)
+    assert (known.num_train, known.num_objects, known.max_objects) == (192, 7627, 313)
     assert known.has_masks
     assert not facts(open_dataset(str(shared_data / "bccd_boxes"))).has_masks
     crowded = open_dataset(str(shared_data / "coco_mini_cc"))

@@ -34,7 +34,7 @@ from convnext.cli import main
 from convnext.deploy import export as module
 from convnext.deploy.export import ExportSettings, ExportSpec
 from convnext.deploy.runtimes import is_exported, need, open_exported
-from convnext.deploy.verify import MOST_LOST, judge
+from convnext.deploy.verify import MAX_LOST, judge
 from convnext.tasks import task_class
 from convnext.tasks.exporting import export
 from convnext.tasks.trained import open_model
@@ -270,7 +270,7 @@ def test_a_file_that_fails_its_proof_is_not_kept(
         (1e-5, 1.0, None, None, 32, "fp32", ""),
         (1e-2, 1.0, None, None, 32, "fp32", "differs by 0.01"),
         (float("nan"), 1.0, None, None, 32, "fp32", "differs by nan"),
-        (0.3, 0.99, 80.0, 80.0 - MOST_LOST, 500, "int8", ""),
+        (0.3, 0.99, 80.0, 80.0 - MAX_LOST, 500, "int8", ""),
         (0.3, 0.99, 80.0, 79.0, 500, "int8", "1.00 points"),
         (0.3, 0.80, 80.0, 79.9, 100, "int8", "80.0 %"),
     ],

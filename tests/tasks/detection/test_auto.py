@@ -21,7 +21,7 @@ FACTS = DataFacts(
     num_empty=0,
     num_classes=3,
     num_objects=2_000,
-    most_objects=30,
+    max_objects=30,
     has_masks=True,
     image_height=480,
     image_width=640,
@@ -78,7 +78,7 @@ def test_anchors_fit_small_objects(
     [
         ({"detect.anchor_scale": 8.0}, {"object_sides": (0.02, 0.03, 0.1)}, "anchor_scale 1"),
         ({"detect.anchor_scale": 0.2}, {}, "larger --detect.anchor_scale"),
-        ({"detect.max_detections": 100}, {"most_objects": 313}, "max_detections 500"),
+        ({"detect.max_detections": 100}, {"max_objects": 313}, "max_detections 500"),
         ({"optim.batch_size": 500}, {}, "--optim.batch_size"),
     ],
 )
@@ -89,6 +89,6 @@ def test_warnings_say_what_to_do(changes: dict[str, Any], facts: dict[str, Any],
 
 
 def test_many_objects_raise_the_limit() -> None:
-    recipe, _ = resolve(DETECT, replace(FACTS, most_objects=313), CPU)
+    recipe, _ = resolve(DETECT, replace(FACTS, max_objects=313), CPU)
     assert recipe.detect.max_detections == 500
     assert recipe.detect.num_proposals == 1000  # type: ignore[comparison-overlap]

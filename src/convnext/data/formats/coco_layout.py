@@ -32,13 +32,13 @@ ACCEPTED = (
     "val2017/, {train,valid}/_annotations.coco.json, or one .json, of which a share is held out"
 )
 # `convnext data --fix` keeps the original under this name, which is not read.
-KEPT = ".before-fix"
+BACKUP_SUFFIX = ".before-fix"
 # Number of images to look for in each candidate folder.
 NUM_TRIED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class CocoFiles:
     """The files of a data set."""
 
     train: Path
@@ -53,14 +53,14 @@ def is_detection(root: Path) -> bool:
     return root.is_dir() and _of_split(root, "train") is not None
 
 
-def find(root: Path) -> Found:
+def find(root: Path) -> CocoFiles:
     """Return the json files of a data set.
 
     Raises:
         ValueError: If there are none.
     """
     if root.is_file():
-        return Found(train=root, val=None)
+        return CocoFiles(train=root, val=None)
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}")
     train, val = _of_split(root, "train"), _of_split(root, "val")
@@ -69,11 +69,11 @@ def find(root: Path) -> Found:
         if len(candidates) != 1:
             listed = f"; it has {', '.join(c.name for c in candidates[:5])}" if candidates else ""
             raise ValueError(f"{root} has no json of training objects{listed}; {ACCEPTED}")
-        return Found(train=candidates[0], val=None)
+        return CocoFiles(train=candidates[0], val=None)
     notes: tuple[str, ...] = ()
     if val is not None and "test" in (val.parent.name, *re.split(r"[\W_\d]+", val.stem)):
         notes = (f"{val.relative_to(root)} is used for validation",)
-    return Found(train=train, val=val, notes=notes)
+    return CocoFiles(train=train, val=val, notes=notes)
 
 
 def image_root(file: CocoFile, root: Path, split: str) -> Path:
@@ -107,4 +107,4 @@ def _of_split(root: Path, split: str) -> Path | None:
 
 
 def _json_files(root: Path, pattern: str) -> list[Path]:
-    return sorted(path for path in root.glob(pattern) if KEPT not in path.name)
+    return sorted(path for path in root.glob(pattern) if BACKUP_SUFFIX not in path.name)

@@ -42,13 +42,13 @@ def choose_parts(names: Sequence[str], notes: list[str]) -> list[str]:
     Names without a split are for training. If several are for validation, such as "val" and "test",
     one is chosen. Choices that the names do not make obvious are added to `notes`.
     """
-    told = [part_of(name) or "train" for name in names]
-    taken, *others = [name for name in VAL_NAMES if name in told] or ["val"]
+    parts = [part_of(name) or "train" for name in names]
+    taken, *others = [name for name in VAL_NAMES if name in parts] or ["val"]
     if taken != "val":
         notes.append(f"shards named {taken} are used for validation")
     notes += [f"shards named {name} are not used" for name in others]
     meaning = {"train": "train", taken: "val"}
-    return [meaning.get(part, "") for part in told]
+    return [meaning.get(part, "") for part in parts]
 
 
 def find_shards(root: Path, tars: Sequence[Path]) -> Found:

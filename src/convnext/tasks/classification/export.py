@@ -18,8 +18,8 @@ from convnext.deploy.export import ExportSpec
 from convnext.deploy.fold import fold
 from convnext.deploy.formats import ExportSettings
 from convnext.deploy.graphs import (
-    LEAST_SIDE,
-    MOST_SIDE,
+    MAX_SIDE,
+    MIN_SIDE,
     as_given,
     image_blueprint,
     image_graph,
@@ -60,7 +60,7 @@ def export_spec(
             pre,
             settings,
             size=(side, side),
-            open_sides=(LEAST_SIDE, MOST_SIDE) if whole else None,
+            open_sides=(MIN_SIDE, MAX_SIDE) if whole else None,
         )
 
     def split(name: str) -> Any:

@@ -78,9 +78,9 @@ def _choose_heads(c: Resolver, facts: DataFacts) -> None:
     if c.large:
         scale, why = SCALE, "the paper's"
     c.choose("detect.anchor_scale", scale, why)
-    many = facts.most_objects > 100
-    limit = 100 if not many else math.ceil(1.5 * facts.most_objects / 100) * 100
-    why = f"up to {facts.most_objects:,} objects per image" if many else "COCO's limit"
+    many = facts.max_objects > 100
+    limit = 100 if not many else math.ceil(1.5 * facts.max_objects / 100) * 100
+    why = f"up to {facts.max_objects:,} objects per image" if many else "COCO's limit"
     limit = c.choose("detect.max_detections", limit, why)
     c.choose("detect.num_proposals", max(300, 2 * limit) if small else 1000, reason)
     c.choose("detect.rpn_batch_size", 256, "the paper's")
@@ -130,11 +130,11 @@ def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:
             f"the largest anchor is {largest / 2:.0f} pixels wide. Try a larger "
             "--detect.anchor_scale or a smaller --input.image_size"
         )
-    if facts.most_objects > r["detect.max_detections"]:
+    if facts.max_objects > r["detect.max_detections"]:
         found.append(
-            f"an image has {facts.most_objects:,} objects, but at most "
+            f"an image has {facts.max_objects:,} objects, but at most "
             f"{r['detect.max_detections']:,} are reported. Try --detect.max_detections "
-            f"{math.ceil(1.5 * facts.most_objects / 100) * 100}"
+            f"{math.ceil(1.5 * facts.max_objects / 100) * 100}"
         )
     return (*found, *warn_of_batch(r, facts.num_train, 4))
 

@@ -35,7 +35,7 @@ from convnext.tasks.detection.render import draw_detections
 from convnext.tasks.predict import Predictor
 from convnext.tasks.trained import Opened
 
-Form = Literal["png", "jpg", "none"]
+OverlayFormat = Literal["png", "jpg", "none"]
 SCORE = 0.5
 """Minimum score of the objects shown: below it, boxes are more often wrong than right."""
 
@@ -170,13 +170,13 @@ class ObjectPredictor(Predictor[Detections]):
         score: float | None = None,
         nms: float | None = None,
         max_detections: int | None = None,
-        overlays: Form = "png",
+        overlays: OverlayFormat = "png",
         names: bool = True,
         ids: str | Path | None = None,
     ) -> None:
         super().__init__(own, output)
-        if overlays not in get_args(Form):
-            known = ", ".join(get_args(Form))
+        if overlays not in get_args(OverlayFormat):
+            known = ", ".join(get_args(OverlayFormat))
             raise ValueError(f"overlays must be one of {known}, not {overlays!r}")
         self.overlays, self.has_names, self.ids = overlays, names, ids
         self.network = change_detector(

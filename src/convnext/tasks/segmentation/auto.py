@@ -81,9 +81,9 @@ def _choose_schedule(c: Resolver, n: int) -> None:
     if steps := c["schedule.steps"]:
         epochs = max(1, round(steps * c["optim.batch_size"] / n))
         c.choose("schedule.epochs", epochs, f"{steps:,} steps")
-        if told := c["schedule.warmup_steps"]:
-            warmup = two_digits(told * c["optim.batch_size"] / n)
-            c.choose("schedule.warmup_epochs", warmup, f"{told:,} steps")
+        if warmup_steps := c["schedule.warmup_steps"]:
+            warmup = two_digits(warmup_steps * c["optim.batch_size"] / n)
+            c.choose("schedule.warmup_epochs", warmup, f"{warmup_steps:,} steps")
         c.choose("schedule.warmup_epochs", two_digits(epochs / 20), "a twentieth of the run")
         return
     images = 160_000 * 16 if c.large else 12_000 if c.scratch else 8_000

@@ -36,7 +36,7 @@ from convnext.tasks.segmentation.metric import class_iou, count_confusion
 from convnext.tasks.segmentation.scores import inference_of
 from convnext.weights.checkpoint import Card, setting_of
 
-LEAST_ANY, MOST_ANY = 64, 16384
+MIN_ANY, MAX_ANY = 64, 16384
 """Sides of images of any size. The min is two positions of the coarsest map, since torch's exporter
 treats a single one as a special case. Smaller images are padded with the mean color."""
 
@@ -75,7 +75,7 @@ def export_spec(
             # conditions in torch's exporter.
             spell_norms=is_open and is_half,
         )
-        sides = (LEAST_ANY, MOST_ANY) if is_open else None
+        sides = (MIN_ANY, MAX_ANY) if is_open else None
         return image_blueprint(graph, pre, settings, size=size, open_sides=sides)
 
     def cut(image: Image.Image) -> Tensor:
@@ -198,7 +198,7 @@ def filled_size(graph: dict[str, Any], height: int, width: int) -> tuple[int, in
     """Return the height and width to which images are padded for a file."""
     if graph["size"] is not None:
         return graph["size"][0], graph["size"][1]
-    return max(height, LEAST_ANY), max(width, LEAST_ANY)
+    return max(height, MIN_ANY), max(width, MIN_ANY)
 
 
 def mean_pixel(card: Card) -> Tensor:

@@ -32,7 +32,7 @@ from convnext.tasks.segmentation.render import (
 from convnext.tasks.segmentation.scores import choose_inference
 from convnext.tasks.trained import Opened
 
-Form = Literal["png", "jpg", "none"]
+OverlayFormat = Literal["png", "jpg", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +133,12 @@ class PixelPredictor(Predictor[Segmentation]):
         whole: bool = False,
         multi_scale: bool = False,
         flip: bool = False,
-        overlays: Form = "png",
+        overlays: OverlayFormat = "png",
         alpha: float = 0.55,
     ) -> None:
         super().__init__(own, output)
-        if overlays not in get_args(Form):
-            known = ", ".join(get_args(Form))
+        if overlays not in get_args(OverlayFormat):
+            known = ", ".join(get_args(OverlayFormat))
             raise ValueError(f"overlays are {overlays!r}, but must be of {known}")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}, but must be from 0 to 1")

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from convnext.atomic import write_text
 from convnext.data.formats.coco import UNUSED, CocoFile, load_json, read_coco
-from convnext.data.formats.coco_layout import KEPT, find, image_root
+from convnext.data.formats.coco_layout import BACKUP_SUFFIX, find, image_root
 from convnext.data.formats.records import Fault, Objects, Record
 from convnext.data.images import BadImage, read_header
 from convnext.data.threads import for_each
@@ -249,7 +249,9 @@ def _sizes(folder: Path, names: list[str], console: Console | None) -> dict[str,
 def _keep(path: Path) -> Path:
     """Copy a file to an unused name; return its path."""
     for number in itertools.count(1):
-        kept = path.with_name(f"{path.stem}{KEPT}{'' if number == 1 else f'-{number}'}.json")
+        kept = path.with_name(
+            f"{path.stem}{BACKUP_SUFFIX}{'' if number == 1 else f'-{number}'}.json"
+        )
         try:
             handle = os.open(kept, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:

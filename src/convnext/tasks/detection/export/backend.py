@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from convnext.deploy.backends import PLAIN, Backend
 from convnext.deploy.fold import fold
-from convnext.deploy.optimize import MOST, Measured, TunedNetwork, Tuner, cache_key
+from convnext.deploy.optimize import TOLERANCE, Measured, TunedNetwork, Tuner, cache_key
 from convnext.hardware.devices import AMP_DTYPES, autocast
 from convnext.hardware.peak_rates import has_fast_bf16
 from convnext.hardware.timer import medians
@@ -44,7 +44,7 @@ NUM_COMPARED = 50
 # Time limit of the rounds with slow images.
 TIMED_S = 12.0
 
-Found = list[dict[str, Tensor]]
+Detected = list[dict[str, Tensor]]
 
 
 class FastDetector(TunedNetwork):
@@ -179,14 +179,14 @@ def search_detector(
 ) -> FastDetector:
     """Measure all backends of a detector on images (C, H, W); return the fastest correct one."""
     device = images[0].device
-    expected: Found = model(list(images), paste=False)
+    expected: Detected = model(list(images), paste=False)
     start = replace(PLAIN, precision=precision if precision in AMP_DTYPES else "fp32")  # type: ignore[arg-type]
 
     def compare(backend: Backend, candidate: FastDetector) -> Parity:
         share = agreement(candidate(images, paste=False), expected, backend.precision)
         return Parity(
             distance_of_parts(candidate, model, images),
-            MOST[backend.precision],
+            TOLERANCE[backend.precision],
             failure=wrong(backend, share, 0.0),
             remark=f", {100 * share:.1f} % found again",
         )
@@ -209,7 +209,7 @@ def search_detector(
 
 def wrong(backend: Backend, share: float, apart: float) -> str:
     """Return why a backend is not correct, given its agreement and distance; empty if it is."""
-    if not apart <= MOST[backend.precision]:
+    if not apart <= TOLERANCE[backend.precision]:
         return f"outputs differ by {apart:.1e}"
     if share < MIN_FOUND[backend.precision]:
         return f"finds {100 * share:.1f} % of the network's detections"
@@ -250,7 +250,7 @@ def _flat(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat([m.float().flatten() for m in maps])
 
 
-def agreement(found: Found, expected: Found, precision: str = "fp32") -> float:
+def agreement(found: Detected, expected: Detected, precision: str = "fp32") -> float:
     """Return the fraction of detections that both have, weighted by score; 1 if neither has any.
 
     The other side has a detection if it has one of the same class with an IoU of at least 0.9 and

@@ -22,8 +22,8 @@ from convnext.deploy.export import ExportSpec
 from convnext.deploy.fold import fold
 from convnext.deploy.formats import Blueprint, ExportSettings, Given, Masks
 from convnext.deploy.graphs import (
-    LEAST_SIDE,
-    MOST_SIDE,
+    MAX_SIDE,
+    MIN_SIDE,
     FittedImage,
     as_given,
     example_images,
@@ -198,7 +198,7 @@ def detector_blueprint(model: Detector, card: Card, settings: ExportSettings) ->
     graph = DetectorFile(on_canvas, pre, settings, masks=masks, mask_threshold=threshold).eval()
     image, names = example_images(pre, settings, 1, settings.size), output_names(masks)
     if settings.inside == "full":
-        dims = open_dims(settings, LEAST_SIDE, MOST_SIDE)
+        dims = open_dims(settings, MIN_SIDE, MAX_SIDE)
         return Blueprint(graph=graph, examples=(image,), open_dims=(dims,), outputs=names)
     return Blueprint(
         graph=graph,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from convnext.data.tensors import to_batch
 from convnext.deploy.runtimes import Exported
-from convnext.deploy.verify import ENOUGH_IMAGES, MOST_LOST, Comparison, Proof, Verdict, metric_row
+from convnext.deploy.verify import ENOUGH_IMAGES, MAX_LOST, Comparison, Proof, Verdict, metric_row
 from convnext.tasks.detection.export.exported import OnCanvas, open_network
 from convnext.tasks.detection.inference import Detections, detect
 from convnext.tasks.detection.metric import Metric
@@ -311,8 +311,8 @@ def judge_detections(
     if num_images >= ENOUGH_IMAGES:
         pairs = ((before, after, "box"), (compared.mask_before, compared.mask_after, "mask"))
         for old, new, name in pairs:
-            if old is not None and new is not None and old - new > MOST_LOST:
-                return f"{old - new:.2f} points of {name} AP are lost, more than {MOST_LOST}"
+            if old is not None and new is not None and old - new > MAX_LOST:
+                return f"{old - new:.2f} points of {name} AP are lost, more than {MAX_LOST}"
         if before is not None:
             return ""
     if compared.matched < MIN_MATCHED[precision]:
