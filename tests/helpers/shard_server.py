@@ -63,6 +63,7 @@ class Server:
     def __init__(self, folder):
         self.folder = folder
         self.faults = {}
+        self.declares_length = True
         self.requests = Counter()
         self.closing = threading.Event()
         outer = self
@@ -84,6 +85,10 @@ class Server:
                     self.send_error(fault)
                 else:
                     super().do_GET()
+
+            def send_header(self, keyword, value):
+                if outer.declares_length or keyword != "Content-Length":
+                    super().send_header(keyword, value)
 
             def log_message(self, *arguments):
                 pass
@@ -115,6 +120,26 @@ def serve(monkeypatch):
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A function (file name, seconds): only requests of this file have so short a timeout.
+
+    A healthy answer may take long on a busy machine, so the others keep theirs.
+    """
+
+    def shorten(name, seconds):
+        usual = store.Store._filesystem
+
+        def filesystem(self, url):
+            if url.endswith(f"/{name}"):
+                return store.open_filesystem(url, timeout=seconds)
+            return usual(self, url)
+
+        monkeypatch.setattr(store.Store, "_filesystem", filesystem)
+
+    return shorten
 
 
 @pytest.fixture

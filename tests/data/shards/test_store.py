@@ -134,6 +134,27 @@ def test_a_file_longer_than_its_index_says_is_not_taken(served, make_store, tmp_
     assert not list((tmp_path / "cache").rglob(".*.bin.*"))
 
 
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_file_of_unknown_size_stays_within_the_limit(served, make_store, tmp_path, declared):
+    served.declares_length = declared
+    unknown = [remote(served, name, num_bytes=None, sha256="") for name in "ab"]
+    with pytest.raises(Unavailable, match=r"more than 100,000 bytes, .*--loader.shard_cache_gb"):
+        make_store(limit_gb=1e-4).get(unknown[0])
+    assert served.requests["a"] == 1
+    assert not [path for path in (tmp_path / "cache").rglob("*.bin*") if path.is_file()]
+    store = make_store(limit_gb=1.5 * len(CONTENT) / 1e9)
+    store.forget_failures()
+    paths = [store.get(file) for file in unknown]
+    assert [path.exists() for path in paths] == [False, True]
+
+
+def test_an_index_has_a_limit(served, make_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "MAX_INDEX_BYTES", 1000)
+    with pytest.raises(Unavailable, match="more than 1,000 bytes, the limit of an index"):
+        make_store().download(remote(served, num_bytes=None), tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
 def test_a_size_beyond_the_room_removes_nothing(served, make_store):
     make_store().get(remote(served, "b"))
     small = make_store(limit_gb=0.0002)
@@ -146,7 +167,7 @@ def test_a_size_beyond_the_room_removes_nothing(served, make_store):
 def test_a_trickle_is_given_up(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(store_module.time, "monotonic", lambda: clock[0])
-    watch = store_module.make_watch(max_bytes=10**9, patience=1.0)
+    watch = store_module.make_watch(max_bytes=10**9, reason="", patience=1.0)
     for _ in range(3):
         clock[0] += 2.0
         watch.relative_update(10_000)

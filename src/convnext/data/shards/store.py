@@ -40,6 +40,8 @@ TOUCH_EVERY = 60.0
 DISK_SHARE = 0.5
 # A download below this many bytes per second, over this many timeouts, is given up.
 SLOWEST, WINDOW = 1_000, 5
+# The maximum size of an index or a list: a million shards with long URLs.
+MAX_INDEX_BYTES = 500_000_000
 # Copies have a subfolder of the user's folder and distinctive names. Other files are never touched.
 OWN_FOLDER = "convnext-shards"
 OWN_NAME = re.compile(r"\.?[0-9a-f]{32}\.(bin|failed|short)(\..+)?")
@@ -150,14 +152,14 @@ class Store:
         return path
 
     def download(self, file: Remote, path: Path) -> None:
-        """Fetch a file to a path, replacing any file there.
+        """Fetch the file of an index, or a list, to a path, replacing any file there.
 
         Raises:
             Missing: If there is no such file.
             Unavailable: If it cannot be fetched.
         """
         self._own()
-        self._fetch(file, path)
+        self._fetch(file, path, MAX_INDEX_BYTES, "the limit of an index")
 
     def prefetch(self, files: Iterable[Remote]) -> None:
         """Fetch files in a thread of this process, in order; failures are raised on use.
@@ -218,7 +220,12 @@ class Store:
             reason = mark.read_text(encoding="utf-8")
             self._remember(file, Unavailable(reason), FORGET_AFTER - age)
         try:
-            self._fetch(file, path)
+            if file.num_bytes is not None:
+                self._fetch(file, path, file.num_bytes, "the limit in its index")
+            else:
+                reason = "the limit of the cache (--loader.shard_cache_gb)"
+                self._fetch(file, path, self.limit(), reason)
+                self._make_room(0)  # Now its size is known.
         except Unavailable as error:
             write_text(mark, str(error))
             say(f"{file.url} is left out for now: {error}")
@@ -228,8 +235,8 @@ class Store:
         self._failed[file.key] = (time.monotonic() + seconds, error)
         raise error
 
-    def _fetch(self, file: Remote, path: Path) -> None:
-        """Fetch a file, with retries; wait twice as long after each."""
+    def _fetch(self, file: Remote, path: Path, max_bytes: int, reason: str) -> None:
+        """Fetch a file of up to `max_bytes`, with retries; wait twice as long after each."""
         filesystem = self._filesystem(file.url)
         tries, length, room = self.retries + 1, -1, self._room()
         # Check before removing copies for a file that can never fit.
@@ -237,13 +244,14 @@ class Store:
             raise Unavailable(
                 f"its index says {file.num_bytes:,} bytes, but {self.folder} has room for {room:,}"
             )
-        max_bytes = room if file.num_bytes is None else file.num_bytes
         for attempt in range(tries):
             try:
                 self._make_room(file.num_bytes or 0)
                 with atomic_write(path) as temporary:
                     try:
-                        watch = make_watch(max_bytes=max_bytes, patience=self.timeout)
+                        watch = make_watch(
+                            max_bytes=max_bytes, reason=reason, patience=self.timeout
+                        )
                         filesystem.get_file(file.url, str(temporary), callback=watch)
                     except FileNotFoundError as error:
                         raise Missing("there is no such file") from error
@@ -343,11 +351,11 @@ def open_filesystem(url: str, *, timeout: float) -> Any:
         raise ValueError(f"{url}: the protocol {protocol}:// is not known to fsspec") from error
 
 
-def make_watch(*, max_bytes: int, patience: float) -> Any:
+def make_watch(*, max_bytes: int, reason: str, patience: float) -> Any:
     """Return a callback of fsspec that stops endless downloads.
 
-    It raises ValueError beyond `max_bytes` bytes, and TimeoutError if less than `SLOWEST` bytes per
-    second arrived in the last `WINDOW` times `patience` seconds.
+    It raises Unavailable if more than `max_bytes` are declared or received, and TimeoutError if
+    less than `SLOWEST` bytes per second arrived in the last `WINDOW` times `patience` seconds.
     """
     from fsspec.callbacks import Callback  # type: ignore[import-untyped]
 
@@ -357,8 +365,8 @@ def make_watch(*, max_bytes: int, patience: float) -> Any:
             self.since, self.before = time.monotonic(), 0
 
         def call(self, *_: Any, **__: Any) -> None:
-            if self.value > max_bytes:
-                raise ValueError(f"it has more than {max_bytes:,} bytes, the limit")
+            if max(self.value, self.size or 0) > max_bytes:
+                raise Unavailable(f"it has more than {max_bytes:,} bytes, {reason}")
             seconds = time.monotonic() - self.since
             if seconds > WINDOW * patience:
                 if self.value - self.before < SLOWEST * seconds:
