@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from shard_server import patience
 from torch.utils.data import DataLoader
 
 from convnext.data.images import BadImage
@@ -146,11 +145,13 @@ def test_what_looks_at_the_data_fetches_two_shards_at_most(indexed, serve, loade
 @pytest.mark.parametrize("fault", [500, 30.0, 404])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_that_cannot_be_had_is_replaced_and_counted(
-    indexed, serve, loader, quiet, fault, workers
+    indexed, serve, loader, quiet, impatient, fault, workers
 ):
     server = serve(indexed)
     server.faults["train-000002.tar"] = [fault]
-    loader = replace(loader, timeout=patience(fault), retries=1)
+    loader = replace(loader, timeout=30.0, retries=1)
+    if isinstance(fault, float):
+        impatient("train-000002.tar", 0.5)
     data = open_dataset(server.url, loader=loader, console=quiet)
     lost = data.train.shard_sizes[2]
     first = sum(data.train.shard_sizes[:2])
