@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.data.crops import Box, Draw, decode_crop, to_pixels
+from convnext.data.formats.splits import source_of
 from convnext.data.images import BadImage, Header, Mode, as_mode, decode, read_header
 
 
@@ -171,6 +172,8 @@ class Found:
     """See `ClassificationData`; not repeated in `notes`."""
     take: Callable[[Sequence[int]], Samples]
     """Returns some of the images as samples."""
+    test: Sequence[int] | None = None
+    """The images of a test split, which neither training nor validation uses."""
 
     def with_train(self, train: Sequence[int]) -> Found:
         """Return the same with fewer training images."""
@@ -186,11 +189,44 @@ def held_out(names: Sequence[str], share: float) -> set[str]:
     """Return the names with the smallest hashes: a share of them, at least one, never all.
 
     The result depends on the names alone, not on a seed or an order, and hardly changes when
-    images are added.
+    images are added. Augmented copies of one image stay together.
     """
-    count = max(1, round(share * len(names))) if len(names) > 1 else 0
-    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-    return set(ranked[: min(count, len(names) - 1)])
+    return {names[i] for i in held_out_positions(names, share)}
+
+
+def held_out_positions(names: Sequence[str], share: float) -> list[int]:
+    """Return the positions of the names that are held out, in the order of their hashes.
+
+    Augmented copies of one image stay together: a group is held out as a whole, or not at all.
+    """
+    groups: dict[str, list[int]] = {}
+    for position, name in enumerate(names):
+        groups.setdefault(source_of(name), []).append(position)
+    ranked = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())
+    count = max(1, round(share * len(names)))
+    held: list[int] = []
+    for name in ranked[:-1]:  # At least one group stays.
+        if len(held) >= count:
+            break
+        held += groups[name]
+    return held
+
+
+def num_copies(names: Sequence[str]) -> tuple[int, int]:
+    """Return how many names are augmented copies, and of how many images."""
+    sources = [source for name in names if (source := source_of(name)) != name]
+    return len(sources), len(set(sources))
+
+
+def note_copies(names: Sequence[str]) -> list[str]:
+    """Return a note on augmented copies of images, for a split that we make; [] without any."""
+    copies, sources = num_copies(names)
+    if copies <= sources:
+        return []
+    return [
+        f"{copies:,} images are augmented copies of {sources:,} by their names (.rf.): the copies "
+        "of an image are in the same split"
+    ]
 
 
 class Sources(Protocol):

@@ -31,19 +31,21 @@ def test_folders_with_a_split(make_folder):
     assert data.notes == ()
 
 
-@pytest.mark.parametrize("name", ["validation", "valid", "test"])
+@pytest.mark.parametrize("name", ["validation", "valid", "dev", "Val_Set"])
 def test_other_names_of_the_validation_part_are_accepted_and_said(make_folder, name):
     root = make_folder({"train/a": 2, "train/b": 2, f"{name}/a": 1, f"{name}/b": 1})
     data = open_dataset(str(root))
     assert len(data.val) == 2
-    assert data.notes == (f"{name}/ is used for validation",)
+    assert data.notes == (f"{name}/ is the val split",)
 
 
 def test_a_test_part_beside_a_validation_part_is_left_alone(make_folder):
     root = make_folder({f"{part}/{c}": 2 for part in ("train", "val", "test") for c in "ab"})
     data = open_dataset(str(root))
     assert all(f"{os.sep}val{os.sep}" in s for s in sources(data.val))
-    assert data.notes == ("test/ is not used",)
+    assert data.notes == ("4 images of the test split are used neither to train nor to validate",)
+    assert data.test is not None
+    assert all(f"{os.sep}test{os.sep}" in s for s in sources(data.test))
 
 
 def test_nested_files_count_and_hidden_ones_do_not(make_folder, noise):
@@ -143,7 +145,10 @@ def test_a_class_that_training_lacks_is_refused_unless_one_only_looks(make_folde
             {"train": 3, "val": 2},
             r"no class folders with images in .*train: it holds 3 files \.png",
         ),
-        ({"inner/train/a": 2, "inner/val/a": 2}, "is not the data set itself; give .*inner"),
+        (
+            {f"{name}/{part}/{c}": 1 for name in "xy" for part in ("train", "val") for c in "ab"},
+            "holds several data sets: x/, y/; give one of them",
+        ),
         ({"train/a": 2, "train/b": 2, "val/a": 0}, "no images for validation"),
         ({"a": 1, "b": 1}, "no images for validation"),
     ],

@@ -1,90 +1,257 @@
-"""Class folders: images in folders that are named after their classes."""
+"""Class folders: images in folders that are named after their classes.
+
+train/CLASS/*  val/CLASS/*  test/CLASS/*   also Training, seg_train, validate, dev, Testing ...
+CLASS/*                                    without a split
+CLASS/train/*  CLASS/test/*                the split inside each class
+"""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from convnext.data.formats.splits import Split, is_plain_name, is_reserved, split_of, splits_among
 from convnext.data.images import readable_extensions
 from convnext.data.samples import FolderSamples, Found, Samples
 
+# Names of the validation part of shards and tables.
 VAL_NAMES = ("val", "validation", "valid", "test")
 LAYOUTS = (
     "accepted are train/CLASS/* with val/CLASS/*, CLASS/* without a split, shards train-*.tar "
     "with val-*.tar, a CSV with the columns path and label, or the word digits"
 )
+_PARTS: tuple[Split, ...] = ("train", "val", "test")
+# A folder is searched for the data set inside it only if it has few folders.
+_MAX_FOLDERS = 100
 
 
-def is_split(folders: dict[str, Path]) -> bool:
-    """Tell a training split from a class called "train", next to bus/ and car/ for example."""
-    if "train" not in folders:
-        return False
-    has_classes = any(p.is_dir() for p in listing(folders["train"]))
-    return has_classes or any(name in folders for name in VAL_NAMES)
+@dataclass(kw_only=True)
+class _Part:
+    """The images of a split."""
+
+    folder: Path
+    files: dict[str, list[str]]
+    """Of each class, relative to `folder`."""
+    loose: list[str] = field(default_factory=list)
+    """Images outside class folders."""
 
 
-def find_split(root: Path, folders: dict[str, Path]) -> Found:
-    """List train/CLASS/* and val/CLASS/* in `root`, whose `subfolders` are `folders`.
+def split_folders(root: Path) -> tuple[dict[Split, Path], list[str]]:
+    """Return the folders of the splits in a folder, and notes on the others; {} without a split.
+
+    A training folder counts if it has class folders, or another split is beside it: a class may be
+    called "train", next to bus/ and car/.
+
+    Raises:
+        ValueError: If two folders could be the same split.
+    """
+    folders = subfolders(root)
+    named = splits_among(folders)
+    if "train" not in named:
+        return {}, []
+    if len(named) == 1 and not any(subfolders(folders[name]) for name in named["train"]):
+        return {}, []
+    found: dict[Split, Path] = {}
+    notes: list[str] = []
+    for split in _PARTS:
+        names = named.get(split, [])
+        if not names:
+            continue
+        exact = [name for name in names if name.lower() == split]
+        if len(names) > 1 and len(exact) != 1:
+            raise ValueError(
+                f"{' and '.join(f'{name}/' for name in names)} in {root} could all be its {split} "
+                f"split; rename the one to use to {split}, or move the others away"
+            )
+        taken = exact[0] if exact else names[0]
+        found[split] = folders[taken]
+        notes += [f"{name}/ is not used, since {taken}/ exists" for name in names if name != taken]
+    return found, notes
+
+
+def find_root(root: Path) -> tuple[Path, list[str]]:
+    """Return the folder of the data set in `root`, often `root` itself, and notes on the choice.
+
+    A folder is entered if it is the only one with a data set, such as data/ in a repository.
+
+    Raises:
+        ValueError: If several folders in it are data sets.
+    """
+    if split_folders(root)[0]:
+        return root, []
+    folders = subfolders(root)
+    if not folders or len(folders) > _MAX_FOLDERS:
+        return root, []
+    with_split = [p for p in folders.values() if split_folders(p)[0]]
+    if with_split and not any(subfolders(split_folders(p)[0]["train"]) for p in with_split):
+        return root, []  # CLASS/train/*
+    if len(with_split) > 1:
+        names = ", ".join(f"{p.name}/" for p in with_split[:5])
+        raise ValueError(f"{root} holds several data sets: {names}; give one of them")
+    if with_split:
+        inner = with_split[0]
+    else:
+        with_images = [p for p in folders.values() if _has_images(p)]
+        general = [p for p in with_images if is_plain_name(p.name) or len(with_images) == 1]
+        general = [p for p in general if sum(map(_has_images, subfolders(p).values())) > 0]
+        if len(general) != 1 or any(_is_image(p) for p in listing(general[0])):
+            return root, []
+        inner = general[0]
+        if len(with_images) > 1 and not is_plain_name(inner.name):
+            return root, []
+    left = {p.name: _num_images(p) for p in folders.values() if p != inner}
+    note = f"the data set is in {inner.name}/"
+    if any(left.values()):
+        others = ", ".join(f"{name}/ ({n:,} images)" for name, n in left.items() if n)
+        note += f"; left out: {others}"
+    below, notes = find_root(inner)
+    return below, [note, *notes]
+
+
+def find_folders(root: Path, *, any_names: bool = False) -> Found:
+    """List the class folders in `root`, or in the only data set inside it.
+
+    Args:
+        root: The folder.
+        any_names: Accept names of splits and of annotations as classes.
+
+    Raises:
+        ValueError: If there is no class folder with images, or it is not clear what they are.
+    """
+    if any_names:
+        return find_plain(root)
+    root, notes = find_root(root)
+    folders, more = split_folders(root)
+    if folders:
+        return find_split(root, folders, [*notes, *more])
+    return find_plain(root, notes=notes, check=True)
+
+
+def find_split(root: Path, folders: Mapping[Split, Path], notes: Sequence[str] = ()) -> Found:
+    """List the images of train/CLASS/* and the other splits in `root`.
 
     Raises:
         ValueError: If there is no class folder with images.
     """
-    notes: list[str] = []
+    notes = list(notes)
     faults: list[str] = []
-    names = [name for name in VAL_NAMES if name in folders]
-    if names and names[0] != "val":
-        notes.append(f"{folders[names[0]].name}/ is used for validation")
-    notes += [f"{folders[name].name}/ is not used" for name in names[1:]]
-    train_folder = folders["train"]
-    train = _walk(train_folder, faults)
-    val = _walk(folders[names[0]], faults) if names else {}
-    present = {c for part in (train, val) for c, files in part.items() if files}
-    empty = {c for part in (train, val) for c in part} - present
-    classes = _class_names(train_folder, present, empty, faults)
-    keys, labels = [], []
-    for part, folder in ((train, train_folder), (val, folders[names[0]] if names else root)):
+    renamed = [f"{p.name}/ is the {s} split" for s, p in folders.items() if p.name.lower() != s]
+    notes += renamed
+    parts = {split: _read_part(folder, notes, faults) for split, folder in folders.items()}
+    _note_others(root, folders, faults)
+    for split in ("val", "test"):
+        part = parts.get(split)
+        if part and part.loose and not any(part.files.values()):
+            faults.append(
+                f"{part.folder.name}/ has no class folders, so that the classes of its "
+                f"{len(part.loose):,} images are unknown; left out"
+            )
+            del parts[split]
+    _note_loose(parts.values(), faults)
+    test = parts.get("test")
+    known = [part for split, part in parts.items() if split != "test"]
+    present = {c for part in known for c, files in part.files.items() if files}
+    empty = {c for part in parts.values() for c in part.files} - present
+    if test is not None:
+        new = {c for c, files in test.files.items() if files} - present
+        if new:
+            count = sum(len(test.files[c]) for c in new)
+            faults.append(
+                f"classes that only {test.folder.name}/ has, left out with {count:,} images: "
+                + _some(new)
+            )
+        empty -= new
+    classes = _class_names(parts["train"].folder, present, empty, faults)
+    keys: list[str] = []
+    labels: list[int] = []
+    where: dict[str, range] = {}
+    for split, part in parts.items():
+        start, below = len(keys), part.folder.relative_to(root).as_posix()
         for label, name in enumerate(classes):
-            keys += [f"{folder.name}/{file}" for file in part.get(name, ())]
-            labels += [label] * len(part.get(name, ()))
-    num_train = sum(map(len, train.values()))
+            keys += [f"{below}/{file}" for file in part.files.get(name, ())]
+            labels += [label] * len(part.files.get(name, ()))
+        where[split] = range(start, len(keys))
     return Found(
         root=root,
         classes=classes,
         keys=keys,
         labels=labels,
-        train=range(num_train),
-        val=range(num_train, len(keys)) if names else None,
+        train=where["train"],
+        val=where.get("val"),
+        test=where.get("test"),
         notes=tuple(notes),
         faults=tuple(faults),
         take=_taker(root, keys, labels),
     )
 
 
-def find_plain(root: Path) -> Found:
-    """List CLASS/* in `root` as training images without a split.
+def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) -> Found:
+    """List CLASS/* in `root`, as training images unless each class has its own split.
+
+    Args:
+        root: The folder.
+        notes: What is known of it.
+        check: Refuse names of splits and of annotations.
 
     Raises:
-        ValueError: If there is no class folder with images.
+        ValueError: If there is no class folder with images, or these are not classes.
     """
     faults: list[str] = []
-    files = _walk(root, faults)
-    present = {c for c, names in files.items() if names}
-    classes = _class_names(root, present, set(files) - present, faults)
-    keys = [name for c in classes for name in files[c]]
-    labels = [label for label, c in enumerate(classes) for _ in files[c]]
+    part = _walk(root, faults)
+    _note_loose([part], faults)
+    present = {c for c, names in part.files.items() if names}
+    if check:
+        _check_names(root, present)
+    classes = _class_names(root, present, set(part.files) - present, faults)
+    keys = [name for c in classes for name in part.files[c]]
+    labels = [label for label, c in enumerate(classes) for _ in part.files[c]]
+    split = _inner_split(keys) if check else {}
+    if split:
+        notes = (
+            *notes,
+            "every class folder has its own split: " + _some({key.split("/")[1] for key in keys}),
+        )
     return Found(
         root=root,
         classes=classes,
         keys=keys,
         labels=labels,
-        train=range(len(keys)),
-        val=None,
-        notes=(),
+        train=split.get("train", range(len(keys))),
+        val=split.get("val"),
+        test=split.get("test"),
+        notes=tuple(notes),
         faults=tuple(faults),
         take=_taker(root, keys, labels),
     )
+
+
+def _check_names(root: Path, names: set[str]) -> None:
+    """Refuse folders that are named for splits or annotations rather than classes.
+
+    Raises:
+        ValueError: If most of them are.
+    """
+    reserved = sorted(name for name in names if is_reserved(name))
+    if len(reserved) > 1 and 2 * len(reserved) >= len(names):
+        raise ValueError(
+            f"the folders {' and '.join(reserved)} in {root} are named for splits or annotations, "
+            "not for classes: if this is data for segmentation or detection, give --task; if "
+            f"these are classes after all, give --layout class_folders; {LAYOUTS}"
+        )
+
+
+def _inner_split(keys: Sequence[str]) -> dict[Split, list[int]]:
+    """Return the images of each split if all lie in CLASS/SPLIT/; {} if not."""
+    found: dict[Split, list[int]] = {}
+    for index, key in enumerate(keys):
+        split = split_of(key.split("/")[1])
+        if split is None or key.count("/") < 2:
+            return {}
+        found.setdefault(split, []).append(index)
+    return found if "train" in found and len(found) > 1 else {}
 
 
 def _taker(root: Path, keys: list[str], labels: list[int]) -> Callable[[Sequence[int]], Samples]:
@@ -105,9 +272,12 @@ def _class_names(
     if not present:
         raise ValueError(f"no class folders with images in {folder}: {_seen(folder)}; {LAYOUTS}")
     if empty:
-        names = ", ".join(sorted(empty)[:5]) + (" ..." if len(empty) > 5 else "")
-        faults.append(f"class folders without images, left out: {len(empty):,} ({names})")
+        faults.append(f"class folders without images, left out: {len(empty):,} ({_some(empty)})")
     return tuple(sorted(present))
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def _seen(folder: Path) -> str:
@@ -132,23 +302,39 @@ def walk_files(folder: Path) -> list[str]:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
         below = Path(here).relative_to(folder)
-        names += [(below / name).as_posix() for name in files if not name.startswith(".")]
+        names += [(below / name).as_posix() for name in files if not _is_hidden(name)]
     return sorted(names)
 
 
-def _walk(folder: Path, faults: list[str]) -> dict[str, list[str]]:
+def _read_part(folder: Path, notes: list[str], faults: list[str]) -> _Part:
+    """List a split, entering a folder that only repeats its name, as in seg_train/seg_train/."""
+    while True:
+        folders = list(subfolders(folder).values())
+        if len(folders) != 1 or any(map(_is_image, listing(folder))):
+            break
+        inner = folders[0]
+        is_name = inner.name.lower() == folder.name.lower() or is_plain_name(inner.name)
+        if not is_name or not subfolders(inner):
+            break
+        folder = inner
+        notes.append(f"the classes of {folder.parent.name}/ are in {folder.name}/ inside it")
+    return _walk(folder, faults)
+
+
+def _walk(folder: Path, faults: list[str]) -> _Part:
     """Return the image files of every class folder, as `CLASS/...` relative to `folder`."""
     endings = readable_extensions()
-    classes: dict[str, list[str]] = {p.name: [] for p in listing(folder) if p.is_dir()}
+    classes: dict[str, list[str]] = {name: [] for name in subfolders(folder)}
+    loose: list[str] = []
     others: Counter[str] = Counter()
     example = ""
     for name in walk_files(folder):
         first, slash, _ = name.partition("/")
         ending = os.path.splitext(name)[1].lower()
-        if slash and ending in endings:
-            classes[first].append(name)
+        if ending in endings:
+            (classes[first] if slash else loose).append(name)
         elif slash:
             others[ending or "no ending"] += 1
             example = example or name
@@ -158,14 +344,66 @@ def _walk(folder: Path, faults: list[str]) -> dict[str, list[str]]:
             f"files in {folder.name}/ that are not images by their ending, left out: "
             f"{others.total():,} ({listed}, such as {example})"
         )
-    return classes
+    return _Part(folder=folder, files=classes, loose=loose)
+
+
+def _note_loose(parts: Iterable[_Part], faults: list[str]) -> None:
+    """Count the images of splits that are outside class folders."""
+    faults += [
+        f"images directly in {part.folder.name}/, outside its class folders, left out: "
+        f"{len(part.loose):,} (such as {part.loose[0]})"
+        for part in parts
+        if part.loose and any(part.files.values())
+    ]
+
+
+def _note_others(root: Path, folders: Mapping[Split, Path], faults: list[str]) -> None:
+    """Count the images beside the folders of the splits."""
+    loose = [p.name for p in listing(root) if _is_image(p)]
+    if loose:
+        beside = folders["train"].name
+        faults.append(f"images beside {beside}/, left out: {len(loose):,} (such as {loose[0]})")
+    others = [p for p in subfolders(root).values() if p not in folders.values()]
+    counts = {p.name: _num_images(p) for p in others if split_of(p.name) is None}
+    faults += [
+        f"{name}/ is not a split by its name, left out: {count:,} images"
+        for name, count in counts.items()
+        if count
+    ]
+
+
+def _num_images(folder: Path) -> int:
+    endings = readable_extensions()
+    return sum(os.path.splitext(name)[1].lower() in endings for name in walk_files(folder))
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether there is an image in a folder or below it; stops at the first."""
+    endings = readable_extensions()
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        if any(
+            os.path.splitext(name)[1].lower() in endings for name in files if not _is_hidden(name)
+        ):
+            return True
+    return False
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in readable_extensions() and path.is_file()
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
-    """Return the folders in a folder by their lowercase names."""
-    return {p.name.lower(): p for p in listing(folder) if p.is_dir()}
+    """Return the folders in a folder by their names."""
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if not _is_hidden(e.name) and e.is_dir())
+    return {name: folder / name for name in names}
 
 
 def listing(folder: Path) -> list[Path]:
     """Return the entries of a folder without hidden ones."""
-    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if not _is_hidden(p.name))

@@ -1,18 +1,18 @@
 """Classification data: what lies under a path, found by its layout.
 
-    PATH/train/CLASS/*  PATH/val/CLASS/*     folders; `validation`, `valid` or `test` for `val` too
+    PATH/train/CLASS/*  PATH/val/CLASS/*     folders under any usual names of splits
     PATH/CLASS/*                             folders without a split: a share is held out
     PATH/train-*.tar    PATH/val-*.tar       WebDataset shards, names in classes.txt
     https://HOST/FOLDER, s3://, gs://, hf:// shards that are fetched as needed, see `remote`
-    digits                                   the handwritten digits that come along
+    digits                                   the bundled handwritten digits
 
-What is held out is chosen by the names of the files alone, so that it never changes: not between
-runs or machines, and hardly when images are added.
+A test split is neither trained nor validated on. The names of the files alone
+decide which images are held out, so that the split never changes between runs or machines, and
+hardly when images are added.
 """
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from convnext.data.images import BadImage, Header
-from convnext.data.samples import ArraySamples, Found, Samples
+from convnext.data.samples import ArraySamples, Found, Samples, held_out_positions, note_copies
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.recipe import ClassificationLoader
 
@@ -41,7 +41,9 @@ class ClassificationData:
     notes: tuple[str, ...]
     """What a user should know about how it was read."""
     faults: tuple[str, ...] = ()
-    """Those of the notes that tell of something to mend."""
+    """The notes that report something to fix."""
+    test: Samples | None = None
+    """A test split, kept out of training and validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,7 @@ def open_dataset(
     val_share: float = 0.2,
     strict: bool = True,
     loader: ClassificationLoader | None = None,
+    layout: str = "auto",
     console: Console | None = None,
 ) -> ClassificationData:
     """Return the data set at `path`, without reading any image yet.
@@ -77,6 +80,7 @@ def open_dataset(
         val_share: Share of each class held out where the data has no split of its own.
         strict: Refuse a class that only the validation part has; else it is noted.
         loader: Where copies of remote data are kept, and how patiently they are fetched.
+        layout: "class_folders" accepts any folder names as classes.
         console: Where it is said that something is fetched; standard error by default.
 
     Raises:
@@ -86,10 +90,15 @@ def open_dataset(
         return _digits()
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")
-    found = find(path, loader, console=console)
+    found = find(path, loader, layout=layout, console=console)
     val, notes = found.val, list(found.notes)
     if val is None:
         found, val = _hold_out(found, val_share, notes)
+    if found.test is not None:
+        notes.append(
+            f"{len(found.test):,} images of the test split are used neither to train nor to "
+            "validate"
+        )
     faults = [*found.faults, *_check_classes(found, val, strict=strict)]
     return ClassificationData(
         path=path,
@@ -98,6 +107,7 @@ def open_dataset(
         val=found.take(val),
         notes=(*notes, *faults),
         faults=tuple(faults),
+        test=None if found.test is None else found.take(found.test),
     )
 
 
@@ -174,16 +184,16 @@ def _hold_out(found: Found, share: float, notes: list[str]) -> tuple[Found, list
     held: list[int] = []
     for label in np.unique(labels):
         members = train[labels == label].tolist()
-        ranked = sorted(members, key=lambda i: hashlib.sha256(found.keys[i].encode()).digest())
         # A class of one stays in training, a larger one has at least one image on either side.
-        count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
-        held += ranked[:count]
+        names = [found.keys[i] for i in members]
+        held += [members[position] for position in held_out_positions(names, share)]
     val = sorted(held)
     kept = np.setdiff1d(train, val).tolist()
     notes.append(
         f"the data has no split of its own: {share:.0%} of each class ({len(val):,} of "
         f"{len(train):,} images) are held out for validation, chosen by file name"
     )
+    notes += note_copies([found.keys[i] for i in found.train])
     return found.with_train(kept), val
 
 

@@ -1,4 +1,4 @@
-"""Recognise how a classification data set is laid out on disk, and list what is in it."""
+"""Recognize how a classification data set is laid out on disk, and list what is in it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from rich.console import Console
 
 from convnext.data.formats.class_folders import (
     LAYOUTS,
-    find_plain,
-    find_split,
-    is_split,
+    find_folders,
     listing,
+    split_folders,
     subfolders,
 )
 from convnext.data.formats.tables import find_table
@@ -21,17 +20,19 @@ from convnext.data.shards.remote import find_remote, is_remote
 from convnext.names import nearest
 from convnext.tasks.classification.recipe import ClassificationLoader
 
-# Names of folders in data sets for other tasks.
-_NOT_CLASSES = {"images", "annotations", "labels", "masks"}
-
 
 def find(
-    path: str, loader: ClassificationLoader | None = None, *, console: Console | None = None
+    path: str,
+    loader: ClassificationLoader | None = None,
+    *,
+    layout: str = "auto",
+    console: Console | None = None,
 ) -> Found:
     """List the images below `path` and their classes.
 
     Args:
         path: A folder or an address.
+        layout: "class_folders" accepts any names as classes.
         loader: Where copies of remote data are kept, and how patiently they are fetched.
         console: Where it is said that something is fetched; standard error by default.
 
@@ -51,22 +52,12 @@ def find(
     if root.is_file():
         advice = f"give its folder, {root.parent}" if root.suffix == ".tar" else "give a folder"
         raise ValueError(f"{path} is a file; {advice} ({LAYOUTS})")
-    folders = subfolders(root)
-    if is_split(folders):
-        return find_split(root, folders)
     shards = sorted(p for p in listing(root) if p.suffix == ".tar" and p.is_file())
-    # A tar beside class folders is what they were unpacked from, unless its name tells its part.
-    if shards and (not folders or any(part_of(p.name) for p in shards)):
+    # A tar beside class folders is what they were unpacked from, unless its name has a split.
+    is_source = bool(subfolders(root)) and not any(part_of(p.name) for p in shards)
+    if layout == "auto" and shards and not is_source and not split_folders(root)[0]:
         return find_shards(root, shards)
-    if folders and folders.keys() <= _NOT_CLASSES:
-        raise ValueError(
-            f"{path} holds {' and '.join(sorted(folders))}, as data for segmentation or detection "
-            f"does; for classification {LAYOUTS}"
-        )
-    for inner in folders.values() if len(folders) == 1 else ():
-        if is_split(subfolders(inner)):
-            raise ValueError(f"{path} is not the data set itself; give {inner}")
-    return find_plain(root)
+    return find_folders(root, any_names=layout == "class_folders")
 
 
 def _near(path: Path) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from convnext.data.formats.coco_layout import is_detection
 from convnext.data.images import BadImage
-from convnext.data.samples import held_out
+from convnext.data.samples import held_out, note_copies
 from convnext.tasks.segmentation.layout import Found, Pairs, Part, find, is_segmentation
 from convnext.tasks.segmentation.masks import (
     NONE_16_BIT,
@@ -108,6 +108,7 @@ def open_dataset(
             f"there is no split: {len(val.pairs):,} of {len(found.train.pairs):,} images, chosen "
             "by name, are held out for validation"
         )
+        notes += note_copies(list(found.train.pairs))
     faults = [*_partners("train", train), *_partners("val", val)]
     empty = [name for name, part in (("train", train), ("val", val)) if not part.pairs]
     if empty and strict:

@@ -1,0 +1,144 @@
+"""Class folders: names of splits, what is left out, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from convnext.data.formats.splits import kind_of, source_of, split_of, splits_among
+from convnext.tasks.classification.data import open_dataset
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train", "train"),
+        ("Training", "train"),
+        ("seg_train", "train"),
+        ("train2017", "train"),
+        ("training_set", "train"),
+        ("trainannot", "train"),
+        ("stage1_train", "train"),
+        ("validate", "val"),
+        ("dev", "val"),
+        ("TEST", "test"),
+        ("Testing", "test"),
+        ("trainer", None),
+        ("test_pits", None),
+        ("trainval", None),
+        ("train_val", None),
+        ("cats", None),
+    ],
+)
+def test_names_of_splits(name, split):
+    assert split_of(name) == split
+
+
+def test_names_of_kinds_and_pairs_of_names():
+    assert [kind_of(n) for n in ("JPEGImages", "train_masks", "Labels", "annots", "cats")] == [
+        "image",
+        "mask",
+        "mask",
+        "annotation",
+        None,
+    ]
+    assert splits_among(["flowers_train", "flowers_test", "src"]) == {
+        "train": ["flowers_train"],
+        "test": ["flowers_test"],
+    }
+    assert splits_among(["train", "bus_test"]) == {"train": ["train"]}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Training", "Testing"), ("training_set", "test_set"), ("seg_train/seg_train", "seg_test")],
+)
+def test_a_test_split_is_kept_apart(make_folder, train, test):
+    root = make_folder({f"{train}/{c}": 10 for c in "ab"} | {f"{test}/{c}": 3 for c in "ab"})
+    data = open_dataset(str(root))
+    assert data.classes == ("a", "b")
+    assert (len(data.train), len(data.val)) == (16, 4)
+    assert data.test is not None
+    assert len(data.test) == 6
+    assert test in " ".join(data.notes)
+
+
+def test_a_split_inside_every_class_is_honored(make_folder):
+    counts = {"train": 5, "val": 2, "test": 1}
+    root = make_folder({f"{c}/{part}": n for c in "ab" for part, n in counts.items()})
+    data = open_dataset(str(root))
+    assert (data.classes, len(data.train), len(data.val)) == (("a", "b"), 10, 4)
+    assert data.test is not None
+    assert len(data.test) == 2
+
+
+def test_the_only_data_folder_of_a_repository_is_entered(make_folder, noise):
+    root = make_folder(
+        {f"data/{part}/{c}": 2 for part in ("train", "val") for c in "ab"} | {"docs": 3}
+    )
+    data = open_dataset(str(root))
+    assert data.classes == ("a", "b")
+    assert data.notes == ("the data set is in data/; left out: docs/ (3 images)",)
+    plain = make_folder({"Dataset/a": 4, "Dataset/b": 4, "docs": 1}, name="plain")
+    assert open_dataset(str(plain)).classes == ("a", "b")
+
+
+def test_two_folders_for_one_split(make_folder):
+    counts = {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}
+    root = make_folder(counts | {"Training/a": 1, "Training/b": 1})
+    data = open_dataset(str(root))
+    assert len(data.train) == 4
+    assert "Training/ is not used, since train/ exists" in data.notes
+    both = make_folder({"dev/a": 1, "valid/a": 1, "train/a": 2, "train/b": 2}, name="both")
+    with pytest.raises(ValueError, match=r"dev/ and valid/ in .* could all be its val split"):
+        open_dataset(str(both))
+
+
+def test_images_outside_class_folders_are_counted(make_folder):
+    counts = {"train/a": 4, "train/b": 4, "val/a": 1, "val/b": 1, "train": 7, "test": 3, "more": 2}
+    root = make_folder({k: n for k, n in counts.items() if k != "train"})
+    extra = make_folder({"x": 7}, name="extra")
+    for path in (extra / "x").iterdir():
+        path.rename(root / "train" / f"loose{path.name}")
+    faults = "\n".join(open_dataset(str(root)).faults)
+    assert "images directly in train/, outside its class folders, left out: 7" in faults
+    assert "test/ has no class folders, so that the classes of its 3 images are unknown" in faults
+    assert "more/ is not a split by its name, left out: 2 images" in faults
+
+
+def test_a_class_of_the_test_split_alone_is_left_out(make_folder):
+    root = make_folder(
+        {f"{part}/{c}": 2 for part in ("train", "val", "test") for c in "ab"} | {"test/new": 3}
+    )
+    data = open_dataset(str(root))
+    assert data.classes == ("a", "b")
+    assert data.faults == ("classes that only test/ has, left out with 3 images: new",)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("JPEGImages", "SegmentationClass"),
+        ("images", "labels"),
+        ("train_masks", "train_images", "extra"),
+        ("val", "test"),
+    ],
+)
+def test_folders_of_splits_and_annotations_are_not_classes(make_folder, names):
+    root = make_folder(dict.fromkeys(names, 3))
+    with pytest.raises(ValueError, match="named for splits or annotations, not for classes"):
+        open_dataset(str(root))
+    assert open_dataset(str(root), layout="class_folders").classes == tuple(sorted(names))
+
+
+def test_augmented_copies_stay_together(make_folder):
+    root = make_folder({"a": 30, "b": 30})
+    for label in "ab":
+        for number, path in enumerate(sorted((root / label).iterdir())):
+            path.rename(path.with_name(f"{number // 3}_jpg.rf.{number:032x}.png"))
+    data = open_dataset(str(root))
+    parts = [
+        {source_of(part.source(i)) for i in range(len(part))} for part in (data.train, data.val)
+    ]
+    assert len(parts[1]) == 4
+    assert not parts[0] & parts[1]
+    assert any("60 images are augmented copies of 20" in note for note in data.notes)
