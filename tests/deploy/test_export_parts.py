@@ -180,8 +180,8 @@ def test_sizes_are_read() -> None:
 @pytest.mark.parametrize(
     ("fields", "task", "words"),
     [
-        ({"masks": "full"}, "classify", "--masks is for detectors"),
-        ({"size": "any"}, "classify", "--size any is for segmentors"),
+        ({"masks": "full"}, "classify", "--masks is only for detectors"),
+        ({"size": "any"}, "classify", "--size any is only for segmentors"),
         ({"size": "any"}, "detect", "a fixed size, which smaller"),
         ({"answers": False}, "detect", "leave out --logits"),
         ({"batch": 4}, "detect", "one image at a time"),

@@ -91,12 +91,12 @@ def test_the_page_is_whole_and_needs_no_network(run_folder: Path) -> None:
                      "1 of 4", "Best at epoch 10 (step 100), by the weights."):  # fmt: skip
         assert expected in words, expected
     assert page.tags.count("svg") == 5
-    assert page.alts == [f"{CLASSES[0]}, taken for {CLASSES[1]}"]
+    assert page.alts == [f"{CLASSES[0]}, predicted as {CLASSES[1]}"]
     assert page.labels[1] == (
         "Top-1 on the validation set. weights from 52.5 to 75 over 3.2 k images; "
         "moving average from 47.5 to 70 over 3.2 k images"
     )
-    assert f"{CLASSES[0]} is taken for {CLASSES[1]}, 1 of 4 images" in page.labels[4]
+    assert f"{CLASSES[1]} instead of {CLASSES[0]}: 1 of 4 images" in page.labels[4]
     figures = {path.name for path in (run_folder / "figures").iterdir()}
     assert figures == {f"{n}.{f}" for n in ("loss", "top1", "lr", "speed", "confusion")
                        for f in ("svg", "png")}  # fmt: skip
@@ -211,7 +211,7 @@ def test_many_classes_show_the_pairs_that_matter(run_folder: Path) -> None:
     assert (pair["truth"], pair["prediction"], pair["share"]) == ("class 7", "class 9", "4 of 9")
     drawing = matrix_part.values["figure"]
     assert len(save_bytes(drawing.figure, "svg")) < 300_000
-    assert "class 7 is taken for class 9, 4 of 9" in drawing.alt
+    assert "class 9 instead of class 7: 4 of 9" in drawing.alt
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(5.2, "5 s"), (600, "10 min"), (40_000, "11.1 h")])

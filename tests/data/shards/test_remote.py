@@ -231,7 +231,7 @@ def test_a_run_starts_though_its_first_shards_are_down(indexed, serve, loader, q
     data = open_dataset(
         server.url, loader=replace(loader, retries=0, shard_cache=f"{indexed}-2"), console=quiet
     )
-    with pytest.raises(ValueError, match="none of the training images"):
+    with pytest.raises(ValueError, match="none of the sampled training images"):
         facts(data)
 
 
@@ -258,7 +258,7 @@ def test_a_server_that_is_gone_ends_the_run_with_a_reason(indexed, serve, loader
     data = open_dataset(server.url, loader=replace(loader, retries=0), console=quiet)
     for path in indexed.glob("train-*.tar"):
         server.faults[path.name] = [500]
-    with pytest.raises(ValueError, match="8 images in a row cannot be read, such as http"):
+    with pytest.raises(ValueError, match="8 consecutive images cannot be read, such as http"):
         train_set(data)[(0, 0)]
 
 

@@ -139,7 +139,7 @@ def test_a_class_that_training_lacks_is_refused_unless_one_only_looks(make_folde
     [
         ({}, "it is empty"),
         ({"a": 0, "b": 0}, r"it holds 2 folders \(a, b\); accepted are train/CLASS"),
-        ({"only": 5}, "one class only"),
+        ({"only": 5}, "only one class"),
         ({"images/train": 2, "annotations/train": 2}, "for segmentation or detection"),
         (
             {"train": 3, "val": 2},
@@ -163,7 +163,7 @@ def test_absent_paths_files_and_addresses_are_refused(make_folder, tmp_path):
     make_folder({"a": 1}, name="photos")
     with pytest.raises(ValueError, match="did you mean 'photos'"):
         open_dataset(str(tmp_path / "photo"))
-    with pytest.raises(ValueError, match="is a file; give a folder"):
+    with pytest.raises(ValueError, match="is a file; use a folder"):
         open_dataset(str(tmp_path / "photos/a/000.png"))
     with pytest.raises(ValueError, match="would start a program"):
         open_dataset("pipe:cat x.tar")
@@ -198,7 +198,7 @@ def test_facts_of_nothing_readable(make_folder):
     root = make_folder({"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 1})
     for path in Path(root).rglob("train/*/*.png"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the training images .* empty"):
+    with pytest.raises(ValueError, match=r"none of the sampled training images .* empty"):
         facts(open_dataset(str(root)))
 
 

@@ -129,7 +129,7 @@ def test_labels_belong_to_their_images(photos):
 def test_the_cache_of_small_images_changes_nothing(photos):
     # A short side of 30 pixels is smaller than any crop needs, so it is kept.
     plain, cached = (train_set(photos, replace(COLOR, image_size=32)) for _ in range(2))
-    assert cached.fill_cache(budget=10**9).startswith("the training images are kept in memory")
+    assert cached.fill_cache(budget=10**9).startswith("the training images are cached in memory")
     for index in range(len(plain)):
         assert torch.equal(plain[(1, index)].pixels, cached[(1, index)].pixels)
 
@@ -230,7 +230,7 @@ def test_a_bad_validation_image_is_left_out(broken, cached):
 def test_a_class_without_any_readable_image_is_an_error(broken):
     for index in range(12, 18):
         open(broken.train.source(index), "wb").close()
-    with pytest.raises(ValueError, match=r"not one image of the class of .* can be read"):
+    with pytest.raises(ValueError, match=r"no image of the class of .* can be read"):
         train_set(broken)[(0, 14)]
 
 

@@ -58,12 +58,12 @@ def test_copies_are_told_by_where_they_lie(root, noise):
         image.save(root / "train/dog/other.bmp")
     shutil.copy(root / "train/cat/002.png", root / "train/cat/again.png")
     report = inspect(str(root), console=QUIET)
-    leak = problem(report, "pixels of a training image")
-    assert leak.endswith("flatters: 1 (val/cat/leak.png = train/cat/000.png)")
-    conflict = problem(report, "more than one class")
+    leak = problem(report, "identical to a training image")
+    assert leak.endswith("too high: 1 (val/cat/leak.png = train/cat/000.png)")
+    conflict = problem(report, "several classes")
     assert "train/cat/001.png = train/dog/other.bmp" in conflict
     assert "train/cat/002.png = train/cat/again.png" in problem(
-        report, "that repeat another one, pixel by pixel: 1 "
+        report, "duplicate training images with identical pixels: 1 "
     )
     assert report.problems.index(leak) < report.problems.index(conflict)
 
@@ -90,7 +90,7 @@ def test_odd_images_and_classes_are_named(root, noise):
     assert "train/cat/tiny.png (6 x 5)" in problem(report, "tiny")
     assert "train/cat/long.png (300 x 40)" in problem(report, "so long")
     assert "train/cat/huge.png (6,000 x 5,000)" in problem(report, "million pixels")
-    assert "one colour only: 2 (" in problem(report, "one colour")
+    assert "single color: 2 (" in problem(report, "single color")
     assert "rare (1)" in problem(report, "fewer than 10")
     assert "without any validation image: rare" in problem(report, "without any validation")
     assert "left out: 1 (empty)" in problem(report, "class folders without images")

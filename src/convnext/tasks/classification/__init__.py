@@ -1,1 +1,1 @@
-"""Which one of the classes is on the image."""
+"""Image classification."""

@@ -1,7 +1,6 @@
-"""What happens to training images only: to each one as it is read, and to the batch on its device.
+"""Augmentation of training images: of each image when it is read, and of batches on the device.
 
-All randomness is a function of the seed and of what is drawn, never of the order in which processes
-happen to work.
+All randomness is a function of the seed and the draw, not of the order in which processes run.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ _LENT = np.random.MT19937()
 
 
 class ImageAugment:
-    """From an image of any size to a training image of the network's size, by a given generator.
+    """Turns an image of any size into a training image of the network's size.
 
-    A random crop, flips, then RandAugment or else colour jitter.
+    Applies a random crop, flips, and then RandAugment or color jitter.
     """
 
     def __init__(self, recipe: ClassificationAugment[Never], preprocessing: Preprocessing) -> None:
-        """Prepare a resolved recipe.
+        """Check and store a resolved recipe.
 
         Raises:
-            ValueError: If a setting reads `auto`, or cannot be.
+            ValueError: If a setting is `auto` or out of range.
         """
         check_augment(recipe)
         self.size = preprocessing.image_size
@@ -54,27 +53,27 @@ class ImageAugment:
         self.hflip = recipe.hflip
         self.vflip = recipe.vflip
         self.rand_augment = _rand_augment(recipe, preprocessing)
-        # RandAugment replaces colour jitter, as in timm.
+        # RandAugment replaces color jitter, as in timm.
         self.jitter: float = 0.0 if self.rand_augment else recipe.color_jitter
 
     @property
     def short_side(self) -> int:
-        """The short side of an image that is large enough: any crop then has its pixels."""
+        """Short side at which an image is large enough for any crop."""
         return math.ceil(self.size * max(1.5, 1 / math.sqrt(self.scale[0])))
 
     def draw(self, rng: random.Random) -> Draw:
-        """Return what draws the crop of an image of a given width and height."""
+        """Return a function that draws the crop of an image of a given width and height."""
         return partial(random_box, scale=self.scale, ratio=self.ratio, rng=rng)
 
     def __call__(
         self, image: Image.Image | Tensor, rng: random.Random, box: Box | None = None
     ) -> Image.Image:
-        """Return an image of the network's size, in the mode of the given one.
+        """Return an image of the network's size, in the mode of the input.
 
         Args:
-            image: Any image, or pixels of one, uint8 (C, H, W).
-            rng: Where all draws come from.
-            box: The crop, where it was drawn already.
+            image: An image, or its pixels as uint8 (C, H, W).
+            rng: The generator of all draws.
+            box: The crop, if it was drawn before.
         """
         if isinstance(image, Tensor):
             box = box or self.draw(rng)(image.shape[2], image.shape[1])
@@ -101,9 +100,9 @@ def random_box(
     ratio: tuple[float, float],
     rng: random.Random,
 ) -> Box:
-    """Return (left, top, right, bottom) of a random crop, in fractions of pixels.
+    """Return (left, top, right, bottom) of a random crop, in fractional pixels.
 
-    Without rounding, the crop is the same part of an image whether it was reduced before or not.
+    Without rounding, the crop shows the same part of an image at any size.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -111,9 +110,9 @@ def random_box(
         w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
         if w <= width and h <= height:
             left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
-            # The sum may round to just beyond the border, which Pillow refuses.
+            # Rounding may put the sum just beyond the border, which Pillow refuses.
             return left, top, min(left + w, width), min(top + h, height)
-    # As torchvision: the whole image, or its centre where it is too long or too high.
+    # Like torchvision: the whole image, or its center if its aspect ratio is out of range.
     aspect = min(max(width / height, ratio[0]), ratio[1])
     w, h = min(width, height * aspect), min(height, width / aspect)
     return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
@@ -132,8 +131,8 @@ def color_jitter(image: Image.Image, strength: float, rng: random.Random) -> Ima
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Lend a seed to the global generators of `random` and numpy, which RandAugment draws from."""
-    # Numpy's generator is swapped: to copy its state and put it back takes 90 us, this takes 2 us.
+    """Temporarily seed the global generators of `random` and numpy, which RandAugment uses."""
+    # Swapping numpy's generator takes 2 us; saving and restoring its state would take 90 us.
     before, numpy_before = random.getstate(), mtrand.get_bit_generator()
     mtrand.set_bit_generator(_LENT)
     random.seed(seed)
@@ -146,9 +145,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class BatchAugment:
-    """From pixels and labels to what the loss consumes: normalised, erased, mixed, smoothed.
+    """Turns pixels and labels into inputs of the loss: normalizes, erases, mixes, smooths.
 
-    It draws from generators of its own, which follow from the seed, the step and the part.
+    Seed, step and part determine all draws.
     """
 
     def __init__(
@@ -160,10 +159,10 @@ class BatchAugment:
         preprocessing: Preprocessing,
         seed: int = 0,
     ) -> None:
-        """Prepare a resolved recipe.
+        """Check and store a resolved recipe.
 
         Raises:
-            ValueError: If a setting reads `auto`, or cannot be.
+            ValueError: If a setting is `auto` or out of range.
         """
         check_augment(recipe)
         self.mixup = recipe.mixup
@@ -185,7 +184,7 @@ class BatchAugment:
             pixels: uint8 (N, C, H, W).
             labels: (N,).
             step: The optimizer step.
-            part: Which micro batch of the step this is, over all devices.
+            part: Index of the micro batch in the step, over all devices.
         """
         images = normalize_batch(self.preprocessing, pixels)  # (N, C, H, W)
         targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)  # (N, num_classes)
@@ -211,24 +210,24 @@ def check_augment(recipe: ClassificationAugment[Never]) -> None:
     """Check the values of a resolved recipe.
 
     Raises:
-        ValueError: Naming the setting, its value and what it can be.
+        ValueError: If one is invalid; the message has the setting, its value and its range.
     """
     if "auto" in vars(recipe).values():
-        raise ValueError("the augment recipe still reads auto; resolve it first")
+        raise ValueError("the augment recipe still has auto; resolve it first")
     for name in ("hflip", "vflip", "mix_prob", "mix_switch_prob", "erasing"):
         value = getattr(recipe, name)
         if not 0 <= value <= 1:
-            raise ValueError(f"augment.{name} is {value}, but is a probability between 0 and 1")
+            raise ValueError(f"augment.{name} is {value}, but must be between 0 and 1")
     for name in ("color_jitter", "mixup", "cutmix"):
         value = getattr(recipe, name)
         if value < 0:
-            raise ValueError(f"augment.{name} is {value}, but must be 0 or more")
+            raise ValueError(f"augment.{name} is {value}, but must be at least 0")
     low, high = recipe.scale
     if not 0 < low <= high <= 1:
-        raise ValueError(f"augment.scale is {low}, {high}, but must be two shares that rise to 1")
+        raise ValueError(f"augment.scale is {low}, {high}, but must be two ascending fractions")
     low, high = recipe.ratio
     if not 0 < low <= high:
-        raise ValueError(f"augment.ratio is {low}, {high}, but must be two ratios that rise")
+        raise ValueError(f"augment.ratio is {low}, {high}, but must be two ascending ratios")
 
 
 def _rand_augment(
@@ -240,15 +239,15 @@ def _rand_augment(
     if policy == "none":
         return None
     gray_levels = tuple(min(255, round(255 * m)) for m in preprocessing.mean)
-    # As timm's own pipeline sets them.
+    # The values of timm's own pipeline.
     settings = {
         "translate_const": int(preprocessing.image_size * 0.45),
         "img_mean": gray_levels if preprocessing.in_chans > 1 else gray_levels[0],
         "interpolation": RESAMPLING[preprocessing.interpolation],
     }
-    if not _RAND_AUGMENT.fullmatch(policy):  # timm skips over what it does not know.
+    if not _RAND_AUGMENT.fullmatch(policy):  # timm would ignore unknown parts.
         raise ValueError(
-            f"augment.rand_augment is {policy!r}, but must be none, or timm's notation such as "
+            f"augment.rand_augment is {policy!r}, but must be none or in timm's notation, such as "
             "rand-m9-mstd0.5-inc1"
         )
     try:
@@ -262,15 +261,15 @@ def _rand_augment(
         if op.name.startswith("Posterize"):
             op.aug_fn = _posterize
         elif not recipe.exact:
-            _quicken(op)
+            _speed_up(op)
     return transform
 
 
-def _quicken(op: Any) -> None:
-    """Shift by whole pixels, turn and shear by the nearest four pixels and not the nearest 16.
+def _speed_up(op: Any) -> None:
+    """Translate by whole pixels, and rotate and shear with bilinear instead of bicubic filters.
 
-    Pillow takes 2 to 3 ms on a core for each of these at 224 pixels if it is cubic, more than for
-    a whole JPEG file; so it takes 0.05 to shift, and 1.1 to turn or shear.
+    At 224 pixels, each bicubic operation takes Pillow 2 to 3 ms on one core, more than decoding a
+    JPEG file. This way a translation takes 0.05 ms, a rotation or shear 1.1 ms.
     """
     if op.name.startswith("Translate"):
         op.kwargs["resample"] = Image.Resampling.NEAREST
@@ -281,7 +280,7 @@ def _quicken(op: Any) -> None:
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """Keep some bits per channel.
 
-    The full strength of timm's increasing policies keeps none, which Pillow 13 refuses; earlier
+    At full strength, timm's increasing policies keep no bits, which Pillow 13 refuses; earlier
     versions returned black.
     """
     if bits >= 8:

@@ -1,7 +1,7 @@
 """What `auto` means for classification: settings chosen from the data, the weights and the device.
 
-Every rule is a line that names the setting, the value and the reason in words for the user. The
-rules for small data come from the experiments in LOG.md, those for large data are the paper's.
+Each rule is one line: the setting, the value, and the reason that the user reads. The rules for
+small data come from the experiments in LOG.md; those for large data are the paper's.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.classification.data import DataFacts
 from convnext.tasks.classification.recipe import ClassificationRecipe
 
-# A data set this large takes the paper's recipe as it stands.
+# A data set of at least this size takes the paper's recipe unchanged.
 LARGE = 300_000
-# Up to this many epochs from scratch, strong augmentation costs more than it brings (LOG.md).
+# Up to this many epochs from scratch, strong augmentation lowers accuracy (LOG.md).
 SHORT = 40
-CONVOLUTIONAL_PEERS = ("timm/resnet", "timm/resnext", "timm/convnext", "timm/regnet", "timm/swin_")
+TIMM_CONVOLUTIONAL = ("timm/resnet", "timm/resnext", "timm/convnext", "timm/regnet", "timm/swin_")
 
 
 def resolve(
     recipe: Recipe, facts: DataFacts, context: ResolveContext
 ) -> tuple[ClassificationRecipe[Never], tuple[Choice, ...]]:
-    """Return the recipe without any `auto`, and what was chosen and why."""
+    """Return the recipe without any `auto`, and the choices with their reasons."""
     c = Resolver(recipe, context, num_train=facts.num_train, large=LARGE)
     c.choose_model()
     _choose_input(c, facts)
@@ -66,7 +66,7 @@ def _choose_input(c: Resolver, facts: DataFacts) -> None:
     if size >= 384:
         c.choose("input.crop_pct", 1.0, "the whole image, as in the paper from 384 pixels up")
     if size <= 128:
-        c.choose("input.crop_pct", 1.0, "small images have nothing to spare")
+        c.choose("input.crop_pct", 1.0, "no crop of small images")
     c.choose("input.crop_pct", 0.875, "as in the paper")
 
 
@@ -75,7 +75,7 @@ def _choose_network(c: Resolver) -> None:
         return
     c.choose_design()
     if c["model"].startswith("roadmap/"):
-        _choose_rung(c)
+        _choose_step(c)
         return
     if c["model"].startswith("convnext_isotropic"):
         c.choose("network.stem_stride", 16, "the paper's")
@@ -86,12 +86,12 @@ def _choose_network(c: Resolver) -> None:
     c.choose("network.head_init_scale", 1.0 if c.scratch else 0.001, "the paper's")
 
 
-def _choose_rung(c: Resolver) -> None:
-    """Leave the decisions of a rung as they are; the size of the images and the data decide."""
+def _choose_step(c: Resolver) -> None:
+    """Choose what a roadmap step leaves open, by the size of the images and the data."""
     _choose_stride(c)
     if c.scratch and not c.large:
-        c.choose("network.init", "fan_in", "a std of 0.02 takes many epochs to outgrow")
-        c.choose("network.drop_path_rate", 0.0, "small data is learned faster without")
+        c.choose("network.init", "fan_in", "a std of 0.02 slows the first epochs")
+        c.choose("network.drop_path_rate", 0.0, "small data trains faster without it")
     rate = 0.5 if c["model"].startswith("roadmap/resnet200/") else 0.1
     c.choose("network.drop_path_rate", rate, "the paper's for this regime")
 
@@ -99,7 +99,7 @@ def _choose_rung(c: Resolver) -> None:
 def _choose_stride(c: Resolver) -> None:
     size = c["input.image_size"]
     if c.scratch and stem_stride(size) < 4:
-        reason = f"a stride of 4 leaves too little of {size} pixels"
+        reason = f"a stride of 4 is too large for {size} pixels"
         c.choose("network.stem_stride", stem_stride(size), reason)
 
 
@@ -107,9 +107,9 @@ def _choose_batch(c: Resolver, n: int) -> None:
     if c.large:
         c.choose("optim.batch_size", 4096 if c.scratch else 512, "the paper's")
     size = 32 if n < 10_000 else 64 if n < 50_000 else 256
-    batch = c.choose("optim.batch_size", min(size, n), "many steps matter more than large ones")
+    batch = c.choose("optim.batch_size", min(size, n), "many steps beat large ones")
     parts = math.ceil(batch / (64 if c.on_cpu else 128))
-    c.choose("optim.micro_batch_size", math.ceil(batch / parts), "of one backward pass")
+    c.choose("optim.micro_batch_size", math.ceil(batch / parts), "images per backward pass")
 
 
 def _choose_schedule(c: Resolver, n: int) -> None:
@@ -122,17 +122,17 @@ def _choose_schedule(c: Resolver, n: int) -> None:
         c.choose("schedule.progressive", False, "the paper's")
     low, high, images = (20, 200, 60_000) if c.scratch else (5, 30, 30_000)
     if c.scratch and c["input.image_size"] <= 16:
-        low, images = 15, 20_000  # Digits are learned sooner.
+        low, images = 15, 20_000  # Digits train faster.
     epochs = min(high, max(low, round(images / n)))
     c.choose_length(epochs)
-    # Networks of a fixed number of patches cannot take a smaller image.
-    any_size = c["model"].startswith(("convnext_", "roadmap/", *CONVOLUTIONAL_PEERS))
+    # Networks with a fixed number of patches cannot take smaller images.
+    any_size = c["model"].startswith(("convnext_", "roadmap/", *TIMM_CONVOLUTIONAL))
     isotropic = c["model"].startswith("convnext_isotropic")
     progressive = c.scratch and any_size and not isotropic and c["input.image_size"] >= 96
     c.choose(
         "schedule.progressive",
         progressive,
-        "twice the images in the same time" if progressive else "not for this network and size",
+        "twice as many images per second" if progressive else "not for this network and size",
     )
 
 
@@ -143,20 +143,20 @@ def _choose_rate(c: Resolver) -> None:
         c.choose("optim.weight_decay", 0.05 if c.scratch else 1e-8, "the paper's")
         c.choose("optim.clip_grad", 0.0, "the paper's")
     if c.scratch:
-        c.choose("optim.lr", two_digits(scratch_rate(batch)), f"for {batch} images a step")
+        c.choose("optim.lr", two_digits(scratch_rate(batch)), f"for {batch} images per step")
         c.choose("optim.weight_decay", 0.05, "the paper's")
         c.choose("optim.layer_decay", 1.0, "every layer is new")
-    c.choose("optim.lr", two_digits(tuning_rate(batch)), "gentle: the layers are good already")
+    c.choose("optim.lr", two_digits(tuning_rate(batch)), "low, to keep the pretrained layers")
     c.choose("optim.weight_decay", 1e-8, "the paper's for fine-tuning")
     c.choose("optim.layer_decay", 0.8, "the paper's for fine-tuning")
-    c.choose("optim.clip_grad", 1.0, "steadies small batches")
+    c.choose("optim.clip_grad", 1.0, "stabilizes small batches")
 
 
 def _choose_augmentation(c: Resolver, facts: DataFacts) -> None:
     if max(facts.image_height, facts.image_width) <= 64 and facts.grayscale:
-        c.choose("augment.hflip", 0.0, "small and grey: perhaps characters, which have a side")
-        c.choose("augment.scale", (0.7, 1.0), "characters fill their image")
-        c.choose("augment.color_jitter", 0.0, "there is no color")
+        c.choose("augment.hflip", 0.0, "small and gray: perhaps characters")
+        c.choose("augment.scale", (0.7, 1.0), "characters fill the image")
+        c.choose("augment.color_jitter", 0.0, "there are no colors")
     c.choose("augment.hflip", 0.5, "as in the paper")
     if c.large:
         mixed = 1.0 if c.scratch else 0.0
@@ -176,7 +176,7 @@ def _choose_augmentation(c: Resolver, facts: DataFacts) -> None:
     c.choose("augment.color_jitter", 0.1 if short else 0.3, strength)
     c.choose("loss.label_smoothing", 0.0 if short else 0.1, strength)
     for name, none in (("rand_augment", "none"), ("mixup", 0.0), ("cutmix", 0.0), ("erasing", 0.0)):
-        c.choose(f"augment.{name}", none, "for runs of hundreds of epochs")
+        c.choose(f"augment.{name}", none, "only for runs of hundreds of epochs")
 
 
 def _choose_average(c: Resolver, n: int) -> None:
@@ -189,15 +189,15 @@ def _choose_average(c: Resolver, n: int) -> None:
 
 
 def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:
-    """Return what cannot work in a resolved recipe, each with what to do about it."""
+    """Return warnings about settings of a resolved recipe that cannot work well, with the fix."""
     r = dict(flatten(recipe))
     steps = r["schedule.epochs"] * max(1, facts.num_train // r["optim.batch_size"])
     found = warn_of_average(r, steps)
     size, stem = r["input.image_size"], _stem(r)
     if stem > 1 and size < 16 * stem and not r["model"].startswith("timm/"):
         found.append(
-            f"a stem of stride {stem} leaves {size // stem} x {size // stem} positions of an image "
-            f"of {size} pixels. Try --network.stem_stride {max(1, stem // 2)}"
+            f"a stem of stride {stem} leaves only {size // stem} x {size // stem} positions of an "
+            f"image of {size} pixels. Try --network.stem_stride {max(1, stem // 2)}"
         )
     batch = r["optim.batch_size"]
     usual = scratch_rate(batch) if r["weights"] == "none" else tuning_rate(batch)
@@ -209,8 +209,8 @@ def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:
     found += warn_of_batch(r, facts.num_train, 32)
     if r["weights"] == "none" and 0 < _scale(r) <= 1e-4 and steps < 20_000:
         found.append(
-            f"a layer scale that starts at {_scale(r):g} needs tens of thousands of steps to wake "
-            f"up, the run has {steps:,}. Try --network.layer_scale_init 0"
+            f"a layer scale that starts at {_scale(r):g} needs tens of thousands of steps to grow, "
+            f"but the run has {steps:,}. Try --network.layer_scale_init 0"
         )
     if r["schedule.warmup_epochs"] >= r["schedule.epochs"]:
         found.append("the warm-up lasts as long as the run. Try --schedule.warmup_epochs auto")
@@ -234,10 +234,10 @@ def _scale(r: dict[str, Any]) -> float:
 
 
 def scratch_rate(batch_size: int) -> float:
-    """Return the peak rate from scratch: 2e-3 at 32 images (LOG.md), at most the paper's 4e-3."""
+    """Return the peak learning rate from scratch: 2e-3 at batch size 32 (LOG.md), at most 4e-3."""
     return min(4e-3, 2e-3 * math.sqrt(batch_size / 32))
 
 
 def tuning_rate(batch_size: int) -> float:
-    """Return the peak rate for fine-tuning: 2e-4 at 32 images, a judgement."""
+    """Return the peak learning rate for fine-tuning: 2e-4 at batch size 32, a judgment call."""
     return 2e-4 * math.sqrt(batch_size / 32)

@@ -1,14 +1,14 @@
-"""Classification data: what lies under a path, found by its layout.
+"""Classification data sets, recognized by their layout.
 
     PATH/train/CLASS/*  PATH/val/CLASS/*     folders under any usual names of splits
-    PATH/CLASS/*                             folders without a split: a share is held out
+    PATH/CLASS/*                             folders without a split: some images are held out
     PATH/train-*.tar    PATH/val-*.tar       WebDataset shards, names in classes.txt
     https://HOST/FOLDER, s3://, gs://, hf:// shards that are fetched as needed, see `remote`
     digits                                   the bundled handwritten digits
 
-A test split is neither trained nor validated on. The names of the files alone
-decide which images are held out, so that the split never changes between runs or machines, and
-hardly when images are added.
+A test split is used neither for training nor for validation. File names alone determine which
+images are held out, so the split is the same in all runs and on all machines, and hardly changes
+when images are added.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from convnext.data.samples import ArraySamples, Found, Samples, held_out_positio
 from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.recipe import ClassificationLoader
 
-# How many images `facts` looks at.
+# Number of images that `facts` reads.
 NUM_HEADERS, NUM_DECODED = 200, 32
 
 
@@ -39,7 +39,7 @@ class ClassificationData:
     train: Samples
     val: Samples
     notes: tuple[str, ...]
-    """What a user should know about how it was read."""
+    """Notes for the user about how the data was read."""
     faults: tuple[str, ...] = ()
     """The notes that report something to fix."""
     test: Samples | None = None
@@ -48,17 +48,17 @@ class ClassificationData:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What `auto` looks at. Sizes are medians over a sample of the training images."""
+    """Facts for `auto`. Sizes are medians over a sample of the training images."""
 
     num_train: int
     num_val: int
     num_classes: int
     class_counts: tuple[int, ...]
-    """Training images of each class."""
+    """Number of training images per class."""
     image_height: int
     image_width: int
     grayscale: bool
-    """Whether no colour was seen on the images that were looked at."""
+    """Whether the sample has no color images."""
 
 
 def open_dataset(
@@ -70,26 +70,25 @@ def open_dataset(
     layout: str = "auto",
     console: Console | None = None,
 ) -> ClassificationData:
-    """Return the data set at `path`, without reading any image yet.
+    """Open the data set at `path` without reading any image.
 
-    A class folder without images counts as absent: noted, dropped if no split has images of it.
-    A class that only the training part has is noted.
+    A class without images in any split is dropped; a class without images in one split is noted.
 
     Args:
         path: A folder or an address in one of the layouts above, or `digits`.
-        val_share: Share of each class held out where the data has no split of its own.
-        strict: Refuse a class that only the validation part has; else it is noted.
-        loader: Where copies of remote data are kept, and how patiently they are fetched.
+        val_share: Fraction of each class to hold out if the data has no split of its own.
+        strict: Refuse classes that only the validation part has; otherwise note them.
+        loader: Settings for caching and fetching remote data.
         layout: "class_folders" accepts any folder names as classes.
-        console: Where it is said that something is fetched; standard error by default.
+        console: Console for notes about downloads; standard error by default.
 
     Raises:
-        ValueError: If there is nothing at `path` to train and validate on, and why.
+        ValueError: If there is nothing at `path` to train and validate on.
     """
     if path == "digits":
         return _digits()
     if not 0 < val_share < 1:
-        raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")
+        raise ValueError(f"val_share is {val_share}, but must be between 0 and 1")
     found = find(path, loader, layout=layout, console=console)
     val, notes = found.val, list(found.notes)
     if val is None:
@@ -112,10 +111,10 @@ def open_dataset(
 
 
 def facts(data: ClassificationData) -> DataFacts:
-    """Look at a sample of the training images.
+    """Read a sample of the training images.
 
     Raises:
-        ValueError: If not one of them can be read.
+        ValueError: If none of them can be read.
     """
     n = len(data.train)
     headers: list[Header] = []
@@ -129,7 +128,7 @@ def facts(data: ClassificationData) -> DataFacts:
                 last_error = error
         attempt += 1
     if not headers:
-        raise ValueError(f"none of the training images that were tried is readable: {last_error}")
+        raise ValueError(f"none of the sampled training images is readable: {last_error}")
     counts = np.bincount(np.asarray(data.train.labels), minlength=len(data.classes))
     return DataFacts(
         num_train=n,
@@ -151,7 +150,7 @@ def _is_grayscale(samples: Samples, attempt: int) -> bool:
             continue
         seen = True
         pixels = np.asarray(image).astype(np.int16)
-        # JPEG turns grey into channels that differ by a level or two.
+        # In JPEG, the channels of gray pixels may differ by a level or two.
         if np.ptp(pixels, axis=2).max() > 3:
             return False
     return seen
@@ -163,7 +162,7 @@ def _digits() -> ClassificationData:
         np.load(path, allow_pickle=False) as file,
     ):
         levels, labels, is_val = file["images"], file["labels"], file["is_val"]
-    images = np.rint(levels * (255 / 16)).astype(np.uint8)  # 17 grey levels
+    images = np.rint(levels * (255 / 16)).astype(np.uint8)  # 17 gray levels
     parts = [
         ArraySamples(f"digits/{name}", images[where], labels[where].tolist())
         for name, where in (("train", ~is_val), ("val", is_val))
@@ -178,13 +177,13 @@ def _digits() -> ClassificationData:
 
 
 def _hold_out(found: Found, share: float, notes: list[str]) -> tuple[Found, list[int]]:
-    """Move a share of each class to validation: those whose names have the smallest hashes."""
+    """Move a fraction of each class to validation: the images with the smallest name hashes."""
     train = np.asarray(found.train, np.int64)
     labels = np.asarray(found.labels)[train]
     held: list[int] = []
     for label in np.unique(labels):
         members = train[labels == label].tolist()
-        # A class of one stays in training, a larger one has at least one image on either side.
+        # A single image stays in training; larger classes have at least one image in each part.
         names = [found.keys[i] for i in members]
         held += [members[position] for position in held_out_positions(names, share)]
     val = sorted(held)
@@ -198,11 +197,11 @@ def _hold_out(found: Found, share: float, notes: list[str]) -> tuple[Found, list
 
 
 def _check_classes(found: Found, val: Sequence[int], *, strict: bool) -> list[str]:
-    """Return what is wrong with the classes of the two parts, the worst first.
+    """Return the problems with the classes of the two parts, worst first.
 
     Raises:
-        ValueError: If there is nothing to learn or to validate on; if `strict`, also for a class
-            that is new in validation.
+        ValueError: If there is nothing to train or to validate on, or, if `strict`, a class occurs
+            only in validation.
     """
     labels = np.asarray(found.labels)
     in_train, in_val = (
@@ -210,8 +209,8 @@ def _check_classes(found: Found, val: Sequence[int], *, strict: bool) -> list[st
     )
     if len(found.classes) < 2:
         raise ValueError(
-            f"{found.root} has one class only ({found.classes[0]}); a classifier needs at least "
-            "two folders or labels to tell apart"
+            f"{found.root} has only one class ({found.classes[0]}); a classifier needs at least "
+            "two folders or labels"
         )
     if not in_train or not in_val:
         part = "validation" if in_train else "training"
@@ -223,12 +222,12 @@ def _check_classes(found: Found, val: Sequence[int], *, strict: bool) -> list[st
             f"{found.root}: validation has classes that training lacks: {new}; add training "
             "images of them, or remove them from validation"
         )
-    found_wrong = {
+    problems = {
         "classes that only validation has": new,
         "classes without any validation image": _names(found, in_train - in_val),
-        "classes that are listed but have no image": _names(found, listed - in_train - in_val),
+        "listed classes without any image": _names(found, listed - in_train - in_val),
     }
-    return [f"{what}: {names}" for what, names in found_wrong.items() if names]
+    return [f"{kind}: {names}" for kind, names in problems.items() if names]
 
 
 def _names(found: Found, labels: set[int]) -> str:

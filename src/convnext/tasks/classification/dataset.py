@@ -1,9 +1,9 @@
-"""From samples to the pixels of a batch: what the data loader's processes do.
+"""Data sets for the loader's processes: samples to the pixels of a batch.
 
 A training image is a pure function of (seed, round, index), so that neither the number of worker
-processes nor a resumed run changes anything. An image that cannot be read is replaced in training
-by the next one (of its class in folders, as stored in shards), left out in evaluation, and reported
-with the batch in both.
+processes nor resuming changes it. In training, the next image replaces one that cannot be read (the
+next of its class in folders, the next one stored in shards); in evaluation it is left out. Both
+report it with the batch.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from convnext.data.shards.samples import BadShard, CutShard, ShardSamples
 from convnext.tasks.classification.augment import ImageAugment
 from convnext.tasks.classification.recipe import ClassificationAugment
 
-_KEPT = "are kept in memory ({:,.3g} MB)"
-_TOO_LARGE = "do not fit into the {:,.2g} GB that may be used, and are read anew each time"
+_CACHED = "are cached in memory ({:,.3g} MB)"
+_TOO_LARGE = "do not fit into the memory limit of {:,.2g} GB and are read again in every epoch"
 
-_REMOTE = "are remote: their shards are kept on disk as they are read, and no image in memory"
-# Images of shards that are tried in place of one that cannot be read; a shard that cannot be had
-# counts as several, since finding that out takes long.
+_REMOTE = "are remote: their shards are cached on disk, not in memory"
+# Max number of replacements for an unreadable image of a shard. An unavailable shard counts as
+# several, since each attempt takes long.
 MAX_SUBSTITUTES, BAD_SHARD = 64, 8
 
 
 class Item(NamedTuple):
-    """One image as a data set returns it."""
+    """One image of a data set."""
 
     pixels: Tensor
     """uint8 (C, H, W)."""
     label: int
-    """Of what is shown."""
+    """Label of the image shown."""
     position: int
-    """Which of the samples it is."""
+    """Index of the sample."""
     bad: tuple[tuple[int, str], ...]
-    """Samples that could not be read on the way here, each with the reason. If `position` is among
+    """Samples that could not be read before this one, each with the reason. If `position` is among
     them, there is no image."""
 
 
@@ -69,9 +69,9 @@ class Batch(NamedTuple):
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Stack items to a batch, without those that have no image; N may become 0.
+    """Stack items into a batch, without those that have no image; N may become 0.
 
-    The pixels come as channels_last, as images are decoded and as the network likes them.
+    The pixels are channels_last, like decoded images; networks run faster with that.
     """
     bad = tuple(record for item in items for record in item.bad)
     kept = [k for k, item in enumerate(items) if all(i != item.position for i, _ in item.bad)]
@@ -85,7 +85,7 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 class TrainDataset(Dataset[Item]):
-    """Augmented training images, by the draws of `StepBatches`."""
+    """Augmented training images, indexed by the draws of `StepBatches`."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class TrainDataset(Dataset[Item]):
         return len(self.samples)
 
     def at_size(self, image_size: int) -> TrainDataset:
-        """Return the same images, cache included, cut to another size."""
+        """Return the same images, including the cache, cropped to another size."""
         other = copy.copy(self)
         other.augment = ImageAugment(
             self.recipe, replace(self.preprocessing, image_size=image_size)
@@ -118,15 +118,15 @@ class TrainDataset(Dataset[Item]):
     def fill_cache(
         self, *, budget: int | None = None, workers: int = 0, console: Console | None = None
     ) -> str:
-        """Keep every image in memory if there is room, no larger than any crop needs it.
+        """Cache every image in memory if all fit, no larger than crops need.
 
         Args:
-            budget: Bytes; by default a share of the memory that is free.
-            workers: How many processes will read it.
-            console: Where a progress bar goes.
+            budget: Max bytes; by default a fraction of the free memory.
+            workers: Number of processes that will read the cache.
+            console: Console of the progress bar.
 
         Returns:
-            What was done, as one line for the user.
+            One line for the user about the result.
         """
         if self.samples.is_remote:
             return f"the training images {_REMOTE}"
@@ -146,10 +146,10 @@ class TrainDataset(Dataset[Item]):
 
         cache.fill(load, console=console)
         self.cache = cache
-        return f"the training images {_KEPT.format(cache.block.nbytes / 1e6)}"
+        return f"the training images {_CACHED.format(cache.block.nbytes / 1e6)}"
 
     def __getitems__(self, draws: list[Draw]) -> list[Item]:
-        """Return the images of a batch; what later batches need is fetched in the meantime."""
+        """Return the images of a batch, and start fetching shards for later batches."""
         self.samples.prefetch(getattr(draws, "prefetch", ()))
         return [self[draw] for draw in draws]
 
@@ -160,12 +160,12 @@ class TrainDataset(Dataset[Item]):
         shown, tried = index, 0
         while True:
             try:
-                # Anew for each try: an image that cannot be read may have been drawn from first.
+                # Reseed for each try: an unreadable image may have used some draws.
                 rng = random.Random(f"{self.seed} {number} {index}")
                 image, box = self._open(shown, rng)
                 break
             except BadImage as error:
-                # A shard may be back in some minutes; a damaged file stays as it is.
+                # A shard may be available again in some minutes; a damaged file stays damaged.
                 if not isinstance(error, BadShard | CutShard):
                     self._known_bad[shown] = error.reason
                 bad.append((shown, error.reason))
@@ -174,17 +174,17 @@ class TrainDataset(Dataset[Item]):
                 if isinstance(self.samples, ShardSamples):
                     if shown == index or tried >= MAX_SUBSTITUTES:
                         raise ValueError(
-                            f"{len(bad):,} images in a row cannot be read, such as {error}"
+                            f"{len(bad):,} consecutive images cannot be read, such as {error}"
                         ) from error
                 elif shown == index:
                     raise ValueError(
-                        f"not one image of the class of {error.source} can be read, such as {error}"
+                        f"no image of the class of {error.source} can be read, such as {error}"
                     ) from error
         pixels = to_pixels(self.augment(image, rng, box))
         return Item(pixels, self.samples.labels[shown], shown, tuple(bad))
 
     def _open(self, index: int, rng: random.Random) -> tuple[Image.Image | Tensor, Box | None]:
-        """Return an image, or as many of its pixels as a crop needs and the crop."""
+        """Return an image, or the pixels that a crop needs and the crop."""
         augment = self.augment
         if index in self._known_bad:
             raise BadImage(self.samples.source(index), self._known_bad[index])
@@ -202,7 +202,7 @@ class TrainDataset(Dataset[Item]):
 
 
 class EvalDataset(Dataset[Item]):
-    """Images exactly as the network will see them in use."""
+    """Images preprocessed exactly as in deployment."""
 
     def __init__(self, samples: Samples, preprocessing: Preprocessing) -> None:
         self.samples = samples
@@ -215,7 +215,7 @@ class EvalDataset(Dataset[Item]):
     def fill_cache(
         self, *, budget: int | None = None, workers: int = 0, console: Console | None = None
     ) -> str:
-        """Keep the finished pixels of every image in memory if there is room.
+        """Cache the preprocessed pixels of every image in memory if all fit.
 
         Arguments and result are those of `TrainDataset.fill_cache`.
         """
@@ -229,12 +229,12 @@ class EvalDataset(Dataset[Item]):
         cache = ImageCache(shapes)
         cache.fill(lambda index: self._read(index).numpy(), console=console)
         self.cache = cache
-        return f"the validation images {_KEPT.format(cache.block.nbytes / 1e6)}"
+        return f"the validation images {_CACHED.format(cache.block.nbytes / 1e6)}"
 
     def __getitems__(self, indices: list[int]) -> list[Item]:
-        """Return the images of a batch; what follows them is fetched in the meantime.
+        """Return the images of a batch, and start fetching shards for later batches.
 
-        Files are decoded by as many threads as torch has, which is one in a loader's process.
+        Torch's number of threads decodes files; in a loader's process that is one.
         """
         self.samples.read_ahead(indices[-1])
         threads = min(torch.get_num_threads(), len(indices))
@@ -244,7 +244,7 @@ class EvalDataset(Dataset[Item]):
             return list(pool.map(self.__getitem__, indices))
 
     def __getitem__(self, index: int) -> Item:
-        """Return an image, or where it cannot be read an item that says so."""
+        """Return an image, or a placeholder if it cannot be read."""
         label = self.samples.labels[index]
         try:
             return Item(self._pixels(index), label, index, ())
@@ -268,10 +268,10 @@ class EvalDataset(Dataset[Item]):
 def _cached_shapes(
     samples: Samples, mode: Mode, short: int, budget: int
 ) -> NDArray[np.int64] | None:
-    """Return the shapes (n, 3) of the images as cached, or None if they exceed the budget.
+    """Return the shapes (n, 3) of the cached images, or None if they exceed the budget.
 
-    A share of the headers tells early that a large set will not fit. An image without a readable
-    header takes no room.
+    A sample of the headers shows early that a large set does not fit. Images without a readable
+    header take no room.
     """
     n, chans = len(samples), 1 if mode == "L" else 3
 

@@ -1,4 +1,4 @@
-"""`evaluate`: a trained network on a labeled data set, with the preprocessing it carries."""
+"""`evaluate` for classification: metrics of a trained network on a labeled data set."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ THUMBNAIL_PIXELS = 112
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The scores of other weights of the same run: those of its last step, and their average."""
+    """Scores of other weights of the same run: those of its last step, or their average."""
 
     weights: str
     """"model" or "ema"."""
@@ -59,21 +59,21 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """An evaluation, what was evaluated, and the pictures of its mistakes."""
+    """An evaluation with its source and data, and pictures of the mistakes."""
 
     source: str
     data: str
     card: Card
     evaluation: Evaluation
     thumbnails: tuple[tuple[str, str], ...]
-    """Where the image of every mistake is, and a small JPEG of it as a data URI."""
+    """Path of the image of every mistake, and a small JPEG of it as a data URI."""
     bad_images: tuple[tuple[str, str], ...]
-    """Images that could not be read, and why."""
+    """Images that could not be read, each with the reason."""
     last: tuple[Variant, ...] = ()
-    """For a run with a moving average: its last step, without the average and with it."""
+    """For a run with a moving average: its last step, with and without the average."""
 
     def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
-        """Return nested plain values for JSON; the pictures only if they are asked for."""
+        """Return nested plain values for JSON, with the pictures only on request."""
         result = self.evaluation.to_dict()
         for mistake, (source, thumbnail) in zip(result["mistakes"], self.thumbnails, strict=True):
             mistake |= {"source": source} | ({"thumbnail": thumbnail} if pictures else {})
@@ -89,7 +89,7 @@ class EvaluationResult:
         }
 
     def scores(self) -> Scores:
-        """Return top-1 and top-5 in percent, the loss, and the scores of each class in [0, 1]."""
+        """Return top-1 and top-5 in percent, the loss, and the scores per class in [0, 1]."""
         e = self.evaluation
         return Scores(
             scores={"top1": e.top1, "top5": e.top5, "loss": e.loss},
@@ -107,7 +107,7 @@ class EvaluationResult:
         return path
 
     def print(self, console: Console) -> None:
-        """Print the scores, and a table of the classes where they fit on a screen."""
+        """Print the scores, and a table of the classes."""
         e = self.evaluation
         table = Table(box=None, header_style="bold")
         table.add_column("class")
@@ -122,7 +122,7 @@ class EvaluationResult:
                 *(f"{100 * value:.1f}" for value in (score.precision, score.recall, score.f1)),
             )
         if len(e.per_class) > len(shown):
-            console.print(f"the {len(shown)} weakest of {len(e.per_class)} classes:")
+            console.print(f"the {len(shown)} classes with the lowest F1, of {len(e.per_class)}:")
         console.print(table)
         console.print(
             f"[bold]top-1 {e.top1:.2f} %[/]  top-5 {e.top5:.2f} %  loss {e.loss:.4f}  "
@@ -161,18 +161,18 @@ def evaluate(
 
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
-        data: The data set; by default the local one that a run folder was trained on.
+        data: The data set; by default the local one that the run was trained on.
         split: "val" or "train".
-        batch_size: Images at a time. The last bits of the logits may depend on it.
+        batch_size: Images per batch. It may change the last bits of the logits.
         device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
-        max_bad_share: The largest share of images that may be unreadable.
-        only_best: If not, the weights of a run's last step are measured too, and their moving
-            average, if it has one: the difference is what the average brings.
-        fast: Take the fastest form of the network where the work ahead is worth it; outputs then
-            differ in their last bits.
-        loader: Where copies of remote data are kept, and how patiently they are fetched.
-        console: Where the progress bar goes; None for none.
+        precision: `fp32`, `bf16`, `fp16`, or `auto` for the precision of training.
+        max_bad_share: Maximum fraction of images that may be unreadable.
+        only_best: If False, also evaluate the weights of a run's last step and their moving
+            average, if there is one, to show the effect of averaging.
+        fast: Use the fastest backend if there are enough images to make up for the search; outputs
+            then differ in their last bits.
+        loader: Settings for caching and fetching remote data.
+        console: Console of the progress bar; None for no output.
 
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
@@ -226,7 +226,7 @@ _NAMES = {"model": "the weights", "ema": "the moving average"}
 
 
 def _last_weights(source: str) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
-    """Yield the weights of a run's last state and their moving average, if it kept one."""
+    """Yield the weights of a run's last state, and their moving average if there is one."""
     states = complete_steps(Path(source) / "checkpoints")
     if not states:
         return
@@ -249,8 +249,8 @@ def open_split(
 ) -> tuple[Samples, tuple[str, ...]]:
     """Return the samples of a split and their classes.
 
-    A data set without a split of its own is evaluated whole, unless it is the one of training: then
-    the images that were held out are taken.
+    A data set without a split is evaluated as a whole, unless it is the training data: then only
+    the held-out images are used.
     """
     if data != "digits" and data != card.recipe.get("data"):
         found = find(data, loader, console=console)
@@ -261,7 +261,7 @@ def open_split(
 
 
 def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> Samples:
-    """Return samples whose labels are positions in the classes of the network.
+    """Return samples with the labels of the network.
 
     Raises:
         ValueError: If the network does not know one of the classes.
@@ -275,10 +275,10 @@ def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> 
 
 
 def class_positions(classes: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Return the position of each class among those of the network.
+    """Return the index of each class among those of the network.
 
-    Folders named by WordNet ids (n01440764, ...) stand for the classes of ImageNet, unless the
-    network's own classes are named so.
+    WordNet ids (n01440764, ...) stand for the classes of ImageNet, unless the network's classes
+    have such names.
 
     Raises:
         ValueError: If the network does not know one of the classes.
@@ -299,7 +299,7 @@ def _thumbnail(samples: Samples, index: int) -> tuple[str, str]:
     source = samples.source(index)
     try:
         image = samples.open(index, "RGB")
-    except BadImage:  # It was readable a moment ago; a report is not worth failing for.
+    except BadImage:  # It was readable before; this must not lose the evaluation.
         return source, ""
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     if max(image.size) < 48:

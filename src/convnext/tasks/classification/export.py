@@ -1,4 +1,4 @@
-"""A classifier as a file: its graph, its proof, and the file in the place of the network."""
+"""Export of a classifier: its graph, the verification, and the file as a network."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def export_spec(
     num_images: int = 32,
     note: Callable[[str], None] = lambda _: None,
 ) -> ExportSpec:
-    """Return what the export of a classifier needs; see `Task.export_spec`."""
+    """Return the export spec of a classifier; see `Task.export_spec`."""
     from convnext.tasks.classification.evaluate import open_split, relabel
 
     check_settings(settings)
     if isinstance(settings.size, tuple):
-        # The file, what it is calibrated on and what proves it are all of this size.
+        # Export, calibration and verification all use this size.
         resized = replace(card.preprocessing, image_size=settings.size[0])
         card = replace(card, preprocessing=resized)
     pre = card.preprocessing
@@ -96,36 +96,36 @@ def export_spec(
 
 
 def check_settings(settings: ExportSettings) -> None:
-    """Check what a classifier does not have.
+    """Check that a classifier supports the settings.
 
     Raises:
-        ValueError: Naming the option and what to take instead.
+        ValueError: If it does not; the message names the option and an alternative.
     """
     if settings.masks is not None:
-        raise ValueError("--masks is for detectors")
+        raise ValueError("--masks is only for detectors")
     if isinstance(settings.size, tuple) and settings.size[0] != settings.size[1]:
         raise ValueError(
-            f"a classifier's images are squares, not {settings.size[0]} x {settings.size[1]}: take "
+            f"a classifier's images are square, not {settings.size[0]} x {settings.size[1]}: use "
             f"--size {min(settings.size)}"
         )
     if settings.size == "any":
         raise ValueError(
-            "--size any is for segmentors: the file of a classifier takes images of one size"
+            "--size any is only for segmentors: a classifier's file takes images of one size"
         )
 
 
 class Probabilities(nn.Module):
-    """Logits (N, K) to probabilities, in fp32."""
+    """Maps logits (N, K) to probabilities in fp32."""
 
     def forward(self, logits: Tensor) -> Tensor:
         return F.softmax(logits.float(), 1)
 
 
 class ExportedNetwork(nn.Module):
-    """An exported classifier as a network: images (N, C, H, W) in fp32 to logits (N, K).
+    """An exported classifier as a network: maps images (N, C, H, W) in fp32 to logits (N, K).
 
-    Files that normalize are given pixels, 0 to 255, others normalized images; probabilities come
-    back as their logarithms.
+    Files that normalize take pixels from 0 to 255, others normalized images. Probabilities are
+    returned as logarithms.
     """
 
     def __init__(self, exported: Exported) -> None:
@@ -143,7 +143,7 @@ class ExportedNetwork(nn.Module):
 
 
 def open_network(exported: Exported) -> tuple[ExportedNetwork, Card]:
-    """Return a file in the place of its network, and the card with the preprocessing left to do."""
+    """Return a file as a network, and a card with the preprocessing outside of the file."""
     card = exported.card
     left = outside(card.preprocessing, exported.graph["inside"])
     return ExportedNetwork(exported).eval(), replace(card, preprocessing=left)
@@ -151,16 +151,16 @@ def open_network(exported: Exported) -> tuple[ExportedNetwork, Card]:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierProof(Proof):
-    """Probabilities are compared beside the answers."""
+    """Proof that also compares probabilities."""
 
     def answer_rows(self) -> list[tuple[str, str]]:
-        """Return how the answers compare."""
-        name = "largest difference of a probability"
+        """Return the comparison of the outputs."""
+        name = "max probability difference"
         return [(name, f"{self.max_difference:.2g}"), *super().answer_rows()]
 
 
 class ClassifierComparison(Comparison[Tensor]):
-    """Probabilities (K,) of a network and of its file."""
+    """Compares the probabilities (K,) of a network and of its file."""
 
     proof = ClassifierProof
 

@@ -1,6 +1,6 @@
-"""The file of a classifier, used as it is: images to classes, without torch for most formats.
+"""Prediction with the exported file of a classifier, without torch for most formats.
 
-`ExportedClassifier` needs numpy, Pillow and the runtime of the file alone.
+`ExportedClassifier` needs only numpy, Pillow and the runtime of the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from convnext.data.sources import Source
 from convnext.deploy.runtimes import Array, Exported, outside
 from convnext.results import Classification
 
-# Images of a graph that takes any number of them at a time.
+# Batch size for files with a dynamic batch dimension.
 BATCH_SIZE = 8
 
 
@@ -27,7 +27,7 @@ class ExportedClassifier:
 
     Attributes:
         exported: The file.
-        card: Of its network: the names of the classes, and the preprocessing.
+        card: The card of its network, with class names and preprocessing.
     """
 
     def __init__(self, exported: Exported) -> None:
@@ -39,11 +39,11 @@ class ExportedClassifier:
     def predict(
         self, sources: Iterable[Source], skip: Callable[[Source, BadImage], None]
     ) -> Iterator[Classification]:
-        """Yield the classes of every image that can be read, in order.
+        """Yield the classes of every readable image, in order.
 
         Args:
-            sources: The images; a batch of them is read at a time.
-            skip: Called with an image that cannot be read.
+            sources: The images, read one batch at a time.
+            skip: Called with every image that cannot be read.
         """
         rest = iter(sources)
         with ThreadPoolExecutor() as pool:
@@ -68,7 +68,7 @@ class ExportedClassifier:
         """Return the probabilities (N, K) of images of any size and mode."""
         parts = [np.zeros((0, len(self.card.classes)), np.float32)]
         for start in range(0, len(images), self._batch_size):
-            given = [self._given(image) for image in images[start : start + self._batch_size]]
+            given = [self._input(image) for image in images[start : start + self._batch_size]]
             outputs = self.exported.run_in_batches(np.stack(given))
             parts.append(outputs if self.graph["output"] == "probabilities" else softmax(outputs))
         return np.concatenate(parts)
@@ -83,8 +83,8 @@ class ExportedClassifier:
         except BadImage as error:
             return error
 
-    def _given(self, image: Image.Image) -> Array:
-        """Return an image as the file takes it, without the dimension of the batch."""
+    def _input(self, image: Image.Image) -> Array:
+        """Return the file's input for an image, without the batch dimension."""
         pixels = self.preprocessing.pixels(image)
         if self.preprocessing.normalizes:
             normalized: Array = self.preprocessing.normalize(pixels[None])[0]

@@ -1,7 +1,7 @@
-"""Logits for a data set: the one path of evaluation in training, of `evaluate` and of `predict`.
+"""Inference on a data set, shared by evaluation in training, `evaluate` and `predict`.
 
-The same images in the same batches give the same bits in all three, where the network stays as it
-was trained (`convnext.deploy.fast`).
+Equal batches give bit-identical logits in all three, unless the network switches to a faster
+backend (`convnext.deploy.fast`).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def infer(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield logits (N, num_classes), labels (N,) and positions (N,), batch by batch, in order.
 
-    Images that cannot be read are left out and recorded in `bad`. `progress` is told how many
-    images each batch has dealt with. Of several processes each yields its share of the batches; all
-    make equally many passes through the network, which may be sharded over them.
+    Images that cannot be read are left out and recorded in `bad`. `progress` is called with the
+    number of images of each batch. With several processes each yields its own part of the batches.
+    All of them run the same number of batches, since the network may be sharded over them.
     """
     model.eval()
     if getattr(dataset.preprocessing, "whole", False):
-        batch_size = 1  # Images of their own sizes, which an exported file resizes itself.
+        batch_size = 1  # An exported file resizes images of any size itself.
     batches = [
         list(range(start, min(start + batch_size, len(dataset))))
         for start in range(0, len(dataset), batch_size)

@@ -1,4 +1,4 @@
-"""What is in a classification data set, and what is wrong with it: `convnext data PATH`."""
+"""Statistics and problems of a classification data set: `convnext data PATH`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,12 @@ MAX_SHEET_ROWS = 50
 def contact_sheet(
     path: str | ClassificationData, *, per_class: int = 8, size: int = 96
 ) -> Image.Image:
-    """Return an image with up to `per_class` training images of every class, `size` pixels each.
+    """Return a sheet with up to `per_class` training images of every class, `size` pixels each.
 
-    Of very many classes, some spread evenly over all are shown. An image that cannot be read
-    leaves its place crossed out.
+    With very many classes, an evenly spaced selection is shown. Unreadable images are crossed out.
 
     Raises:
-        ValueError: As `open_dataset`.
+        ValueError: Like `open_dataset`.
     """
     data = open_dataset(path, strict=False) if isinstance(path, str) else path
     step = -(-len(data.classes) // MAX_SHEET_ROWS)
@@ -63,7 +62,7 @@ def contact_sheet(
 
 
 def _thumbnail(samples: Samples, index: int, size: int) -> Image.Image:
-    """Return a square with the whole image in it."""
+    """Return a square that shows the whole image."""
     tile = Image.new("RGB", (size, size), (238, 238, 238))
     try:
         image = samples.open(index, "RGB", at_least=2 * size)
@@ -74,7 +73,7 @@ def _thumbnail(samples: Samples, index: int, size: int) -> Image.Image:
         return tile
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
-    # Pixels that are few enough to be seen stay pixels.
+    # Small images are enlarged without smoothing, to show their pixels.
     resample = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
     tile.paste(image.resize((width, height), resample), ((size - width) // 2, (size - height) // 2))
     return tile
@@ -93,14 +92,14 @@ def _shorten(
     return f"{text}..."
 
 
-# Upper ends of the bins of the histogram of sizes, in pixels.
+# Upper bounds of the histogram bins of sizes, in pixels.
 SIZE_BINS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MAX_ROWS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """The smallest, the middle and the largest of some numbers."""
+    """Min, median and max of some numbers."""
 
     min: int
     median: int
@@ -109,35 +108,35 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What `inspect` found."""
+    """Report of `inspect`."""
 
     path: str
     classes: tuple[str, ...]
     num_train: tuple[int, ...]
-    """Training images of each class, unreadable ones included; likewise `num_val`."""
+    """Number of training images per class, including unreadable ones; `num_val` likewise."""
     num_val: tuple[int, ...]
     num_bytes: int
     imbalance: float
-    """Training images of the largest class for one of the smallest."""
+    """Training images of the largest class divided by those of the smallest."""
     width: Spread | None
-    """Of the readable images; None if there are none. Likewise `height`."""
+    """Widths of the readable images; None if there are none. `height` likewise."""
     height: Spread | None
     sizes: tuple[tuple[str, int], ...]
-    """Images by their short side, as ("65-128", 12)."""
+    """Number of images by short side, for example ("65-128", 12)."""
     modes: dict[str, int]
-    """Images by Pillow's mode, "RGB" or "L" say."""
+    """Number of images by Pillow mode, such as "RGB" or "L"."""
     formats: dict[str, int]
     unreadable: tuple[tuple[str, str], ...]
-    """Every image that cannot be read, and why."""
+    """Images that cannot be read, each with the reason."""
     problems: tuple[str, ...]
-    """What is wrong, the worst first."""
+    """Problems, worst first."""
     suggestions: tuple[str, ...]
     notes: tuple[str, ...]
-    """How the data was read, where that goes without harm."""
+    """Harmless notes about how the data was read."""
 
     @property
     def num_images(self) -> int:
-        """All images, of both parts."""
+        """Number of images in both parts."""
         return sum(self.num_train) + sum(self.num_val)
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,7 +144,7 @@ class DataReport:
         return asdict(self) | {"num_images": self.num_images}
 
     def print(self, console: Console) -> None:
-        """Print for people."""
+        """Print a readable report."""
         console.print(
             f"[bold]{escape(self.path)}[/]\n{self.num_images:,} images of {len(self.classes):,} "
             f"classes, {_bytes(self.num_bytes)}"
@@ -153,7 +152,7 @@ class DataReport:
         print_notes(self.notes, console)
         console.print(_class_table(self))
         if len(self.classes) > MAX_ROWS:
-            console.print(f"(the largest and the smallest of {len(self.classes):,} classes)")
+            console.print(f"(the largest and smallest of {len(self.classes):,} classes)")
         if self.width and self.height:
             console.print(f"\nwidth {_spread(self.width)}, height {_spread(self.height)}")
             console.print(_size_table(self))
@@ -163,7 +162,7 @@ class DataReport:
         if not self.problems:
             console.print("\n[green]no problems found[/]")
         else:
-            console.print("\n[bold red]problems[/], the worst first")
+            console.print("\n[bold red]problems[/], worst first")
         for title, lines in (("", self.problems), ("suggestions", self.suggestions)):
             if title and lines:
                 console.print(f"\n[bold]{title}[/]")
@@ -171,12 +170,12 @@ class DataReport:
 
 
 def inspect(path: str, *, val_share: float = 0.2, console: Console | None = None) -> DataReport:
-    """Read every image under `path` in full and report.
+    """Read every image of a data set in full, and report.
 
     Args:
-        path: As of `open_dataset`.
-        val_share: The share held out where the data has no split of its own.
-        console: Where the progress bar goes; standard error by default.
+        path: A data set as for `open_dataset`.
+        val_share: Fraction of each class held out if the data has no split.
+        console: Console of the progress bar; standard error by default.
 
     Raises:
         ValueError: If there is no data set at `path`.
@@ -187,7 +186,7 @@ def inspect(path: str, *, val_share: float = 0.2, console: Console | None = None
 
 
 def report(data: ClassificationData, looks: Sequence[Look]) -> DataReport:
-    """Sum up what was seen."""
+    """Build the report."""
     good = [look for look in looks if not look.reason]
     train = _counts(data, (look for look in looks if look.part == "train"))
     return DataReport(
@@ -221,7 +220,7 @@ def _spread_of(values: Sequence[int]) -> Spread | None:
 
 
 def _histogram(sides: Sequence[int]) -> tuple[tuple[str, int], ...]:
-    """Count sides per bin, from the first that is used to the last."""
+    """Count sides per bin, from the first used bin to the last."""
     lows = (1, *(edge + 1 for edge in SIZE_BINS))
     names = [f"{low}-{high}" for low, high in zip(lows, SIZE_BINS, strict=False)]
     names.append(f"over {SIZE_BINS[-1]}")
@@ -255,7 +254,7 @@ def _size_table(report: DataReport) -> Table:
 
 
 def _list_table(lines: Sequence[str]) -> Table:
-    """Return numbered lines whose continuations are indented."""
+    """Return a table of numbered lines with hanging indentation."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(justify="right", style="dim")
     table.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""Recognize how a classification data set is laid out on disk, and list what is in it."""
+"""Recognition of the layout of a classification data set."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def find(
     Args:
         path: A folder or an address.
         layout: "class_folders" accepts any names as classes.
-        loader: Where copies of remote data are kept, and how patiently they are fetched.
-        console: Where it is said that something is fetched; standard error by default.
+        loader: Settings for caching and fetching remote data.
+        console: Console for notes about downloads; standard error by default.
 
     Raises:
-        ValueError: If the path is absent, or in no layout that is known; what was found instead is
-            said.
+        ValueError: If the path does not exist or has no known layout; the message says what was
+            found.
     """
     if path.startswith("pipe:"):
-        raise ValueError(f"{path} would start a program, which is refused: give an address")
+        raise ValueError(f"{path} would start a program, which is refused: use an address")
     if is_remote(path) or (path.endswith(".txt") and Path(path).expanduser().is_file()):
         return find_remote(path, loader or ClassificationLoader(), console=console)
     root = Path(path).expanduser()
@@ -50,10 +50,10 @@ def find(
     if root.is_file() and root.suffix.lower() == ".csv":
         return find_table(root)
     if root.is_file():
-        advice = f"give its folder, {root.parent}" if root.suffix == ".tar" else "give a folder"
+        advice = f"use its folder, {root.parent}" if root.suffix == ".tar" else "use a folder"
         raise ValueError(f"{path} is a file; {advice} ({LAYOUTS})")
     shards = sorted(p for p in listing(root) if p.suffix == ".tar" and p.is_file())
-    # A tar beside class folders is what they were unpacked from, unless its name has a split.
+    # A tar next to class folders is probably their archive, unless its name has a split.
     is_source = bool(subfolders(root)) and not any(part_of(p.name) for p in shards)
     if layout == "auto" and shards and not is_source and not split_folders(root)[0]:
         return find_shards(root, shards)

@@ -1,4 +1,4 @@
-"""Top-1, top-5, the confusion matrix, and what follows from it."""
+"""Top-1, top-5, the confusion matrix, and per-class scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_CONFUSION = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """How one class fares: fractions in [0, 1], and its images as `support`."""
+    """Scores of one class, fractions in [0, 1]; `support` is its number of images."""
 
     name: str
     support: int
@@ -29,7 +29,7 @@ class ClassScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """One image that was taken for another class, and the probability given to that class."""
+    """A misclassified image, and the probability of the predicted class."""
 
     index: int
     truth: str
@@ -39,7 +39,7 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a network does on a labelled data set. `top1` and `top5` are in percent."""
+    """Metrics of a network on a labeled data set. `top1` and `top5` are in percent."""
 
     top1: float
     top5: float
@@ -50,7 +50,7 @@ class Evaluation:
     """Rows are the truth, columns the prediction; empty above 2,000 classes."""
     per_class: tuple[ClassScore, ...]
     mistakes: tuple[Mistake, ...]
-    """The most confident ones first."""
+    """The most confident mistakes first."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values for JSON."""
@@ -58,7 +58,7 @@ class Evaluation:
 
 
 class Metric:
-    """Gathers logits batch by batch; exact, whatever the batches were."""
+    """Collects logits batch by batch; the result does not depend on the batches."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
@@ -67,13 +67,13 @@ class Metric:
         self._indices: list[Tensor] = []
 
     def update(self, logits: Tensor, labels: Tensor, indices: Tensor) -> None:
-        """Add logits (N, num_classes), labels (N,) and the positions (N,) in the data set."""
+        """Add logits (N, num_classes), labels (N,) and indices (N,) in the data set."""
         self._logits.append(logits.detach().float().cpu())
         self._labels.append(labels.cpu())
         self._indices.append(indices.cpu())
 
     def merge(self, ranks: Ranks) -> None:
-        """Take in what the other processes were given; all must call."""
+        """Add the logits of the other processes; all processes must call this."""
         if ranks.count == 1:
             return
         mine = [torch.cat(part) for part in (self._logits, self._labels, self._indices) if part]
@@ -84,10 +84,10 @@ class Metric:
         self._indices = [indices[order]]
 
     def compute(self, *, num_mistakes: int = 24) -> Evaluation:
-        """Return the evaluation of everything added.
+        """Return the metrics of all images added.
 
         Raises:
-            ValueError: If nothing was.
+            ValueError: If there is none.
         """
         if not self._labels:
             raise ValueError("there is no readable image to evaluate on")
@@ -128,9 +128,9 @@ class Metric:
 def class_scores(
     labels: Tensor, predictions: Tensor, classes: Sequence[str]
 ) -> tuple[ClassScore, ...]:
-    """Return the score of each class from labels (N,) and predictions (N,).
+    """Return the scores of each class from labels (N,) and predictions (N,).
 
-    A class without images has recall 0, one that is never predicted precision 0.
+    A class without images has recall 0; a class that is never predicted has precision 0.
     """
 
     def count(positions: Tensor) -> list[int]:

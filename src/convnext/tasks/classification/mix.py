@@ -1,8 +1,8 @@
-"""Losses, and what mixes or erases whole batches: mixup, cutmix, random erasing on their device.
+"""Losses, and augmentation of whole batches on the device: mixup, cutmix, random erasing.
 
-The draws are those of timm (Mixup in batch mode, RandomErasing in pixel mode), number for number,
-as tests/tasks/classification/test_mix.py proves; but they come from generators that are given, not
-from the global ones, and a batch of an odd size is as good as any.
+The draws equal those of timm (Mixup in batch mode, RandomErasing in pixel mode), as
+tests/tasks/classification/test_mix.py proves. Unlike in timm, they come from explicit generators,
+and batches may have an odd size.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch.nn import functional as F
 def losses(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Return the named losses of images (N, C, H, W) and target distributions (N, num_classes).
 
-    Mixing and label smoothing are already in the targets. The loss is taken in fp32.
+    The targets already include mixing and label smoothing. The loss is computed in fp32.
     """
     return {"cross_entropy": F.cross_entropy(model(images).float(), targets)}
 
 
-# Zhong et al., "Random Erasing Data Augmentation", with the area of timm.
+# Zhong et al., "Random Erasing Data Augmentation", with timm's range of areas.
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 
 
 def smooth_one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Return targets (N, num_classes), fp32: what CrossEntropyLoss(label_smoothing) compares to."""
+    """Return fp32 targets (N, num_classes), smoothed like CrossEntropyLoss(label_smoothing)."""
     one_hot = F.one_hot(labels.long(), num_classes).to(torch.float32)
     return one_hot * (1 - smoothing) + smoothing / num_classes
 
@@ -51,10 +51,10 @@ def mix(
         images: (N, C, H, W), changed in place.
         targets: (N, num_classes).
         mixup: Alpha of the beta distribution; 0 for none.
-        cutmix: The same of cutmix.
+        cutmix: The same for cutmix.
         prob: Probability that the batch is mixed.
-        switch_prob: Probability of cutmix, where both are on.
-        generator: Where the draws come from.
+        switch_prob: Probability of cutmix if both are on.
+        generator: The generator of all draws.
     """
     share, use_cutmix = 1.0, False
     if (mixup or cutmix) and generator.rand() < prob:
@@ -65,7 +65,7 @@ def mix(
         return images, targets
     if use_cutmix:
         top, bottom, left, right = cutmix_box(images.shape[2], images.shape[3], share, generator)
-        # flip copies, so that the patches come from the batch as it was.
+        # flip copies, so that the patches come from the original batch.
         images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].flip(0)
         share = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
     else:
@@ -74,10 +74,10 @@ def mix(
 
 
 def blend_reversed(images: Tensor, share: float) -> None:
-    """Set images (N, C, H, W) to `share` of themselves and the rest of those in reverse order."""
-    # On a CPU two images at a time, which stay in the cache while they blend.
+    """Blend images (N, C, H, W), weighted by `share`, with the batch in reverse order, in place."""
+    # On a CPU, two images at a time, so that they stay in the cache.
     size = 1 if images.device.type == "cpu" else max(1, len(images) // 2)
-    half = (len(images) + 1) // 2  # The middle one of an odd batch is its own partner.
+    half = (len(images) + 1) // 2  # In an odd batch, the middle image is its own partner.
     for start in range(0, half, size):
         stop = min(start + size, half)
         first = images[start:stop]
@@ -91,7 +91,7 @@ def blend_reversed(images: Tensor, share: float) -> None:
 def cutmix_box(
     height: int, width: int, share: float, generator: np.random.RandomState
 ) -> tuple[int, int, int, int]:
-    """Return (top, bottom, left, right) of a box that leaves about `share`, cut at the borders."""
+    """Return (top, bottom, left, right) of a clipped box that leaves about `share` of the image."""
     side = math.sqrt(1 - share)
     cut_h, cut_w = int(height * side), int(width * side)
     y, x = int(generator.randint(0, height)), int(generator.randint(0, width))
@@ -104,9 +104,9 @@ def cutmix_box(
 
 
 def erase(images: Tensor, *, prob: float, boxes: random.Random, noise: torch.Generator) -> Tensor:
-    """Fill one rectangle of each image (N, C, H, W) with noise, in place, with probability `prob`.
+    """Fill a rectangle of each image (N, C, H, W) with noise, in place, with probability `prob`.
 
-    The images are normalised already, so that the noise is of mean 0 and deviation 1 as they are.
+    The images are normalized, so the noise also has mean 0 and standard deviation 1.
     """
     channels, height, width = images.shape[1:]
     for image in images:

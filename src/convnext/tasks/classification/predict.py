@@ -1,4 +1,4 @@
-"""`predict`: the classes of images, with the preprocessing that the checkpoint carries."""
+"""`predict` for classification: the classes of images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from convnext.tasks.trained import Opened
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The most probable classes of one image, the best first."""
+    """The most probable classes of one image, best first."""
 
     source: str
     classes: tuple[str, ...]
@@ -45,7 +45,7 @@ class PredictResult:
     predictions: tuple[Prediction, ...]
     bad_images: tuple[tuple[str, str], ...]
     wide: tuple[Classification, ...] = ()
-    """The same in full, for one row per image."""
+    """All probabilities, for one row per image."""
     output: str = ""
     """The folder with the files, or "" if there are none."""
 
@@ -58,7 +58,7 @@ class PredictResult:
         }
 
     def write(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write `predictions.json` and `predictions.csv`: a row per image and class, or wide."""
+        """Write `predictions.json` and `predictions.csv`, with one row per image if it is wide."""
         as_json, as_csv = Path(folder) / "predictions.json", Path(folder) / "predictions.csv"
         write_text(as_json, json.dumps(self.to_dict(), indent=1) + "\n")
         rows = io.StringIO()
@@ -76,7 +76,7 @@ class PredictResult:
                 yield prediction.source, rank, name, f"{probability:.6f}"
 
     def print(self, console: Console) -> None:
-        """Print a line per image: its best class and probability, and the runners-up."""
+        """Print one line per image with its best classes and their probabilities."""
         table = Table(box=None, header_style="bold")
         table.add_column("image", overflow="fold")
         table.add_column("class")
@@ -94,15 +94,15 @@ class PredictResult:
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
         if self.bad_images:
-            console.print(f"{len(self.bad_images)} of the images could not be read")
+            console.print(f"{len(self.bad_images)} images could not be read")
         for name in ("predictions.json", "predictions.csv") if self.output else ():
             console.print(f"written: {Path(self.output) / name}", markup=False, soft_wrap=True)
 
 
 def wide_rows(results: Sequence[Classification]) -> Iterator[Sequence[Any]]:
-    """Yield a row per image: its best class, every probability, and the true class if known.
+    """Yield one row per image: its best class, all probabilities, and the true class if known.
 
-    The folder of an image says its true class where it is called like one of the classes.
+    The true class is the name of the image's folder, if there is such a class.
     """
     names = results[0].names
     truths = [true_class(result) for result in results]
@@ -116,7 +116,7 @@ def wide_rows(results: Sequence[Classification]) -> Iterator[Sequence[Any]]:
 
 
 def true_class(result: Classification) -> str:
-    """Return the class that the folder of an image is called by, or "" if it is none."""
+    """Return the name of an image's folder if it is a class, else ""."""
     folder = result.path.absolute().parent.name if result.path is not None else ""
     return folder if folder in result.names else ""
 
@@ -143,7 +143,7 @@ class ClassPredictor(Predictor[Classification]):
     def results(
         self, sources: Iterable[Source], skip: Skip, done: Callable[[int], None]
     ) -> Iterator[tuple[Source, Image.Image | None, Classification]]:
-        """Yield images and their classes; an iterator is read a batch at a time."""
+        """Yield images and their classes, reading one batch at a time."""
         if isinstance(sources, list):
             yield from self._batches(sources, skip, done)
             return
@@ -156,7 +156,7 @@ class ClassPredictor(Predictor[Classification]):
     ) -> Iterator[tuple[Source, Image.Image | None, Classification]]:
         samples = SourceSamples(sources)
         bad = BadImages(samples, max_share=1.0)
-        told = 0
+        num_reported = 0
         for logits, _, indices in infer(
             cast(Fast, self.network),
             EvalDataset(samples, self.own.card.preprocessing),
@@ -167,12 +167,12 @@ class ClassPredictor(Predictor[Classification]):
             progress=done,
         ):
             probabilities = logits.softmax(1).cpu().numpy()
-            told = _tell(bad, told, sources, skip)
+            num_reported = _report(bad, num_reported, sources, skip)
             for index, values in zip(indices.tolist(), probabilities, strict=True):
                 size, image = samples.opened.pop(index)
                 common = self.common(sources[index], size, image)
                 yield sources[index], image, Classification(probabilities=values, **common)
-        _tell(bad, told, sources, skip)
+        _report(bad, num_reported, sources, skip)
 
     def row(
         self,
@@ -182,7 +182,7 @@ class ClassPredictor(Predictor[Classification]):
         name: str,
         index: int,
     ) -> tuple[Prediction, Classification | None]:
-        """Return the best classes, and all of them if they are wanted."""
+        """Return the best classes of an image."""
         best = result.top(self.topk)
         prediction = Prediction(
             source=source.name,
@@ -203,7 +203,7 @@ class ClassPredictor(Predictor[Classification]):
 
 
 class SourceSamples(Samples):
-    """Images that a user gives, without labels; each keeps its size while it is looked at."""
+    """Unlabeled images from the user, with their sizes."""
 
     is_open_to_threads = True
 
@@ -232,8 +232,8 @@ class SourceSamples(Samples):
         return path.stat().st_size if path is not None and path.is_file() else 0
 
 
-def _tell(bad: BadImages, told: int, sources: Sequence[Source], skip: Skip) -> int:
-    """Report images that were found to be bad since the last time; return how many there are."""
-    for index, error in list(bad.found.items())[told:]:
+def _report(bad: BadImages, num_reported: int, sources: Sequence[Source], skip: Skip) -> int:
+    """Report bad images beyond the first `num_reported`; return the number of bad images."""
+    for index, error in list(bad.found.items())[num_reported:]:
         skip(sources[index], BadImage(sources[index].name, error.reason))
     return len(bad.found)

@@ -1,6 +1,6 @@
-"""What is wrong with a data set, the worst first, from what was seen of its images.
+"""Problems of a data set, worst first, and suggested settings.
 
-Every image is decoded in full once, and what can be compared is kept.
+Every image is decoded once in full; only hashes and other small facts are kept.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from convnext.data.doctor import read_all
 from convnext.data.images import BadImage
 from convnext.tasks.classification.data import ClassificationData
 
-# Two pictures look alike if at most this many of the 256 bits of their sketches differ.
+# Two images look alike if at most this many of the 256 bits of their sketches differ.
 ALIKE_BITS = 8
-# Below this many pixels a sketch says too little to compare by.
+# Smaller images have no sketch, since it would have too little information.
 SKETCH_PIXELS = 32
-# Pairs of sketches to compare at most: a minute's work.
+# Max number of pairs of sketches to compare, which takes a minute.
 MAX_PAIRS = 2_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """What was seen of one image."""
+    """Findings about one image."""
 
     part: str
     """"train" or "val"."""
@@ -38,29 +38,29 @@ class Look:
     label: int
     num_bytes: int
     reason: str = ""
-    """Why it cannot be read; if it cannot, the fields below mean nothing."""
+    """Reason why it cannot be read; the fields below are then unset."""
     width: int = 0
     height: int = 0
     mode: str = ""
     format: str = ""
     digest: bytes = b""
-    """Equal for equal pixels."""
+    """Hash of the pixels."""
     sketch: bytes = b""
-    """32 bytes, nearly equal for pictures that look alike; empty for small images."""
+    """32 bytes, similar for images that look alike; empty for small images."""
     is_blank: bool = False
     """Whether all pixels are the same."""
     is_gray: bool = False
 
 
 def scan(data: ClassificationData, *, console: Console | None = None) -> list[Look]:
-    """Look at every image, those of training first, by a few threads with a progress bar."""
+    """Read every image in threads, training images first, with a progress bar."""
     places = [("train", i) for i in range(len(data.train))]
     places += [("val", i) for i in range(len(data.val))]
-    return read_all(places, lambda p: look(data, *p), "looking at images", console=console)
+    return read_all(places, lambda p: look(data, *p), "reading images", console=console)
 
 
 def look(data: ClassificationData, part: str, index: int) -> Look:
-    """Look at one image."""
+    """Read one image."""
     samples = data.train if part == "train" else data.val
     source, label = samples.source(index), samples.labels[index]
     num_bytes = samples.num_bytes(index)
@@ -89,15 +89,15 @@ def look(data: ClassificationData, part: str, index: int) -> Look:
 
 
 def sketch(image: Image.Image) -> bytes:
-    """Return 256 bits: whether each cell of a 16 x 16 grid is brighter than its left neighbour."""
+    """Return 256 bits: whether each cell of a 16 x 16 grid is brighter than its left neighbor."""
     cells = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX)).astype(int)
     return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
 
 
 def look_alikes(first: Sequence[Look], second: Sequence[Look]) -> list[tuple[Look, Look]]:
-    """Return pairs of images, one of each, that look alike though their pixels differ.
+    """Return pairs of images, one from each sequence, that look alike but have different pixels.
 
-    Of every image in `second` the nearest in `first` is taken. Nothing is compared where there are
+    Each image of `second` is paired with the nearest of `first`. Nothing is compared if there are
     too many pairs.
     """
     first = [look for look in first if look.sketch and not look.is_blank]
@@ -119,19 +119,19 @@ def _words(looks: Sequence[Look]) -> NDArray[np.uint64]:
 
 
 NUM_EXAMPLES = 5
-# A short side this many times smaller than the median is tiny.
+# An image is tiny if its short side is smaller than the median by this factor.
 TINY = 4
 HUGE_PIXELS = 25_000_000
-# A centre crop shows less than a third of an image that is longer than this.
+# A center crop shows less than a third of an image with a larger aspect ratio.
 LONG = 3.0
-# Fewer training images than this are hardly a class.
+# Classes with fewer training images are reported.
 FEW = 10
-# Below this many per class, published weights are worth more than any other setting.
+# With fewer images per class, published weights help more than any other setting.
 FEW_FOR_SCRATCH = 500
 
 
 def find_problems(data: ClassificationData, looks: Sequence[Look]) -> tuple[str, ...]:
-    """Return one line per kind of problem: its exact count and up to five examples."""
+    """Return one line per kind of problem, with its count and up to five examples."""
     good = [look for look in looks if not look.reason]
     found = (find(data, good) for find in _FINDERS)
     first = _unreadable(data, [look for look in looks if look.reason], len(looks))
@@ -139,7 +139,7 @@ def find_problems(data: ClassificationData, looks: Sequence[Look]) -> tuple[str,
 
 
 def find_suggestions(data: ClassificationData, looks: Sequence[Look]) -> tuple[str, ...]:
-    """Return what is worth trying with this data, each with the setting to use."""
+    """Return suggestions for this data, each with the setting to use."""
     counts = Counter(look.label for look in looks if look.part == "train")
     lines = []
     (largest, most), (smallest, fewest) = counts.most_common(1)[0], counts.most_common()[-1]
@@ -158,11 +158,11 @@ def find_suggestions(data: ClassificationData, looks: Sequence[Look]) -> tuple[s
         )
     if side > 1000:
         lines.append(
-            "most images are far larger than a network looks at: copies with a short side of "
-            "about 512 pixels are read many times faster"
+            "most images are far larger than a network's input: copies with a short side of about "
+            "512 pixels are read many times faster"
         )
     if good and all(look.is_gray for look in good) and any(look.mode != "L" for look in good):
-        lines.append("there is no colour in any image: --input.in_chans 1 spares the channels")
+        lines.append("all images are gray: --input.in_chans 1 uses a single channel")
     return tuple(lines)
 
 
@@ -180,7 +180,7 @@ def _leaks(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
         return []
     pairs = (f"{_short(data, t)} = {_short(data, in_train[t.digest])}" for t in twins)
     return [
-        "validation images with the pixels of a training image, so that validation flatters: "
+        "validation images identical to a training image, which makes validation scores too high: "
         f"{len(twins):,} ({_some(pairs)})"
     ]
 
@@ -190,7 +190,7 @@ def _conflicts(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
     if not groups:
         return []
     shown = (" = ".join(_short(data, look) for look in group[:3]) for group in groups)
-    return [f"pictures that stand in more than one class: {len(groups):,} ({_some(shown)})"]
+    return [f"identical images in several classes: {len(groups):,} ({_some(shown)})"]
 
 
 def _repeats(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
@@ -202,8 +202,7 @@ def _repeats(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
         if surplus:
             shown = (" = ".join(_short(data, look) for look in group[:3]) for group in groups)
             lines.append(
-                f"{what} images that repeat another one, pixel by pixel: {surplus:,} "
-                f"({_some(shown)})"
+                f"duplicate {what} images with identical pixels: {surplus:,} ({_some(shown)})"
             )
     return lines
 
@@ -226,13 +225,13 @@ def _similar(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
     if not pairs:
         return []
     return [
-        "validation images that look like a training image, perhaps the same picture saved again: "
+        "validation images that look like a training image, perhaps the same one saved again: "
         f"{len(pairs):,} ({_some(pairs)})"
     ]
 
 
 def _odd(what: str, is_odd: Callable[[Look, float], bool]) -> Callable[..., list[str]]:
-    """Return a finder of single images by their look and the median short side."""
+    """Return a finder of unusual images, given their look and the median short side."""
 
     def find(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
         if not looks:
@@ -264,22 +263,22 @@ def _is_blank(look: Look, median: float) -> bool:
     return look.is_blank
 
 
-# The worst first.
+# Worst first.
 _FINDERS: tuple[Callable[[ClassificationData, Sequence[Look]], list[str]], ...] = (
     _leaks,
     _conflicts,
     _rare_classes,
     _similar,
     _repeats,
-    _odd("images of one colour only", _is_blank),
-    _odd("images that are tiny beside the others", _is_tiny),
-    _odd("images so long that a centre crop shows less than a third", _is_long),
+    _odd("images of a single color", _is_blank),
+    _odd("images much smaller than the others", _is_tiny),
+    _odd("images so long that a center crop shows less than a third", _is_long),
     _odd(f"images of more than {HUGE_PIXELS / 1e6:.0f} million pixels, slow to read", _is_huge),
 )
 
 
 def _groups(looks: Iterable[Look]) -> list[list[Look]]:
-    """Return the images that have the same pixels, in groups of two and more."""
+    """Return groups of two or more images with identical pixels."""
     by_digest: dict[bytes, list[Look]] = {}
     for look in looks:
         by_digest.setdefault(look.digest, []).append(look)
@@ -287,7 +286,7 @@ def _groups(looks: Iterable[Look]) -> list[list[Look]]:
 
 
 def _short(data: ClassificationData, look: Look) -> str:
-    """Return where an image lies, relative to the data set."""
+    """Return the path of an image relative to the data set."""
     return look.source.removeprefix(data.path).lstrip("/\\") or look.source
 
 

@@ -1,7 +1,4 @@
-"""What belongs to published classifiers, whose files hold tensors alone: classes and preprocessing.
-
-Their classes are ImageNet's where the count fits.
-"""
+"""Classes and preprocessing of published classifiers, whose files hold only tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from convnext.weights.dense import DenseTables
 from convnext.weights.published import find_published, preprocessing_of
 
 TABLES: tuple[DenseTables, ...] = ()
-# The classes of published weights, by their number, as timm knows them.
+# Timm's names for the classes of published weights, by their number.
 SUBSETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}
 
 
@@ -26,7 +23,7 @@ def build(name: str, **changes: Any) -> nn.Module:
 
 
 def published_card(source: str, name: str, changes: Mapping[str, Any]) -> Card:
-    """Return the card of a file without one, by its address and what its shapes tell."""
+    """Return a card for a file without one, from its source and tensor shapes."""
     num_classes = int(changes.get("num_classes", 1000))
     return Card(
         task="classify",
@@ -38,7 +35,7 @@ def published_card(source: str, name: str, changes: Mapping[str, Any]) -> Card:
 
 
 def imagenet_classes(num_classes: int) -> tuple[str, ...]:
-    """Return the names of ImageNet-1K or -22K, or numbers where the count is another one."""
+    """Return the class names of ImageNet-1K or -22K, or numbers for other counts."""
     if num_classes not in SUBSETS:
         return tuple(str(c) for c in range(num_classes))
     from timm.data import ImageNetInfo
@@ -48,7 +45,7 @@ def imagenet_classes(num_classes: int) -> tuple[str, ...]:
 
 
 def imagenet_synsets(num_classes: int) -> dict[str, int]:
-    """Return the position of each WordNet id among the classes of ImageNet-1K or -22K."""
+    """Return the index of each WordNet id among the classes of ImageNet-1K or -22K."""
     if num_classes not in SUBSETS:
         return {}
     from timm.data import ImageNetInfo

@@ -1,4 +1,4 @@
-"""The recipe of classification: what it adds to the settings that all tasks read."""
+"""The recipe of classification: its sections and the settings shared by all tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections of a report that only classification has."""
+"""Report sections of classification."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def reliability(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return sentences that say how far the primary score can be trusted."""
+    """Return sentences about how far to trust the primary score."""
     count = evaluation["num_images"]
     low, high = wilson(evaluation["top1"] / 100, count)
     return [
-        f"Measured on {count:,} validation images: another sample of as many would do for "
-        f"{100 * low:.1f} to {100 * high:.1f} % (95 % interval)."
+        f"Measured on {count:,} validation images: the 95 % confidence interval for a sample of "
+        f"this size is {100 * low:.1f} to {100 * high:.1f} %."
     ]
 
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's interval for a share that was measured on `count` images."""
+    """Return Wilson's confidence interval for a fraction measured on `count` images."""
     center = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / count / 2) ** 2)
     return center - half, center + half
 
 
 def confusion(evaluation: Mapping[str, Any]) -> Section | None:
-    """The confusion matrix, and the pairs of classes that are confused most."""
+    """The confusion matrix, and the pairs of classes most often confused."""
     if not evaluation.get("confusion"):
         return None
     matrix = np.asarray(evaluation["confusion"])
@@ -67,22 +67,26 @@ def confusion(evaluation: Mapping[str, Any]) -> Section | None:
     for pair in pairs:
         pair["share"] = f"{pair['count']:,} of {pair['of']:,}"
     alt = f"Confusion matrix of {len(names)} classes. " + (
-        f"Most often {pairs[0]['truth']} is taken for {pairs[0]['prediction']}, "
+        f"The most frequent mistake is {pairs[0]['prediction']} instead of {pairs[0]['truth']}: "
         f"{pairs[0]['share']} images."
         if pairs
-        else "Nothing is confused."
+        else "There are no mistakes."
     )
     drawn = Drawing(
         name="confusion", title="Confusion matrix", alt=alt, figure=draw_confusion(matrix, names)
     )
     parts = [Part(kind="matrix", values={"figure": drawn})]
     if pairs:
-        columns = (("truth", "truth", ""), ("taken for", "prediction", ""), ("images", "share", ""))
+        columns = (
+            ("truth", "truth", ""),
+            ("prediction", "prediction", ""),
+            ("images", "share", ""),
+        )
         parts.append(table(columns, pairs))
     return Section(
-        title="What is taken for what",
-        note="Each row is a class, each column what its images were taken for. Blue is right, "
-        "orange is wrong; the stronger, the larger the share of the row.",
+        title="Confusion matrix",
+        note="Each row is a true class, each column a predicted class. Blue is right, orange is "
+        "wrong; darker colors are larger fractions of the row.",
         parts=parts,
     )
 
@@ -98,24 +102,24 @@ def per_class(evaluation: Mapping[str, Any]) -> Section | None:
         ("recall", "recall", "share"),
         ("F1", "f1", "share"),
     )
-    # The weakest first: they are what one does something about.
+    # Lowest first: these classes need attention.
     rows = sorted(evaluation["per_class"], key=lambda row: float(row["f1"]))
     return Section(
         title="Classes",
-        note="In percent, the weakest F1 first; a click on a heading sorts by it.",
+        note="In percent, lowest F1 first; click a heading to sort by it.",
         parts=[table(columns, rows, sortable=True)],
     )
 
 
 def mistakes(evaluation: Mapping[str, Any]) -> Section | None:
-    """The pictures that the network is most sure of, and wrong about."""
+    """The images that the network gets wrong with the highest confidence."""
     found = evaluation.get("mistakes", [])
     if not found:
         return None
     pictures = [
         {
             "image": m["thumbnail"] if str(m["thumbnail"]).startswith("data:image/") else "",
-            "alt": f"{m['truth']}, taken for {m['prediction']}",
+            "alt": f"{m['truth']}, predicted as {m['prediction']}",
             "title": m["prediction"],
             "figure": f"{100 * m['probability']:.1f}\u00a0%",
             "text": f"is {m['truth']}",
@@ -125,13 +129,14 @@ def mistakes(evaluation: Mapping[str, Any]) -> Section | None:
     ]
     return Section(
         title="Most confident mistakes",
-        note="In bold what the network saw, and how sure it was. Look for wrong labels here first.",
+        note="Predictions and their probabilities are in bold. Check these images first for wrong "
+        "labels.",
         parts=[Part(kind="pictures", values={"pictures": pictures})],
     )
 
 
 def report(evaluation: Mapping[str, Any]) -> ReportSections:
-    """Return what a report shows of an evaluation; of one that is empty, nothing."""
+    """Return the report sections of an evaluation; none if it is empty."""
     measured = "top1" in evaluation
     makers = (confusion, per_class, mistakes, bad_images)
     return ReportSections(

@@ -1,14 +1,14 @@
-"""Class folders to WebDataset shards with an index: `convnext data FOLDER --to-shards DIR`.
+"""Conversion of class folders to WebDataset shards: `convnext data FOLDER --to-shards DIR`.
 
     DIR/train-000000.tar ...  val-000000.tar ...    an image and its class number per sample
-    DIR/train-000000.idx ...                        where each image lies in its shard
-    DIR/classes.txt  shards.json                    names of the classes; the shards of each part
+    DIR/train-000000.idx ...                        the position of each image in its shard
+    DIR/classes.txt  shards.json                    class names; the shards of each part
 
-Training images are shuffled once, with a fixed seed, so that every shard is a mixture. Files are
-taken as they are, unless they are to be resized. The same folder gives the same bytes.
+Training images are shuffled once with a fixed seed, so that every shard is a mixture. Files are
+copied unchanged unless they are resized. The same folder gives the same bytes.
 
-Which image goes into which shard is planned before any is read. A conversion that was interrupted
-goes on: shards that are complete stay.
+The assignment of images to shards is planned before any image is read. An interrupted conversion
+resumes and keeps complete shards.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from convnext.data.shards.writing import (
 )
 from convnext.tasks.classification.data import ClassificationData, open_dataset
 
-# Megabytes of a shard: large enough to be read in one go from a disk or a server, small enough that
-# a window of several per lane is fetched in seconds.
+# Megabytes per shard: large enough for efficient sequential reads, small enough to fetch a window
+# of several per lane in seconds.
 SHARD_MB = 128
 PLAN = ".plan.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsReport:
-    """What a conversion did."""
+    """Result of a conversion."""
 
     folder: str
     classes: tuple[str, ...]
@@ -55,11 +55,11 @@ class ShardsReport:
     num_val: int
     num_shards: int
     num_kept: int
-    """Shards that were there already."""
+    """Shards that existed already."""
     num_bytes: int
-    """Of all shards."""
+    """Size of all shards."""
     unreadable: tuple[tuple[str, str], ...]
-    """The files that were left out, and why."""
+    """The files that were left out, each with the reason."""
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,10 +67,10 @@ class ShardsReport:
         return asdict(self)
 
     def print(self, console: Console) -> None:
-        """Print for people."""
+        """Print a readable report."""
         for note in self.notes:
             console.print(f"note: {note}", markup=False)
-        kept = f", {self.num_kept:,} of them there already" if self.num_kept else ""
+        kept = f" ({self.num_kept:,} existed already)" if self.num_kept else ""
         console.print(
             f"{self.num_train:,} training and {self.num_val:,} validation images of "
             f"{len(self.classes):,} classes in {self.num_shards:,} shards{kept}, "
@@ -78,7 +78,7 @@ class ShardsReport:
             markup=False,
         )
         if self.unreadable:
-            console.print(f"left out, since they cannot be read: {len(self.unreadable):,}")
+            console.print(f"left out because they cannot be read: {len(self.unreadable):,}")
         for source, reason in self.unreadable:
             console.print(f"  {source}: {reason}", markup=False)
 
@@ -95,27 +95,27 @@ def to_shards(
     """Write the images of class folders as shards, with the split that training would use.
 
     Args:
-        path: The folder of class folders, as of `open_dataset`.
-        folder: Where the shards go: a new or empty folder, or one where the same conversion began.
-        shard_mb: Megabytes of a shard, about.
-        resize: Reduce images whose short side is longer than this to it, as JPEG.
-        val_share: Share of each class for validation, where the data has no split of its own.
-        console: Where the progress bar goes; None for none.
+        path: The folder of class folders, as for `open_dataset`.
+        folder: A new or empty folder for the shards, or the folder of an interrupted conversion.
+        shard_mb: Approximate size of a shard in megabytes.
+        resize: Maximum short side; larger images are resized and saved as JPEG.
+        val_share: Fraction of each class for validation if the data has no split.
+        console: Console of the progress bar; None for no output.
 
     Raises:
-        ValueError: If there are no class folders, `folder` holds something else, or the disk is too
+        ValueError: If there are no class folders, `folder` has other content, or the disk is too
             small.
     """
     if not shard_mb > 0:
-        raise ValueError(f"a shard of {shard_mb} MB holds nothing; give a size above 0")
+        raise ValueError(f"the size of a shard must be above 0 MB, not {shard_mb}")
     if resize is not None and resize < 1:
-        raise ValueError(f"a short side of {resize} pixels is none; give at least 1")
+        raise ValueError(f"the short side must be at least 1 pixel, not {resize}")
     data = open_dataset(path, val_share=val_share)
     if not isinstance(data.train, FolderSamples):
-        raise ValueError(f"{path} is not made of class folders; only those are turned into shards")
+        raise ValueError(f"{path} has no class folders; only these can be converted to shards")
     odd = [name for name in data.classes if name != name.strip() or "\n" in name]
     if odd:
-        raise ValueError(f"classes.txt cannot hold the name {odd[0]!r}; rename its folder")
+        raise ValueError(f"the name {odd[0]!r} does not fit into classes.txt; rename its folder")
     target = Path(folder).expanduser()
     scale = size_scale(data.train, resize)
     plan = [
@@ -157,7 +157,7 @@ def _parts(data: ClassificationData) -> list[tuple[str, FolderSamples]]:
 def _claim(
     target: Path, path: str, data: ClassificationData, *, shard_mb: float, resize: int | None
 ) -> None:
-    """Make sure that `target` is ours: new, empty, or of the same conversion.
+    """Make sure that `target` is new, empty, or from the same conversion.
 
     Raises:
         ValueError: If it is not.
@@ -174,7 +174,7 @@ def _claim(
         "resize": resize,
     }
     if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file; give a new folder")
+        raise ValueError(f"{target} is a file; choose a new folder")
     mark = target / PLAN
     if mark.is_file():
         try:
@@ -183,12 +183,12 @@ def _claim(
             before = None
         if before != plan:
             raise ValueError(
-                f"{target} holds shards of other images or settings than {path} has now; give a "
-                "new folder, or remove that one"
+                f"{target} has shards of other images or settings than {path} now; choose a new "
+                "folder, or remove that one"
             )
     elif target.is_dir() and any(target.iterdir()):
         some = ", ".join(sorted(p.name for p in target.iterdir())[:3])
-        raise ValueError(f"{target} holds other files ({some}); give a new or empty folder")
+        raise ValueError(f"{target} has other files ({some}); choose a new or empty folder")
     target.mkdir(parents=True, exist_ok=True)
     write_text(mark, json.dumps(plan))
 
@@ -206,12 +206,12 @@ def _check_space(
     if needed > free:
         raise ValueError(
             f"the shards need about {needed / 1e9:,.3g} GB, but only {free / 1e9:,.3g} GB are free "
-            f"at {target}; make room, or give a folder on another disk"
+            f"at {target}; free some space, or choose a folder on another disk"
         )
 
 
 def _is_done(tar: Path, data: ClassificationData) -> bool:
-    """Tell whether a shard is complete: its index is written after it."""
+    """Whether a shard is complete: its index is written last."""
     try:
         index = tar.with_name(index_name(tar.name))
         places = shard_index.read_places(index, num_classes=len(data.classes))
@@ -227,7 +227,7 @@ def _finish(
     done: set[str],
     unreadable: Sequence[tuple[str, str]],
 ) -> ShardsReport:
-    """Write what is known only once all shards are there."""
+    """Write the files that describe all shards."""
     parts: dict[str, list[Listed]] = {"train": [], "val": []}
     for shard in plan:
         index = target / index_name(shard.name)

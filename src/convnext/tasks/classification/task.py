@@ -1,4 +1,4 @@
-"""Classification as training, runs, studies and reports see it."""
+"""The classification task: the interface for training, runs, studies and reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from convnext.tasks.classification.recipe import ClassificationRecipe
 
 
 class ClassificationTask(Task):
-    """One label for each image."""
+    """Classification of images: one label per image."""
 
     name = "classify"
     primary = "top1"
@@ -101,12 +101,12 @@ class ClassificationTask(Task):
         return int(self.preprocessing.image_size)
 
     def identity(self) -> str:
-        """Return a hash of the classes, and of the training labels in their order."""
+        """Return a hash of the classes and the training labels, in order."""
         train = np.ascontiguousarray(self.data.train.labels, dtype=np.int64)
         return hashlib.sha256("\n".join(self.data.classes).encode() + train.tobytes()).hexdigest()
 
     def cached_sets(self) -> tuple[CachedDataset, ...]:
-        """Return the datasets that are read into memory."""
+        """Return the datasets to cache in memory."""
         return (self.train_set, self.val_set)
 
     def phases(self, num_steps: int) -> Iterable[Phase]:
@@ -117,7 +117,7 @@ class ClassificationTask(Task):
 
     @staticmethod
     def split(batch: Batch, count: int) -> list[Batch]:
-        """Return a batch in `count` parts, whose sizes differ by one image at most."""
+        """Split a batch into `count` parts whose sizes differ by at most one image."""
         tensors = (batch.pixels, batch.labels, batch.indices)
         parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
         return [Batch(pixels, labels, indices, ()) for pixels, labels, indices in parts]
@@ -166,7 +166,7 @@ class ClassificationTask(Task):
         )
 
     def next_commands(self, folder: Path) -> tuple[str, str]:
-        """Return the two commands that a user may want next."""
+        """Return two commands to suggest next."""
         samples, run = self.data.val, quote(str(folder))
         image = next(
             (s for s in map(samples.source, range(len(samples))) if Path(s).is_file()), None
@@ -176,7 +176,7 @@ class ClassificationTask(Task):
         return f"convnext evaluate {run}", f"convnext predict {run} {quote(image)}"
 
 
-# Share of the run at which a phase ends, and its share of the image size.
+# End of each phase and its image size, as fractions of the run and of the full size.
 PROGRESSIVE = ((0.4, 1 / 2), (0.8, 2 / 3), (1.0, 1.0))
 
 
@@ -185,9 +185,8 @@ def image_sizes(
 ) -> tuple[tuple[int, int, int], ...]:
     """Return the first step, the end and the image size of the phases of a run.
 
-    There is one phase, or with `progressive` three of growing image size.
-
-    Sizes are multiples of 16 pixels, where the whole size is one.
+    There is one phase, or with `progressive` three of growing image size. Sizes are multiples of 16
+    pixels if the full size is.
     """
     found, start = [], 0
     for end, share in PROGRESSIVE if progressive else ((1.0, 1.0),):
@@ -199,7 +198,7 @@ def image_sizes(
 
 
 def split(batch: Batch, count: int) -> list[Batch]:
-    """Return a batch in `count` parts, whose sizes differ by one image at most."""
+    """Split a batch into `count` parts whose sizes differ by at most one image."""
     tensors = (batch.pixels, batch.labels, batch.indices)
     parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
     return [Batch(pixels, labels, indices, ()) for pixels, labels, indices in parts]

@@ -1,4 +1,4 @@
-"""What the verbs ask of classification before anything heavy is imported."""
+"""Options and checks of classification for the verbs, without heavy imports."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class EvaluateOptions:
 
 
 def recognizes(path: Path) -> bool:
-    """Whether a folder is certainly data for classification: what is nothing else is taken so."""
+    """Whether a path is certainly classification data; it is also the default for unknown data."""
     return False
 
 
@@ -55,14 +55,14 @@ def inspect(path: str, *, contact_sheet: bool) -> tuple[Any, Any]:
 
 
 def file_predictor(exported: Exported) -> ExportedClassifier:
-    """Return what predicts images by an exported file alone, without torch."""
+    """Return a predictor that uses only an exported file, without torch."""
     from convnext.tasks.classification.exported import ExportedClassifier
 
     return ExportedClassifier(exported)
 
 
 def predictor_class() -> Any:
-    """Import what predicts images."""
+    """Import and return the predictor class."""
     from convnext.tasks.classification.predict import ClassPredictor
 
     return ClassPredictor

@@ -161,7 +161,7 @@ def open_source(
     if not root.is_dir():
         raise ValueError(f"the folder {root} does not exist")
     if not 0 < val_share < 1:
-        raise ValueError(f"val_share must be between 0 and 1, not {val_share}")
+        raise ValueError(f"val_share is {val_share}, but must be between 0 and 1")
     if is_voc(root):
         return read_voc(root, difficult=difficult, val_share=val_share)
     # VOC archives have a folder per year inside.
