@@ -160,7 +160,7 @@ def test_a_backbone_inside_a_model(name: str, by: DecayBy) -> None:
 
 
 def test_a_model_without_a_backbone_says_so() -> None:
-    with pytest.raises(ValueError, match=r"Linear has no network .* optim.layer_decay to 1"):
+    with pytest.raises(ValueError, match=r"Linear contains no network .* optim.layer_decay to 1"):
         layer_ids(nn.Linear(2, 2))
 
 
