@@ -145,3 +145,17 @@ def test_every_argument_of_a_verb_is_documented(verb: str) -> None:
         assert inspect.getdoc(function)
         missing = [p.name for p in signature_of(function).parameters if not p.help]
         assert missing in ([], ["recipe", "data", "model", "weights", "task"])
+
+
+def test_what_follows_two_hyphens_is_no_option() -> None:
+    call = call_of("predict", ["run", "--", "--help-all", "--json"])
+    assert call.arguments["images"] == ["--help-all", "--json"]
+    assert not call.as_json
+
+
+def test_options_have_the_types_of_their_arguments() -> None:
+    words = ["run", "--format", "onnx", "--batch", "2", "--size", "64"]
+    call = call_of("export", words)
+    assert (call.arguments["batch"], call.arguments["size"]) == (2, "64")
+    with pytest.raises(ValueError, match="batch"):
+        call_of("export", [*words, "--batch", "many"])

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convnext.api import Model as Model
+    from convnext.api import RoadmapCosts as RoadmapCosts
     from convnext.api import Run as Run
+    from convnext.api import StudyResult as StudyResult
     from convnext.api import benchmark as benchmark
     from convnext.api import check_data as check_data
     from convnext.api import compare as compare
@@ -45,6 +47,10 @@ if TYPE_CHECKING:
     from convnext.results import Segmentation as Segmentation
     from convnext.tasks.factory import create_model as create_model
     from convnext.tasks.factory import list_models as list_models
+    from convnext.training.callbacks import Callback as Callback
+    from convnext.training.callbacks import EvaluationEnd as EvaluationEnd
+    from convnext.training.callbacks import StepEnd as StepEnd
+    from convnext.training.loop import Outcome as Outcome
     from convnext.weights import LoadReport as LoadReport
     from convnext.weights import export_weights as export_weights
     from convnext.weights import load_weights as load_weights
@@ -53,7 +59,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Model": "api",
+    "RoadmapCosts": "api",
     "Run": "api",
+    "StudyResult": "api",
     "benchmark": "api",
     "check_data": "api",
     "compare": "api",
@@ -88,6 +96,10 @@ _HOMES = {
     "Predictions": "results",
     "Rung": "models.roadmap",
     "roadmap": "models.roadmap",
+    "Callback": "training.callbacks",
+    "EvaluationEnd": "training.callbacks",
+    "StepEnd": "training.callbacks",
+    "Outcome": "training.loop",
     "LoadReport": "weights",
     "export_weights": "weights",
     "load_weights": "weights",

@@ -138,6 +138,14 @@ def test_wide_tables_have_a_row_per_image_and_the_true_class(
     assert lines[1].split(",")[1] == "blue"
 
 
+def test_the_folder_is_the_one_that_is_named(
+    model: convnext.Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model.predict(photos / "red", output="auto", progress=False)
+    assert (tmp_path / "auto" / "predictions.json").is_file()
+
+
 def test_scores_are_a_mapping(model: convnext.Model, run: convnext.Run) -> None:
     scores = model.evaluate(progress=False)
     assert scores["top1"] == run.best["top1"]

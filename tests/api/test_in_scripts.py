@@ -70,6 +70,8 @@ print("states", *(row.state for row in result.results))
 """,
     )
     assert shown.split() == ["imported", "states", "finished"]
+    # No command made it.
+    assert "<h3>Command</h3>" not in (tmp_path / "study" / "report.html").read_text("utf-8")
 
 
 def test_the_name_of_the_script_is_hidden_one_thread_at_a_time() -> None:

@@ -16,7 +16,16 @@ from PIL import Image
 
 from convnext.data.downloads import is_url
 from convnext.data.images import BadImage
-from convnext.data.sources import Source, image_sources, read_images, to_image
+from convnext.data.sources import Source, image_sources, to_image
+
+
+def read_images(sources):
+    """Open images one by one; yield the error instead of an image that cannot be read."""
+    for source in sources:
+        try:
+            yield source, source.open()
+        except BadImage as error:
+            yield source, error
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from convnext.api.model import embed as embed
     from convnext.api.model import load as load
     from convnext.api.model import predict as predict
+    from convnext.api.roadmap import RoadmapCosts as RoadmapCosts
     from convnext.api.roadmap import run_roadmap as run_roadmap
     from convnext.api.tools import benchmark as benchmark
     from convnext.api.tools import check_data as check_data
@@ -22,13 +23,16 @@ if TYPE_CHECKING:
     from convnext.api.tools import fix_annotations as fix_annotations
     from convnext.api.tools import write_shards as write_shards
     from convnext.api.training import Run as Run
+    from convnext.api.training import StudyResult as StudyResult
     from convnext.api.training import compare as compare
     from convnext.api.training import learning_rates as learning_rates
     from convnext.api.training import train as train
 
 HOMES = {
     "Model": "model",
+    "RoadmapCosts": "roadmap",
     "Run": "training",
+    "StudyResult": "training",
     "benchmark": "tools",
     "check_data": "tools",
     "compare": "training",

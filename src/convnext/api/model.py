@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from convnext.api.types import (
+    DEFAULT_FOLDER,
     Device,
     File,
     Folder,
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from convnext.results import Embeddings, Exported, Predictions, Scores
     from convnext.tasks.predict import PredictionStream
     from convnext.tasks.trained import Opened
-
-DEFAULT_FOLDER = "auto"
-"""Value of `output` for `predict`: the task's default folder, or no files if it has none."""
 
 
 class Model:
@@ -261,7 +259,7 @@ def predict(
     from convnext.tasks.predict import PredictionStream
 
     kind = predictor_class(model.task)
-    folder = kind.default_folder if output == DEFAULT_FOLDER else output
+    folder = kind.default_folder if output is DEFAULT_FOLDER else output
     predictor = kind(
         model._opened,
         Path(folder) if folder else None,

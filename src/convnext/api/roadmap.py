@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,7 +155,7 @@ def run_roadmap(
         root=root,
         given=given,
         regime=regime,
-        command=command or shlex.join(["convnext", "roadmap", "--regime", regime]),
+        command=command,
         processes=jobs,
         minutes=minutes,
         speed=speed,

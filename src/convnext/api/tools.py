@@ -115,17 +115,15 @@ def convert(
 def export(
     source: ModelSource,
     *,
-    format: Annotated[
-        Literal["onnx", "openvino", "pt2"], OnCommandLine(type=Literal["onnx", "openvino", "pt2"])
-    ],
+    format: Literal["onnx", "openvino", "pt2"],
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32",
     output: File | None = None,
     preprocess: Literal["none", "normalize", "full"] = "normalize",
     logits: bool = False,
-    batch: Annotated[int | None, OnCommandLine(type=int, metavar="N")] = None,
+    batch: Annotated[int | None, OnCommandLine(metavar="N")] = None,
     size: Annotated[str | int | tuple[int, int] | None, OnCommandLine(metavar="SIZE")] = None,
     images: Paths = (),
-    num_images: Annotated[int | None, OnCommandLine(type=int, metavar="N")] = None,
+    num_images: Annotated[int | None, OnCommandLine(metavar="N")] = None,
     force: bool = False,
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="export")],
@@ -180,7 +178,7 @@ def export(
             answers=not logits,
             batch=batch,
             size=_size(size),
-            masks=own.get("masks"),
+            **own,
         ),
         output=output,
         images=[images] if isinstance(images, str | Path) else list(images),
@@ -324,8 +322,8 @@ def write_shards(
     path: PathLike,
     *,
     to_shards: Folder,
-    shard_size: Annotated[float, OnCommandLine(type=float, metavar="MB")] = 128.0,
-    resize: Annotated[int | None, OnCommandLine(type=int, metavar="PIXELS")] = None,
+    shard_size: Annotated[float, OnCommandLine(metavar="MB")] = 128.0,
+    resize: Annotated[int | None, OnCommandLine(metavar="PIXELS")] = None,
     progress: Show = True,
 ) -> Any:
     """Write class folders as WebDataset shards, for large or remote data.

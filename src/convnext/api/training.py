@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +121,7 @@ def train(
         output: The run folder; by default a new folder under `runs/`.
         resume: Resume the run in `output`.
         progress: Where to print: True for standard output, False for nowhere, or a console.
-        callbacks: Instances of subclasses of `convnext.training.callbacks.Callback`, called after
+        callbacks: Instances of subclasses of `convnext.Callback`, called after
             steps and evaluations. A run whose callbacks change the network does not resume bit for
             bit.
         **settings: Recipe settings by short name (`epochs=20`), by section
@@ -310,7 +309,7 @@ def compare(
         num_seeds=seeds,
         root=root,
         given=given,
-        command=command or shlex.join(["convnext", "compare", *names]),
+        command=command,
         processes=jobs,
         minutes=minutes,
         speed=speed,

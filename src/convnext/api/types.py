@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class OnCommandLine:
     """How the command line parses an argument that may be any object in Python."""
 
-    type: Any = str
+    type: Any = None
+    """The type of the value; by default that of the argument if the parser knows it, else text."""
     nargs: str | None = None
     action: str | None = None
     flag: str | None = None
@@ -77,6 +78,8 @@ class PythonOnly:
     """Marks an argument that has no option on the command line."""
 
 
+DEFAULT_FOLDER: Any = object()
+"""As `output` of `predict` on the command line: the task's folder, or no files for some tasks."""
 Device = str
 """`cpu`, `cuda`, `mps`, or `auto` for the fastest one available."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

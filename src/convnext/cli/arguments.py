@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -41,17 +42,16 @@ def call_of(name: str, argv: Sequence[str]) -> Call:
         ValueError: If the arguments are wrong; the message is one line.
         SystemExit: After printing the help.
     """
-    verb, full = VERBS[name], "--help-all" in argv
-    if full:
+    verb = VERBS[name]
+    if "--help-all" in itertools.takewhile(lambda word: word != "--", argv):
         verb_parser(name, full=True).print_help(sys.stdout)
         sys.exit(0)
     root = build_parser([name])
     assert root._subcommands_action is not None
     parser = root._subcommands_action._name_parser_map[name]
     words = canonical(argv, parser)
-    for word in words:
-        option = word.partition("=")[0]
-        if word.startswith("--") and word != "--" and option not in parser._option_string_actions:
+    for word in itertools.takewhile(lambda word: word != "--", words):
+        if word.startswith("--") and word.partition("=")[0] not in parser._option_string_actions:
             raise ValueError(unknown_option(word, name, parser))
     try:
         parsed = root.parse_args([name, *words], defaults=False)

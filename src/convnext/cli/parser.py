@@ -7,7 +7,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Annotated, Any, Unpack, get_args, get_origin
+from functools import cache
+from typing import Annotated, Any, Literal, Unpack, get_args, get_origin
 
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser
@@ -58,6 +59,7 @@ class Signature:
     """The verb whose task options it takes, or ""."""
 
 
+@cache
 def signature_of(function: Callable[..., Any]) -> Signature:
     """Read the arguments of a function, and their descriptions in its docstring."""
     described = {p.arg_name.lstrip("*"): p.description or "" for p in _docstring(function).params}
@@ -186,6 +188,7 @@ def _plain(text: str) -> str:
     return re.sub(r"; in Python.*?(?=\.$|\. |$)", "", " ".join(text.split()))
 
 
+@cache
 def _docstring(function: Callable[..., Any]) -> docstring_parser.Docstring:
     return docstring_parser.parse(
         inspect.getdoc(function) or "", style=docstring_parser.DocstringStyle.GOOGLE
@@ -208,8 +211,15 @@ def _resolve(annotation: Any, function: Callable[..., Any]) -> tuple[Any, Any]:
                 if isinstance(how, TaskOptions | PythonOnly):
                     return inner, how
                 if isinstance(how, OnCommandLine):
-                    return how.type, how
+                    return how.type or _type_of(inner), how
     return (parts[0] if is_optional and len(parts) == 1 else hint), OnCommandLine()
+
+
+def _type_of(hint: Any) -> Any:
+    """Return the type of an option's value: that of the argument, or text if it is wider."""
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    known = parts[0] if type(None) in get_args(hint) and len(parts) == 1 else hint
+    return known if known in (bool, int, float) or get_origin(known) is Literal else str
 
 
 def _recipe_parser(*, full: bool) -> ArgumentParser:
@@ -358,7 +368,7 @@ def _with_default(text: str, default: Any) -> str:
     return f"{text.rstrip('.')} (default: {shown})".lstrip()
 
 
-def _metavar(action: Any) -> str | None:
+def _metavar(action: Any) -> str:
     """Return the placeholder for an option's value in the help."""
     if action.metavar is not None:
         return str(action.metavar)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from convnext.api.types import DEFAULT_FOLDER
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
@@ -62,7 +64,7 @@ convnext evaluate convnext_tiny.fb_in1k --robustness imagenet-c --output robustn
     "predict": Verb(
         summary="predict the contents of images",
         function="predict",
-        fixed={"stream": True, "output": "auto"},
+        fixed={"stream": True, "output": DEFAULT_FOLDER},
         example="""\
 convnext predict runs/first photo.jpg more_photos --output predictions
 convnext predict runs/streets drive/ --output drive_masks --overlays jpg

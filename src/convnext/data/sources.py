@@ -108,20 +108,6 @@ def image_sources(
     return found
 
 
-def read_images(
-    sources: Iterable[Source], *, mode: Mode = "RGB"
-) -> Iterator[tuple[Source, Image.Image | BadImage]]:
-    """Open images one by one; yield the error instead of an image that cannot be read.
-
-    The caller counts the errors and decides how many are too many.
-    """
-    for source in sources:
-        try:
-            yield source, source.open(mode)
-        except BadImage as error:
-            yield source, error
-
-
 def to_image(image: Any, *, channels: Channels = "rgb") -> Image.Image:
     """Convert an image in memory to a PIL image, with as few copies as possible.
 

@@ -160,9 +160,14 @@ def parse_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
 
     _check_keys(tree)
     try:
-        return parsed_settings(recipe_parser().parse_object(dict(tree), defaults=False))
+        return parsed_settings(_settings_parser().parse_object(dict(tree), defaults=False))
     except ArgumentError as error:
         raise ValueError(explain(error)) from error
+
+
+@cache
+def _settings_parser() -> Any:
+    return recipe_parser()
 
 
 def recipe_parser(prog: str = "convnext train") -> Any:
@@ -225,8 +230,8 @@ def one_line(error: Exception) -> str:
 
 
 def _settings_of(part: Any, prefix: str, task: str) -> Iterator[tuple[str, Setting]]:
-    hints = get_type_hints(type(part))
-    texts = _docs_of(type(part))
+    kind: Any = type(part)
+    hints, texts = get_type_hints(kind), _docs_of(kind)
     for f in fields(part):
         value, hint = getattr(part, f.name), hints[f.name]
         if is_dataclass(value):
@@ -260,6 +265,7 @@ def _with_auto(hint: Any) -> Any:
     return hint
 
 
+@cache
 def _docs_of(kind: type) -> dict[str, str]:
     """Return the docstrings of the fields of a dataclass, including inherited ones."""
     from docstring_parser import parse_from_object

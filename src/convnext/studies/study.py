@@ -163,12 +163,10 @@ class _Table:
 
 
 def finish(root: Path, results: Sequence[Result], console: Console) -> None:
-    """Print the table, draw the figures and write the page from the files of the folder."""
-    from convnext.studies.figures import write_figures
+    """Print the table, and write the page with its figures from the files of the folder."""
     from convnext.studies.page import write_page
 
     print_study(results, console)
-    write_figures(root)
     page = write_page(root)
     console.print(f"table: {root / 'results.csv'}", markup=False, soft_wrap=True)
     console.print(f"page: {page}", markup=False, soft_wrap=True)

@@ -42,17 +42,15 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
             raise ValueError(f"{source} runs only on the CPU: use --device cpu")
         file = opened_file(open_exported(source))
         return file.model, file.card
-    opened = open_weights(source)
-    assert opened.tensors is not None
-    card = opened.card
+    card, tensors = open_weights(source)
     if card is not None:
-        model = _built(card, opened.tensors)
+        model = _built(card, tensors)
     else:
-        name, changes = infer_model(opened.tensors)
+        name, changes = infer_model(tensors)
         model = create_model(name, **changes)
-        load_weights(model, opened.tensors)
+        load_weights(model, tensors)
         card = published_of(name).published_card(source, name, changes)
-    del opened
+    del tensors
     return keep_channels_last(model.to(device)).eval(), card
 
 

@@ -71,7 +71,7 @@ def shapes_of(task: Task, model: nn.Module, micro_batch_size: int) -> Shapes:
         if 0 not in shape:
             found.setdefault(_name(layer, shape), (layer, shape))
 
-    part = first_part(task, micro_batch_size)
+    part = first_part(task, min(micro_batch_size, IMAGES))
     # Training changes buffers, such as batch norm statistics, so use a copy.
     copied = copy.deepcopy(model).train()
     layers = [module for module in copied.modules() if isinstance(module, LAYERS)]

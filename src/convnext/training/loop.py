@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -64,7 +63,6 @@ class Outcome:
 
     best: Mapping[str, Any]
     """The metrics of the best weights, with `step` and `weights` ("model" or "ema")."""
-    best_path: Path
     steps: int
     seconds: float
     """Time spent in this process, evaluation included."""
@@ -126,7 +124,6 @@ def fit(
             set_fused(model, fused=False)
     outcome = Outcome(
         best=trainer.best,
-        best_path=trainer.saver.best_path,
         steps=trainer.step,
         seconds=time.perf_counter() - started,
         micro_batch_size=trainer.micro_batch_size,

@@ -33,11 +33,6 @@ def l2_norm(model: nn.Module) -> Tensor:
     return _l2(p.detach() for p in model.parameters())
 
 
-def gradient_norm(model: nn.Module) -> Tensor:
-    """Return the L2 norm of all gradients; see `l2_norm`."""
-    return _l2(p.grad for p in model.parameters() if p.grad is not None)
-
-
 class UpdateNorm:
     """The L2 norm of one update: created before `optimizer.step()`, computed after it.
 

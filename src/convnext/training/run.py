@@ -58,10 +58,6 @@ class RunResult:
     steps: int
     seconds: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self) | {"folder": str(self.folder), "best": dict(self.best)}
-
 
 def train(
     recipe: Recipe,
@@ -100,7 +96,7 @@ def train(
     """
     check_ranges(recipe)
     check_trackers(recipe.run.loggers)
-    check_callbacks(callbacks)
+    callbacks = check_callbacks(callbacks)
     with process_state_restored():
         return _train(recipe, output, resume, console, callbacks, write_report)
 

@@ -1,13 +1,11 @@
 """Open any trained network: a run, our checkpoint, a file in a published layout, or a hub id.
 
-The result is data: a checked card and tensors, or the path of an exported file. The tasks build the
-network from it; `convnext.deploy` runs exported files.
+The result is data, a checked card and tensors: the tasks build the network from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,32 +21,21 @@ EXPORTED = (".onnx", ".xml", ".pt2")
 """Extensions of exported files."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpenedWeights:
-    """The contents of a source of weights."""
+def open_weights(source: str) -> tuple[Card | None, Mapping[str, Tensor]]:
+    """Read a run, a checkpoint, a file of weights or a hub id.
 
-    path: Path | None
-    """The file; None for weights from the hub, which are in its cache."""
-    card: Card | None = None
-    """The card; None for weights in a published layout and for exported files."""
-    tensors: Mapping[str, Tensor] | None = None
-    """The weights on the CPU; None for an exported file."""
-
-
-def open_weights(source: str) -> OpenedWeights:
-    """Read a run, a checkpoint, a file of weights or a hub id. Exported files are not opened.
+    Returns:
+        The card, or None for weights in a published layout; and the weights on the CPU.
 
     Raises:
         ValueError: If the source cannot be found or read.
     """
-    if is_exported(source):
-        return OpenedWeights(path=Path(source))
     path = find_checkpoint(source)
     tensors, metadata = read_source(path or source)
     card = None
     if metadata.get("format") == FORMAT:
         card = Card.from_metadata(metadata, where=str(path or source))
-    return OpenedWeights(path=path, card=card, tensors=tensors)
+    return card, tensors
 
 
 def is_exported(source: str | Path) -> bool:
