@@ -136,7 +136,8 @@ def load(
         ValueError: If the source cannot be found or read, or a module lacks preprocessing or
             classes.
     """
-    from convnext.deploy.runtimes import is_exported, open_exported
+    from convnext.deploy.runtimes import open_exported
+    from convnext.weights.checkpoint import is_exported
 
     given = (preprocessing, classes or None, task, network)
     if (
@@ -158,13 +159,14 @@ def load(
             f"only an nn.Module takes preprocessing, classes and task; {source} has its own"
         )
     if network is not None:
+        from convnext.models.config import GIVEN
         from convnext.models.given import give
         from convnext.weights.open import card_or_none
 
         card = card_or_none(str(source))
-        if card is None or "given/" not in card.model:
+        if card is None or GIVEN not in card.model:
             raise ValueError(f"{source} has its own network; leave out network=")
-        give(network, card.model[card.model.index("given/") :])
+        give(network, card.model[card.model.index(GIVEN) :])
     path = _source_of(source)
     own = opened(path if which == "best" else _last_of(path, which), device)
     return Model(replace(own, source=path, is_shared=True, is_best=which == "best"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from convnext.hardware.ranks import Ranks
+from convnext.hardware.signals import leave_signals_to_parent
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +68,34 @@ def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
     """Return an iterator of a loader, whose worker processes do not import the user's script."""
     with main_script_runs_once():
         return iter(loader)
+
+
+def rank_items(
+    dataset: Any, ranks: Ranks, device: torch.device, *, workers: int = 0
+) -> Iterator[tuple[Any, bool]]:
+    """Yield this process's items of a data set one by one, and whether each is its own.
+
+    Every process gets equally many items, since the network may be sharded over them; those that
+    fill up belong to others.
+    """
+    from torch.utils.data import DataLoader
+
+    mine = list(range(ranks.rank, len(dataset), ranks.count))
+    num_spare = math.ceil(len(dataset) / ranks.count) - len(mine)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=[*mine, *range(num_spare)],
+        num_workers=workers,
+        collate_fn=_identity,
+        worker_init_fn=leave_signals_to_parent,
+    )
+    for i, item in enumerate(items_of(loader, device)):
+        yield item, i < len(mine)
+
+
+def _identity(item: Any) -> Any:
+    return item
 
 
 def prefetch(items: Iterable[T]) -> Iterator[T]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.deploy.runtimes import EXTRA, Inside, need
+from convnext.weights.checkpoint import EXPORTED
 
 Format = Literal["onnx", "openvino", "pt2"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
@@ -28,7 +29,7 @@ LIBRARIES = {
     "pt2": (),
 }
 """Modules, besides torch, that write and run a format; int8 also needs nncf."""
-SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
+SUFFIX = {format: suffix for suffix, format in EXPORTED.items()}
 # 17 introduced LayerNormalization, 18 antialiasing; current runtimes need 18 for fp16 casts.
 OPSET = 18
 MAX_BATCH = 4096

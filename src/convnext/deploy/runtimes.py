@@ -26,9 +26,8 @@ from PIL import Image
 
 from convnext.data.images import Mode, as_mode
 from convnext.data.preprocessing import Pixels, to_array
-from convnext.weights.checkpoint import Card
+from convnext.weights.checkpoint import EXPORTED, Card
 
-SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
 EXTRA = "convnext.json"
 """The entry of a pt2 file that holds its metadata."""
 # Loggers of exporters; their reports do not concern the user's code.
@@ -92,11 +91,6 @@ class Exported:
         return np.concatenate(parts)[: len(images)]
 
 
-def is_exported(path: str | Path) -> bool:
-    """Return whether a path has the suffix of an exported file."""
-    return Path(path).suffix in SUFFIXES
-
-
 def open_exported(path: str | Path) -> Exported:
     """Open an exported file.
 
@@ -108,7 +102,7 @@ def open_exported(path: str | Path) -> Exported:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     openers = {"onnx": _open_onnx, "openvino": _open_openvino, "pt2": _open_pt2}
-    metadata, call = openers[SUFFIXES[path.suffix]](path)
+    metadata, call = openers[EXPORTED[path.suffix]](path)
 
     def run(given: Sequence[Array]) -> list[Array]:
         with _one_sentence(path, "cannot be run"):

@@ -14,6 +14,9 @@ NormKind = Literal["batch", "layer"]
 HowMany = Literal["every", "one"]
 DownsampleKind = Literal["in_block", "between_stages"]
 
+GIVEN = "given/"
+"""The prefix of the names of networks that a user passes as objects."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:

@@ -6,10 +6,12 @@ builds all of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from convnext.models.config import NetworkConfig, change
+from convnext.models.config import GIVEN, NetworkConfig, change
 from convnext.models.family import FAMILY
 from convnext.models.roadmap import REGIMES, roadmap
 from convnext.names import nearest
@@ -54,7 +56,7 @@ def check_name(name: str) -> None:
         if name not in list_timm_models(name):
             near = nearest(name, list_timm_models("timm/*"))
             raise ValueError(f"timm has no model {name.removeprefix('timm/')!r}{near}")
-    elif name.startswith("given/"):
+    elif name.startswith(GIVEN):
         from convnext.models.given import create_given
 
         create_given(name)
@@ -76,7 +78,7 @@ def create_network(name: str, **changes: Any) -> Network | TimmNetwork | GivenNe
         from convnext.models.timm import TimmNetwork
 
         return TimmNetwork(name.removeprefix("timm/"), **changes)
-    if name.startswith("given/"):
+    if name.startswith(GIVEN):
         from convnext.models.given import create_given
 
         return create_given(name, **changes)
@@ -86,3 +88,42 @@ def create_network(name: str, **changes: Any) -> Network | TimmNetwork | GivenNe
     if name not in configs:
         raise ValueError(f"there is no model {name!r}{nearest(name, configs)}")
     return Network(change(configs[name], **changes), name=name)
+
+
+Dense = TypeVar("Dense")
+
+
+def build_dense(
+    kind: Callable[[Any, Any], Dense],
+    config: type[Any],
+    prefix: str,
+    name: str,
+    changes: Mapping[str, Any],
+) -> Dense:
+    """Build a dense network by name.
+
+    Args:
+        kind: Builds it from a backbone without a head, and a config.
+        config: The dataclass of its settings. All other changes apply to the backbone.
+        prefix: The beginning of its name, before the name of the backbone.
+        name: Its name.
+        changes: Settings to change.
+
+    Raises:
+        ValueError: If there is no such backbone, it has no pyramid, or a change is unknown.
+    """
+    from convnext.models.pyramid import wants_output_norms
+
+    own = [field.name for field in fields(config)]
+    backbone_name = name.removeprefix(prefix)
+    if not backbone_name.startswith("timm/"):
+        known = [*own, *(field.name for field in fields(NetworkConfig))]
+        for key in changes:
+            if key not in known:
+                raise ValueError(f"{name} has no setting {key!r}{nearest(key, known)}")
+    rest = {key: value for key, value in changes.items() if key not in own}
+    backbone = create_network(backbone_name, num_classes=0, **rest)
+    backbone.drop_head()
+    settings = {key: value for key, value in changes.items() if key in own}
+    settings.setdefault("output_norms", wants_output_norms(backbone))
+    return kind(backbone, config(**settings))

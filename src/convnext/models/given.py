@@ -13,9 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from convnext.models.config import GIVEN
 from convnext.models.pyramid import Level, name_levels
 
-PREFIX = "given/"
 _SIDE = 128
 """Side of the test image by which the strides of a pyramid are measured."""
 _given: dict[str, nn.Module] = {}
@@ -33,7 +33,7 @@ def give(module: nn.Module, name: str = "") -> str:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"a network is an nn.Module, not {module!r}")
-    name = name or f"{PREFIX}{type(module).__name__}"
+    name = name or f"{GIVEN}{type(module).__name__}"
     _given[name] = module
     return name
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from dataclasses import asdict
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -66,12 +67,6 @@ class OutputNorms(nn.ModuleList):
         return {name: norm(maps[name]) for name, norm in zip(maps, self, strict=True)}
 
 
-def embed(backbone: Backbone, norms: nn.Module, images: Tensor) -> Tensor:
-    """Return the last map of a dense network's backbone, normalized and then pooled: (N, C)."""
-    maps: dict[str, Tensor] = norms(backbone.pyramid(images))
-    return list(maps.values())[-1].mean((2, 3))
-
-
 def wants_output_norms(backbone: nn.Module) -> bool:
     """Whether dense tasks norm the maps of a network by default: if it has layer norms.
 
@@ -82,3 +77,45 @@ def wants_output_norms(backbone: nn.Module) -> bool:
     layers = list(backbone.modules())
     has_layer_norm = any(isinstance(layer, nn.LayerNorm) for layer in layers)
     return has_layer_norm and not any(isinstance(layer, batch) for layer in layers)
+
+
+class DenseModule(nn.Module):
+    """A dense network: a backbone with a pyramid, norms of its maps, and the heads of a subclass.
+
+    Args:
+        backbone: A network with a pyramid, without a head.
+        config: The settings of the heads, a frozen dataclass; stored as `config`.
+    """
+
+    prefix: ClassVar[str]
+    """The beginning of the names of such networks, before the name of the backbone."""
+    # The convention of `convnext.cost`; all published costs of dense tasks use it.
+    cost_convention = "toolbox"
+
+    def __init__(self, backbone: Any, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.name = f"{self.prefix}{backbone.name}"
+        self.backbone = backbone
+        self.output_norms = OutputNorms(self.levels) if config.output_norms else nn.Identity()
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Map normalized images (N, C, H, W) to pooled features of the last map (N, C)."""
+        maps: dict[str, Tensor] = self.output_norms(self.backbone.pyramid(images))
+        return list(maps.values())[-1].mean((2, 3))
+
+    @property
+    def levels(self) -> dict[str, Level]:
+        """Channels and stride of each map of the backbone, by name."""
+        levels: dict[str, Level] = self.backbone.levels
+        return levels
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return int(self.config.num_classes)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The changes with which `create_model(model.name, **model.changes)` rebuilds it."""
+        return {**self.backbone.changes, **asdict(self.config)}

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from convnext.data.downloads import file_name, is_url
 from convnext.data.drawing import MAX_NAME
@@ -55,3 +56,8 @@ def free_name(folder: Path, stem: str, endings: Sequence[str]) -> Iterator[str]:
         yield name
     finally:
         reservation.unlink()
+
+
+def set_field(frozen: Any, name: str, value: Any) -> None:
+    """Set a field of a frozen dataclass while it is created."""
+    object.__setattr__(frozen, name, value)

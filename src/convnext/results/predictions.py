@@ -26,7 +26,7 @@ from convnext.data.run_lengths import RunLengths, compress, decode_window, encod
 from convnext.data.run_lengths import decode as decode_runs
 from convnext.data.sources import to_image
 from convnext.results import pictures
-from convnext.results.files import file_stem, free_name
+from convnext.results.files import file_stem, free_name, set_field
 from convnext.results.fonts import fitted, readable, text_size
 from convnext.results.pictures import percent
 
@@ -65,11 +65,11 @@ class _Result:
 
     def __post_init__(self) -> None:
         if self.path is not None:
-            _set(self, "path", Path(self.path))
-        _set(self, "source", self.source or (str(self.path) if self.path else "image"))
-        _set(self, "names", _names(self.names))
+            set_field(self, "path", Path(self.path))
+        set_field(self, "source", self.source or (str(self.path) if self.path else "image"))
+        set_field(self, "names", _names(self.names))
         height, width = self.size
-        _set(self, "size", (int(height), int(width)))
+        set_field(self, "size", (int(height), int(width)))
         if min(self.size) < 1:
             raise ValueError(f"size is {self.size}; it must be (height, width) in pixels")
 
@@ -166,7 +166,7 @@ class Classification(_Result):
     def __post_init__(self) -> None:
         super().__post_init__()
         values = _array(self.probabilities, np.float32, (len(self.names),), "probabilities")
-        _set(self, "probabilities", _in_unit(values, "probabilities"))
+        set_field(self, "probabilities", _in_unit(values, "probabilities"))
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -270,11 +270,11 @@ class Detections(_Result):
         boxes = _array(boxes, np.float32, (len(boxes), 4), "boxes")
         if not np.isfinite(boxes).all() or (boxes[:, :2] > boxes[:, 2:]).any():
             raise ValueError("boxes must be finite x1 y1 x2 y2 with x1 <= x2 and y1 <= y2")
-        _set(self, "boxes", boxes)
+        set_field(self, "boxes", boxes)
         scores = _array(self.scores, np.float32, (len(boxes),), "scores")
-        _set(self, "scores", _in_unit(scores, "scores"))
+        set_field(self, "scores", _in_unit(scores, "scores"))
         labels = _labels(self.labels, len(self.names), "labels")
-        _set(self, "labels", _array(labels, np.int64, (len(boxes),), "labels"))
+        set_field(self, "labels", _array(labels, np.int64, (len(boxes),), "labels"))
         self.__dict__["_masks"] = self._packed(self.__dict__["_masks"])
 
     def _packed(self, masks: Any) -> tuple[RunLengths, ...] | None:
@@ -430,11 +430,11 @@ class Segmentation(_Result):
             raise ValueError(f"{len(self.names):,} classes; a mask has at most 65,536")
         mask = _labels(self.mask, len(self.names), "mask")
         dtype: Any = np.uint8 if len(self.names) <= 256 else np.int32
-        _set(self, "mask", _array(mask, dtype, self.size, "mask"))
+        set_field(self, "mask", _array(mask, dtype, self.size, "mask"))
         if self.probabilities is not None:
             shape = (len(self.names), *self.size)
             values = _array(self.probabilities, np.float32, shape, "probabilities")
-            _set(self, "probabilities", _in_unit(values, "probabilities"))
+            set_field(self, "probabilities", _in_unit(values, "probabilities"))
 
     @property
     def areas(self) -> tuple[Area, ...]:
@@ -485,11 +485,6 @@ class Segmentation(_Result):
     def __repr__(self) -> str:
         shares = [f"{area.name} {percent(area.share)}" for area in self.areas]
         return self._short(_first(shares, 5, "classes"))
-
-
-def _set(frozen: Any, name: str, value: Any) -> None:
-    """Set a field of a frozen dataclass while it is made."""
-    object.__setattr__(frozen, name, value)
 
 
 def _names(names: Sequence[str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from convnext.atomic import atomic_write, write_text
 from convnext.names import nearest
+from convnext.results.files import set_field
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -31,12 +32,12 @@ class Scores(Mapping[str, float]):
         if "per_class" in self.scores:
             raise ValueError("no score may be called per_class")
         values = {str(name): float(value) for name, value in self.scores.items()}
-        _set(self, "scores", values)
+        set_field(self, "scores", values)
         classes = {
             str(name): {str(key): float(value) for key, value in of.items()}
             for name, of in self.per_class.items()
         }
-        _set(self, "per_class", classes)
+        set_field(self, "per_class", classes)
 
     def __getitem__(self, name: str) -> float:
         if name not in self.scores:
@@ -78,7 +79,7 @@ class Exported:
     """The file with the proof."""
 
     def __post_init__(self) -> None:
-        _set(self, "path", Path(self.path))
+        set_field(self, "path", Path(self.path))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -100,13 +101,13 @@ class Embeddings:
     """The path or URL of each image, or the name of an image in memory."""
 
     def __post_init__(self) -> None:
-        _set(self, "paths", tuple(str(path) for path in self.paths))
+        set_field(self, "paths", tuple(str(path) for path in self.paths))
         vectors = np.asarray(self.vectors, np.float32)
         if vectors.ndim != 2 or len(vectors) != len(self.paths):
             raise ValueError(
                 f"vectors must be (N, C) for the {len(self.paths)} images, not {vectors.shape}"
             )
-        _set(self, "vectors", vectors)
+        set_field(self, "vectors", vectors)
 
     def __iter__(self) -> Iterator[Any]:
         yield self.vectors
@@ -145,11 +146,6 @@ class Embeddings:
     def __repr__(self) -> str:
         number, channels = self.vectors.shape
         return f"Embeddings({number:,} images, {channels:,} features)"
-
-
-def _set(frozen: Any, name: str, value: Any) -> None:
-    """Set a field of a frozen dataclass while it is made."""
-    object.__setattr__(frozen, name, value)
 
 
 def _json_number(value: float) -> float | None:

@@ -449,6 +449,10 @@ class Task(ABC):
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Return the metrics on the validation set, the same in every process."""
 
+    def evaluation_options(self) -> dict[str, Any]:
+        """Return options of `evaluate` that a run folder alone may not determine."""
+        return {}
+
     def inference_options(self) -> dict[str, Any]:
         """Return the arguments of `infer` shared by all tasks."""
         return {
@@ -493,6 +497,16 @@ class Task(ABC):
             f"convnext evaluate {run}",
             f"convnext predict {run} {image} --output {quote(str(folder / 'predictions'))}",
         )
+
+
+def split_tensors(batch: Any, count: int) -> list[Any]:
+    """Return a named tuple of tensors and unreadable images in parts, without the images.
+
+    The sizes of the parts differ by at most one image.
+    """
+    *tensors, _ = batch
+    parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
+    return [type(batch)(*part, ()) for part in parts]
 
 
 def hash_of_names(classes: Sequence[str], names: Sequence[str]) -> str:

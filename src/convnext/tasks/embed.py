@@ -18,6 +18,7 @@ from convnext.hardware.devices import autocast
 from convnext.progress import progress_bar
 from convnext.results import Embeddings
 from convnext.tasks.trained import Opened
+from convnext.tasks.verbs import Skipped
 from convnext.weights.open import pick_precision
 
 
@@ -44,21 +45,13 @@ def embed_images(
         raise ValueError(f"--batch-size must be at least 1, not {batch_size}")
     executed = pick_precision(precision, own.card, own.device)
     total = len(sources) if isinstance(sources, list) else None
-    bad: list[tuple[str, str]] = []
+    bad = Skipped(total, max_bad_share)
     names: list[str] = []
     vectors: list[NDArray[np.float32]] = []
 
-    def skip(source: Source, error: BadImage) -> None:
-        bad.append((source.name, error.reason))
-        if total is not None and len(bad) > max_bad_share * total:
-            raise ValueError(
-                f"{len(bad):,} of {total:,} images cannot be read, such as {error}; allow more "
-                "with --max-bad-share"
-            ) from error
-
     preprocessing = own.card.preprocessing
     with progress_bar("embedding", total or 0, console if total else None) as advance:
-        for found, pixels in _batches(preprocessing, sources, batch_size, skip):
+        for found, pixels in _batches(preprocessing, sources, batch_size, bad):
             images = normalize_batch(preprocessing, torch.from_numpy(pixels).to(own.device))
             images = images.contiguous(memory_format=torch.channels_last)
             with torch.inference_mode(), autocast(own.device, executed):
@@ -66,10 +59,8 @@ def embed_images(
             vectors.append(features.float().cpu().numpy())
             names += found
             advance(len(found))
-    if not vectors:
-        first = ": {}: {}".format(*bad[0]) if bad else ""
-        raise ValueError(f"none of the {len(bad)} images can be read{first}")
-    return Embeddings(vectors=np.concatenate(vectors), paths=tuple(names)), tuple(bad)
+    bad.require(len(vectors))
+    return Embeddings(vectors=np.concatenate(vectors), paths=tuple(names)), tuple(bad.images)
 
 
 def _batches(

@@ -10,7 +10,7 @@ from convnext.deploy import export as deployment
 from convnext.deploy.export import ExportResult, ExportSettings
 from convnext.tasks import task_class
 from convnext.tasks.trained import Opened, opened
-from convnext.weights.open import is_exported
+from convnext.weights.checkpoint import is_exported
 
 
 def export(

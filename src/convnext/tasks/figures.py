@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,6 +119,35 @@ class ReportSections:
     reliability: Sequence[str] = ()
     """Sentences about how far to trust the primary score."""
     sections: Sequence[Section] = ()
+
+    @classmethod
+    def of(
+        cls,
+        evaluation: Mapping[str, Any],
+        primary: str,
+        scores: Callable[[Mapping[str, Any]], Sequence[tuple[str, str]]],
+        reliability: Callable[[Mapping[str, Any]], Sequence[str]],
+        *makers: Callable[[Mapping[str, Any]], Section | None],
+    ) -> ReportSections:
+        """Return what a report shows of an evaluation; an empty one has no scores.
+
+        Args:
+            evaluation: The contents of `evaluation.json`.
+            primary: The key of the primary score.
+            scores: Returns the scores at the top of the page.
+            reliability: Returns the sentences about the primary score.
+            makers: Return the sections, or None for a section without contents.
+        """
+        measured = primary in evaluation
+        return cls(
+            scores=scores(evaluation) if measured else (),
+            reliability=reliability(evaluation) if measured else (),
+            sections=[
+                section
+                for make in (*makers, bad_images)
+                if (section := make(evaluation)) is not None
+            ],
+        )
 
 
 def table(

@@ -18,7 +18,7 @@ from convnext.data.sources import Source
 from convnext.progress import progress_bar
 from convnext.results.files import file_stem
 from convnext.tasks.trained import Opened
-from convnext.tasks.verbs import none_readable, too_many_bad
+from convnext.tasks.verbs import Skipped
 from convnext.weights.open import pick_precision
 
 Result = TypeVar("Result")
@@ -116,12 +116,12 @@ class PredictionStream(Iterator[Result]):
         fast: bool = True,
         console: Console | None = None,
     ) -> None:
-        self.bad_images: list[tuple[str, str]] = []
+        self._total = len(sources) if isinstance(sources, list) else None
+        self._skipped = Skipped(self._total, max_bad_share)
+        self.bad_images = self._skipped.images
         """Images that could not be read, each with the reason."""
         self._predictor = predictor
         self._sources = sources
-        self._total = len(sources) if isinstance(sources, list) else None
-        self._max_bad_share = max_bad_share
         self._fast, self._console = fast, console
         own = predictor.own
         predictor.precision = pick_precision(precision, own.card, own.device)
@@ -174,7 +174,7 @@ class PredictionStream(Iterator[Result]):
         count = 0
         console = None if self._total is None else self._console
         with progress_bar(predictor.title, self._total or 0, console) as advance:
-            found = predictor.results(self._sources, self._skip, network.watch(advance))
+            found = predictor.results(self._sources, self._skipped, network.watch(advance))
             for source, image, result in found:
                 if self._keeps_rows:
                     name = self._name(source)
@@ -183,8 +183,7 @@ class PredictionStream(Iterator[Result]):
                     self._rows.append(predictor.row(source, image, result, name, index))
                 count += 1
                 yield result
-        if not count:
-            raise none_readable(self.bad_images, self._total)
+        self._skipped.require(count)
         if predictor.output is not None:
             predictor.summary(self._rows, self.bad_images).write(predictor.output)
 
@@ -201,8 +200,3 @@ class PredictionStream(Iterator[Result]):
             files = self._predictor.files_of(name)
             protect([source.path], [folder / file for file in files])
         return name
-
-    def _skip(self, source: Source, error: BadImage) -> None:
-        self.bad_images.append((source.name, error.reason))
-        if self._total is not None and len(self.bad_images) > self._max_bad_share * self._total:
-            raise too_many_bad(len(self.bad_images), self._total, error) from error

@@ -15,9 +15,9 @@ from convnext.hardware.devices import pick_device
 from convnext.progress import notes
 from convnext.tasks import DEFAULT, task_class
 from convnext.tasks.factory import create_model, dense_kind, infer_model, published_of
-from convnext.weights.checkpoint import Card, find_checkpoint
+from convnext.weights.checkpoint import Card, find_checkpoint, is_exported
 from convnext.weights.load import load_weights
-from convnext.weights.open import card_or_none, is_exported, names_of, open_weights
+from convnext.weights.open import card_or_none, names_of, open_weights
 from convnext.weights.published import (
     find_published,
     find_published_dense,

@@ -6,7 +6,7 @@ A task's `verbs.py` has a dataclass for each verb with options of its own, `reco
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,31 +115,45 @@ def predict_by_file(
         return None
     from convnext.results import Predictions
 
-    total = len(sources) if isinstance(sources, Sized) else None
-    bad: list[tuple[str, str]] = []
-
-    def skip(source: Source, error: BadImage) -> None:
-        bad.append((source.name, error.reason))
-        if total is not None and len(bad) > max_bad_share * total:
-            raise too_many_bad(len(bad), total, error) from error
-
-    results = tuple(module.file_predictor(exported).predict(sources, skip))
-    if not results:
-        raise none_readable(bad, total)
-    return Predictions(results=results, bad_images=tuple(bad))
+    bad = Skipped(len(sources) if isinstance(sources, Sized) else None, max_bad_share)
+    results = tuple(module.file_predictor(exported).predict(sources, bad))
+    bad.require(len(results))
+    return Predictions(results=results, bad_images=tuple(bad.images))
 
 
-def too_many_bad(count: int, total: int, error: BadImage) -> ValueError:
-    """Return the error for more unreadable images than are allowed."""
-    return ValueError(
-        f"{count:,} of {total:,} images cannot be read, such as {error}; allow more with "
-        "--max-bad-share"
-    )
+class Skipped:
+    """Images that cannot be read; called with each of them.
 
+    Args:
+        total: The number of images; None if it is not known.
+        max_share: The largest share that may be unreadable.
+    """
 
-def none_readable(bad: Sequence[tuple[str, str]], total: int | None) -> ValueError:
-    """Return the error for images of which none can be read."""
-    first = ": {}: {}".format(*bad[0]) if bad else ""
-    return ValueError(
-        f"none of the {len(bad) if total is None else total} images can be read{first}"
-    )
+    def __init__(self, total: int | None, max_share: float) -> None:
+        self.total, self.max_share = total, max_share
+        self.images: list[tuple[str, str]] = []
+        """Their names, each with the reason."""
+
+    def __call__(self, source: Source, error: BadImage) -> None:
+        """Add an image.
+
+        Raises:
+            ValueError: If there are too many.
+        """
+        self.images.append((source.name, error.reason))
+        if self.total is not None and len(self.images) > self.max_share * self.total:
+            raise ValueError(
+                f"{len(self.images):,} of {self.total:,} images cannot be read, such as {error}; "
+                "allow more with --max-bad-share"
+            ) from error
+
+    def require(self, count: int) -> None:
+        """Check the number of images that could be read.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if not count:
+            first = ": {}: {}".format(*self.images[0]) if self.images else ""
+            total = len(self.images) if self.total is None else self.total
+            raise ValueError(f"none of the {total} images can be read{first}")

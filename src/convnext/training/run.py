@@ -16,7 +16,6 @@ from rich.console import Console
 from torch import nn
 
 from convnext.atomic import write_text
-from convnext.data.shards.remote import is_remote
 from convnext.hardware.devices import environment, pick_device
 from convnext.hardware.peak_rates import pick_training_precision
 from convnext.hardware.ranks import Ranks
@@ -340,11 +339,9 @@ def _finish(
     write_report: Callable[[Path], Path] | None,
 ) -> None:
     """Evaluate the best weights in full, write the report, and suggest the next commands."""
-    # This address comes from the user; an address in a run folder evaluated later may not.
-    own = {"data": task.recipe.data, "loader": task.recipe.loader}
     result = task.evaluate(
         str(folder),
-        **(own if is_remote(task.recipe.data) or task.recipe.data.endswith(".txt") else {}),
+        **task.evaluation_options(),
         device=str(task.device),
         console=console,
         max_bad_share=task.recipe.loader.max_bad_share,

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 
 FORMAT = "convnext-1"
+EXPORTED = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
+"""Formats of exported files, by suffix."""
 # Arguments of timm models that a card may have: none makes timm fetch or open a file.
 _FOR_TIMM = (
     "attn_drop_rate base_width cardinality channels class_token depth depths dims drop_path_rate "
@@ -91,6 +93,11 @@ class Card:
             )
         except (KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{where} has damaged metadata: {error!r}") from error
+
+
+def is_exported(source: str | Path) -> bool:
+    """Return whether a source is an exported file, by its suffix."""
+    return Path(source).suffix in EXPORTED
 
 
 T = TypeVar("T")

@@ -6,19 +6,15 @@ The result is data, a checked card and tensors: the tasks build the network from
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from convnext.hardware.devices import AMP_DTYPES, check_precision
-from convnext.weights.checkpoint import FORMAT, Card, find_checkpoint, setting_of
+from convnext.weights.checkpoint import FORMAT, Card, find_checkpoint, is_exported, setting_of
 from convnext.weights.files import read_header
 from convnext.weights.published import find_published
 from convnext.weights.sources import read_source
-
-EXPORTED = (".onnx", ".xml", ".pt2")
-"""Extensions of exported files."""
 
 
 def open_weights(source: str) -> tuple[Card | None, Mapping[str, Tensor]]:
@@ -36,11 +32,6 @@ def open_weights(source: str) -> tuple[Card | None, Mapping[str, Tensor]]:
     if metadata.get("format") == FORMAT:
         card = Card.from_metadata(metadata, where=str(path or source))
     return card, tensors
-
-
-def is_exported(source: str | Path) -> bool:
-    """Return whether a source is an exported file, judging by its extension."""
-    return Path(source).suffix in EXPORTED
 
 
 def card_or_none(source: str) -> Card | None:

@@ -33,11 +33,12 @@ import convnext
 from convnext.cli import main
 from convnext.deploy import export as module
 from convnext.deploy.export import ExportSettings, ExportSpec
-from convnext.deploy.runtimes import is_exported, need, open_exported
+from convnext.deploy.runtimes import need, open_exported
 from convnext.deploy.verify import MAX_LOST, judge
 from convnext.tasks import task_class
 from convnext.tasks.exporting import export
 from convnext.tasks.trained import open_model
+from convnext.weights.checkpoint import is_exported
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,6 @@ from convnext.tasks.figures import (
     Part,
     ReportSections,
     Section,
-    bad_images,
     draw_confusion,
     table,
 )
@@ -137,10 +136,5 @@ def mistakes(evaluation: Mapping[str, Any]) -> Section | None:
 
 def report(evaluation: Mapping[str, Any]) -> ReportSections:
     """Return the report sections of an evaluation; none if it is empty."""
-    measured = "top1" in evaluation
-    makers = (confusion, per_class, mistakes, bad_images)
-    return ReportSections(
-        scores=scores(evaluation) if measured else [],
-        reliability=reliability(evaluation) if measured else [],
-        sections=[section for make in makers if (section := make(evaluation)) is not None],
-    )
+    makers = (confusion, per_class, mistakes)
+    return ReportSections.of(evaluation, "top1", scores, reliability, *makers)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import Never
+from typing import Any, Never
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.sampling import StepBatches
+from convnext.data.shards.remote import is_remote
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.recipes.resolve import Choice
 from convnext.recipes.schema import Recipe
-from convnext.tasks.base import CachedDataset, Phase, Task, Workload
+from convnext.tasks.base import CachedDataset, Phase, Task, Workload, split_tensors
 from convnext.tasks.classification import auto
 from convnext.tasks.classification.augment import BatchAugment
 from convnext.tasks.classification.data import ClassificationData, DataFacts, facts, open_dataset
@@ -44,6 +45,7 @@ class ClassificationTask(Task):
     resolve = staticmethod(auto.resolve)
     warnings = staticmethod(auto.warnings)
     collate = staticmethod(collate)
+    split = staticmethod(split_tensors)
 
     def __init__(
         self,
@@ -115,13 +117,6 @@ class ClassificationTask(Task):
         for start, stop, size in image_sizes(self.input_size, num_steps, progressive=progressive):
             yield Phase(start, stop, self.train_set.at_size(size))
 
-    @staticmethod
-    def split(batch: Batch, count: int) -> list[Batch]:
-        """Split a batch into `count` parts whose sizes differ by at most one image."""
-        tensors = (batch.pixels, batch.labels, batch.indices)
-        parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
-        return [Batch(pixels, labels, indices, ()) for pixels, labels, indices in parts]
-
     def losses(
         self,
         model: nn.Module,
@@ -147,6 +142,13 @@ class ClassificationTask(Task):
         metric.merge(self.ranks)
         found = metric.compute()
         return {"top1": found.top1, "top5": found.top5, "loss": found.loss}
+
+    def evaluation_options(self) -> dict[str, Any]:
+        """Return the address of remote data: the user gave it, but one in a run is not used."""
+        data = self.recipe.data
+        if not (is_remote(data) or data.endswith(".txt")):
+            return {}
+        return {"data": data, "loader": self.recipe.loader}
 
     def workload(self, model: nn.Module, batch_size: int) -> Workload:
         """Return a batch of random images of every class, with the plain cross-entropy."""
@@ -195,10 +197,3 @@ def image_sizes(
         found.append((start, stop, min(size, image_size)))
         start = stop
     return tuple(found)
-
-
-def split(batch: Batch, count: int) -> list[Batch]:
-    """Split a batch into `count` parts whose sizes differ by at most one image."""
-    tensors = (batch.pixels, batch.labels, batch.indices)
-    parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
-    return [Batch(pixels, labels, indices, ()) for pixels, labels, indices in parts]

@@ -14,7 +14,9 @@ from convnext.recipes.recipe import flatten
 from convnext.recipes.resolve import Choice, ResolveContext, Resolver, two_digits, warn_of_batch
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.detection.model.boxes import SCALE
+from convnext.tasks.detection.model.detector import MaskRCNN
 from convnext.tasks.detection.recipe import DetectionRecipe
+from convnext.tasks.factory import dense_prefix
 
 # A data set of at least this size takes the paper's recipe unchanged; COCO has 118,287 images.
 LARGE = 20_000
@@ -29,11 +31,11 @@ def resolve(
 ) -> tuple[DetectionRecipe[Never], tuple[Choice, ...]]:
     """Return the recipe without any `auto`, and the choices with their reasons."""
     c = Resolver(recipe, context, num_train=facts.num_train, large=LARGE)
-    c.choose_model("mask_rcnn_")
+    c.choose_model(MaskRCNN.prefix)
     _choose_input(c, facts)
     _choose_heads(c, facts)
     c.choose_design()
-    if c["model"].removeprefix("cascade_").removeprefix("mask_rcnn_").startswith("convnext_"):
+    if c["model"].removeprefix(dense_prefix(c["model"]) or "").startswith("convnext_"):
         c.choose_backbone(0.4 if c.large else 0.1, "the paper's" if c.large else "mild")
     c.choose_dense_batch(on_cpu=2, micro_batch_size=2)
     if c.large:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +12,13 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from convnext.data.masks import encode, paste_windows
 from convnext.data.samples import BadImages
 from convnext.data.tensors import normalize_batch
-from convnext.data.threads import items_of
+from convnext.data.threads import rank_items
 from convnext.hardware.devices import autocast
 from convnext.hardware.ranks import ALONE, Ranks
-from convnext.hardware.signals import leave_signals_to_parent
 from convnext.tasks.detection.data.dataset import EvalDataset
 
 
@@ -62,18 +59,7 @@ def infer(
     same number of images, since the network may be sharded over them.
     """
     model.eval()
-    mine = list(range(ranks.rank, len(dataset), ranks.count))
-    num_spare = math.ceil(len(dataset) / ranks.count) - len(mine)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=[*mine, *range(num_spare)],
-        num_workers=workers,
-        collate_fn=_identity,
-        worker_init_fn=leave_signals_to_parent,
-    )
-    for i, item in enumerate(items_of(loader, device)):
-        is_mine = i < len(mine)
+    for item, is_mine in rank_items(dataset, ranks, device, workers=workers):
         if is_mine:
             bad.update(item.bad)
         # A sharded network waits for every process, so placeholders of bad images run too.
@@ -145,7 +131,3 @@ def compress(runs: dict[str, Any]) -> dict[str, Any]:
     counts = compressed["counts"]
     text = counts.decode("ascii") if isinstance(counts, bytes) else counts
     return {"size": list(runs["size"]), "counts": text}
-
-
-def _identity(item: Any) -> Any:
-    return item

@@ -135,10 +135,11 @@ class DetectionResult:
             console.print(f"skipped: {source}: {reason}", markup=False)
         if self.bad_images:
             console.print(f"{len(self.bad_images)} images could not be read")
-        console.print(
-            "pictures, objects.csv, predictions.json and results.json (COCO format) are in "
-            f"{escape(self.output)}"
-        )
+        if self.output:
+            console.print(
+                "pictures, objects.csv, predictions.json and results.json (COCO format) are in "
+                f"{escape(self.output)}"
+            )
 
 
 class ObjectPredictor(Predictor[Detections]):

@@ -15,7 +15,6 @@ from convnext.tasks.figures import (
     Part,
     ReportSections,
     Section,
-    bad_images,
     draw_bars,
     draw_confusion,
     draw_precision,
@@ -174,10 +173,5 @@ def worst_images(evaluation: Mapping[str, Any]) -> Section | None:
 
 def report(evaluation: Mapping[str, Any]) -> ReportSections:
     """Return the report sections of an evaluation; none if it is empty."""
-    measured = "box_ap" in evaluation
-    makers = (figures_of_coco, precision, per_class, confusion, worst_images, bad_images)
-    return ReportSections(
-        scores=scores(evaluation) if measured else [],
-        reliability=reliability(evaluation) if measured else [],
-        sections=[section for make in makers if (section := make(evaluation)) is not None],
-    )
+    makers = (figures_of_coco, precision, per_class, confusion, worst_images)
+    return ReportSections.of(evaluation, "box_ap", scores, reliability, *makers)

@@ -68,11 +68,10 @@ def inspect(path: str, *, contact_sheet: bool) -> tuple[Any, Any]:
     """Return the report on a data set, and its contact sheet or None."""
     from convnext.data.objects import open_dataset
     from convnext.tasks.detection.data import inspect as module
-    from convnext.tasks.detection.data import inspect as sheets
 
     report = module.inspect(path)
     data = open_dataset(path, strict=False) if contact_sheet else None
-    return report, None if data is None else sheets.contact_sheet(data)
+    return report, None if data is None else module.contact_sheet(data)
 
 
 def predictor_class() -> Any:

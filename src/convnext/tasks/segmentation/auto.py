@@ -20,6 +20,7 @@ from convnext.recipes.resolve import (
 )
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.segmentation.data import DataFacts
+from convnext.tasks.segmentation.heads import PREFIX
 from convnext.tasks.segmentation.recipe import SegmentationRecipe
 from convnext.tasks.segmentation.scores import default_stride
 
@@ -34,7 +35,7 @@ def resolve(
 ) -> tuple[SegmentationRecipe[Never], tuple[Choice, ...]]:
     """Return the recipe without any `auto`, and what was chosen and why."""
     c = Resolver(recipe, context, num_train=facts.num_train, large=LARGE)
-    c.choose_model("upernet_")
+    c.choose_model(PREFIX)
     _choose_input(c, facts)
     _choose_network(c)
     c.choose_dense_batch(on_cpu=4, micro_batch_size=8)
@@ -73,7 +74,7 @@ def _choose_network(c: Resolver) -> None:
     if c.on_cpu and not c.large:
         c.choose("segment.channels", 64, "what a CPU can afford")
     c.choose("segment.channels", 512, "the paper's")
-    if c["model"].removeprefix("upernet_").startswith("convnext_"):
+    if c["model"].removeprefix(PREFIX).startswith("convnext_"):
         c.choose_backbone(0.4 if c.large else 0.1, "the paper's" if c.large else "mild")
 
 

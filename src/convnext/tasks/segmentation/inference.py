@@ -5,19 +5,16 @@ It works with any network for which `model(images (N, C, H, W))` returns logits 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from convnext.data.tensors import Normalizing, normalize_batch
-from convnext.data.threads import items_of
+from convnext.data.threads import rank_items
 from convnext.hardware.ranks import ALONE, Ranks
-from convnext.hardware.signals import leave_signals_to_parent
 from convnext.tasks.segmentation.scores import InferenceSettings, Size, score_bands
 
 
@@ -165,18 +162,7 @@ def infer(
     """
     model.eval()
     settings = settings or InferenceSettings()
-    mine = list(range(ranks.rank, len(dataset), ranks.count))
-    num_spare = math.ceil(len(dataset) / ranks.count) - len(mine)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,  # type: ignore[arg-type]  # torch's Dataset has no protocol
-        batch_size=None,
-        sampler=[*mine, *range(num_spare)],
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=leave_signals_to_parent,
-    )
-    for i, item in enumerate(items_of(loader, device)):
-        is_mine = i < len(mine)
+    for item, is_mine in rank_items(dataset, ranks, device, workers=workers):
         if is_mine:
             bad.update(item.bad)
         # All processes run a sharded network equally often: on one pixel if there is no image.
@@ -215,7 +201,3 @@ def _compare(
         total += float(losses.sum())
         labels.append(_as_labels(scores)[0])
     return torch.cat(labels), total
-
-
-def _as_it_is(item: Any) -> Any:
-    return item

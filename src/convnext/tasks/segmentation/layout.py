@@ -239,10 +239,6 @@ class Pairs:
         """Return where an image lies."""
         return str(self.images[index])
 
-    def mask_source(self, index: int) -> str:
-        """Return where a mask lies."""
-        return str(self.masks[index])
-
     def header(self, index: int) -> Header:
         """Return what an image declares to be, without decoding it.
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext.models.config import NetworkConfig
-from convnext.models.factory import create_network
+from convnext.models.factory import build_dense
 from convnext.models.given import GivenNetwork
 from convnext.models.network import Network
-from convnext.models.pyramid import Level, OutputNorms, embed, wants_output_norms
-from convnext.names import nearest
+from convnext.models.pyramid import DenseModule
 from convnext.tasks.segmentation.heads import (
     PREFIX,
     FCNHead,
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from convnext.models.timm import TimmNetwork
 
 
-class Segmentor(nn.Module):
+class Segmentor(DenseModule):
     """UPerNet: normalised images (N, in_chans, H, W) to logits (N, num_classes, H, W).
 
     Args:
@@ -41,18 +39,14 @@ class Segmentor(nn.Module):
     gives them, and are resized to each other's. Images with less than one stride are padded to it.
     """
 
-    # What `convnext.cost` counts; the figures for dense tasks were all made so.
-    cost_convention = "toolbox"
+    prefix = PREFIX
+    config: UPerNetConfig
 
     def __init__(
         self, backbone: Network | TimmNetwork | GivenNetwork, config: UPerNetConfig
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.name = f"{PREFIX}{backbone.name}"
-        self.backbone = backbone
+        super().__init__(backbone, config)
         dims = [level.channels for level in self.levels.values()]
-        self.output_norms = OutputNorms(self.levels) if config.output_norms else nn.Identity()
         self.decode_head = UPerHead(
             dims,
             channels=config.channels,
@@ -105,32 +99,13 @@ class Segmentor(nn.Module):
             logits["auxiliary"] = self.auxiliary_head(maps[-2])
         return logits
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Map normalized images (N, C, H, W) to pooled features of the backbone (N, C)."""
-        return embed(self.backbone, self.output_norms, images)
-
     def fold_layers(self, merge: Callable[[Sequence[nn.Module]], list[nn.Module]]) -> None:
         """Drop the auxiliary head, which only training needs, for `convnext.fold`."""
         self.auxiliary_head = None
 
-    @property
-    def levels(self) -> dict[str, Level]:
-        """Channels and stride of each map of the backbone, by name."""
-        return self.backbone.levels
-
     def layout_tables(self) -> DenseTables:
         """Return the names of its tensors in the published layouts."""
         return TABLES
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the logits."""
-        return self.config.num_classes
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """What `create_model(segmentor.name, **segmentor.changes)` needs to build it again."""
-        return {**self.backbone.changes, **asdict(self.config)}
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put new classifiers for `num_classes` classes on the heads."""
@@ -143,21 +118,9 @@ class Segmentor(nn.Module):
 
 
 def build(name: str, **changes: Any) -> Segmentor:
-    """Build `upernet_<backbone>`: fields of `UPerNetConfig`, all other changes are the backbone's.
+    """Build `upernet_<backbone>`; changes that are not of `UPerNetConfig` apply to the backbone.
 
     Raises:
         ValueError: If there is no such backbone, it has no pyramid, or a change is unknown.
     """
-    own = [field.name for field in fields(UPerNetConfig)]
-    backbone_name = name.removeprefix(PREFIX)
-    if not backbone_name.startswith("timm/"):
-        known = [*own, *(field.name for field in fields(NetworkConfig))]
-        for change in changes:
-            if change not in known:
-                raise ValueError(f"{name} has no setting {change!r}{nearest(change, known)}")
-    rest = {key: value for key, value in changes.items() if key not in own}
-    backbone = create_network(backbone_name, num_classes=0, **rest)
-    backbone.drop_head()
-    settings = {key: value for key, value in changes.items() if key in own}
-    settings.setdefault("output_norms", wants_output_norms(backbone))
-    return Segmentor(backbone, UPerNetConfig(**settings))
+    return build_dense(Segmentor, UPerNetConfig, PREFIX, name, changes)

@@ -97,9 +97,10 @@ class SegmentationResult:
             console.print(f"skipped: {source}: {reason}", markup=False)
         if self.bad_images:
             console.print(f"{len(self.bad_images)} of the images could not be read")
-        console.print(
-            f"masks, overlays, areas.csv and predictions.json are in {escape(self.output)}"
-        )
+        if self.output:
+            console.print(
+                f"masks, overlays, areas.csv and predictions.json are in {escape(self.output)}"
+            )
 
 
 class PixelPredictor(Predictor[Segmentation]):

@@ -12,7 +12,6 @@ from convnext.tasks.figures import (
     Part,
     ReportSections,
     Section,
-    bad_images,
     draw_bars,
     draw_confusion,
     table,
@@ -180,10 +179,5 @@ def worst_images(evaluation: Mapping[str, Any]) -> Section | None:
 
 def report(evaluation: Mapping[str, Any]) -> ReportSections:
     """Return what a report shows of an evaluation; of one that is empty, nothing."""
-    measured = "miou" in evaluation
-    makers = (bars, confusion, per_class, worst_images, bad_images)
-    return ReportSections(
-        scores=scores(evaluation) if measured else [],
-        reliability=reliability(evaluation) if measured else [],
-        sections=[section for make in makers if (section := make(evaluation)) is not None],
-    )
+    makers = (bars, confusion, per_class, worst_images)
+    return ReportSections.of(evaluation, "miou", scores, reliability, *makers)

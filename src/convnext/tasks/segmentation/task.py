@@ -15,7 +15,7 @@ from convnext.data.tensors import normalize_batch
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.recipes.resolve import Choice, dense_preprocessing
 from convnext.recipes.schema import Recipe
-from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names
+from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names, split_tensors
 from convnext.tasks.segmentation import auto
 from convnext.tasks.segmentation.data import DataFacts, SegmentationData, facts, open_dataset
 from convnext.tasks.segmentation.dataset import (
@@ -49,6 +49,7 @@ class SegmentationTask(Task):
     resolve = staticmethod(auto.resolve)
     warnings = staticmethod(auto.warnings)
     collate = staticmethod(collate)
+    split = staticmethod(split_tensors)
 
     def __init__(
         self,
@@ -125,13 +126,6 @@ class SegmentationTask(Task):
             "auxiliary": segment.auxiliary_weight > 0,
             "dropout": segment.dropout,
         }
-
-    @staticmethod
-    def split(batch: Batch, count: int) -> list[Batch]:
-        """Return a batch in `count` parts, whose sizes differ by one image at most."""
-        tensors = (batch.pixels, batch.masks, batch.indices)
-        parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
-        return [Batch(pixels, masks, indices, ()) for pixels, masks, indices in parts]
 
     def losses(
         self,

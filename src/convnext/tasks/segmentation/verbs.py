@@ -77,13 +77,12 @@ def recognizes(path: Path) -> bool:
 def inspect(path: str, *, contact_sheet: bool, **options: Any) -> tuple[Any, Any]:
     """Return the report on a data set, and its contact sheet or None."""
     from convnext.tasks.segmentation import inspect as module
-    from convnext.tasks.segmentation import inspect as sheets
     from convnext.tasks.segmentation.data import open_dataset
 
     given = {name: value for name, value in options.items() if value is not None}
     report = module.inspect(path, **given)
     data = open_dataset(path, strict=False, **given) if contact_sheet else None
-    return report, None if data is None else sheets.contact_sheet(data)
+    return report, None if data is None else module.contact_sheet(data)
 
 
 def predictor_class() -> Any:

@@ -101,11 +101,6 @@ class DetectorGraph(nn.Module):
         self.whole: Tensor
         self.register_buffer("whole", torch.tensor(size, device=device), persistent=False)
 
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the outputs, in order."""
-        return OUTPUTS if self.masks else OUTPUTS[:3]
-
     def forward(self, image: Tensor, extent: Tensor | None = None) -> tuple[Tensor, ...]:
         detector = self.detector
         height, width = (self.whole if extent is None else extent).float().unbind()

@@ -9,18 +9,16 @@ Shapes: N images of C x H x W, R boxes of all images, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from convnext.models.config import NetworkConfig
-from convnext.models.factory import create_network
+from convnext.models.factory import build_dense
 from convnext.models.given import GivenNetwork
 from convnext.models.network import Network
-from convnext.models.pyramid import Level, OutputNorms, embed, wants_output_norms
-from convnext.names import nearest
+from convnext.models.pyramid import DenseModule
 from convnext.tasks.detection.layouts import BY_PREFIX
 from convnext.tasks.detection.model.boxes import level_anchors
 from convnext.tasks.detection.model.config import METHODS, DetectorConfig, Method
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from convnext.tasks.detection.export.backend import DetectorTuner
 
 
-class Detector(nn.Module):
+class Detector(DenseModule):
     """Maps normalized images to boxes, scores, labels and masks.
 
     Args:
@@ -46,21 +44,15 @@ class Detector(nn.Module):
     boolean `masks` (M, H, W) unless `config.masks` is off.
     """
 
-    prefix: ClassVar[str]
-    # The convention of `convnext.cost`; all published costs of dense tasks use it.
-    cost_convention = "toolbox"
+    config: DetectorConfig
     # An inference backend may replace it by an equivalent function.
     pool = staticmethod(pool_rois)
 
     def __init__(
         self, backbone: Network | TimmNetwork | GivenNetwork, config: DetectorConfig
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(backbone, config)
         self.method: Method = METHODS[self.prefix]
-        self.name = f"{self.prefix}{backbone.name}"
-        self.backbone = backbone
-        self.output_norms = OutputNorms(self.levels) if config.output_norms else nn.Identity()
         self.fpn = FPN([level.channels for level in self.levels.values()], config.channels)
         self.rpn = ProposalNetwork(config.channels)
         self.strides = [level.stride for level in self.levels.values()]
@@ -228,28 +220,9 @@ class Detector(nn.Module):
         ):
             head(maps[0].new_empty(num * count, channels, side, side))
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Map normalized images (N, C, H, W) to pooled features of the backbone (N, C)."""
-        return embed(self.backbone, self.output_norms, images)
-
-    @property
-    def levels(self) -> dict[str, Level]:
-        """Channels and stride of each map of the backbone, by name."""
-        return self.backbone.levels
-
     def layout_tables(self) -> DenseTables:
         """Return the tensor names in the published layouts."""
         return BY_PREFIX[self.prefix]
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return self.config.num_classes
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """The changes with which `create_model(detector.name, **detector.changes)` rebuilds it."""
-        return {**self.backbone.changes, **asdict(self.config)}
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the heads' last layers by new ones for `num_classes` classes."""
@@ -279,16 +252,4 @@ def build(name: str, **changes: Any) -> Detector:
         ValueError: If there is no such backbone, it has no pyramid, or a change is unknown.
     """
     kind = next(k for k in (MaskRCNN, CascadeMaskRCNN) if name.startswith(k.prefix))
-    own = [field.name for field in fields(DetectorConfig)]
-    backbone_name = name.removeprefix(kind.prefix)
-    if not backbone_name.startswith("timm/"):
-        known = [*own, *(field.name for field in fields(NetworkConfig))]
-        for change in changes:
-            if change not in known:
-                raise ValueError(f"{name} has no setting {change!r}{nearest(change, known)}")
-    rest = {key: value for key, value in changes.items() if key not in own}
-    backbone = create_network(backbone_name, num_classes=0, **rest)
-    backbone.drop_head()
-    settings = {key: value for key, value in changes.items() if key in own}
-    settings.setdefault("output_norms", wants_output_norms(backbone))
-    return kind(backbone, DetectorConfig(**settings))
+    return build_dense(kind, DetectorConfig, kind.prefix, name, changes)
