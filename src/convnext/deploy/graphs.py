@@ -22,6 +22,7 @@ from convnext.data.tensors import normalize_batch
 from convnext.deploy.fold import fold
 from convnext.deploy.formats import MAX_BATCH, Blueprint, ExportSettings, Given
 from convnext.deploy.layers import Standardize, spell_out
+from convnext.deploy.runtimes import Exported
 from convnext.hardware.devices import AMP_DTYPES
 
 # Range of the image sides that a graph with full preprocessing accepts.
@@ -353,3 +354,12 @@ def as_given(pixels: Tensor, preprocessing: Any, settings: ExportSettings) -> Gi
 def to_pixels(images: Tensor) -> Tensor:  # N C H W -> N H W C
     """Convert floats from 0 to 255 to uint8, the input of a file that normalizes."""
     return images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def run_images(exported: Exported, images: Tensor) -> Tensor:
+    """Return the output of a file for images (N, C, H, W) in fp32.
+
+    They are normalized for a file without preprocessing, else pixels from 0 to 255.
+    """
+    given = images if exported.graph["inside"] == "none" else to_pixels(images)
+    return torch.from_numpy(exported.run_in_batches(given.numpy()))

@@ -24,7 +24,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from convnext.data.tensors import normalize_batch
+from convnext.deploy.fold import fold
 from convnext.deploy.formats import Blueprint, ExportSettings, Given, to_openvino, write_onnx
+from convnext.deploy.graphs import as_given
 from convnext.deploy.layers import spell_out
 from convnext.deploy.runtimes import Array, need, open_exported, openvino_request, quiet
 from convnext.deploy.verify import ProofImages
@@ -69,6 +72,39 @@ class Calibration:
     """Converts pixels to the inputs of the graph."""
     parts: Callable[[Sequence[Tensor]], tuple[nn.Module, Tensor]]
     """Converts the pixels to a folded network and its input; layer names match the graph's."""
+
+
+def image_calibration(
+    model: nn.Module,
+    preprocessing: Any,
+    settings: ExportSettings,
+    *,
+    num_judged: int,
+    pixels: Callable[[Image.Image], Tensor] | None = None,
+) -> Calibration:
+    """Return the calibration of a network that takes batches of images.
+
+    Args:
+        model: The network.
+        preprocessing: How images become pixels.
+        settings: Those of the file.
+        num_judged: See `Calibration`.
+        pixels: See `Calibration`; by default as in preprocessing.
+    """
+
+    def preprocessed(image: Image.Image) -> Tensor:
+        return torch.from_numpy(preprocessing.pixels(image))[None]
+
+    return Calibration(
+        num_images=128,
+        num_judged=num_judged,
+        pixels=pixels or preprocessed,
+        given=lambda x: as_given(x, preprocessing, settings),
+        parts=lambda several: (
+            fold(model, form="conv"),
+            normalize_batch(preprocessing, torch.cat(list(several))),
+        ),
+    )
 
 
 def calibrate(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from PIL import Image
 
@@ -229,6 +229,38 @@ class Comparison(ABC, Generic[Answer]):
     @abstractmethod
     def verdict(self, num_images: int, precision: str) -> Verdict:
         """Return the result, judged by the tolerance of the precision."""
+
+
+class ScoredComparison(Comparison[Answer]):
+    """Averages how far answers agree, and scores those to images with labels."""
+
+    metric: ClassVar[str]
+    """The name of the score."""
+
+    def __init__(self) -> None:
+        self.differences: list[float] = []
+        self.same: list[float] = []
+        self.scored: list[tuple[Any, Any]] = []
+        """For each labeled image, what `score` needs of the network's and of the file's answer."""
+
+    @abstractmethod
+    def score(self, scored: Sequence[Any]) -> float:
+        """Return the score over all labeled images, in percent."""
+
+    def verdict(self, num_images: int, precision: str) -> Verdict:
+        difference = max(self.differences, default=0.0)
+        agreement = statistics.fmean(self.same)
+        before = after = None
+        if self.scored:
+            before, after = (self.score(column) for column in zip(*self.scored, strict=True))
+        return Verdict(
+            max_difference=difference,
+            agreement=agreement,
+            metric=self.metric,
+            before=before,
+            after=after,
+            failure=judge(difference, agreement, before, after, num_images, precision),
+        )
 
 
 def prove(comparison: Comparison[Any], images: ProofImages, *, precision: str) -> Proof:

@@ -13,21 +13,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext.data.tensors import normalize_batch, to_batch
+from convnext.data.tensors import to_batch
 from convnext.deploy.export import ExportSpec
-from convnext.deploy.fold import fold
 from convnext.deploy.formats import ExportSettings
 from convnext.deploy.graphs import (
     MAX_SIDE,
     MIN_SIDE,
-    as_given,
     image_blueprint,
     image_graph,
-    to_pixels,
+    run_images,
 )
-from convnext.deploy.quantize import Calibration
+from convnext.deploy.quantize import image_calibration
 from convnext.deploy.runtimes import Exported, outside
-from convnext.deploy.verify import Comparison, Proof, Verdict, collect_images, judge
+from convnext.deploy.verify import Proof, ScoredComparison, collect_images
 from convnext.weights.checkpoint import Card, data_of
 
 
@@ -82,16 +80,7 @@ def export_spec(
             truth=lambda samples, i: samples.labels[i],
         ),
         compare=lambda exported: ClassifierComparison(model, card, exported),
-        calibration=Calibration(
-            num_images=128,
-            num_judged=8,
-            pixels=lambda image: torch.from_numpy(pre.pixels(image))[None],
-            given=lambda pixels: as_given(pixels, pre, settings),
-            parts=lambda pixels: (
-                fold(model, form="conv"),
-                normalize_batch(pre, torch.cat(list(pixels))),
-            ),
-        ),
+        calibration=image_calibration(model, pre, settings, num_judged=8),
     )
 
 
@@ -137,8 +126,7 @@ class ExportedNetwork(nn.Module):
         if graph["size"] is not None and list(images.shape[2:]) != graph["size"]:
             size, own = ("{} x {}".format(*s) for s in (graph["size"], images.shape[2:]))
             raise ValueError(f"the file takes images of {size} pixels, not {own}")
-        given = images if graph["inside"] == "none" else to_pixels(images)
-        out = torch.from_numpy(self.exported.run_in_batches(given.numpy()))
+        out = run_images(self.exported, images)
         return out.clamp_min(1e-38).log() if graph["output"] == "probabilities" else out
 
 
@@ -159,18 +147,17 @@ class ClassifierProof(Proof):
         return [(name, f"{self.max_difference:.2g}"), *super().answer_rows()]
 
 
-class ClassifierComparison(Comparison[Tensor]):
+class ClassifierComparison(ScoredComparison[Tensor]):
     """Compares the probabilities (K,) of a network and of its file."""
 
     proof = ClassifierProof
+    metric = "top-1"
 
     def __init__(self, model: nn.Module, card: Card, exported: Exported) -> None:
+        super().__init__()
         self.model, self.preprocessing = model, card.preprocessing
         self.exported, own = open_network(exported)
         self.left = own.preprocessing
-        self.differences: list[float] = []
-        self.same: list[float] = []
-        self.hits: list[tuple[bool, bool]] = []
 
     def network(self, image: Image.Image) -> Tensor:
         return _probabilities(self.model, self.preprocessing, image)
@@ -183,23 +170,10 @@ class ClassifierComparison(Comparison[Tensor]):
         answers = (int(network.argmax()), int(file.argmax()))
         self.same.append(float(answers[0] == answers[1]))
         if truth is not None:
-            self.hits.append((answers[0] == truth, answers[1] == truth))
+            self.scored.append((answers[0] == truth, answers[1] == truth))
 
-    def verdict(self, num_images: int, precision: str) -> Verdict:
-        difference, agreement = max(self.differences), statistics.fmean(self.same)
-        before = after = None
-        if self.hits:
-            before, after = (
-                100 * statistics.fmean(column) for column in zip(*self.hits, strict=True)
-            )
-        return Verdict(
-            max_difference=difference,
-            agreement=agreement,
-            metric="top-1",
-            before=before,
-            after=after,
-            failure=judge(difference, agreement, before, after, num_images, precision),
-        )
+    def score(self, scored: Sequence[bool]) -> float:
+        return 100 * statistics.fmean(scored)
 
 
 @torch.inference_mode()

@@ -23,12 +23,11 @@ from torch.nn import functional as F
 from convnext.data.preprocessing import MAX_SIDE
 from convnext.data.tensors import normalize_batch, to_batch
 from convnext.deploy.export import ExportSpec
-from convnext.deploy.fold import fold
 from convnext.deploy.formats import ExportSettings
-from convnext.deploy.graphs import as_given, image_blueprint, image_graph, to_pixels
-from convnext.deploy.quantize import Calibration
+from convnext.deploy.graphs import image_blueprint, image_graph, run_images
+from convnext.deploy.quantize import image_calibration
 from convnext.deploy.runtimes import Exported, outside
-from convnext.deploy.verify import Comparison, Verdict, collect_images, judge
+from convnext.deploy.verify import ScoredComparison, collect_images
 from convnext.hardware.devices import AMP_DTYPES
 from convnext.tasks.segmentation.heads import FusionConv, PooledConv, UPerHead
 from convnext.tasks.segmentation.inference import segment_labels
@@ -99,16 +98,7 @@ def export_spec(
             truth=lambda pairs, i: (pairs.mask(i), pairs.reader.ignore_index),
         ),
         compare=lambda exported: SegmentorComparison(model, card, exported),
-        calibration=Calibration(
-            num_images=128,
-            num_judged=4,
-            pixels=cut,
-            given=lambda pixels: as_given(pixels, pre, settings),
-            parts=lambda pixels: (
-                fold(model, form="conv"),
-                normalize_batch(pre, torch.cat(list(pixels))),
-            ),
-        ),
+        calibration=image_calibration(model, pre, settings, num_judged=4, pixels=cut),
     )
 
 
@@ -167,8 +157,7 @@ class ExportedNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         graph, (height, width) = self.exported.graph, images.shape[2:]
         images = fill_up(images, filled_size(graph, height, width), self.color)
-        given = images if graph["inside"] == "none" else to_pixels(images)
-        out = torch.from_numpy(self.exported.run_in_batches(given.numpy()))
+        out = run_images(self.exported, images)
         if graph["output"] == "labels":
             out = votes(out, self.num_classes)
         return out[..., :height, :width]
@@ -223,10 +212,13 @@ def fill_up(images: Tensor, size: Sequence[int], color: Tensor) -> Tensor:
     return filled
 
 
-class SegmentorComparison(Comparison[Any]):
+class SegmentorComparison(ScoredComparison[Any]):
     """Compares labels (H, W) of a network and its file, computed with the same windows."""
 
+    metric = "mIoU"
+
     def __init__(self, model: nn.Module, card: Card, exported: Exported) -> None:
+        super().__init__()
         file, own = open_network(exported)
         self.num_classes = len(card.classes)
         self.settings = inference_of(own.recipe)
@@ -234,8 +226,6 @@ class SegmentorComparison(Comparison[Any]):
             (_LikeTheFile(model, card, exported.graph), card.preprocessing),
             (file, own.preprocessing),
         )
-        self.same: list[float] = []
-        self.counts: list[Any] = []
 
     def network(self, image: Image.Image) -> Any:
         return self._labels(0, image)
@@ -259,25 +249,13 @@ class SegmentorComparison(Comparison[Any]):
         self.same.append(float(np.mean(network == file)))
         if truth is not None:
             mask, ignore = truth
-            counted = (count_confusion(x, mask, self.num_classes, ignore) for x in (network, file))
-            self.counts.append(tuple(counted))
-
-    def verdict(self, num_images: int, precision: str) -> Verdict:
-        agreement = float(np.mean(self.same))
-        before = after = None
-        if self.counts:
             before, after = (
-                float(100 * np.nanmean(class_iou(np.sum(column, 0))))
-                for column in zip(*self.counts, strict=True)
+                count_confusion(x, mask, self.num_classes, ignore) for x in (network, file)
             )
-        return Verdict(
-            max_difference=0.0,
-            agreement=agreement,
-            metric="mIoU",
-            before=before,
-            after=after,
-            failure=judge(0.0, agreement, before, after, num_images, precision),
-        )
+            self.scored.append((before, after))
+
+    def score(self, scored: Sequence[Any]) -> float:
+        return float(100 * np.nanmean(class_iou(np.sum(scored, 0))))
 
 
 class _LikeTheFile(nn.Module):
