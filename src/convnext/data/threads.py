@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from convnext.hardware.ranks import Ranks
-from convnext.hardware.signals import leave_signals_to_parent
-
 if TYPE_CHECKING:
     import torch
     from torch.utils.data import DataLoader
+
+    from convnext.hardware.ranks import Ranks
 
 T = TypeVar("T")
 _HIDING = threading.RLock()
@@ -79,6 +78,8 @@ def rank_items(
     fill up belong to others.
     """
     from torch.utils.data import DataLoader
+
+    from convnext.hardware.signals import leave_signals_to_parent
 
     mine = list(range(ranks.rank, len(dataset), ranks.count))
     num_spare = math.ceil(len(dataset) / ranks.count) - len(mine)
