@@ -266,7 +266,7 @@ def test_a_worker_calls_every_network_as_it_is_called(name: str, found: bool) ->
 
 
 def test_a_worker_has_no_int8_of_a_network_that_follows_its_data() -> None:
-    with pytest.raises(ValueError, match="no form in int8"):
+    with pytest.raises(ValueError, match="no int8 backend"):
         worker.build(_request(model="mask_rcnn_convnext_atto", kind="int8"), lambda _: None)
 
 

@@ -1,8 +1,8 @@
-"""One form of one network in a process of its own, which runs batches when it is told to.
+"""A process that runs batches of one network on one backend, on request.
 
-Each form has a process, so that its memory can be told, and so that the settings of one (threads,
-memory that is kept, compilers) do not reach another. Requests are lines of JSON on standard input,
-answers lines on another file; `convnext.benchmarking.measure` has the other end.
+Each backend has its own process, so that its memory can be measured and its settings (threads,
+kept memory, compilers) do not affect others. Requests are lines of JSON on standard input, answers
+are lines of JSON on another file; `convnext.benchmarking.measure` is the client.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from convnext.tasks.factory import create_model
 from convnext.training.measure import peak_memory_gb
 
 LAYER_SCALE = 0.1
-# A turn of slow images ends here.
+# Maximum time of a turn.
 TURN_S = 5.0
-# Logit of a class beside 80 others of about 0.
+# The logit of one class, where the other 80 are about 0.
 SURE = 20.0
 
 
 def build(
     request: dict[str, Any], note: Callable[[str], None]
 ) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Return what runs one batch, and what is to be told of it.
+    """Return a function that runs one batch, and the facts to report about it.
 
-    `kind` is "timm" (its network in eager mode, memory left as it is, as most people run it),
-    "eager" (ours, likewise), "best" (what `convnext.deploy.optimize` finds, or the form in
-    `found`), or "int8" (calibrated on noise, which does for its speed).
+    `kind` is "timm" (timm's network in eager mode with default settings), "eager" (ours, in the
+    same way), "best" (the result of `convnext.deploy.optimize`, or the backend in `found`), or
+    "int8" (calibrated on noise, which is enough to measure speed).
     """
     device = torch.device(request["device"])
     if request["threads"]:
@@ -50,12 +50,12 @@ def build(
     batch = torch.randn(request["batch"], request["in_chans"], *request["size"], device=device)
     images: Any = list(batch) if isinstance(model, Tunable) else batch
     if request["kind"] not in ("best", "int8"):
-        told = {"precision": request["precision"]}
-        return _as_trained(model, images, request["precision"], device), told
-    keep_freed_memory()  # As `convnext predict` does.
+        facts = {"precision": request["precision"]}
+        return _as_trained(model, images, request["precision"], device), facts
+    keep_freed_memory()  # `convnext predict` does the same.
     if request["kind"] == "int8":
         if isinstance(model, Tunable):
-            raise ValueError("this network has no form in int8 here")
+            raise ValueError("this network has no int8 backend here")
         backend = Backend(engine="openvino", pointwise="conv", precision="int8")
         quantized = build_backend(backend, model, batch, [torch.randn_like(batch)])
         return lambda: quantized(batch), {"form": "openvino int8", "precision": "int8"}
@@ -82,10 +82,10 @@ def _network(request: dict[str, Any]) -> nn.Module:
     else:
         network = create_model(request["model"])
     for name, p in network.named_parameters():
-        if name.endswith("gamma"):  # Fresh layer scales of 1e-6 would hide what blocks compute.
+        if name.endswith("gamma"):  # Initial layer scales of 1e-6 would hide the blocks.
             nn.init.constant_(p, LAYER_SCALE)
     for head in getattr(network, "box_heads", ()):
-        # Fresh detectors find nothing, and so run no mask head: here every proposal is an object.
+        # Untrained detectors find nothing and skip the mask head: make every proposal an object.
         head.classifier.bias.data[0] = SURE
     return network
 
@@ -93,7 +93,7 @@ def _network(request: dict[str, Any]) -> nn.Module:
 def _as_trained(
     model: nn.Module, images: Any, precision: str, device: torch.device
 ) -> Callable[[], Any]:
-    if device.type == "cuda":  # On a GPU it is what most people run.
+    if device.type == "cuda":  # The usual setting on a GPU.
         model = model.to(memory_format=torch.channels_last)
         if isinstance(images, Tensor):
             images = images.contiguous(memory_format=torch.channels_last)
@@ -115,11 +115,11 @@ def _inferring(network: nn.Module, images: Any) -> Callable[[], Any]:
 
 
 def main(answers: int) -> None:
-    """Answer requests on a file descriptor until there are no more."""
+    """Answer requests on a file descriptor until standard input ends."""
     channel = os.fdopen(answers, "w", encoding="utf-8")
 
-    def tell(told: dict[str, Any]) -> None:
-        print(json.dumps(told), file=channel, flush=True)
+    def send(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=channel, flush=True)
 
     run: Callable[[], Any] = lambda: None  # noqa: E731
     device = torch.device("cpu")
@@ -130,13 +130,13 @@ def main(answers: int) -> None:
         try:
             if "build" in request:
                 device = torch.device(request["build"]["device"])
-                run, answer = build(request["build"], lambda line: tell({"note": line}))
+                run, answer = build(request["build"], lambda line: send({"note": line}))
                 run()
                 wait_for(device)
             turns = request.get("run", 0)
             (times,) = samples([run], device, rounds=turns, max_seconds=TURN_S, warmup=0)
             held = libraries if device.type == "cpu" else 0.0
             answer |= {"seconds": times, "peak_gb": peak_memory_gb(device) - held}
-        except Exception as error:  # It is told, and the other forms go on.
+        except Exception as error:  # Report it, so that the other backends continue.
             answer = {"failure": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-        tell(answer)
+        send(answer)

@@ -1,9 +1,9 @@
-"""A network that takes its fast form by itself, as soon as the work ahead is worth it.
+"""A network that switches to a faster backend while it works, if enough work is left.
 
-It begins as it was trained, bit for bit, and looks at the clock: what a job of seconds would gain
-is less than any change costs. For one of minutes the folded form follows, which costs nothing to
-build; for one that outlasts a search by far, or a form that was found before, the best of
-`convnext.deploy.optimize`.
+It starts unmodified, bit for bit, and measures its speed, because jobs of a few seconds would not
+gain from any change. For jobs of minutes it switches to the folded network, which costs almost
+nothing to build. For jobs much longer than a search, or with a cached result, it switches to the
+fastest backend (`convnext.deploy.optimize`).
 """
 
 from __future__ import annotations
@@ -23,35 +23,34 @@ from convnext.hardware.timer import timed
 from convnext.hardware.tuner import BUDGET_S
 from convnext.hardware.tuning_cache import cache_file
 
-# Work ahead, in seconds as trained, from which the network changes its form.
+# Remaining work, in seconds of the unmodified network, from which the network is folded.
 WORTH_FOLDING_S = 10.0
-# What a search takes comes back several times over: forms found so far are 1.3 times as fast.
+# Above this, a search pays off several times over: backends found so far are 1.3 times as fast.
 WORTH_SEARCHING_S = 10 * BUDGET_S
-# Images of a search on a CPU, where more at a time are no faster but take longer to measure.
+# Batch size of a search on a CPU, where larger batches are not faster but take longer to measure.
 NUM_EXAMPLES = 8
 
 SEARCHING = (
-    f"looking for the fastest form on this machine, for some {BUDGET_S:.0f} s and once; --no-fast "
-    "leaves the network as it is"
+    f"searching for the fastest backend on this machine, once, for about {BUDGET_S:.0f} s; "
+    "--no-fast turns this off"
 )
 
 Choice = Literal["wait", "stay", "fold", "known", "search"]
 
 
 class Fast(nn.Module):
-    """A network behind its own interface, which speeds up while it works through a job.
+    """Wraps a network, with the same interface, and speeds it up while it works through a job.
 
     Args:
-        model: In evaluation mode, on its device.
-        precision: In which the caller runs it.
-        num_images: Of the job.
-        enabled: Whether it may change at all.
-        keep: Leave the given network as it is, and change a copy; otherwise it is taken over, and
-            may be folded in place.
-        note: Told in a line what was chosen and why.
+        model: A network in evaluation mode, on its device.
+        precision: The caller's precision.
+        num_images: Number of images of the job.
+        enabled: Whether the backend may change at all.
+        keep: Modify a copy of the network; otherwise the network may be folded in place.
+        note: Called with a line that states the choice and the reason.
 
-    `watch` counts the images that are done. A network with a tuner of its own, such as a detector,
-    takes its first form in place of the folded one, and is measured on the first images.
+    `watch` counts finished images. A network with its own tuner, such as a detector, switches to
+    its default backend instead of the folded network, and is measured on the first images.
     """
 
     def __init__(
@@ -74,20 +73,20 @@ class Fast(nn.Module):
         self._note = note
         self._done = 0
         self._seconds = 0.0
-        # Elsewhere the first call prepares the device, and says nothing of the others.
+        # On other devices the first call includes initialization and is not representative.
         self._warm = device.type == "cpu"
         self._uncounted = 0
         self._sizes: set[tuple[int, ...]] = set()
         self._most = 0
         self._keep = keep
-        # A file is in its form already.
+        # An exported file already has its backend.
         is_file = isinstance(getattr(model, "exported", None), Exported)
         self._decided = not enabled or is_file
         if device.type == "cpu":
             keep_freed_memory()
 
     def watch(self, advance: Callable[[int], None]) -> Callable[[int], None]:
-        """Return a function that counts images before it tells `advance` of them."""
+        """Return a function that counts images and then calls `advance`."""
 
         def count(num: int) -> None:
             self._done += num
@@ -96,7 +95,7 @@ class Fast(nn.Module):
         return count
 
     def forward(self, images: Any, **options: Any) -> Any:
-        """As the network's."""
+        """Call the network."""
         if not self._decided:
             self._decide(images)
         if self._decided:
@@ -116,7 +115,7 @@ class Fast(nn.Module):
         if left is not None and left >= WORTH_FOLDING_S and example is not None:
             known = known_backend(cache_file(), tuner.key(example, self._precision))
         if known is not None and not known.form.folded:
-            self._decided = True  # As it was trained it is the fastest.
+            self._decided = True  # The unmodified network is the fastest.
             return
         gain = 0.0 if known is None else (left or 0.0) * (1 - 1 / known.ratio)
         choice = choose(
@@ -137,12 +136,12 @@ class Fast(nn.Module):
         elif choice == "search":
             self._note(SEARCHING)
             tuned = tuner.find(example, precision=self._precision, note=self._note)
-        if tuned is None:  # There may be no time for a search.
+        if tuned is None:  # There may not be enough time for a search.
             tuned = tuner.first(self._device, self._precision, inplace=not self._keep)
         self._model, self.form = tuned, tuned.form
 
     def _example(self, images: Any) -> Tensor | None:
-        """Return what to measure on, as many images as come at a time; None if sizes change."""
+        """Return a batch of the usual size to measure on; None if image sizes vary."""
         if not isinstance(images, Tensor) or not len(images):
             return None
         self._sizes.add(tuple(images.shape[1:]))
@@ -150,26 +149,26 @@ class Fast(nn.Module):
         if len(self._sizes) > 1:
             return None
         num = min(self._most, NUM_EXAMPLES) if self._device.type == "cpu" else self._most
-        # Unreadable images are missing from this batch, not from the next.
+        # Repeat images if unreadable ones are missing from this batch.
         return images[torch.arange(num, device=images.device) % len(images)]
 
 
 def seconds_left(seconds: float, done: int, total: int) -> float | None:
-    """Return the work ahead, from the seconds that `done` of `total` images took; None at first."""
+    """Estimate the remaining seconds from those of `done` of `total` images; None at first."""
     return None if done == 0 or seconds == 0 else seconds * (total - done) / done
 
 
 def choose(
     left: float | None, *, gain: float, build_seconds: float, is_known: bool, can_search: bool
 ) -> Choice:
-    """Return what to do with a network that has `left` seconds of work ahead as trained.
+    """Choose what to do with `left` seconds of work remaining for the unmodified network.
 
     Args:
         left: None if nothing is done yet.
-        gain: Seconds that a form found before would save.
-        build_seconds: What building it took.
-        is_known: Whether there is one.
-        can_search: Whether the network is called with batches of one shape.
+        gain: Seconds that the cached backend would save.
+        build_seconds: Seconds for building it.
+        is_known: Whether there is a cached backend.
+        can_search: Whether all batches have the same shape.
     """
     if left is None:
         return "wait"

@@ -1,8 +1,8 @@
-"""`optimize`: the fastest backend of a network that is correct here, found by measuring.
+"""`optimize`: find the fastest correct backend of a network on this machine by measuring.
 
-Every candidate is built, compared with the network as it was trained, and timed in turn with the
-best one so far; speed counts only where the outputs agree. The verdict is remembered by machine,
-network and shape, so that the next process builds the winner alone.
+Every candidate is built, compared with the unmodified network, and timed in turns with the best one
+so far; only candidates whose outputs agree count. The result is cached by machine, network and
+shape, so that the next process builds only the fastest backend.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from convnext.hardware.tuner import BUDGET_S, NUM_TIMED, Candidate, Parity, Tria
 from convnext.hardware.tuning_cache import TuningCache, cache_file, key_of
 from convnext.kernels.winograd import has_any, with_winograd
 
-# Turns of slow batches end here, so that several forms are seen within the budget.
+# Maximum time for the turns of one candidate, so that several are measured within the budget.
 TIMED_S = 6.0
-# Images of a batch on which a form that was found before is compared with the network.
+# Number of images on which a cached backend is compared with the network.
 NUM_COMPARED = 8
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-# Relative L2 distance of outputs. Forms in fp32 differ by rounding, some 1e-6; 8 bits of mantissa
-# in every layer leave some 1e-2, int8 what calibration on few images leaves: its accuracy is for
-# `convnext export` to prove on labelled ones.
+# Maximum relative L2 distance of outputs. Backends in fp32 differ by rounding, about 1e-6; 8 bits
+# of mantissa in every layer cost about 1e-2. int8 depends on the calibration images; `convnext
+# export` measures its accuracy on labeled images.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 6e-2, "int8": 0.25}
-# A form that takes this much longer than the best one will not overtake it.
+# A candidate that is this many times slower than the best one after two turns is given up.
 TOO_SLOW = 1.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A form, how fast it is, and how far from the network as it was trained."""
+    """A measured backend: its speed, and its difference from the unmodified network."""
 
     form: Backend
     seconds: float | None
-    """Median of a batch; None where it cannot run or is wrong."""
+    """Median seconds of a batch; None if it cannot run or is wrong."""
     difference: float | None
     """Relative L2 distance of the outputs."""
     build_seconds: float
@@ -54,7 +54,7 @@ class Measured:
 
     @classmethod
     def of(cls, trial: Trial[Backend]) -> Measured:
-        """Return what a search found out about a form."""
+        """Convert a trial of the tuner."""
         return cls(
             form=trial.choice,
             seconds=trial.seconds,
@@ -67,8 +67,7 @@ class Measured:
 class Tuner(ABC):
     """Finds the fastest backend of a network.
 
-    `images` are what the network is called with: a batch (N, C, H, W), or a list of images (C, H,
-    W) for a network that takes those.
+    `images` are the network's input: a batch (N, C, H, W), or a list of images (C, H, W).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -76,23 +75,26 @@ class Tuner(ABC):
 
     @abstractmethod
     def key(self, images: Any, precision: str) -> str:
-        """Return the name of a verdict in the cache."""
+        """Return the key of a result in the cache."""
 
     @abstractmethod
     def first(self, device: torch.device, precision: str, *, inplace: bool) -> TunedNetwork:
-        """Return the network on the backend that needs no search, or turn the network into that."""
+        """Return the network on its default backend, which needs no search.
+
+        With `inplace`, the network may be modified.
+        """
 
     @abstractmethod
     def build(self, backend: Backend, images: Any, *, inplace: bool = False) -> TunedNetwork:
-        """Return the network on a backend; with `inplace` the given network may be changed.
+        """Return the network on a backend; with `inplace`, the network may be modified.
 
         Raises:
-            Exception: Whatever an engine raises that cannot build this network here.
+            Exception: Any exception of an engine that cannot build this network on this machine.
         """
 
     @abstractmethod
     def failure(self, built: TunedNetwork, images: Any) -> str:
-        """Return what is wrong with a network on a backend found before; "" for nothing."""
+        """Return the reason to reject a network on a cached backend; "" if it is correct."""
 
     @abstractmethod
     def search(
@@ -103,7 +105,7 @@ class Tuner(ABC):
         budget_s: float = BUDGET_S,
         note: Callable[[str], None] = lambda _: None,
     ) -> TunedNetwork:
-        """Measure the forms of the network, and return the best one that is correct.
+        """Measure the backends of the network, and return the fastest correct one.
 
         Raises:
             ValueError: If there is no backend of this precision.
@@ -113,17 +115,17 @@ class Tuner(ABC):
     def known(
         self, known: Known, images: Any, *, note: Callable[[str], None]
     ) -> TunedNetwork | None:
-        """Return the network on a backend that was found before; None if that fails or is wrong.
+        """Return the network on a cached backend; None if that fails or is wrong.
 
-        It may have been found with other weights, as by `convnext benchmark`.
+        The cached result may come from other weights, as after `convnext benchmark`.
         """
         try:
             built = self.build(known.form, images)
             failure = self.failure(built, images)
-        except Exception as error:  # Any engine may have changed since.
+        except Exception as error:  # The engine may have changed since.
             failure = first_line(error)
         if failure:
-            note(f"{known.form} was the fastest before, but is not right now: {failure}")
+            note(f"{known.form} was the fastest before, but fails now: {failure}")
             return None
         note(f"{known.form}, found before on this machine")
         built.ratio = known.ratio
@@ -138,7 +140,7 @@ class Tuner(ABC):
         cache: Path | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> TunedNetwork:
-        """Return the network in its fastest correct backend, which the cache keeps.
+        """Return the network on its fastest correct backend, which is cached.
 
         Raises:
             ValueError: If there is no backend of this precision.
@@ -150,7 +152,7 @@ class Tuner(ABC):
         if best is not None:
             return best
         found = self.search(images, precision=precision, budget_s=budget_s, note=note)
-        if len(found.measured) > 1:  # Else the budget was over before anything was tried.
+        if len(found.measured) > 1:  # Otherwise the budget ran out before the first candidate.
             seconds = next(m.build_seconds for m in found.measured if m.form == found.form)
             TuningCache(cache).store(key, asdict(Known(found.form, found.ratio, seconds)))
         return found
@@ -161,35 +163,35 @@ class TunedNetwork(nn.Module):
 
     form: Backend
     ratio: float
-    """How many times as fast as the network as it was trained; 1 if it was not measured."""
+    """Speedup over the unmodified network; 1 if it was not measured."""
     measured: tuple[Measured, ...]
-    """Every form that was tried; empty if the form was known from before."""
+    """All backends that were tried; empty if the result was cached."""
 
 
 @runtime_checkable
 class Tunable(Protocol):
-    """A network with a tuner of its own, which is called with a list of images (C, H, W)."""
+    """A network with its own tuner, which takes a list of images (C, H, W)."""
 
     def tuner(self) -> Tuner:
-        """Return what finds its fastest form."""
+        """Return the tuner of this network."""
         ...
 
 
 def tuner_of(model: nn.Module, calibration: Sequence[Tensor] = ()) -> Tuner:
-    """Return what finds the fastest backend of a network."""
+    """Return the tuner of a network."""
     return model.tuner() if isinstance(model, Tunable) else NetworkTuner(model, calibration)
 
 
 class Optimized(TunedNetwork):
-    """A network in its fastest form here; called with images (N, C, H, W), it gives what it gave.
+    """A network on its fastest backend, called with images (N, C, H, W) like the network.
 
-    More images than in the example run in parts of it, somewhat fewer are filled up to it. What is
-    far smaller, and images of another size, run in eager mode.
+    Batches larger than the example are split, and slightly smaller ones are padded. Much smaller
+    batches, and images of another size, run in eager mode.
 
     Attributes:
-        form: The form.
-        measured: Every form that was tried; empty if the form was known from before.
-        ratio: How many times as fast as the network as it was trained, when it was measured.
+        form: The backend.
+        measured: All backends that were tried; empty if the result was cached.
+        ratio: Speedup over the unmodified network when it was measured.
     """
 
     def __init__(
@@ -210,12 +212,12 @@ class Optimized(TunedNetwork):
         self._runner = runner
         is_eager = backend.engine == "eager"
         self._eager: Runner | None = runner if is_eager else None
-        # Not a child: it has no weights of its own, and may be moved nowhere. An eager form takes
-        # any shape, and needs the weights of the network no more.
+        # Not registered as a child, so that it is neither moved nor saved with this module. An
+        # eager backend takes any shape and no longer needs the network's weights.
         self._model: tuple[nn.Module, ...] = () if is_eager else (model,)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, C, H, W) to what the network maps them to, in fp32."""
+        """Map images (N, C, H, W) to the network's outputs, in fp32."""
         most = self._shape[0]
         if self.form.engine == "eager" or tuple(images.shape[1:]) != self._shape[1:]:
             return self._in_eager_mode(images)
@@ -227,7 +229,7 @@ class Optimized(TunedNetwork):
         most, num = self._shape[0], len(images)
         if num == most:
             return self._runner(images)
-        if num * self.ratio < most:  # Filling up would cost more than it gains.
+        if num * self.ratio < most:  # Padding would cost more than it gains.
             return self._in_eager_mode(images)
         filled = torch.cat([images, images[-1:].expand(most - num, *images.shape[1:])])
         return self._runner(filled)[:num]
@@ -240,7 +242,7 @@ class Optimized(TunedNetwork):
 
 
 def eager_backend(device: torch.device, precision: str, model: nn.Module) -> Backend:
-    """Return the best form of a network that needs no compiler, on a CPU or elsewhere."""
+    """Return the best backend of a network that needs no compiler."""
     pointwise = "chunked" if device.type == "cpu" else "linear"
     precision = "fp32" if precision in ("auto", "int8") else precision
     winograd = device.type == "cpu" and precision == "fp32" and has_any(model)
@@ -249,7 +251,7 @@ def eager_backend(device: torch.device, precision: str, model: nn.Module) -> Bac
 
 
 class Folded(TunedNetwork):
-    """A folded network, which runs in the precision of its caller and takes any shape."""
+    """A folded network that runs in the precision of its caller and takes any shape."""
 
     ratio = 1.0
     measured = ()
@@ -263,7 +265,7 @@ class Folded(TunedNetwork):
         self._model = folded.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, **options: Any) -> Any:
-        """As the network's."""
+        """Call the folded network."""
         return self._model(images, **options)
 
 
@@ -275,7 +277,7 @@ class NetworkTuner(Tuner):
         self.calibration = calibration
 
     def key(self, images: Tensor, precision: str) -> str:
-        """Return the name of a verdict in the cache."""
+        """Return the key of a result in the cache."""
         return cache_key(self.model, images, precision)
 
     def first(self, device: torch.device, precision: str, *, inplace: bool) -> Folded:
@@ -288,10 +290,10 @@ class NetworkTuner(Tuner):
         return Optimized(self.model, images, backend, runner, ratio=1.0)
 
     def failure(self, built: TunedNetwork, images: Tensor) -> str:
-        """Return how far the outputs are from the network's, if that is too far."""
+        """Return a message if the outputs differ too much from the network's."""
         few = images[:NUM_COMPARED]
         difference = distance(built(images)[: len(few)], build(PLAIN, self.model, few)(few))
-        right = difference <= TOLERANCE[built.form.precision]  # NaN is not right.
+        right = difference <= TOLERANCE[built.form.precision]  # False for NaN.
         return "" if right else f"outputs differ by {difference:.1e}"
 
     def search(
@@ -302,7 +304,7 @@ class NetworkTuner(Tuner):
         budget_s: float = BUDGET_S,
         note: Callable[[str], None] = lambda _: None,
     ) -> Optimized:
-        """Measure the forms of the network, and return the best one that is correct."""
+        """Measure the backends of the network, and return the fastest correct one."""
         return search(
             *(self.model, images),
             precision=precision,
@@ -323,39 +325,39 @@ def optimize(
     cache: Path | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> TunedNetwork:
-    """Return the fastest correct form of a network on this machine, for batches like an example.
+    """Return the fastest correct backend of a network on this machine, for batches like `example`.
 
     Args:
-        model: A classifier, a segmentor or a detector, in fp32 on the device of the example. It is
-            put into evaluation mode, and must stay as it is while the result is used.
-        example: Normalised images (N, C, H, W), as many as there will be in a batch.
-        precision: `fp32`, `bf16`, `fp16`; or `auto`: fp32, and bf16 where the device is fast in it;
-            or `int8`: that too, on CPUs.
-        calibration: For int8: batches of normalised images from the data that it will see.
-        budget_s: Seconds after which no further form is tried.
-        cache: The file of what was found before; by default in the user's cache folder.
-        note: Told how the search goes, a line at a time.
+        model: A classifier, a segmentation network or a detector, in fp32 on the device of the
+            example. It is switched to evaluation mode, and must not change while the result is in
+            use.
+        example: Normalized images (N, C, H, W) of the intended batch size.
+        precision: `fp32`, `bf16` or `fp16`; `auto` for fp32, and bf16 if the device is fast in it;
+            or `int8` for these and int8, on CPUs.
+        calibration: For int8, batches of normalized images from the data to predict.
+        budget_s: Seconds after which no further backend is tried.
+        cache: The file of cached results; by default in the user's cache folder.
+        note: Called with each line of progress.
 
     Returns:
         A module with `form` and, after a search, `measured`. It is called like the network: a
         detector with a list of images (C, H, W) of any sizes.
 
-    On a CPU with Linux's C library, this process keeps the memory that it frees from then on
-    (`convnext.hardware.system`).
+    On a CPU with glibc, this process keeps freed memory from then on (`convnext.hardware.system`).
 
     Raises:
-        ValueError: If the example is no batch of images, there is no such precision, int8 has no
-            images to calibrate on, or is asked for of a detector.
+        ValueError: If the example is not a batch of images, the precision is unknown, int8 has no
+            calibration images, or int8 is requested for a detector.
     """
     if example.dim() != 4 or not len(example) or not example.is_floating_point():
         raise ValueError(
-            f"give a batch of images (N, C, H, W) in normalised floats, not {example.dtype} "
+            f"example must be a batch of normalized float images (N, C, H, W), not {example.dtype} "
             f"{tuple(example.shape)}"
         )
     if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}, but must be of {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision is {precision!r}, but must be one of {', '.join(PRECISIONS)}")
     if precision == "int8" and not calibration:
-        raise ValueError("int8 needs `calibration`: batches of images from the data it will see")
+        raise ValueError("int8 needs `calibration`: batches of images from the data to predict")
     if example.device.type == "cpu":
         keep_freed_memory()
     tuner = tuner_of(model.eval(), calibration or ())
@@ -365,7 +367,7 @@ def optimize(
 
 @dataclass(frozen=True)
 class Known:
-    """What a search found before."""
+    """The cached result of a search."""
 
     form: Backend
     ratio: float
@@ -373,12 +375,12 @@ class Known:
 
 
 def cache_key(model: nn.Module, example: Tensor, precision: str) -> str:
-    """Return the name of a verdict: the machine, the engines, the network without its weights."""
+    """Return a cache key made of the machine, the engines, and the network without its weights."""
     return key_of("inference", example.device, repr(model), tuple(example.shape), precision)
 
 
 def known_backend(cache: Path, key: str) -> Known | None:
-    """Return what a search found before; None if nothing is known, or it cannot be read."""
+    """Return the cached result of a search; None if there is none, or it cannot be read."""
     known: Known | None = TuningCache(cache).load(key, _known)
     return known
 
@@ -401,9 +403,9 @@ def search(
     note: Callable[[str], None] = lambda _: None,
     backends: Sequence[Backend] | None = None,
 ) -> Optimized:
-    """Measure every candidate, or those given, and return the best."""
+    """Measure all candidates, or the given backends, and return the fastest one."""
     expected = build(PLAIN, model, example)(example)
-    # What the caller would run otherwise: in half precision, under autocast.
+    # The baseline is the caller's alternative: the unmodified network, under autocast if half.
     start = replace(PLAIN, precision=precision if precision in AMP_DTYPES else "fp32")  # type: ignore[arg-type]
     if backends is None:
         backends = candidates(example.device, precision)
@@ -433,10 +435,10 @@ def search(
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """Return the relative L2 distance of outputs; infinity where their shapes differ."""
+    """Return the relative L2 distance of outputs; infinity if their shapes differ."""
     if found.shape != expected.shape:
         return float("inf")
-    # On the CPU, since not every device has fp64.
+    # On the CPU, because some devices have no fp64.
     a, b = (t.detach().cpu().double() for t in (found, expected))
     scale = torch.linalg.vector_norm(b).clamp_min(1e-12)
     return float(torch.linalg.vector_norm(a - b) / scale)
@@ -445,10 +447,10 @@ def distance(found: Tensor, expected: Tensor) -> float:
 def interleaved(
     runs: Sequence[Runner], example: Tensor, *, num: int = NUM_TIMED, too_slow: float = float("inf")
 ) -> list[float]:
-    """Return the median seconds of each call with an example, in turns.
+    """Return the median seconds of each call with an example, measured in turns.
 
-    After two turns it ends if the last one is `too_slow` times slower than the first; after any, if
-    `TIMED_S` are over.
+    Stops after two turns if the last call is `too_slow` times slower than the first, and after
+    `TIMED_S` seconds.
     """
     calls = [partial(run, example) for run in runs]
     return medians(calls, example.device, rounds=num, max_seconds=TIMED_S, too_slow=too_slow)

@@ -47,7 +47,7 @@ def samples(
         min_rounds: Minimum number of turns, regardless of `max_seconds`.
         max_seconds: Time, including warm-up, after which no further turn starts.
         warmup: Number of turns at the start that allocate and compile, and do not count.
-        hopeless: Stop after two turns if the last call is this many times slower than the first.
+        too_slow: Stop after two turns if the last call is this many times slower than the first.
     """
     start = time.perf_counter()
     for _ in range(warmup):
