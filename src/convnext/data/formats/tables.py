@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from convnext.data.samples import FolderSamples, Found
 from convnext.names import nearest
 
 COLUMNS = ("path", "label")
+# Missing values of Python, numpy and pandas.
+MISSING = ("None", "nan", "<NA>", "NaT")
 TRAIN, VAL = ("train", "training"), ("val", "validation", "valid", "test")
 
 
@@ -71,8 +73,9 @@ def rows_of(table: Any) -> list[tuple[str, ...]]:
             or a list of (path, label).
 
     Raises:
-        ValueError: If it is none of these.
+        ValueError: If it is none of these, or its columns or rows differ in length.
     """
+    pairs: Iterable[Any]
     if isinstance(table, Mapping) or hasattr(table, "columns"):
         columns = list(table if isinstance(table, Mapping) else table.columns)
         for name in COLUMNS:
@@ -80,7 +83,11 @@ def rows_of(table: Any) -> list[tuple[str, ...]]:
                 near = nearest(name, map(str, columns))
                 raise ValueError(f"the table needs a column {name!r}, not {columns}{near}")
         used = [*COLUMNS, *(["split"] if "split" in columns else [])]
-        pairs: Iterable[Any] = zip(*(list(table[name]) for name in used), strict=True)
+        values = [list(table[name]) for name in used]
+        if len(set(map(len, values))) > 1:
+            lengths = ", ".join(f"{n} has {len(v):,}" for n, v in zip(used, values, strict=True))
+            raise ValueError(f"the columns of the table differ in length: {lengths}")
+        pairs = zip(*values, strict=True)
     elif isinstance(table, Iterable) and not isinstance(table, str | bytes):
         pairs = table
     else:
@@ -88,18 +95,24 @@ def rows_of(table: Any) -> list[tuple[str, ...]]:
             "data is a path, a table with the columns path and label, or a list of (path, label); "
             f"not {type(table).__name__}"
         )
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number, pair in enumerate(pairs):
-        if (
-            isinstance(pair, str)
-            or not isinstance(pair, Iterable)
-            or len(tuple(pair)) not in (2, 3)
-        ):
+        # Sets and mappings have no order of values that could mean path and label.
+        ordered = isinstance(pair, Iterable) and not isinstance(pair, str | bytes | Set | Mapping)
+        row = tuple(pair) if ordered else ()
+        if len(row) not in (2, 3):
             raise ValueError(f"item {number} of the data is {pair!r}, but must be (path, label)")
-        path, label, *split = pair
+        path, label, *split = row
         if not isinstance(path, str | Path):
             raise ValueError(
                 f"item {number} of the data has {type(path).__name__} where its path should be"
+            )
+        if not isinstance(label, str) and str(label) in MISSING:
+            raise ValueError(f"item {number} of the data, {path}, has no label")
+        if rows and len(row) != len(rows[0]):
+            raise ValueError(
+                f"item {number} of the data has {len(row)} values, but item 0 has {len(rows[0])}: "
+                "give all of them a split, or none"
             )
         rows.append((str(Path(path).absolute()), str(label), *map(str, split)))
     if not rows:
