@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from convnext.weights.load import LoadReport as LoadReport
     from convnext.weights.load import load_weights as load_weights
     from convnext.weights.published import find_published as find_published
-    from convnext.weights.published import published as published
     from convnext.weights.sources import read_source as read_source
 
 _HOMES = {

@@ -39,7 +39,6 @@ class Published:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    filename: str = "model.safetensors"
 
 
 _AUTHORS, _TIMM, _TORCHVISION = "the authors", "timm", "torchvision"
@@ -113,7 +112,6 @@ def _row(model: str, tag: str, source: str, top1: float | None) -> Published:
         num_classes=21841 if tag.endswith("in22k") else 1000,
         input_size=size,
         crop_pct=1.0 if size >= 384 else small_crop,
-        filename="pytorch_model.bin" if elsewhere else "model.safetensors",
     )
 
 

@@ -168,12 +168,11 @@ def _in_folder(folder: Path) -> Path:
     raise ValueError(f"{folder} holds {what}")
 
 
-def download(repo_id: str, filename: str | None = None, *, revision: str | None = None) -> Path:
-    """Return a file of a hub repository, from the cache if it is there.
+def download(repo_id: str, *, revision: str | None = None) -> Path:
+    """Return the weights of a hub repository, preferably as safetensors, from the cache if there.
 
     Args:
         repo_id: `owner/name`.
-        filename: A file of the repository; by default its weights, preferably as safetensors.
         revision: A branch, tag or commit.
 
     The hub's environment variables apply: HF_HUB_CACHE (the cache folder), HF_HUB_OFFLINE (never go
@@ -191,8 +190,7 @@ def download(repo_id: str, filename: str | None = None, *, revision: str | None 
         RevisionNotFoundError,
     )
 
-    names = (filename,) if filename else WEIGHT_FILES
-    cache = Path(constants.HF_HUB_CACHE)
+    names, cache = WEIGHT_FILES, Path(constants.HF_HUB_CACHE)
     try:
         for name in names:
             cached = try_to_load_from_cache(repo_id, name, cache_dir=cache, revision=revision)
