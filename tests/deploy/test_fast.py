@@ -198,3 +198,16 @@ def test_the_first_call_of_a_gpu_does_not_count(monkeypatch: pytest.MonkeyPatch)
     assert [(done, total) for _, done, total in asked] == [(0, 100), (0, 98), (2, 98)]
     assert asked[1][0] == 0.0
     assert asked[2][0] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("enabled", "device", "calls"), [(True, "cpu", 1), (True, "cuda", 0), (False, "cpu", 0)]
+)
+def test_only_a_network_that_may_speed_up_keeps_freed_memory(
+    enabled: bool, device: str, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: called.append(True))
+    where, precision = torch.device(device), "fp32"
+    Fast(_model(), device=where, precision=precision, num_images=1, enabled=enabled, keep=True)
+    assert len(called) == calls

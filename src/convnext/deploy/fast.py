@@ -45,7 +45,8 @@ class Fast(nn.Module):
         model: A network in evaluation mode, on its device.
         precision: The caller's precision.
         num_images: Number of images of the job.
-        enabled: Whether the backend may change at all.
+        enabled: Whether the backend may change at all. If so, on a CPU with Linux's C library, this
+            process keeps the memory that it frees from then on (`convnext.hardware.system`).
         keep: Modify a copy of the network; otherwise the network may be folded in place.
         note: Called with a line that states the choice and the reason.
 
@@ -82,7 +83,7 @@ class Fast(nn.Module):
         # An exported file already has its backend.
         is_file = isinstance(getattr(model, "exported", None), Exported)
         self._decided = not enabled or is_file
-        if device.type == "cpu":
+        if enabled and device.type == "cpu":
             keep_freed_memory()
 
     def watch(self, advance: Callable[[int], None]) -> Callable[[int], None]:
