@@ -1,4 +1,4 @@
-"""Calls that only some operating systems have; no other module makes such calls.
+"""Calls that only some operating systems have. The only other one is `atomic.sync_folder`.
 
 Every function works on every system, and documents its result where the call is missing.
 """
