@@ -317,7 +317,7 @@ def embed(
     """
     from convnext.data.sources import image_sources
     from convnext.progress import console_of
-    from convnext.tasks.embed import embed_images
+    from convnext.tasks.predict import embed_images
 
     if output is not None and Path(output).suffix not in (".npz", ".csv"):
         raise ValueError(f"{output} must end in .npz or .csv")

@@ -23,10 +23,9 @@ from convnext.data.images import BadImage
 from convnext.data.samples import BadImages, Samples
 from convnext.progress import progress_bar
 from convnext.results import Scores
-from convnext.tasks.classification.data import open_dataset
+from convnext.tasks.classification.data import find, open_dataset
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
-from convnext.tasks.classification.layout import find
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.published import imagenet_synsets
 from convnext.tasks.classification.recipe import ClassificationLoader

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from convnext.tasks.detection.layouts import BY_PREFIX
 from convnext.tasks.detection.model.config import DetectorConfig
+from convnext.tasks.detection.model.detector import BY_PREFIX
 from convnext.tasks.detection.model.detector import build as build
 from convnext.weights.checkpoint import Card
 from convnext.weights.published import dense_preprocessing

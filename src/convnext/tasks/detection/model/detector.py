@@ -9,7 +9,7 @@ Shapes: N images of C x H x W, R boxes of all images, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,13 +19,12 @@ from convnext.models.factory import build_dense
 from convnext.models.given import GivenNetwork
 from convnext.models.network import Network
 from convnext.models.pyramid import DenseModule
-from convnext.tasks.detection.layouts import BY_PREFIX
 from convnext.tasks.detection.model.boxes import level_anchors
 from convnext.tasks.detection.model.config import METHODS, DetectorConfig, Method
 from convnext.tasks.detection.model.detect import Size, detections, refine, stack
 from convnext.tasks.detection.model.heads import BOX_SIDE, MASK_SIDE, BoxHead, MaskHead, pool_rois
 from convnext.tasks.detection.model.rpn import FPN, ProposalNetwork, by_anchor, propose
-from convnext.weights.dense import DenseTables
+from convnext.weights.dense import DenseTables, dense_layouts
 
 if TYPE_CHECKING:
     from convnext.models.timm import TimmNetwork
@@ -253,3 +252,63 @@ def build(name: str, **changes: Any) -> Detector:
     """
     kind = next(k for k in (MaskRCNN, CascadeMaskRCNN) if name.startswith(k.prefix))
     return build_dense(kind, DetectorConfig, kind.prefix, name, changes)
+
+
+# The published layouts: that of the backbone, and the names of the other parts. Sources: the
+# authors' repository and mmdetection 3, whose names differ only in the blocks.
+_SHARED = {
+    "output_norms.{s}": "backbone.norm{s}",
+    "fpn.laterals.{s}": "neck.lateral_convs.{s}.conv",
+    "fpn.outputs.{s}": "neck.fpn_convs.{s}.conv",
+    "rpn.conv": "rpn_head.rpn_conv",
+    "rpn.objectness": "rpn_head.rpn_cls",
+    "rpn.deltas": "rpn_head.rpn_reg",
+}
+_CASCADE = {
+    "box_heads.{s}.convs.{b}.conv": "roi_head.bbox_head.{s}.shared_convs.{b}.conv",
+    "box_heads.{s}.convs.{b}.norm": "roi_head.bbox_head.{s}.shared_convs.{b}.bn",
+    "box_heads.{s}.fcs.{b}": "roi_head.bbox_head.{s}.shared_fcs.{b}",
+    "box_heads.{s}.classifier": "roi_head.bbox_head.{s}.fc_cls",
+    "box_heads.{s}.regressor": "roi_head.bbox_head.{s}.fc_reg",
+    "mask_heads.{s}.convs.{b}": "roi_head.mask_head.{s}.convs.{b}.conv",
+    "mask_heads.{s}.upsample": "roi_head.mask_head.{s}.upsample",
+    "mask_heads.{s}.classifier": "roi_head.mask_head.{s}.conv_logits",
+}
+# Mask R-CNN's names have no stage number, and its box head has no convolutions.
+_ONE_STAGE = {
+    ours.replace(".{s}", ".0", 1): theirs.replace(".{s}", "", 1)
+    for ours, theirs in _CASCADE.items()
+    if "box_heads.{s}.convs" not in ours
+}
+
+
+def _tables(prefix: str, heads: dict[str, str], marks: tuple[str, ...]) -> DenseTables:
+    rows = _SHARED | heads
+    beside = {"convnext": {ours: ours for ours in rows}, "official": rows, "openmmlab": rows}
+    ends = ("box_heads.{}.classifier.", "box_heads.{}.regressor.", "mask_heads.{}.classifier.")
+    return DenseTables(
+        prefix=prefix,
+        layouts=dense_layouts(beside, ignored=("data_preprocessor",)),
+        marks=marks,
+        classifiers=tuple(
+            end.format(s) for s in range(len(METHODS[prefix].stages)) for end in ends
+        ),
+        shapes={
+            "num_classes": ("mask_heads.0.classifier.weight", 0),
+            "channels": ("rpn.conv.weight", 0),
+            "fc_dim": ("box_heads.0.classifier.weight", 1),
+        },
+        defaults=asdict(DetectorConfig()),
+        input_size=(800, 1280),
+        by_layout={"openmmlab": {"empty_proposals": False}},
+    )
+
+
+BY_PREFIX = {
+    "mask_rcnn_": _tables(
+        "mask_rcnn_", _ONE_STAGE, ("roi_head.bbox_head.fc_cls.", "box_heads.0.fcs.1.")
+    ),
+    "cascade_mask_rcnn_": _tables(
+        "cascade_mask_rcnn_", _CASCADE, ("roi_head.bbox_head.1.fc_cls.", "box_heads.1.")
+    ),
+}
