@@ -46,7 +46,7 @@ def test_imagenet_c_as_its_archives_unpack(tmp_path: Path) -> None:
     assert found.kind == "imagenet-c"
     assert {c.corruption for c in found.conditions} == {"gaussian_noise", "shot_noise", "zoom_blur"}
     (note,) = found.notes
-    assert note.startswith("corruptions that are missing: impulse_noise, defocus_blur")
+    assert note.startswith("missing corruptions: impulse_noise, defocus_blur")
     assert "zoom_blur" not in note
 
 
@@ -69,7 +69,9 @@ def test_c_bar(tmp_path: Path) -> None:
 
 def test_some_corruptions_and_severities_only(tmp_path: Path) -> None:
     path = corrupted(tmp_path, [*CORRUPTIONS, *C_BAR])
-    with pytest.raises(ValueError, match="measure one at a time, such as with --corruptions blue"):
+    with pytest.raises(
+        ValueError, match="measure one at a time, for example with --corruptions blue"
+    ):
         find_benchmark(path)
     found = find_benchmark(path, corruptions=["sparkles"], severities=(2, 4))
     assert found.kind == "imagenet-c-bar"
@@ -116,14 +118,14 @@ def test_classes_of_both_need_a_name(tmp_path: Path) -> None:
 
 def test_plain_imagenet_is_none(tmp_path: Path) -> None:
     path = classes(tmp_path / "val", subset_synsets("imagenet"), "ILSVRC2012_val_1.JPEG")
-    with pytest.raises(ValueError, match=r"1,000 folders .* are of none .* go with --data"):
+    with pytest.raises(ValueError, match=r"1,000 folders .* are of none .* use --data"):
         find_benchmark(path)
 
 
 def test_other_folders_are_none_and_it_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gaussian_noise/1 .*plasma_noise/1 .*found cat, dog"):
         find_benchmark(classes(tmp_path, ["cat", "dog"]))
-    with pytest.raises(ValueError, match="there is no folder"):
+    with pytest.raises(ValueError, match="does not exist; --robustness takes"):
         find_benchmark(str(tmp_path / "absent"))
     (tmp_path / "c" / "fog" / "images").mkdir(parents=True)
     with pytest.raises(ValueError, match="no folders of severities 1 to 5"):

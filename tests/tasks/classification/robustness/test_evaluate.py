@@ -80,7 +80,7 @@ def test_corruptions_of_the_users_own_data(
     argv = ["evaluate", digits, *FEW, "--max-images", "20", "--output", str(out)]
     assert main(argv) == 0
     shown = capsys.readouterr().out
-    for words in ("top-1 error in percent", "clean top-1", "lost of the clean top-1", "not with"):
+    for words in ("top-1 error in percent", "clean top-1", "relative loss of top-1", "not with"):
         assert words in shown
     assert sorted(p.name for p in out.iterdir()) == [
         f"robustness.{form}" for form in ("csv", "json", "png", "svg")
@@ -151,7 +151,7 @@ def test_other_weights_are_another_evaluation(digits: str, tmp_path: Path) -> No
         (["--robustness", "--corruptions", "smog"], "no corruption 'smog'"),
         (["--robustness", "--severities", "0", "6"], "severities are 1 to 5, not 0, 6"),
         (["--robustness", "--max-images", "0"], "max_images is 0"),
-        (["--robustness", "absent"], "there is no folder absent"),
+        (["--robustness", "absent"], "the folder absent does not exist"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -193,7 +193,7 @@ def test_imagenet_c_whole_and_then_in_part(
         for name, alexnet in ALEXNET_ERROR.items()
     )
     assert summary["mce"] == pytest.approx(100 * by_hand / 15)
-    assert found["notes"] == ["2 of ImageNet's 1,000 classes are there"]
+    assert found["notes"] == ["the data has 2 of ImageNet's 1,000 classes"]
     assert not (tmp_path / "robustness.json").exists()
 
     assert main([*argv[:-1], "--severities", "1", "--corruptions", "fog,spatter"]) == 0
@@ -269,4 +269,4 @@ def test_c_bar_has_its_mean_and_no_mce(
     shown = capsys.readouterr().out
     assert "ImageNet-C-bar" in shown
     assert "mCE" not in shown
-    assert "corruptions that are missing: blue_noise_sample" in shown
+    assert "missing corruptions: blue_noise_sample" in shown

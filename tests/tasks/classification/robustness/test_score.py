@@ -75,7 +75,7 @@ def test_the_extra_corruptions_are_reported_but_do_not_count() -> None:
         ),
         (
             lambda s: (s.corruption, s.severity) != ("fog", 3),
-            "not all five severities were measured of fog",
+            "not all five severities were measured for fog",
         ),
     ],
 )

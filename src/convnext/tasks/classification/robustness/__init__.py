@@ -1,1 +1,1 @@
-"""How well a classifier holds up: published robustness benchmarks, and corruptions made here."""
+"""Robustness of classifiers: published benchmarks, and corruptions generated here."""

@@ -1,8 +1,8 @@
-"""Published robustness benchmarks, recognised from how their folders are laid out and named.
+"""Published robustness benchmarks, recognized by the layout and names of their folders.
 
 WNID/*                        ImageNet-A, ImageNet-R (200 classes each), ImageNet-Sketch (1,000)
 CORRUPTION/SEVERITY/WNID/*    ImageNet-C, ImageNet-C-bar
-KIND/CORRUPTION/SEVERITY/...  the same, as the archives of ImageNet-C unpack (noise/, blur/ ...)
+KIND/CORRUPTION/SEVERITY/...  the same, as unpacked from ImageNet-C's archives (noise/, blur/ ...)
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Kind = Literal[
     "corrupt", "imagenet-c", "imagenet-c-bar", "imagenet-a", "imagenet-r", "imagenet-sketch"
 ]
 TITLES: dict[Kind, str] = {
-    "corrupt": "corruptions made here",
+    "corrupt": "corruptions generated here",
     "imagenet-c": "ImageNet-C",
     "imagenet-c-bar": "ImageNet-C-bar",
     "imagenet-a": "ImageNet-A",
     "imagenet-r": "ImageNet-R",
     "imagenet-sketch": "ImageNet-Sketch",
 }
-# Hendrycks and Dietterich made four more, to choose by; they do not count in the mean.
+# Hendrycks and Dietterich's four extra corruptions for validation; the mean leaves them out.
 EXTRAS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 # Mintun, Kirillov and Xie, "On Interaction Between Augmentations and Corruptions to Natural
-# Corruption Robustness", NeurIPS 2021. "cocentric" is how their folder is called.
+# Corruption Robustness", NeurIPS 2021. "cocentric" is the name of their folder.
 C_BAR = (
     *("blue_noise_sample", "brownish_noise", "caustic_refraction", "checkerboard_cutout"),
     *("cocentric_sine_waves", "inverse_sparkles", "perlin_noise", "plasma_noise"),
@@ -43,7 +43,7 @@ COUNTED: dict[Kind, tuple[str, ...]] = {
     "imagenet-c": tuple(CORRUPTIONS),
     "imagenet-c-bar": C_BAR,
 }
-"""The corruptions whose mean is the figure of a benchmark."""
+"""The corruptions in the mean of a benchmark."""
 
 LOOKED_FOR = (
     "looked for CORRUPTION/SEVERITY/CLASS/* with the names of ImageNet-C (gaussian_noise/1 ...) or "
@@ -54,46 +54,46 @@ LOOKED_FOR = (
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """One folder of labelled images."""
+    """A folder of labeled images."""
 
     corruption: str
-    """Its name, or that of the whole benchmark where it has but one condition."""
+    """Its name, or the name of the benchmark if that has only one condition."""
     severity: int
-    """1 to 5, or 0 where there is none."""
+    """1 to 5, or 0 if there is none."""
     folder: Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A benchmark that lies below a folder."""
+    """A benchmark found in a folder."""
 
     kind: Kind
     root: Path
     conditions: tuple[Condition, ...]
     synsets: tuple[str, ...] | None
-    """The classes that the logits are restricted to, by the benchmark's authors; None for all."""
+    """Classes that the benchmark's authors restrict the logits to; None for all."""
     notes: tuple[str, ...]
-    """What is missing."""
+    """Notes about missing conditions and classes."""
 
 
 def find_benchmark(
     path: str, *, corruptions: Sequence[str] | None = None, severities: Sequence[int] = SEVERITIES
 ) -> Benchmark:
-    """Recognise the benchmark below `path`.
+    """Recognize the benchmark in a folder.
 
     Args:
-        path: A folder.
-        corruptions: The only ones wanted; all that are there by default.
-        severities: The only ones wanted.
+        path: The folder.
+        corruptions: The corruptions to use; by default all that exist.
+        severities: The severities to use.
 
     Raises:
-        ValueError: If it is none that is known, saying what was looked for and what was found.
+        ValueError: If it is not a known benchmark; the message says what was expected and found.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise ValueError(f"there is no folder {path}; --robustness takes a benchmark's folder")
+        raise ValueError(f"the folder {path} does not exist; --robustness takes a benchmark folder")
     folders = {p.name: p for p in listing(root) if p.is_dir()}
-    if len(folders) == 1 and not _is_known(folders):  # An archive's folder inside of its own.
+    if len(folders) == 1 and not _is_known(folders):  # An archive with a top-level folder.
         root = next(iter(folders.values()))
         folders = {p.name: p for p in listing(root) if p.is_dir()}
     found = _corruption_folders(folders)
@@ -102,12 +102,12 @@ def find_benchmark(
     if folders and all(re.fullmatch(r"n\d{8}", name) for name in folders):
         return _renditions(root, folders)
     some = ", ".join(sorted(folders)[:4]) or "no folders"
-    raise ValueError(f"{path} is no robustness benchmark that is known: {LOOKED_FOR}; found {some}")
+    raise ValueError(f"{path} is not a known robustness benchmark: {LOOKED_FOR}; found {some}")
 
 
 @cache
 def subset_synsets(name: str) -> tuple[str, ...]:
-    """Return the WordNet ids of "imagenet_a", "imagenet_r" or "imagenet" as timm lists them."""
+    """Return the WordNet ids of "imagenet_a", "imagenet_r" or "imagenet" from timm."""
     text = (resources.files("timm.data") / "_info" / f"{name}_synsets.txt").read_text("utf-8")
     return tuple(text.split())
 
@@ -118,7 +118,7 @@ def _is_known(names: Iterable[str]) -> bool:
 
 
 def _corruption_folders(folders: dict[str, Path]) -> dict[str, Path]:
-    """Return the folders of corruptions that are known, here or one level down."""
+    """Return the folders of known corruptions, here or one level down."""
     known = {*CORRUPTIONS, *EXTRAS, *C_BAR}
     found = {name: folder for name, folder in folders.items() if name in known}
     for name, folder in folders.items():
@@ -140,15 +140,15 @@ def _corrupted(
     bar = [name for name in C_BAR if name in chosen]
     if bar and len(bar) < len(chosen):
         raise ValueError(
-            f"{root} holds corruptions of ImageNet-C and of ImageNet-C-bar: measure one at a time, "
-            f"such as with --corruptions {','.join(bar)}"
+            f"{root} has corruptions of both ImageNet-C and ImageNet-C-bar: measure one at a time, "
+            f"for example with --corruptions {','.join(bar)}"
         )
     kind: Kind = "imagenet-c-bar" if bar else "imagenet-c"
     names = C_BAR if bar else (*CORRUPTIONS, *EXTRAS)
     conditions, notes = [], []
     missing = [name for name in COUNTED[kind] if name not in found]
     if missing:
-        notes.append(f"corruptions that are missing: {', '.join(missing)}")
+        notes.append(f"missing corruptions: {', '.join(missing)}")
     for name in (name for name in names if name in chosen):
         there = {level: chosen[name] / str(level) for level in severities}
         conditions += [
@@ -170,7 +170,7 @@ def _renditions(root: Path, folders: dict[str, Path]) -> Benchmark:
     """Tell ImageNet-A, -R and -Sketch apart: by their classes, their files, then their names.
 
     Raises:
-        ValueError: If they could be several, or none.
+        ValueError: If they could be several of these, or none.
     """
     names = set(folders)
     fits: list[Kind] = [
@@ -183,15 +183,15 @@ def _renditions(root: Path, folders: dict[str, Path]) -> Benchmark:
         fits = [kind for kind in fits if kind == "imagenet-sketch"]
     elif named:
         fits = named[:1]
-    else:  # Any 200 classes are among the 1,000: only files and the name tell a Sketch.
+    else:  # All classes are among Sketch's 1,000, so only files and the name identify it.
         fits = [kind for kind in fits if kind != "imagenet-sketch"]
     if len(fits) != 1:
         why = "could be " + " or ".join(TITLES[k] for k in fits) if fits else "are of none of them"
         raise ValueError(
-            f"{root} is no robustness benchmark that is known: its {len(names):,} folders of "
-            f"WordNet ids {why} (ImageNet-A and -R have 200 classes of their own each, the files "
-            "of ImageNet-Sketch are called sketch_*); if it is one, let its folder's name say so "
-            "(imagenet-a, imagenet-r or imagenet-sketch); plain images go with --data"
+            f"{root} is not a known robustness benchmark: its {len(names):,} folders of WordNet "
+            f"ids {why} (ImageNet-A and -R have 200 classes each, the files of ImageNet-Sketch are "
+            "called sketch_*); if it is one, name its folder imagenet-a, imagenet-r or "
+            "imagenet-sketch; for ordinary images use --data"
         )
     kind = fits[0]
     synsets = subset_synsets(_LISTS[kind])
@@ -217,6 +217,6 @@ def _name_of(kind: Kind) -> str:
 
 
 def _is_sketch(folders: dict[str, Path]) -> bool:
-    """Whether the first file that is found is called as those of ImageNet-Sketch are."""
+    """Whether the first file found has a name like those of ImageNet-Sketch."""
     files = (p.name for folder in folders.values() for p in listing(folder))
     return next(files, "").startswith("sketch_")

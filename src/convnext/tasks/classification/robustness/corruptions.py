@@ -1,18 +1,17 @@
-"""The 15 corruptions of ImageNet-C, made on the fly on images of any size, grey or in colour.
+"""The 15 corruptions of ImageNet-C, generated on the fly for gray or color images of any size.
 
-Kinds and strengths are the published ones (Hendrycks and Dietterich, "Benchmarking Neural Network
-Robustness to Common Corruptions and Perturbations", ICLR 2019, and the values of its code), for
-images of 224 pixels. Lengths in pixels scale with the short side, down to 32 pixels, the smallest
-images that such a benchmark has been published for; below that they stay.
+Kinds and strengths are the published ones for images of 224 pixels (Hendrycks and Dietterich,
+"Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019, and the
+values in its code). Lengths in pixels scale with the short side down to 32 pixels, the smallest
+images with such a published benchmark; below that they stay constant.
 
-The pixels are not those of ImageNet-C, and figures are not comparable with published ones:
+The pixels differ from ImageNet-C, so scores are not comparable with published ones:
 
-- the frost photographs of the original are not at hand: `frost` draws ice crystals by a procedure;
+- the original frost photographs are not available: `frost` draws procedural ice crystals;
 - images are not stored as JPEG in between, and glass, motion, snow, fog and elastic follow the
-  published definition with our own sampling of it.
+  published definition with different random samples.
 
-The library that offers them, imagecorruptions, is of 2020 and calls what current versions of numpy
-and scikit-image no longer have.
+The library imagecorruptions, from 2020, does not run with current numpy and scikit-image.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from convnext.tasks.classification.robustness.filters import (
 
 Pixels = NDArray[np.uint8]
 SEVERITIES = (1, 2, 3, 4, 5)
-# Changes with what the corruptions do: measurements of another version are not continued.
+# Increased when a corruption changes: measurements of other versions are not resumed.
 VERSION = 1
 PUBLISHED_SIDE, SMALLEST_SIDE = 224, 32
 
@@ -50,11 +49,11 @@ def corrupt(pixels: Pixels, name: str, severity: int, *, seed: int, index: int) 
     """Return corrupted pixels, a function of the arguments alone.
 
     Args:
-        pixels: uint8 (C, H, W), C being 1 or 3.
+        pixels: uint8 (C, H, W) with C = 1 or 3.
         name: A key of `CORRUPTIONS`.
         severity: 1 to 5.
-        seed: Of the whole evaluation.
-        index: Of the image.
+        seed: Seed of the evaluation.
+        index: Index of the image.
 
     Returns:
         uint8 (C, H, W).
@@ -68,18 +67,18 @@ def corrupt(pixels: Pixels, name: str, severity: int, *, seed: int, index: int) 
 
 
 def gaussian_noise(x: Array, severity: int, rng: Generator) -> Array:
-    """Add normal noise."""
+    """Add Gaussian noise."""
     return x + rng.normal(scale=(0.08, 0.12, 0.18, 0.26, 0.38)[severity - 1], size=x.shape)
 
 
 def shot_noise(x: Array, severity: int, rng: Generator) -> Array:
-    """Count few photons."""
+    """Sample a small number of photons."""
     photons = (60, 25, 12, 5, 3)[severity - 1]
     return np.asarray(rng.poisson(x * photons) / photons)
 
 
 def impulse_noise(x: Array, severity: int, rng: Generator) -> Array:
-    """Set a share of the values to the least or to the most."""
+    """Set a fraction of the values to min or max."""
     share = (0.03, 0.06, 0.09, 0.17, 0.27)[severity - 1]
     hit = rng.random(x.shape) < share
     return np.where(hit, rng.integers(0, 2, x.shape).astype(np.float64), x)
@@ -91,7 +90,7 @@ def defocus_blur(x: Array, severity: int, rng: Generator) -> Array:
 
 
 def glass_blur(x: Array, severity: int, rng: Generator) -> Array:
-    """Look through frosted glass: every pixel shows one nearby, several times over."""
+    """Look through frosted glass: swap pixels with nearby ones, several times."""
     sigma, reach, times = ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[
         severity - 1
     ]
@@ -105,7 +104,7 @@ def glass_blur(x: Array, severity: int, rng: Generator) -> Array:
 
 
 def motion_blur(x: Array, severity: int, rng: Generator) -> Array:
-    """Move the camera sideways, within 45 degrees."""
+    """Move the camera in a direction within 45 degrees of horizontal."""
     radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[severity - 1]
     scale = _scale(x)
     angle = np.radians(rng.uniform(-45, 45))
@@ -120,7 +119,7 @@ def zoom_blur(x: Array, severity: int, rng: Generator) -> Array:
 
 
 def snow(x: Array, severity: int, rng: Generator) -> Array:
-    """Let flakes fall from two sides, and whiten what lies below."""
+    """Add flakes that fall from two sides, and whiten the scene."""
     mean, deviation, flake, least, radius, sigma, kept = (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
@@ -138,16 +137,16 @@ def snow(x: Array, severity: int, rng: Generator) -> Array:
 
 
 def frost(x: Array, severity: int, rng: Generator) -> Array:
-    """Lay ice over the image. The ice is drawn by `ice`; the original has photographs of it."""
+    """Overlay ice from `ice`; the original uses photographs."""
     kept, ice_share = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
     tint = np.array([0.82, 0.92, 1.0]) if x.shape[2] == 3 else np.ones(1)
     return np.asarray(kept * x + ice_share * ice(x, rng)[..., None] * tint)
 
 
 def ice(x: Array, rng: Generator) -> Array:
-    """Return a texture (H, W) in [0, 1] like frost on a window, of the image's size.
+    """Return a texture (H, W) in [0, 1] that resembles frost on a window.
 
-    Needles grow in a few directions where a cloudy map lets them, along ridges of a second one.
+    Needles grow in a few directions along ridges of a fractal map, masked by another one.
     """
     height, width, _ = x.shape
     scale = _scale(x)
@@ -169,7 +168,7 @@ def ice(x: Array, rng: Generator) -> Array:
 
 
 def fog(x: Array, severity: int, rng: Generator) -> Array:
-    """Add a cloudy map, and keep the brightest value what it was."""
+    """Add a fractal map, and rescale to keep the brightest value."""
     amount, decay = ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))[severity - 1]
     most = float(x.max())
     cloud = fractal(x.shape[0], x.shape[1], decay, rng)[..., None]
@@ -177,23 +176,23 @@ def fog(x: Array, severity: int, rng: Generator) -> Array:
 
 
 def brightness(x: Array, severity: int, rng: Generator) -> Array:
-    """Raise the value of hue, saturation and value."""
+    """Raise the value in HSV space."""
     value = x.max(axis=2, keepdims=True)
     raised = (value + 0.1 * severity).clip(0, 1)
-    # Black has no hue: it becomes grey.
+    # Black has no hue: it becomes gray.
     return np.asarray(np.where(value > 0, x / np.maximum(value, 1e-9), 1) * raised)
 
 
 def contrast(x: Array, severity: int, rng: Generator) -> Array:
-    """Bring every value nearer to the mean of its channel."""
+    """Move every value toward the mean of its channel."""
     mean = x.mean(axis=(0, 1), keepdims=True)
     return np.asarray(mean + (x - mean) * (0.4, 0.3, 0.2, 0.1, 0.05)[severity - 1])
 
 
 def elastic_transform(x: Array, severity: int, rng: Generator) -> Array:
-    """Shear the image, and move its parts by a smooth random field, in one step.
+    """Apply an affine transform and a smooth random displacement in one step.
 
-    The published lengths are shares of 244 pixels, for images of 224.
+    The published lengths are fractions of 244 pixels, for images of 224.
     """
     alpha, sigma, affine = (
         (2, 0.7, 0.1),
@@ -205,8 +204,8 @@ def elastic_transform(x: Array, severity: int, rng: Generator) -> Array:
     rows, columns = grid(x)
     scale = _scale(x)
     smooth = max(1.0, 244 * sigma * scale)
-    # Smoothing over s pixels divides noise by s: so much must be put in that what comes out, in
-    # pixels, is the share of the image that it is at 224.
+    # Smoothing over s pixels divides noise by s, so the input is scaled up to keep the displacement
+    # the same fraction of the image as at 224 pixels.
     amount = 244 * alpha * scale * smooth / (244 * sigma)
     moved = [blur(rng.uniform(-1, 1, (*rows.shape, 1)), smooth)[..., 0] * amount for _ in range(2)]
     side = min(x.shape[:2])
@@ -221,7 +220,7 @@ def elastic_transform(x: Array, severity: int, rng: Generator) -> Array:
 
 
 def pixelate(x: Array, severity: int, rng: Generator) -> Array:
-    """Shrink the image and show its pixels large."""
+    """Downsample the image, and enlarge its pixels."""
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1]
     image = _to_image(x)
     size = (max(1, int(image.width * share)), max(1, int(image.height * share)))
@@ -230,7 +229,7 @@ def pixelate(x: Array, severity: int, rng: Generator) -> Array:
 
 
 def jpeg_compression(x: Array, severity: int, rng: Generator) -> Array:
-    """Store the image as a JPEG of low quality."""
+    """Compress the image as a low-quality JPEG."""
     buffer = io.BytesIO()
     _to_image(x).save(buffer, "JPEG", quality=(25, 18, 15, 10, 7)[severity - 1])
     with Image.open(buffer) as image:
@@ -247,11 +246,11 @@ CORRUPTIONS: dict[str, Callable[[Array, int, Generator], Array]] = {
     )
 }
 KINDS = {"noise": 3, "blur": 4, "weather": 4, "digital": 4}
-"""How many of the corruptions, in order, are of which kind, as in the paper."""
+"""Number of corruptions of each kind, in order, as in the paper."""
 
 
 def _scale(x: Array) -> float:
-    """Return how large a pixel's length of the published definition is here, in pixels."""
+    """Return the length in this image of one pixel of the published definition."""
     return float(max(min(x.shape[:2]), SMALLEST_SIDE)) / PUBLISHED_SIDE
 
 

@@ -1,4 +1,4 @@
-"""The images of one condition: some of the samples, as the network sees them, corrupted."""
+"""The images of one condition: a subset of the samples, preprocessed and corrupted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from convnext.tasks.classification.robustness.corruptions import corrupt
 
 
 class SomeSamples(Samples):
-    """Some of the samples of another sequence, under their own labels."""
+    """A subset of other samples with new labels."""
 
     def __init__(self, samples: Samples, positions: Sequence[int]) -> None:
         self.samples = samples
@@ -49,7 +49,7 @@ class SomeSamples(Samples):
 def choose(
     samples: Samples, *, max_images: int | None, seed: int, labels: Sequence[int] | None = None
 ) -> SomeSamples:
-    """Return the samples of some classes, of them a random part that the seed fixes, in order."""
+    """Return the samples of some classes, or a random subset fixed by the seed, in order."""
     wanted = None if labels is None else set(labels)
     positions = [i for i, y in enumerate(samples.labels) if wanted is None or y in wanted]
     if max_images is not None and len(positions) > max_images:
@@ -59,7 +59,7 @@ def choose(
 
 
 def fingerprint(samples: Samples) -> str:
-    """Return a hash of where the images lie and how they are labelled."""
+    """Return a hash of the paths and labels of the images."""
     found = hashlib.sha256()
     for index, label in enumerate(samples.labels):
         found.update(f"{samples.source(index)}\0{label}\n".encode())
@@ -67,17 +67,17 @@ def fingerprint(samples: Samples) -> str:
 
 
 class CorruptedDataset(EvalDataset):
-    """Images corrupted after resizing and cropping, before normalisation, as in ImageNet-C."""
+    """Images corrupted after resizing and cropping, before normalization, as in ImageNet-C."""
 
     def __init__(self, samples: SomeSamples, preprocessing: Preprocessing, *, seed: int) -> None:
         super().__init__(samples, preprocessing)
-        # An image is corrupted alike whatever others are measured with it.
+        # The corruption of an image must not depend on the subset.
         self.numbers = samples.positions
         self.seed = seed
         self.corruption, self.severity = "clean", 0
 
     def under(self, corruption: str, severity: int) -> CorruptedDataset:
-        """Return the same images, cache included, under another condition; "clean" for none."""
+        """Return the same images and cache under another condition; "clean" for none."""
         other = copy.copy(self)
         other.corruption, other.severity = corruption, severity
         return other

@@ -18,7 +18,7 @@ from convnext.tasks.figures import ACCENT, GRID, INK, MISS, MUTED, figure_style,
 
 Row = Mapping[str, str]
 GAP = 0.35
-"""Between the kinds of corruptions, in rows."""
+"""Gap between the kinds of corruptions, in rows."""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -31,7 +31,7 @@ def draw_robustness(rows: Sequence[Row]) -> Figure:
     """Draw top-1 under every condition: a map of corruptions by severity, or bars.
 
     Args:
-        rows: Those of one robustness.csv.
+        rows: The rows of a robustness.csv.
     """
     clean = next((float(row["top1"]) for row in rows if row["corruption"] == "clean"), None)
     corrupted = [row for row in rows if row["corruption"] != "clean"]
@@ -51,7 +51,7 @@ def _map(rows: Sequence[Row], clean: float | None) -> Figure:
     height = len(by_name) + GAP * (len(kinds) - 1)
     mean_at = len(levels) + 0.2
     with figure_style(**{"axes.grid": False}):
-        # No narrower than the title.
+        # Wide enough for the title.
         fig = Figure(figsize=(max(3.5 + 0.62 * len(levels), 5.6), 1.25 + 0.27 * height))
         FigureCanvasAgg(fig)
         inches = fig.get_size_inches()
@@ -126,7 +126,7 @@ def _kinds(names: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def _bars(rows: Sequence[Row], clean: float | None) -> Figure:
-    """Draw the accuracy on a benchmark of one condition, and the clean one above it."""
+    """Draw the accuracy on a benchmark with one condition, below the clean accuracy."""
     bars = [(row["benchmark"], float(row["top1"]), ACCENT) for row in rows]
     if clean is not None:
         bars.insert(0, ("clean", clean, MUTED))

@@ -1,7 +1,7 @@
-"""What the corruptions are built of: convolution, sampling, point spreads, fractal noise.
+"""Building blocks of the corruptions: convolution, sampling, point spreads, fractal noise.
 
-Images are floats (H, W, C) of any size. Borders are mirrored. Only numpy is used, so that the same
-seed gives the same pixels whatever runs the network.
+Images are floats (H, W, C) of any size. Borders are mirrored. Everything uses numpy, so that a seed
+gives the same pixels for all devices of the network.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Points per pixel and direction that a disk is made of.
+# Sampling points of a disk, per pixel and direction.
 FINE = 8
 
 
 def convolve(image: Array, kernel: Array) -> Array:
-    """Return `image` (H, W, C) convolved with a kernel (h, w) of odd sides, in the same size."""
+    """Convolve `image` (H, W, C) with a kernel (h, w) with odd sides; the size stays the same."""
     height, width = kernel.shape
     pad = ((height // 2, height // 2), (width // 2, width // 2), (0, 0))
     padded = np.pad(image, pad, mode="symmetric")
-    # Lengths without large factors are transformed several times faster.
+    # FFTs of lengths without large factors are several times faster.
     size = tuple(-(-length // 32) * 32 for length in padded.shape[:2])
     spectrum = np.fft.rfft2(padded, size, axes=(0, 1)) * np.fft.rfft2(kernel, size)[..., None]
-    # A circular convolution is the plain one but for the first rows and columns.
+    # Circular and linear convolution differ only in the first rows and columns.
     whole = np.fft.irfft2(spectrum, size, axes=(0, 1))
     return np.asarray(whole[height - 1 : len(padded), width - 1 : padded.shape[1]])  # (H, W, C)
 
 
 def blur(image: Array, sigma: float) -> Array:
-    """Return `image` under a Gaussian of `sigma` pixels; itself where that is far below a pixel."""
+    """Blur `image` with a Gaussian of `sigma` pixels; no change if that is far below a pixel."""
     reach = math.ceil(3 * sigma)
     if sigma < 0.1:
         return image
@@ -42,10 +42,10 @@ def blur(image: Array, sigma: float) -> Array:
 
 
 def spread(rows: Array, columns: Array, weights: Array) -> Array:
-    """Return the kernel (h, w) of a point that spreads to offsets in pixels, fractions included.
+    """Return the kernel (h, w) of a point that spreads to offsets in fractional pixels.
 
-    Each offset shares its weight among the four pixels around it, so that a spread of less than a
-    pixel is still one.
+    The weight of each offset is distributed over the four nearest pixels, so that spreads below one
+    pixel work too.
     """
     reach = math.ceil(max(np.abs(rows).max(), np.abs(columns).max())) + 1
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
@@ -58,7 +58,7 @@ def spread(rows: Array, columns: Array, weights: Array) -> Array:
 
 
 def disk(radius: float) -> Array:
-    """Return the kernel of a lens out of focus."""
+    """Return the kernel of a defocused lens."""
     count = max(3, math.ceil(radius * FINE))
     axis = np.linspace(-radius, radius, 2 * count + 1)
     rows, columns = (grid.ravel() for grid in np.meshgrid(axis, axis, indexing="ij"))
@@ -67,12 +67,12 @@ def disk(radius: float) -> Array:
 
 
 def streak(length: float, sigma: float, angle: float) -> Array:
-    """Return the kernel of a movement: a half Gaussian along a line.
+    """Return the kernel of motion blur: a half Gaussian along a line.
 
     Args:
-        length: Of the line, in pixels.
-        sigma: Of the Gaussian, in pixels.
-        angle: Of the line, in radians.
+        length: Length of the line, in pixels.
+        sigma: Standard deviation of the Gaussian, in pixels.
+        angle: Angle of the line, in radians.
     """
     steps = np.linspace(0, length, 2 * max(4, math.ceil(length)) + 1)
     weights = np.exp(-0.5 * (steps / sigma) ** 2)
@@ -80,7 +80,7 @@ def streak(length: float, sigma: float, angle: float) -> Array:
 
 
 def sample(image: Array, rows: Array, columns: Array) -> Array:
-    """Return the values (h, w, C) of `image` between its pixels, at rows and columns (h, w)."""
+    """Interpolate `image` at fractional rows and columns (h, w); return values (h, w, C)."""
     rows, columns = _mirror(rows, image.shape[0]), _mirror(columns, image.shape[1])
     top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
     down, right = (rows - top)[..., None], (columns - left)[..., None]
@@ -98,7 +98,7 @@ def grid(image: Array) -> tuple[Array, Array]:
 
 
 def enlarge(image: Array, factor: float) -> Array:
-    """Return the middle of `image`, enlarged to its size."""
+    """Zoom into the center of `image`; the size stays the same."""
     rows, columns = grid(image)
     middle = (image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2
     return sample(
@@ -107,9 +107,9 @@ def enlarge(image: Array, factor: float) -> Array:
 
 
 def fractal(height: int, width: int, decay: float, rng: Generator) -> Array:
-    """Return a cloudy map (height, width) in [0, 1].
+    """Return a fractal map (height, width) in [0, 1].
 
-    Random values on grids of 2, 3, 5, 9 ... points, each grid weaker than the one before by `decay`
+    The sum of random grids of 2, 3, 5, 9 ... points, each weaker than the previous one by `decay`
     squared: the midpoint displacement of Fournier, Fussell and Carpenter, written as a sum.
     """
     total = np.zeros((height, width))
@@ -124,6 +124,6 @@ def fractal(height: int, width: int, decay: float, rng: Generator) -> Array:
 
 
 def _mirror(places: Array, size: int) -> Array:
-    """Bring places outside of 0..size-1 back inside, as in a mirror at the border."""
+    """Reflect indices outside of 0..size-1 at the border."""
     turned = np.mod(places + 0.5, 2 * size)
     return np.clip(np.where(turned > size, 2 * size - turned, turned) - 0.5, 0, size - 1)

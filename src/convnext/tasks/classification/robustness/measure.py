@@ -1,7 +1,7 @@
-"""Measure a network under one condition after the other, and keep what is finished.
+"""Measurement of a network under all conditions, with resuming.
 
-Every finished condition is in robustness.json at once, so that an evaluation that was interrupted
-goes on where it stopped. It is known by a key: a hash of everything that a score depends on.
+Every finished condition is written to robustness.json immediately, so that an interrupted
+evaluation resumes there. Its key is a hash of everything that a score depends on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How the network is run."""
+    """Settings for running the network."""
 
     device: torch.device
     precision: str
@@ -50,22 +50,22 @@ class Execution:
 
 @dataclass(kw_only=True)
 class Progressed:
-    """What is finished, in memory and, if there is a folder, in robustness.json."""
+    """The finished conditions, in memory and, if there is a folder, in robustness.json."""
 
     key: str
     header: Mapping[str, Any]
     folder: Path | None
     scores: dict[tuple[str, int], Score] = field(default_factory=dict)
     num_found: int = 0
-    """Conditions that an earlier run had finished."""
+    """Number of conditions that an earlier run finished."""
     moved: str = ""
-    """Where another evaluation was moved that lay in the folder; empty if there was none."""
+    """New name of another evaluation that was in the folder; empty if there was none."""
 
     @classmethod
     def begin(
         cls, inputs: Mapping[str, Any], header: Mapping[str, Any], folder: Path | None
     ) -> Self:
-        """Take up what is in `folder`, if it is the same evaluation; move it aside if it is not."""
+        """Resume the evaluation in `folder` if it is the same one; otherwise move it aside."""
         text = json.dumps(inputs, sort_keys=True)
         state = cls(key=hashlib.sha256(text.encode()).hexdigest(), header=header, folder=folder)
         if folder is None:
@@ -88,12 +88,12 @@ class Progressed:
         return state
 
     def add(self, score: Score) -> None:
-        """Take a finished condition, and write the file."""
+        """Add a finished condition, and write the file."""
         self.scores[score.corruption, score.severity] = score
         self.write({"complete": False})
 
     def write(self, rest: Mapping[str, Any]) -> None:
-        """Write robustness.json, if there is a folder for it."""
+        """Write robustness.json, if there is a folder."""
         if self.folder is not None:
             text = json.dumps(self.to_dict() | dict(rest), indent=1)
             write_text(self.folder / f"{NAME}.json", text + "\n")
@@ -121,13 +121,13 @@ def run_trials(
     Args:
         model: The network.
         trials: The conditions.
-        state: Where scores go.
-        execution: How to run it.
-        kept_classes: Positions of the only classes that may be predicted; all by default.
-        console: Where the progress bar goes.
+        state: Collects the scores.
+        execution: Settings for running the network.
+        kept_classes: Indices of the classes to predict; all by default.
+        console: Console of the progress bar.
 
     Raises:
-        ValueError: If more images of a condition than allowed cannot be read, or none can.
+        ValueError: If too many images of a condition cannot be read, or none can.
     """
     todo = [t for t in trials if (t.corruption, t.severity) not in state.scores]
     columns = (
@@ -141,7 +141,7 @@ def run_trials(
         bar = progress.add_task("robustness", total=None, done="")
         for number, trial in enumerate(todo):
             dataset = trial.open()
-            # Conditions are alike in size; where they are not, the estimate mends itself.
+            # Conditions usually have the same size; otherwise the estimate corrects itself.
             remaining = len(dataset) * (len(todo) - number)
             progress.update(
                 bar,
@@ -156,7 +156,7 @@ def run_trials(
 
 
 def restrict(logits: Tensor, kept: Sequence[int] | None) -> Tensor:
-    """Return logits (N, K) with minus infinity for every class that may not be predicted."""
+    """Return logits (N, K) with minus infinity for all classes except `kept`."""
     if kept is None:
         return logits
     allowed = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
@@ -189,7 +189,7 @@ def _measure(
         num_correct += int((predictions == labels).sum())
         num_images += len(labels)
     if not num_images:
-        raise ValueError(f"not one image of {trial.corruption} {trial.severity} can be read")
+        raise ValueError(f"no image of {trial.corruption} {trial.severity} can be read")
     return Score(
         corruption=trial.corruption,
         severity=trial.severity,
@@ -200,7 +200,7 @@ def _measure(
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return an evaluation that lies in a file; None for no file or one that is not ours."""
+    """Return the evaluation in a file; None without a file, or if it has other content."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if isinstance(found["key"], str) and "conditions" in found else None

@@ -1,4 +1,4 @@
-"""What the paper measured: its Table 8, copied to paper.csv, never mixed with what we measure.
+"""The paper's robustness results: its Table 8, copied to paper.csv.
 
 In percent: top-1 of `clean`, `imagenet-a`, `imagenet-r` and `imagenet-sketch`, mean corruption
 error of `imagenet-c` relative to AlexNet, and mean error of `imagenet-c-bar`. Rows of other
@@ -16,11 +16,11 @@ SOURCE = "A ConvNet for the 2020s, Table 8"
 
 
 def paper_figures(source: str) -> dict[str, float] | None:
-    """Return the paper's figures by benchmark for published weights, None for any others.
+    """Return the paper's results by benchmark for published weights, None for any others.
 
     Args:
-        source: What the network was opened from; a file or a run of one's own has no figures, even
-            if its network has.
+        source: The source of the network. Files and runs have no results, even if the paper has
+            some for their network.
     """
     published = find_published(source)
     if published is None:

@@ -1,4 +1,4 @@
-"""`evaluate --robustness`: from a network and a folder, or its own data, to figures."""
+"""`evaluate --robustness`: scores of a network on a benchmark, or on corrupted images."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ from convnext.weights.files import digest
 from convnext.weights.open import pick_precision
 from convnext.weights.published import find_published
 
-ADVICE = "give --data PATH, or a benchmark's folder to --robustness"
+ADVICE = "use --data PATH, or pass the folder of a benchmark to --robustness"
 MADE_HERE = (
-    "the corruptions were made here, with frost drawn by a procedure: figures compare with each "
+    "the corruptions were generated here, with procedural frost: compare the scores with each "
     "other, not with published ones of ImageNet-C"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessResult:
-    """What was measured, and of what."""
+    """The scores, with the source and the benchmark."""
 
     state: Progressed
     kind: Kind
     summary: Summary
     clean_from: str
-    """Where the clean accuracy is from: "measured", "the checkpoint", "published", or empty."""
+    """Source of the clean accuracy: "measured", "the checkpoint", "published", or empty."""
     paper: dict[str, float] | None
-    """The paper's figures for these published weights."""
+    """The paper's results for these published weights."""
     notes: tuple[str, ...]
 
     @property
     def bad_images(self) -> dict[str, str]:
-        """Images that could not be read, and why."""
+        """Images that could not be read, with the reasons."""
         return {s: reason for score in self.state.scores.values() for s, reason in score.bad_images}
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,28 +99,28 @@ def evaluate_robustness(
     max_bad_share: float = 0.01,
     console: Console | None = None,
 ) -> RobustnessResult:
-    """Evaluate a run, a checkpoint or published weights on what they were not trained for.
+    """Evaluate the robustness of a run, a checkpoint or published weights.
 
     Args:
         source: A run folder, a file in any layout, or a hub id.
         benchmark: The folder of a published benchmark; None to corrupt the images of `data`.
-        data: Images without corruption: those to corrupt, by default of the data set of training;
-            beside a benchmark, those that the clean accuracy is measured on.
-        split: "val" or "train", of `data`.
-        corruptions: The only ones to measure; all by default.
-        severities: The only ones to measure.
-        max_images: Of each condition, measure a random part of so many images.
-        seed: Of that part, and of the corruptions.
-        output: Where finished conditions are kept; None to keep none.
-        batch_size: Images at a time.
+        data: Images without corruption. Without a benchmark these are corrupted, by default the
+            training data set's; with a benchmark they measure the clean accuracy.
+        split: "val" or "train", for `data`.
+        corruptions: The corruptions to measure; all by default.
+        severities: The severities to measure; all by default.
+        max_images: Maximum number of images per condition, drawn at random.
+        seed: Seed of that draw and of the corruptions.
+        output: Folder for finished conditions; None to save none.
+        batch_size: Images per batch.
         workers: Processes that read and corrupt images; by default as many as help.
         device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the one of training.
-        max_bad_share: The largest share of images of a condition that may be unreadable.
-        console: Where progress goes; None for none.
+        precision: `fp32`, `bf16`, `fp16`, or `auto` for the precision of training.
+        max_bad_share: Maximum fraction of a condition's images that may be unreadable.
+        console: Console for progress; None for no output.
 
     Raises:
-        ValueError: If something cannot be read or is unknown, or if classes do not match.
+        ValueError: If something cannot be read or is unknown, or classes do not match.
     """
     _check(corruptions if benchmark is None else None, severities, max_images)
     severities = tuple(sorted(set(severities)))
@@ -129,7 +129,7 @@ def evaluate_robustness(
         found = find_benchmark(benchmark, corruptions=corruptions, severities=severities)
     where = pick_device(device)
     model, card = open_model(source, where)
-    # Small images are made faster than they are handed from process to process.
+    # Small images take less time to create than to pass between processes.
     helpful = 0 if card.preprocessing.image_size < 96 else min(8, (os.cpu_count() or 1) - 1)
     execution = Execution(
         device=where,
@@ -202,7 +202,7 @@ def _open_clean(
     kept: Sequence[int] | None,
     console: Console | None,
 ) -> CorruptedDataset:
-    """Return the images without corruption, of the classes that may be predicted."""
+    """Return the images without corruption, of the classes to predict."""
     data = data or data_of(source, card, ADVICE)
     samples = relabel(*open_split(data, split, card, console), card.classes)
     chosen = choose(samples, max_images=max_images, seed=seed, labels=kept)
@@ -227,7 +227,7 @@ def benchmark_trials(
         listed = find_plain(condition.folder)
         samples = relabel(listed.take(listed.train), listed.classes, card.classes)
         preprocessing = card.preprocessing
-        # The images of ImageNet-C and C-bar have been cropped to 224 already.
+        # The images of ImageNet-C and C-bar are already cropped to 224.
         if condition.severity and _is_square(samples):
             preprocessing = replace(preprocessing, crop_pct=1.0)
         return EvalDataset(choose(samples, max_images=max_images, seed=seed), preprocessing)
@@ -239,7 +239,7 @@ def benchmark_trials(
 
 
 def _is_square(samples: Samples) -> bool:
-    """Whether the first readable image of a few is as wide as it is high."""
+    """Whether the first readable image among the first few is square."""
     for index in samples.some(8):
         try:
             header = samples.header(index)
@@ -260,15 +260,15 @@ def _result(
     notes = list(found.notes) if found else [MADE_HERE]
     num_classes = len(_class_folders(found)) if found else 0
     if kind == "imagenet-c" and 0 < num_classes < 1000:
-        notes.append(f"{num_classes:,} of ImageNet's 1,000 classes are there")
+        notes.append(f"the data has {num_classes:,} of ImageNet's 1,000 classes")
     if found and max_images is not None:
-        notes.append(f"estimated on at most {max_images:,} images of each condition")
+        notes.append(f"estimated on at most {max_images:,} images per condition")
     published, clean, clean_from = find_published(source), None, ""
     measured = state.scores.get(("clean", 0))
     if measured is not None:
         clean, clean_from = measured.top1, "measured"
     elif found is not None and found.synsets is None:
-        # The 200 classes of ImageNet-A and -R have no accuracy that is known beforehand.
+        # No clean accuracy is known for the 200 classes of ImageNet-A and -R.
         top1 = setting_of(card.metrics, "top1", float, int)
         if top1 is not None:
             clean, clean_from = float(top1), "the checkpoint"
@@ -286,6 +286,6 @@ def _result(
 
 
 def _class_folders(found: Benchmark) -> list[str]:
-    """Return the folders of a benchmark that are classes of ImageNet."""
+    """Return the folders of a benchmark that are ImageNet classes."""
     names = [p.name for p in listing(found.conditions[0].folder) if p.is_dir()]
     return names if all(name in subset_synsets("imagenet") for name in names) else []

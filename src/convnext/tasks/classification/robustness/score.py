@@ -1,4 +1,4 @@
-"""The figures of a robustness evaluation: pure functions of the error under every condition.
+"""The metrics of a robustness evaluation: pure functions of the error under every condition.
 
 Hendrycks and Dietterich (ICLR 2019): the corruption error (CE) is the sum of the top-1 errors over
 the five severities, divided by the same sum for AlexNet; mCE is its mean over 15 corruptions.
@@ -14,8 +14,8 @@ from typing import Any
 from convnext.tasks.classification.robustness.benchmarks import COUNTED, Kind
 from convnext.tasks.classification.robustness.corruptions import SEVERITIES
 
-# Top-1 error of AlexNet in percent, mean over the severities, as the authors of ImageNet-C publish
-# it with their code; the paper's table rounds it.
+# Top-1 error of AlexNet in percent, mean over severities, from the code of ImageNet-C's authors;
+# the paper's table rounds it.
 # fmt: off
 ALEXNET_ERROR = {
     "gaussian_noise": 88.6428, "shot_noise": 89.4468, "impulse_noise": 92.2640,
@@ -29,16 +29,16 @@ ALEXNET_ERROR = {
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What was measured under one condition."""
+    """The score under one condition."""
 
     corruption: str
-    """"clean", a corruption, or a benchmark of one condition."""
+    """"clean", a corruption, or a benchmark with a single condition."""
     severity: int
-    """1 to 5; 0 where there is none."""
+    """1 to 5; 0 if there is none."""
     num_correct: int
     num_images: int
     bad_images: tuple[tuple[str, str], ...] = ()
-    """Images that could not be read, and why; they do not count."""
+    """Images that could not be read, with the reasons; they do not count."""
 
     @property
     def top1(self) -> float:
@@ -53,32 +53,32 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptionScore:
-    """One corruption over its severities, in percent."""
+    """Scores of one corruption over its severities, in percent."""
 
     corruption: str
     errors: dict[int, float]
     """Top-1 error by severity."""
     mean_error: float
     ce: float | None
-    """Relative to AlexNet; None where that is not defined."""
+    """Corruption error relative to AlexNet; None if it is not defined."""
     counted: bool
-    """Whether it counts in the mean of the benchmark."""
+    """Whether the mean of the benchmark includes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The figures of a whole evaluation, in percent."""
+    """The metrics of a whole evaluation, in percent."""
 
     corruptions: tuple[CorruptionScore, ...]
     mean_error: float
-    """Unnormalised, over the corruptions that count."""
+    """Mean error, not normalized, over the corruptions in the mean."""
     mean_top1: float
     mce: float | None
     mce_withheld: str
-    """Why there is no mCE; empty where there is one, or could be none."""
+    """Why there is no mCE; empty if there is one, or the benchmark has none."""
     clean_top1: float | None
     relative_drop: float | None
-    """Share of the clean accuracy that is lost."""
+    """Percentage of the clean accuracy that is lost."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values for JSON."""
@@ -88,12 +88,12 @@ class Summary:
 def summarize(
     kind: Kind, scores: Sequence[Score], *, clean: float | None, is_imagenet: bool
 ) -> Summary:
-    """Return the figures.
+    """Compute the metrics of an evaluation.
 
     Args:
-        kind: Which benchmark.
-        scores: One for each condition, without the clean one.
-        clean: Top-1 without corruption, in percent, if it is known.
+        kind: The benchmark.
+        scores: One for each condition except clean.
+        clean: Top-1 without corruption in percent, if known.
         is_imagenet: Whether the classes are ImageNet's, so that AlexNet's errors apply.
     """
     counted = COUNTED.get(kind)
@@ -110,7 +110,7 @@ def summarize(
         )
         for name, errors in by_name.items()
     )
-    # Of the extra corruptions alone there is a mean too, though it is nobody's figure.
+    # With only extra corruptions, average those, although this is not a published metric.
     error = statistics.fmean(
         [r.mean_error for r in rows if r.counted] or [r.mean_error for r in rows]
     )
@@ -136,9 +136,9 @@ def _corruption_error(name: str, errors: dict[int, float]) -> float | None:
 
 
 def _why_no_mce(rows: Sequence[CorruptionScore], is_imagenet: bool) -> str:
-    """Return what an mCE lacks, empty for nothing."""
+    """Return why there is no mCE; empty if there can be one."""
     if not is_imagenet:
-        return "the classes are not ImageNet's, so that the errors of AlexNet do not apply"
+        return "the classes are not ImageNet's, so the errors of AlexNet do not apply"
     there = {row.corruption: row for row in rows}
     missing = [name for name in ALEXNET_ERROR if name not in there]
     partial = [name for name in ALEXNET_ERROR if name in there and there[name].ce is None]
@@ -146,5 +146,5 @@ def _why_no_mce(rows: Sequence[CorruptionScore], is_imagenet: bool) -> str:
     if missing:
         reasons.append(f"{len(missing)} of 15 corruptions are missing ({', '.join(missing)})")
     if partial:
-        reasons.append(f"not all five severities were measured of {', '.join(partial)}")
+        reasons.append(f"not all five severities were measured for {', '.join(partial)}")
     return "; ".join(reasons)

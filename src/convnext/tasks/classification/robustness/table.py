@@ -1,4 +1,4 @@
-"""What a robustness evaluation prints, and robustness.csv, from which its figure is drawn."""
+"""Printed tables of a robustness evaluation, and robustness.csv, the data of its figure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def print_robustness(result: RobustnessResult, console: Console) -> None:
-    """Print the error of every condition, and the figures with those of the paper beside."""
+    """Print the error of every condition, and the metrics next to the paper's."""
     rows = result.summary.corruptions
     if any(level for row in rows for level in row.errors):
         console.print("top-1 error in percent, by severity:")
@@ -39,7 +39,7 @@ def print_robustness(result: RobustnessResult, console: Console) -> None:
 
 
 def to_csv(result: RobustnessResult) -> str:
-    """Return a row for every condition, `clean` among them if its accuracy is known."""
+    """Return one row per condition, including `clean` if its accuracy is known."""
     counted = {row.corruption: row.counted for row in result.summary.corruptions}
     header = result.state.header
     text = io.StringIO()
@@ -126,7 +126,7 @@ def _figures(result: RobustnessResult) -> Table:
 
     if summary.clean_top1 is not None:
         where = "" if result.clean_from == "measured" else f" ({result.clean_from})"
-        # The paper's is of all classes, ours of the benchmark's 200.
+        # The paper's accuracy is for all classes, this one for the benchmark's 200.
         same = kind not in ("imagenet-a", "imagenet-r", "corrupt")
         add(f"clean top-1{where}", summary.clean_top1, " %", paper.get("clean") if same else None)
     published = paper.get(kind)
@@ -138,7 +138,7 @@ def _figures(result: RobustnessResult) -> Table:
         None if is_error else published,
     )
     if summary.relative_drop is not None:
-        add("lost of the clean top-1", summary.relative_drop, " %")
+        add("relative loss of top-1", summary.relative_drop, " %")
     if is_error:
         add("mean error", summary.mean_error, " %", published if kind == "imagenet-c-bar" else None)
     if kind == "imagenet-c":
