@@ -1,7 +1,8 @@
 """Pages that are generated when the documentation is built, so that they cannot fall behind.
 
 A line `{{ commands }}` of a page is replaced by the command reference, taken from
-`convnext VERB --help`, and a line `{{ recipes }}` by tables of the bundled recipes.
+`convnext VERB --help`, a line `{{ recipes }}` by tables of the bundled recipes, and a line
+`{{ short_names }}` by a table of the settings with short names.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 import yaml
 
 import convnext
+from convnext.api.settings import SHORT
 from convnext.cli import VERBS
+from convnext.recipes.recipe import all_settings
 
 # As wide as the code blocks of a page.
 COLUMNS = 88
@@ -30,7 +33,8 @@ PAPER_SECTIONS = {
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in the generated parts of a page; MkDocs calls this for each page."""
-    for marker, generate in (("{{ commands }}", commands), ("{{ recipes }}", recipes)):
+    for generate in (commands, recipes, short_names):
+        marker = f"{{{{ {generate.__name__} }}}}"
         if marker in markdown.splitlines():
             markdown = markdown.replace(marker, generate())
     return markdown
@@ -43,6 +47,13 @@ def commands() -> str:
         RuntimeError: If a verb cannot print its help.
     """
     return "\n\n".join(f"## {verb}\n\n```text\n{_help(verb)}\n```" for verb in VERBS)
+
+
+def short_names() -> str:
+    """Return a Markdown table of the settings with short names: both names and the description."""
+    known = all_settings()
+    rows = [f"| `{short}` | `{full}` | {known[full].help} |" for short, full in SHORT.items()]
+    return "\n".join(["| short | full | what it sets |", "|---|---|---|", *rows])
 
 
 def _help(verb: str) -> str:

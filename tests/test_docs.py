@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 
 import convnext
+from convnext.api.settings import SHORT
 from convnext.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +106,12 @@ def test_a_verb_without_help_stops_the_build(hooks: ModuleType) -> None:
 def test_other_pages_stay_as_they_are(hooks: ModuleType) -> None:
     text = "# Page\n\nA line about {{ commands }} in passing.\n"
     assert hooks.on_page_markdown(text) == text
+
+
+def test_every_short_name_is_in_the_table(hooks: ModuleType) -> None:
+    page = hooks.on_page_markdown((ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \| [^|]+ \|$", page, re.MULTILINE)
+    assert dict(rows) == SHORT
 
 
 def test_decisions_are_numbered_dated_and_complete() -> None:

@@ -20,9 +20,14 @@ def console_of(progress: bool | Console, *, stderr: bool = False) -> Console:
     Args:
         progress: True for standard output, False for no output, or a console, which is returned.
         stderr: Use standard error instead.
+
+    Raises:
+        TypeError: If `progress` is anything else.
     """
     if isinstance(progress, Console):
         return progress
+    if not isinstance(progress, bool):
+        raise TypeError(f"progress is True, False or a rich Console, not {progress!r}")
     stream = sys.stderr if stderr else sys.stdout
     # A pipe has no width; wide rows stay on one line, so that they can be searched.
     width = None if stream.isatty() or "COLUMNS" in os.environ else 160

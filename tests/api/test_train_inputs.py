@@ -144,6 +144,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: api.learning_rates(data=TABLE),  # type: ignore[arg-type]
         "data is a path.*not dict",
     ),
+    "progress": (
+        lambda: convnext.find_models(progress="no"),  # type: ignore[arg-type]
+        "progress is True, False or a rich Console, not 'no'",
+    ),
     "train": (lambda: convnext.train(model=3), r"an nn\.Module, not 3"),  # type: ignore[arg-type]
 }
 

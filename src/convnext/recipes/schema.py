@@ -108,7 +108,7 @@ class OptimRecipe(Generic[A]):
     micro_batch_size: int | A = field(default=AUTO, metadata=bounds(1))
     """Images per device and backward pass; gradients accumulate over a batch."""
     weight_decay: float | A = field(default=AUTO, metadata=bounds(0))
-    """Not applied to biases and other one-dimensional parameters."""
+    """Weight decay, not for biases and other vectors."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's betas."""
     eps: float = 1e-8
@@ -126,7 +126,7 @@ class ScheduleRecipe(Generic[A]):
     """Learning rate schedule: linear warm-up, then decay, updated every step."""
 
     epochs: int | A = field(default=AUTO, metadata=bounds(1))
-    """Length of training in epochs."""
+    """Times that training passes over all images."""
     steps: int = field(default=0, metadata=bounds(0))
     """Length of training in optimizer steps, usual for segmentation; 0 for `epochs`."""
     warmup_epochs: float | A = field(default=AUTO, metadata=bounds(0))
@@ -172,9 +172,10 @@ class RunRecipe(Generic[A]):
     """Device, precision, seed, evaluation and logging."""
 
     device: str = "auto"
-    """`cpu`, `cuda`, `mps`, or `auto` for the fastest one available."""
+    """`cpu`, `cuda`, `mps`, or `auto` for the fastest."""
     precision: Literal["fp32", "bf16", "fp16"] | A = AUTO
-    """bf16 and fp16 are mixed precision."""
+    """Number format: fp32, or mostly 16 bits with bf16 or fp16, for speed; `auto` takes bf16 where
+    that is fast, else fp32."""
     devices: int | Auto = field(default=AUTO, metadata=bounds(1))
     """Processes on this machine, one per device; `auto` follows torchrun or srun, else one."""
     num_nodes: int = field(default=1, metadata=bounds(1))
@@ -206,7 +207,7 @@ class RunRecipe(Generic[A]):
     reference_tolerance: float = field(default=2.0, metadata=bounds(0))
     """Warn when an evaluation is more than this many points below the reference."""
     seed: int = field(default=0, metadata=bounds(0, 2**32 - 1))
-    """Seed of initialization, data order and augmentation."""
+    """Seed of initial weights, order of images and augmentation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,9 +48,10 @@ class ClassificationAugment(AugmentRecipe[A]):
     color_jitter: float | A = AUTO
     """Jitter of brightness, contrast and saturation; RandAugment replaces it, as in timm."""
     mixup: float | A = AUTO
-    """Alpha of mixup; 0 turns it off."""
+    """Blend pairs of images, with this alpha; 0 for none."""
     cutmix: float | A = AUTO
-    """Alpha of cutmix; 0 turns it off."""
+    """Replace a rectangle of an image by that of another one, with this alpha for its size; 0 for
+    none."""
     mix_prob: float = 1.0
     """Probability of mixing a batch at all."""
     mix_switch_prob: float = 0.5
