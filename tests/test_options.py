@@ -122,7 +122,7 @@ def test_settings_that_are_true_or_false_need_no_value(words: list[str], expecte
     ("verb", "words", "message"),
     [
         ("predict", ["run", "a.png", "--scroe", "1"], "did you mean 'score'"),
-        ("predict", ["run"], "predict needs images"),
+        ("predict", ["run"], "predict needs IMAGE"),
         ("train", ["--epoch", "3"], "did you mean 'epochs'"),
         ("train", ["--epochs", "many"], "schedule.epochs is many"),
         ("evaluate", ["run", "--severities", "1"], "--severities needs --robustness"),

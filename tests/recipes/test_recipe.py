@@ -154,7 +154,7 @@ def test_a_base_is_merged_leaf_by_leaf(tmp_path: Path) -> None:
         ({"optim": {"lrr": 1.0}}, "there is no setting optim.lrr; did you mean 'lr'?"),
         ({"modle": "x"}, "there is no setting modle; did you mean 'model'?"),
         ({"optim": 3}, "optim is a section of settings, not 3"),
-        ({"optim": {"lr": "fast"}}, "optim.lr is fast, but must be float or 'auto'"),
+        ({"optim": {"lr": "fast"}}, "optim.lr is fast, but must be a number or 'auto'"),
         ({"loader": {"sampling": "fair"}}, "loader.sampling is fair, but must be one of"),
     ],
 )

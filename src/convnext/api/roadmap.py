@@ -75,7 +75,7 @@ def run_roadmap(
     Args:
         recipe: The name of a bundled recipe, or a YAML file; in Python also a `Recipe`.
         regime: The roadmap.
-        data: As for `train`, except tables in memory; without it nothing is trained.
+        data: As for `train`; without it, nothing is trained; in Python not a table in memory.
         rungs: Names of the steps to include, separated by commas; by default all.
         start: The first step to include.
         stop: The last step to include.
@@ -86,7 +86,7 @@ def run_roadmap(
             repeated.
         seeds: Number of seeds per network.
         jobs: Number of parallel runs; 0 for one per GPU, or per CPU core.
-        minutes: Train every network for this time, by measured speed, not for equal epochs.
+        minutes: Training time of every network, by measured speed; 0 for equal epochs.
         speed: Measure throughput and memory.
         output: The folder of the study; by default a folder under `runs/`.
         task: Always `classify`; for other tasks give the steps to `compare`.

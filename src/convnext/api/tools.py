@@ -139,14 +139,14 @@ def export(
         precision: Precision of the stored weights and of the computation.
         output: The file to write; by default in the run folder.
         preprocess: The part of the preprocessing in the file: `none` (takes normalized floats,
-            N C H W), `normalize` (takes pixels of the network's input size, uint8 N H W C; the
-            default), or `full` (takes one image of any size, uint8 1 H W C; not for segmentation).
+            N C H W), `normalize` (takes pixels of the network's input size, uint8 N H W C), or
+            `full` (takes one image of any size, uint8 1 H W C; not for segmentation).
         logits: Output logits instead of probabilities, or instead of labels for segmentation.
         batch: Fixed batch size; by default the file takes any.
         size: Height and width of the images: HxW, PIXELS for both, or `any` for segmentation; by
             default the size of training, or for detection the size that `images` need.
         images: Images to verify the file on, and to calibrate int8; by default those of the run.
-        num_images: Maximum number of images; by default 32, or for int8 500 (detection: 50).
+        num_images: Maximum number of images; by default 32, for int8 500, for int8 detectors 50.
         force: Keep a file that fails verification or is slower.
         progress: Where to print, as for `train`.
         **options: Task options. Detection: masks.

@@ -270,11 +270,11 @@ def compare(
     Args:
         models: Networks, written as above.
         with_recipe: The name of a bundled recipe, or a YAML file; in Python also a `Recipe`.
-        data: As for `train`, except tables in memory.
+        data: As for `train`; in Python not a table in memory.
         task: As for `train`; for segmentation and detection, name backbones or full networks.
         seeds: Number of seeds per network.
         jobs: Number of parallel runs; 0 for one per GPU, or per CPU core.
-        minutes: Train every network for this time, by measured speed, not for equal epochs.
+        minutes: Training time of every network, by measured speed; 0 for equal epochs.
         speed: Measure throughput and memory.
         output: The folder of the study; by default a folder under `runs/`.
         progress: Where to print, as for `train`.

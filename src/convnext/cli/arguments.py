@@ -118,6 +118,8 @@ def _explain(error: ArgumentError, name: str, parser: ArgumentParser) -> str:
     message = one_line(error)
     if "are required:" in message:
         missing = message.rpartition(": ")[2].replace(f"{name}.", "")
+        shown = {a.dest: str(a.metavar) for a in parser._actions if not a.option_strings}
+        missing = ", ".join(shown.get(dest, dest) for dest in missing.split(", "))
         return f"{name} needs {missing}; see convnext {name} --help"
     if "nrecognized arguments" in message:
         words = message.rpartition("arguments: ")[2]

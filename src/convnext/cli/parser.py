@@ -234,7 +234,7 @@ def _recipe_parser(*, full: bool) -> ArgumentParser:
     for action in list(parser._actions):
         if action.dest in defaults:
             action.metavar = _metavar(action)
-            action.help = _with_default(action.help or "", defaults[action.dest])
+            action.help = _with_default(action.help or "", defaults[action.dest], sep=",")
             alias = short.get(action.dest)
             if alias:
                 action.option_strings = [option_name(alias), *action.option_strings]
@@ -357,23 +357,32 @@ def _usage(name: str, main: Signature) -> str:
     return " ".join(["convnext", name, *words, "[--option VALUE ...]"])
 
 
-def _with_default(text: str, default: Any) -> str:
+def _with_default(text: str, default: Any, sep: str = " ") -> str:
     if default is True:
         return f"{text.rstrip('.')} (default: yes)"
     if default is None or default == () or default == "" or isinstance(default, bool | dict):
         return text
     if default is inspect.Parameter.empty or "by default" in text or "efault:" in text:
         return text
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    shown = f"{default:g}" if isinstance(default, float) else str(default)
+    if isinstance(default, tuple):
+        shown = sep.join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in default)
+        shown = f"[{shown}]" if sep == "," else shown
     return f"{text.rstrip('.')} (default: {shown})".lstrip()
 
 
 def _metavar(action: Any) -> str:
     """Return the placeholder for an option's value in the help."""
-    if action.metavar is not None:
+    if action.metavar is not None and "ITEM" not in action.metavar:
         return str(action.metavar)
     hint = str(getattr(action, "_typehint", None) or action.type or "")
-    for kind, word in (("tuple", "X,..."), ("float", "X"), ("int", "N"), ("bool", BOOL)):
+    kinds = {
+        "tuple[str": "[NAME,...]",
+        "tuple[int": "[N,...]",
+        "tuple": "[X,...]",
+        "dict": "{K: V}",
+    }
+    for kind, word in (*kinds.items(), ("float", "X"), ("int", "N"), ("bool", BOOL)):
         if kind in hint:
             return word
     return "TEXT"

@@ -224,6 +224,30 @@ def explain(error: Exception) -> str:
     )
 
 
+# Types of settings as error messages write them.
+_WORDS = {
+    r"\b(A|Auto)\b": "'auto'",
+    r"tuple\[float, float\]": "a list of two numbers (such as [0.5,1])",
+    r"tuple\[int, int\]": "a list of two integers (such as [384,600])",
+    r"tuple\[float, \.\.\.\]": "a list of numbers (such as [0.5,1])",
+    r"tuple\[int, \.\.\.\]": "a list of integers (such as [400,500])",
+    r"tuple\[str, \.\.\.\]": "a list of names (such as [wandb,mlflow])",
+    r"dict\[str, Any\]": "a mapping (such as {kernel_size: 5})",
+    r"\bfloat\b": "a number",
+    r"\bint\b": "an integer",
+    r"\bbool\b": "true or false",
+    r"\bstr\b": "text",
+    r"Literal": "one of ",
+    r" \| ": " or ",
+}
+
+
+def _in_words(hint: str) -> str:
+    for pattern, words in _WORDS.items():
+        hint = re.sub(pattern, words, hint)
+    return hint
+
+
 def one_line(error: Exception) -> str:
     """Return an error's message on one line."""
     return " ".join(str(error).split())
@@ -244,9 +268,7 @@ def _settings_of(part: Any, prefix: str, task: str) -> Iterator[tuple[str, Setti
                 f"{prefix}{f.name}",
                 Setting(
                     hint=_with_auto(hint) if resolves else hint,
-                    shown=re.sub(r"\b(A|Auto)\b", "'auto'", shown)
-                    .replace("Literal", "one of ")
-                    .replace(" | ", " or "),
+                    shown=_in_words(shown),
                     default=value,
                     help=texts.get(f.name, ""),
                     bounds=f.metadata.get("bounds", (None, None)),

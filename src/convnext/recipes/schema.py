@@ -212,9 +212,10 @@ class RunRecipe(Generic[A]):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Generic[A]):
-    """Data, task, network and initial weights of a run, and its sections of settings.
+    """Task, data, network and initial weights of a run.
 
-    `Recipe(task="segment", ...)` returns an instance of that task's subclass.
+    The other settings are in sections. `Recipe(task="segment", ...)` returns an instance of that
+    task's subclass.
     """
 
     noun: ClassVar[str] = ""

@@ -23,7 +23,7 @@ class DetectRecipe(Generic[A]):
     sides: tuple[int, ...] | A = AUTO
     """Short sides that `multi_scale` draws from, in pixels."""
     crop_sides: tuple[int, ...] = (400, 500, 600)
-    """Short sides at which `multi_scale` first crops half of the images; () for no crops."""
+    """Short sides at which `multi_scale` first crops half of the images; [] for no crops."""
     crop_range: tuple[int, int] = (384, 600)
     """Min and max side of those crops."""
     jitter: tuple[float, float] | A = AUTO
