@@ -155,7 +155,7 @@ def test_color_masks_need_a_palette_and_say_how(tmp_path: Path) -> None:
     assert data.classes == ("road", "car")
     assert data.train.mask(0).tolist() == [[0, 0, 0], [255, 255, 255]]
     pair(tmp_path, "train", "b", np.full((1, 1, 3), 9))
-    with pytest.raises(BadImage, match=r"has the colour \(9, 9, 9\), which is not in the palette"):
+    with pytest.raises(BadImage, match=r"has the color \(9, 9, 9\), which is not in the palette"):
         open_dataset(str(tmp_path)).train.mask(1)
 
 

@@ -1,4 +1,4 @@
-"""Where images and their masks lie: the accepted layouts, how a file finds its partner, and pairs.
+"""Image and mask files: the accepted layouts, and the pairing of files.
 
     images/{train,val}  annotations/{train,val}         also training and validation, as in ADE20K
     images  annotations (or masks, labels)              without a split: a share is held out
@@ -6,7 +6,7 @@
                                                         *_gtFine_labelTrainIds.png
     two patterns with {split} and stars                 anything else
 
-From COCO's json of objects, masks are drawn: one class per category, and a background class.
+From a COCO JSON of objects, masks are drawn: one class per category, and a background class.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from convnext.tasks.segmentation.masks import NONE_16_BIT, Labels
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 MASK_FOLDERS = ("annotations", "masks", "labels", "segmentations")
-# Masks of JPEG have values that were never drawn; they are not looked for.
+# JPEG masks have values that were never drawn, so they are not used.
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 CITYSCAPES = (
     "leftImg8bit/{split}/*/*_leftImg8bit.png",
@@ -51,12 +51,12 @@ class Part:
     lonely_images: tuple[Path, ...] = ()
     lonely_masks: tuple[Path, ...] = ()
     lossy_masks: tuple[Path, ...] = ()
-    """Those of JPEG, where there is no other."""
+    """JPEG masks of images without any other mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What lies under a path."""
+    """The image-mask pairs under a path."""
 
     train: Part
     val: Part | None
@@ -65,13 +65,13 @@ class Found:
 
 
 def is_segmentation(root: Path) -> bool:
-    """Tell whether a folder is in one of the layouts above, patterns aside."""
+    """Tell whether a folder has one of the layouts above, except for patterns."""
     has_masks = any((root / name).is_dir() for name in MASK_FOLDERS)
     return (root / "leftImg8bit").is_dir() or ((root / "images").is_dir() and has_masks)
 
 
 def find(root: Path, images: str = "", masks: str = "") -> Found:
-    """Return the pairs under a folder, by its layout or by two patterns.
+    """Return the pairs under a folder, found by its layout or by two patterns.
 
     Raises:
         ValueError: If there is no such folder, or no layout fits.
@@ -109,7 +109,7 @@ def _split_folder(folder: Path, part: str) -> str | None:
 
 
 def _pair(images: Path, masks: Path) -> Part:
-    """Pair the files of two folders by their paths without the ending."""
+    """Pair the files of two folders by their paths without the extension."""
     of_images = _files(images)
     found = _files(masks)
     lossy = {name: path for name, path in found.items() if path.suffix.lower() in LOSSY}
@@ -135,10 +135,10 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _by_pattern(root: Path, images: str, masks: str) -> Found:
-    """Pair files by what the stars of two patterns stand for.
+    """Pair files by the text that the stars of two patterns match.
 
     Raises:
-        ValueError: If a pattern matches nothing, or the stars are not equally many.
+        ValueError: If a pattern matches nothing, or the numbers of stars differ.
     """
     if images.count("*") != masks.count("*") or "*" not in images:
         raise ValueError(
@@ -194,21 +194,21 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Relabelled:
-    """A reader whose classes are those of a network, which may be more and in another order."""
+    """A reader with the classes of a network, which may be more and in another order."""
 
     reader: Reader
     table: tuple[int, ...]
-    """The network's class for each of the reader's."""
+    """The network's class for each class of the reader."""
     num_classes: int
 
     @property
     def ignore_index(self) -> int:
-        """A value that is no class of the network's."""
+        """A value that is not a class of the network."""
         return 255 if self.num_classes <= 255 else NONE_16_BIT
 
     @property
     def reduce_zero_label(self) -> bool:
-        """As of the reader."""
+        """The `ignore_index` of the reader."""
         return self.reader.reduce_zero_label
 
     def read(self, mask: Any, size: tuple[int, int] | None = None) -> Labels:
@@ -226,21 +226,21 @@ class Pairs:
 
     root: Path
     names: Sequence[str]
-    """Of each pair, such as the image's path below its folder, without the ending."""
+    """The name of each pair, such as the image's path under its folder without the extension."""
     images: Sequence[Path]
     masks: Sequence[Any]
-    """What the reader makes masks of: files, or objects that are drawn."""
+    """The sources of the masks: files, or objects to draw."""
     reader: Reader
 
     def __len__(self) -> int:
         return len(self.images)
 
     def source(self, index: int) -> str:
-        """Return where an image lies."""
+        """Return the location of an image."""
         return str(self.images[index])
 
     def header(self, index: int) -> Header:
-        """Return what an image declares to be, without decoding it.
+        """Read the header of an image, without decoding it.
 
         Raises:
             BadImage: If it cannot be read.
@@ -264,7 +264,7 @@ class Pairs:
         return self.reader.read(self.masks[index], size)
 
     def some(self, count: int) -> list[int]:
-        """Return up to `count` pairs to judge all by, spread evenly."""
+        """Return up to `count` pairs as a sample of all, spread evenly."""
         return spread(len(self), count)
 
 

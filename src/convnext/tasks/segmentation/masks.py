@@ -1,7 +1,7 @@
-"""A mask file to class indices, exactly as stored and checked; and the classes of a data set.
+"""Read mask files as class indices, and read the class names of a data set.
 
-What a value means is decided here once: index masks of 1, 8 or 16 bits (palette images by their
-index), color masks by a palette, ADE20K's zero for "no class", and 0 with 255 for binary masks.
+This module defines the meaning of every value: index masks of 1, 8 or 16 bits (palette images by
+index), color masks by a palette, ADE20K's 0 for "no class", and 0 with 255 for binary masks.
 
     classes.json        ["road", "car"], or {"classes": [{"id": 0, "name": "road",
                         "color": [128, 64, 128]}, ...]}
@@ -27,9 +27,9 @@ from convnext.data.images import MAX_PIXELS, BadImage, identify, upright
 Labels = NDArray[np.int32]
 Color = tuple[int, int, int]
 
-# The value of no class in masks of 16 bits, whatever the number of classes.
+# The "no class" value in 16-bit masks, for any number of classes.
 NONE_16_BIT = 65_535
-# Pillow's modes whose values are indices already.
+# Pillow's modes whose values are indices.
 _INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -37,7 +37,7 @@ _INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 class MaskReader:
     """How the values of a mask become class indices.
 
-    Every value that is none of a class, nor `ignore_index`, is refused by its file's name.
+    A value that is neither a class nor `ignore_index` is refused, naming the file.
     """
 
     num_classes: int
@@ -47,7 +47,7 @@ class MaskReader:
     binary: bool = False
     """Value 255 is class 1, as in masks of one foreground."""
     palette: Mapping[Color, int] = field(default_factory=dict)
-    """Class index of each colour, for masks in colour."""
+    """Class index of each color, for color masks."""
 
     def read(self, path: Path, size: tuple[int, int] | None = None) -> Labels:
         """Return the class of every pixel, (H, W), of a mask file.
@@ -57,7 +57,7 @@ class MaskReader:
             size: Width and height of the image that it belongs to.
 
         Raises:
-            BadImage: If it cannot be read, has another size, or a value that is no class.
+            BadImage: If it cannot be read, has another size, or has a value without a class.
         """
         values = read_values(path, size)
         if values.ndim == 3:
@@ -75,7 +75,7 @@ class MaskReader:
         if not self.palette:
             raise BadImage(
                 str(path),
-                "is a colour image, not class indices; say which colour is which class in "
+                "is a color image, not class indices; say which color is which class in "
                 'palette.json beside the folders, such as {"road": [128, 64, 128], "void": null}',
             )
         codes = (values[..., 0] << 16) | (values[..., 1] << 8) | values[..., 2]
@@ -84,7 +84,7 @@ class MaskReader:
         for code in found.tolist():
             if code not in known:
                 color = (code >> 16, code >> 8 & 255, code & 255)
-                raise BadImage(str(path), f"has the colour {color}, which is not in the palette")
+                raise BadImage(str(path), f"has the color {color}, which is not in the palette")
         table = np.array([known[code] for code in found.tolist()], dtype=np.int32)
         return table[inverse].reshape(codes.shape)
 
@@ -101,7 +101,7 @@ class MaskReader:
 
 
 def read_values(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.int32]:
-    """Return what a mask file holds: indices (H, W), or colours (H, W, 3).
+    """Return the content of a mask file: indices (H, W), or colors (H, W, 3).
 
     Raises:
         BadImage: If it cannot be read, or has another size than its image.
@@ -130,13 +130,13 @@ def read_values(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.i
         raise BadImage(str(path), f"cannot be read ({' '.join(str(error).split())})") from error
 
 
-# Names under which a palette lists colours of no class.
+# Names under which a palette lists colors without a class.
 NO_CLASS = ("ignore", "ignored", "none", "unlabeled", "unlabelled", "void")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """Names in the order of the indices; none where no file lists them."""
+    """Names in the order of the indices; empty if no file lists them."""
 
     names: tuple[str, ...] = ()
     palette: Mapping[Color, int] = field(default_factory=dict)
@@ -145,7 +145,7 @@ class Classes:
 
 
 def read_classes(root: Path, ignore_index: int) -> Classes:
-    """Return what the files beside the folders say of the classes.
+    """Read the classes from the files next to the folders.
 
     Raises:
         ValueError: If a file is damaged.
@@ -217,5 +217,5 @@ def _with_palette(text: str, listed: Classes, ignore_index: int) -> Classes:
 def _color(value: Any) -> Color:
     red, green, blue = (int(v) for v in value)
     if not all(0 <= v <= 255 for v in (red, green, blue)):
-        raise ValueError(f"{value} is no colour")
+        raise ValueError(f"{value} is not a color")
     return red, green, blue

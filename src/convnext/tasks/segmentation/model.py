@@ -1,4 +1,4 @@
-"""UPerNet over any backbone that has a pyramid."""
+"""UPerNet on any backbone that has a pyramid."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class Segmentor(DenseModule):
-    """UPerNet: normalised images (N, in_chans, H, W) to logits (N, num_classes, H, W).
+    """UPerNet: normalized images (N, in_chans, H, W) to logits (N, num_classes, H, W).
 
     Args:
         backbone: A network with a pyramid, without a head.
-        config: What stands on it; kept as `segmentor.config`.
+        config: The configuration of the heads; kept as `segmentor.config`.
 
-    Sizes need not be multiples of the backbone's last stride: maps have the size that the backbone
-    gives them, and are resized to each other's. Images with less than one stride are padded to it.
+    Sizes need not be multiples of the backbone's last stride: maps are resized to each other.
+    Images smaller than one stride are padded to it.
     """
 
     prefix = PREFIX
@@ -67,8 +67,8 @@ class Segmentor(DenseModule):
     def forward(self, images: Tensor, *, heads: bool = False) -> Any:
         """Map images (N, in_chans, H, W) to logits (N, num_classes, H, W).
 
-        With `heads` to what `heads` returns: losses need it, and whatever is wrapped around a
-        network (several processes, compilation) knows of `forward` alone.
+        With `heads`, return the result of the method `heads`, which the losses need: wrappers of a
+        network (several processes, compilation) only call `forward`.
         """
         if heads:
             return self.heads(images)
@@ -76,7 +76,7 @@ class Segmentor(DenseModule):
         least = max(level.stride for level in self.levels.values())
         bottom, right = max(0, least - height), max(0, least - width)
         if bottom or right:
-            # Less than one position of the coarsest map: padded with the mean, as in training.
+            # Smaller than one position of the coarsest map: pad with the mean, as in training.
             images = F.pad(images, (0, right, 0, bottom))
         logits = resize(self.heads(images, auxiliary=False)["decode"], images.shape[2:])
         return logits[..., :height, :width]
@@ -90,7 +90,7 @@ class Segmentor(DenseModule):
 
         Returns:
             "decode" (N, K, H/4, W/4) at the size of c2, and "auxiliary" (N, K, H/16, W/16) at that
-            of c4 where it was run. How a size that is no multiple is rounded is the backbone's.
+            of c4 if it was run. The backbone decides how sizes are rounded.
         """
         maps = list(self.output_norms(self.backbone.pyramid(images)).values())
         logits = {"decode": self.decode_head(maps)}
@@ -108,7 +108,7 @@ class Segmentor(DenseModule):
         return TABLES
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put new classifiers for `num_classes` classes on the heads."""
+        """Replace the classifiers of the heads by new ones for `num_classes` classes."""
         self.config = replace(self.config, num_classes=num_classes)
         for head in (self.decode_head, self.auxiliary_head):
             if head is not None:

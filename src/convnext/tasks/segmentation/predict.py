@@ -37,14 +37,14 @@ OverlayFormat = Literal["png", "jpg", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAreas:
-    """One image: where it came from, what was written, and what is on it, the largest first."""
+    """One image: its source, the written files, and its classes, the largest area first."""
 
     source: str
     width: int
     height: int
     mask: str
     overlay: str
-    """Empty where none was asked for."""
+    """Empty if no file was requested."""
     areas: tuple[ClassArea, ...]
 
 

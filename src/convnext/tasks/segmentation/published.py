@@ -1,7 +1,7 @@
-"""What goes with published segmentors, whose files hold tensors alone: ADE20K, and how it is read.
+"""Classes and preprocessing of published segmentors, whose files hold only tensors: ADE20K.
 
-The reference recipes (`recipes/ade20k_*.yaml`) train at 512 pixels or, the larger networks, at 640;
-no tensor tells which, but the file's name does.
+The reference recipes (`recipes/ade20k_*.yaml`) train at 512 pixels, or at 640 for larger networks.
+The tensors do not show the size, but the file's name does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from convnext.weights.published import dense_preprocessing
 
 TABLES = (OF_UPERNET,)
 
-# In the order of the indices, by the first name of each in ADE20K's own list.
+# In the order of the indices, each by its first name in ADE20K's list.
 ADE20K = tuple(
     """
     wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk,
@@ -47,7 +47,7 @@ ADE20K = tuple(
 def published_card(source: str, name: str, changes: Mapping[str, Any]) -> Card:
     """Return the card of a file without one, by its address and the network that its shapes tell.
 
-    Classes are ADE20K's where there are 150 of them, else numbers.
+    The classes are ADE20K's if there are 150 of them, otherwise numbers.
     """
     changes = asdict(UPerNetConfig()) | dict(changes)
     count = int(changes["num_classes"])
@@ -63,7 +63,7 @@ def published_card(source: str, name: str, changes: Mapping[str, Any]) -> Card:
 
 
 def published_recipe(source: str) -> dict[str, Any]:
-    """Return the settings by which published segmentors read images: windows of the crop's size."""
+    """Return the inference settings of published segmentors: windows of the crop's size."""
     side = published_side(source)
     return {"segment": {"mode": "slide", "window": side, "stride": default_stride(side)}}
 

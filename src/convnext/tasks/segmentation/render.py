@@ -1,4 +1,4 @@
-"""Labels as pictures and as figures: index masks, overlays, comparisons, areas of classes."""
+"""Pictures and statistics of labels: index masks, overlays, comparisons, areas of classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from convnext.data.drawing import class_colors
 Labels = NDArray[Any]
 """Class indices (H, W) of any integer type."""
 
-# A pixel without a label is this grey; one that is wrong, this orange over a grey picture.
+# Unlabeled pixels are this gray; wrong pixels are this orange over a gray picture.
 IGNORED, WRONG = (128, 128, 128), (232, 113, 10)
 GAP, LINE = 6, 20
 MAX_PALETTE = 256
@@ -23,7 +23,7 @@ MAX_PALETTE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ClassArea:
-    """How much of an image one class covers."""
+    """The area of an image that one class covers."""
 
     name: str
     pixels: int
@@ -33,8 +33,8 @@ class ClassArea:
 def mask_image(labels: Labels, num_classes: int) -> Image.Image:
     """Return an image whose values are the class indices.
 
-    Up to 256 classes it has a palette of the colours of the classes, and looks like them; the
-    indices of more are 16-bit grey, in which a viewer shows next to nothing.
+    With up to 256 classes it has a palette with their colors. With more it is 16-bit gray, which
+    looks almost black in a viewer.
     """
     if num_classes > MAX_PALETTE:
         return Image.fromarray(labels.astype(np.uint16))
@@ -46,7 +46,7 @@ def mask_image(labels: Labels, num_classes: int) -> Image.Image:
 
 
 def color_image(labels: Labels, num_classes: int) -> Image.Image:
-    """Return labels in the colours of their classes; values that are no class are grey."""
+    """Return labels in the colors of their classes; values without a class are gray."""
     colors = np.concatenate([class_colors(num_classes), np.array([IGNORED], np.uint8)])
     inside = (labels >= 0) & (labels < num_classes)
     return Image.fromarray(colors[np.where(inside, labels, np.int32(num_classes))])
@@ -55,9 +55,9 @@ def color_image(labels: Labels, num_classes: int) -> Image.Image:
 def overlay(
     image: Image.Image, labels: Labels, num_classes: int, *, alpha: float = 0.55
 ) -> Image.Image:
-    """Return an image under the colours of its labels, which have `alpha` in [0, 1] of the say.
+    """Return an image blended with the colors of its labels, of opacity `alpha` in [0, 1].
 
-    Pixels whose value is no class stay as they are.
+    Pixels without a class are unchanged.
 
     Raises:
         ValueError: If the sizes differ.
@@ -78,7 +78,7 @@ def overlay(
 def error_image(
     image: Image.Image, labels: Labels, mask: Labels, ignore_index: int = 255
 ) -> Image.Image:
-    """Return an image in pale grey, orange where it is wrong, and grey where not labelled."""
+    """Return an image in pale gray, with wrong pixels orange and unlabeled ones gray."""
     pale = np.asarray(image.convert("L"), np.uint16) // 3 + 170
     pixels = np.repeat(pale[..., None], 3, axis=2).astype(np.uint8)
     ignored = mask == ignore_index
@@ -121,7 +121,7 @@ def compare(
 def class_areas(labels: Labels, classes: Sequence[str]) -> tuple[ClassArea, ...]:
     """Return the area of every class that occurs in labels (H, W), the largest first.
 
-    Percentages are of all pixels whose value is a class.
+    Percentages are relative to all pixels with a class.
     """
     inside = labels[(labels >= 0) & (labels < len(classes))]
     counts = np.bincount(inside, minlength=len(classes))

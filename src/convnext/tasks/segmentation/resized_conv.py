@@ -1,12 +1,11 @@
-"""A 3x3 convolution of a map that is resized first, without computing at the larger size.
+"""A 3x3 convolution of an upsampled map, computed at the smaller size.
 
-Resizing and convolving are both linear, so the channels can be mixed before the map grows: nine
-pointwise products at the small size, one for each place of the kernel, then what each contributes
-is resized, shifted and summed, which costs little. Of the convolution over all maps of a pyramid
-of strides 4, 8, 16 and 32 this saves two thirds of the multiplications; the result is the same but
-for rounding.
+Resizing and convolution are both linear, so the channels can be mixed before the map grows: nine
+pointwise products at the small size, one per kernel position. Their results are then resized,
+shifted and summed, which costs little. For the convolution over all maps of a pyramid with strides
+4, 8, 16 and 32 this saves two thirds of the multiplications; the results differ only by rounding.
 
-Shapes: N batch, C channels in, D channels out, h w the map, H W the larger one.
+Shapes: N batch, C input channels, D output channels, h w the map, H W the larger map.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from convnext.kernels.winograd import WinogradConv
 def conv_of_maps(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None, *, mix_first: bool = True
 ) -> Tensor:
-    """Resize maps (N, C_l, h_l, w_l) to the first one's size, and convolve them side by side.
+    """Resize maps (N, C_l, h_l, w_l) to the size of the first, concatenate and convolve them.
 
     Args:
         maps: The first is the largest.
-        weight: Of a 3x3 convolution, (D, sum of C_l, 3, 3), padded by one pixel.
-        bias: (D,), if it has one.
-        mix_first: Whether channels may be mixed first; else it is the plain convolution.
+        weight: (D, sum of C_l, 3, 3), for a convolution with a padding of one pixel.
+        bias: (D,) or None.
+        mix_first: Whether channels may be mixed first; otherwise use the plain convolution.
 
     Returns:
-        (N, D, H, W), as resizing, `torch.cat` and `conv2d` give it.
+        (N, D, H, W), equal to resizing, `torch.cat` and `conv2d`.
     """
     size = (maps[0].shape[2], maps[0].shape[3])
     if not (mix_first and saves(maps)):
@@ -48,8 +47,8 @@ def conv_of_maps(
 def saves(maps: Sequence[Tensor]) -> bool:
     """Tell whether mixing channels first is less work.
 
-    Resizing by matrices costs in proportion to the sides of the map, mixing channels to their
-    number. Costs are counted on shapes alone, and by convention of the plain convolution.
+    The cost of resizing by matrices is proportional to the sides of the map; that of mixing is
+    proportional to the channels. `convnext.cost`, on shapes alone, counts the plain convolution.
     """
     height, width = maps[0].shape[2:]
     smaller = all(x.shape[2] < height and x.shape[3] < width for x in maps[1:])
@@ -59,12 +58,12 @@ def saves(maps: Sequence[Tensor]) -> bool:
 def add_conv_of_resized(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Return `out` (N, D, H, W) plus the convolution of x (N, C, h, w) resized to its size.
 
-    The sum is written over `out`, except where a tracer writes operations down: OpenVINO cannot
-    follow a write through a view.
+    The sum is written in place, except while tracing, because OpenVINO cannot convert a write
+    through a view.
     """
     num, dim, high, wide = out.shape
     height, width = x.shape[2:]
-    # Places across, then channels, then places down: so that every product is of whole blocks.
+    # Horizontal positions, channels, vertical positions: every product uses contiguous blocks.
     taps = weight.permute(3, 0, 2, 1).reshape(9 * dim, -1, 1, 1)
     mixed = F.conv2d(x, taps).contiguous().view(num, 3, 3 * dim * height, width)
     across = [shifted(width, wide, tap, like=mixed).T.expand(num, -1, -1) for tap in range(3)]
@@ -81,9 +80,9 @@ def add_conv_of_resized(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def shifted(small: int, large: int, tap: int, like: Tensor) -> Tensor:  # -> large small
-    """Return the matrix that resizes a line linearly and shows each place a neighbour of it.
+    """Return the matrix that resizes a line linearly and shifts it by one position.
 
-    `tap` 0 is the neighbour before, 1 the place itself, 2 the one after; beyond the ends is 0.
+    `tap` 0 gives the previous position, 1 the position itself, 2 the next; beyond the ends is 0.
     """
     eye = torch.eye(small, dtype=torch.float32, device=like.device)
     matrix = F.interpolate(eye[None], large, mode="linear", align_corners=False)[0].T
@@ -92,22 +91,22 @@ def shifted(small: int, large: int, tap: int, like: Tensor) -> Tensor:  # -> lar
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:  # N C H W -> N C *size
-    """Resample bilinearly, corners not aligned; a map of that size already comes back as it is."""
+    """Resample bilinearly without aligned corners; a map of that size is returned unchanged."""
     if x.shape[2:] == tuple(size):
         return x
     return F.interpolate(x, list(size), mode="bilinear", align_corners=False)
 
 
 class WinogradFusion(nn.Module):
-    """The fusion of UPerNet, folded: Winograd for the largest map, and channels_last for all.
+    """UPerNet's folded fusion: Winograd for the largest map, and channels_last for all.
 
-    As in `conv_of_maps`, the channels of smaller maps are mixed before they grow; here every step
-    is a product whose inner dimension is all channels.
+    As in `conv_of_maps`, the channels of smaller maps are mixed before they grow. Here every step
+    is a product over all channels.
 
     Args:
-        conv: The convolution over all maps side by side, with a bias.
-        norm: What follows it.
-        act: What follows that.
+        conv: The convolution over all concatenated maps, with a bias.
+        norm: The norm after it.
+        act: The activation after the norm.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module, act: nn.Module) -> None:
@@ -121,7 +120,7 @@ class WinogradFusion(nn.Module):
         assert self.conv.bias is not None
         first.bias = nn.Parameter(self.conv.bias.detach(), requires_grad=False)
         self.first = WinogradConv(first)
-        self.taps: Tensor  # (L-1)*9 C D: of every smaller map the places down, then across.
+        self.taps: Tensor  # (L-1)*9 C D: vertical, then horizontal positions
         taps = torch.stack(own[1:]).permute(0, 3, 4, 2, 1)
         self.register_buffer("taps", taps.flatten(0, 2).contiguous())
 
@@ -137,7 +136,7 @@ class WinogradFusion(nn.Module):
         return fused
 
     def _add_resized(self, out: Tensor, maps: Sequence[Tensor]) -> None:
-        """Add to `out` (H, W, D) what smaller maps (C, h_l, w_l) of the same image contribute."""
+        """Add the contributions of an image's smaller maps (C, h_l, w_l) to `out` (H, W, D)."""
         high, wide, dim = out.shape
         total = sum(x.shape[1] for x in maps)
         lines, down, at = out.new_empty(3 * total, wide, dim), out.new_empty(high, 3 * total), 0

@@ -1,9 +1,9 @@
-"""Scores of every pixel, in bands of rows: whole or by sliding windows, at one scale or many.
+"""Scores of every pixel, in bands of rows: whole images or sliding windows, at one or more scales.
 
-An image is looked at in views (a scale, flipped or not). Logits of windows that overlap are
-averaged; logits are resized to the size that was asked for; of several views the probabilities are
-averaged there. All of it happens in rows from top to bottom, so that who wants less than the scores
-themselves never needs those of all pixels at once.
+An image is evaluated in views (a scale, flipped or not). The logits of overlapping windows are
+averaged, and logits are resized to the requested size; there the probabilities of several views are
+averaged. Rows are computed from top to bottom, so that a caller that reduces the scores never holds
+those of all pixels at once.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from convnext.hardware.devices import autocast
 from convnext.weights.checkpoint import setting_of
 
-# Scores that a band of output rows may hold: 64 MB in fp32.
+# Max number of scores in a band of output rows: 64 MB in fp32.
 BAND_FLOATS = 2**24
-# Rows of a window that are finished at a time, so that their average needs no second copy of all.
+# Rows of a window that are averaged at a time, which avoids a second copy of all rows.
 BLOCK_ROWS = 32
 
 Size = tuple[int, int]
@@ -32,31 +32,31 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceSettings:
-    """How images are looked at; the arguments of `segment` and `segment_labels`."""
+    """Inference settings: the arguments of `segment` and `segment_labels`."""
 
     window: int | None = None
     """Side of the sliding window in pixels; None for whole images."""
     stride: int | None = None
-    """Pixels from window to window; None for two thirds of the window, as published."""
+    """Pixels between windows; None for two thirds of the window, as published."""
     scales: tuple[float, ...] = (1.0,)
-    """Sizes relative to the image given."""
+    """Scales relative to the given image."""
     flip: bool = False
-    """Whether every scale is looked at in the mirror, too."""
+    """Whether every scale is also evaluated on the flipped image."""
     window_batch: int = 8
-    """Windows that go through the network at a time."""
+    """Windows per batch of the network."""
     on_cpu: bool = False
-    """Whether scores are gathered in the memory of the CPU instead of the device's."""
+    """Whether scores are gathered in CPU memory instead of the device's."""
 
     def __post_init__(self) -> None:
         """Check every field.
 
         Raises:
-            ValueError: Naming the field, its value and what it can be.
+            ValueError: If a field is invalid; the message names it, its value and the allowed ones.
         """
         if self.window is not None and self.window < 1:
             raise ValueError(f"window is {self.window}, but must be at least 1 pixel, or None")
         if self.stride is not None and self.window is None:
-            raise ValueError(f"stride is {self.stride} without a window; give a window, too")
+            raise ValueError(f"stride is {self.stride} without a window; give a window too")
         stride = 1 if self.stride is None else self.stride
         if self.window is not None and not 1 <= stride <= self.window:
             raise ValueError(
@@ -103,7 +103,7 @@ def score_bands(
         for top, bottom in bands(first.num_classes):
             yield top, first.band(top, bottom, size)
         return
-    # Either the whole output is held and one view at a time, or a part of every view.
+    # Keep either the whole output and one view at a time, or a part of every view.
     if math.prod(size) < sum(
         held_positions(images, settings, scale) for scale, _ in settings.views
     ):
@@ -120,7 +120,7 @@ def score_bands(
 
 
 def held_positions(images: Tensor, settings: InferenceSettings, scale: float) -> int:
-    """Return about how many positions of logits a view of images (N, C, H, W) holds."""
+    """Return the approximate number of logit positions in a view of images (N, C, H, W)."""
     height, width = (round(side * scale) for side in images.shape[-2:])
     if settings.window is not None:
         height = min(height, settings.window + 2 * BLOCK_ROWS)
@@ -128,7 +128,7 @@ def held_positions(images: Tensor, settings: InferenceSettings, scale: float) ->
 
 
 class View:
-    """The logits of images at one scale, flipped or not, as rows that are asked for in order."""
+    """The logits of images at one scale, flipped or not, as rows that are requested in order."""
 
     def __init__(
         self,
@@ -162,8 +162,8 @@ class View:
         return found.flip(-1) if self.flipped else found
 
     def _resized(self, top: int, bottom: int, size: Size) -> Tensor:
-        # Bilinear without aligned corners is separable: here by hand along the rows, of which only
-        # a part is at hand, and by torch within them.
+        # Bilinear resizing without aligned corners is separable: the vertical direction is computed
+        # here, because only some rows are available, and the horizontal one by torch.
         centers = (torch.arange(top, bottom, dtype=torch.float32) + 0.5) * (self.size[0] / size[0])
         centers = (centers - 0.5).clamp(min=0)
         above = centers.floor().long().clamp(max=self.size[0] - 1)
@@ -191,7 +191,7 @@ def slide(
 ) -> Iterator[Tensor]:
     """Yield averaged logits of windows over images (N, C, H, W), as rows (N, K, rows, W) in order.
 
-    A window that would pass the border is shifted inside; one larger than the image is the image.
+    A window that would cross the border is shifted inside; one larger than the image covers it.
     """
     height, width = images.shape[-2:]
     tall, wide = min(window, height), min(window, width)
@@ -213,7 +213,7 @@ def slide(
         for row in range(0, done, BLOCK_ROWS):
             stop = min(row + BLOCK_ROWS, done)
             yield sums[:, :, row:stop] / (covers_y[top + row : top + stop, None] * covers_x)
-        # What the next windows add to moves up, in pieces that do not overlap.
+        # Move up the rows that the next windows add to, in pieces that do not overlap.
         for row in range(done, tall, done):
             stop = min(row + done, tall)
             sums[:, :, row - done : stop - done] = sums[:, :, row:stop]
@@ -230,7 +230,7 @@ def default_stride(window: int) -> int:
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Return where windows begin along an axis; the last one ends with it.
+    """Return the start of each window along an axis; the last one ends with the axis.
 
     >>> window_starts(160, 96, 64)
     [0, 64]
@@ -242,7 +242,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def count_covers(length: int, window: int, starts: Iterable[int]) -> Tensor:
-    """Return how many windows lie over each position of an axis, (length,)."""
+    """Return the number of windows over each position of an axis, (length,)."""
     counts = torch.zeros(length)
     for start in starts:
         counts[start : start + window] += 1
@@ -254,7 +254,7 @@ MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 def inference_of(recipe: Mapping[str, Any]) -> InferenceSettings:
-    """Return how the network read images when it was trained, by the recipe on its card.
+    """Return the inference settings of training, from the recipe on the model card.
 
     Raises:
         ValueError: If the card has an impossible window.
@@ -276,7 +276,7 @@ def choose_inference(
     multi_scale: bool = False,
     flip: bool = False,
 ) -> InferenceSettings:
-    """Return the settings of training with what a user asks for instead.
+    """Return the settings of training with the changes that a user requests.
 
     Raises:
         ValueError: If a value is impossible, or two contradict each other.
@@ -294,7 +294,7 @@ def choose_inference(
 
 
 def describe(settings: InferenceSettings) -> str:
-    """Return in words how images are looked at."""
+    """Describe the inference settings in words."""
     words = ["whole images"]
     if settings.window is not None:
         stride = settings.stride or default_stride(settings.window)

@@ -1,4 +1,4 @@
-"""Segmentation as training, runs, studies and reports see it."""
+"""The segmentation task for training, runs, studies and reports."""
 
 from __future__ import annotations
 
@@ -168,10 +168,10 @@ class SegmentationTask(Task):
 def loss_settings(
     recipe: SegmentationRecipe[Never], data: SegmentationData, known: DataFacts
 ) -> LossSettings:
-    """Return the losses that a resolved recipe asks for.
+    """Return the losses of a resolved recipe.
 
     Raises:
-        ValueError: If there are not as many class weights as classes.
+        ValueError: If the number of class weights is not the number of classes.
     """
     segment = recipe.segment
     weights = segment.class_weights
@@ -194,10 +194,10 @@ def loss_settings(
 
 
 def balanced(counts: Sequence[int]) -> tuple[float, ...]:
-    """Return a weight per class: the inverse root of its share of the pixels, 1 in the mean.
+    """Return a weight per class: the inverse root of its share of the pixels, with a mean of 1.
 
-    The mean is over pixels, so that the loss as a whole keeps its size; a class that was not seen
-    has the largest weight of those that were.
+    The mean is over pixels, so the loss keeps its scale. A class without pixels gets the largest
+    weight of the others.
     """
     total = sum(counts)
     roots = [math.sqrt(total / count) if count else 0.0 for count in counts]
