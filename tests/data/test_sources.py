@@ -343,6 +343,10 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             while not self.server.closing.wait(0.05):
                 self.wfile.write(b"x")
+        elif path == "/drip_headers":
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Long: ")
+            while not self.server.closing.wait(0.05):
+                self.wfile.write(b"x")
         elif path == "/endless":
             self.send_response(200)
             self.end_headers()
@@ -449,7 +453,8 @@ def test_large_content_is_refused(server):
 
 def test_slow_servers_are_given_up(server):
     assert fetch_error(f"{server.url}/silent", timeout=0.2).startswith("the server was silent")
-    assert fetch_error(f"{server.url}/drip", timeout=0.2) == "it took longer than 2 seconds"
+    for path in ("drip", "drip_headers"):
+        assert fetch_error(f"{server.url}/{path}", timeout=0.2) == "it took longer than 2 seconds"
 
 
 def test_a_server_that_does_not_answer(server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import time
@@ -9,9 +10,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPMessage
+from functools import partial
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import urljoin, urlsplit
 
 from convnext.data.images import BadImage
@@ -70,8 +72,8 @@ class Download:
             url, headers={"User-Agent": "convnext", "Accept": "image/*"}
         )
         try:
-            with _opener().open(request, timeout=self.timeout) as response:
-                return self._read(url, response, end)
+            with _opener(end).open(request, timeout=self.timeout) as response:
+                return self._read(url, response)
         except urllib.error.HTTPError as error:
             with error:
                 raise BadImage(url, f"the server answered {error.code} {error.reason}") from error
@@ -79,13 +81,16 @@ class Download:
             if isinstance(error, BadImage):
                 raise
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
+            if isinstance(cause, _TooLongError):
+                seconds = PATIENCE * self.timeout
+                raise BadImage(url, f"it took longer than {seconds:g} seconds") from error
             if isinstance(cause, TimeoutError):
                 raise BadImage(
                     url, f"the server was silent for {self.timeout:g} seconds"
                 ) from error
             raise BadImage(url, f"it cannot be fetched ({cause})") from error
 
-    def _read(self, url: str, response: Any, end: float) -> bytes:
+    def _read(self, url: str, response: Any) -> bytes:
         limit = f"more than {self.max_bytes / 2**20:,.4g} MB are refused"
         declared = response.headers.get("Content-Length", "")
         if declared.isdigit() and int(declared) > self.max_bytes:
@@ -95,12 +100,54 @@ class Download:
             content += chunk
             if len(content) > self.max_bytes:
                 raise BadImage(url, f"it is too large; {limit}")
-            if time.monotonic() > end:
-                seconds = PATIENCE * self.timeout
-                raise BadImage(url, f"it took longer than {seconds:g} seconds")
         if declared.isdigit() and len(content) < int(declared):
             raise BadImage(url, f"the server sent {len(content):,} of {int(declared):,} bytes")
         return bytes(content)
+
+
+class _TooLongError(TimeoutError):
+    """The download has taken longer than all of it may."""
+
+
+class _Timed(io.RawIOBase):
+    """Bytes from a socket until a time: headers may drip as slowly as content."""
+
+    def __init__(self, raw: io.RawIOBase, end: float) -> None:
+        self._raw, self._end = raw, end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if time.monotonic() > self._end:
+            raise _TooLongError
+        return cast("int | None", self._raw.readinto(buffer))
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    def __init__(self, sock: Any, *args: Any, end: float, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(_Timed(cast(Any, self.fp).detach(), end))
+
+
+class _Connections(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens connections over http and https from which nothing is read after a time."""
+
+    def __init__(self, end: float) -> None:
+        super().__init__()
+        self._end = end
+
+    def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
+        def connect(host: str, **given: Any) -> Any:
+            connection = http_class(host, **given)
+            connection.response_class = partial(_Response, end=self._end)
+            return connection
+
+        return super().do_open(cast(Any, connect), req, **options)
 
 
 class _WebOnly(urllib.request.HTTPRedirectHandler):
@@ -124,13 +171,12 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def _opener(end: float) -> urllib.request.OpenerDirector:
     """Return an opener without urllib's default handlers of files, ftp and data."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        _Connections(end),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _WebOnly(),
