@@ -35,7 +35,7 @@ def test_an_entry_agrees_with_timm(entry: Published) -> None:
     assert config.num_classes == entry.num_classes
     assert (config.mean, config.std) == (entry.mean, entry.std)
     assert config.interpolation == entry.interpolation
-    assert config.license == entry.licence
+    assert config.license == entry.license
     sizes = {(config.input_size[-1], config.crop_pct)}
     if config.test_input_size:
         sizes.add((config.test_input_size[-1], config.test_crop_pct))

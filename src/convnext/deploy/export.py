@@ -56,7 +56,7 @@ class ExportSpec:
         return {
             **self.card.to_metadata(),
             "convnext": convnext.__version__,
-            "licence": license_of(self.card),
+            "license": license_of(self.card),
             "graph": json.dumps(facts),
         }
 
@@ -195,7 +195,7 @@ def license_of(card: Card) -> str:
     from convnext.weights.published import find_published
 
     known = find_published(card.model) if not card.metrics else None
-    return known.licence if known else ""
+    return known.license if known else ""
 
 
 def default_path(spec: ExportSpec) -> Path:

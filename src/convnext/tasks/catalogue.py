@@ -43,7 +43,7 @@ class CatalogueRow:
     """The tag that `create_model(model, weights=...)` takes."""
     hub_id: str = ""
     source: str = ""
-    licence: str = ""
+    license: str = ""
     top1: float | None = None
     """ImageNet-1K top-1 in percent, as published."""
     num_classes: int = 1000
@@ -101,7 +101,7 @@ def catalogue(pattern: str) -> list[CatalogueRow]:
                     weights=entry.tag,
                     hub_id=entry.hub_id,
                     source=entry.source,
-                    licence=entry.licence,
+                    license=entry.license,
                     top1=entry.top1,
                     num_classes=entry.num_classes,
                 )
@@ -125,7 +125,7 @@ def _dense_row(
         input_size=entry.input_size,
         weights=entry.tag,
         source=entry.source,
-        licence=entry.licence,
+        license=entry.license,
         num_classes=entry.num_classes,
         url=entry.url,
         scores=entry.scores,
@@ -140,7 +140,7 @@ def print_catalogue(rows: list[CatalogueRow], console: Console) -> None:
     for name in ("published", "size", "params", "MACs"):
         table.add_column(name, justify="right")
     table.add_column("classes", justify="right")
-    table.add_column("licence")
+    table.add_column("license")
     table.add_column("source", overflow="fold", style="dim")
     last = ""
     for row in rows:
@@ -152,7 +152,7 @@ def print_catalogue(rows: list[CatalogueRow], console: Console) -> None:
             f"{row.params / 1e6:.1f} M" if row.params else "-",
             f"{row.macs / 1e9:.2f} G" if row.macs else "-",
             f"{row.num_classes:,}",
-            row.licence or "-",
+            row.license or "-",
             row.source,
         )
         last = row.model

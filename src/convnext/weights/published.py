@@ -29,7 +29,7 @@ class Published:
     hub_id: str
     source: str
     """Who trained them."""
-    licence: str
+    license: str
     top1: float | None
     """Top-1 in percent; None for weights with the classes of another data set."""
     num_classes: int
@@ -80,13 +80,13 @@ _ROWS: tuple[tuple[str, str, str, float | None], ...] = (
 
 _RESNETS: tuple[Published, ...] = (
     Published(model="resnet50", tag="tv_in1k", hub_id="timm/resnet50.tv_in1k", source=_TORCHVISION,
-              licence="bsd-3-clause", top1=76.130, num_classes=1000, input_size=224,
+              license="bsd-3-clause", top1=76.130, num_classes=1000, input_size=224,
               crop_pct=0.875, interpolation="bilinear"),
     Published(model="resnet50", tag="tv2_in1k", hub_id="timm/resnet50.tv2_in1k",
-              source=_TORCHVISION, licence="bsd-3-clause", top1=80.858, num_classes=1000,
+              source=_TORCHVISION, license="bsd-3-clause", top1=80.858, num_classes=1000,
               input_size=224, crop_pct=0.965, interpolation="bilinear"),
     Published(model="resnet50", tag="a1_in1k", hub_id="timm/resnet50.a1_in1k", source=_TIMM,
-              licence="apache-2.0", top1=80.4, num_classes=1000, input_size=224, crop_pct=0.95),
+              license="apache-2.0", top1=80.4, num_classes=1000, input_size=224, crop_pct=0.95),
 )
 # fmt: on
 
@@ -107,7 +107,7 @@ def _row(model: str, tag: str, source: str, top1: float | None) -> Published:
         tag=tag,
         hub_id=elsewhere or f"timm/{model}.{tag}",
         source=source,
-        licence="apache-2.0",
+        license="apache-2.0",
         top1=top1,
         num_classes=21841 if tag.endswith("in22k") else 1000,
         input_size=size,
@@ -141,7 +141,7 @@ class PublishedDense:
     input_size: int
     """Short side of the images."""
     source: str = _AUTHORS
-    licence: str = "mit"
+    license: str = "mit"
 
     @property
     def filename(self) -> str:

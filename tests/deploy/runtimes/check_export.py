@@ -204,7 +204,7 @@ def test_an_onnx_file_says_what_it_is(checkpoint: str, photos: Path, tmp_path: P
     assert json.loads(metadata["classes"]) == ["cat", "dog", "héron"]
     assert json.loads(metadata["preprocessing"])["image_size"] == 64
     assert json.loads(metadata["graph"])["inside"] == "normalize"
-    assert {"convnext", "licence", "model", "task"} <= metadata.keys()
+    assert {"convnext", "license", "model", "task"} <= metadata.keys()
 
 
 def test_the_batch_is_open_or_fixed(checkpoint: str, photos: Path, tmp_path: Path) -> None:
