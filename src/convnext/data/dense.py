@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
+from rich.console import Console
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tv
 
+from convnext.data.cache import memory_budget
 from convnext.data.images import BadImage
+from convnext.data.sampling import Draw
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 18 / 360
 
@@ -78,3 +83,67 @@ class Substitutes(Generic[T]):
                     self._known[shown] = self._reason_of(shown, error)
             bad.append((shown, self._known[shown]))
         raise ValueError(f"none of the training images can be used, such as {bad[-1][1]}")
+
+
+class TrainImages(Dataset[Any], ABC):
+    """The augmented images of a dense task, by the draws of a sampler.
+
+    An image is a function of the seed and its draw, so neither the number of worker processes nor
+    resuming a run changes it.
+
+    Args:
+        transform: Augments an image; its `preprocessing` says how images are read.
+        seed: The seed of the run.
+        count: The number of images.
+    """
+
+    cache: Any = None
+    """The decoded images, if they are kept in memory."""
+
+    def __init__(self, transform: Any, *, seed: int, count: int) -> None:
+        self.transform, self.seed, self.count = transform, seed, count
+        self.mode = transform.preprocessing.mode
+        self._substitutes = Substitutes(self._open, self._reason_of, count)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, draw: Draw) -> Any:
+        """Return the item of a draw (round, index)."""
+        number, index = draw
+        rng = random.Random(f"{self.seed} {number} {index}")
+        sample, shown, bad = self._substitutes(index)
+        return self._item(sample, shown, bad, rng)
+
+    def fill_cache(
+        self, *, budget: int | None = None, workers: int = 0, console: Console | None = None
+    ) -> str:
+        """Decode every image into memory, at its size on disk, if there is room; say what was done.
+
+        At most `budget` bytes are used, by default a share of the memory that is free.
+        """
+        budget = memory_budget(workers) if budget is None else budget
+        num_bytes = self._make_cache(budget, console)
+        if num_bytes is None:
+            return (
+                f"the training images do not fit into the {budget / 1e9:,.2g} GB that may be used, "
+                "and are read each time"
+            )
+        return f"the training images are kept in memory ({num_bytes / 1e6:,.3g} MB)"
+
+    @abstractmethod
+    def _make_cache(self, budget: int, console: Console | None) -> int | None:
+        """Fill the cache and return its bytes; None if they exceed the budget."""
+
+    @abstractmethod
+    def _open(self, index: int) -> Any:
+        """Return an image before it is augmented; raise BadImage if it cannot be read."""
+
+    def _reason_of(self, index: int, error: BadImage) -> str:
+        return error.reason
+
+    @abstractmethod
+    def _item(
+        self, sample: Any, index: int, bad: tuple[tuple[int, str], ...], rng: random.Random
+    ) -> Any:
+        """Augment an image, which the unreadable ones in `bad` were replaced by."""

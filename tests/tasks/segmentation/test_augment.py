@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,9 @@ def test_a_crop_is_a_function_of_the_draw(tmp_path: Path) -> None:
     batch = collate([one[0, 1], one[0, 2]])
     assert (batch.pixels.shape, batch.masks.shape) == ((2, 3, 32, 32), (2, 32, 32))
     assert "do not fit" in one.fill_cache(budget=1000)
+    # Worker processes that are spawned receive a data set as bytes.
+    sent = pickle.loads(pickle.dumps(one))
+    assert torch.equal(sent[0, 1].pixels, one[0, 1].pixels)
 
 
 def test_a_pair_that_cannot_be_used_is_replaced_and_named(tmp_path: Path) -> None:

@@ -27,11 +27,10 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from torchvision.tv_tensors import Image, Mask
 
-from convnext.data.cache import ImageCache, memory_budget
-from convnext.data.dense import Substitutes, distort
+from convnext.data.cache import ImageCache
+from convnext.data.dense import TrainImages, distort
 from convnext.data.images import BadImage
 from convnext.data.preprocessing import DensePreprocessing, fit_within
-from convnext.data.sampling import Draw
 from convnext.data.tensors import to_tensor
 from convnext.tasks.segmentation.layout import Pairs
 
@@ -138,58 +137,48 @@ def collate(items: Sequence[Item]) -> Batch:
     )
 
 
-class TrainDataset(Dataset[Item]):
+class TrainDataset(TrainImages):
     """Augmented crops, by the draws of `StepBatches`."""
 
-    def __init__(self, pairs: Pairs, transform: TrainTransform, *, seed: int) -> None:
-        self.pairs, self.transform, self.seed = pairs, transform, seed
-        self.mode = transform.preprocessing.mode
-        self.cache: PairCache | None = None
-        self._substitutes = Substitutes(
-            self._open, lambda index, error: reason_of(error, pairs, index), len(pairs)
-        )
+    cache: PairCache | None = None
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+    def __init__(self, pairs: Pairs, transform: TrainTransform, *, seed: int) -> None:
+        self.pairs = pairs
+        super().__init__(transform, seed=seed, count=len(pairs))
 
     def fill_cache(
         self, *, budget: int | None = None, workers: int = 0, console: Console | None = None
     ) -> str:
-        """Decode every pair into memory, at its size on disk, if there is room.
-
-        Args:
-            budget: Max bytes; by default a share of the free memory.
-            workers: How many processes will read the cache.
-            console: Where a progress bar goes.
-
-        Returns:
-            One line that tells the user what was done.
-        """
+        """Decode every pair into memory, if there is room and the masks are bytes."""
         if self.pairs.reader.num_classes > 255:
             return "masks of more than 255 classes are not cached in memory, but read each time"
-        budget = memory_budget(workers) if budget is None else budget
+        return super().fill_cache(budget=budget, workers=workers, console=console)
+
+    def _make_cache(self, budget: int, console: Console | None) -> int | None:
         cache = PairCache.of(self.pairs, self.transform.preprocessing, budget)
         if cache is None:
-            return (
-                f"the training images do not fit into the {budget / 1e9:,.2g} GB that may be used, "
-                "and are read each time"
-            )
+            return None
         cache.fill(console)
         self.cache = cache
-        return f"the training images are kept in memory ({cache.num_bytes / 1e6:,.3g} MB)"
-
-    def __getitem__(self, draw: Draw) -> Item:
-        """Return the crop of a draw (round, index)."""
-        number, index = draw
-        rng = random.Random(f"{self.seed} {number} {index}")
-        (pixels, mask), shown, bad = self._substitutes(index)
-        pixels, mask = self.transform(pixels, mask, rng)
-        return Item(pixels, mask, shown, bad)
+        return cache.num_bytes
 
     def _open(self, index: int) -> tuple[Tensor, Tensor]:
         if self.cache is not None:
             return self.cache[index]
         return read_pair(self.pairs, index, self.transform.preprocessing)
+
+    def _reason_of(self, index: int, error: BadImage) -> str:
+        return reason_of(error, self.pairs, index)
+
+    def _item(
+        self,
+        sample: tuple[Tensor, Tensor],
+        index: int,
+        bad: tuple[tuple[int, str], ...],
+        rng: random.Random,
+    ) -> Item:
+        pixels, mask = self.transform(*sample, rng)
+        return Item(pixels, mask, index, bad)
 
 
 class EvalDataset(Dataset[Item]):

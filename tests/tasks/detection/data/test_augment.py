@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,9 @@ def test_an_image_is_a_function_of_seed_round_and_index(tmp_path: Path) -> None:
     first, again, other = dataset[0, 1], dataset[0, 1], dataset[1, 1]
     assert torch.equal(first.pixels, again.pixels)
     assert first.pixels.shape != other.pixels.shape or not torch.equal(first.pixels, other.pixels)
-    dataset.fill_cache()
+    # Worker processes that are spawned receive a data set as bytes.
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[0, 1].pixels, first.pixels)
+    assert "kept in memory" in dataset.fill_cache()
     cached = dataset[0, 1]
     assert torch.equal(first.pixels, cached.pixels)
     batch = collate([first, other])

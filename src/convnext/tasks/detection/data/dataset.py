@@ -20,12 +20,12 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from convnext.data.cache import ImageCache, memory_budget
-from convnext.data.dense import Substitutes
+from convnext.data.cache import ImageCache
+from convnext.data.dense import TrainImages
 from convnext.data.images import BadImage
 from convnext.data.objects import DetectionImages
 from convnext.data.preprocessing import DensePreprocessing, to_array
-from convnext.data.sampling import Draw, StepBatches
+from convnext.data.sampling import StepBatches
 from convnext.tasks.detection.data.augment import Target, TrainTransform
 
 Bad = tuple[tuple[int, str], ...]
@@ -77,54 +77,26 @@ def split(batch: Batch, count: int) -> list[Batch]:
     ]
 
 
-class TrainDataset(Dataset[Item]):
-    """Augmented images, indexed by the draws of `GroupedBatches`."""
+class TrainDataset(TrainImages):
+    """Augmented images, by the draws of `GroupedBatches`."""
+
+    cache: ImageCache | None = None
 
     def __init__(self, images: DetectionImages, transform: TrainTransform, *, seed: int) -> None:
-        self.images, self.transform, self.seed = images, transform, seed
-        self.mode = transform.preprocessing.mode
-        self.cache: ImageCache | None = None
-        self._substitutes = Substitutes(self._open, lambda index, error: error.reason, len(images))
+        self.images = images
+        super().__init__(transform, seed=seed, count=len(images))
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def fill_cache(
-        self, *, budget: int | None = None, workers: int = 0, console: Console | None = None
-    ) -> str:
-        """Cache every decoded image in memory, if all fit.
-
-        Args:
-            budget: Max bytes; by default a fraction of the free memory.
-            workers: Number of processes that will read the cache.
-            console: Console of the progress bar.
-
-        Returns:
-            One line for the user about the result.
-        """
-        budget = memory_budget(workers) if budget is None else budget
+    def _make_cache(self, budget: int, console: Console | None) -> int | None:
         channels = self.transform.preprocessing.in_chans
         shapes = np.array(
             [(channels, record.height, record.width) for record in self.images.records], np.int64
         )
         if int(shapes.prod(1).sum()) > budget:
-            return (
-                f"the training images do not fit into the memory limit of {budget / 1e9:,.2g} GB "
-                "and are read again in every epoch"
-            )
+            return None
         cache = ImageCache(shapes)
         cache.fill(self._read, console=console)
         self.cache = cache
-        return f"the training images are cached in memory ({cache.block.nbytes / 1e6:,.3g} MB)"
-
-    def __getitem__(self, draw: Draw) -> Item:
-        """Return the image of a draw (round, index)."""
-        number, index = draw
-        rng = random.Random(f"{self.seed} {number} {index}")
-        image, shown, bad = self._substitutes(index)
-        pixels, target = self.transform(image, self.images.objects(shown), rng)
-        width, height = self.images.size(shown)
-        return Item(pixels, shown, (height, width), bad, target)
+        return int(cache.block.nbytes)
 
     def _open(self, index: int) -> Tensor:
         if self.cache is None:
@@ -132,6 +104,11 @@ class TrainDataset(Dataset[Item]):
         if index in self.cache.bad:
             raise BadImage(self.images.source(index), self.cache.bad[index])
         return torch.from_numpy(self.cache[index])
+
+    def _item(self, sample: Tensor, index: int, bad: Bad, rng: random.Random) -> Item:
+        pixels, target = self.transform(sample, self.images.objects(index), rng)
+        width, height = self.images.size(index)
+        return Item(pixels, index, (height, width), bad, target)
 
     def _read(self, index: int) -> NDArray[np.uint8]:
         return to_array(self.images.open(index, self.mode))
