@@ -114,7 +114,7 @@ def test_an_unfinished_run_has_a_report_that_says_so(run_folder: Path) -> None:
     for name in ("evaluation.json", "model.json", "environment.json"):
         (run_folder / name).unlink()
     text = write_report(run_folder).read_text(encoding="utf-8")
-    assert "Not there yet: evaluation.json, environment.json, model.json" in text
+    assert "Not available yet: evaluation.json, environment.json, model.json" in text
     assert "Most confident mistakes" not in text
     assert dict(headline_of(run_folder))["best top-1 so far"] == "75.00\u00a0%"
 
@@ -125,7 +125,7 @@ def test_a_damaged_file_and_a_loss_that_is_no_number(run_folder: Path) -> None:
     assert "NaN" in lines
     (run_folder / "metrics.jsonl").write_text(lines)
     text = write_report(run_folder).read_text(encoding="utf-8")
-    assert "Not there yet: evaluation.json (damaged)." in text
+    assert "Not available yet: evaluation.json (damaged)." in text
     assert Page(text).tags.count("svg") == 4
 
 
@@ -173,7 +173,7 @@ def test_the_reference_is_drawn_as_far_as_the_run_has_come(run_folder: Path) -> 
 def test_a_reference_that_is_gone_is_said(run_folder: Path) -> None:
     (run_folder / "recipe.yaml").write_text("task: classify\nrun: {reference: gone.csv}\n")
     text = write_report(run_folder).read_text(encoding="utf-8")
-    assert "Not there yet: the reference gone.csv." in text
+    assert "Not available yet: the reference gone.csv." in text
     assert Page(text).tags.count("svg") == 5
 
 

@@ -176,13 +176,13 @@ def print_roadmap(rows: Sequence[RoadmapRow], console: Console) -> None:
         table.add_row()
         table.add_row(*(rival.get(header, "") for header, *_ in columns), style="italic")
     console.print(table)
-    unit = "MMACs, 10^6" if is_small(rows[0]) else "GMACs, 10^9"
+    unit = "MMACs (10^6" if is_small(rows[0]) else "GMACs (10^9"
     whose = "The accuracies are the paper's: "
     if "paper" in shown:
         whose = "The column paper and the accuracies are the paper's: "
     console.print(
-        f"\n{unit} multiply-accumulates, are counted here on the built networks. {whose}"
-        f"{', '.join(facts.runs.split(', ')[:-1]) or facts.runs}, none trained here.",
+        f"\n{unit} multiply-accumulates) are counted on the built networks. {whose}"
+        f"{', '.join(facts.runs.split(', ')[:-1]) or facts.runs}; nothing was trained here.",
         style="dim",
     )
     if "paper" in shown and any(row.paper_misprint for row in rows):
