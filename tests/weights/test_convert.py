@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from convnext.tasks.convert import convert
+from convnext.tasks.exporting import convert
 from convnext.tasks.factory import create_model
 from convnext.weights import LAYOUT_NAMES, export_weights, load_weights, read_source
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from convnext.benchmarking.measure import BenchmarkResult
     from convnext.results import Exported
     from convnext.tasks.catalogue import CatalogueRow
-    from convnext.tasks.convert import ConvertReport
+    from convnext.tasks.exporting import ConvertReport
 
 Layout = Literal["official", "timm", "torchvision", "transformers", "openmmlab", "convnext"]
 Backend = Literal["timm", "eager", "best", "int8"]
@@ -103,7 +103,7 @@ def convert(
         ValueError: If the source cannot be read, or the layout does not support the network.
     """
     from convnext.progress import console_of
-    from convnext.tasks.convert import convert as write
+    from convnext.tasks.exporting import convert as write
 
     report = write(source, target, to, model=model)
     out = console_of(progress)

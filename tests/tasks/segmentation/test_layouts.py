@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.tasks.convert import convert
+from convnext.tasks.exporting import convert
 from convnext.tasks.factory import create_model, infer_model
 from convnext.weights import export_weights, load_weights, read_source
 from convnext.weights.checkpoint import Card

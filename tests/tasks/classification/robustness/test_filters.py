@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convnext.tasks.classification.robustness.filters import (
+from convnext.tasks.classification.robustness.corruptions import (
     blur,
     convolve,
     disk,

@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.samples import ArraySamples, FolderSamples
-from convnext.tasks.classification.robustness.dataset import (
-    CorruptedDataset,
-    SomeSamples,
-    choose,
-    fingerprint,
-)
 from convnext.tasks.classification.robustness.measure import (
+    CorruptedDataset,
     Execution,
     Progressed,
+    SomeSamples,
     Trial,
+    choose,
+    fingerprint,
     restrict,
     run_trials,
 )

@@ -6,12 +6,10 @@ import pytest
 from rich.console import Console
 
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS
-from convnext.tasks.classification.robustness.figure import draw_robustness
 from convnext.tasks.classification.robustness.measure import Progressed
-from convnext.tasks.classification.robustness.paper import paper_figures
 from convnext.tasks.classification.robustness.run import RobustnessResult
-from convnext.tasks.classification.robustness.score import Score, summarize
-from convnext.tasks.classification.robustness.table import print_robustness
+from convnext.tasks.classification.robustness.score import Score, paper_figures, summarize
+from convnext.tasks.classification.robustness.table import draw_robustness, print_robustness
 
 
 def test_the_papers_figures_stand_beside_published_weights_only() -> None:

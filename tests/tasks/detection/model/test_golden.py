@@ -14,8 +14,7 @@ from convnext.tasks.detection.model import targets, training
 from convnext.tasks.detection.model.boxes import decode, encode
 from convnext.tasks.detection.model.config import METHODS
 from convnext.tasks.detection.model.detector import CascadeMaskRCNN
-from convnext.tasks.detection.model.heads import pool_rois
-from convnext.tasks.detection.model.rpn import by_anchor
+from convnext.tasks.detection.model.heads import by_anchor, pool_rois
 from convnext.tasks.detection.model.training import (
     box_loss,
     class_loss,

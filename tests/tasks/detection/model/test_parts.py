@@ -11,8 +11,16 @@ from torchvision.ops import roi_align
 
 from convnext.tasks.detection.model.boxes import iou, level_anchors
 from convnext.tasks.detection.model.detect import refine, select, stack
-from convnext.tasks.detection.model.heads import BoxHead, MaskHead, pool_rois, roi_levels
-from convnext.tasks.detection.model.rpn import FPN, ProposalNetwork, by_anchor, propose
+from convnext.tasks.detection.model.heads import (
+    FPN,
+    BoxHead,
+    MaskHead,
+    ProposalNetwork,
+    by_anchor,
+    pool_rois,
+    propose,
+    roi_levels,
+)
 from convnext.tasks.detection.model.training import box_loss, class_loss, mask_loss, objectness_loss
 
 STDS = (0.1, 0.1, 0.2, 0.2)

@@ -28,15 +28,16 @@ from convnext.tasks.classification.robustness.benchmarks import (
     subset_synsets,
 )
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS, SEVERITIES, VERSION
-from convnext.tasks.classification.robustness.dataset import CorruptedDataset, choose, fingerprint
 from convnext.tasks.classification.robustness.measure import (
+    CorruptedDataset,
     Execution,
     Progressed,
     Trial,
+    choose,
+    fingerprint,
     run_trials,
 )
-from convnext.tasks.classification.robustness.paper import SOURCE, paper_figures
-from convnext.tasks.classification.robustness.score import Summary, summarize
+from convnext.tasks.classification.robustness.score import SOURCE, Summary, paper_figures, summarize
 from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import Card, data_of, setting_of
 from convnext.weights.files import digest

@@ -2,17 +2,25 @@
 
 Hendrycks and Dietterich (ICLR 2019): the corruption error (CE) is the sum of the top-1 errors over
 the five severities, divided by the same sum for AlexNet; mCE is its mean over 15 corruptions.
+
+paper.csv is a copy of the paper's Table 8. In percent: top-1 of `clean`, `imagenet-a`, `imagenet-r`
+and `imagenet-sketch`, mean corruption error of `imagenet-c` relative to AlexNet, and mean error of
+`imagenet-c-bar`. Rows of other families are left out. `model` and `tag` are those of
+`weights.published`.
 """
 
 from __future__ import annotations
 
+import csv
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import resources
 from typing import Any
 
 from convnext.tasks.classification.robustness.benchmarks import COUNTED, Kind
 from convnext.tasks.classification.robustness.corruptions import SEVERITIES
+from convnext.weights.published import find_published
 
 # Top-1 error of AlexNet in percent, mean over severities, from the code of ImageNet-C's authors;
 # the paper's table rounds it.
@@ -148,3 +156,23 @@ def _why_no_mce(rows: Sequence[CorruptionScore], is_imagenet: bool) -> str:
     if partial:
         reasons.append(f"not all five severities were measured for {', '.join(partial)}")
     return "; ".join(reasons)
+
+
+SOURCE = "A ConvNet for the 2020s, Table 8"
+
+
+def paper_figures(source: str) -> dict[str, float] | None:
+    """Return the paper's results by benchmark for published weights, None for any others.
+
+    Args:
+        source: The source of the network. Files and runs have no results, even if the paper has
+            some for their network.
+    """
+    published = find_published(source)
+    if published is None:
+        return None
+    text = (resources.files(__package__) / "paper.csv").read_text(encoding="utf-8")
+    for row in csv.DictReader(text.splitlines()):
+        if (row["model"], row["tag"]) == (published.model, published.tag):
+            return {name: float(row[name]) for name in row if name not in ("model", "tag", "size")}
+    return None

@@ -29,8 +29,7 @@ from convnext.kernels.roi_pooling import roi_levels
 from convnext.tasks.detection.model.boxes import DIVISOR, Stds, decode, has_area, level_anchors
 from convnext.tasks.detection.model.detect import Size, padded_size
 from convnext.tasks.detection.model.detector import Detector
-from convnext.tasks.detection.model.heads import BOX_SIDE, MASK_SIDE
-from convnext.tasks.detection.model.rpn import NMS_THRESHOLD, by_anchor
+from convnext.tasks.detection.model.heads import BOX_SIDE, MASK_SIDE, NMS_THRESHOLD, by_anchor
 
 OUTPUTS = ("boxes", "scores", "labels", "masks")
 """Names of a graph's outputs, in order; without masks the first three."""

@@ -22,8 +22,17 @@ from convnext.models.pyramid import DenseModule
 from convnext.tasks.detection.model.boxes import level_anchors
 from convnext.tasks.detection.model.config import METHODS, DetectorConfig, Method
 from convnext.tasks.detection.model.detect import Size, detections, refine, stack
-from convnext.tasks.detection.model.heads import BOX_SIDE, MASK_SIDE, BoxHead, MaskHead, pool_rois
-from convnext.tasks.detection.model.rpn import FPN, ProposalNetwork, by_anchor, propose
+from convnext.tasks.detection.model.heads import (
+    BOX_SIDE,
+    FPN,
+    MASK_SIDE,
+    BoxHead,
+    MaskHead,
+    ProposalNetwork,
+    by_anchor,
+    pool_rois,
+    propose,
+)
 from convnext.weights.dense import DenseTables, dense_layouts
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from convnext.data.masks import mask_targets
 from convnext.tasks.detection.model.boxes import Stds, decode, encode, giou
 from convnext.tasks.detection.model.config import BoxLoss
 from convnext.tasks.detection.model.detect import stack
-from convnext.tasks.detection.model.rpn import by_anchor
+from convnext.tasks.detection.model.heads import by_anchor
 from convnext.tasks.detection.model.targets import (
     Chosen,
     Objects,
