@@ -10,21 +10,17 @@ from matplotlib import rcParams
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from convnext.reports.page import inline_svg
+from convnext.reports.page import draw_curves, draw_speed, inline_svg, short_count, thin
 from convnext.tasks.figures import (
     ACCENT,
     HIT,
     MISS,
     Curve,
     draw_confusion,
-    draw_curves,
-    draw_speed,
     row_shares,
     save_bytes,
-    short_count,
     shorten,
     shrink,
-    thin,
 )
 
 

@@ -160,14 +160,14 @@ def export(
     from convnext.progress import console_of, notes
     from convnext.results import Exported
     from convnext.tasks.exporting import export as write
-    from convnext.tasks.verbs import given_options, num_calibration_images
+    from convnext.tasks.verbs import given_options, num_int8_images
 
     if num_images is not None and num_images < 1:
         raise ValueError(f"--num-images must be at least 1, not {num_images}")
     task, network = to_export(source)
     own = given_options(task, "export", options)
     if num_images is None:
-        num_images = num_calibration_images(task) if precision == "int8" else 32
+        num_images = num_int8_images(task) if precision == "int8" else 32
     out = console_of(progress)
     result = write(
         network,

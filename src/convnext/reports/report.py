@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 
 from convnext.atomic import atomic_write
-from convnext.reports.page import duration, inline_svg, write_page
+from convnext.reports.page import (
+    draw_curves,
+    draw_speed,
+    duration,
+    inline_svg,
+    short_count,
+    write_page,
+)
 from convnext.tasks import DEFAULT, task_class
 from convnext.tasks.base import Task
 from convnext.tasks.figures import (
@@ -30,10 +37,7 @@ from convnext.tasks.figures import (
     Part,
     ReportSections,
     Section,
-    draw_curves,
-    draw_speed,
     save_bytes,
-    short_count,
     table,
 )
 from convnext.training.checks import Reference, read_reference

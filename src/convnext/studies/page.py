@@ -16,7 +16,7 @@ from convnext.models.blocks import Row, block_rows
 from convnext.models.config import NetworkConfig, change
 from convnext.recipes.recipe import Recipe, flatten
 from convnext.reports import page as pages
-from convnext.reports.page import duration, inline_svg
+from convnext.reports.page import draw_curves, duration, inline_svg
 from convnext.studies.figures import write_figures
 from convnext.studies.plan import Entry, Study, read_study
 from convnext.studies.results import FINISHED, Result, read_results
@@ -31,7 +31,7 @@ from convnext.studies.statistics import (
     summarize,
 )
 from convnext.tasks import task_of_metric
-from convnext.tasks.figures import Curve, draw_curves, save_bytes
+from convnext.tasks.figures import Curve, save_bytes
 from convnext.training.log import read_metrics
 
 TITLES = {

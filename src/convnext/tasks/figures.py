@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 PAPER, INK, MUTED, GRID, ACCENT = "#ffffff", "#1d2430", "#667080", "#e2e6eb", "#1f66b5"
@@ -63,7 +62,6 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
 }
 
-MAX_POINTS = 400
 NAMED_CLASSES = 30
 NUMBERED_CLASSES = 12
 MAX_CELLS = 50
@@ -179,42 +177,10 @@ def figure_style(**changes: Any) -> Iterator[None]:
         yield
 
 
-def draw_curves(
-    curves: Sequence[Curve], *, label: str, mark: tuple[float, float, str] | None = None
-) -> Figure:
-    """Draw a quantity against the images seen.
-
-    Args:
-        curves: The lines.
-        label: Label of the vertical axis.
-        mark: A point to highlight, as x, y and a label.
-    """
-    with figure_style():
-        fig, (axes,) = _figure(4.7, 2.7)
-        for curve in curves:
-            x, y = thin(curve.x, curve.y)
-            axes.plot(
-                x,
-                y,
-                label=curve.label,
-                color=curve.color,
-                linestyle="--" if curve.dashed else "-",
-                linewidth=1.2 if curve.dashed else 1.8,
-                marker="o" if len(x) <= 30 and not curve.dashed else "",
-                markersize=3,
-            )
-        if mark is not None:
-            _mark(axes, *mark)
-        if len(curves) > 1:
-            axes.legend(loc="best" if mark is None else "lower right", handlelength=1.6)
-        _images_axis(axes, label)
-    return fig
-
-
 def draw_precision(curves: Sequence[Curve]) -> Figure:
     """Draw precision against recall, both in percent."""
     with figure_style():
-        fig, (axes,) = _figure(4.7, 3.4)
+        fig, (axes,) = new_figure(4.7, 3.4)
         for curve in curves:
             axes.plot(
                 curve.x,
@@ -233,25 +199,6 @@ def draw_precision(curves: Sequence[Curve]) -> Figure:
     return fig
 
 
-def draw_speed(images: Sequence[float], speed: Sequence[float], waiting: Sequence[float]) -> Figure:
-    """Draw images per second, and below that the percentage of time spent waiting for data."""
-    with figure_style():
-        fig, (top, bottom) = _figure(4.7, 2.7, heights=(2, 1))
-        x, y = thin(images, speed)
-        top.plot(x, y, color=ACCENT, marker="o" if len(x) <= 30 else "", markersize=3)
-        top.set_ylim(bottom=0)
-        top.set_ylabel("images/s")
-        top.tick_params(labelbottom=False)
-        x, y = thin(images, [100 * share for share in waiting])
-        bottom.fill_between(x, y, color=MUTED, alpha=0.35, linewidth=0)
-        bottom.plot(x, y, color=MUTED, linewidth=1.2)
-        bottom.set_ylim(0, max(10.0, 1.15 * max(y, default=0)))
-        bottom.yaxis.set_major_locator(MaxNLocator(2))
-        top.sharex(bottom)
-        _images_axis(bottom, "waiting %")
-    return fig
-
-
 def draw_bars(names: Sequence[str], values: Sequence[float], *, label: str) -> Figure:
     """Draw one bar per name, the first on top, labeled with its value in [0, 100].
 
@@ -265,7 +212,7 @@ def draw_bars(names: Sequence[str], values: Sequence[float], *, label: str) -> F
     rows = range(len(shown))
     style = {"axes.grid.axis": "x", "axes.spines.bottom": False, "xtick.bottom": False}
     with figure_style(**style):
-        fig, (axes,) = _figure(9.6, 0.75 + 0.24 * max(3, len(shown)))
+        fig, (axes,) = new_figure(9.6, 0.75 + 0.24 * max(3, len(shown)))
         axes.barh(rows, [value for _, value in shown], height=0.72, color=ACCENT)
         for row, (_, value) in enumerate(shown):
             if np.isfinite(value):
@@ -299,7 +246,7 @@ def draw_confusion(
     pixels[..., 3] = 0.85 * strength
     side = min(6.4, 2.6 + 0.3 * num_classes) if named else 5.0
     with figure_style(**{"axes.grid": False}):
-        fig, (axes,) = _figure(side, side)
+        fig, (axes,) = new_figure(side, side)
         axes.imshow(pixels, interpolation="none", aspect="equal")
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
@@ -339,15 +286,6 @@ def shrink(shares: NDArray[np.float64], cells: int = MAX_CELLS) -> NDArray[np.fl
     return np.asarray(blocks / np.outer(sizes, sizes))
 
 
-def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Return at most 400 points: means of groups of neighbors."""
-    if len(x) <= MAX_POINTS:
-        return list(x), list(y)
-    points = np.array_split(np.array([x, y], dtype=np.float64), MAX_POINTS, axis=1)
-    means = np.array([block.mean(axis=1) for block in points])
-    return means[:, 0].tolist(), means[:, 1].tolist()
-
-
 def shorten(name: str, limit: int = 18) -> str:
     """Return a name on one line, short enough to label a plot."""
     name = " ".join(name.split())
@@ -372,43 +310,11 @@ def save_bytes(fig: Figure, form: str, **style: Any) -> bytes:
     return small.getvalue()
 
 
-def _figure(
+def new_figure(
     width: float, height: float, heights: Sequence[float] = (1,)
 ) -> tuple[Figure, list[Axes]]:
+    """Return a figure of a size in inches, and its axes from top to bottom."""
     fig = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(fig)
     grid = fig.subplots(len(heights), 1, squeeze=False, height_ratios=list(heights))
     return fig, list(grid[:, 0])
-
-
-def _images_axis(axes: Axes, label: str) -> None:
-    axes.set_ylabel(label)
-    axes.set_xlabel("images seen")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
-
-
-def short_count(value: float) -> str:
-    """Return 1500000 as "1.5 M"."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.4g} {unit}"
-    return f"{value:.4g}"
-
-
-def _mark(axes: Axes, x: float, y: float, words: str) -> None:
-    axes.plot([x], [y], "o", color=ACCENT, markersize=6, zorder=5)
-    # Leave room for the label above the best point.
-    axes.margins(y=0.16)
-    axes.annotate(
-        words,
-        (x, y),
-        xytext=(0, 6),
-        textcoords="offset points",
-        ha="right" if x > np.mean(axes.get_xlim()) else "left",
-        va="bottom",
-        fontsize=9,
-        fontweight="bold",
-        color=ACCENT,
-    )

@@ -92,9 +92,9 @@ class _NoOptions:
     pass
 
 
-def num_calibration_images(task: str) -> int:
-    """Return the default number of calibration images for int8."""
-    return int(task_module(task, "verbs").NUM_CALIBRATION_IMAGES)
+def num_int8_images(task: str) -> int:
+    """Return how many images an int8 file is verified on by default."""
+    return int(task_module(task, "verbs").NUM_INT8_IMAGES)
 
 
 def predictor_class(task: str) -> Any:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from convnext.deploy.runtimes import Exported
     from convnext.tasks.classification.exported import ExportedClassifier
 
-NUM_CALIBRATION_IMAGES = 500
+NUM_INT8_IMAGES = 500
 
 
 @dataclass(frozen=True, kw_only=True)

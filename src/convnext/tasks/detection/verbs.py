@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-NUM_CALIBRATION_IMAGES = 50
+NUM_INT8_IMAGES = 50
 
 
 @dataclass(frozen=True, kw_only=True)

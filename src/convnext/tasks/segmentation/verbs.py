@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-NUM_CALIBRATION_IMAGES = 500
+NUM_INT8_IMAGES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
