@@ -86,7 +86,7 @@ class Substitutes(Generic[T]):
 
 
 class TrainImages(Dataset[Any], ABC):
-    """The augmented images of a dense task, by the draws of a sampler.
+    """The augmented images of a dense task, indexed by the draws of a sampler.
 
     An image is a function of the seed and its draw, so neither the number of worker processes nor
     resuming a run changes it.
@@ -98,7 +98,7 @@ class TrainImages(Dataset[Any], ABC):
     """
 
     cache: Any = None
-    """The decoded images, if they are kept in memory."""
+    """The decoded images, if they are cached in memory."""
 
     def __init__(self, transform: Any, *, seed: int, count: int) -> None:
         self.transform, self.seed, self.count = transform, seed, count
@@ -118,18 +118,18 @@ class TrainImages(Dataset[Any], ABC):
     def fill_cache(
         self, *, budget: int | None = None, workers: int = 0, console: Console | None = None
     ) -> str:
-        """Decode every image into memory, at its size on disk, if there is room; say what was done.
+        """Cache every decoded image in memory if all fit, and return a line about the result.
 
-        At most `budget` bytes are used, by default a share of the memory that is free.
+        The limit is `budget` bytes, by default a fraction of the free memory.
         """
         budget = memory_budget(workers) if budget is None else budget
         num_bytes = self._make_cache(budget, console)
         if num_bytes is None:
             return (
-                f"the training images do not fit into the {budget / 1e9:,.2g} GB that may be used, "
-                "and are read each time"
+                f"the training images do not fit into the memory limit of {budget / 1e9:,.2g} GB "
+                "and are read again in every epoch"
             )
-        return f"the training images are kept in memory ({num_bytes / 1e6:,.3g} MB)"
+        return f"the training images are cached in memory ({num_bytes / 1e6:,.3g} MB)"
 
     @abstractmethod
     def _make_cache(self, budget: int, console: Console | None) -> int | None:
@@ -146,4 +146,4 @@ class TrainImages(Dataset[Any], ABC):
     def _item(
         self, sample: Any, index: int, bad: tuple[tuple[int, str], ...], rng: random.Random
     ) -> Any:
-        """Augment an image, which the unreadable ones in `bad` were replaced by."""
+        """Augment an image, which replaces the unreadable ones in `bad`."""

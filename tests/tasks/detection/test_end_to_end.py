@@ -124,7 +124,7 @@ def test_predictions_are_pictures_rows_and_results_of_coco(
     output = tmp_path / "out"
     command = ["predict", str(finished.folder), str(folder), "--output", str(output)]
     assert main([*command, "--overlays", "jpg", "--score", "0.2"]) == 0
-    assert "1 of the images could not be read" in capsys.readouterr().out
+    assert "unreadable images: 1" in capsys.readouterr().out
     results = json.loads((output / "results.json").read_text(encoding="utf-8"))
     assert {row["category_id"] for row in results} <= {7, 9}
     assert min(row["score"] for row in results) >= 0.2

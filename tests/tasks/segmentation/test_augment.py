@@ -57,7 +57,7 @@ def test_a_crop_is_a_function_of_the_draw(tmp_path: Path) -> None:
     data = open_dataset(str(write_shapes(tmp_path / "s")))
     transform = replace(PLAIN, photometric=True)
     one, other = (TrainDataset(data.train, transform, seed=3) for _ in range(2))
-    assert "kept in memory" in other.fill_cache()
+    assert "cached in memory" in other.fill_cache()
     for draw in ((0, 1), (0, 2), (1, 1)):
         a, b = one[draw], other[draw]
         assert torch.equal(a.pixels, b.pixels)
@@ -86,7 +86,7 @@ def test_a_pair_that_cannot_be_used_is_replaced_and_named(tmp_path: Path) -> Non
         item = dataset[0, 1]
         assert item.index == 2
         assert [index for index, _ in item.bad] == [1]
-        assert item.bad[0][1].startswith(f"{wrong}: has the value 9 on 1,920 pixels")
+        assert item.bad[0][1].startswith(f"{wrong}: has the value 9 in 1,920 pixels")
     root_val = EvalDataset(data.train, P)
     assert root_val[1].bad
     assert root_val[0].mask.shape == (40, 48)

@@ -224,8 +224,8 @@ def test_scores_on_the_cpu_and_half_precision() -> None:
     [
         ({"window": 0}, "at least 1 pixel"),
         ({"stride": 3}, "without a window"),
-        ({"window": 8, "stride": 9}, "would be left out"),
-        ({"window": 8, "stride": 0}, "must be from 1"),
+        ({"window": 8, "stride": 9}, "pixels are left out"),
+        ({"window": 8, "stride": 0}, "must be between 1"),
         ({"scales": ()}, "one or more"),
         ({"scales": (1.0, 0.0)}, "above 0"),
         ({"window_batch": 0}, "at least 1"),

@@ -43,8 +43,8 @@ def test_the_stride_that_is_told_is_the_one_that_is_taken(window: int, stride: i
     ("wishes", "words"),
     [
         ({"window": 0}, "window is 0"),
-        ({"stride": 9}, "give a window, too"),
-        ({"whole": True, "window": 64}, "leave out --whole or both"),
+        ({"stride": 9}, "give a window too"),
+        ({"whole": True, "window": 64}, "--whole excludes"),
     ],
 )
 def test_what_cannot_be(wishes: dict[str, int], words: str) -> None:

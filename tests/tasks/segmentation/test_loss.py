@@ -163,7 +163,7 @@ def test_losses_have_names_and_weights() -> None:
 
 
 def test_settings_that_make_no_sense() -> None:
-    with pytest.raises(ValueError, match="must be of all, labelled"):
+    with pytest.raises(ValueError, match="must be one of all, labelled"):
         LossSettings(average="some")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 0"):
         LossSettings(class_weights=(1.0, -1.0))

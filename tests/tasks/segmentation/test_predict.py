@@ -113,7 +113,7 @@ def test_tables_hold_what_was_found(tmp_path: Path) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "40 x 30" in text
     assert "[bold]light 75.0 %, dark 25.0 %" in text
-    assert "1 of the images could not be read" in text
+    assert "unreadable images: 1" in text
 
 
 @pytest.mark.parametrize(("form", "expected"), [("jpg", "JPEG"), ("png", "PNG"), ("none", None)])

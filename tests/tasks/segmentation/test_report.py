@@ -69,7 +69,7 @@ def test_the_page_has_all_sections(run_folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("convnext.reports.report.headline", lambda *_: [])
     monkeypatch.setattr("convnext.reports.report.summary", lambda *_: [])
     page = write_report(run_folder).read_text(encoding="utf-8")
-    for expected in ("IoU, %", "Nowhere on these images, and left out of the mean: nowhere.",
+    for expected in ("IoU, %", "do not occur and are left out of the mean: nowhere.",
                      "Worst images", "val/&lt;", "data:image/jpeg;base64,", "boundary F1",
                      "no picture", "&lt;b&gt;road", "cut off"):  # fmt: skip
         assert expected in page, expected
@@ -134,7 +134,7 @@ def test_counts_and_absent_classes_are_told_in_words_that_fit() -> None:
     rows = [{"name": str(c), "iou": 0.5 if c < 2 else None} for c in range(100)]
     told = {"num_images": 2, "num_pixels": 12_345, "per_class": rows}
     assert reliability(told) == [
-        "Measured on 2 validation images, 12,345 labeled pixels, classes that occur: 2."
+        "Measured on 2 validation images, 12,345 labeled pixels, 2 classes with an IoU."
     ]
     assert "6.1 million labeled" in reliability(told | {"num_pixels": 6_144_000})[0]
     section = bars({"per_class": rows})

@@ -94,7 +94,7 @@ class PredictResult:
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
         if self.bad_images:
-            console.print(f"{len(self.bad_images)} images could not be read")
+            console.print(f"unreadable images: {len(self.bad_images):,}")
         for name in ("predictions.json", "predictions.csv") if self.output else ():
             console.print(f"written: {Path(self.output) / name}", markup=False, soft_wrap=True)
 

@@ -134,7 +134,7 @@ class DetectionResult:
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
         if self.bad_images:
-            console.print(f"{len(self.bad_images)} images could not be read")
+            console.print(f"unreadable images: {len(self.bad_images):,}")
         if self.output:
             console.print(
                 "pictures, objects.csv, predictions.json and results.json (COCO format) are in "

@@ -24,7 +24,7 @@ from convnext.tasks.segmentation.heads import PREFIX
 from convnext.tasks.segmentation.recipe import SegmentationRecipe
 from convnext.tasks.segmentation.scores import default_stride
 
-# A data set this large takes the paper's recipe as it stands: ADE20K has 20,210 images.
+# A data set of at least this size takes the paper's recipe unchanged; ADE20K has 20,210 images.
 LARGE = 10_000
 # Crops are multiples of this: the stride of the coarsest map.
 STRIDE = 32
@@ -33,7 +33,7 @@ STRIDE = 32
 def resolve(
     recipe: Recipe, facts: DataFacts, context: ResolveContext
 ) -> tuple[SegmentationRecipe[Never], tuple[Choice, ...]]:
-    """Return the recipe without any `auto`, and what was chosen and why."""
+    """Return the recipe without any `auto`, and the choices with their reasons."""
     c = Resolver(recipe, context, num_train=facts.num_train, large=LARGE)
     c.choose_model(PREFIX)
     _choose_input(c, facts)
@@ -56,12 +56,12 @@ def _choose_input(c: Resolver, facts: DataFacts) -> None:
     if c.large and not c.on_cpu:
         c.choose("segment.crop", 512, "the paper's")
     if c.on_cpu and size >= 6 * STRIDE:
-        c.choose("segment.crop", _multiple(round(size * 5 / 6)), "less to compute, more variety")
+        c.choose("segment.crop", _multiple(round(size * 5 / 6)), "faster, with more variety")
     c.choose("segment.crop", max(STRIDE, size or _multiple(short)), "the short side of the images")
     mild = c.on_cpu and not c.large and c.scratch
     reason = "mild: short" if mild else "the paper's"
     c.choose("segment.jitter", (0.75, 1.5) if mild else (0.5, 2.0), reason)
-    reason = "the paper's" if c.large else "is faster"
+    reason = "the paper's" if c.large else "faster"
     c.choose("segment.mode", "slide" if c.large else "whole", reason)
     window = c.choose("segment.window", c["segment.crop"], "the size of training")
     c.choose("segment.stride", default_stride(window), "two thirds of the window")
@@ -85,20 +85,20 @@ def _choose_schedule(c: Resolver, n: int) -> None:
         if warmup_steps := c["schedule.warmup_steps"]:
             warmup = two_digits(warmup_steps * c["optim.batch_size"] / n)
             c.choose("schedule.warmup_epochs", warmup, f"{warmup_steps:,} steps")
-        c.choose("schedule.warmup_epochs", two_digits(epochs / 20), "a twentieth of the run")
+        c.choose("schedule.warmup_epochs", two_digits(epochs / 20), "5 % of the run")
         return
     images = 160_000 * 16 if c.large else 12_000 if c.scratch else 8_000
     c.choose_length(min(400, max(8, round(images / n))))
 
 
 def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:
-    """Return a warning, with a remedy, for each setting that is unlikely to work well."""
+    """Return warnings about settings of a resolved recipe that cannot work well, with the fix."""
     r = dict(flatten(recipe))
     found = []
     if facts.num_classes == 1:
         found.append(
-            "with a single class every prediction is right: add a class for the remaining pixels, "
-            "such as background"
+            "with a single class every prediction is right: add a class for the other pixels, such "
+            "as background"
         )
     steps = r["schedule.steps"] or r["schedule.epochs"] * max(
         1, facts.num_train // r["optim.batch_size"]
@@ -113,7 +113,7 @@ def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:
 
 
 def scratch_rate(batch_size: int) -> float:
-    """Return the peak rate from scratch: 2e-3 at 8 images (LOG.md), at most the paper's 4e-3."""
+    """Return the peak learning rate from scratch: 2e-3 at batch size 8 (LOG.md), at most 4e-3."""
     return min(4e-3, 2e-3 * math.sqrt(batch_size / 8))
 
 

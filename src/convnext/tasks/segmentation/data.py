@@ -1,7 +1,7 @@
-"""Segmentation data: the images and masks under a path, their classes and their statistics.
+"""Segmentation data sets: images and masks in a folder, their classes and statistics.
 
-File names alone decide which images are held out, so the split is the same for every run and
-machine, and barely changes when images are added.
+File names alone determine which images are held out, so the split is the same in all runs and on
+all machines, and hardly changes when images are added.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from convnext.tasks.segmentation.masks import (
     read_values,
 )
 
-# How many masks are sampled for `facts`, and for the classes if no file lists them.
+# Number of masks sampled for `facts`, and for the classes if no file lists them.
 NUM_MASKS = 200
 NUM_DECODED = 32
-# Values above 256 are not class indices if fewer than one in this many occurs.
+# If fewer than one in this many values occurs, values above 256 are not class indices.
 SPARSE = 4
 
 
@@ -41,9 +41,9 @@ class SegmentationData:
     train: Pairs
     val: Pairs
     notes: tuple[str, ...]
-    """What a user should know about how it was read."""
+    """Notes for the user about how the data was read."""
     faults: tuple[str, ...] = ()
-    """The notes that report something to fix."""
+    """The notes about faults to fix."""
 
     @property
     def ignore_index(self) -> int:
@@ -79,7 +79,7 @@ def open_dataset(
 
     Args:
         path: A folder in one of the layouts of `layout`, or of detection.
-        val_share: Share of the images to hold out if the data has no split of its own.
+        val_share: Fraction of the images to hold out if the data has no split of its own.
         strict: Refuse an empty split; otherwise it is noted.
         images: Pattern of the images; with `masks` it replaces a known layout.
         masks: Pattern of the masks.
@@ -89,7 +89,7 @@ def open_dataset(
         ValueError: If `path` has no data to train and validate on; the message says why.
     """
     if not 0 < val_share < 1:
-        raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")
+        raise ValueError(f"val_share is {val_share}, but must be between 0 and 1")
     root = Path(path)
     if not images and not is_segmentation(root) and is_detection(root):
         # Imported here because few data sets need it, and it imports more than the others.
@@ -148,11 +148,11 @@ def facts(data: SegmentationData) -> DataFacts:
         pixels = np.asarray(image)[::4, ::4].astype(np.int16)
         gray = gray and int(np.ptp(pixels, axis=2).max(initial=0)) <= 8
     if not sizes:
-        raise ValueError(f"none of the training pairs that were tried can be used: {last}")
+        raise ValueError(f"none of the sampled training pairs can be used: {last}")
     if not counts.any() and len(sizes) == len(data.train):
         raise ValueError(
-            f"no training mask of {data.path} has a labeled pixel: all hold {data.ignore_index}, "
-            "which means no class; give the classes the values 0, 1, 2 ..."
+            f"no training mask of {data.path} has a labeled pixel: all pixels are "
+            f"{data.ignore_index}, which means no class; give the classes the values 0, 1, 2 ..."
         )
     return DataFacts(
         num_train=len(data.train),
@@ -199,7 +199,7 @@ def _partners(name: str, part: Part) -> list[str]:
 def _reader(
     root: Path, found: Found, reduced: bool, notes: list[str]
 ) -> tuple[MaskReader, tuple[str, ...]]:
-    """Return how masks are read, and the names of the classes.
+    """Return the mask reader and the names of the classes.
 
     Raises:
         ValueError: If no file lists the classes and the masks do not determine them.
@@ -210,7 +210,7 @@ def _reader(
             values, colored = _values(found)
             if colored is None and _is_binary(values):
                 notes.append(
-                    f"the masks hold 0 and 255 only: {listed.names[0]} and {listed.names[1]}"
+                    f"the masks have only 0 and 255: {listed.names[0]} and {listed.names[1]}"
                 )
                 return MaskReader(num_classes=2, binary=True, ignore_index=254), listed.names
         ignore_index = 255 if len(listed.names) <= 255 else NONE_16_BIT
@@ -238,7 +238,7 @@ def _reader_by_values(
             f'{root / "palette.json"}, such as {{"road": [128, 64, 128], "void": [0, 0, 0]}}'
         )
     if _is_binary(values) and not reduced:
-        notes.append("the masks hold 0 and 255 only: background and foreground")
+        notes.append("the masks have only 0 and 255: background and foreground")
         return MaskReader(num_classes=2, binary=True, ignore_index=254), (
             "background",
             "foreground",
@@ -250,14 +250,14 @@ def _reader_by_values(
     count = known[-1] + (0 if reduced else 1)
     if count > 256 and len(known) < count // SPARSE:
         raise ValueError(
-            f"the masks under {root} hold values up to {known[-1]:,}, but only {len(known):,} "
+            f"the masks under {root} have values up to {known[-1]:,}, but only {len(known):,} "
             "different ones; if these are classes, give them the values 0, 1, 2 ..., or list all "
             "classes in classes.txt"
         )
     names = tuple(f"class {k + int(reduced)}" for k in range(count))
     notes.append(
-        f"no classes.txt or classes.json names the classes: {count} by the values of the masks, "
-        f"{ignore_index} means none"
+        f"no classes.txt or classes.json names the classes: the mask values show {count} classes; "
+        f"{ignore_index} means no class"
     )
     reader = MaskReader(num_classes=count, ignore_index=ignore_index, reduce_zero_label=reduced)
     return reader, names

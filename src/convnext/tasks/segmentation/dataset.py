@@ -40,11 +40,11 @@ TRIES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """A training image (C, H, W) of uint8 and its mask (H, W), at `crop` x `crop` pixels."""
+    """Crops a uint8 image (C, H, W) and its mask (H, W) to `crop` x `crop` pixels."""
 
     crop: int
     preprocessing: DensePreprocessing
-    """Gives the size that the random factor multiplies."""
+    """Defines the size that the random factor multiplies."""
     jitter: tuple[float, float] = (0.5, 2.0)
     max_class_share: float = 0.75
     hflip: float = 0.5
@@ -92,7 +92,7 @@ class TrainTransform:
 
 
 def is_varied(labels: Tensor, max_share: float, ignore_index: int) -> bool:
-    """Tell whether no class exceeds a share of the labeled pixels of a crop."""
+    """Whether no class exceeds a fraction of the labeled pixels of a crop."""
     if max_share >= 1:
         return True
     labelled = labels[labels != ignore_index]
@@ -102,12 +102,12 @@ def is_varied(labels: Tensor, max_share: float, ignore_index: int) -> bool:
 
 @dataclass(frozen=True)
 class Item:
-    """One pair as a data set returns it."""
+    """One pair of a data set."""
 
     pixels: Tensor
     """uint8 (C, h, w)."""
     mask: Tensor
-    """(h, w) in training; (H, W) of the file itself in evaluation."""
+    """(h, w) in training; (H, W) of the file in evaluation."""
     index: int
     """The index of the pair."""
     bad: tuple[tuple[int, str], ...]
@@ -216,7 +216,7 @@ class PairCache:
     @classmethod
     def of(cls, pairs: Pairs, preprocessing: DensePreprocessing, budget: int) -> PairCache | None:
         """Reserve room for all pairs, or return None if there is not enough."""
-        assert pairs.reader.num_classes <= 255, "masks are kept as bytes"
+        assert pairs.reader.num_classes <= 255, "masks are cached as bytes"
         shapes = []
         for index in range(len(pairs)):
             try:
@@ -257,7 +257,7 @@ class PairCache:
 
 
 def reason_of(error: BadImage, pairs: Pairs, index: int) -> str:
-    """Return why a pair cannot be used, naming the file unless it is the image."""
+    """Return why a pair cannot be used, with the file's name unless it is the image."""
     return error.reason if error.source == pairs.source(index) else str(error)
 
 

@@ -1,4 +1,4 @@
-"""`evaluate` for segmentation: scores of the confusion matrix, and pictures of the worst images."""
+"""`evaluate` for segmentation: scores from the confusion matrix, and the worst images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EvaluationResult:
     pictures: tuple[tuple[str, str], ...]
     """The path of each of the worst images, and a comparison as a data URI."""
     bad_images: tuple[tuple[str, str], ...]
-    """Pairs that could not be read, and why."""
+    """Pairs that could not be read, each with the reason."""
 
     def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
         """Return nested plain values for JSON, with the pictures only on request."""
@@ -66,7 +66,7 @@ class EvaluationResult:
         }
 
     def scores(self) -> Scores:
-        """Return the scores in percent and the loss, and those of each class in [0, 1]."""
+        """Return the scores in percent and the loss, and the scores per class in [0, 1]."""
         e = self.evaluation
         values: dict[str, float | None]
         values = {"miou": e.miou, "accuracy": e.accuracy, "mean_accuracy": e.mean_accuracy}
@@ -92,7 +92,7 @@ class EvaluationResult:
         return path
 
     def print(self, console: Console) -> None:
-        """Print the scores, and a table of the classes that fit on a screen."""
+        """Print the scores, and a table of the classes."""
         e = self.evaluation
         table = Table(box=None, header_style="bold")
         table.add_column("class")
@@ -108,7 +108,7 @@ class EvaluationResult:
                 *("-" if value is None else f"{100 * value:.1f}" for value in values),
             )
         if len(rows) > len(shown):
-            console.print(f"the {len(shown)} weakest of {len(rows)} classes:")
+            console.print(f"the {len(shown)} classes with the lowest IoU, of {len(rows)}:")
         console.print(table)
         boundary = "" if e.boundary_f1 is None else f"  boundary F1 {e.boundary_f1:.2f} %"
         loss = "" if e.loss is None else f"  loss {e.loss:.4f}"
@@ -146,20 +146,20 @@ def evaluate(
 
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
-        data: The data set; by default the local one that a run folder was trained on.
+        data: The data set; by default the local one that the run was trained on.
         split: "val" or "train".
         device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the training precision.
-        max_bad_share: Max share of unreadable images.
-        window: As in `choose_inference`, like the next four; by default as in training.
-        stride: See there.
-        whole: See there.
-        multi_scale: See there.
-        flip: See there.
-        boundary: Measure the boundary F-score too.
-        fast: Use the fastest backend if the amount of work justifies it; outputs then differ in
-            their last bits.
-        console: Where the progress bar goes; None for none.
+        precision: `fp32`, `bf16`, `fp16`, or `auto` for the precision of training.
+        max_bad_share: Maximum fraction of images that may be unreadable.
+        window: Side of a sliding window; this and the next four are by default as in training.
+        stride: Stride of the window.
+        whole: Predict whole images.
+        multi_scale: Average the predictions at six scales.
+        flip: Average with the prediction for the mirrored image.
+        boundary: Also measure the boundary F-score.
+        fast: Use the fastest backend if there are enough images to make up for the search; outputs
+            then differ in their last bits.
+        console: Console of the progress bar; None for no output.
 
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
@@ -214,14 +214,14 @@ def evaluate(
 def open_split(
     data: str | None, split: str, card: Card, source: str
 ) -> tuple[SegmentationData, Pairs]:
-    """Return the data set to evaluate on, and the split's pairs in the classes of the network.
+    """Return the data set to evaluate on, and the split's pairs with the network's classes.
 
-    The data of the run is read as in training. Other data is read by its own layout, or if it has
-    no known layout, by the patterns of training.
+    The data of the run is read as in training. Other data is read by its own layout, or by the
+    patterns of training if it has no known layout.
 
     Raises:
         ValueError: If there is no data, the network does not know its classes, or the card has
-            patterns that lead elsewhere.
+            patterns that lead out of the data folder.
     """
     own = setting_of(card.recipe, "data", str)
     path = data or data_of(source, card)
@@ -239,30 +239,30 @@ def open_split(
     )
     pairs = opened.val if split == "val" else opened.train
     if own is None and len(opened.classes) == len(card.classes):
-        return opened, pairs  # The names of a bare file are a guess.
+        return opened, pairs  # The class names of a file without a card are a guess.
     return opened, relabel(pairs, opened.classes, card.classes)
 
 
 def _pattern_of(card: Card, name: str, source: str) -> str:
-    """Return a pattern of training; only that of a run folder may lead out of the data folder.
+    """Return a pattern of training; only a run folder's may lead out of the data folder.
 
     Raises:
-        ValueError: If it does, or names a host.
+        ValueError: If another one does, or it names a host.
     """
     pattern = setting_of(card.recipe, f"segment.{name}", str) or ""
-    parts = PureWindowsPath(pattern)  # It knows the separators of every system.
+    parts = PureWindowsPath(pattern)  # Handles the separators of all systems.
     leads_out = bool(parts.anchor) or ".." in parts.parts
     if is_address(pattern) or (leads_out and not Path(source).is_dir()):
         raise ValueError(
             f"{source} was trained with --segment.{name} {pattern!r}, which leads out of the data "
-            "folder; a checkpoint must not do that: move the files into the folder, or give the "
-            "run folder instead of the file"
+            "folder; a checkpoint must not do that: move the files into the folder, or use the run "
+            "folder instead of the file"
         )
     return pattern
 
 
 def relabel(pairs: Pairs, classes: Sequence[str], wanted: Sequence[str]) -> Pairs:
-    """Return pairs whose masks hold positions in the classes of the network.
+    """Return pairs with class indices of the network.
 
     Raises:
         ValueError: If the network does not know one of the classes.

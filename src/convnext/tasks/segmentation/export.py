@@ -36,8 +36,9 @@ from convnext.tasks.segmentation.scores import inference_of
 from convnext.weights.checkpoint import Card, setting_of
 
 MIN_ANY, MAX_ANY = 64, 16384
-"""Sides of images of any size. The min is two positions of the coarsest map, since torch's exporter
-treats a single one as a special case. Smaller images are padded with the mean color."""
+"""Range of the sides of images of any size. The min is two positions of the coarsest map, since
+torch's exporter treats a single one as a special case. Smaller images are padded with the mean
+color."""
 
 
 def export_spec(
@@ -50,7 +51,7 @@ def export_spec(
     num_images: int = 32,
     note: Callable[[str], None] = lambda _: None,
 ) -> ExportSpec:
-    """Return what the export of a segmentor needs; see `Task.export_spec`."""
+    """Return the export spec of a segmentor; see `Task.export_spec`."""
     from convnext.tasks.segmentation.evaluate import open_split
 
     check_settings(settings)
@@ -78,7 +79,7 @@ def export_spec(
         return image_blueprint(graph, pre, settings, size=size, open_sides=sides)
 
     def cut(image: Image.Image) -> Tensor:
-        """Return pixels at the size of the file, or at one size for all."""
+        """Return pixels of the file's size, or of one fixed size."""
         pixels = torch.from_numpy(pre.pixels(image))[None]
         return fill_up(pixels[..., : size[0], : size[1]], size, gray)
 
@@ -103,13 +104,13 @@ def export_spec(
 
 
 def check_settings(settings: ExportSettings) -> None:
-    """Refuse settings that segmentors do not support.
+    """Check that a segmentor supports the settings.
 
     Raises:
-        ValueError: Naming the option and the alternative.
+        ValueError: If it does not; the message names the option and an alternative.
     """
     if settings.masks is not None:
-        raise ValueError("--masks is for detectors")
+        raise ValueError("--masks is only for detectors")
     if settings.inside == "full":
         raise ValueError(
             "a segmentor keeps the aspect ratio of images, so its file takes resized images: use "
@@ -118,17 +119,17 @@ def check_settings(settings: ExportSettings) -> None:
 
 
 def example_size(card: Card, settings: ExportSettings) -> tuple[int, int]:
-    """Return the height and width of a file's images, or one example of a dynamic size.
+    """Return the height and width of a file's images, or an example of a dynamic size.
 
     Raises:
-        ValueError: If it is not given, and the card has an impossible one.
+        ValueError: If the settings have no size, and the card's crop is invalid.
     """
     if isinstance(settings.size, tuple):
         return settings.size
     crop = setting_of(card.recipe, "segment.crop", int)
     side = crop or card.preprocessing.image_size or 512
     if not 0 < side <= MAX_SIDE:
-        raise ValueError(f"the model card has segment.crop={side:,}; give --size")
+        raise ValueError(f"the model card has an invalid segment.crop={side:,}; pass --size")
     # Avoid special cases: the sides differ and are not multiples of a stride.
     return (side + 37, side + 91) if settings.size == "any" else (side, side)
 
@@ -141,10 +142,10 @@ class Labels(nn.Module):
 
 
 class ExportedNetwork(nn.Module):
-    """An exported segmentor as a network: images (N, C, H, W) in fp32 to logits (N, K, H, W).
+    """An exported segmentor as a network: maps images (N, C, H, W) in fp32 to logits (N, K, H, W).
 
-    Files that normalize receive pixels, 0 to 255; others receive normalized images. Labels become
-    logits of 1 and 0. For files of one size, windows are padded with the mean color.
+    Files that normalize take pixels from 0 to 255, others normalized images. Labels become logits
+    of 1 and 0. For files of one size, windows are padded with the mean color.
     """
 
     def __init__(self, exported: Exported, card: Card) -> None:
@@ -164,9 +165,9 @@ class ExportedNetwork(nn.Module):
 
 
 def open_network(exported: Exported) -> tuple[ExportedNetwork, Card]:
-    """Return a file as a network, and the card with the remaining preprocessing.
+    """Return a file as a network, and a card with the preprocessing outside of the file.
 
-    The recipe on the card makes a file of one size slide over larger images.
+    A file of one size slides over larger images; the recipe on the card says so.
     """
     card, size = exported.card, exported.graph["size"]
     network = ExportedNetwork(exported, card).eval()
@@ -204,7 +205,7 @@ def fill_up(images: Tensor, size: Sequence[int], color: Tensor) -> Tensor:
     height, width = images.shape[2:]
     if height > size[0] or width > size[1]:
         raise ValueError(
-            f"the file takes images of {size[0]} x {size[1]} pixels, not {height} x {width}: give "
+            f"the file takes images of {size[0]} x {size[1]} pixels, not {height} x {width}: use "
             f"--window {min(size)}"
         )
     filled = color.to(images).view(-1, 1, 1).expand(*images.shape[:2], *size).clone()
@@ -278,12 +279,12 @@ class _LikeTheFile(nn.Module):
 
 
 class AnySizeSegmentor(nn.Module):
-    """Images (N, C, H, W) of at least 64 x 64 pixels to logits (N, K, H, W).
+    """Maps images (N, C, H, W) of at least 64 x 64 pixels to logits (N, K, H, W).
 
     Args:
         segmentor: A folded segmentor, or one wrapped in its normalization; its modules are reused.
-        contiguous: Whether to make maps contiguous, channels first. When a map is cast, other
-            strides would become conditions on the sizes; a layer norm produces such strides.
+        contiguous: Whether to make maps contiguous, channels first. Casting a map with other
+            strides, as after a layer norm, would put conditions on the sizes into the graph.
     """
 
     def __init__(self, segmentor: nn.Module, *, contiguous: bool = False) -> None:
@@ -326,7 +327,7 @@ class AnySizeHead(nn.Module):
 
 
 class AnySizePool(nn.Module):
-    """A `PooledConv`: means over scale x scale parts, a 1x1 convolution, resized to the map."""
+    """A `PooledConv`: averages over scale x scale parts, a 1x1 convolution, and resizing."""
 
     def __init__(self, pool: PooledConv) -> None:
         super().__init__()
@@ -343,7 +344,7 @@ class AnySizePool(nn.Module):
 def parts(line: Tensor, scale: int) -> Tensor:  # length -> scale length
     """Return the matrix that averages a line of positions over `scale` parts.
 
-    The parts are those of `adaptive_avg_pool2d`: each holds every position that it touches, so
+    The parts are those of `adaptive_avg_pool2d`: each includes every position that it touches, so
     parts may overlap.
     """
     ones = torch.ones_like(line, dtype=torch.float32)

@@ -1,10 +1,10 @@
-"""The heads of segmentation: UPerNet over the whole pyramid, and the auxiliary FCN on one map.
+"""The heads of segmentation: UPerNet on the whole pyramid, and the auxiliary FCN on one map.
 
 UPerNet (arXiv 1807.10221) is pyramid pooling on the coarsest map, a feature pyramid down to the
-finest one, and one convolution over all of them side by side, at the finest resolution: with four
-times 512 channels there, it costs more than everything below it.
+finest one, and one convolution over all maps concatenated at the finest resolution. With four times
+512 channels there, that convolution costs more than everything before it.
 
-Shapes: N batch, C channels of a map, D channels of the head, K classes, H W the finest map.
+Shapes: N batch, C channels of a map, D channels of the head, K classes, H W of the finest map.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class UPerNetConfig:
 
     num_classes: int = 150
     channels: int = 512
-    """Width of the decode head."""
+    """Channels of the decode head."""
     auxiliary: bool = True
-    """Whether an FCN on the map before the last helps in training."""
+    """Whether to train an auxiliary FCN on the second to last map."""
     auxiliary_channels: int = 256
     dropout: float = 0.1
-    """Dropout rate of the channels before each classifier."""
+    """Channel dropout rate before each classifier."""
     output_norms: bool = True
-    """Whether each map of the backbone gets a layer norm of its own."""
+    """Whether each map of the backbone gets its own layer norm."""
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "channels", "auxiliary_channels"):
@@ -50,7 +50,7 @@ class UPerNetConfig:
 
 
 class ConvNormAct(nn.Module):
-    """A convolution without bias, batch norm, ReLU; it keeps the size of its input."""
+    """A convolution without bias, batch norm and ReLU; the size stays the same."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel_size: int = 1) -> None:
         super().__init__()
@@ -71,11 +71,11 @@ class ConvNormAct(nn.Module):
 
 
 def normalize(norm: nn.Module, x: Tensor) -> Tensor:  # N C H W
-    """Apply a batch norm, with its running statistics where the batch has one value per channel.
+    """Apply a batch norm, with its running statistics if the batch has one value per channel.
 
-    One image pooled to one position has no variance: torch refuses to train on it, and the batch's
-    statistics would make it zero. The running statistics, which such a batch leaves unchanged, are
-    those of evaluation. A synchronized norm sees the values of all processes and runs as usual.
+    A single image pooled to one position has no variance: torch refuses to train on it, and batch
+    statistics would map it to zero. Such a batch does not change the running statistics. A
+    synchronized norm sees the values of all processes and runs as usual.
     """
     alone = x.numel() == x.shape[1]
     if not (alone and norm.training and isinstance(norm, nn.modules.batchnorm._BatchNorm)):
@@ -91,7 +91,7 @@ class FusionConv(ConvNormAct):
     """A 3x3 convolution over maps of several sizes, at the size of the first."""
 
     mix_first = True
-    """Whether to mix channels before maps are resized, if that is less work."""
+    """Whether to mix channels before resizing if that is less work."""
 
     def of_maps(self, maps: Sequence[Tensor]) -> Tensor:  # N C H_l W_l -> N D H W
         """Resize, concatenate and convolve maps, with fewer multiplications."""
@@ -107,7 +107,7 @@ class FusionConv(ConvNormAct):
 
 
 class PooledConv(ConvNormAct):
-    """A map averaged to scale x scale positions, then a 1x1 convolution, resized to the map."""
+    """Average pooling to scale x scale positions, a 1x1 convolution, and resizing to the map."""
 
     def __init__(self, in_dim: int, out_dim: int, scale: int) -> None:
         super().__init__(in_dim, out_dim)
@@ -118,13 +118,13 @@ class PooledConv(ConvNormAct):
 
 
 class UPerHead(nn.Module):
-    """Maps of a pyramid, finest first, to logits (N, K, H, W) at the size of the finest.
+    """Maps a pyramid, finest map first, to logits (N, K, H, W) at the size of the finest map.
 
     Args:
         in_dims: Channels of each map.
-        channels: Width D of the head.
-        num_classes: Classes K.
-        dropout: Dropout rate of the channels before the classifier.
+        channels: Channels D of the head.
+        num_classes: Number of classes K.
+        dropout: Channel dropout rate before the classifier.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class UPerHead(nn.Module):
         self.classifier = make_classifier(channels, num_classes)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Map N C H_l W_l, l from the finest to the coarsest, to N K H W."""
+        """Map N C H_l W_l, finest map first, to N K H W."""
         coarsest = maps[-1]
         x = self.bottleneck(torch.cat([coarsest, *(pool(coarsest) for pool in self.pools)], 1))
         outputs = [x]
@@ -156,7 +156,7 @@ class UPerHead(nn.Module):
 
 
 class FCNHead(nn.Module):
-    """One map (N, C, H, W) to logits (N, K, H, W): the auxiliary head, for training only."""
+    """The auxiliary head, for training only: maps (N, C, H, W) to logits (N, K, H, W)."""
 
     def __init__(self, in_dim: int, *, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()

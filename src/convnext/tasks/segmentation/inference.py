@@ -1,6 +1,6 @@
-"""Computes labels of images, for validation in training, `evaluate` and `predict` alike.
+"""Labels of images, for validation in training, `evaluate` and `predict`.
 
-It works with any network for which `model(images (N, C, H, W))` returns logits (N, K, H, W).
+Works with any network that maps images (N, C, H, W) to logits (N, K, H, W).
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ def segment(
     Args:
         model: A segmentor in evaluation mode, on `device`.
         images: Normalized images (C, H, W) or (N, C, H, W), on any device.
-        window: As in `InferenceSettings`, like the next five.
+        window: This and the next five are the fields of `InferenceSettings`.
         stride: See there.
         scales: See there.
         flip: See there.
         window_batch: See there.
         on_cpu: See there.
         size: Height and width of the scores; None for those of the images.
-        device: Where the network runs.
-        precision: "fp32", "bf16" or "fp16"; scores are gathered in fp32.
+        device: The device of the network.
+        precision: "fp32", "bf16" or "fp16"; scores are accumulated in fp32.
 
     Returns:
         fp32 (K, *size) or (N, K, *size).
 
     Raises:
-        ValueError: As `InferenceSettings`.
+        ValueError: If a setting is invalid.
     """
     settings = InferenceSettings(
         window=window,
@@ -86,15 +86,15 @@ def segment_labels(
 ) -> Tensor:
     """Return the class of every pixel of one normalized image (C, H, W), on the CPU.
 
-    Memory besides the image and the labels, in floats for K classes and output rows of `width`:
+    Memory in addition to the image and the labels, in floats, for K classes and an output `width`:
 
-    - with windows: K (window + 64) W for W columns of the input, and the windows in the network;
-    - whole: K H W for the logits at the size of the input, which can differ from the output's;
+    - with windows: K (window + 64) W for W columns of the input, plus the windows in the network;
+    - whole: K H W for the logits at the input's size, which can differ from the output's;
     - bands of the output: about four times 64 MB, or one row of K `width` if that is more.
 
     For example, 150 classes on 8000 x 6000 pixels take 2.8 GB instead of 29 GB with windows of 512.
-    Each view needs this much, or all of them together need the scores of the whole output and one
-    view, whichever is less: use a single view for a very large image.
+    Either each view needs this much, or the scores of the whole output and one view are kept,
+    whichever is less: use a single view for a very large image.
 
     Returns:
         (H, W) or `size`: uint8 for up to 256 classes, else int32.
@@ -156,16 +156,16 @@ def infer(
     Labels have the size of the mask; the loss is the cross-entropy summed over labeled pixels.
 
     Images that cannot be read are skipped and recorded in `bad`. `progress` is called for each
-    image that is done. With several processes, each yields its share and no image is yielded twice.
-    All run the network on the same number of images, since it may be sharded; a sharded network
-    needs images of one size, or no windows, so that the number of passes is equal.
+    processed image. With several processes, each yields its own part of the images. All of them
+    process the same number of images, since the network may be sharded; a sharded network needs
+    images of one size, or no windows, so that the number of passes is equal.
     """
     model.eval()
     settings = settings or InferenceSettings()
     for item, is_mine in rank_items(dataset, ranks, device, workers=workers):
         if is_mine:
             bad.update(item.bad)
-        # All processes run a sharded network equally often: on one pixel if there is no image.
+        # A sharded network waits for every process, so placeholders of bad images run too.
         if not item.bad or ranks.count > 1:
             # A sharded network cannot gather its parameters in inference mode.
             with torch.inference_mode() if ranks.count == 1 else torch.no_grad():

@@ -1,4 +1,4 @@
-"""Report on a segmentation data set and its problems: `convnext data PATH`."""
+"""Statistics and problems of a segmentation data set: `convnext data PATH`."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from convnext.tasks.segmentation.layout import Pairs
 from convnext.tasks.segmentation.render import overlay
 
 NUM_EXAMPLES = 5
-# A class with a smaller share of the labeled pixels is seldom learned without help.
+# Classes with a smaller fraction of the labeled pixels are rarely learned without help.
 RARE = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What inspection found in one pair."""
+    """Findings about one pair."""
 
     part: str
     source: str
     reason: str = ""
-    """Why the pair cannot be used; empty if it can."""
+    """Reason why the pair cannot be used; empty if it can."""
     width: int = 0
     height: int = 0
     counts: NDArray[np.int64]
-    """Pixels of each class."""
+    """Number of pixels per class."""
     num_pixels: int = 0
     digest: bytes = b""
     """Hash of the image's pixels."""
@@ -57,7 +57,7 @@ class ClassCount:
 
     name: str
     train_share: float
-    """Share of the labeled training pixels."""
+    """Fraction of the labeled training pixels."""
     train_images: int
     val_share: float
     val_images: int
@@ -65,20 +65,20 @@ class ClassCount:
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What `inspect` found."""
+    """Report of `inspect`."""
 
     path: str
     classes: tuple[ClassCount, ...]
     num_train: int
     num_val: int
     ignored_share: float
-    """Share of all pixels."""
+    """Fraction of all pixels."""
     sizes: dict[str, int]
-    """Number of pairs by size, such as "480 x 360", the most frequent first."""
+    """Number of pairs by size, such as "480 x 360", most frequent first."""
     unusable: tuple[tuple[str, str], ...]
-    """Every pair that cannot be used, and why."""
+    """Pairs that cannot be used, each with the reason."""
     problems: tuple[str, ...]
-    """Problems, the worst first."""
+    """Problems, worst first."""
     suggestions: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -87,7 +87,7 @@ class DataReport:
         return asdict(self)
 
     def print(self, console: Console) -> None:
-        """Print the report."""
+        """Print a readable report."""
         console.print(
             f"[bold]{escape(self.path)}[/]\n{self.num_train:,} training and {self.num_val:,} "
             f"validation images with masks of {len(self.classes):,} classes; "
@@ -99,7 +99,7 @@ class DataReport:
         if not self.problems:
             console.print("\n[green]no problems found[/]")
         for title, lines in (
-            ("problems, the worst first", self.problems),
+            ("problems, worst first", self.problems),
             ("suggestions", self.suggestions),
         ):
             if lines:
@@ -126,15 +126,15 @@ def inspect(
     reduce_zero_label: bool | Literal["auto"] = "auto",
     console: Console | None = None,
 ) -> DataReport:
-    """Read every image and mask under `path` in full and report.
+    """Read every image and mask of a data set in full, and report.
 
     Args:
-        path: As in `open_dataset`, like the next four.
+        path: This and the next four are the arguments of `open_dataset`.
         val_share: See there.
         images: See there.
         masks: See there.
         reduce_zero_label: See there.
-        console: Where the progress bar goes; standard error by default.
+        console: Console of the progress bar; standard error by default.
 
     Raises:
         ValueError: If there is no data set at `path`.
@@ -151,7 +151,7 @@ def inspect(
 
 
 def scan(data: SegmentationData, *, console: Console | None = None) -> list[Look]:
-    """Read every pair with a few threads."""
+    """Read every pair in threads."""
     jobs = [(part, pairs, i) for part, pairs in _parts(data) for i in range(len(pairs))]
     return read_all(
         jobs,
@@ -182,7 +182,7 @@ def look_at(part: str, pairs: Pairs, index: int, num_classes: int, ignore_index:
 
 
 def report(data: SegmentationData, looks: Sequence[Look]) -> DataReport:
-    """Summarize what was found."""
+    """Build the report."""
     good = [look for look in looks if not look.reason]
     labelled = sum(int(look.counts.sum()) for look in good)
     total = sum(look.num_pixels for look in good)
@@ -225,7 +225,7 @@ def report(data: SegmentationData, looks: Sequence[Look]) -> DataReport:
 def find_problems(
     data: SegmentationData, looks: Sequence[Look], classes: Sequence[ClassCount]
 ) -> list[str]:
-    """Return one line per kind of problem, the worst first, each with its count and examples."""
+    """Return one line per kind of problem, worst first, with its count and examples."""
     lines = []
     bad = [look for look in looks if look.reason]
     good = [look for look in looks if not look.reason]
@@ -238,7 +238,8 @@ def find_problems(
     if twins:
         shown = _some([f"{look.source} = {train[look.digest]}" for look in twins])
         lines.append(
-            "validation images that duplicate a training image, which inflates the scores: "
+            "validation images identical to a training image, which makes validation scores too "
+            "high: "
             f"{len(twins):,} ({shown})"
         )
     empty = [look.source for look in good if not look.counts.any()]
@@ -289,9 +290,9 @@ def _some(lines: Sequence[str]) -> str:
 def contact_sheet(
     data: SegmentationData, *, columns: int = 4, per_part: int = 8, width: int = 220
 ) -> Image.Image:
-    """Return a sheet with up to `per_part` images of each split, `width` pixels wide each.
+    """Return a sheet with up to `per_part` images of each split, each `width` pixels wide.
 
-    Pixels without a label stay as they are. A pair that cannot be used is crossed out.
+    Pixels without a label keep their color. Unusable pairs are crossed out.
     """
     sections = {}
     for title, pairs in (("training", data.train), ("validation", data.val)):

@@ -1,7 +1,7 @@
 """Image and mask files: the accepted layouts, and the pairing of files.
 
     images/{train,val}  annotations/{train,val}         also training and validation, as in ADE20K
-    images  annotations (or masks, labels)              without a split: a share is held out
+    images  annotations (or masks, labels)              without a split: some images are held out
     leftImg8bit/{train,val}/*/*_leftImg8bit.png         Cityscapes, with gtFine/.../
                                                         *_gtFine_labelTrainIds.png
     two patterns with {split} and stars                 anything else
@@ -77,9 +77,9 @@ def find(root: Path, images: str = "", masks: str = "") -> Found:
         ValueError: If there is no such folder, or no layout fits.
     """
     if not root.is_dir():
-        raise ValueError(f"there is no folder {root}")
+        raise ValueError(f"the folder {root} does not exist")
     if bool(images) != bool(masks):
-        raise ValueError("give both patterns, --segment.images and --segment.masks, or neither")
+        raise ValueError("pass both patterns, --segment.images and --segment.masks, or neither")
     if images:
         return _by_pattern(root, images, masks)
     if (root / "leftImg8bit").is_dir():
@@ -142,8 +142,8 @@ def _by_pattern(root: Path, images: str, masks: str) -> Found:
     """
     if images.count("*") != masks.count("*") or "*" not in images:
         raise ValueError(
-            f"{images!r} and {masks!r} must have the same number of stars, at least one each: what "
-            "they stand for pairs the files"
+            f"{images!r} and {masks!r} must have the same number of stars, at least one: the text "
+            "that they match pairs the files"
         )
     parts: dict[str, Part] = {}
     for part, names in SPLITS.items() if "{split}" in images else (("train", ("",)),):
@@ -172,7 +172,7 @@ def _matches(root: Path, pattern: str) -> dict[str, Path]:
 
 
 class Reader(Protocol):
-    """How a mask becomes class indices."""
+    """Converts masks to class indices."""
 
     @property
     def num_classes(self) -> int: ...
@@ -187,7 +187,7 @@ class Reader(Protocol):
         """Return the class of every pixel, (H, W), for an image of `size` (width, height).
 
         Raises:
-            BadImage: If it cannot be read, or does not go with the image.
+            BadImage: If it cannot be read, or does not match the image.
         """
         ...
 
@@ -212,7 +212,7 @@ class Relabelled:
         return self.reader.reduce_zero_label
 
     def read(self, mask: Any, size: tuple[int, int] | None = None) -> Labels:
-        """Return the network's class of every pixel, (H, W); errors are the reader's."""
+        """Return the network's class of every pixel, (H, W); raises like the reader."""
         labels = self.reader.read(mask, size)
         known = labels != self.reader.ignore_index
         found = np.full_like(labels, self.ignore_index)
@@ -259,7 +259,7 @@ class Pairs:
         """Return the class of every pixel, (H, W) of int32; `size` is the image's (width, height).
 
         Raises:
-            BadImage: If the mask cannot be read, or does not go with the image.
+            BadImage: If the mask cannot be read, or does not match the image.
         """
         return self.reader.read(self.masks[index], size)
 
@@ -273,7 +273,7 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True)
 class Drawing:
-    """The mask of one image."""
+    """The annotations to draw the mask of an image from."""
 
     path: str
     record: Record
@@ -302,7 +302,7 @@ class Drawer:
         """
         record = mask.record
         if size not in (None, (record.width, record.height)):
-            reason = f"is drawn on {record.width} x {record.height} pixels, but its image {size}"
+            reason = f"has {record.width} x {record.height} pixels in the JSON file, not {size}"
             raise BadImage(str(mask), reason)
         labels = np.zeros((record.height, record.width), np.int32)
         objects = record.objects
@@ -322,7 +322,7 @@ def open_drawn(path: str, val_share: float) -> dict[str, Any]:
     """Return the classes, pairs and notes of COCO annotations as segmentation data.
 
     Raises:
-        ValueError: As `open_dataset` of detection, or if the objects have only boxes.
+        ValueError: Like `open_dataset` of detection, or if the objects have only boxes.
     """
     data = open_dataset(path, val_share=val_share)
     records = (*data.train.records, *data.val.records)

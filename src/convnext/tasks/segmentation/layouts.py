@@ -1,7 +1,7 @@
-"""The published layouts of a segmentor: those of its backbone with a head's names beside them.
+"""Published layouts of a segmentor: the layout of its backbone and the names of its heads.
 
-Sources: the authors' repository and mmsegmentation, which name the heads alike and the blocks
-differently, and `UperNetForSemanticSegmentation` of transformers.
+Sources: the authors' repository and mmsegmentation, whose names differ only in the blocks, and
+`UperNetForSemanticSegmentation` of transformers.
 """
 
 from __future__ import annotations

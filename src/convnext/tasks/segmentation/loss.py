@@ -1,7 +1,7 @@
-"""What segmentation minimizes: cross-entropy per pixel, and by choice soft Dice.
+"""The losses of segmentation: cross-entropy per pixel, and optionally soft Dice.
 
-Logits come at the stride of their head and are resized to the masks, bilinearly and without aligned
-corners; everything is computed in fp32, whatever the network ran in.
+Logits have the stride of their head. They are resized to the masks bilinearly, without aligned
+corners, and all losses are computed in fp32.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Average = Literal["all", "labelled"]
 
 @dataclass(frozen=True, kw_only=True)
 class HardExamples:
-    """Online hard example mining: the pixels of a batch that the network is not yet sure of.
+    """Online hard example mining: uses only pixels that the network is not yet sure of.
 
-    Kept are those whose true class has a probability below `threshold`, and in any case the
-    `min_kept` least probable ones per image; all others count as ignored.
+    It keeps the pixels whose true class has a probability below `threshold`, and at least the
+    `min_kept` pixels with the lowest ones per image on average; all others are ignored.
     """
 
     threshold: float = 0.7
@@ -42,28 +42,28 @@ class LossSettings:
 
     ignore_index: int = 255
     average: Average = "all"
-    """Cross-entropy is divided by "all" pixels, as published, or by the `labelled` ones."""
+    """Divide the cross-entropy by `all` pixels, as published, or by the `labelled` ones."""
     auxiliary_weight: float = 0.4
     dice_weight: float = 0.0
-    """Weight of the Dice loss of the decode head; 0 leaves it out."""
+    """Weight of the Dice loss of the decode head; 0 turns it off."""
     class_weights: tuple[float, ...] = ()
-    """A factor per class; empty for equal ones."""
+    """Weight of each class; empty for equal weights."""
     ohem: HardExamples | None = None
-    """For the cross-entropy of both heads."""
+    """Hard example mining for the cross-entropy of both heads."""
 
     def __post_init__(self) -> None:
         if self.average not in get_args(Average):
             choices = ", ".join(get_args(Average))
-            raise ValueError(f"average is {self.average!r}, but must be of {choices}")
+            raise ValueError(f"average is {self.average!r}, but must be one of {choices}")
         if min(self.auxiliary_weight, self.dice_weight, *self.class_weights) < 0:
             raise ValueError("weights of losses and classes must be at least 0")
 
 
 def losses(heads: Mapping[str, Tensor], masks: Tensor, settings: LossSettings) -> dict[str, Tensor]:
-    """Return the named losses, already weighted: their sum is what is minimized.
+    """Return the named losses with their weights applied; the total is their sum.
 
     Args:
-        heads: "decode" logits (N, K, h, w), and by choice "auxiliary" ones at another stride.
+        heads: "decode" logits (N, K, h, w), and optionally "auxiliary" ones at another stride.
         masks: Class indices (N, H, W) of any integer type.
         settings: Weights and averages.
     """
@@ -98,9 +98,9 @@ def cross_entropy(
 ) -> Tensor:
     """Return the cross-entropy of logits (N, K, h, w) and masks (N, H, W), a scalar.
 
-    `average="all"` divides by all pixels, ignored ones included, as the published results were
-    trained; `labelled` by those that count, each by the weight of its class. Where none counts, the
-    loss is zero and has gradients of zero.
+    `average="all"` divides by all pixels including ignored ones, as in the published training;
+    `labelled` divides by the sum of the class weights of the labeled pixels. Without any, the loss
+    and its gradients are zero.
 
     Raises:
         ValueError: If there are not K class weights.
@@ -115,7 +115,7 @@ def cross_entropy(
         weights = weights * keep_hard(per_pixel.detach(), weights.bool(), ohem)
     if class_weights:
         factors = torch.tensor(class_weights, device=logits.device)
-        # An ignored pixel borrows class 0; its weight is zero already.
+        # Ignored pixels index class 0; their weight is already zero.
         weights = weights * factors[masks.masked_fill(masks == ignore_index, 0)]
     total = (per_pixel * weights).sum()
     if average == "all":
@@ -125,7 +125,7 @@ def cross_entropy(
 
 
 def keep_hard(losses: Tensor, labelled: Tensor, ohem: HardExamples) -> Tensor:
-    """Return which labeled pixels (N, H, W) are hard, by their cross-entropies (N, H, W)."""
+    """Return a mask (N, H, W) of the hard labeled pixels, given all losses (N, H, W)."""
     kept = labelled & (losses > -math.log(ohem.threshold))
     candidates = losses[labelled]
     count = min(ohem.min_kept * len(losses), candidates.numel())
@@ -138,9 +138,9 @@ def keep_hard(losses: Tensor, labelled: Tensor, ohem: HardExamples) -> Tensor:
 def dice(logits: Tensor, masks: Tensor, *, ignore_index: int = 255) -> Tensor:
     """Return the soft Dice loss of logits (N, K, h, w) and masks (N, H, W), a scalar in [0, 1].
 
-    One minus 2 |P T| / (|P| + |T|) of the softmax P and the truth T, taken over the labeled pixels
-    of the whole batch, and averaged over the classes that occur there; with two classes that is
-    binary Dice over background and foreground. Without labeled pixels it is zero, with gradients.
+    One minus 2 |P T| / (|P| + |T|) of the softmax P and the truth T, over the labeled pixels of the
+    whole batch, averaged over the classes that occur. With two classes that is binary Dice of
+    background and foreground. Without labeled pixels, the loss and its gradients are zero.
     """
     num_classes = logits.shape[1]
     labelled = (masks != ignore_index)[:, None]  # (N, 1, H, W)

@@ -5,7 +5,7 @@ index), color masks by a palette, ADE20K's 0 for "no class", and 0 with 255 for 
 
     classes.json        ["road", "car"], or {"classes": [{"id": 0, "name": "road",
                         "color": [128, 64, 128]}, ...]}
-    classes.txt         a name in each line, in the order of the indices
+    classes.txt         one name per line, in the order of the indices
     objectInfo150.txt   ADE20K's own list
     palette.json        {"road": [128, 64, 128], ..., "void": null}, or with null for no class:
                         {"void": [0, 0, 0]} and "void" not among the classes
@@ -45,7 +45,7 @@ class MaskReader:
     reduce_zero_label: bool = False
     """Value 0 means no class, and class k has the value k + 1."""
     binary: bool = False
-    """Value 255 is class 1, as in masks of one foreground."""
+    """Value 255 is class 1, as in binary masks."""
     palette: Mapping[Color, int] = field(default_factory=dict)
     """Class index of each color, for color masks."""
 
@@ -54,7 +54,7 @@ class MaskReader:
 
         Args:
             path: The file.
-            size: Width and height of the image that it belongs to.
+            size: Width and height of its image.
 
         Raises:
             BadImage: If it cannot be read, has another size, or has a value without a class.
@@ -95,8 +95,8 @@ class MaskReader:
             value += int(self.reduce_zero_label)
             raise BadImage(
                 str(path),
-                f"has the value {value} on {count:,} pixels, but there are {self.num_classes} "
-                f"classes, from {int(self.reduce_zero_label)} on, and {self.ignore_index} for none",
+                f"has the value {value} in {count:,} pixels, but there are {self.num_classes} "
+                f"classes from {int(self.reduce_zero_label)}, and {self.ignore_index} means none",
             )
 
 
@@ -125,7 +125,7 @@ def read_values(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.i
         raise
     except FileNotFoundError as error:
         raise BadImage(str(path), "there is no such file") from error
-    # Pillow's plugins let almost any exception escape from a damaged file.
+    # Pillow's plugins may raise almost any exception for a damaged file.
     except Exception as error:
         raise BadImage(str(path), f"cannot be read ({' '.join(str(error).split())})") from error
 
@@ -171,8 +171,8 @@ def _read(path: Path, parse: Any, ignore_index: int) -> Classes:
         found: Classes = parse(path.read_text(encoding="utf-8-sig"), ignore_index)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
-            f'{path} does not list classes ({error}); write ["road", "car"], or a name in each '
-            "line of classes.txt"
+            f'{path} does not list classes ({error}); write ["road", "car"], or one name per line '
+            "in classes.txt"
         ) from error
     if len(set(found.names)) < len(found.names):
         raise ValueError(f"{path} lists a class twice")

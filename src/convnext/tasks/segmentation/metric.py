@@ -1,6 +1,6 @@
-"""Mean intersection over union, and everything else that follows from the confusion of pixels.
+"""Mean intersection over union (mIoU), and other scores from the confusion matrix of pixels.
 
-Counts of pixels are exact integers, summed over all images and processes before any ratio is taken:
+Pixel counts are exact integers, summed over all images and processes before any ratio is computed:
 no score is a mean of per-image scores. A class that occurs neither in the truth nor in the
 prediction has no IoU and is left out of the mean, as in the published evaluation.
 
@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 from convnext.hardware.ranks import Ranks
 
 NUM_WORST = 16
-# The matrix of more classes is counted, but not part of the result.
+# The result leaves out larger confusion matrices.
 MAX_CONFUSION = 1000
-# Pixels that are counted at a time: as int64 they take eight times the memory of a mask.
+# Pixels counted at a time: as int64 they take eight times the memory of a mask.
 CHUNK = 2**22
 
 Counts = NDArray[np.int64]
@@ -33,13 +33,13 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """How one class fares: fractions in [0, 1], None where they are 0/0, and its pixels."""
+    """Scores of one class, fractions in [0, 1] or None for 0/0, and its number of pixels."""
 
     name: str
     pixels: int
     iou: float | None
     accuracy: float | None
-    """The share of its pixels that were found, which is its recall."""
+    """Recall: the fraction of its pixels with the right prediction."""
     precision: float | None
     f1: float | None
     """Also known as Dice."""
@@ -48,7 +48,7 @@ class ClassScore:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScore:
-    """The IoU of one image: the mean over the classes that occur in it, a fraction in [0, 1]."""
+    """The IoU of one image: mean over the classes that occur in it, a fraction in [0, 1]."""
 
     index: int
     iou: float
@@ -56,27 +56,27 @@ class ImageScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a segmentor does on a labeled data set. Scores of the whole set are in percent."""
+    """Metrics of a segmentor on a labeled data set, in percent."""
 
     miou: float
     """Mean IoU over the classes that occur in truth or prediction."""
     accuracy: float
-    """The share of labeled pixels whose class was found."""
+    """Pixel accuracy: the percentage of labeled pixels with the right prediction."""
     mean_accuracy: float
-    """The mean over the classes in the truth of the share of their pixels that was found."""
+    """Mean recall over the classes in the truth."""
     loss: float | None
     """Mean cross-entropy of a labeled pixel."""
     num_images: int
     num_pixels: int
-    """Labeled pixels."""
+    """Number of labeled pixels."""
     classes: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
     """Pixels: rows are the truth, columns the prediction; empty above 1,000 classes."""
     per_class: tuple[ClassScore, ...]
     boundary_f1: float | None
-    """Mean over the classes; None where it was not asked for."""
+    """Mean over the classes; None if it was not requested."""
     worst: tuple[ImageScore, ...]
-    """The images of lowest IoU, the worst first."""
+    """The images with the lowest IoU, lowest first."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values for JSON."""
@@ -84,11 +84,11 @@ class Evaluation:
 
 
 class Metric:
-    """Gathers predictions image by image; exact, whatever the order and the processes.
+    """Collects predictions image by image; exact for any order and number of processes.
 
     Args:
-        classes: Names, in the order of the indices.
-        ignore_index: The value of pixels in masks that count nowhere.
+        classes: Class names, in the order of the indices.
+        ignore_index: The value of mask pixels to ignore.
         boundary: Whether to measure the boundary F-score too, which takes longer than the rest.
 
     Raises:
@@ -114,7 +114,7 @@ class Metric:
     def update(
         self, prediction: ArrayLike, mask: ArrayLike, index: int, loss: float | None = None
     ) -> None:
-        """Add the labels (H, W) of one image, its mask (H, W) and its position in the data set.
+        """Add the labels (H, W) of one image, its mask (H, W) and its index in the data set.
 
         `loss` is the cross-entropy summed over the labeled pixels.
 
@@ -138,7 +138,7 @@ class Metric:
             self._keep([(float(np.nanmean(class_iou(confusion))), index)])
 
     def merge(self, ranks: Ranks) -> None:
-        """Take in what the other processes were given; all must call."""
+        """Add the counts of the other processes; all processes must call this."""
         mine = (
             self._confusion,
             self._boundaries,
@@ -156,10 +156,10 @@ class Metric:
         self._keep([score for scores in worst for score in scores])
 
     def compute(self) -> Evaluation:
-        """Return the evaluation of everything added.
+        """Return the metrics of all images added.
 
         Raises:
-            ValueError: If there was no labeled pixel.
+            ValueError: If there is no labeled pixel.
         """
         matrix = self._confusion
         total = int(matrix.sum())
@@ -186,14 +186,14 @@ class Metric:
         )
 
     def _keep(self, scores: Sequence[tuple[float, int]]) -> None:
-        # By IoU and then by index: the same images whatever the order of updates.
+        # Sorting by IoU and index makes the result independent of the order of updates.
         self._worst = sorted([*self._worst, *scores])[:NUM_WORST]
 
 
 def count_confusion(
     prediction: NDArray[Any], mask: NDArray[Any], num_classes: int, ignore_index: int = 255
 ) -> Counts:
-    """Return the pixels (K, K) of every truth (row) and prediction (column), ignored ones left out.
+    """Return the number of pixels (K, K) per truth (row) and prediction (column), without ignored.
 
     Raises:
         ValueError: If a labeled pixel has a value that is not a class.
@@ -215,7 +215,7 @@ def count_confusion(
 
 
 def class_iou(confusion: Counts) -> NDArray[np.float64]:
-    """Return the IoU (K,) of every class, nan where it neither occurs nor is predicted."""
+    """Return the IoU (K,) of every class, NaN if it neither occurs nor is predicted."""
     hits = np.diagonal(confusion)
     union = confusion.sum(0) + confusion.sum(1) - hits
     return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
@@ -224,7 +224,7 @@ def class_iou(confusion: Counts) -> NDArray[np.float64]:
 def class_scores(
     confusion: Counts, classes: Sequence[str], boundaries: Counts | None = None
 ) -> tuple[ClassScore, ...]:
-    """Return the score of each class from a matrix (K, K), rows truth, columns prediction.
+    """Return the scores of each class from a matrix (K, K), rows truth, columns prediction.
 
     `boundaries` (4, K) are the counts of `count_boundaries`.
     """
@@ -248,7 +248,7 @@ def class_scores(
 
 
 def _f1(found: int, predicted: int, recalled: int, true: int) -> float | None:
-    """Return the F-score of boundary pixels; None where there is no boundary at all."""
+    """Return the F-score of boundary pixels; None without any boundary."""
     if not predicted + true:
         return None
     precision, recall = found / max(predicted, 1), recalled / max(true, 1)

@@ -104,7 +104,7 @@ class Segmentor(DenseModule):
         self.auxiliary_head = None
 
     def layout_tables(self) -> DenseTables:
-        """Return the names of its tensors in the published layouts."""
+        """Return the tensor names in the published layouts."""
         return TABLES
 
     def reset_classifier(self, num_classes: int) -> None:

@@ -1,4 +1,4 @@
-"""`predict` for segmentation: masks, overlays and areas of images, at their own size."""
+"""`predict` for segmentation: masks, overlays and class areas at the size of the images."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ImageAreas:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationResult:
-    """All images, in order, and those that could not be read."""
+    """Areas in all images, in order, and the images that could not be read."""
 
     output: str
     classes: tuple[str, ...]
@@ -81,11 +81,11 @@ class SegmentationResult:
         return as_json, as_csv
 
     def print(self, console: Console) -> None:
-        """Print a line per image: the classes that cover most of it."""
+        """Print one line per image with its largest classes."""
         table = Table(box=None, header_style="bold")
         table.add_column("image", overflow="fold")
         table.add_column("pixels", justify="right", no_wrap=True)
-        table.add_column("covered by", overflow="fold")
+        table.add_column("classes", overflow="fold")
         for p in self.predictions:
             table.add_row(
                 escape(p.source),
@@ -96,7 +96,7 @@ class SegmentationResult:
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
         if self.bad_images:
-            console.print(f"{len(self.bad_images)} of the images could not be read")
+            console.print(f"unreadable images: {len(self.bad_images):,}")
         if self.output:
             console.print(
                 f"masks, overlays, areas.csv and predictions.json are in {escape(self.output)}"
@@ -108,17 +108,17 @@ class PixelPredictor(Predictor[Segmentation]):
 
     Args:
         own: The network.
-        output: The folder for NAME_mask.png and NAME_overlay.png of each image; None for no files.
-        window: As in `choose_inference`, like the next four; by default as in training.
-        stride: See there.
-        whole: See there.
-        multi_scale: See there.
-        flip: See there.
-        overlays: "png", "jpg" (smaller), or "none".
+        output: Folder for NAME_mask.png and NAME_overlay.png of each image; None for no files.
+        window: Side of a sliding window; this and the next four are by default as in training.
+        stride: Stride of the window.
+        whole: Predict whole images.
+        multi_scale: Average the predictions at six scales.
+        flip: Average with the prediction for the mirrored image.
+        overlays: Format of the overlays: "png", "jpg" (smaller), or "none".
         alpha: Opacity of the colors in the overlays, in [0, 1].
 
     Raises:
-        ValueError: If an option is impossible.
+        ValueError: If an option is out of range.
     """
 
     title = "segmenting"
@@ -140,9 +140,9 @@ class PixelPredictor(Predictor[Segmentation]):
         super().__init__(own, output)
         if overlays not in get_args(OverlayFormat):
             known = ", ".join(get_args(OverlayFormat))
-            raise ValueError(f"overlays are {overlays!r}, but must be of {known}")
+            raise ValueError(f"overlays must be one of {known}, not {overlays!r}")
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha}, but must be from 0 to 1")
+            raise ValueError(f"alpha is {alpha}, but must be between 0 and 1")
         self.overlays, self.alpha = overlays, alpha
         self.settings = choose_inference(
             own.card.recipe,
@@ -154,12 +154,12 @@ class PixelPredictor(Predictor[Segmentation]):
         )
 
     def files_of(self, name: str) -> tuple[str, ...]:
-        """Return the names of a mask and of an overlay."""
+        """Return the names of an image's files."""
         mask = f"{name}_mask.png"
         return (mask,) if self.overlays == "none" else (mask, f"{name}_overlay.{self.overlays}")
 
     def result(self, source: Source, image: Image.Image) -> Segmentation:
-        """Return the classes of an image's pixels."""
+        """Return the segmentation of an image."""
         preprocessing = self.own.card.preprocessing
         pixels = torch.from_numpy(preprocessing.pixels(image))[None].to(self.own.device)
         labels = segment_labels(
@@ -175,7 +175,7 @@ class PixelPredictor(Predictor[Segmentation]):
     def row(
         self, source: Source, image: Image.Image | None, result: Segmentation, name: str, index: int
     ) -> ImageAreas:
-        """Write the mask and the overlay, and return the areas."""
+        """Write the mask and the overlay, and return the row of an image."""
         assert image is not None
         mask, shown = "", ""
         if self.output is not None:
@@ -195,7 +195,7 @@ class PixelPredictor(Predictor[Segmentation]):
         )
 
     def summary(self, rows: Sequence[Any], bad: Sequence[tuple[str, str]]) -> SegmentationResult:
-        """Return the areas of all images."""
+        """Return the areas in all images."""
         return SegmentationResult(
             output=str(self.output or ""),
             classes=self.classes,

@@ -45,7 +45,7 @@ ADE20K = tuple(
 
 
 def published_card(source: str, name: str, changes: Mapping[str, Any]) -> Card:
-    """Return the card of a file without one, by its address and the network that its shapes tell.
+    """Return a card for a file without one, from its source and tensor shapes.
 
     The classes are ADE20K's if there are 150 of them, otherwise numbers.
     """
@@ -69,7 +69,7 @@ def published_recipe(source: str) -> dict[str, Any]:
 
 
 def published_side(source: str) -> int:
-    """Return the short side of the images and of the crop, by the name of the file or hub id.
+    """Return the side of images and crops, from the name of a file or hub id.
 
     >>> published_side("upernet_convnext_base_22k_640x640.pth")
     640

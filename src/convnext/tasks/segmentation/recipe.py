@@ -1,4 +1,4 @@
-"""The recipe of segmentation: what it adds to the settings that all tasks read."""
+"""The recipe of segmentation: its section and the settings shared by all tasks."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def mask_image(labels: Labels, num_classes: int) -> Image.Image:
     image = Image.fromarray(labels.astype(np.uint8))
     colors = np.full((MAX_PALETTE, 3), IGNORED, np.uint8)
     colors[:num_classes] = class_colors(num_classes)
-    image.putpalette(colors.tobytes())  # This makes the mode "P".
+    image.putpalette(colors.tobytes())  # Sets the mode to "P".
     return image
 
 
@@ -119,7 +119,7 @@ def compare(
 
 
 def class_areas(labels: Labels, classes: Sequence[str]) -> tuple[ClassArea, ...]:
-    """Return the area of every class that occurs in labels (H, W), the largest first.
+    """Return the area of every class that occurs in labels (H, W), largest first.
 
     Percentages are relative to all pixels with a class.
     """
@@ -135,7 +135,7 @@ def class_areas(labels: Labels, classes: Sequence[str]) -> tuple[ClassArea, ...]
 
 
 def _nearest(labels: Labels, size: tuple[int, int]) -> Labels:
-    """Return labels at another (width, height), without new values among them."""
+    """Resize labels to another (width, height) by nearest neighbors."""
     rows, columns = (
         (np.arange(to) * side // to) for to, side in zip(size[::-1], labels.shape, strict=True)
     )

@@ -1,4 +1,4 @@
-"""The sections of a report that only segmentation has."""
+"""Report sections of segmentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from convnext.tasks.figures import (
 )
 
 MAX_CONFUSED_PAIRS = 12
-# Classes without an IoU that are named.
+# Max number of named classes without an IoU.
 MAX_ABSENT = 24
 
 
@@ -26,7 +26,7 @@ def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the scores at the top of the page, each with its label."""
     found = [
         ("mIoU", f"{evaluation['miou']:.2f}\u00a0%"),
-        ("pixels right", f"{evaluation['accuracy']:.2f}\u00a0%"),
+        ("pixel accuracy", f"{evaluation['accuracy']:.2f}\u00a0%"),
     ]
     if evaluation.get("boundary_f1") is not None:
         found.append(("boundary F1", f"{evaluation['boundary_f1']:.2f}\u00a0%"))
@@ -34,18 +34,18 @@ def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def reliability(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return sentences that say how far the primary score can be trusted."""
+    """Return sentences about how far to trust the primary score."""
     known = [row for row in evaluation["per_class"] if row["iou"] is not None]
     pixels = evaluation["num_pixels"]
     counted = f"{pixels / 1e6:,.1f} million" if pixels >= 1e6 else f"{pixels:,}"
     return [
         f"Measured on {evaluation['num_images']:,} validation images, "
-        f"{counted} labeled pixels, classes that occur: {len(known)}."
+        f"{counted} labeled pixels, {len(known)} classes with an IoU."
     ]
 
 
 def bars(evaluation: Mapping[str, Any]) -> Section | None:
-    """IoU of every class as bars, the best on top."""
+    """Bar chart of the IoU per class, highest on top."""
     rows = known_classes(evaluation)
     if not rows:
         return None
@@ -60,7 +60,7 @@ def bars(evaluation: Mapping[str, Any]) -> Section | None:
     absent = [str(row["name"]) for row in evaluation["per_class"] if row["iou"] is None]
     return Section(
         title="Classes",
-        note=f"Nowhere on these images, and left out of the mean: {_some(absent)}."
+        note=f"These classes do not occur and are left out of the mean: {_some(absent)}."
         if absent
         else "",
         parts=[Part(kind="figures", values={"figures": [drawn]})],
@@ -73,7 +73,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def per_class(evaluation: Mapping[str, Any]) -> Section | None:
-    """Every score of every class that occurs."""
+    """All scores of every class that occurs."""
     rows = known_classes(evaluation)
     if not rows:
         return None
@@ -91,47 +91,50 @@ def per_class(evaluation: Mapping[str, Any]) -> Section | None:
     shown = [{key: row[key] or 0 for _, key, _ in columns} for row in reversed(rows)]
     return Section(
         title="Scores of the classes",
-        note="In percent, the lowest IoU first; a click on a heading sorts by it.",
+        note="In percent, lowest IoU first; click a heading to sort by it.",
         parts=[table(columns, shown, sortable=True)],
     )
 
 
 def known_classes(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the scores of the classes that have an IoU, the highest first."""
+    """Return the scores of the classes that have an IoU, highest first."""
     rows = [row for row in evaluation.get("per_class", []) if row["iou"] is not None]
     return sorted(rows, key=lambda row: -float(row["iou"]))
 
 
 def confusion(evaluation: Mapping[str, Any]) -> Section | None:
-    """The confusion matrix of pixels, and the pairs of classes that are confused most."""
+    """The confusion matrix of pixels, and the pairs of classes most often confused."""
     if not evaluation.get("confusion"):
         return None
     matrix = np.asarray(evaluation["confusion"])
     names = evaluation["classes"]
     pairs = confused_pairs(matrix, names)
     alt = f"Confusion matrix of {len(names)} classes. " + (
-        f"Most often {pairs[0]['truth']} is taken for {pairs[0]['prediction']}, "
+        f"The most frequent mistake is {pairs[0]['prediction']} instead of {pairs[0]['truth']}: "
         f"{pairs[0]['share']} of its pixels."
         if pairs
-        else "Nothing is confused."
+        else "There are no mistakes."
     )
     drawing = draw_confusion(matrix, names, percent=True)
     drawn = Drawing(
-        name="confusion", title="Confusion of pixels, percent of the row", alt=alt, figure=drawing
+        name="confusion",
+        title="Confusion matrix of pixels, percent of the row",
+        alt=alt,
+        figure=drawing,
     )
     parts = [Part(kind="matrix", values={"figure": drawn})]
     if pairs:
         columns = (
             ("truth", "truth", ""),
-            ("taken for", "prediction", ""),
-            ("of its pixels", "share", ""),
+            ("prediction", "prediction", ""),
+            ("pixels of the class", "share", ""),
             ("pixels", "count", "count"),
         )
         parts.append(table(columns, pairs))
     return Section(
-        title="What is taken for what",
-        note="Each row is a class, each column what its pixels were taken for. Blue is right, "
-        "orange is wrong; the stronger, the larger the share of the row.",
+        title="Confusion matrix",
+        note="Each row is a true class, each column a predicted class. Blue is right, orange is "
+        "wrong; darker colors are larger fractions of the row.",
         parts=parts,
     )
 
@@ -153,9 +156,9 @@ def confused_pairs(matrix: Any, names: Any) -> list[dict[str, Any]]:
 
 
 def worst_images(evaluation: Mapping[str, Any]) -> Section | None:
-    """The images of lowest IoU: image, truth, prediction and errors side by side.
+    """The images with the lowest IoU: image, truth, prediction and errors side by side.
 
-    What evaluates adds `source` and a `picture` (a data URI, see `gallery`) to each.
+    The evaluation adds `source` and a `picture` (a data URI) to each.
     """
     found = [row for row in evaluation.get("worst", []) if "picture" in row]
     if not found:
@@ -171,13 +174,13 @@ def worst_images(evaluation: Mapping[str, Any]) -> Section | None:
     ]
     return Section(
         title="Worst images",
-        note="By the mean IoU of the classes on the image. Orange is wrong, plain gray is not "
-        "labeled. Look for wrong masks here first.",
+        note="Sorted by the mean IoU of the classes in the image. Orange is wrong, plain gray is "
+        "not labeled. Check these images first for wrong masks.",
         parts=[Part(kind="strips", values={"strips": strips})],
     )
 
 
 def report(evaluation: Mapping[str, Any]) -> ReportSections:
-    """Return what a report shows of an evaluation; of one that is empty, nothing."""
+    """Return the report sections of an evaluation; none if it is empty."""
     makers = (bars, confusion, per_class, worst_images)
     return ReportSections.of(evaluation, "miou", scores, reliability, *makers)

@@ -45,7 +45,7 @@ def conv_of_maps(
 
 
 def saves(maps: Sequence[Tensor]) -> bool:
-    """Tell whether mixing channels first is less work.
+    """Whether mixing channels first is less work.
 
     The cost of resizing by matrices is proportional to the sides of the map; that of mixing is
     proportional to the channels. `convnext.cost`, on shapes alone, counts the plain convolution.
@@ -112,7 +112,7 @@ class WinogradFusion(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: nn.Module, act: nn.Module) -> None:
         super().__init__()
         self.conv, self.norm, self.act = conv, norm, act
-        # All maps have the width of the head.
+        # All maps have the head's number of channels.
         self.dim = self.conv.out_channels
         own = torch.split(self.conv.weight.detach(), self.dim, 1)
         first = nn.Conv2d(self.dim, self.dim, 3, padding=1, device="meta")
@@ -125,7 +125,7 @@ class WinogradFusion(nn.Module):
         self.register_buffer("taps", taps.flatten(0, 2).contiguous())
 
     def of_maps(self, maps: Sequence[Tensor]) -> Tensor:  # N C H_l W_l -> N D H W
-        """As `FusionConv.of_maps`."""
+        """See `FusionConv.of_maps`."""
         if not saves(maps):
             out = conv_of_maps(maps, self.conv.weight, self.conv.bias)
         else:

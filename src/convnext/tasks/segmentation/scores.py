@@ -60,8 +60,8 @@ class InferenceSettings:
         stride = 1 if self.stride is None else self.stride
         if self.window is not None and not 1 <= stride <= self.window:
             raise ValueError(
-                f"stride is {self.stride}, but must be from 1 to the window's {self.window}, "
-                "or pixels would be left out"
+                f"stride is {self.stride}, but must be between 1 and the window's {self.window}; "
+                "otherwise pixels are left out"
             )
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"scales are {self.scales}, but must be one or more, all above 0")
@@ -178,7 +178,7 @@ class View:
         return F.interpolate(found, (bottom - top, size[1]), mode="bilinear", align_corners=False)
 
     def _rows(self, top: int, bottom: int) -> Tensor:
-        """Return rows of the logits (N, K, bottom - top, w); none above `top` is kept."""
+        """Return rows of the logits (N, K, bottom - top, w), and drop those above `top`."""
         while self._top + self._held.shape[2] < bottom:
             passed = min(max(0, top - self._top), self._held.shape[2])
             self._top += passed
@@ -197,7 +197,7 @@ def slide(
     tall, wide = min(window, height), min(window, width)
     tops, lefts = window_starts(height, tall, stride), window_starts(width, wide, stride)
     covers_y, covers_x = count_covers(height, tall, tops), count_covers(width, wide, lefts)
-    sums = None  # (N, K, tall, W): the rows that windows of the current row of windows reach
+    sums = None  # (N, K, tall, W): the rows under the current row of windows
     for top, following in itertools.zip_longest(tops, tops[1:], fillvalue=height):
         for start in range(0, len(lefts), at_once):
             some = lefts[start : start + at_once]
@@ -257,13 +257,13 @@ def inference_of(recipe: Mapping[str, Any]) -> InferenceSettings:
     """Return the inference settings of training, from the recipe on the model card.
 
     Raises:
-        ValueError: If the card has an impossible window.
+        ValueError: If the card has an invalid window.
     """
     if setting_of(recipe, "segment.mode", str) != "slide":
         return InferenceSettings()
     window, stride = (setting_of(recipe, f"segment.{name}", int) for name in ("window", "stride"))
     if window is None:
-        raise ValueError("the model card has a sliding window without a size; give --window")
+        raise ValueError("the model card has a sliding window without a size; pass --window")
     return InferenceSettings(window=window, stride=stride)
 
 
@@ -279,12 +279,12 @@ def choose_inference(
     """Return the settings of training with the changes that a user requests.
 
     Raises:
-        ValueError: If a value is impossible, or two contradict each other.
+        ValueError: If a value is invalid, or two contradict each other.
     """
     settings = inference_of(recipe)
     if whole:
         if window is not None or stride is not None:
-            raise ValueError("whole images have no window and no stride; leave out --whole or both")
+            raise ValueError("--whole excludes --window and --stride; leave out one or the others")
         settings = InferenceSettings()
     if window is not None or stride is not None:
         window = settings.window if window is None else window

@@ -34,7 +34,7 @@ from convnext.tasks.segmentation.scores import InferenceSettings
 
 
 class SegmentationTask(Task):
-    """A class for every pixel."""
+    """Semantic segmentation: a class for every pixel."""
 
     name = "segment"
     primary = "miou"
@@ -111,11 +111,11 @@ class SegmentationTask(Task):
 
     @property
     def input_size(self) -> int:
-        """Side of the square that training cuts out, in pixels."""
+        """Side of the square training crop, in pixels."""
         return self.recipe.segment.crop
 
     def identity(self) -> str:
-        """Return a hash of the names in their order."""
+        """Return a hash of the image names, in order."""
         return hash_of_names(self.data.classes, self.data.train.names)
 
     def head_settings(self) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def balanced(counts: Sequence[int]) -> tuple[float, ...]:
 
 
 def inference_settings(recipe: SegmentationRecipe[Never]) -> InferenceSettings:
-    """Return how a resolved recipe reads whole images."""
+    """Return the inference settings of a resolved recipe."""
     segment = recipe.segment
     if segment.mode == "whole":
         return InferenceSettings()

@@ -1,4 +1,4 @@
-"""What the verbs ask of segmentation before anything heavy is imported."""
+"""Options and checks of segmentation for the verbs, without heavy imports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NUM_INT8_IMAGES = 500
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
-    """How images are predicted; by default as the recipe says.
+    """Inference settings; by default those of the recipe.
 
     Args:
         window: Slide a square window with this side in pixels over the image.
@@ -68,7 +68,7 @@ class DataOptions:
 
 
 def recognizes(path: Path) -> bool:
-    """Whether a folder holds images with masks, by its layout."""
+    """Whether a folder is a segmentation data set, by its layout."""
     from convnext.tasks.segmentation.layout import is_segmentation
 
     return is_segmentation(path)
@@ -86,7 +86,7 @@ def inspect(path: str, *, contact_sheet: bool, **options: Any) -> tuple[Any, Any
 
 
 def predictor_class() -> Any:
-    """Import what predicts images."""
+    """Import and return the predictor class."""
     from convnext.tasks.segmentation.predict import PixelPredictor
 
     return PixelPredictor

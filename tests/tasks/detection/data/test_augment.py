@@ -135,7 +135,7 @@ def test_an_image_is_a_function_of_seed_round_and_index(tmp_path: Path) -> None:
     assert first.pixels.shape != other.pixels.shape or not torch.equal(first.pixels, other.pixels)
     # Worker processes that are spawned receive a data set as bytes.
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[0, 1].pixels, first.pixels)
-    assert "kept in memory" in dataset.fill_cache()
+    assert "cached in memory" in dataset.fill_cache()
     cached = dataset[0, 1]
     assert torch.equal(first.pixels, cached.pixels)
     batch = collate([first, other])
