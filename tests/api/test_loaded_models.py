@@ -25,7 +25,7 @@ from small_objects import coco_squares
 import convnext
 from convnext.api import check_data
 from convnext.data.preprocessing import Preprocessing
-from convnext.deploy import fast, runtimes
+from convnext.deploy import fast, optimize, runtimes
 from convnext.weights.checkpoint import Card
 from convnext.weights.files import read_file, save_checkpoint
 
@@ -67,7 +67,7 @@ def test_a_loaded_network_stays_as_it_is(
     images = [data] if task == "classify" else [data / "images"]
     chosen = []
     monkeypatch.setattr(fast, "WORTH_FOLDING_S", 0.0)
-    monkeypatch.setattr(fast, "known_form", lambda *_: None)
+    monkeypatch.setattr(fast, "known_backend", lambda *_: None)
     choose = fast.choose
 
     def noted(*facts: Any, **more: Any) -> Any:
@@ -94,15 +94,15 @@ def test_a_loaded_network_stays_as_it_is(
 def test_a_path_is_folded_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, data = small_checkpoint(tmp_path / "a.safetensors"), class_folders(tmp_path / "data")
     monkeypatch.setattr(fast, "WORTH_FOLDING_S", 0.0)
-    monkeypatch.setattr(fast, "known_form", lambda *_: None)
+    monkeypatch.setattr(fast, "known_backend", lambda *_: None)
     kept = []
-    fold = fast.fold
+    fold = optimize.fold
 
     def folded(model: Any, *, inplace: bool, **options: Any) -> Any:
         kept.append(not inplace)
         return fold(model, inplace=inplace, **options)
 
-    monkeypatch.setattr(fast, "fold", folded)
+    monkeypatch.setattr(optimize, "fold", folded)
     options: Any = {"batch_size": 2, "progress": False}
     convnext.evaluate(source, data=data, device="cpu", **options)
     convnext.predict(source, data, device="cpu", **options)
