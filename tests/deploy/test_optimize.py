@@ -21,7 +21,7 @@ from convnext.deploy.optimize import distance, interleaved, known_backend, optim
 from convnext.hardware.devices import autocast
 
 CPU = torch.device("cpu")
-FORMS = [
+BACKENDS = [
     Backend(engine=engine, pointwise=pointwise, layout=layout)
     for engine, pointwise, layout in (
         ("eager", "chunked", "channels_last"),
@@ -46,7 +46,7 @@ def _images(num: int = 2, side: int = 64) -> Tensor:
     return torch.randn(num, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("backend", FORMS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @torch.no_grad()
 def test_every_form_computes_the_same(backend: Backend) -> None:
     if not available(backend.engine):
@@ -193,7 +193,7 @@ def test_mistakes_are_named() -> None:
         optimize(detector, _images(), precision="int8", calibration=[_images()])
 
 
-@pytest.mark.parametrize("backend", FORMS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @torch.inference_mode()
 def test_forms_are_built_where_predict_asks_for_them(backend: Backend) -> None:
     """In inference mode and, for networks trained in bf16, under autocast."""

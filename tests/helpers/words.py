@@ -30,7 +30,7 @@ PHRASES = {
     r"\bhears? of\b|\btold\b(?! apart)": "is called with, receives",
     r"\bof what it is\b": "name the thing",
     r"\bwhat is (on|in) (an |the )?images?\b": "the contents of images",
-    r"\bthe road\b|\broad from\b|\bstairs\b": "the roadmap, steps",
+    r"\bthe road\b|\broad from\b|\bthe stairs\b": "the roadmap, steps",
     r"(?<!--)\brungs?\b(?!: )": "step",  # The option and the argument keep their names.
     r"\bpeers?\b": "timm models",
     r"\bforeign\b": "imported",

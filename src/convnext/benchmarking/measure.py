@@ -139,7 +139,7 @@ def benchmark(
         plans = [_plan(name, size, kinds) for name in models]
         others = {"fp32", fastest} if precision == "auto" else {precision}
         limits = measure_limits(where, sorted({eager} | others))
-        note(f"this machine: {tell_limits(limits)}")
+        note(f"this machine: {describe_limits(limits)}")
         results = []
         for plan in plans:
             name, shape, wanted = plan.name, plan.size, plan.demand
@@ -209,7 +209,7 @@ def _plan(name: str, size: tuple[int, int] | None, kinds: Sequence[str]) -> _Pla
     return _Plan(name=name, size=shape, in_chans=in_chans(model), demand=wanted, kinds=own)
 
 
-def tell_limits(limits: Limits) -> str:
+def describe_limits(limits: Limits) -> str:
     """Format the peak rates of a machine."""
     flops = ", ".join(f"{f / 1e9:,.0f} GFLOP/s in {name}" for name, f in limits.flops.items())
     return f"matrix products {flops}; memory copies {limits.bytes_per_s / 1e9:,.1f} GB/s"

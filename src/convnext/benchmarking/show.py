@@ -16,7 +16,7 @@ from convnext.benchmarking.measure import (
     BenchmarkResult,
     NetworkResult,
     Timing,
-    tell_limits,
+    describe_limits,
 )
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ def print_result(result: BenchmarkResult, console: Console) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for network in result.networks:
         for t in network.timings:
-            table.add_row(network.model, str(t.batch), _form(t), *_numbers(t))
+            table.add_row(network.model, str(t.batch), _name_of(t), *_numbers(t))
     console.print(table)
     console.print(
         f"ms: median of a batch over {result.rounds} rounds. ratio: speedup over the first backend "
         f"of each batch size. GB: peak memory of the process, including building. matmul, memory: "
-        f"utilization of this machine's measured peak rates ({tell_limits(result.limits)}).",
+        f"utilization of this machine's measured peak rates ({describe_limits(result.limits)}).",
         soft_wrap=True,
     )
     facts = result.environment
@@ -51,7 +51,7 @@ def print_result(result: BenchmarkResult, console: Console) -> None:
     )
 
 
-def _form(t: Timing) -> str:
+def _name_of(t: Timing) -> str:
     return t.form if t.form == KINDS[t.kind] else f"{KINDS[t.kind]}: {t.form}"
 
 

@@ -30,7 +30,7 @@ LAYER_SCALE = 0.1
 # Maximum time of a turn.
 TURN_S = 5.0
 # The logit of one class, where the other 80 are about 0.
-SURE = 20.0
+HIGH_LOGIT = 20.0
 
 
 def build(
@@ -86,7 +86,7 @@ def _network(request: dict[str, Any]) -> nn.Module:
             nn.init.constant_(p, LAYER_SCALE)
     for head in getattr(network, "box_heads", ()):
         # Untrained detectors find nothing and skip the mask head: make every proposal an object.
-        head.classifier.bias.data[0] = SURE
+        head.classifier.bias.data[0] = HIGH_LOGIT
     return network
 
 

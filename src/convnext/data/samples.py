@@ -156,7 +156,7 @@ class ArraySamples(Samples):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ImageListing:
     """The images below a path. `train` and `val` are positions in `keys` and `labels`."""
 
     root: Path | str
@@ -175,7 +175,7 @@ class Found:
     test: Sequence[int] | None = None
     """The images of a test split, which neither training nor validation uses."""
 
-    def with_train(self, train: Sequence[int]) -> Found:
+    def with_train(self, train: Sequence[int]) -> ImageListing:
         """Return the same with fewer training images."""
         return replace(self, train=train)
 

@@ -217,7 +217,7 @@ class _Worker:
             self.process.start()
         theirs.close()
         self.job: Any = None
-        self._shown, self._next_look = 0.0, 0.0
+        self._shown, self._next_check = 0.0, 0.0
 
     def begin(self, job: Job) -> None:
         self.job, self._shown = job, 0.0
@@ -226,8 +226,8 @@ class _Worker:
     def share(self) -> float:
         """Return how much of the run is done, from 0 to 1."""
         now = time.monotonic()
-        if now > self._next_look:
-            self._next_look = now + 3
+        if now > self._next_check:
+            self._next_check = now + 3
             epoch = _last_epoch(self.job.folder / "metrics.jsonl")
             self._shown = min(1.0, epoch / float(self.job.recipe.schedule.epochs))
         return self._shown

@@ -268,7 +268,7 @@ class _Trainer:
                 self._save(must=ends)
             if ends:
                 return
-            self._leave_if_asked()
+            self._leave_if_requested()
             try:
                 with self.log.waiting():
                     parts = next(batches)
@@ -276,7 +276,7 @@ class _Trainer:
                 # The signal that asks this process to end also ended the processes of its loader.
                 # In a run of several processes, the fault counts as a lost process.
                 if self.ranks.count == 1:
-                    self._leave_if_asked()
+                    self._leave_if_requested()
                 raise
             self._step(parts)
 
@@ -447,7 +447,7 @@ class _Trainer:
         with self.log.paused():
             self.saver.save(self.step, card, counters, must=must)
 
-    def _leave_if_asked(self) -> None:
+    def _leave_if_requested(self) -> None:
         """Save and raise InterruptedRun after a signal; all processes leave together."""
         if self.ranks.count == 1:
             name = self.stop.received

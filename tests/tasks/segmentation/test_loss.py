@@ -37,25 +37,25 @@ def per_pixel(logits: Tensor, masks: Tensor) -> tuple[Any, Any, Any]:
     values = logits.double().numpy()
     logs = values - np.log(np.exp(values).sum(1, keepdims=True))
     truth = masks.numpy().astype(int)
-    labelled = truth != 255
-    truth = np.where(labelled, truth, 0)
+    labeled = truth != 255
+    truth = np.where(labeled, truth, 0)
     n, i, j = np.indices(truth.shape)
-    return -logs[n, truth, i, j], truth, labelled
+    return -logs[n, truth, i, j], truth, labeled
 
 
 def test_cross_entropy_against_numpy() -> None:
     logits, masks = example()
-    values, truth, labelled = per_pixel(logits, masks)
-    total = values[labelled].sum()
+    values, truth, labeled = per_pixel(logits, masks)
+    total = values[labeled].sum()
     assert float(cross_entropy(logits, masks)) == pytest.approx(total / masks.numel())
     found = cross_entropy(logits, masks, average="labelled")
-    assert float(found) == pytest.approx(total / labelled.sum())
+    assert float(found) == pytest.approx(total / labeled.sum())
     weights = np.array([1.0, 0.5, 2.0, 0.0, 3.0])
-    weighted = (values * weights[truth])[labelled].sum()
+    weighted = (values * weights[truth])[labeled].sum()
     found = cross_entropy(logits, masks, class_weights=tuple(weights))
     assert float(found) == pytest.approx(weighted / masks.numel())
     found = cross_entropy(logits, masks, class_weights=tuple(weights), average="labelled")
-    assert float(found) == pytest.approx(weighted / weights[truth][labelled].sum())
+    assert float(found) == pytest.approx(weighted / weights[truth][labeled].sum())
     reference = F.cross_entropy(
         logits, masks.long(), weight=torch.tensor(weights).float(), ignore_index=255
     )
@@ -82,8 +82,8 @@ def test_another_value_can_be_the_ignored_one() -> None:
 @pytest.mark.parametrize("threshold", [0.01, 0.3, 1.0])
 def test_hard_examples_against_sorting(average: Any, min_kept: int, threshold: float) -> None:
     logits, masks = example()
-    values, _, labelled = per_pixel(logits, masks)
-    ranked = np.sort(values[labelled])[::-1]
+    values, _, labeled = per_pixel(logits, masks)
+    ranked = np.sort(values[labeled])[::-1]
     num_kept = max(int((np.exp(-ranked) < threshold).sum()), min(2 * min_kept, len(ranked)))
     total = ranked[:num_kept].sum()
     expected = total / (masks.numel() if average == "all" else max(num_kept, 1))
@@ -97,12 +97,12 @@ def test_dice_against_numpy(classes: int) -> None:
     logits, masks = example()
     logits, masks = logits[:, :classes], torch.where(masks == 255, masks, masks % classes)
     p = logits.double().softmax(1).numpy()
-    labelled = masks.numpy() != 255
+    labeled = masks.numpy() != 255
     scores = []
     for c in range(classes):
         truth = masks.numpy() == c
         if truth.any():
-            share = p[:, c][labelled]
+            share = p[:, c][labeled]
             scores.append(2 * p[:, c][truth].sum() / (share.sum() + truth.sum()))
     assert len(scores) == 2 if classes == 2 else len(scores) < classes
     assert float(dice(logits, masks)) == pytest.approx(1 - np.mean(scores), rel=1e-5)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from convnext.data.formats.splits import Split, is_plain_name, is_reserved, split_of, splits_among
 from convnext.data.images import readable_extensions
-from convnext.data.samples import FolderSamples, Found, Samples
+from convnext.data.samples import FolderSamples, ImageListing, Samples
 
 # Names of the validation part of shards and tables.
 VAL_NAMES = ("val", "validation", "valid", "test")
@@ -34,7 +34,7 @@ class _Part:
 
     folder: Path
     files: dict[str, list[str]]
-    """Of each class, relative to `folder`."""
+    """The files of each class, relative to `folder`."""
     loose: list[str] = field(default_factory=list)
     """Images outside class folders."""
 
@@ -111,7 +111,7 @@ def find_root(root: Path) -> tuple[Path, list[str]]:
     return below, [note, *notes]
 
 
-def find_folders(root: Path, *, any_names: bool = False) -> Found:
+def find_folders(root: Path, *, any_names: bool = False) -> ImageListing:
     """List the class folders in `root`, or in the only data set inside it.
 
     Args:
@@ -130,7 +130,9 @@ def find_folders(root: Path, *, any_names: bool = False) -> Found:
     return find_plain(root, notes=notes, check=True)
 
 
-def find_split(root: Path, folders: Mapping[Split, Path], notes: Sequence[str] = ()) -> Found:
+def find_split(
+    root: Path, folders: Mapping[Split, Path], notes: Sequence[str] = ()
+) -> ImageListing:
     """List the images of train/CLASS/* and the other splits in `root`.
 
     Raises:
@@ -174,7 +176,7 @@ def find_split(root: Path, folders: Mapping[Split, Path], notes: Sequence[str] =
             keys += [f"{below}/{file}" for file in part.files.get(name, ())]
             labels += [label] * len(part.files.get(name, ()))
         where[split] = range(start, len(keys))
-    return Found(
+    return ImageListing(
         root=root,
         classes=classes,
         keys=keys,
@@ -188,7 +190,7 @@ def find_split(root: Path, folders: Mapping[Split, Path], notes: Sequence[str] =
     )
 
 
-def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) -> Found:
+def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) -> ImageListing:
     """List CLASS/* in `root`, as training images unless each class has its own split.
 
     Args:
@@ -214,7 +216,7 @@ def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) ->
             *notes,
             "every class folder has its own split: " + _some({key.split("/")[1] for key in keys}),
         )
-    return Found(
+    return ImageListing(
         root=root,
         classes=classes,
         keys=keys,

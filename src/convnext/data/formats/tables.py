@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from convnext.data.samples import FolderSamples, Found
+from convnext.data.samples import FolderSamples, ImageListing
 from convnext.names import nearest
 
 COLUMNS = ("path", "label")
@@ -20,7 +20,7 @@ MISSING = ("None", "nan", "<NA>", "NaT")
 TRAIN, VAL = ("train", "training"), ("val", "validation", "valid", "test")
 
 
-def find_table(path: Path) -> Found:
+def find_table(path: Path) -> ImageListing:
     """List the images of a CSV; their classes are the labels, sorted.
 
     Raises:
@@ -50,7 +50,7 @@ def find_table(path: Path) -> Found:
     labels = [label_of[name] for name in names]
     train = [i for i, part in enumerate(parts) if part == "train"]
     val = [i for i, part in enumerate(parts) if part == "val"]
-    return Found(
+    return ImageListing(
         root=path.parent,
         classes=classes,
         keys=keys,

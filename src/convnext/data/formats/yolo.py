@@ -66,7 +66,7 @@ def read_yolo(root: Path, *, val_share: float = 0.2) -> ImportedDataset:
         bare = sum(not listing.labels.exists() for listing in listings)
         if bare:
             notes.append(f"{bare:,} of {len(listings):,} images have no file of labels: no objects")
-    notes += _strays(splits)
+    notes += _unmatched_labels(splits)
     return ImportedDataset(kind="YOLO", splits=splits, classes=classes, notes=tuple(notes))
 
 
@@ -198,7 +198,7 @@ def _listings(images: Path, labels: Path, classes: tuple[str, ...]) -> tuple[Imp
     )
 
 
-def _strays(splits: dict[str, tuple[ImportedImage, ...]]) -> list[str]:
+def _unmatched_labels(splits: dict[str, tuple[ImportedImage, ...]]) -> list[str]:
     """Return notes on files of labels without an image."""
     known = {listing.labels for listings in splits.values() for listing in listings}
     folders = {path.parent for path in known if path.parent.is_dir()}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from convnext.data.formats.class_folders import VAL_NAMES
-from convnext.data.samples import Found
+from convnext.data.samples import ImageListing
 from convnext.data.shards import index as shard_index
 from convnext.data.shards.index import (
     HEADER_BYTES,
@@ -51,7 +51,7 @@ def choose_parts(names: Sequence[str], notes: list[str]) -> list[str]:
     return [meaning.get(part, "") for part in parts]
 
 
-def find_shards(root: Path, tars: Sequence[Path]) -> Found:
+def find_shards(root: Path, tars: Sequence[Path]) -> ImageListing:
     """List the images in the tar files of a folder; tars that match their index are not read.
 
     Raises:
@@ -167,14 +167,14 @@ def found_in(
     notes: Sequence[str],
     faults: Sequence[str],
     store: Store | None = None,
-) -> Found:
+) -> ImageListing:
     """Join the shards of both splits."""
     # Training first, so that each split is a range.
     ordered = sorted(shards, key=lambda shard: shard.part != "train")
     samples = ShardSamples(ordered, store=store)
     num_train = sum(len(shard.places) for shard in shards if shard.part == "train")
     has_val = any(shard.part == "val" for shard in shards)
-    return Found(
+    return ImageListing(
         root=root,
         classes=classes,
         keys=Keys(samples),

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from rich.console import Console
 
-from convnext.data.samples import Found
+from convnext.data.samples import ImageListing
 from convnext.data.shards import index as shard_index
 from convnext.data.shards.index import Listed, Listing, Places, index_name, index_shard
 from convnext.data.shards.layout import (
@@ -53,7 +53,9 @@ class ShardSettings(Protocol):
     def timeout(self) -> float: ...
 
 
-def find_remote(path: str, loader: ShardSettings, *, console: Console | None = None) -> Found:
+def find_remote(
+    path: str, loader: ShardSettings, *, console: Console | None = None
+) -> ImageListing:
     """List the images at a URL; a message announces what is fetched, and where to.
 
     Raises:

@@ -31,7 +31,13 @@ from convnext.data.formats.class_folders import (
 )
 from convnext.data.formats.tables import find_table
 from convnext.data.images import BadImage, Header
-from convnext.data.samples import ArraySamples, Found, Samples, held_out_positions, note_copies
+from convnext.data.samples import (
+    ArraySamples,
+    ImageListing,
+    Samples,
+    held_out_positions,
+    note_copies,
+)
 from convnext.data.shards.layout import find_shards, part_of
 from convnext.data.shards.remote import find_remote, is_remote
 from convnext.names import nearest
@@ -187,7 +193,9 @@ def _digits() -> ClassificationData:
     )
 
 
-def _hold_out(found: Found, share: float, notes: list[str]) -> tuple[Found, list[int]]:
+def _hold_out(
+    found: ImageListing, share: float, notes: list[str]
+) -> tuple[ImageListing, list[int]]:
     """Move a fraction of each class to validation: the images with the smallest name hashes."""
     train = np.asarray(found.train, np.int64)
     labels = np.asarray(found.labels)[train]
@@ -207,7 +215,7 @@ def _hold_out(found: Found, share: float, notes: list[str]) -> tuple[Found, list
     return found.with_train(kept), val
 
 
-def _check_classes(found: Found, val: Sequence[int], *, strict: bool) -> list[str]:
+def _check_classes(found: ImageListing, val: Sequence[int], *, strict: bool) -> list[str]:
     """Return the problems with the classes of the two parts, worst first.
 
     Raises:
@@ -241,7 +249,7 @@ def _check_classes(found: Found, val: Sequence[int], *, strict: bool) -> list[st
     return [f"{kind}: {names}" for kind, names in problems.items() if names]
 
 
-def _names(found: Found, labels: set[int]) -> str:
+def _names(found: ImageListing, labels: set[int]) -> str:
     names = [found.classes[c] for c in sorted(labels)]
     return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
@@ -252,7 +260,7 @@ def find(
     *,
     layout: str = "auto",
     console: Console | None = None,
-) -> Found:
+) -> ImageListing:
     """List the images below `path` and their classes.
 
     Args:

@@ -17,7 +17,7 @@ from convnext.data.doctor import bar, plain_table, print_notes
 from convnext.data.images import BadImage
 from convnext.data.samples import Samples
 from convnext.tasks.classification.data import ClassificationData, open_dataset
-from convnext.tasks.classification.problems import Look, find_problems, find_suggestions, scan
+from convnext.tasks.classification.problems import Inspected, find_problems, find_suggestions, scan
 
 MARGIN, GAP, LINE = 16, 6, 22
 PAPER, INK, PALE = (255, 255, 255), (20, 20, 20), (120, 120, 120)
@@ -181,35 +181,35 @@ def inspect(path: str, *, val_share: float = 0.2, console: Console | None = None
         ValueError: If there is no data set at `path`.
     """
     data = open_dataset(path, val_share=val_share, strict=False)
-    looks = scan(data, console=console or Console(stderr=True))
-    return report(data, looks)
+    inspected = scan(data, console=console or Console(stderr=True))
+    return report(data, inspected)
 
 
-def report(data: ClassificationData, looks: Sequence[Look]) -> DataReport:
+def report(data: ClassificationData, inspected: Sequence[Inspected]) -> DataReport:
     """Build the report."""
-    good = [look for look in looks if not look.reason]
-    train = _counts(data, (look for look in looks if look.part == "train"))
+    good = [item for item in inspected if not item.reason]
+    train = _counts(data, (item for item in inspected if item.part == "train"))
     return DataReport(
         path=data.path,
         classes=data.classes,
         num_train=train,
-        num_val=_counts(data, (look for look in looks if look.part == "val")),
-        num_bytes=sum(look.num_bytes for look in looks),
+        num_val=_counts(data, (item for item in inspected if item.part == "val")),
+        num_bytes=sum(item.num_bytes for item in inspected),
         imbalance=round(max(train) / max(1, min(n for n in train if n)), 2),
-        width=_spread_of([look.width for look in good]),
-        height=_spread_of([look.height for look in good]),
-        sizes=_histogram([min(look.width, look.height) for look in good]),
-        modes=dict(Counter(look.mode for look in good).most_common()),
-        formats=dict(Counter(look.format for look in good).most_common()),
-        unreadable=tuple((look.source, look.reason) for look in looks if look.reason),
-        problems=find_problems(data, looks),
-        suggestions=find_suggestions(data, looks),
+        width=_spread_of([item.width for item in good]),
+        height=_spread_of([item.height for item in good]),
+        sizes=_histogram([min(item.width, item.height) for item in good]),
+        modes=dict(Counter(item.mode for item in good).most_common()),
+        formats=dict(Counter(item.format for item in good).most_common()),
+        unreadable=tuple((item.source, item.reason) for item in inspected if item.reason),
+        problems=find_problems(data, inspected),
+        suggestions=find_suggestions(data, inspected),
         notes=tuple(note for note in data.notes if note not in data.faults),
     )
 
 
-def _counts(data: ClassificationData, looks: Iterable[Look]) -> tuple[int, ...]:
-    counts = Counter(look.label for look in looks)
+def _counts(data: ClassificationData, inspected: Iterable[Inspected]) -> tuple[int, ...]:
+    counts = Counter(item.label for item in inspected)
     return tuple(counts[label] for label in range(len(data.classes)))
 
 

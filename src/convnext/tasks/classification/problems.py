@@ -29,7 +29,7 @@ MAX_PAIRS = 2_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
+class Inspected:
     """Findings about one image."""
 
     part: str
@@ -52,14 +52,14 @@ class Look:
     is_gray: bool = False
 
 
-def scan(data: ClassificationData, *, console: Console | None = None) -> list[Look]:
+def scan(data: ClassificationData, *, console: Console | None = None) -> list[Inspected]:
     """Read every image in threads, training images first, with a progress bar."""
     places = [("train", i) for i in range(len(data.train))]
     places += [("val", i) for i in range(len(data.val))]
-    return read_all(places, lambda p: look(data, *p), "reading images", console=console)
+    return read_all(places, lambda p: item(data, *p), "reading images", console=console)
 
 
-def look(data: ClassificationData, part: str, index: int) -> Look:
+def item(data: ClassificationData, part: str, index: int) -> Inspected:
     """Read one image."""
     samples = data.train if part == "train" else data.val
     source, label = samples.source(index), samples.labels[index]
@@ -69,10 +69,12 @@ def look(data: ClassificationData, part: str, index: int) -> Look:
         header = samples.header(index)
         image = samples.open(index, "RGB")
     except BadImage as error:
-        return Look(part=part, source=source, label=label, num_bytes=num_bytes, reason=error.reason)
+        return Inspected(
+            part=part, source=source, label=label, num_bytes=num_bytes, reason=error.reason
+        )
     extrema = [band for band in image.getextrema() if isinstance(band, tuple)]
     red, green, blue = image.split()
-    return Look(
+    return Inspected(
         part=part,
         source=source,
         label=label,
@@ -94,14 +96,16 @@ def sketch(image: Image.Image) -> bytes:
     return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
 
 
-def look_alikes(first: Sequence[Look], second: Sequence[Look]) -> list[tuple[Look, Look]]:
+def near_duplicates(
+    first: Sequence[Inspected], second: Sequence[Inspected]
+) -> list[tuple[Inspected, Inspected]]:
     """Return pairs of images, one from each sequence, that look alike but have different pixels.
 
     Each image of `second` is paired with the nearest of `first`. Nothing is compared if there are
     too many pairs.
     """
-    first = [look for look in first if look.sketch and not look.is_blank]
-    second = [look for look in second if look.sketch and not look.is_blank]
+    first = [item for item in first if item.sketch and not item.is_blank]
+    second = [item for item in second if item.sketch and not item.is_blank]
     if not first or not second or len(first) * len(second) > MAX_PAIRS:
         return []
     ours = _words(first)
@@ -114,8 +118,8 @@ def look_alikes(first: Sequence[Look], second: Sequence[Look]) -> list[tuple[Loo
     return pairs
 
 
-def _words(looks: Sequence[Look]) -> NDArray[np.uint64]:
-    return np.frombuffer(b"".join(look.sketch for look in looks), np.uint64).reshape(-1, 4)
+def _words(inspected: Sequence[Inspected]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(item.sketch for item in inspected), np.uint64).reshape(-1, 4)
 
 
 NUM_EXAMPLES = 5
@@ -130,17 +134,17 @@ FEW = 10
 FEW_FOR_SCRATCH = 500
 
 
-def find_problems(data: ClassificationData, looks: Sequence[Look]) -> tuple[str, ...]:
+def find_problems(data: ClassificationData, inspected: Sequence[Inspected]) -> tuple[str, ...]:
     """Return one line per kind of problem, with its count and up to five examples."""
-    good = [look for look in looks if not look.reason]
+    good = [item for item in inspected if not item.reason]
     found = (find(data, good) for find in _FINDERS)
-    first = _unreadable(data, [look for look in looks if look.reason], len(looks))
+    first = _unreadable(data, [item for item in inspected if item.reason], len(inspected))
     return tuple(line for line in (*first, *data.faults, *(x for lines in found for x in lines)))
 
 
-def find_suggestions(data: ClassificationData, looks: Sequence[Look]) -> tuple[str, ...]:
+def find_suggestions(data: ClassificationData, inspected: Sequence[Inspected]) -> tuple[str, ...]:
     """Return suggestions for this data, each with the setting to use."""
-    counts = Counter(look.label for look in looks if look.part == "train")
+    counts = Counter(item.label for item in inspected if item.part == "train")
     lines = []
     (largest, most), (smallest, fewest) = counts.most_common(1)[0], counts.most_common()[-1]
     if most >= 3 * fewest:
@@ -148,8 +152,8 @@ def find_suggestions(data: ClassificationData, looks: Sequence[Look]) -> tuple[s
             f"class {data.classes[smallest]} has {fewest:,} training images, class "
             f"{data.classes[largest]} has {most:,}: consider --loader.sampling balanced"
         )
-    good = [look for look in looks if not look.reason]
-    side = statistics.median(min(look.width, look.height) for look in good) if good else 0
+    good = [item for item in inspected if not item.reason]
+    side = statistics.median(min(item.width, item.height) for item in good) if good else 0
     usual = int(statistics.median(counts.values()))
     if usual < FEW_FOR_SCRATCH and side >= 64:
         lines.append(
@@ -161,54 +165,54 @@ def find_suggestions(data: ClassificationData, looks: Sequence[Look]) -> tuple[s
             "most images are far larger than a network's input: copies with a short side of about "
             "512 pixels are read many times faster"
         )
-    if good and all(look.is_gray for look in good) and any(look.mode != "L" for look in good):
+    if good and all(item.is_gray for item in good) and any(item.mode != "L" for item in good):
         lines.append("all images are gray: --input.in_chans 1 uses a single channel")
     return tuple(lines)
 
 
-def _unreadable(data: ClassificationData, bad: Sequence[Look], total: int) -> list[str]:
+def _unreadable(data: ClassificationData, bad: Sequence[Inspected], total: int) -> list[str]:
     if not bad:
         return []
-    lines = [f"{_short(data, look)}: {look.reason}" for look in bad]
+    lines = [f"{_short(data, item)}: {item.reason}" for item in bad]
     return [f"images that cannot be read: {len(bad):,} of {total:,} ({_some(lines)})"]
 
 
-def _leaks(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
-    in_train = {look.digest: look for look in looks if look.part == "train"}
-    twins = [look for look in looks if look.part == "val" and look.digest in in_train]
-    if not twins:
+def _leaks(data: ClassificationData, inspected: Sequence[Inspected]) -> list[str]:
+    in_train = {item.digest: item for item in inspected if item.part == "train"}
+    duplicates = [item for item in inspected if item.part == "val" and item.digest in in_train]
+    if not duplicates:
         return []
-    pairs = (f"{_short(data, t)} = {_short(data, in_train[t.digest])}" for t in twins)
+    pairs = (f"{_short(data, t)} = {_short(data, in_train[t.digest])}" for t in duplicates)
     return [
         "validation images identical to a training image, which makes validation scores too high: "
-        f"{len(twins):,} ({_some(pairs)})"
+        f"{len(duplicates):,} ({_some(pairs)})"
     ]
 
 
-def _conflicts(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
-    groups = [g for g in _groups(looks) if len({look.label for look in g}) > 1]
+def _conflicts(data: ClassificationData, inspected: Sequence[Inspected]) -> list[str]:
+    groups = [g for g in _groups(inspected) if len({item.label for item in g}) > 1]
     if not groups:
         return []
-    shown = (" = ".join(_short(data, look) for look in group[:3]) for group in groups)
+    shown = (" = ".join(_short(data, item) for item in group[:3]) for group in groups)
     return [f"identical images in several classes: {len(groups):,} ({_some(shown)})"]
 
 
-def _repeats(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
+def _repeats(data: ClassificationData, inspected: Sequence[Inspected]) -> list[str]:
     lines = []
     for part, what in (("train", "training"), ("val", "validation")):
-        groups = _groups(look for look in looks if look.part == part)
-        groups = [g for g in groups if len({look.label for look in g}) == 1]
+        groups = _groups(item for item in inspected if item.part == part)
+        groups = [g for g in groups if len({item.label for item in g}) == 1]
         surplus = sum(len(group) - 1 for group in groups)
         if surplus:
-            shown = (" = ".join(_short(data, look) for look in group[:3]) for group in groups)
+            shown = (" = ".join(_short(data, item) for item in group[:3]) for group in groups)
             lines.append(
                 f"duplicate {what} images with identical pixels: {surplus:,} ({_some(shown)})"
             )
     return lines
 
 
-def _rare_classes(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
-    counts = Counter(look.label for look in looks if look.part == "train")
+def _rare_classes(data: ClassificationData, inspected: Sequence[Inspected]) -> list[str]:
+    counts = Counter(item.label for item in inspected if item.part == "train")
     rare = [f"{data.classes[c]} ({n:,})" for c, n in sorted(counts.items()) if n < FEW]
     if not rare:
         return []
@@ -217,11 +221,11 @@ def _rare_classes(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
     ]
 
 
-def _similar(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
-    train = [look for look in looks if look.part == "train"]
-    exact = {look.digest for look in train}
-    val = [look for look in looks if look.part == "val" and look.digest not in exact]
-    pairs = [f"{_short(data, b)} ~ {_short(data, a)}" for a, b in look_alikes(train, val)]
+def _similar(data: ClassificationData, inspected: Sequence[Inspected]) -> list[str]:
+    train = [item for item in inspected if item.part == "train"]
+    exact = {item.digest for item in train}
+    val = [item for item in inspected if item.part == "val" and item.digest not in exact]
+    pairs = [f"{_short(data, b)} ~ {_short(data, a)}" for a, b in near_duplicates(train, val)]
     if not pairs:
         return []
     return [
@@ -230,41 +234,41 @@ def _similar(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
     ]
 
 
-def _odd(what: str, is_odd: Callable[[Look, float], bool]) -> Callable[..., list[str]]:
+def _odd(what: str, is_odd: Callable[[Inspected, float], bool]) -> Callable[..., list[str]]:
     """Return a finder of unusual images, given their look and the median short side."""
 
-    def find(data: ClassificationData, looks: Sequence[Look]) -> list[str]:
-        if not looks:
+    def find(data: ClassificationData, inspected: Sequence[Inspected]) -> list[str]:
+        if not inspected:
             return []
-        median = statistics.median(min(look.width, look.height) for look in looks)
+        median = statistics.median(min(item.width, item.height) for item in inspected)
         odd = [
-            f"{_short(data, look)} ({look.width:,} x {look.height:,})"
-            for look in looks
-            if is_odd(look, median)
+            f"{_short(data, item)} ({item.width:,} x {item.height:,})"
+            for item in inspected
+            if is_odd(item, median)
         ]
         return [f"{what}: {len(odd):,} ({_some(odd)})"] if odd else []
 
     return find
 
 
-def _is_tiny(look: Look, median: float) -> bool:
-    return min(look.width, look.height) * TINY < median
+def _is_tiny(item: Inspected, median: float) -> bool:
+    return min(item.width, item.height) * TINY < median
 
 
-def _is_huge(look: Look, median: float) -> bool:
-    return look.width * look.height > HUGE_PIXELS
+def _is_huge(item: Inspected, median: float) -> bool:
+    return item.width * item.height > HUGE_PIXELS
 
 
-def _is_long(look: Look, median: float) -> bool:
-    return max(look.width, look.height) > LONG * min(look.width, look.height)
+def _is_long(item: Inspected, median: float) -> bool:
+    return max(item.width, item.height) > LONG * min(item.width, item.height)
 
 
-def _is_blank(look: Look, median: float) -> bool:
-    return look.is_blank
+def _is_blank(item: Inspected, median: float) -> bool:
+    return item.is_blank
 
 
 # Worst first.
-_FINDERS: tuple[Callable[[ClassificationData, Sequence[Look]], list[str]], ...] = (
+_FINDERS: tuple[Callable[[ClassificationData, Sequence[Inspected]], list[str]], ...] = (
     _leaks,
     _conflicts,
     _rare_classes,
@@ -277,17 +281,17 @@ _FINDERS: tuple[Callable[[ClassificationData, Sequence[Look]], list[str]], ...] 
 )
 
 
-def _groups(looks: Iterable[Look]) -> list[list[Look]]:
+def _groups(inspected: Iterable[Inspected]) -> list[list[Inspected]]:
     """Return groups of two or more images with identical pixels."""
-    by_digest: dict[bytes, list[Look]] = {}
-    for look in looks:
-        by_digest.setdefault(look.digest, []).append(look)
+    by_digest: dict[bytes, list[Inspected]] = {}
+    for item in inspected:
+        by_digest.setdefault(item.digest, []).append(item)
     return [group for group in by_digest.values() if len(group) > 1]
 
 
-def _short(data: ClassificationData, look: Look) -> str:
+def _short(data: ClassificationData, item: Inspected) -> str:
     """Return the path of an image relative to the data set."""
-    return look.source.removeprefix(data.path).lstrip("/\\") or look.source
+    return item.source.removeprefix(data.path).lstrip("/\\") or item.source
 
 
 def _some(lines: Iterable[str]) -> str:

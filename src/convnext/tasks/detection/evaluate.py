@@ -262,8 +262,8 @@ def draw_images(
             continue
         pixels = np.moveaxis(item.pixels.numpy(), 0, -1)
         image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        sure = surest(found[index], SCORE)
-        yield data_uri(compare(image, dataset.images.objects(index), sure, classes))
+        confident = surest(found[index], SCORE)
+        yield data_uri(compare(image, dataset.images.objects(index), confident, classes))
 
 
 def surest(found: Detections, score: float) -> Detections:

@@ -271,15 +271,15 @@ def confuse(objects: Objects, found: Detections, num_classes: int) -> Counts:
     counts = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     single = ~objects.crowd
     labels = objects.labels[single]
-    sure = found.scores >= SCORE
-    boxes = torch.from_numpy(found.boxes[sure])
+    confident = found.scores >= SCORE
+    boxes = torch.from_numpy(found.boxes[confident])
     overlaps = iou(boxes, torch.from_numpy(objects.boxes[single])).numpy()  # R M
     in_crowd = np.zeros(len(boxes), bool)
     if objects.crowd.any() and len(boxes):
         regions = torch.from_numpy(objects.boxes[objects.crowd])
         in_crowd = (covered(boxes, regions).amax(1) > OVERLAP).numpy()
     free = np.ones(len(labels), bool)
-    for row, label in enumerate(found.labels[sure].tolist()):
+    for row, label in enumerate(found.labels[confident].tolist()):
         candidates = np.where(free, overlaps[row], 0.0)
         best = int(candidates.argmax()) if len(candidates) else -1
         if best >= 0 and candidates[best] >= OVERLAP:

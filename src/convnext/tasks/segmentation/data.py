@@ -16,7 +16,7 @@ import numpy as np
 from convnext.data.formats.coco_layout import is_detection
 from convnext.data.images import BadImage
 from convnext.data.samples import held_out, note_copies
-from convnext.tasks.segmentation.layout import Found, Pairs, Part, find, is_segmentation
+from convnext.tasks.segmentation.layout import PairListing, Pairs, Part, find, is_segmentation
 from convnext.tasks.segmentation.masks import (
     NONE_16_BIT,
     Classes,
@@ -197,7 +197,7 @@ def _partners(name: str, part: Part) -> list[str]:
 
 
 def _reader(
-    root: Path, found: Found, reduced: bool, notes: list[str]
+    root: Path, found: PairListing, reduced: bool, notes: list[str]
 ) -> tuple[MaskReader, tuple[str, ...]]:
     """Return the mask reader and the names of the classes.
 
@@ -229,7 +229,7 @@ def _reader(
 
 
 def _reader_by_values(
-    root: Path, found: Found, reduced: bool, notes: list[str], listed: Classes
+    root: Path, found: PairListing, reduced: bool, notes: list[str], listed: Classes
 ) -> tuple[MaskReader, tuple[str, ...]]:
     values, colored = _values(found)
     if colored is not None:
@@ -267,7 +267,7 @@ def _is_binary(values: set[int]) -> bool:
     return values <= {0, 255} and 255 in values
 
 
-def _values(found: Found) -> tuple[set[int], Path | None]:
+def _values(found: PairListing) -> tuple[set[int], Path | None]:
     """Return the values in a sample of the training masks, and the first mask in color."""
     masks = [mask for _, mask in found.train.pairs.values()]
     values: set[int] = set()

@@ -95,9 +95,9 @@ def is_varied(labels: Tensor, max_share: float, ignore_index: int) -> bool:
     """Whether no class exceeds a fraction of the labeled pixels of a crop."""
     if max_share >= 1:
         return True
-    labelled = labels[labels != ignore_index]
-    counts = torch.bincount(labelled.flatten().long())
-    return bool((counts > 0).sum() > 1 and counts.max() < max_share * labelled.numel())
+    labeled = labels[labels != ignore_index]
+    counts = torch.bincount(labeled.flatten().long())
+    return bool((counts > 0).sum() > 1 and counts.max() < max_share * labeled.numel())
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from convnext.results import Scores
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.inference import Items, infer, segment_labels
-from convnext.tasks.segmentation.layout import Pairs, Relabelled, is_segmentation
+from convnext.tasks.segmentation.layout import Pairs, Relabeled, is_segmentation
 from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.render import compare
 from convnext.tasks.segmentation.scores import InferenceSettings, choose_inference, describe
@@ -279,7 +279,7 @@ def relabel(pairs: Pairs, classes: Sequence[str], wanted: Sequence[str]) -> Pair
             "the order of the values in the masks"
         )
     table = tuple(known[name] for name in classes)
-    return replace(pairs, reader=Relabelled(pairs.reader, table, len(wanted)))
+    return replace(pairs, reader=Relabeled(pairs.reader, table, len(wanted)))
 
 
 def draw_images(

@@ -35,7 +35,7 @@ RARE = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Inspected:
     """Findings about one pair."""
 
     part: str
@@ -150,46 +150,48 @@ def inspect(
     return report(data, scan(data, console=console or Console(stderr=True)))
 
 
-def scan(data: SegmentationData, *, console: Console | None = None) -> list[Look]:
+def scan(data: SegmentationData, *, console: Console | None = None) -> list[Inspected]:
     """Read every pair in threads."""
     jobs = [(part, pairs, i) for part, pairs in _parts(data) for i in range(len(pairs))]
     return read_all(
         jobs,
-        lambda job: look_at(*job, len(data.classes), data.ignore_index),
+        lambda job: inspect_item(*job, len(data.classes), data.ignore_index),
         "reading images and masks",
         console=console,
     )
 
 
-def look_at(part: str, pairs: Pairs, index: int, num_classes: int, ignore_index: int) -> Look:
+def inspect_item(
+    part: str, pairs: Pairs, index: int, num_classes: int, ignore_index: int
+) -> Inspected:
     """Read one pair in full."""
     nothing = np.zeros(num_classes, dtype=np.int64)
     try:
         image = pairs.open(index, "RGB")
         mask = pairs.mask(index, image.size)
     except BadImage as error:
-        return Look(part=part, source=error.source, reason=error.reason, counts=nothing)
-    labelled = mask[mask != ignore_index]
-    return Look(
+        return Inspected(part=part, source=error.source, reason=error.reason, counts=nothing)
+    labeled = mask[mask != ignore_index]
+    return Inspected(
         part=part,
         source=pairs.source(index),
         width=image.width,
         height=image.height,
-        counts=np.bincount(labelled, minlength=num_classes),
+        counts=np.bincount(labeled, minlength=num_classes),
         num_pixels=mask.size,
         digest=hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(),
     )
 
 
-def report(data: SegmentationData, looks: Sequence[Look]) -> DataReport:
+def report(data: SegmentationData, inspected: Sequence[Inspected]) -> DataReport:
     """Build the report."""
-    good = [look for look in looks if not look.reason]
-    labelled = sum(int(look.counts.sum()) for look in good)
-    total = sum(look.num_pixels for look in good)
-    parts = {part: [look for look in good if look.part == part] for part in ("train", "val")}
+    good = [item for item in inspected if not item.reason]
+    labeled = sum(int(item.counts.sum()) for item in good)
+    total = sum(item.num_pixels for item in good)
+    parts = {part: [item for item in good if item.part == part] for part in ("train", "val")}
     pixels = {part: _sum(found, len(data.classes)) for part, found in parts.items()}
     present = {
-        part: np.sum([look.counts > 0 for look in found], axis=0)
+        part: np.sum([item.counts > 0 for item in found], axis=0)
         if found
         else np.zeros(len(data.classes), dtype=np.int64)
         for part, found in parts.items()
@@ -213,36 +215,36 @@ def report(data: SegmentationData, looks: Sequence[Look]) -> DataReport:
         classes=classes,
         num_train=len(data.train),
         num_val=len(data.val),
-        ignored_share=1 - labelled / total if total else 0.0,
-        sizes=dict(Counter(f"{look.width} x {look.height}" for look in good).most_common()),
-        unusable=tuple((look.source, look.reason) for look in looks if look.reason),
-        problems=tuple(find_problems(data, looks, classes)),
+        ignored_share=1 - labeled / total if total else 0.0,
+        sizes=dict(Counter(f"{item.width} x {item.height}" for item in good).most_common()),
+        unusable=tuple((item.source, item.reason) for item in inspected if item.reason),
+        problems=tuple(find_problems(data, inspected, classes)),
         suggestions=tuple(find_suggestions(good, classes)),
         notes=tuple(note for note in data.notes if note not in data.faults),
     )
 
 
 def find_problems(
-    data: SegmentationData, looks: Sequence[Look], classes: Sequence[ClassCount]
+    data: SegmentationData, inspected: Sequence[Inspected], classes: Sequence[ClassCount]
 ) -> list[str]:
     """Return one line per kind of problem, worst first, with its count and examples."""
     lines = []
-    bad = [look for look in looks if look.reason]
-    good = [look for look in looks if not look.reason]
+    bad = [item for item in inspected if item.reason]
+    good = [item for item in inspected if not item.reason]
     if bad:
-        examples = _some([f"{look.source}: {look.reason}" for look in bad])
-        lines.append(f"pairs that cannot be used: {len(bad):,} of {len(looks):,} ({examples})")
+        examples = _some([f"{item.source}: {item.reason}" for item in bad])
+        lines.append(f"pairs that cannot be used: {len(bad):,} of {len(inspected):,} ({examples})")
     lines += data.faults
-    train = {look.digest: look.source for look in good if look.part == "train"}
-    twins = [look for look in good if look.part == "val" and look.digest in train]
-    if twins:
-        shown = _some([f"{look.source} = {train[look.digest]}" for look in twins])
+    train = {item.digest: item.source for item in good if item.part == "train"}
+    duplicates = [item for item in good if item.part == "val" and item.digest in train]
+    if duplicates:
+        shown = _some([f"{item.source} = {train[item.digest]}" for item in duplicates])
         lines.append(
             "validation images identical to a training image, which makes validation scores too "
             "high: "
-            f"{len(twins):,} ({shown})"
+            f"{len(duplicates):,} ({shown})"
         )
-    empty = [look.source for look in good if not look.counts.any()]
+    empty = [item.source for item in good if not item.counts.any()]
     if empty:
         lines.append(f"images without a labeled pixel: {len(empty):,} ({_some(empty)})")
     for what, missing in (
@@ -254,7 +256,7 @@ def find_problems(
     return lines
 
 
-def find_suggestions(good: Sequence[Look], classes: Sequence[ClassCount]) -> list[str]:
+def find_suggestions(good: Sequence[Inspected], classes: Sequence[ClassCount]) -> list[str]:
     """Return suggestions for this data, each with the setting to use."""
     lines = []
     rare = [row.name for row in classes if 0 < row.train_share < RARE]
@@ -263,7 +265,7 @@ def find_suggestions(good: Sequence[Look], classes: Sequence[ClassCount]) -> lis
             f"classes with less than {100 * RARE:g} % of the pixels: {len(rare):,} "
             f"({_some(rare)}); consider --segment.class_weights balanced, or --segment.dice 1"
         )
-    side = statistics.median(min(look.width, look.height) for look in good) if good else 0
+    side = statistics.median(min(item.width, item.height) for item in good) if good else 0
     if side > 1000:
         lines.append(
             "the images are large: --segment.mode slide reads them in windows with bounded memory"
@@ -275,10 +277,10 @@ def _parts(data: SegmentationData) -> tuple[tuple[str, Pairs], ...]:
     return ("train", data.train), ("val", data.val)
 
 
-def _sum(looks: Sequence[Look], num_classes: int) -> NDArray[np.int64]:
+def _sum(inspected: Sequence[Inspected], num_classes: int) -> NDArray[np.int64]:
     total = np.zeros(num_classes, dtype=np.int64)
-    for look in looks:
-        total += look.counts
+    for item in inspected:
+        total += item.counts
     return total
 
 

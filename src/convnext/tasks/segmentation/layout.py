@@ -55,7 +55,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class PairListing:
     """The image-mask pairs under a path."""
 
     train: Part
@@ -70,7 +70,7 @@ def is_segmentation(root: Path) -> bool:
     return (root / "leftImg8bit").is_dir() or ((root / "images").is_dir() and has_masks)
 
 
-def find(root: Path, images: str = "", masks: str = "") -> Found:
+def find(root: Path, images: str = "", masks: str = "") -> PairListing:
     """Return the pairs under a folder, found by its layout or by two patterns.
 
     Raises:
@@ -89,7 +89,7 @@ def find(root: Path, images: str = "", masks: str = "") -> Found:
         raise ValueError(f"{root} has no images/ with annotations/ or masks/; {ACCEPTED}")
     train = _split_folder(root / "images", "train")
     if train is None:
-        return Found(train=_pair(root / "images", folder), val=None, notes=())
+        return PairListing(train=_pair(root / "images", folder), val=None, notes=())
     notes: list[str] = []
     parts: dict[str, Part | None] = {"train": None, "val": None}
     for part in parts:
@@ -101,7 +101,9 @@ def find(root: Path, images: str = "", masks: str = "") -> Found:
             notes.append("images/test/ is used for validation")
     assert parts["train"] is not None
     is_ade20k = (root / "objectInfo150.txt").is_file() or train == "training"
-    return Found(train=parts["train"], val=parts["val"], notes=tuple(notes), is_ade20k=is_ade20k)
+    return PairListing(
+        train=parts["train"], val=parts["val"], notes=tuple(notes), is_ade20k=is_ade20k
+    )
 
 
 def _split_folder(folder: Path, part: str) -> str | None:
@@ -134,7 +136,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _by_pattern(root: Path, images: str, masks: str) -> Found:
+def _by_pattern(root: Path, images: str, masks: str) -> PairListing:
     """Pair files by the text that the stars of two patterns match.
 
     Raises:
@@ -158,7 +160,7 @@ def _by_pattern(root: Path, images: str, masks: str) -> Found:
         raise ValueError(f"no pair of files under {root} matches {images!r} and {masks!r}")
     if "train" not in parts:
         raise ValueError(f"{images!r} matches no file of the training split under {root}")
-    return Found(train=parts["train"], val=parts.get("val"), notes=())
+    return PairListing(train=parts["train"], val=parts.get("val"), notes=())
 
 
 def _matches(root: Path, pattern: str) -> dict[str, Path]:
@@ -193,7 +195,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Relabelled:
+class Relabeled:
     """A reader with the classes of a network, which may be more and in another order."""
 
     reader: Reader

@@ -124,14 +124,14 @@ def cross_entropy(
     return total / torch.where(count > 0, count, torch.ones_like(count))
 
 
-def keep_hard(losses: Tensor, labelled: Tensor, ohem: HardExamples) -> Tensor:
+def keep_hard(losses: Tensor, labeled: Tensor, ohem: HardExamples) -> Tensor:
     """Return a mask (N, H, W) of the hard labeled pixels, given all losses (N, H, W)."""
-    kept = labelled & (losses > -math.log(ohem.threshold))
-    candidates = losses[labelled]
+    kept = labeled & (losses > -math.log(ohem.threshold))
+    candidates = losses[labeled]
     count = min(ohem.min_kept * len(losses), candidates.numel())
     if count:
         least = candidates.topk(count, sorted=False).values.min()
-        kept |= labelled & (losses >= least)
+        kept |= labeled & (losses >= least)
     return kept
 
 
@@ -143,11 +143,11 @@ def dice(logits: Tensor, masks: Tensor, *, ignore_index: int = 255) -> Tensor:
     background and foreground. Without labeled pixels, the loss and its gradients are zero.
     """
     num_classes = logits.shape[1]
-    labelled = (masks != ignore_index)[:, None]  # (N, 1, H, W)
-    probabilities = resize(logits, masks).softmax(1) * labelled
+    labeled = (masks != ignore_index)[:, None]  # (N, 1, H, W)
+    probabilities = resize(logits, masks).softmax(1) * labeled
     truth = masks.long().masked_fill(masks == ignore_index, 0)[:, None]
-    of_truth = probabilities.gather(1, truth) * labelled
-    counts = torch.bincount(masks[labelled[:, 0]].long(), minlength=num_classes)  # (K,)
+    of_truth = probabilities.gather(1, truth) * labeled
+    counts = torch.bincount(masks[labeled[:, 0]].long(), minlength=num_classes)  # (K,)
     hits = logits.new_zeros(num_classes, dtype=torch.float32)
     hits = hits.index_add(0, truth.flatten(), of_truth.flatten())
     overlap = 2 * hits / (probabilities.sum((0, 2, 3)) + counts).clamp(min=1e-6)

@@ -201,8 +201,8 @@ def count_confusion(
     counts = np.zeros(num_classes**2, np.int64)
     for start in range(0, mask.size, CHUNK):
         sides = [side.reshape(-1)[start : start + CHUNK] for side in (mask, prediction)]
-        labelled = sides[0] != ignore_index
-        truth, found = (side[labelled].astype(np.int64) for side in sides)
+        labeled = sides[0] != ignore_index
+        truth, found = (side[labeled].astype(np.int64) for side in sides)
         for name, values in (("mask", truth), ("prediction", found)):
             if len(values) and not 0 <= values.min() <= values.max() < num_classes:
                 wrong = values[(values < 0) | (values >= num_classes)][0]
@@ -275,9 +275,9 @@ def count_boundaries(
     They are: predicted with a match, predicted, true with a match, true. The edge of an ignored
     region is not a boundary.
     """
-    labelled = mask != ignore_index
+    labeled = mask != ignore_index
     sides = [
-        np.where(find_boundaries(side, labelled), side.astype(np.int32), -1)
+        np.where(find_boundaries(side, labeled), side.astype(np.int32), -1)
         for side in (prediction, mask)
     ]
     reach = max(1.0, TOLERANCE * math.hypot(*mask.shape))
@@ -291,11 +291,11 @@ def count_boundaries(
     return counts
 
 
-def find_boundaries(labels: NDArray[Any], labelled: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def find_boundaries(labels: NDArray[Any], labeled: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return which labeled pixels (H, W) touch another class above, below, left or right."""
     found = np.zeros(labels.shape, bool)
     for first, second in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
-        differ = (labels[first] != labels[second]) & labelled[first] & labelled[second]
+        differ = (labels[first] != labels[second]) & labeled[first] & labeled[second]
         found[first] |= differ
         found[second] |= differ
     return found

@@ -27,7 +27,7 @@ from convnext.tasks.detection.export.backend import (
 )
 
 CPU = torch.device("cpu")
-FORMS = [
+BACKENDS = [
     Backend(pointwise="chunked", dense="winograd"),
     Backend(pointwise="chunked"),
     Backend(pointwise="chunked", precision="bf16"),
@@ -61,7 +61,7 @@ def _images(seed: int = 1) -> list[Tensor]:
     return [torch.randn(3, *size, generator=generator) for size in ((96, 128), (70, 90))]
 
 
-@pytest.mark.parametrize("backend", FORMS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @pytest.mark.parametrize("prefix", KINDS)
 @torch.inference_mode()
 def test_every_form_computes_the_same_at_any_size(backend: Backend, prefix: str) -> None:
@@ -88,7 +88,7 @@ def test_every_form_computes_the_same_at_any_size(backend: Backend, prefix: str)
 @torch.inference_mode()
 def test_a_form_keeps_its_precision_whatever_the_callers() -> None:
     model, images = _detector(), _images()
-    fast = FastDetector(model, FORMS[0])
+    fast = FastDetector(model, BACKENDS[0])
     expected = fast(images, paste=False)
     with autocast(CPU, "bf16"):
         found = fast(images, paste=False)
@@ -117,9 +117,9 @@ def test_what_is_tried_follows_from_precision_and_device(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "has_fast_bf16", lambda device: False)
     assert [f.precision for f in detector_backends(model, CPU, "auto")] == ["fp32", "fp32"]
     assert [f.precision for f in detector_backends(model, CPU, "bf16")] == ["fp32", "fp32", "bf16"]
-    assert first_backend(model, CPU, "fp32") == first_backend(model, CPU, "bf16") == FORMS[0]
+    assert first_backend(model, CPU, "fp32") == first_backend(model, CPU, "bf16") == BACKENDS[0]
     monkeypatch.setattr(module, "has_fast_bf16", lambda device: True)
-    assert first_backend(model, CPU, "auto") == FORMS[0]
+    assert first_backend(model, CPU, "auto") == BACKENDS[0]
     assert first_backend(model, CPU, "bf16").precision == "bf16"
     gpu = torch.device("cuda")
     assert first_backend(model, gpu, "bf16") == Backend(pointwise="linear", precision="bf16")
@@ -170,7 +170,7 @@ def test_a_job_of_detection_speeds_up_by_itself(
 
     def find(tuner: DetectorTuner, images: list[Tensor], **options: object) -> FastDetector:
         searched.append(options)
-        return FastDetector(tuner.model, FORMS[1])
+        return FastDetector(tuner.model, BACKENDS[1])
 
     monkeypatch.setattr(DetectorTuner, "find", find)
     model = _detector()
@@ -182,6 +182,6 @@ def test_a_job_of_detection_speeds_up_by_itself(
         assert network.form is None
         assert torch.equal(found[0][0]["boxes"], expected[0][0]["boxes"])
     else:
-        assert network.form == FORMS[int(seconds == 1e4)]
+        assert network.form == BACKENDS[int(seconds == 1e4)]
     for ours, theirs in zip(found, expected, strict=True):
         assert agreement(ours, theirs) > 0.9

@@ -45,7 +45,7 @@ COUNTED: dict[Kind, tuple[str, ...]] = {
 }
 """The corruptions in the mean of a benchmark."""
 
-LOOKED_FOR = (
+KNOWN_LAYOUTS = (
     "looked for CORRUPTION/SEVERITY/CLASS/* with the names of ImageNet-C (gaussian_noise/1 ...) or "
     "ImageNet-C-bar (plasma_noise/1 ...), also one folder deeper, and for WordNet ids (n01440764 "
     "...) that are the classes of ImageNet-A, ImageNet-R or ImageNet-Sketch"
@@ -102,7 +102,7 @@ def find_benchmark(
     if folders and all(re.fullmatch(r"n\d{8}", name) for name in folders):
         return _renditions(root, folders)
     some = ", ".join(sorted(folders)[:4]) or "no folders"
-    raise ValueError(f"{path} is not a known robustness benchmark: {LOOKED_FOR}; found {some}")
+    raise ValueError(f"{path} is not a known robustness benchmark: {KNOWN_LAYOUTS}; found {some}")
 
 
 @cache

@@ -31,7 +31,7 @@ from convnext.tasks.classification.robustness.corruptions import corrupt
 from convnext.tasks.classification.robustness.score import Score
 
 NAME = "robustness"
-FORMS = ("json", "csv", "svg", "png")
+FILE_TYPES = ("json", "csv", "svg", "png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +80,10 @@ class Progressed:
         lying = _read(own)
         if lying and lying["key"] != state.key:
             state.moved = f"{NAME}-{lying['key'][:8]}"
-            for form in FORMS:
-                file = folder / f"{NAME}.{form}"
+            for file_type in FILE_TYPES:
+                file = folder / f"{NAME}.{file_type}"
                 if file.is_file():
-                    file.replace(folder / f"{state.moved}.{form}")
+                    file.replace(folder / f"{state.moved}.{file_type}")
             lying = None
         kept = lying or _read(aside)
         if kept and kept["key"] == state.key:

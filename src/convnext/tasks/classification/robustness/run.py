@@ -45,7 +45,7 @@ from convnext.weights.open import pick_precision
 from convnext.weights.published import find_published
 
 ADVICE = "use --data PATH, or pass the folder of a benchmark to --robustness"
-MADE_HERE = (
+GENERATED_HERE = (
     "the corruptions were generated here, with procedural frost: compare the scores with each "
     "other, not with published ones of ImageNet-C"
 )
@@ -258,7 +258,7 @@ def _result(
     source: str,
     max_images: int | None,
 ) -> RobustnessResult:
-    notes = list(found.notes) if found else [MADE_HERE]
+    notes = list(found.notes) if found else [GENERATED_HERE]
     num_classes = len(_class_folders(found)) if found else 0
     if kind == "imagenet-c" and 0 < num_classes < 1000:
         notes.append(f"the data has {num_classes:,} of ImageNet's 1,000 classes")

@@ -81,7 +81,7 @@ def write_robustness(result: RobustnessResult, folder: Path) -> list[Path]:
     """Write robustness.json, .csv, .svg and .png into a folder, and return their paths."""
     from convnext.tasks.figures import save_bytes
 
-    paths = [folder / f"{NAME}.{form}" for form in ("json", "csv", "svg", "png")]
+    paths = [folder / f"{NAME}.{file_type}" for file_type in ("json", "csv", "svg", "png")]
     result.state.folder = folder
     result.state.write(result.to_dict())
     write_text(paths[1], to_csv(result))

@@ -19,7 +19,7 @@ from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.images import BadImage
 from convnext.data.objects import DetectionData, DetectionImages, open_dataset
 from convnext.tasks.detection.data.problems import (
-    Look,
+    Inspected,
     Problem,
     find_problems,
     find_suggestions,
@@ -170,7 +170,7 @@ def inspect(path: str, *, val_share: float = 0.2, console: Console | None = None
     return report(data, scan(data, console=console or Console(stderr=True)))
 
 
-def report(data: DetectionData, looks: Sequence[Look]) -> DataReport:
+def report(data: DetectionData, inspected: Sequence[Inspected]) -> DataReport:
     """Build the report."""
     counts = {part: _count_classes(images, len(data.classes)) for part, images in parts(data)}
     stated = [(r.width, r.height) for _, images in parts(data) for r in images.records]
@@ -188,7 +188,7 @@ def report(data: DetectionData, looks: Sequence[Look]) -> DataReport:
         ),
         splits={part: count(images) for part, images in parts(data)},
         sizes={f"{w} x {h}": number for (w, h), number in Counter(stated).most_common()},
-        problems=find_problems(data, looks),
+        problems=find_problems(data, inspected),
         suggestions=find_suggestions(data),
         # All faults are listed.
         notes=tuple(note for note in data.notes if not note.startswith("the json has faults")),

@@ -27,7 +27,7 @@ LOOSE = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Inspected:
     """Findings about one image."""
 
     part: str
@@ -51,13 +51,13 @@ def parts(data: DetectionData) -> tuple[tuple[Part, DetectionImages], ...]:
     return ("train", data.train), ("val", data.val)
 
 
-def scan(data: DetectionData, *, console: Console | None = None) -> list[Look]:
+def scan(data: DetectionData, *, console: Console | None = None) -> list[Inspected]:
     """Read every image in threads, with a progress bar on `console`."""
     jobs = [(part, images, i) for part, images in parts(data) for i in range(len(images))]
-    return read_all(jobs, lambda job: look_at(*job), "reading images", console=console)
+    return read_all(jobs, lambda job: inspect_item(*job), "reading images", console=console)
 
 
-def look_at(part: str, images: DetectionImages, index: int) -> Look:
+def inspect_item(part: str, images: DetectionImages, index: int) -> Inspected:
     """Read one image and compare it with the JSON file."""
     source = images.source(index)
     path, stated = images.root / images.records[index].file_name, images.size(index)
@@ -65,7 +65,7 @@ def look_at(part: str, images: DetectionImages, index: int) -> Look:
     try:
         image = decode(path, mode="RGB")
     except BadImage as error:
-        return Look(
+        return Inspected(
             part=part,
             source=source,
             missing=not path.exists(),
@@ -73,7 +73,7 @@ def look_at(part: str, images: DetectionImages, index: int) -> Look:
             stated=stated,
             loose=loose,
         )
-    return Look(
+    return Inspected(
         part=part,
         source=source,
         width=image.width,
@@ -130,7 +130,7 @@ class Problem:
         return f"{self.kind}: {self.count:,}" + (f"; {self.advice}" if self.advice else "")
 
 
-def find_problems(data: DetectionData, looks: Sequence[Look]) -> tuple[Problem, ...]:
+def find_problems(data: DetectionData, inspected: Sequence[Inspected]) -> tuple[Problem, ...]:
     """Return one problem per kind, those that stop training first."""
     by_kind: dict[tuple[bool, str], list[str]] = {}
     for fault in data.faults:
@@ -143,13 +143,13 @@ def find_problems(data: DetectionData, looks: Sequence[Look]) -> tuple[Problem, 
         if is_fatal
     ]
     rest = [_problem(kind, lines) for (is_fatal, kind), lines in ordered if not is_fatal]
-    of_files = [find(data, looks) for find in _FINDERS]
-    strays = _problem(
+    of_files = [find(data, inspected) for find in _FINDERS]
+    unmatched = _problem(
         "image files that no JSON file lists",
         [_short(data, source) for source in unlisted(data)],
         "they are not used",
     )
-    found = (*fatal, *of_files, *rest, *_classes(data), strays)
+    found = (*fatal, *of_files, *rest, *_classes(data), unmatched)
     return tuple(problem for problem in found if problem.count)
 
 
@@ -179,38 +179,38 @@ def find_suggestions(data: DetectionData) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _missing(data: DetectionData, looks: Sequence[Look]) -> Problem:
-    lines = [_short(data, look.source) for look in looks if look.missing]
+def _missing(data: DetectionData, inspected: Sequence[Inspected]) -> Problem:
+    lines = [_short(data, item.source) for item in inspected if item.missing]
     advice = f"add them, or {FIX}removes them from the JSON file"
     return _problem("missing image files", lines, advice)
 
 
-def _unreadable(data: DetectionData, looks: Sequence[Look]) -> Problem:
-    bad = [look for look in looks if look.reason and not look.missing]
-    lines = [f"{_short(data, look.source)}: {look.reason}" for look in bad]
+def _unreadable(data: DetectionData, inspected: Sequence[Inspected]) -> Problem:
+    bad = [item for item in inspected if item.reason and not item.missing]
+    lines = [f"{_short(data, item.source)}: {item.reason}" for item in bad]
     return _problem("images that cannot be read", lines, "replace them; training skips them")
 
 
-def _sizes(data: DetectionData, looks: Sequence[Look]) -> Problem:
+def _sizes(data: DetectionData, inspected: Sequence[Inspected]) -> Problem:
     lines = []
-    for look in looks:
-        if look.width and (look.width, look.height) != look.stated:
-            width, height = look.stated
-            turned = ", which is rotated" if (look.height, look.width) == look.stated else ""
+    for item in inspected:
+        if item.width and (item.width, item.height) != item.stated:
+            width, height = item.stated
+            turned = ", which is rotated" if (item.height, item.width) == item.stated else ""
             lines.append(
-                f"{_short(data, look.source)} has {look.width} x {look.height} pixels, but "
+                f"{_short(data, item.source)} has {item.width} x {item.height} pixels, but "
                 f"{width} x {height} in the JSON file{turned}"
             )
     advice = f"training skips them; {FIX}takes the size from the file where the boxes allow it"
     return _problem("images whose size differs from the JSON file", lines, advice)
 
 
-def _leaks(data: DetectionData, looks: Sequence[Look]) -> Problem:
-    in_train = {look.digest: look for look in looks if look.part == "train" and look.digest}
+def _leaks(data: DetectionData, inspected: Sequence[Inspected]) -> Problem:
+    in_train = {item.digest: item for item in inspected if item.part == "train" and item.digest}
     lines = [
-        f"{_short(data, look.source)} = {_short(data, in_train[look.digest].source)}"
-        for look in looks
-        if look.part == "val" and look.digest in in_train
+        f"{_short(data, item.source)} = {_short(data, in_train[item.digest].source)}"
+        for item in inspected
+        if item.part == "val" and item.digest in in_train
     ]
     return _problem(
         "validation images identical to a training image",
@@ -219,19 +219,19 @@ def _leaks(data: DetectionData, looks: Sequence[Look]) -> Problem:
     )
 
 
-def _repeats(data: DetectionData, looks: Sequence[Look]) -> Problem:
+def _repeats(data: DetectionData, inspected: Sequence[Inspected]) -> Problem:
     first: dict[tuple[str, bytes], str] = {}
     lines = []
-    for look in looks:
-        if look.digest:
-            source = first.setdefault((look.part, look.digest), look.source)
-            if source != look.source:
-                lines.append(f"{_short(data, look.source)} = {_short(data, source)}")
+    for item in inspected:
+        if item.digest:
+            source = first.setdefault((item.part, item.digest), item.source)
+            if source != item.source:
+                lines.append(f"{_short(data, item.source)} = {_short(data, source)}")
     return _problem("duplicate images within a split", lines, "keep one of each")
 
 
-def _loose_boxes(data: DetectionData, looks: Sequence[Look]) -> Problem:
-    lines = [f"{_short(data, look.source)}: {text}" for look in looks for text in look.loose]
+def _loose_boxes(data: DetectionData, inspected: Sequence[Inspected]) -> Problem:
+    lines = [f"{_short(data, item.source)}: {text}" for item in inspected for text in item.loose]
     return _problem(
         "boxes that do not cover their masks", lines, "check that box and mask belong together"
     )
@@ -269,7 +269,7 @@ def _classes(data: DetectionData) -> list[Problem]:
 
 
 # Worst first.
-_FINDERS: tuple[Callable[[DetectionData, Sequence[Look]], Problem], ...] = (
+_FINDERS: tuple[Callable[[DetectionData, Sequence[Inspected]], Problem], ...] = (
     _missing,
     _unreadable,
     _sizes,

@@ -220,15 +220,17 @@ def compare(
             pairs = _pairs(reference, file)
             partners = {a: (b, overlap) for a, b, overlap in pairs}
             back = {b: overlap for _, b, overlap in pairs}
-            sure = [_sure(d, min_score, max_detections, margin) for d in (reference, file)]
-            own = [partners[i][1] for i in sure[0] if i in partners]
-            own += [back[i] for i in sure[1] if i in back]
-            totals[row] += len(sure[0]) + len(sure[1])
+            confident = [
+                _confident(d, min_score, max_detections, margin) for d in (reference, file)
+            ]
+            own = [partners[i][1] for i in confident[0] if i in partners]
+            own += [back[i] for i in confident[1] if i in back]
+            totals[row] += len(confident[0]) + len(confident[1])
             for column, least in enumerate((OVERLAP, CLOSE_OVERLAP)):
                 hits[row, column] += sum(overlap >= least for overlap in own)
             if row == 1:
                 continue
-            for i in sure[0]:
+            for i in confident[0]:
                 if i not in partners:
                     continue
                 j, overlap = partners[i]
@@ -265,7 +267,9 @@ def _pairs(a: Detections, b: Detections) -> list[tuple[int, int, float]]:
     return pairs
 
 
-def _sure(found: Detections, min_score: float, max_detections: int, margin: float) -> Sequence[int]:
+def _confident(
+    found: Detections, min_score: float, max_detections: int, margin: float
+) -> Sequence[int]:
     """Return the detections that remain if every score changes by up to the margin."""
     if len(found) >= max_detections:
         min_score = max(min_score, float(found.scores.min()))

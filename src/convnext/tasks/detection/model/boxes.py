@@ -205,8 +205,8 @@ def match(
             best_of = _low_quality_matches(pairs, objects, thresholds.low_quality)
             matches = torch.where(best_of >= 0, best_of, matches)
     if thresholds.ignore is not None and ignored is not None and len(ignored) and len(boxes):
-        unlabelled = covered(boxes, ignored).amax(1) > thresholds.ignore
-        matches = torch.where(unlabelled, UNUSED, matches)
+        unlabeled = covered(boxes, ignored).amax(1) > thresholds.ignore
+        matches = torch.where(unlabeled, UNUSED, matches)
     return matches
 
 

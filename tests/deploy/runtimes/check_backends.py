@@ -10,7 +10,7 @@ import convnext
 from convnext.deploy.backends import Backend, available, build
 from convnext.deploy.optimize import distance
 
-FORMS = [
+BACKENDS = [
     Backend(engine="onnxruntime", pointwise="linear", layout="channels_first"),
     Backend(engine="openvino", pointwise="conv", layout="channels_first"),
 ]
@@ -27,7 +27,7 @@ def _model() -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("backend", FORMS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @torch.no_grad()
 def test_every_form_computes_the_same(backend: Backend, capfd: pytest.CaptureFixture[str]) -> None:
     if not available(backend.engine):
