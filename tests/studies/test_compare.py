@@ -118,7 +118,7 @@ def test_fine_tuning_has_the_recipe_of_fine_tuning(tmp_path: Path) -> None:
     from rich.console import Console
 
     from convnext.cli import main
-    from convnext.studies.plan import for_all, representative_recipe
+    from convnext.studies.plan import common_recipe, representative_recipe
     from convnext.tasks import task_class
 
     small = "{depths: [1, 1, 1, 1], dims: [8, 8, 8, 8]}"
@@ -132,7 +132,7 @@ def test_fine_tuning_has_the_recipe_of_fine_tuning(tmp_path: Path) -> None:
     recipes = []
     for entries in (tuned, mixed):
         task = task_class(asked.task).open(representative_recipe(asked, entries), cpu, quiet)
-        recipes.append(for_all(task.recipe, asked, entries))
+        recipes.append(common_recipe(task.recipe, asked, entries))
     assert recipes[0].optim.layer_decay == 0.8
     assert recipes[1].optim.layer_decay == 1.0
     for recipe in recipes:

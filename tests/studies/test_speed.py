@@ -14,7 +14,7 @@ from torch import nn
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.studies.compare import entries_of
-from convnext.studies.plan import Study, for_all, representative_recipe
+from convnext.studies.plan import Study, common_recipe, representative_recipe
 from convnext.studies.speed import PeakMemory, epochs_for, measure, read_speeds, speeds_of
 from convnext.tasks import task_class
 from convnext.tasks.factory import create_model
@@ -50,7 +50,7 @@ def plan_and_task() -> tuple[Study, Any]:
         title="",
         entries=entries,
         seeds=[0],
-        recipe=for_all(task.recipe, recipe, entries),
+        recipe=common_recipe(task.recipe, recipe, entries),
     )
     return plan, task
 

@@ -31,7 +31,7 @@ MIN_CHUNK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class BranchSettings:
     """The settings of a branch."""
 
     kept: torch.dtype
@@ -73,7 +73,7 @@ class Branch(torch.autograd.Function):
         second_bias: Tensor,
         gamma: Tensor | None,
         index: Tensor | None,
-        how: How,
+        how: BranchSettings,
     ) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             x = _last(x)  # N H W C
@@ -138,7 +138,7 @@ class Branch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        how: How = ctx.how
+        how: BranchSettings = ctx.how
         saved = ctx.saved_tensors  # Read once: with recomputation they are available only once.
         images, mixed, normed, mean, rstd, before, after = saved[:7]
         spatial, norm, norm_bias, first, second, second_bias, gamma, index = saved[7:]
@@ -192,7 +192,7 @@ class Branch(torch.autograd.Function):
         )
 
 
-def _factor(gamma: Tensor | None, like: Tensor, how: How) -> Tensor:
+def _factor(gamma: Tensor | None, like: Tensor, how: BranchSettings) -> Tensor:
     """Return layer scale times drop path's factor (C,), in the dtype of the products."""
     factor = torch.ones_like(like) if gamma is None else gamma
     return (factor * how.scale).to(how.products)

@@ -1,4 +1,4 @@
-"""How blocks run in training: layer by layer, as one operation, or with recomputed activations.
+"""Execution of blocks in training: layer by layer, fused, or with recomputed activations.
 
 The mathematics, the weights and the random numbers are the same each way. An execution is a
 callable attribute of a block; `convnext.kernels.fused_branch` computes the fused one.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convnext.hardware.peak_rates import bf16_gain
-from convnext.kernels.fused_branch import Branch, How
+from convnext.kernels.fused_branch import Branch, BranchSettings
 from convnext.models.blocks import PLAIN, Block, BlockExecution, LayerNorm2d
 
 
@@ -43,7 +43,7 @@ class Fused:
         spatial, norm, first, second = (
             block.get_submodule(name) for name in ("spatial", "norm", "pwconv1", "pwconv2")
         )
-        how = How(
+        how = BranchSettings(
             kept=kept,
             products=torch.float32 if self.widened and kept == torch.bfloat16 else kept,
             scale=scale,

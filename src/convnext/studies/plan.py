@@ -164,11 +164,13 @@ def resolve_study(
     kind = task_class(asked.recipe.task)
     if not (root / "study.json").exists():
         task = kind.open(representative_recipe(asked.recipe, asked.entries), device, console)
-        resolved = for_all(task.recipe, asked.recipe, asked.entries)
+        resolved = common_recipe(task.recipe, asked.recipe, asked.entries)
         return replace(asked, recipe=resolved, data=task.fingerprint), task
     before = read_study(root)
     resolved = resume_recipe(before.recipe, asked.recipe, given, root)
-    task = kind.open(replace(resolved, model=stand_in(resolved)), device, Console(quiet=True))
+    task = kind.open(
+        replace(resolved, model=representative_model(resolved)), device, Console(quiet=True)
+    )
     for name, old, new in (
         ("the data", before.data, task.fingerprint),
         ("--minutes", before.minutes, asked.minutes),
@@ -193,7 +195,11 @@ def representative_recipe(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
     leaves = dict(flatten(recipe))
     unset = {name: value for name, value in DEFAULTS.items() if leaves.get(name) == "auto"}
     # The regimes of the roadmap differ in stochastic depth.
-    model = entries[0].model if entries[0].model.startswith("roadmap/") else stand_in(recipe)
+    model = (
+        entries[0].model
+        if entries[0].model.startswith("roadmap/")
+        else representative_model(recipe)
+    )
     recipe = change_recipe(replace(recipe, model=model), unset)
     if all(map(starts_from_weights, entries)):
         first = entries[0]
@@ -201,12 +207,12 @@ def representative_recipe(recipe: Recipe, entries: Sequence[Entry]) -> Recipe:
     return recipe
 
 
-def stand_in(recipe: Recipe) -> str:
+def representative_model(recipe: Recipe) -> str:
     """Return the representative network of a study."""
     return task_class(recipe.task).default_prefix() + STAND_IN
 
 
-def for_all(resolved: ResolvedRecipe, asked: Recipe, entries: Sequence[Entry]) -> Recipe:
+def common_recipe(resolved: ResolvedRecipe, asked: Recipe, entries: Sequence[Entry]) -> Recipe:
     """Return a resolved recipe without settings of one network, and with enough evaluations."""
     # All networks have the same stochastic depth rate; timm models would have other defaults.
     network = replace(asked.network, drop_path_rate=resolved.network.drop_path_rate)

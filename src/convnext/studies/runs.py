@@ -52,12 +52,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Its name in printed output."""
+        """The name of the run in printed output."""
         return f"{self.entry.name}, seed {self.seed}"
 
 
 def outcome(folder: Path) -> Mapping[str, Any]:
-    """Return the outcome in a run folder, or the state "waiting" if the run has not ended."""
+    """Return the outcome stored in a run folder, or the state "waiting" if it has not ended."""
     try:
         found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -83,13 +83,13 @@ def claim(folder: Path, identity: str, name: str) -> None:
     """Claim the folder of an entry's runs, or check that it belongs to this entry.
 
     Raises:
-        ValueError: If the runs in it are those of another network or recipe.
+        ValueError: If it contains runs of another network or recipe.
     """
     path = folder / "identity.txt"
     if path.is_file() and path.read_text(encoding="utf-8").strip() != identity:
         raise ValueError(
-            f"{folder} holds runs of another network or recipe of the name {name}; take another "
-            "--output, or delete that folder"
+            f"{folder} contains runs of another network or recipe with the name {name}; choose "
+            "another --output, or delete that folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, identity + "\n")
@@ -97,17 +97,17 @@ def claim(folder: Path, identity: str, name: str) -> None:
 
 @contextmanager
 def held(root: Path) -> Iterator[None]:
-    """Hold the folder of a study, so that no second process trains into it.
+    """Lock the folder of a study, so that no other process trains in it.
 
     Raises:
-        ValueError: If another process does.
+        ValueError: If another process holds the lock.
     """
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(f"another process works on {root}; wait for it or end it") from error
+        raise ValueError(f"another process works on {root}; wait for it, or end it") from error
     try:
         yield
     finally:
@@ -123,18 +123,19 @@ def run_jobs(
     console: Console,
     ended: Callable[[Job, Mapping[str, Any]], None],
 ) -> None:
-    """Train all jobs, `processes` at a time, each of them on one device.
+    """Train all jobs, `processes` at a time, each on one device.
 
     Args:
-        jobs: What is to be done, in this order.
-        processes: How many run at once.
-        threads: CPU threads of each; 0 leaves it to torch.
-        devices: GPUs by their number; process i sees the i-th only, round and round.
-        console: Where progress goes.
-        ended: Called after each job with its outcome, also of one that failed.
+        jobs: The jobs, in order of execution.
+        processes: Number of parallel runs.
+        threads: CPU threads per run; 0 for torch's default.
+        devices: GPU numbers, assigned to the processes in turn; each process sees only its own.
+        console: Where to print progress.
+        ended: Called after each job with its outcome, including failed ones.
 
     Raises:
-        InterruptedRun: If a signal asked for the end; every run in progress has saved its state.
+        InterruptedRun: If a signal interrupted the study; all runs in progress have saved their
+            state.
     """
     waiting, running = list(jobs), list[_Worker]()
     idle: list[_Worker] = []
@@ -166,7 +167,7 @@ def run_jobs(
                     job, found = worker.end()
                     running.remove(worker)
                     if _was_stopped(stop) and found["state"] == FAILED:
-                        continue  # The signal reached it too: its state is saved.
+                        continue  # The signal also reached this run, which saved its state.
                     if worker.process.is_alive():
                         idle.append(worker)
                     done += 1
@@ -184,7 +185,7 @@ def run_jobs(
 
 
 def visible_devices() -> list[str]:
-    """Return the GPUs that this process may use, by number."""
+    """Return the numbers of the GPUs that this process may use."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
@@ -194,7 +195,7 @@ def visible_devices() -> list[str]:
 
 
 def describe_end(job: Job, found: Mapping[str, Any]) -> str:
-    """Return one line about a run that ended."""
+    """Describe the end of a run in one line."""
     if found["state"] == FINISHED:
         task = task_class(job.recipe.task)
         score = f"{task.primary_label} {found[task.primary]:.2f} %"
@@ -224,7 +225,7 @@ class _Worker:
         self.connection.send((to_dict(job.recipe), str(job.folder)))
 
     def share(self) -> float:
-        """Return how much of the run is done, from 0 to 1."""
+        """Return the finished fraction of the run, from 0 to 1."""
         now = time.monotonic()
         if now > self._next_check:
             self._next_check = now + 3
@@ -233,7 +234,7 @@ class _Worker:
         return self._shown
 
     def end(self) -> tuple[Job, Mapping[str, Any]]:
-        """Return the job and its outcome, once either is there or the process has gone."""
+        """Return the job and its outcome, after the job or the process has ended."""
         try:
             found = self.connection.recv() if self.connection.poll() else None
         except (EOFError, OSError):
@@ -246,12 +247,12 @@ class _Worker:
 
 
 def _was_stopped(stop: StopSignals) -> bool:
-    """Return whether a signal has come, which it may at any moment."""
+    """Return whether a signal has arrived. A function, because it may arrive at any moment."""
     return stop.received is not None
 
 
 def _ready(running: list[_Worker]) -> list[_Worker]:
-    """Return the workers that have something to say, or nothing any more."""
+    """Return the workers that have sent an outcome or have ended."""
     ends: dict[Any, _Worker] = {}
     for worker in running:
         ends[worker.connection] = ends[worker.process.sentinel] = worker
@@ -260,7 +261,7 @@ def _ready(running: list[_Worker]) -> list[_Worker]:
 
 
 def _last_epoch(path: Path) -> float:
-    """Return the epoch of the last whole row of a log that is being written."""
+    """Return the epoch of the last complete row of a log that is being written."""
     try:
         with path.open("rb") as stream:
             stream.seek(max(0, path.stat().st_size - 4096))
@@ -272,7 +273,7 @@ def _last_epoch(path: Path) -> float:
 
 def _work(connection: Connection, threads: int, device: str | None) -> None:
     """Train the jobs that arrive on the connection until it closes."""
-    if device is not None:  # Before torch looks for devices: it finds this one only.
+    if device is not None:  # Set before torch detects devices, so that it finds only this one.
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -295,7 +296,7 @@ def _work(connection: Connection, threads: int, device: str | None) -> None:
 
 
 def _train(recipe: Recipe, folder: Path) -> Mapping[str, Any]:
-    """Train one run to its end, and write its outcome where that is final."""
+    """Train one run to its end, and write its outcome if that is final."""
     from convnext.reports.report import write_report
     from convnext.training.run import train
 
@@ -312,7 +313,7 @@ def _train(recipe: Recipe, folder: Path) -> Mapping[str, Any]:
             )
         except DivergedError as error:
             found: dict[str, Any] = {"state": DIVERGED, "reason": str(error)}
-        # One network that does not fit must not end the study; its line says why it is missing.
+        # A network that does not fit must not end the study; the table states the reason.
         except (ValueError, OSError, RuntimeError) as error:
             console.print_exception()
             return {"state": FAILED, "reason": " ".join(str(error).split())[:500]}
@@ -323,7 +324,7 @@ def _train(recipe: Recipe, folder: Path) -> Mapping[str, Any]:
 
 
 def _scores(folder: Path, task: type[Task]) -> dict[str, Any]:
-    """Return the scores of the last step's own weights, and what they took."""
+    """Return the scores of the last step's own weights, and the cost of reaching them."""
     rows = read_metrics(folder / "metrics.jsonl")
     measured = [r for r in rows if r["kind"] == "val" and r.get("weights") == "model"]
     last = measured[-1]
@@ -336,6 +337,6 @@ def _scores(folder: Path, task: type[Task]) -> dict[str, Any]:
 
 
 def _leave_with(parent: Any) -> None:
-    """End this process when its parent has exited; a run saves its state first."""
+    """End this process when its parent exits; a run first saves its state."""
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
