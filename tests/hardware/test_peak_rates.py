@@ -57,7 +57,7 @@ def test_a_change_of_threads_is_measured(tmp_path, monkeypatch):
         return 1.0 if a.dtype == torch.float32 else 1 / torch.get_num_threads()
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "_least_seconds", least)
+    monkeypatch.setattr(module, "_min_seconds", least)
     cached = module.bf16_gain, module._peak_matmul_flops
     before = torch.get_num_threads()
     try:
@@ -83,7 +83,7 @@ def test_rates_are_the_same_inside_of_autocast(monkeypatch):
         seen.append((a @ b).dtype)
         return 1.0
 
-    monkeypatch.setattr(module, "_least_seconds", least)
+    monkeypatch.setattr(module, "_min_seconds", least)
     with torch.autocast("cpu", torch.bfloat16):
         for precision in ("fp32", "bf16"):
             module.peak_matmul_flops(CPU, precision, seconds=0.0)
