@@ -127,7 +127,8 @@ def test_a_walk_that_was_killed_gives_the_same_table(whole: Path, tmp_path: Path
 
 def test_asked_to_end_it_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     root = tmp_path / "study"
-    process = start(root, "--schedule.epochs", "200")
+    backend = ("--run.channels_last", "true", "--run.compile", "false")  # Nothing to measure.
+    process = start(root, "--schedule.epochs", "200", *backend)
     wait_for(lambda: any(root.glob("runs/*/seed-0/checkpoints/step-*")), process, 400)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=300)

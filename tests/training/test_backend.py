@@ -36,23 +36,39 @@ def choose(
     )
 
 
+# The backends that were timed, and whether by one pass.
+calls: list[tuple[Backend, bool]] = []
+
+
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[Backend, float | Exception]:
     """Fake the seconds of each backend; an exception makes it fail."""
+    calls.clear()
     known: dict[Backend, float | Exception] = {
         Backend(channels_last, compiled): 1.0
         for channels_last in (True, False)
         for compiled in (True, False)
     }
 
-    def seem(task: Any, model: Any, backend: Backend, *_: Any) -> float:
+    def seem(task: Any, model: Any, backend: Backend, *_: Any, once: bool = False) -> float:
         found = known[backend]
         if isinstance(found, Exception):
             raise found
-        return found
+        calls.append((backend, once))
+        return 3 * found if once else found
 
     monkeypatch.setattr(module, "_time_backend", seem)
     return known
+
+
+def test_the_first_pass_alone_shows_that_a_run_is_short(
+    tmp_path: Path, times: dict[Backend, float | Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "too short" in choose(tmp_path / "forms.json", num_steps=50).reason
+    assert calls == [(Backend(), True)]
+    monkeypatch.setattr(module, "WORTH_SECONDS", 2.0 * 50)
+    assert "too short" in choose(tmp_path / "forms.json", num_steps=50).reason
+    assert calls[1:] == [(Backend(), True), (Backend(), False)]
 
 
 def test_a_short_run_measures_nothing_else(tmp_path: Path) -> None:

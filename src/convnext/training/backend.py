@@ -106,18 +106,21 @@ def _measured(
     part = first_part(task, micro_batch_size)
     parts_per_step = max(1, task.batch_size / max(1, task.size(part)))
 
-    def seconds(backend: Backend) -> float:
-        return _time_backend(task, model, backend, part, device, recipe.run)
+    def seconds(backend: Backend, *, once: bool = False) -> float:
+        return _time_backend(task, model, backend, part, device, recipe.run, once=once)
 
+    too_short = Chosen(plain, "the usual one: the run is too short to measure others")
     try:
+        # The first pass is the slowest: if even it promises a short run, one pass is enough.
+        if seconds(plain, once=True) * parts_per_step * num_steps < WORTH_SECONDS:
+            return too_short
         first = seconds(plain)
     except RuntimeError as error:
         if is_out_of_memory(error):  # The loop continues with a smaller micro batch.
             return Chosen(plain, "the usual one: memory is scarce")
         raise
-    left = first * parts_per_step * num_steps
-    if left < WORTH_SECONDS:
-        return Chosen(plain, "the usual one: the run is too short to measure others")
+    if first * parts_per_step * num_steps < WORTH_SECONDS:
+        return too_short
     cache, key = TuningCache(path), _key(recipe, device, micro_batch_size)
     known = cache.load(key, lambda value: Backend(**value))
     if known is not None:
@@ -160,9 +163,19 @@ def _backends(plain: Backend, run: RunRecipe) -> list[Backend]:
 
 
 def _time_backend(
-    task: Task, model: nn.Module, backend: Backend, part: Any, device: torch.device, run: RunRecipe
+    task: Task,
+    model: nn.Module,
+    backend: Backend,
+    part: Any,
+    device: torch.device,
+    run: RunRecipe,
+    *,
+    once: bool = False,
 ) -> float:
-    """Return the median seconds of a forward and backward pass over a micro batch."""
+    """Return the median seconds of a forward and backward pass over a micro batch.
+
+    With `once`, return the seconds of the first pass alone.
+    """
     memory_format = torch.channels_last if backend.channels_last else torch.contiguous_format
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to(memory_format=memory_format)
@@ -180,7 +193,8 @@ def _time_backend(
 
     try:
         # The first passes allocate and compile.
-        return medians([run_once], device, rounds=NUM_TIMED, warmup=2)[0]
+        rounds, warmup = (1, 0) if once else (NUM_TIMED, 2)
+        return medians([run_once], device, rounds=rounds, warmup=warmup)[0]
     finally:
         set_fused(model, fused=False)
         model.zero_grad(set_to_none=True)
