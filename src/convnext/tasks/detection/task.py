@@ -18,17 +18,15 @@ from convnext.recipes.resolve import Choice, dense_preprocessing
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names
 from convnext.tasks.detection import auto
-from convnext.tasks.detection.data.augment import (
-    LargeScaleJitter,
-    MultiScale,
-    Policy,
-    TrainTransform,
-)
 from convnext.tasks.detection.data.dataset import (
     Batch,
     EvalDataset,
     GroupedBatches,
+    LargeScaleJitter,
+    MultiScale,
+    Policy,
     TrainDataset,
+    TrainTransform,
     collate,
     split,
 )

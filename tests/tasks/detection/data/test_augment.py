@@ -18,14 +18,17 @@ from convnext.data.formats.records import Objects
 from convnext.data.masks import area_of, cut
 from convnext.data.objects import open_dataset
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.tasks.detection.data.augment import (
+from convnext.tasks.detection.data.dataset import (
+    EvalDataset,
+    GroupedBatches,
     LargeScaleJitter,
     MultiScale,
     Policy,
+    TrainDataset,
     TrainTransform,
+    collate,
     scaled_back,
 )
-from convnext.tasks.detection.data.dataset import EvalDataset, GroupedBatches, TrainDataset, collate
 
 PLAIN = DensePreprocessing(image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
 POLICIES: dict[str, Policy] = {

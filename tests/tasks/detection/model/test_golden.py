@@ -10,7 +10,7 @@ import torch
 from golden import GOLDEN, golden_images, golden_weights, sha256
 from torch import Tensor
 
-from convnext.tasks.detection.model import targets, training
+from convnext.tasks.detection.model import training
 from convnext.tasks.detection.model.boxes import decode, encode
 from convnext.tasks.detection.model.config import METHODS
 from convnext.tasks.detection.model.detector import CascadeMaskRCNN
@@ -194,26 +194,26 @@ def unsampled(
     """The detector, trained on all available boxes."""
     all_of_them = replace(detector.config, rpn_batch_size=10**6, box_batch_size=10**6)
     monkeypatch.setattr(detector, "config", all_of_them)
-    monkeypatch.setattr(targets, "BOX_POSITIVE", 1.0)
+    monkeypatch.setattr(training, "BOX_POSITIVE", 1.0)
     return detector
 
 
 @pytest.fixture(scope="module")
-def objects(golden: Golden) -> targets.Objects:
+def objects(golden: Golden) -> training.Objects:
     masks = np.unpackbits(golden["gt_masks_packed"], axis=-1)[..., : SIZE[1]]
     target = {"boxes": golden["gt_bboxes"], "labels": golden["gt_labels"], "masks": list(masks)}
-    return targets.read_target(target, torch.empty(3, *SIZE), 80)
+    return training.read_target(target, torch.empty(3, *SIZE), 80)
 
 
 def test_losses_of_the_proposal_network_by_level(
-    unsampled: CascadeMaskRCNN, maps: list[Tensor], golden: Golden, objects: targets.Objects
+    unsampled: CascadeMaskRCNN, maps: list[Tensor], golden: Golden, objects: training.Objects
 ) -> None:
     anchors = unsampled.anchors(maps)
     with torch.inference_mode():
         outputs = unsampled.rpn(maps)
     levels = [by_anchor(*output) for output in outputs]
     every = torch.cat(anchors)
-    positive, negative, boxes = targets.choose_anchors(
+    positive, negative, boxes = training.choose_anchors(
         every, objects, unsampled.config, unsampled.method, None
     )
     num, start = len(positive) + len(negative), 0
@@ -239,12 +239,12 @@ def test_losses_of_the_stages_in_a_row(
     unsampled: CascadeMaskRCNN,
     maps: list[Tensor],
     golden: Golden,
-    objects: targets.Objects,
+    objects: training.Objects,
     proposals: Tensor,
 ) -> None:
     boxes = [proposals]
     for s, stage in enumerate(unsampled.method.stages):
-        chosen = targets.choose_boxes(boxes[0], objects, unsampled.config, stage, None)
+        chosen = training.choose_boxes(boxes[0], objects, unsampled.config, stage, None)
         with torch.inference_mode():
             losses, boxes = training.stage_losses(unsampled, s, maps, [chosen], [objects])
         for name, key in (("class", "cls"), ("box", "bbox"), ("mask", "mask")):

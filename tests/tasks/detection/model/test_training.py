@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convnext.tasks.detection.model.config import METHODS as METHOD_TABLE
 from convnext.tasks.detection.model.config import DetectorConfig
-from convnext.tasks.detection.model.targets import choose_anchors, choose_boxes, read_target
+from convnext.tasks.detection.model.training import choose_anchors, choose_boxes, read_target
 
 SIZE = (64, 96)
 NAMES = {

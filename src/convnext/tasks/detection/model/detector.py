@@ -117,7 +117,7 @@ class Detector(DenseModule):
 
         Args:
             images: As for detection.
-            targets: One per image; see `convnext.tasks.detection.model.targets`.
+            targets: One per image; see `convnext.tasks.detection.model.training`.
             seed: Seed of the sampled boxes; None for torch's default generator.
         """
         from convnext.tasks.detection.model.training import detector_losses
