@@ -12,7 +12,7 @@ from convnext.deploy.fold import fold
 from convnext.deploy.optimize import distance, eager_backend, search
 from convnext.kernels import winograd as module
 from convnext.kernels.winograd import WinogradConv, fits, has_any, with_winograd
-from convnext.tasks.segmentation.resized_conv import WinogradFusion
+from convnext.tasks.segmentation.heads import WinogradFusion
 
 CPU = torch.device("cpu")
 

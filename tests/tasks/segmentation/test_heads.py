@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnext.tasks.segmentation.heads import ConvNormAct, UPerHead, normalize
-from convnext.tasks.segmentation.resized_conv import resize
+from convnext.tasks.segmentation.heads import ConvNormAct, UPerHead, normalize, resize
 
 
 def test_one_value_per_channel_is_normed_by_the_running_statistics() -> None:

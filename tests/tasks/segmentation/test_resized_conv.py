@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from convnext.tasks.segmentation.heads import UPerHead
-from convnext.tasks.segmentation.resized_conv import conv_of_maps, resize, saves, shifted
+from convnext.tasks.segmentation.heads import UPerHead, conv_of_maps, resize, saves, shifted
 
 
 def plainly(maps: list[torch.Tensor], weight: torch.Tensor) -> torch.Tensor:

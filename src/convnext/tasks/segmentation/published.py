@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext.tasks.segmentation.heads import UPerNetConfig
-from convnext.tasks.segmentation.layouts import TABLES as OF_UPERNET
+from convnext.tasks.segmentation.model import TABLES as OF_UPERNET
 from convnext.tasks.segmentation.model import build as build
 from convnext.tasks.segmentation.scores import default_stride
 from convnext.weights.checkpoint import Card
