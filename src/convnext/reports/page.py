@@ -25,7 +25,7 @@ from convnext.tasks.figures import (
     new_figure,
 )
 
-# Of a curve, at most this many points are drawn.
+# Maximum number of points drawn per curve.
 MAX_POINTS = 400
 
 # The variables of the page's style sheet that replace the print colors.

@@ -279,7 +279,7 @@ def find(
         return find_remote(path, loader or ClassificationLoader(), console=console)
     root = Path(path).expanduser()
     if not root.exists():
-        raise ValueError(f"there is no {path}{_near(root)}")
+        raise ValueError(f"there is no file or folder {path}{_near(root)}")
     if root.is_file() and root.suffix.lower() == ".csv":
         return find_table(root)
     if root.is_file():
