@@ -17,7 +17,7 @@ from convnext.tasks.figures import (
     MISS,
     Curve,
     draw_confusion,
-    row_shares,
+    normalize_rows,
     save_bytes,
     shorten,
     shrink,
@@ -79,7 +79,7 @@ def test_confusion_of_few_and_many_classes(num_classes: int, cells: int, named: 
 
 
 def test_shares_of_a_class_without_images_are_zero() -> None:
-    assert row_shares(np.array([[1, 3], [0, 0]])).tolist() == [[0.25, 0.75], [0, 0]]
+    assert normalize_rows(np.array([[1, 3], [0, 0]])).tolist() == [[0.25, 0.75], [0, 0]]
 
 
 def test_shrinking_keeps_the_mean_of_every_block() -> None:

@@ -326,8 +326,8 @@ class Task(ABC):
 
     def num_parts(self, micro_batch_size: int) -> int:
         """Return the number of micro batches per step, the same in every process."""
-        least, more = divmod(self.batch_size, self.ranks.count)
-        return min(least, math.ceil((least + bool(more)) / micro_batch_size))
+        per_rank, remainder = divmod(self.batch_size, self.ranks.count)
+        return min(per_rank, math.ceil((per_rank + bool(remainder)) / micro_batch_size))
 
     @property
     def fingerprint(self) -> str:

@@ -170,7 +170,7 @@ def _network(
     if model is not None:
         if not _is_ours(model):
             raise ValueError(f"there is no model {model!r}{nearest(model, network_configs())}")
-        return model, _changes_beside_size(tensors, model)
+        return model, _classes_and_channels(tensors, model)
     if metadata.get("format") == FORMAT:
         card = Card.from_metadata(metadata, where="the checkpoint")
         if not _is_ours(card.model):
@@ -186,7 +186,7 @@ def _is_ours(name: str) -> bool:
     return name.removeprefix(dense_prefix(name) or "") in network_configs()
 
 
-def _changes_beside_size(tensors: Mapping[str, Tensor], model: str) -> dict[str, Any]:
+def _classes_and_channels(tensors: Mapping[str, Tensor], model: str) -> dict[str, Any]:
     """Return the numbers of classes and channels in a file, for a network named by the user."""
     if (kind := dense_kind(model)) is not None:
         tables = kind.tables

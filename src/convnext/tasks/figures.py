@@ -127,7 +127,7 @@ class ReportSections:
         reliability: Callable[[Mapping[str, Any]], Sequence[str]],
         *makers: Callable[[Mapping[str, Any]], Section | None],
     ) -> ReportSections:
-        """Return what a report shows of an evaluation; an empty one has no scores.
+        """Return the report sections of an evaluation; an empty one has no scores.
 
         Args:
             evaluation: The contents of `evaluation.json`.
@@ -234,7 +234,7 @@ def draw_confusion(
     neighboring classes are merged, and colors are relative to the largest error. With `percent`,
     cells show percentages of the row instead of counts, which might not fit.
     """
-    shares = row_shares(confusion)
+    shares = normalize_rows(confusion)
     num_classes = len(classes)
     named = num_classes <= NAMED_CLASSES
     shrunk = shrink(shares)
@@ -269,7 +269,7 @@ def draw_confusion(
     return fig
 
 
-def row_shares(confusion: NDArray[Any]) -> NDArray[np.float64]:
+def normalize_rows(confusion: NDArray[Any]) -> NDArray[np.float64]:
     """Return each row divided by its sum; a class without images has a row of zeros."""
     counts = np.asarray(confusion, dtype=np.float64)
     return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))

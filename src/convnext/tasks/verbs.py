@@ -122,11 +122,11 @@ def predict_by_file(
 
 
 class Skipped:
-    """Images that cannot be read; called with each of them.
+    """Collects images that cannot be read; called with each of them.
 
     Args:
-        total: The number of images; None if it is not known.
-        max_share: The largest share that may be unreadable.
+        total: Number of images; None if it is not known.
+        max_share: Maximum fraction of images that may be unreadable.
     """
 
     def __init__(self, total: int | None, max_share: float) -> None:

@@ -29,7 +29,7 @@ _RAND_AUGMENT = re.compile(
     r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|t(weights|3aw?)))*"
 )
 
-_LENT = np.random.MT19937()
+_TEMPORARY_GENERATOR = np.random.MT19937()
 
 
 class ImageAugment:
@@ -134,7 +134,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Temporarily seed the global generators of `random` and numpy, which RandAugment uses."""
     # Swapping numpy's generator takes 2 us; saving and restoring its state would take 90 us.
     before, numpy_before = random.getstate(), mtrand.get_bit_generator()
-    mtrand.set_bit_generator(_LENT)
+    mtrand.set_bit_generator(_TEMPORARY_GENERATOR)
     random.seed(seed)
     np.random.seed(seed)
     try:

@@ -1,4 +1,4 @@
-"""What `auto` means for classification: settings chosen from the data, the weights and the device.
+"""Rules of `auto` for classification: settings chosen from data, weights and device.
 
 Each rule is one line: the setting, the value, and the reason that the user reads. The rules for
 small data come from the experiments in LOG.md; those for large data are the paper's.
@@ -87,7 +87,7 @@ def _choose_network(c: Resolver) -> None:
 
 
 def _choose_step(c: Resolver) -> None:
-    """Choose what a roadmap step leaves open, by the size of the images and the data."""
+    """Choose the settings that a roadmap step does not fix, by the size of images and data."""
     _choose_stride(c)
     if c.scratch and not c.large:
         c.choose("network.init", "fan_in", "a std of 0.02 slows the first epochs")

@@ -236,9 +236,9 @@ def _class_table(report: DataReport) -> Table:
         rows = [*ranked[: MAX_ROWS // 2], *ranked[-MAX_ROWS // 2 :]]
     table = plain_table("class", "train", "val")
     table.add_column("")
-    most = max(report.num_train)
+    largest = max(report.num_train)
     for name, train, val in rows:
-        table.add_row(escape(name), f"{train:,}", f"{val:,}", bar(train, most))
+        table.add_row(escape(name), f"{train:,}", f"{val:,}", bar(train, largest))
     return table
 
 
@@ -247,9 +247,9 @@ def _size_table(report: DataReport) -> Table:
     table.add_column("short side", justify="right")
     table.add_column("images", justify="right")
     table.add_column("")
-    most = max(count for _, count in report.sizes)
+    largest = max(count for _, count in report.sizes)
     for name, count in report.sizes:
-        table.add_row(name, f"{count:,}", bar(count, most))
+        table.add_row(name, f"{count:,}", bar(count, largest))
     return table
 
 

@@ -1,4 +1,4 @@
-"""What `auto` means for detection: settings chosen from the data, the weights and the device.
+"""Rules of `auto` for detection: settings chosen from the data, the weights and the device.
 
 Each rule is one line: the setting, the value, and the reason that the user reads. The rules for
 small data come from the experiments in LOG.md; those for large data are the paper's.

@@ -142,7 +142,8 @@ def class_table(e: Evaluation) -> Table:
     known = [k for k in names if e.box.per_class[k] is not None]
     rows = sorted(known, key=lambda k: e.box.per_class[k] or 0.0)[:MAX_CLASSES]
     rows = rows if len(known) > len(rows) else known
-    title = f"the {len(rows)} weakest of {len(known)} classes" if len(known) > len(rows) else None
+    few = len(known) > len(rows)
+    title = f"the {len(rows)} classes with the lowest AP, of {len(known)}" if few else None
     table = Table(box=None, header_style="bold", title=title, title_justify="left")
     table.add_column("class")
     table.add_column("box AP", justify="right")
@@ -262,12 +263,12 @@ def draw_images(
             continue
         pixels = np.moveaxis(item.pixels.numpy(), 0, -1)
         image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        confident = surest(found[index], SCORE)
+        confident = above_score(found[index], SCORE)
         yield data_uri(compare(image, dataset.images.objects(index), confident, classes))
 
 
-def surest(found: Detections, score: float) -> Detections:
-    """Return the detections with at least a score."""
+def above_score(found: Detections, score: float) -> Detections:
+    """Return the detections whose score is at least `score`."""
     keep = found.scores >= score
     return replace(
         found,

@@ -4,7 +4,7 @@ Every process collects compact results (boxes, scores, RLE masks). The metrics a
 the images of all processes together, not averaged over processes.
 
 The confusion matrix matches detections and objects by their boxes. Unlike average precision it uses
-one IoU and one score threshold: what a user sees in the pictures.
+one IoU and one score threshold, as in the pictures.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class Metric:
         judge.accumulate()
         # Axes: IoU, recall, class, area, number of detections. `recall` has no recall axis.
         precision, recall = judge.eval["precision"], judge.eval["recall"]
-        at = {most: i for i, most in enumerate(judge.params.maxDets)}
+        at = {limit: i for i, limit in enumerate(judge.params.maxDets)}
         all_ = at[self.max_detections]
         by_area = [precision[:, :, :, area, all_] for area in range(len(AREAS))]
         curves = precision[0, :, :, 0, all_].T

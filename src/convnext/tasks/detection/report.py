@@ -54,12 +54,12 @@ def figures_of_coco(evaluation: Mapping[str, Any]) -> Section | None:
     if not rows:
         return None
     columns = [("", "kind", ""), *((name, field, "") for name, field in COLUMNS)]
-    most = evaluation["max_detections"]
+    limit = evaluation["max_detections"]
     return Section(
         title="Average precision",
         note="In percent. AP is the mean over IoU thresholds from 0.5 to 0.95; small means less "
         f"than 32 x 32 pixels, large at least 96 x 96. AR is the mean recall with 1, 10 and all "
-        f"(at most {most:,}) detections per image.",
+        f"(at most {limit:,}) detections per image.",
         parts=[table(columns, rows)],
     )
 

@@ -51,8 +51,8 @@ def _choose_input(c: Resolver, facts: DataFacts) -> None:
     c.choose_pixels(gray=facts.grayscale, own=("in_chans", "mean", "std"))
     c.choose("input.interpolation", "bilinear", "as in the paper")
     short = min(facts.image_height, facts.image_width)
-    most, why = (192, "what a CPU can afford") if c.on_cpu else (512, "as in the paper")
-    size = c.choose("input.image_size", min(most, _multiple(short)), why)
+    limit, why = (192, "what a CPU can afford") if c.on_cpu else (512, "as in the paper")
+    size = c.choose("input.image_size", min(limit, _multiple(short)), why)
     if c.large and not c.on_cpu:
         c.choose("segment.crop", 512, "the paper's")
     if c.on_cpu and size >= 6 * STRIDE:

@@ -188,8 +188,8 @@ def _partners(name: str, part: Part) -> list[str]:
     return [
         f"{len(files):,} {what} in the {name} split, left out (such as {files[0]})"
         for what, files in (
-            ("images without a mask", part.lonely_images),
-            ("masks without an image", part.lonely_masks),
+            ("images without a mask", part.unpaired_images),
+            ("masks without an image", part.unpaired_masks),
             ("JPEG masks, whose values are not exact: save them as PNG,", part.lossy_masks),
         )
         if files

@@ -48,8 +48,8 @@ class Part:
     """The pairs of a split, by name, and the files without a partner."""
 
     pairs: dict[str, tuple[Path, Path]]
-    lonely_images: tuple[Path, ...] = ()
-    lonely_masks: tuple[Path, ...] = ()
+    unpaired_images: tuple[Path, ...] = ()
+    unpaired_masks: tuple[Path, ...] = ()
     lossy_masks: tuple[Path, ...] = ()
     """JPEG masks of images without any other mask."""
 
@@ -122,8 +122,8 @@ def _pair(images: Path, masks: Path) -> Part:
 def _join(images: dict[str, Path], masks: dict[str, Path]) -> Part:
     return Part(
         pairs={name: (images[name], masks[name]) for name in sorted(images.keys() & masks.keys())},
-        lonely_images=tuple(images[name] for name in sorted(images.keys() - masks.keys())),
-        lonely_masks=tuple(masks[name] for name in sorted(masks.keys() - images.keys())),
+        unpaired_images=tuple(images[name] for name in sorted(images.keys() - masks.keys())),
+        unpaired_masks=tuple(masks[name] for name in sorted(masks.keys() - images.keys())),
     )
 
 

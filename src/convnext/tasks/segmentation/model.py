@@ -72,8 +72,8 @@ class Segmentor(DenseModule):
         if heads:
             return self.heads(images)
         height, width = images.shape[2:]
-        least = max(level.stride for level in self.levels.values())
-        bottom, right = max(0, least - height), max(0, least - width)
+        min_side = max(level.stride for level in self.levels.values())
+        bottom, right = max(0, min_side - height), max(0, min_side - width)
         if bottom or right:
             # Smaller than one position of the coarsest map: pad with the mean, as in training.
             images = F.pad(images, (0, right, 0, bottom))
@@ -150,7 +150,7 @@ TRANSFORMERS_HEADS = {
 }
 
 _MM = {"output_norms.{s}": "backbone.norm{s}"} | OPENMMLAB_HEADS
-_BESIDE = {
+_HEAD_NAMES = {
     "convnext": {name: name for name in _MM},
     "official": _MM,
     "openmmlab": _MM,
@@ -160,7 +160,7 @@ _BESIDE = {
 
 TABLES = DenseTables(
     prefix=PREFIX,
-    layouts=dense_layouts(_BESIDE),
+    layouts=dense_layouts(_HEAD_NAMES),
     marks=("decode_head.",),
     classifiers=("decode_head.classifier.", "auxiliary_head.classifier."),
     optional=("auxiliary_head.",),

@@ -187,8 +187,8 @@ def test_regions_to_ignore_count_if_asked() -> None:
         ({"masks": []}, "2 boxes, 2 labels and 0 masks"),
         ({"masks": np.ones((2, 64, 90))}, r"is \(64, 96\) .* has masks of \(64, 90\)"),
         ({"masks": [{"size": [96, 64], "counts": [6144]}] * 2}, r"has masks of \(96, 64\)"),
-        ({"labels": torch.tensor([0, 5])}, "labels must lie in 0 to 4, .* num_classes=6"),
-        ({"labels": torch.tensor([-1, 0])}, "labels must lie in 0 to 4"),
+        ({"labels": torch.tensor([0, 5])}, "labels must be from 0 to 4, .* num_classes=6"),
+        ({"labels": torch.tensor([-1, 0])}, "labels must be from 0 to 4"),
         ({"boxes": torch.full((2, 4), torch.nan)}, "a coordinate that is not finite"),
     ],
 )

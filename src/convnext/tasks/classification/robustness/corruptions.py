@@ -111,7 +111,7 @@ def zoom_blur(x: Array, severity: int, rng: Generator) -> Array:
 
 def snow(x: Array, severity: int, rng: Generator) -> Array:
     """Add flakes that fall from two sides, and whiten the scene."""
-    mean, deviation, flake, least, radius, sigma, kept = (
+    mean, deviation, flake, threshold, radius, sigma, kept = (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
         (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
@@ -120,7 +120,7 @@ def snow(x: Array, severity: int, rng: Generator) -> Array:
     )[severity - 1]
     scale = _scale(x)
     flakes = enlarge(rng.normal(mean, deviation, (*x.shape[:2], 1)), max(1, flake * scale))
-    flakes = np.where(flakes < least, 0, flakes).clip(0, 1)
+    flakes = np.where(flakes < threshold, 0, flakes).clip(0, 1)
     angle = np.radians(rng.uniform(-135, -45))
     flakes = convolve(flakes, streak(2 * radius * scale, sigma * scale, angle))
     whitened = np.maximum(x, _gray(x) * 1.5 + 0.5)
@@ -161,9 +161,9 @@ def ice(x: Array, rng: Generator) -> Array:
 def fog(x: Array, severity: int, rng: Generator) -> Array:
     """Add a fractal map, and rescale to keep the brightest value."""
     amount, decay = ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))[severity - 1]
-    most = float(x.max())
+    brightest = float(x.max())
     cloud = fractal(x.shape[0], x.shape[1], decay, rng)[..., None]
-    return np.asarray((x + amount * cloud) * most / (most + amount))
+    return np.asarray((x + amount * cloud) * brightest / (brightest + amount))
 
 
 def brightness(x: Array, severity: int, rng: Generator) -> Array:

@@ -207,9 +207,9 @@ class MultiScale:
         kept = (0, 0, width, height)
         if self.crop_sides and rng.random() < 0.5:
             wide, high = fit_within(width, height, rng.choice(self.crop_sides), self.max_size)
-            low, most = self.crop_range
-            crop_h = rng.randint(min(high, low), min(high, most))
-            crop_w = rng.randint(min(wide, low), min(wide, most))
+            low, high_side = self.crop_range
+            crop_h = rng.randint(min(high, low), min(high, high_side))
+            crop_w = rng.randint(min(wide, low), min(wide, high_side))
             kept = scaled_back(
                 rng.randint(0, wide - crop_w),
                 rng.randint(0, high - crop_h),

@@ -156,11 +156,13 @@ def find_problems(data: DetectionData, inspected: Sequence[Inspected]) -> tuple[
 def find_suggestions(data: DetectionData) -> tuple[str, ...]:
     """Return suggestions for this data, each with the setting to use."""
     lines = []
-    most = max((len(r.objects) for _, images in parts(data) for r in images.records), default=0)
-    if most > 100:
+    max_objects = max(
+        (len(r.objects) for _, images in parts(data) for r in images.records), default=0
+    )
+    if max_objects > 100:
         lines.append(
-            f"an image has {most:,} objects, but COCO's limit is 100 detections: train with "
-            f"--detect.max_detections {_round_up(most)}"
+            f"an image has {max_objects:,} objects, but COCO's limit is 100 detections: train with "
+            f"--detect.max_detections {_round_up(max_objects)}"
         )
     areas = [
         float(area) for record in data.train.records for area in record.objects.areas if area > 0

@@ -109,10 +109,10 @@ class ExportedDetector(nn.Module):
 
 
 def _check(graph: Mapping[str, Any], where: str) -> None:
-    """Check what the file of a detector says beside what every file says.
+    """Check the metadata that only files of detectors have.
 
     Raises:
-        ValueError: Naming the first entry that is missing or damaged.
+        ValueError: If an entry is missing or damaged; the message names the first one.
     """
     masks, numbers = graph.get("masks"), ("score_threshold", "nms_threshold", "mask_threshold")
     for name, is_right in (

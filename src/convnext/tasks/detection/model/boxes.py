@@ -219,15 +219,15 @@ def _overlaps(pair: Pair, objects: Tensor) -> Tensor:  # -> M R
     return iou(objects, boxes) if kept is None else kept
 
 
-def _low_quality_matches(pairs: Sequence[Pair], objects: Tensor, least: float) -> Tensor:
+def _low_quality_matches(pairs: Sequence[Pair], objects: Tensor, min_iou: float) -> Tensor:
     """Return for each box the last object of which it is a best box, or -1."""
-    most = torch.stack([_overlaps(pair, objects).amax(1) for pair in pairs]).amax(0)[:, None]
+    best = torch.stack([_overlaps(pair, objects).amax(1) for pair in pairs]).amax(0)[:, None]
     # Objects whose best IoU is below the minimum have no best box.
-    most = torch.where(most >= least, most, 2.0)
+    best = torch.where(best >= min_iou, best, 2.0)
     number = torch.arange(len(objects), device=objects.device)[:, None]
     found = []
     for pair in pairs:
-        is_best = _overlaps(pair, objects) == most
+        is_best = _overlaps(pair, objects) == best
         found.append(torch.where(is_best, number, -1).amax(0))
     return torch.cat(found)
 

@@ -33,8 +33,8 @@ class Stage:
     @property
     def thresholds(self) -> Thresholds:
         """Thresholds of positive and negative proposals; every proposal is one or the other."""
-        least = self.iou if self.low_quality else None
-        return Thresholds(positive=self.iou, negative=self.iou, low_quality=least)
+        low_quality_iou = self.iou if self.low_quality else None
+        return Thresholds(positive=self.iou, negative=self.iou, low_quality=low_quality_iou)
 
 
 @dataclass(frozen=True, kw_only=True)

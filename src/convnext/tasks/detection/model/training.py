@@ -260,7 +260,7 @@ def read_target(target: Mapping[str, Any], image: Tensor, num_classes: int) -> O
         )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
-            f"labels must lie in 0 to {num_classes - 1}, and some lie in {int(labels.min())} to "
+            f"labels must be from 0 to {num_classes - 1}, but are from {int(labels.min())} to "
             f"{int(labels.max())}; build the detector with num_classes={int(labels.max()) + 1}"
         )
     size = (image.shape[-2], image.shape[-1])
