@@ -32,6 +32,7 @@ LIBRARIES = {
 SUFFIX = {format: suffix for suffix, format in EXPORTED.items()}
 # 17 introduced LayerNormalization, 18 antialiasing; current runtimes need 18 for fp16 casts.
 OPSET = 18
+NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 MAX_BATCH = 4096
 
 
@@ -114,9 +115,16 @@ class Blueprint:
     outputs: tuple[str, ...] = ("output",)
 
     def program(self) -> torch.export.ExportedProgram:
-        """Export the graph with torch.export."""
+        """Export the graph with torch.export, without the notes on its nodes.
+
+        They contain stack traces, and so paths of this machine and lines of code.
+        """
         shapes = tuple(dict(dims) for dims in self.open_dims)
-        return torch.export.export(self.graph, self.examples, dynamic_shapes=shapes)
+        program = torch.export.export(self.graph, self.examples, dynamic_shapes=shapes)
+        for module in program.graph_module.modules():
+            for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+                node.meta = {k: v for k, v in node.meta.items() if k not in NOTES}
+        return program
 
 
 def write_onnx(
@@ -136,9 +144,19 @@ def write_onnx(
         verbose=False,
     )
     written = onnx.load(str(path))
+    _remove_notes(written.graph)
     onnx.helper.set_model_props(written, metadata)
     written.producer_name = "convnext"
     onnx.save(written, str(path))
+
+
+def _remove_notes(graph: Any) -> None:
+    """Remove from an ONNX graph what torch's exporter adds, such as the names of our classes."""
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        del part.metadata_props[:]
+    for attribute in (a for node in graph.node for a in node.attribute):
+        if attribute.HasField("g"):
+            _remove_notes(attribute.g)
 
 
 def write_openvino(

@@ -429,6 +429,20 @@ def test_a_classifier_of_another_size_is_read_and_proven_at_it(
     assert card.preprocessing.image_size == 96
 
 
+@pytest.mark.parametrize("file", ["net.onnx", "net.xml", "int8.onnx"])
+def test_a_file_has_no_paths_and_no_code(
+    checkpoint: str, photos: Path, tmp_path: Path, file: str
+) -> None:
+    precision = "int8" if "int8" in file else "fp32"
+    form = {"onnx": "onnx", "xml": "openvino"}[file.partition(".")[2]]
+    settings = ExportSettings(format=form, precision=precision)  # type: ignore[arg-type]
+    path = tmp_path / file
+    export(checkpoint, settings=settings, output=path, images=[photos], force=True)
+    content = path.read_bytes()
+    for words in ("site-packages", str(Path(__file__).parents[3]), "in forward", "convnext.models"):
+        assert words.encode() not in content
+
+
 def test_a_file_that_says_nothing_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plain.onnx"
     torch.onnx.export(
