@@ -139,12 +139,22 @@ def test_damaged_exif_does_no_harm(noise):
     assert decode(data, mode="RGB").size == (40, 30)
 
 
-@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
 def test_of_an_animation_the_first_frame_counts(format):
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if format == "WEBP" else {}
     data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
     assert decode(data, mode="RGB").getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_a_stack_of_slices_is_refused_but_a_preview_is_not():
+    slices = [Image.new("L", (8, 8), level) for level in (10, 20, 30)]
+    data = encode(slices[0], "TIFF", save_all=True, append_images=slices[1:])
+    for read in (read_header, lambda file: decode(file, mode="L")):
+        with pytest.raises(BadImage, match="is a stack of 3 slices"):
+            read(data)
+    data = encode(slices[0], "TIFF", save_all=True, append_images=[slices[1].resize((4, 4))])
+    assert decode(data, mode="L").getpixel((3, 3)) == 10
 
 
 def test_draft_keeps_enough_pixels_and_is_off_by_default(noise):

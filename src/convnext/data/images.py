@@ -6,7 +6,7 @@ What a picture means is decided here once, for training, evaluation and predicti
 - transparent images are composited over white, the page that they are drawn for (dropping the alpha
   channel would show whatever color is hidden below it);
 - 16-bit gray-scale is scaled by the range of its container, 65535 to 255, never clipped;
-- the first frame of an animation or a document is used;
+- the first frame of an animation is used; a TIFF with several slices of one size is refused;
 - color profiles are ignored, as in the pipelines that published weights were trained with.
 """
 
@@ -35,6 +35,7 @@ MAX_PIXELS = 2 * 89_478_485
 _REFUSED = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
 
 _ORIENTATION_TAG = 0x0112
+_SUBFILE_TAG = 254
 _ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -132,6 +133,7 @@ def opened(
     try:
         with _open(file) as stream, identify(stream) as image:
             _check_size(image, max_pixels, name)
+            check_stack(image, name)
             yield image
     except BadImage:
         raise
@@ -234,6 +236,29 @@ def _check_size(image: Image.Image, max_pixels: int, name: str) -> None:
             name,
             f"declares {width:,} x {height:,} pixels; more than {max_pixels / 1e6:,.4g} million "
             "are refused",
+        )
+
+
+def check_stack(image: Image.Image, name: str) -> None:
+    """Refuse a TIFF of several slices, rather than read the first alone.
+
+    Pages of another size are allowed: they are previews, or levels of a pyramid.
+
+    Raises:
+        BadImage: If the second page has the size of the first.
+    """
+    if image.format != "TIFF" or getattr(image, "n_frames", 1) < 2:
+        return
+    size, count = image.size, image.n_frames  # type: ignore[attr-defined]
+    image.seek(1)
+    second = image.size
+    is_preview = bool(image.tag_v2.get(_SUBFILE_TAG, 0) & 1)  # type: ignore[attr-defined]
+    image.seek(0)
+    if second == size and not is_preview:
+        raise BadImage(
+            name,
+            f"is a stack of {count:,} slices; save each slice that is to be used as a file of its "
+            "own",
         )
 
 

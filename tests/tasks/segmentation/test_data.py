@@ -12,10 +12,10 @@ from PIL import Image
 from shapes import write_shapes
 
 from convnext.cli import main
+from convnext.data.formats.mask_folders import is_mask_folder
 from convnext.data.images import BadImage
 from convnext.tasks.segmentation.data import facts, open_dataset
 from convnext.tasks.segmentation.inspect import contact_sheet, inspect
-from convnext.tasks.segmentation.layout import is_segmentation
 from convnext.tasks.segmentation.masks import MaskReader
 
 
@@ -35,7 +35,7 @@ def pair(root: Path, split: str, name: str, mask: object, masks: str = "annotati
 
 def test_the_layout_of_ade20k_with_names(tmp_path: Path) -> None:
     root = write_shapes(tmp_path / "ü b")
-    assert is_segmentation(root)
+    assert is_mask_folder(root)
     data = open_dataset(str(root))
     assert data.classes == ("ground", "red", "blue")
     assert (len(data.train), len(data.val), data.faults) == (16, 6, ())
@@ -117,8 +117,9 @@ def test_an_empty_split_and_no_layout(tmp_path: Path) -> None:
         "there is no image with a mask in the val split"
         in open_dataset(str(root), strict=False).faults
     )
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="accepted are images"):
-        open_dataset(str(tmp_path))
+        open_dataset(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="does not exist"):
         open_dataset(str(tmp_path / "nothing"))
     assert main(["data", str(root)]) == 0

@@ -14,22 +14,17 @@ from typing import Literal
 import numpy as np
 
 from convnext.data.formats.coco_layout import is_detection
+from convnext.data.formats.mask_folders import VOC, PairListing, Part, find, is_mask_folder
 from convnext.data.images import BadImage
 from convnext.data.samples import held_out, note_copies
-from convnext.tasks.segmentation.layout import PairListing, Pairs, Part, find, is_segmentation
-from convnext.tasks.segmentation.masks import (
-    NONE_16_BIT,
-    Classes,
-    MaskReader,
-    read_classes,
-    read_values,
-)
+from convnext.tasks.segmentation.layout import Pairs, open_drawn
+from convnext.tasks.segmentation.masks import NONE_16_BIT, MaskReader, read_classes
+from convnext.tasks.segmentation.values import NUM_MASKS, choose, is_binary, sample, survey
 
-# Number of masks sampled for `facts`, and for the classes if no file lists them.
-NUM_MASKS = 200
+# How many pairs are sampled for `facts`.
 NUM_DECODED = 32
-# If fewer than one in this many values occurs, values above 256 are not class indices.
-SPARSE = 4
+# How many masks are sampled if a file lists the classes.
+NUM_LISTED = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +39,8 @@ class SegmentationData:
     """Notes for the user about how the data was read."""
     faults: tuple[str, ...] = ()
     """The notes about faults to fix."""
+    test: Pairs | None = None
+    """A test split, kept out of training and validation."""
 
     @property
     def ignore_index(self) -> int:
@@ -78,7 +75,7 @@ def open_dataset(
     """Open the data set at `path`, reading at most a sample of its masks.
 
     Args:
-        path: A folder in one of the layouts of `layout`, or of detection.
+        path: A folder in one of the layouts of `mask_folders`, or of detection.
         val_share: Fraction of the images to hold out if the data has no split of its own.
         strict: Refuse an empty split; otherwise it is noted.
         images: Pattern of the images; with `masks` it replaces a known layout.
@@ -91,36 +88,42 @@ def open_dataset(
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share}, but must be between 0 and 1")
     root = Path(path)
-    if not images and not is_segmentation(root) and is_detection(root):
-        # Imported here because few data sets need it, and it imports more than the others.
-        from convnext.tasks.segmentation.layout import open_drawn
-
+    if not images and not is_mask_folder(root) and is_detection(root):
         return SegmentationData(**open_drawn(path, val_share))
     found = find(root, images, masks)
     notes = list(found.notes)
     reduced = found.is_ade20k if reduce_zero_label == "auto" else reduce_zero_label
     if reduced:
         notes.append("value 0 of the masks means no class, and class k has the value k + 1")
+    found, lossy = _without_lossy(found)
     train, val = found.train, found.val
     if val is None:
         train, val = _hold_out(train, val_share)
         notes.append(
-            f"there is no split: {len(val.pairs):,} of {len(found.train.pairs):,} images, chosen "
-            "by name, are held out for validation"
+            f"there is no validation split: {len(val.pairs):,} of {len(found.train.pairs):,} "
+            "images, chosen by name, are held out for validation"
         )
         notes += note_copies(list(found.train.pairs))
-    faults = [*_partners("train", train), *_partners("val", val)]
-    empty = [name for name, part in (("train", train), ("val", val)) if not part.pairs]
+    if found.test is not None:
+        notes.append(
+            f"{len(found.test.pairs):,} images of the test split are used neither to train nor to "
+            "validate"
+        )
+    parts = {"train": train, "val": val} | ({"test": found.test} if found.test else {})
+    faults = [*lossy, *found.faults]
+    faults += [fault for name, part in parts.items() for fault in _partners(name, part)]
+    empty = [name for name in ("train", "val") if not parts[name].pairs]
     if empty and strict:
         detail = f" ({'; '.join(faults)})" if faults else ""
         raise ValueError(f"{path} has no image with a mask in its {empty[0]} split{detail}")
     faults += [f"there is no image with a mask in the {name} split" for name in empty]
-    reader, classes = _reader(root, found, reduced, notes)
+    reader, classes = _reader(found, reduced, notes)
     return SegmentationData(
         path=path,
         classes=classes,
         train=_pairs(root, train, reader),
         val=_pairs(root, val, reader),
+        test=None if found.test is None else _pairs(root, found.test, reader),
         notes=(*notes, *faults),
         faults=tuple(faults),
     )
@@ -190,93 +193,57 @@ def _partners(name: str, part: Part) -> list[str]:
         for what, files in (
             ("images without a mask", part.unpaired_images),
             ("masks without an image", part.unpaired_masks),
-            ("JPEG masks, whose values are not exact: save them as PNG,", part.lossy_masks),
         )
         if files
     ]
 
 
+def _without_lossy(found: PairListing) -> tuple[PairListing, list[str]]:
+    """Leave out JPEG masks, whose values are not exact, unless they are black and white."""
+    parts = [("train", found.train), ("val", found.val), ("test", found.test)]
+    lossy = [mask for _, part in parts if part for mask in part.lossy_masks]
+    if not lossy or is_binary(survey(sample(lossy, NUM_LISTED))):
+        return found, []
+    kept: dict[str, Part | None] = {}
+    faults = []
+    for name, part in parts:
+        kept[name] = part
+        if part is not None and part.lossy_masks:
+            without = set(part.lossy_masks)
+            pairs = {key: pair for key, pair in part.pairs.items() if pair[1] not in without}
+            kept[name] = replace(part, pairs=pairs)
+            faults.append(
+                f"{len(without):,} JPEG masks, whose values are not exact: save them as PNG, in "
+                f"the {name} split, left out (such as {part.lossy_masks[0]})"
+            )
+    train = kept["train"]
+    assert train is not None
+    return replace(found, train=train, val=kept["val"], test=kept["test"]), faults
+
+
 def _reader(
-    root: Path, found: PairListing, reduced: bool, notes: list[str]
+    found: PairListing, reduced: bool, notes: list[str]
 ) -> tuple[MaskReader, tuple[str, ...]]:
     """Return the mask reader and the names of the classes.
 
     Raises:
         ValueError: If no file lists the classes and the masks do not determine them.
     """
-    listed = read_classes(root, 255)
-    if listed.names:
-        if len(listed.names) == 2 and not listed.palette and not reduced:
-            values, colored = _values(found)
-            if colored is None and _is_binary(values):
-                notes.append(
-                    f"the masks have only 0 and 255: {listed.names[0]} and {listed.names[1]}"
-                )
-                return MaskReader(num_classes=2, binary=True, ignore_index=254), listed.names
-        ignore_index = 255 if len(listed.names) <= 255 else NONE_16_BIT
-        if ignore_index != 255:
-            listed = read_classes(root, ignore_index)
-        return (
-            MaskReader(
-                num_classes=len(listed.names),
-                ignore_index=ignore_index,
-                reduce_zero_label=reduced,
-                palette=listed.palette,
-            ),
-            listed.names,
-        )
-    return _reader_by_values(root, found, reduced, notes, listed)
-
-
-def _reader_by_values(
-    root: Path, found: PairListing, reduced: bool, notes: list[str], listed: Classes
-) -> tuple[MaskReader, tuple[str, ...]]:
-    values, colored = _values(found)
-    if colored is not None:
-        raise ValueError(
-            f"{colored} is a color image, not class indices; list the color of each class in "
-            f'{root / "palette.json"}, such as {{"road": [128, 64, 128], "void": [0, 0, 0]}}'
-        )
-    if _is_binary(values) and not reduced:
-        notes.append("the masks have only 0 and 255: background and foreground")
-        return MaskReader(num_classes=2, binary=True, ignore_index=254), (
-            "background",
-            "foreground",
-        )
-    ignore_index = 255 if max(values - {NONE_16_BIT}, default=0) <= 255 else NONE_16_BIT
-    known = sorted(values - {ignore_index, NONE_16_BIT} - ({0} if reduced else set()))
-    if not known:
-        raise ValueError(f"the sampled masks under {root} have no labeled pixel")
-    count = known[-1] + (0 if reduced else 1)
-    if count > 256 and len(known) < count // SPARSE:
-        raise ValueError(
-            f"the masks under {root} have values up to {known[-1]:,}, but only {len(known):,} "
-            "different ones; if these are classes, give them the values 0, 1, 2 ..., or list all "
-            "classes in classes.txt"
-        )
-    names = tuple(f"class {k + int(reduced)}" for k in range(count))
-    notes.append(
-        f"no classes.txt or classes.json names the classes: the mask values show {count} classes; "
-        f"{ignore_index} means no class"
+    listed = read_classes(found.folders, 255)
+    if len(listed.names) > 255:
+        listed = read_classes(found.folders, NONE_16_BIT)
+    count = NUM_MASKS if len(listed.names) in (0, 2) else NUM_LISTED
+    masks = [
+        path
+        for part, share in ((found.train, count), (found.val, count // 4))
+        if part is not None
+        for path in sample([mask for _, mask in part.pairs.values()], share)
+    ]
+    return choose(
+        survey(masks),
+        listed,
+        root=found.root,
+        reduced=reduced,
+        is_voc=found.layout == VOC,
+        notes=notes,
     )
-    reader = MaskReader(num_classes=count, ignore_index=ignore_index, reduce_zero_label=reduced)
-    return reader, names
-
-
-def _is_binary(values: set[int]) -> bool:
-    return values <= {0, 255} and 255 in values
-
-
-def _values(found: PairListing) -> tuple[set[int], Path | None]:
-    """Return the values in a sample of the training masks, and the first mask in color."""
-    masks = [mask for _, mask in found.train.pairs.values()]
-    values: set[int] = set()
-    for mask in masks[:: max(1, len(masks) // NUM_MASKS)]:
-        try:
-            read = read_values(mask)
-        except BadImage:
-            continue
-        if read.ndim == 3:
-            return values, mask
-        values |= set(np.unique(read).tolist())
-    return values, None

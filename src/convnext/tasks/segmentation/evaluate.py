@@ -19,6 +19,7 @@ from torch import nn
 
 from convnext.atomic import write_text
 from convnext.data.drawing import data_uri
+from convnext.data.formats.mask_folders import is_mask_folder
 from convnext.data.samples import BadImages
 from convnext.data.tensors import normalize_batch
 from convnext.progress import progress_bar
@@ -26,7 +27,7 @@ from convnext.results import Scores
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.inference import Items, infer, segment_labels
-from convnext.tasks.segmentation.layout import Pairs, Relabeled, is_segmentation
+from convnext.tasks.segmentation.layout import Pairs, Relabeled
 from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.render import compare
 from convnext.tasks.segmentation.scores import InferenceSettings, choose_inference, describe
@@ -228,7 +229,7 @@ def open_split(
     # On Windows, even looking up a path may contact the host that it names.
     is_local = own is not None and not is_address(own)
     same = is_local and Path(path).resolve() == Path(str(own)).resolve()
-    like_own = same or not is_segmentation(Path(path))
+    like_own = same or not is_mask_folder(Path(path))
     reduced = setting_of(card.recipe, "segment.reduce_zero_label", bool, str) if like_own else None
     opened = open_dataset(
         str(path),

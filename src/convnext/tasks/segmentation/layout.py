@@ -1,20 +1,12 @@
-"""Image and mask files: the accepted layouts, and the pairing of files.
-
-    images/{train,val}  annotations/{train,val}         also training and validation, as in ADE20K
-    images  annotations (or masks, labels)              without a split: some images are held out
-    leftImg8bit/{train,val}/*/*_leftImg8bit.png         Cityscapes, with gtFine/.../
-                                                        *_gtFine_labelTrainIds.png
-    two patterns with {split} and stars                 anything else
+"""Pairs of images and masks, and the conversion of masks to class indices.
 
 From a COCO JSON of objects, masks are drawn: one class per category, and a background class.
 """
 
 from __future__ import annotations
 
-import glob
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,155 +14,11 @@ import numpy as np
 from PIL import Image
 
 from convnext.data.formats.records import Objects, Record
-from convnext.data.images import BadImage, Header, Mode, decode, read_header, readable_extensions
+from convnext.data.images import BadImage, Header, Mode, decode, read_header
 from convnext.data.masks import cut
 from convnext.data.objects import DetectionImages, open_dataset
 from convnext.data.samples import spread
 from convnext.tasks.segmentation.masks import NONE_16_BIT, Labels
-
-SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
-MASK_FOLDERS = ("annotations", "masks", "labels", "segmentations")
-# JPEG masks have values that were never drawn, so they are not used.
-LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
-CITYSCAPES = (
-    "leftImg8bit/{split}/*/*_leftImg8bit.png",
-    "gtFine/{split}/*/*_gtFine_labelTrainIds.png",
-)
-ACCEPTED = (
-    "accepted are images/{train,val} with annotations/{train,val} (the same names, masks as PNG), "
-    "images/ with masks/ without a split, Cityscapes, COCO's instances_{train,val}.json, "
-    "or --segment.images and --segment.masks with patterns such as 'left/{split}/*/*_left.png'"
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """The pairs of a split, by name, and the files without a partner."""
-
-    pairs: dict[str, tuple[Path, Path]]
-    unpaired_images: tuple[Path, ...] = ()
-    unpaired_masks: tuple[Path, ...] = ()
-    lossy_masks: tuple[Path, ...] = ()
-    """JPEG masks of images without any other mask."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairListing:
-    """The image-mask pairs under a path."""
-
-    train: Part
-    val: Part | None
-    notes: tuple[str, ...]
-    is_ade20k: bool = False
-
-
-def is_segmentation(root: Path) -> bool:
-    """Tell whether a folder has one of the layouts above, except for patterns."""
-    has_masks = any((root / name).is_dir() for name in MASK_FOLDERS)
-    return (root / "leftImg8bit").is_dir() or ((root / "images").is_dir() and has_masks)
-
-
-def find(root: Path, images: str = "", masks: str = "") -> PairListing:
-    """Return the pairs under a folder, found by its layout or by two patterns.
-
-    Raises:
-        ValueError: If there is no such folder, or no layout fits.
-    """
-    if not root.is_dir():
-        raise ValueError(f"the folder {root} does not exist")
-    if bool(images) != bool(masks):
-        raise ValueError("pass both patterns, --segment.images and --segment.masks, or neither")
-    if images:
-        return _by_pattern(root, images, masks)
-    if (root / "leftImg8bit").is_dir():
-        return _by_pattern(root, *CITYSCAPES)
-    folder = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
-    if not (root / "images").is_dir() or folder is None:
-        raise ValueError(f"{root} has no images/ with annotations/ or masks/; {ACCEPTED}")
-    train = _split_folder(root / "images", "train")
-    if train is None:
-        return PairListing(train=_pair(root / "images", folder), val=None, notes=())
-    notes: list[str] = []
-    parts: dict[str, Part | None] = {"train": None, "val": None}
-    for part in parts:
-        name = _split_folder(root / "images", part)
-        if name is None:
-            continue
-        parts[part] = _pair(root / "images" / name, folder / name)
-        if part == "val" and name == "test":
-            notes.append("images/test/ is used for validation")
-    assert parts["train"] is not None
-    is_ade20k = (root / "objectInfo150.txt").is_file() or train == "training"
-    return PairListing(
-        train=parts["train"], val=parts["val"], notes=tuple(notes), is_ade20k=is_ade20k
-    )
-
-
-def _split_folder(folder: Path, part: str) -> str | None:
-    return next((name for name in SPLITS[part] if (folder / name).is_dir()), None)
-
-
-def _pair(images: Path, masks: Path) -> Part:
-    """Pair the files of two folders by their paths without the extension."""
-    of_images = _files(images)
-    found = _files(masks)
-    lossy = {name: path for name, path in found.items() if path.suffix.lower() in LOSSY}
-    part = _join(of_images, {name: path for name, path in found.items() if name not in lossy})
-    return replace(part, lossy_masks=tuple(lossy.values()))
-
-
-def _join(images: dict[str, Path], masks: dict[str, Path]) -> Part:
-    return Part(
-        pairs={name: (images[name], masks[name]) for name in sorted(images.keys() & masks.keys())},
-        unpaired_images=tuple(images[name] for name in sorted(images.keys() - masks.keys())),
-        unpaired_masks=tuple(masks[name] for name in sorted(masks.keys() - images.keys())),
-    )
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    endings = readable_extensions()
-    found = {}
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        if path.suffix.lower() in endings and not path.name.startswith("."):
-            found[path.relative_to(folder).with_suffix("").as_posix()] = path
-    return found
-
-
-def _by_pattern(root: Path, images: str, masks: str) -> PairListing:
-    """Pair files by the text that the stars of two patterns match.
-
-    Raises:
-        ValueError: If a pattern matches nothing, or the numbers of stars differ.
-    """
-    if images.count("*") != masks.count("*") or "*" not in images:
-        raise ValueError(
-            f"{images!r} and {masks!r} must have the same number of stars, at least one: the text "
-            "that they match pairs the files"
-        )
-    parts: dict[str, Part] = {}
-    for part, names in SPLITS.items() if "{split}" in images else (("train", ("",)),):
-        for name in names:
-            found = [
-                _matches(root, pattern.replace("{split}", name)) for pattern in (images, masks)
-            ]
-            if found[0]:
-                parts[part] = _join(*found)
-                break
-    if not any(part.pairs for part in parts.values()):
-        raise ValueError(f"no pair of files under {root} matches {images!r} and {masks!r}")
-    if "train" not in parts:
-        raise ValueError(f"{images!r} matches no file of the training split under {root}")
-    return PairListing(train=parts["train"], val=parts.get("val"), notes=())
-
-
-def _matches(root: Path, pattern: str) -> dict[str, Path]:
-    expression = re.compile("([^/]*)".join(map(re.escape, pattern.split("*"))))
-    found = {}
-    for name in sorted(glob.glob(pattern, root_dir=root)):
-        match = expression.fullmatch(name.replace("\\", "/"))
-        if match:
-            found["/".join(match.groups())] = root / name
-    return found
 
 
 class Reader(Protocol):

@@ -69,9 +69,9 @@ class DataOptions:
 
 def recognizes(path: Path) -> bool:
     """Whether a folder is a segmentation data set, by its layout."""
-    from convnext.tasks.segmentation.layout import is_segmentation
+    from convnext.data.formats.mask_folders import is_mask_folder
 
-    return is_segmentation(path)
+    return is_mask_folder(path)
 
 
 def inspect(path: str, *, contact_sheet: bool, **options: Any) -> tuple[Any, Any]:

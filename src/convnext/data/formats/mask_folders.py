@@ -1,0 +1,660 @@
+"""Images with a mask file each: the accepted folders, lists of names, and how files are paired.
+
+    images/{train,val}/*  annotations/{train,val}/*      also Images/ with Labels/, img/ with gt/
+    {train,test}/images/* {train,test}/masks/*
+    train/*               train_masks/*                  also trainannot/, train_labels/ ...
+    images/*              masks/*                        without a split: a share is held out
+    train/x.jpg           train/x_mask.png               in one folder
+    JPEGImages/*          SegmentationClass/*            Pascal VOC, with ImageSets/Segmentation/
+    leftImg8bit/{train,val}/*/*_leftImg8bit.png          Cityscapes, with gtFine/.../
+                                                         *_gtFine_labelTrainIds.png
+    two patterns with {split} and stars                  anything else
+
+Names of splits and kinds are read as in `splits`. The split of the folders, or of lists such as
+train.txt and val.txt, is kept.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from convnext.data.formats.splits import (
+    Kind,
+    Split,
+    is_plain_name,
+    kind_of,
+    split_of,
+    words_of,
+)
+from convnext.data.images import readable_extensions
+
+# Masks of JPEG have values that were never drawn.
+LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
+CITYSCAPES = (
+    "leftImg8bit/{split}/*/*_leftImg8bit.png",
+    "gtFine/{split}/*/*_gtFine_labelTrainIds.png",
+)
+ACCEPTED = (
+    "accepted are images/{train,val} with annotations/{train,val} or masks/ (the same names, masks "
+    "as PNG), {train,val}/images with {train,val}/masks, train/ with train_masks/, x.jpg beside "
+    "x_mask.png, JPEGImages/ with SegmentationClass/, Cityscapes, COCO's "
+    "instances_{train,val}.json, or --segment.images and --segment.masks with patterns such as "
+    "'left/{split}/*/*_left.png'"
+)
+VOC = "Pascal VOC"
+PATTERNS = "say which with --segment.images and --segment.masks (--images and --masks of `data`)"
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+MAX_DEPTH = 4
+# Folders without a known name are searched only if there are few.
+MAX_FOLDERS = 100
+
+# Words that a mask's name may have beyond its image's, and the other way around.
+_MASK_WORDS = frozenset(
+    """
+    mask masks label labels lab seg segmentation segmented gt groundtruth annotation annotated annot
+    l
+    """.split()  # noqa: SIM905
+)
+_IMAGE_WORDS = frozenset(["image", "img", "sat", "rgb", "photo", "im", "input", "original"])
+_NOT_MASKS = frozenset(
+    """
+    segmentationobject segmentationobjectpng segmentationclassvisualization
+    segmentationobjectvisualization imagesets imagesetsmain
+    """.split()  # noqa: SIM905
+)
+# The names of lists: ImageSets/Segmentation/train.txt, splits/val.txt, or in the folder itself.
+_LIST_FOLDERS = ("ImageSets/Segmentation", "", "splits", "split", "lists", "list", "ImageSets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The pairs of a split, by name, and the files without a partner."""
+
+    pairs: dict[str, tuple[Path, Path]]
+    unpaired_images: tuple[Path, ...] = ()
+    unpaired_masks: tuple[Path, ...] = ()
+    lossy_masks: tuple[Path, ...] = ()
+    """JPEG masks, if there is no other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairListing:
+    """The image-mask pairs under a path."""
+
+    root: Path
+    """The folder of the data set, which may be inside the one that was given."""
+    layout: str
+    train: Part
+    val: Part | None
+    test: Part | None = None
+    notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    is_ade20k: bool = False
+    folders: tuple[Path, ...] = ()
+    """Folders that may hold a list of the classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folder:
+    """A folder with images or masks."""
+
+    path: Path
+    split: Split | None
+    kind: Kind | None
+    rest: tuple[str, ...]
+    """Words of its name that stand neither for a split nor for a kind."""
+    inner: tuple[Path, ...] = ()
+    """Folders in it that are listed on their own."""
+
+
+def is_mask_folder(root: Path) -> bool:
+    """Whether a folder, or the only data set in it, holds images with masks in a known layout."""
+    try:
+        return root.is_dir() and _locate(root) is not None
+    except ValueError:  # Several data sets, or several readings: this is said when it is opened.
+        return True
+
+
+def find(root: Path, images: str = "", masks: str = "") -> PairListing:
+    """Return the pairs under a folder, by its layout or by two patterns.
+
+    Raises:
+        ValueError: If there is no such folder, no layout fits, or more than one does.
+    """
+    if not root.is_dir():
+        raise ValueError(f"the folder {root} does not exist")
+    if bool(images) != bool(masks):
+        raise ValueError("pass both patterns, --segment.images and --segment.masks, or neither")
+    if images:
+        return _by_pattern(root, images, masks)
+    located = _locate(root)
+    if located is None:
+        raise ValueError(f"{root} has no images/ with annotations/ or masks/; {ACCEPTED}")
+    inner, note = located
+    if (inner / "leftImg8bit").is_dir():
+        found = replace(_by_pattern(inner, *CITYSCAPES), layout="Cityscapes")
+    else:
+        found = _by_folders(inner) or _by_suffix(inner)
+    return replace(found, notes=(*([note] if note else []), *found.notes))
+
+
+def _locate(root: Path, depth: int = 2) -> tuple[Path, str] | None:
+    """Return the folder of the only data set in `root`, often `root` itself, and a note.
+
+    Raises:
+        ValueError: If several folders in it hold one.
+    """
+    if (root / "leftImg8bit").is_dir() or _pairs_of_folders(root) or _suffix_folders(root):
+        return root, ""
+    folders = [] if depth == 0 else _subfolders(root)
+    if len(folders) > MAX_FOLDERS:
+        return None
+    inside = [(folder, found) for folder in folders if (found := _locate(folder, depth - 1))]
+    if len(inside) > 1:
+        names = ", ".join(f"{folder.name}/" for folder, _ in inside[:5])
+        raise ValueError(f"{root} holds several data sets: {names}; give one of them")
+    if not inside:
+        return None
+    inner = inside[0][1][0]
+    return inner, f"the data set is in {inner.relative_to(root).as_posix()}/"
+
+
+def _describe(name: str) -> tuple[Split | None, Kind | None, tuple[str, ...]]:
+    """Return the split and kind that words of a name stand for, and its other words."""
+    splits, kinds, rest = [], [], []
+    for word in words_of(name):
+        if split := split_of(word):
+            splits.append(split)
+        elif kind := kind_of(word):
+            kinds.append(kind)
+        elif not is_plain_name(word):
+            rest.append(word)
+    kind = next((k for k in ("mask", "annotation", "image") if k in kinds), None)
+    return (splits[0] if len(set(splits)) == 1 else None), kind, tuple(rest)
+
+
+def _folders(root: Path) -> list[_Folder]:
+    """Return the folders under `root` whose names stand for a split or a kind."""
+    found: list[_Folder] = []
+
+    def visit(folder: Path, outer: _Folder, depth: int) -> tuple[Path, ...]:
+        described = [(child, *_describe(child.name)) for child in _subfolders(folder)]
+        inner = []
+        for child, split, kind, rest in described:
+            # A name with further words counts beside one of another kind with the same words.
+            known = not rest or (
+                kind is not None
+                and any(r == rest and k is not None and k != kind for _, _, k, r in described)
+            )
+            if not known or (rest and outer.kind):
+                continue
+            place = _Folder(
+                path=child,
+                split=split or outer.split,
+                kind=kind or outer.kind,
+                rest=outer.rest + rest,
+            )
+            below = visit(child, place, depth + 1) if depth < MAX_DEPTH else ()
+            inner.append(child)
+            found.append(replace(place, inner=below))
+        return tuple(inner)
+
+    visit(root, _Folder(path=root, split=None, kind=None, rest=()), 0)
+    return found
+
+
+def _pairs_of_folders(root: Path) -> list[tuple[_Folder, _Folder]]:
+    """Return the folders of images and of their masks, both with image files.
+
+    Raises:
+        ValueError: If several folders of masks fit the same images equally well.
+    """
+    folders = _folders(root)
+    masks = [
+        f
+        for f in folders
+        if f.kind in ("mask", "annotation") and not _NOT_MASKS & set(words_of(f.path.name))
+    ]
+    masks = [f for f in masks if _has_files(f)]
+    pairs: list[tuple[_Folder, _Folder]] = []
+    for image in folders if masks else ():
+        if image.kind not in ("image", None) or (image.kind is None and image.split is None):
+            continue
+        fitting = [m for m in masks if _fits(image, m)]
+        if not fitting or not _has_files(image):
+            continue
+        own = [m for m in fitting if m.split == image.split]
+        fitting = own or fitting
+        pairs.append((image, _best(image, fitting)[0] if len(fitting) > 1 else fitting[0]))
+    return pairs
+
+
+def _fits(image: _Folder, mask: _Folder) -> bool:
+    if image.split != mask.split and mask.split is not None:
+        return False
+    if image.rest and mask.rest and image.rest != mask.rest:
+        return False
+    # train/ is the images of train_masks/, but not of train/masks/ below it.
+    return image.kind == "image" or image.path.parent == mask.path.parent
+
+
+def _best(image: _Folder, masks: Sequence[_Folder]) -> list[_Folder]:
+    """Return the folder of masks that has most of an image folder's names.
+
+    Raises:
+        ValueError: If several have equally many.
+    """
+    names = _files(image)
+    counts = [len(_match(names, _files(mask)).pairs) for mask in masks]
+    best = [mask for mask, count in zip(masks, counts, strict=True) if count == max(counts)]
+    if len(best) > 1 and max(counts):
+        # A folder beside the images is meant rather than one elsewhere.
+        near = [mask for mask in best if mask.path.parent == image.path.parent]
+        if len(near) == 1:
+            return near
+        listed = " and ".join(f"{mask.path.name}/" for mask in best)
+        raise ValueError(f"{listed} could both hold the masks of {image.path}; {PATTERNS}")
+    return best
+
+
+def _by_folders(root: Path) -> PairListing | None:
+    """Return the pairs of files of paired folders; None if there are no such folders."""
+    folders = _pairs_of_folders(root)
+    if not folders:
+        return None
+    parts: dict[Split | None, list[Part]] = {}
+    used_masks: dict[Path, set[Path]] = {}
+    users: dict[tuple[Path, Split | None], Path] = {}
+    for image, mask in folders:
+        part = _match(_files(image), _files(mask))
+        if part.pairs:
+            other = users.setdefault((mask.path, image.split), image.path)
+            if other != image.path:
+                raise ValueError(
+                    f"{other} and {image.path} could both hold the images of {mask.path}; "
+                    f"{PATTERNS}"
+                )
+        used_masks.setdefault(mask.path, set()).update(m for _, m in part.pairs.values())
+        parts.setdefault(image.split, []).append(part)
+    # Several splits may share a folder of masks.
+    parts = {
+        split: [
+            replace(
+                part,
+                unpaired_masks=tuple(
+                    m for m in part.unpaired_masks if not any(m in u for u in used_masks.values())
+                ),
+            )
+            for part in found
+        ]
+        for split, found in parts.items()
+    }
+    names = " and ".join(
+        f"{image.path.relative_to(root).as_posix()}/ with {mask.path.relative_to(root).as_posix()}/"
+        for image, mask in folders[:3]
+    )
+    layout = VOC if any(m.path.name == "SegmentationClass" for _, m in folders) else names
+    joined = {split: _merge(found) for split, found in parts.items()}
+    if any((root / place / "val").is_dir() for place in ("images", "annotations", ".")):
+        joined.setdefault("val", Part(pairs={}))  # An empty folder is a mistake to report.
+    is_ade20k = (root / "objectInfo150.txt").is_file() or (
+        (root / "images/training").is_dir() and (root / "annotations/training").is_dir()
+    )
+    used = {path for pair in folders for path in (pair[0].path.parent, pair[1].path.parent)}
+    return _with_split(
+        root, joined, layout=layout, is_ade20k=is_ade20k, folders=tuple(sorted(used | {root}))
+    )
+
+
+def _suffix_folders(root: Path) -> dict[Split | None, Path]:
+    """Return the folders, by split, that hold masks beside their images: x.jpg and x_mask.png."""
+    folders: dict[Split | None, Path] = {}
+    for child in _subfolders(root):
+        split = split_of(child.name)
+        if split and split not in folders and _has_suffixes(child):
+            folders[split] = child
+    return folders or ({None: root} if _has_suffixes(root) else {})
+
+
+def _has_suffixes(folder: Path) -> bool:
+    """Whether files of a folder are masks of others in it, by the first hundreds of names."""
+    files: list[str] = []
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(n for n in folders if not n.startswith("."))[:2]
+        files += [os.path.join(here, n) for n in sorted(filter(_is_image, names))[:400]]
+        if len(files) >= 400 or len(Path(here).relative_to(folder).parts) > 1:
+            break
+    masks, images = _by_words(files)
+    shared = masks.keys() & images.keys()
+    return 2 * len(shared) >= max(len(masks), 1) and 3 * len(shared) >= len(set(images.values()))
+
+
+def _by_words(files: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the files of a folder that are masks by their last word, and the others, by key."""
+    masks: dict[str, str] = {}
+    images: dict[str, str] = {}
+    for file in files:
+        stem, _ = os.path.splitext(file)
+        folder, name = os.path.split(stem)
+        match = re.fullmatch(
+            r"(.+?)[-_. ]+(masks?|labels?|seg|segmentation|gt|annotation)", name, re.IGNORECASE
+        )
+        if match:
+            masks[os.path.join(folder, match[1])] = file
+        else:
+            images[stem] = file
+            bare = re.sub(r"[-_. ]+(image|img|sat|rgb)$", "", name, flags=re.IGNORECASE)
+            images.setdefault(os.path.join(folder, bare), file)
+    return masks, images
+
+
+def _by_suffix(root: Path) -> PairListing:
+    """Return the pairs of x.jpg and x_mask.png in one folder."""
+    parts: dict[Split | None, Part] = {}
+    folders = _suffix_folders(root)
+    for split, folder in folders.items():
+        files = [str(path) for path in _walk(folder)]
+        masks, images = _by_words(files)
+        shared = sorted(masks.keys() & images.keys())
+        paired = {images[key] for key in shared}
+        parts[split] = Part(
+            pairs={
+                os.path.relpath(key, folder).replace(os.sep, "/"): (
+                    Path(images[key]),
+                    Path(masks[key]),
+                )
+                for key in shared
+            },
+            unpaired_images=tuple(Path(p) for p in sorted(set(images.values()) - paired)),
+            unpaired_masks=tuple(Path(masks[key]) for key in sorted(masks.keys() - images.keys())),
+        )
+    return _with_split(
+        root,
+        parts,
+        layout="masks beside their images, such as x_mask.png beside x.jpg",
+        folders=(root, *folders.values()),
+    )
+
+
+def _with_split(
+    root: Path,
+    parts: Mapping[Split | None, Part],
+    *,
+    layout: str,
+    is_ade20k: bool = False,
+    folders: tuple[Path, ...] = (),
+) -> PairListing:
+    """Return what was found, split by folders or by lists of names."""
+    notes = [f"layout: {layout}"]
+    faults: list[str] = []
+    whole = parts.get(None)
+    known: dict[Split, Part] = {split: part for split, part in parts.items() if split is not None}
+    if whole is not None and known:
+        faults.append(
+            f"{len(whole.pairs):,} images with masks outside the folders of the splits, left out"
+        )
+    elif whole is not None:
+        known = _by_lists(root, whole, notes, faults) or {"train": whole}
+    elif "train" in known:
+        shown = ", ".join(f"{split} {len(part.pairs):,}" for split, part in known.items())
+        notes.append(f"split by folders: {shown} images")
+    if "train" not in known:
+        raise ValueError(
+            f"{root} has images with masks of its {' and '.join(known)} split only, and none to "
+            "train on"
+        )
+    return PairListing(
+        root=root,
+        layout=layout,
+        train=known["train"],
+        val=known.get("val"),
+        test=known.get("test"),
+        notes=tuple(notes),
+        faults=tuple(faults),
+        is_ade20k=is_ade20k,
+        folders=folders,
+    )
+
+
+def _by_lists(
+    root: Path, part: Part, notes: list[str], faults: list[str]
+) -> dict[Split, Part] | None:
+    """Split pairs by lists of names beside them; None without such lists."""
+    lists = _lists(root)
+    if "train" not in lists:
+        return None
+    by_name: dict[str, str] = {}
+    for own, (image, _) in part.pairs.items():
+        by_name |= {own: own, image.stem: own, image.name: own}
+    lonely = {image.stem: image for image in part.unpaired_images}
+    found: dict[Split, Part] = {}
+    taken: dict[str, Split] = {}
+    for split, path in lists.items():
+        pairs: dict[str, tuple[Path, Path]] = {}
+        without: list[Path] = []
+        unknown: list[str] = []
+        twice: list[str] = []
+        for name in _names_of_list(path):
+            bare = os.path.splitext(name)[0]
+            options = (name, bare, os.path.basename(name), os.path.basename(bare))
+            key = next((by_name[n] for n in options if n in by_name), None)
+            if key is None:
+                without += [lonely[n] for n in options if n in lonely][:1]
+                unknown += [name] if not any(n in lonely for n in options) else []
+            elif taken.setdefault(key, split) != split:
+                twice.append(name)
+            else:
+                pairs[key] = part.pairs[key]
+        found[split] = Part(pairs=pairs, unpaired_images=tuple(without))
+        where = path.relative_to(root).as_posix()
+        if unknown:
+            faults.append(
+                f"names in {where} without an image, left out: {len(unknown):,} (such as "
+                f"{unknown[0]})"
+            )
+        if twice:
+            faults.append(
+                f"names in {where} that another list has too, left out of it: {len(twice):,} "
+                f"(such as {twice[0]})"
+            )
+    shown = ", ".join(
+        f"{lists[split].relative_to(root).as_posix()} {len(p.pairs):,}"
+        for split, p in found.items()
+    )
+    notes.append(f"split by lists of names: {shown} images")
+    rest = part.pairs.keys() - taken.keys()
+    if rest:
+        faults.append(
+            f"images with masks that no list names, left out: {len(rest):,} (such as {min(rest)})"
+        )
+    return found
+
+
+def _lists(root: Path) -> dict[Split, Path]:
+    """Return the text files that list the images of each split, from the first folder with some."""
+    for folder in _LIST_FOLDERS:
+        found: dict[Split, Path] = {}
+        for path in sorted((root / folder).glob("*.txt")) if (root / folder).is_dir() else ():
+            split = split_of(path.stem)
+            if split and (split not in found or path.stem.lower() == split):
+                found[split] = path
+        if "train" in found:
+            return found
+    return {}
+
+
+def _names_of_list(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    names = [line.replace("\\", "/").strip() for line in lines]
+    # A line may name the mask after the image, and names have no blanks then.
+    return [
+        name.split()[0] if len(name.split()) == 2 and "." in name.split()[0] else name
+        for name in names
+        if name
+    ]
+
+
+def _match(images: dict[str, Path], masks: dict[str, Path]) -> Part:
+    """Pair files by name, or by name without words such as "mask" if that pairs more of them."""
+    lossy = {name: path for name, path in masks.items() if path.suffix.lower() in LOSSY}
+    exact = _join(images, masks)
+    smaller = min(len(images), len(masks))
+    if 2 * len(exact.pairs) < smaller:
+        keys = _bare_keys(images, _IMAGE_WORDS), _bare_keys(masks, _MASK_WORDS)
+        bare = _join(
+            {keys[0][name]: path for name, path in images.items() if name in keys[0]},
+            {keys[1][name]: path for name, path in masks.items() if name in keys[1]},
+        )
+        if len(bare.pairs) > len(exact.pairs):
+            unique = [
+                tuple(path for name, path in files.items() if name not in key)
+                for files, key in zip((images, masks), keys, strict=True)
+            ]
+            exact = replace(
+                bare,
+                unpaired_images=bare.unpaired_images + unique[0],
+                unpaired_masks=bare.unpaired_masks + unique[1],
+            )
+    used = {mask for _, mask in exact.pairs.values()}
+    return replace(exact, lossy_masks=tuple(p for p in lossy.values() if p in used))
+
+
+def _bare_keys(files: Mapping[str, Path], words: frozenset[str]) -> dict[str, str]:
+    """Return names without some words; only those that stay unique."""
+    bare: dict[str, str] = {}
+    for name in files:
+        folder, _, stem = name.rpartition("/")
+        parts = [p for p in re.split(r"[\W_]+|(?<=[A-Za-z])(?=\d)", stem) if p]
+        kept = [p for p in parts if p.lower() not in words] or parts
+        bare[name] = "/".join(filter(None, (folder, "_".join(kept))))
+    counts: dict[str, int] = {}
+    for key in bare.values():
+        counts[key] = counts.get(key, 0) + 1
+    return {name: key for name, key in bare.items() if counts[key] == 1}
+
+
+def _join(images: Mapping[str, Path], masks: Mapping[str, Path]) -> Part:
+    return Part(
+        pairs={name: (images[name], masks[name]) for name in sorted(images.keys() & masks.keys())},
+        unpaired_images=tuple(images[name] for name in sorted(images.keys() - masks.keys())),
+        unpaired_masks=tuple(masks[name] for name in sorted(masks.keys() - images.keys())),
+    )
+
+
+def _merge(parts: Sequence[Part]) -> Part:
+    """Return several parts of a split as one; names are numbered where they repeat."""
+    if len(parts) == 1:
+        return parts[0]
+    pairs: dict[str, tuple[Path, Path]] = {}
+    for number, part in enumerate(parts):
+        for name, pair in part.pairs.items():
+            pairs[f"{number}/{name}" if name in pairs else name] = pair
+    return Part(
+        pairs=pairs,
+        unpaired_images=tuple(p for part in parts for p in part.unpaired_images),
+        unpaired_masks=tuple(p for part in parts for p in part.unpaired_masks),
+        lossy_masks=tuple(p for part in parts for p in part.lossy_masks),
+    )
+
+
+def _files(folder: _Folder) -> dict[str, Path]:
+    """Return the image files of a folder by their names without the ending."""
+    found: dict[str, Path] = {}
+    for path in _walk(folder.path, folder.inner):
+        name = path.relative_to(folder.path).with_suffix("").as_posix()
+        # A mask that is exact is taken rather than one of the same name that is not.
+        if name not in found or found[name].suffix.lower() in LOSSY:
+            found[name] = path
+    return found
+
+
+def _walk(folder: Path, without: Sequence[Path] = ()) -> list[Path]:
+    """Return the image files below a folder, sorted, without those of some folders."""
+    found: list[Path] = []
+    for here, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(
+            n for n in folders if not n.startswith(".") and Path(here, n) not in without
+        )
+        found += [Path(here, n) for n in names if _is_image(n)]
+    return sorted(found)
+
+
+def _has_files(folder: _Folder) -> bool:
+    for here, folders, names in os.walk(folder.path):
+        folders[:] = [
+            n for n in folders if not n.startswith(".") and Path(here, n) not in folder.inner
+        ]
+        if any(map(_is_image, names)):
+            return True
+    return False
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in readable_extensions()
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(
+            e.name
+            for e in entries
+            if not e.name.startswith(".") and e.name != "__MACOSX" and e.is_dir()
+        )
+    return [folder / name for name in names]
+
+
+def _by_pattern(root: Path, images: str, masks: str) -> PairListing:
+    """Pair files by the text that the stars of two patterns match.
+
+    Raises:
+        ValueError: If a pattern matches nothing, or the numbers of stars differ.
+    """
+    if images.count("*") != masks.count("*") or "*" not in images:
+        raise ValueError(
+            f"{images!r} and {masks!r} must have the same number of stars, at least one: the text "
+            "that they match pairs the files"
+        )
+    of_images, of_masks = _matches(root, images), _matches(root, masks)
+    parts: dict[Split | None, Part] = {}
+    taken = {path for found in of_masks.values() for path in found.values()}
+    for name in sorted(of_images, key=lambda name: (name.lower() not in SPLITS, name)):
+        split = split_of(name) if name else None
+        if (name and split is None) or split in parts:
+            continue
+        # A pattern of images such as *.png may match the masks beside them too.
+        own = {key: path for key, path in of_images[name].items() if path not in taken}
+        parts[split] = _join(own, of_masks.get(name, {}))
+    if not any(part.pairs for part in parts.values()):
+        raise ValueError(f"no pair of files under {root} matches {images!r} and {masks!r}")
+    if "train" not in parts and None not in parts:
+        raise ValueError(f"{images!r} matches no file of the training split under {root}")
+    return _with_split(root, parts, layout=f"{images} with {masks}", folders=(root,))
+
+
+def _matches(root: Path, pattern: str) -> dict[str, dict[str, Path]]:
+    """Return files by the name of their split, "" without one, and by what the stars stand for."""
+    pieces = re.split(r"(\*|\{split\})", pattern)
+    expression, has_split = "", False
+    for piece in pieces:
+        if piece == "*":
+            expression += "([^/]*)"
+        elif piece == "{split}":
+            expression += "(?P=split)" if has_split else "(?P<split>[^/]*)"
+            has_split = True
+        else:
+            expression += re.escape(piece)
+    found: dict[str, dict[str, Path]] = {}
+    for name in sorted(glob.glob(pattern.replace("{split}", "*"), root_dir=root)):
+        match = re.fullmatch(expression, name.replace("\\", "/"))
+        if not match:
+            continue
+        index = match.re.groupindex.get("split")
+        stars = [text for i, text in enumerate(match.groups(), 1) if i != index]
+        split = match["split"] if has_split else ""
+        found.setdefault(split, {})["/".join(stars)] = root / name
+    return found
