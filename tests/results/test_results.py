@@ -522,8 +522,8 @@ def test_nothing_is_left_behind_when_saving_fails(tmp_path, classification, monk
     [
         (Path("a/photo.final.jpg"), "photo.final"),
         (Path('a/what?<"yes">|*.jpg'), "what___yes____"),
-        (Path("con.jpg"), "con_"),
-        (Path("LPT1.b.jpg"), "LPT1.b_"),
+        (Path("con.jpg"), "_con"),
+        (Path("LPT1.b.jpg"), "_LPT1.b"),
         (Path("console.jpg"), "console"),
         (Path("dots. . .jpg"), "dots"),
         (Path("고양이.jpg"), "고양이"),

@@ -9,12 +9,10 @@ from typing import Any
 
 from convnext.api.settings import make_recipe
 from convnext.atomic import write_text
-from convnext.models.config import NetworkConfig
+from convnext.models.config import GIVEN, NetworkConfig
 from convnext.recipes.recipe import Recipe
 from convnext.recipes.schema import NetworkRecipe
 
-PREFIX = "given/"
-"""The beginning of the names of networks that were given as objects."""
 TABLE = "data.csv"
 """The file in a run folder that a table in memory is written to."""
 # Fields of the weights' network that the new data and recipe determine instead.
@@ -83,7 +81,7 @@ def prepare_resumed(saved: Path, given: Mapping[str, Any]) -> Recipe:
         # The launcher decides the number of processes; the run may have had another one.
         given = {"run.devices": "auto", "run.num_nodes": 1, **given}
     name = given.get("model", "")
-    if not name.startswith(PREFIX):
+    if not name.startswith(GIVEN):
         return make_recipe(saved, given)
     recipe = make_recipe(saved, {key: value for key, value in given.items() if key != "model"})
     if not recipe.model.endswith(name):  # A dense network has its prefix before it.
@@ -116,7 +114,7 @@ def prepare(source: Any, given: Mapping[str, Any]) -> Recipe:
     backbone = model.removeprefix(dense_prefix(model) or "")
     if model:
         check_name(backbone)
-    if model.startswith(PREFIX):
+    if model.startswith(GIVEN):
         from convnext.tasks import task_class
 
         recipe = replace(recipe, model=task_class(recipe.task).default_prefix() + model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Any
 
 from convnext.data.downloads import file_name, is_url
 from convnext.data.drawing import MAX_NAME
-
-# Names that Windows reserves for devices, with any extension.
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+from convnext.names import portable_name
 
 
 def file_stem(source: str | Path) -> str:
@@ -27,11 +24,8 @@ def file_stem(source: str | Path) -> str:
         source = source.stem
     name = file_name(source) if is_url(source) else source
     name = name.encode("utf-8", "replace").decode()
-    name = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", name)
     name = name.encode()[:MAX_NAME].decode("utf-8", "ignore").rstrip(". ")
-    if _DEVICES.fullmatch(name):
-        name = f"{name}_"
-    return name or "image"
+    return portable_name(name) if name else "image"
 
 
 @contextmanager
