@@ -135,7 +135,7 @@ def test_a_file_reports_no_more_than_was_written_into_it(tmp_path: Any) -> None:
     import json
 
     settings = ExportSettings(size=(64, 64))
-    facts = {"inside": settings.inside, **facts_of(model, settings)}
+    facts = {"inside": settings.inside, "precision": "fp32", **facts_of(model, settings)}
     assert (facts["score_threshold"], facts["max_detections"]) == (0.3, 30)
     boxes = np.arange(120, dtype=np.float32).reshape(30, 4)
     scores = np.linspace(0.9, 0.3, 30, dtype=np.float32)
