@@ -54,8 +54,7 @@ from convnext.data.preprocessing import Preprocessing
 from convnext.hardware.devices import autocast, environment, pick_device
 from convnext.hardware.peak_rates import peak_matmul_flops
 from convnext.hardware.ranks import ALONE
-from convnext.hardware.signals import StopSignals
-from convnext.hardware.system import keep_freed_memory
+from convnext.hardware.system import StopSignals, keep_freed_memory
 from convnext.models.execution import set_fused
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, change_recipe, read_recipe

@@ -79,7 +79,7 @@ def rank_items(
     """
     from torch.utils.data import DataLoader
 
-    from convnext.hardware.signals import leave_signals_to_parent
+    from convnext.hardware.system import leave_signals_to_parent
 
     mine = list(range(ranks.rank, len(dataset), ranks.count))
     num_spare = math.ceil(len(dataset) / ranks.count) - len(mine)

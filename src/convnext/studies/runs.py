@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from convnext.atomic import write_text
 from convnext.data.threads import main_script_runs_once
-from convnext.hardware.signals import StopSignals
+from convnext.hardware.system import StopSignals
 from convnext.recipes.recipe import Recipe, recipe_from_dict, to_dict
 from convnext.studies.plan import Entry, Study
 from convnext.studies.results import DIVERGED, FAILED, FINISHED, WAITING

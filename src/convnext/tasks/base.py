@@ -27,7 +27,7 @@ from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
 from convnext.data.threads import start_workers
 from convnext.hardware.ranks import ALONE, Ranks
-from convnext.hardware.signals import leave_signals_to_parent
+from convnext.hardware.system import leave_signals_to_parent
 from convnext.models.network import init_fan_in
 from convnext.recipes.plan import num_steps as num_steps_of
 from convnext.recipes.recipe import to_dict

@@ -21,7 +21,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from convnext.hardware.peak_rates import peak_matmul_flops
-from convnext.hardware.signals import StopSignals
+from convnext.hardware.system import StopSignals
 from convnext.models.execution import set_fused, widens
 from convnext.recipes.plan import LOG_EVERY, Plan
 from convnext.recipes.schema import ResolvedRecipe

@@ -1,21 +1,23 @@
 """What the readers of all formats return: images with their annotations, and faults.
 
 The doctor, the converters and the tasks read data through these types, so that `convnext data`
-reports exactly what training uses.
+reports exactly what training uses. Imported annotations are the common form of other formats before
+they become COCO's json.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from convnext.data.masks import Mask
+
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -113,3 +115,45 @@ class Understood:
             f"classes, in this order: {len(self.classes):,} ({shown})",
             *(f"left out: {line}" for line in self.left_out),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedObject:
+    """An object in a file of labels."""
+
+    where: str
+    """Its file and line."""
+    label: str | int
+    """The name of its class, or its number if the source lists names."""
+    box: tuple[float, float, float, float]
+    """x, y, width, height in pixels; it may extend beyond the image."""
+    ring: tuple[float, ...] = ()
+    """A polygon in pixels, x0 y0 x1 y1 ...; empty for an object with only a box."""
+    crowd: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Other entries of its annotation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedImage:
+    """An image and the function that reads its objects."""
+
+    image: Path
+    name: str
+    """The name that it will get."""
+    labels: Path
+    read: Callable[[tuple[int, int]], tuple[list[ImportedObject], list[str]]]
+    """Maps the image's (width, height) to its objects and their faults."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedDataset:
+    """A data set in another format."""
+
+    kind: str
+    splits: Mapping[str, tuple[ImportedImage, ...]]
+    """"train" and "val"."""
+    classes: tuple[str, ...] | None = None
+    """None if the classes are the names that occur in the annotations."""
+    notes: tuple[str, ...] = ()
+    """Notes for the user on how it was read."""

@@ -12,7 +12,7 @@ from typing import Literal
 from xml.parsers import expat
 
 from convnext.data.formats.coco_layout import SPLITS
-from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
+from convnext.data.formats.records import ImportedDataset, ImportedImage, ImportedObject
 from convnext.data.images import readable_extensions
 from convnext.data.samples import held_out
 

@@ -18,7 +18,7 @@ from convnext.data.tensors import normalize_batch
 from convnext.data.threads import items_of
 from convnext.hardware.devices import autocast
 from convnext.hardware.ranks import ALONE, Ranks
-from convnext.hardware.signals import leave_signals_to_parent
+from convnext.hardware.system import leave_signals_to_parent
 from convnext.tasks.classification.dataset import EvalDataset, collate
 
 BATCH_SIZE = 64

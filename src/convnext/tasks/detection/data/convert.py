@@ -21,7 +21,7 @@ from rich.console import Console
 
 from convnext.atomic import write_text
 from convnext.data.formats.coco import ROUNDING
-from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
+from convnext.data.formats.records import ImportedDataset, ImportedImage, ImportedObject
 from convnext.data.formats.voc import Difficult, is_voc, read_voc
 from convnext.data.formats.yolo import is_yolo, read_yolo
 from convnext.data.images import BadImage, read_header
