@@ -30,7 +30,7 @@ def evaluate(
     source: ModelSource,
     *,
     data: DataPath | None = None,
-    split: Split = "val",
+    split: Split = "auto",
     device: Device = "auto",
     precision: Precision = "auto",
     max_bad_share: float = 0.01,
@@ -48,7 +48,8 @@ def evaluate(
         source: A run folder, a checkpoint, an exported file, or a hub id; in Python also a loaded
             `Model`.
         data: A data set; by default the local one that the run was trained on.
-        split: The part of the data set to evaluate on.
+        split: The part of the data set to evaluate on. `auto` takes the images that the run held
+            out; of other data its test split, else its validation split, else all images.
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: Numeric precision; `auto` is the precision of training.
         max_bad_share: Fail if more than this fraction of the images cannot be read.
@@ -98,7 +99,7 @@ def evaluate_robustness(
         str | Path | None, OnCommandLine(nargs="?", const="corrupt", metavar="PATH")
     ] = None,
     data: DataPath | None = None,
-    split: Split = "val",
+    split: Split = "auto",
     corruptions: Words = (),
     severities: Integers = (1, 2, 3, 4, 5),
     max_images: Annotated[int | None, OnCommandLine(metavar="N")] = None,

@@ -106,6 +106,7 @@ def sheet(
         left = MARGIN + number % LEGEND_COLUMNS * cell
         line = top + number // LEGEND_COLUMNS * LINE
         draw.rectangle((left, line + 3, left + 13, line + 16), tuple(colors[number].tolist()))
+        name = " ".join(name.split())  # It may have a line break.
         while draw.textlength(name, font) > cell - 30 and len(name) > 1:
             name = name[:-1]
         draw.text((left + 20, line), name, INK, font)

@@ -76,6 +76,8 @@ class Header:
     """Pillow's name: "RGB", "L", "P", "I;16", "CMYK" ..."""
     format: str
     """Pillow's name: "JPEG", "PNG" ..."""
+    orientation: int = 1
+    """The EXIF orientation; 1 for an upright image."""
 
 
 def decode(
@@ -114,10 +116,17 @@ def read_header(file: File, *, max_pixels: int = MAX_PIXELS, source: str | None 
     """
     with opened(file, max_pixels=max_pixels, source=source) as image:
         width, height = image.size
+        turn = orientation(image)
         # Pillow applies the orientation of a TIFF itself.
-        if image.format != "TIFF" and orientation(image) in _QUARTER_TURNS:
+        if image.format != "TIFF" and turn in _QUARTER_TURNS:
             width, height = height, width
-        return Header(width=width, height=height, mode=image.mode, format=image.format or "?")
+        return Header(
+            width=width,
+            height=height,
+            mode=image.mode,
+            format=image.format or "?",
+            orientation=turn,
+        )
 
 
 @contextmanager

@@ -183,6 +183,15 @@ def data_of(source: str | Path, card: Card, advice: str = "give --data PATH") ->
     return data
 
 
+def is_own_data(data: str | Path, card: Card) -> bool:
+    """Whether a path is the data set of training, however it is written: relative, or by a link."""
+    own = setting_of(card.recipe, "data", str)
+    # On Windows, even looking up a path may contact the host that it names.
+    if own is None or is_address(own) or is_address(str(data)):
+        return own is not None and own == str(data)
+    return own == str(data) or Path(data).resolve() == Path(own).resolve()
+
+
 def is_address(path: str) -> bool:
     """Tell a URL, or a path of Windows that names a host or a device, from a local path."""
     return "://" in path or path.replace("\\", "/").startswith("//")

@@ -312,3 +312,23 @@ def test_masks_without_a_labelled_pixel_end_a_run_before_it_begins(tmp_path: Pat
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     with pytest.raises(ValueError, match=r"mask .* has a labeled pixel: all pixels are 255"):
         facts(open_dataset(str(tmp_path)))
+
+
+def test_validation_without_a_labeled_pixel_ends_a_run_before_it_begins(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "s")
+    for path in (root / "annotations/val").iterdir():
+        write(path, np.full((40, 48), 255))
+    with pytest.raises(ValueError, match=r"no validation mask of .* has a labeled pixel"):
+        facts(open_dataset(str(root)))
+
+
+def test_turned_images_are_counted(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "s")
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    for kind in ("images", "annotations"):
+        path = root / kind / "train/002.png"
+        with Image.open(path) as image:
+            image.save(path, exif=turned)
+    text = "\n".join(inspect(str(root)).problems)
+    assert "turned by their EXIF orientation: 1 (" in text

@@ -11,7 +11,7 @@ import pytest
 from shapes import write_shapes
 
 from convnext.tasks.segmentation.data import open_dataset
-from convnext.tasks.segmentation.evaluate import open_split, relabel
+from convnext.tasks.segmentation.evaluate import open_split, relabel, unknown_classes
 from convnext.weights.checkpoint import Card
 
 CLASSES = ("ground", "red", "blue")
@@ -51,8 +51,36 @@ def test_many_classes_move_the_value_of_none(tmp_path: Path) -> None:
 
 def test_an_unknown_class_is_named(tmp_path: Path) -> None:
     data = open_dataset(str(write_shapes(tmp_path / "data", 1, 1)))
-    with pytest.raises(ValueError, match="does not know 1 of the data's 3 classes, such as 'blue'"):
-        relabel(data.val, data.classes, ("red", "ground", "green"))
+    with pytest.raises(ValueError, match="does not know 3 of the data's 3 classes"):
+        relabel(data.val, data.classes, ("sky", "sea"))
+    wanted = ("red", "ground", "green")
+    pairs = relabel(data.val, data.classes, wanted)
+    assert set(np.unique(pairs.mask(0))) == {0, 1, 255}
+    assert (pairs.mask(0)[data.val.mask(0) == 2] == 255).all()
+    assert unknown_classes(data.classes, wanted) == (
+        "pixels of 1 classes are left out, because the network does not know them: blue",
+    )
+
+
+def test_the_split_to_evaluate_on(tmp_path: Path) -> None:
+    own = write_shapes(tmp_path / "own", 4, 2)
+    other = write_shapes(tmp_path / "other", 4, 2)
+    shutil.copytree(other / "images/val", other / "images/test")
+    shutil.copytree(other / "annotations/val", other / "annotations/test")
+    (other / "images/test/001.png").unlink()
+    plain = tmp_path / "plain"
+    for kind in ("images", "annotations"):
+        shutil.copytree(own / kind / "train", plain / kind)
+    shutil.copy(own / "classes.txt", plain)
+
+    def count(path: Path, split: str) -> int:
+        return len(open_split(str(path), split, card(own), "run")[1])
+
+    assert [count(own, split) for split in ("auto", "train", "all")] == [2, 4, 6]
+    assert [count(other, split) for split in ("auto", "val", "all")] == [1, 2, 7]
+    assert count(plain, "auto") == 4
+    with pytest.raises(ValueError, match="has no test split"):
+        count(own, "test")
 
 
 def test_the_data_of_training_is_known_by_any_path(

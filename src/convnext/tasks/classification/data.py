@@ -109,7 +109,7 @@ def open_dataset(
     found = find(path, loader, layout=layout, console=console)
     val, notes = found.val, list(found.notes)
     if val is None:
-        found, val = _hold_out(found, val_share, notes)
+        found, val = hold_out(found, val_share, notes)
     if found.test is not None:
         notes.append(
             f"{len(found.test):,} images of the test split are used neither to train nor to "
@@ -193,9 +193,7 @@ def _digits() -> ClassificationData:
     )
 
 
-def _hold_out(
-    found: ImageListing, share: float, notes: list[str]
-) -> tuple[ImageListing, list[int]]:
+def hold_out(found: ImageListing, share: float, notes: list[str]) -> tuple[ImageListing, list[int]]:
     """Move a fraction of each class to validation: the images with the smallest name hashes."""
     train = np.asarray(found.train, np.int64)
     labels = np.asarray(found.labels)[train]

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -20,10 +21,10 @@ from torch import Tensor
 
 from convnext.atomic import write_text
 from convnext.data.images import BadImage
-from convnext.data.samples import BadImages, Samples
+from convnext.data.samples import BadImages, ImageListing, Samples
 from convnext.progress import progress_bar
 from convnext.results import Scores
-from convnext.tasks.classification.data import find, open_dataset
+from convnext.tasks.classification.data import find, hold_out, open_dataset
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.metric import Evaluation, Metric
@@ -34,6 +35,7 @@ from convnext.weights.checkpoint import (
     Card,
     complete_steps,
     data_of,
+    is_own_data,
     setting_of,
     step_of,
     val_share_of,
@@ -68,6 +70,8 @@ class EvaluationResult:
     """Path of the image of every mistake, and a small JPEG of it as a data URI."""
     bad_images: tuple[tuple[str, str], ...]
     """Images that could not be read, each with the reason."""
+    left_out: tuple[str, ...] = ()
+    """What was left out of the data, and why."""
     last: tuple[Variant, ...] = ()
     """For a run with a moving average: its last step, with and without the average."""
 
@@ -84,6 +88,7 @@ class EvaluationResult:
             "step": self.card.metrics.get("step"),
             **result,
             "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
+            "left_out": list(self.left_out),
             "last": [asdict(variant) for variant in self.last],
         }
 
@@ -138,6 +143,8 @@ class EvaluationResult:
                 f"loss {variant.loss:.4f}  for {_NAMES[variant.weights]} of the last step, "
                 f"{variant.step:,}"
             )
+        for line in self.left_out:
+            console.print(line, markup=False)
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
 
@@ -146,7 +153,7 @@ def evaluate(
     source: str | Opened,
     *,
     data: str | None = None,
-    split: str = "val",
+    split: str = "auto",
     batch_size: int = BATCH_SIZE,
     device: str = "auto",
     precision: str = "auto",
@@ -161,7 +168,7 @@ def evaluate(
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
         data: The data set; by default the local one that the run was trained on.
-        split: "val" or "train".
+        split: "auto", "train", "val", "test" or "all"; see `open_split`.
         batch_size: Images per batch. It may change the last bits of the logits.
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the precision of training.
@@ -179,7 +186,8 @@ def evaluate(
     own = opened(source, device)
     source, card, where = own.source, own.card, own.device
     data = data or data_of(source, card)
-    samples = relabel(*open_split(data, split, card, console, loader), card.classes)
+    opened_split = open_split(data, split, card, console, loader)
+    samples = relabel(opened_split.samples, opened_split.classes, card.classes)
     bad = BadImages(samples, max_share=max_bad_share)
     dataset = EvalDataset(samples, card.preprocessing)
     executed = pick_precision(precision, card, where)
@@ -217,6 +225,7 @@ def evaluate(
         evaluation=evaluation,
         thumbnails=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
         bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
+        left_out=opened_split.left_out,
         last=tuple(variants),
     )
 
@@ -239,24 +248,84 @@ def _last_weights(source: str) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
         yield "ema", step, average
 
 
+class SplitSamples(NamedTuple):
+    """The samples to evaluate on."""
+
+    samples: Samples
+    classes: tuple[str, ...]
+    """The classes that the labels of the samples refer to."""
+    left_out: tuple[str, ...] = ()
+    """What was left out, and why."""
+
+
 def open_split(
     data: str,
     split: str,
     card: Card,
     console: Console | None,
     loader: ClassificationLoader | None = None,
-) -> tuple[Samples, tuple[str, ...]]:
-    """Return the samples of a split and their classes.
+) -> SplitSamples:
+    """Return the samples of a split; classes that the network does not know are left out.
 
-    A data set without a split is evaluated as a whole, unless it is the training data: then only
-    the held-out images are used.
+    `auto` takes the images that training held out; of other data its test split, else its
+    validation split, else all images.
+
+    Raises:
+        ValueError: If the data has no such split, or the network knows none of its classes.
     """
-    if data != "digits" and data != card.recipe.get("data"):
-        found = find(data, loader, console=console)
-        if found.val is None:
-            return found.take(found.train), found.classes
-    opened = open_dataset(data, val_share=val_share_of(card), loader=loader, console=console)
-    return (opened.val if split == "val" else opened.train), opened.classes
+    if data == "digits":
+        return _of_digits(split)
+    found = find(data, loader, console=console)
+    is_own = is_own_data(data, card)
+    if is_own and found.val is None:
+        found, val = hold_out(found, val_share_of(card), [])
+        found = replace(found, val=val)
+    positions = _positions(found, split, is_own=is_own, data=data)
+    known = _known_positions(found.classes, card.classes)
+    unknown = [c for c, position in enumerate(known) if position is None]
+    if not unknown:
+        return SplitSamples(found.take(positions), found.classes)
+    labels = np.asarray(found.labels)[np.asarray(positions, np.int64)]
+    is_known = ~np.isin(labels, unknown)
+    if not is_known.any():
+        class_positions(found.classes, card.classes)  # Says which classes the network knows.
+    kept = [int(i) for i, keep in zip(positions, is_known.tolist(), strict=True) if keep]
+    present = np.unique(labels[~is_known]).tolist()
+    names = ", ".join(found.classes[c] for c in present[:5]) + (" ..." if len(present) > 5 else "")
+    left_out = (
+        f"{len(positions) - len(kept):,} of {len(positions):,} images are left out, because the "
+        f"network does not know their classes: {names}"
+    )
+    samples = found.take(kept)
+    samples.labels = [known[label] or 0 for label in samples.labels]
+    return SplitSamples(samples, tuple(card.classes), (left_out,) if present else ())
+
+
+def _positions(found: ImageListing, split: str, *, is_own: bool, data: str) -> Sequence[int]:
+    """Return the positions of the images of a split.
+
+    Raises:
+        ValueError: If there is no such split.
+    """
+    parts: dict[str, Sequence[int] | None]
+    parts = {"train": found.train, "val": found.val, "test": found.test}
+    if split == "all":
+        return [i for part in parts.values() if part is not None for i in part]
+    if split == "auto":
+        order = ("val",) if is_own else ("test", "val", "train")
+        split = next(name for name in order if parts[name] is not None)
+    part = parts[split]
+    if part is None:
+        has = ", ".join(name for name, part in parts.items() if part is not None)
+        raise ValueError(f"{data} has no {split} split, but {has}; give another --split")
+    return part
+
+
+def _of_digits(split: str) -> SplitSamples:
+    opened = open_dataset("digits")
+    if split in ("test", "all"):
+        raise ValueError(f"the digits have no split {split!r}, but train and val")
+    return SplitSamples(opened.train if split == "train" else opened.val, opened.classes)
 
 
 def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> Samples:
@@ -282,16 +351,21 @@ def class_positions(classes: Sequence[str], wanted: Sequence[str]) -> list[int]:
     Raises:
         ValueError: If the network does not know one of the classes.
     """
-    known = {name: position for position, name in enumerate(wanted)}
-    if known.keys().isdisjoint(classes) and all(re.fullmatch(r"n\d{8}", c) for c in classes):
-        known = imagenet_synsets(len(wanted))
-    missing = [name for name in classes if name not in known]
+    known = _known_positions(classes, wanted)
+    missing = [name for name, position in zip(classes, known, strict=True) if position is None]
     if missing:
         raise ValueError(
             f"the network does not know {len(missing)} of the data's {len(classes)} classes, such "
             f"as {missing[0]!r}; it knows {', '.join(wanted[:5])}"
         )
-    return [known[name] for name in classes]
+    return [position for position in known if position is not None]
+
+
+def _known_positions(classes: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
+    known = {name: position for position, name in enumerate(wanted)}
+    if known.keys().isdisjoint(classes) and all(re.fullmatch(r"n\d{8}", c) for c in classes):
+        known = imagenet_synsets(len(wanted))
+    return [known.get(name) for name in classes]
 
 
 def _thumbnail(samples: Samples, index: int) -> tuple[str, str]:

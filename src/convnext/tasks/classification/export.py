@@ -62,7 +62,8 @@ def export_spec(
         )
 
     def split(name: str) -> Any:
-        return relabel(*open_split(data_of(source, card), name, card, None), card.classes)
+        opened_split = open_split(data_of(source, card), name, card, None)
+        return relabel(opened_split.samples, opened_split.classes, card.classes)
 
     return ExportSpec(
         source=source,

@@ -85,6 +85,7 @@ def _shorten(
     draw: ImageDraw.ImageDraw,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> str:
+    text = " ".join(text.split())  # The name of a class may have a line break.
     if draw.textlength(text, font) <= room:
         return text
     while text and draw.textlength(f"{text}...", font) > room:

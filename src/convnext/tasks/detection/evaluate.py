@@ -164,7 +164,7 @@ def evaluate(
     source: str | Opened,
     *,
     data: str | None = None,
-    split: str = "val",
+    split: str = "auto",
     device: str = "auto",
     precision: str = "auto",
     max_bad_share: float = 0.01,
@@ -292,7 +292,9 @@ def open_split(
     if console is not None:
         for note in opened.notes:
             console.print(f"note: {note}", markup=False)
-    images = opened.val if split == "val" else opened.train
+    if split not in ("auto", "train", "val"):
+        raise ValueError(f"detection data has no split {split!r}, but train and val")
+    images = opened.train if split == "train" else opened.val
     return opened.path, relabel(images, opened.classes, card.classes)
 
 

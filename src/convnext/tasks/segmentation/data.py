@@ -23,6 +23,8 @@ from convnext.tasks.segmentation.values import NUM_MASKS, choose, is_binary, sam
 
 # How many pairs are sampled for `facts`.
 NUM_DECODED = 32
+# How many validation masks are searched for a labeled pixel.
+NUM_VAL = 2_000
 # How many masks are sampled if a file lists the classes.
 NUM_LISTED = 24
 
@@ -41,6 +43,8 @@ class SegmentationData:
     """The notes about faults to fix."""
     test: Pairs | None = None
     """A test split, kept out of training and validation."""
+    has_val: bool = True
+    """Whether the data states its validation split."""
 
     @property
     def ignore_index(self) -> int:
@@ -124,6 +128,7 @@ def open_dataset(
         train=_pairs(root, train, reader),
         val=_pairs(root, val, reader),
         test=None if found.test is None else _pairs(root, found.test, reader),
+        has_val=found.val is not None,
         notes=(*notes, *faults),
         faults=tuple(faults),
     )
@@ -157,6 +162,7 @@ def facts(data: SegmentationData) -> DataFacts:
             f"no training mask of {data.path} has a labeled pixel: all pixels are "
             f"{data.ignore_index}, which means no class; give the classes the values 0, 1, 2 ..."
         )
+    _check_val(data)
     return DataFacts(
         num_train=len(data.train),
         num_val=len(data.val),
@@ -167,6 +173,28 @@ def facts(data: SegmentationData) -> DataFacts:
         grayscale=gray,
         reduce_zero_label=data.train.reader.reduce_zero_label,
     )
+
+
+def _check_val(data: SegmentationData) -> None:
+    """Refuse validation without a labeled pixel, which would only show after the first epoch.
+
+    Raises:
+        ValueError: If no mask of a sample has one, and the sample is the whole split.
+    """
+    read = 0
+    for index in data.val.some(NUM_VAL):
+        try:
+            mask = data.val.mask(index)
+        except BadImage:
+            continue
+        read += 1
+        if (mask != data.ignore_index).any():
+            return
+    if read and len(data.val) <= NUM_VAL:
+        raise ValueError(
+            f"no validation mask of {data.path} has a labeled pixel: all pixels are "
+            f"{data.ignore_index}, which means no class"
+        )
 
 
 def _pairs(root: Path, part: Part, reader: MaskReader) -> Pairs:

@@ -27,12 +27,19 @@ from convnext.results import Scores
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.inference import Items, infer, segment_labels
-from convnext.tasks.segmentation.layout import Pairs, Relabeled
+from convnext.tasks.segmentation.layout import Pairs, Relabeled, join
 from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.render import compare
 from convnext.tasks.segmentation.scores import InferenceSettings, choose_inference, describe
 from convnext.tasks.trained import Opened, opened
-from convnext.weights.checkpoint import Card, data_of, is_address, setting_of, val_share_of
+from convnext.weights.checkpoint import (
+    Card,
+    data_of,
+    is_address,
+    is_own_data,
+    setting_of,
+    val_share_of,
+)
 from convnext.weights.open import pick_precision
 
 
@@ -49,6 +56,8 @@ class EvaluationResult:
     """The path of each of the worst images, and a comparison as a data URI."""
     bad_images: tuple[tuple[str, str], ...]
     """Pairs that could not be read, each with the reason."""
+    left_out: tuple[str, ...] = ()
+    """What was left out of the data, and why."""
 
     def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
         """Return nested plain values for JSON, with the pictures only on request."""
@@ -63,6 +72,7 @@ class EvaluationResult:
             "step": self.card.metrics.get("step"),
             "inference": describe(self.inference),
             **result,
+            "left_out": list(self.left_out),
             "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
         }
 
@@ -118,6 +128,8 @@ class EvaluationResult:
             f"{e.mean_accuracy:.2f} %{boundary}{loss}  on {e.num_images:,} images of "
             f"{escape(self.data)}, {describe(self.inference)}"
         )
+        for line in self.left_out:
+            console.print(line, markup=False)
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
 
@@ -130,7 +142,7 @@ def evaluate(
     source: str | Opened,
     *,
     data: str | None = None,
-    split: str = "val",
+    split: str = "auto",
     device: str = "auto",
     precision: str = "auto",
     max_bad_share: float = 0.01,
@@ -148,7 +160,7 @@ def evaluate(
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
         data: The data set; by default the local one that the run was trained on.
-        split: "val" or "train".
+        split: "auto", "train", "val", "test" or "all"; see `open_split`.
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the precision of training.
         max_bad_share: Maximum fraction of images that may be unreadable.
@@ -171,6 +183,8 @@ def evaluate(
         card.recipe, window=window, stride=stride, whole=whole, multi_scale=multi_scale, flip=flip
     )
     found_data, pairs = open_split(data, split, card, source)
+    is_relabeled = isinstance(pairs.reader, Relabeled)
+    left_out = unknown_classes(found_data.classes, card.classes) if is_relabeled else ()
     bad = BadImages(pairs, max_share=max_bad_share)
     dataset = EvalDataset(pairs, card.preprocessing)
     executed = pick_precision(precision, card, where)
@@ -209,6 +223,7 @@ def evaluate(
         inference=settings,
         pictures=tuple((pairs.source(i), p) for i, p in zip(worst, pictures, strict=True)),
         bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
+        left_out=left_out,
     )
 
 
@@ -217,8 +232,9 @@ def open_split(
 ) -> tuple[SegmentationData, Pairs]:
     """Return the data set to evaluate on, and the split's pairs with the network's classes.
 
-    The data of the run is read as in training. Other data is read by its own layout, or by the
-    patterns of training if it has no known layout.
+    `auto` takes the images that training held out; of other data its test split, else its
+    validation split, else all images. The data of the run is read as in training. Other data is
+    read by its own layout, or by the patterns of training if it has no known layout.
 
     Raises:
         ValueError: If there is no data, the network does not know its classes, or the card has
@@ -226,9 +242,7 @@ def open_split(
     """
     own = setting_of(card.recipe, "data", str)
     path = data or data_of(source, card)
-    # On Windows, even looking up a path may contact the host that it names.
-    is_local = own is not None and not is_address(own)
-    same = is_local and Path(path).resolve() == Path(str(own)).resolve()
+    same = is_own_data(path, card)
     like_own = same or not is_mask_folder(Path(path))
     reduced = setting_of(card.recipe, "segment.reduce_zero_label", bool, str) if like_own else None
     opened = open_dataset(
@@ -238,10 +252,28 @@ def open_split(
         masks=_pattern_of(card, "masks", source) if like_own else "",
         reduce_zero_label=reduced if isinstance(reduced, bool) else "auto",
     )
-    pairs = opened.val if split == "val" else opened.train
+    pairs = _pairs_of(opened, split, is_own=same)
     if own is None and len(opened.classes) == len(card.classes):
         return opened, pairs  # The class names of a file without a card are a guess.
     return opened, relabel(pairs, opened.classes, card.classes)
+
+
+def _pairs_of(opened: SegmentationData, split: str, *, is_own: bool) -> Pairs:
+    """Return the pairs of a split.
+
+    Raises:
+        ValueError: If there is no such split.
+    """
+    is_whole = split == "auto" and not is_own and opened.test is None and not opened.has_val
+    if split == "all" or is_whole:
+        parts = [part for part in (opened.train, opened.val, opened.test) if part is not None]
+        return join(parts)
+    if split == "auto":
+        split = "test" if opened.test is not None and not is_own else "val"
+    part = {"train": opened.train, "val": opened.val, "test": opened.test}[split]
+    if part is None or not len(part):
+        raise ValueError(f"{opened.path} has no {split} split; give another --split")
+    return part
 
 
 def _pattern_of(card: Card, name: str, source: str) -> str:
@@ -263,24 +295,36 @@ def _pattern_of(card: Card, name: str, source: str) -> str:
 
 
 def relabel(pairs: Pairs, classes: Sequence[str], wanted: Sequence[str]) -> Pairs:
-    """Return pairs with class indices of the network.
+    """Return pairs with class indices of the network; other classes have no label.
 
     Raises:
-        ValueError: If the network does not know one of the classes.
+        ValueError: If the network knows none of the classes.
     """
     if tuple(classes) == tuple(wanted):
         return pairs
     known = {name: position for position, name in enumerate(wanted)}
     missing = [name for name in classes if name not in known]
-    if missing:
+    if len(missing) == len(classes):
         raise ValueError(
             f"the network does not know {len(missing)} of the data's {len(classes)} classes, such "
             f"as {missing[0]!r}; it knows {', '.join(wanted[:5])}"
             f"{', ...' if len(wanted) > 5 else ''}: use these names in the data's classes.txt, in "
             "the order of the values in the masks"
         )
-    table = tuple(known[name] for name in classes)
+    table = tuple(known.get(name, -1) for name in classes)
     return replace(pairs, reader=Relabeled(pairs.reader, table, len(wanted)))
+
+
+def unknown_classes(classes: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return what is left out because the network does not know it."""
+    missing = [name for name in classes if name not in wanted]
+    if not missing:
+        return ()
+    names = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+    return (
+        f"pixels of {len(missing):,} classes are left out, because the network does not know them: "
+        f"{names}",
+    )
 
 
 def draw_images(

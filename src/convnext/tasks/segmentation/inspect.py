@@ -49,6 +49,8 @@ class Inspected:
     num_pixels: int = 0
     digest: bytes = b""
     """Hash of the image's pixels."""
+    is_turned: bool = False
+    """Whether the EXIF orientation turns or mirrors the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,7 @@ def inspect_item(
     """Read one pair in full."""
     nothing = np.zeros(num_classes, dtype=np.int64)
     try:
+        is_turned = pairs.header(index).orientation != 1
         image = pairs.open(index, "RGB")
         mask = pairs.mask(index, image.size)
     except BadImage as error:
@@ -180,6 +183,7 @@ def inspect_item(
         counts=np.bincount(labeled, minlength=num_classes),
         num_pixels=mask.size,
         digest=hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(),
+        is_turned=is_turned,
     )
 
 
@@ -243,6 +247,12 @@ def find_problems(
             "validation images identical to a training image, which makes validation scores too "
             "high: "
             f"{len(duplicates):,} ({shown})"
+        )
+    turned = [item.source for item in good if item.is_turned]
+    if turned:
+        lines.append(
+            f"images that are turned by their EXIF orientation: {len(turned):,} ({_some(turned)}); "
+            "check on the contact sheet that the masks were drawn on the turned images"
         )
     empty = [item.source for item in good if not item.counts.any()]
     if empty:

@@ -48,7 +48,7 @@ class Relabeled:
 
     reader: Reader
     table: tuple[int, ...]
-    """The network's class for each class of the reader."""
+    """The network's class for each class of the reader; -1 for a class that it does not know."""
     num_classes: int
 
     @property
@@ -66,7 +66,8 @@ class Relabeled:
         labels = self.reader.read(mask, size)
         known = labels != self.reader.ignore_index
         found = np.full_like(labels, self.ignore_index)
-        found[known] = np.array(self.table, labels.dtype)[labels[known]]
+        table = [self.ignore_index if label < 0 else label for label in self.table]
+        found[known] = np.array(table, labels.dtype)[labels[known]]
         return found
 
 
@@ -116,6 +117,18 @@ class Pairs:
     def some(self, count: int) -> list[int]:
         """Return up to `count` pairs as a sample of all, spread evenly."""
         return spread(len(self), count)
+
+
+def join(parts: Sequence[Pairs]) -> Pairs:
+    """Return the pairs of several splits of a data set."""
+    first = parts[0]
+    return Pairs(
+        root=first.root,
+        names=tuple(name for part in parts for name in part.names),
+        images=tuple(image for part in parts for image in part.images),
+        masks=tuple(mask for part in parts for mask in part.masks),
+        reader=first.reader,
+    )
 
 
 BACKGROUND = "background"

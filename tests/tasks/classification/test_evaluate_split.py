@@ -1,0 +1,58 @@
+"""The images that `evaluate` takes: the held-out ones of a run, or a split of other data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from convnext.tasks.classification.evaluate import open_split
+from convnext.weights.checkpoint import Card
+
+
+def card(data: Path | str) -> Card:
+    return Card(
+        task="classify",
+        model="convnext_atto",
+        changes={},
+        classes=("a", "b"),
+        preprocessing=None,
+        recipe={"data": str(data), "loader": {"val_share": 0.2}},
+    )
+
+
+def test_the_split_to_evaluate_on(make_folder):
+    counts = {"train": 5, "val": 2, "test": 1}
+    root = make_folder({f"{part}/{c}": n for part, n in counts.items() for c in "ab"})
+    other = card("elsewhere")
+    found = {
+        split: len(open_split(str(root), split, other, None).samples)
+        for split in ("auto", "train", "val", "test", "all")
+    }
+    assert found == {"auto": 2, "train": 10, "val": 4, "test": 2, "all": 16}
+    assert len(open_split(str(root), "auto", card(root), None).samples) == 4
+    plain = make_folder({"a": 10, "b": 10}, name="plain")
+    assert len(open_split(str(plain), "auto", other, None).samples) == 20
+    with pytest.raises(ValueError, match="has no test split, but train"):
+        open_split(str(plain), "test", other, None)
+
+
+def test_the_data_of_training_is_known_by_any_path(make_folder, tmp_path, monkeypatch):
+    root = make_folder({"a": 10, "b": 10})
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    for path in ("data", "./data/", str(root), "link"):
+        assert len(open_split(path, "auto", card(root), None).samples) == 4, path
+
+
+def test_unknown_classes_are_left_out_and_named(make_folder):
+    root = make_folder({"a": 3, "b": 3, "zebra": 2})
+    found = open_split(str(root), "auto", card("elsewhere"), None)
+    assert (len(found.samples), found.classes) == (6, ("a", "b"))
+    assert found.samples.labels == [0, 0, 0, 1, 1, 1]
+    assert found.left_out == (
+        "2 of 8 images are left out, because the network does not know their classes: zebra",
+    )
+    strange = make_folder({"x": 1, "y": 1}, name="strange")
+    with pytest.raises(ValueError, match="does not know 2 of the data's 2 classes"):
+        open_split(str(strange), "auto", card("elsewhere"), None)
