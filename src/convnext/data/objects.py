@@ -10,18 +10,18 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.data.formats.coco import UNUSED, CocoFile, read_coco
-from convnext.data.formats.coco_layout import CocoFiles, find, image_root
-from convnext.data.formats.records import Fault, Objects, Record
+from convnext.data.formats.coco_objects import UNUSED
+from convnext.data.formats.opening import open_objects
+from convnext.data.formats.records import Fault, Objects, ReadOptions, Record, Understood
 from convnext.data.images import BadImage, Header, Mode, decode, read_header
-from convnext.data.samples import held_out, spread
+from convnext.data.samples import spread
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,8 @@ class DetectionImages:
 
 
 NUM_DECODED = 32
+# The beginning of the note that counts the faults; the doctor lists them instead.
+FAULTS = "the annotations have faults"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +107,19 @@ class DetectionData:
     """The id of each class in the json."""
     train: DetectionImages
     val: DetectionImages
+    test: DetectionImages | None = None
+    """Images that the data keeps for a test; neither trained nor validated on."""
+    understood: Understood | None = None
     notes: tuple[str, ...]
-    """Notes for the user on how it was read."""
+    """Notes for the user on how it was read, first the layout, the split and the classes."""
     faults: tuple[Fault, ...] = ()
     """Faults of the files."""
+
+    @property
+    def parts(self) -> dict[str, DetectionImages]:
+        """The images of each split that exists, by "train", "val" and "test"."""
+        found = {"train": self.train, "val": self.val}
+        return found if self.test is None else {**found, "test": self.test}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,48 +144,66 @@ class DataFacts:
     grayscale: bool
 
 
-def open_dataset(path: str, *, val_share: float = 0.2, strict: bool = True) -> DetectionData:
-    """Open the data set at `path` without reading its images.
+def open_dataset(
+    path: str,
+    *,
+    val_share: float = 0.2,
+    strict: bool = True,
+    options: ReadOptions | None = None,
+) -> DetectionData:
+    """Open the data set at `path` without decoding its images.
 
     Args:
-        path: A folder in one of the layouts of `convnext.data.formats.coco_layout`, or a json.
+        path: A folder in one of the layouts of `convnext.data.formats.layouts`, or a json.
         val_share: Share of the images held out if the data has no split of its own.
         strict: Refuse files with fatal faults; otherwise they are noted.
+        options: What the user says about data that can be read in several ways.
 
     Raises:
         ValueError: If there is nothing at `path` to train and validate on; the message says why.
     """
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")
-    root = Path(path)
-    found = find(root)
-    notes = list(found.notes)
-    train, val = _open(found, root, val_share, notes)
-    parts = {"train": train, "val": val}
-    faults = tuple(dict.fromkeys(fault for part in (train, val) for fault in _named(part[0])))
+    opened = open_objects(Path(path), val_share, options or ReadOptions())
+    parts = {
+        split: DetectionImages(part.root, part.records, part.category_ids)
+        for split, part in opened.parts.items()
+    }
+    nothing = DetectionImages(opened.root, (), opened.category_ids)
+    train, val = parts.get("train", nothing), parts.get("val", nothing)
+    notes = list(opened.notes)
+    if strict:
+        _refuse_fatal(path, opened.faults)
+        _check(path, "train", train)
+        _check(path, "val", val)
+    kinds: Counter[str] = Counter()
+    for fault in opened.faults:
+        if fault.kind != UNUSED:
+            kinds[fault.kind] += fault.count
+    if kinds:
+        listed = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(3))
+        notes.append(f"{FAULTS}: {listed}; `convnext data {path}` lists them all")
+    return DetectionData(
+        path=path,
+        classes=opened.classes,
+        category_ids=opened.category_ids,
+        train=train,
+        val=val,
+        test=parts.get("test"),
+        understood=opened.understood,
+        notes=(*opened.understood.lines(), *notes),
+        faults=opened.faults,
+    )
+
+
+def _refuse_fatal(path: str, faults: Sequence[Fault]) -> None:
     fatal = [fault for fault in faults if fault.fatal]
-    if fatal and strict:
+    if fatal:
         more = f"{len(fatal) - 1:,} more such faults; " if len(fatal) > 1 else ""
         raise ValueError(
             f"{fatal[0].where} {fatal[0].text} "
             f"({more}`convnext data {path} --task detect` lists all)"
         )
-    if strict:
-        for name, (_, images) in parts.items():
-            _check(path, name, images)
-    kinds = Counter(fault.kind for fault in faults if fault.kind != UNUSED)
-    if kinds:
-        listed = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(3))
-        notes.append(f"the json has faults: {listed}; `convnext data {path}` lists them all")
-    return DetectionData(
-        path=path,
-        classes=train[0].classes,
-        category_ids=train[0].category_ids,
-        train=train[1],
-        val=val[1],
-        notes=tuple(notes),
-        faults=faults,
-    )
 
 
 def facts(data: DetectionData) -> DataFacts:
@@ -222,70 +251,12 @@ def _sides(record: Record) -> NDArray[np.float64]:
     return np.asarray(np.sqrt(sides.prod(1)) / min(record.width, record.height))
 
 
-Part = tuple[CocoFile, DetectionImages]
-
-
-def _open(found: CocoFiles, root: Path, val_share: float, notes: list[str]) -> tuple[Part, Part]:
-    train = read_coco(found.train)
-    folder = image_root(train, root, "train")
-    if found.val is None:
-        held = held_out([record.file_name for record in train.records], val_share)
-        parts = [
-            DetectionImages(
-                folder,
-                [r for r in train.records if (r.file_name in held) is out],
-                train.category_ids,
-            )
-            for out in (False, True)
-        ]
-        notes.append(
-            f"there is no split: {len(held):,} of {len(train.records):,} images, chosen by their "
-            "names, are held out for validation"
-        )
-        return (train, parts[0]), (train, parts[1])
-    val = read_coco(found.val)
-    val = _by_class_names(val, train)
-    images = DetectionImages(image_root(val, root, "val"), val.records, val.category_ids)
-    return (train, DetectionImages(folder, train.records, train.category_ids)), (val, images)
-
-
-def _by_class_names(val: CocoFile, train: CocoFile) -> CocoFile:
-    """Return the validation file with labels in the order of the training classes, its own ids.
-
-    Raises:
-        ValueError: If it has objects of a class that the training file does not have.
-    """
-    if val.classes == train.classes:
-        return val
-    label_of = {name: label for label, name in enumerate(train.classes)}
-    used = {int(label) for record in val.records for label in record.objects.labels}
-    unknown = [val.classes[label] for label in sorted(used) if val.classes[label] not in label_of]
-    if unknown:
-        raise ValueError(
-            f"{val.path} has objects of {unknown[0]!r}, which is not among the categories of "
-            f"{train.path} ({', '.join(train.classes[:8])}): give both files the same categories"
-        )
-    labels = np.array([label_of.get(name, -1) for name in val.classes], np.int64)
-
-    def relabel(objects: Objects) -> Objects:
-        return replace(objects, labels=labels[objects.labels])
-
-    records = tuple(replace(record, objects=relabel(record.objects)) for record in val.records)
-    ids = ids_of(train.classes, val.classes, val.category_ids)
-    return replace(val, classes=train.classes, category_ids=ids, records=records)
-
-
 def ids_of(
     wanted: Sequence[str], classes: Sequence[str], category_ids: Sequence[int]
 ) -> tuple[int, ...]:
     """Return the ids of the wanted classes; -1 for those that are not among `classes`."""
     ids = dict(zip(classes, category_ids, strict=True))
     return tuple(ids.get(name, -1) for name in wanted)
-
-
-def _named(file: CocoFile) -> list[Fault]:
-    """Return the faults of a file, prefixed with its name."""
-    return [replace(fault, where=f"{file.path.name}: {fault.where}") for fault in file.faults]
 
 
 def _check(path: str, name: str, images: DetectionImages) -> None:

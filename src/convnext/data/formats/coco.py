@@ -8,23 +8,35 @@ faults that make the whole file ambiguous.
 from __future__ import annotations
 
 import json
-import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
-import numpy as np
-
-from convnext.data.formats.records import Fault, Objects, Record
+from convnext.data.formats.coco_boxes import BoxForm
+from convnext.data.formats.coco_objects import (
+    FIX,
+    UNUSED,
+    FaultList,
+    by_image,
+    count_crowds,
+    read_objects,
+)
+from convnext.data.formats.coco_tidy import tidy_ids, tidy_objects
+from convnext.data.formats.coco_values import Changes, Json, is_whole
+from convnext.data.formats.located import (
+    OFF_BY,
+    Exif,
+    Locator,
+    Stored,
+    Turns,
+    needed_headers,
+    turn_objects,
+)
+from convnext.data.formats.records import Fault, Record
 from convnext.data.images import MAX_PIXELS
-from convnext.data.masks import Mask, area_of, num_pixels
-
-# Boxes may extend this many pixels beyond the image because of rounding.
-ROUNDING = 1.0
-UNUSED = "unused category"
-FIX = "`convnext data PATH --task detect --fix` "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,30 +49,53 @@ class CocoFile:
     """The id of each class."""
     records: tuple[Record, ...]
     faults: tuple[Fault, ...]
+    placeholders: tuple[str, ...] = ()
+    """Classes without objects that name the whole data set, as Roboflow writes them."""
+    notes: tuple[str, ...] = ()
 
 
-def read_coco(path: Path | str) -> CocoFile:
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Where the images of a file are, and how their EXIF orientation is to be read."""
+
+    root: Path
+    """The folder that the names of records are relative to."""
+    locator: Locator
+    exif: Exif = "auto"
+
+
+def read_coco(
+    path: Path | str,
+    *,
+    content: Json | None = None,
+    images: Images | None = None,
+    boxes: BoxForm | None = None,
+) -> CocoFile:
     """Read and check a file.
+
+    Args:
+        path: The file.
+        content: Its content, if it was loaded already; it is changed.
+        images: Where its images are; None to read the file alone.
+        boxes: What the four numbers of a box are; None to recognize it.
 
     Raises:
         ValueError: If it is not such a file; the message says why.
     """
     path = Path(path)
-    content = load_json(path)
-    faults = _Faults()
-    classes = _read_categories(path, content["categories"])
-    images = _read_images(content["images"], faults)
-    by_image = _by_image(content["annotations"], images, classes, faults)
+    content = load_json(path) if content is None else content
+    changes, faults = Changes(), FaultList()
+    tidy_ids(content, changes)
+    files = Files() if images is None else locate(content, images, faults)
+    tidy_objects(content, changes, boxes=boxes)
+    classes, placeholders = read_categories(path, content, faults)
+    listed = _read_images(content["images"], faults)
+    values_of = by_image(content["annotations"], listed, classes, faults)
     records = tuple(
-        Record(
-            id=image_id,
-            file_name=image["file_name"],
-            width=image["width"],
-            height=image["height"],
-            objects=_read_objects(by_image.get(image_id, ()), image, classes, faults),
-        )
-        for image_id, image in images.items()
+        _read_record(image, values_of.get(key, ()), classes, files, faults)
+        for key, image in listed.items()
     )
+    count_crowds(records, faults)
     used = Counter(int(label) for record in records for label in record.objects.labels)
     for label, (category_id, name) in enumerate(classes.items()):
         if not used[label]:
@@ -71,7 +106,95 @@ def read_coco(path: Path | str) -> CocoFile:
         classes=tuple(classes.values()),
         category_ids=tuple(classes),
         records=records,
-        faults=tuple(faults.found),
+        faults=tuple(faults.found + changes.faults()),
+        placeholders=placeholders,
+        notes=() if images is None else tuple(images.locator.notes()),
+    )
+
+
+@dataclass
+class Files:
+    """The files of the images of a json."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    """Paths relative to the root by `file_name`, where they differ from it."""
+    paths: dict[str, Path] = field(default_factory=dict)
+    """Paths by `file_name`, of those that exist."""
+    turned: dict[str, Stored] = field(default_factory=dict)
+    """The images whose objects were drawn on unturned pixels."""
+    headers: dict[str, Stored] = field(default_factory=dict)
+    """Headers by `file_name`; none where a sample of a large data set agrees with the json."""
+
+
+def locate(content: Json, images: Images, faults: FaultList) -> Files:
+    """Find the images of a json, and put their sizes into it where it has none or nearly theirs."""
+    files = Files()
+    listed = [
+        v for v in content["images"] if isinstance(v.get("file_name"), str) and v["file_name"]
+    ]
+    for value in listed:
+        name = value["file_name"]
+        found = images.locator.find(name, f"image {value.get('id')}")
+        if found is None:
+            continue
+        files.paths[name] = found
+        if found != images.root / name:
+            files.names[name] = Path(os.path.relpath(found, images.root)).as_posix()
+    faults.found += images.locator.ambiguous
+    sizes = {value["file_name"]: stated_size(value) for value in listed}
+    known = {name: size for name, size in sizes.items() if size is not None}
+    headers = files.headers = needed_headers(files.paths, known)
+    turns = Turns(images.exif)
+    files.turned = turns.decide(headers, sizes)
+    faults.found += turns.faults()
+    for value in listed:
+        name, where = value["file_name"], f"image {value.get('id')} {value['file_name']}"
+        stored, stated = headers.get(name), sizes[value["file_name"]]
+        if stored is None:
+            continue
+        size = (stored.width, stored.height) if name in files.turned else stored.upright
+        if stated is None:
+            value["width"], value["height"] = size
+            text = "has no size in the json; it is taken from the file"
+            faults.add("image without size", where, text)
+        elif (
+            stated != size and max(abs(a - b) for a, b in zip(stated, size, strict=True)) <= OFF_BY
+        ):
+            value["width"], value["height"] = size
+            text = f"has {size[0]} x {size[1]} pixels, but {stated[0]} x {stated[1]} in the json"
+            faults.add("image sizes off by a pixel or two", where, f"{text}; the file counts")
+    return files
+
+
+def stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (width, height) of an image entry; None if they are missing or too large."""
+    width, height = image.get("width"), image.get("height")
+    if not is_whole(width) or not is_whole(height) or min(width, height) <= 0:
+        return None
+    return (width, height) if width * height <= MAX_PIXELS else None
+
+
+def _read_record(
+    image: Mapping[str, Any],
+    values: Iterable[Mapping[str, Any]],
+    classes: Mapping[int, str],
+    files: Files,
+    faults: FaultList,
+) -> Record:
+    name = image["file_name"]
+    objects = read_objects(values, image, classes, faults)
+    width, height = image["width"], image["height"]
+    stored = files.turned.get(name)
+    if stored is not None:
+        objects = turn_objects(objects, stored)
+        width, height = stored.upright
+    return Record(
+        id=image["id"],
+        file_name=files.names.get(name, name),
+        width=width,
+        height=height,
+        objects=objects,
+        where=f"image {image['id']}",
     )
 
 
@@ -102,41 +225,70 @@ def load_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", content)
 
 
-@dataclass
-class _Faults:
-    found: list[Fault] = field(default_factory=list)
+def read_categories(
+    path: Path, content: Json, faults: FaultList
+) -> tuple[dict[int, str], tuple[str, ...]]:
+    """Return names by id, in the order of the ids, and those that are only placeholders.
 
-    def add(self, kind: str, where: str, text: str, *, fatal: bool = False) -> None:
-        self.found.append(Fault(kind=kind, where=where, text=text, fatal=fatal))
-
-
-def _read_categories(path: Path, values: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """Return names by id, in the order of the ids.
+    Categories of one name become one. Roboflow lists the name of the data set as category 0, the
+    supercategory of all others.
 
     Raises:
-        ValueError: If there are none, or an id or a name is missing or duplicated.
+        ValueError: If there are none, or an id or a name is missing or ambiguous.
     """
-    names: dict[int, str] = {}
-    for value in values:
+    by_id: dict[int, Mapping[str, Any]] = {}
+    for value in content["categories"]:
         key: Any = value.get("id")
         name = value.get("name")
         if not is_whole(key) or not isinstance(name, str):
             raise ValueError(f"{path}: the category {value} needs a whole `id` and a `name`")
-        if key in names:
-            raise ValueError(f"{path}: the category id {key} is {names[key]!r} and {name!r}")
-        if name in names.values():
-            raise ValueError(f"{path}: two categories are called {name!r}; merge them")
-        names[key] = name
-    if not names:
+        if key in by_id and by_id[key]["name"] != name:
+            raise ValueError(
+                f"{path}: the category id {key} is {by_id[key]['name']!r} and {name!r}"
+            )
+        by_id[key] = value
+    if not by_id:
         raise ValueError(f"{path} has no category: say what the objects are")
-    return dict(sorted(names.items()))
+    used = {v.get("category_id") for v in content["annotations"] if is_whole(v.get("category_id"))}
+    names: dict[int, str] = {}
+    merged: dict[int, int] = {}
+    for name in dict.fromkeys(by_id[key]["name"] for key in sorted(by_id)):
+        ids = [key for key in sorted(by_id) if by_id[key]["name"] == name]
+        with_objects = [key for key in ids if key in used]
+        kinds = {by_id[key].get("supercategory") for key in with_objects}
+        if len(with_objects) > 1 and len(kinds) > 1:
+            raise ValueError(
+                f"{path}: two categories are called {name!r}, of the supercategories "
+                f"{' and '.join(sorted(map(str, kinds)))}: give them different names if they are "
+                "different classes, or the same supercategory if they are one"
+            )
+        kept = (with_objects or ids[-1:])[0]
+        names[kept] = name
+        merged |= {key: kept for key in ids if key != kept}
+        for key in ids:
+            if key != kept:
+                text = f"has the name {name!r} of category {kept}; they are read as one class"
+                faults.add("categories of one name", f"category {key}", text)
+    for value in content["annotations"] if merged else ():
+        if is_whole(value.get("category_id")):
+            value["category_id"] = merged.get(value["category_id"], value["category_id"])
+    placeholders = tuple(
+        name for key, name in names.items() if key not in used and _is_placeholder(by_id, key)
+    )
+    return dict(sorted(names.items())), placeholders
+
+
+def _is_placeholder(by_id: Mapping[int, Mapping[str, Any]], key: int) -> bool:
+    """Tell whether a category is the supercategory of all others, and has none itself."""
+    name, own = by_id[key]["name"], by_id[key].get("supercategory")
+    others = [value.get("supercategory") for other, value in by_id.items() if other != key]
+    return own in (None, "", "none") and bool(others) and all(kind == name for kind in others)
 
 
 def _read_images(
-    values: Sequence[Mapping[str, Any]], faults: _Faults
+    values: Sequence[Mapping[str, Any]], faults: FaultList
 ) -> dict[int, Mapping[str, Any]]:
     images: dict[int, Mapping[str, Any]] = {}
-    files: dict[str, int] = {}
     for number, value in enumerate(values):
         key, name = value.get("id"), value.get("file_name")
         where = f"image {key}" if is_whole(key) else f"number {number} of the images"
@@ -158,164 +310,6 @@ def _read_images(
                 "be told apart; give each image an id of its own"
             )
             faults.add("duplicate image id", where, text, fatal=True)
-        elif name in files:
-            text = f"{name} is already image {files[name]}; left out with its objects"
-            faults.add("duplicate file name", where, text)
         else:
-            images[key], files[name] = value, key
+            images[key] = value
     return images
-
-
-def _by_image(
-    values: Sequence[Mapping[str, Any]],
-    images: Mapping[int, Any],
-    classes: Mapping[int, str],
-    faults: _Faults,
-) -> dict[int, list[Mapping[str, Any]]]:
-    """Return the annotations of each image, without those of unknown images or categories."""
-    found: dict[int, list[Mapping[str, Any]]] = {}
-    seen: set[int] = set()
-    for number, value in enumerate(values):
-        key = value.get("id")
-        where = f"annotation {key}" if is_whole(key) else f"number {number} of the annotations"
-        if not is_whole(key):
-            faults.add("annotation without id", where, f"kept; {FIX}numbers it")
-        elif key in seen:
-            text = f"the id is there more than once; kept; {FIX}gives it another"
-            faults.add("duplicate annotation id", where, text)
-        else:
-            seen.add(key)
-        image, category = value.get("image_id"), value.get("category_id")
-        if not is_whole(image) or image not in images:
-            text = f"is of image {image!r}, which the file does not list; left out"
-            faults.add("unknown image", where, text)
-        elif not is_whole(category) or category not in classes:
-            known = ", ".join(map(str, list(classes)[:5])) + (", ..." if len(classes) > 5 else "")
-            text = f"has category {category!r}, but the file has {known}; left out"
-            faults.add("unknown category", where, text)
-        else:
-            found.setdefault(image, []).append(value)
-    return found
-
-
-def _read_objects(
-    values: Iterable[Mapping[str, Any]],
-    image: Mapping[str, Any],
-    classes: Mapping[int, str],
-    faults: _Faults,
-) -> Objects:
-    width, height = image["width"], image["height"]
-    label_of = {category: label for label, category in enumerate(classes)}
-    kept: list[tuple[int, tuple[float, ...], int, float, bool, Mask | None]] = []
-    for value in values:
-        where = f"annotation {value.get('id')}"
-        box = _read_box(value.get("bbox"), (width, height), where, faults)
-        if box is None:
-            continue
-        crowd = value.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            text = f"has the iscrowd {crowd!r}, neither 0 nor 1; taken as a single object"
-            faults.add("unclear crowd", where, text)
-            crowd = 0
-        mask = _read_mask(value.get("segmentation"), (height, width), where, faults)
-        area = value.get("area")
-        if not is_number(area) or area <= 0:
-            area = (box[2] - box[0]) * (box[3] - box[1])
-            if mask is not None:
-                area = area_of(mask, (height, width)) or area
-        key = value["id"] if is_whole(value.get("id")) else -1
-        kept.append((key, box, label_of[value["category_id"]], float(area), bool(crowd), mask))
-    ids, boxes, labels, areas, crowds, masks = zip(*kept, strict=True) if kept else ((),) * 6
-    return Objects(
-        ids=tuple(ids),
-        boxes=np.array(boxes, np.float64).reshape(-1, 4),
-        labels=np.array(labels, np.int64),
-        areas=np.array(areas, np.float64),
-        crowd=np.array(crowds, np.bool_),
-        masks=tuple(masks),
-    )
-
-
-def _read_box(
-    value: Any, size: tuple[int, int], where: str, faults: _Faults
-) -> tuple[float, float, float, float] | None:
-    """Return a box (x, y, width, height) as corners within the image, or None."""
-    if not isinstance(value, list) or len(value) != 4 or not all(map(is_number, value)):
-        text = f"has the box {value!r}, not four finite numbers x, y, width, height; left out"
-        faults.add("no box", where, text)
-        return None
-    x, y, w, h = map(float, value)
-    if w <= 0 or h <= 0:
-        text = f"has a box of {w:g} x {h:g} pixels; left out; {FIX}removes it"
-        faults.add("box without area", where, text)
-        return None
-    width, height = size
-    x1, y1 = max(x, 0.0), max(y, 0.0)
-    x2, y2 = min(x + w, float(width)), min(y + h, float(height))
-    if x2 <= x1 or y2 <= y1:
-        text = f"has a box at {value}, outside the image of {width} x {height}; left out"
-        faults.add("box outside the image", where, text)
-        return None
-    if max(-x, -y, x + w - width, y + h - height) > ROUNDING:
-        text = f"has a box {value} that leaves the image of {width} x {height}; cut at its border"
-        faults.add("box over the border", where, text)
-    return x1, y1, x2, y2
-
-
-def _read_mask(value: Any, size: tuple[int, int], where: str, faults: _Faults) -> Mask | None:
-    """Return polygons as arrays, run lengths as they are, or None for an object without a mask."""
-    if value is None or value == []:
-        return None
-    if isinstance(value, dict):
-        return _read_runs(value, size, where, faults)
-    if not isinstance(value, list) or not all(isinstance(ring, list) for ring in value):
-        text = "has a segmentation that is neither polygons nor run lengths; its box is kept"
-        faults.add("damaged mask", where, text)
-        return None
-    rings = []
-    for ring in value:
-        if len(ring) % 2 or not all(map(is_number, ring)):
-            text = "has a polygon that is not pairs of finite numbers; it is left out"
-            faults.add("damaged mask", where, text)
-        elif len(ring) < 6:
-            text = f"has a polygon of {len(ring) // 2} points, of which three make one; left out"
-            faults.add("polygon with too few points", where, text)
-        else:
-            rings.append(np.array(ring, np.float64))
-    return tuple(rings) if rings else None
-
-
-def _read_runs(
-    value: Mapping[str, Any], size: tuple[int, int], where: str, faults: _Faults
-) -> Mask | None:
-    given = value.get("size")
-    if not isinstance(given, list) or tuple(given) != size:
-        text = (
-            f"has run lengths of a mask of {given} (height, width) on an image of {list(size)}; "
-            "its box is kept"
-        )
-        faults.add("mask of another size", where, text)
-        return None
-    counts = value.get("counts")
-    runs: dict[str, Any] = {"size": list(size), "counts": counts}
-    if isinstance(counts, list) and all(is_whole(count) and count >= 0 for count in counts):
-        runs["counts"] = np.array(counts, np.int64)
-    elif not isinstance(counts, str):
-        counts = None
-    if counts is None or num_pixels(runs) != size[0] * size[1]:
-        text = "has run lengths that do not fill its image; its box is kept; draw the mask again"
-        faults.add("damaged mask", where, text)
-        return None
-    return runs
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Tell whether a value of a json is a finite number."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return abs(value) < 2**53 and math.isfinite(value)
-
-
-def is_whole(value: Any) -> TypeGuard[int]:
-    """Tell whether a value of a json is a whole number that can be an id or a size."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63

@@ -1,32 +1,27 @@
-"""The accepted layouts of COCO's json and its images.
+"""Which json files of a folder are COCO's, and which split each is for.
 
-instances_{train,val}.json  images/                    also images/{train,val}
-annotations/instances_{train,val}2017.json             COCO's own, with {train,val}2017/
-{train,valid}/_annotations.coco.json                   beside the images, exported by labeling tools
-anything.json                                          one file: a share is held out
+instances_{train,val,test}.json            images/                  also images/{train,val,test}
+annotations/instances_{train,val}2017.json {train,val}2017/         COCO's own
+annotations/instances_{Train,Validation}.json                       exported by CVAT
+{train,valid,test}/_annotations.coco.json  beside the images        exported by labeling tools
+anything.json                              one file: a share is held out
 
-The names may have a year, and `val` may be `valid`, `validation` or `test`. Images are looked for
-beside the json, in images/, and in a folder with the name of the split.
+The exact name `instances_SPLIT.json` wins over copies and other names, which are listed as ignored.
+Of candidates with equal names the user has to choose. Images are looked for beside the json, in
+images/, in a folder with the name of the split, and then everywhere below the data.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from convnext.data.formats.coco import CocoFile
+from convnext.data.formats.paths import SPLIT_WORDS, FileIndex, split_of, split_of_path
+from convnext.data.formats.records import SPLITS, Split
 
-SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
-PATTERNS = (
-    "instances_{}*.json",
-    "annotations/instances_{}*.json",
-    "{}/_annotations.coco.json",
-    "annotations/{}*.json",
-    "{}*.json",
-)
 ACCEPTED = (
     "accepted are instances_{train,val}.json with images/, COCO's annotations/ with train2017/ and "
     "val2017/, {train,valid}/_annotations.coco.json, or one .json, of which a share is held out"
@@ -35,76 +30,182 @@ ACCEPTED = (
 BACKUP_SUFFIX = ".before-fix"
 # Number of images to look for in each candidate folder.
 NUM_TRIED = 20
+# How much of a file is searched for COCO's keys: lists of images come before or after long ones.
+SNIFFED = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoFiles:
-    """The files of a data set."""
+    """The json files of a data set."""
 
-    train: Path
-    val: Path | None
-    notes: tuple[str, ...] = ()
-
-
-def is_detection(root: Path) -> bool:
-    """Tell whether a path is in one of the layouts above."""
-    if root.is_file():
-        return root.suffix.lower() == ".json"
-    return root.is_dir() and _of_split(root, "train") is not None
+    files: Mapping[Split, Path]
+    """The file of each split; a single file without a split is "train"."""
+    is_split: bool
+    ignored: tuple[Path, ...] = ()
 
 
-def find(root: Path) -> CocoFiles:
-    """Return the json files of a data set.
+def looks_like_coco(path: Path) -> bool:
+    """Tell whether a json has COCO's lists, from its beginning and its end."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(SNIFFED)
+            file.seek(max(path.stat().st_size - SNIFFED, 0))
+            end = file.read()
+            if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
+                return False
+            text = start + end
+            keys = (b'"images"', b'"annotations"', b'"categories"')
+            if all(key in text for key in keys):
+                return True
+            if sum(key in text for key in keys) < 1 or path.stat().st_size <= 2 * SNIFFED:
+                return False
+            file.seek(0)
+            whole = file.read()
+            return all(key in whole for key in keys)
+    except OSError:
+        return False
+
+
+def find(root: Path, index: FileIndex, annotations: str = "") -> CocoFiles | None:
+    """Return the json files of a data set; None if there are none.
+
+    Args:
+        root: The folder, or a json file.
+        index: Its files.
+        annotations: The files to take, separated by commas.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If two files could be the one of a split.
     """
+    if annotations:
+        return _given(root, annotations)
     if root.is_file():
-        return CocoFiles(train=root, val=None)
-    if not root.is_dir():
-        raise ValueError(f"there is no folder {root}")
-    train, val = _of_split(root, "train"), _of_split(root, "val")
-    if train is None:
-        candidates = _json_files(root, "*.json") + _json_files(root, "annotations/*.json")
-        if len(candidates) != 1:
-            listed = f"; it has {', '.join(c.name for c in candidates[:5])}" if candidates else ""
-            raise ValueError(f"{root} has no json of training objects{listed}; {ACCEPTED}")
-        return CocoFiles(train=candidates[0], val=None)
-    notes: tuple[str, ...] = ()
-    if val is not None and "test" in (val.parent.name, *re.split(r"[\W_\d]+", val.stem)):
-        notes = (f"{val.relative_to(root)} is used for validation",)
-    return CocoFiles(train=train, val=val, notes=notes)
+        return CocoFiles(files={"train": root}, is_split=False)
+    candidates = [
+        path
+        for path in index.with_ending(".json")
+        if BACKUP_SUFFIX not in path.name and looks_like_coco(path)
+    ]
+    by_split: dict[Split, list[Path]] = {}
+    for path in candidates:
+        split = _split_of_file(path, root)
+        if split is not None:
+            by_split.setdefault(split, []).append(path)
+    if not by_split:
+        if len(candidates) > 1:
+            raise _ambiguous(candidates, "all objects", root)
+        return CocoFiles(files={"train": candidates[0]}, is_split=False) if candidates else None
+    files = {split: _best(by_split[split], split, root) for split in SPLITS if split in by_split}
+    if "train" not in files:
+        rest = [path for path in candidates if path not in files.values()]
+        if len(rest) == 1 and not any(_split_of_file(path, root) for path in rest):
+            files = {"train": rest[0], **files}
+        elif len(files) == 1:
+            return CocoFiles(files={"train": next(iter(files.values()))}, is_split=False)
+        else:
+            names = ", ".join(_short(path, root) for path in candidates)
+            raise ValueError(
+                f"{root} has no json of training objects; it has {names}; {ACCEPTED}, or "
+                "--annotations FILE"
+            )
+    ignored = tuple(path for path in candidates if path not in files.values())
+    return CocoFiles(files=files, is_split=True, ignored=ignored)
 
 
-def image_root(file: CocoFile, root: Path, split: str) -> Path:
-    """Return the folder of a file's images: the one that has most of a sample of them."""
-    year = (re.findall(r"\d{4}", file.path.stem) or [""])[-1]
+def _given(root: Path, annotations: str) -> CocoFiles:
+    """Return the files that the user names.
+
+    Raises:
+        ValueError: If one does not exist, or their splits are unclear.
+    """
     base = root if root.is_dir() else root.parent
-    names = ["", *(f"{name}{suffix}" for name in SPLITS[split] for suffix in {year, ""})]
+    paths = []
+    for name in annotations.split(","):
+        path = next((p for p in (base / name.strip(), Path(name.strip())) if p.is_file()), None)
+        if path is None:
+            raise ValueError(f"there is no annotation file {name.strip()} in {base} or here")
+        paths.append(path)
+    if len(paths) == 1:
+        return CocoFiles(files={"train": paths[0]}, is_split=False)
+    splits = [_split_of_file(path, base) for path in paths]
+    if None in splits or len(set(splits)) < len(splits):
+        raise ValueError(
+            f"--annotations {annotations}: the names must say which file is for train, val or "
+            "test, one for each"
+        )
+    files = {split: path for split, path in zip(splits, paths, strict=True) if split is not None}
+    if "train" not in files:
+        raise ValueError(f"--annotations {annotations}: no name says that it is for training")
+    return CocoFiles(files=files, is_split=True)
+
+
+def _split_of_file(path: Path, root: Path) -> Split | None:
+    own = split_of(path.stem)
+    if own is not None:
+        return own
+    # A name of neutral words alone belongs to the split of its folder; others are something else.
+    is_neutral = split_of(f"{path.stem}_train") is not None
+    within = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    return split_of_path(within) if is_neutral else None
+
+
+def _best(paths: Sequence[Path], split: Split, root: Path) -> Path:
+    """Return the file with the most usual name.
+
+    Raises:
+        ValueError: If two are equally usual and differ.
+    """
+    ranked = sorted(paths, key=lambda path: _rank(path, split, root))
+    equal = [path for path in ranked if _rank(path, split, root) == _rank(ranked[0], split, root)]
+    if any(path.read_bytes() != equal[0].read_bytes() for path in equal[1:]):
+        raise _ambiguous(equal, f"the {split} split", root)
+    return equal[0]
+
+
+def _rank(path: Path, split: Split, root: Path) -> int:
+    words = "|".join(SPLIT_WORDS[split])
+    stem = path.stem.lower()
+    if re.fullmatch(rf"instances_({words})(\d{{4}})?", stem):
+        return 0
+    if path.name.lower() == "_annotations.coco.json":
+        return 1
+    return 2 if re.fullmatch(r"[\w.]+", stem) else 3
+
+
+def _ambiguous(paths: Sequence[Path], what: str, root: Path) -> ValueError:
+    names = " or ".join(_short(path, root) for path in paths[:4])
+    return ValueError(
+        f"{root}: {what} could be in {names}; say which with --annotations "
+        f"{_short(paths[0], root)}, or with several files separated by commas"
+    )
+
+
+def _short(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def image_folders(path: Path, names: Sequence[str], root: Path, split: Split | None) -> list[Path]:
+    """Return the folders where the images of a json may be, the one that has most of them first."""
+    year = (re.findall(r"\d{4}", path.stem) or [""])[-1]
+    base = root if root.is_dir() else root.parent
+    words = SPLIT_WORDS[split] if split else ()
+    subfolders = ["", *(f"{word}{suffix}" for word in words for suffix in (year, ""))]
     folders: Sequence[Path] = list(
         dict.fromkeys(
             folder / name
-            for folder in (file.path.parent / "images", file.path.parent, base / "images", base)
-            for name in names
+            for folder in (path.parent / "images", path.parent, base / "images", base)
+            for name in subfolders
         )
     )
 
     def num_found(folder: Path) -> int:
-        tried = islice(file.records, NUM_TRIED)
-        return sum((folder / record.file_name).is_file() for record in tried)
+        return sum(_exists(folder / name) for name in islice(names, NUM_TRIED))
 
-    return max(folders, key=num_found)
-
-
-def _of_split(root: Path, split: str) -> Path | None:
-    """Return the first json of a split in the order of the patterns and the names."""
-    for pattern in PATTERNS:
-        for name in SPLITS[split]:
-            found = _json_files(root, pattern.format(name))
-            if found:
-                return found[0]
-    return None
+    return sorted(folders, key=num_found, reverse=True)
 
 
-def _json_files(root: Path, pattern: str) -> list[Path]:
-    return sorted(path for path in root.glob(pattern) if BACKUP_SUFFIX not in path.name)
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

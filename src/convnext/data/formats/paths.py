@@ -251,6 +251,12 @@ def _parts(name: str) -> list[str]:
     return [part for part in path.parts if part not in (path.anchor, ".", "..")]
 
 
+def suffixes(name: str) -> list[str]:
+    """Return a path of any system without its root and dots, and all of its ends, longest first."""
+    parts = _parts(name)
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
 def _shared(path: Path, parts: Sequence[str]) -> int:
     """Return how many last parts of a path are those of a name."""
     count = 0

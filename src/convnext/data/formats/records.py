@@ -1,13 +1,12 @@
 """What the readers of all formats return: images with their annotations, and faults.
 
 The doctor, the converters and the tasks read data through these types, so that `convnext data`
-reports exactly what training uses. Imported annotations are the common form of other formats before
-they become COCO's json.
+reports exactly what training uses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +34,8 @@ class Fault:
     """What is wrong, how it was handled, and what to do."""
     fatal: bool = False
     """Whether training is refused until it is fixed."""
+    count: int = 1
+    """How many places have this fault, if `where` is the first of them."""
 
     def __str__(self) -> str:
         return f"{self.where} {self.text}"
@@ -89,6 +90,28 @@ class Record:
     """The file with the class of every pixel."""
     where: str = ""
     """The file, and its line or id, that the annotations come from."""
+    extras: tuple[Mapping[str, Any], ...] = ()
+    """Other entries of each object, such as `difficult`; () if there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """What the user says about data that can be read in several ways. Empty: recognize it."""
+
+    layout: str = ""
+    """The name of a layout."""
+    annotations: str = ""
+    """Annotation files, separated by commas, relative to the data or the current folder."""
+    images: str = ""
+    """The folder of the images, if it is not below the data."""
+    exif: Literal["auto", "turned", "unturned"] = "auto"
+    """Whether objects were drawn on images with the EXIF orientation applied or not."""
+    boxes: Literal["", "xywh", "xyxy", "cxcywh"] = ""
+    """What the four numbers of a COCO box are: corner and size, corners, or center and size."""
+    difficult: Literal["keep", "crowd", "drop"] = "keep"
+    """How to treat VOC's difficult objects."""
+    allow_outside: bool = False
+    """Read files outside the data folder that annotations or links name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,45 +138,3 @@ class Understood:
             f"classes, in this order: {len(self.classes):,} ({shown})",
             *(f"left out: {line}" for line in self.left_out),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportedObject:
-    """An object in a file of labels."""
-
-    where: str
-    """Its file and line."""
-    label: str | int
-    """The name of its class, or its number if the source lists names."""
-    box: tuple[float, float, float, float]
-    """x, y, width, height in pixels; it may extend beyond the image."""
-    ring: tuple[float, ...] = ()
-    """A polygon in pixels, x0 y0 x1 y1 ...; empty for an object with only a box."""
-    crowd: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Other entries of its annotation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportedImage:
-    """An image and the function that reads its objects."""
-
-    image: Path
-    name: str
-    """The name that it will get."""
-    labels: Path
-    read: Callable[[tuple[int, int]], tuple[list[ImportedObject], list[str]]]
-    """Maps the image's (width, height) to its objects and their faults."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportedDataset:
-    """A data set in another format."""
-
-    kind: str
-    splits: Mapping[str, tuple[ImportedImage, ...]]
-    """"train" and "val"."""
-    classes: tuple[str, ...] | None = None
-    """None if the classes are the names that occur in the annotations."""
-    notes: tuple[str, ...] = ()
-    """Notes for the user on how it was read."""

@@ -59,7 +59,7 @@ class ExportOptions:
 
 def recognizes(path: Path) -> bool:
     """Whether a folder or a JSON file is a detection data set, by its layout."""
-    from convnext.data.formats.coco_layout import is_detection
+    from convnext.data.formats.layouts import is_detection
 
     return is_detection(path)
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from convnext.data.formats.coco_layout import is_detection
+from convnext.data.formats.layouts import is_detection
 from convnext.data.formats.mask_folders import VOC, PairListing, Part, find, is_mask_folder
 from convnext.data.images import BadImage
 from convnext.data.samples import held_out, note_copies

@@ -27,7 +27,23 @@ def mend(
 
 
 CHANGES: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
-    ({"bbox": [2, 2, 0, 5]}, "box without area: removed", None),
+    ({"bbox": [2, 2, 0, 5], "segmentation": []}, "box without area: removed", None),
+    (
+        {"bbox": [2, 2, 0, 5]},
+        "objects without a box: rewritten",
+        {"bbox": [2, 2, 8, 8]},
+    ),
+    ({"bbox": [10, 10, -8, -8]}, "objects without a box: rewritten", {"bbox": [2, 2, 8, 8]}),
+    (
+        {"bbox": [10, 10, -8, -6], "segmentation": []},
+        "boxes with negative sides: rewritten",
+        {"bbox": [2, 4, 8, 6]},
+    ),
+    ({"image_id": "1"}, "ids that are not whole numbers: rewritten", {"image_id": 1}),
+    ({"category_id": 7.0}, "ids that are not whole numbers: rewritten", {"category_id": 7}),
+    ({"bbox": ["2", "2", "8", "8"]}, "boxes written as text: rewritten", {"bbox": [2, 2, 8, 8]}),
+    ({"area": 640000}, "area of another unit: computed", {"area": 64.0}),
+    ({"id": 0}, "annotation id 0: renumbered", {"id": 2}),
     ({"bbox": [50, 2, 5, 5]}, "box outside the image: removed", None),
     ({"bbox": [35, 2, 10, 8]}, "box beyond the image: clipped", {"bbox": [35, 2, 5, 8]}),
     ({"bbox": [-3, 2, 10, 40]}, "box beyond the image: clipped", {"bbox": [0, 2, 7, 28]}),
@@ -35,7 +51,7 @@ CHANGES: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
     ({"category_id": 1}, "annotation of an unknown category: removed", None),
     ({"category_id": True}, "annotation of an unknown category: removed", None),
     (
-        {"segmentation": [[1, 1, 5, 5], RING]},
+        {"segmentation": [[1, 1, 5, 6], RING]},
         "polygon with too few points: removed, the box is kept",
         {"segmentation": [RING]},
     ),
@@ -64,12 +80,13 @@ def test_what_is_mended(
     tmp_path: Path, changes: dict[str, Any], kind: str, expected: dict[str, Any] | None
 ) -> None:
     bad = annotation(12, 1) | {"note": "mine"} | changes
-    report, content = mend(tmp_path, [annotation(1, 1), bad])
+    good = annotation(1, 1, category_id=9)
+    report, content = mend(tmp_path, [good, bad])
     assert [(change.kind, change.count) for change in report.changes] == [(kind, 1)]
-    where = "number 1 of the annotations" if bad["id"] is None else "annotation 12"
+    where = "number 1 of" if bad["id"] is None else f"annotation {bad['id']}"
     assert report.changes[0].examples[0].startswith(where)
     assert report.left == ()
-    assert content["annotations"][0] == annotation(1, 1)
+    assert content["annotations"][0] == good
     rest = content["annotations"][1:]
     assert rest == ([] if expected is None else [bad | expected])
     again = fix(tmp_path / "x.json")
@@ -80,7 +97,9 @@ def test_what_is_mended(
 
 
 def test_ids_that_are_there_twice(tmp_path: Path) -> None:
-    report, content = mend(tmp_path, [annotation(key, 1) for key in (3, 8, 3, 3)])
+    boxes = [[2, 2, 8, side] for side in (5, 6, 7, 8)]
+    ids = zip((3, 8, 3, 3), boxes, strict=True)
+    report, content = mend(tmp_path, [annotation(key, 1, bbox=box) for key, box in ids])
     assert [value["id"] for value in content["annotations"]] == [3, 8, 9, 10]
     assert report.changes[0].examples == ("annotation 3 is now 9", "annotation 3 is now 10")
 
@@ -142,12 +161,12 @@ def test_images_without_a_file_go_with_their_objects(tmp_path: Path) -> None:
 
 
 def test_what_needs_a_decision_stays(tmp_path: Path) -> None:
-    images = [image(1, "a.png"), image(1, "gone.png"), image("2", "a.png")]
+    images = [image(1, "a.png"), image(1, "gone.png"), image(None, "a.png")]
     objects = [
         annotation(1, 1, bbox=[50, 2, 5, 5]),
-        annotation(2, "2"),
+        annotation(2, None),
         annotation(3, 1, segmentation={"size": [9, 9], "counts": [81]}),
-        annotation(4, 1, bbox=[1, 2, 3]),
+        annotation(4, 1, bbox=[1, 2, 3], segmentation=[]),
     ]
     report, content = mend(tmp_path, objects, images)
     assert (content["images"], content["annotations"]) == (images, objects)

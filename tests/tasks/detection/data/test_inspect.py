@@ -103,16 +103,21 @@ def test_faults_of_the_json_are_grouped(tmp_path: Path) -> None:
 
     def edit(content: dict) -> None:
         for value in content["annotations"][:5]:
-            value["bbox"][2] = 0
+            value["bbox"][2], value["segmentation"] = 0, []
         content["annotations"][6]["bbox"] = [2, 2, 8, 4]  # Its mask is 8 x 8.
 
     change(root, edit)
     change(root, lambda content: content["images"][0].pop("width"), "val")
+    change(root, lambda content: content["images"][1].update(id=None), "val")
     report = look(root)
     first = report.problems[0]
-    assert first.kind == "image without size, which prevents training"
-    assert "instances_val.json: image 5 val0.png needs its `width`" in first.examples[0]
+    assert first.kind == "image without id or file, which prevents training"
+    assert "instances_val.json: number 1 of the images needs a whole `id`" in first.examples[0]
     of_kind = {p.kind: p for p in report.problems}
+    size = of_kind["image without size"]
+    assert size.examples == (
+        "instances_val.json: image 5 val0.png has no size in the json; it is taken from the file",
+    )
     empty = of_kind["box without area"]
     assert (empty.count, len(empty.examples)) == (5, 3)
     assert empty.examples[0].startswith("instances_train.json: annotation 2 has a box of 0 x 8")

@@ -1,12 +1,15 @@
 """Fixes of COCO JSON files that need no guess: `convnext data PATH --fix`.
 
+    ids, sizes    text and floats become whole numbers; an image listed once per object becomes one
     image         takes its size from the file; without a file, it is removed with its objects
-    annotation    removed if its image or category is unknown; a repeated id is replaced
-    box           clipped to its image; removed if nothing is left
-    mask          polygons of one or two points are removed, the box is kept
-    area          computed if it is missing
+    annotation    removed if its image or category is unknown; a repeated id, and 0, are replaced
+    box           corners and shares become x, y, width, height; clipped to its image
+    mask          two corners become a rectangle; polygons of one or two points are removed
+    area          computed if it is missing or cannot be
+    EXIF          objects on unturned pixels are turned with their image
 
-Faults that need a decision are reported and left unchanged. Keys that are not COCO's are kept.
+The steps are those of the reader, so nothing is removed that training uses. Faults that need a
+decision are reported and left unchanged. Keys that are not COCO's are kept.
 """
 
 from __future__ import annotations
@@ -15,19 +18,32 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from convnext.atomic import write_text
-from convnext.data.formats.coco import UNUSED, CocoFile, load_json, read_coco
-from convnext.data.formats.coco_layout import BACKUP_SUFFIX, find, image_root
-from convnext.data.formats.records import Fault, Objects, Record
-from convnext.data.images import BadImage, read_header
-from convnext.data.threads import for_each
-from convnext.tasks.detection.data.repair import Json, Log, Size, fix_annotations, fix_images
+from convnext.data.formats import coco_layout
+from convnext.data.formats.coco import Files, Images, load_json, locate, read_categories, read_coco
+from convnext.data.formats.coco_layout import BACKUP_SUFFIX
+from convnext.data.formats.coco_objects import UNUSED, FaultList
+from convnext.data.formats.coco_tidy import tidy_ids, tidy_objects
+from convnext.data.formats.coco_values import Changes
+from convnext.data.formats.layouts import NAMES, choose, file_index
+from convnext.data.formats.located import Locator, read_headers
+from convnext.data.formats.paths import FileIndex
+from convnext.data.formats.records import Fault, ReadOptions, Split
+from convnext.tasks.detection.data.convert import HEAD, place
+from convnext.tasks.detection.data.repair import (
+    Json,
+    Log,
+    Size,
+    fix_annotations,
+    fix_images,
+    turn_images,
+)
 
 NUM_EXAMPLES = 3
 
@@ -106,35 +122,58 @@ class FixReports:
 
 
 def fix_dataset(
-    path: str, output: str | None = None, *, console: Console | None = None
+    path: str,
+    output: str | None = None,
+    *,
+    options: ReadOptions | None = None,
+    confirm: Callable[[FixReports], bool] | None = None,
+    console: Console | None = None,
 ) -> FixReports:
     """Fix each JSON file of a data set.
 
     Args:
         path: A data set as for `open_dataset`.
-        output: A folder for all files, fixed or not, laid out like `path`; by default fixed files
-            replace the originals, which are kept next to them under another name.
+        output: A folder for the complete data set, fixed or not, laid out like `path`; by default
+            fixed files replace the originals, which are kept next to them under another name.
+        options: What the user says about data that can be read in several ways.
+        confirm: Is called with the changes before anything is written; False writes nothing.
         console: Console of the progress bar; None for no output.
 
     Raises:
         ValueError: If there is no data set, a file is not COCO JSON, or a file would be
             overwritten.
     """
-    root = Path(path)
-    found = find(root)
+    root, options = Path(path), options or ReadOptions()
+    layout = choose(root, options.layout or ("coco" if options.annotations else ""))
+    if layout != "coco":
+        raise ValueError(
+            f"{path} is {NAMES[layout]}; --fix is for COCO's json: write one with --to coco "
+            "--output DIR, which reports every fault"
+        )
+    index = file_index(root, options)
+    found = coco_layout.find(root, index, options.annotations)
+    if found is None:
+        raise ValueError(f"{root} has no json of objects; {coco_layout.ACCEPTED}")
     base = root if root.is_dir() else root.parent
-    files = {"train": found.train} | ({"val": found.val} if found.val else {})
     targets = {
         split: file if output is None else Path(output) / file.relative_to(base)
-        for split, file in files.items()
+        for split, file in found.files.items()
     }
     for split, target in targets.items():  # Check all before writing any.
-        _check_free(target, files[split])
-    reports = [
-        fix(file, targets[split], root=root, split=split, console=console)
-        for split, file in files.items()
+        _check_free(target, found.files[split])
+    plans = [
+        _plan(file, targets[split], root, index, split if found.is_split else None, options)
+        for split, file in found.files.items()
     ]
-    return FixReports(path=path, files=tuple(reports))
+    reports = FixReports(path=path, files=tuple(plan.report for plan in plans))
+    if not any(plan.is_changed for plan in plans) and output is None:
+        return reports
+    if confirm is not None and not confirm(reports):
+        raise ValueError("nothing was written")
+    files = tuple(_write(plan) for plan in plans)
+    if output is not None:
+        _place_images(plans, base, Path(output), console)
+    return FixReports(path=path, files=files)
 
 
 def fix(
@@ -142,42 +181,135 @@ def fix(
     output: Path | str | None = None,
     *,
     root: Path | None = None,
-    split: str = "train",
-    console: Console | None = None,
+    options: ReadOptions | None = None,
 ) -> FixReport:
     """Fix a JSON file.
 
     Args:
         path: The file.
         output: The fixed file; by default it replaces the original, which is kept next to it.
-        root: Where to look for the images: the data set's folder, by default `path`.
-        split: "train" or "val", which may be in the name of the images' folder.
-        console: Console of the progress bar; None for no output.
+        root: Where to look for the images: the data set's folder, by default that of `path`.
+        options: What the user says about data that can be read in several ways.
 
     Raises:
         ValueError: If it is not COCO JSON, most images are missing, or `output` exists.
     """
-    path = Path(path)
-    output = path if output is None else Path(output)
-    _check_free(output, path)
-    before = read_coco(path)
-    content = load_json(path)
+    path, options = Path(path), options or ReadOptions()
+    target = path if output is None else Path(output)
+    _check_free(target, path)
+    root = path.parent if root is None else root
+    return _write(_plan(path, target, root, file_index(root, options), None, options))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A fixed file that is not written yet."""
+
+    path: Path
+    target: Path
+    content: Json
+    files: Files
+    report: FixReport
+
+    @property
+    def is_changed(self) -> bool:
+        return bool(self.report.changes) or self.target != self.path
+
+
+def _plan(
+    path: Path,
+    target: Path,
+    root: Path,
+    index: FileIndex,
+    split: Split | None,
+    options: ReadOptions,
+) -> _Plan:
+    """Fix the content of a file."""
+    content, changes, faults = load_json(path), Changes(), FaultList()
+    tidy_ids(content, changes)
     names = [
         image["file_name"]
         for image in content["images"]
         if isinstance(image.get("file_name"), str) and image["file_name"]
     ]
-    folder = image_root(_listing(before, names), root or path, split)
+    folders = coco_layout.image_folders(path, names, root, split)
+    if options.images:
+        folders = [Path(options.images), *folders]
+    images = Images(root=folders[0], locator=Locator(index, tuple(folders)), exif=options.exif)
     log = Log()
-    doubtful = fix_images(content, _sizes(folder, names, console), log)
-    fix_annotations(content, before.category_ids, doubtful, log)
-    if not log.found and output == path:
-        return _report(path, "", "", log, [*log.left, *before.faults])
-    kept = path
-    if output == path:
-        kept = _keep(path)
-    write_text(output, json.dumps(content, ensure_ascii=False))
-    return _report(path, str(output), str(kept), log, [*log.left, *read_coco(output).faults])
+    stated = {id(image): (image.get("width"), image.get("height")) for image in content["images"]}
+    files = locate(content, images, faults)
+    for image in content["images"]:  # `fix_images` decides and logs it.
+        image["width"], image["height"] = stated[id(image)]
+    doubtful = fix_images(content, _sizes(files, names, folders[0]), log, set(files.turned))
+    tidy_objects(content, changes, boxes=options.boxes or None)
+    for (kind, _), places in changes.first.items():
+        log.found.setdefault(f"{kind}: rewritten", []).extend(places)
+    classes, _ = read_categories(path, content, faults)
+    _merge_categories(content, list(classes), log)
+    turn_images(content, files.turned, log)
+    for image in content["images"]:
+        name = image.get("file_name")
+        new = files.names.get(name) if isinstance(name, str) else None
+        if new is not None:
+            log.add("file name: as the file is called", f"{name} is {new}")
+            image["file_name"] = new
+    fix_annotations(content, list(classes), doubtful, log)
+    left = [fault for fault in (*log.left, *changes.fatal) if fault.kind != UNUSED]
+    report = FixReport(
+        path=str(path),
+        written=str(target) if log.found or target != path else "",
+        kept=str(path) if target != path else "",
+        changes=tuple(
+            Change(kind=kind, count=len(where), examples=tuple(where[:NUM_EXAMPLES]))
+            for kind, where in log.found.items()
+        ),
+        left=tuple(left),
+    )
+    return _Plan(path, target, content, files, report)
+
+
+def _write(plan: _Plan) -> FixReport:
+    """Write a fixed file, and return its report with the faults that are left."""
+    report, kept = plan.report, ""
+    if not plan.is_changed:
+        left = (*report.left, *read_coco(plan.path).faults)
+        return _with(report, "", "", left)
+    kept = str(_keep(plan.path)) if plan.target == plan.path else str(plan.path)
+    text = json.dumps({**HEAD, **plan.content}, ensure_ascii=False)
+    write_text(plan.target, text)
+    return _with(report, str(plan.target), kept, (*report.left, *read_coco(plan.target).faults))
+
+
+def _with(report: FixReport, written: str, kept: str, left: Sequence[Fault]) -> FixReport:
+    return FixReport(
+        path=report.path,
+        written=written,
+        kept=kept,
+        changes=report.changes,
+        left=tuple(fault for fault in left if fault.kind != UNUSED),
+    )
+
+
+def _place_images(
+    plans: Sequence[_Plan], base: Path, output: Path, console: Console | None
+) -> None:
+    """Link or copy the images beside the fixed files, so that the data set is complete."""
+    paths = {path for plan in plans for path in plan.files.paths.values()}
+    pairs = []
+    for path in sorted(paths):
+        is_in = path.absolute().is_relative_to(base.absolute())
+        name = path.absolute().relative_to(base.absolute()) if is_in else Path("images", path.name)
+        pairs.append((path, output / name))
+    place([(a, b) for a, b in pairs if not b.exists()], "writing images", console)
+
+
+def _merge_categories(content: Json, kept: Sequence[int], log: Log) -> None:
+    """Leave out the categories that were merged into another one of the same name."""
+    gone = [value for value in content["categories"] if value.get("id") not in kept]
+    for value in gone:
+        log.add("categories of one name: merged", f"category {value.get('id')}")
+    content["categories"] = [value for value in content["categories"] if value not in gone]
 
 
 def _check_free(output: Path, path: Path) -> None:
@@ -186,64 +318,22 @@ def _check_free(output: Path, path: Path) -> None:
         raise ValueError(f"{output} already exists; move it away, or choose another folder")
 
 
-def _report(path: Path, written: str, kept: str, log: Log, left: list[Fault]) -> FixReport:
-    return FixReport(
-        path=str(path),
-        written=written,
-        kept=kept,
-        changes=tuple(
-            Change(kind=kind, count=len(where), examples=tuple(where[:NUM_EXAMPLES]))
-            for kind, where in log.found.items()
-        ),
-        left=tuple(fault for fault in left if fault.kind != UNUSED),
-    )
-
-
-def _listing(file: CocoFile, names: list[str]) -> CocoFile:
-    """Return a file with image names only."""
-    nothing = Objects(
-        ids=(),
-        boxes=np.zeros((0, 4), np.float32),
-        labels=np.zeros(0, np.int64),
-        areas=np.zeros(0),
-        crowd=np.zeros(0, np.bool_),
-        masks=(),
-    )
-    records = tuple(
-        Record(id=i, file_name=name, width=1, height=1, objects=nothing)
-        for i, name in enumerate(names)
-    )
-    return CocoFile(
-        path=file.path, classes=file.classes, category_ids=(), records=records, faults=()
-    )
-
-
-def _sizes(folder: Path, names: list[str], console: Console | None) -> dict[str, Size | None]:
+def _sizes(files: Files, names: list[str], folder: Path) -> dict[str, Size | None]:
     """Return the (width, height) of the files that exist; None for those that are not images.
 
     Raises:
         ValueError: If most are missing: then the folder is wrong, not the JSON file.
     """
     names = list(dict.fromkeys(names))
-    sizes: dict[str, Size | None] = {}
-
-    def read(index: int) -> None:
-        file = folder / names[index]
-        if file.exists():
-            try:
-                header = read_header(file)
-                sizes[names[index]] = header.width, header.height
-            except BadImage:
-                sizes[names[index]] = None
-
-    for_each(read, len(names), "reading sizes", console=console)
-    missing = [name for name in names if name not in sizes]
+    missing = [name for name in names if name not in files.paths]
     if len(missing) > len(names) / 2:
         raise ValueError(
             f"{len(missing):,} of {len(names):,} images are not in {folder}, such as {missing[0]}; "
             "put them there, or correct `file_name`: too many to remove from the JSON file"
         )
-    return sizes
+    rest = {name: path for name, path in files.paths.items() if name not in files.headers}
+    headers = files.headers | read_headers(rest)[0]
+    return {name: headers[name].upright if name in headers else None for name in files.paths}
 
 
 def _keep(path: Path) -> Path:

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from convnext.data.doctor import class_table, list_sizes, print_notes, print_numbered
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
+from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage
-from convnext.data.objects import DetectionData, DetectionImages, open_dataset
+from convnext.data.objects import FAULTS, DetectionData, DetectionImages, open_dataset
 from convnext.tasks.detection.data.problems import (
     Inspected,
     Problem,
@@ -79,6 +80,8 @@ class ClassCount:
     train_images: int
     val: int
     val_images: int
+    test: int = 0
+    test_images: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,7 @@ class DataReport:
     path: str
     classes: tuple[ClassCount, ...]
     splits: dict[str, SplitCount]
-    """"train" and "val"."""
+    """"train", "val", and "test" if the data has one."""
     sizes: dict[str, int]
     """Number of images by size in the JSON file, "640 x 480", most frequent first."""
     problems: tuple[Problem, ...]
@@ -125,9 +128,9 @@ class DataReport:
     def _split_table(self) -> Table:
         table = Table(box=None, header_style="dim", pad_edge=False)
         table.add_column("")
-        for title in ("training", "validation"):
-            table.add_column(title, justify="right")
-        both = [self.splits[part] for part in ("train", "val")]
+        for part in self.splits:
+            table.add_column(TITLES[part], justify="right")
+        both = list(self.splits.values())
         for name, values in {
             "images": [f"{s.images:,}" for s in both],
             "  without objects": [f"{s.empty:,}" for s in both],
@@ -155,18 +158,25 @@ class DataReport:
         )
 
 
-def inspect(path: str, *, val_share: float = 0.2, console: Console | None = None) -> DataReport:
+def inspect(
+    path: str,
+    *,
+    val_share: float = 0.2,
+    options: ReadOptions | None = None,
+    console: Console | None = None,
+) -> DataReport:
     """Check the JSON files of a data set, read every image in full, and report.
 
     Args:
         path: A data set as for `open_dataset`.
         val_share: Fraction of the images held out if the data has no split.
+        options: What the user says about data that can be read in several ways.
         console: Console of the progress bar; standard error by default.
 
     Raises:
         ValueError: If there is no data set at `path`.
     """
-    data = open_dataset(path, val_share=val_share, strict=False)
+    data = open_dataset(path, val_share=val_share, strict=False, options=options)
     return report(data, scan(data, console=console or Console(stderr=True)))
 
 
@@ -183,6 +193,8 @@ def report(data: DetectionData, inspected: Sequence[Inspected]) -> DataReport:
                 train_images=int(counts["train"][1][c]),
                 val=int(counts["val"][0][c]),
                 val_images=int(counts["val"][1][c]),
+                test=int(counts["test"][0][c]) if "test" in counts else 0,
+                test_images=int(counts["test"][1][c]) if "test" in counts else 0,
             )
             for c, name in enumerate(data.classes)
         ),
@@ -191,7 +203,7 @@ def report(data: DetectionData, inspected: Sequence[Inspected]) -> DataReport:
         problems=find_problems(data, inspected),
         suggestions=find_suggestions(data),
         # All faults are listed.
-        notes=tuple(note for note in data.notes if not note.startswith("the json has faults")),
+        notes=tuple(note for note in data.notes if not note.startswith(FAULTS)),
     )
 
 
@@ -260,7 +272,7 @@ def _share(part: int, whole: int) -> str:
     return f"{part:,} ({100 * part / whole:.0f} %)" if whole else "0"
 
 
-TITLES = {"train": "training", "val": "validation"}
+TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def contact_sheet(

@@ -10,18 +10,16 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from rich.console import Console
 
 from convnext.data.doctor import read_all
-from convnext.data.formats.coco import FIX, UNUSED
-from convnext.data.formats.records import Objects
+from convnext.data.formats.coco_objects import FIX, UNUSED
+from convnext.data.formats.records import Fault, Objects
 from convnext.data.images import BadImage, decode, readable_extensions
 from convnext.data.masks import bounds_of
 from convnext.data.objects import DetectionData, DetectionImages
 
-Part = Literal["train", "val"]
 # Pixels by which a mask may extend beyond its box: boxes are often rounded.
 LOOSE = 1.0
 
@@ -46,9 +44,9 @@ class Inspected:
     """Annotations whose boxes do not cover their masks, and by how much."""
 
 
-def parts(data: DetectionData) -> tuple[tuple[Part, DetectionImages], ...]:
+def parts(data: DetectionData) -> tuple[tuple[str, DetectionImages], ...]:
     """Return the splits with their names."""
-    return ("train", data.train), ("val", data.val)
+    return tuple(data.parts.items())
 
 
 def scan(data: DetectionData, *, console: Console | None = None) -> list[Inspected]:
@@ -132,17 +130,22 @@ class Problem:
 
 def find_problems(data: DetectionData, inspected: Sequence[Inspected]) -> tuple[Problem, ...]:
     """Return one problem per kind, those that stop training first."""
-    by_kind: dict[tuple[bool, str], list[str]] = {}
+    by_kind: dict[tuple[bool, str], list[Fault]] = {}
     for fault in data.faults:
-        if fault.kind != UNUSED:  # Reported below for both files together.
-            by_kind.setdefault((fault.fatal, fault.kind), []).append(f"{fault.where} {fault.text}")
-    ordered = sorted(by_kind.items(), key=lambda item: -len(item[1]))
-    fatal = [
-        _problem(f"{kind}, which prevents training", lines)
-        for (is_fatal, kind), lines in ordered
-        if is_fatal
+        if fault.kind != UNUSED:  # Reported below for all files together.
+            by_kind.setdefault((fault.fatal, fault.kind), []).append(fault)
+    kinds = [
+        Problem(
+            kind=f"{kind}, which prevents training" if is_fatal else kind,
+            count=sum(fault.count for fault in faults),
+            advice="",
+            examples=tuple(map(str, faults[:NUM_EXAMPLES])),
+        )
+        for (is_fatal, kind), faults in by_kind.items()
     ]
-    rest = [_problem(kind, lines) for (is_fatal, kind), lines in ordered if not is_fatal]
+    ordered = sorted(kinds, key=lambda problem: -problem.count)
+    fatal = [problem for problem in ordered if problem.kind.endswith("which prevents training")]
+    rest = [problem for problem in ordered if problem not in fatal]
     of_files = [find(data, inspected) for find in _FINDERS]
     unmatched = _problem(
         "image files that no JSON file lists",
@@ -212,12 +215,12 @@ def _leaks(data: DetectionData, inspected: Sequence[Inspected]) -> Problem:
     lines = [
         f"{_short(data, item.source)} = {_short(data, in_train[item.digest].source)}"
         for item in inspected
-        if item.part == "val" and item.digest in in_train
+        if item.part != "train" and item.digest in in_train
     ]
     return _problem(
         "validation images identical to a training image",
         lines,
-        "validation scores are too high; remove them from one split",
+        "scores are too high; remove them from one split",
     )
 
 
@@ -241,9 +244,20 @@ def _loose_boxes(data: DetectionData, inspected: Sequence[Inspected]) -> Problem
 
 def _classes(data: DetectionData) -> list[Problem]:
     """Return the problems of class frequencies."""
-    train, val = (
-        Counter(int(label) for record in images.records for label in record.objects.labels)
+    counts = {
+        part: Counter(
+            label
+            for record in images.records
+            for label in record.objects.labels[~record.objects.crowd].tolist()
+        )
+        for part, images in parts(data)
+    }
+    train, val = counts["train"], counts["val"]
+    used = Counter(
+        label
         for _, images in parts(data)
+        for record in images.records
+        for label in record.objects.labels.tolist()
     )
     every = list(enumerate(data.classes))
     return [
@@ -264,8 +278,13 @@ def _classes(data: DetectionData) -> list[Problem]:
         ),
         _problem(
             "unused categories",
-            [name for c, name in every if not train[c] and not val[c]],
+            [name for c, name in every if not used[c]],
             "remove them if they are a mistake",
+        ),
+        _problem(
+            "classes of which all objects are crowd regions",
+            [name for c, name in every if used[c] and not any(n[c] for n in counts.values())],
+            "crowd regions are neither trained on nor scored; set iscrowd to 0 for single objects",
         ),
     ]
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from convnext.data.formats.coco import ROUNDING, is_number, is_whole
+import numpy as np
+
+from convnext.data.formats.coco_objects import ROUNDING, is_area
+from convnext.data.formats.coco_values import is_box, is_number, is_whole
+from convnext.data.formats.located import OFF_BY, Stored, turn_mask, turn_points
 from convnext.data.formats.records import Fault
 from convnext.data.images import MAX_PIXELS
 from convnext.data.masks import area_of, num_pixels
@@ -34,13 +38,16 @@ class Log:
         self.left.append(Fault(kind=kind, where=where, text=text))
 
 
-def fix_images(content: Json, sizes: Mapping[str, Size | None], log: Log) -> set[int]:
+def fix_images(
+    content: Json, sizes: Mapping[str, Size | None], log: Log, unturned: Collection[str] = ()
+) -> set[int]:
     """Correct image sizes, and remove images without a file, with their annotations.
 
     Args:
         content: Content of the JSON file.
         sizes: (width, height) of the files that exist; None for those that are not images.
         log: Log of the changes.
+        unturned: Files whose objects were drawn before the EXIF orientation was applied.
 
     Returns:
         Ids of the images whose boxes cannot be checked: by their id or their size they may belong
@@ -68,7 +75,7 @@ def fix_images(content: Json, sizes: Mapping[str, Size | None], log: Log) -> set
         if size is None:
             text = "is not a readable image: replace the file"
             log.leave("image that cannot be read", where, text)
-        elif not _fix_size(image, size, objects.get(key, []), log):
+        elif name not in unturned and not _fix_size(image, size, objects.get(key, []), log):
             doubtful.add(key)
     content["images"] = kept
     content["annotations"] = [
@@ -84,6 +91,10 @@ def _fix_size(image: Json, size: Size, objects: list[Json], log: Log) -> bool:
     width, height = image.get("width"), image.get("height")
     if (width, height) == size:
         return True
+    if is_whole(width) and is_whole(height) and _is_close((width, height), size):
+        image["width"], image["height"] = size
+        log.add("image size off by a pixel or two: taken from the file", f"image {image['id']}")
+        return True
     where = f"image {image['id']} {image['file_name']}"
     stated = _stated(image)
     both = f"{width} x {height} in the JSON file, {size[0]} x {size[1]} in the image file"
@@ -97,6 +108,43 @@ def _fix_size(image: Json, size: Size, objects: list[Json], log: Log) -> bool:
     return True
 
 
+def _is_close(stated: Size, size: Size) -> bool:
+    return all(abs(a - b) <= OFF_BY for a, b in zip(stated, size, strict=True))
+
+
+def turn_images(content: Json, turned: Mapping[str, Stored], log: Log) -> None:
+    """Turn the objects of images that were drawn before the EXIF orientation was applied."""
+    stored_of: dict[int, Stored] = {}
+    for image in content["images"]:
+        name = image.get("file_name")
+        stored = turned.get(name) if isinstance(name, str) else None
+        if stored is not None and is_whole(image.get("id")):
+            image["width"], image["height"] = stored.upright
+            stored_of[image["id"]] = stored
+            log.add("EXIF: objects turned with their image", f"image {image['id']}")
+    for value in content["annotations"]:
+        key = value.get("image_id")
+        if is_whole(key) and key in stored_of:
+            _turn(value, stored_of[key])
+
+
+def _turn(value: Json, stored: Stored) -> None:
+    if is_box(value.get("bbox")):
+        x, y, w, h = value["bbox"]
+        corners = turn_points(np.array([[x, y], [x + w, y + h]], np.float64), stored)
+        (x1, y1), (x2, y2) = corners.min(0).tolist(), corners.max(0).tolist()
+        value["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+    mask = value.get("segmentation")
+    if not mask or not _is_whole_mask(mask, (stored.width, stored.height)):
+        return
+    new = turn_mask(mask, stored)
+    if isinstance(new, Mapping):
+        value["segmentation"] = {"size": list(new["size"]), "counts": list(new["counts"])}
+    else:
+        assert isinstance(new, Sequence)
+        value["segmentation"] = [np.asarray(ring).tolist() for ring in new]
+
+
 def _doubt(stated: Size | None, size: Size, objects: list[Json]) -> str:
     """Return why the objects may not belong to the file's size; empty if they do."""
     sizes = [
@@ -106,7 +154,7 @@ def _doubt(stated: Size | None, size: Size, objects: list[Json]) -> str:
     ]
     if any(found != size[::-1] for found in sizes):
         return "it has masks of another size"
-    corners = [annotation["bbox"] for annotation in objects if _is_box(annotation.get("bbox"))]
+    corners = [annotation["bbox"] for annotation in objects if is_box(annotation.get("bbox"))]
     if not _fit(corners, size):
         return "boxes lie outside the image file"
     if stated is None or sizes or not _fit(corners, stated):
@@ -153,6 +201,7 @@ def fix_annotations(
     used = [value["id"] for value in values if is_whole(value.get("id"))]
     free = itertools.count(max(used, default=0) + 1)
     seen: set[int] = set()
+    seen_objects: dict[tuple[Any, ...], list[Any]] = {}
     kept = []
     for number, value in enumerate(values):
         key, image = value.get("id"), value.get("image_id")
@@ -164,25 +213,37 @@ def fix_annotations(
             log.add("annotation of an unknown image: removed", where)
         elif not is_whole(value.get("category_id")) or value["category_id"] not in category_ids:
             log.add("annotation of an unknown category: removed", where)
+        elif _is_repeated(value, seen_objects):
+            log.add("object listed twice: removed", where)
         elif _fix_box(value, sizes[image], where, log):
             _fix_polygons(value, where, log)
             _fix_area(value, sizes[image], where, log)
-            if not is_whole(key) or key in seen:
+            if not is_whole(key) or key in seen or key == 0:
                 value["id"] = next(free)
                 kind = "duplicate annotation id" if is_whole(key) else "annotation without id"
+                kind = "annotation id 0" if key == 0 else kind
                 log.add(f"{kind}: renumbered", f"{where} is now {value['id']}")
             seen.add(value["id"])
             kept.append(value)
     content["annotations"] = kept
 
 
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+def _is_repeated(value: Json, seen: dict[tuple[Any, ...], list[Any]]) -> bool:
+    """Tell whether an object has the image, class, box and mask of an earlier one."""
+    box = value.get("bbox")
+    if not is_box(box):
+        return False
+    key = (value["image_id"], value["category_id"], value.get("iscrowd", 0) == 1, *box)
+    same = seen.setdefault(key, [])
+    if value.get("segmentation") in same:
+        return True
+    same.append(value.get("segmentation"))
+    return False
 
 
 def _fix_box(value: Json, size: Size | None, where: str, log: Log) -> bool:
     """Clip a box to its image; return False if nothing is left of it."""
-    if not _is_box(value.get("bbox")):
+    if not is_box(value.get("bbox")):
         return True
     x, y, w, h = value["bbox"]
     if w <= 0 or h <= 0:
@@ -213,14 +274,17 @@ def _fix_polygons(value: Json, where: str, log: Log) -> None:
 
 def _fix_area(value: Json, size: Size | None, where: str, log: Log) -> None:
     area = value.get("area")
-    if size is None or (is_number(area) and area > 0) or not _is_box(value.get("bbox")):
+    if size is None or not is_box(value.get("bbox")):
+        return
+    if is_number(area) and area > 0 and is_area(area, value["bbox"]):
         return
     mask = value.get("segmentation")
     found = value["bbox"][2] * value["bbox"][3]
     if mask and _is_whole_mask(mask, size):
         found = area_of(mask, size[::-1]) or found
     value["area"] = float(found)
-    log.add("missing area: computed", where)
+    kind = "area of another unit" if is_number(area) and area > 0 else "missing area"
+    log.add(f"{kind}: computed", where)
 
 
 def _is_whole_mask(mask: Any, size: Size) -> bool:

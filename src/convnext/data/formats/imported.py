@@ -1,0 +1,327 @@
+"""Imported annotations: the common form of all formats but COCO's json, and how it becomes records.
+
+A reader lists images and their objects as they are written. What all formats share is done here:
+images are found and their headers read, shares become pixels, boxes are clipped, the EXIF
+orientation is applied, and classes get their numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convnext.data.formats.coco_objects import ROUNDING
+from convnext.data.formats.located import (
+    OFF_BY,
+    Locator,
+    Size,
+    Stored,
+    Turns,
+    read_headers,
+    turn_objects,
+)
+from convnext.data.formats.paths import FileIndex, split_of_path
+from convnext.data.formats.records import Fault, Objects, ReadOptions, Record, Split, no_objects
+from convnext.data.masks import Mask, area_of, cut
+
+Box = tuple[float, float, float, float]
+# Decimal digits of a pixel, given shares with six digits.
+DIGITS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedObject:
+    """An object as a file has it."""
+
+    where: str
+    """Its file and line, or its number in the file."""
+    label: str | int
+    """The name of its class, or its position if the data set lists names."""
+    box: Box
+    """x, y, width, height; it may extend beyond the image."""
+    rings: tuple[tuple[float, ...], ...] = ()
+    """Polygons x0 y0 x1 y1 ...; none for an object with only a box."""
+    runs: Mapping[str, Any] | None = None
+    """COCO's run lengths of its mask."""
+    relative: bool = False
+    """Whether box and polygons are shares of the image's size instead of pixels."""
+    crowd: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Other entries of its annotation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedImage:
+    """An image as a file has it."""
+
+    file: str | Path
+    """Its name in the annotations, or its path if the reader has found it."""
+    where: str
+    """The file and line or number of its annotations."""
+    objects: Sequence[ImportedObject] = ()
+    split: Split | None = None
+    """The split that the data states for it."""
+    size: Size | None = None
+    """(width, height) as the annotations state them."""
+    labels: tuple[str, ...] = ()
+    """The classes of the whole image."""
+    bases: tuple[Path, ...] = ()
+    """Folders where it may be, the best first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedDataset:
+    """A data set in one of these formats."""
+
+    kind: str
+    images: Sequence[ImportedImage]
+    classes: tuple[str, ...] | None = None
+    """None if the classes are the names that occur in the annotations."""
+    classes_from: str = "the annotations"
+    split_from: str = ""
+    """Where the split comes from, if the format states it; the folders otherwise."""
+    notes: tuple[str, ...] = ()
+    """Notes for the user on how it was read."""
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectSource:
+    """The records of a data set before the split is made."""
+
+    kind: str
+    root: Path
+    """The folder that the names of the records are relative to."""
+    records: tuple[Record, ...]
+    splits: tuple[Split | None, ...]
+    """The split of each record, as the data states it."""
+    split_from: str
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+    faults: tuple[Fault, ...]
+
+
+@dataclass
+class FaultCount:
+    """Faults that are kept one by one up to a number, and then only counted."""
+
+    found: list[Fault] = field(default_factory=list)
+
+    def add(self, kind: str, where: str, text: str, *, fatal: bool = False) -> None:
+        """Add a fault."""
+        self.found.append(Fault(kind=kind, where=where, text=text, fatal=fatal))
+
+
+def to_records(dataset: ImportedDataset, index: FileIndex, options: ReadOptions) -> ObjectSource:
+    """Return the records of a data set."""
+    faults = FaultCount(list(dataset.faults))
+    found, notes = _find(dataset, index, faults)
+    paths = {str(path): path for _, path in found}
+    headers, bad = read_headers(paths)
+    for error in bad.values():
+        faults.add("images that cannot be read", error.source, f"{error.reason}; left out")
+    images = [(image, path) for image, path in found if str(path) in headers]
+    turns = Turns(options.exif)
+    turned = turns.decide(headers, {str(path): image.size for image, path in images})
+    faults.found += turns.faults()
+    classes, label_of = _classes(dataset)
+    records, splits = [], []
+    numbers = iter(range(1, 1 << 62))
+    for number, (image, path) in enumerate(images, 1):
+        stored = headers[str(path)]
+        drawn_on = _size(image, stored, faults, turned=str(path) in turned)
+        objects, extras = _objects(image.objects, drawn_on, label_of, numbers, faults)
+        if str(path) in turned:
+            objects = turn_objects(objects, stored)
+        name = _name(path, index)
+        records.append(
+            Record(
+                id=number,
+                file_name=name,
+                width=stored.upright[0],
+                height=stored.upright[1],
+                objects=objects,
+                labels=image.labels,
+                where=image.where,
+                extras=extras,
+            )
+        )
+        splits.append(image.split if dataset.split_from else split_of_path(name))
+    return ObjectSource(
+        kind=dataset.kind,
+        root=index.root,
+        records=tuple(records),
+        splits=tuple(splits),
+        split_from=dataset.split_from or "the folders",
+        classes=classes,
+        notes=(*dataset.notes, *notes),
+        faults=tuple(faults.found),
+    )
+
+
+def _find(
+    dataset: ImportedDataset, index: FileIndex, faults: FaultCount
+) -> tuple[list[tuple[ImportedImage, Path]], list[str]]:
+    """Return the images that exist, each once with all its objects."""
+    locators: dict[tuple[Path, ...], Locator] = {}
+    by_path: dict[Path, ImportedImage] = {}
+    for image in dataset.images:
+        if isinstance(image.file, Path):
+            path: Path | None = image.file
+        else:
+            bases = image.bases or (index.root,)
+            locator = locators.setdefault(bases, Locator(index, bases))
+            path = locator.find(image.file, image.where)
+        if path is None:
+            text = f"names the image {image.file}, which is not below {index.root}; left out"
+            faults.add("missing image files", image.where, f"{text} with its objects")
+        elif path in by_path:
+            first = by_path[path]
+            text = f"is about {path.name}, like {first.where}; their objects are put together"
+            faults.add("images listed more than once", image.where, text)
+            by_path[path] = replace(first, objects=(*first.objects, *image.objects))
+        else:
+            by_path[path] = image
+    how: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for locator in locators.values():
+        faults.found += locator.ambiguous
+        how.update(locator.how)
+        examples = locator.examples | examples
+    notes = [
+        f"{count:,} file names differ from the files by {name}, such as {examples[name]}"
+        for name, count in how.items()
+    ]
+    return [(image, path) for path, image in by_path.items()], notes
+
+
+def _name(path: Path, index: FileIndex) -> str:
+    return path.relative_to(index.root).as_posix() if path.is_relative_to(index.root) else str(path)
+
+
+def _classes(dataset: ImportedDataset) -> tuple[tuple[str, ...], dict[str | int, int]]:
+    """Return the classes, and the number of every label that occurs."""
+    if dataset.classes is None:
+        used = {str(found.label) for image in dataset.images for found in image.objects}
+        names = tuple(sorted(used))
+        return names, {name: number for number, name in enumerate(names)}
+    names = dataset.classes
+    numbers: dict[str | int, int] = {number: number for number in range(len(names))}
+    return names, numbers | {name: number for number, name in enumerate(names)}
+
+
+def _size(image: ImportedImage, stored: Stored, faults: FaultCount, *, turned: bool) -> Size:
+    """Return the (width, height) that the objects were drawn on."""
+    size = (stored.width, stored.height) if turned else stored.upright
+    if image.size in (None, size):
+        return size
+    assert image.size is not None
+    both = f"says {image.size[0]} x {image.size[1]} pixels, but the image has {size[0]} x {size[1]}"
+    if all(abs(a - b) <= OFF_BY for a, b in zip(image.size, size, strict=True)):
+        faults.add("image sizes off by a pixel or two", image.where, f"{both}; the file counts")
+    elif image.objects:
+        text = f"{both}; were the boxes drawn on another size? They are kept"
+        faults.add("images whose size differs from the annotations", image.where, text)
+    return size
+
+
+def _objects(
+    objects: Sequence[ImportedObject],
+    size: Size,
+    label_of: Mapping[str | int, int],
+    numbers: Any,
+    faults: FaultCount,
+) -> tuple[Objects, tuple[Mapping[str, Any], ...]]:
+    """Return the objects of an image, clipped to it, and their other entries."""
+    kept: list[tuple[int, Box, int, float, bool, Mask | None]] = []
+    extras: list[Mapping[str, Any]] = []
+    seen: set[tuple[Any, ...]] = set()
+    for found in objects:
+        box, rings = _pixels(found, size)
+        clipped = clip(box, size)
+        shown = ", ".join(f"{value:g}" for value in box)
+        of_image = f"the image of {size[0]} x {size[1]}"
+        if clipped is None:
+            text = f"the box {shown} (x, y, width, height) has no area within {of_image}; left out"
+            faults.add("box without area in the image", f"{found.where}:", text)
+            continue
+        if max(abs(a - b) for a, b in zip(clipped, box, strict=True)) > ROUNDING:
+            text = f"the box {shown} (x, y, width, height) extends beyond {of_image}; clipped"
+            faults.add("box over the border", f"{found.where}:", text)
+        key = (found.label, box, rings, repr(found.runs))
+        if key in seen:
+            text = "repeats an object of the image: class, box and mask are equal; left out"
+            faults.add("objects listed twice", f"{found.where}:", text)
+            continue
+        seen.add(key)
+        mask = _mask(found, rings, size, faults)
+        corners = (clipped[0], clipped[1], clipped[0] + clipped[2], clipped[1] + clipped[3])
+        area = _area(mask, clipped, size)
+        extras.append(found.extra)
+        kept.append((next(numbers), corners, label_of[found.label], area, found.crowd, mask))
+    if not kept:
+        return no_objects(), ()
+    ids, boxes, labels, areas, crowds, masks = zip(*kept, strict=True)
+    objects_found = Objects(
+        ids=tuple(ids),
+        boxes=np.array(boxes, np.float64).reshape(-1, 4),
+        labels=np.array(labels, np.int64),
+        areas=np.array(areas, np.float64),
+        crowd=np.array(crowds, np.bool_),
+        masks=tuple(masks),
+    )
+    return objects_found, tuple(extras) if any(extras) else ()
+
+
+def _pixels(found: ImportedObject, size: Size) -> tuple[Box, tuple[tuple[float, ...], ...]]:
+    if not found.relative:
+        return found.box, found.rings
+    sides = np.array(size, np.float64)
+    x, y, w, h = (np.array(found.box).reshape(2, 2) * sides).round(DIGITS).ravel().tolist()
+    rings = tuple(
+        tuple((np.array(ring).reshape(-1, 2) * sides).round(DIGITS).ravel().tolist())
+        for ring in found.rings
+    )
+    return (x, y, w, h), rings
+
+
+def _mask(
+    found: ImportedObject, rings: tuple[tuple[float, ...], ...], size: Size, faults: FaultCount
+) -> Mask | None:
+    if found.runs is not None:
+        if tuple(found.runs["size"]) != (size[1], size[0]):
+            text = "has a mask of another size than its image; its box is kept"
+            faults.add("mask of another size", f"{found.where}:", text)
+            return None
+        return found.runs
+    return tuple(np.array(ring, np.float64) for ring in rings) or None
+
+
+def clip(box: Box, size: Size) -> Box | None:
+    """Clip a box (x, y, width, height) to an image; None if nothing is left."""
+    x, y, w, h = box
+    if not all(map(np.isfinite, box)) or w <= 0 or h <= 0:
+        return None
+    x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, size[0]), min(y + h, size[1])
+    if x2 <= x1 or y2 <= y1:
+        return None
+    if (x1, y1) == (x, y) and x + w <= size[0] and y + h <= size[1]:
+        return box  # Without rounding errors.
+    return x1, y1, x2 - x1, y2 - y1
+
+
+def _area(mask: Mask | None, box: Box, size: Size) -> float:
+    """Return the number of pixels of a mask, or the area of a box."""
+    x, y, w, h = box
+    pixels = 0
+    if isinstance(mask, Mapping):
+        pixels = area_of(mask, size[::-1])
+    elif mask is not None:
+        right, bottom = min(int(np.ceil(x + w)), size[0]), min(int(np.ceil(y + h)), size[1])
+        pixels = int(cut(mask, (int(x), int(y), right, bottom)).sum())
+    return float(pixels or w * h)

@@ -1,0 +1,175 @@
+"""VIA's json (VGG Image Annotator 2): regions of one or many images in one file per folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convnext.data.formats.coco_values import is_number
+from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
+from convnext.data.formats.paths import FileIndex, split_of
+from convnext.data.formats.records import ReadOptions
+from convnext.data.formats.shapes import Skipped, box_of, ellipse, read_json, ring_of
+
+# Attributes that usually hold the class, the best first.
+CLASS_NAMES = ("class", "label", "name", "category", "type", "object", "class_name")
+ONLY_CLASS = "object"
+
+
+def regions_of(content: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the entries of the images of a file; none if it is not VIA's."""
+    if isinstance(content, dict) and isinstance(content.get("_via_img_metadata"), dict):
+        content = content["_via_img_metadata"]
+    if not isinstance(content, dict):
+        return
+    for value in content.values():
+        if isinstance(value, dict) and isinstance(value.get("filename"), str):
+            yield value
+
+
+def read_via(index: FileIndex, options: ReadOptions) -> ImportedDataset:
+    """List the images of VIA's files below a folder, with their objects.
+
+    Raises:
+        ValueError: If there is no such file, or several attributes could be the class.
+    """
+    skipped = Skipped()
+    found: list[tuple[Path, Mapping[str, Any]]] = []
+    for path in index.with_ending(".json"):
+        try:
+            found += [(path, entry) for entry in regions_of(read_json(path))]
+        except ValueError as error:
+            skipped.add("damaged json", str(path), f"{error}; left out")
+    if not found:
+        raise ValueError(f"{index.root} has no json with VIA's regions")
+    attribute = _class_attribute(found)
+    notes = [
+        f"the class is the region attribute {attribute!r}"
+        if attribute
+        else f"regions have no attributes, so all objects are of the class {ONLY_CLASS!r}"
+    ]
+    images = [_image(path, entry, attribute, index, skipped) for path, entry in found]
+    splits = {image.split for image in images}
+    has_split = "train" in splits and len(splits) > 1
+    return ImportedDataset(
+        kind="VIA",
+        images=images,
+        split_from="the names of the json files" if has_split else "",
+        notes=tuple(notes),
+        faults=skipped.all(),
+    )
+
+
+def _regions(entry: Mapping[str, Any]) -> list[Any]:
+    regions = entry.get("regions")
+    if isinstance(regions, dict):
+        return list(regions.values())
+    return regions if isinstance(regions, list) else []
+
+
+def _class_attribute(found: list[tuple[Path, Mapping[str, Any]]]) -> str:
+    """Return the region attribute with the class; "" if there is none.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    counts: Counter[str] = Counter()
+    for _, entry in found:
+        for region in _regions(entry):
+            own = region.get("region_attributes") if isinstance(region, dict) else None
+            if isinstance(own, dict):
+                counts.update(key for key, value in own.items() if value not in ("", {}, None))
+    if len(counts) <= 1:
+        return next(iter(counts), "")
+    usual = [key for key in counts if key.lower() in CLASS_NAMES]
+    if len(usual) == 1:
+        return usual[0]
+    raise ValueError(
+        f"{found[0][0]}: the class could be the region attribute "
+        f"{' or '.join(map(repr, sorted(usual or counts)))}; call the one with the class 'class', "
+        "or remove the others"
+    )
+
+
+def _image(
+    path: Path, entry: Mapping[str, Any], attribute: str, index: FileIndex, skipped: Skipped
+) -> ImportedImage:
+    name = str(entry["filename"])
+    objects = [
+        found
+        for number, region in enumerate(_regions(entry))
+        if (found := _object(region, attribute, f"{path}: {name} region {number}", skipped))
+    ]
+    return ImportedImage(
+        file=name,
+        where=f"{path}: {name}",
+        objects=tuple(objects),
+        split=split_of(path.stem),
+        bases=(path.parent, path.parent / "images", index.root, index.root / "images"),
+    )
+
+
+def _object(region: Any, attribute: str, where: str, skipped: Skipped) -> ImportedObject | None:
+    shape = region.get("shape_attributes") if isinstance(region, dict) else None
+    if not isinstance(shape, dict):
+        skipped.add("incomplete regions", where, "needs shape_attributes; left out")
+        return None
+    label = _label(region.get("region_attributes"), attribute)
+    if label is None:
+        text = f"needs one value of the attribute {attribute!r}; left out"
+        skipped.add("regions without a class", where, text)
+        return None
+    kind = str(shape.get("name"))
+    names = {
+        "rect": ("x", "y", "width", "height"),
+        "circle": ("cx", "cy", "r"),
+        "ellipse": ("cx", "cy", "rx", "ry"),
+    }.get(kind, ())
+    numbers = [shape.get(name) for name in names]
+    if not all(map(is_number, numbers)):
+        skipped.add("incomplete regions", where, f"needs {' '.join(names)}; left out")
+        return None
+    values = [float(number) for number in numbers if is_number(number)]
+    if kind == "rect":
+        x, y, w, h = values
+        return ImportedObject(where=where, label=label, box=(x, y, w, h))
+    if kind == "circle":
+        points = ellipse(values[:2], (values[2], values[2]))
+    elif kind == "ellipse":
+        angle = shape.get("theta", 0)
+        points = ellipse(values[:2], values[2:], np.degrees(angle) if is_number(angle) else 0)
+    elif kind == "polygon":
+        x_all, y_all = shape.get("all_points_x"), shape.get("all_points_y")
+        if not _are_pairs(x_all, y_all):
+            text = "needs all_points_x and all_points_y of three points and more; left out"
+            skipped.add("incomplete regions", where, text)
+            return None
+        points = np.array((x_all, y_all), np.float64).T
+    else:
+        skipped.skip(kind, where)
+        return None
+    return ImportedObject(where=where, label=label, box=box_of(points), rings=(ring_of(points),))
+
+
+def _are_pairs(x: Any, y: Any) -> bool:
+    return (
+        isinstance(x, list)
+        and isinstance(y, list)
+        and len(x) == len(y) >= 3
+        and all(map(is_number, [*x, *y]))
+    )
+
+
+def _label(attributes: Any, attribute: str) -> str | None:
+    """Return the class of a region: a text, or the one option that is checked."""
+    if not attribute:
+        return ONLY_CLASS
+    value = attributes.get(attribute) if isinstance(attributes, dict) else None
+    if isinstance(value, dict):
+        chosen = [key for key, is_on in value.items() if is_on]
+        value = chosen[0] if len(chosen) == 1 else None
+    return str(value).strip() if isinstance(value, str | int) and str(value).strip() else None
