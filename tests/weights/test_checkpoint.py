@@ -193,6 +193,17 @@ def test_only_the_share_held_out_is_read_from_a_loader(
     assert val_share_of(card(recipe={"loader": loader | {"shard_cache": "/home"}})) == share
 
 
+@pytest.mark.parametrize("changes", [{}, {"num_classes": 3}, {"depths": 7}])
+def test_weights_that_do_not_fit_their_card_are_one_sentence(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "net.safetensors"
+    model = create_model("convnext_atto", depths=[1, 1, 1, 1], dims=[8, 8, 8, 8], num_classes=2)
+    checkpoint.save_checkpoint(path, model.state_dict(), card(changes=changes))
+    with pytest.raises(ValueError, match=r"net.safetensors: its weights do not fit its model card"):
+        load(path)
+
+
 def test_a_card_without_a_task_is_of_the_default_task(tmp_path: Path) -> None:
     network = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_classes": 2}
     plain = card(task="", changes=network)

@@ -204,6 +204,14 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         "short.safetensors": (b"\x10\x00", "declares a header of 16 bytes but has 2"),
         "junk.safetensors": (struct.pack("<Q", 4) + b"{{{{", "damaged safetensors header"),
         "list.safetensors": (struct.pack("<Q", 2) + b"[]", "damaged safetensors header"),
+        "null.safetensors": (
+            struct.pack("<Q", 22) + b'{"__metadata__": null}',
+            "damaged safetensors header",
+        ),
+        "word.safetensors": (
+            struct.pack("<Q", 32) + b'{"a": {"data_offsets": [0,"x"]}}',
+            "damaged safetensors header",
+        ),
         "archive.pth": (b"PK\x03\x04 and nothing more", "truncated, damaged or not a torch"),
         "pickle.pth": (b"\x80\x02}q\x00.", "truncated, damaged or not a torch"),
     }

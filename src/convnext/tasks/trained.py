@@ -44,7 +44,13 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
         return file.model, file.card
     card, tensors = open_weights(source)
     if card is not None:
-        model = _built(card, tensors)
+        try:
+            model = _built(card, tensors)
+        except (RuntimeError, TypeError) as error:  # Shapes or arguments that the model rejects.
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{source}: its weights do not fit its model card ({reason})"
+            ) from error
     else:
         name, changes = infer_model(tensors)
         model = create_model(name, **changes)

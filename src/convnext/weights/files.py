@@ -199,10 +199,12 @@ def _header(path: Path) -> dict[str, dict[str, object]]:
         raw = file.read(length)
     try:
         header = json.loads(raw)
-        ends = [entry["data_offsets"][1] for k, entry in header.items() if k != "__metadata__"]
+        header.setdefault("__metadata__", {}).items()  # An object, like the rest.
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        declared = max((int(entry["data_offsets"][1]) for entry in entries), default=0)
     except (ValueError, RecursionError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"{path} has a damaged safetensors header; fetch it again") from error
-    declared, held = max(ends, default=0), size - 8 - length
+    held = size - 8 - length
     if declared != held:
         raise ValueError(
             f"{path} declares {declared:,} bytes of tensors but holds {held:,}: truncated or "
