@@ -5,7 +5,8 @@ What a picture means is decided here once, for training, evaluation and predicti
 - EXIF orientation is applied;
 - transparent images are composited over white, the page that they are drawn for (dropping the alpha
   channel would show whatever color is hidden below it);
-- 16-bit gray-scale is scaled by the range of its container, 65535 to 255, never clipped;
+- 16-bit and float gray-scale is scaled by one range for all images, found in the
+  training images (`ranges`); without it by the range of its container, such as 65535 to 255;
 - the first frame of an animation is used; a TIFF with several slices of one size is refused;
 - color profiles are ignored, as in the pipelines that published weights were trained with.
 """
@@ -25,6 +26,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 Mode = Literal["RGB", "L"]
+Range = tuple[float, float]
+"""The values of 16-bit and float gray-scale that become black and white."""
 File = str | Path | bytes | BinaryIO
 
 # Twice Pillow's limit for a warning: Pillow itself refuses images from here on.
@@ -47,6 +50,22 @@ _ORIENTATION = {
 }
 _QUARTER_TURNS = (5, 6, 7, 8)
 _16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+WIDE_MODES = (*_16_BIT, "I", "F")
+"""Pillow's modes of gray-scale with more than 8 bits."""
+
+
+class RangedMode(str):
+    """A mode that also says by which range 16-bit and float gray-scale is scaled to 8 bits."""
+
+    range: Range
+
+    def __new__(cls, mode: Mode, range: Range) -> RangedMode:
+        found = super().__new__(cls, mode)
+        found.range = range
+        return found
+
+    def __reduce__(self) -> tuple[type[RangedMode], tuple[str, Range]]:
+        return RangedMode, (str(self), self.range)
 
 
 class BadImage(ValueError):  # noqa: N818 - it is the image that is bad
@@ -180,11 +199,16 @@ def identify(stream: IO[bytes]) -> Image.Image:
 
 
 def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
-    """Return `image` as "RGB" or "L", composited over white; unchanged if it already is."""
+    """Return `image` as "RGB" or "L", composited over white; unchanged if it already is.
+
+    In "F", 16-bit and float gray-scale keeps its values.
+    """
     if image.mode == mode and not image.has_transparency_data:
         return image
-    if image.mode in (*_16_BIT, "I", "F"):
-        image = _to_8_bit(image)
+    if str(mode) == "F":
+        return Image.fromarray(np.asarray(image, dtype=np.float32))
+    if image.mode in WIDE_MODES:
+        image = _to_8_bit(image, mode.range if isinstance(mode, RangedMode) else None)
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -208,17 +232,21 @@ def readable_extensions() -> frozenset[str]:
     )
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit and float gray-scale to 8 bit.
+def _to_8_bit(image: Image.Image, range: Range | None) -> Image.Image:
+    """Scale 16-bit, 32-bit and float gray-scale to 8 bit, and clip values outside the range.
 
-    White is 65535 in "I;16". It is not declared in "I" and "F": it is taken to be the smallest
-    usual value that is at least the largest one in the image.
+    Without a range, black is 0 and white is 65535 in "I;16". White is not declared in "I" and "F":
+    it is the first usual value that the largest one of the image does not exceed by half.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    largest = float(values.max())
-    usual = {"I": (65535.0, 2**31 - 1.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
-    white = next((white for white in usual if largest <= white), largest)
-    scaled = np.rint(values.clip(0) * (255 / white)).clip(0, 255)
+    if range is None:
+        largest = float(values.max(initial=0.0))
+        usual = {"I": (65535.0, 2**31 - 1.0), "F": (1.0, 255.0, 65535.0)}.get(
+            image.mode, (65535.0,)
+        )
+        range = 0.0, next((white for white in usual if largest <= 1.5 * white), largest)
+    low, high = range
+    scaled = np.rint((values - low) * (255 / (high - low))).clip(0, 255)
     return Image.fromarray(scaled.astype(np.uint8))
 
 

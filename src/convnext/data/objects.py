@@ -21,6 +21,7 @@ from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.opening import open_objects
 from convnext.data.formats.records import Fault, Objects, ReadOptions, Record, Understood
 from convnext.data.images import BadImage, Header, Mode, decode, read_header
+from convnext.data.ranges import pixel_range
 from convnext.data.samples import spread
 
 
@@ -142,6 +143,8 @@ class DataFacts:
     """The 10th, 50th and 90th percentiles of object sizes: the square root of width times height,
     as a share of the image's short side."""
     grayscale: bool
+    pixel_range: tuple[float, ...] = ()
+    """The range of 16-bit and float images; () if there are none."""
 
 
 def open_dataset(
@@ -228,6 +231,7 @@ def facts(data: DetectionData) -> DataFacts:
     records = data.train.records
     sides = [_sides(record) for record in records]
     counts = [len(found) for found in sides]
+    found = pixel_range(data.train)
     small, middle, large = np.quantile(np.concatenate(sides), (0.1, 0.5, 0.9)).tolist()
     return DataFacts(
         num_train=len(records),
@@ -241,6 +245,7 @@ def facts(data: DetectionData) -> DataFacts:
         image_width=int(statistics.median(record.width for record in records)),
         object_sides=(small, middle, large),
         grayscale=gray,
+        pixel_range=() if found is None else found.values,
     )
 
 

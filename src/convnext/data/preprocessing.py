@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.data.images import MAX_PIXELS, BadImage, Mode, as_mode
+from convnext.data.images import MAX_PIXELS, BadImage, Mode, RangedMode, as_mode
 from convnext.names import nearest
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
@@ -47,6 +47,9 @@ class Preprocessing:
     in_chans: int = 3
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    range: tuple[float, ...] = ()
+    """The values of 16-bit and float images that become black and white; () for those of their
+    container. Images of 8 bits are not affected."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -69,7 +72,7 @@ class Preprocessing:
     @property
     def mode(self) -> Mode:
         """The mode in which images are read: "L" for one channel, "RGB" for three."""
-        return "L" if self.in_chans == 1 else "RGB"
+        return _mode(self)
 
     def pixels(self, image: Image.Image) -> Pixels:
         """Return the network's view of an image of any mode, uint8 (C, H, W).
@@ -126,6 +129,9 @@ class DensePreprocessing:
     in_chans: int = 3
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    range: tuple[float, ...] = ()
+    """The values of 16-bit and float images that become black and white; () for those of their
+    container. Images of 8 bits are not affected."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -146,7 +152,7 @@ class DensePreprocessing:
     @property
     def mode(self) -> Mode:
         """The mode in which images are read: "L" for one channel, "RGB" for three."""
-        return "L" if self.in_chans == 1 else "RGB"
+        return _mode(self)
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
         """Return the (width, height) that an image of this size is resized to."""
@@ -181,6 +187,14 @@ class DensePreprocessing:
             ValueError: If a key is missing or unknown, or a value is wrong.
         """
         return cls(**_known(cls, values))
+
+
+def _mode(settings: Preprocessing | DensePreprocessing) -> Mode:
+    mode: Mode = "L" if settings.in_chans == 1 else "RGB"
+    if not settings.range:
+        return mode
+    low, high = settings.range
+    return cast("Mode", RangedMode(mode, (low, high)))
 
 
 def normalize(batch: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
@@ -258,12 +272,19 @@ def _check_pixels(settings: Preprocessing | DensePreprocessing) -> None:
             raise ValueError(f"{name} is {value!r}, but must be a tuple of numbers")
         if len(value) != settings.in_chans:
             raise ValueError(f"{name} has {len(value)} values, but in_chans is {settings.in_chans}")
+    given = settings.range
+    if not isinstance(given, tuple) or not all(map(_is_number, given)):
+        raise ValueError(f"range is {given!r}, but must be a tuple of two numbers")
+    if given and (len(given) != 2 or given[0] >= given[1]):
+        raise ValueError(f"range is {given!r}, but must be a smaller and a larger number")
     if min(settings.std) <= 0:
         raise ValueError(f"std is {settings.std!r}, but must be above 0")
 
 
 def _to_dict(settings: Preprocessing | DensePreprocessing) -> dict[str, Any]:
-    return {**asdict(settings), "mean": list(settings.mean), "std": list(settings.std)}
+    values = {**asdict(settings), "mean": list(settings.mean), "std": list(settings.std)}
+    given = list(values.pop("range"))
+    return values | ({"range": given} if given else {})  # Older versions do not know it.
 
 
 def _known(cls: type[Preprocessing | DensePreprocessing], values: Mapping[str, Any]) -> Any:
@@ -271,7 +292,7 @@ def _known(cls: type[Preprocessing | DensePreprocessing], values: Mapping[str, A
     for name in values:
         if name not in known:
             raise ValueError(f"preprocessing has no field {name!r}{nearest(name, known)}")
-    missing = [name for name in known if name not in values]
+    missing = [name for name in known if name not in values and name != "range"]
     if missing:
         raise ValueError(f"preprocessing lacks {', '.join(missing)}")
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -104,13 +104,20 @@ class Resolver:
             self.choose("model", f"{prefix}convnext_atto", reason)
         self.choose("model", f"{prefix}convnext_tiny", "the smallest network of the paper")
 
-    def choose_pixels(self, *, gray: bool, own: Sequence[str] = ()) -> None:
+    def choose_pixels(
+        self, *, gray: bool, own: Sequence[str] = (), range: tuple[float, ...] = ()
+    ) -> None:
         """Choose the input channels and the statistics for normalization.
 
         Args:
             gray: Whether the data seems to have no color images.
             own: Settings to take from the pretrained weights; by default all that they have.
+            range: The range of 16-bit and float images; () if there are none.
         """
+        if range and not self["input.range"]:
+            self._values["input.range"] = range
+            reason = "the 0.1 and 99.9 percentiles of the 16-bit or float training images"
+            self.choices.append(Choice(setting="input.range", value=range, reason=reason))
         if self.context.preprocessing is not None:
             for name, value in asdict(self.context.preprocessing).items():
                 if f"input.{name}" in self._values and (not own or name in own):

@@ -77,6 +77,9 @@ class InputRecipe(Generic[A]):
     """Mean of each channel, for pixel values in [0, 1]."""
     std: tuple[float, ...] | A = AUTO
     """Standard deviation of each channel."""
+    range: tuple[float, ...] = ()
+    """Values of 16-bit and float images that become black and white, such as [0,4095]; by default
+    the 0.1 and 99.9 percentiles of the training images. Images of 8 bits are not affected."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ def resolve(
 
 
 def _choose_input(c: Resolver, facts: DataFacts) -> None:
-    c.choose_pixels(gray=facts.grayscale)
+    c.choose_pixels(gray=facts.grayscale, range=facts.pixel_range)
     short_side = min(facts.image_height, facts.image_width)
     if c["weights"] != "none":
         c.choose("input.image_size", 224, "the usual size of published weights")

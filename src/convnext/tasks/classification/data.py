@@ -30,7 +30,8 @@ from convnext.data.formats.class_folders import (
     subfolders,
 )
 from convnext.data.formats.tables import find_table
-from convnext.data.images import BadImage, Header
+from convnext.data.images import WIDE_MODES, BadImage, Header
+from convnext.data.ranges import pixel_range
 from convnext.data.samples import (
     ArraySamples,
     ImageListing,
@@ -76,6 +77,8 @@ class DataFacts:
     image_width: int
     grayscale: bool
     """Whether the sample has no color images."""
+    pixel_range: tuple[float, ...] = ()
+    """The range of 16-bit and float images; () if there are none."""
 
 
 def open_dataset(
@@ -155,7 +158,14 @@ def facts(data: ClassificationData) -> DataFacts:
         image_height=int(statistics.median(h.height for h in headers)),
         image_width=int(statistics.median(h.width for h in headers)),
         grayscale=_is_grayscale(data.train, attempt - 1),
+        pixel_range=_range_of(data.train, headers),
     )
+
+
+def _range_of(samples: Samples, headers: Sequence[Header]) -> tuple[float, ...]:
+    is_wide = any(header.mode in WIDE_MODES for header in headers)
+    found = pixel_range(samples) if is_wide else None
+    return () if found is None else found.values
 
 
 def _is_grayscale(samples: Samples, attempt: int) -> bool:

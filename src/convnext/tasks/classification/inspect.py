@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.data.doctor import bar, plain_table, print_notes
-from convnext.data.images import BadImage
+from convnext.data.images import BadImage, Mode
+from convnext.data.ranges import color_mode, pixel_range
 from convnext.data.samples import Samples
 from convnext.tasks.classification.data import ClassificationData, open_dataset
 from convnext.tasks.classification.problems import Inspected, find_problems, find_suggestions, scan
@@ -46,6 +47,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(15)
+    mode = color_mode(data.train)
     top = MARGIN
     for label, indices in members.items():
         name, count = data.classes[label], f"{len(indices):,} training images"
@@ -56,16 +58,16 @@ def contact_sheet(
         for column in range(shown):
             index = indices[column * len(indices) // shown]
             left = MARGIN + column * (size + GAP)
-            sheet.paste(_thumbnail(data.train, index, size), (left, top + LINE))
+            sheet.paste(_thumbnail(data.train, index, size, mode), (left, top + LINE))
         top += LINE + size + 2 * GAP
     return sheet
 
 
-def _thumbnail(samples: Samples, index: int, size: int) -> Image.Image:
+def _thumbnail(samples: Samples, index: int, size: int, mode: Mode) -> Image.Image:
     """Return a square that shows the whole image."""
     tile = Image.new("RGB", (size, size), (238, 238, 238))
     try:
-        image = samples.open(index, "RGB", at_least=2 * size)
+        image = samples.open(index, mode, at_least=2 * size)
     except BadImage:
         draw = ImageDraw.Draw(tile)
         draw.line((8, 8, size - 8, size - 8), (200, 60, 60), 3)
@@ -188,6 +190,7 @@ def inspect(path: str, *, val_share: float = 0.2, console: Console | None = None
 
 def report(data: ClassificationData, inspected: Sequence[Inspected]) -> DataReport:
     """Build the report."""
+    found_range = pixel_range(data.train)
     good = [item for item in inspected if not item.reason]
     train = _counts(data, (item for item in inspected if item.part == "train"))
     return DataReport(
@@ -205,7 +208,10 @@ def report(data: ClassificationData, inspected: Sequence[Inspected]) -> DataRepo
         unreadable=tuple((item.source, item.reason) for item in inspected if item.reason),
         problems=find_problems(data, inspected),
         suggestions=find_suggestions(data, inspected),
-        notes=tuple(note for note in data.notes if note not in data.faults),
+        notes=(
+            *(note for note in data.notes if note not in data.faults),
+            *([] if found_range is None else [str(found_range)]),
+        ),
     )
 
 

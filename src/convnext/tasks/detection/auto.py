@@ -52,7 +52,7 @@ def resolve(
 
 
 def _choose_input(c: Resolver, facts: DataFacts) -> None:
-    c.choose_pixels(gray=facts.grayscale, own=("in_chans", "mean", "std"))
+    c.choose_pixels(gray=facts.grayscale, range=facts.pixel_range, own=("in_chans", "mean", "std"))
     c.choose("input.interpolation", "bilinear", "as in the paper")
     as_paper = c.large and not c.on_cpu
     if as_paper:

@@ -48,7 +48,7 @@ def resolve(
 
 
 def _choose_input(c: Resolver, facts: DataFacts) -> None:
-    c.choose_pixels(gray=facts.grayscale, own=("in_chans", "mean", "std"))
+    c.choose_pixels(gray=facts.grayscale, range=facts.pixel_range, own=("in_chans", "mean", "std"))
     c.choose("input.interpolation", "bilinear", "as in the paper")
     short = min(facts.image_height, facts.image_width)
     limit, why = (192, "what a CPU can afford") if c.on_cpu else (512, "as in the paper")

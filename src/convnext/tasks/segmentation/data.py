@@ -16,6 +16,7 @@ import numpy as np
 from convnext.data.formats.layouts import is_detection
 from convnext.data.formats.mask_folders import VOC, PairListing, Part, find, is_mask_folder
 from convnext.data.images import BadImage
+from convnext.data.ranges import pixel_range
 from convnext.data.samples import held_out, note_copies
 from convnext.tasks.segmentation.layout import Pairs, open_drawn
 from convnext.tasks.segmentation.masks import NONE_16_BIT, MaskReader, read_classes
@@ -65,6 +66,8 @@ class DataFacts:
     image_width: int
     grayscale: bool
     reduce_zero_label: bool = False
+    pixel_range: tuple[float, ...] = ()
+    """The range of 16-bit and float images; () if there are none."""
 
 
 def open_dataset(
@@ -163,6 +166,7 @@ def facts(data: SegmentationData) -> DataFacts:
             f"{data.ignore_index}, which means no class; give the classes the values 0, 1, 2 ..."
         )
     _check_val(data)
+    found = pixel_range(data.train)
     return DataFacts(
         num_train=len(data.train),
         num_val=len(data.val),
@@ -172,6 +176,7 @@ def facts(data: SegmentationData) -> DataFacts:
         image_width=int(statistics.median(width for width, _ in sizes)),
         grayscale=gray,
         reduce_zero_label=data.train.reader.reduce_zero_label,
+        pixel_range=() if found is None else found.values,
     )
 
 

@@ -24,7 +24,8 @@ from convnext.data.doctor import (
     read_all,
 )
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
-from convnext.data.images import BadImage
+from convnext.data.images import BadImage, Mode
+from convnext.data.ranges import color_mode, pixel_range
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.layout import Pairs
 from convnext.tasks.segmentation.render import overlay
@@ -189,6 +190,7 @@ def inspect_item(
 
 def report(data: SegmentationData, inspected: Sequence[Inspected]) -> DataReport:
     """Build the report."""
+    found_range = pixel_range(data.train)
     good = [item for item in inspected if not item.reason]
     labeled = sum(int(item.counts.sum()) for item in good)
     total = sum(item.num_pixels for item in good)
@@ -224,7 +226,10 @@ def report(data: SegmentationData, inspected: Sequence[Inspected]) -> DataReport
         unusable=tuple((item.source, item.reason) for item in inspected if item.reason),
         problems=tuple(find_problems(data, inspected, classes)),
         suggestions=tuple(find_suggestions(good, classes)),
-        notes=tuple(note for note in data.notes if note not in data.faults),
+        notes=(
+            *(note for note in data.notes if note not in data.faults),
+            *([] if found_range is None else [str(found_range)]),
+        ),
     )
 
 
@@ -307,18 +312,19 @@ def contact_sheet(
     Pixels without a label keep their color. Unusable pairs are crossed out.
     """
     sections = {}
+    mode = color_mode(data.train)
     for title, pairs in (("training", data.train), ("validation", data.val)):
         if len(pairs):
             shown = pairs.some(per_part)
-            tiles = [_tile(pairs, i, len(data.classes), width) for i in shown]
+            tiles = [_tile(pairs, i, len(data.classes), width, mode) for i in shown]
             sections[f"{title}, {len(shown)} of {len(pairs):,}"] = tiles
     colors = class_colors(len(data.classes))
     return sheet(sections, data.classes, colors, columns=columns, width=width)
 
 
-def _tile(pairs: Pairs, index: int, num_classes: int, width: int) -> Image.Image:
+def _tile(pairs: Pairs, index: int, num_classes: int, width: int, mode: Mode) -> Image.Image:
     try:
-        image = pairs.open(index, "RGB")
+        image = pairs.open(index, mode)
         mask = pairs.mask(index, image.size)
     except BadImage:
         return crossed_out(width)
