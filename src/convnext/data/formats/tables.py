@@ -11,13 +11,23 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from convnext.data.formats.splits import split_of
 from convnext.data.samples import FolderSamples, ImageListing
 from convnext.names import nearest
 
 COLUMNS = ("path", "label")
 # Missing values of Python, numpy and pandas.
 MISSING = ("None", "nan", "<NA>", "NaT")
-TRAIN, VAL = ("train", "training"), ("val", "validation", "valid", "test")
+
+
+def has_own_columns(path: Path) -> bool:
+    """Whether a CSV has one of the columns `path` and `label`, or no other that could be meant."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline().rstrip("\r\n")
+    if ";" in first or "\t" in first:
+        return False
+    header = [name.strip() for name in first.split(",")]
+    return path.suffix.lower() == ".csv" and ("path" in header or len(header) < 2)
 
 
 def find_table(path: Path) -> ImageListing:
@@ -49,7 +59,7 @@ def find_table(path: Path) -> ImageListing:
     label_of = {name: label for label, name in enumerate(classes)}
     labels = [label_of[name] for name in names]
     train = [i for i, part in enumerate(parts) if part == "train"]
-    val = [i for i, part in enumerate(parts) if part == "val"]
+    val, test = ([i for i, part in enumerate(parts) if part == split] for split in ("val", "test"))
     return ImageListing(
         root=path.parent,
         classes=classes,
@@ -57,6 +67,7 @@ def find_table(path: Path) -> ImageListing:
         labels=labels,
         train=train,
         val=val or None,
+        test=test or None,
         notes=(),
         faults=(),
         take=lambda which: FolderSamples(
@@ -130,11 +141,9 @@ def table_text(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _part(path: Path, number: int, row: Mapping[str, str]) -> str:
-    name = (row.get("split") or "train").strip().lower()
-    if name in TRAIN:
-        return "train"
-    if name in VAL:
-        return "val"
-    raise ValueError(
-        f"{path}, line {number}: the split is {row['split']!r}, but must be train or val"
-    )
+    split = split_of((row.get("split") or "train").strip())
+    if split is None:
+        raise ValueError(
+            f"{path}, line {number}: the split is {row['split']!r}, but must be train, val or test"
+        )
+    return split

@@ -29,7 +29,8 @@ from convnext.data.formats.class_folders import (
     split_folders,
     subfolders,
 )
-from convnext.data.formats.tables import find_table
+from convnext.data.formats.label_tables import ENDINGS, find_labeled, is_labeled
+from convnext.data.formats.tables import find_table, has_own_columns
 from convnext.data.images import WIDE_MODES, BadImage, Header
 from convnext.data.ranges import pixel_range
 from convnext.data.samples import (
@@ -288,8 +289,8 @@ def find(
     root = Path(path).expanduser()
     if not root.exists():
         raise ValueError(f"there is no file or folder {path}{_near(root)}")
-    if root.is_file() and root.suffix.lower() == ".csv":
-        return find_table(root)
+    if root.is_file() and root.suffix.lower() in ENDINGS:
+        return find_table(root) if has_own_columns(root) else find_labeled(root.parent, root)
     if root.is_file():
         advice = f"use its folder, {root.parent}" if root.suffix == ".tar" else "use a folder"
         raise ValueError(f"{path} is a file; {advice} ({LAYOUTS})")
@@ -298,6 +299,8 @@ def find(
     is_source = bool(subfolders(root)) and not any(part_of(p.name) for p in shards)
     if layout == "auto" and shards and not is_source and not split_folders(root)[0]:
         return find_shards(root, shards)
+    if layout == "auto" and is_labeled(root):
+        return find_labeled(root)
     return find_folders(root, any_names=layout == "class_folders")
 
 

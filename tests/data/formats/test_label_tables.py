@@ -1,0 +1,101 @@
+"""Tables of labels beside images: columns, names of files, one-hot classes, what is left out."""
+
+from __future__ import annotations
+
+import pytest
+
+from convnext.tasks.classification.data import open_dataset
+
+
+def opened(root, **options):
+    return open_dataset(str(root), **options)
+
+
+def test_one_hot_tables_of_roboflow(make_folder):
+    root = make_folder({"train": 12, "valid": 6, "test": 3})
+    for split, count in (("train", 12), ("valid", 6), ("test", 3)):
+        rows = [
+            f"{i:03d}.png, {int(i % 3 == 0)}, {int(i % 3 == 1)}, {int(i % 3 == 2)}"
+            for i in range(count)
+        ]
+        (root / split / "_classes.csv").write_text("\n".join(["filename, cat, dog, bird", *rows]))
+    data = opened(root)
+    assert data.classes == ("cat", "dog", "bird")
+    assert (len(data.train), len(data.val), len(data.test)) == (12, 6, 3)
+    assert data.train.labels[:4] == [0, 1, 2, 0]
+    assert data.train.source(1).endswith("train/001.png")
+    assert data.val.source(1).endswith("valid/001.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "row"),
+    [
+        ("labels.csv", "filename,label", "{0:03d}.png,{1}"),
+        ("labels.csv", "id,breed", "{0:03d},{1}"),
+        ("Train.csv", "image_id;width;label", "{0:03d}.png;20;{1}"),
+        ("anything.tsv", "class\tpath", "{1}\tphotos\\{0:03d}.png"),
+        ("list.csv", ",image,label", "{0},/home/me/set/{0:03d}.png,{1}"),
+    ],
+)
+def test_columns_are_found_by_what_they_hold(make_folder, name, header, row):
+    root = make_folder({"photos": 10})
+    rows = [row.format(i, "ab"[i % 2]) for i in range(9)]
+    (root / name).write_text("\n".join([header, *rows]) + "\n")
+    for path in (root, root / name):
+        data = opened(path)
+        assert data.classes == ("a", "b")
+        assert len(data.train) + len(data.val) == 9
+        assert "images that no table lists, left out: 1 (such as photos/009.png)" in data.faults
+
+
+def test_splits_of_a_column_and_of_files(make_folder):
+    root = make_folder({"images": 8})
+    splits = ["train"] * 4 + ["Validation"] * 2 + ["TEST"] * 2
+    rows = [f"{i:03d}.png,{'ab'[i % 2]},{split}" for i, split in enumerate(splits)]
+    (root / "labels.csv").write_text("\n".join(["file,label,split", *rows]))
+    data = opened(root)
+    assert (len(data.train), len(data.val), len(data.test)) == (4, 2, 2)
+    (root / "labels.csv").unlink()
+    for split in ("train", "val"):
+        of_split = [row.rpartition(",")[0] for row in rows if split in row.lower()]
+        (root / f"{split}.csv").write_text("\n".join(["file,label", *of_split]))
+    data = opened(root)
+    assert (len(data.train), len(data.val), data.test) == (4, 2, None)
+
+
+def test_what_is_left_out_is_counted(make_folder):
+    root = make_folder({"images": 4})
+    rows = ["000.png,a", "001.png,b", "002.png,", "gone.png,a", "003.png,b"]
+    (root / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    data = opened(root, strict=False, val_share=0.5)
+    assert "labels.csv: rows without an image file, left out: 1 (such as gone.png)" in data.faults
+    assert "labels.csv: rows without a class, by line, left out: 1 (such as 4)" in data.faults
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["file,a,b", "000.png,1,1", "001.png,0,1"], "1 of 2 images have several classes"),
+        (
+            ["file,color,shape", "000.png,red,round", "001.png,blue,long"],
+            "could be any of color, shape; name it `label`",
+        ),
+        (["file,label", "x.png,a", "y.png,b"], "no column has names of image files"),
+        (["file,label", "000.png,a", "001.png"], "line 3: 1 columns, but the header has 2"),
+        (["file,label", "000.png,a", "000.png,b"], "several labels: a, b"),
+    ],
+)
+def test_what_is_not_clear_is_refused(make_folder, rows, message):
+    root = make_folder({"images": 2})
+    (root / "labels.csv").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=message):
+        opened(root)
+
+
+def test_class_folders_with_a_table_beside_them_stay_class_folders(make_folder):
+    root = make_folder({"a": 5, "b": 5})
+    (root / "notes.csv").write_text("file,label\n000.png,x\n")
+    assert opened(root).classes == ("a", "b")
+    split = make_folder({f"{part}/{c}": 2 for part in ("train", "val") for c in "ab"}, name="split")
+    (split / "train.csv").write_text("file,label\n000.png,x\n")
+    assert opened(split).classes == ("a", "b")
