@@ -489,3 +489,28 @@ def test_a_drive_is_not_a_scheme():
     assert not is_url("C://photos/a.png")
     assert not is_url(Path("https://example.com/a.png"))
     assert is_url("HTTPS://example.com/a.png")
+
+
+def test_a_folder_is_read_as_for_training(photos, tmp_path, noise):
+    other = tmp_path / "other"
+    other.mkdir()
+    noise(12, 10).save(other / "linked.png")
+    noise(12, 10).save(photos / ".hidden.png")
+    (photos / "__MACOSX").mkdir()
+    noise(12, 10).save(photos / "__MACOSX" / "a.png")
+    (photos / "x.heic").write_bytes(b"x")
+    try:
+        (photos / "link").symlink_to(other)
+        (other / "back").symlink_to(photos)
+        (photos / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    except OSError:
+        pytest.skip("links need another permission here")
+    lines = []
+    found = image_sources(photos, notice=lines.append)
+    assert names(found) == ["a.png", "b.jpg", "c.png", "broken.png", "linked.png"]
+    assert lines == [
+        f"files in {photos} that are not images by their ending, left out: 2 (1 .txt, 1 .heic, "
+        f"such as {photos / 'notes.txt'})"
+    ]
+    with pytest.raises(BadImage, match="there is no such file"):
+        found[3].open()

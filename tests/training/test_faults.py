@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, nn
 from toy import BATCH, ToyTask, run, weights
 
-from convnext.training.faults import DivergedError, InterruptedRun, is_lost_worker
+from convnext.training.faults import (
+    DivergedError,
+    InterruptedRun,
+    is_lost_worker,
+    is_single_value,
+)
 from convnext.training.log import read_metrics
 from convnext.weights.checkpoint import complete_steps, step_of
 
@@ -269,3 +274,10 @@ def test_an_error_in_a_loader_is_no_dead_loader() -> None:
     died = RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed.")
     several = RuntimeError("DataLoader worker (pid(s) 77, 78) exited unexpectedly")
     assert [is_lost_worker(error) for error in (raised, died, several)] == [False, True, True]
+
+
+def test_a_batch_norm_of_one_value_is_recognized() -> None:
+    with pytest.raises(ValueError, match="value") as caught:
+        nn.BatchNorm2d(2)(torch.zeros(1, 2, 1, 1))
+    assert is_single_value(caught.value)
+    assert not is_single_value(ValueError("another"))

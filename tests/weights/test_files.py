@@ -308,3 +308,12 @@ def test_pickles_without_a_state_dict(tmp_path: Path, payload: object) -> None:
     torch.save(payload, path)
     with pytest.raises(ValueError, match=r"a\.pth holds no state dict but"):
         read_file(path)
+
+
+def test_equal_tensors_and_metadata_give_equal_bytes(tmp_path: Path) -> None:
+    metadata = {name: f'"{name}" \u00e4\n\x7f' for name in ("b", "a", "d", "c", "e")}
+    for number in range(4):
+        save_tensors(tmp_path / str(number), TENSORS, dict(reversed(metadata.items())))
+    written = {(tmp_path / str(number)).read_bytes() for number in range(4)}
+    assert len(written) == 1
+    assert same(read_file(tmp_path / "0")[0])

@@ -57,6 +57,8 @@ def class_colors(n: int) -> NDArray[np.uint8]:
 MARGIN, GAP, LINE = 16, 6, 22
 PAPER, INK, PALE = (255, 255, 255), (20, 20, 20), (120, 120, 120)
 MAX_LEGEND = 60
+# Height of a panel of a report in pixels; a JPEG is at most 65,500 pixels high.
+MAX_PANEL = 2048
 LEGEND_COLUMNS = 5
 
 
@@ -128,6 +130,12 @@ def crossed_out(width: int) -> Image.Image:
 def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
     """Return the (width, height) at which an image fits exactly into a square of `side` pixels."""
     scale = side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def panel_size(size: tuple[int, int], width: int) -> tuple[int, int]:
+    """Return the (width, height) of an image in a panel: `width`, or less if it is very high."""
+    scale = min(width / size[0], MAX_PANEL / size[1])
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 

@@ -13,8 +13,10 @@ What a picture means is decided here once, for training, evaluation and predicti
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -337,8 +339,37 @@ def _length(file: File) -> int:
     return file.seek(0, 2)
 
 
-def image_files(images: Iterable[str | Path]) -> list[Path]:
+def walk_files(folder: Path) -> list[str]:
+    """Return the relative names of all files below a folder, sorted, without hidden ones."""
+    names: list[str] = []
+    visited: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in visited:  # A link back to a parent folder.
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        below = Path(here).relative_to(folder)
+        names += [(below / name).as_posix() for name in files if not is_hidden(name)]
+    return sorted(names)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden by its name, or written by the archiver of macOS."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def image_files(
+    images: Iterable[str | Path], notice: Callable[[str], None] = lambda line: None
+) -> list[Path]:
     """Return files as given, and all files with an image extension under folders, sorted.
+
+    Folders are read as for training: linked folders are followed, hidden files are not listed.
+
+    Args:
+        images: Files and folders.
+        notice: Called with a line about the other files of a folder.
 
     Raises:
         ValueError: If a name does not exist, or nothing is left.
@@ -348,7 +379,16 @@ def image_files(images: Iterable[str | Path]) -> list[Path]:
     for name in images:
         path = Path(name)
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in extensions)
+            files = sorted(path / file for file in walk_files(path))
+            found += [file for file in files if file.suffix.lower() in extensions]
+            others = [file for file in files if file.suffix.lower() not in extensions]
+            if others:
+                endings = Counter(file.suffix.lower() or "no ending" for file in others)
+                listed = ", ".join(f"{n:,} {ending}" for ending, n in endings.most_common(5))
+                notice(
+                    f"files in {path} that are not images by their ending, left out: "
+                    f"{len(others):,} ({listed}, such as {others[0]})"
+                )
         elif path.is_file():
             found.append(path)
         else:

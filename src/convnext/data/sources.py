@@ -178,7 +178,7 @@ class _Reader:
         elif not Path(name).exists() and glob.has_magic(str(name)):
             yield from map(self._file, matching_files(str(name)))
         else:
-            yield from map(self._file, image_files([name]))
+            yield from map(self._file, image_files([name], self.download.notice))
 
     def _file(self, path: Path) -> Source:
         return self._next(str(path), path, lambda mode: decode(path, mode=mode))

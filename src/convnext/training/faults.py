@@ -61,6 +61,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_single_value(error: BaseException) -> bool:
+    """Whether a batch norm in training got one value per channel, for which torch has no name."""
+    return isinstance(error, ValueError) and "more than 1 value per channel" in str(error)
+
+
 def is_lost_worker(error: BaseException) -> bool:
     """Whether a process of the data loader died, for example by the out-of-memory killer."""
     # An error that a worker raised names the worker too, but not its process id.

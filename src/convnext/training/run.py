@@ -37,6 +37,7 @@ from convnext.training.distributed import (
     ranks_of,
     seed_everything,
 )
+from convnext.training.faults import is_single_value
 from convnext.training.gradients import wrong_in_bf16
 from convnext.training.log import RunLog
 from convnext.training.loop import Outcome, fit
@@ -97,7 +98,16 @@ def train(
     check_trackers(recipe.run.loggers)
     callbacks = check_callbacks(callbacks)
     with process_state_restored():
-        return _train(recipe, output, resume, console, callbacks, write_report)
+        try:
+            return _train(recipe, output, resume, console, callbacks, write_report)
+        except ValueError as error:
+            if not is_single_value(error):
+                raise
+            raise ValueError(
+                "a batch norm got one value per channel, which has no variance: the batch, or its "
+                "part on one device, is one small image; use --optim.batch_size 2 or more (and "
+                "--optim.micro_batch_size), a larger --input.image_size, or --network.norm layer"
+            ) from error
 
 
 def _train(

@@ -109,6 +109,26 @@ def save_tensors(
     signature = {DIGEST: digest(plain, metadata)} if sign else {}
     with atomic_write(path) as temporary:
         save_file(plain, temporary, metadata={**metadata, **signature})
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata in the header of a safetensors file, which the library writes unordered.
+
+    Equal tensors with equal metadata then give the same bytes.
+
+    Raises:
+        ValueError: If the header does not have the length that the library gave it.
+    """
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > length:
+            raise ValueError(f"the header of {path} cannot be sorted in place")
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def save_checkpoint(path: str | Path, weights: Mapping[str, Tensor], card: Card) -> None:

@@ -125,3 +125,12 @@ def test_colors_are_fixed_and_apart() -> None:
     first = class_colors(12).astype(int)
     gaps = np.abs(first[:, None] - first).sum(-1) + 1000 * np.eye(12, dtype=int)
     assert gaps.min() > 100
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (70_000, 2)])
+def test_a_comparison_of_a_long_image_is_small(size: tuple[int, int]) -> None:
+    truth = np.zeros(size[::-1], np.uint8)
+    page = compare(Image.new("RGB", size), truth, truth, 2, width=320)
+    assert page.height <= 2048 + LINE
+    assert page.width <= 4 * (320 + GAP)
+    assert data_uri(page).startswith("data:image/jpeg")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from convnext.data.formats.splits import Split, is_plain_name, is_reserved, split_of, splits_among
-from convnext.data.images import readable_extensions
+from convnext.data.images import is_hidden, readable_extensions, walk_files
 from convnext.data.samples import FolderSamples, ImageListing, Samples
 
 # Names of the validation part of shards and tables.
@@ -294,22 +294,6 @@ def _seen(folder: Path) -> str:
     return "it holds " + " and ".join(parts) if parts else "it is empty"
 
 
-def walk_files(folder: Path) -> list[str]:
-    """Return the relative names of all files below a folder, sorted, without hidden ones."""
-    names: list[str] = []
-    visited: set[str] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in visited:  # A link back to a parent folder.
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        below = Path(here).relative_to(folder)
-        names += [(below / name).as_posix() for name in files if not _is_hidden(name)]
-    return sorted(names)
-
-
 def _read_part(folder: Path, notes: list[str], faults: list[str]) -> _Part:
     """List a split, entering a folder that only repeats its name, as in seg_train/seg_train/."""
     while True:
@@ -383,9 +367,9 @@ def _has_images(folder: Path) -> bool:
     """Whether there is an image in a folder or below it; stops at the first."""
     endings = readable_extensions()
     for _, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         if any(
-            os.path.splitext(name)[1].lower() in endings for name in files if not _is_hidden(name)
+            os.path.splitext(name)[1].lower() in endings for name in files if not is_hidden(name)
         ):
             return True
     return False
@@ -395,17 +379,13 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in readable_extensions() and path.is_file()
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
 def subfolders(folder: Path) -> dict[str, Path]:
     """Return the folders in a folder by their names."""
     with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if not _is_hidden(e.name) and e.is_dir())
+        names = sorted(e.name for e in entries if not is_hidden(e.name) and e.is_dir())
     return {name: folder / name for name in names}
 
 
 def listing(folder: Path) -> list[Path]:
     """Return the entries of a folder without hidden ones."""
-    return sorted(p for p in folder.iterdir() if not _is_hidden(p.name))
+    return sorted(p for p in folder.iterdir() if not is_hidden(p.name))

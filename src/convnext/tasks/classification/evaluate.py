@@ -183,6 +183,8 @@ def evaluate(
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
     """
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, not {batch_size}")
     own = opened(source, device)
     source, card, where = own.source, own.card, own.device
     data = data or data_of(source, card)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from convnext.data.drawing import class_colors
+from convnext.data.drawing import class_colors, panel_size
 from convnext.data.formats.records import Objects
 from convnext.data.masks import Mask, Window, cut, place
 from convnext.tasks.detection.inference import Detections
@@ -55,8 +55,8 @@ def compare(
     classes: Sequence[str],
     width: int = 480,
 ) -> Image.Image:
-    """Return truth and detections side by side, each `width` pixels wide."""
-    height = max(1, round(image.height * width / image.width))
+    """Return truth and detections side by side, each at most `width` pixels wide."""
+    width, height = panel_size(image.size, width)
     small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     size = (found.size[1], found.size[0])
     truth = draw_objects(small, objects, class_colors(len(classes)), source=size)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from convnext.data.drawing import class_colors
+from convnext.data.drawing import class_colors, panel_size
 
 Labels = NDArray[Any]
 """Class indices (H, W) of any integer type."""
@@ -18,6 +18,8 @@ Labels = NDArray[Any]
 # Unlabeled pixels are this gray; wrong pixels are this orange over a gray picture.
 IGNORED, WRONG = (128, 128, 128), (232, 113, 10)
 GAP, LINE = 6, 20
+# Width of a panel in pixels that has room for its title.
+MIN_PANEL = 64
 MAX_PALETTE = 256
 
 
@@ -96,11 +98,12 @@ def compare(
     ignore_index: int = 255,
     width: int = 320,
 ) -> Image.Image:
-    """Return image, truth, prediction and errors side by side, each `width` pixels wide.
+    """Return image, truth, prediction and errors side by side, each at most `width` pixels wide.
 
     The image may have another size than the mask (H, W) and the labels (H, W).
     """
-    height = max(1, round(width * mask.shape[0] / mask.shape[1]))
+    least = min(width, MIN_PANEL)
+    width, height = panel_size((mask.shape[1], mask.shape[0]), width)
     image = image.convert("RGB").resize((width, height))
     mask, labels = (_nearest(side, (width, height)) for side in (mask, labels))
     panels = {
@@ -109,6 +112,7 @@ def compare(
         "prediction": overlay(image, labels, num_classes),
         "errors": error_image(image, labels, mask, ignore_index),
     }
+    width = max(width, least)
     sheet = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height + LINE), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for column, (name, panel) in enumerate(panels.items()):

@@ -14,9 +14,11 @@ from small_objects import annotation, image, save, small_coco, write_coco
 
 from convnext.cli import main
 from convnext.data.drawing import class_colors
+from convnext.data.formats.records import no_objects
 from convnext.data.objects import open_dataset
 from convnext.tasks.detection.data.inspect import DataReport, contact_sheet, inspect
-from convnext.tasks.detection.render import draw_objects
+from convnext.tasks.detection.inference import Detections
+from convnext.tasks.detection.render import compare, draw_objects
 
 QUIET = Console(quiet=True)
 
@@ -212,3 +214,15 @@ def test_what_is_drawn(tmp_path: Path) -> None:
 def test_the_real_sets_have_no_faults(shared_data: Path, name: str) -> None:
     found = {problem.kind for problem in look(shared_data / name).problems}
     assert not {kind for kind in found if "classes" not in kind and "categories" not in kind}
+
+
+def test_a_comparison_of_a_long_image_is_small() -> None:
+    nothing = Detections(
+        boxes=np.zeros((0, 4)),
+        scores=np.zeros(0),
+        labels=np.zeros(0, np.int64),
+        masks=(),
+        size=(3000, 1),
+    )
+    page = compare(Image.new("RGB", (1, 3000)), no_objects(), nothing, ["a"], width=480)
+    assert page.height <= 2048

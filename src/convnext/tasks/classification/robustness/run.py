@@ -123,6 +123,8 @@ def evaluate_robustness(
     Raises:
         ValueError: If something cannot be read or is unknown, or classes do not match.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, not {batch_size}")
     _check(corruptions if benchmark is None else None, severities, max_images)
     severities = tuple(sorted(set(severities)))
     found = None
