@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convnext.data.formats.class_folders import listing, subfolders, walk_files
+from convnext.data.formats.class_folders import listing, subfolders
 from convnext.data.formats.splits import Split, is_plain_name, split_of, splits_among
-from convnext.data.images import readable_extensions
+from convnext.data.images import readable_extensions, walk_files
 from convnext.data.samples import FolderSamples, ImageListing
 
 ENDINGS = (".csv", ".tsv")
