@@ -142,3 +142,18 @@ def test_augmented_copies_stay_together(make_folder):
     assert len(parts[1]) == 4
     assert not parts[0] & parts[1]
     assert any("60 images are augmented copies of 20" in note for note in data.notes)
+
+
+def test_masks_are_not_taken_for_images_of_a_class_without_a_word(make_folder):
+    root = make_folder({"benign": 4, "malignant": 4})
+    for path in list(root.glob("*/*.png")):
+        path.with_stem(f"{path.stem}_mask").write_bytes(path.read_bytes())
+    assert (
+        "files that look like masks of other images, but are read as images of data/: 8 (such as "
+        "benign/000_mask.png)"
+    ) in open_dataset(str(root)).faults
+    samples = make_folder(
+        {f"{i}/{kind}": 1 for i in "xyz" for kind in ("images", "masks")}, "nuclei"
+    )
+    with pytest.raises(ValueError, match="hold images/ and masks/ each, and are not classes"):
+        open_dataset(str(samples))

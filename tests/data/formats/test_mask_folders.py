@@ -124,8 +124,9 @@ def test_two_readings_are_refused(tmp_path: Path) -> None:
         find(tmp_path)
     other = tmp_path / "other"
     for name in ("a", "b"):
-        image(other / name / "images/x.jpg")
-        mask(other / name / "masks/x.png")
+        for i in range(2):
+            image(other / name / f"images/{i}.jpg")
+            mask(other / name / f"masks/{i}.png")
     with pytest.raises(ValueError, match="several data sets: a/, b/"):
         find(other)
 

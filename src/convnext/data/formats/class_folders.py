@@ -8,12 +8,20 @@ CLASS/train/*  CLASS/test/*                the split inside each class
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convnext.data.formats.splits import Split, is_plain_name, is_reserved, split_of, splits_among
+from convnext.data.formats.splits import (
+    Split,
+    is_plain_name,
+    is_reserved,
+    kind_of,
+    split_of,
+    splits_among,
+)
 from convnext.data.images import is_hidden, readable_extensions, walk_files
 from convnext.data.samples import FolderSamples, ImageListing, Samples
 
@@ -23,6 +31,7 @@ LAYOUTS = (
     "accepted are train/CLASS/* with val/CLASS/*, CLASS/* without a split, shards train-*.tar "
     "with val-*.tar, a CSV with the columns path and label, or the word digits"
 )
+_MASK_NAME = re.compile(r"(.+?)[-_. ]+masks?([-_. ]?\d+)?", re.IGNORECASE)
 _PARTS: tuple[Split, ...] = ("train", "val", "test")
 # A folder is searched for the data set inside it only if it has few folders.
 _MAX_FOLDERS = 100
@@ -207,6 +216,7 @@ def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) ->
     present = {c for c, names in part.files.items() if names}
     if check:
         _check_names(root, present)
+        _check_inner(root, part)
     classes = _class_names(root, present, set(part.files) - present, faults)
     keys = [name for c in classes for name in part.files[c]]
     labels = [label for label, c in enumerate(classes) for _ in part.files[c]]
@@ -243,6 +253,36 @@ def _check_names(root: Path, names: set[str]) -> None:
             "not for classes: if this is data for segmentation or detection, give --task; if "
             f"these are classes after all, give --layout class_folders; {LAYOUTS}"
         )
+
+
+def _check_inner(root: Path, part: _Part) -> None:
+    """Refuse folders that each hold images/ and masks/.
+
+    Raises:
+        ValueError: If most of them do.
+    """
+    of_samples = [
+        name
+        for name, files in part.files.items()
+        if {"image", "mask"} <= {kind_of(f.split("/")[1]) for f in files if f.count("/") > 1}
+    ]
+    if 2 * len(of_samples) > len(part.files):
+        raise ValueError(
+            f"the folders in {root}, such as {of_samples[0]}/, hold images/ and masks/ each, and "
+            "are not classes: give --task segment"
+        )
+
+
+def _masks_among(part: _Part) -> list[str]:
+    """Return the files that are masks of others by their names, such as x_mask.png beside x.png."""
+    found = []
+    for files in part.files.values():
+        stems = {os.path.splitext(name)[0] for name in files}
+        for name in files:
+            match = _MASK_NAME.fullmatch(os.path.splitext(name)[0])
+            if match and match[1] in stems:
+                found.append(name)
+    return found
 
 
 def _inner_split(keys: Sequence[str]) -> dict[Split, list[int]]:
@@ -334,7 +374,14 @@ def _walk(folder: Path, faults: list[str]) -> _Part:
 
 
 def _note_loose(parts: Iterable[_Part], faults: list[str]) -> None:
-    """Count the images of splits that are outside class folders."""
+    """Count the images of splits that are outside class folders, and masks in class folders."""
+    parts = list(parts)
+    faults += [
+        f"files that look like masks of other images, but are read as images of "
+        f"{part.folder.name}/: {len(masks):,} (such as {masks[0]})"
+        for part in parts
+        if (masks := _masks_among(part))
+    ]
     faults += [
         f"images directly in {part.folder.name}/, outside its class folders, left out: "
         f"{len(part.loose):,} (such as {part.loose[0]})"

@@ -10,31 +10,36 @@
                                                          *_gtFine_labelTrainIds.png
     two patterns with {split} and stars                  anything else
 
+An image may have several masks, see `mask_layers`.
+
 Names of splits and kinds are read as in `splits`. The split of the folders, or of lists such as
 train.txt and val.txt, is kept.
 """
 
 from __future__ import annotations
 
-import glob
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convnext.data.formats.splits import (
-    Kind,
-    Split,
-    is_plain_name,
-    kind_of,
-    split_of,
-    words_of,
+from convnext.data.formats.mask_layers import FOREGROUND, Layers, image_folders
+from convnext.data.formats.mask_pairs import (
+    LOSSY,
+    PATTERNS,
+    Mask,
+    PairListing,
+    Part,
+    files_of,
+    find_by_pattern,
+    match_files,
+    merge_parts,
+    with_split,
 )
+from convnext.data.formats.splits import Kind, Split, is_plain_name, kind_of, split_of, words_of
 from convnext.data.images import readable_extensions
 
-# Masks of JPEG have values that were never drawn.
-LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 CITYSCAPES = (
     "leftImg8bit/{split}/*/*_leftImg8bit.png",
     "gtFine/{split}/*/*_gtFine_labelTrainIds.png",
@@ -47,56 +52,16 @@ ACCEPTED = (
     "'left/{split}/*/*_left.png'"
 )
 VOC = "Pascal VOC"
-PATTERNS = "say which with --segment.images and --segment.masks (--images and --masks of `data`)"
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 MAX_DEPTH = 4
 # Folders without a known name are searched only if there are few.
 MAX_FOLDERS = 100
 
-# Words that a mask's name may have beyond its image's, and the other way around.
-_MASK_WORDS = frozenset(
-    """
-    mask masks label labels lab seg segmentation segmented gt groundtruth annotation annotated annot
-    l
-    """.split()  # noqa: SIM905
-)
-_IMAGE_WORDS = frozenset(["image", "img", "sat", "rgb", "photo", "im", "input", "original"])
 _NOT_MASKS = frozenset(
     """
     segmentationobject segmentationobjectpng segmentationclassvisualization
     segmentationobjectvisualization imagesets imagesetsmain
     """.split()  # noqa: SIM905
 )
-# The names of lists: ImageSets/Segmentation/train.txt, splits/val.txt, or in the folder itself.
-_LIST_FOLDERS = ("ImageSets/Segmentation", "", "splits", "split", "lists", "list", "ImageSets")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """The pairs of a split, by name, and the files without a partner."""
-
-    pairs: dict[str, tuple[Path, Path]]
-    unpaired_images: tuple[Path, ...] = ()
-    unpaired_masks: tuple[Path, ...] = ()
-    lossy_masks: tuple[Path, ...] = ()
-    """JPEG masks, if there is no other."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairListing:
-    """The image-mask pairs under a path."""
-
-    root: Path
-    """The folder of the data set, which may be inside the one that was given."""
-    layout: str
-    train: Part
-    val: Part | None
-    test: Part | None = None
-    notes: tuple[str, ...] = ()
-    faults: tuple[str, ...] = ()
-    is_ade20k: bool = False
-    folders: tuple[Path, ...] = ()
-    """Folders that may hold a list of the classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,15 +96,15 @@ def find(root: Path, images: str = "", masks: str = "") -> PairListing:
     if bool(images) != bool(masks):
         raise ValueError("pass both patterns, --segment.images and --segment.masks, or neither")
     if images:
-        return _by_pattern(root, images, masks)
+        return find_by_pattern(root, images, masks)
     located = _locate(root)
     if located is None:
         raise ValueError(f"{root} has no images/ with annotations/ or masks/; {ACCEPTED}")
     inner, note = located
     if (inner / "leftImg8bit").is_dir():
-        found = replace(_by_pattern(inner, *CITYSCAPES), layout="Cityscapes")
+        found = replace(find_by_pattern(inner, *CITYSCAPES), layout="Cityscapes")
     else:
-        found = _by_folders(inner) or _by_suffix(inner)
+        found = _by_folders(inner) or _by_image_folders(inner) or _by_suffix(inner)
     return replace(found, notes=(*([note] if note else []), *found.notes))
 
 
@@ -149,7 +114,9 @@ def _locate(root: Path, depth: int = 2) -> tuple[Path, str] | None:
     Raises:
         ValueError: If several folders in it hold one.
     """
-    if (root / "leftImg8bit").is_dir() or _pairs_of_folders(root) or _suffix_folders(root):
+    if (root / "leftImg8bit").is_dir() or _pairs_of_folders(root):
+        return root, ""
+    if _image_folders(root) or _suffix_folders(root):
         return root, ""
     folders = [] if depth == 0 else _subfolders(root)
     if len(folders) > MAX_FOLDERS:
@@ -250,7 +217,7 @@ def _best(image: _Folder, masks: Sequence[_Folder]) -> list[_Folder]:
         ValueError: If several have equally many.
     """
     names = _files(image)
-    counts = [len(_match(names, _files(mask)).pairs) for mask in masks]
+    counts = [len(match_files(names, _files(mask)).pairs) for mask in masks]
     best = [mask for mask, count in zip(masks, counts, strict=True) if count == max(counts)]
     if len(best) > 1 and max(counts):
         # A folder beside the images is meant rather than one elsewhere.
@@ -271,7 +238,7 @@ def _by_folders(root: Path) -> PairListing | None:
     used_masks: dict[Path, set[Path]] = {}
     users: dict[tuple[Path, Split | None], Path] = {}
     for image, mask in folders:
-        part = _match(_files(image), _files(mask))
+        part = match_files(_files(image), _files(mask))
         if part.pairs:
             other = users.setdefault((mask.path, image.split), image.path)
             if other != image.path:
@@ -279,7 +246,9 @@ def _by_folders(root: Path) -> PairListing | None:
                     f"{other} and {image.path} could both hold the images of {mask.path}; "
                     f"{PATTERNS}"
                 )
-        used_masks.setdefault(mask.path, set()).update(m for _, m in part.pairs.values())
+        used_masks.setdefault(mask.path, set()).update(
+            file for _, m in part.pairs.values() for file in files_of(m)
+        )
         parts.setdefault(image.split, []).append(part)
     # Several splits may share a folder of masks.
     parts = {
@@ -299,16 +268,35 @@ def _by_folders(root: Path) -> PairListing | None:
         for image, mask in folders[:3]
     )
     layout = VOC if any(m.path.name == "SegmentationClass" for _, m in folders) else names
-    joined = {split: _merge(found) for split, found in parts.items()}
+    joined = {split: merge_parts(found) for split, found in parts.items()}
     if any((root / place / "val").is_dir() for place in ("images", "annotations", ".")):
         joined.setdefault("val", Part(pairs={}))  # An empty folder is a mistake to report.
     is_ade20k = (root / "objectInfo150.txt").is_file() or (
         (root / "images/training").is_dir() and (root / "annotations/training").is_dir()
     )
     used = {path for pair in folders for path in (pair[0].path.parent, pair[1].path.parent)}
-    return _with_split(
+    return with_split(
         root, joined, layout=layout, is_ade20k=is_ade20k, folders=tuple(sorted(used | {root}))
     )
+
+
+def _image_folders(root: Path) -> dict[Split | None, Path]:
+    """Return the folders, by split, whose folders hold an image and its masks each."""
+    found: dict[Split | None, Path] = {
+        split: child
+        for child in _subfolders(root)
+        if (split := split_of(child.name)) and image_folders(child)
+    }
+    return found or ({None: root} if image_folders(root) else {})
+
+
+def _by_image_folders(root: Path) -> PairListing | None:
+    folders = _image_folders(root)
+    parts = {split: Part(pairs=dict(image_folders(path) or {})) for split, path in folders.items()}
+    if not parts:
+        return None
+    layout = "a folder for each image, with images/ and masks/"
+    return with_split(root, parts, layout=layout, folders=(root,))
 
 
 def _suffix_folders(root: Path) -> dict[Split | None, Path]:
@@ -334,23 +322,31 @@ def _has_suffixes(folder: Path) -> bool:
     return 2 * len(shared) >= max(len(masks), 1) and 3 * len(shared) >= len(set(images.values()))
 
 
-def _by_words(files: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+def _by_words(files: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Return the files of a folder that are masks by their last word, and the others, by key."""
-    masks: dict[str, str] = {}
+    masks: dict[str, list[str]] = {}
     images: dict[str, str] = {}
     for file in files:
         stem, _ = os.path.splitext(file)
         folder, name = os.path.split(stem)
         match = re.fullmatch(
-            r"(.+?)[-_. ]+(masks?|labels?|seg|segmentation|gt|annotation)", name, re.IGNORECASE
+            r"(.+?)[-_. ]+(masks?|labels?|seg|segmentation|gt|annotation)([-_. ]?\d+)?",
+            name,
+            re.IGNORECASE,
         )
         if match:
-            masks[os.path.join(folder, match[1])] = file
+            masks.setdefault(os.path.join(folder, match[1]), []).append(file)
         else:
             images[stem] = file
             bare = re.sub(r"[-_. ]+(image|img|sat|rgb)$", "", name, flags=re.IGNORECASE)
             images.setdefault(os.path.join(folder, bare), file)
     return masks, images
+
+
+def _mask_of(files: Sequence[str]) -> Mask:
+    if len(files) == 1:
+        return Path(files[0])
+    return Layers(tuple((FOREGROUND, Path(file)) for file in files))
 
 
 def _by_suffix(root: Path) -> PairListing:
@@ -366,199 +362,20 @@ def _by_suffix(root: Path) -> PairListing:
             pairs={
                 os.path.relpath(key, folder).replace(os.sep, "/"): (
                     Path(images[key]),
-                    Path(masks[key]),
+                    _mask_of(masks[key]),
                 )
                 for key in shared
             },
             unpaired_images=tuple(Path(p) for p in sorted(set(images.values()) - paired)),
-            unpaired_masks=tuple(Path(masks[key]) for key in sorted(masks.keys() - images.keys())),
+            unpaired_masks=tuple(
+                Path(file) for key in sorted(masks.keys() - images.keys()) for file in masks[key]
+            ),
         )
-    return _with_split(
+    return with_split(
         root,
         parts,
         layout="masks beside their images, such as x_mask.png beside x.jpg",
         folders=(root, *folders.values()),
-    )
-
-
-def _with_split(
-    root: Path,
-    parts: Mapping[Split | None, Part],
-    *,
-    layout: str,
-    is_ade20k: bool = False,
-    folders: tuple[Path, ...] = (),
-) -> PairListing:
-    """Return what was found, split by folders or by lists of names."""
-    notes = [f"layout: {layout}"]
-    faults: list[str] = []
-    whole = parts.get(None)
-    known: dict[Split, Part] = {split: part for split, part in parts.items() if split is not None}
-    if whole is not None and known:
-        faults.append(
-            f"{len(whole.pairs):,} images with masks outside the folders of the splits, left out"
-        )
-    elif whole is not None:
-        known = _by_lists(root, whole, notes, faults) or {"train": whole}
-    elif "train" in known:
-        shown = ", ".join(f"{split} {len(part.pairs):,}" for split, part in known.items())
-        notes.append(f"split by folders: {shown} images")
-    if "train" not in known:
-        raise ValueError(
-            f"{root} has images with masks of its {' and '.join(known)} split only, and none to "
-            "train on"
-        )
-    return PairListing(
-        root=root,
-        layout=layout,
-        train=known["train"],
-        val=known.get("val"),
-        test=known.get("test"),
-        notes=tuple(notes),
-        faults=tuple(faults),
-        is_ade20k=is_ade20k,
-        folders=folders,
-    )
-
-
-def _by_lists(
-    root: Path, part: Part, notes: list[str], faults: list[str]
-) -> dict[Split, Part] | None:
-    """Split pairs by lists of names beside them; None without such lists."""
-    lists = _lists(root)
-    if "train" not in lists:
-        return None
-    by_name: dict[str, str] = {}
-    for own, (image, _) in part.pairs.items():
-        by_name |= {own: own, image.stem: own, image.name: own}
-    lonely = {image.stem: image for image in part.unpaired_images}
-    found: dict[Split, Part] = {}
-    taken: dict[str, Split] = {}
-    for split, path in lists.items():
-        pairs: dict[str, tuple[Path, Path]] = {}
-        without: list[Path] = []
-        unknown: list[str] = []
-        twice: list[str] = []
-        for name in _names_of_list(path):
-            bare = os.path.splitext(name)[0]
-            options = (name, bare, os.path.basename(name), os.path.basename(bare))
-            key = next((by_name[n] for n in options if n in by_name), None)
-            if key is None:
-                without += [lonely[n] for n in options if n in lonely][:1]
-                unknown += [name] if not any(n in lonely for n in options) else []
-            elif taken.setdefault(key, split) != split:
-                twice.append(name)
-            else:
-                pairs[key] = part.pairs[key]
-        found[split] = Part(pairs=pairs, unpaired_images=tuple(without))
-        where = path.relative_to(root).as_posix()
-        if unknown:
-            faults.append(
-                f"names in {where} without an image, left out: {len(unknown):,} (such as "
-                f"{unknown[0]})"
-            )
-        if twice:
-            faults.append(
-                f"names in {where} that another list has too, left out of it: {len(twice):,} "
-                f"(such as {twice[0]})"
-            )
-    shown = ", ".join(
-        f"{lists[split].relative_to(root).as_posix()} {len(p.pairs):,}"
-        for split, p in found.items()
-    )
-    notes.append(f"split by lists of names: {shown} images")
-    rest = part.pairs.keys() - taken.keys()
-    if rest:
-        faults.append(
-            f"images with masks that no list names, left out: {len(rest):,} (such as {min(rest)})"
-        )
-    return found
-
-
-def _lists(root: Path) -> dict[Split, Path]:
-    """Return the text files that list the images of each split, from the first folder with some."""
-    for folder in _LIST_FOLDERS:
-        found: dict[Split, Path] = {}
-        for path in sorted((root / folder).glob("*.txt")) if (root / folder).is_dir() else ():
-            split = split_of(path.stem)
-            if split and (split not in found or path.stem.lower() == split):
-                found[split] = path
-        if "train" in found:
-            return found
-    return {}
-
-
-def _names_of_list(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    names = [line.replace("\\", "/").strip() for line in lines]
-    # A line may name the mask after the image, and names have no blanks then.
-    return [
-        name.split()[0] if len(name.split()) == 2 and "." in name.split()[0] else name
-        for name in names
-        if name
-    ]
-
-
-def _match(images: dict[str, Path], masks: dict[str, Path]) -> Part:
-    """Pair files by name, or by name without words such as "mask" if that pairs more of them."""
-    lossy = {name: path for name, path in masks.items() if path.suffix.lower() in LOSSY}
-    exact = _join(images, masks)
-    smaller = min(len(images), len(masks))
-    if 2 * len(exact.pairs) < smaller:
-        keys = _bare_keys(images, _IMAGE_WORDS), _bare_keys(masks, _MASK_WORDS)
-        bare = _join(
-            {keys[0][name]: path for name, path in images.items() if name in keys[0]},
-            {keys[1][name]: path for name, path in masks.items() if name in keys[1]},
-        )
-        if len(bare.pairs) > len(exact.pairs):
-            unique = [
-                tuple(path for name, path in files.items() if name not in key)
-                for files, key in zip((images, masks), keys, strict=True)
-            ]
-            exact = replace(
-                bare,
-                unpaired_images=bare.unpaired_images + unique[0],
-                unpaired_masks=bare.unpaired_masks + unique[1],
-            )
-    used = {mask for _, mask in exact.pairs.values()}
-    return replace(exact, lossy_masks=tuple(p for p in lossy.values() if p in used))
-
-
-def _bare_keys(files: Mapping[str, Path], words: frozenset[str]) -> dict[str, str]:
-    """Return names without some words; only those that stay unique."""
-    bare: dict[str, str] = {}
-    for name in files:
-        folder, _, stem = name.rpartition("/")
-        parts = [p for p in re.split(r"[\W_]+|(?<=[A-Za-z])(?=\d)", stem) if p]
-        kept = [p for p in parts if p.lower() not in words] or parts
-        bare[name] = "/".join(filter(None, (folder, "_".join(kept))))
-    counts: dict[str, int] = {}
-    for key in bare.values():
-        counts[key] = counts.get(key, 0) + 1
-    return {name: key for name, key in bare.items() if counts[key] == 1}
-
-
-def _join(images: Mapping[str, Path], masks: Mapping[str, Path]) -> Part:
-    return Part(
-        pairs={name: (images[name], masks[name]) for name in sorted(images.keys() & masks.keys())},
-        unpaired_images=tuple(images[name] for name in sorted(images.keys() - masks.keys())),
-        unpaired_masks=tuple(masks[name] for name in sorted(masks.keys() - images.keys())),
-    )
-
-
-def _merge(parts: Sequence[Part]) -> Part:
-    """Return several parts of a split as one; names are numbered where they repeat."""
-    if len(parts) == 1:
-        return parts[0]
-    pairs: dict[str, tuple[Path, Path]] = {}
-    for number, part in enumerate(parts):
-        for name, pair in part.pairs.items():
-            pairs[f"{number}/{name}" if name in pairs else name] = pair
-    return Part(
-        pairs=pairs,
-        unpaired_images=tuple(p for part in parts for p in part.unpaired_images),
-        unpaired_masks=tuple(p for part in parts for p in part.unpaired_masks),
-        lossy_masks=tuple(p for part in parts for p in part.lossy_masks),
     )
 
 
@@ -606,55 +423,3 @@ def _subfolders(folder: Path) -> list[Path]:
             if not e.name.startswith(".") and e.name != "__MACOSX" and e.is_dir()
         )
     return [folder / name for name in names]
-
-
-def _by_pattern(root: Path, images: str, masks: str) -> PairListing:
-    """Pair files by the text that the stars of two patterns match.
-
-    Raises:
-        ValueError: If a pattern matches nothing, or the numbers of stars differ.
-    """
-    if images.count("*") != masks.count("*") or "*" not in images:
-        raise ValueError(
-            f"{images!r} and {masks!r} must have the same number of stars, at least one: the text "
-            "that they match pairs the files"
-        )
-    of_images, of_masks = _matches(root, images), _matches(root, masks)
-    parts: dict[Split | None, Part] = {}
-    taken = {path for found in of_masks.values() for path in found.values()}
-    for name in sorted(of_images, key=lambda name: (name.lower() not in SPLITS, name)):
-        split = split_of(name) if name else None
-        if (name and split is None) or split in parts:
-            continue
-        # A pattern of images such as *.png may match the masks beside them too.
-        own = {key: path for key, path in of_images[name].items() if path not in taken}
-        parts[split] = _join(own, of_masks.get(name, {}))
-    if not any(part.pairs for part in parts.values()):
-        raise ValueError(f"no pair of files under {root} matches {images!r} and {masks!r}")
-    if "train" not in parts and None not in parts:
-        raise ValueError(f"{images!r} matches no file of the training split under {root}")
-    return _with_split(root, parts, layout=f"{images} with {masks}", folders=(root,))
-
-
-def _matches(root: Path, pattern: str) -> dict[str, dict[str, Path]]:
-    """Return files by the name of their split, "" without one, and by what the stars stand for."""
-    pieces = re.split(r"(\*|\{split\})", pattern)
-    expression, has_split = "", False
-    for piece in pieces:
-        if piece == "*":
-            expression += "([^/]*)"
-        elif piece == "{split}":
-            expression += "(?P=split)" if has_split else "(?P<split>[^/]*)"
-            has_split = True
-        else:
-            expression += re.escape(piece)
-    found: dict[str, dict[str, Path]] = {}
-    for name in sorted(glob.glob(pattern.replace("{split}", "*"), root_dir=root)):
-        match = re.fullmatch(expression, name.replace("\\", "/"))
-        if not match:
-            continue
-        index = match.re.groupindex.get("split")
-        stars = [text for i, text in enumerate(match.groups(), 1) if i != index]
-        split = match["split"] if has_split else ""
-        found.setdefault(split, {})["/".join(stars)] = root / name
-    return found

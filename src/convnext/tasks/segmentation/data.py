@@ -14,13 +14,16 @@ from typing import Literal
 import numpy as np
 
 from convnext.data.formats.layouts import is_detection
-from convnext.data.formats.mask_folders import VOC, PairListing, Part, find, is_mask_folder
+from convnext.data.formats.mask_folders import VOC, find, is_mask_folder
+from convnext.data.formats.mask_pairs import PairListing, Part, files_of
 from convnext.data.images import BadImage
 from convnext.data.ranges import pixel_range
 from convnext.data.samples import held_out, note_copies
+from convnext.tasks.segmentation.class_lists import read_classes
 from convnext.tasks.segmentation.layout import Pairs, open_drawn
-from convnext.tasks.segmentation.masks import NONE_16_BIT, MaskReader, read_classes
-from convnext.tasks.segmentation.values import NUM_MASKS, choose, is_binary, sample, survey
+from convnext.tasks.segmentation.masks import NONE_16_BIT, LayerReader, MaskReader
+from convnext.tasks.segmentation.survey import NUM_MASKS, sample, survey
+from convnext.tasks.segmentation.values import choose, is_binary
 
 # How many pairs are sampled for `facts`.
 NUM_DECODED = 32
@@ -202,7 +205,11 @@ def _check_val(data: SegmentationData) -> None:
         )
 
 
-def _pairs(root: Path, part: Part, reader: MaskReader) -> Pairs:
+def _ignore_index(num_classes: int) -> int:
+    return 255 if num_classes <= 255 else NONE_16_BIT
+
+
+def _pairs(root: Path, part: Part, reader: MaskReader | LayerReader) -> Pairs:
     return Pairs(
         root=root,
         names=tuple(part.pairs),
@@ -256,12 +263,15 @@ def _without_lossy(found: PairListing) -> tuple[PairListing, list[str]]:
 
 def _reader(
     found: PairListing, reduced: bool, notes: list[str]
-) -> tuple[MaskReader, tuple[str, ...]]:
+) -> tuple[MaskReader | LayerReader, tuple[str, ...]]:
     """Return the mask reader and the names of the classes.
 
     Raises:
         ValueError: If no file lists the classes and the masks do not determine them.
     """
+    if found.layer_classes:
+        classes = found.layer_classes
+        return LayerReader(classes=classes, ignore_index=_ignore_index(len(classes))), classes
     listed = read_classes(found.folders, 255)
     if len(listed.names) > 255:
         listed = read_classes(found.folders, NONE_16_BIT)
@@ -270,7 +280,9 @@ def _reader(
         path
         for part, share in ((found.train, count), (found.val, count // 4))
         if part is not None
-        for path in sample([mask for _, mask in part.pairs.values()], share)
+        for path in sample(
+            [file for _, mask in part.pairs.values() for file in files_of(mask)], share
+        )
     ]
     return choose(
         survey(masks),

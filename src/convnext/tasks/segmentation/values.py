@@ -6,33 +6,16 @@ Indices of classes, 0 and 255 for a foreground, the same with gray edges, values
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext.data.formats.mask_folders import LOSSY
-from convnext.data.images import BadImage
-from convnext.data.samples import spread
-from convnext.tasks.segmentation.masks import (
-    BLACK,
-    NONE_16_BIT,
-    WHITE,
-    Classes,
-    Color,
-    MaskReader,
-    Raw,
-    read_mask,
-    shades,
-)
+from convnext.tasks.segmentation.class_lists import Classes
+from convnext.tasks.segmentation.masks import NONE_16_BIT, Color, MaskReader
+from convnext.tasks.segmentation.survey import Survey
 
-# How many masks are sampled.
-NUM_MASKS = 200
-# How many of them are looked at more closely.
-NUM_DETAILED = 24
 # Values are far apart if fewer than one in this many occurs.
 SPARSE = 4
 # Two values stand out if all others together cover a smaller share of the pixels.
@@ -47,105 +30,6 @@ HOW = (
     'list the value of each class in palette.json, such as {"background": 0, "leaf": 127}, or the '
     "names of all indices in classes.txt"
 )
-
-
-@dataclass(kw_only=True)
-class Survey:
-    """What a sample of masks holds."""
-
-    counts: Counter[int] = field(default_factory=Counter)
-    """Pixels of each value."""
-    colored: Path | None = None
-    """The first mask in color."""
-    colors: Counter[Color] = field(default_factory=Counter)
-    """Pixels of each color of the masks in color."""
-    palettes: dict[int, set[Color]] = field(default_factory=dict)
-    """Colors of each index of palette images."""
-    is_wide: bool = False
-    """Whether masks have more than 8 bits."""
-    is_lossy: bool = False
-    by_shade: bool = False
-    num_objects: int = 0
-    """Maximum number of values other than 0 in a mask."""
-    num_tested: int = 0
-    """Masks of which it was tested whether the values are ids of objects."""
-    num_id_like: int = 0
-    """Those of them whose values are compact regions, numbered without large gaps."""
-    num_colored: int = 0
-    masks: list[NDArray[np.int32]] = field(default_factory=list)
-    """The values of some masks, to look for edges."""
-
-    @property
-    def values(self) -> set[int]:
-        """The values that occur."""
-        return set(self.counts)
-
-
-def sample(masks: Sequence[Path], count: int) -> list[Path]:
-    """Return up to `count` masks, spread evenly."""
-    return [masks[index] for index in spread(len(masks), count)]
-
-
-def survey(masks: Iterable[Path]) -> Survey:
-    """Read masks; those that cannot be read are left out."""
-    found = Survey()
-    raws: list[tuple[Path, Raw]] = []
-    for path in masks:
-        try:
-            raws.append((path, read_mask(path)))
-        except BadImage:
-            continue
-    for _, raw in raws:
-        for value, color in raw.palette.items():
-            found.palettes.setdefault(value, set()).add(color)
-    found.by_shade = _is_black_and_white(found.palettes)
-    for path, raw in raws:
-        found.is_lossy = found.is_lossy or path.suffix.lower() in LOSSY
-        found.is_wide = found.is_wide or raw.mode.startswith("I") or raw.mode == "F"
-        _add(found, path, shades(raw, path) if raw.palette and found.by_shade else raw.values)
-    return found
-
-
-def _add(found: Survey, path: Path, values: NDArray[np.int32]) -> None:
-    if values.ndim == 3:
-        found.colored = found.colored or path
-        if found.num_colored < NUM_DETAILED:
-            found.num_colored += 1
-            codes = (values[..., 0] << 16) | (values[..., 1] << 8) | values[..., 2]
-            for code, count in zip(*map(np.ndarray.tolist, _counts(codes)), strict=True):
-                found.colors[(code >> 16, code >> 8 & 255, code & 255)] += count
-        return
-    present, counts = _counts(values)
-    found.counts.update(dict(zip(present.tolist(), counts.tolist(), strict=True)))
-    num_objects = int((present > 0).sum())
-    found.num_objects = max(found.num_objects, num_objects)
-    if num_objects > 1 and found.num_tested < NUM_DETAILED:
-        found.num_tested += 1
-        found.num_id_like += _is_id_like(values, present)
-    if len(found.masks) < NUM_DETAILED:
-        found.masks.append(values)
-
-
-def _counts(values: NDArray[np.int32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the values that occur, and how often."""
-    if values.min(initial=0) < 0 or values.max(initial=0) > NONE_16_BIT:
-        unique, numbers = np.unique(values, return_counts=True)
-        return unique.astype(np.intp), numbers.astype(np.intp)
-    counts = np.bincount(values.ravel())
-    present = np.flatnonzero(counts)
-    return present, counts[present]
-
-
-def _is_black_and_white(palettes: dict[int, set[Color]]) -> bool:
-    """Whether palette images are black and white with indices that do not say so, such as 251."""
-    colors = {color for found in palettes.values() for color in found}
-    if WHITE not in colors or not colors <= {BLACK, WHITE}:
-        return False
-    usual: tuple[dict[int, set[Color]], ...] = (
-        {0: {BLACK}, 1: {WHITE}},
-        {0: {BLACK}, 255: {WHITE}},
-    )
-    return palettes not in usual
 
 
 def is_binary(found: Survey) -> bool:
@@ -314,24 +198,6 @@ def _grow(where: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
             target[:-step] |= source[step:]
         where = grown
     return where
-
-
-def _is_id_like(values: NDArray[np.int32], present: NDArray[np.intp]) -> bool:
-    """Whether the values are numbered without large gaps, each a compact region."""
-    ids = present[present > 0]
-    if len(ids) < 2 or int(ids[-1]) > 2 * len(ids) + 8:
-        return False
-    rows, columns = np.nonzero(values)
-    positions = np.searchsorted(ids, values[rows, columns])
-    area = np.bincount(positions, minlength=len(ids))
-    boxes = np.ones(len(ids), np.int64)
-    for where in (rows, columns):
-        low = np.full(len(ids), np.iinfo(np.int64).max)
-        high = np.zeros(len(ids), np.int64)
-        np.minimum.at(low, positions, where)
-        np.maximum.at(high, positions, where)
-        boxes *= high - low + 1
-    return bool(np.mean(area / boxes) > 0.45)
 
 
 def _objects(found: Survey, notes: list[str]) -> MaskReader | None:
