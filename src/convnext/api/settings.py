@@ -35,6 +35,12 @@ SHORT = {
     "workers": "loader.workers",
     "val_share": "loader.val_share",
     "max_bad_share": "loader.max_bad_share",
+    "layout": "detect.layout",
+    "annotations": "detect.annotations",
+    "images": "detect.images",
+    "exif": "detect.exif",
+    "boxes": "detect.boxes",
+    "allow_outside": "detect.allow_outside",
     "device": "run.device",
     "devices": "run.devices",
     "precision": "run.precision",
@@ -44,6 +50,8 @@ SHORT = {
     "deterministic": "run.deterministic",
 }
 """Short names of settings, and their full names."""
+ONLY_IN_FULL_HELP = {"layout", "annotations", "images", "exif", "boxes", "allow_outside"}
+"""Short names for unusual data; `data --help` shows them, `train --help-all` too."""
 
 
 class Settings(TypedDict, total=False):
@@ -69,6 +77,12 @@ class Settings(TypedDict, total=False):
     workers: int | Auto
     val_share: float
     max_bad_share: float
+    layout: str
+    annotations: str
+    images: str
+    exif: Literal["", "turned", "unturned"]
+    boxes: Literal["", "xywh", "xyxy", "cxcywh"]
+    allow_outside: bool
     device: str
     devices: int | Auto
     precision: Literal["auto", "fp32", "bf16", "fp16"]

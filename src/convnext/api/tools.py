@@ -348,23 +348,48 @@ def write_shards(
     return report
 
 
-def fix_annotations(path: PathLike, *, output: Folder | None = None, progress: Show = True) -> Any:
+def fix_annotations(
+    path: PathLike,
+    *,
+    output: Folder | None = None,
+    yes: bool = False,
+    progress: Show = True,
+    **options: Annotated[Any, TaskOptions(verb="data")],
+) -> Any:
     """Fix all problems in a COCO JSON file that need no decision.
 
     Args:
         path: A folder or a JSON file.
-        output: Folder to write to; by default fixes the file in place and keeps a copy of the old
-            one.
+        output: Folder for the complete data set with its images; by default fixes the file in
+            place and keeps a copy of the old one.
+        yes: Write without asking. Only a terminal is asked.
         progress: Where to print, as for `train`.
+        **options: As for `check_data`.
 
     Raises:
         ValueError: If there is no COCO JSON file, or it would be overwritten.
     """
+    import sys
+
+    from convnext.data.formats.records import ReadOptions
     from convnext.progress import console_of
-    from convnext.tasks.detection.data.fix import fix_dataset
+    from convnext.tasks.detection.data.fix import FixReports, fix_dataset
+    from convnext.tasks.verbs import given_options
 
     out = console_of(progress)
-    report = fix_dataset(str(path), None if output is None else str(output), console=out)
+
+    def ask(reports: FixReports) -> bool:
+        reports.print(out)
+        return out.input("Write these changes? [y/N] ").strip().lower() in ("y", "yes")
+
+    own = given_options("detect", "data", options)
+    report = fix_dataset(
+        str(path),
+        None if output is None else str(output),
+        options=ReadOptions(**own),
+        confirm=None if yes or not sys.stdin.isatty() else ask,
+        console=out,
+    )
     report.print(out)
     return report
 
@@ -376,8 +401,9 @@ def convert_annotations(
     output: Folder,
     difficult: Literal["keep", "crowd", "drop"] = "keep",
     progress: Show = True,
+    **options: Annotated[Any, TaskOptions(verb="data")],
 ) -> Any:
-    """Convert a Pascal VOC or YOLO data set to COCO JSON.
+    """Convert a data set of objects in any layout to COCO JSON, with its images.
 
     Args:
         path: The folder of the data set.
@@ -386,14 +412,18 @@ def convert_annotations(
         difficult: How to convert VOC's difficult objects; `crowd` objects are neither trained on
             nor counted.
         progress: Where to print, as for `train`.
+        **options: As for `check_data`.
 
     Raises:
-        ValueError: If the folder is in neither format, or the output folder is not empty.
+        ValueError: If the folder is in no layout, or the output folder is not empty.
     """
+    from convnext.data.formats.records import ReadOptions
     from convnext.progress import console_of
     from convnext.tasks.detection.data.convert import to_coco
+    from convnext.tasks.verbs import given_options
 
     out = console_of(progress)
-    report = to_coco(str(path), output, difficult=difficult, console=out)
+    own = ReadOptions(**given_options("detect", "data", options))
+    report = to_coco(str(path), output, difficult=difficult, options=own, console=out)
     report.print(out)
     return report

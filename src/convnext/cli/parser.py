@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Unpack, get_args, get_origin
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from convnext.api.settings import SHORT, Settings
+from convnext.api.settings import ONLY_IN_FULL_HELP, SHORT, Settings
 from convnext.api.types import OnCommandLine, PythonOnly, TaskOptions
 from convnext.cli.verbs import VERBS, Verb
 from convnext.recipes.recipe import all_settings
@@ -238,7 +238,8 @@ def _recipe_parser(*, full: bool) -> ArgumentParser:
             alias = short.get(action.dest)
             if alias:
                 action.option_strings = [option_name(alias), *action.option_strings]
-            if settings is not None and (alias or "." not in action.dest):
+            is_shown = alias not in ONLY_IN_FULL_HELP if alias else "." not in action.dest
+            if settings is not None and is_shown:
                 settings._group_actions.append(action)
     if not full:
         for section in sections:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +110,8 @@ class DetectionData:
     val: DetectionImages
     test: DetectionImages | None = None
     """Images that the data keeps for a test; neither trained nor validated on."""
+    has_val: bool = True
+    """Whether the data states which images are for validation; otherwise a share is held out."""
     understood: Understood | None = None
     notes: tuple[str, ...]
     """Notes for the user on how it was read, first the layout, the split and the classes."""
@@ -193,6 +195,7 @@ def open_dataset(
         train=train,
         val=val,
         test=parts.get("test"),
+        has_val=opened.has_val,
         understood=opened.understood,
         notes=(*opened.understood.lines(), *notes),
         faults=opened.faults,
@@ -254,6 +257,19 @@ def _sides(record: Record) -> NDArray[np.float64]:
     boxes = record.objects.boxes[~record.objects.crowd].astype(np.float64)
     sides = boxes[:, 2:] - boxes[:, :2]
     return np.asarray(np.sqrt(sides.prod(1)) / min(record.width, record.height))
+
+
+def join(parts: Sequence[DetectionImages]) -> DetectionImages:
+    """Return the images of several splits as one sequence."""
+    first = parts[0]
+    records = [
+        record
+        if part.root == first.root
+        else replace(record, file_name=str((part.root / record.file_name).absolute()))
+        for part in parts
+        for record in part.records
+    ]
+    return DetectionImages(first.root, records, first.category_ids)
 
 
 def ids_of(

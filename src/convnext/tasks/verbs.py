@@ -68,10 +68,14 @@ def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -
     Raises:
         ValueError: If it could be for several tasks.
     """
-    for task, folder in task_folders().items():
-        known = {f.name for f in fields(options_of_tasks("data").get(folder, _NoOptions))}
-        if known & {name for name, value in (options or {}).items() if value}:
-            return task
+    given = {name for name, value in (options or {}).items() if value}
+    fitting = [
+        task
+        for task, folder in task_folders().items()
+        if given <= {f.name for f in fields(options_of_tasks("data").get(folder, _NoOptions))}
+    ]
+    if given and len(fitting) == 1:
+        return fitting[0]
     found = [task for task in task_folders() if task_module(task, "verbs").recognizes(Path(path))]
     if len(found) > 1:
         raise ValueError(f"{path} could be data to {' or to '.join(found)}; pass --task to choose")

@@ -61,7 +61,7 @@ class Images:
     root: Path
     """The folder that the names of records are relative to."""
     locator: Locator
-    exif: Exif = "auto"
+    exif: Exif = ""
 
 
 def read_coco(

@@ -23,7 +23,7 @@ from convnext.data.images import BadImage, opened, orientation
 from convnext.data.masks import Mask, cut, encode
 from convnext.data.threads import for_each
 
-Exif = Literal["auto", "turned", "unturned"]
+Exif = Literal["", "turned", "unturned"]
 Size = tuple[int, int]
 # All headers of smaller data sets are read; of larger ones, a sample tells whether that is needed.
 MAX_HEADERS = 20_000
@@ -139,7 +139,7 @@ class Locator:
 class Turns:
     """Which images have objects that were drawn on the pixels as stored, before turning."""
 
-    exif: Exif = "auto"
+    exif: Exif = ""
     unturned: list[str] = field(default_factory=list)
     turned: list[str] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
@@ -175,7 +175,7 @@ class Turns:
     def faults(self) -> list[Fault]:
         """Return what the user should know."""
         found = []
-        if self.exif == "auto" and self.unturned:
+        if not self.exif and self.unturned:
             text = (
                 "has an EXIF orientation and objects that were drawn on its unturned pixels, as "
                 "its size in the annotations shows; they are turned with it (--exif turned reads "
@@ -183,7 +183,7 @@ class Turns:
             )
             found.append(_fault("EXIF: objects on unturned pixels", self.unturned, text))
         are_unclear = (not self.turned and not self.unturned) or (self.turned and self.unturned)
-        if self.exif == "auto" and self.unclear and are_unclear:
+        if not self.exif and self.unclear and are_unclear:
             text = (
                 "has an EXIF orientation, and its size does not tell whether its objects were "
                 "drawn before or after turning; they are read as drawn on the turned image, as "

@@ -46,6 +46,8 @@ class Opened:
     category_ids: tuple[int, ...]
     parts: Mapping[Split, Part]
     understood: Understood
+    has_val: bool
+    """Whether the data states which images are for validation."""
     notes: tuple[str, ...]
     faults: tuple[Fault, ...]
 
@@ -83,6 +85,7 @@ def _open_imported(source: ObjectSource, index: FileIndex, val_share: float) -> 
         classes=source.classes,
         category_ids=ids,
         parts=parts,
+        has_val="val" in source.splits,
         understood=_understood(source.kind, split_from, parts, source.classes, left_out),
         notes=source.notes,
         faults=source.faults,
@@ -183,6 +186,7 @@ def _open_coco(root: Path, index: FileIndex, val_share: float, options: ReadOpti
     }
     names = ", ".join(_short(file.path, index) for file, _ in files.values())
     split_from, left_out = names, list[str]()
+    has_val = "val" in parts
     if "val" not in parts:
         folder = parts["train"].root
         stated: list[Split | None] = [
@@ -191,6 +195,7 @@ def _open_coco(root: Path, index: FileIndex, val_share: float, options: ReadOpti
         if len(files) > 1 or "train" not in stated:
             stated = ["train"] * len(train.records)
         where = "the folders of the images" if len(files) == 1 else names
+        has_val = "val" in stated
         divided, split_from, left_out = _divide(
             train.records, stated, where, val_share, has_test="test" in parts
         )
@@ -204,6 +209,7 @@ def _open_coco(root: Path, index: FileIndex, val_share: float, options: ReadOpti
         classes=train.classes,
         category_ids=train.category_ids,
         parts=parts,
+        has_val=has_val,
         understood=_understood("COCO", split_from, parts, train.classes, left_out),
         notes=tuple(notes),
         faults=tuple(faults),

@@ -104,7 +104,7 @@ class ReadOptions:
     """Annotation files, separated by commas, relative to the data or the current folder."""
     images: str = ""
     """The folder of the images, if it is not below the data."""
-    exif: Literal["auto", "turned", "unturned"] = "auto"
+    exif: Literal["", "turned", "unturned"] = ""
     """Whether objects were drawn on images with the EXIF orientation applied or not."""
     boxes: Literal["", "xywh", "xyxy", "cxcywh"] = ""
     """What the four numbers of a COCO box are: corner and size, corners, or center and size."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
@@ -17,7 +18,8 @@ from rich.table import Table
 
 from convnext.atomic import write_text
 from convnext.data.drawing import data_uri
-from convnext.data.objects import DetectionImages, ids_of, open_dataset
+from convnext.data.formats.records import Objects, ReadOptions
+from convnext.data.objects import DetectionData, DetectionImages, ids_of, join, open_dataset
 from convnext.data.samples import BadImages
 from convnext.progress import progress_bar
 from convnext.results import Scores
@@ -27,7 +29,7 @@ from convnext.tasks.detection.metric import SCORE, Evaluation, Metric
 from convnext.tasks.detection.predict import change_detector
 from convnext.tasks.detection.render import compare
 from convnext.tasks.trained import Opened, opened
-from convnext.weights.checkpoint import Card, data_of, val_share_of
+from convnext.weights.checkpoint import Card, data_of, is_own_data, setting_of, val_share_of
 from convnext.weights.open import pick_precision
 
 MAX_CLASSES = 30
@@ -59,6 +61,8 @@ class EvaluationResult:
     """Images that could not be read, each with the reason."""
     results: tuple[tuple[str, list[dict[str, Any]]], ...]
     """COCO results of boxes and of masks, with the ids of the data's JSON file."""
+    left_out: tuple[str, ...] = ()
+    """What was left out of the data, and why."""
 
     def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
         """Return nested plain values for JSON, with the pictures only on request."""
@@ -73,6 +77,7 @@ class EvaluationResult:
             "step": self.card.metrics.get("step"),
             **self.evaluation.scores,
             **result,
+            "left_out": list(self.left_out),
             "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
         }
 
@@ -132,6 +137,8 @@ class EvaluationResult:
             f"{escape(self.data)} with {e.num_objects:,} objects; up to {e.max_detections:,} "
             "detections per image"
         )
+        for line in self.left_out:
+            console.print(line, markup=False)
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
 
@@ -179,7 +186,7 @@ def evaluate(
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
         data: The data set; by default the local one that the run was trained on.
-        split: "val" or "train".
+        split: "auto", "train", "val", "test" or "all"; see `open_split`.
         device: `cpu`, `cuda`, `mps` or `auto`.
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the precision of training.
         max_bad_share: Maximum fraction of images that may be unreadable.
@@ -201,7 +208,7 @@ def evaluate(
         nms_threshold=nms,
         max_detections=max_detections,
     )
-    path, images = open_split(data, split, card, source, console)
+    path, images, left_out = open_split(data, split, card, source, console)
     bad = BadImages(images, max_share=max_bad_share)
     dataset = EvalDataset(images, card.preprocessing)
     metric = Metric(images, card.classes, detector.config.max_detections)
@@ -233,6 +240,7 @@ def evaluate(
         pictures=tuple((images.source(i), p) for i, p in zip(worst, pictures, strict=True)),
         bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
         results=tuple(results),
+        left_out=left_out,
     )
 
 
@@ -281,21 +289,74 @@ def above_score(found: Detections, score: float) -> Detections:
 
 def open_split(
     data: str | None, split: str, card: Card, source: str, console: Console | None = None
-) -> tuple[str, DetectionImages]:
-    """Return the path of the data set to evaluate on, and the split with the network's labels.
+) -> tuple[str, DetectionImages, tuple[str, ...]]:
+    """Return the data set, its images with the network's labels, and what is left out.
+
+    `auto` takes the images that training held out; of other data its test split, else its
+    validation split, else all images. The data of the run is read as in training.
 
     Raises:
-        ValueError: If there is no data set, or the network does not know one of its classes.
+        ValueError: If there is no data set, or the network does not know any of its classes.
     """
     path = data or data_of(source, card)
-    opened = open_dataset(path, val_share=val_share_of(card))
+    is_own = is_own_data(path, card)
+    options = _options_of(card, source) if is_own else ReadOptions()
+    found = open_dataset(path, val_share=val_share_of(card), strict=is_own, options=options)
+    fatal = next((fault for fault in found.faults if fault.fatal), None)
+    if fatal is not None:
+        raise ValueError(str(fatal))
     if console is not None:
-        for note in opened.notes:
+        for note in found.notes:
             console.print(f"note: {note}", markup=False)
-    if split not in ("auto", "train", "val"):
-        raise ValueError(f"detection data has no split {split!r}, but train and val")
-    images = opened.train if split == "train" else opened.val
-    return opened.path, relabel(images, opened.classes, card.classes)
+    images = _images_of(found, split, is_own=is_own)
+    relabeled = relabel(images, found.classes, card.classes)
+    known = sum(len(record.objects) for record in relabeled.records)
+    missing = sum(len(record.objects) for record in images.records) - known
+    left_out: tuple[str, ...] = ()
+    if missing:
+        unknown = [name for name in found.classes if name not in card.classes]
+        names = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
+        left_out = (
+            f"{missing:,} objects of {len(unknown):,} classes are left out, because the network "
+            f"does not know them: {names}",
+        )
+    return found.path, relabeled, left_out
+
+
+def _options_of(card: Card, source: str) -> ReadOptions:
+    """Return how the data of training was read; only a run folder may lead out of the data.
+
+    Raises:
+        ValueError: If a checkpoint would lead out of the data folder.
+    """
+    values = setting_of(card.recipe, "detect", dict) or {}
+    names = {f.name for f in fields(ReadOptions)} & values.keys()
+    options = ReadOptions(**{name: values[name] for name in names})
+    parts = PureWindowsPath(options.annotations)  # It knows the separators of every system.
+    leads_out = bool(parts.anchor) or ".." in parts.parts
+    if (options.images or options.allow_outside or leads_out) and not Path(source).is_dir():
+        raise ValueError(
+            f"{source} was trained with files outside its data folder; a checkpoint must not lead "
+            "there: give the run folder instead of the file"
+        )
+    return options
+
+
+def _images_of(data: DetectionData, split: str, *, is_own: bool) -> DetectionImages:
+    """Return the images of a split.
+
+    Raises:
+        ValueError: If there is no such split.
+    """
+    is_whole = split == "auto" and not is_own and data.test is None and not data.has_val
+    if split == "all" or is_whole:
+        return join(list(data.parts.values()))
+    if split == "auto":
+        split = "test" if data.test is not None and not is_own else "val"
+    images = data.parts.get(split)
+    if images is None or not len(images):
+        raise ValueError(f"{data.path} has no {split} split; give another --split")
+    return images
 
 
 def relabel(
@@ -303,8 +364,10 @@ def relabel(
 ) -> DetectionImages:
     """Return images with the network's labels, matched by class names.
 
+    Objects of classes that the network does not know are left out.
+
     Raises:
-        ValueError: If the data has objects of a class that the network does not know.
+        ValueError: If the network knows none of the classes of the objects.
     """
     numbers = tuple(map(str, range(len(wanted))))
     # The classes of a network without a list of names are called by their numbers.
@@ -313,15 +376,28 @@ def relabel(
     label_of = {name: label for label, name in enumerate(wanted)}
     used = {int(label) for record in images.records for label in record.objects.labels}
     unknown = [classes[label] for label in sorted(used) if classes[label] not in label_of]
-    if unknown:
+    if used and len(unknown) == len(used):
         raise ValueError(
             f"the data has objects of {unknown[0]!r}, which the network does not know; it knows "
             f"{', '.join(wanted[:8])}{', ...' if len(wanted) > 8 else ''}"
         )
     labels = np.array([label_of.get(name, -1) for name in classes], np.int64)
     records = [
-        replace(record, objects=replace(record.objects, labels=labels[record.objects.labels]))
+        replace(record, objects=_known(record.objects, labels[record.objects.labels]), extras=())
         for record in images.records
     ]
     ids = ids_of(wanted, classes, images.category_ids)
     return replace(images, records=records, category_ids=ids)
+
+
+def _known(objects: Objects, labels: NDArray[np.int64]) -> Objects:
+    """Return the objects whose new label is not -1, with that label."""
+    keep = labels >= 0
+    return Objects(
+        ids=tuple(key for key, kept in zip(objects.ids, keep, strict=True) if kept),
+        boxes=objects.boxes[keep],
+        labels=labels[keep],
+        areas=objects.areas[keep],
+        crowd=objects.crowd[keep],
+        masks=tuple(mask for mask, kept in zip(objects.masks, keep, strict=True) if kept),
+    )

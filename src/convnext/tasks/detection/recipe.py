@@ -50,6 +50,18 @@ class DetectRecipe(Generic[A]):
     """Minimum score of a detection in evaluation."""
     nms_threshold: float = field(default=0.5, metadata=bounds(0, 1))
     """IoU threshold of NMS within a class."""
+    layout: str = ""
+    """Layout of the objects, such as `coco`, `yolo` or `voc`; else recognized."""
+    annotations: str = ""
+    """Annotation files, separated by commas, where several could be meant."""
+    images: str = ""
+    """Folder of the images, if it is not below the data."""
+    exif: Literal["", "turned", "unturned"] = ""
+    """Whether objects were drawn on images turned by EXIF; else recognized."""
+    boxes: Literal["", "xywh", "xyxy", "cxcywh"] = ""
+    """Numbers of a box in COCO's json; else recognized."""
+    allow_outside: bool = False
+    """Read files outside the data folder that annotations or links name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Never
+from typing import Any, Never, cast
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from convnext.data.formats.records import ReadOptions
 from convnext.data.objects import DataFacts, DetectionData, DetectionImages, facts, open_dataset
 from convnext.data.tensors import normalize_batch
 from convnext.hardware.ranks import ALONE, Ranks
@@ -96,7 +97,16 @@ class DetectionTask(Task):
     @classmethod
     def open_data(cls, recipe: Recipe, console: Console) -> DetectionData:
         """Open a data set in COCO's format, or in one that is converted to it."""
-        return open_dataset(recipe.data, val_share=recipe.loader.val_share)
+        own = cast("DetectionRecipe[Any]", recipe).detect
+        options = ReadOptions(
+            layout=own.layout,
+            annotations=own.annotations,
+            images=own.images,
+            exif=own.exif,
+            boxes=own.boxes,
+            allow_outside=own.allow_outside,
+        )
+        return open_dataset(recipe.data, val_share=recipe.loader.val_share, options=options)
 
     @classmethod
     def describe(cls, known: DataFacts) -> str:

@@ -57,6 +57,27 @@ class ExportOptions:
     masks: Literal["none", "shares", "full"] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Options of `data`.
+
+    Args:
+        layout: Layout of the annotations, such as `coco`, `yolo` or `voc`.
+        annotations: Annotation files, separated by commas, where several could be meant.
+        images: Folder of the images, if it is not below the data.
+        exif: Whether objects were drawn on images with their EXIF orientation applied.
+        boxes: Numbers of a COCO box: corner and size, two corners, or center and size.
+        allow_outside: Read files outside the data folder that annotations or links name.
+    """
+
+    layout: str = ""
+    annotations: str = ""
+    images: str = ""
+    exif: Literal["", "turned", "unturned"] = ""
+    boxes: Literal["", "xywh", "xyxy", "cxcywh"] = ""
+    allow_outside: bool = False
+
+
 def recognizes(path: Path) -> bool:
     """Whether a folder or a JSON file is a detection data set, by its layout."""
     from convnext.data.formats.layouts import is_detection
@@ -64,13 +85,15 @@ def recognizes(path: Path) -> bool:
     return is_detection(path)
 
 
-def inspect(path: str, *, contact_sheet: bool) -> tuple[Any, Any]:
+def inspect(path: str, *, contact_sheet: bool, **options: Any) -> tuple[Any, Any]:
     """Return the report on a data set, and its contact sheet or None."""
+    from convnext.data.formats.records import ReadOptions
     from convnext.data.objects import open_dataset
     from convnext.tasks.detection.data import inspect as module
 
-    report = module.inspect(path)
-    data = open_dataset(path, strict=False) if contact_sheet else None
+    given = ReadOptions(**options)
+    report = module.inspect(path, options=given)
+    data = open_dataset(path, strict=False, options=given) if contact_sheet else None
     return report, None if data is None else module.contact_sheet(data)
 
 
