@@ -174,6 +174,9 @@ class ImageListing:
     """Returns some of the images as samples."""
     test: Sequence[int] | None = None
     """The images of a test split, which neither training nor validation uses."""
+    layout: str = "class folders"
+    split: str = ""
+    """Where the split comes from; "" if there is none for validation."""
 
     def with_train(self, train: Sequence[int]) -> ImageListing:
         """Return the same with fewer training images."""

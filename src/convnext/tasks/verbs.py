@@ -69,11 +69,18 @@ def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -
         ValueError: If it could be for several tasks.
     """
     given = {name for name, value in (options or {}).items() if value}
+    layout = (options or {}).get("layout")
+    own_layouts = {
+        task: getattr(task_module(task, "verbs"), "LAYOUT_NAMES", ()) for task in task_folders()
+    }
     fitting = [
         task
         for task, folder in task_folders().items()
         if given <= {f.name for f in fields(options_of_tasks("data").get(folder, _NoOptions))}
+        and (not layout or not own_layouts[task] or layout in own_layouts[task])
     ]
+    by_layout = [task for task in fitting if layout and layout in own_layouts[task]]
+    fitting = by_layout or fitting
     if given and len(fitting) == 1:
         return fitting[0]
     found = [task for task in task_folders() if task_module(task, "verbs").recognizes(Path(path))]

@@ -82,7 +82,9 @@ def test_lists_of_names_split_the_images(tmp_path: Path, lists: str) -> None:
     assert counts(tmp_path) == (3, 2, 1)
     data = open_dataset(str(tmp_path))
     text = "\n".join(data.notes)
-    assert f"{Path(lists, 'train.txt').as_posix()} 3" in text
+    assert "split: lists " in text
+    assert Path(lists, "train.txt").as_posix() in text
+    assert "(train 3, val 2, test 1 images)" in text
     assert "without an image, left out: 1 (such as x)" in text
     assert "images with masks that no list names, left out: 2" in text
     assert "1 images without a mask in the train split" in text

@@ -109,7 +109,7 @@ def test_remote_images_are_those_of_the_folder(indexed, serve, loader, quiet):
 def test_it_is_said_before_anything_is_fetched(indexed, serve, loader, quiet):
     data = open_dataset(serve(indexed).url, loader=loader, console=quiet)
     assert f"kept in {loader.shard_cache}" in quiet.file.getvalue()
-    assert f"kept in {loader.shard_cache}" in data.notes[0]
+    assert f"kept in {loader.shard_cache}" in data.notes[3]
 
 
 def test_a_resumed_epoch_shows_the_rest(indexed, serve, loader, quiet):

@@ -28,7 +28,7 @@ def test_folders_with_a_split(make_folder):
     assert data.train.open(0, "RGB").size == (20, 16)
     assert data.train.header(0).width == 20
     assert data.train.num_bytes(0) == (root / "train/cat/000.png").stat().st_size
-    assert data.notes == ()
+    assert data.notes[3:] == ()
 
 
 @pytest.mark.parametrize("name", ["validation", "valid", "dev", "Val_Set"])
@@ -36,14 +36,19 @@ def test_other_names_of_the_validation_part_are_accepted_and_said(make_folder, n
     root = make_folder({"train/a": 2, "train/b": 2, f"{name}/a": 1, f"{name}/b": 1})
     data = open_dataset(str(root))
     assert len(data.val) == 2
-    assert data.notes == (f"{name}/ is the val split",)
+    assert data.notes[:2] == (
+        "layout: class folders",
+        f"split: folders train/, {name}/ (val) (train 4, val 2 images)",
+    )
 
 
 def test_a_test_part_beside_a_validation_part_is_left_alone(make_folder):
     root = make_folder({f"{part}/{c}": 2 for part in ("train", "val", "test") for c in "ab"})
     data = open_dataset(str(root))
     assert all(f"{os.sep}val{os.sep}" in s for s in sources(data.val))
-    assert data.notes == ("4 images of the test split are used neither to train nor to validate",)
+    assert data.notes[1] == (
+        "split: folders train/, val/, test/; test is kept apart (train 4, val 4, test 4 images)"
+    )
     assert data.test is not None
     assert all(f"{os.sep}test{os.sep}" in s for s in sources(data.test))
 
@@ -84,7 +89,8 @@ def test_without_a_split_a_fixed_share_of_each_class_is_held_out(make_folder):
     assert Counter(data.val.labels) == {0: 4, 1: 2, 2: 1}
     assert Counter(data.train.labels) == {0: 16, 1: 8, 2: 1, 3: 1}
     assert not set(sources(data.train)) & set(sources(data.val))
-    assert "no split of its own: 20%" in data.notes[0]
+    assert "held out for validation" in data.notes[1]
+    assert "20% of each class" in data.notes[3]
     assert data.faults == ("classes without any validation image: d",)
     again = open_dataset(str(root), val_share=0.2)
     assert sources(again.val) == sources(data.val)
@@ -238,4 +244,4 @@ def test_the_real_photos(shared_data):
     assert (known.num_train, known.num_val) == (1564, 446)
     assert known.class_counts == (287, 300, 286, 300, 300, 91)
     assert (known.image_width, known.image_height, known.grayscale) == (192, 256, False)
-    assert data.notes == ()
+    assert data.notes[3:] == ()

@@ -149,8 +149,10 @@ def find_split(
     """
     notes = list(notes)
     faults: list[str] = []
-    renamed = [f"{p.name}/ is the {s} split" for s, p in folders.items() if p.name.lower() != s]
-    notes += renamed
+    where_from = [
+        folder.name + "/" + ("" if folder.name.lower() == split else f" ({split})")
+        for split, folder in folders.items()
+    ]
     parts = {split: _read_part(folder, notes, faults) for split, folder in folders.items()}
     _note_others(root, folders, faults)
     for split in ("val", "test"):
@@ -193,6 +195,7 @@ def find_split(
         train=where["train"],
         val=where.get("val"),
         test=where.get("test"),
+        split=f"folders {', '.join(where_from)}",
         notes=tuple(notes),
         faults=tuple(faults),
         take=_taker(root, keys, labels),
@@ -221,11 +224,9 @@ def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) ->
     keys = [name for c in classes for name in part.files[c]]
     labels = [label for label, c in enumerate(classes) for _ in part.files[c]]
     split = _inner_split(keys) if check else {}
+    inner = ""
     if split:
-        notes = (
-            *notes,
-            "every class folder has its own split: " + _some({key.split("/")[1] for key in keys}),
-        )
+        inner = f"folders inside each class: {_some({key.split('/')[1] for key in keys})}"
     return ImageListing(
         root=root,
         classes=classes,
@@ -234,6 +235,7 @@ def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) ->
         train=split.get("train", range(len(keys))),
         val=split.get("val"),
         test=split.get("test"),
+        split=inner,
         notes=tuple(notes),
         faults=tuple(faults),
         take=_taker(root, keys, labels),
@@ -251,7 +253,8 @@ def _check_names(root: Path, names: set[str]) -> None:
         raise ValueError(
             f"the folders {' and '.join(reserved)} in {root} are named for splits or annotations, "
             "not for classes: if this is data for segmentation or detection, give --task; if "
-            f"these are classes after all, give --layout class_folders; {LAYOUTS}"
+            "these are classes after all, give --loader.layout class_folders (--layout of `data`); "
+            f"{LAYOUTS}"
         )
 
 

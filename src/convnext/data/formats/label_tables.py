@@ -14,7 +14,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,12 +119,21 @@ def find_labeled(root: Path, path: Path | None = None) -> ImageListing:
         train=parts["train"],
         val=parts.get("val"),
         test=parts.get("test"),
+        layout="table of labels",
+        split=_split_from(read, root),
         notes=tuple(notes),
         faults=tuple(faults),
         take=lambda which: FolderSamples(
             root, [keys[i] for i in which], [labels[i] for i in which]
         ),
     )
+
+
+def _split_from(read: Mapping[str, _Read], root: Path) -> str:
+    tables = [table.path.relative_to(root).as_posix() for name, table in read.items() if name]
+    if tables:
+        return f"tables {', '.join(tables)}"
+    return "a column of the table" if any(table.has_split for table in read.values()) else ""
 
 
 class _Index:

@@ -55,6 +55,8 @@ class PairListing:
     root: Path
     """The folder of the data set, which may be inside the one that was given."""
     layout: str
+    split: str = ""
+    """Where the split comes from; "" if there is none."""
     train: Part
     val: Part | None
     test: Part | None = None
@@ -76,7 +78,8 @@ def with_split(
     folders: tuple[Path, ...] = (),
 ) -> PairListing:
     """Return what was found, split by folders or by lists of names."""
-    notes = [f"layout: {layout}"]
+    notes: list[str] = []
+    split_from = ""
     faults: list[str] = []
     whole = parts.get(None)
     known: dict[Split, Part] = {split: part for split, part in parts.items() if split is not None}
@@ -85,10 +88,10 @@ def with_split(
             f"{len(whole.pairs):,} images with masks outside the folders of the splits, left out"
         )
     elif whole is not None:
-        known = _by_lists(root, whole, notes, faults) or {"train": whole}
+        listed = _by_lists(root, whole, faults)
+        known, split_from = listed or ({"train": whole}, "")
     elif "train" in known:
-        shown = ", ".join(f"{split} {len(part.pairs):,}" for split, part in known.items())
-        notes.append(f"split by folders: {shown} images")
+        split_from = "folders"
     if "train" not in known:
         raise ValueError(
             f"{root} has images with masks of its {' and '.join(known)} split only, and none to "
@@ -100,6 +103,7 @@ def with_split(
     return PairListing(
         root=root,
         layout=layout,
+        split=split_from,
         layer_classes=layer_classes,
         train=known["train"],
         val=known.get("val"),
@@ -111,10 +115,8 @@ def with_split(
     )
 
 
-def _by_lists(
-    root: Path, part: Part, notes: list[str], faults: list[str]
-) -> dict[Split, Part] | None:
-    """Split pairs by lists of names beside them; None without such lists."""
+def _by_lists(root: Path, part: Part, faults: list[str]) -> tuple[dict[Split, Part], str] | None:
+    """Split pairs by lists of names beside them, and name these; None without such lists."""
     lists = _lists(root)
     if "train" not in lists:
         return None
@@ -152,17 +154,13 @@ def _by_lists(
                 f"names in {where} that another list has too, left out of it: {len(twice):,} "
                 f"(such as {twice[0]})"
             )
-    shown = ", ".join(
-        f"{lists[split].relative_to(root).as_posix()} {len(p.pairs):,}"
-        for split, p in found.items()
-    )
-    notes.append(f"split by lists of names: {shown} images")
+    names = ", ".join(path.relative_to(root).as_posix() for path in lists.values())
     rest = part.pairs.keys() - taken.keys()
     if rest:
         faults.append(
             f"images with masks that no list names, left out: {len(rest):,} (such as {min(rest)})"
         )
-    return found
+    return found, f"lists {names}"
 
 
 def _lists(root: Path) -> dict[Split, Path]:

@@ -68,6 +68,8 @@ def find_table(path: Path) -> ImageListing:
         train=train,
         val=val or None,
         test=test or None,
+        layout="table of labels",
+        split="the column split" if "split" in header else "",
         notes=(),
         faults=(),
         take=lambda which: FolderSamples(

@@ -181,6 +181,8 @@ def found_in(
         labels=samples.labels,
         train=range(num_train),
         val=range(num_train, len(samples)) if has_val else None,
+        layout="shards",
+        split="names of the shards" if has_val else "",
         notes=tuple(notes),
         faults=tuple(faults),
         take=samples.take,

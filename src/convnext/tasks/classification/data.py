@@ -30,6 +30,7 @@ from convnext.data.formats.class_folders import (
     subfolders,
 )
 from convnext.data.formats.label_tables import ENDINGS, find_labeled, is_labeled
+from convnext.data.formats.records import Understood
 from convnext.data.formats.tables import find_table, has_own_columns
 from convnext.data.images import WIDE_MODES, BadImage, Header
 from convnext.data.ranges import pixel_range
@@ -114,21 +115,27 @@ def open_dataset(
     val, notes = found.val, list(found.notes)
     if val is None:
         found, val = hold_out(found, val_share, notes)
-    if found.test is not None:
-        notes.append(
-            f"{len(found.test):,} images of the test split are used neither to train nor to "
-            "validate"
-        )
     faults = [*found.faults, *_check_classes(found, val, strict=strict)]
     return ClassificationData(
         path=path,
         classes=found.classes,
         train=found.take(found.train),
         val=found.take(val),
-        notes=(*notes, *faults),
+        notes=(*_understood(found, val).lines(), *notes, *faults),
         faults=tuple(faults),
         test=None if found.test is None else found.take(found.test),
     )
+
+
+def _understood(found: ImageListing, val: Sequence[int]) -> Understood:
+    split = found.split or "none"
+    if found.val is None:
+        split += "; some images are held out for validation"
+    images = {"train": len(found.train), "val": len(val)}
+    if found.test is not None:
+        split += "; test is kept apart"
+        images["test"] = len(found.test)
+    return Understood(layout=found.layout, split=split, images=images, classes=found.classes)
 
 
 def facts(data: ClassificationData) -> DataFacts:
@@ -217,7 +224,7 @@ def hold_out(found: ImageListing, share: float, notes: list[str]) -> tuple[Image
     val = sorted(held)
     kept = np.setdiff1d(train, val).tolist()
     notes.append(
-        f"the data has no split of its own: {share:.0%} of each class ({len(val):,} of "
+        f"the data has no validation split of its own: {share:.0%} of each class ({len(val):,} of "
         f"{len(train):,} images) are held out for validation, chosen by file name"
     )
     notes += note_copies([found.keys[i] for i in found.train])

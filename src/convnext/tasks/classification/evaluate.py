@@ -277,8 +277,9 @@ def open_split(
     """
     if data == "digits":
         return _of_digits(split)
-    found = find(data, loader, console=console)
     is_own = is_own_data(data, card)
+    layout = setting_of(card.recipe, "loader.layout", str) if is_own else None
+    found = find(data, loader, layout=layout or "auto", console=console)
     if is_own and found.val is None:
         found, val = hold_out(found, val_share_of(card), [])
         found = replace(found, val=val)

@@ -26,7 +26,7 @@ MAX_SHEET_ROWS = 50
 
 
 def contact_sheet(
-    path: str | ClassificationData, *, per_class: int = 8, size: int = 96
+    path: str | ClassificationData, *, per_class: int = 8, size: int = 96, layout: str = "auto"
 ) -> Image.Image:
     """Return a sheet with up to `per_class` training images of every class, `size` pixels each.
 
@@ -35,7 +35,7 @@ def contact_sheet(
     Raises:
         ValueError: Like `open_dataset`.
     """
-    data = open_dataset(path, strict=False) if isinstance(path, str) else path
+    data = open_dataset(path, strict=False, layout=layout) if isinstance(path, str) else path
     step = -(-len(data.classes) // MAX_SHEET_ROWS)
     rows = range(0, len(data.classes), step)
     members: dict[int, list[int]] = {label: [] for label in rows}
@@ -172,18 +172,21 @@ class DataReport:
             console.print(_list_table(lines) if lines else "", end="")
 
 
-def inspect(path: str, *, val_share: float = 0.2, console: Console | None = None) -> DataReport:
+def inspect(
+    path: str, *, val_share: float = 0.2, layout: str = "auto", console: Console | None = None
+) -> DataReport:
     """Read every image of a data set in full, and report.
 
     Args:
         path: A data set as for `open_dataset`.
         val_share: Fraction of each class held out if the data has no split.
+        layout: As for `open_dataset`.
         console: Console of the progress bar; standard error by default.
 
     Raises:
         ValueError: If there is no data set at `path`.
     """
-    data = open_dataset(path, val_share=val_share, strict=False)
+    data = open_dataset(path, val_share=val_share, strict=False, layout=layout)
     inspected = scan(data, console=console or Console(stderr=True))
     return report(data, inspected)
 

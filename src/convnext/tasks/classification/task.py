@@ -87,7 +87,13 @@ class ClassificationTask(Task):
         """Open folders, shards, or the built-in digits."""
         assert isinstance(recipe, ClassificationRecipe)
         loader = recipe.loader
-        return open_dataset(recipe.data, val_share=loader.val_share, loader=loader, console=console)
+        return open_dataset(
+            recipe.data,
+            val_share=loader.val_share,
+            loader=loader,
+            layout=loader.layout,
+            console=console,
+        )
 
     @classmethod
     def describe(cls, known: DataFacts) -> str:

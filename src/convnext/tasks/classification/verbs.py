@@ -42,16 +42,39 @@ class EvaluateOptions:
     only_best: bool = False
 
 
+LAYOUT_NAMES = ("class_folders",)
+"""The values of `layout` that are for this task alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Options of `data`.
+
+    Args:
+        layout: Layout of the annotations, such as `coco`, `yolo` or `voc`; for classification
+            `class_folders` accepts any folder names as classes.
+    """
+
+    layout: str = ""
+
+
 def recognizes(path: Path) -> bool:
     """Whether a path is certainly classification data; it is also the default for unknown data."""
     return False
 
 
-def inspect(path: str, *, contact_sheet: bool) -> tuple[Any, Any]:
-    """Return the report on a data set, and its contact sheet or None."""
+def inspect(path: str, *, contact_sheet: bool, layout: str = "") -> tuple[Any, Any]:
+    """Return the report on a data set, and its contact sheet or None.
+
+    Raises:
+        ValueError: If there is no such data, or no such layout.
+    """
     from convnext.tasks.classification import inspect as module
 
-    return module.inspect(path), module.contact_sheet(path) if contact_sheet else None
+    if layout not in ("", *LAYOUT_NAMES):
+        raise ValueError(f"--layout is {layout!r}, but must be {' or '.join(LAYOUT_NAMES)} here")
+    report = module.inspect(path, layout=layout or "auto")
+    return report, module.contact_sheet(path, layout=layout or "auto") if contact_sheet else None
 
 
 def file_predictor(exported: Exported) -> ExportedClassifier:

@@ -62,7 +62,8 @@ class DataOptions:
     """Options of `data`.
 
     Args:
-        layout: Layout of the annotations, such as `coco`, `yolo` or `voc`.
+        layout: Layout of the annotations, such as `coco`, `yolo` or `voc`; for classification
+            `class_folders` accepts any folder names as classes.
         annotations: Annotation files, separated by commas, where several could be meant.
         images: Folder of the images, if it is not below the data.
         exif: Whether objects were drawn on images with their EXIF orientation applied.

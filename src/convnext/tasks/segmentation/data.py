@@ -7,6 +7,7 @@ all machines, and hardly changes when images are added.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ import numpy as np
 from convnext.data.formats.layouts import is_detection
 from convnext.data.formats.mask_folders import VOC, find, is_mask_folder
 from convnext.data.formats.mask_pairs import PairListing, Part, files_of
+from convnext.data.formats.records import Understood
 from convnext.data.images import BadImage
 from convnext.data.ranges import pixel_range
 from convnext.data.samples import held_out, note_copies
@@ -114,11 +116,6 @@ def open_dataset(
             "images, chosen by name, are held out for validation"
         )
         notes += note_copies(list(found.train.pairs))
-    if found.test is not None:
-        notes.append(
-            f"{len(found.test.pairs):,} images of the test split are used neither to train nor to "
-            "validate"
-        )
     parts = {"train": train, "val": val} | ({"test": found.test} if found.test else {})
     faults = [*lossy, *found.faults]
     faults += [fault for name, part in parts.items() for fault in _partners(name, part)]
@@ -135,9 +132,19 @@ def open_dataset(
         val=_pairs(root, val, reader),
         test=None if found.test is None else _pairs(root, found.test, reader),
         has_val=found.val is not None,
-        notes=(*notes, *faults),
+        notes=(*_understood(found, parts, classes).lines(), *notes, *faults),
         faults=tuple(faults),
     )
+
+
+def _understood(
+    found: PairListing, parts: Mapping[str, Part], classes: tuple[str, ...]
+) -> Understood:
+    split = found.split or "none"
+    split += "; some images are held out for validation" if found.val is None else ""
+    split += "; test is kept apart" if found.test is not None else ""
+    images = {name: len(part.pairs) for name, part in parts.items()}
+    return Understood(layout=found.layout, split=split, images=images, classes=classes)
 
 
 def facts(data: SegmentationData) -> DataFacts:
