@@ -1,13 +1,35 @@
-"""Files that are either complete or absent."""
+"""Files and folders that are either complete or absent, and folders with one writer."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import shutil
 import stat
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+# The name that `atomic_write` gives a file until it is complete.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
+_DRAFT_MARK = ".convnext-draft"
+
+# The lock files that this process holds: the system does not tell its threads apart.
+_held: set[str] = set()
+_mutex = threading.Lock()
+
+
+class BusyError(ValueError):
+    """Another process or thread writes the same folder."""
 
 
 @contextmanager
@@ -49,3 +71,98 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically; file names in it that are not UTF-8 keep their bytes."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def remove_temporary_files(folder: str | Path, names: str) -> None:
+    """Remove what `atomic_write` left in a folder when its process was killed.
+
+    Args:
+        folder: A folder that this process alone writes.
+        names: A pattern of the names of the complete files.
+    """
+    for path in Path(folder).glob(".*"):
+        complete = path.name[1:-9]
+        own = _TEMPORARY.fullmatch(path.name) and re.fullmatch(names, complete)
+        if own and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(file: str | Path) -> Iterator[bool]:
+    """Lock a file for this thread of this process; the system unlocks it if the process dies.
+
+    It is a lock of records, which child processes do not inherit: a loader process that outlives
+    its killed parent does not hold it. Nothing else may open the file.
+
+    Yields:
+        Whether it is locked; some file systems have no locks.
+
+    Raises:
+        BusyError: If another process or thread holds the lock.
+    """
+    path = Path(file).resolve()
+    with _mutex:
+        if str(path) in _held:
+            raise BusyError(f"another thread of this process writes into {path.parent}")
+        _held.add(str(path))
+    try:
+        with path.open("ab") as handle:
+            yield _lock(handle, path)
+    finally:
+        with _mutex:
+            _held.discard(str(path))
+
+
+def _lock(handle: BinaryIO, path: Path) -> bool:
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise BusyError(
+            f"another process writes into {path.parent}; wait for it, end it, or choose another "
+            "folder"
+        ) from error
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def whole_folder(target: str | Path) -> Iterator[Path]:
+    """Yield a draft folder beside `target`; it gets that name once the block has succeeded.
+
+    A reader sees the complete folder or none. The draft of a killed process is removed by the next
+    one with the same target.
+
+    Raises:
+        ValueError: If `target` exists and is not an empty folder, or the name of the draft is
+            taken.
+        BusyError: If another process writes the same folder.
+    """
+    target = Path(target)
+    is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
+    if (target.is_symlink() or target.exists()) and not is_empty:
+        raise ValueError(f"{target} exists and is not empty; choose another folder")
+    draft = target.with_name(f".{target.name}.unfinished")
+    mark = draft / _DRAFT_MARK
+    if draft.is_symlink() or (draft.exists() and not mark.is_file()):
+        raise ValueError(f"{draft} is not of this package; move it away, or choose another folder")
+    draft.mkdir(parents=True, exist_ok=True)
+    with only_writer(mark):
+        for left in draft.iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            elif left != mark:
+                left.unlink()
+        try:
+            yield draft
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+    mark.unlink()
+    if target.exists():
+        target.rmdir()
+    draft.rename(target)
+    sync_folder(target.parent)

@@ -31,8 +31,9 @@ def keep_table(
         ValueError: If the folder holds another run, or the run in it has another table.
     """
     from convnext.data.formats.tables import table_text
+    from convnext.training.checks import check_folder, mark_folder
     from convnext.training.distributed import is_first_process, started_by_launcher
-    from convnext.training.run import check_folder, new_folder
+    from convnext.training.run import new_folder
 
     check_folder(output, resume=resume)
     if output is None:
@@ -46,7 +47,7 @@ def keep_table(
         if path.read_text(encoding="utf-8") != text:
             raise ValueError(f"{path} has other rows than the given data; leave out data=")
     elif is_first_process():
-        output.mkdir(parents=True, exist_ok=True)
+        mark_folder(output)
         write_text(path, text)
     return replace(recipe, data=str(path)), output
 

@@ -33,6 +33,7 @@ from convnext.studies.plan import Entry, Study
 from convnext.studies.results import DIVERGED, FAILED, FINISHED, WAITING
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
+from convnext.training.checks import mark_folder
 from convnext.training.faults import EXIT_WHEN_LOST, DivergedError, InterruptedRun
 from convnext.training.log import read_metrics
 
@@ -300,7 +301,7 @@ def _train(recipe: Recipe, folder: Path) -> Mapping[str, Any]:
     from convnext.reports.report import write_report
     from convnext.training.run import train
 
-    folder.mkdir(parents=True, exist_ok=True)
+    mark_folder(folder)
     with (folder / "console.txt").open("a", encoding="utf-8") as stream:
         console = Console(file=stream, width=120, highlight=False)
         try:

@@ -12,6 +12,7 @@ Randomness needs no state: it is a function of the seed and of the step or the s
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from convnext.atomic import sync_folder, write_text
+from convnext.atomic import remove_temporary_files, sync_folder, write_text
 from convnext.hardware.ranks import Ranks
 from convnext.training.distributed import copy_, full_tensor
 from convnext.training.faults import is_full_disk
@@ -223,11 +224,10 @@ class Saver:
         """
         problem = None
         if self.ranks.is_first:
-            for left in self.folder.glob(".*"):
-                if left.is_dir():
-                    shutil.rmtree(left)
-                else:
-                    left.unlink()
+            remove_temporary_files(self.folder, r"best\.safetensors|micro_batch_size\.json")
+            for left in self.folder.glob(".step-*"):
+                if re.fullmatch(r"\.step-\d{8,}", left.name) and left.is_dir():
+                    shutil.rmtree(left)  # Refuses links.
             try:
                 if best:
                     read_file(self.best_path)

@@ -7,20 +7,95 @@ curve.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
+from convnext.atomic import only_writer, remove_temporary_files
 from convnext.recipes.plan import Plan
 from convnext.recipes.schema import ResolvedRecipe
 from convnext.tasks.base import Task
 from convnext.training.faults import DivergedError
 from convnext.training.log import read_metrics
 from convnext.weights.checkpoint import complete_steps
+
+# Marks a run folder from its first moment on, and is locked while a process writes the run.
+RUN_MARK = ".convnext-run"
+# What a run and its reports write.
+OWN_FILES = r".+\.(csv|html|json|jsonl|md|pdf|png|safetensors|svg|txt|yaml)"
+# Files that the system makes in any folder.
+_OF_THE_SYSTEM = {".DS_Store", "desktop.ini", "Thumbs.db", "lost+found"}
+
+
+def check_folder(output: Path | None, *, resume: bool) -> None:
+    """Check that a run may write into a folder: it is new, empty, or the run to resume.
+
+    Raises:
+        ValueError: If it holds a run and `resume` is not set, holds anything else, or has links,
+            through which a run would write elsewhere.
+    """
+    if output is None or not (output.exists() or output.is_symlink()):
+        return
+    if not output.is_dir():
+        raise ValueError(f"{output} is not a folder; choose another --output")
+    names = {path.name for path in output.iterdir()} - _OF_THE_SYSTEM
+    links = [path for path in (*output.iterdir(), *output.glob("checkpoints/*")) if is_link(path)]
+    if links:
+        raise ValueError(
+            f"{links[0]} is a link, and a run writes only into its own folder; choose another "
+            "--output"
+        )
+    saved = complete_steps(output / "checkpoints")
+    if names and not saved and RUN_MARK not in names:
+        some = ", ".join(sorted(names)[:3])
+        raise ValueError(
+            f"{output} is not a run folder and holds other things ({some}); choose a new or empty "
+            "--output"
+        )
+    if saved and not resume:
+        raise ValueError(
+            f"{output} already holds a run; continue it with --resume, or choose another --output"
+        )
+
+
+def is_link(path: Path) -> bool:
+    """Whether a path leads elsewhere: a symbolic link, or a junction on Windows."""
+    return path.is_symlink() or getattr(path, "is_junction", bool)()
+
+
+def mark_folder(folder: Path) -> None:
+    """Make a run folder, and mark it as one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / RUN_MARK).exists():  # Opening the file would release this process's lock.
+        (folder / RUN_MARK).touch()
+
+
+@contextmanager
+def held_folder(folder: Path, console: Console, *, resume: bool) -> Iterator[None]:
+    """Keep other processes from writing a run folder, and remove what a killed one left.
+
+    Raises:
+        ValueError: As `check_folder`, or if another process writes the run.
+    """
+    check_folder(folder, resume=resume)
+    mark_folder(folder)
+    with only_writer(folder / RUN_MARK) as is_locked:
+        # Another process may have finished a run here in the meantime.
+        check_folder(folder, resume=resume)
+        if not is_locked:
+            console.print(
+                f"the file system of {folder} has no locks: make sure that no other process "
+                "writes this run",
+                markup=False,
+            )
+        remove_temporary_files(folder, OWN_FILES)
+        yield
 
 
 def diverged(what: str, recipe: ResolvedRecipe, *, rate: float, checkpoints: Path) -> DivergedError:

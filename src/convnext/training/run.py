@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ from convnext.tasks import task_class
 from convnext.tasks.base import Task
 from convnext.training.backend import Chosen, choose_backend, fit_memory
 from convnext.training.callbacks import Callback, check_callbacks
+from convnext.training.checks import check_folder, held_folder
 from convnext.training.distributed import (
     checkpoint_activations,
     launch,
@@ -43,7 +45,7 @@ from convnext.training.log import RunLog
 from convnext.training.loop import Outcome, fit
 from convnext.training.optim import group_rows, group_table
 from convnext.training.trackers import check_trackers, make_trackers
-from convnext.weights.checkpoint import check_changes, complete_steps
+from convnext.weights.checkpoint import check_changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +99,9 @@ def train(
     check_ranges(recipe)
     check_trackers(recipe.run.loggers)
     callbacks = check_callbacks(callbacks)
-    with process_state_restored():
+    with process_state_restored(), ExitStack() as held:
         try:
-            return _train(recipe, output, resume, console, callbacks, write_report)
+            return _train(recipe, output, resume, console, callbacks, write_report, held)
         except ValueError as error:
             if not is_single_value(error):
                 raise
@@ -117,6 +119,7 @@ def _train(
     console: Console | None,
     callbacks: Sequence[Callback],
     write_report: Callable[[Path], Path] | None,
+    held: ExitStack,
 ) -> RunResult:
     """Train: all steps of one run, in the order in which they are printed."""
     console = console or Console(stderr=True, highlight=False)
@@ -202,7 +205,7 @@ def _train(
     shape = _shape_of_steps(task, ranks, micro_batch_size)
     console.print(f"{shape}; {_name_backend(chosen)}", soft_wrap=True)
 
-    folder = _make_folder(output, resolved, ranks)
+    folder = _make_folder(output, resolved, ranks, held, console, resume=resume)
     console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
     facts = environment(device) | {
         "precision": resolved.run.precision,
@@ -248,18 +251,6 @@ def _train(
     )
 
 
-def check_folder(output: Path | None, *, resume: bool) -> None:
-    """Refuse to start a new run in a folder that holds one.
-
-    Raises:
-        ValueError: If it does.
-    """
-    if output is not None and complete_steps(output / "checkpoints") and not resume:
-        raise ValueError(
-            f"{output} already holds a run; continue it with --resume, or choose another --output"
-        )
-
-
 def _check_card(task: Task, model: nn.Module) -> None:
     """Refuse a network that could not be rebuilt from its checkpoints.
 
@@ -290,12 +281,31 @@ def show_groups(recipe: Recipe, console: Console) -> list[dict[str, Any]]:
     return group_rows(model, task.recipe.optim)
 
 
-def _make_folder(output: Path | None, recipe: Recipe, ranks: Ranks) -> Path:
-    """Make the run folder, and check that every process can see it."""
-    folder = Path(ranks.broadcast_object(str(output or new_folder(recipe))))
+def _make_folder(
+    output: Path | None,
+    recipe: Recipe,
+    ranks: Ranks,
+    held: ExitStack,
+    console: Console,
+    *,
+    resume: bool,
+) -> Path:
+    """Make the run folder, keep others from writing it, and check that every process sees it.
+
+    Raises:
+        ValueError: In every process, if the folder cannot be used.
+    """
+    name = problem = ""
     if ranks.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-    ranks.barrier()
+        try:
+            name = str(output or new_folder(recipe))
+            held.enter_context(held_folder(Path(name), console, resume=resume))
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    name, problem = ranks.broadcast_object((name, problem))
+    folder = Path(name)
+    if problem:
+        raise ValueError(problem)
     if not folder.is_dir():
         raise ValueError(
             f"{folder} is not on this machine; give an --output on a file system that all machines "
@@ -375,16 +385,20 @@ def _finish(
 
 
 def new_folder(recipe: Recipe) -> Path:
-    """Return a folder under `runs/` that does not exist yet."""
+    """Make and return a new folder under `runs/`."""
     data = Path(recipe.data).name or "data"
     model = recipe.model.rpartition("/")[2]
     stem = portable_name(f"{data}-{model}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = Path("runs") / stem
     number = 2
-    while folder.exists():
-        folder = Path("runs") / f"{stem}-{number}"
-        number += 1
-    return folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            folder = Path("runs") / f"{stem}-{number}"
+            number += 1
+        else:
+            return folder
 
 
 def _write_json(path: Path, value: Any) -> None:

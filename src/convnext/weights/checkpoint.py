@@ -232,7 +232,7 @@ def find_checkpoint(source: str | Path) -> Path | None:
 
 def complete_steps(folder: Path, before: int | None = None) -> list[Path]:
     """Return the folders of complete training states, oldest first, perhaps only before a step."""
-    found = sorted(path for path in folder.glob("step-*") if path.is_dir())
+    found = sorted(p for p in folder.glob("step-*") if p.name[5:].isdecimal() and p.is_dir())
     return found if before is None else [p for p in found if step_of(p) < before]
 
 

@@ -96,6 +96,26 @@ def test_an_interrupted_conversion_goes_on(photos, tmp_path, monkeypatch):
     assert contents(target) == contents(whole)
 
 
+def test_a_conversion_that_was_killed_is_finished_by_the_same_command(photos, tmp_path):
+    target = tmp_path / "shards"
+    target.mkdir()
+    (target / ".convnext-shards").touch()
+    (target / "..plan.json.01234567").touch()
+    to_shards(str(photos), target, shard_mb=0.01)
+    whole = contents(target)
+    assert "..plan.json.01234567" not in whole
+    (target / "shards.json").unlink()
+    with pytest.raises(ValueError, match=r"is unfinished.*--to-shards"):
+        open_dataset(str(target))
+    tar = target / "train-000000.tar"
+    damaged = bytearray(tar.read_bytes())
+    damaged[600] ^= 1
+    tar.write_bytes(damaged)
+    report = to_shards(str(photos), target, shard_mb=0.01)
+    assert report.num_kept == report.num_shards - 1
+    assert contents(target) == whole
+
+
 def test_another_folder_is_not_touched(photos, tmp_path):
     target = tmp_path / "mine"
     target.mkdir()

@@ -37,6 +37,8 @@ from convnext.atomic import atomic_write, write_text
 from convnext.data.images import readable_extensions
 
 FILE = "shards.json"
+# The plan of a conversion, which is written first; `FILE` is written last.
+PLAN = ".plan.json"
 FORMAT = "convnext shards 1"
 # A larger label is damage, not a class.
 MAX_CLASSES = 100_000

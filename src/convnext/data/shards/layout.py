@@ -55,8 +55,14 @@ def find_shards(root: Path, tars: Sequence[Path]) -> ImageListing:
     """List the images in the tar files of a folder; tars that match their index are not read.
 
     Raises:
-        ValueError: If there are no labeled images, or a label is not a class.
+        ValueError: If there are no labeled images, a label is not a class, or the shards are of a
+            conversion that has not finished.
     """
+    if (root / shard_index.PLAN).is_file() and not (root / shard_index.FILE).is_file():
+        raise ValueError(
+            f"{root} is unfinished: its conversion was interrupted before it wrote "
+            f"{shard_index.FILE}. The same `convnext data FOLDER --to-shards {root}` finishes it"
+        )
     notes: list[str] = []
     of_parts: list[str] = []
     parts = dict(zip(tars, choose_parts([tar.name for tar in tars], of_parts), strict=True))

@@ -26,10 +26,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from convnext.atomic import write_text
+from convnext.atomic import only_writer, remove_temporary_files, write_text
 from convnext.data.samples import FolderSamples
 from convnext.data.shards import index as shard_index
-from convnext.data.shards.index import Listed, index_name
+from convnext.data.shards.index import PLAN, Listed, index_name
 from convnext.data.shards.writing import (
     Planned,
     missing_images,
@@ -42,7 +42,9 @@ from convnext.tasks.classification.data import ClassificationData, open_dataset
 # Megabytes per shard: large enough for efficient sequential reads, small enough to fetch a window
 # of several per lane in seconds.
 SHARD_MB = 128
-PLAN = ".plan.json"
+# Marks a folder of shards, and is locked while a process writes it.
+MARK = ".convnext-shards"
+OWN_FILES = r"((train|val)-\d+\.(tar|idx)|classes\.txt|shards\.json|\.plan\.json)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,7 @@ def to_shards(
     Raises:
         ValueError: If there are no class folders, `folder` has other content, or the disk is too
             small.
+        BusyError: If another process writes the same folder.
     """
     if not shard_mb > 0:
         raise ValueError(f"the size of a shard must be above 0 MB, not {shard_mb}")
@@ -123,7 +126,21 @@ def to_shards(
         for part, samples in _parts(data)
         for shard in plan_shards(part, samples, int(shard_mb * 1e6), scale)
     ]
-    _claim(target, path, data, shard_mb=shard_mb, resize=resize)
+    _claim(target)
+    with only_writer(target / MARK):
+        _keep_plan(target, path, data, shard_mb=shard_mb, resize=resize)
+        return _write(target, data, plan, resize, scale, console)
+
+
+def _write(
+    target: Path,
+    data: ClassificationData,
+    plan: Sequence[Planned],
+    resize: int | None,
+    scale: float,
+    console: Console | None,
+) -> ShardsReport:
+    """Write the shards that are not complete yet, then the files that describe all of them."""
     done = {shard.name for shard in plan if _is_done(target / shard.name, data)}
     _check_space(target, data, [shard for shard in plan if shard.name not in done], scale)
 
@@ -154,13 +171,29 @@ def _parts(data: ClassificationData) -> list[tuple[str, FolderSamples]]:
     return [("train", data.train), ("val", data.val)]
 
 
-def _claim(
-    target: Path, path: str, data: ClassificationData, *, shard_mb: float, resize: int | None
-) -> None:
-    """Make sure that `target` is new, empty, or from the same conversion.
+def _claim(target: Path) -> None:
+    """Make sure that `target` is new, empty, or of a conversion, and mark it.
 
     Raises:
         ValueError: If it is not.
+    """
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file; choose a new folder")
+    mark, is_marked = target / MARK, (target / MARK).is_file() or (target / PLAN).is_file()
+    if target.is_dir() and not is_marked and any(target.iterdir()):
+        some = ", ".join(sorted(p.name for p in target.iterdir())[:3])
+        raise ValueError(f"{target} has other files ({some}); choose a new or empty folder")
+    target.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def _keep_plan(
+    target: Path, path: str, data: ClassificationData, *, shard_mb: float, resize: int | None
+) -> None:
+    """Write the plan of a conversion, or compare it with the one of an interrupted conversion.
+
+    Raises:
+        ValueError: If that was another conversion.
     """
     digest = hashlib.sha256()
     for _, samples in _parts(data):
@@ -173,24 +206,20 @@ def _claim(
         "shard_mb": shard_mb,
         "resize": resize,
     }
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file; choose a new folder")
+    remove_temporary_files(target, OWN_FILES)
     mark = target / PLAN
-    if mark.is_file():
-        try:
-            before = json.loads(mark.read_bytes())
-        except ValueError:
-            before = None
-        if before != plan:
-            raise ValueError(
-                f"{target} has shards of other images or settings than {path} now; choose a new "
-                "folder, or remove that one"
-            )
-    elif target.is_dir() and any(target.iterdir()):
-        some = ", ".join(sorted(p.name for p in target.iterdir())[:3])
-        raise ValueError(f"{target} has other files ({some}); choose a new or empty folder")
-    target.mkdir(parents=True, exist_ok=True)
-    write_text(mark, json.dumps(plan))
+    if not mark.is_file():
+        write_text(mark, json.dumps(plan))
+        return
+    try:
+        before = json.loads(mark.read_bytes())
+    except ValueError:
+        before = None
+    if before != plan:
+        raise ValueError(
+            f"{target} has shards of other images or settings than {path} now; choose a new "
+            "folder, or remove that one"
+        )
 
 
 def _check_space(
@@ -211,11 +240,14 @@ def _check_space(
 
 
 def _is_done(tar: Path, data: ClassificationData) -> bool:
-    """Whether a shard is complete: its index is written last."""
+    """Whether a shard is complete and undamaged: its index is written last, and has its hash."""
     try:
         index = tar.with_name(index_name(tar.name))
         places = shard_index.read_places(index, num_classes=len(data.classes))
-        return tar.stat().st_size == places.num_bytes
+        if tar.stat().st_size != places.num_bytes:
+            return False
+        with tar.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == places.sha256
     except (OSError, ValueError):
         return False
 

@@ -283,6 +283,31 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_an_interrupted_conversion_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, new = small_voc(tmp_path / "voc", {"a": CAT, "b": CAT}), tmp_path / "new"
+    written: list[Path] = []
+
+    def stop(path: Path, text: str) -> None:
+        path.write_text(text)
+        written.append(path)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("convnext.tasks.detection.data.convert.write_text", stop)
+    with pytest.raises(KeyboardInterrupt):
+        to_coco(root, new)
+    assert [path.name for path in tmp_path.iterdir()] == ["voc"]
+    monkeypatch.undo()
+    to_coco(root, new)
+    assert sorted(path.name for path in new.iterdir()) == [
+        "images",
+        "instances_train.json",
+        "instances_val.json",
+    ]
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, new = small_voc(tmp_path / "voc", {"a": CAT, "b": CAT}), tmp_path / "new"
     assert main(["data", str(root), "--to", "coco", "--output", str(new)]) == 0

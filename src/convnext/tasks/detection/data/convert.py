@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from convnext.atomic import write_text
+from convnext.atomic import whole_folder, write_text
 from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.records import ReadOptions, Record
 from convnext.data.masks import Mask
@@ -104,6 +104,7 @@ def to_coco(
 
     Raises:
         ValueError: If `path` is in no layout, it has no objects, or `output` is not empty.
+        BusyError: If another process writes the same output.
     """
     root, target = Path(path), Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -118,7 +119,8 @@ def to_coco(
     fatal = next((fault for fault in data.faults if fault.fatal), None)
     if fatal is not None:
         raise ValueError(str(fatal))
-    counts, linked = write_coco(data, target, console=console)
+    with whole_folder(target) as draft:
+        counts, linked = write_coco(data, draft, console=console)
     return ConvertReport(
         source=str(path),
         kind=data.understood.layout if data.understood else "",
