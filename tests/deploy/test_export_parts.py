@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import resource
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from small_exports import small_detector_file, small_segmentor
+from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -17,8 +21,9 @@ from convnext.api.tools import _size
 from convnext.cli import main
 from convnext.data.masks import paste_masks
 from convnext.data.preprocessing import DensePreprocessing
+from convnext.deploy import export as deployment
 from convnext.deploy.fold import fold
-from convnext.deploy.formats import ExportSettings
+from convnext.deploy.formats import Blueprint, ExportSettings, write_pt2
 from convnext.deploy.graphs import FittedImage
 from convnext.tasks import task_class
 from convnext.tasks.detection.export.exported import OnCanvas
@@ -166,6 +171,29 @@ def test_a_file_reports_no_more_than_was_written_into_it(tmp_path: Any) -> None:
             change_detector(network, **asked)
     with pytest.raises(ValueError, match="up to 64 x 64 pixels, not 65 x 20"):
         network([torch.zeros(3, 65, 20)])
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = torch.zeros(1, 3)
+    blueprint = Blueprint(graph=nn.Linear(3, 2), examples=(example,), open_dims=({},))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_pt2(blueprint, tmp_path / "a.pt2", {}, ExportSettings(format="pt2"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    def write() -> None:
+        with deployment._full_disk_named(tmp_path / "a.xml"):
+            raise RuntimeError("basic_ios::clear: iostream error")
+
+    with pytest.raises(RuntimeError, match="iostream"):
+        write()
+    full = SimpleNamespace(free=10)
+    monkeypatch.setattr(deployment.shutil, "disk_usage", lambda path: full)
+    with pytest.raises(OSError, match=r"No space left on device.*a.xml"):
+        write()
 
 
 def test_sizes_are_read() -> None:

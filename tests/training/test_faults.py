@@ -261,7 +261,7 @@ def test_best_weights_that_are_gone_are_told_of_and_replaced(tmp_path: Path) -> 
     best = tmp_path / "checkpoints/best.safetensors"
     best.unlink()
     (tmp_path / "checkpoints/.step-00000077").mkdir()
-    (tmp_path / "checkpoints/.best.safetensors.xyz").write_text("half")
+    (tmp_path / "checkpoints/.best.safetensors.0123abcd").write_text("half")
     outcome = run(tmp_path, ToyTask(), resume=True, schedule__epochs=4)
     assert outcome.best["step"] == 12
     assert best.is_file()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import struct
 import sys
 import types
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from convnext.cli import main
 from convnext.tasks.factory import create_model
 from convnext.weights import export_weights, load_weights
 from convnext.weights.files import read_file, save_tensors
@@ -30,6 +32,30 @@ def same(tensors: dict[str, Tensor], wanted: dict[str, Tensor] = TENSORS) -> boo
     return tensors.keys() == wanted.keys() and all(
         torch.equal(tensors[name], wanted[name]) for name in wanted
     )
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """Let no file grow beyond 10 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_disk")
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = create_model("convnext_atto", num_classes=3).state_dict(), {"format": "pt"}
+    monkeypatch.setattr("convnext.tasks.exporting.read_source", lambda source: read)
+    target = tmp_path / f"b.{ending}"
+    target.write_text("old")
+    assert main(["convert", "a.safetensors", str(target), "--to", "timm"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "File too large" in line
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    assert target.read_text() == "old"
 
 
 @pytest.mark.parametrize("padding", range(0, 256, 8))

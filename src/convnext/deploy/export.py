@@ -7,9 +7,13 @@ with the network, and only then renamed.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,9 @@ from convnext.deploy.quantize import NUM_KEPT, Calibration, calibrate, write_int
 from convnext.deploy.runtimes import Exported, need, open_exported, quiet
 from convnext.deploy.verify import Comparison, Proof, ProofImages, prove
 from convnext.weights.checkpoint import Card
+
+# A disk with fewer bytes is full.
+LEAST_SPACE = 100_000
 
 __all__ = ["ExportResult", "ExportSettings", "ExportSpec", "export", "write"]
 
@@ -124,6 +131,7 @@ def export(
         ValueError: If the format's library is missing, no image can be read, or a setting does not
             fit the network.
         ArithmeticError: If the outputs do not match the network's; the file is not kept.
+        OSError: If the disk is full.
     """
     check_request(spec.settings, output)
     path = Path(output) if output is not None else default_path(spec)
@@ -131,19 +139,39 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         draft = Path(folder) / path.name
-        proof = _write_proven(spec, draft, note)
+        with _full_disk_named(path):
+            proof = _write_proven(spec, draft, note)
         if not proof.passed and not force:
             raise ArithmeticError(
                 f"the exported file does not match {spec.card.model}: {proof.failure}; the file "
                 "was deleted (use --force to keep it)"
             )
         written = sorted(Path(folder).iterdir())
+        if len(written) > 1:
+            # Moved last, it names the others: an old one must not be read with new weights.
+            path.unlink(missing_ok=True)
+            written.sort(key=draft.__eq__)
         for file in written:
             file.replace(path.parent / file.name)
     proof_path = path.with_name(path.name + ".proof.json")
     write_text(proof_path, json.dumps(proof.to_dict(), indent=1) + "\n")
     size = sum((path.parent / file.name).stat().st_size for file in written)
     return ExportResult(path=path, bytes=size, proof=proof, proof_path=proof_path)
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    """Raise an OSError instead of what the writer of a format raises on a full disk.
+
+    Raises:
+        OSError: If the disk is full; what was at the path is kept.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if shutil.disk_usage(path.parent).free >= LEAST_SPACE:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def _write_proven(spec: ExportSpec, draft: Path, note: Callable[[str], None]) -> Proof:

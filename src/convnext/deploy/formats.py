@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -195,7 +196,9 @@ def write_pt2(
     blueprint: Blueprint, path: Path, metadata: dict[str, str], settings: ExportSettings
 ) -> None:
     """Write a graph as an archive of tensors and a program."""
-    torch.export.save(blueprint.program(), str(path), extra_files={EXTRA: json.dumps(metadata)})
+    content = BytesIO()  # On a full disk, torch's own writer would end the process.
+    torch.export.save(blueprint.program(), content, extra_files={EXTRA: json.dumps(metadata)})
+    path.write_bytes(content.getbuffer())
 
 
 Writer = Callable[[Blueprint, Path, dict[str, str], ExportSettings], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -220,5 +221,7 @@ def _write(
         save_tensors(target, tensors, metadata, sign=False)  # Like other packages' files.
         return
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content = BytesIO()  # On a full disk, torch's own writer would end the process.
+    torch.save({key: plain} if key else plain, content)
     with atomic_write(target) as temporary:
-        torch.save({key: plain} if key else plain, temporary)
+        temporary.write_bytes(content.getbuffer())

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -102,13 +104,24 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
 def save_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], sign: bool = True
 ) -> None:
-    """Write a safetensors file atomically; with `sign`, store a hash that reveals damage."""
+    """Write a safetensors file atomically; with `sign`, store a hash that reveals damage.
+
+    Raises:
+        OSError: If it cannot be written; the old file is kept.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     signature = {DIGEST: digest(plain, metadata)} if sign else {}
     with atomic_write(path) as temporary:
-        save_file(plain, temporary, metadata={**metadata, **signature})
+        try:
+            save_file(plain, temporary, metadata={**metadata, **signature})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         _sort_metadata(temporary)
 
 
