@@ -7,6 +7,7 @@ import struct
 import zlib
 from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,3 +232,16 @@ def test_bad_image_survives_the_way_between_processes():
 def test_extensions_are_those_of_images():
     assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif"} <= readable_extensions()
     assert not {".pdf", ".txt", ".eps", ".npy", ".mp4", ".json"} & readable_extensions()
+
+
+def test_files_that_git_or_a_transfer_changed(tmp_path: Path) -> None:
+    pointer = tmp_path / "a.jpg"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(BadImage, match="Git LFS"):
+        decode(pointer, mode="RGB")
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "b.png"
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n"))
+    with pytest.raises(BadImage, match="line ends were rewritten"):
+        decode(path, mode="RGB")

@@ -317,7 +317,33 @@ def _name(file: File, source: str | None) -> str:
     return str(getattr(file, "name", "image in memory"))
 
 
+def _rewritten(file: File) -> str:
+    """Return how Git or a transfer has changed the bytes of a file; "" if neither has."""
+    if not isinstance(file, str | Path):
+        return ""
+    try:
+        with Path(file).open("rb") as stream:
+            data = stream.read(1 << 20)
+    except OSError:
+        return ""
+    if data.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the image; fetch it with `git lfs pull`"
+    # Of random bytes, every 256th is a line feed or a carriage return.
+    feeds, returns, pairs = data.count(b"\n"), data.count(b"\r"), data.count(b"\r\n")
+    is_png = data.startswith((b"\x89PNG\n", b"\x89PNG\r\r\n"))
+    lost = len(data) >= 8192 and returns == 0 and feeds > 8
+    added = feeds >= 16 and pairs == feeds
+    if is_png or lost or added:
+        return (
+            "its line ends were rewritten, as by Git or FTP in text mode; copy it again in binary "
+            "mode"
+        )
+    return ""
+
+
 def _reason(error: Exception, file: File) -> str:
+    if (rewritten := _rewritten(file)) and not isinstance(error, FileNotFoundError):
+        return rewritten
     if isinstance(error, UnidentifiedImageError):
         is_empty = _length(file) == 0
         return "the file is empty" if is_empty else "not an image, or a damaged one"

@@ -94,6 +94,7 @@ class DetectionImages:
 
 
 NUM_DECODED = 32
+COCO = "COCO"
 # The beginning of the note that counts the faults; the doctor lists them instead.
 FAULTS = "the annotations have faults"
 
@@ -177,6 +178,8 @@ def open_dataset(
     nothing = DetectionImages(opened.root, (), opened.category_ids)
     train, val = parts.get("train", nothing), parts.get("val", nothing)
     notes = list(opened.notes)
+    if opened.understood.layout != COCO:
+        notes.append(f"`convnext data {path} --to coco --output DIR` writes it as COCO's json")
     if strict:
         _refuse_fatal(path, opened.faults)
         _check(path, "train", train)

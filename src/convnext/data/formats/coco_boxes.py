@@ -136,7 +136,7 @@ def _form_of(
         forms = " or as ".join(_CALLED[form] for form in fitting or FORMS)
         what = "shares of the image's size" if are_shares else "pixels"
         text = (
-            f"and all others are {what}, which can be read as {forms}; say which with --boxes, "
+            f"are {what}, which can be read as {forms}; say which with --boxes, "
             f"such as --boxes {(fitting or ['xywh'])[0]}"
         )
         changes.refuse("boxes that can be read in two ways", "the boxes", text)

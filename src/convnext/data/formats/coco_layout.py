@@ -201,7 +201,8 @@ def image_folders(path: Path, names: Sequence[str], root: Path, split: Split | N
     def num_found(folder: Path) -> int:
         return sum(_exists(folder / name) for name in islice(names, NUM_TRIED))
 
-    return sorted(folders, key=num_found, reverse=True)
+    # The folder itself has all images, however they are found.
+    return sorted((f for f in folders if f.is_dir()), key=num_found, reverse=True) or [base]
 
 
 def _exists(path: Path) -> bool:

@@ -62,7 +62,7 @@ def read_yolo(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     config = read_config(index, options.annotations)
     splits = find_splits(index, config)
     texts = _label_files(index)
-    label_of = {image: _find_labels(image, index, texts) for image in index.images}
+    label_of = _pair(index, texts)
     if splits.of:
         for image, path in label_of.items():  # Some data.yaml leave the test images out.
             if path is not None and split_of_path(_relative(image, index.root)) == "test":
@@ -77,6 +77,7 @@ def read_yolo(index: FileIndex, options: ReadOptions) -> ImportedDataset:
         path = label_of[image]
         labels.lines[image] = [] if path is None else _read_lines(path, labels)
     kind = _kind_of(labels, config)
+    _check_numbers(labels, config, index)
     number_of = {number: position for position, number in enumerate(sorted(config.names))}
     notes = [f"{len(config.names):,} classes from {config.short(index)}", *splits.notes]
     bare = sum(label_of[image] is None for image in images)
@@ -121,8 +122,27 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-def _find_labels(image: Path, index: FileIndex, texts: dict[str, Path]) -> Path | None:
-    """Return the file of labels of an image: in labels/ for images/, or beside it."""
+def _pair(index: FileIndex, texts: dict[str, Path]) -> dict[Path, Path | None]:
+    """Return the file of labels of every image; None for images without one.
+
+    A text in another folder counts only if it belongs to no other image, and is of one split.
+    """
+    keys = {image: _find_labels(image, index, texts) for image in index.images}
+    claimed = set(keys.values())
+    free: dict[str, list[str]] = {}
+    for key in texts.keys() - claimed:
+        free.setdefault(key.rsplit("/", 1)[-1], []).append(key)
+    for image, found in keys.items():
+        if found is None and free:
+            own = normal(_relative(image.with_suffix(""), index.root))
+            split = split_of_path(own)
+            near = [k for k in free.get(own.rsplit("/", 1)[-1], ()) if split_of_path(k) == split]
+            keys[image] = _nearest(own.split("/")[:-1], near)
+    return {image: None if key is None else texts[key] for image, key in keys.items()}
+
+
+def _find_labels(image: Path, index: FileIndex, texts: dict[str, Path]) -> str | None:
+    """Return the key of the labels of an image: in labels/ for images/, or beside it."""
     parts = normal(_relative(image.with_suffix(""), index.root)).split("/")
     folders, name = parts[:-1], parts[-1]
     tried = []
@@ -135,10 +155,20 @@ def _find_labels(image: Path, index: FileIndex, texts: dict[str, Path]) -> Path 
     if folders:
         tried += [[*folders[:-1], "labels", name], [*folders[:-1], "labels", folders[-1], name]]
     for key in tried:
-        found = texts.get("/".join(key))
-        if found is not None:
-            return found
+        joined = "/".join(key)
+        if joined in texts:
+            return joined
     return None
+
+
+def _nearest(folders: Sequence[str], keys: Sequence[str]) -> str | None:
+    """Return the text that shares most outer folders with an image; None if several do."""
+    shared = {}
+    for key in keys:
+        pairs = zip(folders, key.split("/")[:-1], strict=False)
+        shared[key] = next((i for i, (a, b) in enumerate(pairs) if a != b), len(folders))
+    best = [key for key in keys if shared[key] == max(shared.values())]
+    return best[0] if len(best) == 1 else None
 
 
 def _of_data(index: FileIndex, label_of: dict[Path, Path | None]) -> list[Path]:
@@ -234,6 +264,30 @@ def _read_line(words: list[str], where: str) -> Line:
             "of a polygon of three points and more"
         )
     return Line(where, int(values[0]), tuple(values[1:].tolist()))
+
+
+def _check_numbers(labels: _Labels, config: Config, index: FileIndex) -> None:
+    """Refuse lines that count classes from another number than the names do.
+
+    Raises:
+        ValueError: If they seem to; says both readings.
+    """
+    used = {line.number for lines in labels.lines.values() for line in lines}
+    if not used:
+        return
+    names, where = config.names, config.short(index)
+    if 0 in used and 0 not in names:
+        raise ValueError(
+            f"{where} numbers the classes from {min(names)}, but lines have class 0: either the "
+            "names or the lines count from another number; give the names the numbers of the lines"
+        )
+    count = len(names)
+    if list(names) == list(range(count)) and 0 not in used and max(used) == count:
+        raise ValueError(
+            f"{where} numbers the {count:,} classes from 0, but lines have classes from "
+            f"{min(used)} to {count}: either the lines count from 1, or there is one class more "
+            f"than names; give the names the numbers of the lines, such as {{1: {names[0]}}}"
+        )
 
 
 @dataclass

@@ -73,9 +73,12 @@ def read_config(index: FileIndex, annotations: str = "") -> Config:
         if path.name.lower() in _NAME_FILES and (config := _read_list(path)) is not None
     ]
     if not configs:
+        parent = index.root.absolute().parent
+        above = next((n for n in ("data.yaml", "classes.txt") if (parent / n).is_file()), None)
+        advice = f"; {parent / above} does: give {parent}" if above else ""
         raise ValueError(
-            f"{index.root} does not say what its classes are called; write a classes.txt with one "
-            "name per line, or a data.yaml with `names`"
+            f"{index.root} does not say what its classes are called{advice}; or write a "
+            "classes.txt with one name per line, or a data.yaml with `names`"
         )
     best = min(configs, key=lambda config: (_rank(config.file), len(config.file.parts)))
     other = next((c for c in configs if list(c.names.items()) != list(best.names.items())), None)
@@ -194,13 +197,17 @@ def find_splits(index: FileIndex, config: Config) -> Splits:
         for entry in entries:
             images = _images_of(entry, index, config, splits)
             if images is None:
-                text = f"names {entry} for the {split} split, which is not below {index.root}"
+                text = (
+                    f"names {entry} for the {split} split, which is not below {index.root}; the "
+                    "folders decide until it is corrected"
+                )
                 splits.faults.append(
                     Fault(kind="paths that do not exist", where=config.short(index), text=text)
                 )
             else:
                 found.setdefault(split, []).extend(images)
-    splits.source = config.short(index) if config.file.suffix != ".txt" else "obj.data"
+    is_yaml = config.file.suffix.lower() in (".yaml", ".yml")
+    splits.source = config.short(index) if is_yaml else "obj.data"
     is_partial = any(split in config.entries and split not in found for split in ("train", "val"))
     if is_partial or not found.get("train") or not (found.get("val") or found.get("test")):
         found = _by_lists(index, splits) or ({} if is_partial else found)

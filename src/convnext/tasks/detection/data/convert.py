@@ -130,7 +130,7 @@ def to_coco(
         num_objects=counts,
         linked=linked,
         faults=tuple(str(fault) for fault in data.faults if fault.kind != UNUSED),
-        notes=tuple(note for note in data.notes if not note.startswith(FAULTS)),
+        notes=tuple(note for note in data.notes if not note.startswith((FAULTS, "`convnext"))),
     )
 
 

@@ -1,0 +1,227 @@
+"""Annotations with several readings: the one that is meant is taken and said, or all are named."""
+
+from __future__ import annotations
+
+import base64
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from object_layouts import Box, Truth, coco, labelme, truth, voc_beside, yolo_roboflow
+from PIL import Image
+from small_objects import HEIGHT, WIDTH, save
+
+from convnext.data.formats.records import ReadOptions
+from convnext.data.masks import area_of, cut
+from convnext.data.objects import DetectionData, open_dataset
+
+BOTH = ("train", "val")
+
+
+def one(boxes: list[Box] | None = None) -> Truth:
+    data = truth(BOTH)
+    return (
+        data if boxes is None else {s: dict.fromkeys(listed, boxes) for s, listed in data.items()}
+    )
+
+
+def kinds(data: DetectionData) -> set[str]:
+    return {fault.kind for fault in data.faults}
+
+
+# ---- YOLO ---------------------------------------------------------------------------------------
+
+
+def lines(root: Path, text: str, config: str = "names: [cat, dog]\n") -> str:
+    yolo_roboflow(root, one())
+    for path in root.rglob("labels/*.txt"):
+        path.write_text(text)
+    (root / "data.yaml").write_text(config)
+    return str(root)
+
+
+def test_oriented_boxes_become_upright(tmp_path: Path) -> None:
+    turned = "0 0.5 0.2 0.7 0.5 0.5 0.8 0.3 0.5\n1 0.1 0.1 0.3 0.1 0.3 0.2 0.1 0.2\n"
+    data = open_dataset(lines(tmp_path, turned))
+    objects = data.train.objects(0)
+    assert objects.boxes[0].tolist() == [12, 6, 28, 24]
+    assert objects.masks == (None, None)
+    assert any("8 objects are oriented boxes" in note for note in data.notes)
+
+
+def test_keypoints_are_left_out_if_the_data_says_so(tmp_path: Path) -> None:
+    pose = "0 0.5 0.5 0.4 0.4 0.4 0.4 2 0.6 0.6 1\n"
+    path = lines(tmp_path, pose)
+    with pytest.raises(ValueError, match=r"2 keypoints or polygons: add `kpt_shape: \[2, 3\]`"):
+        open_dataset(path)
+    (tmp_path / "data.yaml").write_text("kpt_shape: [2, 3]\nnames: [cat, dog]\n")
+    data = open_dataset(path)
+    assert data.train.objects(0).boxes.round(3).tolist() == [[12, 9, 28, 21]]
+    assert any("4 objects have keypoints" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("config", "number"), [("names: {1: cat, 2: dog}\n", 0), ("names: [cat, dog]\n", 2)]
+)
+def test_numbers_that_count_from_elsewhere_are_refused(
+    tmp_path: Path, config: str, number: int
+) -> None:
+    path = lines(tmp_path, f"1 0.5 0.5 0.4 0.4\n{number} 0.5 0.5 0.2 0.2\n", config)
+    with pytest.raises(ValueError, match=r"numbers the .*classes from"):
+        open_dataset(path)
+
+
+def test_an_image_without_objects_takes_no_labels_of_another_split(tmp_path: Path) -> None:
+    data = {split: {"0": boxes["train_a"]} for split, boxes in (("train", truth()["train"]),)}
+    yolo_roboflow(tmp_path, {**data, "val": {"1": truth()["train"]["train_a"]}, "test": {}})
+    save(tmp_path / "val" / "images" / "0.png")
+    found = open_dataset(str(tmp_path))
+    assert [(r.file_name, len(r.objects)) for r in found.val.records] == [
+        ("val/images/0.png", 0),
+        ("val/images/1.png", 2),
+    ]
+
+
+def test_the_same_images_twice_are_split(tmp_path: Path) -> None:
+    path = lines(tmp_path, "0 0.5 0.5 0.4 0.4\n")
+    config = "train: ../train/images\nval: ../train/images\nnames: [cat, dog]\n"
+    (tmp_path / "data.yaml").write_text(config)
+    data = open_dataset(path)
+    assert not set(data.train.names) & set(data.val.names)
+    assert any("gives the same images" in note for note in data.notes)
+
+
+# ---- COCO ---------------------------------------------------------------------------------------
+
+
+def change(root: Path, edit: Any) -> str:
+    for split in BOTH:
+        path = root / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        for number, value in enumerate(content["annotations"]):
+            edit(value, number)
+        path.write_text(json.dumps(content))
+    return str(root)
+
+
+def boxes_of(data: DetectionData) -> list[list[float]]:
+    return [box for r in data.train.records for box in r.objects.boxes.round(2).tolist()]
+
+
+def corner(value: dict[str, Any], _: int) -> None:
+    x, y, w, h = value["bbox"]
+    value["bbox"] = [x, y, x + w, y + h]
+
+
+def shares(value: dict[str, Any], _: int) -> None:
+    x, y, w, h = value["bbox"]
+    value["bbox"] = [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]
+
+
+def centers(value: dict[str, Any], _: int) -> None:
+    x, y, w, h = value["bbox"]
+    value["bbox"] = [x + w / 2, y + h / 2, w, h]
+
+
+@pytest.mark.parametrize("edit", [corner, shares, centers])
+def test_masks_tell_what_boxes_are(tmp_path: Path, edit: Any) -> None:
+    coco(tmp_path, one())
+    wanted = boxes_of(open_dataset(str(tmp_path)))
+    data = open_dataset(change(tmp_path, edit))
+    assert boxes_of(data) == wanted
+    assert any(kind.startswith("boxes") for kind in kinds(data))
+
+
+def test_boxes_that_could_be_either_are_refused(tmp_path: Path) -> None:
+    coco(tmp_path, one([("cat", 14, 10, 10, 8)]))
+
+    def edit(value: dict[str, Any], number: int) -> None:
+        shares(value, number)
+        del value["segmentation"], value["area"]
+
+    path = change(tmp_path, edit)
+    with pytest.raises(ValueError, match=r"corner and size .* or as center and size .* --boxes"):
+        open_dataset(path)
+    for form, left in (("xywh", 14), ("cxcywh", 9)):
+        data = open_dataset(path, options=ReadOptions(boxes=form))  # type: ignore[arg-type]
+        assert boxes_of(data)[0][0] == left
+
+
+# ---- LabelMe ------------------------------------------------------------------------------------
+
+
+def test_shapes_of_labelme(tmp_path: Path) -> None:
+    labelme(tmp_path, one())
+    bitmap = np.zeros((6, 8), np.uint8)
+    bitmap[1:5, 2:6] = 1
+    stream = BytesIO()
+    Image.fromarray(bitmap).save(stream, format="PNG")
+    mask = base64.b64encode(stream.getvalue()).decode()
+    ring = [[1, 1], [5, 1], [5, 5], [1, 5]]
+    shapes = [
+        {"label": "cat", "shape_type": "circle", "points": [[20, 15], [26, 15]]},
+        {"label": "dog", "shape_type": "mask", "points": [[10, 5], [17, 10]], "mask": mask},
+        {"label": "dog", "shape_type": "polygon", "points": ring, "group_id": 1},
+        {"label": "dog", "points": [[x + 20, y] for x, y in ring], "group_id": 1},
+        {"label": "dog", "shape_type": "point", "points": [[3, 3]]},
+        {"label": "dog", "shape_type": "line", "points": [[3, 3], [5, 5]]},
+    ]
+    for path in tmp_path.rglob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"shapes": shapes}))
+    data = open_dataset(str(tmp_path))
+    objects = data.train.objects(0)
+    circle, drawn, group = objects.masks
+    assert circle is not None
+    assert drawn is not None
+    assert group is not None
+    assert objects.boxes.round(1).tolist()[0] == pytest.approx([14, 9, 26, 21], abs=0.1)
+    assert area_of(circle, (HEIGHT, WIDTH)) == pytest.approx(np.pi * 36, rel=0.05)
+    assert cut(drawn, (12, 6, 16, 10)).all()
+    assert area_of(drawn, (HEIGHT, WIDTH)) == 16
+    assert (objects.boxes[2].tolist(), area_of(group, (HEIGHT, WIDTH))) == ([1, 1, 25, 5], 32)
+    assert {"shapes of the kind 'point'", "shapes of the kind 'line'"} <= kinds(data)
+
+
+# ---- EXIF ---------------------------------------------------------------------------------------
+
+
+def turn(root: Path, orientation: int) -> None:
+    """Give all images an orientation, and a bright square at x 4 to 8, y 2 to 6."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for path in root.rglob("*.png"):
+        pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        pixels[2:6, 4:8] = 255
+        Image.fromarray(pixels).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("name", ["coco", "voc"])
+def test_objects_turn_with_their_image(tmp_path: Path, name: str, orientation: int) -> None:
+    square: list[Box] = [("cat", 4, 2, 4, 4)]
+    {"coco": coco, "voc": voc_beside}[name](tmp_path, one(square))
+    turn(tmp_path, orientation)
+    is_clear = orientation >= 5
+    options = ReadOptions(exif="" if is_clear else "unturned")
+    data = open_dataset(str(tmp_path), options=options)
+    image = np.asarray(data.train.open(0, "L"))
+    x1, y1, x2, y2 = (int(value) for value in data.train.objects(0).boxes[0])
+    assert (x2 - x1, y2 - y1) == (4, 4)
+    assert image[y1:y2, x1:x2].min() == 255
+    mask = data.train.objects(0).masks[0]
+    if mask is not None:
+        assert (cut(mask, (0, 0, image.shape[1], image.shape[0])) == (image > 0)).all()
+    assert ("EXIF: objects on unturned pixels" in kinds(data)) == is_clear
+
+
+def test_sizes_that_do_not_tell_the_orientation_are_said(tmp_path: Path) -> None:
+    coco(tmp_path, one([("cat", 4, 2, 4, 4)]))
+    turn(tmp_path, 3)
+    data = open_dataset(str(tmp_path))
+    fault = next(fault for fault in data.faults if fault.kind.startswith("EXIF"))
+    assert fault.count == 2
+    assert "--exif unturned" in fault.text
+    assert data.train.objects(0).boxes[0].tolist() == [4, 2, 8, 6]
