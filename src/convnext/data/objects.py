@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convnext.data.contents import hash_of_objects
 from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.opening import open_objects
 from convnext.data.formats.records import Fault, Objects, ReadOptions, Record, Understood
@@ -253,6 +254,11 @@ def facts(data: DetectionData) -> DataFacts:
         grayscale=gray,
         pixel_range=() if found is None else found.values,
     )
+
+
+def annotation(images: DetectionImages, classes: Sequence[str], index: int) -> str:
+    """Return a hash of the objects of an image."""
+    return hash_of_objects(images.objects(index), classes)
 
 
 def _sides(record: Record) -> NDArray[np.float64]:

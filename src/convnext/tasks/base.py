@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
@@ -23,6 +24,7 @@ from rich.markup import escape
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from convnext.data.contents import Contents, contents_of_split
 from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
 from convnext.data.threads import start_workers
@@ -334,6 +336,26 @@ class Task(ABC):
         """Fingerprint of the data set: a run resumes only with the data that it started with."""
         counts = f"{len(self.train):,} + {len(self.data.val):,} images"
         return f"{counts}, {self.identity()[:8]}"
+
+    def contents(self) -> Contents:
+        """Return what the data set contains; reads all files of up to 100,000 images."""
+        splits = {"train": self.data.train, "val": self.data.val}
+        return Contents(
+            classes=tuple(self.data.classes),
+            splits={
+                name: contents_of_split(
+                    images,
+                    partial(self.annotation, images, self.data.classes),
+                    self.recipe.data,
+                )
+                for name, images in splits.items()
+            },
+        )
+
+    @staticmethod
+    @abstractmethod
+    def annotation(images: Any, classes: Sequence[str], index: int, /) -> str:
+        """Return a hash of the annotation of an image of a split with these classes."""
 
     @abstractmethod
     def identity(self) -> str:

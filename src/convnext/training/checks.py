@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from convnext.atomic import only_writer, remove_temporary_files
+from convnext.data.contents import changes, read_contents
 from convnext.recipes.plan import Plan
 from convnext.recipes.schema import ResolvedRecipe
 from convnext.tasks.base import Task
@@ -153,6 +154,23 @@ def check_same_run(counters: Mapping[str, Any], task: Task, folder: Path) -> Non
             f"{task.batch_size:,}; devices and micro_batch_size may change, optim.batch_size may "
             "not"
         )
+
+
+def changes_since(folder: Path, task: Task) -> str:
+    """Return what has changed in the data since a run started; "" if nothing has.
+
+    A run of an earlier version, and one without a saved state, have nothing to compare with.
+    """
+    before = read_contents(folder)
+    if before is None or not complete_steps(folder / "checkpoints"):
+        return ""
+    found = changes(before, task.contents())
+    if not found:
+        return ""
+    return (
+        f"the data set has changed since the run started, so that its steps would not be the same: "
+        f"{'; '.join(found)}. Start a new run from its weights: --weights {quote(str(folder))}"
+    )
 
 
 def another_length(plan: Plan, step: int, before: int) -> str:

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from convnext.atomic import write_text
+from convnext.data.contents import FILE as CONTENTS
 from convnext.hardware.devices import environment, pick_device
 from convnext.hardware.peak_rates import pick_training_precision
 from convnext.hardware.ranks import Ranks
@@ -28,7 +29,7 @@ from convnext.tasks import task_class
 from convnext.tasks.base import Task
 from convnext.training.backend import Chosen, choose_backend, fit_memory
 from convnext.training.callbacks import Callback, check_callbacks
-from convnext.training.checks import check_folder, held_folder
+from convnext.training.checks import changes_since, check_folder, held_folder
 from convnext.training.distributed import (
     checkpoint_activations,
     launch,
@@ -207,6 +208,9 @@ def _train(
 
     folder = _make_folder(output, resolved, ranks, held, console, resume=resume)
     console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
+    changed = changes_since(folder, task) if resume and ranks.is_first else ""
+    if changed := ranks.broadcast_object(changed):
+        raise ValueError(changed)
     facts = environment(device) | {
         "precision": resolved.run.precision,
         "processes": ranks.count,
@@ -327,6 +331,9 @@ def _describe(
     write_text(folder / "recipe.yaml", to_yaml(recipe))
     if not (resumed and (folder / "choices.json").exists()):
         _write_json(folder / "choices.json", [asdict(choice) for choice in task.choices])
+    is_same = resumed and bool(complete_steps(folder / "checkpoints"))
+    if not (is_same and (folder / CONTENTS).exists()):
+        write_text(folder / CONTENTS, task.contents().to_json())
     size, classes = task.input_size, len(task.data.classes)
     model = {"name": recipe.model, "input_size": size, "classes": classes}
     _write_json(folder / "model.json", model | asdict(network))

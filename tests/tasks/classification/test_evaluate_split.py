@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,16 @@ def test_unknown_classes_are_left_out_and_named(make_folder):
     strange = make_folder({"x": 1, "y": 1}, name="strange")
     with pytest.raises(ValueError, match="does not know 2 of the data's 2 classes"):
         open_split(str(strange), "auto", card("elsewhere"), None)
+
+
+def test_new_images_do_not_change_what_was_held_out(make_folder):
+    root = make_folder({"a": 10, "b": 10})
+    own = card(root)
+    before = open_split(str(root), "auto", own, None).samples.names
+    for path in list(root.rglob("*.png")):
+        for number in range(2):
+            shutil.copy(path, path.with_name(f"more{number}_{path.name}"))
+    assert len(open_split(str(root), "auto", own, None).samples) == 12
+    found = open_split(str(root), "auto", own, None, held=before)
+    assert sorted(found.samples.names) == sorted(before)
+    assert len(open_split(str(root), "all", own, None, held=before).samples) == 60

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from shapes import write_shapes
 
+from convnext.data.contents import FILE, Contents, SplitContents, relative_names
 from convnext.tasks.segmentation.data import open_dataset
 from convnext.tasks.segmentation.evaluate import open_split, relabel, unknown_classes
+from convnext.tasks.segmentation.layout import annotation
 from convnext.weights.checkpoint import Card
 
 CLASSES = ("ground", "red", "blue")
@@ -125,3 +127,32 @@ def test_a_pattern_of_another_type_is_refused(tmp_path: Path) -> None:
     for name in ("images", "masks", "reduce_zero_label"):
         with pytest.raises(ValueError, match=rf"the model card has segment.{name}=\[1\]"):
             open_split(None, "val", card(root, **{name: [1]}), str(tmp_path))
+
+
+def test_new_images_do_not_change_what_was_held_out(tmp_path: Path) -> None:
+    root, run = tmp_path / "data", tmp_path / "run"
+    other = write_shapes(tmp_path / "other", 10, 1)
+    for kind in ("images", "annotations"):
+        shutil.copytree(other / kind / "train", root / kind)
+    shutil.copy(other / "classes.txt", root)
+    own = card(root)
+    before = open_split(str(root), "auto", own, str(run))[1]
+    val = SplitContents(
+        names=relative_names(map(str, before.images), root), annotations=[], pictures=[]
+    )
+    run.mkdir()
+    (run / FILE).write_text(Contents(classes=CLASSES, splits={"val": val}).to_json())
+    for path in [*(root / "images").iterdir(), *(root / "annotations").iterdir()]:
+        shutil.copy(path, path.with_name(f"more_{path.name}"))
+    assert len(open_split(str(root), "auto", own, "nothing")[1]) > len(before)
+    after = open_split(str(root), "auto", own, str(run))[1]
+    assert sorted(after.images) == sorted(before.images)
+
+
+def test_the_hash_of_an_annotation_is_that_of_the_mask(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "data", 2, 2)
+    pairs = open_dataset(str(root)).val
+    hashes = [annotation(pairs, CLASSES, index) for index in (0, 1)]
+    assert len(set(hashes)) == 2
+    shutil.copy(pairs.masks[0], pairs.masks[1])
+    assert annotation(pairs, CLASSES, 1) == hashes[0]

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from convnext.data.contents import hash_of_text
 from convnext.data.formats.class_folders import (
     LAYOUTS,
     find_folders,
@@ -136,6 +137,11 @@ def _understood(found: ImageListing, val: Sequence[int]) -> Understood:
         split += "; test is kept apart"
         images["test"] = len(found.test)
     return Understood(layout=found.layout, split=split, images=images, classes=found.classes)
+
+
+def annotation(samples: Samples, classes: Sequence[str], index: int) -> str:
+    """Return a hash of the label of an image."""
+    return hash_of_text(classes[samples.labels[index]])
 
 
 def facts(data: ClassificationData) -> DataFacts:

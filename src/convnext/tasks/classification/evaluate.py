@@ -7,8 +7,9 @@ import copy
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +21,12 @@ from rich.table import Table
 from torch import Tensor
 
 from convnext.atomic import write_text
+from convnext.data.contents import Compared, compare_with_run, read_contents, relative_names
 from convnext.data.images import BadImage
 from convnext.data.samples import BadImages, ImageListing, Samples
 from convnext.progress import progress_bar
 from convnext.results import Scores
-from convnext.tasks.classification.data import find, hold_out, open_dataset
+from convnext.tasks.classification.data import annotation, find, hold_out, open_dataset
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.metric import Evaluation, Metric
@@ -72,6 +74,8 @@ class EvaluationResult:
     """Images that could not be read, each with the reason."""
     left_out: tuple[str, ...] = ()
     """What was left out of the data, and why."""
+    compared: Compared = field(default_factory=Compared)
+    """Whether images were trained on, and what has changed since."""
     last: tuple[Variant, ...] = ()
     """For a run with a moving average: its last step, with and without the average."""
 
@@ -89,6 +93,7 @@ class EvaluationResult:
             **result,
             "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
             "left_out": list(self.left_out),
+            **self.compared.to_dict(),
             "last": [asdict(variant) for variant in self.last],
         }
 
@@ -143,7 +148,7 @@ class EvaluationResult:
                 f"loss {variant.loss:.4f}  for {_NAMES[variant.weights]} of the last step, "
                 f"{variant.step:,}"
             )
-        for line in self.left_out:
+        for line in (*self.left_out, *self.compared.lines()):
             console.print(line, markup=False)
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
@@ -188,8 +193,19 @@ def evaluate(
     own = opened(source, device)
     source, card, where = own.source, own.card, own.device
     data = data or data_of(source, card)
-    opened_split = open_split(data, split, card, console, loader)
+    before = read_contents(source)
+    held = () if before is None or "val" not in before.splits else before.splits["val"].names
+    opened_split = open_split(data, split, card, console, loader, held)
     samples = relabel(opened_split.samples, opened_split.classes, card.classes)
+    own_split = "val" if split == "auto" else split
+    compared = compare_with_run(
+        source,
+        samples,
+        partial(annotation, samples, card.classes),
+        data=data,
+        classes=opened_split.classes,
+        own_split=own_split if is_own_data(data, card) else "",
+    )
     bad = BadImages(samples, max_share=max_bad_share)
     dataset = EvalDataset(samples, card.preprocessing)
     executed = pick_precision(precision, card, where)
@@ -228,6 +244,7 @@ def evaluate(
         thumbnails=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
         bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
         left_out=opened_split.left_out,
+        compared=compared,
         last=tuple(variants),
     )
 
@@ -266,11 +283,13 @@ def open_split(
     card: Card,
     console: Console | None,
     loader: ClassificationLoader | None = None,
+    held: Collection[str] = (),
 ) -> SplitSamples:
     """Return the samples of a split; classes that the network does not know are left out.
 
     `auto` takes the images that training held out; of other data its test split, else its
-    validation split, else all images.
+    validation split, else all images. `held` are the names of the images that training held out,
+    if the run recorded them; new images do not change which these are.
 
     Raises:
         ValueError: If the data has no such split, or the network knows none of its classes.
@@ -281,8 +300,10 @@ def open_split(
     layout = setting_of(card.recipe, "loader.layout", str) if is_own else None
     found = find(data, loader, layout=layout or "auto", console=console)
     if is_own and found.val is None:
-        found, val = hold_out(found, val_share_of(card), [])
-        found = replace(found, val=val)
+        found = _as_held(found, set(held), data) if held else found
+        if found.val is None:
+            found, val = hold_out(found, val_share_of(card), [])
+            found = replace(found, val=val)
     positions = _positions(found, split, is_own=is_own, data=data)
     known = _known_positions(found.classes, card.classes)
     unknown = [c for c, position in enumerate(known) if position is None]
@@ -302,6 +323,15 @@ def open_split(
     samples = found.take(kept)
     samples.labels = [known[label] or 0 for label in samples.labels]
     return SplitSamples(samples, tuple(card.classes), (left_out,) if present else ())
+
+
+def _as_held(found: ImageListing, held: Collection[str], data: str) -> ImageListing:
+    """Return a listing with the split of training; unchanged if none of its images is there."""
+    samples = found.take(found.train)
+    names = relative_names(map(samples.source, range(len(samples))), data)
+    val = [i for i, name in zip(found.train, names, strict=True) if name in held]
+    train = [i for i, name in zip(found.train, names, strict=True) if name not in held]
+    return replace(found, train=train, val=val) if val else found
 
 
 def _positions(found: ImageListing, split: str, *, is_own: bool, data: str) -> Sequence[int]:

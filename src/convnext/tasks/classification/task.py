@@ -23,7 +23,13 @@ from convnext.recipes.schema import Recipe
 from convnext.tasks.base import CachedDataset, Phase, Task, Workload, split_tensors
 from convnext.tasks.classification import auto
 from convnext.tasks.classification.augment import BatchAugment
-from convnext.tasks.classification.data import ClassificationData, DataFacts, facts, open_dataset
+from convnext.tasks.classification.data import (
+    ClassificationData,
+    DataFacts,
+    annotation,
+    facts,
+    open_dataset,
+)
 from convnext.tasks.classification.dataset import Batch, EvalDataset, TrainDataset, collate
 from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.metric import Metric
@@ -42,6 +48,7 @@ class ClassificationTask(Task):
     data: ClassificationData
     train_set: TrainDataset
     facts = staticmethod(facts)
+    annotation = staticmethod(annotation)
     resolve = staticmethod(auto.resolve)
     warnings = staticmethod(auto.warnings)
     collate = staticmethod(collate)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -17,9 +18,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
+from convnext.data.contents import Compared, compare_with_run, read_contents, relative_names
 from convnext.data.drawing import data_uri
-from convnext.data.formats.records import Objects, ReadOptions
-from convnext.data.objects import DetectionData, DetectionImages, ids_of, join, open_dataset
+from convnext.data.formats.records import Objects, ReadOptions, Record
+from convnext.data.objects import (
+    DetectionData,
+    DetectionImages,
+    annotation,
+    ids_of,
+    join,
+    open_dataset,
+)
 from convnext.data.samples import BadImages
 from convnext.progress import progress_bar
 from convnext.results import Scores
@@ -63,6 +72,8 @@ class EvaluationResult:
     """COCO results of boxes and of masks, with the ids of the data's JSON file."""
     left_out: tuple[str, ...] = ()
     """What was left out of the data, and why."""
+    compared: Compared = field(default_factory=Compared)
+    """Whether images were trained on, and what has changed since."""
 
     def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
         """Return nested plain values for JSON, with the pictures only on request."""
@@ -78,6 +89,7 @@ class EvaluationResult:
             **self.evaluation.scores,
             **result,
             "left_out": list(self.left_out),
+            **self.compared.to_dict(),
             "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
         }
 
@@ -137,7 +149,7 @@ class EvaluationResult:
             f"{escape(self.data)} with {e.num_objects:,} objects; up to {e.max_detections:,} "
             "detections per image"
         )
-        for line in self.left_out:
+        for line in (*self.left_out, *self.compared.lines()):
             console.print(line, markup=False)
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
@@ -209,6 +221,15 @@ def evaluate(
         max_detections=max_detections,
     )
     path, images, left_out = open_split(data, split, card, source, console)
+    own_split = "val" if split == "auto" else split
+    compared = compare_with_run(
+        source,
+        images,
+        partial(annotation, images, card.classes),
+        data=path,
+        classes=card.classes,
+        own_split=own_split if is_own_data(path, card) else "",
+    )
     bad = BadImages(images, max_share=max_bad_share)
     dataset = EvalDataset(images, card.preprocessing)
     metric = Metric(images, card.classes, detector.config.max_detections)
@@ -241,6 +262,7 @@ def evaluate(
         bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
         results=tuple(results),
         left_out=left_out,
+        compared=compared,
     )
 
 
@@ -308,6 +330,8 @@ def open_split(
     if console is not None:
         for note in found.notes:
             console.print(f"note: {note}", markup=False)
+    if is_own and not found.has_val:
+        found = _as_held(found, source)
     images = _images_of(found, split, is_own=is_own)
     relabeled = relabel(images, found.classes, card.classes)
     known = sum(len(record.objects) for record in relabeled.records)
@@ -340,6 +364,21 @@ def _options_of(card: Card, source: str) -> ReadOptions:
             "there: give the run folder instead of the file"
         )
     return options
+
+
+def _as_held(data: DetectionData, source: str) -> DetectionData:
+    """Return data with the images that a run held out, where it recorded them."""
+    before = read_contents(source)
+    held = set(before.splits["val"].names) if before and "val" in before.splits else set()
+    images = join([data.train, data.val])
+    names = relative_names(map(images.source, range(len(images))), data.path)
+    parts: dict[bool, list[Record]] = {True: [], False: []}
+    for record, name in zip(images.records, names, strict=True):
+        parts[name in held].append(record)
+    if not parts[True]:
+        return data
+    train, val = (replace(images, records=parts[is_held]) for is_held in (False, True))
+    return replace(data, train=train, val=val)
 
 
 def _images_of(data: DetectionData, split: str, *, is_own: bool) -> DetectionImages:

@@ -12,7 +12,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from convnext.data.formats.records import ReadOptions
-from convnext.data.objects import DataFacts, DetectionData, DetectionImages, facts, open_dataset
+from convnext.data.objects import (
+    DataFacts,
+    DetectionData,
+    DetectionImages,
+    annotation,
+    facts,
+    open_dataset,
+)
 from convnext.data.tensors import normalize_batch
 from convnext.hardware.ranks import ALONE, Ranks
 from convnext.recipes.resolve import Choice, dense_preprocessing
@@ -54,6 +61,7 @@ class DetectionTask(Task):
     recipe: DetectionRecipe[Never]
     data: DetectionData
     facts = staticmethod(facts)
+    annotation = staticmethod(annotation)
     resolve = staticmethod(auto.resolve)
     warnings = staticmethod(auto.warnings)
     collate = staticmethod(collate)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from convnext.atomic import write_text
+from convnext.data.contents import Compared, compare_with_run, read_contents, relative_names
 from convnext.data.drawing import data_uri
 from convnext.data.formats.mask_folders import is_mask_folder
 from convnext.data.samples import BadImages
@@ -27,7 +29,7 @@ from convnext.results import Scores
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.inference import Items, infer, segment_labels
-from convnext.tasks.segmentation.layout import Pairs, Relabeled, join
+from convnext.tasks.segmentation.layout import Pairs, Relabeled, annotation, join
 from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.render import compare
 from convnext.tasks.segmentation.scores import InferenceSettings, choose_inference, describe
@@ -58,6 +60,8 @@ class EvaluationResult:
     """Pairs that could not be read, each with the reason."""
     left_out: tuple[str, ...] = ()
     """What was left out of the data, and why."""
+    compared: Compared = field(default_factory=Compared)
+    """Whether images were trained on, and what has changed since."""
 
     def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
         """Return nested plain values for JSON, with the pictures only on request."""
@@ -73,6 +77,7 @@ class EvaluationResult:
             "inference": describe(self.inference),
             **result,
             "left_out": list(self.left_out),
+            **self.compared.to_dict(),
             "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
         }
 
@@ -128,7 +133,7 @@ class EvaluationResult:
             f"{e.mean_accuracy:.2f} %{boundary}{loss}  on {e.num_images:,} images of "
             f"{escape(self.data)}, {describe(self.inference)}"
         )
-        for line in self.left_out:
+        for line in (*self.left_out, *self.compared.lines()):
             console.print(line, markup=False)
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
@@ -185,6 +190,15 @@ def evaluate(
     found_data, pairs = open_split(data, split, card, source)
     is_relabeled = isinstance(pairs.reader, Relabeled)
     left_out = unknown_classes(found_data.classes, card.classes) if is_relabeled else ()
+    own_split = "val" if split == "auto" else split
+    compared = compare_with_run(
+        source,
+        pairs,
+        partial(annotation, pairs, found_data.classes),
+        data=found_data.path,
+        classes=found_data.classes,
+        own_split=own_split if is_own_data(found_data.path, card) else "",
+    )
     bad = BadImages(pairs, max_share=max_bad_share)
     dataset = EvalDataset(pairs, card.preprocessing)
     executed = pick_precision(precision, card, where)
@@ -224,6 +238,7 @@ def evaluate(
         pictures=tuple((pairs.source(i), p) for i, p in zip(worst, pictures, strict=True)),
         bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
         left_out=left_out,
+        compared=compared,
     )
 
 
@@ -252,10 +267,23 @@ def open_split(
         masks=_pattern_of(card, "masks", source) if like_own else "",
         reduce_zero_label=reduced if isinstance(reduced, bool) else "auto",
     )
+    if same and not opened.has_val:
+        opened = _as_held(opened, source)
     pairs = _pairs_of(opened, split, is_own=same)
     if own is None and len(opened.classes) == len(card.classes):
         return opened, pairs  # The class names of a file without a card are a guess.
     return opened, relabel(pairs, opened.classes, card.classes)
+
+
+def _as_held(opened: SegmentationData, source: str) -> SegmentationData:
+    """Return data with the images that a run held out, where it recorded them."""
+    before = read_contents(source)
+    held = set(before.splits["val"].names) if before and "val" in before.splits else set()
+    pairs = join([opened.train, opened.val])
+    names = relative_names(map(pairs.source, range(len(pairs))), opened.path)
+    val = [index for index, name in enumerate(names) if name in held]
+    train = [index for index, name in enumerate(names) if name not in held]
+    return replace(opened, train=pairs.take(train), val=pairs.take(val)) if val else opened
 
 
 def _pairs_of(opened: SegmentationData, split: str, *, is_own: bool) -> Pairs:

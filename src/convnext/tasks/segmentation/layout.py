@@ -6,13 +6,15 @@ From a COCO JSON of objects, masks are drawn: one class per category, and a back
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from convnext.data.contents import hash_of_file, hash_of_objects, hash_of_text
+from convnext.data.formats.mask_layers import Layers
 from convnext.data.formats.records import Objects, Record
 from convnext.data.images import BadImage, Header, Mode, decode, read_header
 from convnext.data.masks import cut
@@ -85,6 +87,15 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def take(self, positions: Sequence[int]) -> Pairs:
+        """Return some of the pairs."""
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in positions),
+            images=tuple(self.images[i] for i in positions),
+            masks=tuple(self.masks[i] for i in positions),
+        )
 
     def source(self, index: int) -> str:
         """Return the location of an image."""
@@ -214,6 +225,16 @@ def _pairs(path: str, images: DetectionImages, reader: Drawer) -> Pairs:
         masks=tuple(Drawing(path, record) for record in images.records),
         reader=reader,
     )
+
+
+def annotation(pairs: Pairs, classes: Sequence[str], index: int) -> str:
+    """Return a hash of the mask of an image, or of the objects that it is drawn from."""
+    mask = pairs.masks[index]
+    if isinstance(mask, Drawing):
+        return hash_of_objects(mask.record.objects, classes[1:])
+    if isinstance(mask, Layers):
+        return hash_of_text(repr([(name, hash_of_file(path)) for name, path in mask.files]))
+    return hash_of_file(mask)
 
 
 def _order(objects: Objects) -> list[int]:

@@ -27,6 +27,7 @@ from convnext.tasks.segmentation.dataset import (
 )
 from convnext.tasks.segmentation.heads import PREFIX
 from convnext.tasks.segmentation.inference import infer
+from convnext.tasks.segmentation.layout import annotation
 from convnext.tasks.segmentation.loss import HardExamples, LossSettings, losses
 from convnext.tasks.segmentation.metric import Metric
 from convnext.tasks.segmentation.recipe import SegmentationRecipe
@@ -46,6 +47,7 @@ class SegmentationTask(Task):
     recipe: SegmentationRecipe[Never]
     data: SegmentationData
     facts = staticmethod(facts)
+    annotation = staticmethod(annotation)
     resolve = staticmethod(auto.resolve)
     warnings = staticmethod(auto.warnings)
     collate = staticmethod(collate)
