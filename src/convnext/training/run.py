@@ -46,7 +46,7 @@ from convnext.training.log import RunLog
 from convnext.training.loop import Outcome, fit
 from convnext.training.optim import group_rows, group_table
 from convnext.training.trackers import check_trackers, make_trackers
-from convnext.weights.checkpoint import check_changes
+from convnext.weights.checkpoint import check_changes, complete_steps
 
 
 @dataclass(frozen=True, kw_only=True)
