@@ -216,6 +216,18 @@ def _refuse_fatal(path: str, faults: Sequence[Fault]) -> None:
         )
 
 
+def refusal(data: DetectionData) -> str:
+    """Return why data that was opened without `strict` cannot be trained on; "" if it can."""
+    try:
+        _refuse_fatal(data.path, data.faults)
+        _check(data.path, "train", data.train)
+        _check(data.path, "val", data.val)
+        facts(data)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def facts(data: DetectionData) -> DataFacts:
     """Collect facts from all objects and a sample of the training images.
 

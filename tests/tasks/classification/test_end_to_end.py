@@ -93,13 +93,14 @@ def test_the_run_folder_is_complete(finished: RunResult) -> None:
         "choices.json",
         "environment.json",
         "model.json",
+        "data.json",
         "checkpoints/best.safetensors",
     ):
         assert (folder / name).stat().st_size > 0, name
     assert list((folder / "tensorboard").glob("events*"))
     resolved = dict(flatten(read_recipe(folder / "recipe.yaml")))
     of_the_machine = {"run.device", "run.devices", "loader.shard_cache", "loader.shard_cache_gb"}
-    others = ("segment.", "detect.")
+    others = ("segment.", "detect.", "loader.layout")
     own = [k for k in resolved if k not in of_the_machine and not k.startswith(others)]
     assert "auto" not in [resolved[k] for k in own]
     evaluation = json.loads((folder / "evaluation.json").read_text())

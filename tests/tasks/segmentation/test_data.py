@@ -332,3 +332,11 @@ def test_turned_images_are_counted(tmp_path: Path) -> None:
             image.save(path, exif=turned)
     text = "\n".join(inspect(str(root)).problems)
     assert "turned by their EXIF orientation: 1 (" in text
+
+
+def test_what_training_refuses_is_the_first_problem(tmp_path: Path) -> None:
+    root = write_shapes(tmp_path / "s", 2, 1)
+    for path in (root / "annotations/val").iterdir():
+        write(path, np.full((40, 48), 255))
+    first = inspect(str(root)).problems[0]
+    assert first.startswith("training is refused: no validation mask of")

@@ -144,6 +144,15 @@ def annotation(samples: Samples, classes: Sequence[str], index: int) -> str:
     return hash_of_text(classes[samples.labels[index]])
 
 
+def refusal(data: ClassificationData) -> str:
+    """Return why data that was opened without `strict` cannot be trained on; "" if it can."""
+    try:
+        facts(data)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def facts(data: ClassificationData) -> DataFacts:
     """Read a sample of the training images.
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from convnext.data.doctor import read_all
 from convnext.data.images import BadImage
-from convnext.tasks.classification.data import ClassificationData
+from convnext.tasks.classification.data import ClassificationData, refusal
 
 # Two images look alike if at most this many of the 256 bits of their sketches differ.
 ALIKE_BITS = 8
@@ -139,7 +139,10 @@ def find_problems(data: ClassificationData, inspected: Sequence[Inspected]) -> t
     good = [item for item in inspected if not item.reason]
     found = (find(data, good) for find in _FINDERS)
     first = _unreadable(data, [item for item in inspected if item.reason], len(inspected))
-    return tuple(line for line in (*first, *data.faults, *(x for lines in found for x in lines)))
+    rest = [line for lines in found for line in lines]
+    reason = refusal(data)
+    refused = [f"training is refused: {reason}"] if reason else []
+    return (*refused, *first, *data.faults, *rest)
 
 
 def find_suggestions(data: ClassificationData, inspected: Sequence[Inspected]) -> tuple[str, ...]:

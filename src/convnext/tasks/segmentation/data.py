@@ -147,6 +147,15 @@ def _understood(
     return Understood(layout=found.layout, split=split, images=images, classes=classes)
 
 
+def refusal(data: SegmentationData) -> str:
+    """Return why data that was opened without `strict` cannot be trained on; "" if it can."""
+    try:
+        facts(data)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def facts(data: SegmentationData) -> DataFacts:
     """Gather the facts from a sample of the training pairs.
 

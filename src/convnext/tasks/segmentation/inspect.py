@@ -26,7 +26,7 @@ from convnext.data.doctor import (
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_range
-from convnext.tasks.segmentation.data import SegmentationData, open_dataset
+from convnext.tasks.segmentation.data import SegmentationData, open_dataset, refusal
 from convnext.tasks.segmentation.layout import Pairs
 from convnext.tasks.segmentation.render import overlay
 
@@ -237,7 +237,8 @@ def find_problems(
     data: SegmentationData, inspected: Sequence[Inspected], classes: Sequence[ClassCount]
 ) -> list[str]:
     """Return one line per kind of problem, worst first, with its count and examples."""
-    lines = []
+    reason = refusal(data)
+    lines = [f"training is refused: {reason}"] if reason else []
     bad = [item for item in inspected if item.reason]
     good = [item for item in inspected if not item.reason]
     if bad:

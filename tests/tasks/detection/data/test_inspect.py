@@ -226,3 +226,12 @@ def test_a_comparison_of_a_long_image_is_small() -> None:
     )
     page = compare(Image.new("RGB", (1, 3000)), no_objects(), nothing, ["a"], width=480)
     assert page.height <= 2048
+
+
+def test_what_training_refuses_is_the_first_problem(tmp_path: Path) -> None:
+    root = small_coco(tmp_path)
+    change(root, lambda content: content.update(annotations=[]), "val")
+    with pytest.raises(ValueError, match="no object that can be used in its val split") as refused:
+        open_dataset(str(root))
+    first = look(root).problems[0]
+    assert str(first) == f"{refused.value}, which prevents training: 1"

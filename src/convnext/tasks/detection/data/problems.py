@@ -18,7 +18,7 @@ from convnext.data.formats.coco_objects import FIX, UNUSED
 from convnext.data.formats.records import Fault, Objects
 from convnext.data.images import BadImage, decode, readable_extensions
 from convnext.data.masks import bounds_of
-from convnext.data.objects import DetectionData, DetectionImages
+from convnext.data.objects import DetectionData, DetectionImages, refusal
 
 # Pixels by which a mask may extend beyond its box: boxes are often rounded.
 LOOSE = 1.0
@@ -146,6 +146,10 @@ def find_problems(data: DetectionData, inspected: Sequence[Inspected]) -> tuple[
     ordered = sorted(kinds, key=lambda problem: -problem.count)
     fatal = [problem for problem in ordered if problem.kind.endswith("which prevents training")]
     rest = [problem for problem in ordered if problem not in fatal]
+    reason = "" if fatal else refusal(data)
+    if reason:
+        kind = f"{reason}, which prevents training"
+        fatal = [Problem(kind=kind, count=1, advice="", examples=())]
     of_files = [find(data, inspected) for find in _FINDERS]
     unmatched = _problem(
         "image files that no JSON file lists",
