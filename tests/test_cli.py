@@ -77,7 +77,7 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
     ("argv", "message"),
     [
         (["trian"], "there is no verb 'trian'; did you mean 'train'?"),
-        (["train", "--optim.lrr", "1"], "no option --optim.lrr; did you mean 'optim.lr'?"),
+        (["train", "--optim.lrr", "1"], "no option --optim.lrr; did you mean --optim.lr?"),
         (["train", "--optim.lr", "fast"], "optim.lr is fast, but must be a number or 'auto'"),
         (["train", "imagenet1k_tinny"], "did you mean 'imagenet1k_tiny'?"),
         (["train", "--resume"], "--resume needs --output"),

@@ -1,4 +1,4 @@
-"""File names that every system accepts."""
+"""Names: suggestions, counts, and file names that every system accepts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 import pytest
 
 from convnext.data.drawing import output_names
-from convnext.names import portable_name
+from convnext.names import count_noun, nearest, nearest_path, portable_name
 from convnext.recipes.recipe import Recipe
 from convnext.studies.plan import Entry
 from convnext.training.run import new_folder
@@ -65,3 +65,27 @@ def test_names_of_results_and_runs_are_portable(
     assert all(accepted(part) for part in PureWindowsPath(folder).parts)
     entry = Entry(name="con", what="", group="", model="convnext_atto")
     assert accepted(entry.folder_name)
+
+
+def test_the_nearest_path_is_similar_in_every_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    (tmp_path / "runs" / "blood").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = str(Path("runs", "photos"))
+    assert nearest_path(Path("run", "phtos")) == f"; did you mean {found!r}?"
+    assert nearest_path(Path("runs", "mod")) == ""
+
+
+def test_a_suggestion_is_written_as_the_user_writes_it() -> None:
+    def option(name: str) -> str:
+        return f"--{name}"
+
+    assert nearest("topc", ["topk", "wide"], option) == "; did you mean --topk?"
+    assert nearest("x", ["topk", "wide"], option) == "; choose one of --topk, --wide"
+
+
+def test_a_count_agrees_with_its_noun() -> None:
+    assert [count_noun(n, "image") for n in (0, 1, 1000)] == ["0 images", "1 image", "1,000 images"]
+    assert count_noun(2, "class", "classes") == "2 classes"

@@ -127,16 +127,22 @@ def test_settings_that_are_true_or_false_need_no_value(words: list[str], expecte
 @pytest.mark.parametrize(
     ("verb", "words", "message"),
     [
-        ("predict", ["run", "a.png", "--scroe", "1"], "did you mean 'score'"),
+        ("predict", ["run", "a.png", "--scroe", "1"], "did you mean --score\\?"),
         ("predict", ["run"], "predict needs IMAGE"),
-        ("train", ["--epoch", "3"], "did you mean 'epochs'"),
+        ("train", ["--epoch", "3"], "did you mean --epochs\\?"),
         ("train", ["--epochs", "many"], "schedule.epochs is many"),
         ("evaluate", ["run", "--severities", "1"], "--severities needs --robustness"),
         ("evaluate", ["run", "--robustness", "--boundary"], "cannot be used with --robustness"),
         ("data", ["d", "--to-shards", "x", "--fix"], "give one of --to-shards, --fix"),
         ("data", ["d", "--to", "coco"], "data --to needs --output"),
         ("export", ["run"], "export needs"),
-        ("export", ["run", "--format", "onyx"], "onyx"),
+        (
+            "export",
+            ["r", "--format", "onyx"],
+            "onyx, but must be one of 'onnx', 'openvino', 'pt2'$",
+        ),
+        ("predict", ["run", "a.png", "--topk", "x"], "topk is x, but must be an integer"),
+        ("predict", ["run", "a.png", "--score", "x"], "score is x, but must be a number"),
     ],
 )
 def test_mistakes_name_what_was_meant(verb: str, words: list[str], message: str) -> None:

@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"`, or the choices if none is similar and there are few."""
+def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = repr) -> str:
+    """Return `"; did you mean 'x'?"`, or the choices if none is similar and there are few.
+
+    Args:
+        name: The unknown name.
+        known: The valid names.
+        show: How the message writes the suggested name, such as an option with its hyphens.
+    """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; choose one of {', '.join(known)}" if 0 < len(known) <= 20 else ""
+        return f"; did you mean {show(close[0])}?"
+    plain = known if show is repr else map(show, known)
+    return f"; choose one of {', '.join(plain)}" if 0 < len(known) <= 20 else ""
+
+
+def nearest_path(path: Path) -> str:
+    """Return `"; did you mean 'runs/first'?"` for a path with typos, or an empty string."""
+    found = Path()
+    for part in path.parts:
+        names = [entry.name for entry in found.iterdir()] if found.is_dir() else []
+        close = [part] if part in names else difflib.get_close_matches(part, names, n=1, cutoff=0.6)
+        if not close:
+            return ""
+        found /= close[0]
+    return f"; did you mean {str(found)!r}?"
+
+
+def count_noun(count: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun: "1 image", "2 images", "1,000 classes"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 # Characters that Windows refuses in file names, and its device names.

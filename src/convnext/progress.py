@@ -38,11 +38,14 @@ def console_of(progress: bool | Console, *, stderr: bool = False) -> Console:
 def progress_bar(
     title: str, total: int, console: Console | None
 ) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on `console`, if there is one, during the block.
+    """Show a progress bar on `console`, if it is a terminal or a notebook, during the block.
+
+    Elsewhere, as in a pipe or a log file, even a bar that is removed would leave an empty line.
 
     Yields:
         A callback that takes the number of images done.
     """
+    is_shown = console is not None and (console.is_terminal or console.is_jupyter)
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
@@ -50,7 +53,7 @@ def progress_bar(
         TimeRemainingColumn(compact=True),
         console=console,
         transient=True,
-        disable=console is None or console.quiet,
+        disable=console is None or console.quiet or not is_shown,
     ) as progress:
         bar = progress.add_task(title, total=total)
         yield lambda count: progress.advance(bar, count)

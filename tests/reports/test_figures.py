@@ -36,6 +36,17 @@ def test_curves_hold_their_points_and_the_mark() -> None:
     assert axes.get_legend() is None
 
 
+@pytest.mark.parametrize(
+    ("values", "bottom", "top"),
+    [([0.0, 0.0], 0, 1), ([0.0, 10.0], 0, 10.5), ([-1.0, 1.0], -1.1, 1.1)],
+)
+def test_an_axis_is_negative_only_where_values_are(
+    values: list[float], bottom: float, top: float
+) -> None:
+    (axes,) = draw_curves([Curve(label="a", x=[0, 1], y=values)], label="score, %").axes
+    assert axes.get_ylim() == pytest.approx((bottom, top))
+
+
 def test_two_curves_have_a_legend() -> None:
     curves = [Curve(label=name, x=[0, 1], y=[0, 1]) for name in ("weights", "moving average")]
     legend = draw_curves(curves, label="loss").axes[0].get_legend()

@@ -88,13 +88,13 @@ def test_the_page_is_whole_and_needs_no_network(run_folder: Path) -> None:
     assert all(a.startswith(("data:", "#")) for a in page.addresses), page.addresses
     words = " ".join(page.words)
     for expected in ("75.00\u00a0%", "3.40 M", "75 M", "for 32 images", "98.7\u00a0%", "cut off",
-                     "1 of 4", "Best at epoch 10 (step 100), by the weights."):  # fmt: skip
+                     "1 of 4", "Best at epoch 10 (step 100)."):  # fmt: skip
         assert expected in words, expected
     assert page.tags.count("svg") == 5
     assert page.alts == [f"{CLASSES[0]}, predicted as {CLASSES[1]}"]
     assert page.labels[1] == (
-        "Top-1 on the validation set. weights from 52.5 to 75 over 3.2 k images; "
-        "moving average from 47.5 to 70 over 3.2 k images"
+        "Top-1 on the validation set. validation from 52.5 to 75 over 3.2 k images; "
+        "validation, moving average from 47.5 to 70 over 3.2 k images"
     )
     assert f"{CLASSES[1]} instead of {CLASSES[0]}: 1 of 4 images" in page.labels[4]
     figures = {path.name for path in (run_folder / "figures").iterdir()}

@@ -590,7 +590,7 @@ def test_scores_are_a_mapping():
     assert "top5" not in scores
     assert scores.get("top5") is None
     assert scores.per_class["cat"]["f1"] == 90
-    assert repr(scores) == "Scores(top1=81.25, loss=0.5; 1 classes)"
+    assert repr(scores) == "Scores(top1=81.25, loss=0.5; 1 class)"
     with pytest.raises(KeyError, match="did you mean 'top1'"):
         scores["top_1"]
     with pytest.raises(ValueError, match="no score may be called per_class"):

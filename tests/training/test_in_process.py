@@ -91,6 +91,10 @@ def test_the_process_is_restored_after_an_error() -> None:
 
 
 def test_a_class_in_place_of_a_callback_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="not an instance of convnext's Callback"):
-        train(Recipe(), output=tmp_path / "run", console=QUIET, callbacks=[Callback])  # type: ignore[list-item]
+    mistakes: list[Any] = [Callback, print]
+    for mistake, message in zip(
+        mistakes, ("pass an instance", "from convnext.Callback"), strict=True
+    ):
+        with pytest.raises(TypeError, match=message):
+            train(Recipe(), output=tmp_path / "run", console=QUIET, callbacks=[mistake])
     assert not (tmp_path / "run").exists()

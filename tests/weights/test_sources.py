@@ -151,6 +151,8 @@ def test_offline_and_absent_says_what_to_put_where(cache: Path) -> None:
         ("fb_in1K", "convnext_tiny", r"has no weights 'fb_in1K'; did you mean 'fb_in1k'\?"),
         ("fb_in1k", "roadmap/resnet50/kernel_9", "no weights are published for roadmap/resnet50/k"),
         ("fb_in1k", "", "'fb_in1k' is not a run, a file or a folder"),
+        ("convnext_tiny", "", "but a network; name its weights too: convnext_tiny.fb_in1k, convn"),
+        ("convnext_tinny.in12k_ft", "", r"did you mean 'convnext_tiny.in12k_ft_in1k'\?"),
         ("absent/tiny.pth", "convnext_tiny", "there is no file or folder absent/tiny.pth"),
         ("./absent", "convnext_tiny", "there is no file or folder ./absent"),
         ("https://host/tiny.pth", "convnext_tiny", "no file or folder https"),

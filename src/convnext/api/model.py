@@ -22,6 +22,7 @@ from convnext.api.types import (
     Which,
     text_of,
 )
+from convnext.names import count_noun
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,7 +85,8 @@ class Model:
         return self._own.card.model
 
     def __repr__(self) -> str:
-        return f"Model({self.name}, {len(self.classes):,} classes, from {self._own.source})"
+        classes = count_noun(len(self.classes), "class", "classes")
+        return f"Model({self.name}, {classes}, from {self._own.source})"
 
     def predict(self, source: Any, **options: Any) -> Any:
         """Predict the contents of images; see `predict`."""
@@ -334,7 +336,7 @@ def embed(
     for name, reason in bad:
         out.print(f"skipped: {name}: {reason}", markup=False)
     number, channels_of = found.vectors.shape
-    out.print(f"{number:,} images, {channels_of:,} features each")
+    out.print(f"{count_noun(number, 'image')}, {channels_of:,} features each")
     if output is not None:
         found.write(output)
         out.print(f"written: {output}", markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Any
 from convnext.api.settings import make_recipe
 from convnext.atomic import write_text
 from convnext.models.config import GIVEN, NetworkConfig
+from convnext.names import nearest_path
 from convnext.recipes.recipe import Recipe
 from convnext.recipes.schema import NetworkRecipe
 
@@ -66,6 +67,8 @@ def saved_recipe(output: str | Path | None, *, can_start: bool) -> Path | None:
     if saved.is_file():
         return saved
     if not can_start:
+        if not Path(output).exists():
+            raise ValueError(f"there is no run {output}{nearest_path(Path(output))}")
         raise ValueError(f"{output} is not a run folder: it has no recipe.yaml")
     return None
 

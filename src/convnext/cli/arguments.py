@@ -6,6 +6,7 @@ import inspect
 import itertools
 import shlex
 import sys
+from argparse import Action
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,4 +125,10 @@ def _explain(error: ArgumentError, name: str, parser: ArgumentParser) -> str:
     if "nrecognized arguments" in message:
         words = message.rpartition("arguments: ")[2]
         return f"{name} does not take {words}; see convnext {name} --help"
-    return explain(error)
+    return explain(error, {action.dest: _type_in_text(action) for action in parser._actions})
+
+
+def _type_in_text(action: Action) -> str:
+    """Return the type of an option's value, as an annotation."""
+    hint = getattr(action, "_typehint", None) or action.type
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

@@ -174,7 +174,7 @@ def unknown_option(word: str, verb: str, parser: ArgumentParser) -> str:
     name = word.lstrip("-").partition("=")[0]
     known = [s.lstrip("-") for s in parser._option_string_actions if s.startswith("--")]
     has_settings = "--schedule.epochs" in parser._option_string_actions
-    close = nearest(name, [*(SHORT if has_settings else ()), *known])
+    close = nearest(name, [*(SHORT if has_settings else ()), *known], option_name)
     return f"{verb} has no option {word}{close}"
 
 

@@ -143,7 +143,7 @@ def export(
             proof = _write_proven(spec, draft, note)
         if not proof.passed and not force:
             raise ArithmeticError(
-                f"the exported file does not match {spec.card.model}: {proof.failure}; the file "
+                f"the exported file of {spec.card.model} failed verification: {proof.failure}; it "
                 "was deleted (use --force to keep it)"
             )
         written = sorted(Path(folder).iterdir())

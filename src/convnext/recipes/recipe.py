@@ -209,8 +209,13 @@ def to_yaml(recipe: Recipe | ResolvedRecipe) -> str:
     return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
-def explain(error: Exception) -> str:
-    """Return a parser's error about a value as one line with the setting, its types and value."""
+def explain(error: Exception, types: Mapping[str, str] | None = None) -> str:
+    """Return a parser's error about a value as one line with the setting, its types and value.
+
+    Args:
+        error: The error.
+        types: The types of options that are not settings, as annotations in text.
+    """
     message = one_line(error)
     wrong = re.match(r'Parser key "([\w.]+)"', message)
     if wrong is None:
@@ -219,9 +224,10 @@ def explain(error: Exception) -> str:
     value = message.rpartition("Given value: ")[2] if "Given value: " in message else None
     value = value or message.rpartition("Got value: ")[2]
     known = all_settings()
-    return (
-        f"{name} is {value}, but must be {known[name].shown if name in known else 'another type'}"
-    )
+    if name in known:
+        return f"{name} is {value}, but must be {known[name].shown}"
+    hint = (types or {}).get(name, "another type")
+    return f"{name} is {value}, but must be {_in_words(hint)}"
 
 
 # Types of settings as error messages write them.
@@ -237,7 +243,7 @@ _WORDS = {
     r"\bint\b": "an integer",
     r"\bbool\b": "true or false",
     r"\bstr\b": "text",
-    r"Literal": "one of ",
+    r"Literal\[(.*?)\]": r"one of \1",
     r" \| ": " or ",
 }
 

@@ -107,6 +107,10 @@ def draw_curves(
                 marker="o" if len(x) <= 30 and not curve.dashed else "",
                 markersize=3,
             )
+        low, high = axes.get_ylim()
+        if low < 0 <= min((value for curve in curves for value in curve.y), default=0):
+            # Margins around a flat line at zero would show negative losses or scores.
+            axes.set_ylim(0, high if high > 2 * -low else 1)
         if mark is not None:
             _mark(axes, *mark)
         if len(curves) > 1:

@@ -45,7 +45,7 @@ from convnext.training.log import LOSS, read_metrics
 
 # Colors of several curves in one figure, distinct for every kind of color vision.
 LINES = (ACCENT, MISS, "#00a076", "#b85488", "#6b4fb3", "#5aa5d8", MUTED)
-WEIGHTS = {"model": "weights", "ema": "moving average"}
+WEIGHTS = {"model": "validation", "ema": "validation, moving average"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,11 +207,11 @@ def summary(run: Run, found: ReportSections) -> list[str]:
     said = []
     best = run.best()
     if best is not None:
-        of = WEIGHTS.get(best.get("weights", ""), "weights")
+        by = ", by the moving average of the weights" if best.get("weights") == "ema" else ""
         epochs = run.recipe.get("schedule", {}).get("epochs", "auto")
         said.append(
             f"Best at epoch {best['epoch']:.4g}{f' of {epochs}' if epochs != 'auto' else ''} "
-            f"(step {best['step']:,}), by the {of}."
+            f"(step {best['step']:,}){by}."
         )
     if run.primary in run.evaluation:
         said += found.reliability

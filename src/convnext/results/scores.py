@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext.atomic import atomic_write, write_text
-from convnext.names import nearest
+from convnext.names import count_noun, nearest
 from convnext.results.files import set_field
 
 
@@ -62,8 +62,8 @@ class Scores(Mapping[str, float]):
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{name}={value:.4g}" for name, value in self.scores.items())
-        classes = f"; {len(self.per_class)} classes" if self.per_class else ""
-        return f"Scores({scores}{classes})"
+        classes = count_noun(len(self.per_class), "class", "classes")
+        return f"Scores({scores}{f'; {classes}' if self.per_class else ''})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class Embeddings:
 
     def __repr__(self) -> str:
         number, channels = self.vectors.shape
-        return f"Embeddings({number:,} images, {channels:,} features)"
+        return f"Embeddings({count_noun(number, 'image')}, {channels:,} features)"
 
 
 def _json_number(value: float) -> float | None:
@@ -180,5 +180,6 @@ class Predictions(Sequence[Any]):
     def __repr__(self) -> str:
         shown = ", ".join(map(repr, self.results[:3]))
         more = f", and {len(self) - 3:,} more" if len(self) > 3 else ""
-        bad = f"; {len(self.bad_images):,} images could not be read" if self.bad_images else ""
+        unread = count_noun(len(self.bad_images), "image")
+        bad = f"; {unread} could not be read" if self.bad_images else ""
         return f"Predictions({shown}{more}{bad})"

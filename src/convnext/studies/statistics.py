@@ -302,6 +302,12 @@ def _megabytes(summary: Summary) -> str:
     return "" if value is None else f"{value / 1e6:,.0f}"
 
 
+def _changes(summary: Summary) -> str:
+    """Return how a network differs, unless that repeats its name."""
+    first = summary.first
+    return "" if first.what == first.entry else first.what
+
+
 def _paper(summary: Summary) -> str:
     value = summary.first.paper_top1
     return "" if value is None else f"{value:.2f}"
@@ -310,7 +316,7 @@ def _paper(summary: Summary) -> str:
 # Header, the narrowest terminal that shows the column, alignment, and the cell of a summary.
 COLUMNS: tuple[Column, ...] = (
     ("network", 0, "left", _name),
-    ("what changes", 130, "left", lambda summary: summary.first.what),
+    ("what changes", 130, "left", _changes),
     ("params", 90, "right", _count("params")),
     ("MACs", 70, "right", _count("macs")),
     ("train/s", 110, "right", _speed("train_images_per_s")),

@@ -52,14 +52,18 @@ def given_options(task: str, verb: str, given: Mapping[str, Any]) -> dict[str, A
     for name in given:
         if name in known:
             continue
-        option = f"--{name.replace('_', '-')}"
+        option = _option(name)
         others = [
             folder for folder, kind in classes.items() if name in {f.name for f in fields(kind)}
         ]
         if others:
             raise ValueError(f"{option} is an option for {' and '.join(others)}; this is {own}")
-        raise ValueError(f"{verb} has no option {option}{nearest(name, known)}")
+        raise ValueError(f"{verb} has no option {option}{nearest(name, sorted(known), _option)}")
     return asdict(classes[own](**given)) if own in classes else {}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -> str:

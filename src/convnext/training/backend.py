@@ -109,7 +109,7 @@ def _measured(
     def seconds(backend: Backend, *, once: bool = False) -> float:
         return _time_backend(task, model, backend, part, device, recipe.run, once=once)
 
-    too_short = Chosen(plain, "the usual one: the run is too short to measure others")
+    too_short = Chosen(plain, "the default: the run is too short to measure others")
     try:
         # The first pass is the slowest: if even it promises a short run, one pass is enough.
         if seconds(plain, once=True) * parts_per_step * num_steps < WORTH_SECONDS:
@@ -117,7 +117,7 @@ def _measured(
         first = seconds(plain)
     except RuntimeError as error:
         if is_out_of_memory(error):  # The loop continues with a smaller micro batch.
-            return Chosen(plain, "the usual one: memory is scarce")
+            return Chosen(plain, "the default: memory is scarce")
         raise
     if first * parts_per_step * num_steps < WORTH_SECONDS:
         return too_short

@@ -10,7 +10,7 @@ Repeated steps are reported again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class StepEnd:
     losses: Mapping[str, Tensor]
     """Each part of the loss, averaged over the images of this process. The tensors are on the
     device of the run; reading one as a number waits for the device."""
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     """The network in training, in training mode."""
 
 
@@ -49,7 +49,7 @@ class EvaluationEnd:
     """In percent, except the loss."""
     is_best: bool
     """Whether these weights are the best so far, and were saved as such."""
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     """The network, which holds the evaluated weights during the call."""
 
 
@@ -77,5 +77,10 @@ def check_callbacks(callbacks: Sequence[Any]) -> tuple[Callback, ...]:
     """
     for callback in callbacks:
         if not isinstance(callback, Callback):
-            raise TypeError(f"{callback!r} is not an instance of convnext's Callback")
+            problem = (
+                "is a class; pass an instance of it"
+                if isinstance(callback, type) and issubclass(callback, Callback)
+                else "is not a callback; derive its class from convnext.Callback"
+            )
+            raise TypeError(f"{callback!r} {problem}")
     return tuple(callbacks)

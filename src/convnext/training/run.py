@@ -173,8 +173,8 @@ def _train(
             f"({one_line(error)})"
         ) from error
     console.print(
-        f"[bold]{resolved.model}[/]  {network.params / 1e6:.2f} M parameters, "
-        f"{network.macs / 1e6:,.0f} M multiply-accumulates at {size} px, on {device.type} "
+        f"[bold]{resolved.model}[/]  {_millions(network.params, 2)} parameters, "
+        f"{_millions(network.macs, 0)} multiply-accumulates at {size} px, on {device.type} "
         f"in {resolved.run.precision}"
     )
     if resolved.weights != "none" and not resume:
@@ -352,6 +352,11 @@ def _shape_of_steps(task: Task, ranks: Ranks, micro_batch_size: int) -> str:
     return f"{task.batch_size:,} images a step{made_up}"
 
 
+def _millions(count: int, digits: int) -> str:
+    """Return a count in millions, or a small one in full."""
+    return f"{count:,}" if count < 100_000 else f"{count / 1e6:,.{digits}f} M"
+
+
 def _name_backend(chosen: Chosen) -> str:
     backend = chosen.backend
     layout = "channels_last" if backend.channels_last else "channels_first"
@@ -379,7 +384,7 @@ def _finish(
     early = ", stopped early" if outcome.stopped_early else ""
     console.print(
         f"\n[bold]{task.primary} {best[task.primary]:.2f} %[/] at step {best['step']:,} of "
-        f"{outcome.steps:,} ({'moving average' if best['weights'] == 'ema' else 'weights'}), "
+        f"{outcome.steps:,}{' (moving average)' if best['weights'] == 'ema' else ''}, "
         f"in {outcome.seconds:.0f} s{early}"
     )
     for bad in (*task.bad_train.found.values(), *task.bad_val.found.values()):

@@ -164,11 +164,16 @@ class Layout:
         """Whether the table applies to a network."""
         if self.like is None:
             return True
-        same = all(
-            getattr(config, name) == value or name in self.free
+        same_stages = (len(config.depths) == 1) == (len(self.like.depths) == 1)
+        return same_stages and not self.differences(config)
+
+    def differences(self, config: NetworkConfig) -> list[str]:
+        """Return the fields of a network that the table does not allow, as `norm=batch`."""
+        return [
+            f"{name}={getattr(config, name)}"
             for name, value in vars(self.like).items()
-        )
-        return same and (len(config.depths) == 1) == (len(self.like.depths) == 1)
+            if getattr(config, name) != value and name not in self.free
+        ]
 
 
 _RESNET_FREE = frozenset({"depths", "num_classes", "in_chans", "drop_path_rate", "head_init_scale"})
@@ -227,7 +232,10 @@ def layout_for(name: str, config: NetworkConfig, layouts: tuple[Layout, ...] = L
         raise ValueError(f"there is no layout {name!r}; choose one of {', '.join(LAYOUT_NAMES)}")
     found = {layout.name: layout for layout in layouts if layout.covers(config)}
     if name not in found:
+        tables = [layout for layout in layouts if layout.name == name]
+        differ = min((table.differences(config) for table in tables), key=len, default=[])
+        why = f", whose networks do not have {', '.join(differ)}" if differ else ""
         raise ValueError(
-            f"this network cannot be written in the layout {name!r}; choose {', '.join(found)}"
+            f"this network cannot be written in the layout {name!r}{why}; choose {', '.join(found)}"
         )
     return found[name]

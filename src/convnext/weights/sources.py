@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convnext.names import nearest
+from convnext.names import nearest, nearest_path
 from convnext.weights.checkpoint import find_checkpoint
 from convnext.weights.files import read_file
 from convnext.weights.published import (
+    PUBLISHED,
+    PUBLISHED_DENSE,
     PublishedDense,
     find_published,
     find_published_dense,
@@ -75,7 +77,7 @@ def _resolve(source: str | Path, model: str, backbone: str) -> Path | Callable[[
     if path.is_file():
         return path
     if isinstance(source, Path) or text.endswith(_ENDINGS) or text.startswith((".", "/", "~")):
-        raise ValueError(f"there is no file or folder {source}{_nearest_path(path)}")
+        raise ValueError(f"there is no file or folder {source}{nearest_path(path)}")
     if (dense := find_published_dense(text, model)) is not None:
         return _authors_file(dense)
     model = backbone or model
@@ -93,9 +95,9 @@ def _resolve(source: str | Path, model: str, backbone: str) -> Path | Callable[[
     tags += [entry.tag for entry in published(model)]
     if not tags:
         about = f"no weights are published for {whole}: " if whole else ""
+        near = nearest_path(path) or ("" if whole else _nearest_published(text))
         raise ValueError(
-            f"{about}{text!r} is not a run, a file or a folder{_nearest_path(path)} (a hub id is "
-            "owner/name)"
+            f"{about}{text!r} is not a run, a file or a folder{near} (a hub id is owner/name)"
         )
     raise ValueError(
         f"{whole} has no weights {text!r}{nearest(text, tags)} (a file, a folder or a hub id works "
@@ -116,7 +118,7 @@ def _check_hub_id(text: str) -> None:
     here = sorted(folder.name for folder in Path().iterdir() if folder.is_dir())
     alike = get_close_matches(owner, here, n=1, cutoff=0.75)
     if len(path.parts) != 2 or alike:
-        raise ValueError(f"there is no such run, file or folder {text}{_nearest_path(path)}")
+        raise ValueError(f"there is no such run, file or folder {text}{nearest_path(path)}")
 
 
 def _ask_hub(text: str) -> Path:
@@ -127,16 +129,19 @@ def _ask_hub(text: str) -> Path:
     return download(repo_id, revision=revision or None)
 
 
-def _nearest_path(path: Path) -> str:
-    """Return `"; did you mean 'runs/first'?"` for a path with typos, or an empty string."""
-    found = Path()
-    for part in path.parts:
-        names = [entry.name for entry in found.iterdir()] if found.is_dir() else []
-        close = [part] if part in names else get_close_matches(part, names, n=1, cutoff=0.5)
-        if not close:
-            return ""
-        found /= close[0]
-    return f"; did you mean {str(found)!r}?"
+def _nearest_published(text: str) -> str:
+    """Return the weights of a network that is named without them, or the nearest full name."""
+    names = [(e.model, e.tag) for e in PUBLISHED] + [(e.model, e.tag) for e in PUBLISHED_DENSE]
+    own = [f"{model}.{tag}" for model, tag in names if model == text]
+    if own:
+        return f", but a network; name its weights too: {', '.join(own)}"
+    network, _, asked = text.partition(".")
+    close = get_close_matches(network, {model for model, _ in names}, n=1, cutoff=0.8)
+    if not close:
+        return ""
+    tags = [tag for model, tag in names if model == close[0]]
+    best = get_close_matches(asked, tags, n=1, cutoff=0.0) if asked else tags
+    return f"; did you mean {f'{close[0]}.{best[0]}'!r}?"
 
 
 def _authors_file(entry: PublishedDense) -> Path:

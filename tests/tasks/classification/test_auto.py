@@ -157,6 +157,13 @@ def test_settings_that_cannot_work_are_named(changes: dict[str, Any], message: s
     assert message in found[0]
 
 
+def test_the_stem_of_a_foreign_network_is_not_known() -> None:
+    small = {"input__image_size": 32, "network__stem_stride": 4}
+    for model, num_warnings in (("convnext_atto", 1), ("timm/resnet18", 0), ("given/Own", 0)):
+        recipe, _, _ = resolved(PHOTOS, **small)
+        assert len(warnings(replace(recipe, model=model), PHOTOS)) == num_warnings
+
+
 def test_imbalance_is_named() -> None:
     facts = replace(PHOTOS, class_counts=(1400, 60))
     recipe, _, _ = resolved(facts)

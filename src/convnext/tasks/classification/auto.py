@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any, Never, cast
 
+from convnext.models.config import GIVEN
 from convnext.models.roadmap import stem_stride
+from convnext.names import count_noun
 from convnext.recipes.recipe import flatten
 from convnext.recipes.resolve import (
     Choice,
@@ -171,7 +173,8 @@ def _choose_augmentation(c: Resolver, facts: DataFacts) -> None:
             c.choose(f"augment.{name}", value, "the paper's")
         c.choose("loss.label_smoothing", 0.1, "the paper's")
     short = c["schedule.epochs"] <= SHORT
-    strength = f"{'mild' if short else 'moderate'}: {c['schedule.epochs']} epochs"
+    epochs = count_noun(c["schedule.epochs"], "epoch")
+    strength = f"{'mild' if short else 'moderate'}: {epochs}"
     c.choose("augment.scale", (0.6, 1.0) if short else (0.35, 1.0), strength)
     c.choose("augment.color_jitter", 0.1 if short else 0.3, strength)
     c.choose("loss.label_smoothing", 0.0 if short else 0.1, strength)
@@ -194,7 +197,8 @@ def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:
     steps = r["schedule.epochs"] * max(1, facts.num_train // r["optim.batch_size"])
     found = warn_of_average(r, steps)
     size, stem = r["input.image_size"], _stem(r)
-    if stem > 1 and size < 16 * stem and not r["model"].startswith("timm/"):
+    own_stem = r["model"].startswith(("timm/", GIVEN))  # Its stride is not known.
+    if stem > 1 and size < 16 * stem and not own_stem:
         found.append(
             f"a stem of stride {stem} leaves only {size // stem} x {size // stem} positions of an "
             f"image of {size} pixels. Try --network.stem_stride {max(1, stem // 2)}"

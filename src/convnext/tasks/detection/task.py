@@ -22,6 +22,7 @@ from convnext.data.objects import (
 )
 from convnext.data.tensors import normalize_batch
 from convnext.hardware.ranks import ALONE, Ranks
+from convnext.names import count_noun
 from convnext.recipes.resolve import Choice, dense_preprocessing
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names
@@ -123,7 +124,7 @@ class DetectionTask(Task):
         return (
             f"{known.num_train:,} training and {known.num_val:,} validation images, about "
             f"{known.image_width} x {known.image_height} pixels; {known.num_objects:,} objects "
-            f"{masks} in {known.num_classes} classes"
+            f"{masks} in {count_noun(known.num_classes, 'class', 'classes')}"
         )
 
     @property

@@ -86,7 +86,7 @@ GOOD = DetectionProof(
         ({"matched": 0.9}, None, 32, "fp32", "only 90.0 % of the detections"),
         ({"mask_iou": 0.9}, None, 32, "fp32", "mean mask IoU is 90.0 %"),
         ({"mask_iou": None}, None, 32, "fp32", ""),
-        ({"num_detections": 0}, None, 32, "fp32", "nothing can be verified"),
+        ({"num_detections": 0}, None, 32, "fp32", "nothing can be compared"),
         ({"matched": 0.7}, (30.0, 29.8), 300, "int8", ""),
         ({"matched": 0.9}, (30.0, 29.0), 300, "int8", "1.00 points of box AP"),
         ({"mask_before": 30.0, "mask_after": 28.0}, (30.0, 30.0), 300, "int8", "of mask AP"),
@@ -107,4 +107,4 @@ def test_detections_near_the_threshold_are_not_called_none() -> None:
     found = judge_detections(verdict, None, None, 32, "fp32", any_found=True)
     assert "no detection is clearly above" in found
     found = judge_detections(verdict, None, None, 32, "fp32", any_found=False)
-    assert "no object was detected" in found
+    assert "detects no object" in found

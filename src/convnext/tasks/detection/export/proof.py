@@ -303,10 +303,13 @@ def judge_detections(
     if not compared.num_detections:
         if any_found:
             return (
-                "no detection is clearly above the score threshold, so nothing can be verified: "
-                "pass other images with --images"
+                "no detection is clearly above the score threshold, so nothing can be compared "
+                "(pass images with objects as --images)"
             )
-        return "no object was detected, so nothing can be verified: pass other images with --images"
+        return (
+            "the network detects no object in these images, so nothing can be compared (pass "
+            "images with objects as --images, or train longer)"
+        )
     if not compared.score_difference <= MAX_DIFFERENCE[precision]:
         return (
             f"a score differs by {compared.score_difference:.2g}, more than "
