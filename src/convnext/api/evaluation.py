@@ -87,7 +87,7 @@ def evaluate(
     )
     result.print(out)
     if output:
-        out.print(f"written: {result.write(output)}", soft_wrap=True)
+        out.print(f"written: {result.write(output)}", markup=False, soft_wrap=True)
     scores: Scores = result.scores()
     return scores
 
@@ -170,7 +170,10 @@ def evaluate_robustness(
         out.print("nothing was written; give --output DIR to keep the table and the figure")
     else:
         if result.state.moved:
-            out.print(f"renamed another evaluation in this folder to {result.state.moved}.json")
+            out.print(
+                f"renamed another evaluation in this folder to {result.state.moved}.json",
+                markup=False,
+            )
         written = ", ".join(map(str, write_robustness(result, folder)))
-        out.print(f"written: {written}", soft_wrap=True)
+        out.print(f"written: {written}", markup=False, soft_wrap=True)
     return result

@@ -188,5 +188,7 @@ def _costs(
         stem = Path(output) / f"roadmap_{regime}"
         stem.parent.mkdir(parents=True, exist_ok=True)
         draw_staircase(rows, stem, regime)
-        out.print(f"figure: {stem}.svg, {stem}.png, drawn from {stem}.csv", soft_wrap=True)
+        out.print(
+            f"figure: {stem}.svg, {stem}.png, drawn from {stem}.csv", markup=False, soft_wrap=True
+        )
     return RoadmapCosts(regime=regime, rows=rows)

@@ -107,8 +107,8 @@ def convert(
 
     report = write(source, target, to, model=model)
     out = console_of(progress)
-    out.print(str(report))
-    out.print(f"wrote {target}")
+    out.print(str(report), markup=False)
+    out.print(f"wrote {target}", markup=False)
     return Converted(target=Path(target), layout=to, report=report)
 
 
@@ -271,7 +271,7 @@ def benchmark(
     print_result(result, out)
     if output:
         for path in write_result(result, output):
-            out.print(f"written: {path}", soft_wrap=True)
+            out.print(f"written: {path}", markup=False, soft_wrap=True)
     return result
 
 
@@ -315,7 +315,7 @@ def check_data(
     if contact_sheet is not None:
         with atomic_write(contact_sheet) as temporary:
             sheet.save(temporary, format="PNG")
-        out.print(f"contact sheet: {contact_sheet}")
+        out.print(f"contact sheet: {contact_sheet}", markup=False, soft_wrap=True)
     return report
 
 

@@ -87,7 +87,9 @@ class ExportResult:
         if proof.failure:
             console.print(f"failed verification, kept by --force: {proof.failure}", markup=False)
         size = f"{self.bytes / 1e6:,.1f} MB"
-        console.print(f"written: {self.path} ({size}), {self.proof_path.name}", soft_wrap=True)
+        console.print(
+            f"written: {self.path} ({size}), {self.proof_path.name}", markup=False, soft_wrap=True
+        )
         console.print(f"next: convnext predict {self.path} IMAGE", soft_wrap=True, markup=False)
 
     def to_dict(self) -> dict[str, Any]:
