@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from shapes import write_shapes
 
 from convnext.cli import VERBS, main
 
@@ -118,3 +120,19 @@ def test_json_is_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["roadmap", "--json"]) == 0
     rungs = json.loads(capsys.readouterr().out.splitlines()[-1])["rungs"]
     assert len(rungs) == 17
+
+
+def test_data_takes_options_as_train_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_shapes(tmp_path / "s", 2, 1)
+    (root / "images").rename(root / "left")
+    (root / "annotations").rename(root / "truth")
+    patterns = "left/{split}/*.png", "truth/{split}/*.png"
+    for section in ("segment.", ""):
+        options = f"--{section}images", patterns[0], f"--{section}masks={patterns[1]}"
+        sheet = tmp_path / "[b] sheet[" / "x].png"
+        assert main(["data", str(root), *options, "--contact-sheet", str(sheet)]) == 0
+        assert f"contact sheet: {sheet}" in capsys.readouterr().out
+        assert sheet.is_file()
+    assert main(["data", str(root), "--segment.nothing", "x"]) == 2

@@ -136,11 +136,16 @@ def option_name(name: str) -> str:
     return f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
 
 
+# Sections of a recipe with settings that say how data is read.
+_SECTIONS = ("loader", "segment", "detect")
+
+
 def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
     """Return the arguments with every option spelled as the parser knows it.
 
     Hyphens and underscores are equivalent, short names stand for full ones, and a boolean setting
-    needs no value.
+    needs no value. A verb without settings takes the names that they have for `train` too:
+    `--segment.images` is the option `--images` of `data`.
     """
     known = {name.replace("-", "_"): name for name in parser._option_string_actions}
     switches = {f"__{short}" for short, full in SHORT.items() if _is_bool_setting(full)}
@@ -163,6 +168,10 @@ def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
             name = full
         else:
             name = known.get(key, name)
+            section, dot, leaf = key.partition(".")
+            is_setting = bool(dot) and section[2:] in _SECTIONS and name not in known.values()
+            if is_setting and "__schedule.epochs" not in known:
+                name = known.get(f"__{leaf}", name)
         result.append(f"{name}{equals}{value}")
     return result
 
