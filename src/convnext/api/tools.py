@@ -285,6 +285,7 @@ def check_data(
 ) -> Any:
     """Inspect a data set and report its contents and problems.
 
+    Objects are read from COCO, YOLO, Pascal VOC, LabelMe, VIA, CVAT, CreateML and Roboflow's files.
     Reports classes, image sizes, damaged files and duplicates across splits; for segmentation also
     invalid mask values and the pixel frequency of every class; for detection every problem of an
     image or an annotation.

@@ -17,6 +17,7 @@ from small_objects import HEIGHT, WIDTH, save
 from convnext.data.formats.records import ReadOptions
 from convnext.data.masks import area_of, cut
 from convnext.data.objects import DetectionData, open_dataset
+from convnext.tasks.detection.verbs import inspect
 
 BOTH = ("train", "val")
 
@@ -224,4 +225,42 @@ def test_sizes_that_do_not_tell_the_orientation_are_said(tmp_path: Path) -> None
     fault = next(fault for fault in data.faults if fault.kind.startswith("EXIF"))
     assert fault.count == 2
     assert "--exif unturned" in fault.text
+    _, sheet = inspect(str(tmp_path), contact_sheet=True)
+    _, usual = inspect(str(tmp_path), contact_sheet=True, exif="turned")
+    assert sheet.height > usual.height  # Both readings come first.
     assert data.train.objects(0).boxes[0].tolist() == [4, 2, 8, 6]
+
+
+# ---- instance masks -----------------------------------------------------------------------------
+
+
+def instances(root: Path, count: int, *, is_class: bool = False) -> str:
+    """Write images with 16-bit masks of two to five squares, with an id or a class each."""
+    for split in BOTH:
+        for number in range(count):
+            save(root / split / "images" / f"{number}.png", seed=number)
+            ids = np.zeros((HEIGHT, WIDTH), np.uint16)
+            for i in range(2 + number % 4):
+                ids[2:8, 7 * i : 7 * i + 5] = 1 + i % 2 if is_class else i + 1
+            path = root / split / "masks" / f"{number}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(ids).save(path)
+    return str(root)
+
+
+def test_ids_of_pixels_are_objects(tmp_path: Path) -> None:
+    data = open_dataset(instances(tmp_path, 4))
+    assert data.classes == ("object",)
+    assert [len(record.objects) for record in data.train.records] == [2, 3, 4, 5]
+    objects = data.train.objects(1)
+    assert objects.boxes.tolist() == [[7 * i, 2, 7 * i + 5, 8] for i in range(3)]
+    assert [m is not None and area_of(m, (HEIGHT, WIDTH)) for m in objects.masks] == [30] * 3
+    assert any("every value of a mask above 0 is read as an object" in note for note in data.notes)
+
+
+def test_classes_of_pixels_are_not_objects(tmp_path: Path) -> None:
+    path = instances(tmp_path, 4, is_class=True)
+    with pytest.raises(ValueError, match="look like classes, not like the ids of objects"):
+        open_dataset(path)
+    data = open_dataset(path, options=ReadOptions(layout="instances"))
+    assert [len(record.objects) for record in data.train.records] == [2, 2, 2, 2]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convnext.data.formats.coco_values import is_box, is_number, is_whole
+from convnext.data.formats.coco_values import are_numbers, is_box, is_number, is_whole
 from convnext.data.formats.records import Fault, Objects, Record
 from convnext.data.masks import Mask, area_of, num_pixels
 
@@ -16,6 +16,8 @@ from convnext.data.masks import Mask, area_of, num_pixels
 ROUNDING = 1.0
 UNUSED = "unused category"
 FIX = "`convnext data PATH --task detect --fix` "
+# Polygons of more points are not there and back on one line.
+FEW_POINTS = 6
 # An area beyond these multiples of its box is of another unit.
 AREA_RANGE = (0.0005, 5)
 
@@ -160,7 +162,7 @@ def _read_mask(value: Any, size: tuple[int, int], where: str, faults: FaultList)
         return None
     rings = []
     for ring in value:
-        if len(ring) % 2 or not all(map(is_number, ring)):
+        if len(ring) % 2 or not are_numbers(ring):
             text = "has a polygon that is not pairs of finite numbers; it is left out"
             faults.add("damaged mask", where, text)
         elif len(ring) < 6:
@@ -176,9 +178,13 @@ def _read_mask(value: Any, size: tuple[int, int], where: str, faults: FaultList)
 
 def _is_flat(ring: Sequence[float]) -> bool:
     """Tell whether a polygon encloses nothing."""
-    points = np.array(ring, np.float64).reshape(-1, 2)
-    (x, y), (x2, y2) = points.T, np.roll(points, -1, 0).T
-    return bool(np.ptp(points, axis=0).min() == 0 or abs((x * y2 - x2 * y).sum()) == 0)
+    x, y = ring[::2], ring[1::2]
+    if min(x) == max(x) or min(y) == max(y):
+        return True
+    if len(x) > FEW_POINTS:
+        return False
+    following = zip([*x[1:], x[0]], [*y[1:], y[0]], strict=True)
+    return not sum(x1 * y2 - x2 * y1 for x1, y1, (x2, y2) in zip(x, y, following, strict=True))
 
 
 def _read_runs(

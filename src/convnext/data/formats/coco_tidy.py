@@ -16,6 +16,7 @@ from convnext.data.formats.coco_boxes import BoxForm, tidy_boxes
 from convnext.data.formats.coco_values import (
     Changes,
     Json,
+    are_numbers,
     is_box,
     is_number,
     is_whole,
@@ -160,7 +161,7 @@ def _merge_images(content: Json, changes: Changes) -> None:
 def _tidy_annotation(value: Json, where: str, changes: Changes) -> None:
     """Bring one annotation's numbers and polygons into form."""
     box = value.get("bbox")
-    if isinstance(box, list) and any(isinstance(number, str) for number in box):
+    if isinstance(box, list) and str in map(type, box):
         numbers = [_number(number) for number in box]
         if all(map(is_number, numbers)):
             value["bbox"] = numbers
@@ -174,11 +175,11 @@ def _tidy_annotation(value: Json, where: str, changes: Changes) -> None:
     rings = value.get("segmentation")
     if not isinstance(rings, list) or not rings:
         return
-    if all(map(is_number, map(_number, rings))):
+    if not isinstance(rings[0], list) and all(map(is_number, map(_number, rings))):
         value["segmentation"] = rings = [[_number(number) for number in rings]]
         changes.add("polygons without brackets", where, "is read as one polygon")
     flat = [_flat(ring) for ring in rings]
-    if any(one is not None and one != ring for one, ring in zip(flat, rings, strict=True)):
+    if any(one is not None and one is not ring for one, ring in zip(flat, rings, strict=True)):
         value["segmentation"] = [
             ring if one is None else one for one, ring in zip(flat, rings, strict=True)
         ]
@@ -189,6 +190,8 @@ def _flat(ring: Any) -> list[Any] | None:
     """Return a ring of points or of texts as a list of numbers; None if it is not one."""
     if not isinstance(ring, list):
         return None
+    if are_numbers(ring):
+        return ring
     if ring and all(isinstance(point, list) and len(point) == 2 for point in ring):
         ring = [number for point in ring for number in point]
     numbers = [_number(number) for number in ring]
@@ -198,7 +201,7 @@ def _flat(ring: Any) -> list[Any] | None:
 def _complete(value: Json, where: str, changes: Changes) -> None:
     """Take the box from the mask where it is missing, and the rectangle of two corners."""
     box, rings = value.get("bbox"), value.get("segmentation")
-    if isinstance(rings, list) and any(isinstance(r, list) and len(r) == 4 for r in rings):
+    if isinstance(rings, list) and any(len(r) == 4 for r in rings if isinstance(r, list)):
         value["segmentation"] = [_rectangle(ring, box) for ring in rings]
         if value["segmentation"] != rings:
             text = "has the two corners of a rectangle as its polygon; read as that rectangle"

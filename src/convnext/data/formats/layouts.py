@@ -15,7 +15,9 @@ from convnext.data.formats.coco_layout import ACCEPTED, BACKUP_SUFFIX, looks_lik
 from convnext.data.formats.createml import read_createml
 from convnext.data.formats.cvat import read_cvat
 from convnext.data.formats.imported import ImportedDataset
+from convnext.data.formats.instances import read_instances
 from convnext.data.formats.labelme import read_labelme
+from convnext.data.formats.mask_folders import is_mask_folder
 from convnext.data.formats.paths import Fence, FileIndex
 from convnext.data.formats.records import ReadOptions
 from convnext.data.formats.roboflow import TEXT, is_table, read_keras, read_table
@@ -32,6 +34,7 @@ READERS: Mapping[str, Callable[[FileIndex, ReadOptions], ImportedDataset]] = {
     "createml": read_createml,
     "roboflow-text": read_keras,
     "box-table": read_table,
+    "instances": read_instances,
 }
 LAYOUTS = ("coco", *READERS)
 NAMES = {
@@ -44,6 +47,7 @@ NAMES = {
     "createml": "CreateML json",
     "roboflow-text": "_annotations.txt",
     "box-table": "a CSV of boxes",
+    "instances": "masks with the ids of objects",
 }
 _ENDINGS = (".json", ".xml", ".txt", ".yaml", ".yml", ".csv", ".data", ".names")
 # Files of each ending that are looked into, spread over the folder.
@@ -102,6 +106,8 @@ def choose(root: Path, layout: str = "") -> str:
             f"{root} has objects in several layouts: {both}; say which with --layout "
             f"{found[0].layout} or --layout {found[1].layout}"
         )
+    if not found and is_mask_folder(root):
+        return "instances"
     if not found:
         raise ValueError(
             f"{root} has no annotations of objects that can be read: {ACCEPTED}; also accepted are "

@@ -30,6 +30,8 @@ MAX_HEADERS = 20_000
 NUM_SAMPLE = 500
 # Sizes that differ by so little are a rounding of the tool, not another picture.
 OFF_BY = 2
+# The kind of fault of images whose orientation only the user can tell.
+UNCLEAR = "EXIF: objects on turned or unturned pixels"
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class Turns:
                 "drawn before or after turning; they are read as drawn on the turned image, as "
                 "viewers show it: look at --contact-sheet, and give --exif unturned if they are off"
             )
-            found.append(_fault("EXIF: objects on turned or unturned pixels", self.unclear, text))
+            found.append(_fault(UNCLEAR, self.unclear, text))
         return found
 
 

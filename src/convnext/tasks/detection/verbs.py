@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,8 +94,13 @@ def inspect(path: str, *, contact_sheet: bool, **options: Any) -> tuple[Any, Any
 
     given = ReadOptions(**options)
     report = module.inspect(path, options=given)
-    data = open_dataset(path, strict=False, options=given) if contact_sheet else None
-    return report, None if data is None else module.contact_sheet(data)
+    if not contact_sheet:
+        return report, None
+    data = open_dataset(path, strict=False, options=given)
+    other = None
+    if module.is_unclear(data):
+        other = open_dataset(path, strict=False, options=replace(given, exif="unturned"))
+    return report, module.contact_sheet(data, unturned=other)
 
 
 def predictor_class() -> Any:

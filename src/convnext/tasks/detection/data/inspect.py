@@ -16,6 +16,7 @@ from rich.table import Table
 
 from convnext.data.doctor import class_table, list_sizes, print_notes, print_numbered
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
+from convnext.data.formats.located import UNCLEAR
 from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage
 from convnext.data.objects import FAULTS, DetectionData, DetectionImages, open_dataset
@@ -275,16 +276,28 @@ def _share(part: int, whole: int) -> str:
 TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 
+def is_unclear(data: DetectionData) -> bool:
+    """Tell whether objects may have been drawn before or after the EXIF orientation was applied."""
+    return any(fault.kind == UNCLEAR for fault in data.faults)
+
+
 def contact_sheet(
-    data: DetectionData, *, columns: int = 4, per_part: int = 8, width: int = 300
+    data: DetectionData,
+    *,
+    unturned: DetectionData | None = None,
+    columns: int = 4,
+    per_part: int = 8,
+    width: int = 300,
 ) -> Image.Image:
     """Return a sheet with up to `per_part` images of each split, each `width` pixels wide.
 
-    Unusable images are crossed out. The legend has the classes drawn, most frequent first.
+    Unusable images are crossed out. With `unturned`, the same data read with `--exif unturned`, the
+    images that the two readings differ in come first. The legend has the classes drawn, most
+    frequent first.
     """
     colors = class_colors(len(data.classes))
     drawn: Counter[int] = Counter()
-    sections = {}
+    sections = {} if unturned is None else _both_readings(data, unturned, colors, per_part, width)
     for part, images in parts(data):
         if len(images):
             shown = images.some(per_part)
@@ -295,6 +308,30 @@ def contact_sheet(
     labels = [label for label, _ in drawn.most_common()]
     names = [data.classes[label] for label in labels]
     return sheet(sections, names, colors[labels], columns=columns, width=width)
+
+
+def _both_readings(
+    data: DetectionData,
+    unturned: DetectionData,
+    colors: NDArray[np.uint8],
+    count: int,
+    width: int,
+) -> dict[str, list[Image.Image]]:
+    """Return the images whose objects depend on how the EXIF orientation is read, in both ways."""
+    pairs = [
+        (images, other, i)
+        for images, other in zip(data.parts.values(), unturned.parts.values(), strict=True)
+        for i in range(len(images))
+        if not np.array_equal(images.objects(i).boxes, other.objects(i).boxes)
+    ][:count]
+    return {
+        "objects drawn on turned photos (--exif turned)": [
+            _tile(images, i, colors, width) for images, _, i in pairs
+        ],
+        "objects drawn before turning (--exif unturned)": [
+            _tile(other, i, colors, width) for _, other, i in pairs
+        ],
+    }
 
 
 def _tile(
