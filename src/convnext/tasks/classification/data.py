@@ -90,7 +90,7 @@ def open_dataset(
     val_share: float = 0.2,
     strict: bool = True,
     loader: ClassificationLoader | None = None,
-    layout: str = "auto",
+    layout: str = "",
     console: Console | None = None,
 ) -> ClassificationData:
     """Open the data set at `path` without reading any image.
@@ -289,7 +289,7 @@ def find(
     path: str,
     loader: ClassificationLoader | None = None,
     *,
-    layout: str = "auto",
+    layout: str = "",
     console: Console | None = None,
 ) -> ImageListing:
     """List the images below `path` and their classes.
@@ -319,9 +319,9 @@ def find(
     shards = sorted(p for p in listing(root) if p.suffix == ".tar" and p.is_file())
     # A tar next to class folders is probably their archive, unless its name has a split.
     is_source = bool(subfolders(root)) and not any(part_of(p.name) for p in shards)
-    if layout == "auto" and shards and not is_source and not split_folders(root)[0]:
+    if not layout and shards and not is_source and not split_folders(root)[0]:
         return find_shards(root, shards)
-    if layout == "auto" and is_labeled(root):
+    if not layout and is_labeled(root):
         return find_labeled(root)
     return find_folders(root, any_names=layout == "class_folders")
 

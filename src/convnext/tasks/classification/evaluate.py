@@ -298,7 +298,7 @@ def open_split(
         return _of_digits(split)
     is_own = is_own_data(data, card)
     layout = setting_of(card.recipe, "loader.layout", str) if is_own else None
-    found = find(data, loader, layout=layout or "auto", console=console)
+    found = find(data, loader, layout=layout or "", console=console)
     if is_own and found.val is None:
         found = _as_held(found, set(held), data) if held else found
         if found.val is None:

@@ -26,7 +26,7 @@ MAX_SHEET_ROWS = 50
 
 
 def contact_sheet(
-    path: str | ClassificationData, *, per_class: int = 8, size: int = 96, layout: str = "auto"
+    path: str | ClassificationData, *, per_class: int = 8, size: int = 96, layout: str = ""
 ) -> Image.Image:
     """Return a sheet with up to `per_class` training images of every class, `size` pixels each.
 
@@ -173,7 +173,7 @@ class DataReport:
 
 
 def inspect(
-    path: str, *, val_share: float = 0.2, layout: str = "auto", console: Console | None = None
+    path: str, *, val_share: float = 0.2, layout: str = "", console: Console | None = None
 ) -> DataReport:
     """Read every image of a data set in full, and report.
 

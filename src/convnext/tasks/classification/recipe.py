@@ -85,7 +85,7 @@ class ClassificationLoader(LoaderRecipe[A]):
 
     sampling: Literal["uniform", "balanced"] = "uniform"
     """`balanced` draws every class equally often."""
-    layout: Literal["auto", "class_folders"] = "auto"
+    layout: Literal["", "class_folders"] = ""
     """`class_folders` accepts any folder names as classes, such as `images` or `test`."""
     shard_cache: str = "~/.cache/convnext/shards"
     """Folder for cached remote shards; use one on a local disk for all runs on a machine."""

@@ -73,8 +73,8 @@ def inspect(path: str, *, contact_sheet: bool, layout: str = "") -> tuple[Any, A
 
     if layout not in ("", *LAYOUT_NAMES):
         raise ValueError(f"--layout is {layout!r}, but must be {' or '.join(LAYOUT_NAMES)} here")
-    report = module.inspect(path, layout=layout or "auto")
-    return report, module.contact_sheet(path, layout=layout or "auto") if contact_sheet else None
+    report = module.inspect(path, layout=layout)
+    return report, module.contact_sheet(path, layout=layout) if contact_sheet else None
 
 
 def file_predictor(exported: Exported) -> ExportedClassifier:
