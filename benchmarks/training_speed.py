@@ -51,9 +51,8 @@ from timm.utils import ModelEmaV3, NativeScaler
 from torch import Tensor, nn
 
 from convnext.data.preprocessing import Preprocessing
-from convnext.hardware.devices import autocast, environment, pick_device
+from convnext.hardware.devices import ALONE, autocast, environment, pick_device
 from convnext.hardware.peak_rates import peak_matmul_flops
-from convnext.hardware.ranks import ALONE
 from convnext.hardware.system import StopSignals, keep_freed_memory
 from convnext.models.execution import set_fused
 from convnext.models.flops import cost
@@ -63,11 +62,10 @@ from convnext.tasks.classification.augment import BatchAugment, _posterize
 from convnext.tasks.classification.dataset import Batch
 from convnext.tasks.classification.mix import losses
 from convnext.tasks.factory import create_model
-from convnext.training.backend import Backend, choose_backend
+from convnext.training.backend import Backend, choose_backend, mfu
 from convnext.training.distributed import make_fabric, seed_everything
 from convnext.training.log import RunLog
 from convnext.training.loop import _Trainer
-from convnext.training.measure import mfu
 from pointwise import set_pointwise
 
 NUM_CLASSES = 1000  # The number of classes of ready batches, as in ImageNet.

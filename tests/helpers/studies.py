@@ -9,8 +9,8 @@ from pathlib import Path
 
 from convnext.models.roadmap import roadmap
 from convnext.recipes.recipe import Recipe
+from convnext.studies.compare import FINISHED, WAITING, Result, write_results
 from convnext.studies.plan import Study
-from convnext.studies.results import FINISHED, WAITING, Result, write_results
 from convnext.studies.roadmap import roadmap_entries
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from convnext.kernels.depthwise import depthwise_weight_gradient
+from convnext.kernels.winograd import depthwise_weight_gradient
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
-from convnext.recipes.plan import Plan, learning_rate
 from convnext.recipes.recipe import Recipe, ResolvedRecipe, change_recipe
+from convnext.recipes.resolve import Plan, learning_rate
 from convnext.recipes.schema import ScheduleRecipe
 
 

@@ -28,7 +28,7 @@ from convnext.results import (
     fonts,
     pictures,
 )
-from convnext.results.files import file_stem
+from convnext.results.scores import file_stem
 
 NAMES = ("cat", "dog", "fox")
 

@@ -10,8 +10,7 @@ from shapes import write_shapes
 from small_objects import coco_squares
 
 from convnext.cli import main
-from convnext.studies.compare import entries_of
-from convnext.studies.results import read_results
+from convnext.studies.compare import entries_of, read_results
 
 SMALL = [
     *("--schedule.epochs", "1", "--run.eval_every", "1", "--seeds", "1", "--jobs", "1"),

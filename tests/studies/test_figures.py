@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from convnext.studies.compare import write_results
 from convnext.studies.figures import COSTS, scatter, write_figures
-from convnext.studies.results import write_results
 from convnext.studies.staircase import staircase
 from studies import made_up, write_study
 

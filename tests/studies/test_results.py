@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext.studies.results import read_results, write_results
+from convnext.studies.compare import read_results, write_results
 from studies import made_up
 
 

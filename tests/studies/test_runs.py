@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from cli_runs import wait_for
 
+from convnext.studies.compare import Result, read_results
 from convnext.studies.plan import read_study
-from convnext.studies.results import Result, read_results
 from convnext.studies.runs import held
 
 OPTIONS = (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy import BATCH, ToyTask, toy_model
 
-from convnext.hardware.ranks import Ranks
+from convnext.hardware.devices import Ranks
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.training import backend as module
 from convnext.training.backend import Backend, Chosen, choose_backend

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from convnext.hardware.peak_rates import peak_matmul_flops
-from convnext.training.measure import (
+from convnext.training.backend import (
     UpdateNorm,
     l2_norm,
     mfu,

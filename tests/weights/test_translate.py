@@ -10,8 +10,8 @@ from torch import nn
 
 from convnext.models.family import FAMILY
 from convnext.tasks.factory import create_model
+from convnext.weights.adapt import bare, recognize, rename, to_layout
 from convnext.weights.layouts import LAYOUTS, OURS, Layout, layout_for
-from convnext.weights.translate import bare, recognize, rename, to_layout
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

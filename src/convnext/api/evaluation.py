@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from convnext.api.model import as_model
-from convnext.api.types import (
+from convnext.api.settings import (
     DataPath,
     Device,
     Folder,

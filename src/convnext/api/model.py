@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from convnext.api.types import (
+from convnext.api.settings import (
     DEFAULT_FOLDER,
     Device,
     File,

@@ -7,19 +7,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
-from convnext.api.settings import Settings, given_settings, make_recipe
-from convnext.api.training import StudyResult, TaskName, check_study
-from convnext.api.types import (
+from convnext.api.settings import (
     DataPath,
     Folder,
     OnCommandLine,
     PythonOnly,
     RecipeSource,
     Repeated,
+    Settings,
     Show,
     Words,
     data_path,
+    given_settings,
+    make_recipe,
 )
+from convnext.api.training import StudyResult, TaskName, check_study
 
 if TYPE_CHECKING:
     from rich.console import Console

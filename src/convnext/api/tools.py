@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from convnext.api.model import to_export
-from convnext.api.training import TaskName
-from convnext.api.types import (
+from convnext.api.settings import (
     Device,
     File,
     Folder,
@@ -23,6 +22,7 @@ from convnext.api.types import (
     Show,
     TaskOptions,
 )
+from convnext.api.training import TaskName
 
 if TYPE_CHECKING:
     from convnext.benchmarking.measure import BenchmarkResult
@@ -373,10 +373,9 @@ def fix_annotations(
     """
     import sys
 
-    from convnext.data.formats.records import ReadOptions
     from convnext.progress import console_of
     from convnext.tasks.detection.data.fix import FixReports, fix_dataset
-    from convnext.tasks.verbs import given_options
+    from convnext.tasks.verbs import reading_options
 
     out = console_of(progress)
 
@@ -384,11 +383,11 @@ def fix_annotations(
         reports.print(out)
         return out.input("Write these changes? [y/N] ").strip().lower() in ("y", "yes")
 
-    own = given_options("detect", "data", options)
+    own = reading_options(options)
     report = fix_dataset(
         str(path),
         None if output is None else str(output),
-        options=ReadOptions(**own),
+        options=own,
         confirm=None if yes or not sys.stdin.isatty() else ask,
         console=out,
     )
@@ -419,13 +418,12 @@ def convert_annotations(
     Raises:
         ValueError: If the folder is in no layout, or the output folder is not empty.
     """
-    from convnext.data.formats.records import ReadOptions
     from convnext.progress import console_of
     from convnext.tasks.detection.data.convert import to_coco
-    from convnext.tasks.verbs import given_options
+    from convnext.tasks.verbs import reading_options
 
     out = console_of(progress)
-    own = ReadOptions(**given_options("detect", "data", options))
+    own = reading_options(options)
     report = to_coco(str(path), output, difficult=difficult, options=own, console=out)
     report.print(out)
     return report

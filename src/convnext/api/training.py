@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
 from convnext.api.prepare import TABLE, keep_table, prepare, prepare_resumed, saved_recipe
-from convnext.api.settings import Settings, given_settings, make_recipe
-from convnext.api.types import (
+from convnext.api.settings import (
     Callbacks,
     Data,
     DataPath,
@@ -18,8 +17,11 @@ from convnext.api.types import (
     Network,
     PythonOnly,
     RecipeSource,
+    Settings,
     Show,
     data_path,
+    given_settings,
+    make_recipe,
     text_of,
 )
 from convnext.names import portable_name
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from convnext.api.model import Model
-    from convnext.api.types import Which
-    from convnext.studies.results import Result
+    from convnext.api.settings import Which
+    from convnext.studies.compare import Result
 
 TaskName = Literal["classify", "detect", "segment"]
 

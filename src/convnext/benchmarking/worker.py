@@ -24,7 +24,7 @@ from convnext.hardware.devices import autocast, wait_for
 from convnext.hardware.system import keep_freed_memory
 from convnext.hardware.timer import samples, timed
 from convnext.tasks.factory import create_model
-from convnext.training.measure import peak_memory_gb
+from convnext.training.backend import peak_memory_gb
 
 LAYER_SCALE = 0.1
 # Maximum time of a turn.

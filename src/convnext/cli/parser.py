@@ -13,8 +13,14 @@ from typing import Annotated, Any, Literal, Unpack, get_args, get_origin
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from convnext.api.settings import ONLY_IN_FULL_HELP, SHORT, Settings
-from convnext.api.types import OnCommandLine, PythonOnly, TaskOptions
+from convnext.api.settings import (
+    ONLY_IN_FULL_HELP,
+    SHORT,
+    OnCommandLine,
+    PythonOnly,
+    Settings,
+    TaskOptions,
+)
 from convnext.cli.verbs import VERBS, Verb
 from convnext.recipes.recipe import all_settings
 from convnext.tasks.verbs import options_of_tasks

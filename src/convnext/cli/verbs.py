@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convnext.api.types import DEFAULT_FOLDER
+from convnext.api.settings import DEFAULT_FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tv
 
-from convnext.data.cache import memory_budget
 from convnext.data.images import BadImage
+from convnext.data.samples import memory_budget
 from convnext.data.sampling import Draw
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 18 / 360

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.data import DataLoader
 
-    from convnext.hardware.ranks import Ranks
+    from convnext.hardware.devices import Ranks
 
 T = TypeVar("T")
 _HIDING = threading.RLock()

@@ -1,6 +1,6 @@
 """`fold`: turn any network into an equivalent one with fewer operations, for inference.
 
-With fixed weights, layers can be merged (`convnext.deploy.algebra`):
+With fixed weights, layers can be merged (`convnext.deploy.layers`):
 
     layer scale                       into the second pointwise layer
     weights of a layer norm           into the layer after it, if that is not padded
@@ -24,24 +24,22 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
-from convnext.deploy.algebra import (
+from convnext.deploy.layers import (
     Affine,
+    ChunkedBlock,
+    FoldedBlock,
     Layer,
+    Normalized,
+    Positionwise,
     Product,
+    Standardize,
+    StandardizeLast,
     affine,
     is_unpadded,
     join,
     product_then,
     simplify,
     split,
-)
-from convnext.deploy.layers import (
-    ChunkedBlock,
-    FoldedBlock,
-    Normalized,
-    Positionwise,
-    Standardize,
-    StandardizeLast,
 )
 from convnext.models.blocks import Block, Head
 from convnext.models.flops import in_chans

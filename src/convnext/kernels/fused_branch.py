@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from convnext.kernels.depthwise import depthwise_weight_gradient
+from convnext.kernels.winograd import depthwise_weight_gradient
 
 # Bytes of a chunk's wide activations, in the dtype of the products.
 CHUNK_BYTES = 8 * 2**20

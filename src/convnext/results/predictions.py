@@ -26,9 +26,9 @@ from convnext.data.run_lengths import RunLengths, compress, decode_window, encod
 from convnext.data.run_lengths import decode as decode_runs
 from convnext.data.sources import to_image
 from convnext.results import pictures
-from convnext.results.files import file_stem, free_name, set_field
 from convnext.results.fonts import fitted, readable, text_size
 from convnext.results.pictures import percent
+from convnext.results.scores import file_stem, free_name, set_field
 
 
 class Guess(NamedTuple):

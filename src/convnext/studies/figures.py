@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convnext.atomic import atomic_write
-from convnext.studies.results import Result, read_results
+from convnext.studies.compare import Result, read_results
 from convnext.studies.roadmap_figure import GROUPS
 from convnext.studies.staircase import color_of, staircase
 from convnext.studies.statistics import Summary, summarize

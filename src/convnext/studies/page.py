@@ -17,9 +17,9 @@ from convnext.models.config import NetworkConfig, change
 from convnext.recipes.recipe import Recipe, flatten
 from convnext.reports import page as pages
 from convnext.reports.page import draw_curves, duration, inline_svg
+from convnext.studies.compare import FINISHED, Result, read_results
 from convnext.studies.figures import write_figures
 from convnext.studies.plan import Entry, Study, read_study
-from convnext.studies.results import FINISHED, Result, read_results
 from convnext.studies.roadmap_figure import GROUPS
 from convnext.studies.statistics import (
     Summary,

@@ -29,8 +29,8 @@ from convnext.atomic import write_text
 from convnext.data.threads import main_script_runs_once
 from convnext.hardware.system import StopSignals
 from convnext.recipes.recipe import Recipe, recipe_from_dict, to_dict
+from convnext.studies.compare import DIVERGED, FAILED, FINISHED, WAITING
 from convnext.studies.plan import Entry, Study
-from convnext.studies.results import DIVERGED, FAILED, FINISHED, WAITING
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
 from convnext.training.checks import mark_folder

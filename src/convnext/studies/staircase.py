@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from convnext.studies.results import FINISHED, Result
+from convnext.studies.compare import FINISHED, Result
 from convnext.studies.roadmap_figure import GROUPS, ROAD, beside, climb, places
 from convnext.studies.statistics import Summary, correlate, summarize
 

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from convnext.studies.results import FINISHED, Result
+from convnext.studies.compare import FINISHED, Result
 
 LEVEL = 0.95
 

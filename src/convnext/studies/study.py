@@ -15,8 +15,8 @@ from rich.console import Console
 from convnext.hardware.devices import environment, pick_device
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, one_line, to_dict
+from convnext.studies.compare import FINISHED, WAITING, Result, write_results
 from convnext.studies.plan import Entry, Kind, Study, resolve_study
-from convnext.studies.results import FINISHED, WAITING, Result, write_results
 from convnext.studies.runs import (
     Job,
     describe_end,

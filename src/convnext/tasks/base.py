@@ -28,12 +28,12 @@ from convnext.data.contents import Contents, contents_of_split
 from convnext.data.samples import BadImages
 from convnext.data.sampling import StepBatches
 from convnext.data.threads import start_workers
-from convnext.hardware.ranks import ALONE, Ranks
+from convnext.hardware.devices import ALONE, Ranks
 from convnext.hardware.system import leave_signals_to_parent
 from convnext.models.network import init_fan_in
-from convnext.recipes.plan import num_steps as num_steps_of
 from convnext.recipes.recipe import to_dict
 from convnext.recipes.resolve import Choice, ResolveContext, context_of, print_choices
+from convnext.recipes.resolve import num_steps as num_steps_of
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.results import Scores
 from convnext.tasks.factory import create_model, dense_prefix, task_of_name

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from convnext.models.factory import create_network, list_networks, network_configs
 from convnext.tasks import DEFAULT, task_module, task_names
-from convnext.weights.infer import infer_model as infer_classifier
+from convnext.weights.dense import infer_model as infer_classifier
 
 if TYPE_CHECKING:
     from torch import nn

@@ -22,7 +22,7 @@ from convnext.data.tensors import normalize_batch
 from convnext.hardware.devices import autocast
 from convnext.progress import progress_bar
 from convnext.results import Embeddings
-from convnext.results.files import file_stem
+from convnext.results.scores import file_stem
 from convnext.tasks.trained import Opened
 from convnext.tasks.verbs import Skipped
 from convnext.weights.open import pick_precision

@@ -15,6 +15,7 @@ from convnext.names import nearest
 from convnext.tasks import DEFAULT, task_folder, task_folders, task_module
 
 if TYPE_CHECKING:
+    from convnext.data.formats.records import ReadOptions
     from convnext.data.images import BadImage
     from convnext.data.sources import Source
     from convnext.deploy.runtimes import Exported
@@ -60,6 +61,17 @@ def given_options(task: str, verb: str, given: Mapping[str, Any]) -> dict[str, A
             raise ValueError(f"{option} is an option for {' and '.join(others)}; this is {own}")
         raise ValueError(f"{verb} has no option {option}{nearest(name, sorted(known), _option)}")
     return asdict(classes[own](**given)) if own in classes else {}
+
+
+def reading_options(given: Mapping[str, Any]) -> ReadOptions:
+    """Return the options by which annotated objects are read.
+
+    Raises:
+        ValueError: If an option is not one of objects.
+    """
+    from convnext.data.formats.records import ReadOptions
+
+    return ReadOptions(**given_options("detect", "data", given))
 
 
 def _option(name: str) -> str:

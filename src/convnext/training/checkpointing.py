@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from convnext.atomic import remove_temporary_files, sync_folder, write_text
-from convnext.hardware.ranks import Ranks
+from convnext.hardware.devices import Ranks
 from convnext.training.distributed import copy_, full_tensor
 from convnext.training.faults import is_full_disk
 from convnext.training.log import RunLog

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from convnext.atomic import only_writer, remove_temporary_files
 from convnext.data.contents import changes, read_contents
-from convnext.recipes.plan import Plan
+from convnext.recipes.resolve import Plan
 from convnext.recipes.schema import ResolvedRecipe
 from convnext.tasks.base import Task
 from convnext.training.faults import DivergedError

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from convnext.data.threads import has_script
-from convnext.hardware.ranks import Ranks
+from convnext.hardware.devices import Ranks
 from convnext.models.blocks import Block
 from convnext.models.execution import set_recomputed
 from convnext.recipes.schema import RunRecipe

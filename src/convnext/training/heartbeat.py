@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from convnext.hardware.ranks import Ranks
+from convnext.hardware.devices import Ranks
 from convnext.training.faults import EXIT_AGAIN, EXIT_WHEN_LOST, InterruptedRun, LostProcessError
 
 BEAT_SECONDS = 2.0

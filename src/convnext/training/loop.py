@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from convnext.hardware.peak_rates import peak_matmul_flops
 from convnext.hardware.system import StopSignals
 from convnext.models.execution import set_fused, widens
-from convnext.recipes.plan import LOG_EVERY, Plan
+from convnext.recipes.resolve import LOG_EVERY, Plan
 from convnext.recipes.schema import ResolvedRecipe
 from convnext.tasks.base import Task
 from convnext.training import faults
+from convnext.training.backend import UpdateNorm, l2_norm, mfu, peak_memory_gb
 from convnext.training.callbacks import Callback, EvaluationEnd, StepEnd
 from convnext.training.checkpointing import Learner, Saver, load_state
 from convnext.training.checks import (
@@ -46,7 +47,6 @@ from convnext.training.distributed import (
 from convnext.training.faults import DivergedError, InterruptedRun
 from convnext.training.heartbeat import Heartbeat
 from convnext.training.log import RunLog
-from convnext.training.measure import UpdateNorm, l2_norm, mfu, peak_memory_gb
 from convnext.training.optim import Ema, make_optimizer, set_learning_rate
 from convnext.weights.checkpoint import complete_steps
 

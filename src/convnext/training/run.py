@@ -18,13 +18,12 @@ from torch import nn
 
 from convnext.atomic import write_text
 from convnext.data.contents import FILE as CONTENTS
-from convnext.hardware.devices import environment, pick_device
+from convnext.hardware.devices import Ranks, environment, pick_device
 from convnext.hardware.peak_rates import pick_training_precision
-from convnext.hardware.ranks import Ranks
 from convnext.models.flops import Cost, cost
 from convnext.names import portable_name
-from convnext.recipes.plan import num_steps as num_steps_of
 from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
+from convnext.recipes.resolve import num_steps as num_steps_of
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
 from convnext.training.backend import Chosen, choose_backend, fit_memory

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from convnext.models.config import NetworkConfig
-from convnext.weights.adapt import with_num_dims
+from convnext.weights.adapt import to_layout, with_num_dims
 from convnext.weights.dense import layouts_of_model
 from convnext.weights.layouts import LAYOUT_NAMES, LAYOUTS, Layout, layout_for, num_dims
-from convnext.weights.translate import to_layout
 
 
 def export_weights(model: nn.Module, layout: str) -> dict[str, Tensor]:

@@ -10,14 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext.weights.adapt import IMAGENET_1K, IMAGENET_22K, fit, fold_layer_scale, slice_head
-from convnext.weights.dense import DenseNetwork, Target
+from convnext.weights.adapt import (
+    IMAGENET_1K,
+    IMAGENET_22K,
+    Recognition,
+    bare,
+    fit,
+    fold_layer_scale,
+    recognize,
+    slice_head,
+)
+from convnext.weights.dense import DenseNetwork, Target, infer_model
 from convnext.weights.files import check_tensors
-from convnext.weights.infer import infer_model
 from convnext.weights.layouts import LAYOUTS, Layout
 from convnext.weights.pickles import find_state_dict
 from convnext.weights.sources import read_source
-from convnext.weights.translate import Recognition, bare, recognize
 
 MIN_MATCHED = 0.9
 """A file that matches less than this share of the backbone belongs to another network."""

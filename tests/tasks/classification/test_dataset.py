@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from convnext.data.cache import ImageCache, memory_budget
 from convnext.data.preprocessing import Preprocessing
-from convnext.data.samples import BadImages
+from convnext.data.samples import BadImages, ImageCache, memory_budget
 from convnext.data.sampling import StepBatches
 from convnext.data.tensors import to_tensor
 from convnext.tasks.classification.data import open_dataset

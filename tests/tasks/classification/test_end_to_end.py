@@ -27,7 +27,7 @@ from convnext.recipes import resolve as resolving
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe
 from convnext.reports.report import write_report
 from convnext.tasks.classification.evaluate import evaluate
-from convnext.tasks.classification.inference import infer
+from convnext.tasks.classification.predict import infer
 from convnext.tasks.classification.recipe import ClassificationLoader
 from convnext.tasks.trained import open_model
 from convnext.training import run as run_module

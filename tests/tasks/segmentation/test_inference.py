@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext.data.tensors import normalize_batch
-from convnext.hardware.ranks import Ranks
+from convnext.hardware.devices import Ranks
 from convnext.tasks.segmentation import scores as module
 from convnext.tasks.segmentation.inference import infer, segment, segment_labels
 from convnext.tasks.segmentation.scores import InferenceSettings, window_starts

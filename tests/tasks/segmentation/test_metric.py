@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 
-from convnext.hardware.ranks import Ranks
+from convnext.hardware.devices import Ranks
 from convnext.tasks.segmentation import metric as module
 from convnext.tasks.segmentation.metric import NUM_WORST, Evaluation, Metric, count_confusion
 

@@ -28,8 +28,8 @@ from convnext.progress import progress_bar
 from convnext.results import Scores
 from convnext.tasks.classification.data import annotation, find, hold_out, open_dataset
 from convnext.tasks.classification.dataset import EvalDataset
-from convnext.tasks.classification.inference import BATCH_SIZE, infer
 from convnext.tasks.classification.metric import Evaluation, Metric
+from convnext.tasks.classification.predict import BATCH_SIZE, infer
 from convnext.tasks.classification.published import imagenet_synsets
 from convnext.tasks.classification.recipe import ClassificationLoader
 from convnext.tasks.trained import Opened, build, opened

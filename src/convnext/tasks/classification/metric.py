@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convnext.hardware.ranks import Ranks
+from convnext.hardware.devices import Ranks
 
 # ImageNet-22K would need a matrix of 477 million cells.
 MAX_CONFUSION = 2000

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.sampling import StepBatches
 from convnext.data.shards.remote import is_remote
-from convnext.hardware.ranks import ALONE, Ranks
+from convnext.hardware.devices import ALONE, Ranks
 from convnext.recipes.resolve import Choice
 from convnext.recipes.schema import Recipe
 from convnext.tasks.base import CachedDataset, Phase, Task, Workload, split_tensors
@@ -31,9 +31,9 @@ from convnext.tasks.classification.data import (
     open_dataset,
 )
 from convnext.tasks.classification.dataset import Batch, EvalDataset, TrainDataset, collate
-from convnext.tasks.classification.inference import infer
 from convnext.tasks.classification.metric import Metric
 from convnext.tasks.classification.mix import losses
+from convnext.tasks.classification.predict import infer
 from convnext.tasks.classification.recipe import ClassificationRecipe
 
 

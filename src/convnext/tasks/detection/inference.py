@@ -17,8 +17,7 @@ from convnext.data.masks import encode, paste_windows
 from convnext.data.samples import BadImages
 from convnext.data.tensors import normalize_batch
 from convnext.data.threads import rank_items
-from convnext.hardware.devices import autocast
-from convnext.hardware.ranks import ALONE, Ranks
+from convnext.hardware.devices import ALONE, Ranks, autocast
 from convnext.tasks.detection.data.dataset import EvalDataset
 
 

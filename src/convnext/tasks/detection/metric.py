@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from convnext.data.formats.records import Objects
 from convnext.data.objects import DetectionImages
-from convnext.hardware.ranks import Ranks
+from convnext.hardware.devices import Ranks
 from convnext.tasks.detection.inference import Detections
 from convnext.tasks.detection.model.boxes import covered, iou
 

@@ -21,7 +21,7 @@ from convnext.data.objects import (
     open_dataset,
 )
 from convnext.data.tensors import normalize_batch
-from convnext.hardware.ranks import ALONE, Ranks
+from convnext.hardware.devices import ALONE, Ranks
 from convnext.names import count_noun
 from convnext.recipes.resolve import Choice, dense_preprocessing
 from convnext.recipes.schema import Recipe, ResolvedRecipe

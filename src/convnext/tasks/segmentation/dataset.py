@@ -27,10 +27,10 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from torchvision.tv_tensors import Image, Mask
 
-from convnext.data.cache import ImageCache
 from convnext.data.dense import TrainImages, distort
 from convnext.data.images import BadImage
 from convnext.data.preprocessing import DensePreprocessing, fit_within
+from convnext.data.samples import ImageCache
 from convnext.data.tensors import to_tensor
 from convnext.tasks.segmentation.layout import Pairs
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from convnext.data.tensors import Normalizing, normalize_batch
 from convnext.data.threads import rank_items
-from convnext.hardware.ranks import ALONE, Ranks
+from convnext.hardware.devices import ALONE, Ranks
 from convnext.tasks.segmentation.scores import InferenceSettings, Size, score_bands
 
 

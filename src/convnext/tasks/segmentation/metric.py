@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from convnext.hardware.ranks import Ranks
+from convnext.hardware.devices import Ranks
 
 NUM_WORST = 16
 # The result leaves out larger confusion matrices.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convnext.data.sampling import StepBatches
 from convnext.data.tensors import normalize_batch
-from convnext.hardware.ranks import ALONE, Ranks
+from convnext.hardware.devices import ALONE, Ranks
 from convnext.recipes.resolve import Choice, dense_preprocessing
 from convnext.recipes.schema import Recipe
 from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names, split_tensors

@@ -26,7 +26,7 @@ from convnext.data.images import Header, Mode
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.samples import BadImages, Samples
 from convnext.tasks.classification.dataset import EvalDataset
-from convnext.tasks.classification.inference import BATCH_SIZE, infer
+from convnext.tasks.classification.predict import BATCH_SIZE, infer
 from convnext.tasks.classification.robustness.corruptions import corrupt
 from convnext.tasks.classification.robustness.score import Score
 

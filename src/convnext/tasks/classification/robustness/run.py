@@ -18,7 +18,7 @@ from convnext.hardware.devices import pick_device
 from convnext.names import nearest
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.evaluate import class_positions, open_split, relabel
-from convnext.tasks.classification.inference import BATCH_SIZE
+from convnext.tasks.classification.predict import BATCH_SIZE
 from convnext.tasks.classification.robustness.benchmarks import (
     TITLES,
     Benchmark,

@@ -27,13 +27,13 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image
 
-from convnext.data.cache import ImageCache
 from convnext.data.dense import TrainImages, distort
 from convnext.data.formats.records import Objects
 from convnext.data.images import BadImage
 from convnext.data.masks import Mask, place
 from convnext.data.objects import DetectionImages
 from convnext.data.preprocessing import DensePreprocessing, fit_within, to_array
+from convnext.data.samples import ImageCache
 from convnext.data.sampling import StepBatches
 
 Bad = tuple[tuple[int, str], ...]
