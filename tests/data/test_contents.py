@@ -20,6 +20,7 @@ from convnext.data.contents import (
     hash_of_file,
     hash_of_objects,
     read_contents,
+    split_to_evaluate,
 )
 from convnext.data.formats.records import no_objects
 from convnext.data.samples import FolderSamples
@@ -155,3 +156,22 @@ def test_large_files_are_hashed_by_blocks(tmp_path: Path) -> None:
     hashes.append(hash_of_file(path))
     assert len(set(hashes)) >= 4
     assert hash_of_file(tmp_path / "nothing") == ""
+
+
+@pytest.mark.parametrize(
+    ("split", "is_own", "has_val", "has_test", "wanted"),
+    [
+        ("auto", True, True, True, "val"),
+        ("auto", True, False, False, "val"),
+        ("auto", False, True, True, "test"),
+        ("auto", False, True, False, "val"),
+        ("auto", False, False, False, "all"),
+        ("train", True, True, True, "train"),
+        ("all", False, True, True, "all"),
+    ],
+)
+def test_the_split_to_evaluate(
+    split: str, is_own: bool, has_val: bool, has_test: bool, wanted: str
+) -> None:
+    found = split_to_evaluate(split, is_own=is_own, has_val=has_val, has_test=has_test)
+    assert found == wanted

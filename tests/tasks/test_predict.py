@@ -74,3 +74,12 @@ def test_a_stream_leaves_the_gradient_mode_of_its_caller(
     assert modes() == (True, False)
     del begun
     assert modes() == (True, False)
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_images_of_extreme_shapes_have_features(task: str) -> None:
+    sizes = (1, 1), (1, 300), (300, 2)
+    images = [Image.new("RGB", size, "red") for size in sizes]
+    vectors, paths = tiny(task).embed(images, progress=False)
+    assert len(vectors) == len(paths) == 3
+    assert np.isfinite(vectors).all()

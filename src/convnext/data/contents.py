@@ -233,6 +233,24 @@ class Compared:
         return tuple(found)
 
 
+def split_to_evaluate(split: str, *, is_own: bool, has_val: bool, has_test: bool) -> str:
+    """Return the split that an evaluation takes: "train", "val", "test" or "all".
+
+    Args:
+        split: The user's choice, or "auto".
+        is_own: Whether it is the data of training, of which only held-out images are scored.
+        has_val: Whether the data states a validation split.
+        has_test: Whether it states a test split.
+    """
+    if split != "auto":
+        return split
+    if is_own:
+        return "val"
+    if has_test:
+        return "test"
+    return "val" if has_val else "all"
+
+
 def compare_with_run(
     source: str,
     images: Images,

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from convnext.data.drawing import output_names, protect
 from convnext.data.images import BadImage
+from convnext.data.preprocessing import DensePreprocessing
 from convnext.data.sources import Source
 from convnext.data.tensors import normalize_batch
 from convnext.hardware.devices import autocast
@@ -26,6 +28,9 @@ from convnext.results.scores import file_stem
 from convnext.tasks.trained import Opened
 from convnext.tasks.verbs import Skipped
 from convnext.weights.open import pick_precision
+
+# Stride of the last stage in pixels, of networks for images of any size.
+MIN_SIDE = 32
 
 Result = TypeVar("Result")
 Skip = Callable[[Source, BadImage], None]
@@ -239,6 +244,8 @@ def embed_images(
     with progress_bar("embedding", total or 0, console if total else None) as advance:
         for found, pixels in _batches(preprocessing, sources, batch_size, bad):
             images = normalize_batch(preprocessing, torch.from_numpy(pixels).to(own.device))
+            if isinstance(preprocessing, DensePreprocessing):
+                images = _pad(images)
             images = images.contiguous(memory_format=torch.channels_last)
             with torch.inference_mode(), autocast(own.device, executed):
                 features = embed(images)
@@ -247,6 +254,12 @@ def embed_images(
             advance(len(found))
     bad.require(len(vectors))
     return Embeddings(vectors=np.concatenate(vectors), paths=tuple(names)), tuple(bad.images)
+
+
+def _pad(images: Tensor) -> Tensor:  # N C h w
+    """Pad images that are smaller than one position of the last stage, with their mean."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, max(MIN_SIDE - width, 0), 0, max(MIN_SIDE - height, 0)))
 
 
 def _batches(

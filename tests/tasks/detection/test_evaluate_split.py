@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from object_layouts import CLASSES, truth, voc_beside
 
+from convnext.data.contents import FILE, Contents, SplitContents
 from convnext.tasks.detection.evaluate import open_split
 from convnext.weights.checkpoint import Card
 
@@ -80,3 +81,19 @@ def test_a_checkpoint_does_not_lead_out_of_the_data(tmp_path: Path) -> None:
         own = card(tmp_path / "data", **detect)
         with pytest.raises(ValueError, match="a checkpoint must not lead there"):
             open_split(str(tmp_path / "data"), "auto", own, str(tmp_path / "model.safetensors"))
+
+
+def test_new_images_do_not_change_what_was_held_out(tmp_path: Path) -> None:
+    data, run = truth(("pictures",)), tmp_path / "run"
+    voc_beside(tmp_path / "data", data)
+    own = card(tmp_path / "data")
+    found, images, _ = open_split(None, "auto", own, str(tmp_path))
+    (held,) = {Path(name).stem for name in images.names}
+    other = next(record for record in found.train.records)
+    # As if the run had held out another image than the names give today.
+    val = SplitContents(names=[other.file_name], annotations=[], pictures=[])
+    run.mkdir()
+    (run / FILE).write_text(Contents(classes=CLASSES, splits={"val": val}).to_json())
+    after = open_split(None, "auto", own, str(run))[1]
+    assert after.names == [other.file_name]
+    assert held in {Path(n).stem for n in open_split(None, "train", own, str(run))[1].names}

@@ -21,7 +21,13 @@ from rich.table import Table
 from torch import Tensor
 
 from convnext.atomic import write_text
-from convnext.data.contents import Compared, compare_with_run, read_contents, relative_names
+from convnext.data.contents import (
+    Compared,
+    compare_with_run,
+    read_contents,
+    relative_names,
+    split_to_evaluate,
+)
 from convnext.data.images import BadImage
 from convnext.data.samples import BadImages, ImageListing, Samples
 from convnext.progress import progress_bar
@@ -74,6 +80,8 @@ class EvaluationResult:
     """Images that could not be read, each with the reason."""
     left_out: tuple[str, ...] = ()
     """What was left out of the data, and why."""
+    split: str = ""
+    """The split of the data: "train", "val", "test" or "all"."""
     compared: Compared = field(default_factory=Compared)
     """Whether images were trained on, and what has changed since."""
     last: tuple[Variant, ...] = ()
@@ -87,6 +95,7 @@ class EvaluationResult:
         return {
             "source": self.source,
             "data": self.data,
+            "split": self.split,
             "model": self.card.model,
             "weights": self.card.metrics.get("weights", "model"),
             "step": self.card.metrics.get("step"),
@@ -148,7 +157,8 @@ class EvaluationResult:
                 f"loss {variant.loss:.4f}  for {_NAMES[variant.weights]} of the last step, "
                 f"{variant.step:,}"
             )
-        for line in (*self.left_out, *self.compared.lines()):
+        split = [f"split: {self.split}"] if self.split else []
+        for line in (*split, *self.left_out, *self.compared.lines()):
             console.print(line, markup=False)
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
@@ -197,14 +207,13 @@ def evaluate(
     held = () if before is None or "val" not in before.splits else before.splits["val"].names
     opened_split = open_split(data, split, card, console, loader, held)
     samples = relabel(opened_split.samples, opened_split.classes, card.classes)
-    own_split = "val" if split == "auto" else split
     compared = compare_with_run(
         source,
         samples,
         partial(annotation, samples, card.classes),
         data=data,
         classes=opened_split.classes,
-        own_split=own_split if is_own_data(data, card) else "",
+        own_split=opened_split.split if is_own_data(data, card) else "",
     )
     bad = BadImages(samples, max_share=max_bad_share)
     dataset = EvalDataset(samples, card.preprocessing)
@@ -244,6 +253,7 @@ def evaluate(
         thumbnails=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
         bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
         left_out=opened_split.left_out,
+        split=opened_split.split,
         compared=compared,
         last=tuple(variants),
     )
@@ -275,6 +285,8 @@ class SplitSamples(NamedTuple):
     """The classes that the labels of the samples refer to."""
     left_out: tuple[str, ...] = ()
     """What was left out, and why."""
+    split: str = ""
+    """The split: "train", "val", "test" or "all"."""
 
 
 def open_split(
@@ -304,11 +316,14 @@ def open_split(
         if found.val is None:
             found, val = hold_out(found, val_share_of(card), [])
             found = replace(found, val=val)
-    positions = _positions(found, split, is_own=is_own, data=data)
+    split = split_to_evaluate(
+        split, is_own=is_own, has_val=found.val is not None, has_test=found.test is not None
+    )
+    positions = _positions(found, split, data)
     known = _known_positions(found.classes, card.classes)
     unknown = [c for c, position in enumerate(known) if position is None]
     if not unknown:
-        return SplitSamples(found.take(positions), found.classes)
+        return SplitSamples(found.take(positions), found.classes, split=split)
     labels = np.asarray(found.labels)[np.asarray(positions, np.int64)]
     is_known = ~np.isin(labels, unknown)
     if not is_known.any():
@@ -322,7 +337,7 @@ def open_split(
     )
     samples = found.take(kept)
     samples.labels = [known[label] or 0 for label in samples.labels]
-    return SplitSamples(samples, tuple(card.classes), (left_out,) if present else ())
+    return SplitSamples(samples, tuple(card.classes), (left_out,) if present else (), split)
 
 
 def _as_held(found: ImageListing, held: Collection[str], data: str) -> ImageListing:
@@ -334,7 +349,7 @@ def _as_held(found: ImageListing, held: Collection[str], data: str) -> ImageList
     return replace(found, train=train, val=val) if val else found
 
 
-def _positions(found: ImageListing, split: str, *, is_own: bool, data: str) -> Sequence[int]:
+def _positions(found: ImageListing, split: str, data: str) -> Sequence[int]:
     """Return the positions of the images of a split.
 
     Raises:
@@ -344,9 +359,6 @@ def _positions(found: ImageListing, split: str, *, is_own: bool, data: str) -> S
     parts = {"train": found.train, "val": found.val, "test": found.test}
     if split == "all":
         return [i for part in parts.values() if part is not None for i in part]
-    if split == "auto":
-        order = ("val",) if is_own else ("test", "val", "train")
-        split = next(name for name in order if parts[name] is not None)
     part = parts[split]
     if part is None:
         has = ", ".join(name for name, part in parts.items() if part is not None)
@@ -358,7 +370,8 @@ def _of_digits(split: str) -> SplitSamples:
     opened = open_dataset("digits")
     if split in ("test", "all"):
         raise ValueError(f"the digits have no split {split!r}, but train and val")
-    return SplitSamples(opened.train if split == "train" else opened.val, opened.classes)
+    split = "train" if split == "train" else "val"
+    return SplitSamples(getattr(opened, split), opened.classes, split=split)
 
 
 def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> Samples:

@@ -18,7 +18,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
-from convnext.data.contents import Compared, compare_with_run, read_contents, relative_names
+from convnext.data.contents import (
+    Compared,
+    compare_with_run,
+    read_contents,
+    relative_names,
+    split_to_evaluate,
+)
 from convnext.data.drawing import data_uri
 from convnext.data.formats.records import Objects, ReadOptions, Record
 from convnext.data.objects import (
@@ -72,6 +78,8 @@ class EvaluationResult:
     """COCO results of boxes and of masks, with the ids of the data's JSON file."""
     left_out: tuple[str, ...] = ()
     """What was left out of the data, and why."""
+    split: str = ""
+    """The split of the data: "train", "val", "test" or "all"."""
     compared: Compared = field(default_factory=Compared)
     """Whether images were trained on, and what has changed since."""
 
@@ -83,6 +91,7 @@ class EvaluationResult:
         return {
             "source": self.source,
             "data": self.data,
+            "split": self.split,
             "model": self.card.model,
             "weights": self.card.metrics.get("weights", "model"),
             "step": self.card.metrics.get("step"),
@@ -149,7 +158,8 @@ class EvaluationResult:
             f"{escape(self.data)} with {e.num_objects:,} objects; up to {e.max_detections:,} "
             "detections per image"
         )
-        for line in (*self.left_out, *self.compared.lines()):
+        split = [f"split: {self.split}"] if self.split else []
+        for line in (*split, *self.left_out, *self.compared.lines()):
             console.print(line, markup=False)
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
@@ -220,15 +230,15 @@ def evaluate(
         nms_threshold=nms,
         max_detections=max_detections,
     )
-    path, images, left_out = open_split(data, split, card, source, console)
-    own_split = "val" if split == "auto" else split
+    found_data, images, left_out = open_split(data, split, card, source, console)
+    split = _split_of(found_data, split, card)
     compared = compare_with_run(
         source,
         images,
         partial(annotation, images, card.classes),
-        data=path,
+        data=found_data.path,
         classes=card.classes,
-        own_split=own_split if is_own_data(path, card) else "",
+        own_split=split if is_own_data(found_data.path, card) else "",
     )
     bad = BadImages(images, max_share=max_bad_share)
     dataset = EvalDataset(images, card.preprocessing)
@@ -255,13 +265,14 @@ def evaluate(
     pictures = draw_images(dataset, worst, metric.found, card.classes)
     return EvaluationResult(
         source=source,
-        data=path,
+        data=found_data.path,
         card=card,
         evaluation=evaluation,
         pictures=tuple((images.source(i), p) for i, p in zip(worst, pictures, strict=True)),
         bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
         results=tuple(results),
         left_out=left_out,
+        split=split,
         compared=compared,
     )
 
@@ -311,7 +322,7 @@ def above_score(found: Detections, score: float) -> Detections:
 
 def open_split(
     data: str | None, split: str, card: Card, source: str, console: Console | None = None
-) -> tuple[str, DetectionImages, tuple[str, ...]]:
+) -> tuple[DetectionData, DetectionImages, tuple[str, ...]]:
     """Return the data set, its images with the network's labels, and what is left out.
 
     `auto` takes the images that training held out; of other data its test split, else its
@@ -332,7 +343,7 @@ def open_split(
             console.print(f"note: {note}", markup=False)
     if is_own and not found.has_val:
         found = _as_held(found, source)
-    images = _images_of(found, split, is_own=is_own)
+    images = _images_of(found, _split_of(found, split, card))
     relabeled = relabel(images, found.classes, card.classes)
     known = sum(len(record.objects) for record in relabeled.records)
     missing = sum(len(record.objects) for record in images.records) - known
@@ -344,7 +355,7 @@ def open_split(
             f"{missing:,} objects of {len(unknown):,} classes are left out, because the network "
             f"does not know them: {names}",
         )
-    return found.path, relabeled, left_out
+    return found, relabeled, left_out
 
 
 def _options_of(card: Card, source: str) -> ReadOptions:
@@ -381,17 +392,19 @@ def _as_held(data: DetectionData, source: str) -> DetectionData:
     return replace(data, train=train, val=val)
 
 
-def _images_of(data: DetectionData, split: str, *, is_own: bool) -> DetectionImages:
+def _split_of(data: DetectionData, split: str, card: Card) -> str:
+    is_own, has_test = is_own_data(data.path, card), data.test is not None
+    return split_to_evaluate(split, is_own=is_own, has_val=data.has_val, has_test=has_test)
+
+
+def _images_of(data: DetectionData, split: str) -> DetectionImages:
     """Return the images of a split.
 
     Raises:
         ValueError: If there is no such split.
     """
-    is_whole = split == "auto" and not is_own and data.test is None and not data.has_val
-    if split == "all" or is_whole:
+    if split == "all":
         return join(list(data.parts.values()))
-    if split == "auto":
-        split = "test" if data.test is not None and not is_own else "val"
     images = data.parts.get(split)
     if images is None or not len(images):
         raise ValueError(f"{data.path} has no {split} split; give another --split")

@@ -19,7 +19,13 @@ from rich.table import Table
 from torch import nn
 
 from convnext.atomic import write_text
-from convnext.data.contents import Compared, compare_with_run, read_contents, relative_names
+from convnext.data.contents import (
+    Compared,
+    compare_with_run,
+    read_contents,
+    relative_names,
+    split_to_evaluate,
+)
 from convnext.data.drawing import data_uri
 from convnext.data.formats.mask_folders import is_mask_folder
 from convnext.data.samples import BadImages
@@ -60,6 +66,8 @@ class EvaluationResult:
     """Pairs that could not be read, each with the reason."""
     left_out: tuple[str, ...] = ()
     """What was left out of the data, and why."""
+    split: str = ""
+    """The split of the data: "train", "val", "test" or "all"."""
     compared: Compared = field(default_factory=Compared)
     """Whether images were trained on, and what has changed since."""
 
@@ -71,6 +79,7 @@ class EvaluationResult:
         return {
             "source": self.source,
             "data": self.data,
+            "split": self.split,
             "model": self.card.model,
             "weights": self.card.metrics.get("weights", "model"),
             "step": self.card.metrics.get("step"),
@@ -133,7 +142,8 @@ class EvaluationResult:
             f"{e.mean_accuracy:.2f} %{boundary}{loss}  on {e.num_images:,} images of "
             f"{escape(self.data)}, {describe(self.inference)}"
         )
-        for line in (*self.left_out, *self.compared.lines()):
+        split = [f"split: {self.split}"] if self.split else []
+        for line in (*split, *self.left_out, *self.compared.lines()):
             console.print(line, markup=False)
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)
@@ -190,14 +200,14 @@ def evaluate(
     found_data, pairs = open_split(data, split, card, source)
     is_relabeled = isinstance(pairs.reader, Relabeled)
     left_out = unknown_classes(found_data.classes, card.classes) if is_relabeled else ()
-    own_split = "val" if split == "auto" else split
+    split = _split_of(found_data, split, card)
     compared = compare_with_run(
         source,
         pairs,
         partial(annotation, pairs, found_data.classes),
         data=found_data.path,
         classes=found_data.classes,
-        own_split=own_split if is_own_data(found_data.path, card) else "",
+        own_split=split if is_own_data(found_data.path, card) else "",
     )
     bad = BadImages(pairs, max_share=max_bad_share)
     dataset = EvalDataset(pairs, card.preprocessing)
@@ -238,6 +248,7 @@ def evaluate(
         pictures=tuple((pairs.source(i), p) for i, p in zip(worst, pictures, strict=True)),
         bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
         left_out=left_out,
+        split=split,
         compared=compared,
     )
 
@@ -269,7 +280,7 @@ def open_split(
     )
     if same and not opened.has_val:
         opened = _as_held(opened, source)
-    pairs = _pairs_of(opened, split, is_own=same)
+    pairs = _pairs_of(opened, _split_of(opened, split, card))
     if own is None and len(opened.classes) == len(card.classes):
         return opened, pairs  # The class names of a file without a card are a guess.
     return opened, relabel(pairs, opened.classes, card.classes)
@@ -286,18 +297,20 @@ def _as_held(opened: SegmentationData, source: str) -> SegmentationData:
     return replace(opened, train=pairs.take(train), val=pairs.take(val)) if val else opened
 
 
-def _pairs_of(opened: SegmentationData, split: str, *, is_own: bool) -> Pairs:
+def _split_of(data: SegmentationData, split: str, card: Card) -> str:
+    is_own, has_test = is_own_data(data.path, card), data.test is not None
+    return split_to_evaluate(split, is_own=is_own, has_val=data.has_val, has_test=has_test)
+
+
+def _pairs_of(opened: SegmentationData, split: str) -> Pairs:
     """Return the pairs of a split.
 
     Raises:
         ValueError: If there is no such split.
     """
-    is_whole = split == "auto" and not is_own and opened.test is None and not opened.has_val
-    if split == "all" or is_whole:
+    if split == "all":
         parts = [part for part in (opened.train, opened.val, opened.test) if part is not None]
         return join(parts)
-    if split == "auto":
-        split = "test" if opened.test is not None and not is_own else "val"
     part = {"train": opened.train, "val": opened.val, "test": opened.test}[split]
     if part is None or not len(part):
         raise ValueError(f"{opened.path} has no {split} split; give another --split")
