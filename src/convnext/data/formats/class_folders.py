@@ -280,8 +280,9 @@ def _masks_among(part: _Part) -> list[str]:
     """Return the files that are masks of others by their names, such as x_mask.png beside x.png."""
     found = []
     for files in part.files.values():
-        stems = {os.path.splitext(name)[0] for name in files}
-        for name in files:
+        named = [name for name in files if "mask" in name.lower()]
+        stems = {os.path.splitext(name)[0] for name in files} if named else set()
+        for name in named:
             match = _MASK_NAME.fullmatch(os.path.splitext(name)[0])
             if match and match[1] in stems:
                 found.append(name)

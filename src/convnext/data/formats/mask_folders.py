@@ -22,6 +22,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from convnext.data.formats.mask_layers import FOREGROUND, Layers, image_folders
@@ -54,7 +55,7 @@ ACCEPTED = (
 VOC = "Pascal VOC"
 MAX_DEPTH = 4
 # Folders without a known name are searched only if there are few.
-MAX_FOLDERS = 100
+MAX_FOLDERS, MAX_LEAVES = 100, 10
 
 _NOT_MASKS = frozenset(
     """
@@ -119,6 +120,8 @@ def _locate(root: Path, depth: int = 2) -> tuple[Path, str] | None:
     if _image_folders(root) or _suffix_folders(root):
         return root, ""
     folders = [] if depth == 0 else _subfolders(root)
+    if len(folders) > MAX_LEAVES:  # Many folders of images alone are classes.
+        folders = [folder for folder in folders if _subfolders(folder)]
     if len(folders) > MAX_FOLDERS:
         return None
     inside = [(folder, found) for folder in folders if (found := _locate(folder, depth - 1))]
@@ -314,7 +317,7 @@ def _has_suffixes(folder: Path) -> bool:
     files: list[str] = []
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(n for n in folders if not n.startswith("."))[:2]
-        files += [os.path.join(here, n) for n in sorted(filter(_is_image, names))[:400]]
+        files += [os.path.join(here, n) for n in islice(filter(_is_image, sorted(names)), 400)]
         if len(files) >= 400 or len(Path(here).relative_to(folder).parts) > 1:
             break
     masks, images = _by_words(files)
