@@ -264,3 +264,25 @@ def test_classes_of_pixels_are_not_objects(tmp_path: Path) -> None:
         open_dataset(path)
     data = open_dataset(path, options=ReadOptions(layout="instances"))
     assert [len(record.objects) for record in data.train.records] == [2, 2, 2, 2]
+
+
+def test_an_image_of_another_split_does_not_stand_in(tmp_path: Path) -> None:
+    same = {"0": truth()["train"]["train_a"], "1": truth()["train"]["train_b"]}
+    coco(tmp_path, {"train": same, "val": same})
+    (tmp_path / "train" / "0.png").unlink()
+    save(tmp_path / "masks" / "0.png")
+    data = open_dataset(str(tmp_path))
+    assert ([r.file_name for r in data.train.records], len(data.val)) == (["1.png"], 2)
+    assert "missing image files" in kinds(data)
+
+
+def test_an_image_without_a_readable_line_is_not_empty(tmp_path: Path) -> None:
+    path = lines(tmp_path, "0 0.5 0.5 0.4 0.4\n")
+    (tmp_path / "train" / "labels" / "train_a.txt").write_text("0 200 200 40 40\n")
+    (tmp_path / "val" / "labels" / "val_a.txt").write_text("")
+    data = open_dataset(path)
+    assert [(Path(r.file_name).stem, len(r.objects)) for r in data.train.records] == [
+        ("train_b", 1)
+    ]
+    assert len(data.val) == 2
+    assert "images without a readable line" in kinds(data)

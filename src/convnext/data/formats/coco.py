@@ -52,6 +52,8 @@ class CocoFile:
     placeholders: tuple[str, ...] = ()
     """Classes without objects that name the whole data set, as Roboflow writes them."""
     notes: tuple[str, ...] = ()
+    moved: frozenset[str] = frozenset()
+    """Names of records whose images were found under another name or in another folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,7 @@ def read_coco(
         faults=tuple(faults.found + changes.faults()),
         placeholders=placeholders,
         notes=() if images is None else tuple(images.locator.notes()),
+        moved=frozenset(files.names.values()),
     )
 
 

@@ -56,7 +56,7 @@ def _image(
     if not isinstance(name, str) or not name:
         name = f"{path.stem}.jpg"
     objects: list[ImportedObject] = []
-    groups: dict[tuple[str, Any], int] = {}
+    groups: dict[tuple[str, str], int] = {}
     for number, shape in enumerate(content["shapes"]):
         where = f"{path}: shape {number}"
         found = _object(shape, where, size, skipped)
@@ -64,7 +64,7 @@ def _image(
             continue
         # Shapes of one label and one group are the parts of one object.
         group = shape.get("group_id")
-        key = (str(found.label), group)
+        key = (str(found.label), repr(group))
         if group is not None and found.rings and key in groups:
             objects[groups[key]] = _joined(objects[groups[key]], found)
             continue
@@ -108,7 +108,7 @@ def _object(
     if not isinstance(label, str | int) or label == "" or points is None:
         skipped.add("incomplete shapes", where, "needs a label and points; left out")
         return None
-    kind = shape.get("shape_type") or "polygon"
+    kind = str(shape.get("shape_type") or "polygon")
     name = str(label)
     if kind == "rectangle" and len(points) >= 2:
         return ImportedObject(where=where, label=name, box=box_of(points))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,7 +164,8 @@ def _open_coco(root: Path, index: FileIndex, val_share: float, options: ReadOpti
         split: _read_file(path, split if found.is_split else None, root, index, options)
         for split, path in found.files.items()
     }
-    faults = list(
+    missing = _leave_to_others(files)
+    faults = missing + list(
         dict.fromkeys(
             replace(fault, where=f"{file.path.name}: {fault.where}")
             for file, _ in files.values()
@@ -239,6 +241,41 @@ def _read_file(
         folders = [Path(options.images), *folders]
     images = Images(root=folders[0], locator=Locator(index, tuple(folders)), exif=options.exif)
     return read_coco(path, content=content, images=images, boxes=options.boxes or None), folders[0]
+
+
+def _leave_to_others(files: dict[Split, tuple[CocoFile, Path]]) -> list[Fault]:
+    """Leave out images that are missing, but have the name of an image of another split.
+
+    Returns:
+        A fault for each.
+    """
+    paths = {
+        split: {
+            record.file_name: os.path.abspath(folder / record.file_name) for record in file.records
+        }
+        for split, (file, folder) in files.items()
+    }
+    faults = []
+    for split, (file, folder) in list(files.items()):
+        others = {
+            path
+            for other in files.keys() - {split}
+            for name, path in paths[other].items()
+            if name not in files[other][0].moved
+        }
+        gone = {name for name in file.moved & paths[split].keys() if paths[split][name] in others}
+        if gone:
+            kept_records = tuple(r for r in file.records if r.file_name not in gone)
+            files[split] = (replace(file, records=kept_records), folder)
+            faults += [
+                Fault(
+                    kind="missing image files",
+                    where=f"{file.path.name}: {name}",
+                    text="is missing; another split has an image of this name; left out",
+                )
+                for name in sorted(gone)
+            ]
+    return faults
 
 
 def _drop_placeholders(

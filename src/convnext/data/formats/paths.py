@@ -31,6 +31,7 @@ _NEUTRAL = re.compile(
     "|imgs?|instances?|json|labels?|masks?|new|obj|objects?|part|png|jpe?g|pics?|pictures?|samples?"
     "|seg|segmentation|set|split|subset|via|voc|xml|yolo|st|nd|rd|th"
 )
+_MASK_FOLDER = re.compile("mask|segmentation|visuali[sz]ation|annotation|label")
 _SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 
 
@@ -211,12 +212,17 @@ class FileIndex:
         scored = [
             ((_shared(path, parts), any(base in path.parents for base in bases)), path)
             for path in paths
-            if self.fence.allows(path)
+            if self.fence.allows(path) and not self._is_mask(path)
         ]
         if not scored:
             return []
         best = max(score for score, _ in scored)
         return [path for score, path in scored if score == best]
+
+    def _is_mask(self, path: Path) -> bool:
+        """Tell whether a picture is in a folder of masks: it is no stand-in for a photo."""
+        inside = path.relative_to(self.root) if path.is_relative_to(self.root) else path
+        return any(_MASK_FOLDER.search(normal(part)) for part in inside.parts[:-1])
 
     def _walk(self, root: Path) -> Iterator[Path]:
         visited: set[str] = set()

@@ -47,6 +47,8 @@ class _Labels:
 
     lines: dict[Path, list[Line]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    damaged: set[str] = field(default_factory=set)
+    """Files with a line that cannot be read."""
 
     def add(self, kind: str, where: str, text: str) -> None:
         self.faults.append(Fault(kind=kind, where=where, text=text))
@@ -84,15 +86,17 @@ def read_yolo(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     if bare:
         notes.append(f"{bare:,} of {len(images):,} images have no file of labels: no objects")
     notes += _left_out(index, images, label_of, texts)
-    found = tuple(
-        ImportedImage(
-            file=image,
-            where=str(label_of[image] or image),
-            split=splits.of.get(image),
-            objects=tuple(_objects(labels.lines[image], kind, number_of, labels)),
+    found = []
+    for image in images:
+        objects = tuple(_objects(labels.lines[image], kind, number_of, labels))
+        where = str(label_of[image] or image)
+        if not objects and (labels.lines[image] or where in labels.damaged):
+            text = "has no line that can be read; its image is left out, rather than called empty"
+            labels.add("images without a readable line", where, text)
+            continue
+        found.append(
+            ImportedImage(file=image, where=where, split=splits.of.get(image), objects=objects)
         )
-        for image in images
-    )
     notes += kind.notes()
     return ImportedDataset(
         kind="YOLO",
@@ -235,6 +239,7 @@ def _read_lines(path: Path, labels: _Labels) -> list[Line]:
         texts = read_text(path).splitlines()
     except ValueError as error:
         labels.add("damaged files of labels", str(path), f"{error}; its objects are left out")
+        labels.damaged.add(str(path))
         return []
     found = []
     for number, text in enumerate(texts, 1):
@@ -246,6 +251,7 @@ def _read_lines(path: Path, labels: _Labels) -> list[Line]:
             found.append(_read_line(words, where))
         except ValueError as error:
             labels.add("damaged lines of labels", f"{where}:", f"{error}; left out")
+            labels.damaged.add(str(path))
     return found
 
 
