@@ -200,9 +200,9 @@ def test_mistakes_are_found_before_the_data_is_read(options: Any, message: str) 
 
 
 def test_options_of_other_tasks_are_refused(model: convnext.Model, photos: Path) -> None:
-    with pytest.raises(ValueError, match="--window is an option for segmentation"):
+    with pytest.raises(ValueError, match="window is an option for segmentation"):
         model.predict(photos, window=64, progress=False)
-    with pytest.raises(ValueError, match="did you mean --topk\\?"):
+    with pytest.raises(ValueError, match="no option topc; did you mean topk\\?"):
         model.predict(photos, topc=1, progress=False)
 
 

@@ -138,7 +138,7 @@ def test_a_module_in_memory_is_exported(tmp_path: Path) -> None:
     preprocessing = Preprocessing(image_size=32, crop_pct=1.0, **STATISTICS)
     model = convnext.load(network, preprocessing=preprocessing, classes=CLASSES, device="cpu")
     photos = small_photos(tmp_path / "photos")
-    with pytest.raises(ValueError, match="give --images"):
+    with pytest.raises(ValueError, match="give images FOLDER"):
         model.export("pt2", output=tmp_path / "a.pt2", progress=False)
     done = model.export("pt2", output=tmp_path / "a.pt2", images=[photos], progress=False)
     options: Any = {"progress": False}

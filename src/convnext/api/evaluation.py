@@ -20,12 +20,14 @@ from convnext.api.settings import (
     Words,
     data_path,
     text_of,
+    verb,
 )
 
 if TYPE_CHECKING:
     from convnext.results import Scores
 
 
+@verb
 def evaluate(
     source: ModelSource,
     *,
@@ -92,6 +94,7 @@ def evaluate(
     return scores
 
 
+@verb
 def evaluate_robustness(
     source: Annotated[str | Path, OnCommandLine(metavar="RUN_OR_CHECKPOINT")],
     *,

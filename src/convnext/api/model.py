@@ -21,6 +21,7 @@ from convnext.api.settings import (
     TaskOptions,
     Which,
     text_of,
+    verb,
 )
 from convnext.names import count_noun
 
@@ -109,6 +110,7 @@ class Model:
         return evaluate(self, data=data, **options)
 
 
+@verb
 def load(
     source: ModelSource,
     *,
@@ -200,6 +202,7 @@ def _of_module(
     return Model(own)
 
 
+@verb
 def predict(
     source: ModelSource,
     images: Images,
@@ -283,6 +286,7 @@ def predict(
     return Predictions(results=results, bad_images=tuple(found.bad_images))
 
 
+@verb
 def embed(
     source: ModelSource,
     images: Images,

@@ -20,6 +20,7 @@ from convnext.api.settings import (
     data_path,
     given_settings,
     make_recipe,
+    verb,
 )
 from convnext.api.training import StudyResult, TaskName, check_study
 
@@ -44,6 +45,7 @@ class RoadmapCosts:
         return {"regime": self.regime, "rungs": [asdict(row) for row in self.rows]}
 
 
+@verb
 def run_roadmap(
     recipe: RecipeSource | None = None,
     *,

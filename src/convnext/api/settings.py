@@ -1,11 +1,19 @@
-"""Recipe settings as arguments: short names, full names and sections."""
+"""The arguments of the verbs: recipe settings, how the command line parses the others, and errors.
+
+Messages name options as the command line writes them: `--batch-size`. A function that Python calls
+raises the same error with the argument's name: `batch_size`.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, cast
 
 from convnext.names import nearest
 from convnext.recipes.recipe import (
@@ -280,3 +288,66 @@ def _nested(full: Mapping[str, Any]) -> dict[str, Any]:
         else:
             tree[leaf] = plain
     return tree
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+ON_COMMAND_LINE: ContextVar[bool] = ContextVar("on_command_line", default=False)
+"""Whether the command line calls the verbs."""
+
+# Commands stay as they are: in backquotes, or `convnext VERB ...` up to the end of the clause.
+_COMMAND = re.compile(r"(`[^`]*`|\bconvnext [a-z]+ [^;,()]*)")
+_OPTION = re.compile(r"(?<![\w-])--([a-z](?:[\w.-]*\w)?)")
+
+
+def verb(function: F) -> F:
+    """Decorate a verb's function: its errors name arguments as Python does."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, TypeError, ArithmeticError, OSError) as error:
+            if not ON_COMMAND_LINE.get() and len(error.args) == 1:
+                error.args = (in_python(str(error.args[0]), function),)
+            raise
+
+    return cast(F, call)
+
+
+def in_python(message: str, function: Callable[..., Any]) -> str:
+    """Return a message with each option as the argument of a function.
+
+    Args:
+        message: A message such as "choose another --output, or continue with --resume".
+        function: A verb's function, whose arguments are flags or may have other names.
+    """
+    names = _argument_names(function)
+
+    def argument(found: re.Match[str]) -> str:
+        name = found.group(1).replace("-", "_")
+        return names.get(name, name)
+
+    parts = _COMMAND.split(message)  # Commands are at odd positions.
+    parts[::2] = [_OPTION.sub(argument, part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _argument_names(function: Callable[..., Any]) -> dict[str, str]:
+    """Return how Python writes the options of a verb that it does not call by their name."""
+    from convnext.tasks.verbs import CLASSES, options_of_tasks
+
+    names = {full: short for short, full in SHORT.items()}
+    defaults: dict[str, Any] = {}
+    name = function.__name__
+    for kind in options_of_tasks(name).values() if name in CLASSES else ():
+        defaults |= {f.name: f.default for f in fields(kind)}
+    for p in inspect.signature(function).parameters.values():
+        defaults[p.name] = p.default
+        flag = re.search(r"flag=[\"'](\w+)", str(p.annotation))
+        if flag is not None:
+            names[flag.group(1)] = p.name
+    names |= {name: f"{name}=True" for name, default in defaults.items() if default is False}
+    names |= {
+        f"no_{name}": f"{name}=False" for name, default in defaults.items() if default is True
+    }
+    return names

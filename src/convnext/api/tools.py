@@ -21,6 +21,7 @@ from convnext.api.settings import (
     Precision,
     Show,
     TaskOptions,
+    verb,
 )
 from convnext.api.training import TaskName
 
@@ -45,6 +46,7 @@ class ModelTable:
         return {"models": [row.to_dict() for row in self.rows]}
 
 
+@verb
 def find_models(pattern: str = "convnext_*", *, progress: Show = True) -> ModelTable:
     """List networks and their published weights.
 
@@ -80,6 +82,7 @@ class Converted:
         return {"target": str(self.target), "layout": self.layout, **self.report.to_dict()}
 
 
+@verb
 def convert(
     source: PathLike,
     target: File,
@@ -112,6 +115,7 @@ def convert(
     return Converted(target=Path(target), layout=to, report=report)
 
 
+@verb
 def export(
     source: ModelSource,
     *,
@@ -210,6 +214,7 @@ def _size(given: str | int | Sequence[int] | None) -> tuple[int, int] | Literal[
     return int(sides[0]), int(sides[-1])
 
 
+@verb
 def benchmark(
     models: Models,
     *,
@@ -275,6 +280,7 @@ def benchmark(
     return result
 
 
+@verb
 def check_data(
     path: PathLike,
     *,
@@ -320,6 +326,7 @@ def check_data(
     return report
 
 
+@verb
 def write_shards(
     path: PathLike,
     *,
@@ -350,6 +357,7 @@ def write_shards(
     return report
 
 
+@verb
 def fix_annotations(
     path: PathLike,
     *,
@@ -395,6 +403,7 @@ def fix_annotations(
     return report
 
 
+@verb
 def convert_annotations(
     path: PathLike,
     *,

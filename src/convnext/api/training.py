@@ -23,6 +23,7 @@ from convnext.api.settings import (
     given_settings,
     make_recipe,
     text_of,
+    verb,
 )
 from convnext.names import portable_name
 
@@ -91,6 +92,7 @@ class Run:
         }
 
 
+@verb
 def train(
     recipe: RecipeSource | None = None,
     *,
@@ -199,6 +201,7 @@ class Groups:
         return [dict(row) for row in self.rows]
 
 
+@verb
 def learning_rates(
     recipe: RecipeSource | None = None,
     *,
@@ -243,6 +246,7 @@ class StudyResult:
         }
 
 
+@verb
 def compare(
     models: Models,
     *,

@@ -85,12 +85,17 @@ def _run(name: str, argv: list[str]) -> int:
     """Call the function of a verb with the parsed arguments; with --json, print its result."""
     import json
 
+    from convnext.api.settings import ON_COMMAND_LINE
     from convnext.cli.arguments import call_of
     from convnext.progress import console_of
 
     call = call_of(name, argv)
     out = console_of(True, stderr=call.as_json)
-    result: Any = call.function(**call.arguments, progress=out)
+    here = ON_COMMAND_LINE.set(True)
+    try:
+        result: Any = call.function(**call.arguments, progress=out)
+    finally:
+        ON_COMMAND_LINE.reset(here)
     summary = getattr(result, "summary", None)
     if callable(summary):  # A stream of predictions reads and predicts the images here.
         result = summary()

@@ -214,7 +214,7 @@ def _resolve(annotation: Any, function: Callable[..., Any]) -> tuple[Any, Any]:
     """Return a type that the parser understands, and the marker of the annotation."""
     hint = annotation
     if isinstance(hint, str):
-        hint = eval(hint, function.__globals__)
+        hint = eval(hint, inspect.unwrap(function).__globals__)
     if get_origin(hint) is Unpack:
         return get_args(hint)[0], OnCommandLine()
     parts = tuple(part for part in get_args(hint) if part is not type(None))

@@ -170,7 +170,7 @@ def started_by_launcher() -> tuple[int, int, str] | None:
         nodes = int(env.get("SLURM_STEP_NUM_NODES", 1))
         if tasks % nodes:
             raise ValueError(
-                f"srun started {tasks} processes on {nodes} machines; give --ntasks-per-node, so "
+                f"srun started {tasks} processes on {nodes} machines; give `--ntasks-per-node`, so "
                 "that every machine has the same number"
             )
         return tasks // nodes, nodes, "srun"
