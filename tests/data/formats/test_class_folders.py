@@ -157,3 +157,26 @@ def test_masks_are_not_taken_for_images_of_a_class_without_a_word(make_folder):
     )
     with pytest.raises(ValueError, match="hold images/ and masks/ each, and are not classes"):
         open_dataset(str(samples))
+
+
+def test_lists_of_images_split_class_folders(make_folder):
+    root = make_folder({"images/pie": 6, "images/cake": 6})
+    (root / "meta").mkdir()
+    names = [f"{label}/{i:03d}" for i in range(5) for label in ("pie", "cake")]
+    (root / "meta/train.txt").write_text("\n".join([*names[:6], "pie/gone"]))
+    (root / "meta/test.txt").write_text("\n".join(names[6:]))
+    data = open_dataset(str(root))
+    assert data.classes == ("cake", "pie")
+    assert data.test is not None
+    assert len(data.test) == 4
+    assert len(data.train) + len(data.val) == 6
+    assert data.notes[1].startswith("split: lists test.txt, train.txt")
+    assert "listed images that are absent, left out: 1 (such as pie/gone)" in data.faults
+    assert "images that no list names, left out: 2 (such as cake/005.png)" in data.faults
+    (root / "meta/test.txt").write_text("\n".join(names[5:]))
+    with pytest.raises(ValueError, match=r"list 1 images twice"):
+        open_dataset(str(root))
+    (root / "meta/test.txt").write_text("a 1\nb 2\n" * 20)
+    data = open_dataset(str(root))
+    assert len(data.train) + len(data.val) == 12
+    assert any("most names there are not images" in fault for fault in data.faults)

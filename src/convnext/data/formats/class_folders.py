@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from convnext.data.formats.split_lists import names_of_list, split_lists
 from convnext.data.formats.splits import (
     Split,
     is_plain_name,
@@ -225,7 +226,9 @@ def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) ->
     labels = [label for label, c in enumerate(classes) for _ in part.files[c]]
     split = _inner_split(keys) if check else {}
     inner = ""
-    if split:
+    if check and not split:
+        split, inner = _listed_split(root, keys, faults)
+    elif split:
         inner = f"folders inside each class: {_some({key.split('/')[1] for key in keys})}"
     return ImageListing(
         root=root,
@@ -240,6 +243,47 @@ def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) ->
         faults=tuple(faults),
         take=_taker(root, keys, labels),
     )
+
+
+def _listed_split(
+    root: Path, keys: Sequence[str], faults: list[str]
+) -> tuple[dict[Split, list[int]], str]:
+    """Return the images of each split by lists such as train.txt, and the names of the lists.
+
+    The lists are in the folder, in one such as meta/, or beside an images/ folder.
+    """
+    beside = [root.parent] if is_plain_name(root.name) else []
+    lists = next((files for place in (root, *beside) if (files := split_lists(place))), {})
+    position: dict[str, int] = {}
+    for index, key in enumerate(keys if lists else ()):
+        position |= {key: index, os.path.splitext(key)[0]: index}
+    found: dict[Split, list[int]] = {}
+    unknown: list[str] = []
+    for split, path in lists.items():
+        for name in names_of_list(path):
+            inner = name.removeprefix(f"{root.name}/")
+            if inner in position:
+                found.setdefault(split, []).append(position[inner])
+            else:
+                unknown.append(name)
+    listed = [index for indices in found.values() for index in indices]
+    shown = ", ".join(path.name for path in lists.values())
+    if "train" not in found or len(found) < 2 or len(unknown) > len(listed):
+        if lists:
+            faults.append(f"{shown}: most names there are not images of the classes; not used")
+        return {}, ""
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"{shown} in {root} list {len(listed) - len(set(listed)):,} images twice")
+    rest = sorted(set(range(len(keys))) - set(listed))
+    faults += [
+        f"{what}, left out: {len(left):,} (such as {left[0]})"
+        for what, left in (
+            ("listed images that are absent", unknown),
+            ("images that no list names", [keys[index] for index in rest]),
+        )
+        if left
+    ]
+    return found, f"lists {shown}"
 
 
 def _check_names(root: Path, names: set[str]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext.data.formats.mask_layers import Layers, classes_of, layer_files
+from convnext.data.formats.split_lists import names_of_list, split_lists
 from convnext.data.formats.splits import Split, split_of
 
 # Masks of JPEG have values that were never drawn.
@@ -25,8 +26,6 @@ _MASK_WORDS = frozenset(
     """.split()  # noqa: SIM905
 )
 _IMAGE_WORDS = frozenset(["image", "img", "sat", "rgb", "photo", "im", "input", "original"])
-# The names of lists: ImageSets/Segmentation/train.txt, splits/val.txt, or in the folder itself.
-_LIST_FOLDERS = ("ImageSets/Segmentation", "", "splits", "split", "lists", "list", "ImageSets")
 
 
 Mask = Path | Layers
@@ -117,7 +116,7 @@ def with_split(
 
 def _by_lists(root: Path, part: Part, faults: list[str]) -> tuple[dict[Split, Part], str] | None:
     """Split pairs by lists of names beside them, and name these; None without such lists."""
-    lists = _lists(root)
+    lists = split_lists(root)
     if "train" not in lists:
         return None
     by_name: dict[str, str] = {}
@@ -131,7 +130,7 @@ def _by_lists(root: Path, part: Part, faults: list[str]) -> tuple[dict[Split, Pa
         without: list[Path] = []
         unknown: list[str] = []
         twice: list[str] = []
-        for name in _names_of_list(path):
+        for name in names_of_list(path):
             bare = os.path.splitext(name)[0]
             options = (name, bare, os.path.basename(name), os.path.basename(bare))
             key = next((by_name[n] for n in options if n in by_name), None)
@@ -161,30 +160,6 @@ def _by_lists(root: Path, part: Part, faults: list[str]) -> tuple[dict[Split, Pa
             f"images with masks that no list names, left out: {len(rest):,} (such as {min(rest)})"
         )
     return found, f"lists {names}"
-
-
-def _lists(root: Path) -> dict[Split, Path]:
-    """Return the text files that list the images of each split, from the first folder with some."""
-    for folder in _LIST_FOLDERS:
-        found: dict[Split, Path] = {}
-        for path in sorted((root / folder).glob("*.txt")) if (root / folder).is_dir() else ():
-            split = split_of(path.stem)
-            if split and (split not in found or path.stem.lower() == split):
-                found[split] = path
-        if "train" in found:
-            return found
-    return {}
-
-
-def _names_of_list(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    names = [line.replace("\\", "/").strip() for line in lines]
-    # A line may name the mask after the image, and names have no blanks then.
-    return [
-        name.split()[0] if len(name.split()) == 2 and "." in name.split()[0] else name
-        for name in names
-        if name
-    ]
 
 
 def match_files(images: dict[str, Path], masks: dict[str, Path]) -> Part:

@@ -1,0 +1,44 @@
+"""Text files that list the images of each split: train.txt, ImageSets/Segmentation/val.txt ..."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from convnext.data.formats.splits import Split, split_of
+
+# The names of lists: ImageSets/Segmentation/train.txt, splits/val.txt, or in the folder itself.
+LIST_FOLDERS = (
+    "ImageSets/Segmentation",
+    "",
+    "splits",
+    "split",
+    "lists",
+    "list",
+    "ImageSets",
+    "meta",
+)
+
+
+def split_lists(root: Path) -> dict[Split, Path]:
+    """Return the text files that list the images of each split, from the first folder with some."""
+    for folder in LIST_FOLDERS:
+        found: dict[Split, Path] = {}
+        for path in sorted((root / folder).glob("*.txt")) if (root / folder).is_dir() else ():
+            split = split_of(path.stem)
+            if split and (split not in found or path.stem.lower() == split):
+                found[split] = path
+        if "train" in found:
+            return found
+    return {}
+
+
+def names_of_list(path: Path) -> list[str]:
+    """Return the names in a list, with forward slashes."""
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    names = [line.replace("\\", "/").strip() for line in lines]
+    # A line may name the mask after the image, and names have no blanks then.
+    return [
+        name.split()[0] if len(name.split()) == 2 and "." in name.split()[0] else name
+        for name in names
+        if name
+    ]
