@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent / "runtimes"
-FILES = sorted(path.name for path in FOLDER.glob("check_*.py"))
+# Minutes each: every format of all tasks, and calibrated int8 files.
+SLOW = ("check_export_tasks.py", "check_quantize.py")
+FILES = [
+    pytest.param(path.name, marks=[pytest.mark.slow] if path.name in SLOW else [])
+    for path in sorted(FOLDER.glob("check_*.py"))
+]
 
 
 @pytest.mark.parametrize("name", FILES)

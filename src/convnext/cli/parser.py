@@ -23,6 +23,7 @@ from convnext.api.settings import (
 )
 from convnext.cli.verbs import VERBS, Verb
 from convnext.recipes.recipe import all_settings
+from convnext.tasks import task_folders
 from convnext.tasks.verbs import options_of_tasks
 
 BOOL = "{true,false}"
@@ -143,7 +144,7 @@ def option_name(name: str) -> str:
 
 
 # Sections of a recipe with settings that say how data is read.
-_SECTIONS = ("loader", "segment", "detect")
+_SECTIONS = ("loader", *task_folders())
 
 
 def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:

@@ -63,7 +63,15 @@ def test_images_without_objects(method: str) -> None:
     assert all(loss.isfinite() and loss > 0 for loss in mixed.values())
 
 
-@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16, None], ids=str)
+@pytest.mark.parametrize(
+    "precision",
+    [
+        torch.bfloat16,
+        pytest.param(torch.float16, marks=pytest.mark.slow),  # Emulated on CPUs: a minute.
+        None,
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_thousand_objects_in_any_precision(method: str, precision: torch.dtype | None) -> None:
     model = build(method)
