@@ -281,3 +281,10 @@ def test_what_is_no_index_is_refused_without_much_memory(tmp_path, content):
     (tmp_path / "x.idx").write_bytes(content)
     with pytest.raises(ValueError, match=r"is not the index|cut off or damaged"):
         read_places(tmp_path / "x.idx", num_classes=2)
+
+
+def test_a_test_split_is_not_written_and_this_is_said(make_folder, tmp_path):
+    root = make_folder({f"{part}/{c}": 3 for part in ("train", "val", "test") for c in "ab"})
+    report = to_shards(str(root), tmp_path / "shards")
+    assert "the 6 images of the test split are not in the shards" in report.notes[-1]
+    assert len(open_dataset(str(tmp_path / "shards")).train) == 6

@@ -252,6 +252,15 @@ def _is_done(tar: Path, data: ClassificationData) -> bool:
         return False
 
 
+def _not_written(data: ClassificationData) -> tuple[str, ...]:
+    if data.test is None:
+        return ()
+    return (
+        f"the {len(data.test):,} images of the test split are not in the shards; `evaluate` takes "
+        f"them from {data.path}",
+    )
+
+
 def _finish(
     target: Path,
     data: ClassificationData,
@@ -287,5 +296,5 @@ def _finish(
         num_kept=len(done),
         num_bytes=sum(listed.num_bytes for listed in every),
         unreadable=tuple(unreadable),
-        notes=data.notes,
+        notes=(*data.notes, *_not_written(data)),
     )
