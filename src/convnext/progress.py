@@ -3,15 +3,54 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 Item = TypeVar("Item")
+
+# Control characters except tab and line feed, and bytes of file names that are not UTF-8.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return text with control characters as escapes: names must not control the terminal."""
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    # Python maps the bytes 80 to FF of a file name to these surrogates.
+    return f"\\x{code & 0xFF:02x}" if code < 0x100 or 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+class _Printable:
+    """A renderable whose text is printable."""
+
+    def __init__(self, inner: ConsoleRenderable) -> None:
+        self.inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.inner, options):
+            text, style, control = segment
+            yield segment if control else Segment(printable(text), style)
+
+
+class _PrintableHook(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Printable(renderable) for renderable in renderables]
+
+
+def safe_console(console: Console) -> Console:
+    """Make a console print control characters as escapes, and return it."""
+    console.push_render_hook(_PrintableHook())
+    return console
 
 
 def console_of(progress: bool | Console, *, stderr: bool = False) -> Console:
@@ -31,7 +70,7 @@ def console_of(progress: bool | Console, *, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     # A pipe has no width; wide rows stay on one line, so that they can be searched.
     width = None if stream.isatty() or "COLUMNS" in os.environ else 160
-    return Console(file=stream, highlight=False, width=width, quiet=not progress)
+    return safe_console(Console(file=stream, highlight=False, width=width, quiet=not progress))
 
 
 @contextmanager

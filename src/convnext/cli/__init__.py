@@ -11,6 +11,7 @@ from convnext import __version__
 from convnext.cli.verbs import VERBS
 from convnext.hardware.system import keep_freed_memory
 from convnext.names import nearest
+from convnext.progress import printable
 from convnext.training.faults import EXIT_AGAIN, EXIT_WHEN_LOST, InterruptedRun, LostProcessError
 
 __all__ = ["VERBS", "main"]
@@ -107,5 +108,5 @@ def _run(name: str, argv: list[str]) -> int:
 
 
 def _fail(message: str, *, code: int = 2) -> int:
-    print(f"convnext: {' '.join(message.split())}", file=sys.stderr)
+    print(f"convnext: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code

@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 from urllib.parse import urljoin, urlsplit
 
 from convnext.data.images import BadImage
+from convnext.progress import printable
 
 Notice = Callable[[str], None]
 # A slow download is given up after this many times the timeout.
@@ -26,7 +27,7 @@ CHUNK = 64 * 2**10
 
 def to_stderr(line: str) -> None:
     """Print a line on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def is_url(name: object) -> bool:

@@ -27,6 +27,8 @@ from typing import IO, BinaryIO, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from convnext.documents import open_regular
+
 Mode = Literal["RGB", "L"]
 Range = tuple[float, float]
 """The values of 16-bit and float gray-scale that become black and white."""
@@ -305,7 +307,7 @@ def _open(file: File) -> AbstractContextManager[IO[bytes]]:
     if isinstance(file, bytes):
         return BytesIO(file)
     if isinstance(file, str | Path):
-        return Path(file).open("rb")
+        return open_regular(file)
     return nullcontext(file)
 
 
@@ -322,7 +324,7 @@ def _rewritten(file: File) -> str:
     if not isinstance(file, str | Path):
         return ""
     try:
-        with Path(file).open("rb") as stream:
+        with open_regular(file) as stream:
             data = stream.read(1 << 20)
     except OSError:
         return ""

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from convnext.data.run_lengths import read_counts
+
 
 class Placed(NamedTuple):
     """A mask on another image: scaled, moved, perhaps mirrored, still compressed.
@@ -295,22 +297,4 @@ def _runs(encoding: Mapping[str, Any]) -> npt.NDArray[np.int64]:
 # Each box that is assigned to an object decodes its mask again.
 @lru_cache(maxsize=256)
 def _read_counts(text: str | bytes) -> npt.NDArray[np.int64]:
-    """Read COCO's string of counts, six bits per character, beginning at "0".
-
-    The sixth bit says that more characters follow; the fifth of the last one is the sign. From the
-    fourth count on, the numbers are differences to the count two before.
-    """
-    codes = text.encode("ascii") if isinstance(text, str) else text
-    counts: list[int] = []
-    value, shift = 0, 0
-    for code in codes:
-        bits = code - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value, shift = 0, 0
-    return np.array(counts, np.int64)
+    return np.array(read_counts(text), np.int64)

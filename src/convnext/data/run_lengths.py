@@ -13,6 +13,8 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_BITS = 60
+"""The maximum length of a number in COCO's string."""
 Window = tuple[int, int, int, int]
 """Columns and rows x1 y1 x2 y2; x2 and y2 are excluded."""
 
@@ -106,7 +108,7 @@ def _size(runs: Mapping[str, Any]) -> tuple[int, int]:
 def _counts(runs: Mapping[str, Any], num_pixels: int) -> NDArray[np.int64]:
     counts = runs["counts"]
     if isinstance(counts, str | bytes):
-        counts = _read_counts(counts)
+        counts = read_counts(counts)
     lengths = np.asarray(counts, np.int64)
     if (len(lengths) and lengths.min() < 0) or lengths.sum() != num_pixels:
         raise ValueError(
@@ -116,8 +118,12 @@ def _counts(runs: Mapping[str, Any], num_pixels: int) -> NDArray[np.int64]:
     return lengths
 
 
-def _read_counts(text: str | bytes) -> list[int]:
-    """Read COCO's string, six bits per character from "0" on; the inverse of `_write_counts`."""
+def read_counts(text: str | bytes) -> list[int]:
+    """Read COCO's string, six bits per character from "0" on; the inverse of `_write_counts`.
+
+    Raises:
+        ValueError: If a number is too long.
+    """
     counts: list[int] = []
     value = shift = 0
     for code in text.encode("ascii") if isinstance(text, str) else text:
@@ -125,10 +131,15 @@ def _read_counts(text: str | bytes) -> list[int]:
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:  # More characters of this number follow.
+            if shift >= MAX_BITS:  # Otherwise one endless number would take forever.
+                raise ValueError(f"damaged run lengths: a number has more than {MAX_BITS} bits")
             continue
         if bits & 16:  # The number is negative.
             value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value += counts[-2] if len(counts) > 2 else 0
+        if abs(value) > 1 << MAX_BITS:
+            raise ValueError(f"damaged run lengths: a number has more than {MAX_BITS} bits")
+        counts.append(value)
         value = shift = 0
     return counts
 

@@ -269,7 +269,9 @@ def held_out_positions(names: Sequence[str], share: float) -> list[int]:
     groups: dict[str, list[int]] = {}
     for position, name in enumerate(names):
         groups.setdefault(source_of(name), []).append(position)
-    ranked = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())
+    ranked = sorted(
+        groups, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    )
     count = max(1, round(share * len(names)))
     held: list[int] = []
     for name in ranked[:-1]:  # At least one group stays.

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
+from convnext.documents import parse_yaml, read_regular
 from convnext.names import nearest
 from convnext.recipes.schema import A, Auto, recipe_type, recipe_types
 from convnext.recipes.schema import Recipe as Recipe
@@ -331,17 +332,33 @@ def _read_tree(source: str | Path, above: tuple[Path, ...] = ()) -> dict[str, An
     if path.resolve() in above:
         raise ValueError(f"{path} is its own base, through {', '.join(map(str, above))}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = parse_yaml(read_regular(path)) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must have settings `name: value`, not a {type(tree).__name__}")
+    _check_names(tree, str(path))
     base = tree.pop("base", None)
     if base is None:
         return tree
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base is {base!r}, but must be the name of a recipe")
     beside = path.parent / f"{base}.yaml"
     below = _read_tree(beside if beside.is_file() else base, (*above, path.resolve()))
     return _merge(below, tree)
+
+
+def _check_names(tree: Mapping[Any, Any], where: str) -> None:
+    """Check that all keys of a recipe are text.
+
+    Raises:
+        ValueError: Names the first other key.
+    """
+    for key, value in tree.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{where} has the key {key!r}; the names of settings are text")
+        if isinstance(value, Mapping):
+            _check_names(value, where)
 
 
 def _find(source: str | Path) -> Path:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from convnext.atomic import atomic_write, write_text
 from convnext.data.downloads import file_name, is_url
 from convnext.data.drawing import MAX_NAME
-from convnext.names import count_noun, nearest, portable_name
+from convnext.names import count_noun, nearest, portable_name, text_cell
 
 
 def file_stem(source: str | Path) -> str:
@@ -185,7 +185,7 @@ class Embeddings:
             writer = csv.writer(rows, lineterminator="\n")
             writer.writerow(["image", *(f"f{c}" for c in range(self.vectors.shape[1]))])
             for name, vector in zip(self.paths, self.vectors.tolist(), strict=True):
-                writer.writerow([name, *(f"{value:.7g}" for value in vector)])
+                writer.writerow([text_cell(name), *(f"{value:.7g}" for value in vector)])
             write_text(path, rows.getvalue())
         else:
             raise ValueError(f"{path} must end in .npz or .csv")

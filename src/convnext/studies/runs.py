@@ -28,6 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from convnext.atomic import write_text
 from convnext.data.threads import main_script_runs_once
 from convnext.hardware.system import StopSignals
+from convnext.progress import safe_console
 from convnext.recipes.recipe import Recipe, recipe_from_dict, to_dict
 from convnext.studies.compare import DIVERGED, FAILED, FINISHED, WAITING
 from convnext.studies.plan import Entry, Study
@@ -303,7 +304,7 @@ def _train(recipe: Recipe, folder: Path) -> Mapping[str, Any]:
 
     mark_folder(folder)
     with (folder / "console.txt").open("a", encoding="utf-8") as stream:
-        console = Console(file=stream, width=120, highlight=False)
+        console = safe_console(Console(file=stream, width=120, highlight=False))
         try:
             train(
                 recipe,

@@ -21,6 +21,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from convnext.progress import printable
+
 PAPER, INK, MUTED, GRID, ACCENT = "#ffffff", "#1d2430", "#667080", "#e2e6eb", "#1f66b5"
 # Blue and orange differ for every kind of color vision, and suit both dark and light text.
 HIT, MISS = "#3b82d6", "#e8710a"
@@ -288,8 +290,9 @@ def shrink(shares: NDArray[np.float64], cells: int = MAX_CELLS) -> NDArray[np.fl
 
 def shorten(name: str, limit: int = 18) -> str:
     """Return a name on one line, short enough to label a plot."""
-    name = " ".join(name.split())
-    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+    name = printable(" ".join(name.split()))
+    name = name if len(name) <= limit else f"{name[: limit - 1]}…"
+    return name.replace("$", r"\$")  # Otherwise a formula.
 
 
 def save_bytes(fig: Figure, form: str, **style: Any) -> bytes:

@@ -22,6 +22,7 @@ from convnext.hardware.devices import Ranks, environment, pick_device
 from convnext.hardware.peak_rates import pick_training_precision
 from convnext.models.flops import Cost, cost
 from convnext.names import portable_name
+from convnext.progress import safe_console
 from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
 from convnext.recipes.resolve import num_steps as num_steps_of
 from convnext.tasks import task_class
@@ -122,7 +123,7 @@ def _train(
     held: ExitStack,
 ) -> RunResult:
     """Train: all steps of one run, in the order in which they are printed."""
-    console = console or Console(stderr=True, highlight=False)
+    console = console or safe_console(Console(stderr=True, highlight=False))
     device = pick_device(recipe.run.device)
     check_folder(output, resume=resume)
     if recipe.run.deterministic:

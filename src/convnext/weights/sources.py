@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from convnext.names import nearest, nearest_path
+from convnext.progress import printable
 from convnext.weights.checkpoint import find_checkpoint
 from convnext.weights.files import read_file
 from convnext.weights.published import (
@@ -124,7 +125,7 @@ def _check_hub_id(text: str) -> None:
 def _ask_hub(text: str) -> Path:
     """Fetch `hf:owner/name`, or `owner/name` with a notice; a revision may follow after @."""
     if not text.startswith("hf:"):
-        print(f"{text} is not a local path: looking for it on the hub", file=sys.stderr)
+        print(f"{printable(text)} is not a local path: looking for it on the hub", file=sys.stderr)
     repo_id, _, revision = text.removeprefix("hf:").partition("@")
     return download(repo_id, revision=revision or None)
 

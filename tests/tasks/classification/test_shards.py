@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -288,3 +289,13 @@ def test_a_test_split_is_not_written_and_this_is_said(make_folder, tmp_path):
     report = to_shards(str(root), tmp_path / "shards")
     assert "the 6 images of the test split are not in the shards" in report.notes[-1]
     assert len(open_dataset(str(tmp_path / "shards")).train) == 6
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+def test_class_names_that_are_not_utf8_are_carried(photos, tmp_path):
+    root = photos
+    for part in ("train", "val"):
+        (root / part / "b").rename(root / part / os.fsdecode(b"caf\xe9"))
+    to_shards(str(root), tmp_path / "shards")
+    for data in (open_dataset(str(root)), open_dataset(str(tmp_path / "shards"))):
+        assert "caf\udce9" in data.classes

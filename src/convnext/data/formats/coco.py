@@ -37,6 +37,7 @@ from convnext.data.formats.located import (
 )
 from convnext.data.formats.records import Fault, Record
 from convnext.data.images import MAX_PIXELS
+from convnext.documents import read_regular
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +209,7 @@ def load_json(path: Path) -> dict[str, Any]:
         ValueError: If it cannot be read, is not JSON, or has no such lists.
     """
     try:
-        content = json.loads(path.read_text("utf-8-sig"))
+        content = json.loads(read_regular(path))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -255,14 +256,16 @@ def read_categories(
     used = {v.get("category_id") for v in content["annotations"] if is_whole(v.get("category_id"))}
     names: dict[int, str] = {}
     merged: dict[int, int] = {}
-    for name in dict.fromkeys(by_id[key]["name"] for key in sorted(by_id)):
-        ids = [key for key in sorted(by_id) if by_id[key]["name"] == name]
+    ids_of: dict[str, list[int]] = {}
+    for key in sorted(by_id):
+        ids_of.setdefault(by_id[key]["name"], []).append(key)
+    for name, ids in ids_of.items():
         with_objects = [key for key in ids if key in used]
-        kinds = {by_id[key].get("supercategory") for key in with_objects}
+        kinds = {str(by_id[key].get("supercategory")) for key in with_objects}
         if len(with_objects) > 1 and len(kinds) > 1:
             raise ValueError(
                 f"{path}: two categories are called {name!r}, of the supercategories "
-                f"{' and '.join(sorted(map(str, kinds)))}: give them different names if they are "
+                f"{' and '.join(sorted(kinds))}: give them different names if they are "
                 "different classes, or the same supercategory if they are one"
             )
         kept = (with_objects or ids[-1:])[0]
@@ -275,17 +278,25 @@ def read_categories(
     for value in content["annotations"] if merged else ():
         if is_whole(value.get("category_id")):
             value["category_id"] = merged.get(value["category_id"], value["category_id"])
+    above = Counter(str(value.get("supercategory") or "") for value in by_id.values())
     placeholders = tuple(
-        name for key, name in names.items() if key not in used and _is_placeholder(by_id, key)
+        name
+        for key, name in names.items()
+        if key not in used and _is_placeholder(by_id[key], above)
     )
     return dict(sorted(names.items())), placeholders
 
 
-def _is_placeholder(by_id: Mapping[int, Mapping[str, Any]], key: int) -> bool:
-    """Tell whether a category is the supercategory of all others, and has none itself."""
-    name, own = by_id[key]["name"], by_id[key].get("supercategory")
-    others = [value.get("supercategory") for other, value in by_id.items() if other != key]
-    return own in (None, "", "none") and bool(others) and all(kind == name for kind in others)
+def _is_placeholder(category: Mapping[str, Any], above: Mapping[str, int]) -> bool:
+    """Tell whether a category is the supercategory of all others, and has none itself.
+
+    Args:
+        category: The category.
+        above: How many categories of the file have each supercategory.
+    """
+    own, name, others = category.get("supercategory"), category["name"], sum(above.values()) - 1
+    below = above.get(name, 0) - (name == (own or ""))
+    return own in (None, "", "none") and 0 < others == below
 
 
 def _read_images(

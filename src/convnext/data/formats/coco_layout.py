@@ -21,6 +21,7 @@ from pathlib import Path
 
 from convnext.data.formats.paths import SPLIT_WORDS, FileIndex, split_of, split_of_path
 from convnext.data.formats.records import SPLITS, Split
+from convnext.documents import open_regular
 
 ACCEPTED = (
     "accepted are instances_{train,val}.json with images/, COCO's annotations/ with train2017/ and "
@@ -47,7 +48,7 @@ class CocoFiles:
 def looks_like_coco(path: Path) -> bool:
     """Tell whether a json has COCO's lists, from its beginning and its end."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(SNIFFED)
             file.seek(max(path.stat().st_size - SNIFFED, 0))
             end = file.read()

@@ -22,6 +22,7 @@ from convnext.data.formats.class_folders import listing, subfolders
 from convnext.data.formats.splits import Split, is_plain_name, split_of, splits_among
 from convnext.data.images import readable_extensions, walk_files
 from convnext.data.samples import FolderSamples, ImageListing
+from convnext.documents import read_regular
 
 ENDINGS = (".csv", ".tsv")
 ONE_HOT = "_classes.csv"
@@ -209,7 +210,7 @@ def _header(path: Path) -> list[str]:
 
 def _rows(path: Path) -> list[list[str]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8; save it as UTF-8 ({error})") from error
     first = text.partition("\n")[0]

@@ -24,6 +24,7 @@ from convnext.data.formats.roboflow import TEXT, is_table, read_keras, read_tabl
 from convnext.data.formats.via import read_via
 from convnext.data.formats.voc import read_voc
 from convnext.data.formats.yolo import is_label_line, read_yolo
+from convnext.documents import open_regular
 
 READERS: Mapping[str, Callable[[FileIndex, ReadOptions], ImportedDataset]] = {
     "yolo": read_yolo,
@@ -161,7 +162,7 @@ def _sample(paths: list[Path]) -> list[Path]:
 def _layout_of(path: Path, ending: str) -> str:
     """Return the layout that a file belongs to; "" if it is none."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(HEAD)
     except OSError:
         return ""

@@ -17,6 +17,7 @@ from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions
 from convnext.data.formats.shapes import Skipped
 from convnext.data.formats.yolo_config import read_text
+from convnext.documents import read_regular
 
 TEXT, TABLE, NAMES = "_annotations.txt", "_annotations.csv", "_classes.txt"
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
@@ -83,8 +84,7 @@ def _line(line: str, path: Path, number: int, count: int, skipped: Skipped) -> I
 def is_table(path: Path) -> bool:
     """Tell whether a CSV has these columns."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            header = [name.strip().strip('"') for name in file.readline().split(",")]
+        header = [name.strip().strip('"') for name in read_regular(path).split("\n")[0].split(",")]
     except (OSError, UnicodeDecodeError):
         return False
     return set(COLUMNS) <= set(header)

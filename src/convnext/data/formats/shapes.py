@@ -17,6 +17,7 @@ from convnext.data.formats.coco_values import is_number
 from convnext.data.formats.imported import Box
 from convnext.data.formats.records import Fault
 from convnext.data.masks import encode
+from convnext.documents import read_regular
 
 # Corners of the polygon that stands for a circle or an ellipse.
 NUM_CORNERS = 48
@@ -67,7 +68,7 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path} is larger than {MAX_BYTES >> 20} MB")
-        return json.loads(path.read_text("utf-8-sig"))
+        return json.loads(read_regular(path))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

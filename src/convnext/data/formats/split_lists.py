@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convnext.data.formats.splits import Split, split_of
+from convnext.documents import read_regular
 
 # The names of lists: ImageSets/Segmentation/train.txt, splits/val.txt, or in the folder itself.
 LIST_FOLDERS = (
@@ -34,7 +35,7 @@ def split_lists(root: Path) -> dict[Split, Path]:
 
 def names_of_list(path: Path) -> list[str]:
     """Return the names in a list, with forward slashes."""
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = read_regular(path, "replace").splitlines()
     names = [line.replace("\\", "/").strip() for line in lines]
     # A line may name the mask after the image, and names have no blanks then.
     return [

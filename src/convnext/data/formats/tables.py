@@ -13,6 +13,7 @@ from typing import Any
 
 from convnext.data.formats.splits import split_of
 from convnext.data.samples import FolderSamples, ImageListing
+from convnext.documents import read_regular
 from convnext.names import nearest
 
 COLUMNS = ("path", "label")
@@ -37,7 +38,7 @@ def find_table(path: Path) -> ImageListing:
         ValueError: If a column is missing, a row is incomplete, or a split has another name.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8; save it as UTF-8 ({error})") from error
     reader = csv.DictReader(io.StringIO(text))

@@ -19,6 +19,7 @@ from convnext.data.formats.paths import FileIndex, normal, split_of
 from convnext.data.formats.records import Fault, ReadOptions, Split
 from convnext.data.formats.xml_nodes import BadXml, Node, parse
 from convnext.data.images import readable_extensions
+from convnext.documents import read_regular
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "image")
 
@@ -206,7 +207,7 @@ def _is_list(path: Path, stems: set[str]) -> bool:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text("utf-8-sig", "replace")
+        text = read_regular(path, "replace")
     except OSError:
         return []
     return [line.strip() for line in text.splitlines() if line.strip()]

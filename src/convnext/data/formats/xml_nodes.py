@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
 
+from convnext.documents import open_regular
+
 MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 32
 
@@ -71,7 +73,8 @@ def parse(path: Path, name: str = "annotation", *, max_bytes: int = MAX_BYTES) -
     try:
         if path.stat().st_size > max_bytes:
             raise BadXml(f"{path}: is larger than {max_bytes >> 20} MB, too large for annotations")
-        parser.Parse(path.read_bytes(), True)
+        with open_regular(path) as file:
+            parser.ParseFile(file)
     except OSError as error:
         raise BadXml(f"{path}: cannot be read: {error.strerror}") from error
     except BadXml:

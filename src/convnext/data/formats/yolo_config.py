@@ -13,6 +13,7 @@ from convnext.data.formats.located import Locator
 from convnext.data.formats.paths import SPLIT_WORDS, FileIndex, split_of, suffixes
 from convnext.data.formats.records import SPLITS, Fault, Split
 from convnext.data.images import readable_extensions
+from convnext.documents import parse_yaml, read_regular
 
 MAX_BYTES = 16 * 2**20
 _NAME_FILES = ("classes.txt", "_classes.txt", "obj.names", "_darknet.labels", "classes.names")
@@ -106,8 +107,8 @@ def _read_yaml(path: Path) -> Config | None:
         ValueError: If it is not YAML, or its names are invalid.
     """
     try:
-        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+        content = parse_yaml(read_text(path), yaml.BaseLoader)
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ValueError(f"{path}{line}: is not YAML; correct it") from error
@@ -298,6 +299,6 @@ def read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path}: is larger than {MAX_BYTES >> 20} MB, too large for labels")
-        return path.read_text("utf-8-sig")
+        return read_regular(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as text: {error}") from error

@@ -166,7 +166,12 @@ def read_names(path: Path) -> bytes:
 def write_listing(path: Path, listing: Listing) -> None:
     """Write `shards.json`."""
     tree = {"format": FORMAT} | asdict(listing)
-    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # A name that is not UTF-8 is carried as an escape.
+        text = json.dumps(tree, indent=1) + "\n"
+    write_text(path, text)
 
 
 def read_listing(path: Path, *, source: str = "") -> Listing:

@@ -217,7 +217,10 @@ def no_samples(where: str, count: int, faults: Sequence[str]) -> str:
 
 
 def _listed_classes(path: Path) -> tuple[str, ...] | None:
-    return class_lines(path.read_text(encoding="utf-8-sig"), str(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    return class_lines(text, str(path))
 
 
 def _local_listing(root: Path, notes: list[str]) -> Listing | None:

@@ -35,6 +35,7 @@ from convnext.data.shards.layout import (
 from convnext.data.shards.samples import TRIES, Shard, base_name
 from convnext.data.shards.store import Missing, Refused, Remote, Store, Unavailable
 from convnext.data.threads import for_each
+from convnext.progress import safe_console
 
 # Threads that fetch the small files of an index; they mostly wait.
 THREADS = 16
@@ -61,7 +62,7 @@ def find_remote(
     Raises:
         ValueError: If there is nothing, the protocol is unknown, or the index is damaged.
     """
-    console = console or Console(stderr=True)
+    console = console or safe_console(Console(stderr=True))
     store = Store(
         loader.shard_cache,
         limit_gb=loader.shard_cache_gb,
@@ -242,7 +243,7 @@ def _protocol(url: str) -> str:
 
 
 def _digest(*texts: str) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:24]
+    return hashlib.sha256("\n".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 # A pattern for more shards than this is a typo.

@@ -29,6 +29,7 @@ from typing import Any
 from filelock import FileLock
 
 from convnext.atomic import atomic_write, write_text
+from convnext.progress import printable
 
 # Seconds until a file that could not be fetched is requested again.
 FORGET_AFTER = 600.0
@@ -378,7 +379,7 @@ def make_watch(*, max_bytes: int, reason: str, patience: float) -> Any:
 
 def say(line: str) -> None:
     """Print a line to standard error, from any process."""
-    print(f"convnext: {line}", file=sys.stderr, flush=True)
+    print(f"convnext: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def _check(file: Remote, path: Path) -> None:

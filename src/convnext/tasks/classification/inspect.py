@@ -17,6 +17,7 @@ from convnext.data.doctor import bar, plain_table, print_notes
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_range
 from convnext.data.samples import Samples
+from convnext.progress import safe_console
 from convnext.tasks.classification.data import ClassificationData, open_dataset
 from convnext.tasks.classification.problems import Inspected, find_problems, find_suggestions, scan
 
@@ -187,7 +188,7 @@ def inspect(
         ValueError: If there is no data set at `path`.
     """
     data = open_dataset(path, val_share=val_share, strict=False, layout=layout)
-    inspected = scan(data, console=console or Console(stderr=True))
+    inspected = scan(data, console=console or safe_console(Console(stderr=True)))
     return report(data, inspected)
 
 

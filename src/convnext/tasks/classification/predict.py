@@ -29,6 +29,7 @@ from convnext.data.threads import items_of
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import ALONE, Ranks, autocast
 from convnext.hardware.system import leave_signals_to_parent
+from convnext.names import text_cell
 from convnext.results import Classification
 from convnext.tasks.classification.dataset import EvalDataset, collate
 from convnext.tasks.predict import Predictor, Skip
@@ -133,7 +134,8 @@ class PredictResult:
         for prediction in self.predictions:
             ranked = zip(prediction.classes, prediction.probabilities, strict=True)
             for rank, (name, probability) in enumerate(ranked, start=1):
-                yield prediction.source, rank, name, f"{probability:.6f}"
+                image, name = text_cell(prediction.source), text_cell(name)
+                yield image, rank, name, f"{probability:.6f}"
 
     def print(self, console: Console) -> None:
         """Print one line per image with its best classes and their probabilities."""
@@ -167,12 +169,14 @@ def wide_rows(results: Sequence[Classification]) -> Iterator[Sequence[Any]]:
     names = results[0].names
     truths = [true_class(result) for result in results]
     has_truth = any(truths)
-    yield "image", *(["true class"] if has_truth else []), "class", "probability", *names
+    columns = ["image", *(["true class"] if has_truth else []), "class", "probability"]
+    yield [*columns, *map(text_cell, names)]
     for result, truth in zip(results, truths, strict=True):
         best = result.top(1)[0]
         values = (f"{value:.6f}" for value in result.probabilities)
         own = [truth] if has_truth else []
-        yield result.source, *own, best.name, f"{best.probability:.6f}", *values
+        texts = map(text_cell, (result.source, *own, best.name))
+        yield *texts, f"{best.probability:.6f}", *values
 
 
 def true_class(result: Classification) -> str:

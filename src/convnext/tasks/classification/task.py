@@ -118,7 +118,9 @@ class ClassificationTask(Task):
     def identity(self) -> str:
         """Return a hash of the classes and the training labels, in order."""
         train = np.ascontiguousarray(self.data.train.labels, dtype=np.int64)
-        return hashlib.sha256("\n".join(self.data.classes).encode() + train.tobytes()).hexdigest()
+        # The names of folders need not be UTF-8.
+        names = "\n".join(self.data.classes).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(names + train.tobytes()).hexdigest()
 
     def cached_sets(self) -> tuple[CachedDataset, ...]:
         """Return the datasets to cache in memory."""

@@ -25,6 +25,7 @@ from convnext.data.drawing import save_image
 from convnext.data.formats.coco import read_coco
 from convnext.data.sources import Source
 from convnext.data.tensors import normalize_batch
+from convnext.names import text_cell
 from convnext.results import Detections
 from convnext.tasks.detection.export.exported import ExportedDetector
 from convnext.tasks.detection.inference import Detections as CocoDetections
@@ -116,7 +117,8 @@ class DetectionResult:
         writer.writerow(("image", "class", "score", "x", "y", "width", "height"))
         for row in content["objects"]:
             box = (f"{value:.1f}" for value in row["bbox"])
-            writer.writerow((row["file_name"], row["category"], f"{row['score']:.4f}", *box))
+            texts = map(text_cell, (row["file_name"], row["category"]))
+            writer.writerow((*texts, f"{row['score']:.4f}", *box))
         write_text(folder / "objects.csv", rows.getvalue())
         return tuple(folder / n for n in ("predictions.json", "results.json", "objects.csv"))
 

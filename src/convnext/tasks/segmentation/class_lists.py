@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from convnext.documents import read_regular
 from convnext.tasks.segmentation.masks import Color
 
 # Names under which a palette lists colors without a class.
@@ -72,7 +73,7 @@ def read_classes(folders: Sequence[Path], ignore_index: int) -> Classes:
 
 def _read(path: Path, parse: Any, ignore_index: int) -> Classes:
     try:
-        found: Classes = parse(path.read_text(encoding="utf-8-sig"), ignore_index)
+        found: Classes = parse(read_regular(path), ignore_index)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f'{path} does not list classes ({error}); write ["road", "car"], or one name per line '

@@ -26,6 +26,7 @@ from convnext.data.doctor import (
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_range
+from convnext.progress import safe_console
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset, refusal
 from convnext.tasks.segmentation.layout import Pairs
 from convnext.tasks.segmentation.render import overlay
@@ -150,7 +151,7 @@ def inspect(
         masks=masks,
         reduce_zero_label=reduce_zero_label,
     )
-    return report(data, scan(data, console=console or Console(stderr=True)))
+    return report(data, scan(data, console=console or safe_console(Console(stderr=True))))
 
 
 def scan(data: SegmentationData, *, console: Console | None = None) -> list[Inspected]:

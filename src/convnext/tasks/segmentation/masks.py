@@ -18,6 +18,7 @@ from PIL import Image
 
 from convnext.data.formats.mask_layers import Layers
 from convnext.data.images import MAX_PIXELS, BadImage, check_stack, identify, upright
+from convnext.documents import open_regular
 
 Labels = NDArray[np.int32]
 Color = tuple[int, int, int]
@@ -219,7 +220,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> Raw:
             stack of slices.
     """
     try:
-        with path.open("rb") as stream, identify(stream) as file:
+        with open_regular(path) as stream, identify(stream) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise BadImage(str(path), f"declares {file.width:,} x {file.height:,} pixels")
             check_stack(file, str(path))

@@ -20,6 +20,7 @@ from convnext.atomic import write_text
 from convnext.data.drawing import save_image
 from convnext.data.sources import Source
 from convnext.data.tensors import normalize_batch
+from convnext.names import text_cell
 from convnext.results import Segmentation
 from convnext.tasks.predict import Predictor
 from convnext.tasks.segmentation.inference import segment_labels
@@ -76,7 +77,8 @@ class SegmentationResult:
         writer.writerow(("image", "class", "pixels", "percent"))
         for prediction in self.predictions:
             for area in prediction.areas:
-                writer.writerow((prediction.source, area.name, area.pixels, f"{area.percent:.4f}"))
+                image, name = text_cell(prediction.source), text_cell(area.name)
+                writer.writerow((image, name, area.pixels, f"{area.percent:.4f}"))
         write_text(as_csv, rows.getvalue())
         return as_json, as_csv
 

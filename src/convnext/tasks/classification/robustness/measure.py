@@ -268,7 +268,8 @@ def fingerprint(samples: Samples) -> str:
     """Return a hash of the paths and labels of the images."""
     found = hashlib.sha256()
     for index, label in enumerate(samples.labels):
-        found.update(f"{samples.source(index)}\0{label}\n".encode())
+        line = f"{samples.source(index)}\0{label}\n"
+        found.update(line.encode("utf-8", "surrogateescape"))
     return found.hexdigest()
 
 

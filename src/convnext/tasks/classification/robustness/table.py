@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import atomic_write, write_text
+from convnext.names import text_cell
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS, KINDS
 from convnext.tasks.classification.robustness.measure import NAME
 from convnext.tasks.classification.robustness.run import RobustnessResult
@@ -52,7 +53,8 @@ def to_csv(result: RobustnessResult) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    common = {"benchmark": header["title"], "source": header["source"], "model": header["model"]}
+    common = {"benchmark": header["title"]}
+    common |= {name: text_cell(header[name]) for name in ("source", "model")}
     clean = result.summary.clean_top1
     if clean is not None and ("clean", 0) not in result.state.scores:
         writer.writerow(

@@ -20,6 +20,7 @@ from convnext.data.formats.located import UNCLEAR
 from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage
 from convnext.data.objects import FAULTS, DetectionData, DetectionImages, open_dataset
+from convnext.progress import safe_console
 from convnext.tasks.detection.data.problems import (
     Inspected,
     Problem,
@@ -178,7 +179,7 @@ def inspect(
         ValueError: If there is no data set at `path`.
     """
     data = open_dataset(path, val_share=val_share, strict=False, options=options)
-    return report(data, scan(data, console=console or Console(stderr=True)))
+    return report(data, scan(data, console=console or safe_console(Console(stderr=True))))
 
 
 def report(data: DetectionData, inspected: Sequence[Inspected]) -> DataReport:
