@@ -14,6 +14,8 @@ LIGHT = (
     "convnext.data.threads",
     "convnext.weights",
     "convnext.weights.checkpoint",
+    "convnext.weights.published",
+    "convnext.weights.sources",
 )
 
 
@@ -27,3 +29,17 @@ def test_a_light_module_imports_neither_torch_nor_timm(module: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("name", ["runs/first", "convnext_tinny.fb_in1k", "absent.pth"])
+def test_a_model_that_does_not_exist_is_reported_without_torch(name: str) -> None:
+    code = (
+        "import convnext, sys\n"
+        f"try: convnext.load({name!r})\n"
+        "except ValueError as error: print(error)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert name in done.stdout

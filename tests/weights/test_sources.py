@@ -158,6 +158,7 @@ def test_offline_and_absent_says_what_to_put_where(cache: Path) -> None:
         ("https://host/tiny.pth", "convnext_tiny", "no file or folder https"),
         ("https://host/tiny", "convnext_tiny", "is a URL; download the file"),
         ("a/b/c", "convnext_tiny", "there is no such run, file or folder a/b/c"),
+        ("runs/first", "", "there is no such run, file or folder runs/first$"),
     ],
 )
 def test_unknown_sources(cache: Path, source: str, model: str, message: str) -> None:

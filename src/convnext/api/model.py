@@ -142,6 +142,7 @@ def load(
     """
     from convnext.deploy.runtimes import open_exported
     from convnext.weights.checkpoint import is_exported
+    from convnext.weights.sources import check_source
 
     given = (preprocessing, classes or None, task, network)
     if (
@@ -152,6 +153,8 @@ def load(
         and given == (None,) * 4
     ):
         return Model(open_exported(source))
+    if isinstance(source, str | Path) and not Path(source).expanduser().exists():
+        check_source(str(source))  # Importing torch takes seconds.
     from torch import nn
 
     from convnext.tasks.trained import opened

@@ -1,6 +1,7 @@
 """Sources of weights: a path, a tag, or a hub id; and files from the hub and its cache.
 
-Every download is announced.
+Every download is announced. Imports torch only to read a file, so that mistakes in a name are found
+at once.
 """
 
 from __future__ import annotations
@@ -10,14 +11,11 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from convnext.names import nearest, nearest_path
 from convnext.progress import printable
 from convnext.weights.checkpoint import find_checkpoint
-from convnext.weights.files import read_file
 from convnext.weights.published import (
     PUBLISHED,
     PUBLISHED_DENSE,
@@ -27,6 +25,9 @@ from convnext.weights.published import (
     published,
     published_dense,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of files of weights on the hub, in order of preference."""
@@ -48,6 +49,8 @@ def read_source(
     Raises:
         ValueError: If the source is unknown, missing or unreadable.
     """
+    from convnext.weights.files import read_file
+
     return read_file(locate(source, model=model, backbone=backbone), ema=ema)
 
 
@@ -117,7 +120,8 @@ def _check_hub_id(text: str) -> None:
     path = Path(text)
     owner = path.parts[0]
     here = sorted(folder.name for folder in Path().iterdir() if folder.is_dir())
-    alike = get_close_matches(owner, here, n=1, cutoff=0.75)
+    # `runs` is the default folder of runs; before the first run it does not exist.
+    alike = owner == "runs" or get_close_matches(owner, here, n=1, cutoff=0.75)
     if len(path.parts) != 2 or alike:
         raise ValueError(f"there is no such run, file or folder {text}{nearest_path(path)}")
 
@@ -147,6 +151,8 @@ def _nearest_published(text: str) -> str:
 
 def _authors_file(entry: PublishedDense) -> Path:
     """Return a file that is not on the hub, from torch's folder of downloaded checkpoints."""
+    import torch
+
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / entry.filename
     if not path.is_file():
