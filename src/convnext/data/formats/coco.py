@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from convnext.data.formats.coco_boxes import BoxForm
 from convnext.data.formats.coco_objects import (
     FIX,
     UNUSED,
@@ -25,7 +24,7 @@ from convnext.data.formats.coco_objects import (
     read_objects,
 )
 from convnext.data.formats.coco_tidy import tidy_ids, tidy_objects
-from convnext.data.formats.coco_values import Changes, Json, is_whole
+from convnext.data.formats.coco_values import BoxForm, Changes, Json, is_whole
 from convnext.data.formats.located import (
     OFF_BY,
     Exif,

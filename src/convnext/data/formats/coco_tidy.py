@@ -12,8 +12,8 @@ import itertools
 from collections import Counter
 from typing import Any
 
-from convnext.data.formats.coco_boxes import BoxForm, tidy_boxes
 from convnext.data.formats.coco_values import (
+    BoxForm,
     Changes,
     Json,
     are_numbers,
@@ -22,6 +22,7 @@ from convnext.data.formats.coco_values import (
     is_whole,
     mask_bounds,
     place_of,
+    tidy_boxes,
 )
 
 # With fewer objects, all of them may well be crowds.

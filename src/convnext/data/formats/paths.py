@@ -220,7 +220,7 @@ class FileIndex:
         return [path for score, path in scored if score == best]
 
     def _is_mask(self, path: Path) -> bool:
-        """Tell whether a picture is in a folder of masks: it is no stand-in for a photo."""
+        """Tell whether a picture is in a folder of masks; it does not stand in for a photo."""
         inside = path.relative_to(self.root) if path.is_relative_to(self.root) else path
         return any(_MASK_FOLDER.search(normal(part)) for part in inside.parts[:-1])
 
