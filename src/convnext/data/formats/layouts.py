@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convnext.data.formats.coco_layout import ACCEPTED, BACKUP_SUFFIX, looks_like_coco
-from convnext.data.formats.createml import read_createml
 from convnext.data.formats.cvat import read_cvat
 from convnext.data.formats.imported import ImportedDataset
 from convnext.data.formats.instances import read_instances
@@ -20,7 +19,7 @@ from convnext.data.formats.labelme import read_labelme
 from convnext.data.formats.mask_folders import is_mask_folder
 from convnext.data.formats.paths import Fence, FileIndex
 from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.roboflow import TEXT, is_table, read_keras, read_table
+from convnext.data.formats.roboflow import TEXT, is_table, read_createml, read_keras, read_table
 from convnext.data.formats.via import read_via
 from convnext.data.formats.voc import read_voc
 from convnext.data.formats.yolo import is_label_line, read_yolo
