@@ -80,7 +80,8 @@ def read_contents(folder: str | Path) -> Contents | None:
         splits = {name: SplitContents(**split) for name, split in values["splits"].items()}
         return Contents(classes=tuple(values["classes"]), splits=splits)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}; delete it to go on without it") from error
+        reason = f"{error!r}; delete it to continue without it"
+        raise ValueError(f"{path} is damaged: {reason}") from error
 
 
 def contents_of_split(

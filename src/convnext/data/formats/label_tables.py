@@ -56,7 +56,7 @@ class _Read:
     rows: list[_Row] = field(default_factory=list)
     columns: tuple[str, str] = ("", "")
     classes: tuple[str, ...] = ()
-    """Of a one-hot table."""
+    """For a one-hot table."""
     absent: list[str] = field(default_factory=list)
     none: list[int] = field(default_factory=list)
     several: list[int] = field(default_factory=list)
