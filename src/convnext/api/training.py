@@ -166,8 +166,8 @@ def train(
     own = None if isinstance(model, str) else model
     if own is not None:
         out.print(
-            f"{made.model} exists only in this process; elsewhere, pass a network of the same class: "
-            "train(resume=True, model=...) or load(RUN, network=...)",
+            f"{made.model} exists only in this process; elsewhere, pass a network of the same "
+            "class: train(resume=True, model=...) or load(RUN, network=...)",
             markup=False,
         )
     result = run(

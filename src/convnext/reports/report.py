@@ -190,7 +190,9 @@ def headline(run: Run, found: ReportSections) -> list[tuple[str, str]]:
         facts.append((f"best {run.primary_name} so far", f"{best[run.primary]:.2f}\u00a0%"))
     if run.model:
         facts.append(("classes", f"{run.model['classes']:,}"))
-        facts.append(("parameters", f"{run.model['params'] / 1e6:.2f} M"))
+        params = run.model["params"]
+        shown = f"{params:,}" if params < 100_000 else f"{params / 1e6:.2f} M"
+        facts.append(("parameters", shown))
         macs = run.model["macs"]
         unit, size = ("G", 1e9) if macs >= 1e9 else ("M", 1e6)
         facts.append((f"MACs at {run.model['input_size']} px", f"{macs / size:.3g} {unit}"))
