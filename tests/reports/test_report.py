@@ -194,6 +194,10 @@ def test_the_headline(run_folder: Path) -> None:
     assert facts["MACs at 96 px"] == "75 M"
     assert facts["images seen"] == "3,200"
     assert "top-5" not in facts
+    assert facts["parameters"] == "3.40 M"
+    path = run_folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"params": 1278}))
+    assert dict(headline_of(run_folder))["parameters"] == "1,278"
 
 
 def test_many_classes_show_the_pairs_that_matter(run_folder: Path) -> None:
