@@ -59,6 +59,12 @@ def test_contents_survive_json_and_moving(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "moved")
     assert changes(again, contents(tmp_path / "moved")) == ()
     assert read_contents(tmp_path / "nowhere") is None
+    checkpoint = tmp_path / "checkpoints/step-1/model.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    assert read_contents(checkpoint) == again
+    (tmp_path / "loose.safetensors").touch()
+    assert read_contents(tmp_path / "loose.safetensors") is None
     (tmp_path / FILE).write_text("{}")
     with pytest.raises(ValueError, match="is damaged"):
         read_contents(tmp_path)

@@ -66,13 +66,19 @@ class Contents:
         return json.dumps(asdict(self)) + "\n"
 
 
-def read_contents(folder: str | Path) -> Contents | None:
-    """Return the contents that a run folder keeps; None if it has none, or is not a run folder.
+def read_contents(source: str | Path) -> Contents | None:
+    """Return the contents that a run recorded; None if nothing is known about them.
+
+    Args:
+        source: A run folder, or a checkpoint in one.
 
     Raises:
         ValueError: If the file is damaged.
     """
-    path = Path(folder) / FILE
+    path = Path(source)
+    if path.is_file():  # RUN/checkpoints/best.safetensors, RUN/checkpoints/step-1/model.safetensors
+        path = next((p.parent for p in path.parents[:2] if p.name == "checkpoints"), path)
+    path = path / FILE
     if not path.is_file():
         return None
     try:
@@ -264,7 +270,7 @@ def compare_with_run(
     """Compare images with those that a run trained on and held out.
 
     Args:
-        source: The run folder; nothing is known about the training of other sources.
+        source: The run folder, or a checkpoint in it; nothing is known about other sources.
         images: The images to evaluate on.
         annotate: Returns the hash of an image's annotation, by its index.
         data: The data set that they belong to.
