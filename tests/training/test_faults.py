@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 from toy import BATCH, ToyTask, run, weights
 
+from convnext.hardware.system import StopSignals
 from convnext.training.faults import (
     DivergedError,
     InterruptedRun,
+    is_broken_loader,
     is_lost_worker,
     is_single_value,
+    lost_worker,
 )
 from convnext.training.log import read_metrics
 from convnext.weights.checkpoint import complete_steps, step_of
@@ -50,7 +53,7 @@ class SignalledTask(ToyTask):
         return super().losses(model, batch, step, *rest)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 @pytest.mark.parametrize("at", [0, 4, 6])
 def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, name: str, at: int) -> None:
     before = signal.getsignal(getattr(signal, name))
@@ -274,6 +277,47 @@ def test_an_error_in_a_loader_is_no_dead_loader() -> None:
     died = RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed.")
     several = RuntimeError("DataLoader worker (pid(s) 77, 78) exited unexpectedly")
     assert [is_lost_worker(error) for error in (raised, died, several)] == [False, True, True]
+
+
+def test_a_connection_that_breaks_is_a_dead_loader() -> None:
+    errors = [EOFError(), ConnectionResetError(104, "reset"), FileNotFoundError(2, "no socket")]
+    assert all(map(is_broken_loader, errors))
+    caught = EOFError("Caught EOFError in DataLoader worker process 0.")
+    assert not any(map(is_broken_loader, (caught, OSError(28, "full"), RuntimeError())))
+    assert is_lost_worker(lost_worker(errors[1], seconds=0.1))
+
+
+class BreakingLoader(ToyTask):
+    """A task whose loader loses its connection once, before step 5."""
+
+    broken = False
+
+    def batches(self, start_step: int, *rest: Any) -> Iterator[Sequence[Any]]:
+        for step, parts in enumerate(super().batches(start_step, *rest), start_step):
+            if step == 5 and not self.broken:
+                self.broken = True
+                raise ConnectionResetError(104, "Connection reset by peer")
+            yield parts
+
+
+def test_a_broken_connection_to_a_loader_goes_back_to_the_saved_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convnext.training.faults.lost_worker.__defaults__", (0.1,))
+    run(tmp_path / "parts", BreakingLoader(), loader__workers=1)
+    assert any("data loader are restarted" in text for text in events(tmp_path / "parts"))
+    run(tmp_path / "whole", ToyTask())
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_under_nohup_ignores_that_its_terminal_closes() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_batch_norm_of_one_value_is_recognized() -> None:

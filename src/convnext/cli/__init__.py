@@ -36,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     The code is 0 on success, 2 for a usage error, 1 for a failed run, and 75 for an interrupted run
     that should be started again.
     """
+    # With `>&-` there is no stream, and the next file that is opened would take its place.
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     # OpenMP threads spin while they wait. If anything else runs on a machine with two cores, that
     # makes a network ten times slower (LOG.md). torch reads the variable on its first import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

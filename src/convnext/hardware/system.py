@@ -20,9 +20,11 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 
 # SLURM sends SIGUSR1 before a time limit (`#SBATCH --signal=USR1@120`); Windows does not have it.
-_STOP_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+_STOP_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(signal, name))
 """The signals of this system that stop a run."""
+HANG_UP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""The signal that the terminal was closed; None on Windows."""
 CHILD_ENDED: signal.Signals | None = getattr(signal, "SIGCHLD", None)
 """The signal that a child process has ended; None on Windows."""
 
@@ -118,7 +120,9 @@ class StopSignals:
         # Only the main thread may set handlers.
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                self._before[number] = signal.signal(number, self._take)
+                # A command that was started with nohup keeps ignoring the signal.
+                if number != HANG_UP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._take)
         return self
 
     def __exit__(self, *_: object) -> None:
