@@ -136,3 +136,12 @@ def test_data_takes_options_as_train_names_them(
         assert f"contact sheet: {sheet}" in capsys.readouterr().out
         assert sheet.is_file()
     assert main(["data", str(root), "--segment.nothing", "x"]) == 2
+
+
+def test_commands_work_with_closed_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["--version"]) == 0
+    assert main(["no-such-verb"]) == 2
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()

@@ -89,7 +89,7 @@ def lost_worker(error: BaseException, seconds: float = 5.0) -> RuntimeError:
     The report of its death, if it comes in time, says why. It must not come later, in the middle of
     something else.
     """
-    from torch.utils.data._utils.signal_handling import _error_if_any_worker_fails
+    from torch._C import _error_if_any_worker_fails
 
     end = time.monotonic() + seconds
     try:
