@@ -184,11 +184,13 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def write() -> None:
+    def write(text: str = "basic_ios::clear: iostream error") -> None:
         with deployment._full_disk_named(tmp_path / "a.xml"):
-            raise RuntimeError("basic_ios::clear: iostream error")
+            raise RuntimeError(text)
 
-    with pytest.raises(RuntimeError, match="iostream"):
+    with pytest.raises(RuntimeError, match="another"):
+        write("another")
+    with pytest.raises(OSError, match=r"a.xml could not be written; is the disk full"):
         write()
     full = SimpleNamespace(free=10)
     monkeypatch.setattr(deployment.shutil, "disk_usage", lambda path: full)

@@ -171,7 +171,13 @@ def _full_disk_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        if shutil.disk_usage(path.parent).free >= LEAST_SPACE:
+        free = shutil.disk_usage(path.parent).free
+        # OpenVINO removes what it has written, so that the disk is not full any more.
+        if "iostream error" in str(error) and free >= LEAST_SPACE:
+            raise OSError(
+                f"{path} could not be written; is the disk full? {free / 1e6:,.1f} MB are free"
+            ) from error
+        if free >= LEAST_SPACE:
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
