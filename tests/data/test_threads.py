@@ -53,5 +53,7 @@ def test_leaving_early_ends_the_thread() -> None:
 
 def test_a_cpu_has_no_core_to_spare() -> None:
     loader = DataLoader(range(4), batch_size=None)  # type: ignore[arg-type]
-    assert items_of(loader, torch.device("cpu")) is loader
+    items = items_of(loader, torch.device("cpu"))
+    assert type(items) is type(iter(loader))  # Nothing between the loader and its reader.
+    assert list(items) == [0, 1, 2, 3]
     assert list(items_of(loader, torch.device("cuda"))) == [0, 1, 2, 3]

@@ -115,7 +115,13 @@ def test_fine_tuning(name: str) -> None:
 
 def test_no_shipped_recipe_leaves_the_result_to_auto() -> None:
     free = {"loader.workers", "run.precision", "run.device", "run.devices", "run.save_every"}
-    free |= {"run.channels_last", "run.compile", "loader.shard_cache", "loader.shard_cache_gb"}
+    free |= {
+        "loader.layout",
+        "run.channels_last",
+        "run.compile",
+        "loader.shard_cache",
+        "loader.shard_cache_gb",
+    }
     for name in recipe_names():
         recipe = read_recipe(name)
         assert {key for key, value in flatten(recipe) if value == "auto"} <= free, name
