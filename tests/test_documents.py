@@ -19,8 +19,8 @@ from convnext.data.images import BadImage, read_header
 from convnext.data.masks import num_pixels
 from convnext.data.run_lengths import read_counts
 from convnext.documents import open_regular, parse_yaml, read_regular
-from convnext.names import text_cell
-from convnext.progress import printable, safe_console
+from convnext.names import printable, text_cell
+from convnext.progress import safe_console
 from convnext.recipes.recipe import read_recipe
 from convnext.tasks.figures import draw_confusion, save_bytes
 

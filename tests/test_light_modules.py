@@ -12,6 +12,7 @@ LIGHT = (
     "convnext.data.preprocessing",
     "convnext.data.drawing",
     "convnext.data.threads",
+    "convnext.tasks.classification.exported",
     "convnext.weights",
     "convnext.weights.checkpoint",
     "convnext.weights.published",

@@ -135,6 +135,11 @@ def workspace(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         photo(root / "imagenet-c" / "fog" / str(severity) / "n01440764" / "x.jpg", seed=severity)
     write_shapes(root / "streets", num_train=8, num_val=2)
     coco_squares(root / "cells", num_train=8, num_val=2)
+    (coco_squares(root / "my_objects", num_train=8, num_val=2) / "annotations").mkdir()
+    for split in ("train", "val"):
+        (root / "my_objects" / f"instances_{split}.json").rename(
+            root / "my_objects" / "annotations" / f"instances_{split}2017.json"
+        )
     (recipe,) = [s.code for s in ALL if s.language == "yaml" and "my_recipe.yaml" in s.code]
     (root / "my_recipe.yaml").write_text(recipe, encoding="utf-8")
     os.link(hub / "weights.safetensors", root / "convnext_tiny.safetensors")

@@ -1,4 +1,4 @@
-"""Names: suggest the one that a user probably meant, and make one valid on every file system."""
+"""Names: find the one that was meant, show it safely, make it valid on every file system."""
 
 from __future__ import annotations
 
@@ -61,3 +61,18 @@ def portable_name(text: str) -> str:
     kept = name.rstrip(". ")
     name = kept + "_" * (len(name) - len(kept))
     return f"_{name}" if not name or _DEVICES.match(name) else name
+
+
+# Control characters except tab and line feed, and bytes of file names that are not UTF-8.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return text with control characters as escapes: names must not control the terminal."""
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    # Python maps the bytes 80 to FF of a file name to these surrogates.
+    return f"\\x{code & 0xFF:02x}" if code < 0x100 or 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"

@@ -10,8 +10,7 @@ from typing import Any
 from convnext import __version__
 from convnext.cli.verbs import VERBS
 from convnext.hardware.system import keep_freed_memory
-from convnext.names import nearest
-from convnext.progress import printable
+from convnext.names import nearest, printable
 from convnext.training.faults import EXIT_AGAIN, EXIT_WHEN_LOST, InterruptedRun, LostProcessError
 
 __all__ = ["VERBS", "main"]

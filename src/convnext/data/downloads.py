@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 from urllib.parse import urljoin, urlsplit
 
 from convnext.data.images import BadImage
-from convnext.progress import printable
+from convnext.names import printable
 
 Notice = Callable[[str], None]
 # A slow download is given up after this many times the timeout.

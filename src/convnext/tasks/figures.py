@@ -21,7 +21,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from convnext.progress import printable
+from convnext.names import printable
 
 PAPER, INK, MUTED, GRID, ACCENT = "#ffffff", "#1d2430", "#667080", "#e2e6eb", "#1f66b5"
 # Blue and orange differ for every kind of color vision, and suit both dark and light text.

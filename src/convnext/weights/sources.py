@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnext.names import nearest, nearest_path
-from convnext.progress import printable
+from convnext.names import nearest, nearest_path, printable
 from convnext.weights.checkpoint import find_checkpoint
 from convnext.weights.published import (
     PUBLISHED,

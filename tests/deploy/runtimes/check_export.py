@@ -257,7 +257,7 @@ def test_a_file_that_fails_its_proof_is_not_kept(
     # The network is compared as loaded; the file contains a copy with another head.
     monkeypatch.setattr(module, "write", write_another)
     path = tmp_path / "net.onnx"
-    with pytest.raises(ArithmeticError, match="the file was deleted"):
+    with pytest.raises(ArithmeticError, match="it was deleted"):
         export(checkpoint, settings=ExportSettings(), output=path, images=[photos])
     assert list(tmp_path.iterdir()) == []
     kept = export(checkpoint, settings=ExportSettings(), output=path, images=[photos], force=True)

@@ -173,7 +173,7 @@ def test_what_cannot_be_done(tmp_path: Path, noise: Callable[..., Image.Image]) 
         run([tmp_path / "missing.png"], tmp_path / "out")
     with pytest.raises(ValueError, match="there are no images"):
         run([], tmp_path / "out")
-    with pytest.raises(ValueError, match="must be of png, jpg, none"):
+    with pytest.raises(ValueError, match="must be one of png, jpg, none"):
         run([damaged], tmp_path / "out", overlays="gif")
     with pytest.raises(ValueError, match="alpha is 2"):
         run([damaged], tmp_path / "out", alpha=2.0)

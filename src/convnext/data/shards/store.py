@@ -29,7 +29,7 @@ from typing import Any
 from filelock import FileLock
 
 from convnext.atomic import atomic_write, write_text
-from convnext.progress import printable
+from convnext.names import printable
 
 # Seconds until a file that could not be fetched is requested again.
 FORGET_AFTER = 600.0

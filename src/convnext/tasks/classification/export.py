@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext.data.images import BadImage
-from convnext.data.sources import Source
 from convnext.data.tensors import to_batch
 from convnext.deploy.export import ExportSpec
 from convnext.deploy.formats import ExportSettings
@@ -30,91 +24,9 @@ from convnext.deploy.graphs import (
     run_images,
 )
 from convnext.deploy.quantize import image_calibration
-from convnext.deploy.runtimes import Array, Exported, outside
+from convnext.deploy.runtimes import Exported, outside
 from convnext.deploy.verify import Proof, ScoredComparison, collect_images
-from convnext.results import Classification
 from convnext.weights.checkpoint import Card, data_of
-
-# Batch size for files with a dynamic batch dimension.
-BATCH_SIZE = 8
-
-
-class ExportedClassifier:
-    """An exported classifier in its runtime.
-
-    Attributes:
-        exported: The file.
-        card: The card of its network, with class names and preprocessing.
-    """
-
-    def __init__(self, exported: Exported) -> None:
-        self.exported = exported
-        self.card = exported.card
-        self.graph = exported.graph
-        self.preprocessing = outside(self.card.preprocessing, self.graph["inside"])
-
-    def predict(
-        self, sources: Iterable[Source], skip: Callable[[Source, BadImage], None]
-    ) -> Iterator[Classification]:
-        """Yield the classes of every readable image, in order.
-
-        Args:
-            sources: The images, read one batch at a time.
-            skip: Called with every image that cannot be read.
-        """
-        rest = iter(sources)
-        with ThreadPoolExecutor() as pool:
-            while part := list(islice(rest, self._batch_size)):
-                images = list(pool.map(self._read, part))
-                good = [image for image in images if isinstance(image, Image.Image)]
-                values = iter(self.probabilities(good))
-                for source, image in zip(part, images, strict=True):
-                    if isinstance(image, BadImage):
-                        skip(source, image)
-                        continue
-                    yield Classification(
-                        probabilities=next(values),
-                        source=source.name,
-                        path=source.path,
-                        size=(image.height, image.width),
-                        names=tuple(self.card.classes),
-                        image=image if source.path is None else None,
-                    )
-
-    def probabilities(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Return the probabilities (N, K) of images of any size and mode."""
-        parts = [np.zeros((0, len(self.card.classes)), np.float32)]
-        for start in range(0, len(images), self._batch_size):
-            given = [self._input(image) for image in images[start : start + self._batch_size]]
-            outputs = self.exported.run_in_batches(np.stack(given))
-            parts.append(outputs if self.graph["output"] == "probabilities" else softmax(outputs))
-        return np.concatenate(parts)
-
-    @property
-    def _batch_size(self) -> int:
-        return self.graph["batch"] or BATCH_SIZE
-
-    def _read(self, source: Source) -> Image.Image | BadImage:
-        try:
-            return source.open(self.preprocessing.mode)
-        except BadImage as error:
-            return error
-
-    def _input(self, image: Image.Image) -> Array:
-        """Return the file's input for an image, without the batch dimension."""
-        pixels = self.preprocessing.pixels(image)
-        if self.preprocessing.normalizes:
-            normalized: Array = self.preprocessing.normalize(pixels[None])[0]
-            return normalized
-        given: Array = pixels.transpose(1, 2, 0)
-        return given
-
-
-def softmax(logits: Array) -> NDArray[np.float32]:
-    """Return the probabilities of logits (N, K)."""
-    shifted = np.exp((logits - logits.max(1, keepdims=True)).astype(np.float32))
-    total: NDArray[np.float32] = shifted / shifted.sum(1, keepdims=True)
-    return total
 
 
 def export_spec(

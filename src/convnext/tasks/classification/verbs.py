@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convnext.deploy.runtimes import Exported
-    from convnext.tasks.classification.export import ExportedClassifier
+    from convnext.tasks.classification.exported import ExportedClassifier
 
 NUM_INT8_IMAGES = 500
 
@@ -79,7 +79,7 @@ def inspect(path: str, *, contact_sheet: bool, layout: str = "") -> tuple[Any, A
 
 def file_predictor(exported: Exported) -> ExportedClassifier:
     """Return a predictor that uses only an exported file, without torch."""
-    from convnext.tasks.classification.export import ExportedClassifier
+    from convnext.tasks.classification.exported import ExportedClassifier
 
     return ExportedClassifier(exported)
 
