@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from convnext.data.formats.paths import SPLIT_WORDS, FileIndex, split_of, split_of_path
+from convnext.data.formats.paths import FileIndex, split_of_path
 from convnext.data.formats.records import SPLITS, Split
+from convnext.data.formats.splits import SPLIT_WORDS, split_of
 from convnext.documents import open_regular
 
 ACCEPTED = (

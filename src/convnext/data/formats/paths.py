@@ -17,40 +17,10 @@ from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote
 
 from convnext.data.formats.records import Split
+from convnext.data.formats.splits import split_of
 from convnext.data.images import readable_extensions
 
-SPLIT_WORDS: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training", "trn"),
-    "val": ("val", "valid", "validation", "validate", "dev"),
-    "test": ("test", "testing", "tst"),
-}
-# Words that may stand beside the word of a split, as in `train_images`, `seg_test` or
-# `obj_Validation_data`. Other words make a name of their own: `test_tube` is not a split.
-_NEUTRAL = re.compile(
-    "annos?|annotations?|all|coco|data|dataset|darknet|detect|detection|first|folder|gt|images?"
-    "|imgs?|instances?|json|labels?|masks?|new|obj|objects?|part|png|jpe?g|pics?|pictures?|samples?"
-    "|seg|segmentation|set|split|subset|via|voc|xml|yolo|st|nd|rd|th"
-)
 _MASK_FOLDER = re.compile("mask|segmentation|visuali[sz]ation|annotation|label")
-_SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
-
-
-def split_of(name: str) -> Split | None:
-    """Return the split that a name of a folder or a file without its ending stands for.
-
-    Examples: `train2017`, `Validation`, `train_images`, `trainset`, `images_dev`.
-    """
-    # CamelCase has word limits too: `trainImages`, `ValSet`.
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    found: set[Split] = set()
-    for word in re.findall(r"[^\W\d_]+", spaced.lower()):
-        short = word.removesuffix("set") or word
-        split = _SPLIT_OF.get(word) or _SPLIT_OF.get(short)
-        if split is not None:
-            found.add(split)
-        elif not _NEUTRAL.fullmatch(word):
-            return None
-    return found.pop() if len(found) == 1 else None
 
 
 def split_of_path(name: str) -> Split | None:

@@ -10,15 +10,16 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
-Split = Literal["train", "val", "test"]
+from convnext.data.formats.records import Split
+
 Kind = Literal["image", "mask", "annotation"]
 
-_SPLITS: dict[str, Split] = {
-    **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "validating", "dev"), "val"),
-    **dict.fromkeys(("devel", "development"), "val"),
-    **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "holdout"), "test"),
+SPLIT_WORDS: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "validate", "validating", "dev", "devel", "development"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
 }
+_SPLITS = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 _IMAGES = """
     image images img imgs imagery jpeg jpg jpegimages jpgs pngimages picture pictures photo photos
     input inputs raw rgb original originals frames
@@ -29,7 +30,7 @@ _MASKS = """
     semantic labelled target targets matte mattes manual
 """
 _ANNOTATIONS = """
-    annotation annotations annots ann anns bbox bboxes xml xmls json jsons txt csv
+    anno annos annotation annotations annots ann anns bbox bboxes xml xmls json jsons txt csv
     imagesets segmentationobject segmentationclassvisualization segmentationobjectpng
     segmentationobjectvisualization imagesetsmain labelmap polygons keypoints
 """
@@ -42,7 +43,8 @@ _KINDS: dict[str, Kind] = {
 _FILLERS = frozenset(
     """
     set sets data dataset datasets split splits subset part parts folder dir stage new final the of
-    all class classes id ids
+    all class classes id ids first st nd rd th sample samples obj object objects instance instances
+    detect detection coco voc yolo darknet via png pics
     """.split()  # noqa: SIM905 - a list of this length reads better as text
 )
 # Words that are joined to another one without a separator: trainset, trainannot, valmasks.
