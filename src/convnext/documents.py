@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
@@ -34,6 +35,24 @@ def read_regular(path: str | Path, errors: str = "strict") -> str:
     """
     with open(path, encoding="utf-8-sig", errors=errors, opener=_regular) as file:
         return file.read()
+
+
+def read_json(path: Path, *, max_bytes: int | None = None) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        ValueError: If it cannot be read, is larger than `max_bytes`, or is not JSON.
+    """
+    try:
+        if max_bytes is not None and path.stat().st_size > max_bytes:
+            raise ValueError(f"{path} is larger than {max_bytes >> 20} MB")
+        text = read_regular(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def _regular(path: str, flags: int) -> int:

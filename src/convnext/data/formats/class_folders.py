@@ -14,15 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from convnext.data.formats.records import Split
 from convnext.data.formats.split_lists import names_of_list, split_lists
-from convnext.data.formats.splits import (
-    Split,
-    is_plain_name,
-    is_reserved,
-    kind_of,
-    split_of,
-    splits_among,
-)
+from convnext.data.formats.splits import is_plain_name, is_reserved, kind_of, split_of, splits_among
 from convnext.data.images import is_hidden, readable_extensions, walk_files
 from convnext.data.samples import FolderSamples, ImageListing, Samples
 

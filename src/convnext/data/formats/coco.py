@@ -7,7 +7,6 @@ faults that make the whole file ambiguous.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +35,7 @@ from convnext.data.formats.located import (
 )
 from convnext.data.formats.records import Fault, Record
 from convnext.data.images import MAX_PIXELS
-from convnext.documents import read_regular
+from convnext.documents import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,12 +206,7 @@ def load_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it cannot be read, is not JSON, or has no such lists.
     """
-    try:
-        content = json.loads(read_regular(path))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    content = read_json(path)
     if isinstance(content, list):
         raise ValueError(
             f"{path} is a list, either results of a detector or annotations alone; an annotation "

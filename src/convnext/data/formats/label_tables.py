@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from convnext.data.formats.class_folders import listing, subfolders
-from convnext.data.formats.splits import Split, is_plain_name, split_of, splits_among
+from convnext.data.formats.records import Split
+from convnext.data.formats.splits import is_plain_name, split_of, splits_among
 from convnext.data.images import readable_extensions, walk_files
 from convnext.data.samples import FolderSamples, ImageListing
 from convnext.documents import read_regular

@@ -15,15 +15,16 @@ from convnext.data.formats.imported import ImportedDataset, ImportedImage, Impor
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions
 from convnext.data.formats.shapes import (
+    MAX_BYTES,
     Skipped,
     box_of,
     ellipse,
     points_of,
-    read_json,
     ring_of,
     runs_of,
 )
 from convnext.data.images import BadImage, decode
+from convnext.documents import read_json
 
 
 def read_labelme(index: FileIndex, options: ReadOptions) -> ImportedDataset:
@@ -36,7 +37,7 @@ def read_labelme(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     images = []
     for path in index.with_ending(".json"):
         try:
-            content = read_json(path)
+            content = read_json(path, max_bytes=MAX_BYTES)
         except ValueError as error:
             skipped.add("damaged json", str(path), f"{error}; left out")
             continue

@@ -38,7 +38,8 @@ from convnext.data.formats.mask_pairs import (
     merge_parts,
     with_split,
 )
-from convnext.data.formats.splits import Kind, Split, is_plain_name, kind_of, split_of, words_of
+from convnext.data.formats.records import Split
+from convnext.data.formats.splits import Kind, is_plain_name, kind_of, split_of, words_of
 from convnext.data.images import readable_extensions
 
 CITYSCAPES = (

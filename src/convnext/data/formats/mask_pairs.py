@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext.data.formats.mask_layers import Layers, classes_of, layer_files
+from convnext.data.formats.records import Split
 from convnext.data.formats.split_lists import names_of_list, split_lists
-from convnext.data.formats.splits import Split, split_of
+from convnext.data.formats.splits import split_of
 
 # Masks of JPEG have values that were never drawn.
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -231,16 +232,29 @@ def _read_file(
 ) -> tuple[CocoFile, Path]:
     """Return the contents of a json, and the folder of its images."""
     content = load_json(path)
-    names = [
-        value["file_name"]
-        for value in content["images"]
-        if isinstance(value.get("file_name"), str) and value["file_name"]
-    ]
-    folders = coco_layout.image_folders(path, names, root, split)
+    images = coco_images(path, content, split, root, index, options)
+    return read_coco(path, content=content, images=images, boxes=options.boxes or None), images.root
+
+
+def coco_images(
+    path: Path,
+    content: Mapping[str, Any],
+    split: Split | None,
+    root: Path,
+    index: FileIndex,
+    options: ReadOptions,
+) -> Images:
+    """Return where the images of a json are; `root` of it is the likeliest folder."""
+    folders = coco_layout.image_folders(path, file_names(content), root, split)
     if options.images:
         folders = [Path(options.images), *folders]
-    images = Images(root=folders[0], locator=Locator(index, tuple(folders)), exif=options.exif)
-    return read_coco(path, content=content, images=images, boxes=options.boxes or None), folders[0]
+    return Images(root=folders[0], locator=Locator(index, tuple(folders)), exif=options.exif)
+
+
+def file_names(content: Mapping[str, Any]) -> list[str]:
+    """Return the names of the images of a json, as far as they are text."""
+    names = (image.get("file_name") for image in content["images"])
+    return [name for name in names if isinstance(name, str) and name]
 
 
 def _leave_to_others(files: dict[Split, tuple[CocoFile, Path]]) -> list[Fault]:

@@ -17,11 +17,12 @@ from typing import Any
 
 from convnext.data.formats.coco_values import is_number
 from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
-from convnext.data.formats.paths import FileIndex, split_of
+from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.shapes import Skipped, read_json
+from convnext.data.formats.shapes import MAX_BYTES, Skipped
+from convnext.data.formats.splits import split_of
 from convnext.data.formats.yolo_config import read_text
-from convnext.documents import read_regular
+from convnext.documents import read_json, read_regular
 
 TEXT, TABLE, NAMES = "_annotations.txt", "_annotations.csv", "_classes.txt"
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
@@ -150,7 +151,7 @@ def read_createml(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     images = []
     for path in index.with_ending(".json"):
         try:
-            entries = entries_of(read_json(path))
+            entries = entries_of(read_json(path, max_bytes=MAX_BYTES))
         except ValueError as error:
             skipped.add("damaged json", str(path), f"{error}; left out")
             continue

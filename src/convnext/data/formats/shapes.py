@@ -1,13 +1,11 @@
-"""Shapes of labeling tools as boxes, polygons and run lengths; JSON files of unknown content."""
+"""Shapes of labeling tools as boxes, polygons and run lengths."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +15,10 @@ from convnext.data.formats.coco_values import is_number
 from convnext.data.formats.imported import Box
 from convnext.data.formats.records import Fault
 from convnext.data.masks import encode
-from convnext.documents import read_regular
 
 # Corners of the polygon that stands for a circle or an ellipse.
 NUM_CORNERS = 48
+# Of a JSON file of a labeling tool.
 MAX_BYTES = 512 * 2**20
 
 Ring = tuple[float, ...]
@@ -57,22 +55,6 @@ class Skipped:
                 for kind, count in self.kinds.items()
             ),
         )
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ValueError: If it cannot be read, is far too large, or is not JSON.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} is larger than {MAX_BYTES >> 20} MB")
-        return json.loads(read_regular(path))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def points_of(values: Any) -> NDArray[np.float64] | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convnext.data.formats.splits import Split, split_of
+from convnext.data.formats.records import Split
+from convnext.data.formats.splits import split_of
 from convnext.documents import read_regular
 
 # The names of lists: ImageSets/Segmentation/train.txt, splits/val.txt, or in the folder itself.

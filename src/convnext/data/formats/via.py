@@ -11,9 +11,11 @@ import numpy as np
 
 from convnext.data.formats.coco_values import is_number
 from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
-from convnext.data.formats.paths import FileIndex, split_of
+from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.shapes import Skipped, box_of, ellipse, read_json, ring_of
+from convnext.data.formats.shapes import MAX_BYTES, Skipped, box_of, ellipse, ring_of
+from convnext.data.formats.splits import split_of
+from convnext.documents import read_json
 
 # Attributes that usually hold the class, the best first.
 CLASS_NAMES = ("class", "label", "name", "category", "type", "object", "class_name")
@@ -41,7 +43,7 @@ def read_via(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     found: list[tuple[Path, Mapping[str, Any]]] = []
     for path in index.with_ending(".json"):
         try:
-            found += [(path, entry) for entry in regions_of(read_json(path))]
+            found += [(path, entry) for entry in regions_of(read_json(path, max_bytes=MAX_BYTES))]
         except ValueError as error:
             skipped.add("damaged json", str(path), f"{error}; left out")
     if not found:

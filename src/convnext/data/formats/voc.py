@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
-from convnext.data.formats.paths import FileIndex, normal, split_of
+from convnext.data.formats.paths import FileIndex, normal
 from convnext.data.formats.records import Fault, ReadOptions, Split
+from convnext.data.formats.splits import split_of
 from convnext.data.formats.xml_nodes import BadXml, Node, parse
 from convnext.data.images import readable_extensions
 from convnext.documents import read_regular

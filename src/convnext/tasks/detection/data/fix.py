@@ -26,13 +26,14 @@ from rich.console import Console
 
 from convnext.atomic import write_text
 from convnext.data.formats import coco_layout
-from convnext.data.formats.coco import Files, Images, load_json, locate, read_categories, read_coco
+from convnext.data.formats.coco import Files, load_json, locate, read_categories, read_coco
 from convnext.data.formats.coco_layout import BACKUP_SUFFIX
 from convnext.data.formats.coco_objects import UNUSED, FaultList
 from convnext.data.formats.coco_tidy import tidy_ids, tidy_objects
 from convnext.data.formats.coco_values import Changes
 from convnext.data.formats.layouts import NAMES, choose, file_index
-from convnext.data.formats.located import Locator, read_headers
+from convnext.data.formats.located import read_headers
+from convnext.data.formats.opening import coco_images, file_names
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import Fault, ReadOptions, Split
 from convnext.tasks.detection.data.convert import HEAD, place
@@ -227,21 +228,14 @@ def _plan(
     """Fix the content of a file."""
     content, changes, faults = load_json(path), Changes(), FaultList()
     tidy_ids(content, changes)
-    names = [
-        image["file_name"]
-        for image in content["images"]
-        if isinstance(image.get("file_name"), str) and image["file_name"]
-    ]
-    folders = coco_layout.image_folders(path, names, root, split)
-    if options.images:
-        folders = [Path(options.images), *folders]
-    images = Images(root=folders[0], locator=Locator(index, tuple(folders)), exif=options.exif)
+    names = file_names(content)
+    images = coco_images(path, content, split, root, index, options)
     log = Log()
     stated = {id(image): (image.get("width"), image.get("height")) for image in content["images"]}
     files = locate(content, images, faults)
     for image in content["images"]:  # `fix_images` decides and logs it.
         image["width"], image["height"] = stated[id(image)]
-    doubtful = fix_images(content, _sizes(files, names, folders[0]), log, set(files.turned))
+    doubtful = fix_images(content, _sizes(files, names, images.root), log, set(files.turned))
     tidy_objects(content, changes, boxes=options.boxes or None)
     for (kind, _), places in changes.first.items():
         log.found.setdefault(f"{kind}: rewritten", []).extend(places)
