@@ -14,6 +14,9 @@ from object_layouts import Box, Truth, coco, labelme, truth, voc_beside, yolo_ro
 from PIL import Image
 from small_objects import HEIGHT, WIDTH, save
 
+from convnext.data.formats.coco_tidy import tidy_ids
+from convnext.data.formats.coco_values import Changes, _form_of
+from convnext.data.formats.instances import _ids, _objects_of
 from convnext.data.formats.records import ReadOptions
 from convnext.data.masks import area_of, cut
 from convnext.data.objects import DetectionData, open_dataset
@@ -149,6 +152,32 @@ def test_boxes_that_could_be_either_are_refused(tmp_path: Path) -> None:
     for form, left in (("xywh", 14), ("cxcywh", 9)):
         data = open_dataset(path, options=ReadOptions(boxes=form))  # type: ignore[arg-type]
         assert boxes_of(data)[0][0] == left
+
+
+def test_areas_tell_what_boxes_are_where_both_readings_fit(tmp_path: Path) -> None:
+    corners = [[10.0 + k, 10.0 + k, 20.0 + k, 20.0 + k] for k in range(12)]
+    boxes = np.array(corners)
+    sides = np.full((12, 2), (100.0, 80.0))
+    values = [{"bbox": box, "area": 100.0} for box in corners]
+    assert _form_of(values, boxes, sides, Changes(), are_shares=False) == "xyxy"
+    values = [{"bbox": box, "area": box[2] * box[3]} for box in corners]
+    assert _form_of(values, boxes, sides, Changes(), are_shares=False) == "xywh"
+
+
+def test_ids_of_any_kind_beside_words_are_no_traceback() -> None:
+    content = {"images": [{"id": [1]}, {"id": "w"}], "annotations": [], "categories": []}
+    tidy_ids(content, Changes())
+    assert content["images"][1]["id"] == 1
+
+
+def test_ids_below_one_are_not_objects() -> None:
+    ids = np.array([[-2, -1, 0, 4, 4]])
+    assert [found.where for found in _objects_of(ids, Path("x.tif"))] == ["x.tif: id 4"]
+
+
+def test_the_transparency_of_a_mask_is_not_an_id(tmp_path: Path) -> None:
+    Image.new("LA", (4, 3), (7, 200)).save(tmp_path / "x.png")
+    assert (_ids(tmp_path / "x.png") == np.full((3, 4), 7)).all()
 
 
 # ---- LabelMe ------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def _number_texts(values: list[Json], annotations: list[Json], key: str, changes
     free = itertools.count(max(used, default=0) + 1)
     number_of = {word: next(free) for word in dict.fromkeys(words)}
     for value in values:
-        if value.get("id") in number_of:
+        if isinstance(value.get("id"), str) and value["id"] in number_of:
             changes.add("ids that are words", f"{value['id']!r}", "is replaced by a number")
             value["id"] = number_of[value["id"]]
     for value in annotations:

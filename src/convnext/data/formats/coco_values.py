@@ -199,8 +199,6 @@ def _form_of(
             return best
         return "xywh"
     inside = {form: _inside(c, sides) for form, c in corners.items()}
-    if inside["xywh"] >= (0.999 if are_shares else 0.95) and not are_shares:
-        return "xywh"
     areas = np.array([v["area"] if is_number(v.get("area")) else 0 for v in values], np.float64)
     if not are_shares and (areas > 0).mean() >= AGREEMENT:
         same = {
@@ -211,6 +209,8 @@ def _form_of(
             return "xyxy"
         if same["xywh"] >= AGREEMENT and inside["cxcywh"] < 0.95:
             return "xywh"
+    if not are_shares and inside["xywh"] >= 0.95:
+        return "xywh"
     fitting = [form for form, share in inside.items() if share >= 0.99]
     if len(fitting) == 1 and (len(values) >= 3 or are_shares):
         return fitting[0]

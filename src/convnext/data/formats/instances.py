@@ -117,7 +117,7 @@ def _objects(mask: Mask, skipped: Skipped) -> Iterator[ImportedObject]:
 
 def _objects_of(ids: NDArray[np.int64] | NDArray[np.bool_], path: Path) -> Iterator[ImportedObject]:
     """Yield an object for every id above 0."""
-    rows, columns = np.nonzero(ids)
+    rows, columns = np.nonzero(ids > 0)
     values = ids[rows, columns]
     order = np.argsort(values, kind="stable")
     rows, columns, values = rows[order], columns[order], values[order]
@@ -147,6 +147,7 @@ def _ids(path: Path) -> NDArray[np.int64]:
         values = np.asarray(image)
         if values.ndim == 3:  # Gray as RGB, or a color for each object.
             weights = np.array([1, 256, 65536], np.int64)
-            is_gray = (values[..., :1] == values[..., :3]).all()
+            # A second or fourth band is transparency.
+            is_gray = values.shape[-1] < 3 or (values[..., :1] == values[..., :3]).all()
             values = values[..., 0] if is_gray else (values[..., :3] * weights).sum(-1)
         return values.astype(np.int64)
