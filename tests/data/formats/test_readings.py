@@ -287,6 +287,14 @@ def test_ids_of_pixels_are_objects(tmp_path: Path) -> None:
     assert any("every value of a mask above 0 is read as an object" in note for note in data.notes)
 
 
+def test_an_image_whose_mask_is_damaged_is_not_empty(tmp_path: Path) -> None:
+    path = instances(tmp_path, 4)
+    (tmp_path / "train" / "masks" / "1.tif").write_bytes(b"II*")
+    data = open_dataset(path, strict=False)
+    assert [len(record.objects) for record in data.train.records] == [2, 4, 5]
+    assert "masks that cannot be read" in kinds(data)
+
+
 def test_classes_of_pixels_are_not_objects(tmp_path: Path) -> None:
     path = instances(tmp_path, 4, is_class=True)
     with pytest.raises(ValueError, match="look like classes, not like the ids of objects"):

@@ -47,16 +47,24 @@ def read_instances(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     skipped = Skipped()
     if not options.layout:
         _check([mask for _, _, mask in pairs[:: max(len(pairs) // NUM_TRIED, 1)]], index.root)
-    images = [
-        ImportedImage(
-            file=image,
-            where=str(image),
-            split=split if found.split else None,
-            objects=tuple(_objects(mask, skipped)),
+    images = []
+    for split, image, mask in pairs:
+        if not index.fence.allows(image):
+            continue
+        try:
+            objects = tuple(_objects(mask))
+        except BadImage as error:
+            reason = f"{error.reason}; its image is left out, rather than called empty"
+            skipped.add("masks that cannot be read", error.source, reason)
+            continue
+        images.append(
+            ImportedImage(
+                file=image,
+                where=str(image),
+                split=split if found.split else None,
+                objects=objects,
+            )
         )
-        for split, image, mask in pairs
-        if index.fence.allows(image)
-    ]
     return ImportedDataset(
         kind="instance masks",
         images=images,
@@ -104,14 +112,15 @@ def _check(masks: list[Mask], root: Path) -> None:
         )
 
 
-def _objects(mask: Mask, skipped: Skipped) -> Iterator[ImportedObject]:
+def _objects(mask: Mask) -> Iterator[ImportedObject]:
+    """Yield the objects of an image's mask or masks.
+
+    Raises:
+        BadImage: If one cannot be read.
+    """
     files = [path for _, path in mask.files] if isinstance(mask, Layers) else [mask]
     for path in files:
-        try:
-            ids = _ids(path)
-        except BadImage as error:
-            skipped.add("masks that cannot be read", error.source, f"{error.reason}; left out")
-            continue
+        ids = _ids(path)
         yield from _objects_of(ids > 0 if isinstance(mask, Layers) else ids, path)
 
 
