@@ -141,7 +141,7 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
             taken.
         BusyError: If another process writes the same folder.
     """
-    target = Path(target)
+    target = Path(os.path.abspath(target))  # `.` has no name beside which a draft could be.
     is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
     if (target.is_symlink() or target.exists()) and not is_empty:
         raise ValueError(f"{target} exists and is not empty; choose another folder")

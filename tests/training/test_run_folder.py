@@ -139,3 +139,14 @@ def test_the_draft_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
         (again / "b").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     assert [path.name for path in target.iterdir()] == ["b"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not replace the current folder")
+def test_the_current_folder_becomes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "here"
+    target.mkdir()
+    monkeypatch.chdir(target)
+    with whole_folder(".") as draft:
+        (draft / "a").write_text("1")
+    assert (target / "a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]

@@ -200,18 +200,22 @@ def export(
 
 
 def _size(given: str | int | Sequence[int] | None) -> tuple[int, int] | Literal["any"] | None:
-    """Parse height and width from HxW, PIXELS or a pair."""
+    """Parse height and width from HxW, PIXELS or a pair.
+
+    Raises:
+        ValueError: If it is not one or two positive integers, or "any".
+    """
     if given is None or given == "any":
         return given  # type: ignore[return-value]
-    if isinstance(given, int):
-        return given, given
-    if not isinstance(given, str):
-        height, width = given
-        return int(height), int(width)
-    sides = given.lower().split("x")
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+    if isinstance(given, str):
+        texts = given.lower().split("x")
+        sides = [int(text) if text.isascii() and text.isdigit() else 0 for text in texts]
+    else:
+        sides = [given] if isinstance(given, int) else list(given)
+    is_whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+    if len(sides) not in (1, 2) or not is_whole or min(sides) < 1:
         raise ValueError(f"{given!r} is not a size; write 512x768, 512 or any")
-    return int(sides[0]), int(sides[-1])
+    return sides[0], sides[-1]
 
 
 @verb

@@ -1,7 +1,7 @@
 """Labeled images: in folders or in memory here, in shards in `data.shards`.
 
 `Samples` is a sequence by index with the same interface for every kind of storage. `BadImages`
-counts images that cannot be read.
+counts images that cannot be read; `ImageCache` keeps decoded ones in memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layers that exist only in folded networks.
+"""The algebra of folding, and the layers that exist only in folded networks.
 
 Shapes: N batch, C channels, H and W positions; `...` any dimensions.
 """

@@ -1,4 +1,4 @@
-"""Devices and precisions."""
+"""Devices, precisions and threads, and the processes of a distributed run."""
 
 from __future__ import annotations
 

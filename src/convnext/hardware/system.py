@@ -1,4 +1,4 @@
-"""Calls that only some operating systems have. The only other one is `atomic.sync_folder`.
+"""Calls that only some operating systems have. `atomic` and `documents` have others, for files.
 
 Every function works on every system, and documents its result where the call is missing. The
 signals that stop a run are here too: it finishes its step, saves its state, and exits.

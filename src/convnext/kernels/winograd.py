@@ -6,6 +6,8 @@ instead of 144. Both transforms are matrix products. A few rows of tiles are pro
 that they stay in the cache. Rounding errors are about ten times those of the plain convolution,
 1e-6 to 1e-5 relative, so it is used in fp32 only.
 
+The weight gradient of a depthwise convolution of any kernel, computed over tiles, is here too.
+
 Shapes: N batch, C input channels, D output channels, H W positions, T tiles of a chunk.
 """
 

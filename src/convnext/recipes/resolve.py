@@ -1,5 +1,7 @@
 """Resolution of settings that are `auto`: shared rules, and the record of the choices.
 
+The steps of a run and their learning rates follow from the resolved settings.
+
 Each task's `auto.py` adds its own rules.
 """
 

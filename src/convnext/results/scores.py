@@ -1,4 +1,4 @@
-"""The return values besides predictions: scores, exported files, embeddings."""
+"""Scores, exported files, embeddings and lists of predictions, and the names of their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies of any networks, ours and timm's, trained with one recipe."""
+"""Studies of any networks, ours and timm's, trained with one recipe; the table of their results."""
 
 from __future__ import annotations
 

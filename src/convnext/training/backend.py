@@ -2,6 +2,8 @@
 
 Only long runs are worth the measurement. The result is cached per machine and shape, so two runs
 with one seed use the same backend and compute the same bits.
+
+The other measurements of a run are here too: utilization, norms, memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Pure functions that change the shape of tensors: reshape, resample, fold, slice.
+"""Recognize a layout by its names, rename it to another, and change the shapes of its tensors.
+
+All functions are pure.
 
 Shapes: O output channels, I input channels, K kernel side, C channels, F features.
 """

@@ -1,4 +1,4 @@
-"""Dense networks: their tables of names, and the module that receives weights.
+"""The network that tensors belong to; of dense networks also the names, and what receives weights.
 
 The tables of a dense network are those of its backbone plus the names of its heads. Each network
 provides its own (`layout_tables`), so that this module knows no task.

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from convnext.data.drawing import class_colors, panel_size
 from convnext.data.formats.records import Objects
 from convnext.data.masks import Mask, Window, cut, place
+from convnext.results.pictures import blend
 from convnext.tasks.detection.inference import Detections
 
 # Number of distinct colors of objects.
@@ -157,12 +158,6 @@ def draw_objects(
         drawn = (framed != pixels).any(-1)
         pixels[drawn] = blend(pixels[drawn], framed[drawn], strength)
     return Image.fromarray(pixels)
-
-
-def blend(below: NDArray[np.uint8], above: NDArray[np.uint8], strength: float) -> NDArray[np.uint8]:
-    """Return the colors `below` blended with `above` at an opacity of `strength`."""
-    mixed = below + np.float32(strength) * (above.astype(np.float32) - below)
-    return mixed.round().astype(np.uint8)
 
 
 def _around(box: NDArray[np.float64], size: tuple[int, int]) -> Window:

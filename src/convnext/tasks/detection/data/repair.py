@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from convnext.data.formats.coco import stated_size
 from convnext.data.formats.coco_objects import ROUNDING, is_area
 from convnext.data.formats.coco_values import is_box, is_number, is_whole
 from convnext.data.formats.located import OFF_BY, Stored, turn_mask, turn_points
 from convnext.data.formats.records import Fault
-from convnext.data.images import MAX_PIXELS
 from convnext.data.masks import area_of, num_pixels
 
 # Sizes whose aspect ratios differ by less may be of the same picture, resized.
@@ -96,7 +96,7 @@ def _fix_size(image: Json, size: Size, objects: list[Json], log: Log) -> bool:
         log.add("image size off by a pixel or two: taken from the file", f"image {image['id']}")
         return True
     where = f"image {image['id']} {image['file_name']}"
-    stated = _stated(image)
+    stated = stated_size(image)
     both = f"{width} x {height} in the JSON file, {size[0]} x {size[1]} in the image file"
     reason = _doubt(stated, size, objects)
     if reason:
@@ -170,13 +170,6 @@ def _fit(boxes: list[list[float]], size: Size) -> bool:
     return all(x + w <= size[0] + ROUNDING and y + h <= size[1] + ROUNDING for x, y, w, h in boxes)
 
 
-def _stated(image: Json) -> Size | None:
-    width, height = image.get("width"), image.get("height")
-    if not is_whole(width) or not is_whole(height) or min(width, height) <= 0:
-        return None
-    return (width, height) if width * height <= MAX_PIXELS else None
-
-
 def fix_annotations(
     content: Json, category_ids: Collection[int], doubtful: Collection[int], log: Log
 ) -> None:
@@ -189,7 +182,7 @@ def fix_annotations(
         log: Log of the changes.
     """
     sizes = {
-        image["id"]: None if image["id"] in doubtful else _stated(image)
+        image["id"]: None if image["id"] in doubtful else stated_size(image)
         for image in content["images"]
         if is_whole(image.get("id"))
     }
