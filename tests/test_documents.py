@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convnext.data.formats.coco import read_categories
-from convnext.data.formats.coco_objects import FaultList
+from convnext.data.formats.records import FaultList
 from convnext.data.images import BadImage, read_header
 from convnext.data.masks import num_pixels
 from convnext.data.run_lengths import read_counts

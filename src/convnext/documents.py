@@ -71,13 +71,17 @@ def parse_yaml(text: str, loader: type[Any] = yaml.SafeLoader) -> Any:
         yaml.YAMLError: If it is not YAML, is nested too deeply, contains itself, or repeats so much
             by its aliases that it is too large.
     """
+    reader = loader(text)
     try:
-        root = yaml.compose(text, Loader=loader)
-        if root is not None:
-            _num_values(root, {}, 0)
-        return yaml.load(text, Loader=loader)
+        root = reader.get_single_node()
+        if root is None:
+            return None
+        _num_values(root, {}, 0)
+        return reader.construct_document(root)
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
+    finally:
+        reader.dispose()
 
 
 def _num_values(node: yaml.Node, known: dict[int, int | None], depth: int) -> int:

@@ -22,6 +22,9 @@ from torchvision.ops import roi_align
 
 from convnext.data.run_lengths import read_counts
 
+# Points this close to a line, relative to its length, lie on it.
+FLAT = 1e-6
+
 
 class Placed(NamedTuple):
     """A mask on another image: scaled, moved, perhaps mirrored, still compressed.
@@ -107,6 +110,19 @@ def num_pixels(encoding: Mapping[str, Any]) -> int:
     most = math.prod(encoding["size"])
     is_sound = not len(runs) or (runs.min() >= 0 and runs.max() <= most)
     return int(runs.sum()) if is_sound else -1
+
+
+def is_flat(ring: Sequence[float]) -> bool:
+    """Tell whether the points of a polygon (x, y, x, y, ...) all lie on one line."""
+    x0, y0, x1, y1, x2, y2 = ring[:6]
+    cross = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+    lengths = (abs(x1 - x0) + abs(y1 - y0)) * (abs(x2 - x0) + abs(y2 - y0))
+    if abs(cross) > FLAT * lengths:  # Nearly all polygons are decided here.
+        return False
+    points = np.array(ring, np.float64).reshape(-1, 2) - (x0, y0)
+    line = points[np.hypot(*points.T).argmax()]
+    distances = np.abs(points[:, 0] * line[1] - points[:, 1] * line[0])
+    return bool((distances <= FLAT * (line @ line)).all())
 
 
 def area_of(mask: Mask, size: tuple[int, int]) -> int:

@@ -18,7 +18,7 @@ from convnext.data.formats.coco_tidy import tidy_ids
 from convnext.data.formats.coco_values import Changes, _form_of
 from convnext.data.formats.instances import _ids, _objects_of
 from convnext.data.formats.records import ReadOptions
-from convnext.data.masks import area_of, cut
+from convnext.data.masks import area_of, cut, is_flat
 from convnext.data.objects import DetectionData, open_dataset
 from convnext.tasks.detection.verbs import inspect
 
@@ -168,6 +168,34 @@ def test_ids_of_any_kind_beside_words_are_no_traceback() -> None:
     content = {"images": [{"id": [1]}, {"id": "w"}], "annotations": [], "categories": []}
     tidy_ids(content, Changes())
     assert content["images"][1]["id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ring", "flat"),
+    [
+        ([10.1, 20.3, 30.7, 40.9, 51.3, 61.5], True),
+        ([v for k in range(7) for v in (k / 3, k / 7)], True),
+        ([5.0, 5.0, 5.0, 5.0, 5.0, 5.0], True),
+        ([0.0, 0.0, 9.0, 0.0, 4.0, 0.01], False),
+        ([0.0, 0.0, 4.0, 4.0, 4.0, 0.0, 0.0, 4.0], False),  # Crosses itself.
+        ([0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 2.0, 0.0], False),
+    ],
+)
+def test_polygons_on_a_line_enclose_nothing(ring: list[float], flat: bool) -> None:
+    assert is_flat(ring) == flat
+
+
+def test_a_polygon_on_a_line_is_no_mask_in_any_format(tmp_path: Path) -> None:
+    text = "0 .1 .1 .3 .3 .5 .5 .7 .7\n0 .1 .1 .3 .1 .3 .3\n"
+    data = open_dataset(lines(tmp_path, text), strict=False)
+    assert "empty mask" in kinds(data)
+    assert [mask is None for mask in data.train.objects(0).masks] == [True, False]
+
+
+def test_yaml_of_other_tools_is_passed_over(tmp_path: Path) -> None:
+    root = lines(tmp_path, "0 .5 .5 .2 .2\n")
+    Path(root, "deploy.yml").write_text("a: 1\n---\nb: 2\n")
+    assert open_dataset(root).classes
 
 
 def test_ids_below_one_are_not_objects() -> None:

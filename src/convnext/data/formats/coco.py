@@ -17,7 +17,6 @@ from typing import Any, cast
 from convnext.data.formats.coco_objects import (
     FIX,
     UNUSED,
-    FaultList,
     by_image,
     count_crowds,
     read_objects,
@@ -33,7 +32,7 @@ from convnext.data.formats.located import (
     needed_headers,
     turn_objects,
 )
-from convnext.data.formats.records import Fault, Record
+from convnext.data.formats.records import Fault, FaultList, Record
 from convnext.data.images import MAX_PIXELS
 from convnext.documents import read_json
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -49,9 +50,18 @@ class CocoFiles:
 def looks_like_coco(path: Path) -> bool:
     """Tell whether a json has COCO's lists, from its beginning and its end."""
     try:
+        stamp = path.stat()
+    except OSError:
+        return False
+    return _looks_like_coco(path, stamp.st_size, stamp.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _looks_like_coco(path: Path, size: int, modified_ns: int) -> bool:
+    try:
         with open_regular(path) as file:
             start = file.read(SNIFFED)
-            file.seek(max(path.stat().st_size - SNIFFED, 0))
+            file.seek(max(size - SNIFFED, 0))
             end = file.read()
             if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
                 return False
@@ -59,7 +69,7 @@ def looks_like_coco(path: Path) -> bool:
             keys = (b'"images"', b'"annotations"', b'"categories"')
             if all(key in text for key in keys):
                 return True
-            if sum(key in text for key in keys) < 1 or path.stat().st_size <= 2 * SNIFFED:
+            if sum(key in text for key in keys) < 1 or size <= 2 * SNIFFED:
                 return False
             file.seek(0)
             whole = file.read()

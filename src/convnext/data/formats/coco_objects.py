@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from convnext.data.formats.coco_values import are_numbers, is_box, is_number, is_whole
-from convnext.data.formats.records import Fault, Objects, Record
-from convnext.data.masks import Mask, area_of, num_pixels
+from convnext.data.formats.records import FaultList, Objects, Record
+from convnext.data.masks import Mask, area_of, is_flat, num_pixels
 
 # Boxes may extend this many pixels beyond the image because of rounding.
 ROUNDING = 1.0
 UNUSED = "unused category"
 FIX = "`convnext data PATH --task detect --fix` "
-# Polygons of more points are not there and back on one line.
-FEW_POINTS = 6
 # An area beyond these multiples of its box is of another unit.
 AREA_RANGE = (0.0005, 5)
-
-
-@dataclass
-class FaultList:
-    found: list[Fault] = field(default_factory=list)
-
-    def add(self, kind: str, where: str, text: str, *, fatal: bool = False) -> None:
-        self.found.append(Fault(kind=kind, where=where, text=text, fatal=fatal))
 
 
 def by_image(
@@ -168,23 +157,12 @@ def _read_mask(value: Any, size: tuple[int, int], where: str, faults: FaultList)
         elif len(ring) < 6:
             text = f"has a polygon of {len(ring) // 2} points, of which three make one; left out"
             faults.add("polygon with too few points", where, text)
-        elif _is_flat(ring):
+        elif is_flat(ring):
             text = "has a polygon without an area; it is left out, and the box is kept"
             faults.add("empty mask", where, text)
         else:
             rings.append(np.array(ring, np.float64))
     return tuple(rings) if rings else None
-
-
-def _is_flat(ring: Sequence[float]) -> bool:
-    """Tell whether a polygon encloses nothing."""
-    x, y = ring[::2], ring[1::2]
-    if min(x) == max(x) or min(y) == max(y):
-        return True
-    if len(x) > FEW_POINTS:
-        return False
-    following = zip([*x[1:], x[0]], [*y[1:], y[0]], strict=True)
-    return not sum(x1 * y2 - x2 * y1 for x1, y1, (x2, y2) in zip(x, y, following, strict=True))
 
 
 def _read_runs(

@@ -26,8 +26,16 @@ from convnext.data.formats.located import (
     turn_objects,
 )
 from convnext.data.formats.paths import FileIndex, split_of_path
-from convnext.data.formats.records import Fault, Objects, ReadOptions, Record, Split, no_objects
-from convnext.data.masks import Mask, area_of, cut
+from convnext.data.formats.records import (
+    Fault,
+    FaultList,
+    Objects,
+    ReadOptions,
+    Record,
+    Split,
+    no_objects,
+)
+from convnext.data.masks import Mask, area_of, cut, is_flat
 
 Box = tuple[float, float, float, float]
 # Decimal digits of a pixel, given shares with six digits.
@@ -106,20 +114,9 @@ class ObjectSource:
     faults: tuple[Fault, ...]
 
 
-@dataclass
-class FaultCount:
-    """Faults that are kept one by one up to a number, and then only counted."""
-
-    found: list[Fault] = field(default_factory=list)
-
-    def add(self, kind: str, where: str, text: str, *, fatal: bool = False) -> None:
-        """Add a fault."""
-        self.found.append(Fault(kind=kind, where=where, text=text, fatal=fatal))
-
-
 def to_records(dataset: ImportedDataset, index: FileIndex, options: ReadOptions) -> ObjectSource:
     """Return the records of a data set."""
-    faults = FaultCount(list(dataset.faults))
+    faults = FaultList(list(dataset.faults))
     found, notes = _find(dataset, index, faults)
     paths = {str(path): path for _, path in found}
     headers, bad = read_headers(paths)
@@ -165,7 +162,7 @@ def to_records(dataset: ImportedDataset, index: FileIndex, options: ReadOptions)
 
 
 def _find(
-    dataset: ImportedDataset, index: FileIndex, faults: FaultCount
+    dataset: ImportedDataset, index: FileIndex, faults: FaultList
 ) -> tuple[list[tuple[ImportedImage, Path]], list[str]]:
     """Return the images that exist, each once with all its objects."""
     locators: dict[tuple[Path, ...], Locator] = {}
@@ -215,7 +212,7 @@ def _classes(dataset: ImportedDataset) -> tuple[tuple[str, ...], dict[str | int,
     return names, numbers | {name: number for number, name in enumerate(names)}
 
 
-def _size(image: ImportedImage, stored: Stored, faults: FaultCount, *, turned: bool) -> Size:
+def _size(image: ImportedImage, stored: Stored, faults: FaultList, *, turned: bool) -> Size:
     """Return the (width, height) that the objects were drawn on."""
     size = (stored.width, stored.height) if turned else stored.upright
     if image.size in (None, size):
@@ -235,7 +232,7 @@ def _objects(
     size: Size,
     label_of: Mapping[str | int, int],
     numbers: Any,
-    faults: FaultCount,
+    faults: FaultList,
 ) -> tuple[Objects, tuple[Mapping[str, Any], ...]]:
     """Return the objects of an image, clipped to it, and their other entries."""
     kept: list[tuple[int, Box, int, float, bool, Mask | None]] = []
@@ -291,7 +288,7 @@ def _pixels(found: ImportedObject, size: Size) -> tuple[Box, tuple[tuple[float, 
 
 
 def _mask(
-    found: ImportedObject, rings: tuple[tuple[float, ...], ...], size: Size, faults: FaultCount
+    found: ImportedObject, rings: tuple[tuple[float, ...], ...], size: Size, faults: FaultList
 ) -> Mask | None:
     if found.runs is not None:
         if tuple(found.runs["size"]) != (size[1], size[0]):
@@ -299,7 +296,11 @@ def _mask(
             faults.add("mask of another size", f"{found.where}:", text)
             return None
         return found.runs
-    return tuple(np.array(ring, np.float64) for ring in rings) or None
+    whole = [ring for ring in rings if not is_flat(ring)]
+    if len(whole) < len(rings):
+        text = "has a polygon whose points lie on one line; it is left out, and the box is kept"
+        faults.add("empty mask", f"{found.where}:", text)
+    return tuple(np.array(ring, np.float64) for ring in whole) or None
 
 
 def clip(box: Box, size: Size) -> Box | None:

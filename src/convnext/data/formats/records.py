@@ -138,3 +138,14 @@ class Understood:
             f"classes, in this order: {len(self.classes):,} ({shown})",
             *(f"left out: {line}" for line in self.left_out),
         )
+
+
+@dataclass
+class FaultList:
+    """Faults in the order in which they were found."""
+
+    found: list[Fault] = field(default_factory=list)
+
+    def add(self, kind: str, where: str, text: str, *, fatal: bool = False) -> None:
+        """Add a fault."""
+        self.found.append(Fault(kind=kind, where=where, text=text, fatal=fatal))

@@ -64,11 +64,18 @@ def read_config(index: FileIndex, annotations: str = "") -> Config:
         if given is None:
             raise ValueError(f"there is no annotation file {annotations} in {index.root} or here")
         files = [given]
-    configs = [
-        config
-        for path in files
-        if path.suffix.lower() in (".yaml", ".yml") and (config := _read_yaml(path)) is not None
-    ]
+    configs = []
+    for path in files:
+        if path.suffix.lower() not in (".yaml", ".yml"):
+            continue
+        try:
+            config = _read_yaml(path)
+        except ValueError:  # Data sets contain YAML files of other tools.
+            if annotations or path.stem.lower() in ("data", "dataset"):
+                raise
+            config = None
+        if config is not None:
+            configs.append(config)
     configs += [
         config
         for path in files
@@ -254,7 +261,9 @@ def _images_of(entry: str, index: FileIndex, config: Config, splits: Splits) -> 
     for path in _places(entry, index, config):
         if path.is_dir() and index.fence.allows(path / "x"):
             real = path.resolve()
-            return [p for p in index.images if real in p.resolve().parents]
+            folders = {image.parent for image in index.images}
+            within = {f for f in folders if f.resolve().is_relative_to(real)}
+            return [image for image in index.images if image.parent in within]
         if path.is_file() and index.fence.allows(path):
             return _read_image_list(path, index, splits)
     if any(sign in entry for sign in "*?["):
