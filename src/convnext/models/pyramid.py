@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,20 +17,6 @@ class Level(NamedTuple):
 
     channels: int
     stride: int
-
-
-class Backbone(Protocol):
-    """A network with a pyramid. `levels` describes what `pyramid` returns, in the same order."""
-
-    @property
-    def levels(self) -> dict[str, Level]: ...
-
-    @property
-    def changes(self) -> dict[str, Any]: ...
-
-    def pyramid(self, images: Tensor) -> dict[str, Tensor]: ...
-
-    def drop_head(self) -> None: ...
 
 
 def name_levels(levels: Iterable[Level]) -> dict[str, Level]:

@@ -109,10 +109,9 @@ def _tidy_images(content: Json, changes: Changes) -> None:
 
 def _tidy_references(content: Json, changes: Changes) -> None:
     for number, value in enumerate(content["annotations"]):
-        where = place_of(value, number)
         for key in ("id", "image_id", "category_id"):
             if isinstance(value.get(key), str | float):
-                kind = "ids that are not whole numbers"
+                where, kind = place_of(value, number), "ids that are not whole numbers"
                 _put(value, key, _whole(value[key]), changes, kind, where)
     _number_texts(content["images"], content["annotations"], "image_id", changes)
 
@@ -172,7 +171,7 @@ def _tidy_annotation(value: Json, where: str, changes: Changes) -> None:
         new = int(crowd) if isinstance(crowd, bool) else _whole(crowd)
         _put(value, "iscrowd", new, changes, "iscrowd that is not a number", where)
     if isinstance(value.get("area"), str):
-        value["area"] = _number(value["area"])
+        _put(value, "area", _number(value["area"]), changes, "areas written as text", where)
     rings = value.get("segmentation")
     if not isinstance(rings, list) or not rings:
         return
