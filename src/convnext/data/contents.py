@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,6 +116,26 @@ def relative_names(sources: Iterable[str], root: str | Path) -> list[str]:
     folder = os.path.abspath(root)
     base = os.path.join(os.path.dirname(folder) if os.path.isfile(folder) else folder, "")
     return [_relative(source, base) for source in sources]
+
+
+def held_names(source: str | Path) -> set[str]:
+    """Return the names of the images that a run held out; none if it recorded none.
+
+    Raises:
+        ValueError: If the run's file of contents is damaged.
+    """
+    before = read_contents(source)
+    return set(before.splits["val"].names) if before and "val" in before.splits else set()
+
+
+def held_positions(
+    held: Collection[str], sources: Iterable[str], root: str | Path
+) -> tuple[list[int], list[int]] | None:
+    """Return the positions of other images and of those held out; None if none is held out."""
+    parts: tuple[list[int], list[int]] = ([], [])
+    for position, name in enumerate(relative_names(sources, root)):
+        parts[name in held].append(position)
+    return parts if parts[1] else None
 
 
 def _relative(source: str, base: str) -> str:

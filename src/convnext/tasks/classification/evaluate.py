@@ -24,8 +24,8 @@ from convnext.atomic import write_text
 from convnext.data.contents import (
     Compared,
     compare_with_run,
-    read_contents,
-    relative_names,
+    held_names,
+    held_positions,
     split_to_evaluate,
 )
 from convnext.data.images import BadImage
@@ -203,9 +203,7 @@ def evaluate(
     own = opened(source, device)
     source, card, where = own.source, own.card, own.device
     data = data or data_of(source, card)
-    before = read_contents(source)
-    held = () if before is None or "val" not in before.splits else before.splits["val"].names
-    opened_split = open_split(data, split, card, console, loader, held)
+    opened_split = open_split(data, split, card, console, loader, held_names(source))
     samples = relabel(opened_split.samples, opened_split.classes, card.classes)
     compared = compare_with_run(
         source,
@@ -312,7 +310,7 @@ def open_split(
     layout = setting_of(card.recipe, "loader.layout", str) if is_own else None
     found = find(data, loader, layout=layout or "", console=console)
     if is_own and found.val is None:
-        found = _as_held(found, set(held), data) if held else found
+        found = _as_held(found, held, data) if held else found
         if found.val is None:
             found, val = hold_out(found, val_share_of(card), [])
             found = replace(found, val=val)
@@ -343,10 +341,11 @@ def open_split(
 def _as_held(found: ImageListing, held: Collection[str], data: str) -> ImageListing:
     """Return a listing with the split of training; unchanged if none of its images is there."""
     samples = found.take(found.train)
-    names = relative_names(map(samples.source, range(len(samples))), data)
-    val = [i for i, name in zip(found.train, names, strict=True) if name in held]
-    train = [i for i, name in zip(found.train, names, strict=True) if name not in held]
-    return replace(found, train=train, val=val) if val else found
+    parts = held_positions(held, map(samples.source, range(len(samples))), data)
+    if parts is None:
+        return found
+    train, val = ([found.train[i] for i in part] for part in parts)
+    return replace(found, train=train, val=val)
 
 
 def _positions(found: ImageListing, split: str, data: str) -> Sequence[int]:

@@ -21,12 +21,12 @@ from convnext.atomic import write_text
 from convnext.data.contents import (
     Compared,
     compare_with_run,
-    read_contents,
-    relative_names,
+    held_names,
+    held_positions,
     split_to_evaluate,
 )
 from convnext.data.drawing import data_uri
-from convnext.data.formats.records import Objects, ReadOptions, Record
+from convnext.data.formats.records import Objects, ReadOptions
 from convnext.data.objects import (
     DetectionData,
     DetectionImages,
@@ -379,16 +379,11 @@ def _options_of(card: Card, source: str) -> ReadOptions:
 
 def _as_held(data: DetectionData, source: str) -> DetectionData:
     """Return data with the images that a run held out, where it recorded them."""
-    before = read_contents(source)
-    held = set(before.splits["val"].names) if before and "val" in before.splits else set()
     images = join([data.train, data.val])
-    names = relative_names(map(images.source, range(len(images))), data.path)
-    parts: dict[bool, list[Record]] = {True: [], False: []}
-    for record, name in zip(images.records, names, strict=True):
-        parts[name in held].append(record)
-    if not parts[True]:
+    parts = held_positions(held_names(source), map(images.source, range(len(images))), data.path)
+    if parts is None:
         return data
-    train, val = (replace(images, records=parts[is_held]) for is_held in (False, True))
+    train, val = (replace(images, records=[images.records[i] for i in part]) for part in parts)
     return replace(data, train=train, val=val)
 
 

@@ -22,8 +22,8 @@ from convnext.atomic import write_text
 from convnext.data.contents import (
     Compared,
     compare_with_run,
-    read_contents,
-    relative_names,
+    held_names,
+    held_positions,
     split_to_evaluate,
 )
 from convnext.data.drawing import data_uri
@@ -288,13 +288,12 @@ def open_split(
 
 def _as_held(opened: SegmentationData, source: str) -> SegmentationData:
     """Return data with the images that a run held out, where it recorded them."""
-    before = read_contents(source)
-    held = set(before.splits["val"].names) if before and "val" in before.splits else set()
     pairs = join([opened.train, opened.val])
-    names = relative_names(map(pairs.source, range(len(pairs))), opened.path)
-    val = [index for index, name in enumerate(names) if name in held]
-    train = [index for index, name in enumerate(names) if name not in held]
-    return replace(opened, train=pairs.take(train), val=pairs.take(val)) if val else opened
+    parts = held_positions(held_names(source), map(pairs.source, range(len(pairs))), opened.path)
+    if parts is None:
+        return opened
+    train, val = map(pairs.take, parts)
+    return replace(opened, train=train, val=val)
 
 
 def _split_of(data: SegmentationData, split: str, card: Card) -> str:
