@@ -5,9 +5,12 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from convnext.api.settings import full_settings
+from convnext.cli.arguments import call_of
 from convnext.models.family import FAMILY
 from convnext.recipes.recipe import (
     Recipe,
@@ -263,3 +266,21 @@ def test_options_have_help_types_and_bounds() -> None:
     help_of_rate = "Peak learning rate for the given `batch_size`; it is never rescaled."
     assert actions["optim.lr"].help == help_of_rate
     assert all_settings()["ema.decay"].bounds == (0, 0.9999999)
+
+
+@pytest.mark.parametrize("given", ["0,4095", "(0, 4095)", "[0,4095]", [0, 4095], (0, 4095)])
+def test_lists_need_no_brackets(given: Any) -> None:
+    assert full_settings({"input": {"range": given}}) == {"input.range": (0.0, 4095.0)}
+    assert full_settings({"input.mean": "auto"}) == {"input.mean": "auto"}
+
+
+def test_lists_on_the_command_line_need_no_brackets() -> None:
+    def given(*words: str) -> dict[str, Any]:
+        return call_of("train", ["digits", "--output", "x", *words]).arguments
+
+    for words in (["--input.range", "-3,5"], ["--input.range=-3,5"], ["--input.range", "[-3,5]"]):
+        assert given(*words)["input.range"] == (-3.0, 5.0)
+    assert given("--run.loggers", "wandb")["run.loggers"] == ("wandb",)
+    assert given("--input.std", "auto", "--input.mean", "0.5")["input.mean"] == (0.5,)
+    with pytest.raises(ValueError, match="input.range is .*but must be a list of numbers"):
+        given("--input.range", "a,b")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,25 @@ def test_images_of_extreme_shapes_have_features(task: str) -> None:
     vectors, paths = tiny(task).embed(images, progress=False)
     assert len(vectors) == len(paths) == 3
     assert np.isfinite(vectors).all()
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_pixels_outside_the_range_of_training_are_counted(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny(task)
+    card = model._opened.card
+    ranged = replace(card, preprocessing=replace(card.preprocessing, range=(100.0, 1000.0)))
+    model = convnext.api.model.Model(replace(model._opened, card=ranged))
+    values = np.full((64, 64), 500, np.uint16)
+    Image.fromarray(values).save(tmp_path / "0.png")
+    values[:16] = 2000
+    values[16:24] = 50
+    Image.fromarray(values).save(tmp_path / "1.png")
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "2.png")
+    model.predict(tmp_path, progress=True)
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert (
+        "pixels outside the range of the training images, clipped: 19 %, in 1 of 2 16-bit or "
+        "float images" in shown
+    )

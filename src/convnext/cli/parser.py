@@ -22,7 +22,7 @@ from convnext.api.settings import (
     TaskOptions,
 )
 from convnext.cli.verbs import VERBS, Verb
-from convnext.recipes.recipe import all_settings
+from convnext.recipes.recipe import all_settings, as_list
 from convnext.tasks import task_folders
 from convnext.tasks.verbs import options_of_tasks
 
@@ -150,14 +150,15 @@ _SECTIONS = ("loader", *task_folders())
 def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
     """Return the arguments with every option spelled as the parser knows it.
 
-    Hyphens and underscores are equivalent, short names stand for full ones, and a boolean setting
-    needs no value. A verb without settings takes the names that they have for `train` too:
+    Hyphens and underscores are equivalent, short names stand for full ones, a boolean setting
+    needs no value, and a list no brackets. A verb without settings takes the names that they have for `train` too:
     `--segment.images` is the option `--images` of `data`.
     """
     known = {name.replace("-", "_"): name for name in parser._option_string_actions}
     switches = {f"__{short}" for short, full in SHORT.items() if _is_bool_setting(full)}
     result: list[str] = []
-    for i, word in enumerate(argv):
+    words = list(argv)
+    for i, word in enumerate(words):
         if word == "--":
             return [*result, *argv[i:]]
         if not word.startswith("--"):
@@ -179,6 +180,11 @@ def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
             is_setting = bool(dot) and section[2:] in _SECTIONS and name not in known.values()
             if is_setting and "__schedule.epochs" not in known:
                 name = known.get(f"__{leaf}", name)
+        hint = getattr(parser._option_string_actions.get(name), "_typehint", None)
+        if equals:
+            value = as_list(hint, value)
+        elif i + 1 < len(argv) and not argv[i + 1].startswith("--"):
+            words[i + 1] = as_list(hint, argv[i + 1])
         result.append(f"{name}{equals}{value}")
     return result
 
@@ -394,9 +400,9 @@ def _metavar(action: Any) -> str:
         return str(action.metavar)
     hint = str(getattr(action, "_typehint", None) or action.type or "")
     kinds = {
-        "tuple[str": "[NAME,...]",
-        "tuple[int": "[N,...]",
-        "tuple": "[X,...]",
+        "tuple[str": "NAME,...",
+        "tuple[int": "N,...",
+        "tuple": "X,...",
         "dict": "{K: V}",
     }
     for kind, word in (*kinds.items(), ("float", "X"), ("int", "N"), ("bool", BOOL)):

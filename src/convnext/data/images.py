@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from convnext.documents import open_regular
+from convnext.names import count_noun
 
 Mode = Literal["RGB", "L"]
 Range = tuple[float, float]
@@ -236,6 +237,38 @@ def readable_extensions() -> frozenset[str]:
     )
 
 
+@dataclass(kw_only=True)
+class Clipping:
+    """Counts the pixels of 16-bit and float images outside the range of the training images."""
+
+    num_images: int = 0
+    num_clipped_images: int = 0
+    num_pixels: int = 0
+    num_clipped: int = 0
+
+    def add(self, image: Image.Image) -> None:
+        """Count an image that `as_mode` has scaled; others do not count."""
+        clipped, total = image.info.get(CLIPPED, (0, 0))
+        if total:
+            self.num_images += 1
+            self.num_clipped_images += bool(clipped)
+            self.num_pixels += total
+            self.num_clipped += clipped
+
+    def __str__(self) -> str:
+        if not self.num_images:
+            return ""
+        share = self.num_clipped / self.num_pixels
+        return (
+            f"pixels outside the range of the training images, clipped: {100 * share:.2g} %, in "
+            f"{self.num_clipped_images:,} of {count_noun(self.num_images, '16-bit or float image')}"
+        )
+
+
+CLIPPED = "clipped"
+"""Key of `Image.info`: how many pixels the given range clips, and of how many."""
+
+
 def _to_8_bit(image: Image.Image, range: Range | None) -> Image.Image:
     """Scale 16-bit, 32-bit and float gray-scale to 8 bit, and clip values outside the range.
 
@@ -243,6 +276,7 @@ def _to_8_bit(image: Image.Image, range: Range | None) -> Image.Image:
     it is the first usual value that the largest one of the image does not exceed by half.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    is_given = range is not None
     if range is None:
         largest = float(values.max(initial=0.0))
         usual = {"I": (65535.0, 2**31 - 1.0), "F": (1.0, 255.0, 65535.0)}.get(
@@ -251,7 +285,10 @@ def _to_8_bit(image: Image.Image, range: Range | None) -> Image.Image:
         range = 0.0, next((white for white in usual if largest <= 1.5 * white), largest)
     low, high = range
     scaled = np.rint((values - low) * (255 / (high - low))).clip(0, 255)
-    return Image.fromarray(scaled.astype(np.uint8))
+    found = Image.fromarray(scaled.astype(np.uint8))
+    if is_given:
+        found.info[CLIPPED] = int(((values < low) | (values > high)).sum()), values.size
+    return found
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -58,7 +58,7 @@ class PixelRange:
             f"{_shown(self.smallest)} to {_shown(self.largest)}; in all images "
             f"{_shown(self.low)} becomes black and {_shown(self.high)} white (their 0.1 and 99.9 "
             f"percentiles), which clips {100 * self.clipped:.2g} % of the pixels; --input.range "
-            "[LOW,HIGH] sets another range"
+            "LOW,HIGH sets another range"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from PIL import Image
 from convnext.data.downloads import Download, Notice, is_url, to_stderr
 from convnext.data.images import (
     BadImage,
+    Clipping,
     Mode,
     as_mode,
     decode,
@@ -47,6 +48,8 @@ class Source:
     """Its file; None for a URL and for an image in memory."""
     opener: Callable[[Mode], Image.Image]
     """Reads the image; use `open`."""
+    clipping: Clipping = field(default_factory=Clipping)
+    """Counts clipped pixels of all images that were given together."""
 
     def open(self, mode: Mode = "RGB") -> Image.Image:
         """Return the image, upright, in 8 bits, in "RGB" or "L".
@@ -54,7 +57,9 @@ class Source:
         Raises:
             BadImage: If it cannot be fetched or decoded; the message says why.
         """
-        return self.opener(mode)
+        image = self.opener(mode)
+        self.clipping.add(image)
+        return image
 
 
 def image_sources(
@@ -141,6 +146,7 @@ class _Reader:
     download: Download
     count: int = 0
     """Number of images so far, for the names of images in memory."""
+    clipping: Clipping = field(default_factory=Clipping)
 
     def lazily(self, items: Iterable[Any]) -> Iterator[Source]:
         """Yield the images of an iterable that is read only once."""
@@ -209,7 +215,7 @@ class _Reader:
 
     def _next(self, name: str, path: Path | None, opener: Callable[[Mode], Image.Image]) -> Source:
         self.count += 1
-        return Source(name=name, path=path, opener=opener)
+        return Source(name=name, path=path, opener=opener, clipping=self.clipping)
 
 
 def matching_files(pattern: str) -> list[Path]:

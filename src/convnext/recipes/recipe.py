@@ -161,9 +161,36 @@ def parse_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
 
     _check_keys(tree)
     try:
-        return parsed_settings(_settings_parser().parse_object(dict(tree), defaults=False))
+        return parsed_settings(_settings_parser().parse_object(_with_lists(tree), defaults=False))
     except ArgumentError as error:
         raise ValueError(explain(error)) from error
+
+
+def as_list(hint: Any, text: str) -> str:
+    """Return the text of an option as a list if its type is a tuple: "0,4095" as "[0,4095]".
+
+    Other types, and the words that a type allows beside tuples, such as `auto`, are unchanged.
+    """
+    parts = (hint, *get_args(hint))
+    words = {word for part in parts if get_origin(part) is Literal for word in get_args(part)}
+    if text in words or not text or not any(get_origin(part) is tuple for part in parts):
+        return text
+    inner = text.strip()
+    if inner.startswith("(") and inner.endswith(")"):
+        inner = inner[1:-1]
+    return text if inner.startswith(("[", "{")) else f"[{inner}]"
+
+
+def _with_lists(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with lists that are written as text in brackets."""
+    known, found = all_settings(), dict(tree)
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name not in known:
+            found[key] = _with_lists(value, f"{name}.")
+        elif isinstance(value, str) and name in known:
+            found[key] = as_list(known[name].hint, value)
+    return found
 
 
 @cache

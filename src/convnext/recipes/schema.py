@@ -78,7 +78,7 @@ class InputRecipe(Generic[A]):
     std: tuple[float, ...] | A = AUTO
     """Standard deviation of each channel."""
     range: tuple[float, ...] = ()
-    """Values of 16-bit and float images that become black and white, such as [0,4095]; by default
+    """Values of 16-bit and float images that become black and white, such as 0,4095; by default
     the 0.1 and 99.9 percentiles of the training images. Images of 8 bits are not affected."""
 
 

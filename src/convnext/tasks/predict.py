@@ -195,6 +195,8 @@ class PredictionStream(Iterator[Result]):
                 count += 1
                 yield result
         self._skipped.require(count)
+        if self._console is not None and (line := str(source.clipping)):
+            self._console.print(line, markup=False)
         if predictor.output is not None:
             predictor.summary(self._rows, self.bad_images).write(predictor.output)
 

@@ -20,6 +20,7 @@ from convnext.data.formats.located import UNCLEAR
 from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage
 from convnext.data.objects import FAULTS, DetectionData, DetectionImages, open_dataset
+from convnext.data.ranges import pixel_range
 from convnext.progress import safe_console
 from convnext.tasks.detection.data.problems import (
     Inspected,
@@ -186,6 +187,7 @@ def report(data: DetectionData, inspected: Sequence[Inspected]) -> DataReport:
     """Build the report."""
     counts = {part: _count_classes(images, len(data.classes)) for part, images in parts(data)}
     stated = [(r.width, r.height) for _, images in parts(data) for r in images.records]
+    found_range = pixel_range(data.train)
     return DataReport(
         path=data.path,
         classes=tuple(
@@ -205,7 +207,10 @@ def report(data: DetectionData, inspected: Sequence[Inspected]) -> DataReport:
         problems=find_problems(data, inspected),
         suggestions=find_suggestions(data),
         # All faults are listed.
-        notes=tuple(note for note in data.notes if not note.startswith(FAULTS)),
+        notes=(
+            *(note for note in data.notes if not note.startswith(FAULTS)),
+            *([] if found_range is None else [str(found_range)]),
+        ),
     )
 
 
