@@ -282,5 +282,5 @@ def test_lists_on_the_command_line_need_no_brackets() -> None:
         assert given(*words)["input.range"] == (-3.0, 5.0)
     assert given("--run.loggers", "wandb")["run.loggers"] == ("wandb",)
     assert given("--input.std", "auto", "--input.mean", "0.5")["input.mean"] == (0.5,)
-    with pytest.raises(ValueError, match="input.range is .*but must be a list of numbers"):
+    with pytest.raises(ValueError, match="but must be a list of numbers"):
         given("--input.range", "a,b")

@@ -151,8 +151,8 @@ def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
     """Return the arguments with every option spelled as the parser knows it.
 
     Hyphens and underscores are equivalent, short names stand for full ones, a boolean setting
-    needs no value, and a list no brackets. A verb without settings takes the names that they have for `train` too:
-    `--segment.images` is the option `--images` of `data`.
+    needs no value, and a list no brackets. A verb without settings takes the names that they have
+    for `train` too: `--segment.images` is the option `--images` of `data`.
     """
     known = {name.replace("-", "_"): name for name in parser._option_string_actions}
     switches = {f"__{short}" for short, full in SHORT.items() if _is_bool_setting(full)}
