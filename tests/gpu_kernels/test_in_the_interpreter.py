@@ -18,8 +18,8 @@ FOLDER = Path(__file__).parent / "interpreted"
 FILES = sorted(path.name for path in FOLDER.glob("check_*.py"))
 
 
-# Choosing runs every kernel many times: a minute in the interpreter.
-SLOW = {"check_choose.py"}
+# Many kernels, each run many times: up to a minute in the interpreter.
+SLOW = {"check_choose.py", "check_depthwise.py", "check_norm.py"}
 
 
 @pytest.mark.parametrize(

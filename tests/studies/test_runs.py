@@ -18,6 +18,8 @@ from convnext.studies.compare import Result, read_results
 from convnext.studies.plan import read_study
 from convnext.studies.runs import held
 
+# Nothing to measure at the start of each run.
+BACKEND = ("--run.channels_last", "true", "--run.compile", "false")
 OPTIONS = (
     "--regime",
     "mini",
@@ -34,6 +36,7 @@ OPTIONS = (
     "96",
     "--run.save_every",
     "5",
+    *BACKEND,
 )
 
 
@@ -127,8 +130,7 @@ def test_a_walk_that_was_killed_gives_the_same_table(whole: Path, tmp_path: Path
 
 def test_asked_to_end_it_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     root = tmp_path / "study"
-    backend = ("--run.channels_last", "true", "--run.compile", "false")  # Nothing to measure.
-    process = start(root, "--schedule.epochs", "200", *backend)
+    process = start(root, "--schedule.epochs", "200")
     wait_for(lambda: any(root.glob("runs/*/seed-0/checkpoints/step-*")), process, 400)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=300)
