@@ -71,6 +71,7 @@ def evaluate(
     """
     from convnext.progress import console_of
     from convnext.tasks import task_class
+    from convnext.tasks.evaluation import EvaluationSettings
     from convnext.tasks.verbs import given_options
 
     path = data_path(data)
@@ -79,12 +80,14 @@ def evaluate(
     out = console_of(progress)
     result = task_class(model.task).evaluate(
         model._opened,
-        data=path,
-        split=split,
-        precision=precision,
-        max_bad_share=max_bad_share,
-        fast=fast,
-        console=out,
+        EvaluationSettings(
+            data=path,
+            split=split,
+            precision=precision,
+            max_bad_share=max_bad_share,
+            fast=fast,
+            console=out,
+        ),
         **own,
     )
     result.print(out)

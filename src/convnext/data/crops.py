@@ -94,12 +94,12 @@ def resize_crop(pixels: Tensor, box: Box, size: int, interpolation: Interpolatio
     left, top, right, bottom = (round(edge) for edge in box)
     if interpolation == "nearest" or min(right - left, bottom - top) < MIN_WHOLE:
         resample = RESAMPLING[interpolation]
-        return _image(pixels).resize((size, size), resample, box=box)
+        return image_of(pixels).resize((size, size), resample, box=box)
     crop = pixels[None, :, top:bottom, left:right]  # 1 C h w
     # Torch's faster kernel needs a contiguous tensor in this format.
     crop = crop.contiguous(memory_format=torch.channels_last)
     resized = F.interpolate(crop, (size, size), mode=interpolation, antialias=True)
-    return _image(resized[0])
+    return image_of(resized[0])
 
 
 def to_pixels(image: Image.Image) -> Tensor:
@@ -140,6 +140,6 @@ def _decoder() -> Callable[..., Tensor] | None:
     return getattr(torch.ops.image, "decode_jpeg", None)
 
 
-def _image(pixels: Tensor) -> Image.Image:
+def image_of(pixels: Tensor) -> Image.Image:
     """Return pixels, uint8 (C, H, W), as an image."""
     return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy())

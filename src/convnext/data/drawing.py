@@ -146,10 +146,10 @@ def save_image(image: Image.Image, path: Path, **options: Any) -> None:
         image.save(temporary, form, **options)
 
 
-def data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image, quality: int = 85) -> str:
     """Return an image as a data URI with a JPEG, for a page without other files."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=quality)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -35,7 +35,7 @@ from convnext.recipes.recipe import to_dict
 from convnext.recipes.resolve import Choice, ResolveContext, context_of, print_choices
 from convnext.recipes.resolve import num_steps as num_steps_of
 from convnext.recipes.schema import Recipe, ResolvedRecipe
-from convnext.results import Scores
+from convnext.tasks.evaluation import EvaluationResult, EvaluationSettings
 from convnext.tasks.factory import create_model, dense_prefix, task_of_name
 from convnext.tasks.trained import Opened, card_of
 from convnext.weights.checkpoint import Card
@@ -69,26 +69,6 @@ class CachedDataset(Protocol):
     def __getitem__(self, index: Any) -> Any: ...
     def fill_cache(self, *, workers: int = 0, console: Console | None = None) -> str:
         """Cache the images if they fit; return one line for the user about the result."""
-        ...
-
-
-class Evaluated(Protocol):
-    """The evaluation of a task."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        ...
-
-    def print(self, console: Console) -> None:
-        """Print a summary."""
-        ...
-
-    def write(self, folder: Path | str) -> Any:
-        """Write the files into a folder; return their paths."""
-        ...
-
-    def scores(self) -> Scores:
-        """Return the named scores."""
         ...
 
 
@@ -244,7 +224,9 @@ class Task(ABC):
         return importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.{name}")
 
     @classmethod
-    def evaluate(cls, source: str | Opened, **options: Any) -> Evaluated:
+    def evaluate(
+        cls, source: str | Opened, settings: EvaluationSettings, **options: Any
+    ) -> EvaluationResult:
         """Evaluate a run, a checkpoint or published weights on a labeled data set.
 
         The options are those of `evaluate` in the task's `evaluate.py`.
@@ -252,7 +234,7 @@ class Task(ABC):
         Raises:
             ValueError: If source or data cannot be read, or their classes do not match.
         """
-        found: Evaluated = cls.task_module("evaluate").evaluate(source, **options)
+        found: EvaluationResult = cls.task_module("evaluate").evaluate(source, settings, **options)
         return found
 
     @classmethod
@@ -471,8 +453,12 @@ class Task(ABC):
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Return the metrics on the validation set, the same in every process."""
 
+    def evaluation_data(self) -> str | None:
+        """Return the data set for `evaluate`; None if the run folder may name it."""
+        return None
+
     def evaluation_options(self) -> dict[str, Any]:
-        """Return options of `evaluate` that a run folder alone may not determine."""
+        """Return options of the task's `evaluate` that a run folder alone may not determine."""
         return {}
 
     def inference_options(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_
 from convnext.recipes.resolve import num_steps as num_steps_of
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
+from convnext.tasks.evaluation import EvaluationSettings
 from convnext.training.backend import Chosen, choose_backend, fit_memory
 from convnext.training.callbacks import Callback, check_callbacks
 from convnext.training.checks import changes_since, check_folder, held_folder
@@ -373,10 +374,13 @@ def _finish(
     """Evaluate the best weights in full, write the report, and suggest the next commands."""
     result = task.evaluate(
         str(folder),
+        EvaluationSettings(
+            data=task.evaluation_data(),
+            device=str(task.device),
+            console=console,
+            max_bad_share=task.recipe.loader.max_bad_share,
+        ),
         **task.evaluation_options(),
-        device=str(task.device),
-        console=console,
-        max_bad_share=task.recipe.loader.max_bad_share,
     )
     result.write(folder)
     report = write_report(folder) if write_report is not None else None

@@ -29,6 +29,7 @@ from convnext.reports.report import write_report
 from convnext.tasks.classification.evaluate import evaluate
 from convnext.tasks.classification.predict import infer
 from convnext.tasks.classification.recipe import ClassificationLoader
+from convnext.tasks.evaluation import EvaluationSettings
 from convnext.tasks.trained import open_model
 from convnext.training import run as run_module
 from convnext.training.log import read_metrics
@@ -393,7 +394,7 @@ def test_remote_shards_train_like_local_ones(
         evaluate(str(whole.folder))
     again = evaluate(
         str(whole.folder),
-        data=server.url,
+        EvaluationSettings(data=server.url),
         loader=ClassificationLoader(shard_cache=str(tmp_path / "own")),
     )
     assert again.evaluation.top1 == whole.best["top1"]

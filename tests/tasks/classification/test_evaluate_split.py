@@ -27,13 +27,13 @@ def test_the_split_to_evaluate_on(make_folder):
     root = make_folder({f"{part}/{c}": n for part, n in counts.items() for c in "ab"})
     other = card("elsewhere")
     found = {
-        split: len(open_split(str(root), split, other, None).samples)
+        split: len(open_split(str(root), split, other, None).images)
         for split in ("auto", "train", "val", "test", "all")
     }
     assert found == {"auto": 2, "train": 10, "val": 4, "test": 2, "all": 16}
-    assert len(open_split(str(root), "auto", card(root), None).samples) == 4
+    assert len(open_split(str(root), "auto", card(root), None).images) == 4
     plain = make_folder({"a": 10, "b": 10}, name="plain")
-    assert len(open_split(str(plain), "auto", other, None).samples) == 20
+    assert len(open_split(str(plain), "auto", other, None).images) == 20
     with pytest.raises(ValueError, match="has no test split, but train"):
         open_split(str(plain), "test", other, None)
 
@@ -43,14 +43,14 @@ def test_the_data_of_training_is_known_by_any_path(make_folder, tmp_path, monkey
     (tmp_path / "link").symlink_to(root)
     monkeypatch.chdir(tmp_path)
     for path in ("data", "./data/", str(root), "link"):
-        assert len(open_split(path, "auto", card(root), None).samples) == 4, path
+        assert len(open_split(path, "auto", card(root), None).images) == 4, path
 
 
 def test_unknown_classes_are_left_out_and_named(make_folder):
     root = make_folder({"a": 3, "b": 3, "zebra": 2})
     found = open_split(str(root), "auto", card("elsewhere"), None)
-    assert (len(found.samples), found.classes) == (6, ("a", "b"))
-    assert found.samples.labels == [0, 0, 0, 1, 1, 1]
+    assert (len(found.images), found.classes) == (6, ("a", "b"))
+    assert found.images.labels == [0, 0, 0, 1, 1, 1]
     assert found.left_out == (
         "2 of 8 images are left out, because the network does not know their classes: zebra",
     )
@@ -62,11 +62,11 @@ def test_unknown_classes_are_left_out_and_named(make_folder):
 def test_new_images_do_not_change_what_was_held_out(make_folder):
     root = make_folder({"a": 10, "b": 10})
     own = card(root)
-    before = open_split(str(root), "auto", own, None).samples.names
+    before = open_split(str(root), "auto", own, None).images.names
     for path in list(root.rglob("*.png")):
         for number in range(2):
             shutil.copy(path, path.with_name(f"more{number}_{path.name}"))
-    assert len(open_split(str(root), "auto", own, None).samples) == 12
+    assert len(open_split(str(root), "auto", own, None).images) == 12
     found = open_split(str(root), "auto", own, None, held=before)
-    assert sorted(found.samples.names) == sorted(before)
-    assert len(open_split(str(root), "all", own, None, held=before).samples) == 60
+    assert sorted(found.images.names) == sorted(before)
+    assert len(open_split(str(root), "all", own, None, held=before).images) == 60

@@ -22,6 +22,7 @@ from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.reports.report import write_report
 from convnext.tasks.detection.evaluate import evaluate
 from convnext.tasks.detection.task import DetectionTask
+from convnext.tasks.evaluation import EvaluationSettings
 from convnext.training.run import RunResult, train
 from convnext.weights.checkpoint import Card, find_checkpoint
 from convnext.weights.files import read_file
@@ -161,7 +162,7 @@ def test_results_have_the_ids_of_the_json(
     listed.write_text(json.dumps(content), encoding="utf-8")
     files = sorted((root / "images").glob("val*.png"))
     run_predictor(finished.folder, files, output=tmp_path, score=0.05, ids=listed)
-    result = evaluate(str(finished.folder), data=str(root))
+    result = evaluate(str(finished.folder), EvaluationSettings(data=str(root)))
     result.write(tmp_path)
     truth = coco.COCO(str(listed))
     for name, kind, score in (
@@ -254,7 +255,7 @@ def test_boxes_alone_train_too(tmp_path: Path) -> None:
     assert {mask for p in found.predictions for mask in p.found.masks} == {None}
     assert not any("segmentation" in row for row in found.results())
     # On data with masks it is evaluated by its boxes.
-    masked = evaluate(str(done.folder), data=str(small_coco(tmp_path / "m")))
+    masked = evaluate(str(done.folder), EvaluationSettings(data=str(small_coco(tmp_path / "m"))))
     assert masked.evaluation.mask is None
     # After fine-tuning on masks it predicts masks.
     tuned = settings | {"data": str(tmp_path / "m"), "weights": str(done.folder)}

@@ -27,7 +27,7 @@ def card(data: Path | None = None, classes: tuple[str, ...] = CLASSES, **detect:
 
 
 def names(data: Path | str, split: str, own: Card) -> set[str]:
-    images = open_split(str(data), split, own, "run")[1]
+    images = open_split(str(data), split, own, "run").images
     return {Path(name).stem for name in images.names}
 
 
@@ -43,7 +43,7 @@ def test_data_without_a_split_is_scored_whole(tmp_path: Path) -> None:
     data = truth(("pictures",))
     voc_beside(tmp_path / "data", data)
     assert names(tmp_path / "data", "auto", card()) == set(data["pictures"])
-    with pytest.raises(ValueError, match="has no test split; give another --split"):
+    with pytest.raises(ValueError, match="has no test split, but train, val; give another --split"):
         names(tmp_path / "data", "test", card())
     data["test"] = truth(("test",))["test"]
     voc_beside(tmp_path / "more", {"train": data["pictures"], "val": data["test"]})
@@ -63,7 +63,7 @@ def test_the_data_of_training_is_known_by_any_path(
 
 def test_unknown_classes_are_left_out_and_named(tmp_path: Path) -> None:
     voc_beside(tmp_path / "data", truth())
-    _, images, left_out = open_split(
+    images, *_, left_out = open_split(
         str(tmp_path / "data"), "test", card(classes=("dog", "bird")), "run"
     )
     assert left_out == (
@@ -87,13 +87,13 @@ def test_new_images_do_not_change_what_was_held_out(tmp_path: Path) -> None:
     data, run = truth(("pictures",)), tmp_path / "run"
     voc_beside(tmp_path / "data", data)
     own = card(tmp_path / "data")
-    found, images, _ = open_split(None, "auto", own, str(tmp_path))
+    images = open_split(None, "auto", own, str(tmp_path)).images
     (held,) = {Path(name).stem for name in images.names}
-    other = next(record for record in found.train.records)
+    other = open_split(None, "train", own, str(tmp_path)).images.records[0]
     # As if the run had held out another image than the names give today.
     val = SplitContents(names=[other.file_name], annotations=[], pictures=[])
     run.mkdir()
     (run / FILE).write_text(Contents(classes=CLASSES, splits={"val": val}).to_json())
-    after = open_split(None, "auto", own, str(run))[1]
+    after = open_split(None, "auto", own, str(run)).images
     assert after.names == [other.file_name]
-    assert held in {Path(n).stem for n in open_split(None, "train", own, str(run))[1].names}
+    assert held in {Path(n).stem for n in open_split(None, "train", own, str(run)).images.names}

@@ -76,7 +76,7 @@ def test_the_split_to_evaluate_on(tmp_path: Path) -> None:
     shutil.copy(own / "classes.txt", plain)
 
     def count(path: Path, split: str) -> int:
-        return len(open_split(str(path), split, card(own), "run")[1])
+        return len(open_split(str(path), split, card(own), "run").images)
 
     assert [count(own, split) for split in ("auto", "train", "all")] == [2, 4, 6]
     assert [count(other, split) for split in ("auto", "val", "all")] == [1, 2, 7]
@@ -96,8 +96,8 @@ def test_the_data_of_training_is_known_by_any_path(
     monkeypatch.chdir(tmp_path)
     # The second path holds other data, which only the patterns describe.
     for path in ("data", "more"):
-        opened, pairs = open_split(path, "val", trained, "run")
-        assert (len(opened.train), len(pairs)) == (2, 1), path
+        counts = [len(open_split(path, s, trained, "run").images) for s in ("train", "val")]
+        assert counts == [2, 1], path
 
 
 def test_patterns_of_a_card_stay_in_the_data_folder(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_patterns_of_a_card_stay_in_the_data_folder(tmp_path: Path) -> None:
         loose = tmp_path / "net.safetensors"
         with pytest.raises(ValueError, match=r"net.safetensors was trained .*--segment.masks"):
             open_split(str(root / "own"), "val", trained, str(loose))
-        assert len(open_split(None, "val", trained, str(tmp_path))[1]) == 1  # A run folder.
+        assert len(open_split(None, "val", trained, str(tmp_path)).images) == 1  # A run folder.
 
 
 @pytest.mark.parametrize("host", ["//host/x/*", "\\\\host\\x\\*", "/\\host/*", "file://host/*"])
@@ -136,7 +136,7 @@ def test_new_images_do_not_change_what_was_held_out(tmp_path: Path) -> None:
         shutil.copytree(other / kind / "train", root / kind)
     shutil.copy(other / "classes.txt", root)
     own = card(root)
-    before = open_split(str(root), "auto", own, str(run))[1]
+    before = open_split(str(root), "auto", own, str(run)).images
     val = SplitContents(
         names=relative_names(map(str, before.images), root), annotations=[], pictures=[]
     )
@@ -144,8 +144,8 @@ def test_new_images_do_not_change_what_was_held_out(tmp_path: Path) -> None:
     (run / FILE).write_text(Contents(classes=CLASSES, splits={"val": val}).to_json())
     for path in [*(root / "images").iterdir(), *(root / "annotations").iterdir()]:
         shutil.copy(path, path.with_name(f"more_{path.name}"))
-    assert len(open_split(str(root), "auto", own, "nothing")[1]) > len(before)
-    after = open_split(str(root), "auto", own, str(run))[1]
+    assert len(open_split(str(root), "auto", own, "nothing").images) > len(before)
+    after = open_split(str(root), "auto", own, str(run)).images
     assert sorted(after.images) == sorted(before.images)
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-import io
-import json
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from convnext.atomic import write_text
-from convnext.data.contents import (
-    Compared,
-    compare_with_run,
-    held_names,
-    held_positions,
-    split_to_evaluate,
-)
+from convnext.data.contents import held_names
+from convnext.data.drawing import data_uri
 from convnext.data.images import BadImage
-from convnext.data.samples import BadImages, ImageListing, Samples
-from convnext.progress import progress_bar
+from convnext.data.samples import ImageListing, Samples
 from convnext.results import Scores
 from convnext.tasks.classification.data import annotation, find, hold_out, open_dataset
 from convnext.tasks.classification.dataset import EvalDataset
@@ -38,6 +28,16 @@ from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.predict import BATCH_SIZE, infer
 from convnext.tasks.classification.published import imagenet_synsets
 from convnext.tasks.classification.recipe import ClassificationLoader
+from convnext.tasks.evaluation import (
+    EvaluationResult,
+    EvaluationSettings,
+    EvaluationSplit,
+    Evaluator,
+    choose_split,
+    held_split,
+    images_of_split,
+    some_classes,
+)
 from convnext.tasks.trained import Opened, build, opened
 from convnext.weights.checkpoint import (
     Card,
@@ -49,7 +49,6 @@ from convnext.weights.checkpoint import (
     val_share_of,
 )
 from convnext.weights.files import read_file
-from convnext.weights.open import pick_precision
 
 THUMBNAIL_PIXELS = 112
 
@@ -67,44 +66,18 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
+class ClassificationResult(EvaluationResult):
     """An evaluation with its source and data, and pictures of the mistakes."""
 
-    source: str
-    data: str
-    card: Card
+    pictured = ("mistakes", "thumbnail")
+
     evaluation: Evaluation
-    thumbnails: tuple[tuple[str, str], ...]
-    """Path of the image of every mistake, and a small JPEG of it as a data URI."""
-    bad_images: tuple[tuple[str, str], ...]
-    """Images that could not be read, each with the reason."""
-    left_out: tuple[str, ...] = ()
-    """What was left out of the data, and why."""
-    split: str = ""
-    """The split of the data: "train", "val", "test" or "all"."""
-    compared: Compared = field(default_factory=Compared)
-    """Whether images were trained on, and what has changed since."""
     last: tuple[Variant, ...] = ()
     """For a run with a moving average: its last step, with and without the average."""
 
-    def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
-        """Return nested plain values for JSON, with the pictures only on request."""
-        result = self.evaluation.to_dict()
-        for mistake, (source, thumbnail) in zip(result["mistakes"], self.thumbnails, strict=True):
-            mistake |= {"source": source} | ({"thumbnail": thumbnail} if pictures else {})
-        return {
-            "source": self.source,
-            "data": self.data,
-            "split": self.split,
-            "model": self.card.model,
-            "weights": self.card.metrics.get("weights", "model"),
-            "step": self.card.metrics.get("step"),
-            **result,
-            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
-            "left_out": list(self.left_out),
-            **self.compared.to_dict(),
-            "last": [asdict(variant) for variant in self.last],
-        }
+    def own_values(self) -> dict[str, Any]:
+        """Return the scores of the weights of the last step."""
+        return {"last": [asdict(variant) for variant in self.last]}
 
     def scores(self) -> Scores:
         """Return top-1 and top-5 in percent, the loss, and the scores per class in [0, 1]."""
@@ -118,13 +91,7 @@ class EvaluationResult:
             evaluation=self,
         )
 
-    def write(self, folder: str | Path) -> Path:
-        """Write `evaluation.json` into a folder and return its path."""
-        path = Path(folder) / "evaluation.json"
-        write_text(path, json.dumps(self.to_dict(pictures=True)) + "\n")
-        return path
-
-    def print(self, console: Console) -> None:
+    def print_scores(self, console: Console) -> None:
         """Print the scores, and a table of the classes."""
         e = self.evaluation
         table = Table(box=None, header_style="bold")
@@ -157,80 +124,46 @@ class EvaluationResult:
                 f"loss {variant.loss:.4f}  for {_NAMES[variant.weights]} of the last step, "
                 f"{variant.step:,}"
             )
-        split = [f"split: {self.split}"] if self.split else []
-        for line in (*split, *self.left_out, *self.compared.lines()):
-            console.print(line, markup=False)
-        for source, reason in self.bad_images:
-            console.print(f"skipped: {source}: {reason}", markup=False)
 
 
 def evaluate(
     source: str | Opened,
+    settings: EvaluationSettings | None = None,
     *,
-    data: str | None = None,
-    split: str = "auto",
     batch_size: int = BATCH_SIZE,
-    device: str = "auto",
-    precision: str = "auto",
-    max_bad_share: float = 0.01,
     only_best: bool = True,
-    fast: bool = True,
     loader: ClassificationLoader | None = None,
-    console: Console | None = None,
-) -> EvaluationResult:
+) -> ClassificationResult:
     """Evaluate a run, a checkpoint or published weights on a labeled data set.
 
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
-        data: The data set; by default the local one that the run was trained on.
-        split: "auto", "train", "val", "test" or "all"; see `open_split`.
+        settings: The settings of all tasks.
         batch_size: Images per batch. It may change the last bits of the logits.
-        device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the precision of training.
-        max_bad_share: Maximum fraction of images that may be unreadable.
         only_best: If False, also evaluate the weights of a run's last step and their moving
             average, if there is one, to show the effect of averaging.
-        fast: Use the fastest backend if there are enough images to make up for the search; outputs
-            then differ in their last bits.
         loader: Settings for caching and fetching remote data.
-        console: Console of the progress bar; None for no output.
 
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
     """
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, not {batch_size}")
-    own = opened(source, device)
-    source, card, where = own.source, own.card, own.device
-    data = data or data_of(source, card)
-    opened_split = open_split(data, split, card, console, loader, held_names(source))
-    samples = relabel(opened_split.samples, opened_split.classes, card.classes)
-    compared = compare_with_run(
-        source,
-        samples,
-        partial(annotation, samples, card.classes),
-        data=data,
-        classes=opened_split.classes,
-        own_split=opened_split.split if is_own_data(data, card) else "",
-    )
-    bad = BadImages(samples, max_share=max_bad_share)
+    settings = settings or EvaluationSettings()
+    own = opened(source, settings.device)
+    source, card = own.source, own.card
+    data = settings.data or data_of(source, card)
+    found = open_split(data, settings.split, card, settings.console, loader, held_names(source))
+    samples = relabel(found.images, found.classes, card.classes)
+    annotate = partial(annotation, samples, card.classes)
+    evaluator = Evaluator(own, found._replace(images=samples), settings, annotate)
     dataset = EvalDataset(samples, card.preprocessing)
-    executed = pick_precision(precision, card, where)
 
     def measure(label: str, own: Opened) -> Evaluation:
         metric = Metric(card.classes)
-        form = own.fast(precision=executed, num_images=len(samples), enabled=fast, console=console)
-        with progress_bar(f"evaluating {label}", len(samples), console) as advance:
-            for batch in infer(
-                form,
-                dataset,
-                device=where,
-                precision=executed,
-                bad=bad,
-                batch_size=batch_size,
-                progress=form.watch(advance),
-            ):
-                metric.update(*batch)
+        network = evaluator.fast(own)
+        for batch in evaluator.outputs(infer, network, dataset, label, batch_size=batch_size):
+            metric.update(*batch)
         return metric.compute()
 
     only_best = only_best or not own.is_best
@@ -239,20 +172,14 @@ def evaluate(
     for weights, step, tensors in () if only_best else _last_weights(source):
         network = build(card)
         network.load_state_dict(tensors)
-        network = network.to(where).to(memory_format=torch.channels_last)
+        network = network.to(own.device).to(memory_format=torch.channels_last)
         last = replace(own, model=network, is_shared=False)
         e = measure(f"{_NAMES[weights]} of the last step", last)
         variants.append(Variant(weights=weights, step=step, top1=e.top1, top5=e.top5, loss=e.loss))
-    return EvaluationResult(
-        source=source,
-        data=str(data),
-        card=card,
+    return ClassificationResult(
+        **evaluator.common(),
         evaluation=evaluation,
-        thumbnails=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
-        bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
-        left_out=opened_split.left_out,
-        split=opened_split.split,
-        compared=compared,
+        pictures=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
         last=tuple(variants),
     )
 
@@ -275,18 +202,6 @@ def _last_weights(source: str) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
         yield "ema", step, average
 
 
-class SplitSamples(NamedTuple):
-    """The samples to evaluate on."""
-
-    samples: Samples
-    classes: tuple[str, ...]
-    """The classes that the labels of the samples refer to."""
-    left_out: tuple[str, ...] = ()
-    """What was left out, and why."""
-    split: str = ""
-    """The split: "train", "val", "test" or "all"."""
-
-
 def open_split(
     data: str,
     split: str,
@@ -294,12 +209,11 @@ def open_split(
     console: Console | None,
     loader: ClassificationLoader | None = None,
     held: Collection[str] = (),
-) -> SplitSamples:
+) -> EvaluationSplit[Samples]:
     """Return the samples of a split; classes that the network does not know are left out.
 
-    `auto` takes the images that training held out; of other data its test split, else its
-    validation split, else all images. `held` are the names of the images that training held out,
-    if the run recorded them; new images do not change which these are.
+    `held` are the names of the images that training held out, if the run recorded them; new images
+    do not change which these are.
 
     Raises:
         ValueError: If the data has no such split, or the network knows none of its classes.
@@ -314,63 +228,47 @@ def open_split(
         if found.val is None:
             found, val = hold_out(found, val_share_of(card), [])
             found = replace(found, val=val)
-    split = split_to_evaluate(
-        split, is_own=is_own, has_val=found.val is not None, has_test=found.test is not None
-    )
-    positions = _positions(found, split, data)
+    has_val, has_test = found.val is not None, found.test is not None
+    split = choose_split(split, data, card, has_val=has_val, has_test=has_test)
+    parts = {"train": found.train, "val": found.val, "test": found.test}
+    positions = images_of_split(parts, split, data, lambda chosen: [i for p in chosen for i in p])
     known = _known_positions(found.classes, card.classes)
     unknown = [c for c, position in enumerate(known) if position is None]
     if not unknown:
-        return SplitSamples(found.take(positions), found.classes, split=split)
+        return EvaluationSplit(found.take(positions), data, split, found.classes)
     labels = np.asarray(found.labels)[np.asarray(positions, np.int64)]
     is_known = ~np.isin(labels, unknown)
     if not is_known.any():
         class_positions(found.classes, card.classes)  # Says which classes the network knows.
     kept = [int(i) for i, keep in zip(positions, is_known.tolist(), strict=True) if keep]
     present = np.unique(labels[~is_known]).tolist()
-    names = ", ".join(found.classes[c] for c in present[:5]) + (" ..." if len(present) > 5 else "")
-    left_out = (
+    names = some_classes([found.classes[c] for c in present])
+    text = (
         f"{len(positions) - len(kept):,} of {len(positions):,} images are left out, because the "
         f"network does not know their classes: {names}"
     )
     samples = found.take(kept)
     samples.labels = [known[label] or 0 for label in samples.labels]
-    return SplitSamples(samples, tuple(card.classes), (left_out,) if present else (), split)
+    left_out = (text,) if present else ()
+    return EvaluationSplit(samples, data, split, tuple(card.classes), left_out)
 
 
 def _as_held(found: ImageListing, held: Collection[str], data: str) -> ImageListing:
     """Return a listing with the split of training; unchanged if none of its images is there."""
     samples = found.take(found.train)
-    parts = held_positions(held, map(samples.source, range(len(samples))), data)
+    parts = held_split(samples, held, data)
     if parts is None:
         return found
     train, val = ([found.train[i] for i in part] for part in parts)
     return replace(found, train=train, val=val)
 
 
-def _positions(found: ImageListing, split: str, data: str) -> Sequence[int]:
-    """Return the positions of the images of a split.
-
-    Raises:
-        ValueError: If there is no such split.
-    """
-    parts: dict[str, Sequence[int] | None]
-    parts = {"train": found.train, "val": found.val, "test": found.test}
-    if split == "all":
-        return [i for part in parts.values() if part is not None for i in part]
-    part = parts[split]
-    if part is None:
-        has = ", ".join(name for name, part in parts.items() if part is not None)
-        raise ValueError(f"{data} has no {split} split, but {has}; give another --split")
-    return part
-
-
-def _of_digits(split: str) -> SplitSamples:
+def _of_digits(split: str) -> EvaluationSplit[Samples]:
     opened = open_dataset("digits")
     if split in ("test", "all"):
         raise ValueError(f"the digits have no split {split!r}, but train and val")
     split = "train" if split == "train" else "val"
-    return SplitSamples(getattr(opened, split), opened.classes, split=split)
+    return EvaluationSplit(getattr(opened, split), "digits", split, opened.classes)
 
 
 def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> Samples:
@@ -423,6 +321,4 @@ def _thumbnail(samples: Samples, index: int) -> tuple[str, str]:
     if max(image.size) < 48:
         factor = THUMBNAIL_PIXELS // max(image.size)
         image = image.resize((image.width * factor, image.height * factor), 0)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return source, f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return source, data_uri(image, quality=80)

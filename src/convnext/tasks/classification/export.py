@@ -63,7 +63,7 @@ def export_spec(
 
     def split(name: str) -> Any:
         opened_split = open_split(data_of(source, card), name, card, None)
-        return relabel(opened_split.samples, opened_split.classes, card.classes)
+        return relabel(opened_split.images, opened_split.classes, card.classes)
 
     return ExportSpec(
         source=source,

@@ -158,12 +158,14 @@ class ClassificationTask(Task):
         found = metric.compute()
         return {"top1": found.top1, "top5": found.top5, "loss": found.loss}
 
-    def evaluation_options(self) -> dict[str, Any]:
+    def evaluation_data(self) -> str | None:
         """Return the address of remote data: the user gave it, but one in a run is not used."""
         data = self.recipe.data
-        if not (is_remote(data) or data.endswith(".txt")):
-            return {}
-        return {"data": data, "loader": self.recipe.loader}
+        return data if is_remote(data) or data.endswith(".txt") else None
+
+    def evaluation_options(self) -> dict[str, Any]:
+        """Return how to fetch remote data."""
+        return {} if self.evaluation_data() is None else {"loader": self.recipe.loader}
 
     def workload(self, model: nn.Module, batch_size: int) -> Workload:
         """Return a batch of random images of every class, with the plain cross-entropy."""

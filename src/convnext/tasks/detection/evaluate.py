@@ -5,26 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import write_text
-from convnext.data.contents import (
-    Compared,
-    compare_with_run,
-    held_names,
-    held_positions,
-    split_to_evaluate,
-)
+from convnext.data.contents import held_names
+from convnext.data.crops import image_of
 from convnext.data.drawing import data_uri
 from convnext.data.formats.records import Objects, ReadOptions
 from convnext.data.objects import (
@@ -35,17 +29,24 @@ from convnext.data.objects import (
     join,
     open_dataset,
 )
-from convnext.data.samples import BadImages
-from convnext.progress import progress_bar
 from convnext.results import Scores
 from convnext.tasks.detection.data.dataset import EvalDataset
 from convnext.tasks.detection.inference import Detections, infer
 from convnext.tasks.detection.metric import SCORE, Evaluation, Metric
 from convnext.tasks.detection.predict import change_detector
 from convnext.tasks.detection.render import compare
+from convnext.tasks.evaluation import (
+    EvaluationResult,
+    EvaluationSettings,
+    EvaluationSplit,
+    Evaluator,
+    choose_split,
+    held_split,
+    images_of_split,
+    some_classes,
+)
 from convnext.tasks.trained import Opened, opened
 from convnext.weights.checkpoint import Card, data_of, is_own_data, setting_of, val_share_of
-from convnext.weights.open import pick_precision
 
 MAX_CLASSES = 30
 COLUMNS = (
@@ -63,44 +64,16 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
+class DetectionResult(EvaluationResult):
     """An evaluation with its source and data, and pictures of the worst images."""
 
-    source: str
-    data: str
-    card: Card
     evaluation: Evaluation
-    pictures: tuple[tuple[str, str], ...]
-    """Path of each of the worst images, and a comparison as a data URI."""
-    bad_images: tuple[tuple[str, str], ...]
-    """Images that could not be read, each with the reason."""
     results: tuple[tuple[str, list[dict[str, Any]]], ...]
     """COCO results of boxes and of masks, with the ids of the data's JSON file."""
-    left_out: tuple[str, ...] = ()
-    """What was left out of the data, and why."""
-    split: str = ""
-    """The split of the data: "train", "val", "test" or "all"."""
-    compared: Compared = field(default_factory=Compared)
-    """Whether images were trained on, and what has changed since."""
 
-    def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
-        """Return nested plain values for JSON, with the pictures only on request."""
-        result = self.evaluation.to_dict()
-        for worst, (source, picture) in zip(result["worst"], self.pictures, strict=True):
-            worst |= {"source": source} | ({"picture": picture} if pictures else {})
-        return {
-            "source": self.source,
-            "data": self.data,
-            "split": self.split,
-            "model": self.card.model,
-            "weights": self.card.metrics.get("weights", "model"),
-            "step": self.card.metrics.get("step"),
-            **self.evaluation.scores,
-            **result,
-            "left_out": list(self.left_out),
-            **self.compared.to_dict(),
-            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
-        }
+    def own_values(self) -> dict[str, Any]:
+        """Return the scores by name."""
+        return self.evaluation.scores
 
     def scores(self) -> Scores:
         """Return COCO's metrics in percent by name (`box_ap`, `mask_ar_10`) and the AP per class.
@@ -133,13 +106,12 @@ class EvaluationResult:
         Boxes and masks have separate files because pycocotools computes the area of a mask from
         the box in the same row.
         """
-        path = Path(folder) / "evaluation.json"
-        write_text(path, json.dumps(self.to_dict(pictures=True)) + "\n")
+        path = super().write(folder)
         for kind, rows in self.results:
             write_text(path.with_name(f"results_{kind}.json"), json.dumps(rows) + "\n")
         return path
 
-    def print(self, console: Console) -> None:
+    def print_scores(self, console: Console) -> None:
         """Print COCO's metrics and the AP of the classes."""
         e = self.evaluation
         if len(e.classes) > 1:
@@ -158,11 +130,6 @@ class EvaluationResult:
             f"{escape(self.data)} with {e.num_objects:,} objects; up to {e.max_detections:,} "
             "detections per image"
         )
-        split = [f"split: {self.split}"] if self.split else []
-        for line in (*split, *self.left_out, *self.compared.lines()):
-            console.print(line, markup=False)
-        for source, reason in self.bad_images:
-            console.print(f"skipped: {source}: {reason}", markup=False)
 
 
 def class_table(e: Evaluation) -> Table:
@@ -191,89 +158,49 @@ def shown(score: float | None) -> str:
 
 def evaluate(
     source: str | Opened,
+    settings: EvaluationSettings | None = None,
     *,
-    data: str | None = None,
-    split: str = "auto",
-    device: str = "auto",
-    precision: str = "auto",
-    max_bad_share: float = 0.01,
     score: float | None = None,
     nms: float | None = None,
     max_detections: int | None = None,
-    fast: bool = True,
-    console: Console | None = None,
-) -> EvaluationResult:
+) -> DetectionResult:
     """Evaluate a run, a checkpoint or published weights on images with objects.
 
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
-        data: The data set; by default the local one that the run was trained on.
-        split: "auto", "train", "val", "test" or "all"; see `open_split`.
-        device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the precision of training.
-        max_bad_share: Maximum fraction of images that may be unreadable.
+        settings: The settings of all tasks.
         score: Minimum score of a detection; by default that of training.
         nms: IoU threshold of NMS; by default that of training.
         max_detections: Maximum number of detections per image; by default that of training.
-        fast: Use the fastest backend if there are enough images to make up for the search; outputs
-            then differ in their last bits.
-        console: Console of the progress bar; None for no output.
 
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
     """
-    own = opened(source, device)
-    source, card, where = own.source, own.card, own.device
+    settings = settings or EvaluationSettings()
+    own = opened(source, settings.device)
+    card = own.card
     detector = change_detector(
-        own.model,
-        score_threshold=score,
-        nms_threshold=nms,
-        max_detections=max_detections,
+        own.model, score_threshold=score, nms_threshold=nms, max_detections=max_detections
     )
-    found_data, images, left_out = open_split(data, split, card, source, console)
-    split = _split_of(found_data, split, card)
-    compared = compare_with_run(
-        source,
-        images,
-        partial(annotation, images, card.classes),
-        data=found_data.path,
-        classes=card.classes,
-        own_split=split if is_own_data(found_data.path, card) else "",
-    )
-    bad = BadImages(images, max_share=max_bad_share)
+    found = open_split(settings.data, settings.split, card, own.source, settings.console)
+    images = found.images
+    evaluator = Evaluator(own, found, settings, partial(annotation, images, card.classes))
     dataset = EvalDataset(images, card.preprocessing)
     metric = Metric(images, card.classes, detector.config.max_detections)
-    executed = pick_precision(precision, card, where)
-    network = replace(own, model=detector).fast(
-        precision=executed, num_images=len(images), enabled=fast, console=console
-    )
-    with progress_bar("evaluating", len(images), console) as advance:
-        for index, found in infer(
-            network,
-            dataset,
-            device=where,
-            precision=executed,
-            bad=bad,
-            progress=network.watch(advance),
-        ):
-            metric.update(index, found)
+    network = evaluator.fast(replace(own, model=detector))
+    for index, detections in evaluator.outputs(infer, network, dataset):
+        metric.update(index, detections)
     evaluation = metric.compute()
     results = [("box", with_ids(metric.results("bbox"), images))]
     if evaluation.mask is not None:
         results.append(("mask", with_ids(metric.results("segm"), images)))
     worst = [score.index for score in evaluation.worst]
     pictures = draw_images(dataset, worst, metric.found, card.classes)
-    return EvaluationResult(
-        source=source,
-        data=found_data.path,
-        card=card,
+    return DetectionResult(
+        **evaluator.common(),
         evaluation=evaluation,
         pictures=tuple((images.source(i), p) for i, p in zip(worst, pictures, strict=True)),
-        bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
         results=tuple(results),
-        left_out=left_out,
-        split=split,
-        compared=compared,
     )
 
 
@@ -302,8 +229,7 @@ def draw_images(
         if item.bad:
             yield ""
             continue
-        pixels = np.moveaxis(item.pixels.numpy(), 0, -1)
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        image = image_of(item.pixels)
         confident = above_score(found[index], SCORE)
         yield data_uri(compare(image, dataset.images.objects(index), confident, classes))
 
@@ -322,11 +248,10 @@ def above_score(found: Detections, score: float) -> Detections:
 
 def open_split(
     data: str | None, split: str, card: Card, source: str, console: Console | None = None
-) -> tuple[DetectionData, DetectionImages, tuple[str, ...]]:
-    """Return the data set, its images with the network's labels, and what is left out.
+) -> EvaluationSplit[DetectionImages]:
+    """Return the images of a split, with the network's labels.
 
-    `auto` takes the images that training held out; of other data its test split, else its
-    validation split, else all images. The data of the run is read as in training.
+    The data of the run is read as in training.
 
     Raises:
         ValueError: If there is no data set, or the network does not know any of its classes.
@@ -343,19 +268,19 @@ def open_split(
             console.print(f"note: {note}", markup=False)
     if is_own and not found.has_val:
         found = _as_held(found, source)
-    images = _images_of(found, _split_of(found, split, card))
+    split = choose_split(split, path, card, has_val=found.has_val, has_test=found.test is not None)
+    images = images_of_split(found.parts, split, path, join)
     relabeled = relabel(images, found.classes, card.classes)
     known = sum(len(record.objects) for record in relabeled.records)
     missing = sum(len(record.objects) for record in images.records) - known
     left_out: tuple[str, ...] = ()
     if missing:
         unknown = [name for name in found.classes if name not in card.classes]
-        names = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
         left_out = (
             f"{missing:,} objects of {len(unknown):,} classes are left out, because the network "
-            f"does not know them: {names}",
+            f"does not know them: {some_classes(unknown)}",
         )
-    return found, relabeled, left_out
+    return EvaluationSplit(relabeled, path, split, tuple(card.classes), left_out)
 
 
 def _options_of(card: Card, source: str) -> ReadOptions:
@@ -380,30 +305,11 @@ def _options_of(card: Card, source: str) -> ReadOptions:
 def _as_held(data: DetectionData, source: str) -> DetectionData:
     """Return data with the images that a run held out, where it recorded them."""
     images = join([data.train, data.val])
-    parts = held_positions(held_names(source), map(images.source, range(len(images))), data.path)
+    parts = held_split(images, held_names(source), data.path)
     if parts is None:
         return data
     train, val = (replace(images, records=[images.records[i] for i in part]) for part in parts)
     return replace(data, train=train, val=val)
-
-
-def _split_of(data: DetectionData, split: str, card: Card) -> str:
-    is_own, has_test = is_own_data(data.path, card), data.test is not None
-    return split_to_evaluate(split, is_own=is_own, has_val=data.has_val, has_test=has_test)
-
-
-def _images_of(data: DetectionData, split: str) -> DetectionImages:
-    """Return the images of a split.
-
-    Raises:
-        ValueError: If there is no such split.
-    """
-    if split == "all":
-        return join(list(data.parts.values()))
-    images = data.parts.get(split)
-    if images is None or not len(images):
-        raise ValueError(f"{data.path} has no {split} split; give another --split")
-    return images
 
 
 def relabel(
@@ -426,7 +332,7 @@ def relabel(
     if used and len(unknown) == len(used):
         raise ValueError(
             f"the data has objects of {unknown[0]!r}, which the network does not know; it knows "
-            f"{', '.join(wanted[:8])}{', ...' if len(wanted) > 8 else ''}"
+            f"{some_classes(wanted, 8)}"
         )
     labels = np.array([label_of.get(name, -1) for name in classes], np.int64)
     records = [

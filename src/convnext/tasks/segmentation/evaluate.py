@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from convnext.atomic import write_text
-from convnext.data.contents import (
-    Compared,
-    compare_with_run,
-    held_names,
-    held_positions,
-    split_to_evaluate,
-)
+from convnext.data.contents import held_names
+from convnext.data.crops import image_of
 from convnext.data.drawing import data_uri
 from convnext.data.formats.mask_folders import is_mask_folder
-from convnext.data.samples import BadImages
 from convnext.data.tensors import normalize_batch
-from convnext.progress import progress_bar
 from convnext.results import Scores
+from convnext.tasks.evaluation import (
+    EvaluationResult,
+    EvaluationSettings,
+    EvaluationSplit,
+    Evaluator,
+    choose_split,
+    held_split,
+    images_of_split,
+    some_classes,
+)
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.inference import Items, infer, segment_labels
@@ -48,47 +48,18 @@ from convnext.weights.checkpoint import (
     setting_of,
     val_share_of,
 )
-from convnext.weights.open import pick_precision
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
-    """An evaluation, its inputs, and pictures of the worst images."""
+class SegmentationResult(EvaluationResult):
+    """An evaluation, its inputs, and comparisons of the worst images with their masks."""
 
-    source: str
-    data: str
-    card: Card
     evaluation: Evaluation
     inference: InferenceSettings
-    pictures: tuple[tuple[str, str], ...]
-    """The path of each of the worst images, and a comparison as a data URI."""
-    bad_images: tuple[tuple[str, str], ...]
-    """Pairs that could not be read, each with the reason."""
-    left_out: tuple[str, ...] = ()
-    """What was left out of the data, and why."""
-    split: str = ""
-    """The split of the data: "train", "val", "test" or "all"."""
-    compared: Compared = field(default_factory=Compared)
-    """Whether images were trained on, and what has changed since."""
 
-    def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
-        """Return nested plain values for JSON, with the pictures only on request."""
-        result = self.evaluation.to_dict()
-        for worst, (source, picture) in zip(result["worst"], self.pictures, strict=True):
-            worst |= {"source": source} | ({"picture": picture} if pictures else {})
-        return {
-            "source": self.source,
-            "data": self.data,
-            "split": self.split,
-            "model": self.card.model,
-            "weights": self.card.metrics.get("weights", "model"),
-            "step": self.card.metrics.get("step"),
-            "inference": describe(self.inference),
-            **result,
-            "left_out": list(self.left_out),
-            **self.compared.to_dict(),
-            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
-        }
+    def own_values(self) -> dict[str, Any]:
+        """Return the inference settings in words."""
+        return {"inference": describe(self.inference)}
 
     def scores(self) -> Scores:
         """Return the scores in percent and the loss, and the scores per class in [0, 1]."""
@@ -110,13 +81,7 @@ class EvaluationResult:
             evaluation=self,
         )
 
-    def write(self, folder: str | Path) -> Path:
-        """Write `evaluation.json` into a folder and return its path."""
-        path = Path(folder) / "evaluation.json"
-        write_text(path, json.dumps(self.to_dict(pictures=True)) + "\n")
-        return path
-
-    def print(self, console: Console) -> None:
+    def print_scores(self, console: Console) -> None:
         """Print the scores, and a table of the classes."""
         e = self.evaluation
         table = Table(box=None, header_style="bold")
@@ -142,11 +107,6 @@ class EvaluationResult:
             f"{e.mean_accuracy:.2f} %{boundary}{loss}  on {e.num_images:,} images of "
             f"{escape(self.data)}, {describe(self.inference)}"
         )
-        split = [f"split: {self.split}"] if self.split else []
-        for line in (*split, *self.left_out, *self.compared.lines()):
-            console.print(line, markup=False)
-        for source, reason in self.bad_images:
-            console.print(f"skipped: {source}: {reason}", markup=False)
 
 
 def _or_nan(value: float | None) -> float:
@@ -155,78 +115,45 @@ def _or_nan(value: float | None) -> float:
 
 def evaluate(
     source: str | Opened,
+    settings: EvaluationSettings | None = None,
     *,
-    data: str | None = None,
-    split: str = "auto",
-    device: str = "auto",
-    precision: str = "auto",
-    max_bad_share: float = 0.01,
     window: int | None = None,
     stride: int | None = None,
     whole: bool = False,
     multi_scale: bool = False,
     flip: bool = False,
     boundary: bool = False,
-    fast: bool = True,
-    console: Console | None = None,
-) -> EvaluationResult:
+) -> SegmentationResult:
     """Evaluate a run, a checkpoint or published weights on images with masks.
 
     Args:
         source: A run folder, a file in any layout, a hub id, or an open network.
-        data: The data set; by default the local one that the run was trained on.
-        split: "auto", "train", "val", "test" or "all"; see `open_split`.
-        device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: `fp32`, `bf16`, `fp16`, or `auto` for the precision of training.
-        max_bad_share: Maximum fraction of images that may be unreadable.
+        settings: The settings of all tasks.
         window: Side of a sliding window; this and the next four are by default as in training.
         stride: Stride of the window.
         whole: Predict whole images.
         multi_scale: Average the predictions at six scales.
         flip: Average with the prediction for the mirrored image.
         boundary: Also measure the boundary F-score.
-        fast: Use the fastest backend if there are enough images to make up for the search; outputs
-            then differ in their last bits.
-        console: Console of the progress bar; None for no output.
 
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
     """
-    own = opened(source, device)
-    source, card, where = own.source, own.card, own.device
-    settings = choose_inference(
+    settings = settings or EvaluationSettings()
+    own = opened(source, settings.device)
+    card = own.card
+    inference = choose_inference(
         card.recipe, window=window, stride=stride, whole=whole, multi_scale=multi_scale, flip=flip
     )
-    found_data, pairs = open_split(data, split, card, source)
-    is_relabeled = isinstance(pairs.reader, Relabeled)
-    left_out = unknown_classes(found_data.classes, card.classes) if is_relabeled else ()
-    split = _split_of(found_data, split, card)
-    compared = compare_with_run(
-        source,
-        pairs,
-        partial(annotation, pairs, found_data.classes),
-        data=found_data.path,
-        classes=found_data.classes,
-        own_split=split if is_own_data(found_data.path, card) else "",
-    )
-    bad = BadImages(pairs, max_share=max_bad_share)
+    found = open_split(settings.data, settings.split, card, own.source)
+    pairs = found.images
+    evaluator = Evaluator(own, found, settings, partial(annotation, pairs, found.classes))
     dataset = EvalDataset(pairs, card.preprocessing)
-    executed = pick_precision(precision, card, where)
-    ignore_index = pairs.reader.ignore_index
-    metric = Metric(card.classes, ignore_index, boundary)
-    network = own.fast(precision=executed, num_images=len(pairs), enabled=fast, console=console)
-    with progress_bar("evaluating", len(pairs), console) as advance:
-        for found in infer(
-            network,
-            dataset,
-            device=where,
-            precision=executed,
-            bad=bad,
-            settings=settings,
-            ignore_index=ignore_index,
-            progress=network.watch(advance),
-        ):
-            metric.update(*found)
+    options: dict[str, Any] = {"settings": inference, "ignore_index": pairs.reader.ignore_index}
+    metric = Metric(card.classes, pairs.reader.ignore_index, boundary)
+    network = evaluator.fast(own)
+    for output in evaluator.outputs(infer, network, dataset, **options):
+        metric.update(*output)
     evaluation = metric.compute()
     worst = [score.index for score in evaluation.worst]
     pictures = draw_images(
@@ -234,33 +161,23 @@ def evaluate(
         dataset,
         worst,
         num_classes=len(card.classes),
-        device=where,
-        precision=executed,
-        settings=settings,
-        ignore_index=ignore_index,
+        device=own.device,
+        precision=evaluator.precision,
+        **options,
     )
-    return EvaluationResult(
-        source=source,
-        data=found_data.path,
-        card=card,
+    return SegmentationResult(
+        **evaluator.common(),
         evaluation=evaluation,
-        inference=settings,
+        inference=inference,
         pictures=tuple((pairs.source(i), p) for i, p in zip(worst, pictures, strict=True)),
-        bad_images=tuple((image.source, image.reason) for image in bad.found.values()),
-        left_out=left_out,
-        split=split,
-        compared=compared,
     )
 
 
-def open_split(
-    data: str | None, split: str, card: Card, source: str
-) -> tuple[SegmentationData, Pairs]:
-    """Return the data set to evaluate on, and the split's pairs with the network's classes.
+def open_split(data: str | None, split: str, card: Card, source: str) -> EvaluationSplit[Pairs]:
+    """Return the pairs of a split, with the network's classes.
 
-    `auto` takes the images that training held out; of other data its test split, else its
-    validation split, else all images. The data of the run is read as in training. Other data is
-    read by its own layout, or by the patterns of training if it has no known layout.
+    The data of the run is read as in training. Other data is read by its own layout, or by the
+    patterns of training if it has no known layout.
 
     Raises:
         ValueError: If there is no data, the network does not know its classes, or the card has
@@ -280,40 +197,27 @@ def open_split(
     )
     if same and not opened.has_val:
         opened = _as_held(opened, source)
-    pairs = _pairs_of(opened, _split_of(opened, split, card))
-    if own is None and len(opened.classes) == len(card.classes):
-        return opened, pairs  # The class names of a file without a card are a guess.
-    return opened, relabel(pairs, opened.classes, card.classes)
+    split = choose_split(
+        split, opened.path, card, has_val=opened.has_val, has_test=opened.test is not None
+    )
+    parts = {"train": opened.train, "val": opened.val, "test": opened.test}
+    pairs = images_of_split(parts, split, opened.path, join)
+    # The class names of a file without a card are a guess.
+    if own is not None or len(opened.classes) != len(card.classes):
+        pairs = relabel(pairs, opened.classes, card.classes)
+    is_relabeled = isinstance(pairs.reader, Relabeled)
+    left_out = unknown_classes(opened.classes, card.classes) if is_relabeled else ()
+    return EvaluationSplit(pairs, opened.path, split, opened.classes, left_out)
 
 
 def _as_held(opened: SegmentationData, source: str) -> SegmentationData:
     """Return data with the images that a run held out, where it recorded them."""
     pairs = join([opened.train, opened.val])
-    parts = held_positions(held_names(source), map(pairs.source, range(len(pairs))), opened.path)
+    parts = held_split(pairs, held_names(source), opened.path)
     if parts is None:
         return opened
     train, val = map(pairs.take, parts)
     return replace(opened, train=train, val=val)
-
-
-def _split_of(data: SegmentationData, split: str, card: Card) -> str:
-    is_own, has_test = is_own_data(data.path, card), data.test is not None
-    return split_to_evaluate(split, is_own=is_own, has_val=data.has_val, has_test=has_test)
-
-
-def _pairs_of(opened: SegmentationData, split: str) -> Pairs:
-    """Return the pairs of a split.
-
-    Raises:
-        ValueError: If there is no such split.
-    """
-    if split == "all":
-        parts = [part for part in (opened.train, opened.val, opened.test) if part is not None]
-        return join(parts)
-    part = {"train": opened.train, "val": opened.val, "test": opened.test}[split]
-    if part is None or not len(part):
-        raise ValueError(f"{opened.path} has no {split} split; give another --split")
-    return part
 
 
 def _pattern_of(card: Card, name: str, source: str) -> str:
@@ -347,9 +251,8 @@ def relabel(pairs: Pairs, classes: Sequence[str], wanted: Sequence[str]) -> Pair
     if len(missing) == len(classes):
         raise ValueError(
             f"the network does not know {len(missing)} of the data's {len(classes)} classes, such "
-            f"as {missing[0]!r}; it knows {', '.join(wanted[:5])}"
-            f"{', ...' if len(wanted) > 5 else ''}: use these names in the data's classes.txt, in "
-            "the order of the values in the masks"
+            f"as {missing[0]!r}; it knows {some_classes(wanted)}: use these names in the data's "
+            "classes.txt, in the order of the values in the masks"
         )
     table = tuple(known.get(name, -1) for name in classes)
     return replace(pairs, reader=Relabeled(pairs.reader, table, len(wanted)))
@@ -360,10 +263,9 @@ def unknown_classes(classes: Sequence[str], wanted: Sequence[str]) -> tuple[str,
     missing = [name for name in classes if name not in wanted]
     if not missing:
         return ()
-    names = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
     return (
         f"pixels of {len(missing):,} classes are left out, because the network does not know them: "
-        f"{names}",
+        f"{some_classes(missing)}",
     )
 
 
@@ -399,8 +301,7 @@ def draw_images(
             device=device,
             precision=precision,
         )
-        pixels = np.moveaxis(item.pixels.numpy(), 0, -1)
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        image = image_of(item.pixels)
         yield data_uri(
             compare(
                 image, mask, labels.numpy(), num_classes, ignore_index=ignore_index, width=width

@@ -95,7 +95,7 @@ def export_spec(
         blueprint=blueprint,
         images=collect_images(
             *(card, source, images, num_images),
-            open_split=lambda name: open_split(None, name, card, source)[1],
+            open_split=lambda name: open_split(None, name, card, source).images,
             truth=lambda pairs, i: (pairs.mask(i), pairs.reader.ignore_index),
         ),
         compare=lambda exported: SegmentorComparison(model, card, exported),

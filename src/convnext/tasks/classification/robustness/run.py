@@ -208,7 +208,7 @@ def _open_clean(
     """Return the images without corruption, of the classes to predict."""
     data = data or data_of(source, card, ADVICE)
     opened_split = open_split(data, split, card, console)
-    samples = relabel(opened_split.samples, opened_split.classes, card.classes)
+    samples = relabel(opened_split.images, opened_split.classes, card.classes)
     chosen = choose(samples, max_images=max_images, seed=seed, labels=kept)
     return CorruptedDataset(chosen, card.preprocessing, seed=seed)
 

@@ -67,7 +67,7 @@ def export_spec(
     check_detector(model, settings)
     proofs = collect_images(
         *(card, source, images, num_images),
-        open_split=lambda name: open_split(None, name, card, source)[1],
+        open_split=lambda name: open_split(None, name, card, source).images,
         truth=lambda split, i: (split, i),
     )
     if settings.size is None:
