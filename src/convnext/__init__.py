@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from convnext.deploy.optimize import optimize as optimize
     from convnext.models.blocks import Row as Row
     from convnext.models.blocks import block_rows as block_rows
+    from convnext.models.config import FAMILY as FAMILY
     from convnext.models.config import NetworkConfig as NetworkConfig
-    from convnext.models.family import FAMILY as FAMILY
     from convnext.models.flops import Cost as Cost
     from convnext.models.flops import cost as cost
     from convnext.models.network import Network as Network
@@ -81,7 +81,7 @@ _HOMES = {
     "cost": "models.flops",
     "fold": "deploy.fold",
     "optimize": "deploy.optimize",
-    "FAMILY": "models.family",
+    "FAMILY": "models.config",
     "create_model": "tasks.factory",
     "list_models": "tasks.factory",
     "Network": "models.network",

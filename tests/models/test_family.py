@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from convnext.models.family import FAMILY
+from convnext.models.config import FAMILY
 from convnext.models.flops import cost
 from convnext.tasks.factory import create_model, list_models
 from convnext.weights import export_weights

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from convnext.models.family import FAMILY
+from convnext.models.config import FAMILY
 from convnext.models.flops import cost
 from convnext.models.network import Network
 from convnext.models.roadmap import PAPER_REGIMES, REGIMES, Rung, kept_rungs, roadmap, stem_stride

@@ -11,7 +11,7 @@ import pytest
 
 from convnext.api.settings import full_settings
 from convnext.cli.arguments import call_of
-from convnext.models.family import FAMILY
+from convnext.models.config import FAMILY
 from convnext.recipes.recipe import (
     Recipe,
     all_settings,

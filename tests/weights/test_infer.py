@@ -9,7 +9,7 @@ import timm
 import torch
 import torchvision
 
-from convnext.models.family import FAMILY
+from convnext.models.config import FAMILY
 from convnext.tasks.factory import create_model, infer_model
 from convnext.weights import LAYOUT_NAMES, export_weights
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from convnext.models.family import FAMILY
+from convnext.models.config import FAMILY
 from convnext.tasks.factory import create_model
 from convnext.weights import LAYOUT_NAMES, export_weights, load_weights
 

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from convnext.models.family import FAMILY
+from convnext.models.config import FAMILY
 from convnext.tasks.factory import create_model
 from convnext.weights.adapt import bare, recognize, rename, to_layout
 from convnext.weights.layouts import LAYOUTS, OURS, Layout, layout_for

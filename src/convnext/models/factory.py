@@ -11,8 +11,7 @@ from dataclasses import fields
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from convnext.models.config import GIVEN, NetworkConfig, change
-from convnext.models.family import FAMILY
+from convnext.models.config import FAMILY, GIVEN, NetworkConfig, change
 from convnext.models.roadmap import REGIMES, roadmap
 from convnext.names import nearest
 

@@ -15,8 +15,8 @@ from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 from convnext.atomic import write_text
+from convnext.models.config import FAMILY
 from convnext.models.factory import check_name
-from convnext.models.family import FAMILY
 from convnext.models.roadmap import PAPER_REGIMES, roadmap
 from convnext.studies.plan import Entry, Paper
 from convnext.studies.roadmap import paper_of, parse_value, pin_network, show, split_list

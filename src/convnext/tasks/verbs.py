@@ -1,7 +1,7 @@
 """Options and data checks of the tasks for the verbs, without heavy imports.
 
-A task's `verbs.py` has a dataclass for each verb with options of its own, `recognizes` and
-`inspect`; importing it loads neither torch nor numpy.
+A task's `recipe.py` has a dataclass for each verb with options of its own, and `recognizes`;
+importing it loads neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def options_of_tasks(verb: str) -> dict[str, Any]:
     """Return the dataclass of every task that has options for a verb, by the task's folder."""
     found = {}
     for task, folder in task_folders().items():
-        module = task_module(task, "verbs")
+        module = task_module(task, "recipe")
         if hasattr(module, CLASSES[verb]):
             found[folder] = getattr(module, CLASSES[verb])
     return found
@@ -87,7 +87,7 @@ def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -
     given = {name for name, value in (options or {}).items() if value}
     layout = (options or {}).get("layout")
     own_layouts = {
-        task: getattr(task_module(task, "verbs"), "LAYOUT_NAMES", ()) for task in task_folders()
+        task: getattr(task_module(task, "recipe"), "LAYOUT_NAMES", ()) for task in task_folders()
     }
     fitting = [
         task
@@ -99,7 +99,7 @@ def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -
     fitting = by_layout or fitting
     if given and len(fitting) == 1:
         return fitting[0]
-    found = [task for task in task_folders() if task_module(task, "verbs").recognizes(Path(path))]
+    found = [task for task in task_folders() if task_module(task, "recipe").recognizes(Path(path))]
     if len(found) > 1:
         raise ValueError(f"{path} could be data to {' or to '.join(found)}; pass --task to choose")
     return found[0] if found else DEFAULT
@@ -111,7 +111,7 @@ def inspect(task: str, path: str, *, contact_sheet: bool = False, **options: Any
     Raises:
         ValueError: If there is no such data or task.
     """
-    return task_module(task, "verbs").inspect(path, contact_sheet=contact_sheet, **options)
+    return task_module(task, "inspect").inspect_with_sheet(path, sheet=contact_sheet, **options)
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ class _NoOptions:
 
 def num_int8_images(task: str) -> int:
     """Return how many images an int8 file is verified on by default."""
-    return int(task_module(task, "verbs").NUM_INT8_IMAGES)
+    return int(task_module(task, "recipe").NUM_INT8_IMAGES)
 
 
 def predictor_class(task: str) -> Any:
     """Import and return the predictor class of a task."""
-    return task_module(task, "verbs").predictor_class()
+    return task_module(task, "predict").PREDICTOR
 
 
 def predict_by_file(
@@ -137,7 +137,7 @@ def predict_by_file(
     Raises:
         ValueError: If no image can be read, or too many cannot.
     """
-    module = task_module(exported.card.task, "verbs")
+    module = task_module(exported.card.task, "recipe")
     if not hasattr(module, "file_predictor"):
         return None
     from convnext.results import Predictions

@@ -13,8 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from convnext.models.config import NetworkConfig
-from convnext.models.family import FAMILY
+from convnext.models.config import FAMILY, NetworkConfig
 from convnext.models.network import Network
 from convnext.models.roadmap import REGIMES, RESNET50, roadmap
 from convnext.weights.adapt import Recognition, bare, fit, recognize

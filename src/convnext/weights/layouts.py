@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from convnext.models.config import NetworkConfig
-from convnext.models.family import FAMILY
+from convnext.models.config import FAMILY, NetworkConfig
 from convnext.models.roadmap import RESNET50
 
 # Our names, for every network of the roadmap.

@@ -20,7 +20,7 @@ from convnext.data.formats.instances import _ids, _objects_of
 from convnext.data.formats.records import ReadOptions
 from convnext.data.masks import area_of, cut, is_flat
 from convnext.data.objects import DetectionData, open_dataset
-from convnext.tasks.detection.verbs import inspect
+from convnext.tasks.detection.inspect import inspect_with_sheet
 
 BOTH = ("train", "val")
 
@@ -282,8 +282,8 @@ def test_sizes_that_do_not_tell_the_orientation_are_said(tmp_path: Path) -> None
     fault = next(fault for fault in data.faults if fault.kind.startswith("EXIF"))
     assert fault.count == 2
     assert "--exif unturned" in fault.text
-    _, sheet = inspect(str(tmp_path), contact_sheet=True)
-    _, usual = inspect(str(tmp_path), contact_sheet=True, exif="turned")
+    _, sheet = inspect_with_sheet(str(tmp_path), sheet=True)
+    _, usual = inspect_with_sheet(str(tmp_path), sheet=True, exif="turned")
     assert sheet.height > usual.height  # Both readings come first.
     assert data.train.objects(0).boxes[0].tolist() == [4, 2, 8, 6]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.models.family import FAMILY
+from convnext.models.config import FAMILY
 from convnext.models.flops import cost
 from convnext.tasks.factory import create_model, list_models
 from convnext.tasks.segmentation.loss import cross_entropy

@@ -20,6 +20,7 @@ from convnext.data.samples import Samples
 from convnext.progress import safe_console
 from convnext.tasks.classification.data import ClassificationData, open_dataset
 from convnext.tasks.classification.problems import Inspected, find_problems, find_suggestions, scan
+from convnext.tasks.classification.recipe import LAYOUT_NAMES
 
 MARGIN, GAP, LINE = 16, 6, 22
 PAPER, INK, PALE = (255, 255, 255), (20, 20, 20), (120, 120, 120)
@@ -190,6 +191,18 @@ def inspect(
     data = open_dataset(path, val_share=val_share, strict=False, layout=layout)
     inspected = scan(data, console=console or safe_console(Console(stderr=True)))
     return report(data, inspected)
+
+
+def inspect_with_sheet(path: str, *, sheet: bool, layout: str = "") -> tuple[DataReport, Any]:
+    """Return the report on a data set, and its contact sheet or None.
+
+    Raises:
+        ValueError: If there is no such data, or no such layout.
+    """
+    if layout not in ("", *LAYOUT_NAMES):
+        raise ValueError(f"--layout is {layout!r}, but must be {' or '.join(LAYOUT_NAMES)} here")
+    found = inspect(path, layout=layout)
+    return found, contact_sheet(path, layout=layout) if sheet else None
 
 
 def report(data: ClassificationData, inspected: Sequence[Inspected]) -> DataReport:

@@ -301,3 +301,6 @@ def _report(bad: BadImages, num_reported: int, sources: Sequence[Source], skip: 
     for index, error in list(bad.found.items())[num_reported:]:
         skip(sources[index], BadImage(sources[index].name, error.reason))
     return len(bad.found)
+
+
+PREDICTOR = ClassPredictor

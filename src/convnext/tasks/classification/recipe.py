@@ -1,9 +1,10 @@
-"""The recipe of classification: its sections and the settings shared by all tasks."""
+"""The recipe of classification, and its options and checks for the verbs: no heavy imports."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal
 
 from convnext.recipes.schema import (
     AUTO,
@@ -17,6 +18,10 @@ from convnext.recipes.schema import (
     ScheduleRecipe,
     bounds,
 )
+
+if TYPE_CHECKING:
+    from convnext.deploy.runtimes import Exported
+    from convnext.tasks.classification.exported import ExportedClassifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,3 +115,63 @@ class ClassificationRecipe(Recipe[A]):
     loss: LossRecipe[A] = field(default_factory=LossRecipe)
     schedule: ClassificationSchedule[A] = field(default_factory=ClassificationSchedule)
     loader: ClassificationLoader[A] = field(default_factory=ClassificationLoader)
+
+
+NUM_INT8_IMAGES = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Options of `predict`.
+
+    Args:
+        topk: Classes per image, in the table and in the files.
+        batch_size: Images per batch. It may change the last bits of the probabilities.
+        wide: Write one row per image into predictions.csv, with a column for each class and, if
+            the folder names it, the true class.
+    """
+
+    topk: int = 5
+    batch_size: int = 64
+    wide: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of `evaluate`.
+
+    Args:
+        batch_size: Images per batch. It may change the last bits of the scores.
+        only_best: Evaluate only the best weights of a run, not those of the last step too.
+    """
+
+    batch_size: int = 64
+    only_best: bool = False
+
+
+LAYOUT_NAMES = ("class_folders",)
+"""The values of `layout` that are for this task alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Options of `data`.
+
+    Args:
+        layout: Layout of the annotations, such as `coco`, `yolo` or `voc`; for classification
+            `class_folders` accepts any folder names as classes.
+    """
+
+    layout: str = ""
+
+
+def recognizes(path: Path) -> bool:
+    """Whether a path is certainly classification data; it is also the default for unknown data."""
+    return False
+
+
+def file_predictor(exported: Exported) -> ExportedClassifier:
+    """Return a predictor that uses only an exported file, without torch."""
+    from convnext.tasks.classification.exported import ExportedClassifier
+
+    return ExportedClassifier(exported)

@@ -302,3 +302,6 @@ def change_detector(model: nn.Module, **asked: Any) -> Detector | ExportedDetect
         changes["num_proposals"] = limit
     model.config = replace(model.config, **changes)
     return model
+
+
+PREDICTOR = ObjectPredictor

@@ -1,8 +1,9 @@
-"""The recipe of detection: its section and the settings shared by all tasks."""
+"""The recipe of detection, and its options and checks for the verbs: no heavy imports."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Generic, Literal
 
 from convnext.recipes.schema import AUTO, A, DenseInputRecipe, Recipe, bounds
@@ -72,3 +73,83 @@ class DetectionRecipe(Recipe[A]):
     task: Literal["detect"] = "detect"
     input: DenseInputRecipe[A] = field(default_factory=DenseInputRecipe)
     detect: DetectRecipe[A] = field(default_factory=DetectRecipe)
+
+
+NUM_INT8_IMAGES = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Options of `predict`.
+
+    Args:
+        score: Minimum score of an object; 0.5 by default.
+        nms: IoU threshold of NMS; by default that of training.
+        max_detections: Maximum number of objects per image; by default that of training.
+        overlays: Format of the pictures.
+        names: Write class names and scores into the pictures.
+        ids: COCO JSON file that lists the images; the results use its ids.
+    """
+
+    score: float | None = None
+    nms: float | None = None
+    max_detections: int | None = None
+    overlays: Literal["png", "jpg", "none"] = "png"
+    names: bool = True
+    ids: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of `evaluate`.
+
+    Args:
+        score: Minimum score of an object; by default that of training.
+        nms: IoU threshold of NMS; by default that of training.
+        max_detections: Maximum number of objects per image; by default that of training.
+    """
+
+    score: float | None = None
+    nms: float | None = None
+    max_detections: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of `export`.
+
+    Args:
+        masks: No masks, mask probabilities on 28 x 28 cells of each box (the default), or a
+            full-size bitmap for each object.
+    """
+
+    masks: Literal["none", "shares", "full"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Options of `data`.
+
+    Args:
+        layout: Layout of the annotations, such as `coco`, `yolo` or `voc`; for classification
+            `class_folders` accepts any folder names as classes.
+        annotations: Annotation files, separated by commas, where several could be meant.
+        images: Folder of the images, if it is not below the data.
+        exif: Whether objects were drawn on images with their EXIF orientation applied.
+        boxes: Numbers of a COCO box: corner and size, two corners, or center and size.
+        allow_outside: Read files outside the data folder that annotations or links name.
+    """
+
+    layout: str = ""
+    annotations: str = ""
+    images: str = ""
+    exif: Literal["", "turned", "unturned"] = ""
+    boxes: Literal["", "xywh", "xyxy", "cxcywh"] = ""
+    allow_outside: bool = False
+
+
+def recognizes(path: Path) -> bool:
+    """Whether a folder or a JSON file is a detection data set, by its layout."""
+    from convnext.data.formats.layouts import is_detection
+
+    return is_detection(path)

@@ -154,6 +154,13 @@ def inspect(
     return report(data, scan(data, console=console or safe_console(Console(stderr=True))))
 
 
+def inspect_with_sheet(path: str, *, sheet: bool, **options: Any) -> tuple[DataReport, Any]:
+    """Return the report on a data set, and its contact sheet or None."""
+    given = {name: value for name, value in options.items() if value is not None}
+    found = inspect(path, **given)
+    return found, contact_sheet(open_dataset(path, strict=False, **given)) if sheet else None
+
+
 def scan(data: SegmentationData, *, console: Console | None = None) -> list[Inspected]:
     """Read every pair in threads."""
     jobs = [(part, pairs, i) for part, pairs in _parts(data) for i in range(len(pairs))]

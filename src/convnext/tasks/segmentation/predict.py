@@ -204,3 +204,6 @@ class PixelPredictor(Predictor[Segmentation]):
             predictions=tuple(rows),
             bad_images=tuple(bad),
         )
+
+
+PREDICTOR = PixelPredictor

@@ -16,8 +16,8 @@ from convnext.cli import main
 from convnext.data.drawing import class_colors
 from convnext.data.formats.records import no_objects
 from convnext.data.objects import open_dataset
-from convnext.tasks.detection.data.inspect import DataReport, contact_sheet, inspect
 from convnext.tasks.detection.inference import Detections
+from convnext.tasks.detection.inspect import DataReport, contact_sheet, inspect
 from convnext.tasks.detection.render import compare, draw_objects
 
 QUIET = Console(quiet=True)

@@ -11,7 +11,7 @@ from small_detectors import METHODS, NARROW, SHY, SMALL, random_target, small_de
 from torch import nn
 
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.models.family import FAMILY
+from convnext.models.config import FAMILY
 from convnext.models.flops import cost, dense_macs
 from convnext.tasks.detection.model.detector import CascadeMaskRCNN, MaskRCNN
 from convnext.tasks.factory import create_model, list_models

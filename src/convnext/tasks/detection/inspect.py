@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -181,6 +181,19 @@ def inspect(
     """
     data = open_dataset(path, val_share=val_share, strict=False, options=options)
     return report(data, scan(data, console=console or safe_console(Console(stderr=True))))
+
+
+def inspect_with_sheet(path: str, *, sheet: bool, **options: Any) -> tuple[DataReport, Any]:
+    """Return the report on a data set, and its contact sheet or None."""
+    given = ReadOptions(**options)
+    found = inspect(path, options=given)
+    if not sheet:
+        return found, None
+    data = open_dataset(path, strict=False, options=given)
+    other = None
+    if is_unclear(data):
+        other = open_dataset(path, strict=False, options=replace(given, exif="unturned"))
+    return found, contact_sheet(data, unturned=other)
 
 
 def report(data: DetectionData, inspected: Sequence[Inspected]) -> DataReport:
