@@ -1,4 +1,4 @@
-"""Exported files can be used without torch: these modules import neither torch nor timm."""
+"""Exported files and data checks need no torch: these modules import neither torch nor timm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ LIGHT = (
     "convnext.data.preprocessing",
     "convnext.data.drawing",
     "convnext.data.threads",
+    "convnext.data.doctor",
+    "convnext.data.objects",
+    "convnext.hardware.tuning_cache",
     "convnext.tasks.classification.exported",
+    "convnext.tasks.classification.inspect",
+    "convnext.tasks.detection.data.inspect",
+    "convnext.tasks.segmentation.inspect",
     "convnext.weights",
     "convnext.weights.checkpoint",
     "convnext.weights.published",

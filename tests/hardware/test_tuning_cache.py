@@ -11,6 +11,7 @@ import platformdirs
 import pytest
 import torch
 
+from convnext.hardware import devices
 from convnext.hardware import tuning_cache as module
 from convnext.hardware.tuning_cache import TuningCache, cache_file, cache_folder, key_of
 from convnext.names import portable_name
@@ -101,8 +102,8 @@ def test_a_key_names_machine_versions_and_facts(monkeypatch: pytest.MonkeyPatch)
         others.append(key_of("inference", CPU, "network", (1, 3)))
     for fact in ("cpu", "cores", "threads", "torch", "convnext", "device"):
         with monkeypatch.context() as patch:
-            known = module.environment(CPU)
-            patch.setattr(module, "environment", lambda _, f=fact, k=known: k | {f: "other"})
+            known = devices.environment(CPU)
+            patch.setattr(devices, "environment", lambda _, f=fact, k=known: k | {f: "other"})
             others.append(key_of("inference", CPU, "network", (1, 3)))
     assert len({key, *others}) == 1 + len(others)
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 from convnext.data.run_lengths import read_counts
+
+# Annotations are read without torch, which takes seconds to import and half a gigabyte.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Points this close to a line, relative to its length, lie on it.
 FLAT = 1e-6
@@ -44,12 +44,9 @@ class Placed(NamedTuple):
     """Position (x, y) in the source of the left and upper edges of the other image."""
 
 
-Mask = (
-    Tensor
-    | Placed
-    | npt.NDArray[Any]
-    | Mapping[str, Any]
-    | Sequence[Sequence[float] | npt.NDArray[np.float64]]
+Mask: TypeAlias = (
+    "Tensor | Placed | npt.NDArray[Any] | Mapping[str, Any]"
+    " | Sequence[Sequence[float] | npt.NDArray[np.float64]]"
 )
 Window = tuple[int, int, int, int]
 """Columns and rows x1 y1 x2 y2; x2 and y2 are excluded."""
@@ -62,10 +59,10 @@ def cut(mask: Mask, window: Window) -> npt.NDArray[np.uint8]:  # -> y2-y1 x2-x1
         return _cut_placed(mask, window)
     if isinstance(mask, Mapping):
         return _cut_runs(mask, window)
-    if isinstance(mask, Tensor):
-        return (mask[y1:y2, x1:x2] > 0).to("cpu", torch.uint8).numpy()
     if isinstance(mask, np.ndarray):
         return (mask[y1:y2, x1:x2] > 0).astype(np.uint8)
+    if not isinstance(mask, Sequence):
+        return (mask[y1:y2, x1:x2] > 0).cpu().numpy().astype(np.uint8)
     found = np.zeros((y2 - y1, x2 - x1), np.uint8)
     for ring in mask:
         found |= _fill(np.asarray(ring, np.float64).reshape(-1, 2) - (x1, y1), found.shape)
@@ -97,7 +94,7 @@ def size_of(mask: Mask) -> tuple[int, int] | None:
         return mask.size
     if isinstance(mask, Mapping):
         return int(mask["size"][0]), int(mask["size"][1])
-    return (mask.shape[0], mask.shape[1]) if isinstance(mask, Tensor | np.ndarray) else None
+    return None if isinstance(mask, Sequence) else (mask.shape[0], mask.shape[1])
 
 
 def num_pixels(encoding: Mapping[str, Any]) -> int:
@@ -172,6 +169,9 @@ def mask_targets(
 
     A cell is 1 if the mean of the mask over it, by aligned RoIAlign, is at least one half.
     """
+    import torch
+    from torchvision.ops import roi_align
+
     height, width = size
     limits = torch.tensor([width, height, width, height], dtype=torch.float32)
     clipped = boxes.detach().cpu().float().clamp(min=0).minimum(limits).tolist()
@@ -198,6 +198,8 @@ def paste_masks(
     computed outside it. A box without width or height repeats the middle of its mask over the pixel
     around it, as in the reference.
     """
+    import torch
+
     pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
     for out, (part, (x1, y1, x2, y2)) in zip(
         pasted, paste_windows(masks, boxes, size, threshold), strict=True
@@ -210,6 +212,9 @@ def paste_windows(
     masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
 ) -> Iterator[tuple[Tensor, Window]]:
     """Yield the part of each pasted mask that may not be empty, and its window."""
+    import torch
+    from torch.nn import functional as F
+
     corners = boxes.detach().cpu().float().tolist()
     for mask, box, corner in zip(masks.float(), boxes.float(), corners, strict=True):
         x1, y1, x2, y2 = window = _around(corner, size)
@@ -245,6 +250,8 @@ def encode(part: npt.NDArray[Any], window: Window, size: tuple[int, int]) -> dic
 
 def _positions(start: int, end: int, first: Tensor, last: Tensor) -> Tensor:  # -> end-start
     """Return the positions of pixel centers between two edges, which are at -1 and 1."""
+    import torch
+
     centers = torch.arange(start, end, dtype=torch.float32, device=first.device) + 0.5
     return ((centers - first) / (last - first) * 2 - 1).nan_to_num(0.0, 0.0, 0.0)
 

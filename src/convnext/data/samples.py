@@ -14,20 +14,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from torch import Tensor
 
-from convnext.data.crops import Box, Draw, decode_crop, to_pixels
 from convnext.data.formats.splits import source_of
 from convnext.data.images import BadImage, Header, Mode, as_mode, decode, read_header
 from convnext.data.threads import for_each
 from convnext.hardware.system import free_memory
+
+# Data is listed and checked without torch, which takes seconds to import and half a gigabyte.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from convnext.data.crops import Box, Draw
 
 # A cache may take this share of the memory that is free now.
 BUDGET_SHARE = 0.5
@@ -46,6 +49,8 @@ class ImageCache:
 
     def __init__(self, shapes: NDArray[np.int64]) -> None:
         """Reserve room for images of `shapes` (n, 3)."""
+        import torch
+
         self.shapes = shapes
         self.ends = np.cumsum(shapes.prod(axis=1))
         self.block = torch.empty(int(self.ends[-1]), dtype=torch.uint8)
@@ -117,6 +122,8 @@ class Samples(ABC):
         Raises:
             BadImage: If it cannot be read.
         """
+        from convnext.data.crops import to_pixels
+
         image = self.open(index, mode)
         return to_pixels(image), draw(*image.size)
 
@@ -187,6 +194,8 @@ class FolderSamples(Samples):
         return decode(self.source(index), mode=mode, at_least=at_least)
 
     def open_crop(self, index: int, mode: Mode, *, draw: Draw, size: int) -> tuple[Tensor, Box]:
+        from convnext.data.crops import decode_crop
+
         return decode_crop(self.source(index), mode=mode, draw=draw, size=size)
 
     def header(self, index: int) -> Header:

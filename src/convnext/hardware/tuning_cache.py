@@ -16,15 +16,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
-import torch
 from filelock import FileLock
 
 from convnext.atomic import write_text
-from convnext.hardware.devices import environment
 from convnext.hardware.system import cpu_facts
+
+if TYPE_CHECKING:
+    import torch
 
 # The libraries, besides torch, whose upgrade may change which backend is the fastest.
 RUNTIMES = ("torchvision", "openvino", "onnxruntime", "nncf", "triton")
@@ -52,6 +53,8 @@ def key_of(kind: str, device: torch.device, *facts: Any) -> str:
         device: The device.
         facts: Everything else that the measurement depends on, by its `repr`.
     """
+    from convnext.hardware.devices import environment
+
     known = environment(device)
     machine = [known[name] for name in ("device", "cpu", "cores", "threads", "torch", "convnext")]
     versions = [(name, _version(name)) for name in RUNTIMES]

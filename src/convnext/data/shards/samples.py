@@ -6,14 +6,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from convnext.data.crops import Box, Draw, decode_crop
 from convnext.data.images import BadImage, Header, Mode, decode, read_header
 from convnext.data.samples import Samples, spread
 from convnext.data.shards.index import (
@@ -25,6 +23,11 @@ from convnext.data.shards.index import (
     unpack_names,
 )
 from convnext.data.shards.store import Remote, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from convnext.data.crops import Box, Draw
 
 # How often a remote shard is fetched again if it was removed before it was read.
 TRIES = 3
@@ -166,6 +169,8 @@ class ShardSamples(Samples):
             raise BadImage(self.source(index), error.reason) from error
 
     def open_crop(self, index: int, mode: Mode, *, draw: Draw, size: int) -> tuple[Tensor, Box]:
+        from convnext.data.crops import decode_crop
+
         content = self._bytes(index)
         try:
             return decode_crop(content, mode=mode, draw=draw, size=size, source="")

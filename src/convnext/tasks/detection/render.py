@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ from convnext.data.drawing import class_colors, panel_size
 from convnext.data.formats.records import Objects
 from convnext.data.masks import Mask, Window, cut, place
 from convnext.results.pictures import blend
-from convnext.tasks.detection.inference import Detections
+
+if TYPE_CHECKING:
+    from convnext.tasks.detection.inference import Detections
 
 # Number of distinct colors of objects.
 NUM_COLORS = 24
