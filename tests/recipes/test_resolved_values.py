@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from convnext.data.objects import DataFacts as DetectionFacts
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 from convnext.recipes.recipe import Recipe, change_recipe, flatten
 from convnext.recipes.resolve import ResolveContext
+from convnext.tasks import task_class
 from convnext.tasks.classification.data import DataFacts as ClassificationFacts
 from convnext.tasks.segmentation.data import DataFacts as SegmentationFacts
 
@@ -81,8 +81,7 @@ def cases() -> dict[str, tuple[str, dict[str, Any], Any, ResolveContext]]:
 def values(folder: str, asked: dict[str, Any], facts: Any, context: ResolveContext) -> Any:
     """Return the settings of a resolved recipe that differ from the defaults, as JSON values."""
     recipe = change_recipe(Recipe(), {"task": TASKS[folder]} | asked)
-    resolve = import_module(f"convnext.tasks.{folder}.auto").resolve
-    resolved, _ = resolve(recipe, facts, context)
+    resolved, _ = task_class(TASKS[folder]).resolve(recipe, facts, context)
     default = dict(flatten(change_recipe(Recipe(), {"task": TASKS[folder]})))
     found = {name: value for name, value in flatten(resolved) if value != default[name]}
     return json.loads(json.dumps(dict(sorted(found.items()))))

@@ -103,7 +103,6 @@ class Task(ABC):
         device: The device of the network.
         choices: The choices of `auto` in the recipe.
         ranks: The processes of the run.
-        train: The training images; by default all of the data's.
     """
 
     name: ClassVar[str]
@@ -134,14 +133,21 @@ class Task(ABC):
         device: torch.device,
         choices: tuple[Choice, ...] = (),
         ranks: Ranks = ALONE,
-        *,
-        train: Any = None,
     ) -> None:
         self.recipe, self.data, self.known, self.device = recipe, data, known, device
         self.choices, self.ranks = choices, ranks
-        self.train = data.train if train is None else train
+        self.train = self.training_images()
         self.bad_train = BadImages(self.train, max_share=recipe.loader.max_bad_share)
         self.bad_val = BadImages(data.val, max_share=recipe.loader.max_bad_share)
+        self.set_up()
+
+    def training_images(self) -> Any:
+        """Return the images to train on: all of the training split."""
+        return self.data.train
+
+    @abstractmethod
+    def set_up(self) -> None:
+        """Set `preprocessing`, `train_set` and `sampler`."""
 
     # Methods without a data set.
 

@@ -9,8 +9,9 @@ import pytest
 
 from convnext.data.preprocessing import Preprocessing
 from convnext.recipes.recipe import Recipe, change_recipe, flatten
-from convnext.tasks.classification.auto import Choice, ResolveContext, resolve, warnings
+from convnext.recipes.resolve import Choice, ResolveContext
 from convnext.tasks.classification.data import DataFacts
+from convnext.tasks.classification.task import ClassificationTask
 
 PHOTOS = DataFacts(
     num_train=1500,
@@ -34,7 +35,7 @@ def resolved(
     facts: DataFacts, where: ResolveContext = CPU, **changes: Any
 ) -> tuple[Recipe, dict[str, Any], tuple[Choice, ...]]:
     recipe = change_recipe(Recipe(), {k.replace("__", "."): v for k, v in changes.items()})
-    recipe, choices = resolve(recipe, facts, where)
+    recipe, choices = ClassificationTask.resolve(recipe, facts, where)
     return recipe, dict(flatten(recipe)), choices
 
 
@@ -50,7 +51,7 @@ def test_nothing_is_left_to_auto(facts: DataFacts, where: ResolveContext, weight
         "run.compile",
     ]
     assert all(choice.reason and settings[choice.setting] == choice.value for choice in choices)
-    assert warnings(recipe, facts) == ()
+    assert ClassificationTask.warnings(recipe, facts) == ()
 
 
 def test_what_the_user_sets_stays() -> None:
@@ -152,7 +153,7 @@ def test_any_number_of_images_gives_a_run(n: int) -> None:
 )
 def test_settings_that_cannot_work_are_named(changes: dict[str, Any], message: str) -> None:
     recipe, _, _ = resolved(PHOTOS, **changes)
-    found = warnings(recipe, PHOTOS)
+    found = ClassificationTask.warnings(recipe, PHOTOS)
     assert len(found) == 1, found
     assert message in found[0]
 
@@ -161,12 +162,17 @@ def test_the_stem_of_a_foreign_network_is_not_known() -> None:
     small = {"input__image_size": 32, "network__stem_stride": 4}
     for model, num_warnings in (("convnext_atto", 1), ("timm/resnet18", 0), ("given/Own", 0)):
         recipe, _, _ = resolved(PHOTOS, **small)
-        assert len(warnings(replace(recipe, model=model), PHOTOS)) == num_warnings
+        assert (
+            len(ClassificationTask.warnings(replace(recipe, model=model), PHOTOS)) == num_warnings
+        )
 
 
 def test_imbalance_is_named() -> None:
     facts = replace(PHOTOS, class_counts=(1400, 60))
     recipe, _, _ = resolved(facts)
-    assert any("--loader.sampling balanced" in warning for warning in warnings(recipe, facts))
+    assert any(
+        "--loader.sampling balanced" in warning
+        for warning in ClassificationTask.warnings(recipe, facts)
+    )
     recipe, _, _ = resolved(facts, loader__sampling="balanced")
-    assert warnings(recipe, facts) == ()
+    assert ClassificationTask.warnings(recipe, facts) == ()

@@ -10,7 +10,7 @@ import pytest
 from convnext.data.objects import DataFacts
 from convnext.recipes.recipe import Recipe, change_recipe, flatten
 from convnext.recipes.resolve import ResolveContext
-from convnext.tasks.detection.auto import anchor_scale, resolve, warnings
+from convnext.tasks.detection.task import DetectionTask, anchor_scale
 
 DETECT = change_recipe(Recipe(), {"task": "detect"})
 CPU = ResolveContext(device="cpu", has_bf16=False)
@@ -35,16 +35,18 @@ FACTS = DataFacts(
 @pytest.mark.parametrize("where", [CPU, GPU], ids=["cpu", "gpu"])
 def test_nothing_is_left_to_auto(where: ResolveContext, num_train: int, weights: str) -> None:
     facts = replace(FACTS, num_train=num_train)
-    recipe, choices = resolve(replace(DETECT, weights=weights), facts, where)
+    recipe, choices = DetectionTask.resolve(replace(DETECT, weights=weights), facts, where)
     left = {name for name, value in flatten(recipe) if value == "auto"}
     assert left <= {"run.device", "run.devices", "run.channels_last", "run.compile"}
     assert len({choice.setting for choice in choices}) == len(choices)
     assert recipe.model.startswith("mask_rcnn_")
-    assert not warnings(recipe, facts)
+    assert not DetectionTask.warnings(recipe, facts)
 
 
 def test_a_large_set_takes_the_paper() -> None:
-    recipe, _ = resolve(replace(DETECT, weights="fb_in1k"), replace(FACTS, num_train=118_287), GPU)
+    recipe, _ = DetectionTask.resolve(
+        replace(DETECT, weights="fb_in1k"), replace(FACTS, num_train=118_287), GPU
+    )
     detect, optim = recipe.detect, recipe.optim
     assert (recipe.model, recipe.input.image_size) == ("mask_rcnn_convnext_tiny", 800)
     assert (detect.policy, detect.sides) == ("multi_scale", tuple(range(480, 801, 32)))
@@ -84,11 +86,13 @@ def test_anchors_fit_small_objects(
 )
 def test_warnings_say_what_to_do(changes: dict[str, Any], facts: dict[str, Any], text: str) -> None:
     known = replace(FACTS, **facts)
-    recipe, _ = resolve(change_recipe(DETECT, changes), known, CPU)
-    assert any(text in warning for warning in warnings(recipe, known)), warnings(recipe, known)
+    recipe, _ = DetectionTask.resolve(change_recipe(DETECT, changes), known, CPU)
+    assert any(text in warning for warning in DetectionTask.warnings(recipe, known)), (
+        DetectionTask.warnings(recipe, known)
+    )
 
 
 def test_many_objects_raise_the_limit() -> None:
-    recipe, _ = resolve(DETECT, replace(FACTS, max_objects=313), CPU)
+    recipe, _ = DetectionTask.resolve(DETECT, replace(FACTS, max_objects=313), CPU)
     assert recipe.detect.max_detections == 500
     assert recipe.detect.num_proposals == 1000  # type: ignore[comparison-overlap]

@@ -10,7 +10,7 @@ import pytest
 from convnext.data.objects import DataFacts
 from convnext.recipes.recipe import flatten, read_recipe, recipe_names
 from convnext.recipes.resolve import ResolveContext
-from convnext.tasks.detection.auto import resolve
+from convnext.tasks.detection.task import DetectionTask
 
 # Drop path, rate and decay of each variant: the authors' released configurations for COCO.
 RELEASED = """config,pretrain,drop_path,lr,layer_decay,fp16
@@ -71,7 +71,7 @@ def test_large_scale_jitter() -> None:
 def test_nothing_is_left_to_chance(name: str) -> None:
     recipe = read_recipe(name)
     where = ResolveContext(device="cuda", has_bf16=True)
-    resolved, choices = resolve(recipe, COCO, where)
+    resolved, choices = DetectionTask.resolve(recipe, COCO, where)
     left = {key for key, value in flatten(resolved) if value == "auto"}
     assert left <= {"run.device", "run.devices", "run.channels_last"}
     chosen = {choice.setting for choice in choices}
