@@ -180,3 +180,12 @@ def test_lists_of_images_split_class_folders(make_folder):
     data = open_dataset(str(root))
     assert len(data.train) + len(data.val) == 12
     assert any("most names there are not images" in fault for fault in data.faults)
+
+
+def test_accents_of_classes_in_another_unicode_form(make_folder):
+    composed, other = "\u00e9", "e\u0301"
+    root = make_folder({f"train/{composed}": 4, "train/b": 4, f"val/{other}": 2, "val/b": 2})
+    data = open_dataset(str(root))
+    assert data.classes == ("b", composed)
+    assert (len(data.train), len(data.val)) == (8, 4)
+    assert [data.val.header(index).width for index in range(4)]

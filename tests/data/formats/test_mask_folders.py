@@ -151,3 +151,146 @@ def test_other_data_has_no_masks(tmp_path: Path, names: tuple[str, ...]) -> None
             if path.suffix == ".txt":
                 path.with_suffix(".png").rename(path)
     assert not is_mask_folder(tmp_path)
+
+
+INDICES = ((0, 1), (2, 0))
+
+
+def labels_of(root: Path, name: str) -> set[int]:
+    data = open_dataset(str(root))
+    for part in (data.train, data.val):
+        if name in part.names:
+            return set(np.unique(part.mask(part.names.index(name))).tolist())
+    raise AssertionError(f"{name} is not among {data.train.names} and {data.val.names}")
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images/{}.jpg", "masks/{}_mask.png"),
+        ("img/{}.png", "gt/{}_gt.png"),
+        ("images/img_{}.jpg", "labels/img_{}_P.png"),
+        ("images/im{}.png", "labels-ah/im{}.ah.png"),
+        ("images/image_{}.png", "masks/mask_{}.png"),
+        ("images/Img_{}.JPG", "masks/img_{}.png"),
+        ("scans/case {}.png", "scan_labels/case {}.png"),
+        ("images/{}.jpg", "truth_pngs/{}_manual1.png"),
+        ("PNGImages/Ped{}.png", "PedMasks/Ped{}_mask.png"),
+        ("2_Ortho_RGB/top_2_{}_RGB.tif", "5_Labels_all/top_2_{}_label.tif"),
+        ("SKIN-2017_Training_Data/S_{}.jpg", "SKIN-2017_Training_Part1_GroundTruth/S_{}_seg.png"),
+        ("train_img/{}.jpg", "train_lab/{}.png"),
+    ],
+)
+def test_masks_whose_names_differ(tmp_path: Path, images: str, masks: str) -> None:
+    for i in range(6):
+        image(tmp_path / images.format(i), i)
+        mask(tmp_path / masks.format(i), INDICES)
+    assert is_mask_folder(tmp_path)
+    found = find(tmp_path)
+    assert (len(found.train.pairs), found.layer_classes) == (6, ())
+    for first, second in found.train.pairs.values():
+        number = first.stem.removesuffix("_RGB")[-1]
+        assert number in second.stem.removeprefix("top_2_")
+    data = open_dataset(str(tmp_path))
+    assert data.classes == ("class 0", "class 1", "class 2")
+    assert labels_of(tmp_path, data.val.names[0]) == {0, 1, 2}
+
+
+def test_other_case_is_not_a_name_of_its_own(tmp_path: Path) -> None:
+    for name in ("a", "A", "b"):
+        image(tmp_path / f"images/{name}.png")
+        mask(tmp_path / f"masks/{name}.png", INDICES)
+    image(tmp_path / "images/C.png")
+    mask(tmp_path / "masks/c.png", INDICES)
+    pairs = find(tmp_path).train.pairs
+    assert {name: mask.stem for name, (_, mask) in pairs.items()} == {
+        "a": "a",
+        "A": "A",
+        "b": "b",
+        "C": "c",
+    }
+
+
+def test_accents_in_another_unicode_form(tmp_path: Path) -> None:
+    for i in range(4):
+        image(tmp_path / f"images/{i}\u00e9.png")
+        mask(tmp_path / f"masks/{i}e\u0301.png", INDICES)
+    assert len(find(tmp_path).train.pairs) == 4
+
+
+def test_photos_are_not_masks(tmp_path: Path) -> None:
+    for i in range(4):
+        image(tmp_path / f"street/{i}.png", i)
+        image(tmp_path / f"street_labels/{i}.png", i + 9)
+    assert not is_mask_folder(tmp_path)
+
+
+def test_images_without_masks_are_counted(tmp_path: Path) -> None:
+    for i in range(5):
+        image(tmp_path / f"train/image/{i}.png", i)
+        mask(tmp_path / f"train/label/{i}.png")
+        image(tmp_path / f"test/{i}.png", i)
+    data = open_dataset(str(tmp_path))
+    assert data.test is None
+    assert "test/ has 5 images without masks, left out (such as 0.png)" in data.notes
+
+
+def test_places_inside_a_split(tmp_path: Path) -> None:
+    for split, count in (("Train", 3), ("Val", 1), ("Test", 2)):
+        for place in ("Urban", "Rural"):
+            for i in range(count):
+                image(tmp_path / f"{split}/{place}/images_png/{i}.png", i)
+                if split != "Test":
+                    mask(tmp_path / f"{split}/{place}/masks_png/{i}.png")
+    assert counts(tmp_path) == (6, 2, 0)
+    train = find(tmp_path).train.pairs
+    assert all(image.parts[-3] == mask.parts[-3] for image, mask in train.values())
+
+
+def test_lists_of_videos_and_of_validation_alone(tmp_path: Path) -> None:
+    for video in ("bear", "boat", "camel"):
+        for i in range(2):
+            image(tmp_path / f"JPEGImages/480p/{video}/{i:05d}.jpg", i)
+            mask(tmp_path / f"Annotations/480p/{video}/{i:05d}.png")
+    lists = tmp_path / "ImageSets/2017"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("camel\n")
+    (lists / "train.txt").write_text("bear\nboat\n")
+    assert counts(tmp_path) == (4, 2, 0)
+    (lists / "train.txt").unlink()
+    found = find(tmp_path)
+    assert (len(found.train.pairs), found.val and len(found.val.pairs)) == (4, 2)
+    assert found.split.endswith("the images that they do not name are for training")
+    (lists / "val.txt").write_text("some\nother\ntext\n")
+    found = find(tmp_path)
+    assert (len(found.train.pairs), found.val) == (6, None)
+    assert "not used" in found.faults[0]
+
+
+def test_names_of_lists_that_fit_two_images_are_not_guessed(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        for i in range(3):
+            image(tmp_path / f"images/{folder}/{i}.jpg", i)
+            mask(tmp_path / f"masks/{folder}/{i}.png")
+    (tmp_path / "train.txt").write_text("a/0\na/1\nb/1\n2\n")
+    (tmp_path / "val.txt").write_text("/images/b/0.jpg /masks/b/0.png\n")
+    found = find(tmp_path)
+    assert set(found.train.pairs) == {"a/0", "a/1", "b/1"}
+    assert found.val
+    assert set(found.val.pairs) == {"b/0"}
+    assert any("without an image, left out: 1 (such as 2)" in fault for fault in found.faults)
+
+
+def test_ids_of_cityscapes_become_its_classes(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("val", 1)):
+        for i in range(count):
+            name = f"{split}/aachen/aachen_{i}"
+            image(tmp_path / f"leftImg8bit/{name}_leftImg8bit.png", i)
+            mask(tmp_path / f"gtFine/{name}_gtFine_labelIds.png", ((7, 26), (0, 33)))
+    data = open_dataset(str(tmp_path))
+    assert (len(data.train), len(data.val), len(data.classes)) == (3, 1, 19)
+    labels = data.train.mask(0)
+    assert data.classes[int(labels[0, 0])] == "road"
+    assert data.classes[int(labels[0, -1])] == "car"
+    assert labels[-1, 0] == data.ignore_index
+    assert data.classes[int(labels[-1, -1])] == "bicycle"

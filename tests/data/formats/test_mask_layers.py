@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from convnext.data.formats.mask_folders import is_mask_folder
+from convnext.data.images import BadImage
 from convnext.tasks.segmentation.data import open_dataset
 
 
@@ -74,3 +75,17 @@ def test_several_masks_beside_an_image(tmp_path: Path) -> None:
     }
     assert sums["benign/benign (2)"] == 32
     assert sums["normal/normal (0)"] == 16
+
+
+def test_a_layer_with_indices_is_refused(tmp_path: Path) -> None:
+    for i in range(8):
+        write(tmp_path / f"images/{i}.png")
+        for name in ("left", "right"):
+            write(tmp_path / f"masks/{i}_{name}.png", (0, 0), top=1)
+    mask = np.zeros((12, 16), np.uint8)
+    mask[:4], mask[4:8] = 1, 2
+    Image.fromarray(mask).save(tmp_path / "masks/0_left.png")
+    data = open_dataset(str(tmp_path))
+    part = data.train if "0" in data.train.names else data.val
+    with pytest.raises(BadImage, match="has the values 0, 1, 2, but is taken for the mask of"):
+        part.mask(part.names.index("0"))

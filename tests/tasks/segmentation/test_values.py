@@ -261,3 +261,39 @@ def test_as_many_values_as_listed_classes(tmp_path: Path) -> None:
     data = open_dataset(str(root))
     assert "0 is ground, 127 is leaf, 254 is soil" in text(data)
     assert set(np.unique(data.train.mask(0))) == {0, 1, 2}
+
+
+def numbered(i: int) -> Image.Image:
+    """One to four squares in a row, numbered from 1."""
+    values = np.zeros((SIDE, SIDE), np.uint8)
+    for k in range(1 + i % 4):
+        values[4:16, 1 + 12 * k : 11 + 12 * k] = k + 1
+    return Image.fromarray(values)
+
+
+def test_numbers_of_objects_are_not_called_classes(tmp_path: Path) -> None:
+    write(tmp_path, numbered)
+    with pytest.raises(ValueError, match="may be classes, or number the objects of an image"):
+        open_dataset(str(tmp_path))
+    (tmp_path / "classes.txt").write_text("background\nperson\n")
+    data = open_dataset(str(tmp_path))
+    assert data.classes == ("background", "person")
+    assert "every object is person, and 0 is background" in text(data)
+    assert all(
+        (mask == (np.asarray(numbered(int(name))) > 0)).all()
+        for name, mask in labels_of(data).items()
+    )
+    (tmp_path / "classes.txt").write_text("background\na\nb\nc\nd\n")
+    data = open_dataset(str(tmp_path))
+    assert all(
+        (mask == np.asarray(numbered(int(name)))).all() for name, mask in labels_of(data).items()
+    )
+
+
+def test_classes_that_skip_a_value_are_classes(tmp_path: Path) -> None:
+    def draw(i: int) -> Image.Image:
+        values = np.asarray(numbered(i)).copy()
+        values[values == 1] = 3
+        return Image.fromarray(values)
+
+    assert len(open_dataset(str(write(tmp_path, draw))).classes) == 5

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from convnext.data.formats.records import Split
-from convnext.data.formats.split_lists import names_of_list, split_lists
 from convnext.data.formats.splits import is_plain_name, is_reserved, kind_of, split_of, splits_among
+from convnext.data.formats.text_lists import names_of_list, split_lists
 from convnext.data.images import is_hidden, readable_extensions, walk_files
 from convnext.data.samples import FolderSamples, ImageListing, Samples
 
@@ -392,9 +393,13 @@ def _read_part(folder: Path, notes: list[str], faults: list[str]) -> _Part:
 
 
 def _walk(folder: Path, faults: list[str]) -> _Part:
-    """Return the image files of every class folder, as `CLASS/...` relative to `folder`."""
+    """Return the image files of every class folder, as `CLASS/...` relative to `folder`.
+
+    Names of classes are compared in one Unicode form: systems write accents differently.
+    """
     endings = readable_extensions()
-    classes: dict[str, list[str]] = {name: [] for name in subfolders(folder)}
+    class_of = {name: unicodedata.normalize("NFC", name) for name in subfolders(folder)}
+    classes: dict[str, list[str]] = {name: [] for name in class_of.values()}
     loose: list[str] = []
     others: Counter[str] = Counter()
     example = ""
@@ -402,7 +407,7 @@ def _walk(folder: Path, faults: list[str]) -> _Part:
         first, slash, _ = name.partition("/")
         ending = os.path.splitext(name)[1].lower()
         if ending in endings:
-            (classes[first] if slash else loose).append(name)
+            (classes[class_of[first]] if slash else loose).append(name)
         elif slash:
             others[ending or "no ending"] += 1
             example = example or name

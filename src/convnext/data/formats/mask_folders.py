@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from convnext.data.formats.mask_layers import FOREGROUND, Layers, image_folders
+from convnext.data.formats.mask_layers import FOREGROUND, Layers, image_folders, looks_like_mask
 from convnext.data.formats.mask_pairs import (
     LOSSY,
     PATTERNS,
@@ -55,6 +55,10 @@ ACCEPTED = (
 )
 VOC = "Pascal VOC"
 MAX_DEPTH = 4
+# Files that are opened to tell whether they are masks.
+NUM_OPENED = 3
+# Folders whose unused images are listed one by one.
+MAX_UNUSED = 4
 # Folders without a known name are searched only if there are few.
 MAX_FOLDERS, MAX_LEAVES = 100, 10
 
@@ -103,11 +107,50 @@ def find(root: Path, images: str = "", masks: str = "") -> PairListing:
     if located is None:
         raise ValueError(f"{root} has no images/ with annotations/ or masks/; {ACCEPTED}")
     inner, note = located
-    if (inner / "leftImg8bit").is_dir():
-        found = replace(find_by_pattern(inner, *CITYSCAPES), layout="Cityscapes")
-    else:
-        found = _by_folders(inner) or _by_image_folders(inner) or _by_suffix(inner)
-    return replace(found, notes=(*([note] if note else []), *found.notes))
+    found = (
+        (_cityscapes(inner) if (inner / "leftImg8bit").is_dir() else None)
+        or _by_image_folders(inner)
+        or _by_folders(inner, _pairs_of_folders(inner))
+        or (_by_suffix(inner) if _suffix_folders(inner) else None)
+        or _by_folders(inner, _pairs_by_contents(inner))
+    )
+    assert found is not None
+    notes = [note] if note else []
+    return replace(found, notes=(*notes, *found.notes, *_unused(found)))
+
+
+def _cityscapes(root: Path) -> PairListing:
+    """Return Cityscapes' pairs, by the indices of training or by the ids of all labels."""
+    by_index = any((root / "gtFine").glob("*/*/*_gtFine_labelTrainIds.png"))
+    masks = CITYSCAPES[1] if by_index else CITYSCAPES[1].replace("labelTrainIds", "labelIds")
+    found = find_by_pattern(root, CITYSCAPES[0], masks)
+    return replace(found, layout="Cityscapes", split="folders", has_label_ids=not by_index)
+
+
+def _unused(found: PairListing) -> list[str]:
+    """Return a note for each folder with images that are neither paired nor reported otherwise."""
+    is_reported = any("outside the folders" in f or "that no list" in f for f in found.faults)
+    if found.layout == "Cityscapes" or is_reported:
+        return []
+    used: set[Path] = set()
+    for part in (found.train, found.val, found.test):
+        if part is not None:
+            used |= {file for _, mask in part.pairs.values() for file in files_of(mask)}
+            used |= {image for image, _ in part.pairs.values()}
+            used |= {*part.unpaired_images, *part.unpaired_masks}
+    counts: dict[str, list[Path]] = {}
+    for path in _walk(found.root):
+        folders = path.relative_to(found.root).parts[:-1]
+        if folders and path not in used and not _NOT_MASKS & set(words_of(folders[0])):
+            counts.setdefault(folders[0], []).append(path)
+    notes = [
+        f"{name}/ has {len(files):,} images without masks, left out (such as {files[0].name})"
+        for name, files in list(counts.items())[:MAX_UNUSED]
+    ]
+    if len(counts) > MAX_UNUSED:
+        rest = sum(len(files) for files in list(counts.values())[MAX_UNUSED:])
+        notes.append(f"{rest:,} more images without masks in other folders, left out")
+    return notes
 
 
 def _locate(root: Path, depth: int = 2) -> tuple[Path, str] | None:
@@ -116,9 +159,9 @@ def _locate(root: Path, depth: int = 2) -> tuple[Path, str] | None:
     Raises:
         ValueError: If several folders in it hold one.
     """
-    if (root / "leftImg8bit").is_dir() or _pairs_of_folders(root):
+    if (root / "leftImg8bit").is_dir() or _image_folders(root) or _pairs_of_folders(root):
         return root, ""
-    if _image_folders(root) or _suffix_folders(root):
+    if _suffix_folders(root) or _pairs_by_contents(root):
         return root, ""
     folders = [] if depth == 0 else _subfolders(root)
     if len(folders) > MAX_LEAVES:  # Many folders of images alone are classes.
@@ -162,7 +205,9 @@ def _folders(root: Path) -> list[_Folder]:
                 kind is not None
                 and any(r == rest and k is not None and k != kind for _, _, k, r in described)
             )
-            if not known or (rest and outer.kind):
+            # Train/Urban/images/: a place of its own inside a split.
+            is_place = kind is None and outer.split is not None and len(described) <= MAX_LEAVES
+            if (not known and not is_place) or (rest and outer.kind):
                 continue
             place = _Folder(
                 path=child,
@@ -171,8 +216,9 @@ def _folders(root: Path) -> list[_Folder]:
                 rest=outer.rest + rest,
             )
             below = visit(child, place, depth + 1) if depth < MAX_DEPTH else ()
-            inner.append(child)
-            found.append(replace(place, inner=below))
+            if known:
+                inner.append(child)
+                found.append(replace(place, inner=below))
         return tuple(inner)
 
     visit(root, _Folder(path=root, split=None, kind=None, rest=()), 0)
@@ -233,9 +279,56 @@ def _best(image: _Folder, masks: Sequence[_Folder]) -> list[_Folder]:
     return best
 
 
-def _by_folders(root: Path) -> PairListing | None:
+def _pairs_by_contents(root: Path) -> list[tuple[_Folder, _Folder]]:
+    """Return folders with other words in their names, such as scans/ and scan_labels/.
+
+    One of them must be named for masks and hold masks, and another have the same file names.
+
+    Raises:
+        ValueError: If several folders of images fit.
+    """
+    children = _subfolders(root)
+    if len(children) > MAX_LEAVES:
+        return []
+    folders = []
+    for child in children:
+        split, kind, rest = _describe(child.name)
+        folders.append(_Folder(path=child, split=split, kind=kind, rest=rest))
+    named = [
+        folder
+        for folder in folders
+        if folder.kind == "mask"
+        and not _NOT_MASKS & set(words_of(folder.path.name))
+        and _hold_masks(folder)
+    ]
+    pairs = []
+    for mask in named:
+        files = _files(mask)
+        others = [f for f in folders if f not in named and f.split == mask.split and _has_files(f)]
+        counts = {}
+        for other in others:
+            names = _files(other)
+            paired = len(match_files(names, files).pairs)
+            if paired and 2 * paired >= min(len(names), len(files)):
+                counts[other.path] = (paired, other)
+        best = [f for n, f in counts.values() if n == max(count for count, _ in counts.values())]
+        if len(best) > 1:
+            listed = " and ".join(f"{folder.path.name}/" for folder in best)
+            raise ValueError(f"{listed} could both hold the images of {mask.path}; {PATTERNS}")
+        pairs += [(image, mask) for image in best]
+    return pairs
+
+
+def _hold_masks(folder: _Folder) -> bool:
+    """Whether the files of a folder look like masks rather than photos: few values, large areas."""
+    files = _walk(folder.path)
+    if not files or any(_subfolders(folder.path)):
+        return False
+    return all(looks_like_mask(path) for path in files[:: max(len(files) // NUM_OPENED, 1)])
+
+
+def _by_folders(root: Path, folders: Sequence[tuple[_Folder, _Folder]]) -> PairListing | None:
     """Return the pairs of files of paired folders; None if there are no such folders."""
-    folders = _pairs_of_folders(root)
     if not folders:
         return None
     parts: dict[Split | None, list[Part]] = {}
@@ -291,7 +384,9 @@ def _image_folders(root: Path) -> dict[Split | None, Path]:
         for child in _subfolders(root)
         if (split := split_of(child.name)) and image_folders(child)
     }
-    return found or ({None: root} if image_folders(root) else {})
+    if found:
+        return found if "train" in found else {}
+    return {None: root} if image_folders(root) else {}
 
 
 def _by_image_folders(root: Path) -> PairListing | None:

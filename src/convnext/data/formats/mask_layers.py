@@ -14,12 +14,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from convnext.data.formats.splits import kind_of
-from convnext.data.images import readable_extensions
+from convnext.data.images import BadImage, opened, readable_extensions
 
 BACKGROUND, FOREGROUND = "background", "foreground"
 # Names that follow an image's name in this many different ways are not classes.
 MAX_CLASSES = 64
+# A file with few values, or whose two main values cover most of it, may be a mask.
+FEW_VALUES, MAIN_SHARE = 64, 0.6
+# Pixels on each side that are looked at.
+NUM_PIXELS = 128
 # Folders that are looked at to tell whether each is one image.
 NUM_TRIED = 5
 
@@ -122,3 +128,21 @@ def _parts(folder: Path) -> tuple[list[Path], list[Path]] | None:
         sorted(p for p in part.iterdir() if p.suffix.lower() in endings) for part in (images, masks)
     ]
     return (files[0], files[1]) if files[0] else None
+
+
+def looks_like_mask(path: Path) -> bool:
+    """Whether a file has the few values of a mask, rather than the many of a photo."""
+    try:
+        with opened(path) as image:
+            pixels = np.asarray(image.convert("L") if image.format == "JPEG" else image)
+            is_lossy = image.format == "JPEG"
+    except BadImage:
+        return False
+    step = max(max(pixels.shape[:2]) // NUM_PIXELS, 1)
+    pixels = pixels[::step, ::step]
+    if is_lossy:
+        return float(np.mean((pixels < 32) | (pixels > 223))) > 0.9
+    values = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
+    _, counts = np.unique(values, axis=0, return_counts=True)
+    main = np.sort(counts)[-2:].sum()
+    return len(counts) <= FEW_VALUES or bool(main >= MAIN_SHARE * len(values))

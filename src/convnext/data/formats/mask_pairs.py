@@ -9,10 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convnext.data.formats.mask_layers import Layers, classes_of, layer_files
+from convnext.data.formats.mask_layers import (
+    FOREGROUND,
+    Layered,
+    Layers,
+    classes_of,
+    layer_files,
+)
+from convnext.data.formats.paths import normal, suffixes
 from convnext.data.formats.records import Split
-from convnext.data.formats.split_lists import names_of_list, split_lists
 from convnext.data.formats.splits import split_of
+from convnext.data.formats.text_lists import names_of_list, split_lists
 
 # Masks of JPEG have values that were never drawn.
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -63,6 +70,8 @@ class PairListing:
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     is_ade20k: bool = False
+    has_label_ids: bool = False
+    """Whether the masks have the ids of all of Cityscapes' labels, not the indices of training."""
     layer_classes: tuple[str, ...] = ()
     """The classes, if an image has a mask file for each class or object."""
     folders: tuple[Path, ...] = ()
@@ -116,83 +125,131 @@ def with_split(
 
 
 def _by_lists(root: Path, part: Part, faults: list[str]) -> tuple[dict[Split, Part], str] | None:
-    """Split pairs by lists of names beside them, and name these; None without such lists."""
+    """Split pairs by lists of names beside them, and name these; None without such lists.
+
+    If there is no list for training, the images that no list names are for training.
+    """
     lists = split_lists(root)
-    if "train" not in lists:
-        return None
-    by_name: dict[str, str] = {}
-    for own, (image, _) in part.pairs.items():
-        by_name |= {own: own, image.stem: own, image.name: own}
+    known, folders = _names_of_pairs(part)
     lonely = {image.stem: image for image in part.unpaired_images}
     found: dict[Split, Part] = {}
     taken: dict[str, Split] = {}
+    left_out = []
+    num_names = num_unknown = 0
     for split, path in lists.items():
         pairs: dict[str, tuple[Path, Mask]] = {}
         without: list[Path] = []
         unknown: list[str] = []
         twice: list[str] = []
         for name in names_of_list(path):
-            bare = os.path.splitext(name)[0]
-            options = (name, bare, os.path.basename(name), os.path.basename(bare))
-            key = next((by_name[n] for n in options if n in by_name), None)
-            if key is None:
+            options = [t for n in (name, os.path.splitext(name)[0]) for t in suffixes(n)]
+            keys = next((known[n] for n in options if len(known.get(n, ())) == 1), [])
+            keys = keys or folders.get(name.strip("/"), [])
+            if not keys:
                 without += [lonely[n] for n in options if n in lonely][:1]
                 unknown += [name] if not any(n in lonely for n in options) else []
-            elif taken.setdefault(key, split) != split:
-                twice.append(name)
-            else:
-                pairs[key] = part.pairs[key]
+            for key in keys:
+                if taken.setdefault(key, split) != split:
+                    twice.append(name)
+                else:
+                    pairs[key] = part.pairs[key]
+            num_names += 1
         found[split] = Part(pairs=pairs, unpaired_images=tuple(without))
         where = path.relative_to(root).as_posix()
-        if unknown:
-            faults.append(
-                f"names in {where} without an image, left out: {len(unknown):,} (such as "
-                f"{unknown[0]})"
+        num_unknown += len(unknown)
+        left_out += [
+            f"names in {where} {what}: {len(names):,} (such as {names[0]})"
+            for what, names in (
+                ("without an image, left out", unknown),
+                ("that another list has too, left out of it", twice),
             )
-        if twice:
-            faults.append(
-                f"names in {where} that another list has too, left out of it: {len(twice):,} "
-                f"(such as {twice[0]})"
-            )
+            if names
+        ]
     names = ", ".join(path.relative_to(root).as_posix() for path in lists.values())
-    rest = part.pairs.keys() - taken.keys()
+    if not taken or ("train" not in lists and 2 * num_unknown > num_names):
+        if lists:
+            faults.append(f"{names}: most names there are not of images with masks; not used")
+        return None
+    faults += left_out
+    rest = sorted(part.pairs.keys() - taken.keys())
+    if "train" not in lists:
+        pairs = {key: part.pairs[key] for key in rest}
+        rest_of_images = set(part.unpaired_images).difference(
+            *(other.unpaired_images for other in found.values())
+        )
+        found["train"] = Part(pairs=pairs, unpaired_images=tuple(sorted(rest_of_images)))
+        return found, f"lists {names}; the images that they do not name are for training"
     if rest:
         faults.append(
-            f"images with masks that no list names, left out: {len(rest):,} (such as {min(rest)})"
+            f"images with masks that no list names, left out: {len(rest):,} (such as {rest[0]})"
         )
     return found, f"lists {names}"
+
+
+def _names_of_pairs(part: Part) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return the pairs by all names that a list may give an image, and by the names of folders."""
+    known: dict[str, list[str]] = {}
+    folders: dict[str, list[str]] = {}
+    for key, (image, _) in part.pairs.items():
+        for name in {key, f"{key}{image.suffix}", image.stem, image.name}:
+            known.setdefault(name, []).append(key)
+        for name in key.split("/")[:-1]:
+            folders.setdefault(name, []).append(key)
+    return known, folders
 
 
 def match_files(images: dict[str, Path], masks: dict[str, Path]) -> Part:
     """Pair files by name, or by name without words such as "mask" if that pairs more of them."""
     lossy = {name: path for name, path in masks.items() if path.suffix.lower() in LOSSY}
-    exact = join_files(images, masks)
+    best = join_files(images, masks)
     smaller = min(len(images), len(masks))
-    if 2 * len(exact.pairs) < smaller:
-        keys = _bare_keys(images, _IMAGE_WORDS), _bare_keys(masks, _MASK_WORDS)
-        bare = join_files(
-            {keys[0][name]: path for name, path in images.items() if name in keys[0]},
-            {keys[1][name]: path for name, path in masks.items() if name in keys[1]},
+    for words in (frozenset[str](), _IMAGE_WORDS):
+        if 2 * len(best.pairs) < smaller:
+            bare = _join_bare(images, masks, words)
+            best = bare if len(bare.pairs) > len(best.pairs) else best
+    if 2 * len(best.pairs) < smaller and (layered := layer_files(images, masks)):
+        pairs: dict[str, tuple[Path, Mask]] = dict(_plain(layered) or layered)
+        of_pairs = {file for _, mask in pairs.values() for file in files_of(mask)}
+        best = Part(
+            pairs=pairs,
+            unpaired_images=tuple(images[name] for name in sorted(images.keys() - pairs.keys())),
+            unpaired_masks=tuple(sorted(path for path in masks.values() if path not in of_pairs)),
         )
-        if len(bare.pairs) > len(exact.pairs):
-            unique = [
-                tuple(path for name, path in files.items() if name not in key)
-                for files, key in zip((images, masks), keys, strict=True)
-            ]
-            exact = replace(
-                bare,
-                unpaired_images=bare.unpaired_images + unique[0],
-                unpaired_masks=bare.unpaired_masks + unique[1],
-            )
-    if 2 * len(exact.pairs) < smaller and (layered := layer_files(images, masks)):
-        of_layers = {path for _, layers in layered.values() for _, path in layers.files}
-        exact = Part(
-            pairs=dict(layered),
-            unpaired_images=tuple(images[name] for name in sorted(images.keys() - layered.keys())),
-            unpaired_masks=tuple(sorted(path for path in masks.values() if path not in of_layers)),
-        )
-    used = {mask for _, mask in exact.pairs.values()}
-    return replace(exact, lossy_masks=tuple(p for p in lossy.values() if p in used))
+    used = {mask for _, mask in best.pairs.values()}
+    return replace(best, lossy_masks=tuple(p for p in lossy.values() if p in used))
+
+
+def _plain(layered: Layered) -> dict[str, tuple[Path, Mask]] | None:
+    """Return pairs whose masks have one ending for all, such as x_manual.png; None for layers.
+
+    An ending that all masks share is not the name of a class.
+    """
+    files = [mask.files for _, mask in layered.values()]
+    names = {name for layers in files for name, _ in layers}
+    is_one = len(names) == 1 and names != {FOREGROUND} and all(len(f) == 1 for f in files)
+    if not is_one or any(path.parent.name in names for layers in files for _, path in layers):
+        return None
+    return {name: (image, mask.files[0][1]) for name, (image, mask) in layered.items()}
+
+
+def _join_bare(
+    images: Mapping[str, Path], masks: Mapping[str, Path], words: frozenset[str]
+) -> Part:
+    """Pair files by their names without some words of images and those of masks."""
+    keys = _bare_keys(images, words), _bare_keys(masks, words | _MASK_WORDS)
+    bare = join_files(
+        {keys[0][name]: path for name, path in images.items() if name in keys[0]},
+        {keys[1][name]: path for name, path in masks.items() if name in keys[1]},
+    )
+    unique = [
+        tuple(path for name, path in files.items() if name not in key)
+        for files, key in zip((images, masks), keys, strict=True)
+    ]
+    return replace(
+        bare,
+        unpaired_images=bare.unpaired_images + unique[0],
+        unpaired_masks=bare.unpaired_masks + unique[1],
+    )
 
 
 def _bare_keys(files: Mapping[str, Path], words: frozenset[str]) -> dict[str, str]:
@@ -210,10 +267,20 @@ def _bare_keys(files: Mapping[str, Path], words: frozenset[str]) -> dict[str, st
 
 
 def join_files(images: Mapping[str, Path], masks: Mapping[str, Path]) -> Part:
+    """Pair files of equal names; other case and other Unicode forms count where they are unique."""
+    pairs = {name: (images[name], masks[name]) for name in images.keys() & masks.keys()}
+    rest: list[dict[str, list[str]]] = [{}, {}]
+    for found, files in zip(rest, (images, masks), strict=True):
+        for name in files.keys() - pairs.keys():
+            found.setdefault(normal(name), []).append(name)
+    for name in rest[0].keys() & rest[1].keys():
+        if len(rest[0][name]) == len(rest[1][name]) == 1:
+            pairs[rest[0][name][0]] = (images[rest[0][name][0]], masks[rest[1][name][0]])
+    used = {mask for _, mask in pairs.values()}
     return Part(
-        pairs={name: (images[name], masks[name]) for name in sorted(images.keys() & masks.keys())},
-        unpaired_images=tuple(images[name] for name in sorted(images.keys() - masks.keys())),
-        unpaired_masks=tuple(masks[name] for name in sorted(masks.keys() - images.keys())),
+        pairs={name: pairs[name] for name in sorted(pairs)},
+        unpaired_images=tuple(images[name] for name in sorted(images.keys() - pairs.keys())),
+        unpaired_masks=tuple(masks[name] for name in sorted(masks) if masks[name] not in used),
     )
 
 

@@ -45,6 +45,26 @@ class Classes:
     """The file that lists them."""
 
 
+# The ids of the 19 classes of Cityscapes in *_labelIds.png; the others are not evaluated.
+_CITYSCAPES = {
+    "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17,
+    "traffic light": 19, "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23,
+    "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32,
+    "bicycle": 33,
+}  # fmt: skip
+# Ids up to 33, and the license plate's, which is written as 255.
+_NUM_IDS = 34
+
+
+def cityscapes_ids() -> Classes:
+    """Return the 19 classes of Cityscapes by the ids of its labels."""
+    values = tuple(_CITYSCAPES.values())
+    void = (*(value for value in range(_NUM_IDS) if value not in values), 255)
+    return Classes(
+        names=tuple(_CITYSCAPES), values=values, void=void, source="Cityscapes' list of label ids"
+    )
+
+
 def read_classes(folders: Sequence[Path], ignore_index: int) -> Classes:
     """Read the classes from the files in some folders; the first file counts.
 

@@ -21,7 +21,7 @@ from convnext.data.formats.records import Understood
 from convnext.data.images import BadImage
 from convnext.data.ranges import pixel_range
 from convnext.data.samples import held_out, note_copies
-from convnext.tasks.segmentation.class_lists import read_classes
+from convnext.tasks.segmentation.class_lists import cityscapes_ids, read_classes
 from convnext.tasks.segmentation.layout import Pairs, open_drawn
 from convnext.tasks.segmentation.masks import NONE_16_BIT, LayerReader, MaskReader
 from convnext.tasks.segmentation.survey import NUM_MASKS, sample, survey
@@ -288,7 +288,7 @@ def _reader(
     if found.layer_classes:
         classes = found.layer_classes
         return LayerReader(classes=classes, ignore_index=_ignore_index(len(classes))), classes
-    listed = read_classes(found.folders, 255)
+    listed = cityscapes_ids() if found.has_label_ids else read_classes(found.folders, 255)
     if len(listed.names) > 255:
         listed = read_classes(found.folders, NONE_16_BIT)
     count = NUM_MASKS if len(listed.names) in (0, 2) else NUM_LISTED

@@ -28,6 +28,8 @@ NONE_16_BIT = 65_535
 # Pillow's modes whose values are indices.
 _INDEX_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _COLOR_MODES = ("RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+# The mask of one class is black and white; more than two values below this are indices.
+MIN_WHITE = 64
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
@@ -188,6 +190,14 @@ class LayerReader:
                 raise BadImage(str(path), "is a color image, not the mask of one class")
             if labels is None:
                 labels = np.zeros(values.shape, np.int32)
+            found = np.unique(values)
+            if len(found) > 2 and int(found[-1]) < MIN_WHITE:
+                raise BadImage(
+                    str(path),
+                    f"has the values {', '.join(map(str, found[:8].tolist()))}, but is taken for "
+                    f"the mask of {name!r} alone; say with --segment.images and --segment.masks "
+                    "which file belongs to which image",
+                )
             # Masks of 0 and 255 may have gray edges.
             labels[values > int(values.max(initial=0)) // 2] = self.classes.index(name)
         if labels is None:

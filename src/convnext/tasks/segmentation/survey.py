@@ -35,6 +35,8 @@ class Survey:
 
     counts: Counter[int] = field(default_factory=Counter)
     """Pixels of each value."""
+    numbers: Counter[int] = field(default_factory=Counter)
+    """Masks by n, if their values above 0 are 1 to n; 0 for all others that are not empty."""
     colored: Path | None = None
     """The first mask in color."""
     colors: Counter[Color] = field(default_factory=Counter)
@@ -96,6 +98,9 @@ def _add(found: Survey, path: Path, values: NDArray[np.int32]) -> None:
                 found.colors[(code >> 16, code >> 8 & 255, code & 255)] += count
         return
     present, counts = _counts(values)
+    ids = present[(present > 0) & (present != NONE_16_BIT)]
+    if len(ids):
+        found.numbers[len(ids) if int(ids[-1]) == len(ids) else 0] += 1
     found.counts.update(dict(zip(present.tolist(), counts.tolist(), strict=True)))
     num_objects = int((present > 0).sum())
     found.num_objects = max(found.num_objects, num_objects)

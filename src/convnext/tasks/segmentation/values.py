@@ -25,6 +25,8 @@ EDGE_WIDTH, JPEG_WIDTH = 3, 9
 # Masks with at least this many values may hold the ids of objects.
 MIN_IDS = 30
 MIN_IDS_16_BIT = 8
+# Numbers of objects that differ between images, before few values may be ids as well.
+MIN_NUMBERS = 3
 BACKGROUND, FOREGROUND = "background", "foreground"
 HOW = (
     'list the value of each class in palette.json, such as {"background": 0, "leaf": 127}, or the '
@@ -66,9 +68,11 @@ def choose(
     if found.colored is not None:
         return _by_colors(found, root, is_voc, notes)
     if not reduced:
-        decided = _binary(found, (BACKGROUND, FOREGROUND), notes) or _objects(found, notes)
+        both = (BACKGROUND, FOREGROUND)
+        decided = _binary(found, both, notes) or _objects(found, both, notes)
         if decided:
-            return decided, (BACKGROUND, FOREGROUND)
+            return decided, both
+        _check_numbers(found, root)
     return _by_values(found, root, reduced, notes)
 
 
@@ -99,7 +103,8 @@ def _by_list(
     plain = not listed.palette and not listed.values and not reduced and found.colored is None
     values = found.values - {NONE_16_BIT}
     if plain and count == 2 and not values <= {0, 1, 255}:
-        decided = _binary(found, (names[0], names[1]), notes)
+        both = (names[0], names[1])
+        decided = _binary(found, both, notes) or _objects(found, both, notes, listed=True)
         if decided:
             return decided, names
     if plain and count == 2 and values == {0, 255}:
@@ -200,17 +205,46 @@ def _grow(where: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
     return where
 
 
-def _objects(found: Survey, notes: list[str]) -> MaskReader | None:
-    """Return a reader of the foreground, if the values are ids of objects; None if not."""
+def _objects(
+    found: Survey, names: tuple[str, str], notes: list[str], *, listed: bool = False
+) -> MaskReader | None:
+    """Return a reader of the foreground, if the values are ids of objects; None if not.
+
+    A few numbers count as ids only if a file lists the two classes.
+    """
     enough = MIN_IDS_16_BIT if found.is_wide else MIN_IDS
-    if len(found.values - {0}) < enough or found.num_id_like < 0.8 * max(found.num_tested, 1):
+    are_ids = found.num_id_like >= 0.8 * max(found.num_tested, 1)
+    if not are_ids or (len(found.values - {0}) < enough and not (listed and _numbered(found))):
         return None
     notes.append(
         f"the masks hold ids of objects, up to {found.num_objects:,} in an image, rather than "
-        f"classes: every object is {FOREGROUND}, and 0 is {BACKGROUND}; if the values are classes, "
+        f"classes: every object is {names[1]}, and 0 is {names[0]}; if the values are classes, "
         f"{HOW}"
     )
     return MaskReader(num_classes=2, ignore_index=254, threshold=1)
+
+
+def _numbered(found: Survey) -> bool:
+    """Whether the values of every mask are 1 to n, with another n from mask to mask."""
+    return not found.numbers[0] and len(found.numbers.keys() - {0}) >= MIN_NUMBERS
+
+
+def _check_numbers(found: Survey, root: Path) -> None:
+    """Refuse values that may be classes or number the objects of an image.
+
+    Raises:
+        ValueError: If they may.
+    """
+    is_id_like = found.num_id_like >= 0.8 * found.num_tested and found.num_tested >= MIN_NUMBERS
+    if _numbered(found) and is_id_like:
+        count = max(found.numbers)
+        raise ValueError(
+            f"the values of the masks under {root} may be classes, or number the objects of an "
+            f"image: each mask has 1 to n in regions of their own, and n is up to {count}. If they "
+            f"are classes, name all {count + 1} in classes.txt; if they are objects of one class, "
+            "write two names into it, such as background and person, or train with --task detect "
+            "--detect.layout instances"
+        )
 
 
 def _by_values(

@@ -22,16 +22,24 @@ LIST_FOLDERS = (
 
 
 def split_lists(root: Path) -> dict[Split, Path]:
-    """Return the text files that list the images of each split, from the first folder with some."""
-    for folder in LIST_FOLDERS:
+    """Return the text files that list the images of each split, from the first folder with some.
+
+    A folder with a list for training wins over one that lists only the others.
+    """
+    folders = [root / name for name in LIST_FOLDERS]
+    years = root / "ImageSets"  # ImageSets/2017 and the like.
+    folders += sorted(p for p in years.iterdir() if p.is_dir()) if years.is_dir() else []
+    first: dict[Split, Path] = {}
+    for folder in folders:
         found: dict[Split, Path] = {}
-        for path in sorted((root / folder).glob("*.txt")) if (root / folder).is_dir() else ():
+        for path in sorted(folder.glob("*.txt")) if folder.is_dir() else ():
             split = split_of(path.stem)
             if split and (split not in found or path.stem.lower() == split):
                 found[split] = path
         if "train" in found:
             return found
-    return {}
+        first = first or found
+    return first
 
 
 def names_of_list(path: Path) -> list[str]:
