@@ -37,10 +37,10 @@ from timm.data import FastCollateMixup, create_dataset, create_loader
 from timm.data.auto_augment import NAME_TO_OP
 from torch import Tensor
 
-from convnext.data.crops import resize_crop, to_pixels
 from convnext.data.images import decode, image_files
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.samples import FolderSamples
+from convnext.data.tensors import resize_crop, to_pixels
 from convnext.hardware.devices import environment
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.classification.augment import BatchAugment, ImageAugment, _posterize

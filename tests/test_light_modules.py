@@ -17,7 +17,7 @@ LIGHT = (
     "convnext.hardware.tuning_cache",
     "convnext.tasks.classification.exported",
     "convnext.tasks.classification.inspect",
-    "convnext.tasks.detection.data.inspect",
+    "convnext.tasks.detection.inspect",
     "convnext.tasks.segmentation.inspect",
     "convnext.weights",
     "convnext.weights.checkpoint",

@@ -47,10 +47,10 @@ if TYPE_CHECKING:
     from convnext.results import Segmentation as Segmentation
     from convnext.tasks.factory import create_model as create_model
     from convnext.tasks.factory import list_models as list_models
-    from convnext.training.callbacks import Callback as Callback
-    from convnext.training.callbacks import EvaluationEnd as EvaluationEnd
-    from convnext.training.callbacks import StepEnd as StepEnd
     from convnext.training.loop import Outcome as Outcome
+    from convnext.training.trackers import Callback as Callback
+    from convnext.training.trackers import EvaluationEnd as EvaluationEnd
+    from convnext.training.trackers import StepEnd as StepEnd
     from convnext.weights import LoadReport as LoadReport
     from convnext.weights import export_weights as export_weights
     from convnext.weights import load_weights as load_weights
@@ -96,9 +96,9 @@ _HOMES = {
     "Predictions": "results",
     "Rung": "models.roadmap",
     "roadmap": "models.roadmap",
-    "Callback": "training.callbacks",
-    "EvaluationEnd": "training.callbacks",
-    "StepEnd": "training.callbacks",
+    "Callback": "training.trackers",
+    "EvaluationEnd": "training.trackers",
+    "StepEnd": "training.trackers",
     "Outcome": "training.loop",
     "LoadReport": "weights",
     "export_weights": "weights",

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from convnext.data.crops import MIN_WHOLE, decode_crop, reduction, resize_crop, to_pixels
 from convnext.data.images import BadImage, decode
+from convnext.data.tensors import MIN_WHOLE, decode_crop, reduction, resize_crop, to_pixels
 from convnext.tasks.classification.augment import random_box
 
 WHOLE = partial(random_box, scale=(1.0, 1.0), ratio=(0.1, 10.0), rng=random.Random(0))
@@ -176,6 +176,6 @@ def test_damaged_files_are_refused_as_by_decode(name, reason, photo):
 def test_without_a_decoder_in_torchvision_pillow_reads(photo, monkeypatch):
     content = jpeg(photo(200, 150))
     before = decode_crop(content, mode="RGB", draw=WHOLE, size=64)[0]
-    monkeypatch.setattr("convnext.data.crops._decoder", lambda: None)
+    monkeypatch.setattr("convnext.data.tensors._decoder", lambda: None)
     after = decode_crop(content, mode="RGB", draw=WHOLE, size=64)[0]
     assert (before.int() - after.int()).abs().max() <= 2

@@ -188,7 +188,7 @@ def test_a_search_is_on_as_many_images_as_come_at_a_time(monkeypatch: pytest.Mon
 def test_the_first_call_of_a_gpu_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(module, "seconds_left", lambda *facts: asked.append(facts))
-    monkeypatch.setattr("convnext.hardware.timer.wait_for", lambda device: None)
+    monkeypatch.setattr("convnext.hardware.tuner.wait_for", lambda device: None)
     cuda = torch.device("cuda")
     network = Fast(_model(), device=cuda, precision="fp32", num_images=100, keep=False)
     count = network.watch(lambda num: None)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from convnext.hardware import timer
-from convnext.hardware.timer import medians, samples, samples_for, timed
+from convnext.hardware import tuner
+from convnext.hardware.tuner import medians, samples, samples_for, timed
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that only a test advances, through its only entry."""
     now = [0.0]
-    monkeypatch.setattr(timer.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(tuner.time, "perf_counter", lambda: now[0])
     return now
 
 

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from convnext import create_model
 from convnext.data.preprocessing import Preprocessing
 from convnext.recipes.recipe import Recipe, change_recipe
-from convnext.training.callbacks import Callback
 from convnext.training.log import RunLog
 from convnext.training.loop import Outcome, fit
+from convnext.training.trackers import Callback
 from convnext.weights.checkpoint import Card
 from convnext.weights.files import read_file
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnext.models.pyramid import Level, OutputNorms, wants_output_norms
+from convnext.models.network import Level, OutputNorms, wants_output_norms
 from convnext.tasks.factory import create_model
 
 

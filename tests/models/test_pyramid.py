@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from convnext.models.pyramid import Level, name_levels
+from convnext.models.network import Level, name_levels
 
 
 def test_a_level_is_named_for_its_stride() -> None:

@@ -10,8 +10,14 @@ import pytest
 from rich.console import Console
 
 from convnext.models.roadmap import REGIMES, roadmap
-from convnext.studies.roadmap_figure import draw_staircase, staircase
-from convnext.studies.roadmap_table import REGIME_FACTS, RoadmapRow, print_roadmap, roadmap_rows
+from convnext.studies.roadmap_figure import (
+    REGIME_FACTS,
+    RoadmapRow,
+    draw_staircase,
+    print_roadmap,
+    roadmap_rows,
+    staircase,
+)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from toy import ToyTask, run, weights
 
-from convnext.training.callbacks import Callback, EvaluationEnd, StepEnd
 from convnext.training.loop import Outcome
+from convnext.training.trackers import Callback, EvaluationEnd, StepEnd
 
 LAST = "checkpoints/step-00000012/model.safetensors"
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from toy import ToyTask, toy_model
 
-from convnext.training import gradients
-from convnext.training.gradients import gradient_error, shapes_of, wrong_in_bf16
+from convnext.training import backend
+from convnext.training.backend import gradient_error, shapes_of, wrong_in_bf16
 
 
 class _Wrong(torch.autograd.Function):
@@ -67,7 +67,7 @@ def test_layers_are_asked_at_the_shapes_that_they_have() -> None:
     state = torch.get_rng_state()
     shapes = shapes_of(task, model, 8)
     given = {shape for _, shape in shapes.values()}
-    assert (gradients.IMAGES, 3, 32, 32) in given
+    assert (backend.IMAGES, 3, 32, 32) in given
     kinds = {type(layer) for layer, _ in shapes.values()}
     assert kinds == {nn.Conv2d, nn.Linear}
     assert torch.equal(torch.get_rng_state(), state)
@@ -78,9 +78,9 @@ def test_what_is_wrong_is_named_and_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, cache = toy_model(), tmp_path / "gradients.json"
-    monkeypatch.setattr(gradients, "gradient_error", lambda layer, shape: 0.002)
+    monkeypatch.setattr(backend, "gradient_error", lambda layer, shape: 0.002)
     assert wrong_in_bf16(ToyTask(), model, 8, cache) == ""
-    monkeypatch.setattr(gradients, "gradient_error", lambda layer, shape: math.inf)
+    monkeypatch.setattr(backend, "gradient_error", lambda layer, shape: math.inf)
     assert wrong_in_bf16(ToyTask(), model, 8, cache) == ""
     fresh = tmp_path / "other.json"
     found = wrong_in_bf16(ToyTask(), model, 8, fresh)

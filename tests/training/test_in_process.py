@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 
 from convnext.recipes.recipe import Recipe, change_recipe
-from convnext.training.callbacks import Callback
 from convnext.training.distributed import process_state_restored, seed_everything
 from convnext.training.run import RunResult, train
+from convnext.training.trackers import Callback
 from convnext.weights.files import read_file
 
 QUIET = Console(quiet=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convnext.weights.adapt import (
+from convnext.weights.layouts import (
     adapt_channels,
     fit,
     imagenet_1k_of_22k,

@@ -16,10 +16,9 @@ from convnext.tasks import DEFAULT
 from convnext.tasks.detection.model.config import DetectorConfig
 from convnext.tasks.segmentation.model import UPerNetConfig
 from convnext.tasks.segmentation.scores import inference_of
-from convnext.tasks.trained import task_of
+from convnext.tasks.trained import pick_precision, task_of
 from convnext.weights import checkpoint
 from convnext.weights.checkpoint import Card, data_of, val_share_of
-from convnext.weights.open import pick_precision
 
 ADDRESS = "http://127.0.0.1:9/file.pth"
 MEAN, STD = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)

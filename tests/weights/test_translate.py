@@ -10,8 +10,16 @@ from torch import nn
 
 from convnext.models.config import FAMILY
 from convnext.tasks.factory import create_model
-from convnext.weights.adapt import bare, recognize, rename, to_layout
-from convnext.weights.layouts import LAYOUTS, OURS, Layout, layout_for
+from convnext.weights.layouts import (
+    LAYOUTS,
+    OURS,
+    Layout,
+    bare,
+    layout_for,
+    recognize,
+    rename,
+    to_layout,
+)
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

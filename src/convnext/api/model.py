@@ -168,7 +168,7 @@ def load(
     if network is not None:
         from convnext.models.config import GIVEN
         from convnext.models.given import give
-        from convnext.weights.open import card_or_none
+        from convnext.weights.sources import card_or_none
 
         card = card_or_none(str(source))
         if card is None or GIVEN not in card.model:

@@ -154,7 +154,7 @@ def with_network_of_weights(recipe: Recipe) -> Recipe:
     from convnext.tasks import DEFAULT, task_class
     from convnext.tasks.factory import dense_prefix
     from convnext.weights.checkpoint import find_checkpoint
-    from convnext.weights.open import card_or_none
+    from convnext.weights.sources import card_or_none
 
     card = card_or_none(recipe.weights)
     if card is not None and (card.task or DEFAULT) == recipe.task:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convnext.recipes.recipe import Recipe
-    from convnext.studies.roadmap_table import RoadmapRow
+    from convnext.studies.roadmap_figure import RoadmapRow
 
 Regime = Literal["resnet50", "resnet200", "mini"]
 
@@ -181,8 +181,7 @@ def _costs(
     regime: str, recipe: Recipe, out: Console, names: Sequence[str], output: str | Path | None
 ) -> RoadmapCosts:
     """Print the costs of the steps and the paper's accuracies; nothing is trained."""
-    from convnext.studies.roadmap_figure import draw_staircase
-    from convnext.studies.roadmap_table import print_roadmap, roadmap_rows
+    from convnext.studies.roadmap_figure import draw_staircase, print_roadmap, roadmap_rows
 
     size = recipe.input.image_size
     rows = roadmap_rows(regime, image_size=0 if size == "auto" else size)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from convnext.api.model import Model
     from convnext.recipes.recipe import Recipe
-    from convnext.training.callbacks import Callback
+    from convnext.training.trackers import Callback
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from convnext.deploy.backends import build as build_backend
 from convnext.deploy.optimize import Tunable, optimize, tuner_of
 from convnext.hardware.devices import autocast, wait_for
 from convnext.hardware.system import keep_freed_memory
-from convnext.hardware.timer import samples, timed
+from convnext.hardware.tuner import samples, timed
 from convnext.tasks.factory import create_model
 from convnext.training.backend import peak_memory_gb
 

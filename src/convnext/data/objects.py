@@ -22,7 +22,7 @@ from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.opening import open_objects
 from convnext.data.formats.records import Fault, Objects, ReadOptions, Record, Understood
 from convnext.data.images import BadImage, Header, Mode, decode, read_header
-from convnext.data.ranges import pixel_range
+from convnext.data.preprocessing import pixel_range
 from convnext.data.samples import spread
 
 

@@ -30,7 +30,7 @@ from convnext.hardware.system import free_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from convnext.data.crops import Box, Draw
+    from convnext.data.tensors import Box, Draw
 
 # A cache may take this share of the memory that is free now.
 BUDGET_SHARE = 0.5
@@ -122,7 +122,7 @@ class Samples(ABC):
         Raises:
             BadImage: If it cannot be read.
         """
-        from convnext.data.crops import to_pixels
+        from convnext.data.tensors import to_pixels
 
         image = self.open(index, mode)
         return to_pixels(image), draw(*image.size)
@@ -194,7 +194,7 @@ class FolderSamples(Samples):
         return decode(self.source(index), mode=mode, at_least=at_least)
 
     def open_crop(self, index: int, mode: Mode, *, draw: Draw, size: int) -> tuple[Tensor, Box]:
-        from convnext.data.crops import decode_crop
+        from convnext.data.tensors import decode_crop
 
         return decode_crop(self.source(index), mode=mode, draw=draw, size=size)
 

@@ -19,8 +19,7 @@ from convnext.deploy.backends import Backend
 from convnext.deploy.optimize import Known, Tunable, known_backend, tuner_of
 from convnext.deploy.runtimes import Exported
 from convnext.hardware.system import keep_freed_memory
-from convnext.hardware.timer import timed
-from convnext.hardware.tuner import BUDGET_S
+from convnext.hardware.tuner import BUDGET_S, timed
 from convnext.hardware.tuning_cache import cache_file
 
 # Remaining work, in seconds of the unmodified network, from which the network is folded.

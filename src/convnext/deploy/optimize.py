@@ -22,8 +22,16 @@ from convnext.deploy.backends import PLAIN, Backend, Runner, build, candidates
 from convnext.deploy.fold import fold
 from convnext.hardware.devices import AMP_DTYPES
 from convnext.hardware.system import keep_freed_memory
-from convnext.hardware.timer import medians
-from convnext.hardware.tuner import BUDGET_S, NUM_TIMED, Candidate, Parity, Trial, first_line, tune
+from convnext.hardware.tuner import (
+    BUDGET_S,
+    NUM_TIMED,
+    Candidate,
+    Parity,
+    Trial,
+    first_line,
+    medians,
+    tune,
+)
 from convnext.hardware.tuning_cache import TuningCache, cache_file, key_of
 from convnext.kernels.winograd import has_any, with_winograd
 

@@ -31,7 +31,7 @@ from convnext.deploy.graphs import as_given
 from convnext.deploy.layers import spell_out
 from convnext.deploy.runtimes import Array, need, open_exported, openvino_request, quiet
 from convnext.deploy.verify import ProofImages
-from convnext.hardware.timer import samples
+from convnext.hardware.tuner import samples
 
 # Number of layers that stay in fp32, most sensitive first: try none, then more if needed.
 NUM_KEPT = (0, 4, 12)

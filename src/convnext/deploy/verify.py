@@ -19,7 +19,7 @@ from PIL import Image
 
 from convnext.data.images import BadImage, Mode, decode, image_files
 from convnext.data.samples import spread
-from convnext.hardware.timer import timed
+from convnext.hardware.tuner import timed
 from convnext.weights.checkpoint import Card, data_of
 
 # Maximum difference of a probability, and minimum fraction of equal answers. Rounding to 10 bits of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convnext.hardware.devices import AMP_DTYPES, check_precision, cpu_threads
-from convnext.hardware.timer import samples, samples_for
+from convnext.hardware.tuner import samples, samples_for
 from convnext.hardware.tuning_cache import TuningCache, key_of
 
 # Side of the square matrices: large enough to fill the device, small enough to take milliseconds.

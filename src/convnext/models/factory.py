@@ -111,7 +111,7 @@ def build_dense(
     Raises:
         ValueError: If there is no such backbone, it has no pyramid, or a change is unknown.
     """
-    from convnext.models.pyramid import wants_output_norms
+    from convnext.models.network import wants_output_norms
 
     own = [field.name for field in fields(config)]
     backbone_name = name.removeprefix(prefix)

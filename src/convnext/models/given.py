@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.models.config import GIVEN
-from convnext.models.pyramid import Level, name_levels
+from convnext.models.network import Level, name_levels
 
 _SIDE = 128
 """Side of the test image by which the strides of a pyramid are measured."""

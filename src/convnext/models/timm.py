@@ -10,7 +10,7 @@ import timm
 from torch import Tensor, nn
 
 from convnext.models.config import NetworkConfig
-from convnext.models.pyramid import Level, name_levels
+from convnext.models.network import Level, name_levels
 from convnext.names import nearest
 
 # The settings that timm models share with ours, under the same names.

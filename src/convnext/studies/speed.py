@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from convnext.atomic import write_text
 from convnext.hardware.devices import autocast, cpu_threads, environment
-from convnext.hardware.timer import samples_for
+from convnext.hardware.tuner import samples_for
 from convnext.studies.plan import EVALUATIONS, Entry, Study
 from convnext.tasks.base import Task
 from convnext.training.faults import is_out_of_memory

@@ -17,9 +17,8 @@ from convnext.data.samples import BadImages
 from convnext.deploy.fast import Fast
 from convnext.progress import progress_bar
 from convnext.results import Scores
-from convnext.tasks.trained import Opened
+from convnext.tasks.trained import Opened, pick_precision
 from convnext.weights.checkpoint import Card, is_own_data
-from convnext.weights.open import pick_precision
 
 
 class Images(Protocol):

@@ -21,13 +21,11 @@ from convnext.names import nearest
 from convnext.tasks import task_class
 from convnext.tasks.factory import create_model, dense_kind, dense_prefix, infer_model
 from convnext.tasks.trained import Opened, opened
-from convnext.weights.adapt import recognize, with_num_dims
 from convnext.weights.checkpoint import FORMAT, Card, is_exported
 from convnext.weights.dense import layouts_of_model
-from convnext.weights.export import export_tensors
 from convnext.weights.files import save_tensors
-from convnext.weights.layouts import layout_for
-from convnext.weights.load import shorten
+from convnext.weights.layouts import layout_for, recognize, with_num_dims
+from convnext.weights.load import export_tensors, shorten
 from convnext.weights.sources import read_source
 
 

@@ -11,20 +11,19 @@ from torch import Tensor, nn
 
 from convnext.deploy.fast import Fast
 from convnext.deploy.runtimes import Exported, open_exported
-from convnext.hardware.devices import pick_device
+from convnext.hardware.devices import AMP_DTYPES, check_precision, pick_device
 from convnext.progress import notes
 from convnext.tasks import DEFAULT, task_class
 from convnext.tasks.factory import create_model, dense_kind, infer_model, published_of
-from convnext.weights.checkpoint import Card, find_checkpoint, is_exported
+from convnext.weights.checkpoint import Card, find_checkpoint, is_exported, setting_of
 from convnext.weights.load import load_weights
-from convnext.weights.open import card_or_none, names_of, open_weights
 from convnext.weights.published import (
     find_published,
     find_published_dense,
     preprocessing_of,
     preprocessing_of_timm,
 )
-from convnext.weights.sources import read_source
+from convnext.weights.sources import card_or_none, names_of, open_weights, read_source
 
 
 def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
@@ -187,3 +186,18 @@ def opened(source: str | Opened, device: str = "auto") -> Opened:
     where = pick_device(device)
     model, card = open_model(source, where)
     return Opened(source=source, model=model, card=card, device=where)
+
+
+def pick_precision(precision: str, card: Card, device: torch.device) -> str:
+    """Return the requested precision, or for `auto` the precision of training.
+
+    Raises:
+        ValueError: As `check_precision`, or if the card has no known precision.
+    """
+    if precision != "auto":
+        check_precision(precision, device)
+        return precision
+    trained = setting_of(card.recipe, "run.precision", str) or "fp32"
+    if trained not in ("fp32", *AMP_DTYPES):
+        raise ValueError(f"the model card has the unknown precision {trained!r}; give --precision")
+    return trained if trained != "fp16" or device.type == "cuda" else "fp32"

@@ -28,7 +28,6 @@ from convnext.recipes.schema import ResolvedRecipe
 from convnext.tasks.base import Task
 from convnext.training import faults
 from convnext.training.backend import UpdateNorm, l2_norm, mfu, peak_memory_gb
-from convnext.training.callbacks import Callback, EvaluationEnd, StepEnd
 from convnext.training.checkpointing import Learner, Saver, load_state
 from convnext.training.checks import (
     another_length,
@@ -48,6 +47,7 @@ from convnext.training.faults import DivergedError, InterruptedRun
 from convnext.training.heartbeat import Heartbeat
 from convnext.training.log import RunLog
 from convnext.training.optim import Ema, make_optimizer, set_learning_rate
+from convnext.training.trackers import Callback, EvaluationEnd, StepEnd
 from convnext.weights.checkpoint import complete_steps
 
 # After more faults than this, rolling back does not help.

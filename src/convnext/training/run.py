@@ -28,8 +28,7 @@ from convnext.recipes.resolve import num_steps as num_steps_of
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
 from convnext.tasks.evaluation import EvaluationSettings
-from convnext.training.backend import Chosen, choose_backend, fit_memory
-from convnext.training.callbacks import Callback, check_callbacks
+from convnext.training.backend import Chosen, choose_backend, fit_memory, wrong_in_bf16
 from convnext.training.checks import changes_since, check_folder, held_folder
 from convnext.training.distributed import (
     checkpoint_activations,
@@ -42,11 +41,10 @@ from convnext.training.distributed import (
     seed_everything,
 )
 from convnext.training.faults import is_single_value
-from convnext.training.gradients import wrong_in_bf16
 from convnext.training.log import RunLog
 from convnext.training.loop import Outcome, fit
 from convnext.training.optim import group_rows, group_table
-from convnext.training.trackers import check_trackers, make_trackers
+from convnext.training.trackers import Callback, check_callbacks, check_trackers, make_trackers
 from convnext.weights.checkpoint import check_changes, complete_steps
 
 

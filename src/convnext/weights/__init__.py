@@ -9,15 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convnext.weights.export import export_weights as export_weights
     from convnext.weights.layouts import LAYOUT_NAMES as LAYOUT_NAMES
     from convnext.weights.load import LoadReport as LoadReport
+    from convnext.weights.load import export_weights as export_weights
     from convnext.weights.load import load_weights as load_weights
     from convnext.weights.published import find_published as find_published
     from convnext.weights.sources import read_source as read_source
 
 _HOMES = {
-    "export_weights": "export",
+    "export_weights": "load",
     "LAYOUT_NAMES": "layouts",
     "LoadReport": "load",
     "load_weights": "load",

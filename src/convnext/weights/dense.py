@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from convnext.models.config import FAMILY, NetworkConfig
 from convnext.models.network import Network
 from convnext.models.roadmap import REGIMES, RESNET50, roadmap
-from convnext.weights.adapt import Recognition, bare, fit, recognize
-from convnext.weights.layouts import LAYOUTS, Layout
+from convnext.weights.layouts import LAYOUTS, Layout, Recognition, bare, fit, recognize
 
 # Fields that follow from shapes. The stride of a conv_pool stem and layers without weights do not.
 _FROM_SHAPES = ("depths", "dims", "stem_stride", "kernel_size", "num_classes", "in_chans")

@@ -1,20 +1,20 @@
-"""Sources of weights: a path, a tag, or a hub id; and files from the hub and its cache.
+"""Sources of weights: a path, a tag, or a hub id; their cards and tensors; the hub and its cache.
 
 Every download is announced. Imports torch only to read a file, so that mistakes in a name are found
-at once.
+at once. What is opened is data, a checked card and tensors: the tasks build the network from it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext.names import nearest, nearest_path, printable
-from convnext.weights.checkpoint import find_checkpoint
+from convnext.weights.checkpoint import FORMAT, Card, find_checkpoint, is_exported
 from convnext.weights.published import (
     PUBLISHED,
     PUBLISHED_DENSE,
@@ -250,3 +250,52 @@ def _absent(repo_id: str, names: tuple[str, ...], cache: Path, reason: str) -> s
         f"machine that is online (`hf download {repo_id}`) and copy the folder "
         f"{cache / f'models--{owner}--{name}'}, or give the path of the file as the weights"
     )
+
+
+def open_weights(source: str) -> tuple[Card | None, Mapping[str, Tensor]]:
+    """Read a run, a checkpoint, a file of weights or a hub id.
+
+    Returns:
+        The card, or None for weights in a published layout; and the weights on the CPU.
+
+    Raises:
+        ValueError: If the source cannot be found or read.
+    """
+    path = find_checkpoint(source)
+    tensors, metadata = read_source(path or source)
+    card = None
+    if metadata.get("format") == FORMAT:
+        card = Card.from_metadata(metadata, where=str(path or source))
+    return card, tensors
+
+
+def card_or_none(source: str) -> Card | None:
+    """Return the card of a run or a checkpoint, without reading the weights; None without a card.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    from convnext.weights.files import read_header
+
+    path = None if is_exported(source) else find_checkpoint(source)
+    header = None if path is None else read_header(path)
+    if header is None or header[1].get("format") != FORMAT:
+        return None
+    return Card.from_metadata(header[1], where=str(path))
+
+
+def names_of(source: str) -> list[str]:
+    """Return the tensor names of a file, a run or a hub id; an empty list if it is not local.
+
+    Nothing is downloaded for published weights.
+
+    Raises:
+        ValueError: If the source cannot be found or read.
+    """
+    from convnext.weights.files import read_header
+
+    path = find_checkpoint(source)
+    if path is None and find_published(source) is not None:
+        return []
+    header = None if path is None else read_header(path)
+    return list(read_source(path or source)[0]) if header is None else header[0]

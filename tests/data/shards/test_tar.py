@@ -10,9 +10,9 @@ from collections import Counter
 import pytest
 import torch
 
-from convnext.data.crops import to_pixels
 from convnext.data.images import BadImage
 from convnext.data.shards.index import index_shard
+from convnext.data.tensors import to_pixels
 from convnext.tasks.classification.data import facts, open_dataset
 
 

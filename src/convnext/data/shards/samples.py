@@ -27,7 +27,7 @@ from convnext.data.shards.store import Remote, Store
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from convnext.data.crops import Box, Draw
+    from convnext.data.tensors import Box, Draw
 
 # How often a remote shard is fetched again if it was removed before it was read.
 TRIES = 3
@@ -169,7 +169,7 @@ class ShardSamples(Samples):
             raise BadImage(self.source(index), error.reason) from error
 
     def open_crop(self, index: int, mode: Mode, *, draw: Draw, size: int) -> tuple[Tensor, Box]:
-        from convnext.data.crops import decode_crop
+        from convnext.data.tensors import decode_crop
 
         content = self._bytes(index)
         try:

@@ -19,9 +19,8 @@ from numpy.random import mtrand
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from convnext.data.crops import Box, Draw, resize_crop
 from convnext.data.preprocessing import RESAMPLING, Preprocessing
-from convnext.data.tensors import normalize_batch
+from convnext.data.tensors import Box, Draw, normalize_batch, resize_crop
 from convnext.tasks.classification.mix import erase, mix, smooth_one_hot
 from convnext.tasks.classification.recipe import ClassificationAugment
 

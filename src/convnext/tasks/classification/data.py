@@ -34,7 +34,7 @@ from convnext.data.formats.label_tables import ENDINGS, find_labeled, is_labeled
 from convnext.data.formats.records import Understood
 from convnext.data.formats.tables import find_table, has_own_columns
 from convnext.data.images import WIDE_MODES, BadImage, Header
-from convnext.data.ranges import pixel_range
+from convnext.data.preprocessing import pixel_range
 from convnext.data.samples import (
     ArraySamples,
     ImageListing,

@@ -23,12 +23,12 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from convnext.data.crops import Box, to_pixels
 from convnext.data.images import BadImage, Mode
 from convnext.data.preprocessing import Preprocessing, fit_short_side
 from convnext.data.samples import ImageCache, Pixels, Samples, memory_budget
 from convnext.data.sampling import Draw
 from convnext.data.shards.samples import BadShard, CutShard, ShardSamples
+from convnext.data.tensors import Box, to_pixels
 from convnext.tasks.classification.augment import ImageAugment
 from convnext.tasks.classification.recipe import ClassificationAugment
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from convnext.data.doctor import bar, plain_table, print_notes
 from convnext.data.images import BadImage, Mode
-from convnext.data.ranges import color_mode, pixel_range
+from convnext.data.preprocessing import color_mode, pixel_range
 from convnext.data.samples import Samples
 from convnext.progress import safe_console
 from convnext.tasks.classification.data import ClassificationData, open_dataset

@@ -30,7 +30,7 @@ from convnext.atomic import only_writer, remove_temporary_files, write_text
 from convnext.data.samples import FolderSamples
 from convnext.data.shards import index as shard_index
 from convnext.data.shards.index import PLAN, Listed, index_name
-from convnext.data.shards.writing import (
+from convnext.data.shards.layout import (
     Planned,
     missing_images,
     plan_shards,

@@ -18,7 +18,6 @@ from rich.table import Table
 
 from convnext.atomic import write_text
 from convnext.data.contents import held_names
-from convnext.data.crops import image_of
 from convnext.data.drawing import data_uri
 from convnext.data.formats.records import Objects, ReadOptions
 from convnext.data.objects import (
@@ -29,6 +28,7 @@ from convnext.data.objects import (
     join,
     open_dataset,
 )
+from convnext.data.tensors import image_of
 from convnext.results import Scores
 from convnext.tasks.detection.data.dataset import EvalDataset
 from convnext.tasks.detection.inference import Detections, infer

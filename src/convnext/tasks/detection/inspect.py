@@ -20,7 +20,7 @@ from convnext.data.formats.located import UNCLEAR
 from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage
 from convnext.data.objects import FAULTS, DetectionData, DetectionImages, open_dataset
-from convnext.data.ranges import pixel_range
+from convnext.data.preprocessing import pixel_range
 from convnext.progress import safe_console
 from convnext.tasks.detection.data.problems import (
     Inspected,

@@ -19,7 +19,7 @@ from convnext.data.formats.mask_folders import VOC, find, is_mask_folder
 from convnext.data.formats.mask_pairs import PairListing, Part, files_of
 from convnext.data.formats.records import Understood
 from convnext.data.images import BadImage
-from convnext.data.ranges import pixel_range
+from convnext.data.preprocessing import pixel_range
 from convnext.data.samples import held_out, note_copies
 from convnext.tasks.segmentation.class_lists import cityscapes_ids, read_classes
 from convnext.tasks.segmentation.layout import Pairs, open_drawn

@@ -17,10 +17,9 @@ from rich.table import Table
 from torch import nn
 
 from convnext.data.contents import held_names
-from convnext.data.crops import image_of
 from convnext.data.drawing import data_uri
 from convnext.data.formats.mask_folders import is_mask_folder
-from convnext.data.tensors import normalize_batch
+from convnext.data.tensors import image_of, normalize_batch
 from convnext.results import Scores
 from convnext.tasks.evaluation import (
     EvaluationResult,

@@ -25,7 +25,7 @@ from convnext.data.doctor import (
 )
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.images import BadImage, Mode
-from convnext.data.ranges import color_mode, pixel_range
+from convnext.data.preprocessing import color_mode, pixel_range
 from convnext.progress import safe_console
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset, refusal
 from convnext.tasks.segmentation.layout import Pairs

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from convnext.models.factory import build_dense
 from convnext.models.given import GivenNetwork
-from convnext.models.network import Network
-from convnext.models.pyramid import DenseModule
+from convnext.models.network import DenseModule, Network
 from convnext.tasks.segmentation.heads import (
     PREFIX,
     FCNHead,

@@ -38,10 +38,9 @@ from convnext.tasks.classification.robustness.measure import (
     run_trials,
 )
 from convnext.tasks.classification.robustness.score import SOURCE, Summary, paper_figures, summarize
-from convnext.tasks.trained import open_model
+from convnext.tasks.trained import open_model, pick_precision
 from convnext.weights.checkpoint import Card, data_of, setting_of
 from convnext.weights.files import digest
-from convnext.weights.open import pick_precision
 from convnext.weights.published import find_published
 
 ADVICE = "use --data PATH, or pass the folder of a benchmark to --robustness"

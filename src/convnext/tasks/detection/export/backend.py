@@ -26,8 +26,7 @@ from convnext.deploy.fold import fold
 from convnext.deploy.optimize import TOLERANCE, Measured, TunedNetwork, Tuner, cache_key
 from convnext.hardware.devices import AMP_DTYPES, autocast
 from convnext.hardware.peak_rates import has_fast_bf16
-from convnext.hardware.timer import medians
-from convnext.hardware.tuner import BUDGET_S, Candidate, Parity, tune
+from convnext.hardware.tuner import BUDGET_S, Candidate, Parity, medians, tune
 from convnext.kernels.roi_pooling import pool_rois_by_products
 from convnext.kernels.winograd import has_any, with_winograd
 from convnext.tasks.detection.model.boxes import iou

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from convnext.models.factory import build_dense
 from convnext.models.given import GivenNetwork
-from convnext.models.network import Network
-from convnext.models.pyramid import DenseModule
+from convnext.models.network import DenseModule, Network
 from convnext.tasks.detection.model.boxes import level_anchors
 from convnext.tasks.detection.model.config import METHODS, DetectorConfig, Method
 from convnext.tasks.detection.model.detect import Size, detections, refine, stack
