@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 import pytest
 
 from convnext.data.drawing import output_names
-from convnext.names import count_noun, nearest, nearest_path, portable_name
+from convnext.names import count_noun, nearest, nearest_path, portable_name, short_time
 from convnext.recipes.recipe import Recipe
 from convnext.studies.plan import Entry
 from convnext.training.run import new_folder
@@ -89,3 +89,17 @@ def test_a_suggestion_is_written_as_the_user_writes_it() -> None:
 def test_a_count_agrees_with_its_noun() -> None:
     assert [count_noun(n, "image") for n in (0, 1, 1000)] == ["0 images", "1 image", "1,000 images"]
     assert count_noun(2, "class", "classes") == "2 classes"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (2e-7, "0.2 µs"),
+        (4.31e-5, "43.1 µs"),
+        (2.5e-4, "0.25 ms"),
+        (0.0123, "12.3 ms"),
+        (2.31, "2,310 ms"),
+    ],
+)
+def test_a_time_has_digits_at_any_size(seconds: float, text: str) -> None:
+    assert short_time(seconds) == text

@@ -41,6 +41,12 @@ def count_noun(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def short_time(seconds: float) -> str:
+    """Return a time below a minute with three digits: "43.1 µs", "12.3 ms", "2,310 ms"."""
+    value, unit = (1000 * seconds, "ms") if seconds >= 1e-4 else (1e6 * seconds, "µs")
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
 def text_cell(text: str) -> str:
     """Return text for a cell of a CSV file, so that no spreadsheet takes it for a formula."""
     return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import convnext
 from convnext.deploy import fast as module
 from convnext.deploy.backends import PLAIN, Backend
-from convnext.deploy.fast import Fast, choose, seconds_left
+from convnext.deploy.fast import Fast, Speedup, choose, seconds_left
 from convnext.deploy.layers import ChunkedBlock
 from convnext.deploy.optimize import Known, NetworkTuner, Optimized, distance
 from convnext.hardware.devices import autocast
@@ -77,7 +77,7 @@ def test_a_job_of_minutes_is_folded_and_one_of_hours_searched(
         device=CPU,
         precision="fp32",
         num_images=100,
-        enabled=work != "refused",
+        backend="eager" if work == "refused" else "fastest",
         keep=False,
         note=lines.append,
     ).eval()
@@ -91,6 +91,31 @@ def test_a_job_of_minutes_is_folded_and_one_of_hours_searched(
     else:
         assert network.form == best
         assert "--no-fast" in lines[0]
+
+
+@torch.inference_mode()
+def test_a_folded_job_does_not_depend_on_the_machines_speed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "seconds_left", lambda *_: 1e6)
+    outputs = []
+    for num_images in (4, 10**6):
+        network = Fast(
+            *(_model(),),
+            device=CPU,
+            precision="fp32",
+            num_images=num_images,
+            backend="folded",
+            keep=False,
+        ).eval()
+        count = network.watch(lambda _: None)
+        for _ in range(2):
+            outputs.append(network(_images()))
+            count(2)
+        conditions = network.conditions(4, "val")
+        assert str(conditions) == "4 images, split: val, in fp32, folded"
+    assert all(torch.equal(outputs[0], other) for other in outputs[1:])
+    assert distance(outputs[0], _model()(_images())) < 1e-5
 
 
 def test_images_are_counted_on_their_way_to_the_bar() -> None:
@@ -201,13 +226,14 @@ def test_the_first_call_of_a_gpu_does_not_count(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("enabled", "device", "calls"), [(True, "cpu", 1), (True, "cuda", 0), (False, "cpu", 0)]
+    ("backend", "device", "calls"),
+    [("fastest", "cpu", 1), ("folded", "cpu", 1), ("fastest", "cuda", 0), ("eager", "cpu", 0)],
 )
 def test_only_a_network_that_may_speed_up_keeps_freed_memory(
-    enabled: bool, device: str, calls: int, monkeypatch: pytest.MonkeyPatch
+    backend: Speedup, device: str, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
     monkeypatch.setattr(module, "keep_freed_memory", lambda: called.append(True))
     where, precision = torch.device(device), "fp32"
-    Fast(_model(), device=where, precision=precision, num_images=1, enabled=enabled, keep=True)
+    Fast(_model(), device=where, precision=precision, num_images=1, backend=backend, keep=True)
     assert len(called) == calls

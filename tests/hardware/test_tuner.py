@@ -46,8 +46,8 @@ def test_the_fastest_that_agrees_wins() -> None:
         "fails": (None, "no such operator"),
     }
     assert lines == [
-        "base: 1000 ms a batch",
-        "slow: 2000 ms, 0.50 times as fast and right",
+        "base: 1,000 ms a batch",
+        "slow: 2,000 ms, 0.50 times as fast and right",
         "wrong: outputs differ by nan",
         "fails: no such operator",
         "fast: 500 ms, 2.00 times as fast and right",

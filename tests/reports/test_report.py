@@ -180,7 +180,28 @@ def test_a_reference_that_is_gone_is_said(run_folder: Path) -> None:
 def test_wilson_interval() -> None:
     # Newcombe (1998), Statistics in Medicine 17, table I: 81 of 263.
     assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson(1.0, 10)[1] == pytest.approx(1.0)
+    for count in (1, 3, 10, 97, 1000):
+        for share in (0.0, 1.0):
+            low, high = wilson(share, count)
+            assert 0 <= low < high <= 1, (share, count)
+
+
+def test_the_page_shows_one_number_and_says_what_it_is(run_folder: Path) -> None:
+    path = run_folder / "evaluation.json"
+    own = {"top1": 62.5, "split": "val", "precision": "fp32", "backend": "folded"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    facts = {"validation": "8 images, split: val, in bf16, compiled"}
+    (run_folder / "environment.json").write_text(json.dumps(facts))
+    words = " ".join(Page(write_report(run_folder).read_text(encoding="utf-8")).words)
+    assert dict(headline_of(run_folder))["top-1"] == "62.50\u00a0%"
+    curve = (run_folder / "figures/top1.svg").read_text()
+    assert ">62.50<" in curve
+    assert ">75.00<" not in curve
+    assert "Measured on 8 images, split: val, in fp32, folded: the 95 % confidence" in words
+    assert "training's own validation, 8 images, split: val, in bf16, compiled." in words
+    assert (
+        "Dot: the evaluation of the best weights, 8 images, split: val, in fp32, folded." in words
+    )
 
 
 def test_a_folder_with_nothing_in_it(tmp_path: Path) -> None:

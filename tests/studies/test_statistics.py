@@ -11,12 +11,25 @@ from studies import made_up
 
 
 def test_the_interval_is_students() -> None:
-    found = estimate([1.0, 2.0, 3.0])
+    found = estimate([51.0, 52.0, 53.0])
     assert found is not None
-    assert (found.mean, found.std) == (2.0, 1.0)
+    assert (found.mean, found.std) == (52.0, 1.0)
     # The 97.5 percent quantile with two degrees of freedom is 4.302653 (any table).
-    assert found.low == pytest.approx(2 - 4.302653 / 3**0.5)
-    assert found.high == pytest.approx(2 + 4.302653 / 3**0.5)
+    assert found.low == pytest.approx(52 - 4.302653 / 3**0.5)
+    assert found.high == pytest.approx(52 + 4.302653 / 3**0.5)
+
+
+@pytest.mark.parametrize("values", [[99.0, 100.0, 99.9], [0.0, 1.0, 0.1]])
+def test_an_interval_of_percentages_stays_within_them(values: list[float]) -> None:
+    found = estimate(values)
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 <= found.low <= found.mean <= found.high <= 100
+    signed = estimate([-1.0, 1.0], minimum=-100.0)
+    assert signed is not None
+    assert signed.low is not None
+    assert signed.low < 0
 
 
 def test_one_seed_has_no_interval_and_none_no_estimate() -> None:

@@ -15,6 +15,7 @@ from convnext.api.settings import (
     OnCommandLine,
     Precision,
     Show,
+    Speedup,
     Split,
     TaskOptions,
     Words,
@@ -34,9 +35,9 @@ def evaluate(
     data: DataPath | None = None,
     split: Split = "auto",
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: Precision = "fp32",
+    backend: Speedup = "folded",
     max_bad_share: float = 0.01,
-    fast: bool = True,
     output: Folder | None = None,
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="evaluate")],
@@ -53,17 +54,20 @@ def evaluate(
         split: The part of the data set to evaluate on. `auto` takes the images that the run held
             out; of other data its test split, else its validation split, else all images.
         device: `cpu`, `cuda`, `mps` or `auto`.
-        precision: Numeric precision; `auto` is the precision of training.
+        precision: Numeric precision; `auto` is the precision of training. An exported file keeps
+            its own.
+        backend: `folded` merges norms and scales into the weights, so that the same checkpoint has
+            the same scores however busy the machine is; `eager` runs the network unmodified;
+            `fastest` may search for a faster backend during a long evaluation.
         max_bad_share: Fail if more than this fraction of the images cannot be read.
-        fast: Switch to the fastest backend on this machine if the work takes minutes; outputs
-            then differ in their last bits.
         output: Folder for evaluation.json.
         progress: Where to print, as for `train`.
         **options: Task options. Classification: batch_size, only_best. Segmentation: window,
             stride, whole, multi_scale, flip, boundary. Detection: score, nms, max_detections.
 
     Returns:
-        A mapping of named scores, with `per_class` and the task's full `evaluation`.
+        A mapping of named scores, with `per_class`, their `conditions` (images, split, precision,
+        backend) and the task's full `evaluation`.
 
     Raises:
         ValueError: If source or data cannot be read, their classes do not match, or an option
@@ -85,7 +89,7 @@ def evaluate(
             split=split,
             precision=precision,
             max_bad_share=max_bad_share,
-            fast=fast,
+            backend=backend,
             console=out,
         ),
         **own,
@@ -113,7 +117,7 @@ def evaluate_robustness(
     workers: Annotated[int | None, OnCommandLine(metavar="N")] = None,
     batch_size: int | None = None,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: Precision = "fp32",
     max_bad_share: float = 0.01,
     output: Folder | None = None,
     progress: Show = True,

@@ -97,6 +97,7 @@ DEFAULT_FOLDER: Any = object()
 Device = str
 """`cpu`, `cuda`, `mps`, or `auto` for the fastest one available."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Speedup = Literal["folded", "eager", "fastest"]
 Split = Literal["auto", "train", "val", "test", "all"]
 Which = Literal["best", "last"]
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from convnext.api.model import Model
     from convnext.api.settings import Which
+    from convnext.results import Conditions
     from convnext.studies.compare import Result
 
 TaskName = Literal["classify", "detect", "segment"]
@@ -44,7 +45,10 @@ class Run:
     folder: Path
     """Contains recipe.yaml, metrics.jsonl, checkpoints/, report.html and TensorBoard events."""
     best: Mapping[str, Any]
-    """Metrics of the best weights, their `step`, and which `weights` they are (model or ema)."""
+    """Metrics of the best weights in training's own validation, their `step`, and which `weights`
+    they are (model or ema)."""
+    validation: Conditions | None = None
+    """The images, split, precision and backend of training's own validation."""
     name: str = ""
     """The name of the network, as `create_model` takes it."""
     data: str = ""
@@ -87,6 +91,7 @@ class Run:
             "model": self.name,
             "data": self.data,
             "best": dict(self.best),
+            "validation": None if self.validation is None else self.validation.to_dict(),
             "steps": self.steps,
             "seconds": self.seconds,
         }
@@ -181,6 +186,7 @@ def train(
     return Run(
         folder=result.folder,
         best=result.best,
+        validation=result.validation,
         name=result.model,
         data=result.data,
         steps=result.steps,

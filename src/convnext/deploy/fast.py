@@ -21,6 +21,8 @@ from convnext.deploy.runtimes import Exported
 from convnext.hardware.system import keep_freed_memory
 from convnext.hardware.tuner import BUDGET_S, timed
 from convnext.hardware.tuning_cache import cache_file
+from convnext.results import Conditions
+from convnext.weights.checkpoint import EXPORTED
 
 # Remaining work, in seconds of the unmodified network, from which the network is folded.
 WORTH_FOLDING_S = 10.0
@@ -34,6 +36,9 @@ SEARCHING = (
     "--no-fast turns this off"
 )
 
+Speedup = Literal["eager", "folded", "fastest"]
+"""How a network is run: unmodified; folded from the start, so that outputs do not depend on how
+fast the machine is at the moment; or on a backend that may get faster during the job."""
 Choice = Literal["wait", "stay", "fold", "known", "search"]
 
 
@@ -44,8 +49,8 @@ class Fast(nn.Module):
         model: A network in evaluation mode, on its device.
         precision: The caller's precision.
         num_images: Number of images of the job.
-        enabled: Whether the backend may change at all. If so, on a CPU with Linux's C library, this
-            process keeps the memory that it frees from then on (`convnext.hardware.system`).
+        backend: How it is run. Unless "eager", on a CPU with Linux's C library, this process keeps
+            the memory that it frees from then on (`convnext.hardware.system`).
         keep: Modify a copy of the network; otherwise the network may be folded in place.
         note: Called with a line that states the choice and the reason.
 
@@ -60,7 +65,7 @@ class Fast(nn.Module):
         device: torch.device,
         precision: str,
         num_images: int,
-        enabled: bool = True,
+        backend: Speedup = "fastest",
         keep: bool,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -80,10 +85,27 @@ class Fast(nn.Module):
         self._most = 0
         self._keep = keep
         # An exported file already has its backend.
-        is_file = isinstance(getattr(model, "exported", None), Exported)
-        self._decided = not enabled or is_file
-        if enabled and device.type == "cpu":
+        exported = getattr(model, "exported", None)
+        self._file: Exported | None = exported if isinstance(exported, Exported) else None
+        self._decided = backend != "fastest" or self._file is not None
+        if backend != "eager" and device.type == "cpu":
             keep_freed_memory()
+        if backend == "folded" and self._file is None:
+            tuned = tuner_of(model).first(device, precision, inplace=not keep)
+            self._model, self.form = tuned, tuned.form
+        self._backend = backend
+
+    def conditions(self, num_images: int, split: str) -> Conditions:
+        """Return how this network was run, after the job."""
+        precision, words, form = self._precision, "eager", self.form
+        if self._file is not None:
+            precision = str(self._file.graph["precision"])
+            words = f"{EXPORTED[self._file.path.suffix]} file"
+        elif form is not None and form.folded:
+            precision = form.precision
+            kind = "folded" if form.dense == "direct" else f"folded, {form.dense}"
+            words = kind if self._backend == "folded" else f"fastest ({form})"
+        return Conditions(num_images=num_images, split=split, precision=precision, backend=words)
 
     def watch(self, advance: Callable[[int], None]) -> Callable[[int], None]:
         """Return a function that counts images and then calls `advance`."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 
 from convnext.hardware.devices import wait_for
+from convnext.names import short_time
 
 if TYPE_CHECKING:
     import torch
@@ -221,7 +222,7 @@ def tune(
     best, best_built = baseline.choice, baseline.build()
     best_s = best_cost = plain_s = measure([best_built])[0]
     trials = [Trial(best, plain_s, 0.0, 0.0)]
-    note(f"{best}: {1000 * plain_s:.0f} ms{unit}")
+    note(f"{best}: {short_time(plain_s)}{unit}")
     for candidate in candidates:
         if time.perf_counter() - began > budget_s:
             note(f"{candidate.choice} and later candidates: not tried after {budget_s:.0f} s")
@@ -249,7 +250,7 @@ def tune(
         seconds = best_s * pair[1] / pair[0]
         trials.append(Trial(candidate.choice, seconds, difference, build_s))
         note(
-            f"{candidate.choice}: {1000 * seconds:.0f} ms, {plain_s / seconds:.2f} times as fast"
+            f"{candidate.choice}: {short_time(seconds)}, {plain_s / seconds:.2f} times as fast"
             + remark
         )
         paid = time.perf_counter() - at if candidate.pays_for_building else 0.0

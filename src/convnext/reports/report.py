@@ -37,6 +37,7 @@ from convnext.tasks.figures import (
     Part,
     ReportSections,
     Section,
+    measured_on,
     save_bytes,
     table,
 )
@@ -249,7 +250,9 @@ def curves(run: Run) -> Section | None:
         if drawn:
             mark = None
             if name == run.primary and best is not None:
-                mark = (best["images"], best[name], f"{best[name]:.2f}")
+                # The page shows one number: the evaluation, in other precision than validation.
+                shown = run.evaluation if _is_number(run.evaluation.get(name)) else best
+                mark = (best["images"], shown[name], f"{shown[name]:.2f}")
             alt = f"{title}. " + "; ".join(map(_spoken, drawn))
             drawing = draw_curves(drawn, label=label, mark=mark)
             figures.append(Drawing(name=name, title=title, alt=alt, figure=drawing))
@@ -263,7 +266,16 @@ def curves(run: Run) -> Section | None:
         )
         drawing = draw_speed(images, speed, waiting)
         figures.append(Drawing(name="speed", title=title, alt=alt, figure=drawing))
-    return Section(title="Training", parts=[Part(kind="figures", values={"figures": figures})])
+    note = f"Lines: training's own validation, {own}." if (own := validation(run)) else ""
+    if note and run.primary in run.evaluation:
+        note += f" Dot: the evaluation of the best weights, {measured_on(run.evaluation)}."
+    figures_of_run = Part(kind="figures", values={"figures": figures})
+    return Section(title="Training", note=note, parts=[figures_of_run])
+
+
+def validation(run: Run) -> str:
+    """Return what training's own validation was measured on; "" if the run did not record it."""
+    return str(run.environment.get("validation", ""))
 
 
 def events(run: Run) -> Section | None:

@@ -6,11 +6,12 @@ Nothing here imports torch or timm.
 from __future__ import annotations
 
 from convnext.results.predictions import Area, Classification, Detections, Guess, Segmentation
-from convnext.results.scores import Embeddings, Exported, Predictions, Scores
+from convnext.results.scores import Conditions, Embeddings, Exported, Predictions, Scores
 
 __all__ = [
     "Area",
     "Classification",
+    "Conditions",
     "Detections",
     "Embeddings",
     "Exported",

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -65,6 +65,27 @@ def set_field(frozen: Any, name: str, value: Any) -> None:
     object.__setattr__(frozen, name, value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What scores were measured on, and how."""
+
+    num_images: int
+    split: str
+    """"train", "val", "test" or "all"."""
+    precision: str
+    """`fp32`, `bf16` or `fp16`; for an exported file, its own."""
+    backend: str
+    """Implementation of the network, such as "folded"."""
+
+    def __str__(self) -> str:
+        images = count_noun(self.num_images, "image")
+        return f"{images}, split: {self.split}, in {self.precision}, {self.backend}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Scores(Mapping[str, float]):
     """Named scores of an evaluation: `Scores({"top1": 81.2})["top1"]`, `dict(scores)`."""
@@ -72,6 +93,8 @@ class Scores(Mapping[str, float]):
     scores: Mapping[str, float]
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict, kw_only=True)
     """Scores by class name, then by the name of the score."""
+    conditions: Conditions | None = field(default=None, kw_only=True)
+    """The images, split, precision and backend of the evaluation."""
     evaluation: Any = field(default=None, repr=False, compare=False)
     """The full results of the task: `to_dict()`, `print(console)`, `write(folder)`."""
 
@@ -105,12 +128,15 @@ class Scores(Mapping[str, float]):
                 name: {key: _json_number(value) for key, value in of.items()}
                 for name, of in self.per_class.items()
             },
+            **({} if self.conditions is None else {"conditions": self.conditions.to_dict()}),
         }
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{name}={value:.4g}" for name, value in self.scores.items())
         classes = count_noun(len(self.per_class), "class", "classes")
-        return f"Scores({scores}{f'; {classes}' if self.per_class else ''})"
+        more = [classes] if self.per_class else []
+        more += [] if self.conditions is None else [str(self.conditions)]
+        return f"Scores({'; '.join([scores, *more])})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,8 +92,14 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
     return summaries
 
 
-def estimate(values: Sequence[float], *, min_std: float = 0.0) -> Estimate | None:
-    """Return mean, standard deviation (at least `min_std`) and interval; None without values."""
+def estimate(
+    values: Sequence[float], *, min_std: float = 0.0, minimum: float = 0.0, maximum: float = 100.0
+) -> Estimate | None:
+    """Return mean, standard deviation (at least `min_std`) and interval; None without values.
+
+    The interval is cut at `minimum` and `maximum`, which no value can exceed; by default, those of
+    percentages.
+    """
     if not values:
         return None
     count, mean = len(values), statistics.fmean(values)
@@ -103,7 +109,8 @@ def estimate(values: Sequence[float], *, min_std: float = 0.0) -> Estimate | Non
 
     std = max(statistics.stdev(values), min_std)
     half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * std / math.sqrt(count)
-    return Estimate(count=count, mean=mean, std=std, low=mean - half, high=mean + half)
+    low, high = max(mean - half, minimum), min(mean + half, maximum)
+    return Estimate(count=count, mean=mean, std=std, low=low, high=high)
 
 
 def compare(
@@ -127,7 +134,7 @@ def compare(
     differences = [scores[seed] - other[seed] for seed in sorted(scores.keys() & other.keys())]
     # Two numbers rounded to steps of s differ by an error of standard deviation s / sqrt(6).
     floor = 100 / num_val / math.sqrt(6) if num_val else 0.0
-    difference = estimate(differences, min_std=floor)
+    difference = estimate(differences, min_std=floor, minimum=-100.0)
     if difference is None:
         return None
     p_value = None

@@ -14,9 +14,9 @@ from rich.console import Console
 from convnext.atomic import write_text
 from convnext.data.contents import Compared, compare_with_run, held_positions, split_to_evaluate
 from convnext.data.samples import BadImages
-from convnext.deploy.fast import Fast
+from convnext.deploy.fast import Fast, Speedup
 from convnext.progress import progress_bar
-from convnext.results import Scores
+from convnext.results import Conditions, Scores
 from convnext.tasks.trained import Opened, pick_precision
 from convnext.weights.checkpoint import Card, is_own_data
 
@@ -42,13 +42,13 @@ class EvaluationSettings:
     """"auto", "train", "val", "test" or "all"; see `choose_split`."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps` or `auto`."""
-    precision: str = "auto"
+    precision: str = "fp32"
     """`fp32`, `bf16`, `fp16`, or `auto` for the precision of training."""
     max_bad_share: float = 0.01
     """Maximum fraction of images that may be unreadable."""
-    fast: bool = True
-    """Use the fastest backend if there are enough images to make up for the search; outputs then
-    differ in their last bits."""
+    backend: Speedup = "folded"
+    """"folded" gives the same scores however busy the machine is; "eager" runs the network
+    unmodified; "fastest" may search for a faster backend during a long evaluation."""
     console: Console | None = None
     """Console of the progress bar; None for no output."""
 
@@ -153,7 +153,7 @@ class Evaluator(Generic[I]):
         return own.fast(
             precision=self.precision,
             num_images=len(self.found.images),
-            enabled=self.settings.fast,
+            backend=self.settings.backend,
             console=self.settings.console,
         )
 
@@ -178,15 +178,20 @@ class Evaluator(Generic[I]):
                 **options,
             )
 
-    def common(self) -> dict[str, Any]:
-        """Return the fields shared by the results of all tasks."""
+    def common(self, num_images: int, network: Fast) -> dict[str, Any]:
+        """Return the fields shared by the results of all tasks.
+
+        Args:
+            num_images: The number of images that the scores count.
+            network: The network after inference.
+        """
         return {
             "source": self.own.source,
             "data": self.found.data,
             "card": self.own.card,
             "bad_images": tuple((image.source, image.reason) for image in self.bad.found.values()),
             "left_out": self.found.left_out,
-            "split": self.found.split,
+            "conditions": network.conditions(num_images, self.found.split),
             "compared": self.compared,
         }
 
@@ -207,10 +212,10 @@ class EvaluationResult(ABC):
     """Path of each of the images shown, and a picture of it as a data URI."""
     bad_images: tuple[tuple[str, str], ...]
     """Images that could not be read, each with the reason."""
+    conditions: Conditions
+    """The images, split, precision and backend."""
     left_out: tuple[str, ...] = ()
     """What was left out of the data, and why."""
-    split: str = ""
-    """The split of the data: "train", "val", "test" or "all"."""
     compared: Compared = field(default_factory=Compared)
     """Whether images were trained on, and what has changed since."""
 
@@ -223,7 +228,7 @@ class EvaluationResult(ABC):
         return {
             "source": self.source,
             "data": self.data,
-            "split": self.split,
+            **self.conditions.to_dict(),
             "model": self.card.model,
             "weights": self.card.metrics.get("weights", "model"),
             "step": self.card.metrics.get("step"),
@@ -251,8 +256,7 @@ class EvaluationResult(ABC):
     def print(self, console: Console) -> None:
         """Print the scores, and what to know about the images."""
         self.print_scores(console)
-        split = [f"split: {self.split}"] if self.split else []
-        for line in (*split, *self.left_out, *self.compared.lines()):
+        for line in (*self.left_out, *self.compared.lines()):
             console.print(line, markup=False)
         for source, reason in self.bad_images:
             console.print(f"skipped: {source}: {reason}", markup=False)

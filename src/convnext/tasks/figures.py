@@ -150,6 +150,15 @@ class ReportSections:
         )
 
 
+def measured_on(evaluation: Mapping[str, Any]) -> str:
+    """Return the images, split, precision and backend of an evaluation, as far as it names them."""
+    split, precision, backend = (evaluation.get(k) for k in ("split", "precision", "backend"))
+    count = evaluation["num_images"]
+    images = f"{count:,} image{'s'[: count != 1]}"
+    words = [images, *([f"split: {split}"] if split else [])]
+    return ", ".join([*words, *([f"in {precision}", str(backend)] if precision else [])])
+
+
 def table(
     columns: Sequence[tuple[str, str, str]],
     rows: Sequence[Mapping[str, Any]],

@@ -177,7 +177,7 @@ class PredictionStream(Iterator[Result]):
         network = replace(predictor.own, model=predictor.network).fast(
             precision=predictor.precision,
             num_images=self._total or 0,
-            enabled=self._fast and self._total is not None,
+            backend="fastest" if self._fast and self._total is not None else "eager",
             console=self._console,
         )
         predictor.network = network

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from convnext.deploy.fast import Fast
+from convnext.deploy.fast import Fast, Speedup
 from convnext.deploy.runtimes import Exported, open_exported
 from convnext.hardware.devices import AMP_DTYPES, check_precision, pick_device
 from convnext.progress import notes
@@ -155,15 +155,15 @@ class Opened:
     """Whether `source` alone identifies these weights; False for a run's last step."""
 
     def fast(
-        self, *, precision: str, num_images: int, enabled: bool, console: Console | None
+        self, *, precision: str, num_images: int, backend: Speedup, console: Console | None
     ) -> Fast:
-        """Return the network in a backend that may get faster while it processes `num_images`."""
+        """Return the network as it is run on `num_images` images."""
         return Fast(
             self.model.eval(),
             device=self.device,
             precision=precision,
             num_images=num_images,
-            enabled=enabled,
+            backend=backend,
             keep=self.is_shared,
             note=notes(console),
         )

@@ -27,6 +27,7 @@ from convnext.hardware.system import peak_resident_bytes
 from convnext.hardware.tuner import Candidate, medians, tune
 from convnext.hardware.tuning_cache import TuningCache, key_of
 from convnext.models.execution import set_fused, widens
+from convnext.names import short_time
 from convnext.recipes.schema import ResolvedRecipe, RunRecipe
 from convnext.tasks.base import Task
 from convnext.training.checks import smaller_micro_batch
@@ -217,7 +218,7 @@ def _measured(
     torch._dynamo.reset()
     cache.store(key, asdict(verdict.choice))
     trials = (
-        f"{trial.choice} {'fails' if trial.seconds is None else f'{1000 * trial.seconds:.0f} ms'}"
+        f"{trial.choice} {'fails' if trial.seconds is None else short_time(trial.seconds)}"
         for trial in verdict.trials
     )
     return Chosen(verdict.choice, "measured per micro batch: " + ", ".join(trials))

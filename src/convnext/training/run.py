@@ -25,6 +25,7 @@ from convnext.names import portable_name
 from convnext.progress import safe_console
 from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
 from convnext.recipes.resolve import num_steps as num_steps_of
+from convnext.results import Conditions
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
 from convnext.tasks.evaluation import EvaluationSettings
@@ -56,7 +57,9 @@ class RunResult:
     model: str
     data: str
     best: Mapping[str, Any]
-    """Metrics of the best weights, with `step` and `weights`."""
+    """Metrics of the best weights in training's own validation, with `step` and `weights`."""
+    validation: Conditions
+    """The images, precision and backend of training's own validation."""
     steps: int
     seconds: float
 
@@ -204,6 +207,13 @@ def _train(
     resolved = replace(resolved, run=run)
     shape = _shape_of_steps(task, ranks, micro_batch_size)
     console.print(f"{shape}; {_name_backend(chosen)}", soft_wrap=True)
+    validation = Conditions(
+        num_images=len(task.data.val),
+        split="val",
+        precision=resolved.run.precision,
+        backend="compiled" if backend.compile else "eager",
+    )
+    console.print(f"validation during training: {validation}", markup=False, soft_wrap=True)
 
     folder = _make_folder(output, resolved, ranks, held, console, resume=resume)
     console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
@@ -215,6 +225,7 @@ def _train(
         "processes": ranks.count,
         "strategy": resolved.run.strategy if ranks.count > 1 else "one device",
         "form": _name_backend(chosen),
+        "validation": str(validation),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
@@ -243,12 +254,13 @@ def _train(
         log.close()
     if ranks.is_first:
         _write_json(folder / "environment.json", facts | {"seconds": round(outcome.seconds, 1)})
-        _finish(task, folder, outcome, console, write_report)
+        _finish(task, folder, outcome, validation, console, write_report)
     return RunResult(
         folder=folder,
         model=resolved.model,
         data=resolved.data,
         best=outcome.best,
+        validation=validation,
         steps=outcome.steps,
         seconds=outcome.seconds,
     )
@@ -366,6 +378,7 @@ def _finish(
     task: Task,
     folder: Path,
     outcome: Outcome,
+    validation: Conditions,
     console: Console,
     write_report: Callable[[Path], Path] | None,
 ) -> None:
@@ -384,11 +397,20 @@ def _finish(
     report = write_report(folder) if write_report is not None else None
     best = outcome.best
     early = ", stopped early" if outcome.stopped_early else ""
+    scores = result.scores()
     console.print(
-        f"\n[bold]{task.primary} {best[task.primary]:.2f} %[/] at step {best['step']:,} of "
-        f"{outcome.steps:,}{' (moving average)' if best['weights'] == 'ema' else ''}, "
-        f"in {outcome.seconds:.0f} s{early}"
+        f"\n[bold]{task.primary} {scores[task.primary]:.2f} %[/] on {scores.conditions}; "
+        f"step {best['step']:,} of {outcome.steps:,}"
+        f"{' (moving average)' if best['weights'] == 'ema' else ''}, "
+        f"in {outcome.seconds:.0f} s{early}",
+        soft_wrap=True,
     )
+    if f"{best[task.primary]:.2f}" != f"{scores[task.primary]:.2f}":
+        console.print(
+            f"training's own validation of these weights, in {validation.precision}, "
+            f"{validation.backend}: {best[task.primary]:.2f} %",
+            soft_wrap=True,
+        )
     for bad in (*task.bad_train.found.values(), *task.bad_val.found.values()):
         console.print(f"skipped: {bad}", markup=False)
     if report is not None:

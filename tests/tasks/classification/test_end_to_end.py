@@ -106,6 +106,9 @@ def test_the_run_folder_is_complete(finished: RunResult) -> None:
     assert "auto" not in [resolved[k] for k in own]
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["top1"] == finished.best["top1"]
+    assert (evaluation["precision"], evaluation["backend"]) == ("fp32", "folded")
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["validation"] == "22 images, split: val, in fp32, eager"
     assert [bad["source"].endswith("broken.jpg") for bad in evaluation["bad_images"]] == [True]
 
 
@@ -144,7 +147,7 @@ def test_training_evaluate_and_predict_agree_bit_for_bit(
     # One evaluation of the final weights, with the moving average off.
     changes = {"schedule__epochs": 2, "run__eval_every": 2, "ema__decay": 0.0}
     run = train(recipe(photos, **changes), output=tmp_path / "run", console=QUIET)
-    evaluate(str(run.folder))
+    evaluate(str(run.folder), EvaluationSettings(backend="eager"))
     run_predictor(str(run.folder), [photos / "val"])
     logits = {name: torch.cat(rows) for name, rows in recorded.items()}
     assert len(logits["train"]) == 21
@@ -171,8 +174,12 @@ def test_evaluate_from_the_command_line(
 ) -> None:
     argv = ["evaluate", str(finished.folder), "--max-bad-share", "0.1", "--json"]
     assert main(argv) == 0
-    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    captured = capsys.readouterr()
+    shown = json.loads(captured.out.splitlines()[-1])
     assert shown["top1"] == finished.best["top1"]
+    conditions = {"num_images": 21, "split": "val", "precision": "fp32", "backend": "folded"}
+    assert conditions.items() <= shown.items()
+    assert "21 images, split: val, in fp32, folded" in " ".join(captured.err.split())
     assert np.sum(shown["confusion"]) == shown["num_images"] == 21
     assert main([*argv, "--data", "digits"]) == 2
     assert "does not know 10 of the data's 10 classes" in capsys.readouterr().err

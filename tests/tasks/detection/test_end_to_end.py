@@ -93,7 +93,8 @@ def test_the_report_has_curves_confusion_and_the_worst_images(finished: RunResul
 def test_evaluate_agrees_with_training(
     finished: RunResult, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(finished.folder), "--json"]) == 0
+    as_trained = ["--precision", "auto", "--backend", "eager"]
+    assert main(["evaluate", str(finished.folder), "--json", *as_trained]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["box_ap"] == finished.best["box_ap"]
     assert result["mask_ap"] == finished.best["mask_ap"]

@@ -85,7 +85,8 @@ def test_the_report_has_the_classes_and_the_worst_images(finished: RunResult) ->
 def test_evaluate_agrees_with_training(
     finished: RunResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(finished.folder), "--boundary", "--json"]) == 0
+    as_trained = ["--precision", "auto", "--backend", "eager"]
+    assert main(["evaluate", str(finished.folder), "--boundary", "--json", *as_trained]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["miou"] == finished.best["miou"]
     assert result["boundary_f1"] > 0

@@ -134,7 +134,7 @@ def test_counts_and_absent_classes_are_told_in_words_that_fit() -> None:
     rows = [{"name": str(c), "iou": 0.5 if c < 2 else None} for c in range(100)]
     told = {"num_images": 2, "num_pixels": 12_345, "per_class": rows}
     assert reliability(told) == [
-        "Measured on 2 validation images, 12,345 labeled pixels, 2 classes with an IoU."
+        "Measured on 2 images: 12,345 labeled pixels, 2 classes with an IoU."
     ]
     assert "6.1 million labeled" in reliability(told | {"num_pixels": 6_144_000})[0]
     section = bars({"per_class": rows})

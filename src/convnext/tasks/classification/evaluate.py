@@ -21,6 +21,7 @@ from convnext.data.contents import held_names
 from convnext.data.drawing import data_uri
 from convnext.data.images import BadImage
 from convnext.data.samples import ImageListing, Samples
+from convnext.deploy.fast import Fast
 from convnext.results import Scores
 from convnext.tasks.classification.data import annotation, find, hold_out, open_dataset
 from convnext.tasks.classification.dataset import EvalDataset
@@ -88,6 +89,7 @@ class ClassificationResult(EvaluationResult):
                 c.name: {"precision": c.precision, "recall": c.recall, "f1": c.f1}
                 for c in e.per_class
             },
+            conditions=self.conditions,
             evaluation=self,
         )
 
@@ -111,7 +113,7 @@ class ClassificationResult(EvaluationResult):
         console.print(table)
         console.print(
             f"[bold]top-1 {e.top1:.2f} %[/]  top-5 {e.top5:.2f} %  loss {e.loss:.4f}  "
-            f"on {e.num_images:,} images of {escape(self.data)}"
+            f"on {escape(self.data)}: {self.conditions}"
         )
         if self.last:
             weights = setting_of(self.card.metrics, "weights", str) or "model"
@@ -159,25 +161,25 @@ def evaluate(
     evaluator = Evaluator(own, found._replace(images=samples), settings, annotate)
     dataset = EvalDataset(samples, card.preprocessing)
 
-    def measure(label: str, own: Opened) -> Evaluation:
+    def measure(label: str, own: Opened) -> tuple[Evaluation, Fast]:
         metric = Metric(card.classes)
         network = evaluator.fast(own)
         for batch in evaluator.outputs(infer, network, dataset, label, batch_size=batch_size):
             metric.update(*batch)
-        return metric.compute()
+        return metric.compute(), network
 
     only_best = only_best or not own.is_best
-    evaluation = measure("" if only_best else "the best weights", own)
+    evaluation, network = measure("" if only_best else "the best weights", own)
     variants = []
     for weights, step, tensors in () if only_best else _last_weights(source):
-        network = build(card)
-        network.load_state_dict(tensors)
-        network = network.to(own.device).to(memory_format=torch.channels_last)
-        last = replace(own, model=network, is_shared=False)
-        e = measure(f"{_NAMES[weights]} of the last step", last)
+        model = build(card)
+        model.load_state_dict(tensors)
+        model = model.to(own.device).to(memory_format=torch.channels_last)
+        last = replace(own, model=model, is_shared=False)
+        e, _ = measure(f"{_NAMES[weights]} of the last step", last)
         variants.append(Variant(weights=weights, step=step, top1=e.top1, top5=e.top5, loss=e.loss))
     return ClassificationResult(
-        **evaluator.common(),
+        **evaluator.common(evaluation.num_images, network),
         evaluation=evaluation,
         pictures=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
         last=tuple(variants),

@@ -14,6 +14,7 @@ from convnext.tasks.figures import (
     ReportSections,
     Section,
     draw_confusion,
+    measured_on,
     table,
 )
 
@@ -33,8 +34,8 @@ def reliability(evaluation: Mapping[str, Any]) -> list[str]:
     count = evaluation["num_images"]
     low, high = wilson(evaluation["top1"] / 100, count)
     return [
-        f"Measured on {count:,} validation images: the 95 % confidence interval for a sample of "
-        f"this size is {100 * low:.1f} to {100 * high:.1f} %."
+        f"Measured on {measured_on(evaluation)}: the 95 % confidence interval for a sample of this "
+        f"size is {100 * low:.1f} to {100 * high:.1f} %."
     ]
 
 
@@ -42,7 +43,7 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """Return Wilson's confidence interval for a fraction measured on `count` images."""
     center = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / count / 2) ** 2)
-    return center - half, center + half
+    return max(center - half, 0.0), min(center + half, 1.0)  # Rounding leaves [0, 1].
 
 
 def confusion(evaluation: Mapping[str, Any]) -> Section | None:

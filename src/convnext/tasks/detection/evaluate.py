@@ -97,6 +97,7 @@ class DetectionResult(EvaluationResult):
                 }
                 for k, name in enumerate(e.classes)
             },
+            conditions=self.conditions,
             evaluation=self,
         )
 
@@ -126,9 +127,9 @@ class DetectionResult(EvaluationResult):
         console.print(table)
         masks = "" if e.mask is None else f", mask AP {shown(e.mask.ap)} %"
         console.print(
-            f"[bold]box AP {shown(e.box.ap)} %{masks}[/]  on {e.num_images:,} images of "
-            f"{escape(self.data)} with {e.num_objects:,} objects; up to {e.max_detections:,} "
-            "detections per image"
+            f"[bold]box AP {shown(e.box.ap)} %{masks}[/]  on {escape(self.data)}: "
+            f"{self.conditions}; {e.num_objects:,} objects, up to {e.max_detections:,} detections "
+            "per image"
         )
 
 
@@ -197,7 +198,7 @@ def evaluate(
     worst = [score.index for score in evaluation.worst]
     pictures = draw_images(dataset, worst, metric.found, card.classes)
     return DetectionResult(
-        **evaluator.common(),
+        **evaluator.common(evaluation.num_images, network),
         evaluation=evaluation,
         pictures=tuple((images.source(i), p) for i, p in zip(worst, pictures, strict=True)),
         results=tuple(results),

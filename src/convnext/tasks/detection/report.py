@@ -18,6 +18,7 @@ from convnext.tasks.figures import (
     draw_bars,
     draw_confusion,
     draw_precision,
+    measured_on,
     table,
 )
 
@@ -40,8 +41,8 @@ def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def reliability(evaluation: Mapping[str, Any]) -> list[str]:
     """Return sentences about how far to trust the primary score."""
-    found = f"{evaluation['num_objects']:,} objects on {evaluation['num_images']:,} images"
-    return [f"Measured on {found} of the validation set, by COCO's definitions."]
+    objects = f"{evaluation['num_objects']:,} objects"
+    return [f"Measured on {measured_on(evaluation)}: {objects}, by COCO's definitions."]
 
 
 def figures_of_coco(evaluation: Mapping[str, Any]) -> Section | None:

@@ -77,6 +77,7 @@ class SegmentationResult(EvaluationResult):
                 }
                 for c in e.per_class
             },
+            conditions=self.conditions,
             evaluation=self,
         )
 
@@ -103,8 +104,8 @@ class SegmentationResult(EvaluationResult):
         loss = "" if e.loss is None else f"  loss {e.loss:.4f}"
         console.print(
             f"[bold]mIoU {e.miou:.2f} %[/]  pixel accuracy {e.accuracy:.2f} %  mean class accuracy "
-            f"{e.mean_accuracy:.2f} %{boundary}{loss}  on {e.num_images:,} images of "
-            f"{escape(self.data)}, {describe(self.inference)}"
+            f"{e.mean_accuracy:.2f} %{boundary}{loss}  on {escape(self.data)}: {self.conditions}, "
+            f"{describe(self.inference)}"
         )
 
 
@@ -165,7 +166,7 @@ def evaluate(
         **options,
     )
     return SegmentationResult(
-        **evaluator.common(),
+        **evaluator.common(evaluation.num_images, network),
         evaluation=evaluation,
         inference=inference,
         pictures=tuple((pairs.source(i), p) for i, p in zip(worst, pictures, strict=True)),

@@ -14,6 +14,7 @@ from convnext.tasks.figures import (
     Section,
     draw_bars,
     draw_confusion,
+    measured_on,
     table,
 )
 
@@ -39,7 +40,7 @@ def reliability(evaluation: Mapping[str, Any]) -> list[str]:
     pixels = evaluation["num_pixels"]
     counted = f"{pixels / 1e6:,.1f} million" if pixels >= 1e6 else f"{pixels:,}"
     return [
-        f"Measured on {evaluation['num_images']:,} validation images, "
+        f"Measured on {measured_on(evaluation)}: "
         f"{counted} labeled pixels, {len(known)} classes with an IoU."
     ]
 

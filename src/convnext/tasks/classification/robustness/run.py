@@ -95,7 +95,7 @@ def evaluate_robustness(
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: str = "fp32",
     max_bad_share: float = 0.01,
     console: Console | None = None,
 ) -> RobustnessResult:
@@ -144,8 +144,10 @@ def evaluate_robustness(
     if found is not None and found.synsets is not None:
         kept = class_positions(found.synsets, card.classes)
     clean = None
+    used_split = "all"  # Of a benchmark.
     if found is None or data is not None:
-        clean = _open_clean(source, card, data, split, max_images, seed, kept, console)
+        clean, own_split = _open_clean(source, card, data, split, max_images, seed, kept, console)
+        used_split = own_split if found is None else used_split
     kind: Kind = found.kind if found else "corrupt"
     header = {
         "benchmark": kind,
@@ -168,6 +170,7 @@ def evaluate_robustness(
         "clean": None if clean is None else fingerprint(clean.samples),
         "folders": [str(c.folder) for c in found.conditions] if found else [],
     }
+    header |= {"split": used_split, "precision": execution.precision, "backend": "eager"}
     state: Progressed = Progressed.begin(inputs, header, output)
     if clean is not None and found is None and state.num_found == 0 and console is not None:
         console.print(clean.fill_cache(workers=execution.workers, console=console))
@@ -203,13 +206,13 @@ def _open_clean(
     seed: int,
     kept: Sequence[int] | None,
     console: Console | None,
-) -> CorruptedDataset:
-    """Return the images without corruption, of the classes to predict."""
+) -> tuple[CorruptedDataset, str]:
+    """Return the images without corruption, of the classes to predict, and their split."""
     data = data or data_of(source, card, ADVICE)
     opened_split = open_split(data, split, card, console)
     samples = relabel(opened_split.images, opened_split.classes, card.classes)
     chosen = choose(samples, max_images=max_images, seed=seed, labels=kept)
-    return CorruptedDataset(chosen, card.preprocessing, seed=seed)
+    return CorruptedDataset(chosen, card.preprocessing, seed=seed), opened_split.split
 
 
 def corruption_trials(

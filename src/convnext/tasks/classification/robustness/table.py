@@ -27,7 +27,7 @@ from convnext.tasks.figures import ACCENT, GRID, INK, MISS, MUTED, figure_style,
 
 COLUMNS = (
     *("benchmark", "source", "model", "corruption", "severity", "top1", "error", "num_images"),
-    *("counted", "alexnet_error"),
+    *("counted", "alexnet_error", "split", "precision", "backend"),
 )
 
 
@@ -38,6 +38,13 @@ def print_robustness(result: RobustnessResult, console: Console) -> None:
         console.print("top-1 error in percent, by severity:")
         console.print(_conditions(result))
     console.print(_figures(result))
+    header, counts = result.state.header, {s.num_images for s in result.state.scores.values()}
+    counted = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+    console.print(
+        f"each on {counted} images, split: {header['split']}, in {header['precision']}, "
+        f"{header['backend']}",
+        markup=False,
+    )
     for note in result.notes:
         console.print(f"note: {note}", markup=False)
     if result.summary.mce_withheld:
@@ -55,6 +62,8 @@ def to_csv(result: RobustnessResult) -> str:
     writer.writeheader()
     common = {"benchmark": header["title"]}
     common |= {name: text_cell(header[name]) for name in ("source", "model")}
+    # Robustness files of earlier versions lack these.
+    common |= {name: header.get(name, "") for name in ("split", "precision", "backend")}
     clean = result.summary.clean_top1
     if clean is not None and ("clean", 0) not in result.state.scores:
         writer.writerow(
