@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cli_runs import Runs
+from cli_runs import Runs, wait_for
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from convnext import create_model
 from convnext.recipes.schema import RunRecipe
@@ -47,6 +51,45 @@ def test_two_processes_are_one(runs: Runs, tmp_path: Path, free_port: int) -> No
     assert printed.count("run folder:") == 1, "only the first process speaks"
     assert "GLOBAL_RANK" not in printed
     assert_close(state(tmp_path / "one"), state(tmp_path / "two"))
+
+
+JOIN = """
+import torch
+from convnext.recipes.schema import RunRecipe
+from convnext.training.distributed import launch, make_fabric, ranks_of
+fabric = make_fabric(RunRecipe(), torch.device("cpu"), "fp32")
+launch(fabric)
+print(ranks_of(fabric).gather(fabric.global_rank))
+"""
+
+
+def test_a_restarted_process_does_not_find_the_addresses_of_dead_ones() -> None:
+    agent = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+
+    def start(attempt: int, rank: int) -> subprocess.Popen[str]:
+        ours = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "MASTER_PORT": agent.port}
+        counts = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_RESTART_COUNT": attempt}
+        texts = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "none"}
+        texts |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
+        texts |= {name: str(value) for name, value in (ours | counts).items()}
+        return subprocess.Popen(
+            [sys.executable, "-c", JOIN],
+            env=os.environ | texts,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    for attempt in (0, 1):
+        before = agent.num_keys()
+        first = start(attempt, 0)
+        # The other one is late: the first has published its address and looks for the other's.
+        wait_for(lambda before=before: agent.num_keys() > before, first)  # type: ignore[misc]
+        second = start(attempt, 1)
+        for process in (first, second):
+            printed, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, printed
+            assert "[0, 1]" in printed
 
 
 def test_a_sharded_network_is_a_whole_one(runs: Runs, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from convnext.data.threads import has_script
@@ -115,12 +116,40 @@ def launch(fabric: Fabric) -> None:
     while this process waits for them; afterwards the heartbeat finds out who is lost.
     """
     starts = "LOCAL_RANK" not in os.environ
+    if "TORCHELASTIC_RESTART_COUNT" in os.environ:
+        _join_attempt(fabric)
     fabric.launch()
     for thread in threading.enumerate():
         if thread.name == _WATCH:
             thread._child_processes = []  # type: ignore[attr-defined]  # All have ended well.
     if starts and "LOCAL_RANK" in os.environ:
         _started.update({name: os.environ[name] for name in _VARIABLES if name in os.environ})
+
+
+def _join_attempt(fabric: Fabric) -> None:
+    """Connect the processes that torchrun started, through keys that only this attempt reads.
+
+    The store belongs to torchrun's agent and outlives a failed attempt. torch uses the same keys in
+    each, so that a restarted process would find the address of a dead one. If the first process
+    holds the store, it is new in every attempt, and Fabric connects the processes.
+    """
+    env = os.environ
+    serves = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not serves or fabric.world_size == 1 or torch.distributed.is_initialized():
+        return
+    timeout = torch.distributed.constants.default_pg_timeout
+    count, attempt = fabric.world_size, env["TORCHELASTIC_RESTART_COUNT"]
+    agent = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), count, False, timeout)
+    device = fabric.device
+    fabric.strategy.accelerator.setup_device(device)
+    torch.distributed.init_process_group(
+        torch.distributed.get_default_backend_for_device(device),
+        store=PrefixStore(f"attempt_{attempt}_of_{count}", agent),
+        rank=fabric.global_rank,
+        world_size=count,
+        timeout=timeout,
+        device_id=None if device.type == "cpu" else device,
+    )
 
 
 def _strategy(run: RunRecipe, count: int) -> Any:
