@@ -81,7 +81,7 @@ def main() -> None:
 def detect(network: Any, image: Tensor) -> dict[str, float]:
     """Return the seconds of each part of a detection with 1000 proposals and 100 objects."""
     from convnext.data.masks import paste_masks
-    from convnext.tasks.detection.model.detect import mask_shares, select, stack
+    from convnext.tasks.detection.model.boxes import mask_shares, select, stack
 
     clock = Clock()
     began = time.perf_counter()

@@ -58,9 +58,8 @@ from convnext.models.execution import set_fused
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, change_recipe, read_recipe
 from convnext.tasks import task_class
-from convnext.tasks.classification.augment import BatchAugment, _posterize
+from convnext.tasks.classification.augment import BatchAugment, _posterize, losses
 from convnext.tasks.classification.dataset import Batch
-from convnext.tasks.classification.mix import losses
 from convnext.tasks.factory import create_model
 from convnext.training.backend import Backend, choose_backend, mfu
 from convnext.training.distributed import make_fabric, seed_everything

@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from convnext.tasks.catalogue import catalogue, print_catalogue
+from convnext.tasks.factory import catalogue, print_catalogue
 
 
 def test_every_weight_has_the_cost_of_its_own_head_and_size() -> None:

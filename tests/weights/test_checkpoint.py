@@ -13,7 +13,7 @@ import torch
 from convnext import create_model, load
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 from convnext.tasks import DEFAULT
-from convnext.tasks.detection.model.config import DetectorConfig
+from convnext.tasks.detection.model.heads import DetectorConfig
 from convnext.tasks.segmentation.model import UPerNetConfig
 from convnext.tasks.segmentation.scores import inference_of
 from convnext.tasks.trained import pick_precision, task_of

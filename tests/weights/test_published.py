@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from convnext.tasks.classification.published import published_card
+from convnext.tasks.classification.model import published_card
 from convnext.tasks.factory import create_model, list_models
 from convnext.tasks.trained import card_of, task_of
 from convnext.weights import export_weights, load_weights

@@ -74,9 +74,8 @@ def evaluate(
             belongs to another task.
     """
     from convnext.progress import console_of
-    from convnext.tasks import task_class
+    from convnext.tasks import given_options, task_class
     from convnext.tasks.evaluation import EvaluationSettings
-    from convnext.tasks.verbs import given_options
 
     path = data_path(data)
     model = as_model(source, device)

@@ -256,7 +256,7 @@ def predict(
     """
     from convnext.data.sources import image_sources
     from convnext.progress import console_of
-    from convnext.tasks.verbs import given_options, predict_by_file, predictor_class
+    from convnext.tasks import given_options, predict_by_file, predictor_class
 
     # Check the images before a network is downloaded.
     sources = image_sources(images, channels=channels)

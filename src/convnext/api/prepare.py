@@ -134,9 +134,8 @@ def task_of(recipe: Recipe) -> str:
     Raises:
         ValueError: If the data fits several tasks.
     """
-    from convnext.tasks import DEFAULT
+    from convnext.tasks import DEFAULT, recognize_task
     from convnext.tasks.factory import task_of_name
-    from convnext.tasks.verbs import recognize_task
 
     found = recognize_task(recipe.data)
     if found == DEFAULT and not Path(recipe.data).is_dir():

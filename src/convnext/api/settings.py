@@ -335,7 +335,7 @@ def in_python(message: str, function: Callable[..., Any]) -> str:
 
 def _argument_names(function: Callable[..., Any]) -> dict[str, str]:
     """Return how Python writes the options of a verb that it does not call by their name."""
-    from convnext.tasks.verbs import CLASSES, options_of_tasks
+    from convnext.tasks import CLASSES, options_of_tasks
 
     names = {full: short for short, full in SHORT.items()}
     defaults: dict[str, Any] = {}

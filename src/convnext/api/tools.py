@@ -28,8 +28,8 @@ from convnext.api.training import TaskName
 if TYPE_CHECKING:
     from convnext.benchmarking.measure import BenchmarkResult
     from convnext.results import Exported
-    from convnext.tasks.catalogue import CatalogueRow
     from convnext.tasks.exporting import ConvertReport
+    from convnext.tasks.factory import CatalogueRow
 
 Layout = Literal["official", "timm", "torchvision", "transformers", "openmmlab", "convnext"]
 Backend = Literal["timm", "eager", "best", "int8"]
@@ -62,7 +62,7 @@ def find_models(pattern: str = "convnext_*", *, progress: Show = True) -> ModelT
         ValueError: If no model matches.
     """
     from convnext.progress import console_of
-    from convnext.tasks.catalogue import catalogue, print_catalogue
+    from convnext.tasks.factory import catalogue, print_catalogue
 
     rows = catalogue(pattern)
     print_catalogue(rows, console_of(progress))
@@ -163,8 +163,8 @@ def export(
     from convnext.deploy.export import ExportSettings
     from convnext.progress import console_of, notes
     from convnext.results import Exported
+    from convnext.tasks import given_options, num_int8_images
     from convnext.tasks.exporting import export as write
-    from convnext.tasks.verbs import given_options, num_int8_images
 
     if num_images is not None and num_images < 1:
         raise ValueError(f"--num-images must be at least 1, not {num_images}")
@@ -316,7 +316,7 @@ def check_data(
     """
     from convnext.atomic import atomic_write
     from convnext.progress import console_of
-    from convnext.tasks.verbs import given_options, inspect, recognize_task
+    from convnext.tasks import given_options, inspect, recognize_task
 
     name = task or recognize_task(path, options)
     own = given_options(name, "data", options)
@@ -386,8 +386,8 @@ def fix_annotations(
     import sys
 
     from convnext.progress import console_of
+    from convnext.tasks import reading_options
     from convnext.tasks.detection.data.fix import FixReports, fix_dataset
-    from convnext.tasks.verbs import reading_options
 
     out = console_of(progress)
 
@@ -432,8 +432,8 @@ def convert_annotations(
         ValueError: If the folder is in no layout, or the output folder is not empty.
     """
     from convnext.progress import console_of
+    from convnext.tasks import reading_options
     from convnext.tasks.detection.data.convert import to_coco
-    from convnext.tasks.verbs import reading_options
 
     out = console_of(progress)
     own = reading_options(options)

@@ -23,8 +23,7 @@ from convnext.api.settings import (
 )
 from convnext.cli.verbs import VERBS, Verb
 from convnext.recipes.recipe import all_settings, as_list
-from convnext.tasks import task_folders
-from convnext.tasks.verbs import options_of_tasks
+from convnext.tasks import options_of_tasks, task_folders
 
 BOOL = "{true,false}"
 _OWN_SETTINGS = {"data", "model", "task", "weights"}

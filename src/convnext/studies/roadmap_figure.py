@@ -9,27 +9,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convnext.atomic import atomic_write, write_text
+from convnext.models.roadmap import kept_rungs, roadmap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from convnext.models.roadmap import kept_rungs, roadmap
-
-if TYPE_CHECKING:
     from rich.console import Console
 
 

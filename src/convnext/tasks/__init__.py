@@ -1,14 +1,26 @@
-"""The tasks, one folder each, with the same file names; no other module names a task."""
+"""The tasks, one folder each, with the same file names; no other module names a task.
+
+A task's `recipe.py` has a dataclass for each verb with options of its own, and `recognizes`;
+importing it loads neither torch nor numpy.
+"""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convnext.names import nearest
 from convnext.recipes.schema import register_recipe
 
 if TYPE_CHECKING:
+    from convnext.data.formats.records import ReadOptions
+    from convnext.data.images import BadImage
+    from convnext.data.sources import Source
+    from convnext.deploy.runtimes import Exported
+    from convnext.results import Predictions
     from convnext.tasks.base import Task
 
 # Deleting a task's folder and its line here does not affect the others.
@@ -65,7 +77,7 @@ def task_class(name: str) -> type[Task]:
 
 
 def task_module(name: str, module: str) -> Any:
-    """Import a module of a task's folder, such as `task_module("segment", "published")`."""
+    """Import a module of a task's folder, such as `task_module("segment", "model")`."""
     return importlib.import_module(f"convnext.tasks.{task_folder(name)}.{module}")
 
 
@@ -79,3 +91,168 @@ def task_of_metric(metric: str) -> type[Task]:
         if found.primary == metric:
             return found
     raise ValueError(f"{metric!r} is not the primary metric of a task")
+
+
+CLASSES = {
+    "predict": "PredictOptions",
+    "evaluate": "EvaluateOptions",
+    "export": "ExportOptions",
+    "data": "DataOptions",
+}
+"""Names of the verbs' dataclasses."""
+
+
+def options_of_tasks(verb: str) -> dict[str, Any]:
+    """Return the dataclass of every task that has options for a verb, by the task's folder."""
+    found = {}
+    for task, folder in task_folders().items():
+        module = task_module(task, "recipe")
+        if hasattr(module, CLASSES[verb]):
+            found[folder] = getattr(module, CLASSES[verb])
+    return found
+
+
+def given_options(task: str, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a task: the given ones, and the defaults of the others.
+
+    Raises:
+        ValueError: If the task lacks a given option; the message names the task that has it, or the
+            nearest option.
+    """
+    classes = options_of_tasks(verb)
+    own = task_folder(task)
+    known = {f.name for f in fields(classes[own])} if own in classes else set()
+    for name in given:
+        if name in known:
+            continue
+        option = _option(name)
+        others = [
+            folder for folder, kind in classes.items() if name in {f.name for f in fields(kind)}
+        ]
+        if others:
+            raise ValueError(f"{option} is an option for {' and '.join(others)}; this is {own}")
+        raise ValueError(f"{verb} has no option {option}{nearest(name, sorted(known), _option)}")
+    return asdict(classes[own](**given)) if own in classes else {}
+
+
+def reading_options(given: Mapping[str, Any]) -> ReadOptions:
+    """Return the options by which annotated objects are read.
+
+    Raises:
+        ValueError: If an option is not one of objects.
+    """
+    from convnext.data.formats.records import ReadOptions
+
+    return ReadOptions(**given_options("detect", "data", given))
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -> str:
+    """Return the task of a data set by its layout, or by options that only one task has.
+
+    Raises:
+        ValueError: If it could be for several tasks.
+    """
+    given = {name for name, value in (options or {}).items() if value}
+    layout = (options or {}).get("layout")
+    own_layouts = {
+        task: getattr(task_module(task, "recipe"), "LAYOUT_NAMES", ()) for task in task_folders()
+    }
+    fitting = [
+        task
+        for task, folder in task_folders().items()
+        if given <= {f.name for f in fields(options_of_tasks("data").get(folder, _NoOptions))}
+        and (not layout or not own_layouts[task] or layout in own_layouts[task])
+    ]
+    by_layout = [task for task in fitting if layout and layout in own_layouts[task]]
+    fitting = by_layout or fitting
+    if given and len(fitting) == 1:
+        return fitting[0]
+    found = [task for task in task_folders() if task_module(task, "recipe").recognizes(Path(path))]
+    if len(found) > 1:
+        raise ValueError(f"{path} could be data to {' or to '.join(found)}; pass --task to choose")
+    return found[0] if found else DEFAULT
+
+
+def inspect(task: str, path: str, *, contact_sheet: bool = False, **options: Any) -> Any:
+    """Return a task's report on a data set, and a contact sheet if requested.
+
+    Raises:
+        ValueError: If there is no such data or task.
+    """
+    return task_module(task, "inspect").inspect_with_sheet(path, sheet=contact_sheet, **options)
+
+
+@dataclass(frozen=True)
+class _NoOptions:
+    pass
+
+
+def num_int8_images(task: str) -> int:
+    """Return how many images an int8 file is verified on by default."""
+    return int(task_module(task, "recipe").NUM_INT8_IMAGES)
+
+
+def predictor_class(task: str) -> Any:
+    """Import and return the predictor class of a task."""
+    return task_module(task, "predict").PREDICTOR
+
+
+def predict_by_file(
+    exported: Exported, sources: Iterable[Source], *, max_bad_share: float = 1.0
+) -> Predictions | None:
+    """Predict images with an exported file alone; None if the task needs torch for that.
+
+    Raises:
+        ValueError: If no image can be read, or too many cannot.
+    """
+    module = task_module(exported.card.task, "recipe")
+    if not hasattr(module, "file_predictor"):
+        return None
+    from convnext.results import Predictions
+
+    bad = Skipped(len(sources) if isinstance(sources, Sized) else None, max_bad_share)
+    results = tuple(module.file_predictor(exported).predict(sources, bad))
+    bad.require(len(results))
+    return Predictions(results=results, bad_images=tuple(bad.images))
+
+
+class Skipped:
+    """Collects images that cannot be read; called with each of them.
+
+    Args:
+        total: Number of images; None if it is not known.
+        max_share: Maximum fraction of images that may be unreadable.
+    """
+
+    def __init__(self, total: int | None, max_share: float) -> None:
+        self.total, self.max_share = total, max_share
+        self.images: list[tuple[str, str]] = []
+        """Their names, each with the reason."""
+
+    def __call__(self, source: Source, error: BadImage) -> None:
+        """Add an image.
+
+        Raises:
+            ValueError: If there are too many.
+        """
+        self.images.append((source.name, error.reason))
+        if self.total is not None and len(self.images) > self.max_share * self.total:
+            raise ValueError(
+                f"{len(self.images):,} of {self.total:,} images cannot be read, such as {error}; "
+                "allow more with --max-bad-share"
+            ) from error
+
+    def require(self, count: int) -> None:
+        """Check the number of images that could be read.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if not count:
+            first = ": {}: {}".format(*self.images[0]) if self.images else ""
+            total = len(self.images) if self.total is None else self.total
+            raise ValueError(f"none of the {total} images can be read{first}")

@@ -25,8 +25,8 @@ from convnext.hardware.devices import autocast
 from convnext.progress import progress_bar
 from convnext.results import Embeddings
 from convnext.results.scores import file_stem
+from convnext.tasks import Skipped
 from convnext.tasks.trained import Opened, pick_precision
-from convnext.tasks.verbs import Skipped
 
 # Stride of the last stage in pixels, of networks for images of any size.
 MIN_SIDE = 32

@@ -20,8 +20,8 @@ from convnext.tasks.classification.augment import (
     color_jitter,
     random_box,
     seeded,
+    smooth_one_hot,
 )
-from convnext.tasks.classification.mix import smooth_one_hot
 from convnext.tasks.classification.recipe import ClassificationAugment
 
 NONE = ClassificationAugment(

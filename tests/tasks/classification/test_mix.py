@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from convnext.tasks.classification.mix import blend_reversed, cutmix_box, erase, mix, smooth_one_hot
+from convnext.tasks.classification.augment import (
+    blend_reversed,
+    cutmix_box,
+    erase,
+    mix,
+    smooth_one_hot,
+)
 
 
 def batch(n=8, num_classes=5, size=24):

@@ -11,7 +11,7 @@ from small_objects import save
 
 from convnext.cli import main
 from convnext.data.objects import open_dataset
-from convnext.tasks.detection.published import COCO, COCO_IDS
+from convnext.tasks.detection.model import COCO, COCO_IDS
 from convnext.tasks.factory import create_model
 from convnext.tasks.trained import card_of, task_of
 from convnext.weights import export_weights

@@ -9,8 +9,7 @@ from golden import GOLDEN, golden_images, golden_weights, sha256
 from torch import Tensor
 
 from convnext.tasks.factory import create_model
-from convnext.tasks.segmentation.loss import cross_entropy
-from convnext.tasks.segmentation.model import Segmentor
+from convnext.tasks.segmentation.model import Segmentor, cross_entropy
 from convnext.weights import export_weights, load_weights
 
 NAME = "upernet_convnext_tiny"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from convnext.tasks.segmentation.loss import (
+from convnext.tasks.segmentation.model import (
     HardExamples,
     LossSettings,
     cross_entropy,

@@ -12,7 +12,7 @@ from convnext.data.preprocessing import DensePreprocessing
 from convnext.models.config import FAMILY
 from convnext.models.flops import cost
 from convnext.tasks.factory import create_model, list_models
-from convnext.tasks.segmentation.loss import cross_entropy
+from convnext.tasks.segmentation.model import cross_entropy
 from convnext.tasks.trained import build as build_card
 from convnext.weights import load_weights, read_source
 from convnext.weights.checkpoint import Card

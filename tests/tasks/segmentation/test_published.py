@@ -13,7 +13,7 @@ from shapes import write_shapes
 from convnext.cli import main
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.tasks.factory import create_model
-from convnext.tasks.segmentation.published import ADE20K, published_side
+from convnext.tasks.segmentation.model import ADE20K, published_side
 from convnext.tasks.trained import card_of, open_model, task_of
 from convnext.weights import export_weights
 

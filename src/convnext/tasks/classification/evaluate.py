@@ -26,8 +26,8 @@ from convnext.results import Scores
 from convnext.tasks.classification.data import annotation, find, hold_out, open_dataset
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.metric import Evaluation, Metric
+from convnext.tasks.classification.model import imagenet_synsets
 from convnext.tasks.classification.predict import BATCH_SIZE, infer
-from convnext.tasks.classification.published import imagenet_synsets
 from convnext.tasks.classification.recipe import ClassificationLoader
 from convnext.tasks.evaluation import (
     EvaluationResult,
@@ -67,7 +67,7 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationResult(EvaluationResult):
+class ClassificationEvaluation(EvaluationResult):
     """An evaluation with its source and data, and pictures of the mistakes."""
 
     pictured = ("mistakes", "thumbnail")
@@ -135,7 +135,7 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     only_best: bool = True,
     loader: ClassificationLoader | None = None,
-) -> ClassificationResult:
+) -> ClassificationEvaluation:
     """Evaluate a run, a checkpoint or published weights on a labeled data set.
 
     Args:
@@ -178,7 +178,7 @@ def evaluate(
         last = replace(own, model=model, is_shared=False)
         e, _ = measure(f"{_NAMES[weights]} of the last step", last)
         variants.append(Variant(weights=weights, step=step, top1=e.top1, top5=e.top5, loss=e.loss))
-    return ClassificationResult(
+    return ClassificationEvaluation(
         **evaluator.common(evaluation.num_images, network),
         evaluation=evaluation,
         pictures=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),

@@ -36,7 +36,7 @@ from convnext.recipes.resolve import (
 )
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.base import CachedDataset, Phase, Task, Workload, split_tensors
-from convnext.tasks.classification.augment import BatchAugment
+from convnext.tasks.classification.augment import BatchAugment, losses
 from convnext.tasks.classification.data import (
     ClassificationData,
     DataFacts,
@@ -46,7 +46,6 @@ from convnext.tasks.classification.data import (
 )
 from convnext.tasks.classification.dataset import Batch, EvalDataset, TrainDataset, collate
 from convnext.tasks.classification.metric import Metric
-from convnext.tasks.classification.mix import losses
 from convnext.tasks.classification.predict import infer
 from convnext.tasks.classification.recipe import ClassificationRecipe
 

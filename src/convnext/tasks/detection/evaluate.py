@@ -64,7 +64,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionResult(EvaluationResult):
+class DetectionEvaluation(EvaluationResult):
     """An evaluation with its source and data, and pictures of the worst images."""
 
     evaluation: Evaluation
@@ -164,7 +164,7 @@ def evaluate(
     score: float | None = None,
     nms: float | None = None,
     max_detections: int | None = None,
-) -> DetectionResult:
+) -> DetectionEvaluation:
     """Evaluate a run, a checkpoint or published weights on images with objects.
 
     Args:
@@ -197,7 +197,7 @@ def evaluate(
         results.append(("mask", with_ids(metric.results("segm"), images)))
     worst = [score.index for score in evaluation.worst]
     pictures = draw_images(dataset, worst, metric.found, card.classes)
-    return DetectionResult(
+    return DetectionEvaluation(
         **evaluator.common(evaluation.num_images, network),
         evaluation=evaluation,
         pictures=tuple((images.source(i), p) for i, p in zip(worst, pictures, strict=True)),

@@ -23,8 +23,14 @@ from convnext.data.preprocessing import pixel_range
 from convnext.data.samples import held_out, note_copies
 from convnext.tasks.segmentation.class_lists import cityscapes_ids, read_classes
 from convnext.tasks.segmentation.layout import Pairs, open_drawn
-from convnext.tasks.segmentation.masks import NONE_16_BIT, LayerReader, MaskReader
-from convnext.tasks.segmentation.survey import NUM_MASKS, sample, survey
+from convnext.tasks.segmentation.masks import (
+    NONE_16_BIT,
+    NUM_MASKS,
+    LayerReader,
+    MaskReader,
+    sample,
+    survey,
+)
 from convnext.tasks.segmentation.values import choose, is_binary
 
 # How many pairs are sampled for `facts`.

@@ -50,7 +50,7 @@ from convnext.weights.checkpoint import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationResult(EvaluationResult):
+class SegmentationEvaluation(EvaluationResult):
     """An evaluation, its inputs, and comparisons of the worst images with their masks."""
 
     evaluation: Evaluation
@@ -123,7 +123,7 @@ def evaluate(
     multi_scale: bool = False,
     flip: bool = False,
     boundary: bool = False,
-) -> SegmentationResult:
+) -> SegmentationEvaluation:
     """Evaluate a run, a checkpoint or published weights on images with masks.
 
     Args:
@@ -165,7 +165,7 @@ def evaluate(
         precision=evaluator.precision,
         **options,
     )
-    return SegmentationResult(
+    return SegmentationEvaluation(
         **evaluator.common(evaluation.num_images, network),
         evaluation=evaluation,
         inference=inference,

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext.tasks.segmentation.class_lists import Classes
-from convnext.tasks.segmentation.masks import NONE_16_BIT, Color, MaskReader
-from convnext.tasks.segmentation.survey import Survey
+from convnext.tasks.segmentation.masks import NONE_16_BIT, Color, MaskReader, Survey
 
 # Values are far apart if fewer than one in this many occurs.
 SPARSE = 4

@@ -13,9 +13,8 @@ from PIL import Image
 import convnext.tasks.classification.robustness.measure as dataset_module
 from convnext.cli import main
 from convnext.data.preprocessing import Preprocessing
-from convnext.tasks.classification.robustness.benchmarks import C_BAR, subset_synsets
+from convnext.tasks.classification.robustness.benchmarks import ALEXNET_ERROR, C_BAR, subset_synsets
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS
-from convnext.tasks.classification.robustness.score import ALEXNET_ERROR
 from convnext.tasks.classification.robustness.table import draw_robustness, read_rows
 from convnext.tasks.figures import save_bytes
 from convnext.tasks.trained import build

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from convnext.tasks.classification.robustness.benchmarks import C_BAR
+from convnext.tasks.classification.robustness.benchmarks import (
+    ALEXNET_ERROR,
+    C_BAR,
+    Score,
+    summarize,
+)
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS
-from convnext.tasks.classification.robustness.score import ALEXNET_ERROR, Score, summarize
 
 LEVELS = (1, 2, 3, 4, 5)
 # As printed in the ImageNet-C paper.

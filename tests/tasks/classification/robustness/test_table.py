@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
+from convnext.tasks.classification.robustness.benchmarks import Score, paper_figures, summarize
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS
 from convnext.tasks.classification.robustness.measure import Progressed
 from convnext.tasks.classification.robustness.run import RobustnessResult
-from convnext.tasks.classification.robustness.score import Score, paper_figures, summarize
 from convnext.tasks.classification.robustness.table import draw_robustness, print_robustness
 
 

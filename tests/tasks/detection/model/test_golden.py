@@ -12,9 +12,8 @@ from torch import Tensor
 
 from convnext.tasks.detection.model import training
 from convnext.tasks.detection.model.boxes import decode, encode
-from convnext.tasks.detection.model.config import METHODS
 from convnext.tasks.detection.model.detector import CascadeMaskRCNN
-from convnext.tasks.detection.model.heads import by_anchor, pool_rois
+from convnext.tasks.detection.model.heads import METHODS, by_anchor, pool_rois
 from convnext.tasks.detection.model.training import (
     box_loss,
     class_loss,

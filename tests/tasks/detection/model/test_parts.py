@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torchvision.ops import roi_align
 
-from convnext.tasks.detection.model.boxes import iou, level_anchors
-from convnext.tasks.detection.model.detect import refine, select, stack
+from convnext.tasks.detection.model.boxes import iou, level_anchors, refine, select, stack
 from convnext.tasks.detection.model.heads import (
     FPN,
     BoxHead,

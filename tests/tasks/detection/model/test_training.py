@@ -10,8 +10,8 @@ import torch
 from small_detectors import METHODS, random_target, small_detector
 from torch import Tensor, nn
 
-from convnext.tasks.detection.model.config import METHODS as METHOD_TABLE
-from convnext.tasks.detection.model.config import DetectorConfig
+from convnext.tasks.detection.model.heads import METHODS as METHOD_TABLE
+from convnext.tasks.detection.model.heads import DetectorConfig
 from convnext.tasks.detection.model.training import choose_anchors, choose_boxes, read_target
 
 SIZE = (64, 96)

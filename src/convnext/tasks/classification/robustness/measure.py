@@ -27,8 +27,8 @@ from convnext.data.preprocessing import Preprocessing
 from convnext.data.samples import BadImages, Samples
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.predict import BATCH_SIZE, infer
+from convnext.tasks.classification.robustness.benchmarks import Score
 from convnext.tasks.classification.robustness.corruptions import corrupt
-from convnext.tasks.classification.robustness.score import Score
 
 NAME = "robustness"
 FILE_TYPES = ("json", "csv", "svg", "png")

@@ -20,12 +20,16 @@ from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.evaluate import class_positions, open_split, relabel
 from convnext.tasks.classification.predict import BATCH_SIZE
 from convnext.tasks.classification.robustness.benchmarks import (
+    SOURCE,
     TITLES,
     Benchmark,
     Condition,
     Kind,
+    Summary,
     find_benchmark,
+    paper_figures,
     subset_synsets,
+    summarize,
 )
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS, SEVERITIES, VERSION
 from convnext.tasks.classification.robustness.measure import (
@@ -37,7 +41,6 @@ from convnext.tasks.classification.robustness.measure import (
     fingerprint,
     run_trials,
 )
-from convnext.tasks.classification.robustness.score import SOURCE, Summary, paper_figures, summarize
 from convnext.tasks.trained import open_model, pick_precision
 from convnext.weights.checkpoint import Card, data_of, setting_of
 from convnext.weights.files import digest

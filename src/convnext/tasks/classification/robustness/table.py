@@ -19,10 +19,10 @@ from rich.table import Table
 
 from convnext.atomic import atomic_write, write_text
 from convnext.names import text_cell
+from convnext.tasks.classification.robustness.benchmarks import ALEXNET_ERROR, SOURCE
 from convnext.tasks.classification.robustness.corruptions import CORRUPTIONS, KINDS
 from convnext.tasks.classification.robustness.measure import NAME
 from convnext.tasks.classification.robustness.run import RobustnessResult
-from convnext.tasks.classification.robustness.score import ALEXNET_ERROR, SOURCE
 from convnext.tasks.figures import ACCENT, GRID, INK, MISS, MUTED, figure_style, shorten
 
 COLUMNS = (

@@ -29,8 +29,7 @@ from convnext.hardware.peak_rates import has_fast_bf16
 from convnext.hardware.tuner import BUDGET_S, Candidate, Parity, medians, tune
 from convnext.kernels.roi_pooling import pool_rois_by_products
 from convnext.kernels.winograd import has_any, with_winograd
-from convnext.tasks.detection.model.boxes import iou
-from convnext.tasks.detection.model.detect import stack
+from convnext.tasks.detection.model.boxes import iou, stack
 
 # Min IoU and max score difference between equal detections of a class.
 SAME_IOU = 0.9

@@ -18,7 +18,7 @@ from convnext.deploy.formats import Masks
 from convnext.deploy.graphs import to_pixels
 from convnext.deploy.runtimes import Exported, outside
 from convnext.tasks.detection.export.graph import OUTPUTS
-from convnext.tasks.detection.model.config import DetectorConfig
+from convnext.tasks.detection.model.heads import DetectorConfig
 from convnext.weights.checkpoint import Card
 
 

@@ -38,11 +38,9 @@ from convnext.hardware.devices import AMP_DTYPES
 from convnext.tasks.detection.export.exported import OnCanvas
 from convnext.tasks.detection.export.graph import OUTPUTS, DetectorGraph, check_size, paste
 from convnext.tasks.detection.export.proof import DetectorComparison
-from convnext.tasks.detection.model.boxes import DIVISOR
-from convnext.tasks.detection.model.config import DetectorConfig
-from convnext.tasks.detection.model.detect import padded_size
+from convnext.tasks.detection.model.boxes import DIVISOR, padded_size
 from convnext.tasks.detection.model.detector import Detector
-from convnext.tasks.detection.model.heads import BOX_SIDE, MASK_SIDE, pool_rois
+from convnext.tasks.detection.model.heads import BOX_SIDE, MASK_SIDE, DetectorConfig, pool_rois
 from convnext.weights.checkpoint import Card
 
 # Number of boxes per image on which the heads are compared, a few of each size.

@@ -26,8 +26,15 @@ from torch.nn import functional as F
 from torchvision.ops import nms, roi_align
 
 from convnext.kernels.roi_pooling import roi_levels
-from convnext.tasks.detection.model.boxes import DIVISOR, Stds, decode, has_area, level_anchors
-from convnext.tasks.detection.model.detect import Size, padded_size
+from convnext.tasks.detection.model.boxes import (
+    DIVISOR,
+    Size,
+    Stds,
+    decode,
+    has_area,
+    level_anchors,
+    padded_size,
+)
 from convnext.tasks.detection.model.detector import Detector
 from convnext.tasks.detection.model.heads import BOX_SIDE, MASK_SIDE, NMS_THRESHOLD, by_anchor
 

@@ -21,8 +21,7 @@ from convnext.deploy.verify import ENOUGH_IMAGES, MAX_LOST, Comparison, Proof, V
 from convnext.tasks.detection.export.exported import OnCanvas, open_network
 from convnext.tasks.detection.inference import Detections, detect
 from convnext.tasks.detection.metric import Metric
-from convnext.tasks.detection.model.boxes import iou
-from convnext.tasks.detection.model.detect import padded_size, stack
+from convnext.tasks.detection.model.boxes import iou, padded_size, stack
 from convnext.tasks.detection.model.detector import Detector
 from convnext.weights.checkpoint import Card
 

@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from convnext.models.factory import build_dense
 from convnext.models.given import GivenNetwork
 from convnext.models.network import DenseModule, Network
-from convnext.tasks.detection.model.boxes import level_anchors
-from convnext.tasks.detection.model.config import METHODS, DetectorConfig, Method
-from convnext.tasks.detection.model.detect import Size, detections, refine, stack
+from convnext.tasks.detection.model.boxes import Size, detections, level_anchors, refine, stack
 from convnext.tasks.detection.model.heads import (
     BOX_SIDE,
     FPN,
     MASK_SIDE,
+    METHODS,
     BoxHead,
+    DetectorConfig,
     MaskHead,
+    Method,
     ProposalNetwork,
     by_anchor,
     pool_rois,

@@ -28,17 +28,17 @@ from convnext.tasks.detection.model.boxes import (
     giou,
     match,
     sample,
+    stack,
     usable,
 )
-from convnext.tasks.detection.model.config import (
+from convnext.tasks.detection.model.heads import (
     RPN_THRESHOLDS,
     BoxLoss,
     DetectorConfig,
     Method,
     Stage,
+    by_anchor,
 )
-from convnext.tasks.detection.model.detect import stack
-from convnext.tasks.detection.model.heads import by_anchor
 
 if TYPE_CHECKING:
     from convnext.tasks.detection.model.detector import Detector

@@ -1,4 +1,4 @@
-"""Classes and preprocessing of published classifiers, whose files hold only tensors."""
+"""Classifiers; the classes and preprocessing of published ones, whose files hold only tensors."""
 
 from __future__ import annotations
 
