@@ -189,3 +189,46 @@ def test_accents_of_classes_in_another_unicode_form(make_folder):
     assert data.classes == ("b", composed)
     assert (len(data.train), len(data.val)) == (8, 4)
     assert [data.val.header(index).width for index in range(4)]
+
+
+def test_folders_that_repeat_the_others_are_left_out(make_folder):
+    root = make_folder(
+        {f"Leaves/{below}{c}": 5 for below in ("", "Leaves/") for c in ("apple", "corn")}
+    )
+    data = open_dataset(str(root))
+    assert data.classes == ("apple", "corn")
+    assert len(data.train) + len(data.val) == 10
+    assert "Leaves/Leaves/ repeats the class folders beside it, left out: 10 images" in data.faults
+
+
+def test_versions_of_the_same_images_are_not_classes(make_folder):
+    root = make_folder({f"{v}/{c}": 3 for v in ("color", "gray") for c in ("apple", "corn")})
+    with pytest.raises(ValueError, match=r"color/, gray/ .* hold folders of the same names"):
+        open_dataset(str(root))
+    assert open_dataset(str(root), layout="class_folders").classes == ("color", "gray")
+
+
+def test_names_of_two_groups_of_splits_are_not_classes(make_folder):
+    root = make_folder({f"{kind}_{split}": 3 for kind in "xy" for split in ("train", "val")})
+    with pytest.raises(ValueError, match="x_train and x_val and y_train and y_val"):
+        open_dataset(str(root))
+
+
+def test_tables_split_class_folders(make_folder):
+    root = make_folder({"Scenes/Crop": 6, "Scenes/Forest": 6})
+    for split, numbers in (("train", range(3)), ("validation", (3, 4)), ("test", (5,))):
+        rows = [f"{c}/{i:03d}.png,{k}" for k, c in enumerate(("Crop", "Forest")) for i in numbers]
+        (root / "Scenes" / f"{split}.csv").write_text("\n".join(["Filename,Label", *rows]))
+    data = open_dataset(str(root))
+    assert data.classes == ("Crop", "Forest")
+    assert (len(data.train), len(data.val), len(data.test)) == (6, 4, 2)
+    assert data.test.source(0).endswith("Crop/005.png")
+
+
+def test_a_list_of_the_test_images_alone(make_folder):
+    root = make_folder({"cat": 4, "dog": 4})
+    (root / "test.txt").write_text("cat/000\n/home/me/dog/003.png\n")
+    data = open_dataset(str(root))
+    assert len(data.test) == 2
+    assert len(data.train) + len(data.val) == 6
+    assert data.test.labels == [0, 1]

@@ -99,3 +99,99 @@ def test_class_folders_with_a_table_beside_them_stay_class_folders(make_folder):
     split = make_folder({f"{part}/{c}": 2 for part in ("train", "val") for c in "ab"}, name="split")
     (split / "train.csv").write_text("file,label\n000.png,x\n")
     assert opened(split).classes == ("a", "b")
+
+
+def test_metadata_of_imagefolder(make_folder):
+    root = make_folder({"data/train": 6, "data/validation": 4, "data/test": 2})
+    for split, count in (("train", 6), ("validation", 4), ("test", 2)):
+        rows = [
+            f'{{"file_name": "{i:03d}.png", "label": "{"ab"[i % 2]}", "text": "a photo {i}"}}'
+            for i in range(count)
+        ]
+        (root / "data" / split / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+    data = opened(root)
+    assert data.classes == ("a", "b")
+    assert (len(data.train), len(data.val), len(data.test)) == (6, 4, 2)
+    assert data.train.labels == [0, 1, 0, 1, 0, 1]
+
+
+def test_captions_are_not_classes(make_folder):
+    root = make_folder({"photos": 6})
+    (root / "metadata.csv").write_text("file_name,text\n000.png,a cat\n001.png,a dog\n")
+    with pytest.raises(ValueError, match="column of the labels could be any of none"):
+        opened(root / "metadata.csv")
+    rows = [f"{i:03d}.png,number {i}" for i in range(6)]
+    (root / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    with pytest.raises(ValueError, match="another value for every image"):
+        opened(root)
+
+
+def test_parquet_beside_images_names_the_conversion(make_folder):
+    root = make_folder({"train": 2})
+    (root / "train/metadata.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"read_parquet\('metadata.parquet'\).to_csv"):
+        opened(root)
+
+
+def table(root, labels, *, name="labels.csv", header="image_id,dx,age"):
+    rows = [f"{image},{label},7" for image, label in labels.items()]
+    (root / name).write_text("\n".join([header, *rows]))
+
+
+def test_parts_of_a_table_are_not_classes(make_folder):
+    root = make_folder({"SKIN_images_part_1": 4, "SKIN_images_part_2": 4})
+    labels = {}
+    for part in (1, 2):
+        for i in range(4):
+            path = root / f"SKIN_images_part_{part}/{i:03d}.png"
+            path.rename(path.with_name(f"S_{part}{i}.png"))
+            labels[f"S_{part}{i}"] = ("mel", "nv")[i % 2]
+    table(root, labels, name="SKIN_metadata.csv")
+    (root / "pixels.csv").write_text("pixel0000,label\n3,1\n4,0\n")
+    data = opened(root)
+    assert data.classes == ("mel", "nv")
+    assert len(data.train) + len(data.val) == 8
+    assert "pixels.csv: no column has names of image files; not used" in data.notes
+
+
+def test_folders_or_a_table_of_other_classes(make_folder):
+    root = make_folder({"red": 4, "blue": 4})
+    labels = {f"{c}/{i:03d}.png": ("cat", "dog")[i % 2] for c in ("red", "blue") for i in range(4)}
+    table(root, labels)
+    with pytest.raises(ValueError, match=r"its folders \(blue, red ...\) or the labels in labels"):
+        opened(root)
+    assert opened(root, layout="class_folders").classes == ("blue", "red")
+    assert opened(root / "labels.csv").classes == ("cat", "dog")
+    table(root, {name: int(name[0] == "r") for name in labels})
+    assert opened(root).classes == ("blue", "red")
+
+
+def test_equal_images_of_one_name_count_once(make_folder):
+    root = make_folder({"images_1": 6})
+    (root / "images_2").mkdir()
+    for path in (root / "images_1").iterdir():
+        (root / "images_2" / path.name).write_bytes(path.read_bytes())
+    table(root, {f"{i:03d}": "ab"[i % 2] for i in range(6)})
+    data = opened(root)
+    assert len(data.train) + len(data.val) == 6
+    assert any(note.startswith("6 images are there twice") for note in data.notes)
+    (root / "images_2/000.png").write_bytes((root / "images_2/001.png").read_bytes())
+    assert "rows without an image file, left out: 1 (such as 000)" in opened(root).faults[0]
+
+
+def test_a_text_of_names_and_classes(make_folder):
+    root = make_folder({"images": 8})
+    for split, numbers in (("train", range(6)), ("val", (6, 7))):
+        lines = "".join(f"images/{i:03d}.png {i % 2}\n" for i in numbers)
+        (root / f"{split}.txt").write_text(lines)
+    data = opened(root)
+    assert data.classes == ("0", "1")
+    assert (len(data.train), len(data.val)) == (6, 2)
+
+
+def test_several_tables_are_refused(make_folder):
+    root = make_folder({"photos": 4})
+    for name in ("male.csv", "young.csv"):
+        table(root, {f"{i:03d}": i % 2 for i in range(4)}, name=name)
+    with pytest.raises(ValueError, match=r"several tables: male.csv, young.csv"):
+        opened(root)

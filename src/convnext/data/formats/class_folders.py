@@ -8,40 +8,40 @@ CLASS/train/*  CLASS/test/*                the split inside each class
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from convnext.data.formats.class_checks import (
+    LAYOUTS,
+    Part,
+    advice_on_names,
+    check_inner,
+    check_names,
+    check_versions,
+    leave_out_copy,
+    masks_among,
+    some,
+)
 from convnext.data.formats.records import Split
-from convnext.data.formats.splits import is_plain_name, is_reserved, kind_of, split_of, splits_among
-from convnext.data.formats.text_lists import names_of_list, split_lists
+from convnext.data.formats.splits import is_plain_name, kind_of, split_of, splits_among
+from convnext.data.formats.text_lists import (
+    TABLES,
+    classes_by_list,
+    find_numbered,
+    has_numbered_images,
+    listed_split,
+    taker,
+)
 from convnext.data.images import is_hidden, readable_extensions, walk_files
-from convnext.data.samples import FolderSamples, ImageListing, Samples
+from convnext.data.samples import ImageListing
 
 # Names of the validation part of shards and tables.
 VAL_NAMES = ("val", "validation", "valid", "test")
-LAYOUTS = (
-    "accepted are train/CLASS/* with val/CLASS/*, CLASS/* without a split, shards train-*.tar "
-    "with val-*.tar, a CSV with the columns path and label, or the word digits"
-)
-_MASK_NAME = re.compile(r"(.+?)[-_. ]+masks?([-_. ]?\d+)?", re.IGNORECASE)
 _PARTS: tuple[Split, ...] = ("train", "val", "test")
 # A folder is searched for the data set inside it only if it has few folders.
 _MAX_FOLDERS = 100
-
-
-@dataclass(kw_only=True)
-class _Part:
-    """The images of a split."""
-
-    folder: Path
-    files: dict[str, list[str]]
-    """The files of each class, relative to `folder`."""
-    loose: list[str] = field(default_factory=list)
-    """Images outside class folders."""
 
 
 def split_folders(root: Path) -> tuple[dict[Split, Path], list[str]]:
@@ -91,28 +91,30 @@ def find_root(root: Path) -> tuple[Path, list[str]]:
     if not folders or len(folders) > _MAX_FOLDERS:
         return root, []
     with_split = [p for p in folders.values() if split_folders(p)[0]]
-    if with_split and not any(subfolders(split_folders(p)[0]["train"]) for p in with_split):
+    is_general = len(with_split) == len(folders) == 1 and is_plain_name(with_split[0].name)
+    inner = [child for p in with_split for child in subfolders(split_folders(p)[0]["train"])]
+    if with_split and not inner and not is_general:
         return root, []  # CLASS/train/*
     if len(with_split) > 1:
         names = ", ".join(f"{p.name}/" for p in with_split[:5])
         raise ValueError(f"{root} holds several data sets: {names}; give one of them")
     if with_split:
-        inner = with_split[0]
+        entered = with_split[0]
     else:
         with_images = [p for p in folders.values() if _has_images(p)]
         general = [p for p in with_images if is_plain_name(p.name) or len(with_images) == 1]
         general = [p for p in general if sum(map(_has_images, subfolders(p).values())) > 0]
         if len(general) != 1 or any(_is_image(p) for p in listing(general[0])):
             return root, []
-        inner = general[0]
-        if len(with_images) > 1 and not is_plain_name(inner.name):
+        entered = general[0]
+        if len(with_images) > 1 and not is_plain_name(entered.name):
             return root, []
-    left = {p.name: _num_images(p) for p in folders.values() if p != inner}
-    note = f"the data set is in {inner.name}/"
+    left = {p.name: _num_images(p) for p in folders.values() if p != entered}
+    note = f"the data set is in {entered.name}/"
     if any(left.values()):
         others = ", ".join(f"{name}/ ({n:,} images)" for name, n in left.items() if n)
         note += f"; left out: {others}"
-    below, notes = find_root(inner)
+    below, notes = find_root(entered)
     return below, [note, *notes]
 
 
@@ -129,6 +131,9 @@ def find_folders(root: Path, *, any_names: bool = False) -> ImageListing:
     if any_names:
         return find_plain(root)
     root, notes = find_root(root)
+    numbered = next((p for p in (root, root.parent) if has_numbered_images(p)), None)
+    if numbered is not None:
+        return find_numbered(numbered)
     folders, more = split_folders(root)
     if folders:
         return find_split(root, folders, [*notes, *more])
@@ -151,12 +156,18 @@ def find_split(
     ]
     parts = {split: _read_part(folder, notes, faults) for split, folder in folders.items()}
     _note_others(root, folders, faults)
+    for split, part in parts.items():
+        if split != "train":
+            _label_by_list(root, split, part, parts["train"], notes)
+            for name in list(part.files):  # test/images/*
+                if kind_of(name) == "image" and name not in parts["train"].files:
+                    part.loose += part.files.pop(name)
     for split in ("val", "test"):
-        part = parts.get(split)
-        if part and part.loose and not any(part.files.values()):
+        other = parts.get(split)
+        if other and other.loose and not any(other.files.values()):
             faults.append(
-                f"{part.folder.name}/ has no class folders, so that the classes of its "
-                f"{len(part.loose):,} images are unknown; left out"
+                f"{other.folder.name}/ has no class folders, so that the classes of its "
+                f"{len(other.loose):,} images are unknown; left out"
             )
             del parts[split]
     _note_loose(parts.values(), faults)
@@ -170,7 +181,7 @@ def find_split(
             count = sum(len(test.files[c]) for c in new)
             faults.append(
                 f"classes that only {test.folder.name}/ has, left out with {count:,} images: "
-                + _some(new)
+                + some(new)
             )
         empty -= new
     classes = _class_names(parts["train"].folder, present, empty, faults)
@@ -194,8 +205,34 @@ def find_split(
         split=f"folders {', '.join(where_from)}",
         notes=tuple(notes),
         faults=tuple(faults),
-        take=_taker(root, keys, labels),
+        take=taker(root, keys, labels),
     )
+
+
+def _label_by_list(root: Path, split: Split, part: Part, train: Part, notes: list[str]) -> None:
+    """Give the images of a split without class folders the classes that a list states."""
+    folders = [name for name, files in part.files.items() if files]
+    if any(name in train.files or kind_of(name) != "image" for name in folders):
+        return
+    images = [*part.loose, *(file for name in folders for file in part.files[name])]
+    names = {os.path.basename(file): file for file in images}
+    lists = [p for p in listing(part.folder) if p.suffix.lower() in (".txt", *TABLES)]
+    lists += [
+        p
+        for p in listing(root)
+        if p.suffix.lower() in (".txt", *TABLES) and split_of(p.stem) == split
+    ]
+    found = classes_by_list(lists, names, train.files) if images else None
+    if found is None:
+        return
+    path, class_of = found
+    part.files = {name: [] for name in train.files}
+    for name, file in names.items():
+        if name in class_of:
+            part.files[class_of[name]].append(file)
+    part.loose = [file for name, file in names.items() if name not in class_of]
+    where = path.relative_to(root).as_posix()
+    notes.append(f"the classes of the images of {part.folder.name}/ are those of {where}")
 
 
 def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) -> ImageListing:
@@ -212,19 +249,22 @@ def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) ->
     faults: list[str] = []
     part = _walk(root, faults)
     _note_loose([part], faults)
+    if check:
+        leave_out_copy(part, faults)
     present = {c for c, names in part.files.items() if names}
     if check:
-        _check_names(root, present)
-        _check_inner(root, part)
+        check_names(root, present)
+        check_inner(root, part)
+        check_versions(root, part)
     classes = _class_names(root, present, set(part.files) - present, faults)
     keys = [name for c in classes for name in part.files[c]]
     labels = [label for label, c in enumerate(classes) for _ in part.files[c]]
     split = _inner_split(keys) if check else {}
     inner = ""
     if check and not split:
-        split, inner = _listed_split(root, keys, faults)
+        split, inner = listed_split(root, keys, faults)
     elif split:
-        inner = f"folders inside each class: {_some({key.split('/')[1] for key in keys})}"
+        inner = f"folders inside each class: {some({key.split('/')[1] for key in keys})}"
     return ImageListing(
         root=root,
         classes=classes,
@@ -236,96 +276,8 @@ def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) ->
         split=inner,
         notes=tuple(notes),
         faults=tuple(faults),
-        take=_taker(root, keys, labels),
+        take=taker(root, keys, labels),
     )
-
-
-def _listed_split(
-    root: Path, keys: Sequence[str], faults: list[str]
-) -> tuple[dict[Split, list[int]], str]:
-    """Return the images of each split by lists such as train.txt, and the names of the lists.
-
-    The lists are in the folder, in one such as meta/, or beside an images/ folder.
-    """
-    beside = [root.parent] if is_plain_name(root.name) else []
-    lists = next((files for place in (root, *beside) if (files := split_lists(place))), {})
-    position: dict[str, int] = {}
-    for index, key in enumerate(keys if lists else ()):
-        position |= {key: index, os.path.splitext(key)[0]: index}
-    found: dict[Split, list[int]] = {}
-    unknown: list[str] = []
-    for split, path in lists.items():
-        for name in names_of_list(path):
-            inner = name.removeprefix(f"{root.name}/")
-            if inner in position:
-                found.setdefault(split, []).append(position[inner])
-            else:
-                unknown.append(name)
-    listed = [index for indices in found.values() for index in indices]
-    shown = ", ".join(path.name for path in lists.values())
-    if "train" not in found or len(found) < 2 or len(unknown) > len(listed):
-        if lists:
-            faults.append(f"{shown}: most names there are not images of the classes; not used")
-        return {}, ""
-    if len(set(listed)) < len(listed):
-        raise ValueError(f"{shown} in {root} list {len(listed) - len(set(listed)):,} images twice")
-    rest = sorted(set(range(len(keys))) - set(listed))
-    faults += [
-        f"{what}, left out: {len(left):,} (such as {left[0]})"
-        for what, left in (
-            ("listed images that are absent", unknown),
-            ("images that no list names", [keys[index] for index in rest]),
-        )
-        if left
-    ]
-    return found, f"lists {shown}"
-
-
-def _check_names(root: Path, names: set[str]) -> None:
-    """Refuse folders that are named for splits or annotations rather than classes.
-
-    Raises:
-        ValueError: If most of them are.
-    """
-    reserved = sorted(name for name in names if is_reserved(name))
-    if len(reserved) > 1 and 2 * len(reserved) >= len(names):
-        raise ValueError(
-            f"the folders {' and '.join(reserved)} in {root} are named for splits or annotations, "
-            "not for classes: if this is data for segmentation or detection, give --task; if "
-            "these are classes after all, give --loader.layout class_folders (--layout of `data`); "
-            f"{LAYOUTS}"
-        )
-
-
-def _check_inner(root: Path, part: _Part) -> None:
-    """Refuse folders that each hold images/ and masks/.
-
-    Raises:
-        ValueError: If most of them do.
-    """
-    of_samples = [
-        name
-        for name, files in part.files.items()
-        if {"image", "mask"} <= {kind_of(f.split("/")[1]) for f in files if f.count("/") > 1}
-    ]
-    if 2 * len(of_samples) > len(part.files):
-        raise ValueError(
-            f"the folders in {root}, such as {of_samples[0]}/, hold images/ and masks/ each, and "
-            "are not classes: give --task segment"
-        )
-
-
-def _masks_among(part: _Part) -> list[str]:
-    """Return the files that are masks of others by their names, such as x_mask.png beside x.png."""
-    found = []
-    for files in part.files.values():
-        named = [name for name in files if "mask" in name.lower()]
-        stems = {os.path.splitext(name)[0] for name in files} if named else set()
-        for name in named:
-            match = _MASK_NAME.fullmatch(os.path.splitext(name)[0])
-            if match and match[1] in stems:
-                found.append(name)
-    return found
 
 
 def _inner_split(keys: Sequence[str]) -> dict[Split, list[int]]:
@@ -339,13 +291,6 @@ def _inner_split(keys: Sequence[str]) -> dict[Split, list[int]]:
     return found if "train" in found and len(found) > 1 else {}
 
 
-def _taker(root: Path, keys: list[str], labels: list[int]) -> Callable[[Sequence[int]], Samples]:
-    def take(which: Sequence[int]) -> Samples:
-        return FolderSamples(root, [keys[i] for i in which], [labels[i] for i in which])
-
-    return take
-
-
 def _class_names(
     folder: Path, present: set[str], empty: set[str], faults: list[str]
 ) -> tuple[str, ...]:
@@ -355,14 +300,13 @@ def _class_names(
         ValueError: If no class has images.
     """
     if not present:
-        raise ValueError(f"no class folders with images in {folder}: {_seen(folder)}; {LAYOUTS}")
+        advice = advice_on_names(path.name for path in listing(folder) if _is_image(path))
+        raise ValueError(
+            f"no class folders with images in {folder}: {_seen(folder)}; {advice}{LAYOUTS}"
+        )
     if empty:
-        faults.append(f"class folders without images, left out: {len(empty):,} ({_some(empty)})")
+        faults.append(f"class folders without images, left out: {len(empty):,} ({some(empty)})")
     return tuple(sorted(present))
-
-
-def _some(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def _seen(folder: Path) -> str:
@@ -377,7 +321,7 @@ def _seen(folder: Path) -> str:
     return "it holds " + " and ".join(parts) if parts else "it is empty"
 
 
-def _read_part(folder: Path, notes: list[str], faults: list[str]) -> _Part:
+def _read_part(folder: Path, notes: list[str], faults: list[str]) -> Part:
     """List a split, entering a folder that only repeats its name, as in seg_train/seg_train/."""
     while True:
         folders = list(subfolders(folder).values())
@@ -392,7 +336,7 @@ def _read_part(folder: Path, notes: list[str], faults: list[str]) -> _Part:
     return _walk(folder, faults)
 
 
-def _walk(folder: Path, faults: list[str]) -> _Part:
+def _walk(folder: Path, faults: list[str]) -> Part:
     """Return the image files of every class folder, as `CLASS/...` relative to `folder`.
 
     Names of classes are compared in one Unicode form: systems write accents differently.
@@ -417,17 +361,17 @@ def _walk(folder: Path, faults: list[str]) -> _Part:
             f"files in {folder.name}/ that are not images by their ending, left out: "
             f"{others.total():,} ({listed}, such as {example})"
         )
-    return _Part(folder=folder, files=classes, loose=loose)
+    return Part(folder=folder, files=classes, loose=loose)
 
 
-def _note_loose(parts: Iterable[_Part], faults: list[str]) -> None:
+def _note_loose(parts: Iterable[Part], faults: list[str]) -> None:
     """Count the images of splits that are outside class folders, and masks in class folders."""
     parts = list(parts)
     faults += [
         f"files that look like masks of other images, but are read as images of "
         f"{part.folder.name}/: {len(masks):,} (such as {masks[0]})"
         for part in parts
-        if (masks := _masks_among(part))
+        if (masks := masks_among(part))
     ]
     faults += [
         f"images directly in {part.folder.name}/, outside its class folders, left out: "

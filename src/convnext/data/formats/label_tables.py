@@ -1,8 +1,9 @@
 """Tables of labels beside images, as people have them: labels.csv, train.csv, one-hot _classes.csv.
 
     labels.csv  images/*                     filename,label; perhaps a column `split`
-    train.csv   test.csv   images/*          a table for each split
+    train.csv   test.csv   images/*          a table for each split; also texts of `name label`
     {train,valid,test}/_classes.csv          filename and a 0/1 column for each class (Roboflow)
+    {train,test}/metadata.{csv,jsonl}        file_name and label (Hugging Face's imagefolder)
 
 The column of the images is the one whose values are names of image files, with or without a folder
 or an ending. The label is the only other column, or the one with a usual name.
@@ -10,34 +11,35 @@ or an ending. The label is the only other column, or the one with a usual name.
 
 from __future__ import annotations
 
-import csv
-import io
+import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convnext.data.formats.class_folders import listing, subfolders
+from convnext.data.contents import hash_of_file
+from convnext.data.formats.class_folders import listing, split_folders, subfolders
 from convnext.data.formats.records import Split
-from convnext.data.formats.splits import is_plain_name, split_of, splits_among
+from convnext.data.formats.splits import is_plain_name, split_of, splits_among, words_of
+from convnext.data.formats.text_lists import LABELS, NUM_ROWS, TABLES, rows_of_text, taker
 from convnext.data.images import readable_extensions, walk_files
-from convnext.data.samples import FolderSamples, ImageListing
+from convnext.data.samples import ImageListing
 from convnext.documents import read_regular
 
-ENDINGS = (".csv", ".tsv")
 ONE_HOT = "_classes.csv"
+# Hugging Face's table beside the images.
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # Tables that are read if there are several, the first one first.
 _NAMES = ("labels", "label", "train_labels", "annotations", "metadata", "data", "list")
-_LABELS = (
-    "label", "class", "labels", "class_name", "classname", "category", "target", "species", "breed",
-    "diagnosis", "y", "label_name", "category_name",
-)  # fmt: skip
 _SPLITS = ("split", "set", "subset", "partition", "usage")
-# Rows that tell which column has the images.
-NUM_ROWS = 200
+# Columns of text that are not classes, even if there is no other.
+_TEXTS = ("text", "caption", "captions", "description", "prompt", "additional_feature")
 # Images of several classes are left out up to this fraction of the rows.
 MAX_SEVERAL = 0.01
+# With this many rows or more, labels that all differ are not classes.
+MIN_ROWS = 4
 
 
 @dataclass(kw_only=True)
@@ -65,14 +67,58 @@ class _Read:
 
 
 def is_labeled(root: Path) -> bool:
-    """Whether a folder has tables of labels, and no class folders."""
+    """Whether a folder has tables of labels, and no class folders.
+
+    Raises:
+        ValueError: If its folders may be the classes, but a table gives the images other ones.
+    """
     folders = subfolders(root)
-    if any((root / name / ONE_HOT).is_file() for name in ("", *folders)):
+    places = [root, *folders.values()]
+    if any((place / name).is_file() for place in places for name in (ONE_HOT, *METADATA)):
         return True
-    if not any(p.suffix.lower() in ENDINGS for p in listing(root) if p.is_file()):
+    if not any(p.suffix.lower() in (*TABLES, ".txt") for p in listing(root) if p.is_file()):
         return False
     inner = [child for p in folders.values() if is_plain_name(p.name) for child in subfolders(p)]
-    return all(map(is_plain_name, folders)) and all(map(is_plain_name, inner))
+    if all(map(is_plain_name, folders)) and all(map(is_plain_name, inner)):
+        return bool(_candidates(root, _Index(root) if _texts(root) else None))
+    if split_folders(root)[0]:
+        return False
+    return _wins(root)
+
+
+def _wins(root: Path) -> bool:
+    """Whether the tables of a folder give the classes, rather than its folders.
+
+    Raises:
+        ValueError: If both could.
+    """
+    index = _Index(root)
+    if len({file.split("/")[0] for file in index.files if "/" in file}) < 2:
+        return any(_has_images(p, root, index) for p in _candidates(root, index).values())
+    try:
+        tables = _tables(root, index, [])
+        read = [_read(path, root, index) for path in tables.values()]
+    except ValueError:  # Not tables of these images.
+        return False
+    rows = [row for table in read for row in table.rows]
+    folders = {row.key.split("/")[0] if "/" in row.key else "" for row in rows}
+    # Folders like images_001 and images_002 are parts, not classes.
+    parts = {tuple(word for word in words_of(name) if word) for name in folders}
+    is_part = len(parts) == 1 and all(
+        re.search(r"\d|images?|imgs?", name, re.I) for name in folders
+    )
+    if not rows or len(folders) < 2 or is_part:
+        return bool(rows)
+    pairs = {(row.label, row.key.split("/")[0]) for row in rows}
+    if len(pairs) == len(folders) == len({row.label for row in rows}):
+        return False  # The same classes, perhaps under numbers.
+    shown = ", ".join(sorted(folders)[:3])
+    table = read[0].path.name
+    raise ValueError(
+        f"the classes of {root} may be its folders ({shown} ...) or the labels in {table}: give "
+        f"--loader.layout class_folders (--layout of `data`) for the folders, or the table as "
+        f"--data {root / table}"
+    )
 
 
 def find_labeled(root: Path, path: Path | None = None) -> ImageListing:
@@ -83,7 +129,7 @@ def find_labeled(root: Path, path: Path | None = None) -> ImageListing:
     """
     index = _Index(root)
     notes: list[str] = []
-    tables = {"": path} if path else _tables(root, notes)
+    tables = {"": path} if path else _tables(root, index, notes)
     read = {split: _read(table, root, index) for split, table in tables.items()}
     faults: list[str] = []
     for table in read.values():
@@ -113,6 +159,11 @@ def find_labeled(root: Path, path: Path | None = None) -> ImageListing:
     if "train" not in parts:
         raise ValueError(f"the tables of {root} list no training images")
     _note_rest(index, keys, faults)
+    if index.copies:
+        notes.append(
+            f"{len(index.copies):,} images are there twice under one name, and equal: one counts "
+            f"(such as {min(index.copies)})"
+        )
     return ImageListing(
         root=root,
         classes=classes,
@@ -125,9 +176,7 @@ def find_labeled(root: Path, path: Path | None = None) -> ImageListing:
         split=_split_from(read, root),
         notes=tuple(notes),
         faults=tuple(faults),
-        take=lambda which: FolderSamples(
-            root, [keys[i] for i in which], [labels[i] for i in which]
-        ),
+        take=taker(root, keys, labels),
     )
 
 
@@ -145,42 +194,62 @@ class _Index:
         self.root = root
         endings = readable_extensions()
         self.files = [f for f in walk_files(root) if os.path.splitext(f)[1].lower() in endings]
-        self._known: dict[str, str | None] = {}
+        self.copies: set[str] = set()
+        """Names of several files with the same contents."""
+        self._known: dict[str, list[str]] = {}
         for file in self.files:
             bare = os.path.splitext(file)[0]
             for name in {file, bare, os.path.basename(file), os.path.basename(bare)}:
-                # None for a name that stands for several files.
-                self._known[name] = None if name in self._known else file
+                self._known.setdefault(name, []).append(file)
         for file in self.files:
-            self._known[file] = file
+            self._known[file] = [file]
 
     def find(self, value: str, below: str = "") -> str | None:
         """Return the file that a value names, perhaps below a folder; None if there is none."""
         name = value.strip().replace("\\", "/").removeprefix("./").lstrip("/")
-        for text in (f"{below}/{name}" if below else name, name):
-            if found := self._known.get(text):
-                return found
-        return self._known.get(os.path.basename(name)) if name else None
+        last = os.path.basename(name)
+        for text in (f"{below}/{name}" if below else name, name, last):
+            if text and (found := self._known.get(text)):
+                return found[0] if len(found) == 1 else self._same(text, found)
+        return None
+
+    def _same(self, name: str, files: list[str]) -> str | None:
+        """Return the first of files that are equal; None if they differ."""
+        if len({hash_of_file(self.root / file) for file in files}) > 1:
+            return None
+        self._known[name] = files[:1]
+        self.copies.update(files[1:])
+        return files[0]
 
 
-def _tables(root: Path, notes: list[str]) -> dict[str, Path]:
+def _texts(root: Path) -> bool:
+    return any(p.suffix.lower() == ".txt" and p.is_file() for p in listing(root))
+
+
+def _tables(root: Path, index: _Index, notes: list[str]) -> dict[str, Path]:
     """Return the tables of a folder by the names of their splits, "" for a table of all images.
 
     Raises:
         ValueError: If several tables could be meant.
     """
     folders = subfolders(root)
-    one_hot = {
-        name: folders[name] / ONE_HOT
-        for names in splits_among(folders).values()
-        for name in names
-        if (folders[name] / ONE_HOT).is_file()
-    }
-    if one_hot:
-        return one_hot
-    files = {p.stem: p for p in listing(root) if p.is_file() and p.suffix.lower() in ENDINGS}
-    if "_classes" in files:
-        return {"": files["_classes"]}
+    for wanted in ((ONE_HOT,), METADATA):
+        in_folders = {
+            name: folders[name] / file
+            for names in splits_among(folders).values()
+            for name in names
+            for file in wanted
+            if (folders[name] / file).is_file()
+        }
+        if in_folders:
+            return in_folders
+        here = next((root / file for file in wanted if (root / file).is_file()), None)
+        if here is not None and (wanted != METADATA or _has_images(here, root, index)):
+            return {"": here}
+        inner = [p / file for p in folders.values() for file in wanted if (p / file).is_file()]
+        if len(inner) == 1:
+            return {"": inner[0]}
+    files = _candidates(root, index)
     whole = [name for name in _NAMES if name in {stem.lower() for stem in files}]
     if whole:
         taken = next(path for stem, path in files.items() if stem.lower() == whole[0])
@@ -197,6 +266,12 @@ def _tables(root: Path, notes: list[str]) -> dict[str, Path]:
             if split_of(name) == "train"
             or len(_header(path)) == len(_header(files[of_splits["train"][0]]))
         }
+    if len(files) > 1:  # Other tables say something else than the names of images.
+        with_images = {n: p for n, p in files.items() if _has_images(p, root, index)}
+        if len(with_images) == 1:
+            others = [path.name for path in files.values() if path not in with_images.values()]
+            notes.append(f"{', '.join(others)}: no column has names of image files; not used")
+            files = with_images
     if len(files) == 1:
         return {"": next(iter(files.values()))}
     raise ValueError(
@@ -205,26 +280,82 @@ def _tables(root: Path, notes: list[str]) -> dict[str, Path]:
     )
 
 
+def _candidates(root: Path, index: _Index | None) -> dict[str, Path]:
+    """Return the tables of a folder by their names; texts count only if they name images."""
+    files = [p for p in listing(root) if p.is_file() and "submission" not in p.stem.lower()]
+    tables = {p.stem: p for p in files if p.suffix.lower() in TABLES}
+    if tables or index is None:
+        return tables
+    usual = [p for p in files if p.stem.lower() in _NAMES or split_of(p.stem)]
+    texts = [p for p in usual if p.suffix.lower() == ".txt"]
+    return {p.stem: p for p in texts if _has_images(p, root, index)}
+
+
+def _has_images(path: Path, root: Path, index: _Index) -> bool:
+    """Whether a column of a table has names of images."""
+    try:
+        header, *rows = _rows(path)
+        _image_column(path, header, rows, index, _below(path, root))
+    except ValueError:
+        return False
+    return True
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.parent.relative_to(root).as_posix() if path.parent != root else ""
+
+
 def _header(path: Path) -> list[str]:
     return _rows(path)[0]
 
 
 def _rows(path: Path) -> list[list[str]]:
-    try:
-        text = read_regular(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8; save it as UTF-8 ({error})") from error
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
+    """Return the header and the rows of a table; texts have the columns image and label.
+
+    Raises:
+        ValueError: If it cannot be read, or has no rows.
+    """
+    if path.suffix.lower() == ".parquet":
+        raise ValueError(
+            f"{path}: Parquet is not read; write it as CSV beside it, with pandas: "
+            f"pandas.read_parquet({path.name!r}).to_csv('{path.stem}.csv', index=False)"
+        )
+    rows = _rows_of_lines(path) if path.suffix.lower() == ".jsonl" else rows_of_text(path)
+    if path.suffix.lower() == ".txt":
+        if any(len(row) != 2 for row in rows):
+            raise ValueError(f"{path}: a line must have the name of an image and its class")
+        rows.insert(0, ["image", "label"])
     if len(rows) < 2:
         raise ValueError(f"{path} has no rows")
-    return [[cell.strip() for cell in row] for row in rows]
+    return rows
+
+
+def _rows_of_lines(path: Path) -> list[list[str]]:
+    """Return the rows of JSON lines, the header first.
+
+    Raises:
+        ValueError: If a line is not an object of JSON.
+    """
+    entries = []
+    for number, line in enumerate(read_regular(path).splitlines(), 1):
+        try:
+            entry = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: is not JSON: {error}") from error
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}:{number}: is not an object such as {{}} in JSON")
+        entries += [entry] if entry else []
+    header = list(dict.fromkeys(key for entry in entries for key in entry))
+
+    def cell(value: object) -> str:
+        return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+    return [header, *([cell(entry.get(key)).strip() for key in header] for entry in entries)]
 
 
 def _read(path: Path, root: Path, index: _Index) -> _Read:
     header, *rows = _rows(path)
-    below = path.parent.relative_to(root).as_posix() if path.parent != root else ""
+    below = _below(path, root)
     width = len(header)
     for line, row in enumerate(rows, start=2):
         if len(row) != width:
@@ -260,6 +391,12 @@ def _read(path: Path, root: Path, index: _Index) -> _Read:
                     split=row[split] if split is not None else "",
                 )
             )
+    labels = {row.label for row in found.rows}
+    if not is_one_hot and len(labels) == len({row.key for row in found.rows}) >= MIN_ROWS:
+        raise ValueError(
+            f"{path}: the column {header[label]!r} has another value for every image, which are "
+            "not classes; name the column of the classes `label`"
+        )
     if len(found.several) > MAX_SEVERAL * len(rows):
         raise ValueError(
             f"{path}: {len(found.several):,} of {len(rows):,} images have several classes (such as "
@@ -285,7 +422,8 @@ def _image_column(
 
 
 def _label_column(path: Path, header: list[str], others: Sequence[int]) -> int:
-    named = [i for name in _LABELS for i in others if header[i].lower() == name]
+    others = [i for i in others if header[i].lower() not in _TEXTS]
+    named = [i for name in LABELS for i in others if header[i].lower() == name]
     if len(others) == 1:
         return others[0]
     if named:
@@ -319,6 +457,6 @@ def _note(table: _Read, root: Path, notes: list[str], faults: list[str]) -> None
 
 
 def _note_rest(index: _Index, keys: Sequence[str], faults: list[str]) -> None:
-    rest = sorted(set(index.files) - set(keys))
+    rest = sorted(set(index.files) - set(keys) - index.copies)
     if rest:
         faults.append(f"images that no table lists, left out: {len(rest):,} (such as {rest[0]})")

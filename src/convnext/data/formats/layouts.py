@@ -20,6 +20,7 @@ from convnext.data.formats.mask_folders import is_mask_folder
 from convnext.data.formats.paths import Fence, FileIndex
 from convnext.data.formats.records import ReadOptions
 from convnext.data.formats.roboflow import TEXT, is_table, read_createml, read_keras, read_table
+from convnext.data.formats.text_lists import CLASS_NUMBERS
 from convnext.data.formats.via import read_via
 from convnext.data.formats.voc import read_voc
 from convnext.data.formats.yolo import is_label_line, read_yolo
@@ -74,7 +75,12 @@ def is_detection(root: Path) -> bool:
 def recognize(root: Path) -> list[Recognized]:
     """Return the layouts that annotation files below a folder show."""
     by_ending: dict[str, list[Path]] = {}
-    for path in _annotation_files(root):
+    files = list(_annotation_files(root))
+    # Lists of numbers and boxes, but of images with a class each.
+    numbered = [path.parent for path in files if path.name == CLASS_NUMBERS]
+    for path in files:
+        if any(folder in path.parents for folder in numbered):
+            continue
         by_ending.setdefault(path.suffix.lower(), []).append(path)
     found: dict[str, Path] = {}
     for ending, paths in by_ending.items():

@@ -133,6 +133,12 @@ def splits_among(names: Iterable[str]) -> dict[Split, list[str]]:
             found.setdefault(split, []).append(name)
     if "train" in found:
         return found
+    pairs = split_groups(names)
+    return pairs[0] if len(pairs) == 1 else found
+
+
+def split_groups(names: Iterable[str]) -> list[dict[Split, list[str]]]:
+    """Return the names that share further words by split, such as `x_train` and `x_val`."""
     groups: dict[tuple[str, ...], dict[Split, list[str]]] = {}
     for name in names:
         words = words_of(name)
@@ -140,8 +146,7 @@ def splits_among(names: Iterable[str]) -> dict[Split, list[str]]:
         rest = tuple(word for word in words if word not in _SPLITS and word not in _FILLERS)
         if len(splits) == 1 and rest:
             groups.setdefault(rest, {}).setdefault(splits[0], []).append(name)
-    pairs = [group for group in groups.values() if "train" in group and len(group) > 1]
-    return pairs[0] if len(pairs) == 1 else found
+    return [group for group in groups.values() if "train" in group and len(group) > 1]
 
 
 _COPY = re.compile(r"[._-](?:jpe?g|png|bmp|webp|tiff?|gif)\.rf\.[0-9A-Za-z]{8,}$", re.IGNORECASE)

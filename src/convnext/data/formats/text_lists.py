@@ -1,11 +1,23 @@
-"""Text files that list the images of each split: train.txt, ImageSets/Segmentation/val.txt ..."""
+"""Lists in text files and tables: the images of each split, and the classes of images.
+
+train.txt   ImageSets/Segmentation/val.txt                the images of a split
+val/val_annotations.txt   Test.csv                        the classes of a split without folders
+images.txt  image_class_labels.txt  train_test_split.txt  by numbers, as in CUB-200
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from convnext.data.formats.paths import suffixes
 from convnext.data.formats.records import Split
-from convnext.data.formats.splits import split_of
+from convnext.data.formats.splits import is_plain_name, split_of
+from convnext.data.samples import FolderSamples, ImageListing, Samples
 from convnext.documents import read_regular
 
 # The names of lists: ImageSets/Segmentation/train.txt, splits/val.txt, or in the folder itself.
@@ -20,9 +32,21 @@ LIST_FOLDERS = (
     "meta",
 )
 
+TABLES = (".csv", ".tsv")
+# Columns that usually hold the class, the best first.
+LABELS = (
+    "label", "class", "labels", "class_name", "classname", "category", "target", "species", "breed",
+    "diagnosis", "dx", "y", "label_name", "category_name", "classid", "class_id", "label_id",
+)  # fmt: skip
+# Rows that tell which column is which.
+NUM_ROWS = 200
+# CUB-200 and data sets like it: a number for each image, and files that refer to it.
+IMAGE_NUMBERS, CLASS_NUMBERS = "images.txt", "image_class_labels.txt"
+CLASS_NAMES, IS_TRAINING = "classes.txt", "train_test_split.txt"
 
-def split_lists(root: Path) -> dict[Split, Path]:
-    """Return the text files that list the images of each split, from the first folder with some.
+
+def split_lists(root: Path, endings: Sequence[str] = (".txt",)) -> dict[Split, Path]:
+    """Return the files that list the images of each split, from the first folder with some.
 
     A folder with a list for training wins over one that lists only the others.
     """
@@ -32,8 +56,8 @@ def split_lists(root: Path) -> dict[Split, Path]:
     first: dict[Split, Path] = {}
     for folder in folders:
         found: dict[Split, Path] = {}
-        for path in sorted(folder.glob("*.txt")) if folder.is_dir() else ():
-            split = split_of(path.stem)
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            split = split_of(path.stem) if path.suffix.lower() in endings else None
             if split and (split not in found or path.stem.lower() == split):
                 found[split] = path
         if "train" in found:
@@ -52,3 +76,232 @@ def names_of_list(path: Path) -> list[str]:
         for name in names
         if name
     ]
+
+
+def rows_of_text(path: Path) -> list[list[str]]:
+    """Return the cells of a table, or the words of each line of another text.
+
+    The words are separated by tabs if there are any, else by commas or blanks.
+
+    Raises:
+        ValueError: If it is not UTF-8.
+    """
+    try:
+        text = read_regular(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8; save it as UTF-8 ({error})") from error
+    first = text.partition("\n")[0]
+    if path.suffix.lower() in TABLES:
+        delimiter = max(",;\t", key=first.count)
+    else:
+        delimiter = next((sign for sign in "\t,;" if sign in first), " ")
+    if delimiter == " ":
+        rows = [line.split() for line in text.splitlines()]
+    else:
+        rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
+    return [[cell.strip() for cell in row] for row in rows if any(row)]
+
+
+def classes_by_list(
+    paths: Sequence[Path], images: Collection[str], classes: Collection[str]
+) -> tuple[Path, dict[str, str]] | None:
+    """Return the class of each image by the first list that gives it; None without such a list.
+
+    Args:
+        paths: Texts and tables that may be the list.
+        images: The names of the images, without folders.
+        classes: The known classes; names beside them do not count.
+    """
+    for path in paths:
+        rows = rows_of_text(path)
+        header = [cell.lower() for cell in rows[0]] if rows else []
+        some = rows[:NUM_ROWS]
+        width = min(map(len, rows), default=0)
+        counts = [sum(os.path.basename(row[i]) in images for row in some) for i in range(width)]
+        if not counts or 2 * max(counts) < len(some):
+            continue
+        image = counts.index(max(counts))
+        # All rows below a header must name a class.
+        fitting = [
+            i
+            for i in range(width)
+            if i != image and all(row[i] in classes for row in some[1:] or some)
+        ]
+        named = [i for name in LABELS for i in fitting if header[i] == name]
+        label = named[0] if named else fitting[0] if len(fitting) == 1 else None
+        if label is not None:
+            found = {os.path.basename(row[image]): row[label] for row in rows}
+            return path, {name: c for name, c in found.items() if name in images and c in classes}
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberedImages:
+    """Images by numbers, as in CUB-200."""
+
+    files: Mapping[str, str]
+    """The file of each image, relative to the folder of images, by its number."""
+    labels: Mapping[str, str]
+    """The name of its class."""
+    is_train: Mapping[str, bool]
+    """Empty without a split."""
+
+
+def has_numbered_images(folder: Path) -> bool:
+    """Whether a folder has lists of images and of their classes by numbers."""
+    return (folder / IMAGE_NUMBERS).is_file() and (folder / CLASS_NUMBERS).is_file()
+
+
+def read_numbered_images(folder: Path) -> NumberedImages:
+    """Read lists of images and of their classes by numbers.
+
+    Raises:
+        ValueError: If a line is damaged, or an image has no class.
+    """
+    files = _numbered(folder / IMAGE_NUMBERS)
+    classes = _numbered(folder / CLASS_NUMBERS)
+    names = _numbered(folder / CLASS_NAMES) if (folder / CLASS_NAMES).is_file() else {}
+    split = _numbered(folder / IS_TRAINING) if (folder / IS_TRAINING).is_file() else {}
+    without = next((number for number in files if number not in classes), None)
+    if without is not None:
+        raise ValueError(f"{folder / CLASS_NUMBERS} has no class for image {without}")
+    unsplit = next((number for number in files if split and number not in split), None)
+    if unsplit is not None:
+        raise ValueError(f"{folder / IS_TRAINING} does not say what image {unsplit} is for")
+    return NumberedImages(
+        files=files,
+        labels={number: names.get(classes[number], classes[number]) for number in files},
+        is_train={number: value != "0" for number, value in split.items()},
+    )
+
+
+def _numbered(path: Path) -> dict[str, str]:
+    """Return the text after the number of each line.
+
+    Raises:
+        ValueError: If a line has no number, or a number is repeated.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(read_regular(path, "replace").splitlines(), 1):
+        if line.strip():
+            key, _, value = line.strip().partition(" ")
+            if not key.isdecimal() or not value or key in found:
+                raise ValueError(f"{path}:{number}: needs a number of its own and a value")
+            found[key] = value.strip()
+    return found
+
+
+def taker(root: Path, keys: list[str], labels: list[int]) -> Callable[[Sequence[int]], Samples]:
+    def take(which: Sequence[int]) -> Samples:
+        return FolderSamples(root, [keys[i] for i in which], [labels[i] for i in which])
+
+    return take
+
+
+def listed_split(
+    root: Path, keys: Sequence[str], faults: list[str]
+) -> tuple[dict[Split, list[int]], str]:
+    """Return the images of each split by lists such as train.txt, and the names of the lists.
+
+    The lists are in the folder, in one such as meta/, or beside an images/ folder.
+    """
+    beside = [root.parent] if is_plain_name(root.name) else []
+    endings = (".txt", *TABLES)
+    lists = next((files for place in (root, *beside) if (files := split_lists(place, endings))), {})
+    position: dict[str, int] = {}
+    for index, key in enumerate(keys if lists else ()):
+        position |= {key: index, os.path.splitext(key)[0]: index}
+    found: dict[Split, list[int]] = {}
+    unknown: list[str] = []
+    for split, path in lists.items():
+        for name in _names_in(path, position):
+            inner = next((tail for tail in suffixes(name) if tail in position), None)
+            if inner is not None:
+                found.setdefault(split, []).append(position[inner])
+            else:
+                unknown.append(name)
+    listed = [index for indices in found.values() for index in indices]
+    shown = ", ".join(path.name for path in lists.values())
+    if not found or len(unknown) > len(listed) or list(found) == ["train"]:
+        if lists:
+            faults.append(f"{shown}: most names there are not images of the classes; not used")
+        return {}, ""
+    if "train" not in lists:
+        found["train"] = sorted(set(range(len(keys))) - set(listed))
+        listed += found["train"]
+        shown += ", and all other images are for training"
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"{shown} in {root} list {len(listed) - len(set(listed)):,} images twice")
+    rest = sorted(set(range(len(keys))) - set(listed))
+    faults += [
+        f"{what}, left out: {len(left):,} (such as {left[0]})"
+        for what, left in (
+            ("listed images that are absent", unknown),
+            ("images that no list names", [keys[index] for index in rest]),
+        )
+        if left
+    ]
+    return found, f"lists {shown}"
+
+
+def _names_in(path: Path, known: Collection[str]) -> list[str]:
+    """Return the names in a list, or in the column of a table that has most known names."""
+    if path.suffix.lower() not in TABLES:
+        return names_of_list(path)
+    rows = rows_of_text(path)
+    width = min(map(len, rows), default=0)
+    columns = [[row[i].replace("\\", "/") for row in rows] for i in range(width)]
+    counts = [
+        sum(any(tail in known for tail in suffixes(cell)) for cell in column[:NUM_ROWS])
+        for column in columns
+    ]
+    if not any(counts):
+        return [row[0] for row in rows[1:] if row]
+    best = columns[counts.index(max(counts))]
+    is_header = not any(tail in known for tail in suffixes(best[0]))
+    return best[1:] if is_header else best
+
+
+def find_numbered(root: Path) -> ImageListing:
+    """List images that text files number, such as those of CUB-200.
+
+    Raises:
+        ValueError: If the lists are damaged, or name no image that exists.
+    """
+    listed = read_numbered_images(root)
+    below = "images" if (root / "images").is_dir() else ""
+    keys: list[str] = []
+    names: list[str] = []
+    parts: dict[Split, list[int]] = {"train": [], "test": []}
+    absent: list[str] = []
+    for number, file in listed.files.items():
+        key = f"{below}/{file}" if below else file
+        if not (root / key).is_file():
+            absent.append(file)
+            continue
+        parts["train" if listed.is_train.get(number, True) else "test"].append(len(keys))
+        keys.append(key)
+        names.append(listed.labels[number])
+    if not keys:
+        raise ValueError(f"{root / IMAGE_NUMBERS} lists no image that exists, such as {absent[0]}")
+    classes = tuple(sorted(set(names)))
+    labels = [classes.index(name) for name in names]
+    faults = [
+        f"listed images that are absent, left out: {len(absent):,} (such as {name})"
+        for name in absent[:1]
+    ]
+    split = f"list {IS_TRAINING}, whose other images are for testing"
+    return ImageListing(
+        root=root,
+        classes=classes,
+        keys=keys,
+        labels=labels,
+        train=parts["train"],
+        val=None,
+        test=parts["test"] or None,
+        layout=f"lists of numbered images ({IMAGE_NUMBERS}, {CLASS_NUMBERS})",
+        split=split if listed.is_train else "",
+        notes=(),
+        faults=tuple(faults),
+        take=taker(root, keys, labels),
+    )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -23,16 +23,20 @@ import numpy as np
 from rich.console import Console
 
 from convnext.data.contents import hash_of_text
+from convnext.data.formats.class_checks import LAYOUTS, advice_on_names
 from convnext.data.formats.class_folders import (
-    LAYOUTS,
     find_folders,
+    find_root,
     listing,
     split_folders,
     subfolders,
 )
-from convnext.data.formats.label_tables import ENDINGS, find_labeled, is_labeled
+from convnext.data.formats.known_formats import with_known_format
+from convnext.data.formats.label_tables import find_labeled, is_labeled
+from convnext.data.formats.named_labels import find_by_file_names, find_tags, has_tags
 from convnext.data.formats.records import Understood
 from convnext.data.formats.tables import find_table, has_own_columns
+from convnext.data.formats.text_lists import TABLES
 from convnext.data.images import WIDE_MODES, BadImage, Header
 from convnext.data.preprocessing import pixel_range
 from convnext.data.samples import (
@@ -102,7 +106,8 @@ def open_dataset(
         val_share: Fraction of each class to hold out if the data has no split of its own.
         strict: Refuse classes that only the validation part has; otherwise note them.
         loader: Settings for caching and fetching remote data.
-        layout: "class_folders" accepts any folder names as classes.
+        layout: "class_folders" accepts any folder names as classes; "file_names" takes them from
+            the files.
         console: Console for notes about downloads; standard error by default.
 
     Raises:
@@ -112,7 +117,11 @@ def open_dataset(
         return _digits()
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share}, but must be between 0 and 1")
-    found = find(path, loader, layout=layout, console=console)
+    try:
+        found = find(path, loader, layout=layout, console=console)
+        _check_number(found)
+    except ValueError as error:
+        raise with_known_format(error, Path(path).expanduser()) from error
     val, notes = found.val, list(found.notes)
     if val is None:
         found, val = hold_out(found, val_share, notes)
@@ -246,6 +255,20 @@ def hold_out(found: ImageListing, share: float, notes: list[str]) -> tuple[Image
     return found.with_train(kept), val
 
 
+def _check_number(found: ImageListing) -> None:
+    """Refuse data of one class.
+
+    Raises:
+        ValueError: If there are no two classes.
+    """
+    if len(found.classes) < 2:
+        advice = advice_on_names(found.keys)
+        raise ValueError(
+            f"{found.root} has only one class ({found.classes[0]}); {advice}a classifier needs at "
+            "least two folders or labels"
+        )
+
+
 def _check_classes(found: ImageListing, val: Sequence[int], *, strict: bool) -> list[str]:
     """Return the problems with the classes of the two parts, worst first.
 
@@ -257,11 +280,6 @@ def _check_classes(found: ImageListing, val: Sequence[int], *, strict: bool) -> 
     in_train, in_val = (
         set(np.unique(labels[np.asarray(part, np.int64)]).tolist()) for part in (found.train, val)
     )
-    if len(found.classes) < 2:
-        raise ValueError(
-            f"{found.root} has only one class ({found.classes[0]}); a classifier needs at least "
-            "two folders or labels"
-        )
     if not in_train or not in_val:
         part = "validation" if in_train else "training"
         raise ValueError(f"{found.root} has no images for {part}")
@@ -296,7 +314,7 @@ def find(
 
     Args:
         path: A folder or an address.
-        layout: "class_folders" accepts any names as classes.
+        layout: "class_folders" accepts any names as classes; "file_names" takes those of files.
         loader: Settings for caching and fetching remote data.
         console: Console for notes about downloads; standard error by default.
 
@@ -311,7 +329,7 @@ def find(
     root = Path(path).expanduser()
     if not root.exists():
         raise ValueError(f"there is no file or folder {path}{_near(root)}")
-    if root.is_file() and root.suffix.lower() in ENDINGS:
+    if root.is_file() and root.suffix.lower() in TABLES:
         return find_table(root) if has_own_columns(root) else find_labeled(root.parent, root)
     if root.is_file():
         advice = f"use its folder, {root.parent}" if root.suffix == ".tar" else "use a folder"
@@ -321,8 +339,17 @@ def find(
     is_source = bool(subfolders(root)) and not any(part_of(p.name) for p in shards)
     if not layout and shards and not is_source and not split_folders(root)[0]:
         return find_shards(root, shards)
-    if not layout and is_labeled(root):
-        return find_labeled(root)
+    if layout == "file_names":
+        return find_by_file_names(root)
+    if not layout:
+        inner, notes = root, list[str]()
+        if not is_labeled(root) and not has_tags(root):
+            inner, notes = find_root(root)
+        if has_tags(inner):
+            return find_tags(inner)
+        if is_labeled(inner):
+            labeled = find_labeled(inner)
+            return replace(labeled, notes=(*notes, *labeled.notes))
     return find_folders(root, any_names=layout == "class_folders")
 
 

@@ -90,8 +90,9 @@ class ClassificationLoader(LoaderRecipe[A]):
 
     sampling: Literal["uniform", "balanced"] = "uniform"
     """`balanced` draws every class equally often."""
-    layout: Literal["", "class_folders"] = ""
-    """`class_folders` accepts any folder names as classes, such as `images` or `test`."""
+    layout: Literal["", "class_folders", "file_names"] = ""
+    """`class_folders` accepts any folder names as classes, such as `images` or `test`;
+    `file_names` takes the classes from names such as cat_1.jpg."""
     shard_cache: str = "~/.cache/convnext/shards"
     """Folder for cached remote shards; use one on a local disk for all runs on a machine."""
     shard_cache_gb: float = field(default=0.0, metadata=bounds(0))
@@ -149,7 +150,7 @@ class EvaluateOptions:
     only_best: bool = False
 
 
-LAYOUT_NAMES = ("class_folders",)
+LAYOUT_NAMES = ("class_folders", "file_names")
 """The values of `layout` that are for this task alone."""
 
 
@@ -159,7 +160,8 @@ class DataOptions:
 
     Args:
         layout: Layout of the annotations, such as `coco`, `yolo` or `voc`; for classification
-            `class_folders` accepts any folder names as classes.
+            `class_folders` accepts any folder names as classes, and `file_names` takes them
+            from names such as cat_1.jpg.
     """
 
     layout: str = ""

@@ -132,7 +132,8 @@ class DataOptions:
 
     Args:
         layout: Layout of the annotations, such as `coco`, `yolo` or `voc`; for classification
-            `class_folders` accepts any folder names as classes.
+            `class_folders` accepts any folder names as classes, and `file_names` takes them
+            from names such as cat_1.jpg.
         annotations: Annotation files, separated by commas, where several could be meant.
         images: Folder of the images, if it is not below the data.
         exif: Whether objects were drawn on images with their EXIF orientation applied.

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from convnext.data.formats.known_formats import with_known_format
 from convnext.data.formats.layouts import is_detection
 from convnext.data.formats.mask_folders import VOC, find, is_mask_folder
 from convnext.data.formats.mask_pairs import PairListing, Part, files_of
@@ -128,7 +129,8 @@ def open_dataset(
     empty = [name for name in ("train", "val") if not parts[name].pairs]
     if empty and strict:
         detail = f" ({'; '.join(faults)})" if faults else ""
-        raise ValueError(f"{path} has no image with a mask in its {empty[0]} split{detail}")
+        refused = ValueError(f"{path} has no image with a mask in its {empty[0]} split{detail}")
+        raise with_known_format(refused, root)
     faults += [f"there is no image with a mask in the {name} split" for name in empty]
     reader, classes = _reader(found, reduced, notes)
     return SegmentationData(

@@ -1,0 +1,151 @@
+"""Folders that look like class folders and are not: splits, masks, copies and versions."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from convnext.data.formats.splits import is_reserved, kind_of, split_groups
+
+LAYOUTS = (
+    "accepted are train/CLASS/* with val/CLASS/*, CLASS/* without a split, shards train-*.tar "
+    "with val-*.tar, a CSV with the columns path and label, or the word digits"
+)
+# The folders of data for retrieval, such as Market-1501.
+RETRIEVAL = frozenset({"bounding_box_train", "bounding_box_test", "query", "gallery"})
+_MASK_NAME = re.compile(r"(.+?)[-_. ]+masks?([-_. ]?\d+)?", re.IGNORECASE)
+
+
+@dataclass(kw_only=True)
+class Part:
+    """The images of a split."""
+
+    folder: Path
+    files: dict[str, list[str]]
+    """The files of each class, relative to `folder`."""
+    loose: list[str] = field(default_factory=list)
+    """Images outside class folders."""
+
+
+def check_names(root: Path, names: set[str]) -> None:
+    """Refuse folders that are named for splits or annotations rather than classes.
+
+    Raises:
+        ValueError: If most of them are.
+    """
+    in_groups = [n for group in split_groups(names) for found in group.values() for n in found]
+    if len(names & RETRIEVAL) > 1:
+        in_groups += names & RETRIEVAL
+    reserved = sorted({*in_groups, *(name for name in names if is_reserved(name))})
+    if len(reserved) > 1 and 2 * len(reserved) >= len(names):
+        raise ValueError(
+            f"the folders {' and '.join(reserved)} in {root} are named for splits or annotations, "
+            "not for classes: if this is data for segmentation or detection, give --task; if "
+            "these are classes after all, give --loader.layout class_folders (--layout of `data`); "
+            f"{LAYOUTS}"
+        )
+
+
+def check_inner(root: Path, part: Part) -> None:
+    """Refuse folders that each hold images/ and masks/.
+
+    Raises:
+        ValueError: If most of them do.
+    """
+    of_samples = [
+        name
+        for name, files in part.files.items()
+        if {"image", "mask"} <= {kind_of(f.split("/")[1]) for f in files if f.count("/") > 1}
+    ]
+    if 2 * len(of_samples) > len(part.files):
+        raise ValueError(
+            f"the folders in {root}, such as {of_samples[0]}/, hold images/ and masks/ each, and "
+            "are not classes: give --task segment"
+        )
+
+
+def masks_among(part: Part) -> list[str]:
+    """Return the files that are masks of others by their names, such as x_mask.png beside x.png."""
+    found = []
+    for files in part.files.values():
+        named = [name for name in files if "mask" in name.lower()]
+        stems = {os.path.splitext(name)[0] for name in files} if named else set()
+        for name in named:
+            match = _MASK_NAME.fullmatch(os.path.splitext(name)[0])
+            if match and match[1] in stems:
+                found.append(name)
+    return found
+
+
+def leave_out_copy(part: Part, faults: list[str]) -> None:
+    """Leave out a class folder that holds folders of the names of all others: a copy of them."""
+    for name in list(part.files):
+        others = {c for c, files in part.files.items() if files and c != name}
+        inner = {file.split("/")[1] for file in part.files[name] if file.count("/") > 1}
+        if len(others) > 1 and others <= inner:
+            faults.append(
+                f"{part.folder.name}/{name}/ repeats the class folders beside it, left out: "
+                f"{len(part.files.pop(name)):,} images"
+            )
+            return
+
+
+def check_versions(root: Path, part: Part) -> None:
+    """Refuse folders that all hold the same folders, such as color/ and grayscale/.
+
+    Raises:
+        ValueError: If the folders in them seem to be the classes.
+    """
+    inner = {
+        name: {file.split("/")[1] for file in files if file.count("/") > 1}
+        for name, files in part.files.items()
+        if files
+    }
+    first = next(iter(inner.values()), set())
+    is_same = len(inner) > 1 and all(names == first for names in inner.values())
+    if is_same and len(first) > 1 and not any(map(is_reserved, first)):
+        listed = ", ".join(f"{name}/" for name in sorted(inner)[:4])
+        raise ValueError(
+            f"the folders {listed} in {root} all hold folders of the same names ({some(first)}), "
+            f"which seem to be the classes: give one of them, such as {root / min(inner)}; if "
+            f"{some(set(inner))} are the classes, give --loader.layout class_folders (--layout of "
+            "`data`)"
+        )
+
+
+def some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
+
+
+def classes_of_names(files: Iterable[str]) -> dict[str, list[str]] | None:
+    """Return files by what precedes the number in their names; None if that is not a class.
+
+    >>> classes_of_names(["cat.0.jpg", "cat.1.jpg", "big dog_1.png", "big dog_2.png"])
+    {'cat': ['cat.0.jpg', 'cat.1.jpg'], 'big dog': ['big dog_1.png', 'big dog_2.png']}
+    """
+    found: dict[str, list[str]] = {}
+    count = 0
+    for file in files:
+        count += 1
+        stem = os.path.splitext(os.path.basename(file))[0]
+        match = re.fullmatch(r"(.*[^\W\d_])[-_. (]*\d+\)?", stem)
+        if match:
+            found.setdefault(match[1], []).append(file)
+    fitting = sum(map(len, found.values()))
+    is_class = len(found) > 1 and all(len(names) > 1 for names in found.values())
+    return found if is_class and fitting >= 0.95 * count else None
+
+
+def advice_on_names(files: Iterable[str]) -> str:
+    """Return what to do if the names of files begin with their classes; "" if they do not."""
+    found = classes_of_names(files)
+    if found is None:
+        return ""
+    shown = ", ".join(f"{name} ({len(names):,})" for name, names in sorted(found.items())[:4])
+    return (
+        f"the names of its images begin with {shown}: if these are the classes, give "
+        "--loader.layout file_names (--layout of `data`); "
+    )

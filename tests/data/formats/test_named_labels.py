@@ -1,0 +1,155 @@
+"""Classes in lists, tags and names of files, and data that is only recognized."""
+
+from __future__ import annotations
+
+import pytest
+
+from convnext.data.formats.class_checks import classes_of_names
+from convnext.data.formats.known_formats import known_format
+from convnext.data.formats.layouts import is_detection
+from convnext.tasks.classification.data import open_dataset
+
+
+def opened(root, **options):
+    return open_dataset(str(root), **options)
+
+
+def labels(samples, classes):
+    """Return the class of each image by the last two parts of its path."""
+    return {
+        "/".join(samples.source(i).replace("\\", "/").split("/")[-2:]): classes[label]
+        for i, label in enumerate(samples.labels)
+    }
+
+
+def test_validation_images_by_a_list(make_folder):
+    root = make_folder(
+        {"train/n01/images": 4, "train/n02/images": 4, "val/images": 4, "test/images": 3}
+    )
+    (root / "train/n01/n01_boxes.txt").write_text("000.png\t0\t1\t2\t3\n")
+    rows = [f"{i:03d}.png\tn0{1 + i % 2}\t0\t32\t44\t62\n" for i in range(4)]
+    (root / "val/val_annotations.txt").write_text("".join(rows))
+    (root / "wnids.txt").write_text("n01\nn02\n")
+    data = opened(root)
+    assert data.classes == ("n01", "n02")
+    assert (len(data.train), len(data.val), data.test) == (8, 4, None)
+    assert labels(data.val, data.classes) == {
+        f"images/{i:03d}.png": f"n0{1 + i % 2}" for i in range(4)
+    }
+    assert "the classes of the images of val/ are those of val/val_annotations.txt" in data.notes
+    assert any("classes of its 3 images are unknown" in fault for fault in data.faults)
+
+
+def test_test_images_by_a_table_of_several_numbers(make_folder):
+    root = make_folder({"Train/1": 3, "Train/2": 3, "Test": 4})
+    rows = [f"1,2,{1 + i % 2},Test/{i:03d}.png" for i in range(4)]
+    (root / "Test.csv").write_text("\n".join(["Width,Height,ClassId,Path", *rows]))
+    data = opened(root)
+    assert labels(data.test, data.classes) == {
+        f"Test/{i:03d}.png": str(1 + i % 2) for i in range(4)
+    }
+    # Without a usual name, each of two columns of known classes could be meant.
+    (root / "Test.csv").write_text("\n".join(["Width,Height,Kind,Path", *rows]))
+    assert opened(root).test is None
+
+
+@pytest.mark.parametrize("below", ["", "birds/"])
+def test_numbered_lists(make_folder, below):
+    root = make_folder({f"{below}images/001.Auk": 3, f"{below}images/002.Owl": 3})
+    folder = root / below
+    files = [f"{c}/{i:03d}.png" for c in ("001.Auk", "002.Owl") for i in range(3)]
+    lists = {
+        "images.txt": [*files, "002.Owl/gone.png"],
+        "image_class_labels.txt": [1, 1, 1, 2, 2, 2, 2],
+        "train_test_split.txt": [1, 1, 0, 1, 0, 1, 1],
+        "bounding_boxes.txt": ["1.0 1.0 5.0 5.0"] * 7,
+    }
+    for name, values in lists.items():
+        text = "".join(f"{number} {value}\n" for number, value in enumerate(values, 1))
+        (folder / name).write_text(text)
+    (folder / "classes.txt").write_text("1 001.Auk\n2 002.Owl\n")
+    assert not is_detection(root)
+    data = opened(root)
+    assert data.classes == ("001.Auk", "002.Owl")
+    assert len(data.train) + len(data.val) == 4
+    assert labels(data.test, data.classes) == {
+        "001.Auk/002.png": "001.Auk",
+        "002.Owl/001.png": "002.Owl",
+    }
+    assert data.faults[0] == (
+        "listed images that are absent, left out: 1 (such as 002.Owl/gone.png)"
+    )
+
+
+def test_tags_of_cvat(make_folder):
+    root = make_folder({"images": 8})
+    images = "".join(
+        f'<image id="{i}" name="{i:03d}.png" width="20" height="16">'
+        + (f'<tag label="{"ab"[i % 2]}"></tag>' if i != 7 else "")
+        + "</image>"
+        for i in range(8)
+    )
+    (root / "annotations.xml").write_text(
+        f"<annotations><version>1.1</version>{images}</annotations>"
+    )
+    assert not is_detection(root)
+    data = opened(root)
+    assert data.classes == ("a", "b")
+    assert len(data.train) + len(data.val) == 7
+    assert "images without one tag, left out: 1 (such as 007.png)" in data.faults
+    text = (root / "annotations.xml").read_text()
+    both = text.replace("<tag", '<tag label="c"></tag><tag', 3)
+    (root / "annotations.xml").write_text(both)
+    with pytest.raises(ValueError, match="3 of 8 images have several tags"):
+        opened(root)
+
+
+def test_names_of_files_are_classes_only_if_asked_for(make_folder):
+    root = make_folder({"train": 8, "test1": 3})
+    for i in range(8):
+        name = f"{('cat', 'big dog')[i % 2]}.{i}.png"
+        (root / "train" / f"{i:03d}.png").rename(root / "train" / name)
+    with pytest.raises(ValueError, match=r"big dog \(4\), cat \(4\).*file_names"):
+        opened(root)
+    data = opened(root, layout="file_names")
+    assert data.classes == ("big dog", "cat")
+    assert len(data.train) + len(data.val) == 8
+    assert any("images without a class in their name, left out: 3" in f for f in data.faults)
+
+
+@pytest.mark.parametrize(
+    "names", [["a_1", "a_2", "b_1"], ["1", "2", "3"], ["img_1", "img_2"], ["a_1", "a_2", "x", "y"]]
+)
+def test_other_names_are_not_classes(names):
+    assert classes_of_names(f"{name}.png" for name in names) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("MNIST/raw/train-images-idx3-ubyte.gz", "torchvision.datasets.MNIST"),
+        ("cifar-10-batches-py/data_batch_1", "torchvision.datasets.CIFAR10"),
+        ("data/train-00000-of-00001.parquet", "Parquet"),
+        ("train.tfrecord-00001-of-00009", "TFRecord"),
+        ("flowers.npz", "arrays"),
+        ("scans/a.nii.gz", "volumes"),
+        ("photos.zip", "unpack"),
+        ("imagelabels.mat", "scipy.io.loadmat"),
+        ("query/0001_c1s1.jpg", "Market-1501"),
+    ],
+)
+def test_known_formats_name_a_conversion(make_folder, file, words):
+    root = make_folder({"bounding_box_train": 2} if "query" in file else {"photos": 2})
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    assert words in known_format(root)
+    with pytest.raises(ValueError, match=words):
+        opened(root)
+
+
+def test_a_folder_of_anomalies_is_named(make_folder):
+    root = make_folder(
+        {"train/good": 3, "test/good": 2, "test/scratch": 2, "ground_truth/scratch": 2}
+    )
+    assert "MVTec" in known_format(root)
