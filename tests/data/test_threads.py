@@ -1,15 +1,27 @@
-"""Tests of prefetching."""
+"""Tests of prefetching, and of the processes of loaders."""
 
 from __future__ import annotations
 
+import multiprocessing.reduction
+import os
+import signal
+import socket
+import struct
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from convnext.data.threads import items_of, prefetch
+from convnext.data import threads
+from convnext.data.threads import items_of, prefetch, start_workers
+from convnext.hardware.system import StopSignals
 
 
 def test_items_come_in_order_and_all() -> None:
@@ -57,3 +69,122 @@ def test_a_cpu_has_no_core_to_spare() -> None:
     assert type(items) is type(iter(loader))  # Nothing between the loader and its reader.
     assert list(items) == [0, 1, 2, 3]
     assert list(items_of(loader, torch.device("cuda"))) == [0, 1, 2, 3]
+
+
+class Fragile(Dataset[Tensor]):
+    """Tensors of a process that ends at one of them, in a way that has a name."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 5:
+            getattr(self, self.how)()
+        return torch.full((3,), index)
+
+    def nothing(self) -> None:
+        pass
+
+    def killed(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def raises(self) -> None:
+        raise ConnectionResetError(104, "a storage closed the connection")
+
+    def closed(self, *, reset: bool = False) -> None:
+        """End while a tensor is handed over: the socket closes first."""
+
+        def send_handle(connection: Any, *_: Any) -> None:
+            if reset:  # What the kernel does with a socket that has unread data.
+                with socket.socket(fileno=os.dup(connection.fileno())) as copy:
+                    now = struct.pack("ii", 1, 0)
+                    copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+            connection.close()
+            time.sleep(0.3)
+            os._exit(9)
+
+        multiprocessing.reduction.send_handle = send_handle  # type: ignore[attr-defined]
+
+    def reset(self) -> None:
+        self.closed(reset=True)
+
+
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
+
+
+@needs_fork
+@pytest.mark.parametrize("how", ["killed", "closed", "reset"])
+def test_a_process_that_dies_in_any_way_is_reported_in_one_way(how: str) -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    items = start_workers(DataLoader(Fragile(how), batch_size=None, num_workers=1))
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker"):
+        list(items)
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+def test_an_error_in_a_process_is_no_death() -> None:
+    items = start_workers(DataLoader(Fragile("raises"), batch_size=None, num_workers=1))
+    with pytest.raises(ConnectionResetError, match="Caught ConnectionResetError"):
+        list(items)
+
+
+def test_a_connection_that_breaks_without_a_report_is_a_death(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "REPORT_SECONDS", 0.1)
+    errors = [EOFError(), ConnectionResetError(104, "reset"), FileNotFoundError(2, "no socket")]
+    errors.append(RuntimeError("received 0 items of ancdata"))
+    errors.append(EOFError("Caught EOFError in pin memory thread for device 0."))
+    for error in errors:
+
+        def items(error: Exception = error) -> Iterator[int]:
+            yield 1
+            raise error
+
+        watched = threads._watched(items())
+        assert next(watched) == 1
+        with pytest.raises(RuntimeError, match=r"^DataLoader worker .* closed its connection"):
+            next(watched)
+
+
+def kill(pid: int) -> None:
+    """Kill a child process, and wait until the system has reported that."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+@needs_fork
+def test_a_process_that_dies_meanwhile_disturbs_nothing_else() -> None:
+    items = start_workers(DataLoader(Fragile("nothing"), batch_size=None, num_workers=2))
+    assert int(next(items)[0]) == 0
+    children = Path("/proc/self/task").glob("*/children")
+    pids = {int(pid) for path in children for pid in path.read_text().split()}
+    for pid in pids:
+        if b"python" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            kill(pid)
+    time.sleep(0.05)  # A handler that raises would do so here.
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker .*Killed"):
+        next(items)
+
+
+@needs_fork
+def test_a_run_is_not_disturbed_by_the_handler_of_a_loader_of_torch() -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+
+    def handler(*_: object) -> None:
+        raise RuntimeError("a process of another loader has died")
+
+    handler.__module__ = "torch.utils.data._utils.signal_handling"
+    signal.signal(signal.SIGCHLD, handler)
+    try:
+        with StopSignals():
+            pid = os.fork()
+            if pid == 0:
+                os._exit(9)
+            os.waitpid(pid, 0)
+        assert signal.getsignal(signal.SIGCHLD) == handler
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -18,10 +18,8 @@ from convnext.hardware.system import StopSignals
 from convnext.training.faults import (
     DivergedError,
     InterruptedRun,
-    is_broken_loader,
     is_lost_worker,
     is_single_value,
-    lost_worker,
 )
 from convnext.training.log import read_metrics
 from convnext.weights.checkpoint import complete_steps, step_of
@@ -279,32 +277,33 @@ def test_an_error_in_a_loader_is_no_dead_loader() -> None:
     assert [is_lost_worker(error) for error in (raised, died, several)] == [False, True, True]
 
 
-def test_a_connection_that_breaks_is_a_dead_loader() -> None:
-    errors = [EOFError(), ConnectionResetError(104, "reset"), FileNotFoundError(2, "no socket")]
-    assert all(map(is_broken_loader, errors))
-    caught = EOFError("Caught EOFError in DataLoader worker process 0.")
-    assert not any(map(is_broken_loader, (caught, OSError(28, "full"), RuntimeError())))
-    assert is_lost_worker(lost_worker(errors[1], seconds=0.1))
-
-
 class BreakingLoader(ToyTask):
-    """A task whose loader loses its connection once, before step 5."""
+    """A task whose loader loses its connection once, before step 5 or in an evaluation."""
 
-    broken = False
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+
+    def break_in(self, where: str) -> None:
+        if where == self.where:
+            self.where = ""
+            raise RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed.")
 
     def batches(self, start_step: int, *rest: Any) -> Iterator[Sequence[Any]]:
         for step, parts in enumerate(super().batches(start_step, *rest), start_step):
-            if step == 5 and not self.broken:
-                self.broken = True
-                raise ConnectionResetError(104, "Connection reset by peer")
+            if step == 5:
+                self.break_in("training")
             yield parts
 
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        found = super().validate(model)
+        self.break_in("evaluation")
+        return found
 
-def test_a_broken_connection_to_a_loader_goes_back_to_the_saved_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("convnext.training.faults.lost_worker.__defaults__", (0.1,))
-    run(tmp_path / "parts", BreakingLoader(), loader__workers=1)
+
+@pytest.mark.parametrize("where", ["training", "evaluation"])
+def test_a_dead_loader_process_goes_back_to_the_saved_state(tmp_path: Path, where: str) -> None:
+    run(tmp_path / "parts", BreakingLoader(where), loader__workers=1)
     assert any("data loader are restarted" in text for text in events(tmp_path / "parts"))
     run(tmp_path / "whole", ToyTask())
     assert_same_end(tmp_path / "whole", tmp_path / "parts")

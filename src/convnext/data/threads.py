@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from convnext.hardware.system import CHILD_ENDED
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from convnext.hardware.devices import Ranks
 
 T = TypeVar("T")
+# How long to wait for the report of the death of a process whose connection broke.
+REPORT_SECONDS = 5.0
 _HIDING = threading.RLock()
 
 
@@ -64,9 +70,89 @@ def items_of(loader: DataLoader[Any], device: torch.device) -> Iterable[Any]:
 
 
 def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Return an iterator of a loader, whose worker processes do not import the user's script."""
-    with main_script_runs_once():
-        return iter(loader)
+    """Return an iterator of a loader, whose worker processes do not import the user's script.
+
+    If a worker process dies, for example by the out-of-memory killer, the iterator raises a
+    RuntimeError that begins with "DataLoader worker", whatever the process was doing.
+    """
+    with main_script_runs_once(), _deaths_raise():
+        items = iter(loader)
+    return _watched(items) if loader.num_workers else items
+
+
+def _watched(items: Iterator[T]) -> Iterator[T]:
+    """Yield items of worker processes; raise the error about a dead one only while waiting.
+
+    The sockets of a process close a moment before the system reports its death, so that a broken
+    connection counts as a death.
+    """
+    end = object()
+    while True:
+        broken = None
+        with _deaths_raise():
+            _raise_if_dead()
+            try:
+                item = next(items, end)
+            except (EOFError, OSError, RuntimeError) as error:
+                if not _is_broken_connection(error):
+                    raise
+                broken = repr(error)
+            if broken is not None:
+                _await_report()
+                raise RuntimeError(
+                    f"DataLoader worker (pid unknown) closed its connection: {broken}"
+                )
+        if item is end:
+            return
+        yield item  # type: ignore[misc]  # It is not the end marker.
+
+
+def _is_broken_connection(error: BaseException) -> bool:
+    """Whether the connection to a worker process broke; an error that it raised names it."""
+    text = str(error)
+    if text.startswith("Caught ") and "in pin memory thread" not in text.partition("\n")[0]:
+        return False
+    if isinstance(error, RuntimeError):
+        return "items of ancdata" in text
+    return isinstance(error, EOFError | ConnectionError | FileNotFoundError)
+
+
+def _await_report() -> None:
+    """Wait for the report of a death, which says why and may not come later, in another place."""
+    end = time.monotonic() + REPORT_SECONDS
+    while time.monotonic() < end:
+        _raise_if_dead()
+        time.sleep(0.05)
+
+
+def _raise_if_dead() -> None:
+    from torch._C import _error_if_any_worker_fails
+
+    _error_if_any_worker_fails()
+
+
+@contextmanager
+def _deaths_raise() -> Iterator[None]:
+    """Let the death of a worker process raise an error in the main thread, in the block alone.
+
+    The handler that torch installs for good raises anywhere, for example inside a write of
+    TensorBoard, which swallows it. Without any handler, a half-sent item would be awaited forever.
+    """
+    if CHILD_ENDED is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: Any = signal.getsignal(CHILD_ENDED)
+
+    def report(number: int, frame: FrameType | None) -> None:
+        _raise_if_dead()
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(CHILD_ENDED, report)
+    try:
+        yield
+    finally:
+        signal.signal(CHILD_ENDED, signal.SIG_DFL if before is None else before)
 
 
 def rank_items(

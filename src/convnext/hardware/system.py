@@ -123,6 +123,11 @@ class StopSignals:
                 # A command that was started with nohup keeps ignoring the signal.
                 if number != HANG_UP or signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._take)
+            # After a program has used a loader of torch with processes, torch's handler raises an
+            # error when one of any loader dies, in the middle of anything.
+            before: Any = CHILD_ENDED and signal.getsignal(CHILD_ENDED)
+            if CHILD_ENDED and getattr(before, "__module__", "").startswith("torch."):
+                self._before[CHILD_ENDED] = signal.signal(CHILD_ENDED, signal.SIG_DFL)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -135,8 +140,3 @@ class StopSignals:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number).name
-        # Such a signal often reaches every process of a run. It may end the loader's processes, and
-        # torch would then raise an error in the middle of the last step.
-        if CHILD_ENDED is not None:
-            self._before.setdefault(CHILD_ENDED, signal.getsignal(CHILD_ENDED))
-            signal.signal(CHILD_ENDED, signal.SIG_DFL)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import re
-import time
 from contextvars import ContextVar
 
 # "Temporary failure" of sysexits.h: the same command, started again, resumes the run.
@@ -71,34 +70,6 @@ def is_lost_worker(error: BaseException) -> bool:
     """Whether a process of the data loader died, for example by the out-of-memory killer."""
     # An error that a worker raised names the worker too, but not its process id.
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
-
-
-def is_broken_loader(error: BaseException) -> bool:
-    """Whether the connection to a process of the data loader broke, as it does when that dies.
-
-    Its sockets close a moment before the system reports its death. An error that the process itself
-    raised names it.
-    """
-    kinds = (EOFError, ConnectionError, FileNotFoundError)
-    return isinstance(error, kinds) and not str(error).startswith("Caught ")
-
-
-def lost_worker(error: BaseException, seconds: float = 5.0) -> RuntimeError:
-    """Return the error about a process of the data loader whose connection broke.
-
-    The report of its death, if it comes in time, says why. It must not come later, in the middle of
-    something else.
-    """
-    from torch._C import _error_if_any_worker_fails
-
-    end = time.monotonic() + seconds
-    try:
-        while time.monotonic() < end:
-            _error_if_any_worker_fails()
-            time.sleep(0.05)  # The handler of the signal may raise here.
-    except RuntimeError as died:
-        return died
-    return RuntimeError(f"DataLoader worker (pid unknown) closed its connection: {error!r}")
 
 
 def is_lost_process(error: BaseException) -> bool:

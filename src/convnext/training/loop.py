@@ -272,13 +272,11 @@ class _Trainer:
             try:
                 with self.log.waiting():
                     parts = next(batches)
-            except (RuntimeError, EOFError, OSError) as error:
+            except RuntimeError:
                 # The signal that asks this process to end also ended the processes of its loader.
                 # In a run of several processes, the fault counts as a lost process.
                 if self.ranks.count == 1:
                     self._leave_if_requested()
-                if faults.is_broken_loader(error) and self.recipe.loader.workers != 0:
-                    raise faults.lost_worker(error) from error
                 raise
             self._step(parts)
 
