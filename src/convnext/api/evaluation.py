@@ -145,17 +145,15 @@ def evaluate_robustness(
         ValueError: If source or data cannot be read, or a name is unknown.
     """
     from convnext.progress import console_of
-    from convnext.tasks.classification.robustness.run import evaluate_robustness as measure
-    from convnext.tasks.classification.robustness.table import (
-        print_robustness,
-        write_robustness,
-    )
+    from convnext.tasks import task_module, task_with
 
+    task = task_with("robustness")
+    table = task_module(task, "robustness.table")
     path = text_of(source, "a source is a run folder, a checkpoint or a hub id here")
     out = console_of(progress)
     is_run = (Path(path) / "checkpoints").is_dir()
     folder = Path(output) if output else Path(path) if is_run else None
-    result = measure(
+    result = task_module(task, "robustness.run").evaluate_robustness(
         path,
         benchmark=None if robustness in (None, "corrupt") else str(robustness),
         data=data_path(data),
@@ -174,7 +172,7 @@ def evaluate_robustness(
     )
     if result.state.num_found:
         out.print(f"{result.state.num_found} conditions were measured earlier")
-    print_robustness(result, out)
+    table.print_robustness(result, out)
     if folder is None:
         out.print("nothing was written; give --output DIR to keep the table and the figure")
     else:
@@ -183,6 +181,6 @@ def evaluate_robustness(
                 f"renamed another evaluation in this folder to {result.state.moved}.json",
                 markup=False,
             )
-        written = ", ".join(map(str, write_robustness(result, folder)))
+        written = ", ".join(map(str, table.write_robustness(result, folder)))
         out.print(f"written: {written}", markup=False, soft_wrap=True)
     return result

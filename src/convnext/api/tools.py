@@ -353,10 +353,12 @@ def write_shards(
             too little space.
     """
     from convnext.progress import console_of
-    from convnext.tasks.classification.shards import to_shards as write
+    from convnext.tasks import task_module, task_with
 
     out = console_of(progress)
-    report = write(str(path), to_shards, shard_mb=shard_size, resize=resize, console=out)
+    report = task_module(task_with("shards"), "shards").to_shards(
+        str(path), to_shards, shard_mb=shard_size, resize=resize, console=out
+    )
     report.print(out)
     return report
 
@@ -386,17 +388,17 @@ def fix_annotations(
     import sys
 
     from convnext.progress import console_of
-    from convnext.tasks import reading_options
-    from convnext.tasks.detection.data.fix import FixReports, fix_dataset
+    from convnext.tasks import reading_options, task_module, task_with
 
     out = console_of(progress)
+    task = task_with("data.fix")
 
-    def ask(reports: FixReports) -> bool:
+    def ask(reports: Any) -> bool:
         reports.print(out)
         return out.input("Write these changes? [y/N] ").strip().lower() in ("y", "yes")
 
-    own = reading_options(options)
-    report = fix_dataset(
+    own = reading_options(task, options)
+    report = task_module(task, "data.fix").fix_dataset(
         str(path),
         None if output is None else str(output),
         options=own,
@@ -432,11 +434,13 @@ def convert_annotations(
         ValueError: If the folder is in no layout, or the output folder is not empty.
     """
     from convnext.progress import console_of
-    from convnext.tasks import reading_options
-    from convnext.tasks.detection.data.convert import to_coco
+    from convnext.tasks import reading_options, task_module, task_with
 
     out = console_of(progress)
-    own = reading_options(options)
-    report = to_coco(str(path), output, difficult=difficult, options=own, console=out)
+    task = task_with("data.convert")
+    own = reading_options(task, options)
+    report = task_module(task, "data.convert").to_coco(
+        str(path), output, difficult=difficult, options=own, console=out
+    )
     report.print(out)
     return report

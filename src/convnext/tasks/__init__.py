@@ -81,6 +81,21 @@ def task_module(name: str, module: str) -> Any:
     return importlib.import_module(f"convnext.tasks.{task_folder(name)}.{module}")
 
 
+def task_with(module: str) -> str:
+    """Return the task whose folder has a module that the others lack, such as "shards".
+
+    Nothing is imported.
+
+    Raises:
+        ValueError: If no task has it.
+    """
+    for name, folder in task_folders().items():
+        path = Path(__file__).parent / folder / Path(*module.split("."))
+        if path.with_suffix(".py").is_file() or (path / "__init__.py").is_file():
+            return name
+    raise ValueError(f"none of the tasks {', '.join(_CLASSES)} has {module.replace('.', ' ')}")
+
+
 def task_of_metric(metric: str) -> type[Task]:
     """Return the task whose primary metric has this name.
 
@@ -135,15 +150,15 @@ def given_options(task: str, verb: str, given: Mapping[str, Any]) -> dict[str, A
     return asdict(classes[own](**given)) if own in classes else {}
 
 
-def reading_options(given: Mapping[str, Any]) -> ReadOptions:
-    """Return the options by which annotated objects are read.
+def reading_options(task: str, given: Mapping[str, Any]) -> ReadOptions:
+    """Return the options by which a task reads annotated objects.
 
     Raises:
         ValueError: If an option is not one of objects.
     """
     from convnext.data.formats.records import ReadOptions
 
-    return ReadOptions(**given_options("detect", "data", given))
+    return ReadOptions(**given_options(task, "data", given))
 
 
 def _option(name: str) -> str:
