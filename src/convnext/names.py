@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 
 def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = repr) -> str:
@@ -50,6 +53,13 @@ def short_time(seconds: float) -> str:
 def text_cell(text: str) -> str:
     """Return text for a cell of a CSV file, so that no spreadsheet takes it for a formula."""
     return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Return rows of cells as the text of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 # Characters that Windows refuses in file names, and its device names.

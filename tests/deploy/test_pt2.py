@@ -16,6 +16,7 @@ from PIL import Image
 from small_exports import small_checkpoint, small_detector_file, small_segmentor
 
 from convnext.deploy import pt2
+from convnext.deploy.export import ExportRequest
 from convnext.deploy.formats import WRITERS, ExportSettings
 from convnext.deploy.pt2 import OPERATORS, checked_archive
 from convnext.deploy.runtimes import EXTRA, Exported, open_exported, quiet
@@ -38,7 +39,8 @@ def write(folder: Path, task: str, **settings: Any) -> Path:
     image = folder / "image.png"
     Image.new("RGB", (96, 64)).save(image)
     asked = ExportSettings(format="pt2", **settings)
-    spec = task_class(task).export_spec(model, card, source, asked, images=[image])
+    request = ExportRequest(model=model, card=card, source=source, settings=asked, images=[image])
+    spec = task_class(task).export_spec(request)
     path = folder / "net.pt2"
     with quiet():
         WRITERS["pt2"](spec.blueprint(), path, spec.metadata(), asked)

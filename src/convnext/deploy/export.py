@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,19 +21,54 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 import convnext
 from convnext.atomic import write_text
 from convnext.deploy.formats import LIBRARIES, SUFFIX, WRITERS, Blueprint, ExportSettings
 from convnext.deploy.quantize import NUM_KEPT, Calibration, calibrate, write_int8
 from convnext.deploy.runtimes import Exported, need, open_exported, quiet
-from convnext.deploy.verify import Comparison, Proof, ProofImages, prove
+from convnext.deploy.verify import Comparison, Proof, ProofImages, S, collect_images, prove
 from convnext.weights.checkpoint import Card
 
 # A disk with fewer bytes is full.
 LEAST_SPACE = 100_000
 
-__all__ = ["ExportResult", "ExportSettings", "ExportSpec", "export", "write"]
+__all__ = ["ExportRequest", "ExportResult", "ExportSettings", "ExportSpec", "export", "write"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """A trained network, and how to export it."""
+
+    model: nn.Module
+    """The network, in evaluation mode, on the CPU, in fp32; it is not changed."""
+    card: Card
+    source: str
+    """The user's name for the network: a run folder, a file or a hub id."""
+    settings: ExportSettings
+    images: Sequence[str | Path] = ()
+    """Files and folders to verify the file on; by default the run's validation set."""
+    num_images: int = 32
+    """Maximum number of these images."""
+    note: Callable[[str], None] = lambda _: None
+    """Called with one line of progress at a time."""
+
+    def proofs(self, open_split: Callable[[str], S], truth: Callable[[S, int], Any]) -> ProofImages:
+        """Return the images to verify the file on.
+
+        Args:
+            open_split: Opens "val" or "train" of the run's data set.
+            truth: Returns the ground truth of an image of a split.
+
+        Raises:
+            ValueError: If there are no images.
+        """
+        return collect_images(
+            *(self.card, self.source, self.images, self.num_images),
+            open_split=open_split,
+            truth=truth,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

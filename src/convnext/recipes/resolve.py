@@ -2,7 +2,9 @@
 
 The steps of a run and their learning rates follow from the resolved settings.
 
-Each task's `auto.py` adds its own rules.
+Each task adds its own rules in its `task.py`. A rule names the setting, the value, and the reason
+that the user reads. The rules for small data come from the experiments in LOG.md; those for large
+data are the paper's.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from convnext.atomic import atomic_write, write_text
 from convnext.data.downloads import file_name, is_url
 from convnext.data.drawing import MAX_NAME
-from convnext.names import count_noun, nearest, portable_name, text_cell
+from convnext.names import count_noun, csv_text, nearest, portable_name, text_cell
 
 
 def file_stem(source: str | Path) -> str:
@@ -207,12 +205,12 @@ class Embeddings:
             with atomic_write(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, vectors=self.vectors, paths=np.asarray(self.paths))
         elif Path(path).suffix == ".csv":
-            rows = io.StringIO()
-            writer = csv.writer(rows, lineterminator="\n")
-            writer.writerow(["image", *(f"f{c}" for c in range(self.vectors.shape[1]))])
-            for name, vector in zip(self.paths, self.vectors.tolist(), strict=True):
-                writer.writerow([text_cell(name), *(f"{value:.7g}" for value in vector)])
-            write_text(path, rows.getvalue())
+            header = ["image", *(f"f{c}" for c in range(self.vectors.shape[1]))]
+            rows = (
+                [text_cell(name), *(f"{value:.7g}" for value in vector)]
+                for name, vector in zip(self.paths, self.vectors.tolist(), strict=True)
+            )
+            write_text(path, csv_text([header, *rows]))
         else:
             raise ValueError(f"{path} must end in .npz or .csv")
 

@@ -42,7 +42,7 @@ from convnext.weights.checkpoint import Card
 from convnext.weights.load import LoadReport, load_weights
 
 if TYPE_CHECKING:  # Imports matplotlib, which is slow.
-    from convnext.deploy.export import ExportSettings, ExportSpec
+    from convnext.deploy.export import ExportRequest, ExportSpec
     from convnext.deploy.runtimes import Exported
     from convnext.tasks.figures import ReportSections
 
@@ -250,34 +250,13 @@ class Task(ABC):
         return found
 
     @classmethod
-    def export_spec(
-        cls,
-        model: nn.Module,
-        card: Card,
-        source: str,
-        settings: ExportSettings,
-        *,
-        images: Sequence[str | Path] = (),
-        num_images: int = 32,
-        note: Callable[[str], None] = lambda _: None,
-    ) -> ExportSpec:
+    def export_spec(cls, request: ExportRequest) -> ExportSpec:
         """Return the export spec of a network.
-
-        Args:
-            model: The network, in evaluation mode, on the CPU, in fp32; it is not changed.
-            card: The card of its checkpoint.
-            source: The user's name for the network.
-            settings: The export settings.
-            images: Files and folders to verify the file on; by default the run's validation set.
-            num_images: Maximum number of these images.
-            note: Called with one line of progress at a time.
 
         Raises:
             ValueError: If a setting does not fit the network, or there are no images.
         """
-        spec: ExportSpec = cls.task_module("export").export_spec(
-            *(model, card, source, settings), images=images, num_images=num_images, note=note
-        )
+        spec: ExportSpec = cls.task_module("export").export_spec(request)
         return spec
 
     @classmethod

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from convnext.atomic import write_text
 from convnext.data.contents import Compared, compare_with_run, held_positions, split_to_evaluate
@@ -114,6 +116,31 @@ def images_of_split(
 def some_classes(names: Sequence[str], num: int = 5) -> str:
     """Return the first names of a list, with an ellipsis if there are more."""
     return ", ".join(names[:num]) + (", ..." if len(names) > num else "")
+
+
+MAX_CLASSES = 30
+
+
+def score_table(
+    columns: Sequence[str], rows: Sequence[tuple[float, Sequence[str]]], score: str
+) -> Table:
+    """Return a table of the classes, or of the `MAX_CLASSES` with the lowest score.
+
+    Args:
+        columns: Headings after the first one, "class".
+        rows: The score of each class, and its cells: its name, and one for each column.
+        score: The name of that score.
+    """
+    few = len(rows) > MAX_CLASSES
+    shown = sorted(rows, key=lambda row: row[0])[:MAX_CLASSES] if few else rows
+    title = f"the {len(shown)} classes with the lowest {score}, of {len(rows)}" if few else None
+    table = Table(box=None, header_style="bold", title=title, title_justify="left")
+    table.add_column("class")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for _, (name, *cells) in shown:
+        table.add_row(escape(name), *cells)
+    return table
 
 
 class Evaluator(Generic[I]):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convnext.atomic import atomic_write
 from convnext.deploy import export as deployment
-from convnext.deploy.export import ExportResult, ExportSettings
+from convnext.deploy.export import ExportRequest, ExportResult, ExportSettings
 from convnext.models.config import NetworkConfig
 from convnext.models.factory import network_configs
 from convnext.names import nearest
@@ -63,12 +63,16 @@ def export(
     model = trained.model
     if trained.device.type != "cpu":
         model = copy.deepcopy(model).cpu()
-    spec = task_class(trained.card.task).export_spec(
-        *(model, trained.card, name, settings),
+    request = ExportRequest(
+        model=model,
+        card=trained.card,
+        source=name,
+        settings=settings,
         images=images,
         num_images=num_images,
         note=note,
     )
+    spec = task_class(trained.card.task).export_spec(request)
     return deployment.export(spec, output=output, force=force, note=note)
 
 

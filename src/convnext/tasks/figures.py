@@ -330,3 +330,95 @@ def new_figure(
     FigureCanvasAgg(fig)
     grid = fig.subplots(len(heights), 1, squeeze=False, height_ratios=list(heights))
     return fig, list(grid[:, 0])
+
+
+MAX_CONFUSED_PAIRS = 12
+
+
+def confusion_section(
+    evaluation: Mapping[str, Any],
+    share: Callable[[int, int], str],
+    columns: Sequence[tuple[str, str, str]],
+    *,
+    unit: str,
+    title: str = "Confusion matrix",
+    percent: bool = False,
+) -> Section | None:
+    """Return the confusion matrix, and the pairs of classes most often confused.
+
+    Args:
+        evaluation: The evaluation, with `confusion` (K, K) and `classes`.
+        share: Returns the text of a pair's count among all of the true class.
+        columns: Columns of the table of pairs after truth and prediction; see `table`.
+        unit: What the matrix counts, after the share: "images".
+        title: Title of the figure.
+        percent: Whether the cells show percentages of the row.
+    """
+    if not evaluation.get("confusion"):
+        return None
+    matrix, names = np.asarray(evaluation["confusion"]), evaluation["classes"]
+    off = matrix - np.diag(np.diagonal(matrix))
+    worst = np.argsort(-off, axis=None, kind="stable")[:MAX_CONFUSED_PAIRS]
+    pairs = [
+        {
+            "truth": names[t],
+            "prediction": names[p],
+            "count": int(off[t, p]),
+            "share": share(int(off[t, p]), int(matrix[t].sum())),
+        }
+        for t, p in zip(*np.unravel_index(worst, off.shape), strict=True)
+        if off[t, p]
+    ]
+    mistakes = "There are no mistakes."
+    if pairs:
+        first = pairs[0]
+        mistakes = (
+            f"The most frequent mistake is {first['prediction']} instead of {first['truth']}: "
+            f"{first['share']} {unit}."
+        )
+    drawn = Drawing(
+        name="confusion",
+        title=title,
+        alt=f"Confusion matrix of {len(names)} classes. {mistakes}",
+        figure=draw_confusion(matrix, names, percent=percent),
+    )
+    parts = [Part(kind="matrix", values={"figure": drawn})]
+    if pairs:
+        head = (("truth", "truth", ""), ("prediction", "prediction", ""))
+        parts.append(table((*head, *columns), pairs))
+    return Section(
+        title="Confusion matrix",
+        note="Each row is a true class, each column a predicted class. Blue is right, orange is "
+        "wrong; darker colors are larger fractions of the row.",
+        parts=parts,
+    )
+
+
+def worst_section(
+    evaluation: Mapping[str, Any],
+    describe: Callable[[Mapping[str, Any]], tuple[str, str]],
+    note: str,
+) -> Section | None:
+    """Return the images with the lowest scores, each as a strip of pictures.
+
+    Args:
+        evaluation: The evaluation, whose `worst` have a `picture` (a data URI) and a `source`.
+        describe: Returns the alternative text and the title of an image.
+        note: How the images are sorted and drawn.
+    """
+    strips = []
+    for row in evaluation.get("worst", []):
+        if "picture" in row:
+            alt, title = describe(row)
+            image, source = inline(row["picture"]), row.get("source", "")
+            strips.append({"image": image, "alt": alt, "title": title, "source": source})
+    if not strips:
+        return None
+    return Section(
+        title="Worst images", note=note, parts=[Part(kind="strips", values={"strips": strips})]
+    )
+
+
+def inline(picture: Any) -> str:
+    """Return a picture from `evaluation.json` if it is a data URI: pages load no other files."""
+    return picture if str(picture).startswith("data:image/") else ""

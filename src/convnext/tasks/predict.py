@@ -6,13 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,6 +36,47 @@ MIN_SIDE = 32
 Result = TypeVar("Result")
 Skip = Callable[[Source, BadImage], None]
 """Called with an image that cannot be read."""
+
+
+OverlayFormat = Literal["png", "jpg", "none"]
+
+
+def check_overlays(overlays: str) -> OverlayFormat:
+    """Return a format of pictures.
+
+    Raises:
+        ValueError: If there is no such format.
+    """
+    if overlays not in get_args(OverlayFormat):
+        known = ", ".join(get_args(OverlayFormat))
+        raise ValueError(f"overlays must be one of {known}, not {overlays!r}")
+    return cast(OverlayFormat, overlays)
+
+
+def summary_table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table with a row per image; columns other than text end with `>`."""
+    table = Table(box=None, header_style="bold")
+    for name in ("image", *columns):
+        right = name.endswith(">")
+        table.add_column(
+            name.rstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right
+        )
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def bad_rows(bad: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Return the images that could not be read, as plain values for JSON."""
+    return [{"source": source, "reason": reason} for source, reason in bad]
+
+
+def print_bad(bad: Sequence[tuple[str, str]], console: Console) -> None:
+    """Print the images that could not be read, and their number."""
+    for source, reason in bad:
+        console.print(f"skipped: {source}: {reason}", markup=False)
+    if bad:
+        console.print(f"unreadable images: {len(bad):,}")
 
 
 class Predictor(ABC, Generic[Result]):
@@ -101,6 +144,12 @@ class Predictor(ABC, Generic[Result]):
     @abstractmethod
     def summary(self, rows: Sequence[Any], bad: Sequence[tuple[str, str]]) -> Any:
         """Return a summary with `print`, `write` and `to_dict`."""
+
+    def tensor(self, image: Image.Image) -> Tensor:  # C h w
+        """Return an image as the network takes it, on its device."""
+        preprocessing = self.own.card.preprocessing
+        pixels = torch.from_numpy(preprocessing.pixels(image))[None].to(self.own.device)
+        return normalize_batch(preprocessing, pixels)[0]
 
     def common(self, source: Source, size: tuple[int, int], image: Any) -> dict[str, Any]:
         """Return the fields shared by the results of all tasks."""

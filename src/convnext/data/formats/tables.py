@@ -14,7 +14,7 @@ from typing import Any
 from convnext.data.formats.splits import split_of
 from convnext.data.samples import FolderSamples, ImageListing
 from convnext.documents import read_regular
-from convnext.names import nearest
+from convnext.names import csv_text, nearest
 
 COLUMNS = ("path", "label")
 # Missing values of Python, numpy and pandas.
@@ -136,11 +136,7 @@ def rows_of(table: Any) -> list[tuple[str, ...]]:
 
 def table_text(rows: Sequence[tuple[str, ...]]) -> str:
     """Return the rows from `rows_of` as a CSV that `find_table` reads."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*COLUMNS, "split")[: len(rows[0])])
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text([(*COLUMNS, "split")[: len(rows[0])], *rows])
 
 
 def _part(path: Path, number: int, row: Mapping[str, str]) -> str:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from convnext.data.contents import held_names
@@ -37,6 +36,7 @@ from convnext.tasks.evaluation import (
     choose_split,
     held_split,
     images_of_split,
+    score_table,
     some_classes,
 )
 from convnext.tasks.trained import Opened, build, opened
@@ -96,21 +96,18 @@ class ClassificationEvaluation(EvaluationResult):
     def print_scores(self, console: Console) -> None:
         """Print the scores, and a table of the classes."""
         e = self.evaluation
-        table = Table(box=None, header_style="bold")
-        table.add_column("class")
-        for name in ("images", "precision", "recall", "F1"):
-            table.add_column(name, justify="right")
-        worst = sorted(e.per_class, key=lambda score: score.f1)
-        shown = e.per_class if len(worst) <= 30 else worst[:30]
-        for score in shown:
-            table.add_row(
-                escape(score.name),
-                f"{score.support}",
-                *(f"{100 * value:.1f}" for value in (score.precision, score.recall, score.f1)),
+        rows = [
+            (
+                c.f1,
+                (
+                    c.name,
+                    f"{c.support}",
+                    *(f"{100 * value:.1f}" for value in (c.precision, c.recall, c.f1)),
+                ),
             )
-        if len(e.per_class) > len(shown):
-            console.print(f"the {len(shown)} classes with the lowest F1, of {len(e.per_class)}:")
-        console.print(table)
+            for c in e.per_class
+        ]
+        console.print(score_table(("images", "precision", "recall", "F1"), rows, "F1"))
         console.print(
             f"[bold]top-1 {e.top1:.2f} %[/]  top-5 {e.top5:.2f} %  loss {e.loss:.4f}  "
             f"on {escape(self.data)}: {self.conditions}"

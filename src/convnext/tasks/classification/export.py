@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnext.data.tensors import to_batch
-from convnext.deploy.export import ExportSpec
+from convnext.deploy.export import ExportRequest, ExportSpec
 from convnext.deploy.formats import ExportSettings
 from convnext.deploy.graphs import (
     MAX_SIDE,
@@ -25,23 +24,16 @@ from convnext.deploy.graphs import (
 )
 from convnext.deploy.quantize import image_calibration
 from convnext.deploy.runtimes import Exported, outside
-from convnext.deploy.verify import Proof, ScoredComparison, collect_images
+from convnext.deploy.verify import Proof, ScoredComparison
 from convnext.weights.checkpoint import Card, data_of
 
 
-def export_spec(
-    model: nn.Module,
-    card: Card,
-    source: str,
-    settings: ExportSettings,
-    *,
-    images: Sequence[str | Path] = (),
-    num_images: int = 32,
-    note: Callable[[str], None] = lambda _: None,
-) -> ExportSpec:
+def export_spec(request: ExportRequest) -> ExportSpec:
     """Return the export spec of a classifier; see `Task.export_spec`."""
     from convnext.tasks.classification.evaluate import open_split, relabel
 
+    model, card, source = request.model, request.card, request.source
+    settings = request.settings
     check_settings(settings)
     if isinstance(settings.size, tuple):
         # Export, calibration and verification all use this size.
@@ -75,11 +67,7 @@ def export_spec(
             "output": "probabilities" if settings.answers else "logits",
         },
         blueprint=blueprint,
-        images=collect_images(
-            *(card, source, images, num_images),
-            open_split=split,
-            truth=lambda samples, i: samples.labels[i],
-        ),
+        images=request.proofs(split, lambda samples, i: samples.labels[i]),
         compare=lambda exported: ClassifierComparison(model, card, exported),
         calibration=image_calibration(model, pre, settings, num_judged=8),
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,10 +27,10 @@ from convnext.data.threads import items_of
 from convnext.deploy.fast import Fast
 from convnext.hardware.devices import ALONE, Ranks, autocast
 from convnext.hardware.system import leave_signals_to_parent
-from convnext.names import text_cell
+from convnext.names import csv_text, text_cell
 from convnext.results import Classification
 from convnext.tasks.classification.dataset import EvalDataset, collate
-from convnext.tasks.predict import Predictor, Skip
+from convnext.tasks.predict import Predictor, Skip, bad_rows, print_bad
 from convnext.tasks.trained import Opened
 
 BATCH_SIZE = 64
@@ -115,18 +113,15 @@ class PredictResult:
         return {
             "model": self.model,
             "predictions": [asdict(prediction) for prediction in self.predictions],
-            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
+            "bad_images": bad_rows(self.bad_images),
         }
 
     def write(self, folder: str | Path) -> tuple[Path, Path]:
         """Write `predictions.json` and `predictions.csv`, with one row per image if it is wide."""
         as_json, as_csv = Path(folder) / "predictions.json", Path(folder) / "predictions.csv"
         write_text(as_json, json.dumps(self.to_dict(), indent=1) + "\n")
-        rows = io.StringIO()
-        csv.writer(rows, lineterminator="\n").writerows(
-            wide_rows(self.wide) if self.wide else self._long_rows()
-        )
-        write_text(as_csv, rows.getvalue())
+        rows = wide_rows(self.wide) if self.wide else self._long_rows()
+        write_text(as_csv, csv_text(rows))
         return as_json, as_csv
 
     def _long_rows(self) -> Iterator[Sequence[Any]]:
@@ -153,10 +148,7 @@ class PredictResult:
                 escape(", ".join(f"{name} {100 * value:.1f}" for name, value in others)),
             )
         console.print(table)
-        for source, reason in self.bad_images:
-            console.print(f"skipped: {source}: {reason}", markup=False)
-        if self.bad_images:
-            console.print(f"unreadable images: {len(self.bad_images):,}")
+        print_bad(self.bad_images, console)
         for name in ("predictions.json", "predictions.csv") if self.output else ():
             console.print(f"written: {Path(self.output) / name}", markup=False, soft_wrap=True)
 

@@ -6,19 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from convnext.tasks.figures import (
-    Drawing,
     Part,
     ReportSections,
     Section,
-    draw_confusion,
+    confusion_section,
+    inline,
     measured_on,
     table,
 )
-
-MAX_CONFUSED_PAIRS = 12
 
 
 def scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -48,46 +44,11 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 def confusion(evaluation: Mapping[str, Any]) -> Section | None:
     """The confusion matrix, and the pairs of classes most often confused."""
-    if not evaluation.get("confusion"):
-        return None
-    matrix = np.asarray(evaluation["confusion"])
-    names = evaluation["classes"]
-    off = matrix - np.diag(np.diagonal(matrix))
-    worst = np.argsort(-off, axis=None, kind="stable")[:MAX_CONFUSED_PAIRS]
-    pairs = [
-        {
-            "truth": names[t],
-            "prediction": names[p],
-            "count": int(off[t, p]),
-            "of": int(matrix[t].sum()),
-        }
-        for t, p in zip(*np.unravel_index(worst, off.shape), strict=True)
-        if off[t, p]
-    ]
-    for pair in pairs:
-        pair["share"] = f"{pair['count']:,} of {pair['of']:,}"
-    alt = f"Confusion matrix of {len(names)} classes. " + (
-        f"The most frequent mistake is {pairs[0]['prediction']} instead of {pairs[0]['truth']}: "
-        f"{pairs[0]['share']} images."
-        if pairs
-        else "There are no mistakes."
-    )
-    drawn = Drawing(
-        name="confusion", title="Confusion matrix", alt=alt, figure=draw_confusion(matrix, names)
-    )
-    parts = [Part(kind="matrix", values={"figure": drawn})]
-    if pairs:
-        columns = (
-            ("truth", "truth", ""),
-            ("prediction", "prediction", ""),
-            ("images", "share", ""),
-        )
-        parts.append(table(columns, pairs))
-    return Section(
-        title="Confusion matrix",
-        note="Each row is a true class, each column a predicted class. Blue is right, orange is "
-        "wrong; darker colors are larger fractions of the row.",
-        parts=parts,
+    return confusion_section(
+        evaluation,
+        lambda count, total: f"{count:,} of {total:,}",
+        (("images", "share", ""),),
+        unit="images",
     )
 
 
@@ -118,7 +79,7 @@ def mistakes(evaluation: Mapping[str, Any]) -> Section | None:
         return None
     pictures = [
         {
-            "image": m["thumbnail"] if str(m["thumbnail"]).startswith("data:image/") else "",
+            "image": inline(m["thumbnail"]),
             "alt": f"{m['truth']}, predicted as {m['prediction']}",
             "title": m["prediction"],
             "figure": f"{100 * m['probability']:.1f}\u00a0%",

@@ -1,8 +1,4 @@
-"""The classification task: the interface for training, runs, studies and reports.
-
-Each rule of `auto` names the setting, the value, and the reason that the user reads. The rules for
-small data come from the experiments in LOG.md; those for large data are the paper's.
-"""
+"""The classification task: the interface for training, runs, studies and reports."""
 
 from __future__ import annotations
 

@@ -43,12 +43,12 @@ from convnext.tasks.evaluation import (
     choose_split,
     held_split,
     images_of_split,
+    score_table,
     some_classes,
 )
 from convnext.tasks.trained import Opened, opened
 from convnext.weights.checkpoint import Card, data_of, is_own_data, setting_of, val_share_of
 
-MAX_CLASSES = 30
 COLUMNS = (
     ("AP", "ap"),
     ("AP50", "ap50"),
@@ -116,7 +116,7 @@ class DetectionEvaluation(EvaluationResult):
         """Print COCO's metrics and the AP of the classes."""
         e = self.evaluation
         if len(e.classes) > 1:
-            console.print(class_table(e))
+            console.print(ap_table(e))
         table = Table(box=None, header_style="bold")
         table.add_column("")
         for name, _ in COLUMNS:
@@ -133,23 +133,15 @@ class DetectionEvaluation(EvaluationResult):
         )
 
 
-def class_table(e: Evaluation) -> Table:
+def ap_table(e: Evaluation) -> Table:
     """Return a table of the AP of every class, or of those with the lowest AP."""
-    names = list(range(len(e.classes)))
-    known = [k for k in names if e.box.per_class[k] is not None]
-    rows = sorted(known, key=lambda k: e.box.per_class[k] or 0.0)[:MAX_CLASSES]
-    rows = rows if len(known) > len(rows) else known
-    few = len(known) > len(rows)
-    title = f"the {len(rows)} classes with the lowest AP, of {len(known)}" if few else None
-    table = Table(box=None, header_style="bold", title=title, title_justify="left")
-    table.add_column("class")
-    table.add_column("box AP", justify="right")
-    if e.mask is not None:
-        table.add_column("mask AP", justify="right")
-    for k in rows:
-        masks = [] if e.mask is None else [shown(e.mask.per_class[k])]
-        table.add_row(escape(e.classes[k]), shown(e.box.per_class[k]), *masks)
-    return table
+    rows = [
+        (ap, (name, shown(ap), *([] if e.mask is None else [shown(e.mask.per_class[k])])))
+        for k, (name, ap) in enumerate(zip(e.classes, e.box.per_class, strict=True))
+        if ap is not None
+    ]
+    columns = ["box AP"] if e.mask is None else ["box AP", "mask AP"]
+    return score_table(columns, rows, "AP")
 
 
 def shown(score: float | None) -> str:

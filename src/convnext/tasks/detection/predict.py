@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from torch import nn
 
 from convnext.atomic import write_text
 from convnext.data.drawing import save_image
 from convnext.data.formats.coco import read_coco
 from convnext.data.sources import Source
-from convnext.data.tensors import normalize_batch
-from convnext.names import text_cell
+from convnext.names import csv_text, text_cell
 from convnext.results import Detections
 from convnext.tasks.detection.export.exported import ExportedDetector
 from convnext.tasks.detection.inference import Detections as CocoDetections
@@ -33,10 +29,16 @@ from convnext.tasks.detection.inference import detect
 from convnext.tasks.detection.metric import xywh
 from convnext.tasks.detection.model.detector import Detector
 from convnext.tasks.detection.render import draw_detections
-from convnext.tasks.predict import Predictor
+from convnext.tasks.predict import (
+    OverlayFormat,
+    Predictor,
+    bad_rows,
+    check_overlays,
+    print_bad,
+    summary_table,
+)
 from convnext.tasks.trained import Opened
 
-OverlayFormat = Literal["png", "jpg", "none"]
 SCORE = 0.5
 """Minimum score of the objects shown: below it, boxes are more often wrong than right."""
 
@@ -103,7 +105,7 @@ class DetectionResult:
                 for prediction in self.predictions
             ],
             "objects": self.results(),
-            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
+            "bad_images": bad_rows(self.bad_images),
         }
 
     def write(self, folder: str | Path | None = None) -> tuple[Path, ...]:
@@ -112,31 +114,23 @@ class DetectionResult:
         content = self.to_dict()
         write_text(folder / "predictions.json", json.dumps(content, indent=1) + "\n")
         write_text(folder / "results.json", json.dumps(content["objects"]) + "\n")
-        rows = io.StringIO()
-        writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(("image", "class", "score", "x", "y", "width", "height"))
+        rows: list[tuple[str, ...]] = [("image", "class", "score", "x", "y", "width", "height")]
         for row in content["objects"]:
             box = (f"{value:.1f}" for value in row["bbox"])
             texts = map(text_cell, (row["file_name"], row["category"]))
-            writer.writerow((*texts, f"{row['score']:.4f}", *box))
-        write_text(folder / "objects.csv", rows.getvalue())
+            rows.append((*texts, f"{row['score']:.4f}", *box))
+        write_text(folder / "objects.csv", csv_text(rows))
         return tuple(folder / n for n in ("predictions.json", "results.json", "objects.csv"))
 
     def print(self, console: Console) -> None:
         """Print one line per image with its objects."""
-        table = Table(box=None, header_style="bold")
-        table.add_column("image", overflow="fold")
-        table.add_column("objects", justify="right")
-        table.add_column("classes", overflow="fold")
+        rows = []
         for p in self.predictions:
             counts = Counter(p.found.labels.tolist())
             named = (f"{count:,} {self.classes[label]}" for label, count in counts.most_common(5))
-            table.add_row(escape(p.source), f"{len(p.found):,}", escape(", ".join(named)))
-        console.print(table)
-        for source, reason in self.bad_images:
-            console.print(f"skipped: {source}: {reason}", markup=False)
-        if self.bad_images:
-            console.print(f"unreadable images: {len(self.bad_images):,}")
+            rows.append((p.source, f"{len(p.found):,}", ", ".join(named)))
+        console.print(summary_table(("objects>", "classes"), rows))
+        print_bad(self.bad_images, console)
         if self.output:
             console.print(
                 "pictures, objects.csv, predictions.json and results.json (COCO format) are in "
@@ -178,10 +172,7 @@ class ObjectPredictor(Predictor[Detections]):
         ids: str | Path | None = None,
     ) -> None:
         super().__init__(own, output)
-        if overlays not in get_args(OverlayFormat):
-            known = ", ".join(get_args(OverlayFormat))
-            raise ValueError(f"overlays must be one of {known}, not {overlays!r}")
-        self.overlays, self.has_names, self.ids = overlays, names, ids
+        self.overlays, self.has_names, self.ids = check_overlays(overlays), names, ids
         self.network = change_detector(
             own.model,
             score_threshold=SCORE if score is None else score,
@@ -207,12 +198,10 @@ class ObjectPredictor(Predictor[Detections]):
 
     def result(self, source: Source, image: Image.Image) -> Detections:
         """Return the detections of an image."""
-        preprocessing = self.own.card.preprocessing
-        pixels = torch.from_numpy(preprocessing.pixels(image))[None].to(self.own.device)
         with torch.inference_mode():
             found = detect(
                 self.network,
-                normalize_batch(preprocessing, pixels)[0],
+                self.tensor(image),
                 (image.height, image.width),
                 device=self.own.device,
                 precision=self.precision,

@@ -20,6 +20,7 @@ from convnext.tasks.figures import (
     draw_precision,
     measured_on,
     table,
+    worst_section,
 )
 
 # With more classes, only the mean curve is drawn.
@@ -151,24 +152,14 @@ def confusion(evaluation: Mapping[str, Any]) -> Section | None:
 
 def worst_images(evaluation: Mapping[str, Any]) -> Section | None:
     """The images with the lowest F1 scores: truth and prediction side by side."""
-    rows = [row for row in evaluation.get("worst", []) if "picture" in row]
-    if not rows:
-        return None
-    strips = [
-        {
-            "image": row["picture"] if str(row["picture"]).startswith("data:image/") else "",
-            "alt": f"Truth and prediction; {row['missed']} missed, {row['false']} false",
-            "title": f"F1 {100 * row['f1']:.0f}\u00a0%: {row['missed']:,} missed, "
-            f"{row['false']:,} false",
-            "source": row.get("source", ""),
-        }
-        for row in rows
-    ]
-    return Section(
-        title="Worst images",
+    return worst_section(
+        evaluation,
+        lambda row: (
+            f"Truth and prediction; {row['missed']} missed, {row['false']} false",
+            f"F1 {100 * row['f1']:.0f}\u00a0%: {row['missed']:,} missed, {row['false']:,} false",
+        ),
         note="Truth on the left, detections with a score of at least 0.3 on the right. Check these "
         "images first for missing labels.",
-        parts=[Part(kind="strips", values={"strips": strips})],
     )
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from torch import nn
 
 from convnext.data.contents import held_names
@@ -29,6 +28,7 @@ from convnext.tasks.evaluation import (
     choose_split,
     held_split,
     images_of_split,
+    score_table,
     some_classes,
 )
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
@@ -84,22 +84,21 @@ class SegmentationEvaluation(EvaluationResult):
     def print_scores(self, console: Console) -> None:
         """Print the scores, and a table of the classes."""
         e = self.evaluation
-        table = Table(box=None, header_style="bold")
-        table.add_column("class")
-        for name in ("pixels", "accuracy", "precision", "IoU"):
-            table.add_column(name, justify="right")
-        rows = sorted(e.per_class, key=lambda row: -1.0 if row.iou is None else row.iou)
-        shown = e.per_class if len(rows) <= 30 else rows[:30]
-        for row in shown:
-            values = (row.accuracy, row.precision, row.iou)
-            table.add_row(
-                escape(row.name),
-                f"{row.pixels:,}",
-                *("-" if value is None else f"{100 * value:.1f}" for value in values),
+        rows = [
+            (
+                -1.0 if c.iou is None else c.iou,
+                (
+                    c.name,
+                    f"{c.pixels:,}",
+                    *(
+                        "-" if value is None else f"{100 * value:.1f}"
+                        for value in (c.accuracy, c.precision, c.iou)
+                    ),
+                ),
             )
-        if len(rows) > len(shown):
-            console.print(f"the {len(shown)} classes with the lowest IoU, of {len(rows)}:")
-        console.print(table)
+            for c in e.per_class
+        ]
+        console.print(score_table(("pixels", "accuracy", "precision", "IoU"), rows, "IoU"))
         boundary = "" if e.boundary_f1 is None else f"  boundary F1 {e.boundary_f1:.2f} %"
         loss = "" if e.loss is None else f"  loss {e.loss:.4f}"
         console.print(

@@ -9,9 +9,8 @@ work depends on the size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,12 @@ from torch.nn import functional as F
 
 from convnext.data.preprocessing import MAX_SIDE
 from convnext.data.tensors import normalize_batch, to_batch
-from convnext.deploy.export import ExportSpec
+from convnext.deploy.export import ExportRequest, ExportSpec
 from convnext.deploy.formats import ExportSettings
 from convnext.deploy.graphs import image_blueprint, image_graph, run_images
 from convnext.deploy.quantize import image_calibration
 from convnext.deploy.runtimes import Exported, outside
-from convnext.deploy.verify import ScoredComparison, collect_images
+from convnext.deploy.verify import ScoredComparison
 from convnext.hardware.devices import AMP_DTYPES
 from convnext.tasks.segmentation.heads import FusionConv, PooledConv, UPerHead
 from convnext.tasks.segmentation.inference import segment_labels
@@ -41,19 +40,12 @@ torch's exporter treats a single one as a special case. Smaller images are padde
 color."""
 
 
-def export_spec(
-    model: nn.Module,
-    card: Card,
-    source: str,
-    settings: ExportSettings,
-    *,
-    images: Sequence[str | Path] = (),
-    num_images: int = 32,
-    note: Callable[[str], None] = lambda _: None,
-) -> ExportSpec:
+def export_spec(request: ExportRequest) -> ExportSpec:
     """Return the export spec of a segmentor; see `Task.export_spec`."""
     from convnext.tasks.segmentation.evaluate import open_split
 
+    model, card, source = request.model, request.card, request.source
+    settings = request.settings
     check_settings(settings)
     pre, is_open = card.preprocessing, settings.size == "any"
     size = example_size(card, settings)
@@ -93,10 +85,9 @@ def export_spec(
             "output": "labels" if settings.answers else "logits",
         },
         blueprint=blueprint,
-        images=collect_images(
-            *(card, source, images, num_images),
-            open_split=lambda name: open_split(None, name, card, source).images,
-            truth=lambda pairs, i: (pairs.mask(i), pairs.reader.ignore_index),
+        images=request.proofs(
+            lambda name: open_split(None, name, card, source).images,
+            lambda pairs, i: (pairs.mask(i), pairs.reader.ignore_index),
         ),
         compare=lambda exported: SegmentorComparison(model, card, exported),
         calibration=image_calibration(model, pre, settings, num_judged=4, pixels=cut),

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from convnext.atomic import write_text
 from convnext.data.drawing import save_image
 from convnext.data.sources import Source
-from convnext.data.tensors import normalize_batch
-from convnext.names import text_cell
+from convnext.names import csv_text, text_cell
 from convnext.results import Segmentation
-from convnext.tasks.predict import Predictor
+from convnext.tasks.predict import (
+    OverlayFormat,
+    Predictor,
+    bad_rows,
+    check_overlays,
+    print_bad,
+    summary_table,
+)
 from convnext.tasks.segmentation.inference import segment_labels
 from convnext.tasks.segmentation.render import (
     ClassArea,
@@ -32,8 +34,6 @@ from convnext.tasks.segmentation.render import (
 )
 from convnext.tasks.segmentation.scores import choose_inference
 from convnext.tasks.trained import Opened
-
-OverlayFormat = Literal["png", "jpg", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class SegmentationResult:
             "output": self.output,
             "classes": list(self.classes),
             "predictions": [asdict(prediction) for prediction in self.predictions],
-            "bad_images": [{"source": s, "reason": r} for s, r in self.bad_images],
+            "bad_images": bad_rows(self.bad_images),
         }
 
     def write(self, folder: str | Path | None = None) -> tuple[Path, Path]:
@@ -72,33 +72,26 @@ class SegmentationResult:
         folder = Path(folder or self.output)
         as_json, as_csv = folder / "predictions.json", folder / "areas.csv"
         write_text(as_json, json.dumps(self.to_dict(), indent=1) + "\n")
-        rows = io.StringIO()
-        writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(("image", "class", "pixels", "percent"))
-        for prediction in self.predictions:
-            for area in prediction.areas:
-                image, name = text_cell(prediction.source), text_cell(area.name)
-                writer.writerow((image, name, area.pixels, f"{area.percent:.4f}"))
-        write_text(as_csv, rows.getvalue())
+        rows = (
+            (text_cell(p.source), text_cell(area.name), area.pixels, f"{area.percent:.4f}")
+            for p in self.predictions
+            for area in p.areas
+        )
+        write_text(as_csv, csv_text([("image", "class", "pixels", "percent"), *rows]))
         return as_json, as_csv
 
     def print(self, console: Console) -> None:
         """Print one line per image with its largest classes."""
-        table = Table(box=None, header_style="bold")
-        table.add_column("image", overflow="fold")
-        table.add_column("pixels", justify="right", no_wrap=True)
-        table.add_column("classes", overflow="fold")
-        for p in self.predictions:
-            table.add_row(
-                escape(p.source),
+        rows = (
+            (
+                p.source,
                 f"{p.width} x {p.height}",
-                escape(", ".join(f"{area.name} {area.percent:.1f} %" for area in p.areas[:4])),
+                ", ".join(f"{area.name} {area.percent:.1f} %" for area in p.areas[:4]),
             )
-        console.print(table)
-        for source, reason in self.bad_images:
-            console.print(f"skipped: {source}: {reason}", markup=False)
-        if self.bad_images:
-            console.print(f"unreadable images: {len(self.bad_images):,}")
+            for p in self.predictions
+        )
+        console.print(summary_table(("pixels>", "classes"), rows))
+        print_bad(self.bad_images, console)
         if self.output:
             console.print(
                 f"masks, overlays, areas.csv and predictions.json are in {escape(self.output)}"
@@ -140,12 +133,9 @@ class PixelPredictor(Predictor[Segmentation]):
         alpha: float = 0.55,
     ) -> None:
         super().__init__(own, output)
-        if overlays not in get_args(OverlayFormat):
-            known = ", ".join(get_args(OverlayFormat))
-            raise ValueError(f"overlays must be one of {known}, not {overlays!r}")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}, but must be between 0 and 1")
-        self.overlays, self.alpha = overlays, alpha
+        self.overlays, self.alpha = check_overlays(overlays), alpha
         self.settings = choose_inference(
             own.card.recipe,
             window=window,
@@ -162,11 +152,9 @@ class PixelPredictor(Predictor[Segmentation]):
 
     def result(self, source: Source, image: Image.Image) -> Segmentation:
         """Return the segmentation of an image."""
-        preprocessing = self.own.card.preprocessing
-        pixels = torch.from_numpy(preprocessing.pixels(image))[None].to(self.own.device)
         labels = segment_labels(
             self.network,
-            normalize_batch(preprocessing, pixels)[0],
+            self.tensor(image),
             settings=self.settings,
             size=(image.height, image.width),
             device=self.own.device,

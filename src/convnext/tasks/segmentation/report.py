@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from convnext.tasks.figures import (
     Drawing,
     Part,
     ReportSections,
     Section,
+    confusion_section,
     draw_bars,
-    draw_confusion,
     measured_on,
     table,
+    worst_section,
 )
 
-MAX_CONFUSED_PAIRS = 12
 # Max number of named classes without an IoU.
 MAX_ABSENT = 24
 
@@ -105,55 +103,14 @@ def known_classes(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def confusion(evaluation: Mapping[str, Any]) -> Section | None:
     """The confusion matrix of pixels, and the pairs of classes most often confused."""
-    if not evaluation.get("confusion"):
-        return None
-    matrix = np.asarray(evaluation["confusion"])
-    names = evaluation["classes"]
-    pairs = confused_pairs(matrix, names)
-    alt = f"Confusion matrix of {len(names)} classes. " + (
-        f"The most frequent mistake is {pairs[0]['prediction']} instead of {pairs[0]['truth']}: "
-        f"{pairs[0]['share']} of its pixels."
-        if pairs
-        else "There are no mistakes."
-    )
-    drawing = draw_confusion(matrix, names, percent=True)
-    drawn = Drawing(
-        name="confusion",
+    return confusion_section(
+        evaluation,
+        lambda count, total: f"{100 * count / total:.1f}\u00a0%",
+        (("pixels of the class", "share", ""), ("pixels", "count", "count")),
+        unit="of its pixels",
         title="Confusion matrix of pixels, percent of the row",
-        alt=alt,
-        figure=drawing,
+        percent=True,
     )
-    parts = [Part(kind="matrix", values={"figure": drawn})]
-    if pairs:
-        columns = (
-            ("truth", "truth", ""),
-            ("prediction", "prediction", ""),
-            ("pixels of the class", "share", ""),
-            ("pixels", "count", "count"),
-        )
-        parts.append(table(columns, pairs))
-    return Section(
-        title="Confusion matrix",
-        note="Each row is a true class, each column a predicted class. Blue is right, orange is "
-        "wrong; darker colors are larger fractions of the row.",
-        parts=parts,
-    )
-
-
-def confused_pairs(matrix: Any, names: Any) -> list[dict[str, Any]]:
-    """Return the pairs of classes with the most pixels (K, K) off the diagonal."""
-    off = matrix - np.diag(np.diagonal(matrix))
-    worst = np.argsort(-off, axis=None, kind="stable")[:MAX_CONFUSED_PAIRS]
-    return [
-        {
-            "truth": names[t],
-            "prediction": names[p],
-            "count": int(off[t, p]),
-            "share": f"{100 * off[t, p] / matrix[t].sum():.1f}\u00a0%",
-        }
-        for t, p in zip(*np.unravel_index(worst, off.shape), strict=True)
-        if off[t, p]
-    ]
 
 
 def worst_images(evaluation: Mapping[str, Any]) -> Section | None:
@@ -161,23 +118,14 @@ def worst_images(evaluation: Mapping[str, Any]) -> Section | None:
 
     The evaluation adds `source` and a `picture` (a data URI) to each.
     """
-    found = [row for row in evaluation.get("worst", []) if "picture" in row]
-    if not found:
-        return None
-    strips = [
-        {
-            "image": row["picture"] if str(row["picture"]).startswith("data:image/") else "",
-            "alt": f"Image, truth, prediction and errors; IoU {100 * row['iou']:.1f} percent",
-            "title": f"IoU {100 * row['iou']:.1f}\u00a0%",
-            "source": row.get("source", ""),
-        }
-        for row in found
-    ]
-    return Section(
-        title="Worst images",
+    return worst_section(
+        evaluation,
+        lambda row: (
+            f"Image, truth, prediction and errors; IoU {100 * row['iou']:.1f} percent",
+            f"IoU {100 * row['iou']:.1f}\u00a0%",
+        ),
         note="Sorted by the mean IoU of the classes in the image. Orange is wrong, plain gray is "
         "not labeled. Check these images first for wrong masks.",
-        parts=[Part(kind="strips", values={"strips": strips})],
     )
 
 

@@ -7,9 +7,8 @@ in detection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.data.tensors import normalize_batch
-from convnext.deploy.export import ExportSpec
+from convnext.deploy.export import ExportRequest, ExportSpec
 from convnext.deploy.fold import fold
 from convnext.deploy.formats import Blueprint, ExportSettings, Given, Masks
 from convnext.deploy.graphs import (
@@ -33,7 +32,6 @@ from convnext.deploy.graphs import (
 )
 from convnext.deploy.layers import Scaled, spell_out
 from convnext.deploy.quantize import Calibration
-from convnext.deploy.verify import collect_images
 from convnext.hardware.devices import AMP_DTYPES
 from convnext.tasks.detection.export.exported import OnCanvas
 from convnext.tasks.detection.export.graph import OUTPUTS, DetectorGraph, check_size, paste
@@ -47,31 +45,22 @@ from convnext.weights.checkpoint import Card
 NUM_BOXES = 32
 
 
-def export_spec(
-    model: nn.Module,
-    card: Card,
-    source: str,
-    settings: ExportSettings,
-    *,
-    images: Sequence[str | Path] = (),
-    num_images: int = 32,
-    note: Callable[[str], None] = lambda _: None,
-) -> ExportSpec:
+def export_spec(request: ExportRequest) -> ExportSpec:
     """Return the export spec of a detector; see `Task.export_spec`."""
     from convnext.tasks.detection.evaluate import open_split
 
+    model, card, source = request.model, request.card, request.source
+    settings = request.settings
     assert isinstance(model, Detector)
     check_settings(settings)
     check_detector(model, settings)
-    proofs = collect_images(
-        *(card, source, images, num_images),
-        open_split=lambda name: open_split(None, name, card, source).images,
-        truth=lambda split, i: (split, i),
+    proofs = request.proofs(
+        lambda name: open_split(None, name, card, source).images, lambda split, i: (split, i)
     )
     if settings.size is None:
         sizes = [image.size for image in proofs.images()]
         size = default_canvas(card.preprocessing, sizes, int(model.strides[-1]))
-        note(
+        request.note(
             f"the file takes images of up to {size[0]} x {size[1]} pixels, to fit the largest of "
             f"{len(sizes):,} images; it shrinks larger ones (--size HxW changes the limit)"
         )
