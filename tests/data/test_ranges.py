@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from convnext.data.images import RangedMode, decode
-from convnext.data.preprocessing import DensePreprocessing, Preprocessing, pixel_range
+from convnext.data.preprocessing import DensePreprocessing, Preprocessing
+from convnext.data.ranges import pixel_range
 from convnext.data.samples import FolderSamples
 
 GRAY = {"in_chans": 1, "mean": (0.5,), "std": (0.5,)}

@@ -498,7 +498,7 @@ def test_a_folder_is_read_as_for_training(photos, tmp_path, noise):
     noise(12, 10).save(photos / ".hidden.png")
     (photos / "__MACOSX").mkdir()
     noise(12, 10).save(photos / "__MACOSX" / "a.png")
-    (photos / "x.heic").write_bytes(b"x")
+    (photos / "x.xyz").write_bytes(b"x")
     try:
         (photos / "link").symlink_to(other)
         (other / "back").symlink_to(photos)
@@ -509,7 +509,7 @@ def test_a_folder_is_read_as_for_training(photos, tmp_path, noise):
     found = image_sources(photos, notice=lines.append)
     assert names(found) == ["a.png", "b.jpg", "c.png", "broken.png", "linked.png"]
     assert lines == [
-        f"files in {photos} that are not images by their ending, left out: 2 (1 .txt, 1 .heic, "
+        f"files in {photos} that are not images by their ending, left out: 2 (1 .txt, 1 .xyz, "
         f"such as {photos / 'notes.txt'})"
     ]
     with pytest.raises(BadImage, match="there is no such file"):

@@ -5,34 +5,58 @@ What a picture means is decided here once, for training, evaluation and predicti
 - EXIF orientation is applied;
 - transparent images are composited over white, the page that they are drawn for (dropping the alpha
   channel would show whatever color is hidden below it);
-- 16-bit and float gray-scale is scaled by one range for all images, found in the
-  training images (`ranges`); without it by the range of its container, such as 65535 to 255;
+- 16-bit and float images are scaled by one range for all, found in the training images (`ranges`);
+  without it by the range of their container, such as 65535 to 255, or the window of a DICOM file;
+- images of several bands are read band by band, as `BandMode` says;
 - the first frame of an animation is used; a TIFF with several slices of one size is refused;
 - color profiles are ignored, as in the pipelines that published weights were trained with.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import IO, BinaryIO, Literal
+from typing import IO, Any, BinaryIO, Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
+from convnext.data.bands import (
+    CLIPPED,
+    ENDINGS,
+    INVERTED,
+    START,
+    WINDOW,
+    BandImage,
+    Refused,
+    band_image,
+    beyond_pillow,
+    mode_of,
+    needs_tifffile,
+    num_clipped,
+    scaled,
+    stack_reason,
+    usual_range,
+)
 from convnext.documents import open_regular
 from convnext.names import count_noun
 
 Mode = Literal["RGB", "L"]
 Range = tuple[float, float]
 """The values of 16-bit and float gray-scale that become black and white."""
+Ranges = tuple[float, ...]
+"""A range for all bands, or one for each of them, one after the other; () for none."""
+Array = NDArray[Any]
 File = str | Path | bytes | BinaryIO
 
 # Twice Pillow's limit for a warning: Pillow itself refuses images from here on.
@@ -44,6 +68,7 @@ _REFUSED = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF
 
 _ORIENTATION_TAG = 0x0112
 _SUBFILE_TAG = 254
+_PREVIEW_OR_MASK = 1 | 4
 _ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -71,6 +96,39 @@ class RangedMode(str):
 
     def __reduce__(self) -> tuple[type[RangedMode], tuple[str, Range]]:
         return RangedMode, (str(self), self.range)
+
+
+class BandMode(str):
+    """A mode that says which bands are read, and by which ranges they are scaled to 8 bits.
+
+    As text it is the mode of the result: "L" for one band, "RGB" for three, else such as
+    "5 x uint8".
+    """
+
+    bands: tuple[int, ...]
+    """Their numbers, from 1; () for all."""
+    num_bands: int
+    """How many are read."""
+    ranges: Ranges
+
+    def __new__(cls, num_bands: int, bands: tuple[int, ...], ranges: Ranges) -> BandMode:
+        usual = {1: "L", 3: "RGB"}
+        found = super().__new__(cls, usual.get(num_bands, mode_of(num_bands, "uint8")))
+        found.num_bands, found.bands, found.ranges = num_bands, bands, ranges
+        return found
+
+    def __reduce__(self) -> tuple[type[BandMode], tuple[int, tuple[int, ...], Ranges]]:
+        return BandMode, (self.num_bands, self.bands, self.ranges)
+
+
+class _Picture(str):
+    """The type of `PICTURE`."""
+
+
+PICTURE: Mode = cast("Mode", _Picture("RGB"))
+"""Like "RGB", but of an image of any bands the first three are shown."""
+RAW: Mode = cast("Mode", "F")
+"""16-bit, float and multi-band images keep their values."""
 
 
 class BadImage(ValueError):  # noqa: N818 - it is the image that is bad
@@ -102,6 +160,8 @@ class Header:
     """Pillow's name: "JPEG", "PNG" ..."""
     orientation: int = 1
     """The EXIF orientation; 1 for an upright image."""
+    num_bands: int = 0
+    """The number of bands of an image that is more than gray-scale or RGB of 8 bits; else 0."""
 
 
 def decode(
@@ -150,6 +210,7 @@ def read_header(file: File, *, max_pixels: int = MAX_PIXELS, source: str | None 
             mode=image.mode,
             format=image.format or "?",
             orientation=turn,
+            num_bands=getattr(image, "num_bands", 0),
         )
 
 
@@ -184,8 +245,19 @@ def identify(stream: IO[bytes]) -> Image.Image:
     Raises:
         PIL.UnidentifiedImageError: If no plugin recognizes it.
         PIL.Image.DecompressionBombError: If it declares more than `MAX_PIXELS`.
+        Refused: If an extra is not installed, or the file has several frames.
     """
-    start = stream.read(16)
+    start = stream.read(START)
+    image = beyond_pillow(stream, start, _by_plugin(stream, start[:16]))
+    if image is None:
+        raise UnidentifiedImageError("no plugin recognizes the file")
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels declared")
+    found: Image.Image = image
+    return found
+
+
+def _by_plugin(stream: IO[bytes], start: bytes) -> Image.Image | None:
     for name in readable_formats():
         factory, accepts = Image.OPEN[name]
         try:
@@ -194,23 +266,27 @@ def identify(stream: IO[bytes]) -> Image.Image:
             if isinstance(answer, str) or not answer:
                 continue
             stream.seek(0)
-            image = factory(stream, "")
+            return factory(stream, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # Another format after all.
             continue
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels declared")
-        return image
-    raise UnidentifiedImageError("no plugin recognizes the file")
+    return None
 
 
 def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
     """Return `image` as "RGB" or "L", composited over white; unchanged if it already is.
 
-    In "F", 16-bit and float gray-scale keeps its values.
+    In `RAW`, 16-bit, float and multi-band images keep their values.
+
+    Raises:
+        BadImage: If it has other bands than the mode reads.
     """
+    if isinstance(mode, BandMode):
+        return _as_bands(image, mode)
     if image.mode == mode and not image.has_transparency_data:
         return image
-    if str(mode) == "F":
+    if isinstance(image, BandImage):
+        return _of_bands(image, mode)
+    if str(mode) == RAW:
         return Image.fromarray(np.asarray(image, dtype=np.float32))
     if image.mode in WIDE_MODES:
         image = _to_8_bit(image, mode.range if isinstance(mode, RangedMode) else None)
@@ -221,52 +297,97 @@ def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
+def _of_bands(image: BandImage, mode: Mode) -> Image.Image:
+    """Return an image of bands in a mode that does not say which of them to read.
+
+    Raises:
+        BadImage: If the file does not say which bands are red, green and blue.
+    """
+    if str(mode) == RAW:
+        return image
+    if isinstance(mode, _Picture):
+        return image.convert("RGB")
+    if not image.is_rgb:
+        raise BadImage(
+            "the image",
+            f"has {image.num_bands} bands, but gray-scale or RGB images are read here; a network "
+            "trained with --input.bands reads such images",
+        )
+    values = image.values[..., :3]
+    if values.dtype == np.uint16 and not isinstance(mode, RangedMode):
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert(mode)  # As Pillow does.
+    if values.dtype != np.uint8:
+        range = mode.range if isinstance(mode, RangedMode) else None
+        found = band_image(scaled(values, range or usual_range(values, "F")))
+        if range is not None:
+            found.info[CLIPPED] = num_clipped(values, range)
+        return found.convert(mode)
+    return Image.fromarray(np.ascontiguousarray(values)).convert(mode)
+
+
+_READ = "bands are read"
+
+
+def _as_bands(image: Image.Image, mode: BandMode) -> Image.Image:
+    """Return the bands of an image that a mode names, scaled to 8 bits.
+
+    Raises:
+        BadImage: If the image has other bands, or values of more than 8 bits and there is no range.
+    """
+    if image.info.get(_READ):
+        return image
+    if image.mode not in ("L", "RGB", "RGBA", *WIDE_MODES) and not isinstance(image, BandImage):
+        image = as_mode(image, "RGB")
+    values = np.asarray(image)
+    values = values[..., None] if values.ndim == 2 else values
+    if getattr(image, "is_cut", False):
+        raise BadImage("the image", needs_tifffile("its bands and bits are more than Pillow reads"))
+    count = values.shape[2]
+    if (mode.bands and max(mode.bands) > count) or (not mode.bands and count != mode.num_bands):
+        wanted = f"band {max(mode.bands)}" if mode.bands else f"{mode.num_bands} bands"
+        raise BadImage(
+            "the image",
+            f"has {count_noun(count, 'band')}, but the network reads {wanted}; --input.bands of "
+            "training chooses bands",
+        )
+    if mode.bands:
+        values = values[..., [band - 1 for band in mode.bands]]
+    if values.dtype == np.uint8:
+        found = band_image(np.ascontiguousarray(values))
+    elif not mode.ranges:
+        raise BadImage(
+            "the image", f"has values of the type {values.dtype}, which need --input.range"
+        )
+    else:
+        found = band_image(scaled(values, mode.ranges))
+        found.info[CLIPPED] = num_clipped(values, mode.ranges)
+    found.info[_READ] = True
+    return found
+
+
 @cache
 def readable_formats() -> tuple[str, ...]:
-    """Return Pillow's names of the supported formats: "JPEG", "PNG" ..."""
+    """Return Pillow's names of the supported formats: "JPEG", "PNG" ...
+
+    The plugins of HEIC and JPEG XL are registered where they are installed.
+    """
     Image.init()
+    with suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    with suppress(ImportError):
+        importlib.import_module("pillow_jxl")
     return tuple(name for name in Image.OPEN if name not in _REFUSED)
 
 
 @cache
 def readable_extensions() -> frozenset[str]:
-    """Return the extensions of the supported formats: ".jpg", ".png" ..."""
+    """Return the extensions of the supported formats: ".jpg", ".png" ...
+
+    Those that need an extra belong to them without it too: such files are named, not left out.
+    """
     formats = readable_formats()
-    return frozenset(
-        ending for ending, name in Image.registered_extensions().items() if name in formats
-    )
-
-
-@dataclass(kw_only=True)
-class Clipping:
-    """Counts the pixels of 16-bit and float images outside the range of the training images."""
-
-    num_images: int = 0
-    num_clipped_images: int = 0
-    num_pixels: int = 0
-    num_clipped: int = 0
-
-    def add(self, image: Image.Image) -> None:
-        """Count an image that `as_mode` has scaled; others do not count."""
-        clipped, total = image.info.get(CLIPPED, (0, 0))
-        if total:
-            self.num_images += 1
-            self.num_clipped_images += bool(clipped)
-            self.num_pixels += total
-            self.num_clipped += clipped
-
-    def __str__(self) -> str:
-        if not self.num_images:
-            return ""
-        share = self.num_clipped / self.num_pixels
-        return (
-            f"pixels outside the range of the training images, clipped: {100 * share:.2g} %, in "
-            f"{self.num_clipped_images:,} of {count_noun(self.num_images, '16-bit or float image')}"
-        )
-
-
-CLIPPED = "clipped"
-"""Key of `Image.info`: how many pixels the given range clips, and of how many."""
+    known = (ending for ending, name in Image.registered_extensions().items() if name in formats)
+    return ENDINGS.union(known)
 
 
 def _to_8_bit(image: Image.Image, range: Range | None) -> Image.Image:
@@ -276,18 +397,11 @@ def _to_8_bit(image: Image.Image, range: Range | None) -> Image.Image:
     it is the first usual value that the largest one of the image does not exceed by half.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    is_given = range is not None
-    if range is None:
-        largest = float(values.max(initial=0.0))
-        usual = {"I": (65535.0, 2**31 - 1.0), "F": (1.0, 255.0, 65535.0)}.get(
-            image.mode, (65535.0,)
-        )
-        range = 0.0, next((white for white in usual if largest <= 1.5 * white), largest)
-    low, high = range
-    scaled = np.rint((values - low) * (255 / (high - low))).clip(0, 255)
-    found = Image.fromarray(scaled.astype(np.uint8))
-    if is_given:
-        found.info[CLIPPED] = int(((values < low) | (values > high)).sum()), values.size
+    used = range or image.info.get(WINDOW) or usual_range(values, image.mode)
+    levels = scaled(values[..., None], used)[..., 0]
+    found = Image.fromarray(255 - levels if image.info.get(INVERTED) else levels)
+    if range is not None:
+        found.info[CLIPPED] = num_clipped(values[..., None], range)
     return found
 
 
@@ -320,24 +434,23 @@ def _check_size(image: Image.Image, max_pixels: int, name: str) -> None:
 def check_stack(image: Image.Image, name: str) -> None:
     """Refuse a TIFF of several slices, rather than read the first alone.
 
-    Pages of another size are allowed: they are previews, or levels of a pyramid.
+    Pages of another size are allowed: they are previews, or levels of a pyramid; so are masks.
 
     Raises:
         BadImage: If the second page has the size of the first.
     """
-    if image.format != "TIFF" or getattr(image, "n_frames", 1) < 2:
+    if not isinstance(image, TiffImageFile):
         return
-    size, count = image.size, image.n_frames  # type: ignore[attr-defined]
-    image.seek(1)
-    second = image.size
-    is_preview = bool(image.tag_v2.get(_SUBFILE_TAG, 0) & 1)  # type: ignore[attr-defined]
+    size, second, count, is_preview = image.size, (0, 0), 1, True
+    with suppress(SyntaxError):  # A page that is not a picture is a mask of transparency.
+        count = image.n_frames
+        if count > 1:
+            image.seek(1)
+            second = image.size
+            is_preview = bool(image.tag_v2.get(_SUBFILE_TAG, 0) & _PREVIEW_OR_MASK)
     image.seek(0)
     if second == size and not is_preview:
-        raise BadImage(
-            name,
-            f"is a stack of {count:,} slices; save each slice that is to be used as a file of its "
-            "own",
-        )
+        raise BadImage(name, stack_reason(count))
 
 
 def _open(file: File) -> AbstractContextManager[IO[bytes]]:
@@ -381,6 +494,8 @@ def _rewritten(file: File) -> str:
 
 
 def _reason(error: Exception, file: File) -> str:
+    if isinstance(error, Refused):
+        return str(error)
     if (rewritten := _rewritten(file)) and not isinstance(error, FileNotFoundError):
         return rewritten
     if isinstance(error, UnidentifiedImageError):

@@ -21,8 +21,8 @@ from convnext.data.contents import hash_of_objects
 from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.opening import open_objects
 from convnext.data.formats.records import Fault, Objects, ReadOptions, Record, Understood
-from convnext.data.images import BadImage, Header, Mode, decode, read_header
-from convnext.data.preprocessing import pixel_range
+from convnext.data.images import PICTURE, BadImage, Header, Mode, decode, read_header
+from convnext.data.ranges import BandSample, band_sample, pixel_range
 from convnext.data.samples import spread
 
 
@@ -149,6 +149,8 @@ class DataFacts:
     grayscale: bool
     pixel_range: tuple[float, ...] = ()
     """The range of 16-bit and float images; () if there are none."""
+    bands: BandSample | None = None
+    """Values of images with several bands; None if there are none."""
 
 
 def open_dataset(
@@ -238,7 +240,7 @@ def facts(data: DetectionData) -> DataFacts:
     last: BadImage | None = None
     for index in data.train.some(NUM_DECODED):
         try:
-            image = data.train.open(index, "RGB")
+            image = data.train.open(index, PICTURE)
         except BadImage as error:
             last = error
             continue
@@ -265,6 +267,7 @@ def facts(data: DetectionData) -> DataFacts:
         object_sides=(small, middle, large),
         grayscale=gray,
         pixel_range=() if found is None else found.values,
+        bands=band_sample(data.train),
     )
 
 

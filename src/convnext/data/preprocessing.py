@@ -6,23 +6,20 @@ and imports no torch; `convnext.data.tensors` computes the same bits for tensors
 
 Paper, appendix A (and its code): below 384 pixels the short side is resized to
 int(image_size / 0.875) and the center is cropped; from 384 up the image is resized to the square.
-
-16-bit and float images have one range of pixel values, which a sample of the data set determines.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.data.images import MAX_PIXELS, WIDE_MODES, BadImage, Header, Mode, RangedMode, as_mode
+from convnext.data.images import MAX_PIXELS, BadImage, BandMode, Mode, RangedMode, as_mode
 from convnext.names import nearest
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
@@ -51,8 +48,10 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     range: tuple[float, ...] = ()
-    """The values of 16-bit and float images that become black and white; () for those of their
-    container. Images of 8 bits are not affected."""
+    """The values of 16-bit and float images that become black and white, for all channels or one
+    pair after the other; () for those of their container. Images of 8 bits are not affected."""
+    bands: tuple[int, ...] = ()
+    """The bands of the images that become the channels, from 1; () for all."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -74,7 +73,7 @@ class Preprocessing:
 
     @property
     def mode(self) -> Mode:
-        """The mode in which images are read: "L" for one channel, "RGB" for three."""
+        """The mode in which images are read: "L", "RGB", or by bands."""
         return _mode(self)
 
     def pixels(self, image: Image.Image) -> Pixels:
@@ -133,8 +132,10 @@ class DensePreprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     range: tuple[float, ...] = ()
-    """The values of 16-bit and float images that become black and white; () for those of their
-    container. Images of 8 bits are not affected."""
+    """The values of 16-bit and float images that become black and white, for all channels or one
+    pair after the other; () for those of their container. Images of 8 bits are not affected."""
+    bands: tuple[int, ...] = ()
+    """The bands of the images that become the channels, from 1; () for all."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -154,7 +155,7 @@ class DensePreprocessing:
 
     @property
     def mode(self) -> Mode:
-        """The mode in which images are read: "L" for one channel, "RGB" for three."""
+        """The mode in which images are read: "L", "RGB", or by bands."""
         return _mode(self)
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
@@ -193,6 +194,8 @@ class DensePreprocessing:
 
 
 def _mode(settings: Preprocessing | DensePreprocessing) -> Mode:
+    if settings.bands or settings.in_chans not in (1, 3) or len(settings.range) > 2:
+        return cast("Mode", BandMode(settings.in_chans, settings.bands, settings.range))
     mode: Mode = "L" if settings.in_chans == 1 else "RGB"
     if not settings.range:
         return mode
@@ -232,7 +235,7 @@ def fit_short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
 
 
 def to_array(image: Image.Image) -> Pixels:
-    """Return the pixels of an "RGB" or "L" image as contiguous uint8 (C, H, W)."""
+    """Return the pixels of an image of 8 bits as contiguous uint8 (C, H, W)."""
     array = np.array(image)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     return np.ascontiguousarray(array)
@@ -266,10 +269,16 @@ def _check_pixels(settings: Preprocessing | DensePreprocessing) -> None:
     if settings.interpolation not in get_args(Interpolation):
         choices = ", ".join(get_args(Interpolation))
         raise ValueError(f"interpolation is {settings.interpolation!r}; choose one of {choices}")
-    if not _is_int(settings.in_chans) or settings.in_chans not in (1, 3):
+    if not _is_int(settings.in_chans) or settings.in_chans < 1:
         raise ValueError(
-            f"in_chans is {settings.in_chans!r}, but images are read as gray-scale (1) or RGB (3)"
+            f"in_chans is {settings.in_chans!r}, but images are read as gray-scale (1), RGB (3) or "
+            "by their bands"
         )
+    bands = settings.bands
+    if not isinstance(bands, tuple) or not all(_is_int(band) and band > 0 for band in bands):
+        raise ValueError(f"bands is {bands!r}, but must be a tuple of numbers from 1")
+    if bands and len(bands) != settings.in_chans:
+        raise ValueError(f"bands has {len(bands)} numbers, but in_chans is {settings.in_chans}")
     for name, value in (("mean", settings.mean), ("std", settings.std)):
         if not isinstance(value, tuple) or not all(map(_is_number, value)):
             raise ValueError(f"{name} is {value!r}, but must be a tuple of numbers")
@@ -278,16 +287,26 @@ def _check_pixels(settings: Preprocessing | DensePreprocessing) -> None:
     given = settings.range
     if not isinstance(given, tuple) or not all(map(_is_number, given)):
         raise ValueError(f"range is {given!r}, but must be a tuple of two numbers")
-    if given and (len(given) != 2 or given[0] >= given[1]):
-        raise ValueError(f"range is {given!r}, but must be a smaller and a larger number")
+    pairs = list(zip(given[::2], given[1::2], strict=False))
+    is_full = len(given) in (0, 2, 2 * settings.in_chans)
+    if not is_full or any(low >= high for low, high in pairs):
+        many = settings.in_chans > 1
+        raise ValueError(
+            f"range is {given!r}, but must be a smaller and a larger number"
+            f"{f', or {settings.in_chans} such pairs' if many else ''}"
+        )
     if min(settings.std) <= 0:
         raise ValueError(f"std is {settings.std!r}, but must be above 0")
 
 
+_LATER = ("range", "bands")
+"""Fields that older versions do not know; written only if they are set."""
+
+
 def _to_dict(settings: Preprocessing | DensePreprocessing) -> dict[str, Any]:
     values = {**asdict(settings), "mean": list(settings.mean), "std": list(settings.std)}
-    given = list(values.pop("range"))
-    return values | ({"range": given} if given else {})  # Older versions do not know it.
+    later = {name: list(values.pop(name)) for name in _LATER}
+    return values | {name: given for name, given in later.items() if given}
 
 
 def _known(cls: type[Preprocessing | DensePreprocessing], values: Mapping[str, Any]) -> Any:
@@ -295,125 +314,8 @@ def _known(cls: type[Preprocessing | DensePreprocessing], values: Mapping[str, A
     for name in values:
         if name not in known:
             raise ValueError(f"preprocessing has no field {name!r}{nearest(name, known)}")
-    missing = [name for name in known if name not in values and name != "range"]
+    missing = [name for name in known if name not in values and name not in _LATER]
     if missing:
         raise ValueError(f"preprocessing lacks {', '.join(missing)}")
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return plain
-
-
-# How many headers tell whether there are such images, and how many images are read for the range.
-NUM_HEADERS, NUM_IMAGES = 200, 2_000
-# Pixels of an image that count, spread evenly.
-NUM_PIXELS = 4_096
-PERCENTILES = 0.1, 99.9
-
-
-class _Images(Protocol):
-    """A sequence of images."""
-
-    def __len__(self) -> int: ...
-    def header(self, index: int) -> Header: ...
-    def open(self, index: int, mode: Mode) -> Image.Image: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class PixelRange:
-    """The values of the 16-bit and float images of a sample."""
-
-    low: float
-    """The 0.1 percentile, which becomes black."""
-    high: float
-    """The 99.9 percentile, which becomes white."""
-    smallest: float
-    largest: float
-    clipped: float
-    """Fraction of the pixels outside `low` and `high`."""
-    num_images: int
-    modes: Sequence[str]
-    """Pillow's modes: "I;16", "F" ..."""
-
-    @property
-    def values(self) -> tuple[float, float]:
-        """The setting `input.range`."""
-        return self.low, self.high
-
-    def __str__(self) -> str:
-        kind = "float" if set(self.modes) == {"F"} else "16-bit"
-        if "F" in self.modes and len(self.modes) > 1:
-            kind = "16-bit and float"
-        return (
-            f"{self.num_images:,} {kind} training images were sampled, with values from "
-            f"{_shown(self.smallest)} to {_shown(self.largest)}; in all images "
-            f"{_shown(self.low)} becomes black and {_shown(self.high)} white (their 0.1 and 99.9 "
-            f"percentiles), which clips {100 * self.clipped:.2g} % of the pixels; --input.range "
-            "LOW,HIGH sets another range"
-        )
-
-
-def pixel_range(images: _Images) -> PixelRange | None:
-    """Return the range of the 16-bit and float images; None if a sample has none.
-
-    All images have the same range, so that equal values look equal in each of them.
-    """
-    count = len(images)
-    if not any(_image_mode(images, i) in WIDE_MODES for i in _spread(count, NUM_HEADERS)):
-        return None
-    modes: Counter[str] = Counter()
-    parts = []
-    for index in _spread(count, NUM_IMAGES):
-        mode = _image_mode(images, index)
-        if mode not in WIDE_MODES:
-            continue
-        try:
-            values = np.asarray(images.open(index, cast("Mode", "F"))).ravel()
-        except BadImage:
-            continue
-        values = values[np.isfinite(values)]
-        modes[mode] += 1
-        parts.append(values[:: max(1, len(values) // NUM_PIXELS)])
-    every: np.ndarray[Any, Any] = np.concatenate(parts) if parts else np.zeros(0)
-    if not len(every):
-        return None
-    low, high = (float(value) for value in np.percentile(every, PERCENTILES))
-    low, high = _rounded(low, high)
-    return PixelRange(
-        low=low,
-        high=high,
-        smallest=float(every.min()),
-        largest=float(every.max()),
-        clipped=float(np.mean((every < low) | (every > high))),
-        num_images=sum(modes.values()),
-        modes=sorted(modes),
-    )
-
-
-def color_mode(images: _Images) -> Mode:
-    """Return "RGB", with the range of the images if they have more than 8 bits."""
-    found = pixel_range(images)
-    return "RGB" if found is None else cast("Mode", RangedMode("RGB", found.values))
-
-
-def _rounded(low: float, high: float) -> tuple[float, float]:
-    """Return a range in which the last digits carry no meaning, and which is not empty."""
-    if high <= low:
-        return low, low + (abs(low) or 1.0)
-    digits = 3 - math.floor(math.log10(high - low))
-    first, last = round(low, digits), round(high, digits)
-    return (first, last) if first < last else (low, high)
-
-
-def _spread(n: int, count: int) -> list[int]:
-    count = min(n, count)
-    return [i * n // count for i in range(count)]
-
-
-def _image_mode(images: _Images, index: int) -> str:
-    try:
-        return images.header(index).mode
-    except BadImage:
-        return ""
-
-
-def _shown(value: float) -> str:
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"

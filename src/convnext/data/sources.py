@@ -17,10 +17,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from convnext.data.bands import Clipping
 from convnext.data.downloads import Download, Notice, is_url, to_stderr
 from convnext.data.images import (
     BadImage,
-    Clipping,
     Mode,
     as_mode,
     decode,

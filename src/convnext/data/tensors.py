@@ -26,7 +26,17 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 from torch.nn import functional as F
 
-from convnext.data.images import MAX_PIXELS, File, Mode, as_mode, opened, orientation, upright
+from convnext.data.bands import band_image
+from convnext.data.images import (
+    MAX_PIXELS,
+    BandMode,
+    File,
+    Mode,
+    as_mode,
+    opened,
+    orientation,
+    upright,
+)
 from convnext.data.preprocessing import RESAMPLING, Interpolation, Pixels, to_array
 
 
@@ -113,7 +123,7 @@ def decode_crop(
 
     Args:
         file: A path, the bytes, or a binary file at its beginning.
-        mode: The mode of the result, "RGB" or "L".
+        mode: The mode of the result.
         draw: Called once, with the declared width and height of the upright image.
         size: A JPEG is decoded at a half, a quarter or an eighth of its size, as long as both sides
             of the crop keep this many pixels.
@@ -137,7 +147,7 @@ def decode_crop(
         factor = reduction(box, size)
         if factor > 1:
             image.draft(None, (width // factor, height // factor))
-        elif image.mode in (mode, "L"):
+        elif not isinstance(mode, BandMode) and image.mode in (mode, "L"):
             content = _decoded(image, mode)
             if content is not None:
                 return content, box
@@ -168,7 +178,7 @@ def resize_crop(pixels: Tensor, box: Box, size: int, interpolation: Interpolatio
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """Return an "RGB" or "L" image as uint8 (C, H, W) with the channels last in memory."""
+    """Return an image of 8 bits as uint8 (C, H, W) with the channels last in memory."""
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
@@ -207,4 +217,4 @@ def _decoder() -> Callable[..., Tensor] | None:
 
 def image_of(pixels: Tensor) -> Image.Image:
     """Return pixels, uint8 (C, H, W), as an image."""
-    return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy())
+    return band_image(pixels.permute(1, 2, 0).contiguous().numpy())

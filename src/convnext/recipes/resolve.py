@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from convnext.data.preprocessing import DensePreprocessing
+from convnext.data.ranges import BandSample
 from convnext.hardware.peak_rates import has_fast_bf16
+from convnext.names import count_noun
 from convnext.recipes.recipe import (
     all_settings,
     as_resolved,
@@ -200,7 +202,12 @@ class Resolver:
         self.choose("model", f"{prefix}convnext_tiny", "the smallest network of the paper")
 
     def choose_pixels(
-        self, *, gray: bool, own: Sequence[str] = (), range: tuple[float, ...] = ()
+        self,
+        *,
+        gray: bool,
+        own: Sequence[str] = (),
+        range: tuple[float, ...] = (),
+        bands: BandSample | None = None,
     ) -> None:
         """Choose the input channels and the statistics for normalization.
 
@@ -208,20 +215,50 @@ class Resolver:
             gray: Whether the data seems to have no color images.
             own: Settings to take from the pretrained weights; by default all that they have.
             range: The range of 16-bit and float images; () if there are none.
+            bands: Values of images with several bands; None if there are none.
+
+        Raises:
+            ValueError: If the images do not have the bands of the recipe.
         """
+        if bands is not None:
+            self._choose_bands(bands)
+        elif chosen := self["input.bands"]:
+            self.choose("input.in_chans", len(chosen), "the bands that were chosen")
         if range and not self["input.range"]:
             self._values["input.range"] = range
             reason = "the 0.1 and 99.9 percentiles of the 16-bit or float training images"
             self.choices.append(Choice(setting="input.range", value=range, reason=reason))
         if self.context.preprocessing is not None:
             for name, value in asdict(self.context.preprocessing).items():
-                if f"input.{name}" in self._values and (not own or name in own):
+                is_other = name in ("mean", "std") and len(value) != self["input.in_chans"]
+                if f"input.{name}" in self._values and (not own or name in own) and not is_other:
                     self.choose(f"input.{name}", value, "as the weights expect")
         gray = gray and self.scratch
         reason = "no color images were found" if gray else "color images"
         chans = self.choose("input.in_chans", 1 if gray else 3, reason)
-        self.choose("input.mean", IMAGENET_MEAN if chans == 3 else GRAY_MEAN, "ImageNet's")
-        self.choose("input.std", IMAGENET_STD if chans == 3 else GRAY_STD, "ImageNet's")
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if chans == 3 else (GRAY_MEAN, GRAY_STD)
+        self.choose("input.mean", mean if len(mean) == chans else mean * chans, "ImageNet's")
+        self.choose("input.std", std if len(std) == chans else std * chans, "ImageNet's")
+
+    def _choose_bands(self, sample: BandSample) -> None:
+        """Choose the channels of images with several bands, their ranges and statistics."""
+        bands = self["input.bands"]
+        count = sample.check(bands)
+        reason = "the bands that were chosen" if bands else "the bands of the images"
+        chans = self.choose("input.in_chans", count, reason)
+        if chans != count:
+            some = ",".join(map(str, bands or tuple(range(1, chans + 1))))
+            raise ValueError(
+                f"input.in_chans is {chans}, but there are {count_noun(count, 'band')}; choose "
+                f"bands with --input.bands, such as --input.bands {some}"
+            )
+        if not self["input.range"] and (found := sample.ranges(bands)):
+            self._values["input.range"] = found
+            reason = "the 0.1 and 99.9 percentiles of each band of the training images"
+            self.choices.append(Choice(setting="input.range", value=found, reason=reason))
+        mean, std = sample.statistics(bands, self["input.range"] if sample.is_wide else ())
+        self.choose("input.mean", mean, "that of the training images")
+        self.choose("input.std", std, "that of the training images")
 
     def choose_as_weights(self, section: str, *names: str) -> None:
         """Choose the values of the pretrained weights' network."""
@@ -366,6 +403,26 @@ def print_choices(choices: Sequence[Choice], console: Console) -> None:
 def dense_preprocessing(settings: DenseInputRecipe[Never]) -> DensePreprocessing:
     """Return the preprocessing for the input settings of a dense task."""
     return DensePreprocessing(**asdict(settings))
+
+
+def warn_of_channels(r: Mapping[str, Any], colors: Sequence[str]) -> list[str]:
+    """Return warnings about input channels other than red, green and blue.
+
+    Args:
+        r: The settings by their full names.
+        colors: The augmentation in use that only RGB images can have.
+    """
+    chans, found = r["input.in_chans"], []
+    if chans not in (1, 3) and colors:
+        are = "are" if len(colors) > 1 else "is"
+        found.append(f"{' and '.join(colors)} {are} left out, for images of {chans} bands")
+    if chans != 3 and r["weights"] != "none":
+        how = "summed" if chans == 1 else f"repeated and scaled by 3 / {chans}"
+        found.append(
+            f"the network reads {count_noun(chans, 'channel')}: of weights for RGB images, the "
+            f"three channels of the stem are {how}"
+        )
+    return found
 
 
 def warn_of_average(r: Mapping[str, Any], steps: int) -> list[str]:

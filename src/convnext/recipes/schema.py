@@ -72,14 +72,17 @@ class InputRecipe(Generic[A]):
     interpolation: Literal["bicubic", "bilinear", "nearest"] | A = AUTO
     """Filter that resizes images."""
     in_chans: int | A = AUTO
-    """Input channels: 1 for grayscale, 3 for RGB."""
+    """Input channels: 1 for grayscale, 3 for RGB, or the number of bands."""
     mean: tuple[float, ...] | A = AUTO
     """Mean of each channel, for pixel values in [0, 1]."""
     std: tuple[float, ...] | A = AUTO
     """Standard deviation of each channel."""
     range: tuple[float, ...] = ()
-    """Values of 16-bit and float images that become black and white, such as 0,4095; by default
-    the 0.1 and 99.9 percentiles of the training images. Images of 8 bits are not affected."""
+    """Values of 16-bit and float images that become black and white, such as 0,4095, or a pair for
+    each channel; by default the 0.1 and 99.9 percentiles of the training images. Images of 8 bits
+    are not affected."""
+    bands: tuple[int, ...] = ()
+    """Bands of the images that become the input channels, such as 4,3,2; by default all."""
 
 
 @dataclass(frozen=True, kw_only=True)

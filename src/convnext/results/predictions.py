@@ -21,7 +21,7 @@ from PIL import Image
 
 from convnext.atomic import atomic_write, write_text
 from convnext.data.drawing import class_colors
-from convnext.data.images import decode
+from convnext.data.images import PICTURE, decode
 from convnext.data.run_lengths import RunLengths, compress, decode_window, encode
 from convnext.data.run_lengths import decode as decode_runs
 from convnext.data.sources import to_image
@@ -129,7 +129,7 @@ class _Result:
         if image is not None:
             picture = to_image(image).convert("RGB")
         elif self.path is not None:
-            picture = decode(self.path, mode="RGB")
+            picture = decode(self.path, mode=PICTURE)
         else:
             raise ValueError(
                 f"this result of {self.source} holds neither a path nor an image to draw on; pass "

@@ -16,7 +16,7 @@ from PIL import Image
 
 from convnext.atomic import atomic_write
 from convnext.data.formats.class_folders import VAL_NAMES
-from convnext.data.images import BadImage, Mode, decode, read_header
+from convnext.data.images import PICTURE, WIDE_MODES, BadImage, Mode, decode, read_header
 from convnext.data.preprocessing import fit_short_side
 from convnext.data.samples import FolderSamples, ImageListing, spread
 from convnext.data.shards import index as shard_index
@@ -406,10 +406,12 @@ def _content(source: str, resize: int | None) -> tuple[bytes, str]:
     header = read_header(content, source=source)
     short = min(header.width, header.height)
     ending = Path(source).suffix.lower()
-    if resize is None or short <= resize:
-        decode(content, mode="RGB", source=source)
+    # A JPEG has 8 bits and at most three bands.
+    keeps_values = header.num_bands or header.mode in WIDE_MODES
+    if resize is None or short <= resize or keeps_values:
+        decode(content, mode=PICTURE, source=source)
         return content, ending
-    mode: Mode = "L" if header.mode in ("1", "L", "I", "F") or header.mode[:4] == "I;16" else "RGB"
+    mode: Mode = "L" if header.mode in ("1", "L") else "RGB"
     image = decode(content, mode=mode, at_least=resize, source=source)
     size = fit_short_side(image.size, resize)
     image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)

@@ -173,9 +173,11 @@ class ImageAugment:
         self.ratio = recipe.ratio
         self.hflip = recipe.hflip
         self.vflip = recipe.vflip
-        self.rand_augment = _rand_augment(recipe, preprocessing)
+        # Both are for RGB and gray-scale only.
+        is_usual = preprocessing.in_chans in (1, 3)
+        self.rand_augment = _rand_augment(recipe, preprocessing) if is_usual else None
         # RandAugment replaces color jitter, as in timm.
-        self.jitter: float = 0.0 if self.rand_augment else recipe.color_jitter
+        self.jitter: float = recipe.color_jitter if is_usual and not self.rand_augment else 0.0
 
     @property
     def short_side(self) -> int:

@@ -37,8 +37,8 @@ from convnext.data.formats.named_labels import find_by_file_names, find_tags, ha
 from convnext.data.formats.records import Understood
 from convnext.data.formats.tables import find_table, has_own_columns
 from convnext.data.formats.text_lists import TABLES
-from convnext.data.images import WIDE_MODES, BadImage, Header
-from convnext.data.preprocessing import pixel_range
+from convnext.data.images import PICTURE, WIDE_MODES, BadImage, Header
+from convnext.data.ranges import BandSample, band_sample, pixel_range
 from convnext.data.samples import (
     ArraySamples,
     ImageListing,
@@ -86,6 +86,8 @@ class DataFacts:
     """Whether the sample has no color images."""
     pixel_range: tuple[float, ...] = ()
     """The range of 16-bit and float images; () if there are none."""
+    bands: BandSample | None = None
+    """Values of images with several bands; None if there are none."""
 
 
 def open_dataset(
@@ -191,6 +193,7 @@ def facts(data: ClassificationData) -> DataFacts:
         image_width=int(statistics.median(h.width for h in headers)),
         grayscale=_is_grayscale(data.train, attempt - 1),
         pixel_range=_range_of(data.train, headers),
+        bands=band_sample(data.train) if any(h.num_bands for h in headers) else None,
     )
 
 
@@ -204,7 +207,7 @@ def _is_grayscale(samples: Samples, attempt: int) -> bool:
     seen = False
     for index in samples.some(NUM_DECODED, attempt):
         try:
-            image = samples.open(index, "RGB", at_least=64)
+            image = samples.open(index, PICTURE, at_least=64)
         except BadImage:
             continue
         seen = True

@@ -23,7 +23,8 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from convnext.data.images import BadImage, Mode
+from convnext.data.bands import band_image
+from convnext.data.images import BadImage
 from convnext.data.preprocessing import Preprocessing, fit_short_side
 from convnext.data.samples import ImageCache, Pixels, Samples, memory_budget
 from convnext.data.sampling import Draw
@@ -130,7 +131,8 @@ class TrainDataset(Dataset[Item]):
         if self.samples.is_remote:
             return f"the training images {_REMOTE}"
         budget = memory_budget(workers) if budget is None else budget
-        shapes = _cached_shapes(self.samples, self.mode, self.augment.short_side, budget)
+        chans = self.preprocessing.in_chans
+        shapes = _cached_shapes(self.samples, chans, self.augment.short_side, budget)
         if shapes is None:
             return f"the training images {_TOO_LARGE.format(budget / 1e9)}"
         cache = ImageCache(shapes)
@@ -197,7 +199,7 @@ class TrainDataset(Dataset[Item]):
         pixels = self.cache[index]
         if not augment.exact:
             return torch.from_numpy(pixels).permute(2, 0, 1), None
-        return Image.fromarray(pixels[..., 0] if self.mode == "L" else pixels), None
+        return band_image(pixels), None
 
 
 class EvalDataset(Dataset[Item]):
@@ -265,14 +267,14 @@ class EvalDataset(Dataset[Item]):
 
 
 def _cached_shapes(
-    samples: Samples, mode: Mode, short: int, budget: int
+    samples: Samples, chans: int, short: int, budget: int
 ) -> NDArray[np.int64] | None:
     """Return the shapes (n, 3) of the cached images, or None if they exceed the budget.
 
     A sample of the headers shows early that a large set does not fit. Images without a readable
     header take no room.
     """
-    n, chans = len(samples), 1 if mode == "L" else 3
+    n = len(samples)
 
     def shape(index: int) -> tuple[int, int, int]:
         try:

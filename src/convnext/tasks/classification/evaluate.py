@@ -18,7 +18,7 @@ from torch import Tensor
 
 from convnext.data.contents import held_names
 from convnext.data.drawing import data_uri
-from convnext.data.images import BadImage
+from convnext.data.images import PICTURE, BadImage
 from convnext.data.samples import ImageListing, Samples
 from convnext.deploy.fast import Fast
 from convnext.results import Scores
@@ -313,7 +313,7 @@ def _known_positions(classes: Sequence[str], wanted: Sequence[str]) -> list[int 
 def _thumbnail(samples: Samples, index: int) -> tuple[str, str]:
     source = samples.source(index)
     try:
-        image = samples.open(index, "RGB")
+        image = samples.open(index, PICTURE)
     except BadImage:  # It was readable before; this must not lose the evaluation.
         return source, ""
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from convnext.data.doctor import bar, plain_table, print_notes
 from convnext.data.images import BadImage, Mode
-from convnext.data.preprocessing import color_mode, pixel_range
+from convnext.data.ranges import color_mode, pixel_notes
 from convnext.data.samples import Samples
 from convnext.progress import safe_console
 from convnext.tasks.classification.data import ClassificationData, open_dataset
@@ -207,7 +207,6 @@ def inspect_with_sheet(path: str, *, sheet: bool, layout: str = "") -> tuple[Dat
 
 def report(data: ClassificationData, inspected: Sequence[Inspected]) -> DataReport:
     """Build the report."""
-    found_range = pixel_range(data.train)
     good = [item for item in inspected if not item.reason]
     train = _counts(data, (item for item in inspected if item.part == "train"))
     return DataReport(
@@ -227,7 +226,7 @@ def report(data: ClassificationData, inspected: Sequence[Inspected]) -> DataRepo
         suggestions=find_suggestions(data, inspected),
         notes=(
             *(note for note in data.notes if note not in data.faults),
-            *([] if found_range is None else [str(found_range)]),
+            *pixel_notes(data.train),
         ),
     )
 

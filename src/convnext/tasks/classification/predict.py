@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convnext.atomic import write_text
-from convnext.data.images import BadImage, Header, Mode
+from convnext.data.images import PICTURE, BadImage, Header, Mode
 from convnext.data.samples import BadImages, Samples
 from convnext.data.sources import Source
 from convnext.data.tensors import normalize_batch
@@ -280,7 +280,7 @@ class SourceSamples(Samples):
         return image
 
     def header(self, index: int) -> Header:
-        image = self.open(index, "RGB")
+        image = self.open(index, PICTURE)
         return Header(width=image.width, height=image.height, mode=image.mode, format="image")
 
     def num_bytes(self, index: int) -> int:

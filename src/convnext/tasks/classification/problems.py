@@ -17,7 +17,8 @@ from PIL import Image
 from rich.console import Console
 
 from convnext.data.doctor import read_all
-from convnext.data.images import BadImage
+from convnext.data.images import PICTURE, BadImage, Mode
+from convnext.data.ranges import color_mode
 from convnext.tasks.classification.data import ClassificationData, refusal
 
 # Two images look alike if at most this many of the 256 bits of their sketches differ.
@@ -56,10 +57,11 @@ def scan(data: ClassificationData, *, console: Console | None = None) -> list[In
     """Read every image in threads, training images first, with a progress bar."""
     places = [("train", i) for i in range(len(data.train))]
     places += [("val", i) for i in range(len(data.val))]
-    return read_all(places, lambda p: item(data, *p), "reading images", console=console)
+    mode = color_mode(data.train)
+    return read_all(places, lambda p: item(data, *p, mode), "reading images", console=console)
 
 
-def item(data: ClassificationData, part: str, index: int) -> Inspected:
+def item(data: ClassificationData, part: str, index: int, mode: Mode = PICTURE) -> Inspected:
     """Read one image."""
     samples = data.train if part == "train" else data.val
     source, label = samples.source(index), samples.labels[index]
@@ -67,7 +69,7 @@ def item(data: ClassificationData, part: str, index: int) -> Inspected:
     samples.read_ahead(index)
     try:
         header = samples.header(index)
-        image = samples.open(index, "RGB")
+        image = samples.open(index, mode)
     except BadImage as error:
         return Inspected(
             part=part, source=source, label=label, num_bytes=num_bytes, reason=error.reason

@@ -29,6 +29,7 @@ from convnext.recipes.resolve import (
     two_digits,
     warn_of_average,
     warn_of_batch,
+    warn_of_channels,
 )
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.base import CachedDataset, Phase, Task, Workload, split_tensors
@@ -168,7 +169,12 @@ class ClassificationTask(Task):
                 f"the largest class has {imbalance:.0f} times the images of the smallest. "
                 "Consider --loader.sampling balanced"
             )
-        return tuple(found)
+        colors = [
+            name
+            for name, none in (("augment.rand_augment", "none"), ("augment.color_jitter", 0.0))
+            if r[name] != none
+        ]
+        return (*found, *warn_of_channels(r, colors))
 
     @property
     def input_size(self) -> int:
@@ -277,7 +283,7 @@ def image_sizes(
 
 
 def _choose_input(c: Resolver, facts: DataFacts) -> None:
-    c.choose_pixels(gray=facts.grayscale, range=facts.pixel_range)
+    c.choose_pixels(gray=facts.grayscale, range=facts.pixel_range, bands=facts.bands)
     short_side = min(facts.image_height, facts.image_width)
     if c["weights"] != "none":
         c.choose("input.image_size", 224, "the usual size of published weights")
@@ -385,6 +391,9 @@ def _choose_augmentation(c: Resolver, facts: DataFacts) -> None:
         c.choose("augment.hflip", 0.0, "small and gray: perhaps characters")
         c.choose("augment.scale", (0.7, 1.0), "characters fill the image")
         c.choose("augment.color_jitter", 0.0, "there are no colors")
+    if c["input.in_chans"] not in (1, 3):
+        c.choose("augment.color_jitter", 0.0, "only for RGB")
+        c.choose("augment.rand_augment", "none", "only for RGB")
     c.choose("augment.hflip", 0.5, "as in the paper")
     if c.large:
         mixed = 1.0 if c.scratch else 0.0

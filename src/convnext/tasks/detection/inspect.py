@@ -18,9 +18,9 @@ from convnext.data.doctor import class_table, list_sizes, print_notes, print_num
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.formats.located import UNCLEAR
 from convnext.data.formats.records import ReadOptions
-from convnext.data.images import BadImage
+from convnext.data.images import BadImage, Mode
 from convnext.data.objects import FAULTS, DetectionData, DetectionImages, open_dataset
-from convnext.data.preprocessing import pixel_range
+from convnext.data.ranges import color_mode, pixel_notes
 from convnext.progress import safe_console
 from convnext.tasks.detection.data.problems import (
     Inspected,
@@ -200,7 +200,6 @@ def report(data: DetectionData, inspected: Sequence[Inspected]) -> DataReport:
     """Build the report."""
     counts = {part: _count_classes(images, len(data.classes)) for part, images in parts(data)}
     stated = [(r.width, r.height) for _, images in parts(data) for r in images.records]
-    found_range = pixel_range(data.train)
     return DataReport(
         path=data.path,
         classes=tuple(
@@ -222,7 +221,7 @@ def report(data: DetectionData, inspected: Sequence[Inspected]) -> DataReport:
         # All faults are listed.
         notes=(
             *(note for note in data.notes if not note.startswith(FAULTS)),
-            *([] if found_range is None else [str(found_range)]),
+            *pixel_notes(data.train),
         ),
     )
 
@@ -316,12 +315,15 @@ def contact_sheet(
     """
     colors = class_colors(len(data.classes))
     drawn: Counter[int] = Counter()
-    sections = {} if unturned is None else _both_readings(data, unturned, colors, per_part, width)
+    mode = color_mode(data.train)
+    sections = (
+        {} if unturned is None else _both_readings(data, unturned, colors, per_part, width, mode)
+    )
     for part, images in parts(data):
         if len(images):
             shown = images.some(per_part)
             title = f"{TITLES[part]}, {len(shown)} of {len(images):,}"
-            sections[title] = [_tile(images, i, colors, width) for i in shown]
+            sections[title] = [_tile(images, i, colors, width, mode) for i in shown]
             for i in shown:
                 drawn.update(images.objects(i).labels.tolist())
     labels = [label for label, _ in drawn.most_common()]
@@ -335,6 +337,7 @@ def _both_readings(
     colors: NDArray[np.uint8],
     count: int,
     width: int,
+    mode: Mode,
 ) -> dict[str, list[Image.Image]]:
     """Return the images whose objects depend on how the EXIF orientation is read, in both ways."""
     pairs = [
@@ -345,19 +348,19 @@ def _both_readings(
     ][:count]
     return {
         "objects drawn on turned photos (--exif turned)": [
-            _tile(images, i, colors, width) for images, _, i in pairs
+            _tile(images, i, colors, width, mode) for images, _, i in pairs
         ],
         "objects drawn before turning (--exif unturned)": [
-            _tile(other, i, colors, width) for _, other, i in pairs
+            _tile(other, i, colors, width, mode) for _, other, i in pairs
         ],
     }
 
 
 def _tile(
-    images: DetectionImages, index: int, colors: NDArray[np.uint8], width: int
+    images: DetectionImages, index: int, colors: NDArray[np.uint8], width: int, mode: Mode
 ) -> Image.Image:
     try:
-        image = images.open(index, "RGB")
+        image = images.open(index, mode)
     except BadImage:
         return crossed_out(width)
     size = fitted(image.size, width)

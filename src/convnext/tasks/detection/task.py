@@ -31,6 +31,7 @@ from convnext.recipes.resolve import (
     dense_preprocessing,
     two_digits,
     warn_of_batch,
+    warn_of_channels,
 )
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names
@@ -190,6 +191,8 @@ class DetectionTask(Task):
                 f"{r['detect.max_detections']:,} are reported. Try --detect.max_detections "
                 f"{math.ceil(1.5 * facts.max_objects / 100) * 100}"
             )
+        colors = ["distortion of saturation and hue"] if r["detect.photometric"] else []
+        found += warn_of_channels(r, colors)
         return (*found, *warn_of_batch(r, facts.num_train, 4))
 
     @property
@@ -285,7 +288,12 @@ def detector_settings(recipe: DetectionRecipe[Never]) -> dict[str, Any]:
 
 
 def _choose_input(c: Resolver, facts: DataFacts) -> None:
-    c.choose_pixels(gray=facts.grayscale, range=facts.pixel_range, own=("in_chans", "mean", "std"))
+    c.choose_pixels(
+        gray=facts.grayscale,
+        range=facts.pixel_range,
+        bands=facts.bands,
+        own=("in_chans", "mean", "std"),
+    )
     c.choose("input.interpolation", "bilinear", "as in the paper")
     as_paper = c.large and not c.on_cpu
     if as_paper:

@@ -19,8 +19,8 @@ from convnext.data.formats.layouts import is_detection
 from convnext.data.formats.mask_folders import VOC, find, is_mask_folder
 from convnext.data.formats.mask_pairs import PairListing, Part, files_of
 from convnext.data.formats.records import Understood
-from convnext.data.images import BadImage
-from convnext.data.preprocessing import pixel_range
+from convnext.data.images import PICTURE, BadImage
+from convnext.data.ranges import BandSample, band_sample, pixel_range
 from convnext.data.samples import held_out, note_copies
 from convnext.tasks.segmentation.class_lists import cityscapes_ids, read_classes
 from convnext.tasks.segmentation.layout import Pairs, open_drawn
@@ -80,6 +80,8 @@ class DataFacts:
     reduce_zero_label: bool = False
     pixel_range: tuple[float, ...] = ()
     """The range of 16-bit and float images; () if there are none."""
+    bands: BandSample | None = None
+    """Values of images with several bands; None if there are none."""
 
 
 def open_dataset(
@@ -175,7 +177,7 @@ def facts(data: SegmentationData) -> DataFacts:
     last: BadImage | None = None
     for index in data.train.some(NUM_DECODED):
         try:
-            image = data.train.open(index, "RGB")
+            image = data.train.open(index, PICTURE)
             mask = data.train.mask(index, image.size)
         except BadImage as error:
             last = error
@@ -204,6 +206,7 @@ def facts(data: SegmentationData) -> DataFacts:
         grayscale=gray,
         reduce_zero_label=data.train.reader.reduce_zero_label,
         pixel_range=() if found is None else found.values,
+        bands=band_sample(data.train),
     )
 
 

@@ -24,8 +24,8 @@ from convnext.data.doctor import (
     read_all,
 )
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
-from convnext.data.images import BadImage, Mode
-from convnext.data.preprocessing import color_mode, pixel_range
+from convnext.data.images import PICTURE, BadImage, Mode
+from convnext.data.ranges import color_mode, pixel_notes
 from convnext.progress import safe_console
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset, refusal
 from convnext.tasks.segmentation.layout import Pairs
@@ -179,7 +179,7 @@ def inspect_item(
     nothing = np.zeros(num_classes, dtype=np.int64)
     try:
         is_turned = pairs.header(index).orientation != 1
-        image = pairs.open(index, "RGB")
+        image = pairs.open(index, PICTURE)
         mask = pairs.mask(index, image.size)
     except BadImage as error:
         return Inspected(part=part, source=error.source, reason=error.reason, counts=nothing)
@@ -198,7 +198,6 @@ def inspect_item(
 
 def report(data: SegmentationData, inspected: Sequence[Inspected]) -> DataReport:
     """Build the report."""
-    found_range = pixel_range(data.train)
     good = [item for item in inspected if not item.reason]
     labeled = sum(int(item.counts.sum()) for item in good)
     total = sum(item.num_pixels for item in good)
@@ -236,7 +235,7 @@ def report(data: SegmentationData, inspected: Sequence[Inspected]) -> DataReport
         suggestions=tuple(find_suggestions(good, classes)),
         notes=(
             *(note for note in data.notes if note not in data.faults),
-            *([] if found_range is None else [str(found_range)]),
+            *pixel_notes(data.train),
         ),
     )
 

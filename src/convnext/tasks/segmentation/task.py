@@ -21,6 +21,7 @@ from convnext.recipes.resolve import (
     two_digits,
     warn_of_average,
     warn_of_batch,
+    warn_of_channels,
 )
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names, split_tensors
@@ -150,6 +151,8 @@ class SegmentationTask(Task):
                 f"a stride of {r['segment.stride']} leaves gaps between windows of "
                 f"{r['segment.window']}. Try --segment.stride {default_stride(r['segment.window'])}"
             )
+        colors = ["distortion of saturation and hue"] if r["segment.photometric"] else []
+        found += warn_of_channels(r, colors)
         return (*found, *warn_of_batch(r, facts.num_train, 8))
 
     @property
@@ -258,7 +261,12 @@ def inference_settings(recipe: SegmentationRecipe[Never]) -> InferenceSettings:
 
 
 def _choose_input(c: Resolver, facts: DataFacts) -> None:
-    c.choose_pixels(gray=facts.grayscale, range=facts.pixel_range, own=("in_chans", "mean", "std"))
+    c.choose_pixels(
+        gray=facts.grayscale,
+        range=facts.pixel_range,
+        bands=facts.bands,
+        own=("in_chans", "mean", "std"),
+    )
     c.choose("input.interpolation", "bilinear", "as in the paper")
     short = min(facts.image_height, facts.image_width)
     limit, why = (192, "what a CPU can afford") if c.on_cpu else (512, "as in the paper")

@@ -16,7 +16,7 @@ from rich.console import Console
 from convnext.data.doctor import read_all
 from convnext.data.formats.coco_objects import FIX, UNUSED
 from convnext.data.formats.records import Fault, Objects
-from convnext.data.images import BadImage, decode, readable_extensions
+from convnext.data.images import PICTURE, BadImage, decode, readable_extensions
 from convnext.data.masks import bounds_of
 from convnext.data.objects import DetectionData, DetectionImages, refusal
 
@@ -61,7 +61,7 @@ def inspect_item(part: str, images: DetectionImages, index: int) -> Inspected:
     path, stated = images.root / images.records[index].file_name, images.size(index)
     loose = tuple(_loose(images.objects(index)))
     try:
-        image = decode(path, mode="RGB")
+        image = decode(path, mode=PICTURE)
     except BadImage as error:
         return Inspected(
             part=part,
