@@ -52,7 +52,7 @@ def test_calls_take_turns_and_the_first_turns_do_not_count(clock: list[float]) -
 
 def test_medians_are_not_means(clock: list[float]) -> None:
     call, _ = taking(clock, 9.0, 1.0, 50.0, 2.0)
-    assert medians([call], rounds=3) == [2.0]
+    assert medians(samples([call], rounds=3)) == [2.0]
 
 
 def test_turns_end_with_their_time_but_not_before_the_least(clock: list[float]) -> None:

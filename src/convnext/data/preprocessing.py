@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +34,101 @@ Pixels = NDArray[np.uint8]
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How a classifier's input is made from any image; the fields are those of `InputRecipe`."""
+_LATER = ("range", "bands")
+"""Fields that older versions do not know; written only if they are set."""
+
+
+class _Settings:
+    """What the preprocessing of classifiers and of dense networks has in common.
+
+    Not a dataclass: the order of the fields is that of a checkpoint's card.
+    """
 
     normalizes: ClassVar[bool] = True
     """Whether the network takes normalized values rather than pixel values."""
+
+    interpolation: Interpolation
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    range: tuple[float, ...]
+    bands: tuple[int, ...]
+
+    def _check(self) -> None:
+        if self.interpolation not in get_args(Interpolation):
+            choices = ", ".join(get_args(Interpolation))
+            raise ValueError(f"interpolation is {self.interpolation!r}; choose one of {choices}")
+        if not _is_int(self.in_chans) or self.in_chans < 1:
+            raise ValueError(
+                f"in_chans is {self.in_chans!r}, but images are read as gray-scale (1), RGB (3) or "
+                "by their bands"
+            )
+        bands = self.bands
+        if not isinstance(bands, tuple) or not all(_is_int(band) and band > 0 for band in bands):
+            raise ValueError(f"bands is {bands!r}, but must be a tuple of numbers from 1")
+        if bands and len(bands) != self.in_chans:
+            raise ValueError(f"bands has {len(bands)} numbers, but in_chans is {self.in_chans}")
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(value, tuple) or not all(map(_is_number, value)):
+                raise ValueError(f"{name} is {value!r}, but must be a tuple of numbers")
+            if len(value) != self.in_chans:
+                raise ValueError(f"{name} has {len(value)} values, but in_chans is {self.in_chans}")
+        given = self.range
+        if not isinstance(given, tuple) or not all(map(_is_number, given)):
+            raise ValueError(f"range is {given!r}, but must be a tuple of two numbers")
+        pairs = list(zip(given[::2], given[1::2], strict=False))
+        is_full = len(given) in (0, 2, 2 * self.in_chans)
+        if not is_full or any(low >= high for low, high in pairs):
+            many = self.in_chans > 1
+            raise ValueError(
+                f"range is {given!r}, but must be a smaller and a larger number"
+                f"{f', or {self.in_chans} such pairs' if many else ''}"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std!r}, but must be above 0")
+
+    @property
+    def mode(self) -> Mode:
+        """The mode in which images are read: "L", "RGB", or by bands."""
+        if self.bands or self.in_chans not in (1, 3) or len(self.range) > 2:
+            return cast("Mode", BandMode(self.in_chans, self.bands, self.range))
+        mode: Mode = "L" if self.in_chans == 1 else "RGB"
+        if not self.range:
+            return mode
+        low, high = self.range
+        return cast("Mode", RangedMode(mode, (low, high)))
+
+    def normalize(self, batch: Array) -> NDArray[np.float32]:
+        """Return pixels (N, C, H, W), 0 to 255, as fp32 of mean 0 and standard deviation 1."""
+        return normalize(batch, self.mean, self.std)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        values = {**asdict(cast(Any, self)), "mean": list(self.mean), "std": list(self.std)}
+        later = {name: list(values.pop(name)) for name in _LATER}
+        return values | {name: given for name, given in later.items() if given}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from the result of `to_dict`.
+
+        Raises:
+            ValueError: If a key is missing or unknown, or a value is wrong.
+        """
+        known = [f.name for f in fields(cast(Any, cls))]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"preprocessing has no field {name!r}{nearest(name, known)}")
+        missing = [name for name in known if name not in values and name not in _LATER]
+        if missing:
+            raise ValueError(f"preprocessing lacks {', '.join(missing)}")
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing(_Settings):
+    """How a classifier's input is made from any image; the fields are those of `InputRecipe`."""
 
     image_size: int
     crop_pct: float
@@ -69,12 +158,7 @@ class Preprocessing:
                 f"crop_pct is {self.crop_pct!r}, but with an image_size of {self.image_size} must "
                 f"be at least {self.image_size / MAX_SIDE:.2g}"
             )
-        _check_pixels(self)
-
-    @property
-    def mode(self) -> Mode:
-        """The mode in which images are read: "L", "RGB", or by bands."""
-        return _mode(self)
+        self._check()
 
     def pixels(self, image: Image.Image) -> Pixels:
         """Return the network's view of an image of any mode, uint8 (C, H, W).
@@ -93,35 +177,15 @@ class Preprocessing:
         image = image.resize((width, height), resample)
         return to_array(image.crop((left, top, left + size, top + size)))
 
-    def normalize(self, batch: Array) -> NDArray[np.float32]:
-        """Return pixels (N, C, H, W), 0 to 255, as fp32 of mean 0 and standard deviation 1."""
-        return normalize(batch, self.mean, self.std)
-
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Return the network's input for one image, fp32 (C, H, W)."""
         found: NDArray[np.float32] = self.normalize(self.pixels(image)[None])[0]
         return found
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return _to_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Build from the result of `to_dict`.
-
-        Raises:
-            ValueError: If a key is missing or unknown, or a value is wrong.
-        """
-        return cls(**_known(cls, values))
-
 
 @dataclass(frozen=True, kw_only=True)
-class DensePreprocessing:
+class DensePreprocessing(_Settings):
     """How a dense network's input is made from any image: uncropped, aspect ratio kept."""
-
-    normalizes: ClassVar[bool] = True
-    """Whether the network takes normalized values rather than pixel values."""
 
     image_size: int
     """The short side in pixels; 0 leaves images as they are."""
@@ -151,12 +215,7 @@ class DensePreprocessing:
             raise ValueError(
                 f"max_size is {self.max_size}, but must be at least image_size, {self.image_size}"
             )
-        _check_pixels(self)
-
-    @property
-    def mode(self) -> Mode:
-        """The mode in which images are read: "L", "RGB", or by bands."""
-        return _mode(self)
+        self._check()
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
         """Return the (width, height) that an image of this size is resized to."""
@@ -174,33 +233,6 @@ class DensePreprocessing:
         if size != image.size:
             image = image.resize(size, RESAMPLING[self.interpolation])
         return to_array(image)
-
-    def normalize(self, batch: Array) -> NDArray[np.float32]:
-        """Return pixels (N, C, H, W), 0 to 255, as fp32 of mean 0 and standard deviation 1."""
-        return normalize(batch, self.mean, self.std)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return _to_dict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DensePreprocessing:
-        """Build from the result of `to_dict`.
-
-        Raises:
-            ValueError: If a key is missing or unknown, or a value is wrong.
-        """
-        return cls(**_known(cls, values))
-
-
-def _mode(settings: Preprocessing | DensePreprocessing) -> Mode:
-    if settings.bands or settings.in_chans not in (1, 3) or len(settings.range) > 2:
-        return cast("Mode", BandMode(settings.in_chans, settings.bands, settings.range))
-    mode: Mode = "L" if settings.in_chans == 1 else "RGB"
-    if not settings.range:
-        return mode
-    low, high = settings.range
-    return cast("Mode", RangedMode(mode, (low, high)))
 
 
 def normalize(batch: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
@@ -263,59 +295,3 @@ def _check_resized(image: Image.Image, size: tuple[int, int], advice: str = "") 
             f"of {image.width:,} x {image.height:,} pixels would become {width:,} x {height:,}; "
             f"more than {MAX_PIXELS / 1e6:,.4g} million are refused{advice}",
         )
-
-
-def _check_pixels(settings: Preprocessing | DensePreprocessing) -> None:
-    if settings.interpolation not in get_args(Interpolation):
-        choices = ", ".join(get_args(Interpolation))
-        raise ValueError(f"interpolation is {settings.interpolation!r}; choose one of {choices}")
-    if not _is_int(settings.in_chans) or settings.in_chans < 1:
-        raise ValueError(
-            f"in_chans is {settings.in_chans!r}, but images are read as gray-scale (1), RGB (3) or "
-            "by their bands"
-        )
-    bands = settings.bands
-    if not isinstance(bands, tuple) or not all(_is_int(band) and band > 0 for band in bands):
-        raise ValueError(f"bands is {bands!r}, but must be a tuple of numbers from 1")
-    if bands and len(bands) != settings.in_chans:
-        raise ValueError(f"bands has {len(bands)} numbers, but in_chans is {settings.in_chans}")
-    for name, value in (("mean", settings.mean), ("std", settings.std)):
-        if not isinstance(value, tuple) or not all(map(_is_number, value)):
-            raise ValueError(f"{name} is {value!r}, but must be a tuple of numbers")
-        if len(value) != settings.in_chans:
-            raise ValueError(f"{name} has {len(value)} values, but in_chans is {settings.in_chans}")
-    given = settings.range
-    if not isinstance(given, tuple) or not all(map(_is_number, given)):
-        raise ValueError(f"range is {given!r}, but must be a tuple of two numbers")
-    pairs = list(zip(given[::2], given[1::2], strict=False))
-    is_full = len(given) in (0, 2, 2 * settings.in_chans)
-    if not is_full or any(low >= high for low, high in pairs):
-        many = settings.in_chans > 1
-        raise ValueError(
-            f"range is {given!r}, but must be a smaller and a larger number"
-            f"{f', or {settings.in_chans} such pairs' if many else ''}"
-        )
-    if min(settings.std) <= 0:
-        raise ValueError(f"std is {settings.std!r}, but must be above 0")
-
-
-_LATER = ("range", "bands")
-"""Fields that older versions do not know; written only if they are set."""
-
-
-def _to_dict(settings: Preprocessing | DensePreprocessing) -> dict[str, Any]:
-    values = {**asdict(settings), "mean": list(settings.mean), "std": list(settings.std)}
-    later = {name: list(values.pop(name)) for name in _LATER}
-    return values | {name: given for name, given in later.items() if given}
-
-
-def _known(cls: type[Preprocessing | DensePreprocessing], values: Mapping[str, Any]) -> Any:
-    known = [f.name for f in fields(cls)]
-    for name in values:
-        if name not in known:
-            raise ValueError(f"preprocessing has no field {name!r}{nearest(name, known)}")
-    missing = [name for name in known if name not in values and name not in _LATER]
-    if missing:
-        raise ValueError(f"preprocessing lacks {', '.join(missing)}")
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return plain

@@ -30,6 +30,7 @@ from convnext.hardware.tuner import (
     Trial,
     first_line,
     medians,
+    samples,
     tune,
 )
 from convnext.hardware.tuning_cache import TuningCache, cache_file, key_of
@@ -461,4 +462,5 @@ def interleaved(
     `TIMED_S` seconds.
     """
     calls = [partial(run, example) for run in runs]
-    return medians(calls, example.device, rounds=num, max_seconds=TIMED_S, too_slow=too_slow)
+    device = example.device
+    return medians(samples(calls, device, rounds=num, max_seconds=TIMED_S, too_slow=too_slow))

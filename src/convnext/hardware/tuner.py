@@ -73,26 +73,8 @@ def samples(
     return found
 
 
-def medians(
-    calls: Sequence[Call],
-    device: torch.device = CPU,
-    *,
-    rounds: int,
-    min_rounds: int = 1,
-    max_seconds: float = math.inf,
-    warmup: int = 1,
-    too_slow: float = math.inf,
-) -> list[float]:
-    """Return the median seconds of each call; see `samples` for the arguments."""
-    found = samples(
-        calls,
-        device,
-        rounds=rounds,
-        min_rounds=min_rounds,
-        max_seconds=max_seconds,
-        warmup=warmup,
-        too_slow=too_slow,
-    )
+def medians(found: Sequence[Sequence[float]]) -> list[float]:
+    """Return the median of the seconds of each call from `samples`."""
     return [statistics.median(own) for own in found]
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from convnext.hardware.devices import Ranks, autocast
 from convnext.hardware.system import peak_resident_bytes
-from convnext.hardware.tuner import Candidate, medians, tune
+from convnext.hardware.tuner import Candidate, medians, samples, tune
 from convnext.hardware.tuning_cache import TuningCache, key_of
 from convnext.models.execution import set_fused, widens
 from convnext.names import short_time
@@ -263,7 +263,7 @@ def _time_backend(
     try:
         # The first passes allocate and compile.
         rounds, warmup = (1, 0) if once else (NUM_TIMED, 2)
-        return medians([run_once], device, rounds=rounds, warmup=warmup)[0]
+        return medians(samples([run_once], device, rounds=rounds, warmup=warmup))[0]
     finally:
         set_fused(model, fused=False)
         model.zero_grad(set_to_none=True)

@@ -26,7 +26,7 @@ from convnext.deploy.fold import fold
 from convnext.deploy.optimize import TOLERANCE, Measured, TunedNetwork, Tuner, cache_key
 from convnext.hardware.devices import AMP_DTYPES, autocast
 from convnext.hardware.peak_rates import has_fast_bf16
-from convnext.hardware.tuner import BUDGET_S, Candidate, Parity, medians, tune
+from convnext.hardware.tuner import BUDGET_S, Candidate, Parity, medians, samples, tune
 from convnext.kernels.roi_pooling import pool_rois_by_products
 from convnext.kernels.winograd import has_any, with_winograd
 from convnext.tasks.detection.model.boxes import iou, stack
@@ -274,4 +274,5 @@ def agreement(found: Detected, expected: Detected, precision: str = "fp32") -> f
 def _seconds(runs: Sequence[nn.Module], images: Sequence[Tensor], num: int = 5) -> list[float]:
     """Return the median seconds of each network, measured in turns."""
     calls = [partial(run, images, paste=False) for run in runs]
-    return medians(calls, images[0].device, rounds=num, min_rounds=2, max_seconds=TIMED_S)
+    device = images[0].device
+    return medians(samples(calls, device, rounds=num, min_rounds=2, max_seconds=TIMED_S))
