@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from small_objects import HEIGHT, WIDTH, save, voc_object, voc_xml
+from tool_layouts import MORE_WRITERS
 
 Box = tuple[str, int, int, int, int]
 """A class, and x, y, width, height in pixels."""
@@ -256,4 +257,5 @@ WRITERS: dict[str, Callable[[Path, Truth], None]] = {
     "yolo": yolo,
     "yolo beside": yolo_beside,
     "yolo of roboflow": yolo_roboflow,
+    **MORE_WRITERS,
 }

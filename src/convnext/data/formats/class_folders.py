@@ -118,6 +118,17 @@ def find_root(root: Path) -> tuple[Path, list[str]]:
     return below, [note, *notes]
 
 
+def has_class_folders(root: Path) -> bool:
+    """Whether a folder, or the only data set in it, has train/CLASS/* with images."""
+    try:
+        folders, _ = split_folders(find_root(root)[0])
+    except ValueError:  # Several data sets or splits.
+        return False
+    inner = subfolders(folders["train"]) if folders else {}
+    classes = [path for name, path in inner.items() if not is_plain_name(name)]
+    return sum(map(_has_images, classes)) > 1
+
+
 def find_folders(root: Path, *, any_names: bool = False) -> ImageListing:
     """List the class folders in `root`, or in the only data set inside it.
 

@@ -11,17 +11,35 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from convnext.data.formats.box_tables import is_table, read_table
+from convnext.data.formats.box_texts import (
+    read_dota,
+    read_keras,
+    read_kitti,
+    read_visdrone,
+    read_wider,
+    text_layout,
+)
+from convnext.data.formats.class_folders import has_class_folders
 from convnext.data.formats.coco_layout import ACCEPTED, BACKUP_SUFFIX, looks_like_coco
 from convnext.data.formats.cvat import read_cvat
 from convnext.data.formats.imported import ImportedDataset
 from convnext.data.formats.instances import read_instances
+from convnext.data.formats.label_studio import read_label_studio, read_supervisely, read_vott
 from convnext.data.formats.labelme import read_labelme
 from convnext.data.formats.mask_folders import is_mask_folder
 from convnext.data.formats.paths import Fence, FileIndex
 from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.roboflow import TEXT, is_table, read_createml, read_keras, read_table
 from convnext.data.formats.text_lists import CLASS_NUMBERS
-from convnext.data.formats.via import read_via
+from convnext.data.formats.tool_json import (
+    has_objects_in_lines,
+    json_layout,
+    read_bdd100k,
+    read_createml,
+    read_datumaro,
+    read_imagefolder,
+)
+from convnext.data.formats.via import is_via_table, read_via
 from convnext.data.formats.voc import read_voc
 from convnext.data.formats.yolo import is_label_line, read_yolo
 from convnext.documents import open_regular
@@ -32,9 +50,19 @@ READERS: Mapping[str, Callable[[FileIndex, ReadOptions], ImportedDataset]] = {
     "labelme": read_labelme,
     "via": read_via,
     "cvat": read_cvat,
-    "createml": read_createml,
     "roboflow-text": read_keras,
     "box-table": read_table,
+    "kitti": read_kitti,
+    "dota": read_dota,
+    "visdrone": read_visdrone,
+    "wider-face": read_wider,
+    "createml": read_createml,
+    "label-studio": read_label_studio,
+    "vott": read_vott,
+    "supervisely": read_supervisely,
+    "datumaro": read_datumaro,
+    "bdd100k": read_bdd100k,
+    "imagefolder": read_imagefolder,
     "instances": read_instances,
 }
 LAYOUTS = ("coco", *READERS)
@@ -45,12 +73,22 @@ NAMES = {
     "labelme": "LabelMe json",
     "via": "VIA json",
     "cvat": "CVAT xml",
-    "createml": "CreateML json",
     "roboflow-text": "_annotations.txt",
     "box-table": "a CSV of boxes",
+    "kitti": "KITTI's texts",
+    "dota": "DOTA's texts",
+    "visdrone": "VisDrone's texts",
+    "wider-face": "WIDER FACE's lists",
+    "createml": "CreateML json",
+    "label-studio": "Label Studio json",
+    "vott": "VoTT json",
+    "supervisely": "Supervisely json",
+    "datumaro": "Datumaro json",
+    "bdd100k": "BDD100K json",
+    "imagefolder": "metadata.jsonl with objects",
     "instances": "masks with the ids of objects",
 }
-_ENDINGS = (".json", ".xml", ".txt", ".yaml", ".yml", ".csv", ".data", ".names")
+_ENDINGS = (".json", ".jsonl", ".xml", ".txt", ".yaml", ".yml", ".csv", ".data", ".names")
 # Files of each ending that are looked into, spread over the folder.
 NUM_SAMPLE = 40
 HEAD = 1 << 16
@@ -69,7 +107,9 @@ def is_detection(root: Path) -> bool:
     """Tell whether a path has images with objects in one of the layouts."""
     if root.is_file():
         return root.suffix.lower() == ".json"
-    return root.is_dir() and bool(recognize(root))
+    found = {one.layout for one in recognize(root)} if root.is_dir() else set()
+    # A table of boxes beside train/CLASS/*: the folders are the classes.
+    return bool(found) and not (found == {"box-table"} and has_class_folders(root))
 
 
 def recognize(root: Path) -> list[Recognized]:
@@ -175,8 +215,10 @@ def _layout_of(path: Path, ending: str) -> str:
         return "" if BACKUP_SUFFIX in path.name else _json_layout(path, head)
     if ending == ".xml":
         return _xml_layout(head)
+    if ending == ".jsonl":
+        return "imagefolder" if has_objects_in_lines(head) else ""
     if ending == ".csv":
-        return "box-table" if is_table(path) else ""
+        return "via" if is_via_table(head) else "box-table" if is_table(path) else ""
     if ending == ".txt":
         return _text_layout(path, head)
     text = head.decode("utf-8-sig", "replace")
@@ -190,8 +232,9 @@ def _layout_of(path: Path, ending: str) -> str:
 
 
 def _text_layout(path: Path, head: bytes) -> str:
-    if path.name.lower() == TEXT:
-        return "roboflow-text"
+    found = text_layout(path, head)
+    if found:
+        return found
     lines = head.decode("utf-8-sig", "replace").splitlines()
     first = next((line for line in lines if line.strip()), "")
     # A file of labels may be empty: an image without objects.
@@ -211,10 +254,9 @@ def _xml_layout(head: bytes) -> str:
 
 def _json_layout(path: Path, head: bytes) -> str:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if text[:1] == b"[":
-        has_objects = b'"annotations"' in text or b'"annotation"' in text
-        has_images = b'"image"' in text or b'"imagefilename"' in text
-        return "createml" if has_objects and has_images else ""
+    found = json_layout(text)
+    if found or text[:1] == b"[":
+        return found
     if text[:1] != b"{":
         return ""
     if b'"_via_img_metadata"' in text or (b'"regions"' in text and b'"filename"' in text):

@@ -1,7 +1,10 @@
-"""VIA's json (VGG Image Annotator 2): regions of one or many images in one file per folder."""
+"""VIA's json and table (VGG Image Annotator 2): regions of images in one file per folder."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,11 +18,15 @@ from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions
 from convnext.data.formats.shapes import MAX_BYTES, Skipped, box_of, ellipse, ring_of
 from convnext.data.formats.splits import split_of
+from convnext.data.formats.yolo_config import read_text
 from convnext.documents import read_json
 
 # Attributes that usually hold the class, the best first.
 CLASS_NAMES = ("class", "label", "name", "category", "type", "object", "class_name")
 ONLY_CLASS = "object"
+# The columns of VIA's table.
+SHAPE, LABEL = "region_shape_attributes", "region_attributes"
+HEAD = 1 << 12
 
 
 def regions_of(content: Any) -> Iterator[Mapping[str, Any]]:
@@ -41,6 +48,9 @@ def read_via(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     """
     skipped = Skipped()
     found: list[tuple[Path, Mapping[str, Any]]] = []
+    for path in index.with_ending(".csv"):
+        if is_via_table(read_text(path)[:HEAD].encode()):
+            found += [(path, entry) for entry in _regions_of_table(path, skipped)]
     for path in index.with_ending(".json"):
         try:
             found += [(path, entry) for entry in regions_of(read_json(path, max_bytes=MAX_BYTES))]
@@ -64,6 +74,33 @@ def read_via(index: FileIndex, options: ReadOptions) -> ImportedDataset:
         notes=tuple(notes),
         faults=skipped.all(),
     )
+
+
+def is_via_table(head: bytes) -> bool:
+    """Tell whether a table has the columns that VIA writes."""
+    return all(name in head.partition(b"\n")[0] for name in (SHAPE.encode(), LABEL.encode()))
+
+
+def _regions_of_table(path: Path, skipped: Skipped) -> list[Mapping[str, Any]]:
+    """Return the entries of a table as the json has them: a row is a region of an image."""
+    entries: dict[str, dict[str, Any]] = {}
+    reader = csv.DictReader(io.StringIO(read_text(path)))
+    for number, row in enumerate(reader, 2):
+        row = {str(key).strip("# "): value for key, value in row.items()}
+        name = row.get("filename")
+        if not name:
+            skipped.add("damaged rows", f"{path}:{number}:", "needs a filename; left out")
+            continue
+        entry = entries.setdefault(name, {"filename": name, "regions": []})
+        try:
+            shape, label = (json.loads(row.get(key) or "{}") for key in (SHAPE, LABEL))
+        except ValueError:
+            text = f"{SHAPE} and {LABEL} must be JSON; left out"
+            skipped.add("damaged rows", f"{path}:{number}:", text)
+            continue
+        if shape:  # An image without regions has a row with an empty one.
+            entry["regions"].append({"shape_attributes": shape, "region_attributes": label})
+    return list(entries.values())
 
 
 def _regions(entry: Mapping[str, Any]) -> list[Any]:

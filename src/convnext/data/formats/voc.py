@@ -14,9 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
 from convnext.data.formats.paths import FileIndex, normal
 from convnext.data.formats.records import Fault, ReadOptions, Split
+from convnext.data.formats.shapes import box_of
 from convnext.data.formats.splits import split_of
 from convnext.data.formats.xml_nodes import BadXml, Node, parse
 from convnext.data.images import readable_extensions
@@ -127,6 +130,10 @@ def read_objects(root: Node, path: Path, difficult: str, boxes: BoxFaults) -> li
             continue
         name, box = node.value("name"), node.child("bndbox")
         where = f"{path}:{node.line}"
+        if name and box is None and (polygon := node.child("polygon")) is not None:
+            if node.value("deleted") != "1":
+                found += _polygon(polygon, name, where, boxes)
+            continue
         if not name or box is None:
             text = "an object needs a name and a bndbox; left out"
             boxes.add("incomplete objects", f"{where}:", text)
@@ -154,8 +161,31 @@ def read_objects(root: Node, path: Path, difficult: str, boxes: BoxFaults) -> li
     return found
 
 
+def _polygon(node: Node, name: str, where: str, boxes: BoxFaults) -> list[ImportedObject]:
+    """Return the object of a polygon, as LabelMe 3 writes it; its points count from 0."""
+    try:
+        points = [
+            (float(point.value("x")), float(point.value("y")))
+            for point in node.children
+            if point.name == "pt"
+        ]
+    except ValueError:
+        points = []
+    if len(points) < 3:
+        boxes.add("incomplete objects", f"{where}:", "a polygon needs three points; left out")
+        return []
+    corners = np.array(points)
+    return [
+        ImportedObject(
+            where=where, label=name, box=box_of(corners), rings=(tuple(corners.ravel().tolist()),)
+        )
+    ]
+
+
 def _from_zero(found: ImportedObject) -> ImportedObject:
     """Return an object whose box was read as counting from 1, but counts from 0."""
+    if found.rings:
+        return found
     x, y, w, h = found.box
     return replace(found, box=(x + 1, y + 1, w - 1, h - 1))
 

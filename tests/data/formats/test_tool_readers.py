@@ -1,0 +1,280 @@
+"""Json, texts and tables of tools: shapes, classes, what is left out, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from object_layouts import WRITERS, truth
+from PIL import Image
+from small_objects import HEIGHT, WIDTH, save
+from tool_layouts import kitti, rows, text
+
+from convnext.data.formats.layouts import is_detection, recognize
+from convnext.data.objects import DetectionData, open_dataset
+from convnext.tasks import recognize_task
+
+
+def opened(root: Path) -> DetectionData:
+    return open_dataset(str(root), strict=False)
+
+
+def objects(data: DetectionData) -> dict[str, list[tuple[str, list[float]]]]:
+    """Return the class and the box (x, y, width, height) of all objects by image."""
+    found: dict[str, list[tuple[str, list[float]]]] = {}
+    for images in data.parts.values():
+        for record in images.records:
+            boxes = np.round(record.objects.boxes, 2)
+            boxes[:, 2:] -= boxes[:, :2]
+            found[Path(record.file_name).stem] = [
+                (data.classes[label], box)
+                for label, box in zip(record.objects.labels.tolist(), boxes.tolist(), strict=True)
+            ]
+    return found
+
+
+def notes(data: DetectionData) -> str:
+    return "\n".join([*data.notes, *(f"{fault.kind}: {fault}" for fault in data.faults)])
+
+
+def photos(root: Path, *names: str) -> None:
+    for name in names:
+        save(root / name)
+
+
+def test_lists_of_wider_face(tmp_path: Path) -> None:
+    photos(
+        tmp_path,
+        *(f"WIDER_{s}/images/0--Parade/{s}_{i}.jpg" for s in ("train", "val") for i in "ab"),
+    )
+    for split in ("train", "val"):
+        lines = (
+            f"0--Parade/{split}_a.jpg\n2\n1 2 10 12 0 0 0 0 0 0 \n20 4 8 9 1 0 0 0 0 0 \n"
+            f"0--Parade/{split}_b.jpg\n0\n0 0 0 0 0 0 0 0 0 0 \n"
+        )
+        text(tmp_path / f"wider_face_split/wider_face_{split}_bbx_gt.txt", lines)
+    data = opened(tmp_path)
+    assert data.classes == ("face",)
+    assert (len(data.train), len(data.val)) == (2, 2)
+    found = objects(data)
+    assert found["val_a"] == [("face", [1, 2, 10, 12]), ("face", [20, 4, 8, 9])]
+    assert found["val_b"] == []
+
+
+def test_texts_of_visdrone(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for i in range(2):
+            photos(tmp_path, f"VisDrone-DET-{split}/images/{split}{i}.jpg")
+            lines = "1,2,10,12,1,4,0,0\n3,3,5,5,0,0,0,0\n9,9,5,5,1,11,0,1,\n"
+            text(tmp_path / f"VisDrone-DET-{split}/annotations/{split}{i}.txt", lines)
+    data = opened(tmp_path)
+    assert data.classes[3] == "car"
+    assert objects(data)["val1"] == [("car", [1, 2, 10, 12])]
+    assert "8 regions to ignore and others are left out" in notes(data)
+
+
+def test_tilted_boxes_of_dota(tmp_path: Path) -> None:
+    for i in range(4):
+        photos(tmp_path, f"images/{i}.png")
+        line = "10 2 20 8 14 18 4 12 small-vehicle 1\n1 1 2 2 3 bad\n"
+        text(tmp_path / f"labelTxt/{i}.txt", "imagesource:GoogleEarth\n" + line)
+    data = opened(tmp_path)
+    assert objects(data)["0"] == [("small-vehicle", [4, 2, 16, 16])]
+    assert "4 boxes of four corners are read as the upright boxes" in notes(data)
+    assert "is not a line of DOTA; left out" in notes(data)
+    assert data.train.records[0].extras[0]["difficult"] == 1
+
+
+def test_regions_of_kitti_without_labels(tmp_path: Path) -> None:
+    kitti(tmp_path, {"training": truth()["train"]})
+    photos(tmp_path, "testing/image_2/1.png")
+    data = opened(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert "2 regions DontCare are left out" in notes(data)
+    assert len(data.train) + len(data.val) == 2
+
+
+def test_shapes_of_label_studio(tmp_path: Path) -> None:
+    photos(tmp_path, "images/a.png", "images/b.png", "images/c.png")
+    half = {"x": 50, "y": 50, "width": 25, "height": 20}
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    shapes: list[dict[str, Any]] = [
+        {"value": {**half, "rotation": 90, "rectanglelabels": ["cat"]}, **size},
+        {"value": {"points": [[0, 0], [50, 0], [50, 40]], "polygonlabels": ["dog"]}},
+        {"value": {"x": 50, "y": 50, "radiusX": 10, "radiusY": 20, "ellipselabels": ["dog"]}},
+        {"value": {"format": "rle", "rle": [1], "brushlabels": ["dog"]}},
+        {"value": {**half, "rectanglelabels": []}},
+        {"value": {"choices": ["indoors"]}, "type": "choices"},
+    ]
+    tasks: list[dict[str, Any]] = [
+        {"id": 1, "data": {"image": "s3://bucket/a.png"}, "annotations": [{"result": shapes}]},
+        {
+            "id": 2,
+            "data": {"image": "/data/upload/3/0a1b2c3d-b.png"},
+            "annotations": [{"result": []}, {"result": shapes[1:2]}],
+        },
+        {"id": 3, "data": {"image": "c.png"}, "annotations": []},
+    ]
+    text(tmp_path / "export.json", json.dumps(tasks))
+    data = opened(tmp_path)
+    found = objects(data)
+    # 10 x 6 pixels, turned by a right angle around the corner (20, 15).
+    assert found["a"][0] == ("cat", [14, 15, 6, 10])
+    assert found["a"][1] == ("dog", [0, 0, 20, 12])
+    assert found["a"][2][1] == pytest.approx([16, 9, 8, 12], abs=0.05)
+    assert [len(found[name]) for name in "abc"] == [3, 1, 0]
+    text_of = notes(data)
+    for words in (
+        "shapes of the kind 'brush'",
+        "choices for the whole image",
+        "has no class; left out",
+        "1 tasks have several annotations, of which the last is read",
+        "1 tasks have no annotation",
+    ):
+        assert words in text_of
+
+
+def test_a_file_for_each_asset_of_vott(tmp_path: Path) -> None:
+    for i in range(3):
+        photos(tmp_path, f"{i}.png")
+        region = {
+            "type": "POLYGON",
+            "tags": ["cat", "pet"],
+            "boundingBox": {"left": 2, "top": 2, "width": 8, "height": 8},
+            "points": [{"x": 2, "y": 2}, {"x": 10, "y": 2}, {"x": 10, "y": 10}],
+        }
+        regions = [region, {"tags": [], "boundingBox": {}}]
+        content = {"asset": {"name": f"{i}.png"}, "regions": regions, "version": "2.2.0"}
+        text(tmp_path / f"{i:032x}-asset.json", json.dumps(content))
+    data = opened(tmp_path)
+    assert data.classes == ("cat", "pet")
+    assert objects(data)["0"] == [("cat", [2, 2, 8, 8]), ("pet", [2, 2, 8, 8])]
+    assert data.train.objects(0).masks[0] is not None
+    assert "needs tags and a boundingBox; left out" in notes(data)
+
+
+def test_bitmaps_and_holes_of_supervisely(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 6), 255, np.uint8)).save(stream, "PNG")
+    packed = base64.b64encode(zlib.compress(stream.getvalue())).decode()
+    hole = {
+        "exterior": [[0, 0], [20, 0], [20, 20], [0, 20]],
+        "interior": [[[5, 5], [9, 5], [9, 9]]],
+    }
+    listed: list[dict[str, Any]] = [
+        {"classTitle": "a", "geometryType": "bitmap", "bitmap": {"data": packed, "origin": [3, 5]}},
+        {"classTitle": "b", "geometryType": "polygon", "points": hole},
+        {"classTitle": "b", "geometryType": "point", "points": {"exterior": [[1, 1]]}},
+        {"classTitle": "a", "geometryType": "bitmap", "bitmap": {"data": "none"}},
+    ]
+    for i in range(3):
+        photos(tmp_path, f"ds/img/{i}.png")
+        content = {"size": {"height": HEIGHT, "width": WIDTH}, "objects": listed}
+        text(tmp_path / f"ds/ann/{i}.png.json", json.dumps(content))
+    data = opened(tmp_path)
+    assert objects(data)["1"] == [("a", [3, 5, 6, 4]), ("b", [0, 0, 20, 20])]
+    assert data.train.objects(0).areas.tolist()[0] == 24
+    for words in ("holes, which are filled", "bitmap that cannot be read", "kind 'point'"):
+        assert words in notes(data)
+
+
+def test_subsets_of_datumaro_with_other_labels(tmp_path: Path) -> None:
+    WRITERS["datumaro"](tmp_path, truth())
+    path = tmp_path / "annotations/val.json"
+    content = json.loads(path.read_text())
+    polygon = {"type": "polygon", "label_id": 1, "points": [1, 1, 9, 1, 9, 9]}
+    content["items"][0]["annotations"] = [polygon, {"type": "label", "label_id": 0}]
+    path.write_text(json.dumps(content))
+    data = opened(tmp_path)
+    assert objects(data)["val_a"] == [("dog", [1, 1, 8, 8])]
+    content["categories"]["label"]["labels"][0]["name"] = "bird"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="has other labels than the other subsets"):
+        opened(tmp_path)
+
+
+def test_numbers_of_classes_in_metadata(tmp_path: Path) -> None:
+    for i in range(3):
+        photos(tmp_path, f"train/{i}.png")
+    listed = [{"bbox": [1, 2, 3, 4], "category": 2}, {"bbox": [1, 2, 3], "category": 0}]
+    lines = [json.dumps({"file_name": f"{i}.png", "objects": listed}) for i in range(3)]
+    text(tmp_path / "train/metadata.jsonl", "\n".join(lines))
+    data = opened(tmp_path)
+    assert data.classes == ("0", "1", "2")
+    assert "the classes are numbers; write their names into classes.txt" in notes(data)
+    assert objects(data)["0"] == [("2", [1, 2, 3, 4])]
+    text(tmp_path / "classes.txt", "bird\ncat\ndog\n")
+    assert opened(tmp_path).classes == ("bird", "cat", "dog")
+    text(tmp_path / "classes.txt", "bird\ncat\n")
+    with pytest.raises(ValueError, match="has 2 names, but the objects have the class 2"):
+        opened(tmp_path)
+
+
+def test_rows_without_boxes_and_classes(tmp_path: Path) -> None:
+    photos(tmp_path, *(f"photos/{i}.png" for i in range(4)))
+    values = [(1, 2, 9, 9), ("", "", "", ""), (9, 9, 1, 2), (1, "x", 3, 4)]
+    table = [(f"{i}.png", *corners) for i, corners in enumerate(values)]
+    rows(tmp_path / "boxes.csv", [("image", "xmin", "ymin", "xmax", "ymax"), *table])
+    data = opened(tmp_path)
+    assert data.classes == ("object",)
+    assert "no column has classes, so all objects are of the class 'object'" in notes(data)
+    assert objects(data) == {
+        "0": [("object", [1, 2, 8, 7])],
+        "1": [],
+        "2": [("object", [1, 2, 8, 7])],
+    }
+    assert "needs a filename, a class and numbers for the box" in notes(data)
+
+
+def test_images_without_objects_in_tables_without_header(tmp_path: Path) -> None:
+    photos(tmp_path, "0.png", "1.png", "2.png")
+    rows(
+        tmp_path / "a.csv",
+        [("0.png", 1, 2, 9, 9, "cat"), ("1.png", *[""] * 5), ("2.png", 1, 2, 9, 9, "dog")],
+    )
+    assert {name: len(found) for name, found in objects(opened(tmp_path)).items()} == {
+        "0": 1,
+        "1": 0,
+        "2": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        [("path", "label"), ("0.png", "a"), ("1.png", "b")],
+        [("image_id", "x_1", "y_1", "width", "height"), ("0.png", 1, 2, 3, 4)],
+        [("id", "x", "y"), ("0.png", 1, 2)],
+        [("0.png", 1, 2, 3, "x", "y")],
+    ],
+)
+def test_other_tables_have_no_boxes(tmp_path: Path, table: list[tuple[Any, ...]]) -> None:
+    photos(tmp_path, "0.png", "1.png")
+    rows(tmp_path / "labels.csv", table)
+    assert not is_detection(tmp_path)
+
+
+def test_a_table_of_boxes_beside_class_folders(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("Audi", "BMW"):
+            photos(tmp_path, *(f"{split}/{name}/{name}{i}.png" for i in range(3)))
+    rows(tmp_path / "anno_train.csv", [(f"Audi{i}.png", 1, 2, 9, 9, 14) for i in range(3)])
+    assert [one.layout for one in recognize(tmp_path)] == ["box-table"]
+    assert recognize_task(tmp_path) == "classify"
+
+
+def test_a_table_of_via_with_an_image_without_regions(tmp_path: Path) -> None:
+    photos(tmp_path, "a.png", "b.png")
+    header = ("filename", "region_count", "region_shape_attributes", "region_attributes")
+    circle = json.dumps({"name": "circle", "cx": 10, "cy": 10, "r": 5})
+    table = [header, ("a.png", 1, circle, '{"class": "ball"}'), ("b.png", 0, "{}", "{}")]
+    rows(tmp_path / "via.csv", [*table, ("b.png", 1, "{", "{}")])
+    found = objects(opened(tmp_path))
+    assert found["a"][0][0] == "ball"
+    assert found["b"] == []
