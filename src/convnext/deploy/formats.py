@@ -6,6 +6,7 @@ A `Blueprint` is a graph with everything that a writer needs to know about it.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,8 +16,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from convnext.deploy.runtimes import EXTRA, Inside, need
-from convnext.weights.checkpoint import EXPORTED
+from convnext.deploy.runtimes import Inside, need
+from convnext.deploy.untrusted import EXTRA, digest_of, digest_of_archive, digest_of_file
+from convnext.weights.checkpoint import DIGEST, EXPORTED
 
 Format = Literal["onnx", "openvino", "pt2"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
@@ -146,9 +148,16 @@ def write_onnx(
     )
     written = onnx.load(str(path))
     _remove_notes(written.graph)
-    onnx.helper.set_model_props(written, metadata)
     written.producer_name = "convnext"
-    onnx.save(written, str(path))
+    save_onnx(written, path, metadata)
+
+
+def save_onnx(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write an ONNX model with its metadata and the SHA-256 of its weights."""
+    (onnx,) = need("onnx")
+    digest = digest_of(tensor.SerializeToString() for tensor in model.graph.initializer)
+    onnx.helper.set_model_props(model, {**metadata, DIGEST: digest})
+    onnx.save(model, str(path))
 
 
 def _remove_notes(graph: Any) -> None:
@@ -164,10 +173,18 @@ def write_openvino(
     blueprint: Blueprint, path: Path, metadata: dict[str, str], settings: ExportSettings
 ) -> None:
     """Write a graph as `.xml`, and its weights as `.bin` next to it."""
+    fp16 = settings.precision == "fp16"
+    save_openvino(to_openvino(blueprint), path, metadata, compress_to_fp16=fp16)
+
+
+def save_openvino(model: Any, path: Path, metadata: Mapping[str, str], **options: Any) -> None:
+    """Write an OpenVINO model with its metadata and the SHA-256 of its weights."""
     (openvino,) = need("openvino")
-    converted = to_openvino(blueprint)
-    converted.set_rt_info(json.dumps(metadata), ["convnext"])
-    openvino.save_model(converted, str(path), compress_to_fp16=settings.precision == "fp16")
+    openvino.save_model(model, str(path), **options)
+    # The second time, the same weights are written with what is known about them now.
+    digest = digest_of_file(path.with_suffix(".bin"))
+    model.set_rt_info(json.dumps({**metadata, DIGEST: digest}), ["convnext"])
+    openvino.save_model(model, str(path), **options)
 
 
 def to_openvino(blueprint: Blueprint) -> Any:
@@ -196,8 +213,13 @@ def write_pt2(
     blueprint: Blueprint, path: Path, metadata: dict[str, str], settings: ExportSettings
 ) -> None:
     """Write a graph as an archive of tensors and a program."""
+    program, content = blueprint.program(), BytesIO()
+    torch.export.save(program, content)
+    with zipfile.ZipFile(content) as archive:
+        digest = digest_of_archive({name: archive.read(name) for name in archive.namelist()})
     content = BytesIO()  # On a full disk, torch's own writer would end the process.
-    torch.export.save(blueprint.program(), content, extra_files={EXTRA: json.dumps(metadata)})
+    extra = {EXTRA: json.dumps({**metadata, DIGEST: digest})}
+    torch.export.save(program, content, extra_files=extra)
     path.write_bytes(content.getbuffer())
 
 

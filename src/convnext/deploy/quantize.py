@@ -9,7 +9,6 @@ stay in fp32.
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
 import sys
 import tempfile
@@ -26,7 +25,15 @@ from torch import Tensor, nn
 
 from convnext.data.tensors import normalize_batch
 from convnext.deploy.fold import fold
-from convnext.deploy.formats import Blueprint, ExportSettings, Given, to_openvino, write_onnx
+from convnext.deploy.formats import (
+    Blueprint,
+    ExportSettings,
+    Given,
+    save_onnx,
+    save_openvino,
+    to_openvino,
+    write_onnx,
+)
 from convnext.deploy.graphs import as_given
 from convnext.deploy.layers import spell_out
 from convnext.deploy.runtimes import Array, need, open_exported, openvino_request, quiet
@@ -305,11 +312,9 @@ def _write_int8(
             keep_float,
             blueprint.inputs,
         )
-        onnx.helper.set_model_props(model, metadata)
-        onnx.save(model, str(path))
+        save_onnx(model, path, metadata)
         fast, slow = (open_exported(p).call for p in (path, plain))
     else:
-        (openvino,) = need("openvino")
         # It was calibrated on one image at a time.
         batched = len(blueprint.inputs) == 1
         dims = tuple({0: None, **d} if batched else d for d in blueprint.open_dims)
@@ -319,8 +324,7 @@ def _write_int8(
             shape = [-1 if i in blueprint.open_dims[0] else n
                      for i, n in enumerate(blueprint.examples[0].shape)]  # fmt: skip
             model.reshape(shape)
-        model.set_rt_info(json.dumps(metadata), ["convnext"])
-        openvino.save_model(model, str(path))
+        save_openvino(model, path, metadata)
         fast, slow = (_openvino_call(m) for m in (model, to_openvino(blueprint)))
     ratio = _ratio(slow, fast, [example.numpy() for example in blueprint.examples])
     if ratio < 1:

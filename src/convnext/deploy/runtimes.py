@@ -26,10 +26,16 @@ from PIL import Image
 
 from convnext.data.images import Mode, as_mode
 from convnext.data.preprocessing import Pixels, to_array
+from convnext.deploy.untrusted import (
+    EXTRA,
+    check_digest,
+    checked_archive,
+    checked_onnx,
+    digest_of_file,
+    one_line,
+)
 from convnext.weights.checkpoint import EXPORTED, Card
 
-EXTRA = "convnext.json"
-"""The entry of a pt2 file that holds its metadata."""
 # Loggers of exporters; their reports do not concern the user's code.
 LOGGERS = ("torch.onnx", "onnxscript", "torch.utils.cpp_extension", "nncf")
 Inside = Literal["none", "normalize", "full"]
@@ -105,7 +111,7 @@ def open_exported(path: str | Path) -> Exported:
     metadata, call = openers[EXPORTED[path.suffix]](path)
 
     def run(given: Sequence[Array]) -> list[Array]:
-        with _one_sentence(path, "cannot be run"):
+        with one_line(path, "cannot be run"):
             return call(given)
 
     exported = Exported(path, metadata, run)
@@ -113,16 +119,6 @@ def open_exported(path: str | Path) -> Exported:
         raise ValueError(f"{path} was not written by `convnext export`: it has no metadata")
     exported.card  # noqa: B018 - A damaged one is refused before it is used.
     return exported
-
-
-@contextmanager
-def _one_sentence(path: Path, problem: str) -> Iterator[None]:
-    """Turn any error of a runtime into a ValueError of one line: they share no base class."""
-    try:
-        yield
-    except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} {problem}: {lines[0]}") from error
 
 
 def _texts(metadata: Any) -> dict[str, str]:
@@ -167,10 +163,10 @@ def _open_onnx(path: Path) -> tuple[dict[str, str], Call]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads()
     options.log_severity_level = 3
-    with _one_sentence(path, "cannot be read"):
+    metadata = checked_onnx(path)
+    with one_line(path, "cannot be read"):
         session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
         names = [entry.name for entry in session.get_inputs()]
-        metadata = _texts(session.get_modelmeta().custom_metadata_map)
 
     def call(given: Sequence[Array]) -> list[Array]:
         found: list[Array] = session.run(None, dict(zip(names, given, strict=True)))
@@ -181,12 +177,14 @@ def _open_onnx(path: Path) -> tuple[dict[str, str], Call]:
 
 def _open_openvino(path: Path) -> tuple[dict[str, str], Call]:
     (openvino,) = need("openvino")
-    with _one_sentence(path, "cannot be read"):
+    with one_line(path, "cannot be read"):
         model = openvino.Core().read_model(str(path))
         metadata = _texts(json.loads(model.get_rt_info(["convnext"]).astype(str)))
     # A file in fp16 stores its weights in fp16 and computes in fp32.
     precision = _graph(metadata.get("graph", "{}"), path).get("precision")
-    with _one_sentence(path, "cannot be read"):
+    weights = path.with_suffix(".bin")
+    check_digest(path, metadata, digest_of_file(weights) if weights.is_file() else "none")
+    with one_line(path, "cannot be read"):
         request = openvino_request(model, "bf16" if precision == "bf16" else "fp32")
 
     def call(given: Sequence[Array]) -> list[Array]:
@@ -201,10 +199,8 @@ def _open_pt2(path: Path) -> tuple[dict[str, str], Call]:
     import torch
     import torchvision  # noqa: F401 - Detectors call its operators.
 
-    from convnext.deploy.pt2 import checked_archive
-
     archive, extra = checked_archive(path), {EXTRA: ""}
-    with _one_sentence(path, "cannot be read"):
+    with one_line(path, "cannot be read"):
         module = torch.export.load(archive, extra_files=extra).module()
         metadata = _texts(json.loads(extra[EXTRA] or "{}"))
 

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 
 FORMAT = "convnext-1"
+DIGEST = "sha256"
+"""Metadata key of the SHA-256 of the weights."""
 EXPORTED = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
 """Formats of exported files, by suffix."""
 # Arguments of timm models that a card may have: none makes timm fetch or open a file.

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from convnext.atomic import atomic_write
-from convnext.weights.checkpoint import Card
+from convnext.weights.checkpoint import DIGEST, Card
 
 
 class Inert:
@@ -208,9 +208,6 @@ def _damaged(path: Path) -> str:
         "fetch it again, or save it with torch.save(model.state_dict(), path)"
     )
 
-
-# Metadata key of the digest in our own files.
-DIGEST = "sha256"
 
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000

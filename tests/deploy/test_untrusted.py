@@ -1,4 +1,4 @@
-"""Programs in pt2 files: our own are read, and anything that could run other code is refused."""
+"""Exported files: our own are read; what could run code or open other files is refused."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_exports import small_checkpoint, small_detector_file, small_segmentor
+from small_exports import FILES, small_checkpoint, small_detector_file, small_segmentor
 
-from convnext.deploy import pt2
+from convnext.deploy import untrusted
 from convnext.deploy.export import ExportRequest
 from convnext.deploy.formats import WRITERS, ExportSettings
-from convnext.deploy.pt2 import OPERATORS, checked_archive
-from convnext.deploy.runtimes import EXTRA, Exported, open_exported, quiet
+from convnext.deploy.runtimes import Exported, open_exported, quiet
+from convnext.deploy.untrusted import EXTRA, OPERATORS, checked_archive
 from convnext.tasks import task_class
 from convnext.tasks.detection.export.exported import ExportedDetector
 from convnext.tasks.trained import open_model
@@ -33,17 +33,17 @@ MAKERS: dict[str, Callable[[Path], str]] = {
 
 
 def write(folder: Path, task: str, **settings: Any) -> Path:
-    """Write the network of a task as a pt2 file and return its path."""
+    """Write the network of a task, by default as a pt2 file, and return its path."""
     source = MAKERS[task](folder / "net.safetensors")
     model, card = open_model(source, torch.device("cpu"))
     image = folder / "image.png"
     Image.new("RGB", (96, 64)).save(image)
-    asked = ExportSettings(format="pt2", **settings)
+    asked = ExportSettings(**{"format": "pt2"} | settings)
     request = ExportRequest(model=model, card=card, source=source, settings=asked, images=[image])
     spec = task_class(task).export_spec(request)
-    path = folder / "net.pt2"
-    with quiet():
-        WRITERS["pt2"](spec.blueprint(), path, spec.metadata(), asked)
+    path = folder / FILES[asked.format]
+    with quiet(), torch.no_grad():
+        WRITERS[asked.format](spec.blueprint(), path, spec.metadata(), asked)
     return path
 
 
@@ -83,7 +83,7 @@ def test_what_we_write_is_read(task: str, settings: dict[str, Any], tmp_path: Pa
     path = write(tmp_path, task, **settings)
     assert isinstance(open_exported(path), Exported)
     content = path.read_bytes()
-    for words in ("site-packages", str(Path(pt2.__file__).parents[1]), "in forward"):
+    for words in ("site-packages", str(Path(untrusted.__file__).parents[1]), "in forward"):
         assert words.encode() not in content, "a stack trace"
 
 
@@ -318,4 +318,131 @@ def test_no_operator_opens_a_file_or_changes_the_process() -> None:
     )
     assert [name for name in OPERATORS if any(word in name for word in words)] == []
     assert all(hasattr(torch.ops, name.split(".")[2]) for name in OPERATORS if "ops" in name)
-    assert not pt2.OPERATORS & {"torch.ops.aten.as_strided.default"}
+    assert not OPERATORS & {"torch.ops.aten.as_strided.default"}
+
+
+def flip_a_weight(path: Path) -> None:
+    """Change one byte of the weights, as a bad disk does; the file stays readable."""
+    if path.suffix == ".pt2":
+        with zipfile.ZipFile(path) as archive:
+            contents = {name: archive.read(name) for name in archive.namelist()}
+        name = max((n for n in contents if "/weights/" in n), key=lambda n: len(contents[n]))
+        contents[name] = contents[name][:-1] + bytes([contents[name][-1] ^ 1])
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        return
+    content: bytes | bytearray
+    if path.suffix == ".onnx":
+        onnx = pytest.importorskip("onnx")
+        model = onnx.load(str(path))
+        tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+        tensor.raw_data = tensor.raw_data[:-1] + bytes([tensor.raw_data[-1] ^ 1])
+        onnx.save(model, str(path))
+        return
+    weights = path.with_suffix(".bin")
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_damaged_weights_are_found_before_they_are_used(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "classify", format=kind)
+    digest = open_exported(path).metadata["sha256"]
+    assert len(digest) == 64
+    flip_a_weight(path)
+    with pytest.raises(ValueError, match=r"is damaged: its weights do not have the SHA-256"):
+        open_exported(path)
+
+
+def test_weights_of_another_network_are_not_taken(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    path = write(tmp_path / "a", "classify", format="openvino")
+    other = write(tmp_path / "b", "classify", format="openvino", precision="fp16")
+    shutil.copyfile(other.with_suffix(".bin"), path.with_suffix(".bin"))
+    with pytest.raises(ValueError, match=r"net.xml .*(SHA-256|cannot be read)"):
+        open_exported(path)
+    path.with_suffix(".bin").unlink()
+    with pytest.raises(ValueError, match=r"net.xml .*(SHA-256|cannot be read)"):
+        open_exported(path)
+
+
+@pytest.fixture(scope="module")
+def plain_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("onnx"), "classify", format="onnx")
+
+
+@pytest.mark.parametrize("where", ["initializer", "constant", "function"])
+@pytest.mark.parametrize(
+    "location",
+    ["../secret.bin", "/etc/passwd", "..\\secret.bin", "C:/secret.bin", "", "link.bin",
+     "*/_ORT_MEM_ADDR_/*", "a/../../secret.bin"],
+)  # fmt: skip
+def test_tensors_outside_of_the_folder_are_refused(
+    plain_onnx: Path, location: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (tmp_path / "secret.bin").write_bytes(b"\0" * 4096)
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    model = onnx.load(str(plain_onnx))
+    tensor = onnx.TensorProto(name="secret", data_type=1, dims=[1024], data_location=1)
+    tensor.external_data.add(key="location", value=location)
+    if where == "initializer":
+        model.graph.initializer.append(tensor)
+    else:
+        node = onnx.helper.make_node("Constant", [], ["secret"], value=tensor)
+        if where == "constant":
+            model.graph.node.append(node)
+        else:
+            opsets = [onnx.helper.make_opsetid("", 18)]
+            made = onnx.helper.make_function("ours", "f", [], ["secret"], [node], opsets)
+            model.functions.append(made)
+    onnx.save(model, str(folder / "net.onnx"))
+    ort = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(ort, "InferenceSession", None)  # It must not see the file.
+    with pytest.raises(ValueError, match="outside of its folder; that is refused") as raised:
+        open_exported(folder / "net.onnx")
+    assert "\n" not in str(raised.value)
+
+
+def test_tensors_beside_the_file_are_read(plain_onnx: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(plain_onnx))
+    kept = [p for p in model.metadata_props if p.key != "sha256"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    path = tmp_path / "net.onnx"
+    onnx.save(model, str(path), save_as_external_data=True, location="net.data", size_threshold=200)
+    pixels = np.zeros((1, 64, 64, 3), np.uint8)
+    found, expected = (open_exported(p).run(pixels) for p in (path, plain_onnx))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_damaged_onnx_file_is_one_sentence(plain_onnx: Path, tmp_path: Path) -> None:
+    path, content = tmp_path / "net.onnx", plain_onnx.read_bytes()
+    generator = np.random.default_rng(0)
+    for size in (0, 1, 7, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=r"net.onnx ") as raised:
+            open_exported(path)
+        assert "\n" not in str(raised.value)
+    for _ in range(40):
+        path.write_bytes(generator.bytes(300))
+        with pytest.raises(ValueError, match=r"net.onnx "):
+            open_exported(path)
+
+
+def test_an_onnx_file_of_nested_graphs_is_refused(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.helper.make_graph([], "g", [], [])
+    for _ in range(20):
+        node = onnx.helper.make_node("If", [""], [], then_branch=graph)
+        graph = onnx.helper.make_graph([node], "g", [], [])
+    path = tmp_path / "net.onnx"
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(ValueError, match="its graphs are nested more than 40 deep"):
+        open_exported(path)

@@ -1,4 +1,7 @@
-"""pt2 files from anywhere: what torch would execute on loading is refused before it sees it.
+"""Exported files from anywhere: what would run code or read other files is refused beforehand.
+
+ONNX files may name other files that hold their tensors. ONNX Runtime would open them, so they must
+lie in the folder of the file, whatever the version of the runtime allows.
 
 torch.export's archives may hold pickled objects beside tensors. Readers of zip files disagree on
 what an archive holds (names that occur twice, or differ in case alone), so torch is not given the
@@ -8,19 +11,30 @@ A program is json, and torch evaluates parts of it as Python: sizes (`expr_str`)
 names that it writes into the code of the module. Its operators may do anything that torch can,
 such as making files. So sizes must be arithmetic on integers, guards comparisons of them, names
 words, and operators among those that our exporter writes.
+
+Weights are compared with the SHA-256 in the card, which finds damage and files that do not belong
+together; anybody can write a card, so it is not a signature.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
+import mmap
 import re
 import zipfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import torch
+from convnext.weights.checkpoint import DIGEST
+
+EXTRA = "convnext.json"
+"""The entry of a pt2 file that holds its metadata."""
 
 # The entries of an archive of ours, by name. torch unpickles what it finds under other names.
 _TENSOR = r"(weight|tensor)_\d+"
@@ -98,6 +112,172 @@ _CALLED = (
 _FUNCTIONS = frozenset(_CALLED.split())
 
 
+# The messages in ONNX files that may lead to a tensor: by number of a field, what it holds.
+_MESSAGES: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 14: "entry", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "function": {7: "node", 11: "attribute"},
+    "training": {1: "graph", 2: "graph"},
+    "tensor": {13: "location"},
+}
+_BESIDE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
+MAX_FIELDS = 5_000_000
+MAX_DEPTH = 40
+
+
+@contextmanager
+def one_line(path: Path, problem: str) -> Iterator[None]:
+    """Turn any error of a runtime or of a damaged file into a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        if lines[0].startswith(f"{path} "):
+            raise
+        raise ValueError(f"{path} {problem}: {lines[0]}") from error
+
+
+def check_digest(path: Path, metadata: Mapping[str, Any], found: str) -> None:
+    """Compare the SHA-256 of a file's weights with its card; files before 0.2 have none.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if metadata.get(DIGEST, found) != found:
+        raise ValueError(
+            f"{path} is damaged: its weights do not have the SHA-256 that its card states, or they "
+            "belong to another file; export the network again"
+        )
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file, such as the weights of an OpenVINO model."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_archive(contents: Mapping[str, bytes]) -> str:
+    """Return the SHA-256 of the tensors in an archive of torch.export."""
+    names = [name for name in contents if re.search(r"/data/(weights|constants)/", name)]
+    return digest_of(part for name in sorted(names) for part in (name.encode(), contents[name]))
+
+
+def digest_of(parts: Iterable[bytes | memoryview]) -> str:
+    """Return the SHA-256 of byte strings and of their sizes."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(len(part).to_bytes(8, "little"))
+        found.update(part)
+    return found.hexdigest()
+
+
+def checked_onnx(path: Path) -> dict[str, str]:
+    """Return the metadata of an ONNX file whose tensors are in it, or in files in its folder.
+
+    Raises:
+        ValueError: If it is damaged, its weights do not have the SHA-256 of its card, or a tensor
+            is in a file elsewhere.
+    """
+    with one_line(path, "is damaged, or is not an ONNX file"), path.open("rb") as file:
+        # Closed with the last view of it, which the traceback of an error may hold.
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        metadata, digest = _read_onnx(path, memoryview(content))
+    check_digest(path, metadata, digest)
+    return metadata
+
+
+def _read_onnx(path: Path, view: memoryview) -> tuple[dict[str, str], str]:
+    """Return the metadata and the digest of the weights; refuse tensors in files elsewhere."""
+    metadata, digest, num_fields = {}, hashlib.sha256(), 0
+    todo = deque([("model", view, 0)])
+    while todo:
+        kind, message, depth = todo.popleft()
+        is_graph = kind == "graph" and depth == 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"its graphs are nested more than {MAX_DEPTH} deep")
+        for number, value in _fields(message):
+            num_fields += 1
+            if num_fields > MAX_FIELDS:
+                raise ValueError(f"it has more than {MAX_FIELDS:,} parts")
+            inner = _MESSAGES[kind].get(number)
+            if inner is None or value is None:
+                continue
+            if is_graph and inner == "tensor":
+                digest.update(len(value).to_bytes(8, "little"))
+                digest.update(value)
+            if inner in ("entry", "location"):
+                key, text = _entry(value)
+                if inner == "entry":
+                    metadata[key] = text
+                elif key == "location":
+                    _check_location(path, text)
+            else:
+                todo.append((inner, value, depth + 1))
+    return metadata, digest.hexdigest()
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | None]]:
+    """Yield the numbers of the fields of a protobuf message, and the bytes of those that have them.
+
+    Raises:
+        ValueError: If it is cut off, or not protobuf.
+    """
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        kind, value = key & 7, None
+        if kind == 0:
+            _, at = _varint(message, at)
+        elif kind == 2:
+            size, at = _varint(message, at)
+            value = message[at : at + size]
+            at += size
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError("it has fields of an unknown kind")
+        if at > len(message):
+            raise ValueError("it is cut off")
+        yield key >> 3, value
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(message):
+            raise ValueError("it is cut off")
+        byte = message[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("it has a number of more than ten bytes")
+
+
+def _entry(message: memoryview) -> tuple[str, str]:
+    """Return a key and a value of text."""
+    parts = {number: value for number, value in _fields(message) if value is not None}
+    key, value = (bytes(parts.get(number, b"")).decode() for number in (1, 2))
+    return key, value
+
+
+def _check_location(path: Path, location: str) -> None:
+    """Check that a file with tensors is in the folder of the model.
+
+    Raises:
+        ValueError: If it is not, or the name is more than a plain relative path.
+    """
+    folder = path.resolve().parent
+    if not _BESIDE.fullmatch(location) or not (folder / location).resolve().is_relative_to(folder):
+        raise ValueError(
+            f"{path} keeps tensors in {location[:200]!r}, outside of its folder; that is refused, "
+            "because a file from anywhere must not read other files"
+        )
+
+
 def checked_archive(path: Path) -> BytesIO:
     """Return the archive of a pt2 file that holds tensors and programs alone.
 
@@ -117,12 +297,25 @@ def checked_archive(path: Path) -> BytesIO:
         raise ValueError(f"{path} is damaged, or holds more than tensors: {error}") from error
     if harmful:
         raise ValueError(f"{path} holds objects that would run code when they are loaded; refused")
+    check_digest(path, _metadata_of(contents), digest_of_archive(contents))
     copy = BytesIO()
     with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
     copy.seek(0)
     return copy
+
+
+def _metadata_of(contents: Mapping[str, bytes]) -> Mapping[str, Any]:
+    """Return the metadata in an archive; empty if it is damaged, which `open_exported` reports."""
+    for name in contents:
+        if name.endswith(f"/extra/{EXTRA}"):
+            try:
+                metadata = json.loads(contents[name])
+            except (ValueError, RecursionError):
+                return {}
+            return metadata if isinstance(metadata, dict) else {}
+    return {}
 
 
 def _runs_code(contents: dict[str, bytes]) -> bool:
@@ -135,6 +328,8 @@ def _runs_code(contents: dict[str, bytes]) -> bool:
         return True
     configs = [name for name in contents if name.endswith("_config.json")]
     inputs = [name for name in contents if "/data/sample_inputs/" in name]
+    import torch
+
     for name in inputs:
         torch.load(BytesIO(contents[name]), weights_only=True)
     pickled = any(
