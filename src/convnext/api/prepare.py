@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from convnext.api.settings import make_recipe
+from convnext.api.settings import ONLY_IN_FULL_HELP, SHORT, make_recipe
 from convnext.atomic import write_text
 from convnext.models.config import GIVEN, NetworkConfig
 from convnext.names import nearest_path
@@ -107,7 +107,7 @@ def prepare(source: Any, given: Mapping[str, Any]) -> Recipe:
     """
     if source is None and "task" not in given:
         asked = {name: given[name] for name in ("data", "model") if name in given}
-        given = {**given, "task": task_of(make_recipe(None, asked))}
+        given = {**given, "task": task_of(make_recipe(None, asked), given)}
     recipe = make_recipe(source, given)
 
     from convnext.models.factory import check_name
@@ -128,8 +128,12 @@ def prepare(source: Any, given: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def task_of(recipe: Recipe) -> str:
+def task_of(recipe: Recipe, given: Mapping[str, Any] | None = None) -> str:
     """Return the task that matches the data's layout, or else the model's name.
+
+    Args:
+        recipe: The recipe, with its data and model.
+        given: Settings that may say how the data is read, and so the task.
 
     Raises:
         ValueError: If the data fits several tasks.
@@ -137,7 +141,8 @@ def task_of(recipe: Recipe) -> str:
     from convnext.tasks import DEFAULT, recognize_task
     from convnext.tasks.factory import task_of_name
 
-    found = recognize_task(recipe.data)
+    options = {short: (given or {}).get(SHORT[short]) for short in ONLY_IN_FULL_HELP}
+    found = recognize_task(recipe.data, options)
     if found == DEFAULT and not Path(recipe.data).is_dir():
         return task_of_name(recipe.model)
     return found

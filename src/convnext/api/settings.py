@@ -276,7 +276,29 @@ def make_recipe(source: Any, given: Mapping[str, Any]) -> Recipe:
         recipe = Recipe()
     else:
         recipe = source if isinstance(source, Recipe) else read_recipe(source)
-    return change_recipe(recipe, given)
+    return change_recipe(recipe, _for_task(given, given.get("task", recipe.task)))
+
+
+def _for_task(given: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Return settings with those that have one short name for all tasks under the task's own.
+
+    `--layout` is `detect.layout` for objects and `loader.layout` for classes.
+
+    Raises:
+        ValueError: If the task's setting does not take the value, or is given too.
+    """
+    own = {name for name, setting in all_settings().items() if task in setting.tasks}
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        short = name.rpartition(".")[2]
+        same = [other for other in own if other.rpartition(".")[2] == short]
+        if name in own or SHORT.get(short) != name or len(same) != 1:
+            found[name] = value
+        elif same[0] in given:
+            raise ValueError(f"{same[0]} is given twice, the second time as {short}")
+        else:
+            found |= full_settings({same[0]: value})
+    return found
 
 
 def _nested(full: Mapping[str, Any]) -> dict[str, Any]:

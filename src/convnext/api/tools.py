@@ -306,7 +306,8 @@ def check_data(
         contact_sheet: Write a few images of every class to this file.
         progress: Where to print, as for `train`.
         **options: Task options. Classification: layout. Segmentation: images, masks,
-            reduce_zero_label. Detection: layout, annotations, images, exif, boxes, allow_outside.
+            reduce_zero_label, exif, layout, annotations, allow_outside. Detection: layout,
+            annotations, images, exif, boxes, allow_outside.
 
     Returns:
         The report of the task: `faults`, `to_dict()`, `print(console)`.

@@ -298,7 +298,7 @@ def _open_tiff(stream: IO[bytes]) -> Image.Image:
             values = np.asarray(file.pages[0].asarray())
         if is_planar:
             values = np.moveaxis(values, 0, -1)
-        values = _turned(values, turn)
+        values = turned(values, turn)
         if count > 1:
             kept = values if kind.itemsize < 8 else values.astype(np.float32)
             return BandImage(np.ascontiguousarray(kept), is_rgb=is_rgb)
@@ -310,8 +310,8 @@ def _open_tiff(stream: IO[bytes]) -> Image.Image:
     return UnreadImage(size, mode_of(count, str(kind)), "TIFF", read, count)
 
 
-def _turned(values: Array, turn: int) -> Array:
-    """Apply the orientation of a TIFF, 1 to 8, to an array (H, W, ...)."""
+def turned(values: Array, turn: int) -> Array:
+    """Apply an orientation of EXIF, 1 to 8, to an array (H, W, ...)."""
     if turn > 4:
         values = values.swapaxes(0, 1)
     rows = -1 if turn in (3, 4, 7, 8) else 1

@@ -78,7 +78,7 @@ _ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_QUARTER_TURNS = (5, 6, 7, 8)
+QUARTER_TURNS = (5, 6, 7, 8)
 _16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 WIDE_MODES = (*_16_BIT, "I", "F")
 """Pillow's modes of gray-scale with more than 8 bits."""
@@ -163,6 +163,11 @@ class Header:
     num_bands: int = 0
     """The number of bands of an image that is more than gray-scale or RGB of 8 bits; else 0."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.width, self.height
+
 
 def decode(
     file: File,
@@ -202,7 +207,7 @@ def read_header(file: File, *, max_pixels: int = MAX_PIXELS, source: str | None 
         width, height = image.size
         turn = orientation(image)
         # Pillow applies the orientation of a TIFF itself.
-        if image.format != "TIFF" and turn in _QUARTER_TURNS:
+        if image.format != "TIFF" and turn in QUARTER_TURNS:
             width, height = height, width
         return Header(
             width=width,

@@ -173,20 +173,24 @@ def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -
     """
     given = {name for name, value in (options or {}).items() if value}
     layout = (options or {}).get("layout")
-    own_layouts = {
-        task: getattr(task_module(task, "recipe"), "LAYOUT_NAMES", ()) for task in task_folders()
+    modules = {task: task_module(task, "recipe") for task in task_folders()}
+    own_layouts = {task: getattr(one, "LAYOUT_NAMES", ()) for task, one in modules.items()}
+    # Options that a task takes too, but that speak for another one.
+    shared: dict[str, frozenset[str]] = {
+        task: getattr(one, "SHARED_OPTIONS", frozenset()) for task, one in modules.items()
     }
     fitting = [
         task
         for task, folder in task_folders().items()
-        if given <= {f.name for f in fields(options_of_tasks("data").get(folder, _NoOptions))}
+        if given
+        <= {f.name for f in fields(options_of_tasks("data").get(folder, _NoOptions))} - shared[task]
         and (not layout or not own_layouts[task] or layout in own_layouts[task])
     ]
     by_layout = [task for task in fitting if layout and layout in own_layouts[task]]
     fitting = by_layout or fitting
     if given and len(fitting) == 1:
         return fitting[0]
-    found = [task for task in task_folders() if task_module(task, "recipe").recognizes(Path(path))]
+    found = [task for task, one in modules.items() if one.recognizes(Path(path))]
     if len(found) > 1:
         raise ValueError(f"{path} could be data to {' or to '.join(found)}; pass --task to choose")
     return found[0] if found else DEFAULT

@@ -8,11 +8,13 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from shapes import write_shapes
 
+import convnext
 from convnext.cli import main
 from convnext.data.formats.mask_folders import is_mask_folder
+from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage
 from convnext.tasks.segmentation.data import facts, open_dataset
 from convnext.tasks.segmentation.inspect import contact_sheet, inspect
@@ -340,3 +342,77 @@ def test_what_training_refuses_is_the_first_problem(tmp_path: Path) -> None:
         write(path, np.full((40, 48), 255))
     first = inspect(str(root)).problems[0]
     assert first.startswith("training is refused: no validation mask of")
+
+
+def turned_pairs(root: Path, size: tuple[int, int], turn: int, *, drawn_before: bool) -> None:
+    """Write photos that EXIF turns, with the mask of their bright part."""
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    for split, count in (("train", 4), ("val", 2)):
+        for i in range(count):
+            values = rng.integers(0, 60, (size[1], size[0], 3)).astype(np.uint8)
+            values[2:9, 3:20] = 220
+            image = Image.fromarray(values)
+            path = root / "images" / split / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path, exif=exif)
+            shown = image if drawn_before else ImageOps.exif_transpose(Image.open(path))
+            write(root / "masks" / split / f"{i}.png", np.asarray(shown)[..., 0] > 128)
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+@pytest.mark.parametrize("drawn_before", [False, True])
+def test_masks_fit_turned_images_as_the_user_says(
+    turn: int, drawn_before: bool, tmp_path: Path
+) -> None:
+    turned_pairs(tmp_path, (32, 32), turn, drawn_before=drawn_before)
+    for exif in ("turned", "unturned"):
+        pairs = open_dataset(str(tmp_path), options=ReadOptions(exif=exif)).train
+        for i in range(len(pairs)):
+            image = np.asarray(pairs.open(i, "L"))
+            fits = np.array_equal(pairs.mask(i, (32, 32)) > 0, image > 128)
+            assert fits == (drawn_before == (exif == "unturned"))
+            assert np.array_equal(pairs.mask(i), pairs.mask(i, (32, 32)))
+
+
+def test_sizes_show_masks_that_were_drawn_before_turning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turned_pairs(tmp_path, (48, 32), 6, drawn_before=True)
+    pairs = open_dataset(str(tmp_path)).train
+    image = pairs.open(0, "L")
+    assert image.size == (32, 48)
+    assert np.array_equal(pairs.mask(0, image.size) > 0, np.asarray(image) > 128)
+    lines = [str(line) for line in inspect(str(tmp_path)).problems]
+    assert any("6 masks have the size of the image before it is turned" in line for line in lines)
+    with pytest.raises(BadImage, match="has 48 x 32 pixels, but its image 32 x 48"):
+        open_dataset(str(tmp_path), options=ReadOptions(exif="turned")).train.mask(0, image.size)
+    main(["data", str(tmp_path), "--exif", "unturned"])
+    assert "turned with them, as --exif unturned says" in " ".join(capsys.readouterr().out.split())
+
+
+def test_short_names_of_reading_work_for_every_task(tmp_path: Path) -> None:
+    turned_pairs(tmp_path / "pairs", (32, 32), 6, drawn_before=True)
+    rng = np.random.default_rng(0)
+    for name in ("images", "labels"):  # These look like something else than classes.
+        for i in range(4):
+            values = rng.integers(0, 255, (32, 32, 3))
+            write(tmp_path / "classes" / name / f"{i}.png", values)
+    small = {
+        "network": {"changes": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
+        "image_size": 32, "epochs": 1, "progress": False, "device": "cpu", "precision": "fp32",
+    }  # fmt: skip
+    run = convnext.train(data=tmp_path / "pairs", output=tmp_path / "a", exif="unturned", **small)
+    text = (run.folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert "task: segment" in text
+    assert "exif: unturned" in text
+    convnext.evaluate(run.folder, progress=False)
+    run = convnext.train(
+        data=tmp_path / "classes", output=tmp_path / "b", layout="class_folders", **small
+    )
+    assert "layout: class_folders" in (run.folder / "recipe.yaml").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match=r"loader\.layout is .*yolo"):
+        convnext.train(
+            data=tmp_path / "classes", output=tmp_path / "c", task="classify", layout="yolo"
+        )

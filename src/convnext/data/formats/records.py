@@ -94,6 +94,9 @@ class Record:
     """Other entries of each object, such as `difficult`; () if there are none."""
 
 
+Exif = Literal["", "turned", "unturned"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     """What the user says about data that can be read in several ways. Empty: recognize it."""
@@ -104,7 +107,7 @@ class ReadOptions:
     """Annotation files, separated by commas, relative to the data or the current folder."""
     images: str = ""
     """The folder of the images, if it is not below the data."""
-    exif: Literal["", "turned", "unturned"] = ""
+    exif: Exif = ""
     """Whether objects were drawn on images with the EXIF orientation applied or not."""
     boxes: Literal["", "xywh", "xyxy", "cxcywh"] = ""
     """What the four numbers of a COCO box are: corner and size, corners, or center and size."""

@@ -18,7 +18,7 @@ from convnext.data.formats.known_formats import with_known_format
 from convnext.data.formats.layouts import is_detection
 from convnext.data.formats.mask_folders import VOC, find, is_mask_folder
 from convnext.data.formats.mask_pairs import PairListing, Part, files_of
-from convnext.data.formats.records import Understood
+from convnext.data.formats.records import Exif, ReadOptions, Understood
 from convnext.data.images import PICTURE, BadImage
 from convnext.data.ranges import BandSample, band_sample, pixel_range
 from convnext.data.samples import held_out, note_copies
@@ -92,6 +92,7 @@ def open_dataset(
     images: str = "",
     masks: str = "",
     reduce_zero_label: bool | Literal["auto"] = "auto",
+    options: ReadOptions | None = None,
 ) -> SegmentationData:
     """Open the data set at `path`, reading at most a sample of its masks.
 
@@ -102,6 +103,8 @@ def open_dataset(
         images: Pattern of the images; with `masks` it replaces a known layout.
         masks: Pattern of the masks.
         reduce_zero_label: Value 0 means no class; "auto" applies this to ADE20K's layout only.
+        options: What the user says about the orientation of masks, and about objects to draw them
+            from.
 
     Raises:
         ValueError: If `path` has no data to train and validate on; the message says why.
@@ -109,8 +112,10 @@ def open_dataset(
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share}, but must be between 0 and 1")
     root = Path(path)
-    if not images and not is_mask_folder(root) and is_detection(root):
-        return SegmentationData(**open_drawn(path, val_share))
+    options = options or ReadOptions()
+    is_drawn = options.layout or options.annotations or not is_mask_folder(root)
+    if not masks and is_drawn and (options.layout or is_detection(root)):
+        return SegmentationData(**open_drawn(path, val_share, replace(options, images=images)))
     found = find(root, images, masks)
     notes = list(found.notes)
     reduced = found.is_ade20k if reduce_zero_label == "auto" else reduce_zero_label
@@ -138,9 +143,9 @@ def open_dataset(
     return SegmentationData(
         path=path,
         classes=classes,
-        train=_pairs(root, train, reader),
-        val=_pairs(root, val, reader),
-        test=None if found.test is None else _pairs(root, found.test, reader),
+        train=_pairs(root, train, reader, options.exif),
+        val=_pairs(root, val, reader, options.exif),
+        test=None if found.test is None else _pairs(root, found.test, reader, options.exif),
         has_val=found.val is not None,
         notes=(*_understood(found, parts, classes).lines(), *notes, *faults),
         faults=tuple(faults),
@@ -236,13 +241,14 @@ def _ignore_index(num_classes: int) -> int:
     return 255 if num_classes <= 255 else NONE_16_BIT
 
 
-def _pairs(root: Path, part: Part, reader: MaskReader | LayerReader) -> Pairs:
+def _pairs(root: Path, part: Part, reader: MaskReader | LayerReader, exif: Exif) -> Pairs:
     return Pairs(
         root=root,
         names=tuple(part.pairs),
         images=tuple(image for image, _ in part.pairs.values()),
         masks=tuple(mask for _, mask in part.pairs.values()),
         reader=reader,
+        exif=exif,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 from convnext.data.contents import held_names
 from convnext.data.drawing import data_uri
 from convnext.data.formats.mask_folders import is_mask_folder
+from convnext.data.formats.records import Exif, ReadOptions
 from convnext.data.tensors import image_of, normalize_batch
 from convnext.results import Scores
 from convnext.tasks.evaluation import (
@@ -193,6 +194,7 @@ def open_split(data: str | None, split: str, card: Card, source: str) -> Evaluat
         images=_pattern_of(card, "images", source) if like_own else "",
         masks=_pattern_of(card, "masks", source) if like_own else "",
         reduce_zero_label=reduced if isinstance(reduced, bool) else "auto",
+        options=_options_of(card) if same else None,
     )
     if same and not opened.has_val:
         opened = _as_held(opened, source)
@@ -207,6 +209,17 @@ def open_split(data: str | None, split: str, card: Card, source: str) -> Evaluat
     is_relabeled = isinstance(pairs.reader, Relabeled)
     left_out = unknown_classes(opened.classes, card.classes) if is_relabeled else ()
     return EvaluationSplit(pairs, opened.path, split, opened.classes, left_out)
+
+
+def _options_of(card: Card) -> ReadOptions:
+    """Return how a run read its masks."""
+    exif = setting_of(card.recipe, "segment.exif", str)
+    return ReadOptions(
+        layout=setting_of(card.recipe, "segment.layout", str) or "",
+        annotations=setting_of(card.recipe, "segment.annotations", str) or "",
+        exif=cast("Exif", exif if exif in get_args(Exif) else ""),
+        allow_outside=bool(setting_of(card.recipe, "segment.allow_outside", bool)),
+    )
 
 
 def _as_held(opened: SegmentationData, source: str) -> SegmentationData:

@@ -6,7 +6,7 @@ import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ from convnext.data.doctor import (
     read_all,
 )
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
+from convnext.data.formats.records import ReadOptions
 from convnext.data.images import PICTURE, BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.progress import safe_console
@@ -53,6 +54,8 @@ class Inspected:
     """Hash of the image's pixels."""
     is_turned: bool = False
     """Whether the EXIF orientation turns or mirrors the image."""
+    is_unturned: bool = False
+    """Whether the mask has the size of the image before that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,16 +131,18 @@ def inspect(
     images: str = "",
     masks: str = "",
     reduce_zero_label: bool | Literal["auto"] = "auto",
+    options: ReadOptions | None = None,
     console: Console | None = None,
 ) -> DataReport:
     """Read every image and mask of a data set in full, and report.
 
     Args:
-        path: This and the next four are the arguments of `open_dataset`.
+        path: This and the next five are the arguments of `open_dataset`.
         val_share: See there.
         images: See there.
         masks: See there.
         reduce_zero_label: See there.
+        options: See there.
         console: Console of the progress bar; standard error by default.
 
     Raises:
@@ -150,6 +155,7 @@ def inspect(
         images=images,
         masks=masks,
         reduce_zero_label=reduce_zero_label,
+        options=options,
     )
     return report(data, scan(data, console=console or safe_console(Console(stderr=True))))
 
@@ -157,6 +163,9 @@ def inspect(
 def inspect_with_sheet(path: str, *, sheet: bool, **options: Any) -> tuple[DataReport, Any]:
     """Return the report on a data set, and its contact sheet or None."""
     given = {name: value for name, value in options.items() if value is not None}
+    known = {f.name for f in fields(ReadOptions)} - {"images"}
+    own = {name: given.pop(name) for name in known & given.keys()}
+    given["options"] = ReadOptions(**own)
     found = inspect(path, **given)
     return found, contact_sheet(open_dataset(path, strict=False, **given)) if sheet else None
 
@@ -193,6 +202,7 @@ def inspect_item(
         num_pixels=mask.size,
         digest=hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(),
         is_turned=is_turned,
+        is_unturned=is_turned and pairs.is_unturned(index),
     )
 
 
@@ -263,9 +273,23 @@ def find_problems(
         )
     turned = [item.source for item in good if item.is_turned]
     if turned:
+        read = (
+            "their masks are turned with them, as --exif unturned says"
+            if data.train.exif == "unturned"
+            else "their masks are read as drawn on the turned images, as --exif turned says"
+            if data.train.exif
+            else "check on the contact sheet that the masks were drawn on the turned images; "
+            "--exif unturned reads them as drawn before"
+        )
+        by_size = [item.source for item in good if item.is_unturned]
+        if by_size and not data.train.exif:
+            read += (
+                f"; {len(by_size):,} masks have the size of the image before it is turned and are "
+                "turned with it"
+            )
         lines.append(
             f"images that are turned by their EXIF orientation: {len(turned):,} ({_some(turned)}); "
-            "check on the contact sheet that the masks were drawn on the turned images"
+            f"{read}"
         )
     empty = [item.source for item in good if not item.counts.any()]
     if empty:

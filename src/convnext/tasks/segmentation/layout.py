@@ -6,6 +6,7 @@ From a COCO JSON of objects, masks are drawn: one class per category, and a back
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from convnext.data.bands import turned
 from convnext.data.contents import hash_of_file, hash_of_objects, hash_of_text
 from convnext.data.formats.mask_layers import Layers
-from convnext.data.formats.records import Objects, Record
-from convnext.data.images import BadImage, Header, Mode, decode, read_header
+from convnext.data.formats.records import Exif, Objects, ReadOptions, Record
+from convnext.data.images import QUARTER_TURNS, BadImage, Header, Mode, decode, read_header
 from convnext.data.masks import cut
 from convnext.data.objects import DetectionImages, open_dataset
 from convnext.data.samples import spread
@@ -84,6 +86,8 @@ class Pairs:
     masks: Sequence[Any]
     """The sources of the masks: files, or objects to draw."""
     reader: Reader
+    exif: Exif = ""
+    """Whether masks were drawn on images turned by EXIF; "" to recognize it by their sizes."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -120,10 +124,40 @@ class Pairs:
     def mask(self, index: int, size: tuple[int, int] | None = None) -> Labels:
         """Return the class of every pixel, (H, W) of int32; `size` is the image's (width, height).
 
+        A mask that was drawn before the image was turned is turned like it.
+
         Raises:
             BadImage: If the mask cannot be read, or does not match the image.
         """
-        return self.reader.read(self.masks[index], size)
+        mask = self.masks[index]
+        if isinstance(mask, Drawing):  # Its objects are turned.
+            return self.reader.read(mask, size)
+        if self.exif == "unturned":
+            return self._unturned(mask, size, self.header(index).orientation)
+        try:
+            return self.reader.read(mask, size)
+        except BadImage:
+            if self.exif or size is None or size[0] == size[1]:
+                raise
+            turn = self.header(index).orientation
+            if turn not in QUARTER_TURNS:
+                raise
+            with suppress(BadImage):  # The first error is the one to report.
+                return self._unturned(mask, size, turn)
+            raise
+
+    def _unturned(self, mask: Any, size: tuple[int, int] | None, turn: int) -> Labels:
+        """Return a mask, which was drawn on the image as it is stored, turned like the image."""
+        if size is not None and turn in QUARTER_TURNS:
+            size = size[::-1]
+        return np.ascontiguousarray(turned(self.reader.read(mask, size), turn))
+
+    def is_unturned(self, index: int) -> bool:
+        """Whether a mask has the size of its image before, but not after it is turned by EXIF."""
+        header, mask = self.header(index), self.masks[index]
+        if not isinstance(mask, Path) or header.orientation not in QUARTER_TURNS:
+            return False
+        return read_header(mask).size == (header.height, header.width) != header.size
 
     def some(self, count: int) -> list[int]:
         """Return up to `count` pairs as a sample of all, spread evenly."""
@@ -139,6 +173,7 @@ def join(parts: Sequence[Pairs]) -> Pairs:
         images=tuple(image for part in parts for image in part.images),
         masks=tuple(mask for part in parts for mask in part.masks),
         reader=first.reader,
+        exif=first.exif,
     )
 
 
@@ -192,13 +227,13 @@ class Drawer:
         return labels
 
 
-def open_drawn(path: str, val_share: float) -> dict[str, Any]:
+def open_drawn(path: str, val_share: float, options: ReadOptions) -> dict[str, Any]:
     """Return the classes, pairs and notes of COCO annotations as segmentation data.
 
     Raises:
         ValueError: Like `open_dataset` of detection, or if the objects have only boxes.
     """
-    data = open_dataset(path, val_share=val_share)
+    data = open_dataset(path, val_share=val_share, options=options)
     records = (*data.train.records, *data.val.records)
     if all(mask is None for record in records for mask in record.objects.masks):
         raise ValueError(
@@ -213,6 +248,8 @@ def open_drawn(path: str, val_share: float) -> dict[str, Any]:
         "classes": classes,
         "train": _pairs(path, data.train, reader),
         "val": _pairs(path, data.val, reader),
+        "test": None if data.test is None else _pairs(path, data.test, reader),
+        "has_val": data.has_val,
         "notes": (*data.notes, note),
     }
 

@@ -45,6 +45,14 @@ class SegmentRecipe(Generic[A]):
     """Pattern of the images, such as `left/{split}/*/*_left.png`; by default their known layout."""
     masks: str = ""
     """Pattern of the masks; the text matched by its stars pairs them with the images."""
+    exif: Literal["", "turned", "unturned"] = ""
+    """Whether masks were drawn on images turned by EXIF; else recognized by their sizes."""
+    layout: str = ""
+    """Layout of the objects that masks are drawn from, such as `coco`; else recognized."""
+    annotations: str = ""
+    """Files of these objects, separated by commas, where several could be meant."""
+    allow_outside: bool = False
+    """Read files outside the data folder that the annotations of objects or links name."""
     reduce_zero_label: bool | A = AUTO
     """Whether mask value 0 means no class, as in ADE20K; `auto` recognizes that layout."""
 
@@ -113,11 +121,23 @@ class DataOptions:
         images: Pattern of the images, such as 'left/{split}/*/*_left.png'.
         masks: Pattern of the masks; its stars pair it with `images`.
         reduce_zero_label: Treat mask value 0 as no class.
+        exif: Whether masks were drawn on images with their EXIF orientation applied.
+        layout: Layout of the objects that masks are drawn from.
+        annotations: Files of these objects, separated by commas, where several could be meant.
+        allow_outside: Read files outside the data folder that annotations or links name.
     """
 
     images: str = ""
     masks: str = ""
     reduce_zero_label: bool | None = None
+    exif: Literal["", "turned", "unturned"] = ""
+    layout: str = ""
+    annotations: str = ""
+    allow_outside: bool = False
+
+
+SHARED_OPTIONS = frozenset({"layout", "annotations", "allow_outside"})
+"""Options of `data` that do not say that a folder is for this task."""
 
 
 def recognizes(path: Path) -> bool:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from convnext.data.formats.records import ReadOptions
 from convnext.data.sampling import StepBatches
 from convnext.data.tensors import normalize_batch
 from convnext.recipes.recipe import flatten
@@ -105,6 +106,12 @@ class SegmentationTask(Task):
             images=segment.images,
             masks=segment.masks,
             reduce_zero_label=segment.reduce_zero_label,
+            options=ReadOptions(
+                layout=segment.layout,
+                annotations=segment.annotations,
+                exif=segment.exif,
+                allow_outside=segment.allow_outside,
+            ),
         )
 
     @classmethod
