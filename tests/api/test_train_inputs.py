@@ -28,7 +28,8 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trained:
     def train(recipe: Recipe, *, output: Path | None, **_: Any) -> Any:
         calls.append((recipe, output))
         folder = output or Path("none")
-        return SimpleNamespace(folder=folder, best={}, model="", data="", steps=0, seconds=0.0)
+        empty = {"best": {}, "validation": None, "model": "", "data": "", "steps": 0}
+        return SimpleNamespace(folder=folder, **empty, seconds=0.0)
 
     monkeypatch.setattr("convnext.training.run.train", train)
     monkeypatch.chdir(tmp_path)
