@@ -306,5 +306,5 @@ def test_training_says_how_many_tensors_were_loaded(
     again = convnext.train(
         data=photos, weights=str(run.folder), output=tmp_path / "run", **(options | {"epochs": 1})
     )
-    assert "tensors loaded, 0 of the source skipped, 0 new" in capsys.readouterr().out
+    assert "tensors loaded, 0 of the file not used, 0 start from scratch" in capsys.readouterr().out
     assert again.name == "convnext_atto"

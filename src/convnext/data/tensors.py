@@ -3,12 +3,12 @@
 Tensors are normalized with the same bits as `convnext.data.preprocessing` in numpy, on the device
 of the batch and in its memory format.
 
-Of a crop only what it needs is decoded, and torch resizes it. Evaluation and prediction follow the
-published preprocessing bit for bit. Crops for training differ in two ways. They are rounded to
-whole pixels if that moves them by less than 1 percent of their side. Torch's antialiased resize
-replaces Pillow's: the same algorithm with coarser weights, so that more than 9 of 10 values are
-equal and the mean difference is below a tenth of a level of 255. A core loads 318 images/s; 205
-with `augment.exact`, which turns both off (LOG.md, 2026-11-29).
+Only the part of an image that a crop needs is decoded, and torch resizes it. Evaluation and
+prediction follow the published preprocessing bit for bit. Crops for training differ in two ways.
+They are rounded to whole pixels if that moves them by less than 1 percent of their side. Torch's
+antialiased resize replaces Pillow's: the same algorithm with coarser weights, so that more than 9
+of 10 values are equal and the mean difference is below a tenth of a level of 255. A core loads 318
+images/s; 205 with `augment.exact`, which turns both off (LOG.md, 2026-11-29).
 """
 
 from __future__ import annotations

@@ -135,8 +135,8 @@ class FittedImage(nn.Module):
         over = torch.where(is_larger, torch.where(is_tall, rows * one, columns * one), over)
         under = torch.where(is_larger, torch.where(is_tall, height, width), under)
         sides = []
-        for side, most in ((height, rows), (width, columns)):
-            odd = 2 * torch.arange(most, device=own.device) + 1
+        for side, max_side in ((height, rows), (width, columns)):
+            odd = 2 * torch.arange(max_side, device=own.device) + 1
             reached = (2 * side * over - odd * under >= 0).float().sum()
             sides.append(reached.clamp_min(1))
         return torch.stack(sides)
@@ -324,11 +324,11 @@ def image_blueprint(
     return Blueprint(graph=graph, examples=(example,), open_dims=(dims,))
 
 
-def open_dims(settings: ExportSettings, least: int, most: int) -> dict[int, Any]:
+def open_dims(settings: ExportSettings, min_size: int, max_size: int) -> dict[int, Any]:
     """Return dynamic dimensions for the height and width of images."""
     first = 2 if settings.inside == "none" else 1
     names = ("height", "width")
-    return {first + i: torch.export.Dim(n, min=least, max=most) for i, n in enumerate(names)}
+    return {first + i: torch.export.Dim(n, min=min_size, max=max_size) for i, n in enumerate(names)}
 
 
 def example_images(

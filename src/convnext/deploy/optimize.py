@@ -227,20 +227,20 @@ class Optimized(TunedNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, C, H, W) to the network's outputs, in fp32."""
-        most = self._shape[0]
+        max_images = self._shape[0]
         if self.form.engine == "eager" or tuple(images.shape[1:]) != self._shape[1:]:
             return self._in_eager_mode(images)
-        if len(images) <= most:
+        if len(images) <= max_images:
             return self._up_to_example(images)
-        return torch.cat([self._up_to_example(part) for part in torch.split(images, most)])
+        return torch.cat([self._up_to_example(part) for part in torch.split(images, max_images)])
 
     def _up_to_example(self, images: Tensor) -> Tensor:
-        most, num = self._shape[0], len(images)
-        if num == most:
+        max_images, num = self._shape[0], len(images)
+        if num == max_images:
             return self._runner(images)
-        if num * self.ratio < most:  # Padding would cost more than it gains.
+        if num * self.ratio < max_images:  # Padding would cost more than it gains.
             return self._in_eager_mode(images)
-        filled = torch.cat([images, images[-1:].expand(most - num, *images.shape[1:])])
+        filled = torch.cat([images, images[-1:].expand(max_images - num, *images.shape[1:])])
         return self._runner(filled)[:num]
 
     def _in_eager_mode(self, images: Tensor) -> Tensor:

@@ -237,8 +237,8 @@ class Resolver:
         reason = "no color images were found" if gray else "color images"
         chans = self.choose("input.in_chans", 1 if gray else 3, reason)
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if chans == 3 else (GRAY_MEAN, GRAY_STD)
-        self.choose("input.mean", mean if len(mean) == chans else mean * chans, "ImageNet's")
-        self.choose("input.std", std if len(std) == chans else std * chans, "ImageNet's")
+        self.choose("input.mean", mean if len(mean) == chans else mean * chans, "as for ImageNet")
+        self.choose("input.std", std if len(std) == chans else std * chans, "as for ImageNet")
 
     def _choose_bands(self, sample: BandSample) -> None:
         """Choose the channels of images with several bands, their ranges and statistics."""
@@ -275,7 +275,7 @@ class Resolver:
         self, drop_path_rate: float, reason: str, *, conv_pool: bool = True
     ) -> None:
         """Choose the design of a ConvNeXt; the values for small data come from LOG.md."""
-        self.choose("network.stem_stride", 4, "the paper's")
+        self.choose("network.stem_stride", 4, "as in the paper")
         if self.scratch and not self.large:
             self.choose("network.layer_scale_init", 0.0, "1e-6 takes many epochs to grow")
             self.choose("network.drop_path_rate", 0.0, "small data trains faster without it")
@@ -283,12 +283,12 @@ class Resolver:
             self.choose("network.norm", "batch", "trains faster on small data")
             if conv_pool:
                 self.choose("network.stem", "conv_pool", "trains faster on small data")
-        self.choose("network.layer_scale_init", 1e-6, "the paper's")
+        self.choose("network.layer_scale_init", 1e-6, "as in the paper")
         self.choose("network.drop_path_rate", drop_path_rate, reason)
-        self.choose("network.norm", "layer", "the paper's")
-        self.choose("network.stem", "patchify", "the paper's")
+        self.choose("network.norm", "layer", "as in the paper")
+        self.choose("network.stem", "patchify", "as in the paper")
         self.choose(
-            "network.init", "paper", "the paper's" if self.scratch else "the weights replace it"
+            "network.init", "paper", "as in the paper" if self.scratch else "the weights replace it"
         )
 
     def choose_length(self, epochs: int) -> None:
@@ -301,7 +301,7 @@ class Resolver:
     def choose_dense_batch(self, *, on_cpu: int, micro_batch_size: int) -> None:
         """Choose the batch size and micro batch size of a dense task."""
         size = 16 if self.large else on_cpu if self.on_cpu else 8
-        reason = "the paper's" if self.large else "many steps beat large ones"
+        reason = "as in the paper" if self.large else "small data learns more from more steps"
         batch = self.choose("optim.batch_size", min(size, self.num_train), reason)
         micro_batch_size = batch if self.on_cpu else min(batch, micro_batch_size)
         self.choose("optim.micro_batch_size", micro_batch_size, "images per backward pass")
@@ -313,17 +313,17 @@ class Resolver:
             self.choose("optim.lr", two_digits(scratch_rate), f"for {batch} images per step")
             self.choose("optim.layer_decay", 1.0, "every layer is new")
         rate = two_digits(1e-4 * math.sqrt(batch / 16))
-        self.choose("optim.lr", rate, "the paper's, scaled by batch size")
-        self.choose("optim.weight_decay", 0.05, "the paper's")
-        self.choose("optim.layer_decay", layer_decay, "the paper's")
-        reason = "the paper's" if self.large else "small batches"
+        self.choose("optim.lr", rate, "as in the paper, scaled by batch size")
+        self.choose("optim.weight_decay", 0.05, "as in the paper")
+        self.choose("optim.layer_decay", layer_decay, "as in the paper")
+        reason = "as in the paper" if self.large else "small batches"
         self.choose("optim.clip_grad", 0.0 if self.large else 1.0, reason)
 
     def choose_average(self) -> None:
         """Choose the EMA decay by the number of steps."""
         num_steps = self["schedule.epochs"] * self._steps_per_epoch()
         if num_steps < 200:
-            self.choose("ema.decay", 0.0, f"{num_steps} steps are too few to average")
+            self.choose("ema.decay", 0.0, f"too few to average: {count_noun(num_steps, 'step')}")
         horizon = max(10, num_steps // 20)
         reason = "averages over 5 % of the run"
         self.choose("ema.decay", round(1 - 1 / horizon, 7), reason)
@@ -332,8 +332,8 @@ class Resolver:
         """Choose evaluation interval, cache, workers and precision, given the batch size."""
         every = self.choose("run.eval_every", eval_every, "epochs between evaluations")
         steps = max(1, round(every * self._steps_per_epoch()))
-        self.choose("run.save_every", min(1000, steps), "steps lost in a crash, at most")
-        reason = "too many images" if self.large else "if the images fit"
+        self.choose("run.save_every", min(1000, steps), "a crash loses at most this many steps")
+        reason = "too many images" if self.large else "if the images fit in memory"
         self.choose("loader.cache", not self.large, reason)
         workers = 0 if self.on_cpu else min(16, max(2, (os.cpu_count() or 2) - 1))
         reason = "the network needs every core" if workers == 0 else "the cores beside the GPU"
@@ -345,7 +345,7 @@ class Resolver:
     def choose_dense_execution(self, eval_every: int) -> None:
         """Choose the EMA and the execution settings of a dense task."""
         if self.large:
-            self.choose("ema.decay", 0.0, "the paper's")
+            self.choose("ema.decay", 0.0, "as in the paper")
         self.choose_average()
         self.choose_execution(eval_every)
 

@@ -107,9 +107,7 @@ def images_of_split(
     if split == "all":
         return join(list(found.values()))
     if split not in found:
-        raise ValueError(
-            f"{data} has no {split} split, but {', '.join(found)}; give another --split"
-        )
+        raise ValueError(f"{data} has no {split} split; its splits are {', '.join(found)}")
     return found[split]
 
 

@@ -68,8 +68,8 @@ class LoadReport:
         """How many tensors were loaded, skipped and left new, in a line."""
         new = self.total - self.loaded
         return (
-            f"{self.loaded:,} tensors loaded, {len(self.unexpected):,} of the source skipped, "
-            f"{new:,} new; head: {self.head}"
+            f"{self.loaded:,} tensors loaded, {len(self.unexpected):,} of the file not used, "
+            f"{new:,} start from scratch; head: {self.head}"
         )
 
     def to_dict(self) -> dict[str, Any]:

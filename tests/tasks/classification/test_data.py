@@ -89,8 +89,10 @@ def test_without_a_split_a_fixed_share_of_each_class_is_held_out(make_folder):
     assert Counter(data.val.labels) == {0: 4, 1: 2, 2: 1}
     assert Counter(data.train.labels) == {0: 16, 1: 8, 2: 1, 3: 1}
     assert not set(sources(data.train)) & set(sources(data.val))
-    assert "held out for validation" in data.notes[1]
-    assert "20% of each class" in data.notes[3]
+    assert data.notes[1] == (
+        "split: none; 7 of 33 images, chosen by file name in each class, are held out for "
+        "validation (train 26, val 7 images)"
+    )
     assert data.faults == ("classes without any validation image: d",)
     again = open_dataset(str(root), val_share=0.2)
     assert sources(again.val) == sources(data.val)
@@ -144,7 +146,7 @@ def test_a_class_that_training_lacks_is_refused_unless_one_only_looks(make_folde
     ("counts", "message"),
     [
         ({}, "it is empty"),
-        ({"a": 0, "b": 0}, r"it holds 2 folders \(a, b\); accepted are train/CLASS"),
+        ({"a": 0, "b": 0}, r"it holds 2 folders \(a, b\); supported layouts: train/CLASS"),
         ({"only": 5}, "only one class"),
         ({"images/train": 2, "annotations/train": 2}, "for segmentation or detection"),
         (

@@ -34,7 +34,7 @@ def test_the_split_to_evaluate_on(make_folder):
     assert len(open_split(str(root), "auto", card(root), None).images) == 4
     plain = make_folder({"a": 10, "b": 10}, name="plain")
     assert len(open_split(str(plain), "auto", other, None).images) == 20
-    with pytest.raises(ValueError, match="has no test split, but train"):
+    with pytest.raises(ValueError, match="has no test split; its splits are train"):
         open_split(str(plain), "test", other, None)
 
 

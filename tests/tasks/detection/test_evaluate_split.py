@@ -43,7 +43,7 @@ def test_data_without_a_split_is_scored_whole(tmp_path: Path) -> None:
     data = truth(("pictures",))
     voc_beside(tmp_path / "data", data)
     assert names(tmp_path / "data", "auto", card()) == set(data["pictures"])
-    with pytest.raises(ValueError, match="has no test split, but train, val; give another --split"):
+    with pytest.raises(ValueError, match="has no test split; its splits are train, val"):
         names(tmp_path / "data", "test", card())
     data["test"] = truth(("test",))["test"]
     voc_beside(tmp_path / "more", {"train": data["pictures"], "val": data["test"]})

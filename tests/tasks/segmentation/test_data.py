@@ -120,7 +120,7 @@ def test_an_empty_split_and_no_layout(tmp_path: Path) -> None:
         in open_dataset(str(root), strict=False).faults
     )
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="accepted are images"):
+    with pytest.raises(ValueError, match="supported layouts: images"):
         open_dataset(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="does not exist"):
         open_dataset(str(tmp_path / "nothing"))

@@ -11,8 +11,8 @@ from pathlib import Path
 from convnext.data.formats.splits import is_reserved, kind_of, split_groups
 
 LAYOUTS = (
-    "accepted are train/CLASS/* with val/CLASS/*, CLASS/* without a split, shards train-*.tar "
-    "with val-*.tar, a CSV with the columns path and label, or the word digits"
+    "supported layouts: train/CLASS/* with val/CLASS/*, CLASS/* without a split, shards "
+    "train-*.tar with val-*.tar, a CSV with the columns path and label, or the word digits"
 )
 # The folders of data for retrieval, such as Market-1501.
 RETRIEVAL = frozenset({"bounding_box_train", "bounding_box_test", "query", "gallery"})

@@ -26,8 +26,9 @@ from convnext.data.formats.splits import SPLIT_WORDS, split_of
 from convnext.documents import open_regular
 
 ACCEPTED = (
-    "accepted are instances_{train,val}.json with images/, COCO's annotations/ with train2017/ and "
-    "val2017/, {train,valid}/_annotations.coco.json, or one .json, of which a share is held out"
+    "supported layouts: instances_{train,val}.json with images/, COCO's annotations/ with "
+    "train2017/ and val2017/, {train,valid}/_annotations.coco.json, or one .json file, some "
+    "of whose images are held out"
 )
 # `convnext data --fix` keeps the original under this name, which is not read.
 BACKUP_SUFFIX = ".before-fix"
@@ -117,7 +118,7 @@ def find(root: Path, index: FileIndex, annotations: str = "") -> CocoFiles | Non
         else:
             names = ", ".join(_short(path, root) for path in candidates)
             raise ValueError(
-                f"{root} has no json of training objects; it has {names}; {ACCEPTED}, or "
+                f"{root} has no COCO JSON file for training, only {names}; {ACCEPTED}, or "
                 "--annotations FILE"
             )
     ignored = tuple(path for path in candidates if path not in files.values())

@@ -156,7 +156,7 @@ def choose(root: Path, layout: str = "") -> str:
         return "instances"
     if not found:
         raise ValueError(
-            f"{root} has no annotations of objects that can be read: {ACCEPTED}; also accepted are "
+            f"{root} has no annotations of objects that can be read: {ACCEPTED}; also supported: "
             f"{', '.join(NAMES[name] for name in READERS)}"
         )
     return found[0].layout

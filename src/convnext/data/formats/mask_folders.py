@@ -47,9 +47,9 @@ CITYSCAPES = (
     "gtFine/{split}/*/*_gtFine_labelTrainIds.png",
 )
 ACCEPTED = (
-    "accepted are images/{train,val} with annotations/{train,val} or masks/ (the same names, masks "
-    "as PNG), {train,val}/images with {train,val}/masks, train/ with train_masks/, x.jpg beside "
-    "x_mask.png, JPEGImages/ with SegmentationClass/, Cityscapes, COCO's "
+    "supported layouts: images/{train,val} with annotations/{train,val} or masks/ (the same names, "
+    "masks as PNG), {train,val}/images with {train,val}/masks, train/ with train_masks/, x.jpg "
+    "beside x_mask.png, JPEGImages/ with SegmentationClass/, Cityscapes, COCO's "
     "instances_{train,val}.json, or --segment.images and --segment.masks with patterns such as "
     "'left/{split}/*/*_left.png'"
 )

@@ -145,9 +145,9 @@ def _divide(
     found["train"] = [record for record in train if record.file_name not in held]
     found["val"] = [record for record in train if record.file_name in held]
     has_test = has_test or "test" in found
-    why = f"{split_from} ({stated}), without validation" if has_test else "there is no split"
+    why = f"{split_from} ({stated}), without validation" if has_test else "none"
     text = (
-        f"{why}: {len(held):,} of {len(train):,} images, chosen by their names, are held out for "
+        f"{why}; {len(held):,} of {len(train):,} images, chosen by file name, are held out for "
         "validation"
     )
     return _ordered(found), "; ".join((text, *note_copies(names))), left_out
@@ -160,7 +160,7 @@ def _ordered(found: Mapping[Split, list[Record]]) -> dict[Split, list[Record]]:
 def _open_coco(root: Path, index: FileIndex, val_share: float, options: ReadOptions) -> Opened:
     found = coco_layout.find(root, index, options.annotations)
     if found is None:
-        raise ValueError(f"{root} has no json of objects; {coco_layout.ACCEPTED}")
+        raise ValueError(f"{root} has no COCO JSON file with objects; {coco_layout.ACCEPTED}")
     files = {
         split: _read_file(path, split if found.is_split else None, root, index, options)
         for split, path in found.files.items()

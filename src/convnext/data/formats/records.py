@@ -138,7 +138,7 @@ class Understood:
         return (
             f"layout: {self.layout}",
             f"split: {self.split} ({counts} images)",
-            f"classes, in this order: {len(self.classes):,} ({shown})",
+            f"classes: {len(self.classes):,}, in this order: {shown}",
             *(f"left out: {line}" for line in self.left_out),
         )
 

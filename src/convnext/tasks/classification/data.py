@@ -142,7 +142,9 @@ def open_dataset(
 def _understood(found: ImageListing, val: Sequence[int]) -> Understood:
     split = found.split or "none"
     if found.val is None:
-        split += "; some images are held out for validation"
+        total = len(found.train) + len(val)
+        split += f"; {len(val):,} of {total:,} images, chosen by file name in each class, "
+        split += "are held out for validation"
     images = {"train": len(found.train), "val": len(val)}
     if found.test is not None:
         split += "; test is kept apart"
@@ -250,10 +252,6 @@ def hold_out(found: ImageListing, share: float, notes: list[str]) -> tuple[Image
         held += [members[position] for position in held_out_positions(names, share)]
     val = sorted(held)
     kept = np.setdiff1d(train, val).tolist()
-    notes.append(
-        f"the data has no validation split of its own: {share:.0%} of each class ({len(val):,} of "
-        f"{len(train):,} images) are held out for validation, chosen by file name"
-    )
     notes += note_copies([found.keys[i] for i in found.train])
     return found.with_train(kept), val
 

@@ -138,7 +138,7 @@ class PredictResult:
         table.add_column("image", overflow="fold")
         table.add_column("class")
         table.add_column("probability", justify="right")
-        table.add_column("then", style="dim", overflow="ellipsis", no_wrap=True)
+        table.add_column("next classes", style="dim", overflow="ellipsis", no_wrap=True)
         for p in self.predictions:
             others = zip(p.classes[1:3], p.probabilities[1:3], strict=True)
             table.add_row(

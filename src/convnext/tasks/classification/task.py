@@ -312,12 +312,13 @@ def _choose_network(c: Resolver) -> None:
         _choose_step(c)
         return
     if c["model"].startswith("convnext_isotropic"):
-        c.choose("network.stem_stride", 16, "the paper's")
-        c.choose("network.stem", "patchify", "the paper's")
+        c.choose("network.stem_stride", 16, "as in the paper")
+        c.choose("network.stem", "patchify", "as in the paper")
     _choose_stride(c)
     conv_pool = c["network.stem_stride"] in ("auto", 1, 2, 4)
-    c.choose_backbone(0.1, "the paper's for ConvNeXt-T", conv_pool=conv_pool)
-    c.choose("network.head_init_scale", 1.0 if c.scratch else 0.001, "the paper's")
+    reason = "as in the paper" if c.scratch else "the paper's fine-tuning setting"
+    c.choose_backbone(0.1, reason, conv_pool=conv_pool)
+    c.choose("network.head_init_scale", 1.0 if c.scratch else 0.001, "as in the paper")
 
 
 def _choose_step(c: Resolver) -> None:
@@ -327,7 +328,7 @@ def _choose_step(c: Resolver) -> None:
         c.choose("network.init", "fan_in", "a std of 0.02 slows the first epochs")
         c.choose("network.drop_path_rate", 0.0, "small data trains faster without it")
     rate = 0.5 if c["model"].startswith("roadmap/resnet200/") else 0.1
-    c.choose("network.drop_path_rate", rate, "the paper's for this regime")
+    c.choose("network.drop_path_rate", rate, "as in the paper for this roadmap")
 
 
 def _choose_stride(c: Resolver) -> None:
@@ -339,21 +340,21 @@ def _choose_stride(c: Resolver) -> None:
 
 def _choose_batch(c: Resolver, n: int) -> None:
     if c.large:
-        c.choose("optim.batch_size", 4096 if c.scratch else 512, "the paper's")
+        c.choose("optim.batch_size", 4096 if c.scratch else 512, "as in the paper")
     size = 32 if n < 10_000 else 64 if n < 50_000 else 256
-    batch = c.choose("optim.batch_size", min(size, n), "many steps beat large ones")
+    batch = c.choose("optim.batch_size", min(size, n), "small data learns more from more steps")
     parts = math.ceil(batch / (64 if c.on_cpu else 128))
     c.choose("optim.micro_batch_size", math.ceil(batch / parts), "images per backward pass")
 
 
 def _choose_schedule(c: Resolver, n: int) -> None:
     if c.large:
-        c.choose("schedule.epochs", 300 if c.scratch else 30, "the paper's")
+        c.choose("schedule.epochs", 300 if c.scratch else 30, "as in the paper")
         if not c.scratch:
-            c.choose("schedule.warmup_epochs", 0, "the paper's")
+            c.choose("schedule.warmup_epochs", 0, "as in the paper")
         elif c["schedule.epochs"] >= 100:
-            c.choose("schedule.warmup_epochs", 20, "the paper's")
-        c.choose("schedule.progressive", False, "the paper's")
+            c.choose("schedule.warmup_epochs", 20, "as in the paper")
+        c.choose("schedule.progressive", False, "as in the paper")
     low, high, images = (20, 200, 60_000) if c.scratch else (5, 30, 30_000)
     if c.scratch and c["input.image_size"] <= 16:
         low, images = 15, 20_000  # Digits train faster.
@@ -373,16 +374,16 @@ def _choose_schedule(c: Resolver, n: int) -> None:
 def _choose_rate(c: Resolver) -> None:
     batch = c["optim.batch_size"]
     if c.large:
-        c.choose("optim.lr", 4e-3 if c.scratch else 5e-5, "the paper's")
-        c.choose("optim.weight_decay", 0.05 if c.scratch else 1e-8, "the paper's")
-        c.choose("optim.clip_grad", 0.0, "the paper's")
+        c.choose("optim.lr", 4e-3 if c.scratch else 5e-5, "as in the paper")
+        c.choose("optim.weight_decay", 0.05 if c.scratch else 1e-8, "as in the paper")
+        c.choose("optim.clip_grad", 0.0, "as in the paper")
     if c.scratch:
         c.choose("optim.lr", two_digits(scratch_rate(batch)), f"for {batch} images per step")
-        c.choose("optim.weight_decay", 0.05, "the paper's")
+        c.choose("optim.weight_decay", 0.05, "as in the paper")
         c.choose("optim.layer_decay", 1.0, "every layer is new")
     c.choose("optim.lr", two_digits(tuning_rate(batch)), "low, to keep the pretrained layers")
-    c.choose("optim.weight_decay", 1e-8, "the paper's for fine-tuning")
-    c.choose("optim.layer_decay", 0.8, "the paper's for fine-tuning")
+    c.choose("optim.weight_decay", 1e-8, "the paper's fine-tuning setting")
+    c.choose("optim.layer_decay", 0.8, "the paper's fine-tuning setting")
     c.choose("optim.clip_grad", 1.0, "stabilizes small batches")
 
 
@@ -405,11 +406,11 @@ def _choose_augmentation(c: Resolver, facts: DataFacts) -> None:
             ("cutmix", 1.0 * mixed),
             ("erasing", 0.25),
         ):
-            c.choose(f"augment.{name}", value, "the paper's")
-        c.choose("loss.label_smoothing", 0.1, "the paper's")
+            c.choose(f"augment.{name}", value, "as in the paper")
+        c.choose("loss.label_smoothing", 0.1, "as in the paper")
     short = c["schedule.epochs"] <= SHORT
     epochs = count_noun(c["schedule.epochs"], "epoch")
-    strength = f"{'mild' if short else 'moderate'}: {epochs}"
+    strength = f"{'mild' if short else 'moderate'}, for {epochs}"
     c.choose("augment.scale", (0.6, 1.0) if short else (0.35, 1.0), strength)
     c.choose("augment.color_jitter", 0.1 if short else 0.3, strength)
     c.choose("loss.label_smoothing", 0.0 if short else 0.1, strength)
@@ -420,9 +421,9 @@ def _choose_augmentation(c: Resolver, facts: DataFacts) -> None:
 def _choose_average(c: Resolver, n: int) -> None:
     num_steps = c["schedule.epochs"] * max(1, n // c["optim.batch_size"])
     if c.large and not c.scratch:
-        c.choose("ema.decay", 0.0, "the paper's")
+        c.choose("ema.decay", 0.0, "as in the paper")
     if num_steps >= 50_000:
-        c.choose("ema.decay", 0.9999, "the paper's")
+        c.choose("ema.decay", 0.9999, "as in the paper")
     c.choose_average()
 
 

@@ -149,10 +149,10 @@ class DetectionTask(Task):
         _choose_heads(c, facts)
         c.choose_design()
         if c["model"].removeprefix(dense_prefix(c["model"]) or "").startswith("convnext_"):
-            c.choose_backbone(0.4 if c.large else 0.1, "the paper's" if c.large else "mild")
+            c.choose_backbone(0.4 if c.large else 0.1, "as in the paper" if c.large else "mild")
         c.choose_dense_batch(on_cpu=2, micro_batch_size=2)
         if c.large:
-            c.choose("schedule.epochs", 36, "the paper's")
+            c.choose("schedule.epochs", 36, "as in the paper")
         c.choose_length(min(300, max(8, round(6_000 / facts.num_train))))
         c.choose_dense_rate(scratch_rate(c["optim.batch_size"]), layer_decay=0.95)
         every = max(1, round(c["schedule.epochs"] / 5))
@@ -297,8 +297,8 @@ def _choose_input(c: Resolver, facts: DataFacts) -> None:
     c.choose("input.interpolation", "bilinear", "as in the paper")
     as_paper = c.large and not c.on_cpu
     if as_paper:
-        c.choose("input.image_size", 800, "the paper's")
-        c.choose("detect.policy", "multi_scale", "the paper's")
+        c.choose("input.image_size", 800, "as in the paper")
+        c.choose("detect.policy", "multi_scale", "as in the paper")
     limit, why = (256, "what a CPU can afford") if c.on_cpu else (800, "as in the paper")
     size = c.choose("input.image_size", min(limit, max(STRIDE, _short(facts))), why)
     c.choose("detect.policy", "large_scale_jitter", "variety, and batches of one size")
@@ -307,28 +307,28 @@ def _choose_input(c: Resolver, facts: DataFacts) -> None:
     long = max(facts.image_height, facts.image_width) * size / (_short(facts) or 1)
     crop = 1024 if as_paper else math.ceil(min(long, 4 * size) / STRIDE) * STRIDE
     c.choose("detect.crop", crop, "the long side of the resized images")
-    reason = "the usual range" if c.large else "mild: little data"
+    reason = "the usual range" if c.large else "mild, for little data"
     c.choose("detect.jitter", (0.1, 2.0) if c.large else (0.6, 1.6), reason)
 
 
 def _choose_heads(c: Resolver, facts: DataFacts) -> None:
     c.choose_as_weights("detect", "channels", "fc_dim", "anchor_scale")
     small = c.on_cpu and not c.large
-    reason = "what a CPU can afford" if small else "the paper's"
+    reason = "what a CPU can afford" if small else "as in the paper"
     c.choose("detect.channels", 64 if small else 256, reason)
     c.choose("detect.fc_dim", 256 if small else 1024, reason)
     scale, why = anchor_scale(facts.object_sides, c["input.image_size"] or _short(facts))
     if c.large:
-        scale, why = SCALE, "the paper's"
+        scale, why = SCALE, "as in the paper"
     c.choose("detect.anchor_scale", scale, why)
     many = facts.max_objects > 100
     limit = 100 if not many else math.ceil(1.5 * facts.max_objects / 100) * 100
     why = f"up to {facts.max_objects:,} objects per image" if many else "COCO's limit"
     limit = c.choose("detect.max_detections", limit, why)
     c.choose("detect.num_proposals", max(300, 2 * limit) if small else 1000, reason)
-    c.choose("detect.rpn_batch_size", 256, "the paper's")
+    c.choose("detect.rpn_batch_size", 256, "as in the paper")
     c.choose("detect.box_batch_size", 128 if small else 512, reason)
-    why = "the paper's" if c.large else "their objects have no labels"
+    why = "as in the paper" if c.large else "their objects have no labels"
     c.choose("detect.ignore_crowd", not c.large, why)
 
 

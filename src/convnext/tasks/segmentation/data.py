@@ -125,10 +125,6 @@ def open_dataset(
     train, val = found.train, found.val
     if val is None:
         train, val = _hold_out(train, val_share)
-        notes.append(
-            f"there is no validation split: {len(val.pairs):,} of {len(found.train.pairs):,} "
-            "images, chosen by name, are held out for validation"
-        )
         notes += note_copies(list(found.train.pairs))
     parts = {"train": train, "val": val} | ({"test": found.test} if found.test else {})
     faults = [*lossy, *found.faults]
@@ -156,7 +152,10 @@ def _understood(
     found: PairListing, parts: Mapping[str, Part], classes: tuple[str, ...]
 ) -> Understood:
     split = found.split or "none"
-    split += "; some images are held out for validation" if found.val is None else ""
+    if found.val is None:
+        held, total = len(parts["val"].pairs), len(parts["val"].pairs) + len(parts["train"].pairs)
+        split += f"; {held:,} of {total:,} images, chosen by file name, are held out "
+        split += "for validation"
     split += "; test is kept apart" if found.test is not None else ""
     images = {name: len(part.pairs) for name, part in parts.items()}
     return Understood(layout=found.layout, split=split, images=images, classes=classes)

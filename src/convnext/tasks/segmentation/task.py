@@ -279,14 +279,14 @@ def _choose_input(c: Resolver, facts: DataFacts) -> None:
     limit, why = (192, "what a CPU can afford") if c.on_cpu else (512, "as in the paper")
     size = c.choose("input.image_size", min(limit, _multiple(short)), why)
     if c.large and not c.on_cpu:
-        c.choose("segment.crop", 512, "the paper's")
+        c.choose("segment.crop", 512, "as in the paper")
     if c.on_cpu and size >= 6 * STRIDE:
         c.choose("segment.crop", _multiple(round(size * 5 / 6)), "faster, with more variety")
     c.choose("segment.crop", max(STRIDE, size or _multiple(short)), "the short side of the images")
     mild = c.on_cpu and not c.large and c.scratch
-    reason = "mild: short" if mild else "the paper's"
+    reason = "mild, for a short run" if mild else "as in the paper"
     c.choose("segment.jitter", (0.75, 1.5) if mild else (0.5, 2.0), reason)
-    reason = "the paper's" if c.large else "faster"
+    reason = "as in the paper" if c.large else "faster"
     c.choose("segment.mode", "slide" if c.large else "whole", reason)
     window = c.choose("segment.window", c["segment.crop"], "the size of training")
     c.choose("segment.stride", default_stride(window), "two thirds of the window")
@@ -298,9 +298,9 @@ def _choose_network(c: Resolver) -> None:
     c.choose_as_weights("segment", "channels")
     if c.on_cpu and not c.large:
         c.choose("segment.channels", 64, "what a CPU can afford")
-    c.choose("segment.channels", 512, "the paper's")
+    c.choose("segment.channels", 512, "as in the paper")
     if c["model"].removeprefix(PREFIX).startswith("convnext_"):
-        c.choose_backbone(0.4 if c.large else 0.1, "the paper's" if c.large else "mild")
+        c.choose_backbone(0.4 if c.large else 0.1, "as in the paper" if c.large else "mild")
 
 
 def _choose_schedule(c: Resolver, n: int) -> None:

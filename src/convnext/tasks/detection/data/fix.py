@@ -154,7 +154,7 @@ def fix_dataset(
     index = file_index(root, options)
     found = coco_layout.find(root, index, options.annotations)
     if found is None:
-        raise ValueError(f"{root} has no json of objects; {coco_layout.ACCEPTED}")
+        raise ValueError(f"{root} has no COCO JSON file with objects; {coco_layout.ACCEPTED}")
     base = root if root.is_dir() else root.parent
     targets = {
         split: file if output is None else Path(output) / file.relative_to(base)
