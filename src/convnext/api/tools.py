@@ -392,14 +392,14 @@ def fix_annotations(
     from convnext.tasks import reading_options, task_module, task_with
 
     out = console_of(progress)
-    task = task_with("data.fix")
+    task = task_with("fix")
 
     def ask(reports: Any) -> bool:
         reports.print(out)
         return out.input("Write these changes? [y/N] ").strip().lower() in ("y", "yes")
 
     own = reading_options(task, options)
-    report = task_module(task, "data.fix").fix_dataset(
+    report = task_module(task, "fix").fix_dataset(
         str(path),
         None if output is None else str(output),
         options=own,
@@ -438,9 +438,9 @@ def convert_annotations(
     from convnext.tasks import reading_options, task_module, task_with
 
     out = console_of(progress)
-    task = task_with("data.convert")
+    task = task_with("convert")
     own = reading_options(task, options)
-    report = task_module(task, "data.convert").to_coco(
+    report = task_module(task, "convert").to_coco(
         str(path), output, difficult=difficult, options=own, console=out
     )
     report.print(out)

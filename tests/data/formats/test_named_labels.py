@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from convnext.data.formats.class_checks import classes_of_names
-from convnext.data.formats.known_formats import known_format
+from convnext.data.formats.class_checks import classes_of_names, known_format
 from convnext.data.formats.layouts import is_detection
 from convnext.tasks.classification.data import open_dataset
 

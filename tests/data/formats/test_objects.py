@@ -15,7 +15,7 @@ from convnext.cli import main
 from convnext.data.formats.layouts import is_detection
 from convnext.data.formats.records import ReadOptions
 from convnext.data.objects import DetectionData, open_dataset
-from convnext.tasks.detection.data.convert import to_coco
+from convnext.tasks.detection.convert import to_coco
 
 
 def read(data: DetectionData) -> Truth:

@@ -19,7 +19,7 @@ from convnext.data.objects import DetectionImages, open_dataset
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.data.samples import BadImages
 from convnext.hardware.devices import Ranks
-from convnext.tasks.detection.data.dataset import EvalDataset
+from convnext.tasks.detection.dataset import EvalDataset
 from convnext.tasks.detection.inference import Detections, compress, infer
 from convnext.tasks.detection.metric import Metric, Scores
 

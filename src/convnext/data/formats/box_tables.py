@@ -18,11 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from convnext.data.formats.imported import Box, ImportedDataset, ImportedImage, ImportedObject
+from convnext.data.formats.imported import (
+    Box,
+    ImportedDataset,
+    ImportedImage,
+    ImportedObject,
+    Skipped,
+)
 from convnext.data.formats.located import Size
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions, Split
-from convnext.data.formats.shapes import Skipped
 from convnext.data.formats.splits import SPLIT_WORDS, words_of
 from convnext.data.formats.yolo_config import read_text
 from convnext.data.images import readable_extensions

@@ -17,10 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
+from convnext.data.formats.imported import (
+    ImportedDataset,
+    ImportedImage,
+    ImportedObject,
+    Skipped,
+    box_of,
+)
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.shapes import Skipped, box_of
 from convnext.data.formats.splits import split_of
 from convnext.data.formats.yolo_config import read_text
 from convnext.data.images import readable_extensions

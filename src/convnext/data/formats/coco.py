@@ -17,12 +17,15 @@ from typing import Any, cast
 from convnext.data.formats.coco_objects import (
     FIX,
     UNUSED,
+    BoxForm,
+    Changes,
+    Json,
     by_image,
     count_crowds,
+    is_whole,
     read_objects,
 )
 from convnext.data.formats.coco_tidy import tidy_ids, tidy_objects
-from convnext.data.formats.coco_values import BoxForm, Changes, Json, is_whole
 from convnext.data.formats.located import (
     OFF_BY,
     Exif,

@@ -12,7 +12,7 @@ import itertools
 from collections import Counter
 from typing import Any
 
-from convnext.data.formats.coco_values import (
+from convnext.data.formats.coco_objects import (
     BoxForm,
     Changes,
     Json,

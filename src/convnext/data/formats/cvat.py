@@ -7,12 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
+from convnext.data.formats.imported import (
+    ImportedDataset,
+    ImportedImage,
+    ImportedObject,
+    Skipped,
+    box_of,
+    ellipse,
+    ring_of,
+    runs_of,
+    turn,
+)
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.shapes import Skipped, box_of, ellipse, ring_of, runs_of, turn
 from convnext.data.formats.splits import split_of
-from convnext.data.formats.xml_nodes import BadXml, Node, parse
+from convnext.documents import BadXml, Node, parse
 
 MAX_BYTES = 1024 * 2**20
 

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext.data.formats import mask_folders
-from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
+from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject, Skipped
 from convnext.data.formats.mask_layers import FOREGROUND, Layers
 from convnext.data.formats.mask_pairs import Mask
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import SPLITS, ReadOptions
-from convnext.data.formats.shapes import Skipped
 from convnext.data.images import BadImage, check_stack, opened
 from convnext.data.masks import encode
 

@@ -18,12 +18,13 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from convnext.data.formats.coco_values import are_numbers, is_number
-from convnext.data.formats.imported import Box, ImportedDataset, ImportedImage, ImportedObject
-from convnext.data.formats.paths import FileIndex
-from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.shapes import (
+from convnext.data.formats.coco_objects import are_numbers, is_number
+from convnext.data.formats.imported import (
     MAX_BYTES,
+    Box,
+    ImportedDataset,
+    ImportedImage,
+    ImportedObject,
     Skipped,
     box_of,
     ellipse,
@@ -32,6 +33,8 @@ from convnext.data.formats.shapes import (
     runs_of,
     turn,
 )
+from convnext.data.formats.paths import FileIndex
+from convnext.data.formats.records import ReadOptions
 from convnext.data.formats.tool_json import dataset_of, folders_of_images, json_files
 from convnext.data.images import BadImage, decode
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from convnext.data.formats.coco_values import is_whole
-from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
-from convnext.data.formats.paths import FileIndex
-from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.shapes import (
+from convnext.data.formats.coco_objects import is_whole
+from convnext.data.formats.imported import (
     MAX_BYTES,
+    ImportedDataset,
+    ImportedImage,
+    ImportedObject,
     Skipped,
     box_of,
     ellipse,
@@ -23,6 +23,8 @@ from convnext.data.formats.shapes import (
     ring_of,
     runs_of,
 )
+from convnext.data.formats.paths import FileIndex
+from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage, decode
 from convnext.documents import read_json
 

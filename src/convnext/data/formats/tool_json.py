@@ -16,17 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from convnext.data.formats.coco_values import are_numbers, is_box, is_number
-from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
-from convnext.data.formats.paths import FileIndex
-from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.shapes import (
+from convnext.data.formats.coco_objects import are_numbers, is_box, is_number
+from convnext.data.formats.imported import (
     MAX_BYTES,
+    ImportedDataset,
+    ImportedImage,
+    ImportedObject,
     Skipped,
     box_of,
     points_of,
     ring_of,
 )
+from convnext.data.formats.paths import FileIndex
+from convnext.data.formats.records import ReadOptions
 from convnext.data.formats.splits import split_of
 from convnext.data.formats.text_lists import CLASS_NAMES
 from convnext.data.formats.yolo_config import read_text

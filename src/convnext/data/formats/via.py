@@ -12,11 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from convnext.data.formats.coco_values import is_number
-from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
+from convnext.data.formats.coco_objects import is_number
+from convnext.data.formats.imported import (
+    MAX_BYTES,
+    ImportedDataset,
+    ImportedImage,
+    ImportedObject,
+    Skipped,
+    box_of,
+    ellipse,
+    ring_of,
+)
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.shapes import MAX_BYTES, Skipped, box_of, ellipse, ring_of
 from convnext.data.formats.splits import split_of
 from convnext.data.formats.yolo_config import read_text
 from convnext.documents import read_json

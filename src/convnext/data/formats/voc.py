@@ -16,14 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject
+from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject, box_of
 from convnext.data.formats.paths import FileIndex, normal
 from convnext.data.formats.records import Fault, ReadOptions, Split
-from convnext.data.formats.shapes import box_of
 from convnext.data.formats.splits import split_of
-from convnext.data.formats.xml_nodes import BadXml, Node, parse
 from convnext.data.images import readable_extensions
-from convnext.documents import read_regular
+from convnext.documents import BadXml, Node, parse, read_regular
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "image")
 

@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from convnext.data.contents import hash_of_text
-from convnext.data.formats.class_checks import LAYOUTS, advice_on_names
+from convnext.data.formats.class_checks import LAYOUTS, advice_on_names, with_known_format
 from convnext.data.formats.class_folders import (
     find_folders,
     find_root,
@@ -31,7 +31,6 @@ from convnext.data.formats.class_folders import (
     split_folders,
     subfolders,
 )
-from convnext.data.formats.known_formats import with_known_format
 from convnext.data.formats.label_tables import find_labeled, is_labeled
 from convnext.data.formats.named_labels import find_by_file_names, find_tags, has_tags
 from convnext.data.formats.records import Understood

@@ -30,7 +30,7 @@ from convnext.data.objects import (
 )
 from convnext.data.tensors import image_of
 from convnext.results import Scores
-from convnext.tasks.detection.data.dataset import EvalDataset
+from convnext.tasks.detection.dataset import EvalDataset
 from convnext.tasks.detection.inference import Detections, infer
 from convnext.tasks.detection.metric import SCORE, Evaluation, Metric
 from convnext.tasks.detection.predict import change_detector

@@ -18,7 +18,7 @@ from convnext.data.samples import BadImages
 from convnext.data.tensors import normalize_batch
 from convnext.data.threads import rank_items
 from convnext.hardware.devices import ALONE, Ranks, autocast
-from convnext.tasks.detection.data.dataset import EvalDataset
+from convnext.tasks.detection.dataset import EvalDataset
 
 
 @dataclass(frozen=True, kw_only=True)

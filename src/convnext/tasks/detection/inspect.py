@@ -22,7 +22,7 @@ from convnext.data.images import BadImage, Mode
 from convnext.data.objects import FAULTS, DetectionData, DetectionImages, open_dataset
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.progress import safe_console
-from convnext.tasks.detection.data.problems import (
+from convnext.tasks.detection.problems import (
     Inspected,
     Problem,
     find_problems,

@@ -35,7 +35,7 @@ from convnext.recipes.resolve import (
 )
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names
-from convnext.tasks.detection.data.dataset import (
+from convnext.tasks.detection.dataset import (
     Batch,
     EvalDataset,
     GroupedBatches,

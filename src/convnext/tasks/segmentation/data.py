@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from convnext.data.formats.known_formats import with_known_format
+from convnext.data.formats.class_checks import with_known_format
 from convnext.data.formats.layouts import is_detection
 from convnext.data.formats.mask_folders import VOC, find, is_mask_folder
 from convnext.data.formats.mask_pairs import PairListing, Part, files_of

@@ -18,7 +18,7 @@ from convnext.data.formats.records import Objects
 from convnext.data.masks import area_of, cut
 from convnext.data.objects import open_dataset
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.tasks.detection.data.dataset import (
+from convnext.tasks.detection.dataset import (
     EvalDataset,
     GroupedBatches,
     LargeScaleJitter,

@@ -26,9 +26,9 @@ from small_objects import (
 from convnext.cli import main
 from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.voc import BoxFaults, read_objects
-from convnext.data.formats.xml_nodes import BadXml, parse
 from convnext.data.objects import open_dataset
-from convnext.tasks.detection.data.convert import to_coco
+from convnext.documents import BadXml, parse
+from convnext.tasks.detection.convert import to_coco
 
 CAT = voc_xml(voc_object("cat", (3, 3, 10, 10)))
 EMPTY = voc_xml("")
@@ -295,7 +295,7 @@ def test_an_interrupted_conversion_leaves_nothing(
         if len(written) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("convnext.tasks.detection.data.convert.write_text", stop)
+    monkeypatch.setattr("convnext.tasks.detection.convert.write_text", stop)
     with pytest.raises(KeyboardInterrupt):
         to_coco(root, new)
     assert [path.name for path in tmp_path.iterdir()] == ["voc"]

@@ -13,7 +13,7 @@ from small_objects import HEIGHT, RING, WIDTH, annotation, image, save, small_co
 from convnext.cli import main
 from convnext.data.formats.coco import read_coco
 from convnext.data.objects import open_dataset
-from convnext.tasks.detection.data.fix import FixReport, fix, fix_dataset
+from convnext.tasks.detection.fix import FixReport, fix, fix_dataset
 
 
 def mend(

@@ -28,16 +28,15 @@ from convnext.atomic import write_text
 from convnext.data.formats import coco_layout
 from convnext.data.formats.coco import Files, load_json, locate, read_categories, read_coco
 from convnext.data.formats.coco_layout import BACKUP_SUFFIX
-from convnext.data.formats.coco_objects import UNUSED
+from convnext.data.formats.coco_objects import UNUSED, Changes
 from convnext.data.formats.coco_tidy import tidy_ids, tidy_objects
-from convnext.data.formats.coco_values import Changes
 from convnext.data.formats.layouts import NAMES, choose, file_index
 from convnext.data.formats.located import read_headers
 from convnext.data.formats.opening import coco_images, file_names
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import Fault, FaultList, ReadOptions, Split
-from convnext.tasks.detection.data.convert import HEAD, place
-from convnext.tasks.detection.data.repair import (
+from convnext.tasks.detection.convert import HEAD, place
+from convnext.tasks.detection.repair import (
     Json,
     Log,
     Size,
