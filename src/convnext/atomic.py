@@ -9,7 +9,7 @@ import shutil
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +22,7 @@ else:
 # The name that `atomic_write` gives a file until it is complete.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 _DRAFT_MARK = ".convnext-draft"
+_LOCK = ".convnext-lock"
 
 # The lock files that this process holds: the system does not tell its threads apart.
 _held: set[str] = set()
@@ -71,6 +72,27 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically; file names in it that are not UTF-8 keep their bytes."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_together(main: str | Path, text: str, others: Mapping[str, str]) -> tuple[Path, ...]:
+    """Write text files that belong together; `main` appears last, when all of them are complete.
+
+    An old `main` is removed first, so that it is never found with new files.
+
+    Args:
+        main: The file that readers open first.
+        text: Its content.
+        others: The contents of the files beside it, by name.
+
+    Returns:
+        The paths, beginning with `main`.
+    """
+    main = Path(main)
+    main.unlink(missing_ok=True)
+    for name, content in others.items():
+        write_text(main.with_name(name), content)
+    write_text(main, text)
+    return main, *(main.with_name(name) for name in others)
 
 
 def remove_temporary_files(folder: str | Path, names: str) -> None:
@@ -126,7 +148,41 @@ def _lock(handle: BinaryIO, path: Path) -> bool:
         ) from error
     except OSError:
         return False
+    try:
+        is_same = os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        is_same = False
+    if not is_same:  # `one_writer` removes its file.
+        raise BusyError(f"another process has just written into {path.parent}; try again")
     return True
+
+
+@contextmanager
+def one_writer(folder: str | Path, names: str) -> Iterator[bool]:
+    """Keep other processes from writing into a folder until the block ends or this process dies.
+
+    Temporary files that killed processes left there are removed.
+
+    Args:
+        folder: The folder; it is made if it does not exist.
+        names: A pattern of the names of the files that are written into it.
+
+    Yields:
+        Whether it is locked; some file systems have no locks.
+
+    Raises:
+        BusyError: If another process or thread writes into the folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / _LOCK
+    with only_writer(lock) as is_locked:
+        remove_temporary_files(folder, names)
+        try:
+            yield is_locked
+        finally:
+            if sys.platform != "win32":  # There, an open file cannot be removed.
+                lock.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -145,6 +201,33 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
     is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
     if (target.is_symlink() or target.exists()) and not is_empty:
         raise ValueError(f"{target} exists and is not empty; choose another folder")
+    with _held_draft(target) as draft:
+        yield draft
+    (draft / _DRAFT_MARK).unlink()
+    if target.exists():
+        target.rmdir()
+    draft.rename(target)
+    sync_folder(target.parent)
+
+
+@contextmanager
+def draft_beside(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target` for files to move from it; it is removed at the end.
+
+    That of a killed process is emptied by the next one with the same target.
+
+    Raises:
+        ValueError: If its name is taken.
+        BusyError: If another process uses it.
+    """
+    with _held_draft(target) as draft:
+        yield draft
+    shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def _held_draft(target: Path) -> Iterator[Path]:
+    """Yield a draft folder that this process holds; it is removed only if the block fails."""
     draft = target.with_name(f".{target.name}.unfinished")
     mark = draft / _DRAFT_MARK
     if draft.is_symlink() or (draft.exists() and not mark.is_file()):
@@ -161,8 +244,3 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
-    mark.unlink()
-    if target.exists():
-        target.rmdir()
-    draft.rename(target)
-    sync_folder(target.parent)

@@ -377,8 +377,8 @@ def fix_annotations(
 
     Args:
         path: A folder or a JSON file.
-        output: Folder for the complete data set with its images; by default fixes the file in
-            place and keeps a copy of the old one.
+        output: A new or empty folder for the complete data set with its images; by default fixes
+            the file in place and keeps a copy of the old one.
         yes: Write without asking. Only a terminal is asked.
         progress: Where to print, as for `train`.
         **options: As for `check_data`.

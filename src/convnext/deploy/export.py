@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from rich.table import Table
 from torch import nn
 
 import convnext
-from convnext.atomic import write_text
+from convnext.atomic import draft_beside, write_text
 from convnext.deploy.formats import LIBRARIES, SUFFIX, WRITERS, Blueprint, ExportSettings
 from convnext.deploy.quantize import NUM_KEPT, Calibration, calibrate, write_int8
 from convnext.deploy.runtimes import Exported, need, open_exported, quiet
@@ -174,8 +173,8 @@ def export(
     path = Path(output) if output is not None else default_path(spec)
     note(f"folding {spec.card.model}; {len(spec.images.files):,} images to verify it on")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        draft = Path(folder) / path.name
+    with draft_beside(Path(os.path.abspath(path))) as folder:
+        draft = folder / path.name
         with _full_disk_named(path):
             proof = _write_proven(spec, draft, note)
         if not proof.passed and not force:
@@ -183,7 +182,7 @@ def export(
                 f"the exported file of {spec.card.model} failed verification: {proof.failure}; it "
                 "was deleted (use --force to keep it)"
             )
-        written = sorted(Path(folder).iterdir())
+        written = sorted(file for file in folder.iterdir() if file.suffix in (path.suffix, ".bin"))
         if len(written) > 1:
             # Moved last, it names the others: an old one must not be read with new weights.
             path.unlink(missing_ok=True)

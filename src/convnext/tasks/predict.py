@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convnext.atomic import one_writer
 from convnext.data.drawing import output_names, protect
 from convnext.data.images import BadImage
 from convnext.data.preprocessing import DensePreprocessing
@@ -162,6 +163,10 @@ class Predictor(ABC, Generic[Result]):
         }
 
 
+# The files that predictors write.
+OWN_FILES = r".+\.(json|csv|png|jpg)"
+
+
 class PredictionStream(Iterator[Result]):
     """Iterator over the results of images, in order; reads images on demand."""
 
@@ -222,6 +227,17 @@ class PredictionStream(Iterator[Result]):
         return {id(source): name for source, name in zip(self._sources, names, strict=True)}
 
     def _run(self) -> Iterator[Result]:
+        folder = self._predictor.output
+        if folder is None:
+            yield from self._predict()
+            return
+        with one_writer(folder, OWN_FILES):
+            if self._predictor.files_of("image"):
+                # It must not be found with new pictures; the new one appears last.
+                (folder / "predictions.json").unlink(missing_ok=True)
+            yield from self._predict()
+
+    def _predict(self) -> Iterator[Result]:
         predictor = self._predictor
         network = replace(predictor.own, model=predictor.network).fast(
             precision=predictor.precision,

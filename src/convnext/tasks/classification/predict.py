@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from convnext.atomic import write_text
+from convnext.atomic import write_together
 from convnext.data.images import PICTURE, BadImage, Header, Mode
 from convnext.data.samples import BadImages, Samples
 from convnext.data.sources import Source
@@ -116,13 +116,12 @@ class PredictResult:
             "bad_images": bad_rows(self.bad_images),
         }
 
-    def write(self, folder: str | Path) -> tuple[Path, Path]:
+    def write(self, folder: str | Path) -> tuple[Path, ...]:
         """Write `predictions.json` and `predictions.csv`, with one row per image if it is wide."""
-        as_json, as_csv = Path(folder) / "predictions.json", Path(folder) / "predictions.csv"
-        write_text(as_json, json.dumps(self.to_dict(), indent=1) + "\n")
         rows = wide_rows(self.wide) if self.wide else self._long_rows()
-        write_text(as_csv, csv_text(rows))
-        return as_json, as_csv
+        text = json.dumps(self.to_dict(), indent=1) + "\n"
+        others = {"predictions.csv": csv_text(rows)}
+        return write_together(Path(folder) / "predictions.json", text, others)
 
     def _long_rows(self) -> Iterator[Sequence[Any]]:
         yield "image", "rank", "class", "probability"

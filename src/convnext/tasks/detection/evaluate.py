@@ -107,10 +107,11 @@ class DetectionEvaluation(EvaluationResult):
         Boxes and masks have separate files because pycocotools computes the area of a mask from
         the box in the same row.
         """
-        path = super().write(folder)
+        path = Path(folder) / "evaluation.json"
+        path.unlink(missing_ok=True)  # It must not be found with the results of another evaluation.
         for kind, rows in self.results:
             write_text(path.with_name(f"results_{kind}.json"), json.dumps(rows) + "\n")
-        return path
+        return super().write(folder)
 
     def print_scores(self, console: Console) -> None:
         """Print COCO's metrics and the AP of the classes."""

@@ -19,12 +19,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from convnext.atomic import write_text
+from convnext.atomic import whole_folder, write_text
 from convnext.data.formats import coco_layout
 from convnext.data.formats.coco import Files, load_json, locate, read_categories, read_coco
 from convnext.data.formats.coco_layout import BACKUP_SUFFIX
@@ -133,8 +133,9 @@ def fix_dataset(
 
     Args:
         path: A data set as for `open_dataset`.
-        output: A folder for the complete data set, fixed or not, laid out like `path`; by default
-            fixed files replace the originals, which are kept next to them under another name.
+        output: A new or empty folder for the complete data set, fixed or not, laid out like `path`;
+            it appears when it is complete. By default fixed files replace the originals, which are
+            kept next to them under another name.
         options: What the user says about data that can be read in several ways.
         confirm: Is called with the changes before anything is written; False writes nothing.
         console: Console of the progress bar; None for no output.
@@ -170,10 +171,14 @@ def fix_dataset(
         return reports
     if confirm is not None and not confirm(reports):
         raise ValueError("nothing was written")
-    files = tuple(_write(plan) for plan in plans)
-    if output is not None:
-        _place_images(plans, base, Path(output), console)
-    return FixReports(path=path, files=files)
+    if output is None:
+        return FixReports(path=path, files=tuple(_report(plan, _write(plan)) for plan in plans))
+    with whole_folder(output) as draft:
+        for plan in plans:
+            _write(replace(plan, target=draft / plan.path.relative_to(base)))
+        _place_images(plans, base, draft, console)
+    kept = {plan.path: str(plan.path) if plan.is_changed else "" for plan in plans}
+    return FixReports(path=path, files=tuple(_report(plan, kept[plan.path]) for plan in plans))
 
 
 def fix(
@@ -198,7 +203,8 @@ def fix(
     target = path if output is None else Path(output)
     _check_free(target, path)
     root = path.parent if root is None else root
-    return _write(_plan(path, target, root, file_index(root, options), None, options))
+    plan = _plan(path, target, root, file_index(root, options), None, options)
+    return _report(plan, _write(plan))
 
 
 @dataclass(frozen=True)
@@ -262,16 +268,20 @@ def _plan(
     return _Plan(path, target, content, files, report)
 
 
-def _write(plan: _Plan) -> FixReport:
-    """Write a fixed file, and return its report with the faults that are left."""
-    report, kept = plan.report, ""
+def _write(plan: _Plan) -> str:
+    """Write a fixed file if it changes; return where the old content is kept, or ""."""
     if not plan.is_changed:
-        left = (*report.left, *read_coco(plan.path).faults)
-        return _with(report, "", "", left)
+        return ""
     kept = str(_keep(plan.path)) if plan.target == plan.path else str(plan.path)
-    text = json.dumps({**HEAD, **plan.content}, ensure_ascii=False)
-    write_text(plan.target, text)
-    return _with(report, str(plan.target), kept, (*report.left, *read_coco(plan.target).faults))
+    write_text(plan.target, json.dumps({**HEAD, **plan.content}, ensure_ascii=False))
+    return kept
+
+
+def _report(plan: _Plan, kept: str) -> FixReport:
+    """Return the report of a written file, with the faults that are left."""
+    written = str(plan.target) if plan.is_changed else ""
+    left = (*plan.report.left, *read_coco(plan.target).faults)
+    return _with(plan.report, written, kept, left)
 
 
 def _with(report: FixReport, written: str, kept: str, left: Sequence[Fault]) -> FixReport:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
-from convnext.atomic import write_text
+from convnext.atomic import write_together
 from convnext.data.drawing import save_image
 from convnext.data.formats.coco import read_coco
 from convnext.data.sources import Source
@@ -112,15 +112,15 @@ class DetectionResult:
         """Write `predictions.json`, COCO `results.json`, and `objects.csv` (one row per object)."""
         folder = Path(folder or self.output)
         content = self.to_dict()
-        write_text(folder / "predictions.json", json.dumps(content, indent=1) + "\n")
-        write_text(folder / "results.json", json.dumps(content["objects"]) + "\n")
         rows: list[tuple[str, ...]] = [("image", "class", "score", "x", "y", "width", "height")]
         for row in content["objects"]:
             box = (f"{value:.1f}" for value in row["bbox"])
             texts = map(text_cell, (row["file_name"], row["category"]))
             rows.append((*texts, f"{row['score']:.4f}", *box))
-        write_text(folder / "objects.csv", csv_text(rows))
-        return tuple(folder / n for n in ("predictions.json", "results.json", "objects.csv"))
+        text = json.dumps(content, indent=1) + "\n"
+        results = json.dumps(content["objects"]) + "\n"
+        others = {"results.json": results, "objects.csv": csv_text(rows)}
+        return write_together(folder / "predictions.json", text, others)
 
     def print(self, console: Console) -> None:
         """Print one line per image with its objects."""

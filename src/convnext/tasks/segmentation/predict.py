@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
-from convnext.atomic import write_text
+from convnext.atomic import write_together
 from convnext.data.drawing import save_image
 from convnext.data.sources import Source
 from convnext.names import csv_text, text_cell
@@ -67,18 +67,17 @@ class SegmentationResult:
             "bad_images": bad_rows(self.bad_images),
         }
 
-    def write(self, folder: str | Path | None = None) -> tuple[Path, Path]:
+    def write(self, folder: str | Path | None = None) -> tuple[Path, ...]:
         """Write `predictions.json` and `areas.csv` (one row per image and class)."""
         folder = Path(folder or self.output)
-        as_json, as_csv = folder / "predictions.json", folder / "areas.csv"
-        write_text(as_json, json.dumps(self.to_dict(), indent=1) + "\n")
         rows = (
             (text_cell(p.source), text_cell(area.name), area.pixels, f"{area.percent:.4f}")
             for p in self.predictions
             for area in p.areas
         )
-        write_text(as_csv, csv_text([("image", "class", "pixels", "percent"), *rows]))
-        return as_json, as_csv
+        table = csv_text([("image", "class", "pixels", "percent"), *rows])
+        text = json.dumps(self.to_dict(), indent=1) + "\n"
+        return write_together(folder / "predictions.json", text, {"areas.csv": table})
 
     def print(self, console: Console) -> None:
         """Print one line per image with its largest classes."""

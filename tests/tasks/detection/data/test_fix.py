@@ -212,6 +212,36 @@ def test_another_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "already exists" in capsys.readouterr().err
 
 
+def test_a_killed_command_leaves_no_half_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, output = tmp_path / "data", tmp_path / "fixed"
+    for split in ("train", "val"):
+        save(root / split / "a.png")
+        write_coco(root / f"instances_{split}.json", [image(1, "a.png")], [])
+    replaced, done = Path.replace, []
+
+    def replace(self: Path, target: Path) -> Path:
+        if done:
+            raise KeyboardInterrupt
+        done.append(target)
+        return replaced(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        fix_dataset(str(root), str(output))
+    assert done
+    assert not output.exists()
+    monkeypatch.setattr(Path, "replace", replaced)
+    reports = fix_dataset(str(root), str(output))
+    assert sorted(p.name for p in output.glob("*.json")) == [
+        "instances_train.json",
+        "instances_val.json",
+    ]
+    assert {Path(report.written).parent for report in reports.files} == {output}
+    assert not list(output.glob(".*"))
+
+
 ODD: list[Any] = [
     *(None, True, -1, 1.5, 1e300, float("nan"), 10**30, "1", "", [], {}, [None], [["a"]]),
     *([-5, -5, 1e9, 1e9], [1, 2, 3, 4], [[1e12, 1, 2, 2, 3, -1e12]]),
