@@ -25,6 +25,7 @@ from convnext.data.images import (
     Mode,
     RangedMode,
 )
+from convnext.names import count_noun
 
 # How many headers tell whether there are such images, and how many images are read for the range.
 NUM_HEADERS, NUM_IMAGES = 200, 2_000
@@ -68,7 +69,7 @@ class PixelRange:
         if "F" in self.modes and len(self.modes) > 1:
             kind = "16-bit and float"
         return (
-            f"{self.num_images:,} {kind} training images were sampled, with values from "
+            f"{_sampled(self.num_images, kind)}, with values from "
             f"{_shown(self.smallest)} to {_shown(self.largest)}; in all images "
             f"{_shown(self.low)} becomes black and {_shown(self.high)} white (their 0.1 and 99.9 "
             f"percentiles), which clips {100 * self.clipped:.2g} % of the pixels; --input.range "
@@ -190,7 +191,7 @@ class BandSample:
     def __str__(self) -> str:
         kind = "16-bit or float" if self.is_wide else "8-bit"
         counts = " or ".join(str(count) for count in sorted(self.counts))
-        lines = f"{self.num_images:,} {kind} training images with {counts} bands were sampled"
+        lines = _sampled(self.num_images, kind, f" with {counts} bands")
         if not self.is_wide:
             return f"{lines}; --input.bands chooses some of them, such as --input.bands 3,2,1"
         ranges = self.ranges()
@@ -267,6 +268,11 @@ def _mode(images: _Images, index: int) -> str:
         return images.header(index).mode
     except BadImage:
         return ""
+
+
+def _sampled(count: int, kind: str, more: str = "") -> str:
+    images = count_noun(count, f"{kind} training image")
+    return f"{images}{more} {'was' if count == 1 else 'were'} sampled"
 
 
 def _shown(value: float) -> str:

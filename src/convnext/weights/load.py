@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.models.config import NetworkConfig
+from convnext.names import count_noun
 from convnext.weights.dense import DenseNetwork, Target, infer_model, layouts_of_model
 from convnext.weights.files import check_tensors, find_state_dict
 from convnext.weights.layouts import (
@@ -257,7 +258,7 @@ def _plan_head(target: Target, found: Mapping[str, Tensor], plan: _Plan) -> None
     classes = min(len(target.expected[name]) for name in wanted)
     old = min(len(found[name]) for name in given)
     if all(head is not None for head in heads.values()):
-        plan.head = f"loaded, {classes:,} classes"
+        plan.head = f"loaded, {count_noun(classes, 'class', 'classes')}"
     elif target.ours and (old, classes) == (IMAGENET_22K, IMAGENET_1K):
         heads = {
             name: fit(name, slice_head(found[name]), target.expected[name].shape) for name in given
@@ -267,7 +268,7 @@ def _plan_head(target: Target, found: Mapping[str, Tensor], plan: _Plan) -> None
             "(teddy bear, which 22K lacks, has the mean of the others)"
         )
     else:
-        plan.head = f"fresh for {classes:,} classes, the source has {old:,}"
+        plan.head = f"fresh for {count_noun(classes, 'class', 'classes')}, the source has {old:,}"
         plan.head_replaced = True
         return
     plan.tensors |= {name: head for name, head in heads.items() if head is not None}

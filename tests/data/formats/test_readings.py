@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from object_layouts import Box, Truth, coco, labelme, truth, voc_beside, yolo_roboflow
 from PIL import Image
+from rich.console import Console
 from small_objects import HEIGHT, WIDTH, save
 
 from convnext.data.formats.coco_objects import Changes, _form_of
@@ -20,7 +22,9 @@ from convnext.data.formats.instances import _ids, _objects_of
 from convnext.data.formats.records import ReadOptions
 from convnext.data.masks import area_of, cut, is_flat
 from convnext.data.objects import DetectionData, open_dataset
+from convnext.tasks.detection.inspect import inspect as inspect_objects
 from convnext.tasks.detection.inspect import inspect_with_sheet
+from convnext.tasks.segmentation.data import open_dataset as open_pairs
 
 BOTH = ("train", "val")
 
@@ -313,6 +317,67 @@ def test_ids_of_pixels_are_objects(tmp_path: Path) -> None:
     assert objects.boxes.tolist() == [[7 * i, 2, 7 * i + 5, 8] for i in range(3)]
     assert [m is not None and area_of(m, (HEIGHT, WIDTH)) for m in objects.masks] == [30] * 3
     assert any("every value of a mask above 0 is read as an object" in note for note in data.notes)
+
+
+def test_ids_of_a_real_set_are_its_objects(shared_data: Path, tmp_path: Path) -> None:
+    """The masks hold what the json of the same images does, for boxes, masks and foreground."""
+    original = open_dataset(str(shared_data / "nuclei_instances"))
+    for split, images in (("train", original.train), ("val", original.val)):
+        for i in images.some(10):
+            record = images.records[i]
+            ids = np.zeros((record.height, record.width), np.uint16)
+            for k, mask in enumerate(record.objects.masks):
+                assert mask is not None
+                ids[cut(mask, (0, 0, record.width, record.height)) > 0] = k + 1
+            name = Path(record.file_name).stem
+            for folder, picture in (
+                (f"images/{split}/{name}.png", Image.open(images.source(i))),
+                (f"masks/{split}/{name}.{'tif' if i % 2 else 'png'}", Image.fromarray(ids)),
+            ):
+                (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+                picture.save(tmp_path / folder)
+    found = open_dataset(str(tmp_path))
+    assert (len(found.train), len(found.val), found.faults) == (10, 10, ())
+    by_name = {Path(r.file_name).stem: r.objects for r in original.train.records}
+    for record in found.train.records:
+        wanted, objects = by_name[Path(record.file_name).stem], record.objects
+        size = record.height, record.width
+        assert len(objects) == len(wanted)
+        areas = sorted(area_of(mask, size) for mask in objects.masks if mask is not None)
+        assert areas == pytest.approx(
+            sorted(area_of(mask, size) for mask in wanted.masks if mask is not None), abs=40
+        )  # Objects of the json overlap by some pixels.
+    report = inspect_objects(str(tmp_path))
+    with Console(file=StringIO(), width=200) as console:
+        report.print(console)
+    assert "objects of 1 class\n" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert report.problems == () or all("no JSON" not in str(p) for p in report.problems)
+    assert report.splits["train"].masks == sum(len(r.objects) for r in found.train.records)
+    pairs = open_pairs(str(tmp_path))
+    assert pairs.classes == ("background", "foreground")
+    assert any("the masks hold ids of objects" in note for note in pairs.notes)
+    for i in range(len(pairs.train)):
+        record = found.train.records[i]
+        drawn = np.zeros((record.height, record.width), bool)
+        for mask in record.objects.masks:
+            assert mask is not None
+            drawn |= cut(mask, (0, 0, record.width, record.height)) > 0
+        assert np.array_equal(pairs.train.mask(i) == 1, drawn)
+
+
+def test_masks_of_fractions_or_bands_hold_no_ids(tmp_path: Path) -> None:
+    path = instances(tmp_path, 6)
+    masks = tmp_path / "train" / "masks"
+    Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32)).save(masks / "1.tif")
+    tifffile.imwrite(
+        masks / "2.tif", np.ones((HEIGHT, WIDTH, 5), np.uint16),
+        photometric="minisblack", planarconfig="contig",
+    )  # fmt: skip
+    data = open_dataset(path, strict=False)
+    assert len(data.train) == 4
+    texts = [str(fault) for fault in data.faults]
+    assert any("holds fractions" in text for text in texts)
+    assert any("has several bands of ids" in text for text in texts)
 
 
 def test_an_image_whose_mask_is_damaged_is_not_empty(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ image are classes rather than objects, and are refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from convnext.data.formats import mask_folders
 from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject, Skipped
@@ -19,10 +20,12 @@ from convnext.data.formats.mask_layers import FOREGROUND, Layers
 from convnext.data.formats.mask_pairs import Mask
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import SPLITS, ReadOptions
-from convnext.data.images import BadImage, check_stack, opened
+from convnext.data.images import BadImage, opened
 from convnext.data.masks import encode
+from convnext.data.threads import for_each
+from convnext.progress import safe_console
 
-CLASS = "object"
+CLASS, KIND = "object", "instance masks"
 # Masks that are tried before their values are called ids or classes.
 NUM_TRIED = 20
 # With fewer objects in each image, the values may as well be classes.
@@ -47,14 +50,11 @@ def read_instances(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     if not options.layout:
         _check([mask for _, _, mask in pairs[:: max(len(pairs) // NUM_TRIED, 1)]], index.root)
     images = []
-    for split, image, mask in pairs:
-        if not index.fence.allows(image):
-            continue
-        try:
-            objects = tuple(_objects(mask))
-        except BadImage as error:
-            reason = f"{error.reason}; its image is left out, rather than called empty"
-            skipped.add("masks that cannot be read", error.source, reason)
+    pairs = [pair for pair in pairs if index.fence.allows(pair[1])]
+    for (split, image, _), objects in zip(pairs, _read([m for *_, m in pairs]), strict=True):
+        if isinstance(objects, BadImage):
+            reason = f"{objects.reason}; its image is left out, rather than called empty"
+            skipped.add("masks that cannot be read", objects.source, reason)
             continue
         images.append(
             ImportedImage(
@@ -65,7 +65,7 @@ def read_instances(index: FileIndex, options: ReadOptions) -> ImportedDataset:
             )
         )
     return ImportedDataset(
-        kind="instance masks",
+        kind=KIND,
         images=images,
         classes=(CLASS,),
         classes_from="the ids of the masks",
@@ -100,7 +100,9 @@ def _check(masks: list[Mask], root: Path) -> None:
         except BadImage:
             continue
         values = values[values > 0]
-        if len(values) and (len(values) < values[-1] / 4 or (values == 255).any()):
+        # 255 beside small values means no class.
+        is_void = len(values) > 1 and values[-1] == 255 and values[-2] < 254
+        if len(values) and (len(values) < values[-1] / 4 or is_void):
             counts = [0]
             break
         counts.append(len(values))
@@ -109,6 +111,20 @@ def _check(masks: list[Mask], root: Path) -> None:
             f"the values of the masks of {root} look like classes, not like the ids of objects: "
             "train with --task segment, or read them as objects with --layout instances"
         )
+
+
+def _read(masks: Sequence[Mask]) -> list[tuple[ImportedObject, ...] | BadImage]:
+    """Return the objects of each mask, read in threads, or why it cannot be read."""
+    found: list[tuple[ImportedObject, ...] | BadImage] = [()] * len(masks)
+
+    def read(position: int) -> None:
+        try:
+            found[position] = tuple(_objects(masks[position]))
+        except BadImage as error:
+            found[position] = error
+
+    for_each(read, len(masks), "reading masks", console=safe_console(Console(stderr=True)))
+    return found
 
 
 def _objects(mask: Mask) -> Iterator[ImportedObject]:
@@ -151,8 +167,12 @@ def _ids(path: Path) -> NDArray[np.int64]:
         BadImage: If it cannot be read, or is a stack of slices.
     """
     with opened(path) as image:
-        check_stack(image, str(path))
+        image.load()
         values = np.asarray(image)
+        if not np.array_equal(values, np.rint(values)):
+            raise BadImage(str(path), "holds fractions, not the ids of objects")
+        if values.ndim == 3 and (values.dtype != np.uint8 or values.shape[-1] > 4):
+            raise BadImage(str(path), "has several bands of ids; save one band")
         if values.ndim == 3:  # Gray as RGB, or a color for each object.
             weights = np.array([1, 256, 65536], np.int64)
             # A second or fourth band is transparency.

@@ -23,6 +23,7 @@ from convnext.data.formats.imported import Box, ImportedDataset, ImportedImage, 
 from convnext.data.formats.paths import FileIndex, normal, split_of_path
 from convnext.data.formats.records import Fault, ReadOptions
 from convnext.data.formats.yolo_config import Config, find_splits, read_config, read_text
+from convnext.names import count_noun
 
 IMAGE_FOLDERS = frozenset(["images", "image", "imgs", "img", "jpegimages"])
 # Objects may extend this far beyond the image, in shares of it; they are clipped.
@@ -81,7 +82,10 @@ def read_yolo(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     kind = _kind_of(labels, config)
     _check_numbers(labels, config, index)
     number_of = {number: position for position, number in enumerate(sorted(config.names))}
-    notes = [f"{len(config.names):,} classes from {config.short(index)}", *splits.notes]
+    notes = [
+        f"{count_noun(len(config.names), 'class', 'classes')} from {config.short(index)}",
+        *splits.notes,
+    ]
     bare = sum(label_of[image] is None for image in images)
     if bare:
         notes.append(f"{bare:,} of {len(images):,} images have no file of labels: no objects")

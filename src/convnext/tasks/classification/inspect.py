@@ -17,6 +17,7 @@ from convnext.data.doctor import bar, plain_table, print_notes
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.data.samples import Samples
+from convnext.names import count_noun
 from convnext.progress import safe_console
 from convnext.tasks.classification.data import ClassificationData, open_dataset
 from convnext.tasks.classification.problems import Inspected, find_problems, find_suggestions, scan
@@ -151,8 +152,8 @@ class DataReport:
     def print(self, console: Console) -> None:
         """Print a readable report."""
         console.print(
-            f"[bold]{escape(self.path)}[/]\n{self.num_images:,} images of {len(self.classes):,} "
-            f"classes, {_bytes(self.num_bytes)}"
+            f"[bold]{escape(self.path)}[/]\n{count_noun(self.num_images, 'image')} of "
+            f"{count_noun(len(self.classes), 'class', 'classes')}, {_bytes(self.num_bytes)}"
         )
         print_notes(self.notes, console)
         console.print(_class_table(self))

@@ -37,6 +37,7 @@ from convnext.data.shards.layout import (
     size_scale,
     write_shard,
 )
+from convnext.names import count_noun
 from convnext.tasks.classification.data import ClassificationData, open_dataset
 
 # Megabytes per shard: large enough for efficient sequential reads, small enough to fetch a window
@@ -75,7 +76,8 @@ class ShardsReport:
         kept = f" ({self.num_kept:,} existed already)" if self.num_kept else ""
         console.print(
             f"{self.num_train:,} training and {self.num_val:,} validation images of "
-            f"{len(self.classes):,} classes in {self.num_shards:,} shards{kept}, "
+            f"{count_noun(len(self.classes), 'class', 'classes')} in "
+            f"{count_noun(self.num_shards, 'shard')}{kept}, "
             f"{self.num_bytes / 1e6:,.4g} MB: {self.folder}",
             markup=False,
         )

@@ -114,7 +114,8 @@ class ClassificationTask(Task):
         """Return one line about a data set."""
         return (
             f"{known.num_train:,} training and {known.num_val:,} validation images of "
-            f"{known.num_classes} classes, about {known.image_width} x {known.image_height} pixels"
+            f"{count_noun(known.num_classes, 'class', 'classes')}, about {known.image_width} x "
+            f"{known.image_height} pixels"
         )
 
     @staticmethod

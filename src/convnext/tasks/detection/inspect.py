@@ -21,6 +21,7 @@ from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage, Mode
 from convnext.data.objects import FAULTS, DetectionData, DetectionImages, open_dataset
 from convnext.data.ranges import color_mode, pixel_notes
+from convnext.names import count_noun
 from convnext.progress import safe_console
 from convnext.tasks.detection.problems import (
     Inspected,
@@ -108,7 +109,8 @@ class DataReport:
 
     def print(self, console: Console) -> None:
         """Print a readable report."""
-        console.print(f"[bold]{escape(self.path)}[/], objects of {len(self.classes):,} classes")
+        classes = count_noun(len(self.classes), "class", "classes")
+        console.print(f"[bold]{escape(self.path)}[/], objects of {classes}")
         print_notes(self.notes, console)
         console.print(self._split_table())
         console.print(self._class_table())

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from convnext.data.doctor import read_all
 from convnext.data.formats.coco_objects import FIX, UNUSED
+from convnext.data.formats.instances import KIND
 from convnext.data.formats.records import Fault, Objects
 from convnext.data.images import PICTURE, BadImage, decode, readable_extensions
 from convnext.data.masks import bounds_of
@@ -83,7 +84,12 @@ def inspect_item(part: str, images: DetectionImages, index: int) -> Inspected:
 
 
 def unlisted(data: DetectionData) -> list[str]:
-    """Return the image files in the splits' folders that no JSON file lists, sorted."""
+    """Return the image files in the splits' folders that no JSON file lists, sorted.
+
+    Masks of instances are image files that belong to others.
+    """
+    if data.understood is not None and data.understood.layout == KIND:
+        return []
     listed = {path.resolve() for _, images in parts(data) for path in images.images}
     endings = readable_extensions()
     found = set()

@@ -27,6 +27,7 @@ from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.formats.records import ReadOptions
 from convnext.data.images import PICTURE, BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
+from convnext.names import count_noun
 from convnext.progress import safe_console
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset, refusal
 from convnext.tasks.segmentation.layout import Pairs
@@ -97,7 +98,7 @@ class DataReport:
         """Print a readable report."""
         console.print(
             f"[bold]{escape(self.path)}[/]\n{self.num_train:,} training and {self.num_val:,} "
-            f"validation images with masks of {len(self.classes):,} classes; "
+            f"validation images with masks of {count_noun(len(self.classes), 'class', 'classes')}; "
             f"{100 * self.ignored_share:.1f} % of the pixels have no label"
         )
         print_notes(self.notes, console)

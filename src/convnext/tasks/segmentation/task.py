@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convnext.data.formats.records import ReadOptions
 from convnext.data.sampling import StepBatches
 from convnext.data.tensors import normalize_batch
+from convnext.names import count_noun
 from convnext.recipes.recipe import flatten
 from convnext.recipes.resolve import (
     Choice,
@@ -119,7 +120,8 @@ class SegmentationTask(Task):
         """Return one line about a data set."""
         return (
             f"{known.num_train:,} training and {known.num_val:,} validation images with masks of "
-            f"{known.num_classes} classes, about {known.image_width} x {known.image_height} pixels"
+            f"{count_noun(known.num_classes, 'class', 'classes')}, about {known.image_width} x "
+            f"{known.image_height} pixels"
         )
 
     @staticmethod
