@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import IO, Any, TypeVar
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -58,6 +59,52 @@ def console_of(progress: bool | Console, *, stderr: bool = False) -> Console:
     # A pipe has no width; wide rows stay on one line, so that they can be searched.
     width = None if stream.isatty() or "COLUMNS" in os.environ else 160
     return safe_console(Console(file=stream, highlight=False, width=width, quiet=not progress))
+
+
+class _Lasting:
+    """A text stream to which writing never fails."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+        self.is_closed = False
+        """Whether its reader, or the terminal, is gone."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        if self.is_closed:
+            return
+        try:
+            act()
+        except OSError as error:  # A full disk may have space again for the next line.
+            self.is_closed = error.errno in (errno.EPIPE, errno.EIO, errno.EBADF)
+
+
+@contextmanager
+def lasting_output(console: Console) -> Iterator[None]:
+    """Let printing to a console never fail in the block; `is_closed` tells why nothing is shown.
+
+    Otherwise, rich ends the process when the reader of its output is gone, as after `| head`.
+    """
+    before = console.file
+    console.file = _Lasting(before)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        console.file = before
+
+
+def is_closed(console: Console) -> bool:
+    """Whether the reader of a console is gone, within `lasting_output`."""
+    return isinstance(console.file, _Lasting) and console.file.is_closed
 
 
 @contextmanager

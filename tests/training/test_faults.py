@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from toy import BATCH, ToyTask, run, weights
 
 from convnext.hardware.system import StopSignals
+from convnext.training import loop
+from convnext.training.checkpointing import load_state
 from convnext.training.faults import (
     DivergedError,
     InterruptedRun,
@@ -307,6 +310,67 @@ def test_a_dead_loader_process_goes_back_to_the_saved_state(tmp_path: Path, wher
     assert any("data loader are restarted" in text for text in events(tmp_path / "parts"))
     run(tmp_path / "whole", ToyTask())
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+class FailingEvaluation(ToyTask):
+    """The given evaluation of the run fails."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.left = number
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        self.left -= 1
+        if self.left == 0:
+            raise ValueError("2 of 108 images cannot be read")
+        return super().validate(model)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    timed = {"seconds", "images_per_s", "wait_share", "memory_gb"}
+    found = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in timed} for row in found]
+
+
+# The first evaluation of a run has two parts: the weights, and their moving average.
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_first_evaluation_loses_no_training(tmp_path: Path, number: int) -> None:
+    with pytest.raises(ValueError, match="2 of 108"):
+        run(tmp_path / "parts", FailingEvaluation(number))
+    assert step_of(complete_steps(tmp_path / "parts/checkpoints")[-1]) == 3
+    run(tmp_path / "parts", ToyTask(), resume=True)
+    run(tmp_path / "whole", ToyTask())
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_a_run_says_at_the_start_that_the_disk_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_010_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"needs 20 MB in .* the report, but 20 MB are free"):
+        run(tmp_path, ToyTask())
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_too_little_memory_while_going_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [2]
+
+    def load(*given: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            torch.empty(10**15)
+        return load_state(*given, **options)
+
+    monkeypatch.setattr(loop, "load_state", load)
+    run(tmp_path, SmallMemory(), drop_path=0.0)
+    assert "micro_batch_size is 2 from now on, the batch stays 8" in events(tmp_path)[-1]
+    left[0] = 10
+    with pytest.raises(RuntimeError, match="allocate"):
+        run(tmp_path / "other", SmallMemory(), drop_path=0.0)
 
 
 def test_a_run_under_nohup_ignores_that_its_terminal_closes() -> None:

@@ -141,6 +141,18 @@ def test_exit_codes_for_schedulers(runs: Runs, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_reader_stops_a_run_like_a_signal(runs: Runs, tmp_path: Path, stream: str) -> None:
+    folder = tmp_path / "run"
+    options = ("--json",) if stream == "stderr" else ()  # The log then goes to standard error.
+    process = runs.start(folder, "--schedule.epochs", "50", *options)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(120) == 75
+    assert last_state(folder) >= 0
+
+
 def test_a_signal_to_every_process_of_a_run(runs: Runs, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     workers = ("--loader.workers", "2", "--loader.cache", "false", "--schedule.epochs", "50")

@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from convnext import __version__
 from convnext.cli.verbs import VERBS
 from convnext.hardware.system import keep_freed_memory
 from convnext.names import nearest, printable
-from convnext.training.faults import EXIT_AGAIN, EXIT_WHEN_LOST, InterruptedRun, LostProcessError
+from convnext.training.faults import (
+    EXIT_AGAIN,
+    EXIT_WHEN_LOST,
+    InterruptedRun,
+    LostProcessError,
+    ReportError,
+)
 
 __all__ = ["VERBS", "main"]
 
@@ -61,7 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(name, rest)
     except BrokenPipeError:  # The reader of our output closed it, as `head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except InterruptedRun as error:
         # Only one process reports it. The launcher would take an exit code of the others for
@@ -72,17 +78,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             _fail(str(error))
         # The peers of every connection are gone: a regular shutdown could wait forever.
         os._exit(EXIT_AGAIN)
-    except ArithmeticError as error:  # A diverged run is not a usage error.
+    except (ArithmeticError, ReportError) as error:  # Not usage errors: a run failed.
+        if os.environ.get("CONVNEXT_DEBUG"):
+            raise
         return _fail(str(error), code=1)
     except (ValueError, OSError) as error:
         if os.environ.get("CONVNEXT_DEBUG"):
             raise
         return _fail(str(error))
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+        return _fail("stopped", code=130)
     finally:
         EXIT_WHEN_LOST.reset(exits)
+        _leave_closed_streams()
 
 
 def _run(name: str, argv: list[str]) -> int:
@@ -111,5 +119,20 @@ def _run(name: str, argv: list[str]) -> int:
 
 
 def _fail(message: str, *, code: int = 2) -> int:
-    print(f"convnext: {printable(' '.join(message.split()))}", file=sys.stderr)
+    # Nobody may be left to read it.
+    with suppress(OSError):
+        line = f"convnext: {printable(' '.join(message.split()))}"
+        print(line, file=sys.stderr, flush=True)
     return code
+
+
+def _leave_closed_streams() -> None:
+    """Let what cannot be written to a closed stream go, so that it does not change the exit code.
+
+    On exit, Python would try again, and report the failure.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -48,7 +48,7 @@ convnext train --resume --output runs/first
 convnext train --resume --output runs/first --epochs 90              # train longer
 convnext train --data my_photos --weights runs/first                 # start from its weights
 convnext train imagenet1k_tiny --data shards --devices 8             # see docs/scaling.md""",
-        note="On SIGTERM, SIGINT or SIGUSR1 a run saves its state and exits with code 75.\n"
+        note="On SIGTERM, SIGINT, SIGUSR1 or SIGHUP a run saves its state and exits with code 75.\n"
         + SETTINGS,
     ),
     "evaluate": Verb(

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ class DetectionImages:
     records: Sequence[Record]
     category_ids: tuple[int, ...] = ()
     """The id of each label in the json of these images; -1 if it has no such class."""
+    are_files: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.records)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -100,6 +101,8 @@ class Samples(ABC):
     """Position of each image's class in `ClassificationData.classes`."""
     is_open_to_threads = False
     """Whether several threads may open images at once."""
+    are_files = False
+    """Whether `source` is the path of a file."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -181,6 +184,7 @@ class FolderSamples(Samples):
     """Image files below a folder."""
 
     is_open_to_threads = True
+    are_files = True
 
     def __init__(self, root: Path, names: Sequence[str], labels: Sequence[int]) -> None:
         self.root = root
@@ -343,3 +347,25 @@ class BadImages:
                 f"data` lists all), or allow more with --loader.max_bad_share {needed + 0.01:.2f}"
             )
         return list(new.values())
+
+
+def missing_files(images: Sources) -> list[tuple[int, str]]:
+    """Return the images whose files do not exist, each with the reason.
+
+    Images in shards, in archives and in memory are not files of their own, and are not checked.
+    """
+    if not getattr(images, "are_files", False):
+        return []
+    folders: dict[str, set[str]] = {}
+    missing = []
+    for i in range(len(images)):
+        folder, name = os.path.split(images.source(i))
+        if folder not in folders:
+            try:
+                folders[folder] = set(os.listdir(folder))
+            except OSError:
+                folders[folder] = set()
+        # A file system may accept other spellings than it lists.
+        if name not in folders[folder] and not os.path.exists(os.path.join(folder, name)):
+            missing.append((i, "there is no such file"))
+    return missing

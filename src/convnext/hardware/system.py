@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -114,6 +115,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.on_stop: Callable[[str], None] | None = None
+        """Called with the name of a signal; it may raise an exception in the main thread."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -140,3 +143,5 @@ class StopSignals:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number).name
+        if self.on_stop is not None:
+            self.on_stop(self.received)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convnext.data.contents import Contents, contents_of_split
-from convnext.data.samples import BadImages
+from convnext.data.samples import BadImages, missing_files
 from convnext.data.sampling import StepBatches
 from convnext.data.threads import start_workers
 from convnext.hardware.devices import ALONE, Ranks
@@ -318,6 +318,16 @@ class Task(ABC):
                 for name, images in splits.items()
             },
         )
+
+    def check_files(self) -> None:
+        """Check that the files of both splits exist, before a step is taken.
+
+        Raises:
+            ValueError: If more are missing than `loader.max_bad_share` allows.
+        """
+        for images in (self.data.val, self.train):
+            bad = BadImages(images, max_share=self.recipe.loader.max_bad_share)
+            bad.update(missing_files(images))
 
     @staticmethod
     @abstractmethod

@@ -33,6 +33,8 @@ from convnext.weights.checkpoint import Card, complete_steps, step_of
 from convnext.weights.files import read_file, save_checkpoint, save_tensors
 
 NUM_KEPT = 2
+# Enough for a report, and for the pictures of an evaluation.
+REPORT_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,33 @@ class Saver:
                 problem = f"{error}: the best of the following evaluations replaces it"
                 self.log.warn(problem)
         return self.ranks.broadcast_object(problem) is None
+
+    def check_space(self) -> None:
+        """Check that the disk has space for the checkpoints of the run and its report.
+
+        A state is written before the oldest one is deleted, and so are the best weights.
+
+        Raises:
+            OSError: In every process, if there is too little.
+        """
+        model, ema = self.learner.model, self.learner.ema
+        weights = needed_bytes(model.state_dict().values())
+        moments = 2 * needed_bytes(p for p in model.parameters() if p.requires_grad)  # AdamW.
+        state = weights + moments + (needed_bytes(ema.tensors.values()) if ema else 0)
+        problem = None
+        if self.ranks.is_first:
+            kept = min(NUM_KEPT, len(complete_steps(self.folder)))
+            best = 1 if self.best_path.is_file() else 2
+            need = (NUM_KEPT + 1 - kept) * state + best * weights + REPORT_BYTES
+            free = shutil.disk_usage(self.folder.parent).free
+            if free < need:
+                problem = (
+                    f"the run needs {need / 1e6:,.0f} MB in {self.folder}, for states of "
+                    f"{state / 1e6:,.0f} MB, the best weights and the report, but "
+                    f"{free / 1e6:,.0f} MB are free; free some, or choose another --output"
+                )
+        if problem := self.ranks.broadcast_object(problem):
+            raise OSError(problem)
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether the state is saved at a step."""

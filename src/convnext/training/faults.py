@@ -52,6 +52,10 @@ class LostProcessError(RuntimeError):
         """Whether this process, of all that detect the loss, reports it to the user."""
 
 
+class ReportError(RuntimeError):
+    """Training is complete and saved, but its final evaluation or its report failed."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device ran out of memory. On a CPU, torch raises a plain RuntimeError."""
     import torch

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from convnext.progress import is_closed
 from convnext.training.trackers import Tracker, tensorboard
 
 # Without a terminal, print a plain line at intervals instead of redrawing a bar.
@@ -63,8 +64,23 @@ class RunLog:
         self._waited = self._paused = self._seconds_before = 0.0
         self._window_start = self._started = self._last_line = time.perf_counter()
 
-    def begin_at(self, step: int, images: int = 0, steps_per_epoch: int = 1) -> None:
-        """Record that the run resumes at a step, which supersedes rows about later steps."""
+    @property
+    def is_closed(self) -> bool:
+        """Whether the reader of the printed lines is gone."""
+        return is_closed(self.console)
+
+    def begin_at(
+        self,
+        step: int,
+        images: int = 0,
+        steps_per_epoch: int = 1,
+        *,
+        evaluates: bool = False,
+    ) -> None:
+        """Record that the run resumes at a step, which supersedes rows about later steps.
+
+        With `evaluates`, the evaluation at this step is repeated and supersedes its rows too.
+        """
         self._step, self._steps_per_epoch = step, steps_per_epoch
         self._images, self._seconds_before = images, 0.0
         self._started = time.perf_counter()
@@ -74,7 +90,7 @@ class RunLog:
         kept = [row for row in before if row["step"] <= step]
         self._seconds_before = max((row["seconds"] for row in kept), default=0.0)
         if step or before:
-            self._write("resume", step, {})
+            self._write("resume", step, {"evaluates": True} if evaluates else {})
         if step:
             assert self._events is not None
             self._events.close()
@@ -289,5 +305,12 @@ def read_metrics(path: Path, *, raw: bool = False) -> list[dict[str, Any]]:
         if raw or row["kind"] != "resume":
             rows.append(row)
         else:
-            rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
+            rows = [earlier for earlier in rows if not _is_superseded(earlier, row)]
     return rows
+
+
+def _is_superseded(row: Mapping[str, Any], resumed: Mapping[str, Any]) -> bool:
+    """Whether a row is repeated after a later row of kind `resume`."""
+    if row["step"] == resumed["step"] and row["kind"] == "val":
+        return bool(resumed.get("evaluates"))
+    return bool(row["step"] > resumed["step"])

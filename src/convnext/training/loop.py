@@ -8,6 +8,7 @@ and repeats the same steps.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,8 @@ MAX_FAULTS = 20
 # How often processes agree on leaving: schedulers give half a minute before they kill.
 AGREE_SECONDS = 5.0
 ROLLBACK_FACTOR = 0.5
+# Attempts to restore a state when there is too little memory for it.
+RESTORE_TRIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +86,14 @@ def fit(
     macs: int | None = None,
     begun: Callable[[], None] = lambda: None,
     callbacks: Sequence[Callback] = (),
+    stop: StopSignals | None = None,
 ) -> Outcome:
     """Train `model` on `task` by the resolved `recipe`, and write into the run folder of `log`.
 
     Every process of a launched `fabric` calls it. `micro_batch_size` is that of the recipe, or a
     smaller one that is known to fit. `macs` of one image are needed to log the model FLOPs
     utilization. `begun` is called once the run is known to be able to start or resume, before
-    anything is written.
+    anything is written. `stop` are the signals that the caller catches.
 
     Raises:
         DivergedError: If a loss or a weight is not finite; the last good checkpoint is kept.
@@ -99,7 +103,10 @@ def fit(
         OSError: If the last state could not be saved.
     """
     started = time.perf_counter()
-    with StopSignals() as stop, Heartbeat(ranks_of(fabric)) as heartbeat:
+    with (
+        nullcontext(stop) if stop else StopSignals() as stop,
+        Heartbeat(ranks_of(fabric)) as heartbeat,
+    ):
         trainer = _Trainer(
             task,
             model,
@@ -194,6 +201,7 @@ class _Trainer:
         self.pending: list[Tensor] = []  # Not read from the device yet.
         self.names: tuple[str, ...] = ()
         self.norms: dict[str, Tensor] = {}
+        self.has_evaluated = self.evaluation_due = False
         self.num_faults = 0
         self.failed_at: list[int] = []
         self.agree_at = 0
@@ -216,13 +224,16 @@ class _Trainer:
         self.micro_batch_size = min(hint or self.micro_batch_size, self.micro_batch_size)
         self._begin_log()
         self.first_step = self.step
+        self.saver.check_space()
         if self.step == 0:
-            # This detects a full or read-only disk now, and every fault can roll back to it.
+            # This detects a read-only disk now, and every fault can roll back to it.
             self._save(must=True)
 
     def _begin_log(self) -> None:
         images = self.step * self.task.batch_size
-        self.log.begin_at(self.step, images, self.task.steps_per_epoch)
+        self.log.begin_at(
+            self.step, images, self.task.steps_per_epoch, evaluates=self.evaluation_due
+        )
 
     def train(self) -> Exception | None:
         """Train to the end; return a fault from which rolling back can recover."""
@@ -255,16 +266,20 @@ class _Trainer:
         )
         while True:
             is_last = self.step >= self.plan.num_steps
-            evaluates = self.step > self.first_step and self.plan.evaluates_at(self.step)
+            is_new = self.step > self.first_step
+            evaluates = (is_new or self.evaluation_due) and self.plan.evaluates_at(self.step)
             if self.losses or self.pending:
                 self._check_losses(ends_window=evaluates or self.plan.logs_at(self.step))
             if evaluates:
+                if not self.has_evaluated and self.saver.saved != self.step:
+                    # Whatever the first evaluation lacks, no training is lost.
+                    self.evaluation_due = True
+                    self._save()
                 self._evaluate()
+                self.has_evaluated, self.evaluation_due = True, False
                 self.stopped_early = 0 < self.recipe.run.patience <= self.since_best and not is_last
             ends = is_last or self.stopped_early
-            if self.step > self.first_step and (
-                evaluates or self.saver.is_due(self.step, self.plan.save_steps)
-            ):
+            if evaluates or (is_new and self.saver.is_due(self.step, self.plan.save_steps)):
                 self._save(must=ends)
             if ends:
                 return
@@ -435,6 +450,7 @@ class _Trainer:
         counters = {
             "best": self.best,
             "since_best": self.since_best,
+            "evaluation_due": self.evaluation_due,
             "losses": self.losses,
             "rate_factor": self.rate_factor,
             "num_steps": self.plan.num_steps,
@@ -448,22 +464,23 @@ class _Trainer:
             self.saver.save(self.step, card, counters, must=must)
 
     def _leave_if_requested(self) -> None:
-        """Save and raise InterruptedRun after a signal; all processes leave together."""
-        if self.ranks.count == 1:
-            name = self.stop.received
-        elif self.step >= self.agree_at:
-            gathered = self.ranks.gather((self.stop.received, self.step_seconds))
-            name = next((received for received, _ in gathered if received), None)
+        """Save and raise InterruptedRun if asked to stop; all processes leave together."""
+        reason = f"{self.stop.received} received" if self.stop.received else None
+        if reason is None and self.log.is_closed:
+            reason = "the reader of the output is gone"
+        if self.ranks.count > 1:
+            if self.step < self.agree_at:
+                return
+            gathered = self.ranks.gather((reason, self.step_seconds))
+            reason = next((found for found, _ in gathered if found), None)
             slow = max(seconds for _, seconds in gathered) > AGREE_SECONDS / LOG_EVERY
             self.agree_at = self.step + (1 if slow else LOG_EVERY)
-        else:
-            return
-        if name is None:
+        if reason is None:
             return
         if self.saver.saved != self.step:
             self._save(must=True)
         raise InterruptedRun(
-            f"{name} received: the run is saved at step {self.step:,} of "
+            f"{reason}: the run is saved at step {self.step:,} of "
             f"{self.plan.num_steps:,}; resume with: convnext train --resume --output "
             f"{quote(str(self.log.folder))}",
             should_print=self.ranks.is_first,
@@ -479,11 +496,28 @@ class _Trainer:
         )
         self.step = self.saver.saved = counters["step"]
         self.best, self.since_best = counters["best"], counters["since_best"]
+        self.evaluation_due = counters.get("evaluation_due", False)  # Not in states of 0.1.0.
         self.losses, self.rate_factor = counters["losses"], counters["rate_factor"]
         self.names = tuple(self.losses[0]) if self.losses else self.names
         self.pending.clear()
         self.norms.clear()
         return counters
+
+    def _restore_in_little_memory(self) -> None:
+        """Restore the newest state, although the memory of the failed step may still be taken."""
+        for attempt in range(RESTORE_TRIES):
+            try:
+                self._restore()
+            except RuntimeError as error:
+                if not faults.is_out_of_memory(error) or attempt + 1 == RESTORE_TRIES:
+                    raise
+                error.with_traceback(None)
+            else:
+                return
+            self.learner.optimizer.state.clear()  # The largest tensors that the state replaces.
+            gc.collect()
+            torch.cuda.empty_cache()
+            time.sleep(attempt)  # Another process may free some.
 
     def roll_back(self, fault: Exception) -> None:
         """Fix the cause of a fault if possible, and return to the last saved state."""
@@ -507,7 +541,7 @@ class _Trainer:
         else:
             remedy = "the processes of the data loader are restarted"
         best = self.best
-        self._restore()
+        self._restore_in_little_memory()
         if isinstance(fault, DivergedError):
             self.rate_factor = factor
             # The best weights stay on disk; the abandoned attempt may have produced them.

@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import Any, TypeVar
 
 from lightning_fabric import Fabric
 from rich.console import Console
@@ -20,15 +21,16 @@ from convnext.atomic import write_text
 from convnext.data.contents import FILE as CONTENTS
 from convnext.hardware.devices import Ranks, environment, pick_device
 from convnext.hardware.peak_rates import pick_training_precision
+from convnext.hardware.system import StopSignals
 from convnext.models.flops import Cost, cost
 from convnext.names import portable_name
-from convnext.progress import safe_console
+from convnext.progress import lasting_output, safe_console
 from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
 from convnext.recipes.resolve import num_steps as num_steps_of
-from convnext.results import Conditions
+from convnext.results import Conditions, Scores
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
-from convnext.tasks.evaluation import EvaluationSettings
+from convnext.tasks.evaluation import EvaluationResult, EvaluationSettings
 from convnext.training.backend import Chosen, choose_backend, fit_memory, wrong_in_bf16
 from convnext.training.checks import changes_since, check_folder, held_folder
 from convnext.training.distributed import (
@@ -41,12 +43,14 @@ from convnext.training.distributed import (
     ranks_of,
     seed_everything,
 )
-from convnext.training.faults import is_single_value
+from convnext.training.faults import InterruptedRun, ReportError, is_single_value
 from convnext.training.log import RunLog
 from convnext.training.loop import Outcome, fit
 from convnext.training.optim import group_rows, group_table
 from convnext.training.trackers import Callback, check_callbacks, check_trackers, make_trackers
 from convnext.weights.checkpoint import check_changes, complete_steps
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +102,13 @@ def train(
         DivergedError: If a loss or a weight is not finite.
         InterruptedRun: If a signal asked the run to end; its state is saved.
         LostProcessError: If another process of the run is lost.
+        ReportError: If training is complete, but its evaluation or its report failed.
     """
     check_ranges(recipe)
     check_trackers(recipe.run.loggers)
     callbacks = check_callbacks(callbacks)
-    with process_state_restored(), ExitStack() as held:
+    console = console or safe_console(Console(stderr=True, highlight=False))
+    with process_state_restored(), ExitStack() as held, lasting_output(console):
         try:
             return _train(recipe, output, resume, console, callbacks, write_report, held)
         except ValueError as error:
@@ -119,13 +125,12 @@ def _train(
     recipe: Recipe,
     output: Path | None,
     resume: bool,
-    console: Console | None,
+    console: Console,
     callbacks: Sequence[Callback],
     write_report: Callable[[Path], Path] | None,
     held: ExitStack,
 ) -> RunResult:
     """Train: all steps of one run, in the order in which they are printed."""
-    console = console or safe_console(Console(stderr=True, highlight=False))
     device = pick_device(recipe.run.device)
     check_folder(output, resume=resume)
     if recipe.run.deterministic:
@@ -144,6 +149,7 @@ def _train(
         reference = str(Path(recipe.run.reference).resolve())
         recipe = replace(recipe, run=replace(recipe.run, reference=reference))
     task = task_class(recipe.task).open(recipe, device, console, ranks)
+    task.check_files()
     resolved = task.recipe
     seen = ranks.gather(task.fingerprint)
     if len(set(seen)) > 1:
@@ -237,6 +243,7 @@ def _train(
         make_trackers(resolved.run.loggers, folder, to_dict(resolved)) if ranks.is_first else []
     )
     log = RunLog(folder, console, silent=not ranks.is_first, trackers=trackers)
+    stop = held.enter_context(StopSignals())  # A signal right after training is not lost.
     try:
         outcome = fit(
             task,
@@ -249,12 +256,13 @@ def _train(
             macs=network.macs,
             begun=describe,
             callbacks=callbacks,
+            stop=stop,
         )
     finally:
         log.close()
     if ranks.is_first:
         _write_json(folder / "environment.json", facts | {"seconds": round(outcome.seconds, 1)})
-        _finish(task, folder, outcome, validation, console, write_report)
+        _finish(task, folder, outcome, validation, console, write_report, stop)
     return RunResult(
         folder=folder,
         model=resolved.model,
@@ -381,8 +389,79 @@ def _finish(
     validation: Conditions,
     console: Console,
     write_report: Callable[[Path], Path] | None,
+    stop: StopSignals,
 ) -> None:
-    """Evaluate the best weights in full, write the report, and suggest the next commands."""
+    """Evaluate the best weights in full, write the report, and suggest the next commands.
+
+    Raises:
+        InterruptedRun: If a signal asked the run to end.
+        ReportError: If the evaluation or the report failed.
+    """
+    command = f"convnext train --resume --output {quote(str(folder))}"
+    last = _Last(stop, command)
+    result = last.attempt(lambda: _evaluate(task, folder, console))
+    report = last.attempt(lambda: write_report(folder)) if write_report is not None else None
+    if result is not None:
+        _print_scores(task, outcome, validation, result.scores(), console)
+    for bad in (*task.bad_train.found.values(), *task.bad_val.found.values()):
+        console.print(f"skipped: {bad}", markup=False)
+    if report is not None:
+        console.print(f"report: {report}", markup=False, soft_wrap=True)
+    if last.error is not None:
+        is_ours = isinstance(last.error, ValueError | OSError)
+        raise ReportError(
+            f"training is complete and saved, but its evaluation or its report failed: "
+            f"{last.error if is_ours else repr(last.error)}. Once this is fixed, make the report "
+            f"with: {command}"
+        ) from last.error
+    console.print("next:")
+    for following in task.next_commands(folder):
+        console.print(f"  {following}", markup=False, soft_wrap=True)
+
+
+class _Last:
+    """What a run does after training, when nothing can be lost any more.
+
+    Args:
+        stop: The signals that ask the run to end, which they do at once.
+        command: What makes up for it.
+    """
+
+    def __init__(self, stop: StopSignals, command: str) -> None:
+        self.stop, self.command = stop, command
+        self.error: Exception | None = None
+        """The first error."""
+
+    def attempt(self, act: Callable[[], T]) -> T | None:
+        """Return the result of `act`; None if it fails.
+
+        Raises:
+            InterruptedRun: At a signal.
+        """
+        try:
+            self.stop.on_stop = self._leave
+            self._leave(self.stop.received)
+            return act()
+        except InterruptedRun:
+            raise
+        except Exception as error:
+            # The signal may have caused it, or what it raised was caught on the way.
+            self._leave(self.stop.received)
+            self.error = self.error or error
+            return None
+        finally:
+            self.stop.on_stop = None
+
+    def _leave(self, name: str | None) -> None:
+        if name is not None:
+            raise InterruptedRun(
+                f"{name} received: training is complete and saved; evaluate it and make its "
+                f"report with: {self.command}"
+            )
+
+
+def _evaluate(task: Task, folder: Path, console: Console) -> EvaluationResult:
+    """Evaluate the best weights, and write the result into the run folder."""
     result = task.evaluate(
         str(folder),
         EvaluationSettings(
@@ -394,10 +473,14 @@ def _finish(
         **task.evaluation_options(),
     )
     result.write(folder)
-    report = write_report(folder) if write_report is not None else None
+    return result
+
+
+def _print_scores(
+    task: Task, outcome: Outcome, validation: Conditions, scores: Scores, console: Console
+) -> None:
     best = outcome.best
     early = ", stopped early" if outcome.stopped_early else ""
-    scores = result.scores()
     console.print(
         f"\n[bold]{task.primary} {scores[task.primary]:.2f} %[/] on {scores.conditions}; "
         f"step {best['step']:,} of {outcome.steps:,}"
@@ -411,13 +494,6 @@ def _finish(
             f"{validation.backend}: {best[task.primary]:.2f} %",
             soft_wrap=True,
         )
-    for bad in (*task.bad_train.found.values(), *task.bad_val.found.values()):
-        console.print(f"skipped: {bad}", markup=False)
-    if report is not None:
-        console.print(f"report: {report}", markup=False, soft_wrap=True)
-    console.print("next:")
-    for command in task.next_commands(folder):
-        console.print(f"  {command}", markup=False, soft_wrap=True)
 
 
 def new_folder(recipe: Recipe) -> Path:

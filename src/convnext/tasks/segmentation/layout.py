@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
@@ -88,6 +88,7 @@ class Pairs:
     reader: Reader
     exif: Exif = ""
     """Whether masks were drawn on images turned by EXIF; "" to recognize it by their sizes."""
+    are_files: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.images)
