@@ -13,18 +13,9 @@ import pytest
 from PIL import Image
 
 from convnext.data.drawing import class_colors, data_uri, save_image
-from convnext.tasks.segmentation.render import (
-    GAP,
-    IGNORED,
-    LINE,
-    WRONG,
-    class_areas,
-    color_image,
-    compare,
-    error_image,
-    mask_image,
-    overlay,
-)
+from convnext.results.pictures import index_image, overlay
+from convnext.tasks.segmentation.evaluate import GAP, IGNORED, LINE, WRONG, compare, error_image
+from convnext.tasks.segmentation.predict import class_areas
 
 
 def labels(num_classes: int, dtype: Any = np.uint8, shape: tuple[int, int] = (30, 40)) -> Any:
@@ -40,7 +31,7 @@ def test_a_mask_is_read_back_exactly(
 ) -> None:
     truth = labels(num_classes, dtype)
     truth[0, 0] = num_classes - 1
-    save_image(mask_image(truth, num_classes), tmp_path / "a" / "mask.png")
+    save_image(index_image(truth, class_colors(num_classes)), tmp_path / "a" / "mask.png")
     with Image.open(tmp_path / "a" / "mask.png") as image:
         assert (image.format, image.mode) == ("PNG", mode)
         assert np.array_equal(np.asarray(image), truth)
@@ -50,18 +41,15 @@ def test_a_mask_is_read_back_exactly(
 
 
 @pytest.mark.parametrize("num_classes", [3, 255, 256, 300])
-def test_values_without_a_class_are_gray(num_classes: int) -> None:
-    values = labels(num_classes, np.int32)
+def test_values_without_a_class_keep_the_image(
+    num_classes: int, noise: Callable[..., Image.Image]
+) -> None:
+    image, values = noise(40, 30), labels(num_classes, np.int32)
     values[0] = -1
-    colors = np.asarray(color_image(values, num_classes))
-    assert (colors[0] == IGNORED).all()
-    assert np.array_equal(colors[1:], class_colors(num_classes)[values[1:]])
-    assert np.asarray(color_image(values[1:].astype(np.uint16), num_classes)).shape == (29, 40, 3)
-
-
-def test_the_labels_of_a_byte_can_have_256_classes() -> None:
-    values = labels(256)
-    assert np.array_equal(np.asarray(color_image(values, 256)), class_colors(256)[values])
+    colors = class_colors(num_classes)
+    drawn = np.asarray(overlay(image, values, colors, alpha=1.0))
+    assert np.array_equal(drawn[0], np.asarray(image)[0])
+    assert np.array_equal(drawn[1:], colors[values[1:]])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -71,12 +59,12 @@ def test_an_overlay_is_a_mean_and_leaves_what_is_not_labelled(
     image, values = noise(40, 30, mode=mode), labels(5)
     values[:10] = 255
     before = np.asarray(image.convert("RGB"), float)
-    found = np.asarray(overlay(image, values, 5, alpha=0.25), float)
+    found = np.asarray(overlay(image, values, class_colors(5), alpha=0.25), float)
     assert np.array_equal(found[:10], before[:10])
     expected = 0.75 * before[10:] + 0.25 * class_colors(5)[values[10:]]
     assert np.abs(found[10:] - expected).max() <= 1
     with pytest.raises(ValueError, match="40 x 30 pixels, its labels 40 x 29"):
-        overlay(image, values[1:], 5)
+        overlay(image, values[1:], class_colors(5))
 
 
 def test_errors_are_orange_and_only_errors(noise: Callable[..., Image.Image]) -> None:

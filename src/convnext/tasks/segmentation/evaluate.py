@@ -11,16 +11,19 @@ from typing import Any, cast, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
 from convnext.data.contents import held_names
-from convnext.data.drawing import data_uri
+from convnext.data.drawing import class_colors, data_uri, panel_size
 from convnext.data.formats.mask_folders import is_mask_folder
 from convnext.data.formats.records import Exif, ReadOptions
 from convnext.data.tensors import image_of, normalize_batch
 from convnext.results import Scores
+from convnext.results.pictures import overlay
 from convnext.tasks.evaluation import (
     EvaluationResult,
     EvaluationSettings,
@@ -37,7 +40,6 @@ from convnext.tasks.segmentation.dataset import EvalDataset
 from convnext.tasks.segmentation.inference import Items, infer, segment_labels
 from convnext.tasks.segmentation.layout import Pairs, Relabeled, annotation, join
 from convnext.tasks.segmentation.metric import Evaluation, Metric
-from convnext.tasks.segmentation.render import compare
 from convnext.tasks.segmentation.scores import InferenceSettings, choose_inference, describe
 from convnext.tasks.trained import Opened, opened
 from convnext.weights.checkpoint import (
@@ -48,6 +50,15 @@ from convnext.weights.checkpoint import (
     setting_of,
     val_share_of,
 )
+
+Labels = NDArray[Any]
+"""Class indices (H, W) of any integer type."""
+
+# Unlabeled pixels are this gray; wrong pixels are this orange over a gray picture.
+IGNORED, WRONG = (128, 128, 128), (232, 113, 10)
+GAP, LINE = 6, 20
+# Width of a panel in pixels that has room for its title.
+MIN_PANEL = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,3 +330,58 @@ def draw_images(
                 image, mask, labels.numpy(), num_classes, ignore_index=ignore_index, width=width
             )
         )
+
+
+def compare(
+    image: Image.Image,
+    mask: Labels,
+    labels: Labels,
+    num_classes: int,
+    *,
+    ignore_index: int = 255,
+    width: int = 320,
+) -> Image.Image:
+    """Return image, truth, prediction and errors side by side, each at most `width` pixels wide.
+
+    The image may have another size than the mask (H, W) and the labels (H, W).
+    """
+    least = min(width, MIN_PANEL)
+    width, height = panel_size((mask.shape[1], mask.shape[0]), width)
+    image = image.convert("RGB").resize((width, height))
+    mask, labels = (_nearest(side, (width, height)) for side in (mask, labels))
+    colors = class_colors(num_classes)
+    panels = {
+        "image": image,
+        "truth": overlay(image, np.where(mask == ignore_index, -1, mask), colors),
+        "prediction": overlay(image, labels, colors),
+        "errors": error_image(image, labels, mask, ignore_index),
+    }
+    width = max(width, least)
+    sheet = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height + LINE), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for column, (name, panel) in enumerate(panels.items()):
+        left = column * (width + GAP)
+        draw.text((left, 1), name, (90, 98, 110), font)
+        sheet.paste(panel, (left, LINE))
+    return sheet
+
+
+def error_image(
+    image: Image.Image, labels: Labels, mask: Labels, ignore_index: int = 255
+) -> Image.Image:
+    """Return an image in pale gray, with wrong pixels orange and unlabeled ones gray."""
+    pale = np.asarray(image.convert("L"), np.uint16) // 3 + 170
+    pixels = np.repeat(pale[..., None], 3, axis=2).astype(np.uint8)
+    ignored = mask == ignore_index
+    pixels[(labels != mask) & ~ignored] = WRONG
+    pixels[ignored] = IGNORED
+    return Image.fromarray(pixels)
+
+
+def _nearest(labels: Labels, size: tuple[int, int]) -> Labels:
+    """Resize labels to another (width, height) by nearest neighbors."""
+    rows, columns = (
+        (np.arange(to) * side // to) for to, side in zip(size[::-1], labels.shape, strict=True)
+    )
+    chosen: Labels = labels[rows[:, None], columns].astype(np.int32)
+    return chosen

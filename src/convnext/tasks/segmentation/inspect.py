@@ -29,9 +29,9 @@ from convnext.data.images import PICTURE, BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.names import count_noun
 from convnext.progress import safe_console
+from convnext.results.pictures import overlay
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset, refusal
 from convnext.tasks.segmentation.layout import Pairs
-from convnext.tasks.segmentation.render import overlay
 
 NUM_EXAMPLES = 5
 # Classes with a smaller fraction of the labeled pixels are rarely learned without help.
@@ -364,4 +364,4 @@ def _tile(pairs: Pairs, index: int, num_classes: int, width: int, mode: Mode) ->
     # Limit the height to the width, so that a vertical panorama does not fill the sheet.
     size = fitted(image.size, width)
     labels = Image.fromarray(np.asarray(mask, np.int32)).resize(size, Image.Resampling.NEAREST)
-    return overlay(image.resize(size), np.asarray(labels), num_classes)
+    return overlay(image.resize(size), np.asarray(labels), class_colors(num_classes))

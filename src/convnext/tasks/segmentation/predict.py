@@ -8,15 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
 from convnext.atomic import write_together
-from convnext.data.drawing import save_image
+from convnext.data.drawing import class_colors, save_image
 from convnext.data.sources import Source
 from convnext.names import csv_text, text_cell
 from convnext.results import Segmentation
+from convnext.results.pictures import index_image, overlay
 from convnext.tasks.predict import (
     OverlayFormat,
     Predictor,
@@ -26,14 +29,17 @@ from convnext.tasks.predict import (
     summary_table,
 )
 from convnext.tasks.segmentation.inference import segment_labels
-from convnext.tasks.segmentation.render import (
-    ClassArea,
-    class_areas,
-    mask_image,
-    overlay,
-)
 from convnext.tasks.segmentation.scores import choose_inference
 from convnext.tasks.trained import Opened
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassArea:
+    """The area of an image that one class covers."""
+
+    name: str
+    pixels: int
+    percent: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +175,10 @@ class PixelPredictor(Predictor[Segmentation]):
         mask, shown = "", ""
         if self.output is not None:
             mask, shown = (*self.files_of(name), "")[:2]
-            number = len(self.classes)
-            save_image(mask_image(result.mask, number), self.output / mask)
+            colors = class_colors(len(self.classes))
+            save_image(index_image(result.mask, colors), self.output / mask)
             if shown:
-                picture = overlay(image, result.mask, number, alpha=self.alpha)
+                picture = overlay(image, result.mask, colors, alpha=self.alpha)
                 save_image(picture, self.output / shown)
         return ImageAreas(
             source=source.name,
@@ -191,6 +197,22 @@ class PixelPredictor(Predictor[Segmentation]):
             predictions=tuple(rows),
             bad_images=tuple(bad),
         )
+
+
+def class_areas(labels: NDArray[Any], classes: Sequence[str]) -> tuple[ClassArea, ...]:
+    """Return the area of every class that occurs in labels (H, W), largest first.
+
+    Percentages are relative to all pixels with a class.
+    """
+    inside = labels[(labels >= 0) & (labels < len(classes))]
+    counts = np.bincount(inside, minlength=len(classes))
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    return tuple(
+        ClassArea(
+            name=classes[c], pixels=int(counts[c]), percent=float(100 * counts[c] / len(inside))
+        )
+        for c in order
+    )
 
 
 PREDICTOR = PixelPredictor
