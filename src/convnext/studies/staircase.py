@@ -6,7 +6,7 @@ Measured accuracies and those of the paper never share an axis, because the data
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convnext.studies.compare import FINISHED, Result
 from convnext.studies.roadmap_figure import GROUPS, ROAD, beside, climb, places
@@ -78,9 +78,7 @@ def staircase(results: Sequence[Result], title: str = "") -> Figure:
 
 
 def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    from convnext.tasks.figures import GRID, INK, MUTED, PAPER
+    from convnext.tasks.figures import INK, MUTED
 
     is_roadmap = summaries[0].first.study == "roadmap"
     drawn = [
@@ -102,18 +100,8 @@ def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) 
         spread = None
         if estimate.low is not None and estimate.high is not None:
             spread = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
-        axes.errorbar(
-            estimate.mean,
-            y,
-            xerr=spread,
-            fmt="D",
-            color=color,
-            markerfacecolor=color if summary.first.kept else PAPER,
-            markersize=5.2,
-            elinewidth=1.1,
-            capsize=2,
-            zorder=3,
-        )
+        kept = summary.first.kept
+        _mark(axes, estimate.mean, y, spread, fmt="D", color=color, markersize=5.2, kept=kept)
         last = is_roadmap and summary is summaries[-1]
         beside(axes, f"{estimate.mean:.2f}", y, color=INK, weight="bold" if last else "normal")
     for summary in summaries:
@@ -125,7 +113,26 @@ def _draw_scores(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) 
     metric = summaries[0].first.metric_label
     arrows = " (arrows: the interval continues)" * was_cut
     axes.set_xlabel(f"{metric}, %, measured here{arrows}")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    _grid(axes, 5)
+
+
+def _mark(
+    axes: Axes, value: float, y: float, spread: Any, *, color: str, kept: bool, **style: Any
+) -> None:
+    """Draw a value with its spread; it is hollow if the step was not kept."""
+    from convnext.tasks.figures import PAPER
+
+    fill = color if kept else PAPER
+    style |= {"color": color, "markerfacecolor": fill, "elinewidth": 1.1, "capsize": 2, "zorder": 3}
+    axes.errorbar(value, y, xerr=spread, **style)
+
+
+def _grid(axes: Axes, num_ticks: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    from convnext.tasks.figures import GRID
+
+    axes.xaxis.set_major_locator(MaxNLocator(num_ticks))
     axes.grid(True, axis="x", color=GRID)
     axes.grid(False, axis="y")
 
@@ -178,9 +185,7 @@ def _draw_macs(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) ->
 
 
 def _draw_paper(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    from convnext.tasks.figures import GRID, INK, MUTED, PAPER
+    from convnext.tasks.figures import INK, MUTED
 
     known = [
         (s.first.paper_top1, y, s)
@@ -190,24 +195,12 @@ def _draw_paper(axes: Axes, summaries: Sequence[Summary], at: Sequence[float]) -
     if summaries[0].first.study == "roadmap":
         climb(axes, [(v, y) for v, y, s in known if s.first.kept and s.first.group in ROAD])
     for value, y, summary in known:
-        axes.errorbar(
-            value,
-            y,
-            xerr=summary.first.paper_top1_std,
-            fmt="o",
-            color=MUTED,
-            markerfacecolor=MUTED if summary.first.kept else PAPER,
-            markersize=4.5,
-            elinewidth=1.1,
-            capsize=2,
-            zorder=3,
-        )
+        std, kept = summary.first.paper_top1_std, summary.first.kept
+        _mark(axes, value, y, std, fmt="o", color=MUTED, markersize=4.5, kept=kept)
         beside(axes, f"{value:.2f}", y, color=INK)
     axes.set_xlabel("the paper's, ImageNet-1K, %")
     axes.margins(x=0.12)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.grid(True, axis="x", color=GRID)
-    axes.grid(False, axis="y")
+    _grid(axes, 4)
 
 
 def color_of(summary: Summary) -> str:
