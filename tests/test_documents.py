@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+import convnext
+from convnext.cli import main
 from convnext.data.formats.coco import read_categories
 from convnext.data.formats.records import FaultList
 from convnext.data.images import BadImage, read_header
@@ -57,7 +61,7 @@ def test_ordinary_aliases_of_yaml_are_read() -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
-    with pytest.raises(BadImage, match=r"x.png: .*not a regular file"):
+    with pytest.raises(BadImage, match=r"x.png: a named pipe, a socket or a device"):
         read_header(tmp_path / "x.png")
     for path in (tmp_path / "x.png", tmp_path):
         with pytest.raises(OSError, match=r"regular file|directory"):
@@ -131,3 +135,70 @@ def test_only_the_supercategory_of_all_others_is_a_placeholder() -> None:
     assert placeholders(("none", "none"), ("apple", "none")) == ("none",)
     assert placeholders(("apple", "none"), ("pear", "none")) == ()
     assert placeholders(("apple", None)) == ()
+
+
+def special(folder: Path, names: tuple[str, ...] = ("pipe.png", "sock.png")) -> None:
+    """Write a named pipe and a socket with the endings of images."""
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    os.mkfifo(folder / names[0])
+    path = os.path.relpath(folder / names[1])  # The name of a socket may not be long.
+    with socket.socket(socket.AF_UNIX) as end:
+        try:
+            end.bind(path)
+        except OSError:
+            os.mkfifo(folder / names[1])
+
+
+REASON = "a named pipe, a socket or a device, not a file"
+
+
+def test_pipes_and_sockets_with_the_endings_of_images_are_named_and_skipped(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def save(path: Path, high: int = 256) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, high, (32, 32)).astype(np.uint8)).save(path)
+
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            for i in range(4):
+                save(tmp_path / "classes" / split / name / f"{i}.png")
+        for i in range(4):
+            save(tmp_path / "pairs/images" / split / f"{i}.png")
+            save(tmp_path / "pairs/masks" / split / f"{i}.png", 2)
+    special(tmp_path / "classes/train/a")
+    special(tmp_path / "pairs/images/train")
+    special(tmp_path / "pairs/masks/train")
+    for i in range(4):
+        save(tmp_path / "objects/images" / f"{i}.png")
+    special(tmp_path / "objects/images")
+    (tmp_path / "objects/labels").mkdir()
+    for name in ("0", "1", "2", "3", "pipe", "sock"):
+        (tmp_path / "objects/labels" / f"{name}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    (tmp_path / "objects/data.yaml").write_text("names: [cat]\n")
+
+    for data in ("classes", "pairs", "objects"):
+        report = convnext.check_data(tmp_path / data, progress=False)
+        text = str(report.to_dict())
+        assert REASON in text
+        assert "pipe.png" in text
+    small = {
+        "network": {"changes": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
+        "image_size": 32, "epochs": 1, "progress": False, "device": "cpu", "precision": "fp32",
+        "max_bad_share": 0.5,
+    }  # fmt: skip
+    for data in ("classes", "pairs"):
+        run = convnext.train(data=tmp_path / data, output=tmp_path / "runs" / data, **small)
+        assert run.validation
+        convnext.evaluate(run.folder, progress=False)
+    model = convnext.load(tmp_path / "runs/classes")
+    found = model.predict(tmp_path / "classes/train", progress=False)
+    assert (len(found), [reason for _, reason in found.bad_images]) == (8, [REASON] * 2)
+    assert len(model.embed(tmp_path / "classes/train/a", progress=False).paths) == 4
+    with pytest.raises(ValueError, match="is a named pipe, a socket or a device"):
+        model.predict(tmp_path / "classes/train/a/pipe.png", progress=False)
+    main(["data", str(tmp_path / "classes"), "--to-shards", str(tmp_path / "shards")])
+    assert (tmp_path / "shards/classes.txt").is_file()

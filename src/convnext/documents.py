@@ -58,6 +58,15 @@ def read_json(path: Path, *, max_bytes: int | None = None) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
+def is_special(path: str | Path) -> bool:
+    """Whether a path is a named pipe, a socket or a device."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def _regular(path: str, flags: int) -> int:
     # Without the flag, opening a named pipe waits for its writer.
     handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

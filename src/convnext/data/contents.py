@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from convnext.data.formats.records import Objects
+from convnext.documents import open_regular
 
 FILE = "data.json"
 """Its name in a run folder."""
@@ -152,7 +153,7 @@ def hashes_of_files(sources: Sequence[str | Path]) -> list[str]:
 def hash_of_file(path: str | Path) -> str:
     """Return a hash of a file's size and bytes, of large files of a sample; "" without a file."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             found = hashlib.blake2b(str(size).encode(), digest_size=8)
             if size <= MAX_BYTES:

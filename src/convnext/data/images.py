@@ -48,7 +48,7 @@ from convnext.data.bands import (
     stack_reason,
     usual_range,
 )
-from convnext.documents import open_regular
+from convnext.documents import is_special, open_regular
 from convnext.names import count_noun
 
 Mode = Literal["RGB", "L"]
@@ -238,7 +238,7 @@ def opened(
         raise
     # Pillow's plugins let almost any exception escape from a damaged file.
     except Exception as error:
-        raise BadImage(name, _reason(error, file)) from error
+        raise BadImage(name, reason_of(error, file)) from error
 
 
 def identify(stream: IO[bytes]) -> Image.Image:
@@ -498,9 +498,12 @@ def _rewritten(file: File) -> str:
     return ""
 
 
-def _reason(error: Exception, file: File) -> str:
+def reason_of(error: Exception, file: File) -> str:
+    """Return why a file cannot be read as an image, for the user."""
     if isinstance(error, Refused):
         return str(error)
+    if isinstance(error, OSError) and isinstance(file, str | Path) and is_special(file):
+        return "a named pipe, a socket or a device, not a file"
     if (rewritten := _rewritten(file)) and not isinstance(error, FileNotFoundError):
         return rewritten
     if isinstance(error, UnidentifiedImageError):
@@ -576,6 +579,8 @@ def image_files(
                 )
         elif path.is_file():
             found.append(path)
+        elif is_special(path):
+            raise ValueError(f"{name} is a named pipe, a socket or a device, not a file")
         else:
             raise ValueError(f"there is no file or folder {name}")
     if not found:

@@ -23,7 +23,7 @@ from pathlib import Path
 from convnext.data.formats.paths import FileIndex, split_of_path
 from convnext.data.formats.records import SPLITS, Split
 from convnext.data.formats.splits import SPLIT_WORDS, split_of
-from convnext.documents import open_regular
+from convnext.documents import open_regular, read_regular
 
 ACCEPTED = (
     "supported layouts: instances_{train,val}.json with images/, COCO's annotations/ with "
@@ -170,7 +170,9 @@ def _best(paths: Sequence[Path], split: Split, root: Path) -> Path:
     """
     ranked = sorted(paths, key=lambda path: _rank(path, split, root))
     equal = [path for path in ranked if _rank(path, split, root) == _rank(ranked[0], split, root)]
-    if any(path.read_bytes() != equal[0].read_bytes() for path in equal[1:]):
+    if any(
+        read_regular(path, "replace") != read_regular(equal[0], "replace") for path in equal[1:]
+    ):
         raise _ambiguous(equal, f"the {split} split", root)
     return equal[0]
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from convnext.atomic import atomic_write
 from convnext.data.formats.class_folders import VAL_NAMES
-from convnext.data.images import PICTURE, WIDE_MODES, BadImage, Mode, decode, read_header
+from convnext.data.images import PICTURE, WIDE_MODES, BadImage, Mode, decode, read_header, reason_of
 from convnext.data.preprocessing import fit_short_side
 from convnext.data.samples import FolderSamples, ImageListing, spread
 from convnext.data.shards import index as shard_index
@@ -34,6 +34,7 @@ from convnext.data.shards.index import (
 )
 from convnext.data.shards.samples import Keys, Shard, ShardSamples
 from convnext.data.shards.store import Store
+from convnext.documents import open_regular
 
 _SPLIT = re.compile(rf"(?:^|[-_.])(train|{'|'.join(VAL_NAMES)})(?=[-_.\d]|$)", re.IGNORECASE)
 
@@ -400,9 +401,10 @@ def _content(source: str, resize: int | None) -> tuple[bytes, str]:
         BadImage: If it cannot be read.
     """
     try:
-        content = Path(source).read_bytes()
+        with open_regular(source) as file:
+            content = file.read()
     except OSError as error:
-        raise BadImage(source, f"cannot be read ({error})") from error
+        raise BadImage(source, reason_of(error, source)) from error
     header = read_header(content, source=source)
     short = min(header.width, header.height)
     ending = Path(source).suffix.lower()
