@@ -514,3 +514,23 @@ def test_a_folder_is_read_as_for_training(photos, tmp_path, noise):
     ]
     with pytest.raises(BadImage, match="there is no such file"):
         found[3].open()
+
+
+def test_masks_beside_images_are_left_out(tmp_path, noise):
+    lines = []
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+    for i in range(3):
+        noise(12, 10, seed=i).save(tmp_path / f"data/images/{i}.png")
+        Image.fromarray(np.eye(12, 10, dtype=np.uint8)).save(tmp_path / f"data/masks/{i}_mask.png")
+    noise(12, 10, seed=9).save(tmp_path / "data/images/extra.png")
+    found = list(image_sources(tmp_path / "data", notice=lines.append))
+    assert sorted(Path(source.name).name for source in found) == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "extra.png",
+    ]
+    assert lines[0].endswith(f"left out: 3 (such as {tmp_path / 'data/masks/0_mask.png'})")
+    # The masks alone are what was asked for.
+    assert len(list(image_sources(tmp_path / "data/masks"))) == 3

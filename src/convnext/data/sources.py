@@ -184,7 +184,23 @@ class _Reader:
         elif not Path(name).exists() and glob.has_magic(str(name)):
             yield from map(self._file, matching_files(str(name)))
         else:
-            yield from map(self._file, image_files([name], self.download.notice))
+            yield from map(self._file, self._files(Path(name)))
+
+    def _files(self, path: Path) -> list[Path]:
+        """Return the images of a folder, without the masks of other images, or a file."""
+        files = image_files([path], self.download.notice)
+        if not path.is_dir():
+            return files
+        from convnext.data.formats.mask_folders import mask_files
+
+        masks = mask_files(path)
+        left = [file for file in files if file in masks]
+        if left and len(left) < len(files):
+            self.download.notice(
+                f"masks of other images in {path}, left out: {len(left):,} (such as {left[0]})"
+            )
+            return [file for file in files if file not in masks]
+        return files
 
     def _file(self, path: Path) -> Source:
         return self._next(str(path), path, lambda mode: decode(path, mode=mode))

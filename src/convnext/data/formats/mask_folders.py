@@ -119,6 +119,31 @@ def find(root: Path, images: str = "", masks: str = "") -> PairListing:
     return replace(found, notes=(*notes, *found.notes, *_unused(found)))
 
 
+def mask_files(root: Path) -> set[Path]:
+    """Return the masks in a folder of images and masks, and the pictures beside them.
+
+    It is empty for other folders, and for those that can be read in several ways.
+    """
+    try:
+        if _locate(root) is None:
+            return set()
+        found = find(root)
+    except ValueError:
+        return set()
+    images: set[Path] = set()
+    masks: set[Path] = set()
+    for part in (found.train, found.val, found.test):
+        if part is not None:
+            images |= {image for image, _ in part.pairs.values()} | set(part.unpaired_images)
+            masks |= {file for _, mask in part.pairs.values() for file in files_of(mask)}
+            masks |= set(part.unpaired_masks)
+    # Other forms of the masks, such as *_color.png and instances.
+    folders = {mask.parent for mask in masks} - {image.parent for image in images}
+    folders |= {p for p in _subfolders(found.root) if _NOT_MASKS & set(words_of(p.name))}
+    beside = {path for folder in folders for path in _walk(folder)}
+    return (masks | beside) - images
+
+
 def _cityscapes(root: Path) -> PairListing:
     """Return Cityscapes' pairs, by the indices of training or by the ids of all labels."""
     by_index = any((root / "gtFine").glob("*/*/*_gtFine_labelTrainIds.png"))
