@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from convnext.data.formats.splits import kind_of, source_of, split_of, splits_among
 from convnext.tasks.classification.data import open_dataset
@@ -232,3 +233,12 @@ def test_a_list_of_the_test_images_alone(make_folder):
     assert len(data.test) == 2
     assert len(data.train) + len(data.val) == 6
     assert data.test.labels == [0, 1]
+
+
+def test_two_folders_of_images_and_masks_are_not_classes(make_folder):
+    root = make_folder({"train/X": 4, "train/Y": 4, "val/X": 2, "val/Y": 2})
+    for path in root.glob("*/Y/*.png"):
+        Image.new("L", (20, 16), 255).save(path)
+    with pytest.raises(ValueError, match=r"X/ and Y/ in .* those of Y/ look like masks"):
+        open_dataset(str(root))
+    assert open_dataset(str(root), layout="class_folders").classes

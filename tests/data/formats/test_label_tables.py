@@ -195,3 +195,23 @@ def test_several_tables_are_refused(make_folder):
         table(root, {f"{i:03d}": i % 2 for i in range(4)}, name=name)
     with pytest.raises(ValueError, match=r"several tables: male.csv, young.csv"):
         opened(root)
+
+
+def test_labels_that_join_others_are_several_classes(make_folder):
+    root = make_folder({"photos": 6})
+    rows = [f"{i:03d}.png,{label}" for i, label in enumerate(("a", "b", "a|b", "a", "b", "a"))]
+    (root / "list.csv").write_text("\n".join(["Image Index,Finding Labels", *rows]))
+    with pytest.raises(ValueError, match=r"1 of 6 images have several classes \(such as line 4\)"):
+        opened(root)
+    two_words = [row.replace("a|b", "big cat") for row in rows]
+    (root / "list.csv").write_text("\n".join(["Image Index,Finding Labels", *two_words, *[]]))
+    assert opened(root).classes == ("a", "b", "big cat")
+
+
+def test_any_column_of_splits_counts(make_folder):
+    root = make_folder({"photos": 8})
+    splits = ["train"] * 4 + ["valid"] * 2 + ["test"] * 2
+    rows = [f"{i:03d}.png,{'ab'[i % 2]},{split}" for i, split in enumerate(splits)]
+    (root / "list.csv").write_text("\n".join(["file,label,dataset", *rows]))
+    data = opened(root)
+    assert (len(data.train), len(data.val), len(data.test)) == (4, 2, 2)

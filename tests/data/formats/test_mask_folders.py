@@ -294,3 +294,27 @@ def test_ids_of_cityscapes_become_its_classes(tmp_path: Path) -> None:
     assert data.classes[int(labels[0, -1])] == "car"
     assert labels[-1, 0] == data.ignore_index
     assert data.classes[int(labels[-1, -1])] == "bicycle"
+
+
+def test_the_first_words_of_names_split(tmp_path: Path) -> None:
+    for name, count in (("train", 4), ("testA", 2), ("testB", 1)):
+        for i in range(count):
+            image(tmp_path / f"{name}_{i}.bmp", i)
+            mask(tmp_path / f"{name}_{i}_anno.bmp", INDICES)
+    assert counts(tmp_path) == (4, 0, 3)
+    assert find(tmp_path).split == "the first words of the names"
+    image(tmp_path / "other_1.bmp")
+    mask(tmp_path / "other_1_anno.bmp", INDICES)
+    assert counts(tmp_path) == (8, 0, 0)
+
+
+def test_several_places_are_read_by_the_patterns_of_the_message(tmp_path: Path) -> None:
+    for place in ("Tile 1", "Tile 2"):
+        for i in range(3):
+            image(tmp_path / place / f"images/part_{i}.jpg", i)
+            mask(tmp_path / place / f"masks/part_{i}.png", INDICES)
+    with pytest.raises(ValueError, match=r"several data sets: Tile 1/, Tile 2/") as error:
+        find(tmp_path)
+    assert "--segment.images '*/images/*.jpg' --segment.masks '*/masks/*.png'" in str(error.value)
+    found = find(tmp_path, "*/images/*.jpg", "*/masks/*.png")
+    assert len(found.train.pairs) == 6

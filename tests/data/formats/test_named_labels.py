@@ -147,6 +147,24 @@ def test_known_formats_name_a_conversion(make_folder, file, words):
         opened(root)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("via.json", '{"project": {"data_format_version": "3.1.1"}}', "export it as COCO"),
+        ("fer.csv", "emotion,pixels,Usage\n0,70 80,Training\n", "columns of pixels"),
+        ("digits.csv", "label,pixel0,pixel1\n5,0,0\n", "columns of pixels"),
+        ("MOT17/gt/gt.txt", "1,1,9,9,20,20,1,1,0.8\n", "tracks"),
+    ],
+)
+def test_contents_that_are_known(make_folder, file, text, words):
+    root = make_folder({"photos": 2})
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(text)
+    assert words in known_format(root)
+    with pytest.raises(ValueError, match=words):
+        opened(root)
+
+
 def test_a_folder_of_anomalies_is_named(make_folder):
     root = make_folder(
         {"train/good": 3, "test/good": 2, "test/scratch": 2, "ground_truth/scratch": 2}

@@ -278,3 +278,44 @@ def test_a_table_of_via_with_an_image_without_regions(tmp_path: Path) -> None:
     found = objects(opened(tmp_path))
     assert found["a"][0][0] == "ball"
     assert found["b"] == []
+
+
+def test_a_column_of_splits_and_other_signs_between_columns(tmp_path: Path) -> None:
+    for i in range(8):
+        photos(tmp_path, f"photos/{i}.png")
+    splits = ["TRAIN"] * 4 + ["VALIDATION"] * 2 + ["TEST"] * 2
+    lines = ["path;set;label;x_min;y_min;x_max;y_max"]
+    lines += [f"photos/{i}.png;{split};cat;1;2;9;12" for i, split in enumerate(splits)]
+    text(tmp_path / "boxes.csv", "\n".join(lines))
+    data = opened(tmp_path)
+    assert {name: len(part) for name, part in data.parts.items()} == {
+        "train": 4,
+        "val": 2,
+        "test": 2,
+    }
+    assert objects(data)["7"] == [("cat", [1, 2, 8, 10])]
+
+
+def test_tables_of_automl(tmp_path: Path) -> None:
+    splits = ("TRAINING", "TRAINING", "TEST", "TEST")
+    table = []
+    for i, split in enumerate(splits):
+        photos(tmp_path, f"photos/{i}.png")
+        table.append((split, f"gs://b/photos/{i}.png", "cat", 0.25, 0.5, "", "", 0.5, 0.9, "", ""))
+    rows(tmp_path / "export.csv", table)
+    data = opened(tmp_path)
+    assert data.test is not None
+    assert len(data.test) == 2
+    assert objects(data)["0"] == [("cat", [10, 15, 10, 12])]
+    rows(tmp_path / "export.csv", [("UNASSIGNED", *row[1:]) for row in table])
+    assert opened(tmp_path).test is None
+
+
+def test_objects_beside_class_folders_are_for_two_tasks(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for i in range(3):
+            photos(tmp_path, f"train/{name}/{name}{i}.png")
+            xml = f"<annotation><filename>{name}{i}.png</filename></annotation>"
+            text(tmp_path / f"boxes/{name}{i}.xml", xml)
+    with pytest.raises(ValueError, match="could be data to classify or to detect; pass --task"):
+        recognize_task(tmp_path)

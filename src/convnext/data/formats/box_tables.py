@@ -5,6 +5,7 @@ ImageID,...,LabelName,...,XMin,XMax,YMin,YMax,...           Open Images, with cl
 image_id,width,height,"[x, y, width, height]"               a box in one column
 path,x1,y1,x2,y2,class                                      RetinaNet's, without a header
 class,x,y,width,height,image,image width,image height       makesense.ai, without a header
+split,gs://.../image,class,x1,y1,,,x2,y2,,                   AutoML, without a header, in shares
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from convnext.data.formats.imported import (
 from convnext.data.formats.located import Size
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions, Split
-from convnext.data.formats.splits import SPLIT_WORDS, words_of
+from convnext.data.formats.splits import SPLIT_WORDS, split_of, words_of
 from convnext.data.formats.yolo_config import read_text
 from convnext.data.images import readable_extensions
 from convnext.documents import open_regular
 
 ONLY_CLASS = "object"
+# AutoML's word for an image without a split.
+UNASSIGNED = "UNASSIGNED"
 # The names of the columns, in lowercase and without signs.
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "image": (
@@ -76,8 +79,13 @@ def is_table(path: Path) -> bool:
     except OSError:
         return False
     text = head.decode("utf-8-sig", "replace")
-    lines = text.splitlines()
-    return _columns(list(csv.reader(lines[: NUM_ROWS + 1]))) is not None
+    return _columns(_cells("\n".join(text.splitlines()[: NUM_ROWS + 1]))) is not None
+
+
+def _cells(text: str) -> list[list[str]]:
+    """Return the cells of a table, whatever sign separates them."""
+    first = text.partition("\n")[0]
+    return list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count)))
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> _Columns | None:
@@ -116,6 +124,12 @@ def _without_header(rows: Sequence[Sequence[str]]) -> _Columns | None:
     ):
         names = ("class", "x", "y", "w", "h", "image", "width", "height")
         return _Columns({name: i for i, name in enumerate(names)}, False, "sides")
+    # AutoML's rows list corners, of which two are empty.
+    if all(len(row) == 11 and _is_image(row[1]) for row in rows) and all(
+        _numbers([row[3], row[4], row[7], row[8]]) or not any(row[3:]) for row in rows
+    ):
+        at = {"image": 1, "class": 2, "x1": 3, "y1": 4, "x2": 7, "y2": 8}
+        return _Columns(at, False, "corners")
     return None
 
 
@@ -152,13 +166,15 @@ def read_table(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     notes: list[str] = []
     images: dict[tuple[Path, str], ImportedImage] = {}
     names = _descriptions(index)
-    for path in index.with_ending(".csv"):
+    split_from = "the names of the tables"
+    for path in index.with_ending(".csv", ".tsv"):
         if not is_table(path):
             continue
-        found = list(csv.reader(io.StringIO(read_text(path))))
+        found = _cells(read_text(path))
         columns = _columns(found[: NUM_ROWS + 1])
         assert columns is not None
         split = _split_of_table(path)
+        split_column = _split_column(found, columns)
         rows = list(_rows(path, found, columns, skipped))
         boxes = [box for _, _, box, _ in rows if box is not None]
         is_relative = bool(boxes) and max(max(abs(v) for v in box) for box in boxes) <= 1.001
@@ -174,7 +190,7 @@ def read_table(index: FileIndex, options: ReadOptions) -> ImportedDataset:
                 file=name,
                 where=where,
                 size=_size(row, columns),
-                split=split,
+                split=split if split_column is None else _split_of_cell(row[split_column]),
                 bases=(path.parent, path.parent / "images", index.root),
             )
             if box is not None:
@@ -189,11 +205,13 @@ def read_table(index: FileIndex, options: ReadOptions) -> ImportedDataset:
                 )
                 known = replace(known, objects=(*known.objects, one))
             images[path, name] = known
+        if split_column is not None:
+            split_from = "a column of the table"
     splits = {image.split for image in images.values()}
     return ImportedDataset(
         kind="table of boxes",
         images=tuple(images.values()),
-        split_from="the names of the tables" if "train" in splits and len(splits) > 1 else "",
+        split_from=split_from if "train" in splits and len(splits) > 1 else "",
         notes=tuple(notes),
         faults=skipped.all(),
     )
@@ -240,6 +258,22 @@ def _size(row: Sequence[str], columns: _Columns) -> Size | None:
         return None
     sides = _numbers([row[at["width"]], row[at["height"]]])
     return (int(sides[0]), int(sides[1])) if sides and min(sides) >= 1 else None
+
+
+def _split_column(rows: Sequence[Sequence[str]], columns: _Columns) -> int | None:
+    """Return the column whose values all name a split, with training among them."""
+    body = [row for row in rows[int(columns.has_header) :] if row]
+    for i in range(min(map(len, body), default=0)):
+        if i not in columns.at.values():
+            cells = {row[i].strip() for row in body}
+            splits = {_split_of_cell(cell) for cell in cells if cell != UNASSIGNED}
+            if None not in splits and "train" in splits and len(splits) > 1:
+                return i
+    return None
+
+
+def _split_of_cell(cell: str) -> Split | None:
+    return split_of(cell.strip())
 
 
 def _split_of_table(path: Path) -> Split | None:

@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from convnext.data.formats.mask_layers import looks_like_mask
 from convnext.data.formats.splits import is_reserved, kind_of, split_groups
 from convnext.data.images import is_hidden
+from convnext.documents import open_regular
 
 LAYOUTS = (
     "supported layouts: train/CLASS/* with val/CLASS/*, CLASS/* without a split, shards "
     "train-*.tar with val-*.tar, a CSV with the columns path and label, or the word digits"
 )
+# Files of a folder that are opened to tell whether they are masks.
+NUM_OPENED = 8
 # The folders of data for retrieval, such as Market-1501.
 RETRIEVAL = frozenset({"bounding_box_train", "bounding_box_test", "query", "gallery"})
 _MASK_NAME = re.compile(r"(.+?)[-_. ]+masks?([-_. ]?\d+)?", re.IGNORECASE)
@@ -126,6 +130,34 @@ def some(names: set[str]) -> str:
     return ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
 
 
+def check_masks(part: Part) -> None:
+    """Refuse two folders with the same file names, of which one seems to hold masks.
+
+    Raises:
+        ValueError: If it does.
+    """
+    used = {name: sorted(files) for name, files in part.files.items() if files}
+    if len(used) != 2:
+        return
+    stems = [
+        {os.path.splitext(file.split("/", 1)[1])[0] for file in files} for files in used.values()
+    ]
+    if len(stems[0]) < 3 or len(stems[0] & stems[1]) < 0.9 * max(map(len, stems)):
+        return
+    few = [
+        name
+        for name, files in used.items()
+        if all(looks_like_mask(part.folder / f) for f in files[:: max(len(files) // NUM_OPENED, 1)])
+    ]
+    if len(few) == 1:
+        images, masks = sorted(used, key=lambda name: name in few)
+        raise ValueError(
+            f"{images}/ and {masks}/ in {part.folder} have files of the same names, and those of "
+            f"{masks}/ look like masks: for segmentation, rename the folders to images/ and "
+            "masks/; if these are classes, give --loader.layout class_folders (--layout of `data`)"
+        )
+
+
 def classes_of_names(files: Iterable[str]) -> dict[str, list[str]] | None:
     """Return files by what precedes the number in their names; None if that is not a class.
 
@@ -206,6 +238,16 @@ def known_format(root: Path) -> str:
         first = next((file for file in files if re.fullmatch(pattern, file, re.IGNORECASE)), None)
         if first is not None:
             return f"{text} (such as {first})"
+    for file in files:
+        if file.lower().endswith((".json", ".csv")):
+            with open_regular(root / file) as stream:
+                head = stream.read(4096)
+            if b'"data_format_version"' in head and b'"project"' in head:
+                return f"{file} is a project of VIA 3: export it as COCO there"
+            if re.match(rb"(.*,)?[ \"]*pixels?_?0*[ \",\r\n]", head):
+                return f"{file} has images as columns of pixels: {_AS_FOLDERS}"
+    if any(re.fullmatch(r"(.*/)?gt/gt\.txt", file) for file in files):
+        return "its boxes are tracks, such as those of MOT: convert them to COCO"
     return ""
 
 

@@ -18,6 +18,7 @@ from convnext.data.formats.class_checks import (
     Part,
     advice_on_names,
     check_inner,
+    check_masks,
     check_names,
     check_versions,
     leave_out_copy,
@@ -126,7 +127,7 @@ def has_class_folders(root: Path) -> bool:
         return False
     inner = subfolders(folders["train"]) if folders else {}
     classes = [path for name, path in inner.items() if not is_plain_name(name)]
-    return sum(map(_has_images, classes)) > 1
+    return sum(any(map(_is_image, listing(path))) for path in classes[:_MAX_FOLDERS]) > 1
 
 
 def find_folders(root: Path, *, any_names: bool = False) -> ImageListing:
@@ -166,6 +167,7 @@ def find_split(
         for split, folder in folders.items()
     ]
     parts = {split: _read_part(folder, notes, faults) for split, folder in folders.items()}
+    check_masks(parts["train"])
     _note_others(root, folders, faults)
     for split, part in parts.items():
         if split != "train":
@@ -267,6 +269,7 @@ def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) ->
         check_names(root, present)
         check_inner(root, part)
         check_versions(root, part)
+        check_masks(part)
     classes = _class_names(root, present, set(part.files) - present, faults)
     keys = [name for c in classes for name in part.files[c]]
     labels = [label for label, c in enumerate(classes) for _ in part.files[c]]

@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -363,6 +363,8 @@ def _read(path: Path, root: Path, index: _Index) -> _Read:
     image = _image_column(path, header, rows, index, below)
     found = _Read(path=path)
     split = next((i for i, name in enumerate(header) if name.lower() in _SPLITS), None)
+    if split is None:
+        split = next((i for i in range(width) if i != image and _are_splits(rows, i)), None)
     found.has_split = split is not None and all(split_of(row[split]) for row in rows[:NUM_ROWS])
     others = [
         i for i in range(width) if i != image and header[i] and not (found.has_split and i == split)
@@ -392,6 +394,10 @@ def _read(path: Path, root: Path, index: _Index) -> _Read:
                 )
             )
     labels = {row.label for row in found.rows}
+    joined = {label for label in labels if not is_one_hot and _parts_of(label, labels)}
+    found.several += [row.line for row in found.rows if row.label in joined]
+    found.rows = [row for row in found.rows if row.label not in joined]
+    labels -= joined
     if not is_one_hot and len(labels) == len({row.key for row in found.rows}) >= MIN_ROWS:
         raise ValueError(
             f"{path}: the column {header[label]!r} has another value for every image, which are "
@@ -403,6 +409,22 @@ def _read(path: Path, root: Path, index: _Index) -> _Read:
             f"line {found.several[0]}), but a classifier learns one class for each image"
         )
     return found
+
+
+def _are_splits(rows: Sequence[Sequence[str]], column: int) -> bool:
+    """Whether all values of a column are names of splits, `train` and another among them."""
+    splits = {split_of(row[column]) for row in rows}
+    return None not in splits and "train" in splits and len(splits) > 1
+
+
+def _parts_of(label: str, labels: Collection[str]) -> list[str]:
+    """Return the labels that a label joins, such as "Mass|Nodule"; [] if it is one label."""
+    parts = [part.strip() for part in re.split(r"[|;]", label)]
+    if len(parts) < 2:
+        parts = next((label.split(sign) for sign in (",", " ") if sign in label), [])
+        parts = [part.strip() for part in parts]
+        return parts if len(parts) > 1 and all(part in labels for part in parts) else []
+    return parts
 
 
 def _image_column(
@@ -424,6 +446,9 @@ def _image_column(
 def _label_column(path: Path, header: list[str], others: Sequence[int]) -> int:
     others = [i for i in others if header[i].lower() not in _TEXTS]
     named = [i for name in LABELS for i in others if header[i].lower() == name]
+    if not named:  # `Finding Labels`
+        worded = [i for i in others if {"label", "labels"} & set(words_of(header[i]))]
+        named = worded if len(worded) == 1 else []
     if len(others) == 1:
         return others[0]
     if named:

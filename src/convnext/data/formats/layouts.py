@@ -88,7 +88,7 @@ NAMES = {
     "imagefolder": "metadata.jsonl with objects",
     "instances": "masks with the ids of objects",
 }
-_ENDINGS = (".json", ".jsonl", ".xml", ".txt", ".yaml", ".yml", ".csv", ".data", ".names")
+_ENDINGS = (".json", ".jsonl", ".xml", ".txt", ".yaml", ".yml", ".csv", ".tsv", ".data", ".names")
 # Files of each ending that are looked into, spread over the folder.
 NUM_SAMPLE = 40
 HEAD = 1 << 16
@@ -217,7 +217,7 @@ def _layout_of(path: Path, ending: str) -> str:
         return _xml_layout(head)
     if ending == ".jsonl":
         return "imagefolder" if has_objects_in_lines(head) else ""
-    if ending == ".csv":
+    if ending in (".csv", ".tsv"):
         return "via" if is_via_table(head) else "box-table" if is_table(path) else ""
     if ending == ".txt":
         return _text_layout(path, head)

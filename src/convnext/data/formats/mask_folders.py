@@ -196,11 +196,27 @@ def _locate(root: Path, depth: int = 2) -> tuple[Path, str] | None:
     inside = [(folder, found) for folder in folders if (found := _locate(folder, depth - 1))]
     if len(inside) > 1:
         names = ", ".join(f"{folder.name}/" for folder, _ in inside[:5])
-        raise ValueError(f"{root} holds several data sets: {names}; give one of them")
+        advice = _pattern_of_all(*inside[0])
+        raise ValueError(f"{root} holds several data sets: {names}; give one of them{advice}")
     if not inside:
         return None
     inner = inside[0][1][0]
     return inner, f"the data set is in {inner.relative_to(root).as_posix()}/"
+
+
+def _pattern_of_all(folder: Path, found: tuple[Path, str]) -> str:
+    """Return the patterns that read all folders like one; "" if it has several pairs of folders."""
+    pairs = _pairs_of_folders(found[0]) if found[0] == folder else []
+    if len(pairs) != 1:
+        return ""
+    patterns = []
+    for part in pairs[0]:
+        ending = _walk(part.path, part.inner)[0].suffix
+        patterns.append(f"'*/{part.path.relative_to(folder).as_posix()}/*{ending}'")
+    return (
+        f", or all by --segment.images {patterns[0]} --segment.masks {patterns[1]} (--images and "
+        "--masks of `data`)"
+    )
 
 
 def _describe(name: str) -> tuple[Split | None, Kind | None, tuple[str, ...]]:
@@ -454,7 +470,8 @@ def _by_words(files: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str
         stem, _ = os.path.splitext(file)
         folder, name = os.path.split(stem)
         match = re.fullmatch(
-            r"(.+?)[-_. ]+(masks?|labels?|seg|segmentation|gt|annotation)([-_. ]?\d+)?",
+            r"(.+?)[-_. ]+(masks?|msk|labels?|lbl|seg|segmentation|gt|annotation|annot|anno)"
+            r"([-_. ]?\d+)?",
             name,
             re.IGNORECASE,
         )

@@ -97,7 +97,7 @@ def with_split(
             f"{len(whole.pairs):,} images with masks outside the folders of the splits, left out"
         )
     elif whole is not None:
-        listed = _by_lists(root, whole, faults)
+        listed = _by_lists(root, whole, faults) or _by_prefix(whole)
         known, split_from = listed or ({"train": whole}, "")
     elif "train" in known:
         split_from = "folders"
@@ -184,6 +184,27 @@ def _by_lists(root: Path, part: Part, faults: list[str]) -> tuple[dict[Split, Pa
             f"images with masks that no list names, left out: {len(rest):,} (such as {rest[0]})"
         )
     return found, f"lists {names}"
+
+
+def _by_prefix(part: Part) -> tuple[dict[Split, Part], str] | None:
+    """Split pairs by the first words of all names, such as train_1 and testA_1; else None."""
+
+    def split(path: Path) -> Split | None:
+        match = re.match(r"([A-Za-z]+?)[A-Z]?[-_. ]*\d", path.stem)
+        return split_of(match[1]) if match else None
+
+    splits = {name: split(image) for name, (image, _) in part.pairs.items()}
+    if None in splits.values() or "train" not in splits.values() or len(set(splits.values())) < 2:
+        return None
+    found = {}
+    for wanted in SPLITS:
+        pairs = {name: part.pairs[name] for name, own in splits.items() if own == wanted}
+        alone = tuple(image for image in part.unpaired_images if split(image) == wanted)
+        if pairs:
+            found[wanted] = Part(pairs=pairs, unpaired_images=alone)
+    masks = part.unpaired_masks
+    found["train"] = replace(found["train"], unpaired_masks=masks)
+    return found, "the first words of the names"
 
 
 def _names_of_pairs(part: Part) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

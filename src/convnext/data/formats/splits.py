@@ -27,7 +27,7 @@ _IMAGES = """
 _MASKS = """
     mask masks label labels annot annotated gt groundtruth truth ground seg segs segmentation
     segmentations segmentationclass segmentationclasspng segmentationclassraw segmask segmasks
-    semantic labelled target targets matte mattes manual lab labs
+    semantic labelled target targets matte mattes manual lab labs msk msks lbl lbls
 """
 _ANNOTATIONS = """
     anno annos annotation annotations annots ann anns bbox bboxes xml xmls json jsons txt csv

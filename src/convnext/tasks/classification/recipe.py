@@ -172,6 +172,13 @@ def recognizes(path: Path) -> bool:
     return False
 
 
+def fits_too(path: Path) -> bool:
+    """Whether data of another task may as well be for classification: it has train/CLASS/*."""
+    from convnext.data.formats.class_folders import has_class_folders
+
+    return path.is_dir() and has_class_folders(path)
+
+
 def file_predictor(exported: Exported) -> ExportedClassifier:
     """Return a predictor that uses only an exported file, without torch."""
     from convnext.tasks.classification.exported import ExportedClassifier
