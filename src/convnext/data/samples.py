@@ -260,6 +260,13 @@ class ImageListing:
         return replace(self, train=train)
 
 
+def taker(root: Path, keys: list[str], labels: list[int]) -> Callable[[Sequence[int]], Samples]:
+    def take(which: Sequence[int]) -> Samples:
+        return FolderSamples(root, [keys[i] for i in which], [labels[i] for i in which])
+
+    return take
+
+
 def spread(n: int, count: int) -> list[int]:
     """Return up to `count` positions spread evenly over n."""
     return sorted({i * n // min(n, count) for i in range(min(n, count))})

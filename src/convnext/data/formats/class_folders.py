@@ -28,15 +28,17 @@ from convnext.data.formats.class_checks import (
 from convnext.data.formats.records import Split
 from convnext.data.formats.splits import is_plain_name, kind_of, split_of, splits_among
 from convnext.data.formats.text_lists import (
+    CLASS_NUMBERS,
+    IMAGE_NUMBERS,
+    IS_TRAINING,
     TABLES,
     classes_by_list,
-    find_numbered,
     has_numbered_images,
     listed_split,
-    taker,
+    read_numbered_images,
 )
 from convnext.data.images import is_hidden, readable_extensions, walk_files
-from convnext.data.samples import ImageListing
+from convnext.data.samples import ImageListing, taker
 
 # Names of the validation part of shards and tables.
 VAL_NAMES = ("val", "validation", "valid", "test")
@@ -145,11 +147,56 @@ def find_folders(root: Path, *, any_names: bool = False) -> ImageListing:
     root, notes = find_root(root)
     numbered = next((p for p in (root, root.parent) if has_numbered_images(p)), None)
     if numbered is not None:
-        return find_numbered(numbered)
+        return _find_numbered(numbered)
     folders, more = split_folders(root)
     if folders:
         return find_split(root, folders, [*notes, *more])
     return find_plain(root, notes=notes, check=True)
+
+
+def _find_numbered(root: Path) -> ImageListing:
+    """List images that text files number, such as those of CUB-200.
+
+    Raises:
+        ValueError: If the lists are damaged, or name no image that exists.
+    """
+    listed = read_numbered_images(root)
+    below = "images" if (root / "images").is_dir() else ""
+    keys: list[str] = []
+    names: list[str] = []
+    parts: dict[Split, list[int]] = {"train": [], "test": []}
+    absent: list[str] = []
+    for number, file in listed.files.items():
+        key = f"{below}/{file}" if below else file
+        if not (root / key).is_file():
+            absent.append(file)
+            continue
+        parts["train" if listed.is_train.get(number, True) else "test"].append(len(keys))
+        keys.append(key)
+        names.append(listed.labels[number])
+    if not keys:
+        raise ValueError(f"{root / IMAGE_NUMBERS} lists no image that exists, such as {absent[0]}")
+    classes = tuple(sorted(set(names)))
+    labels = [classes.index(name) for name in names]
+    faults = [
+        f"listed images that are absent, left out: {len(absent):,} (such as {name})"
+        for name in absent[:1]
+    ]
+    split = f"list {IS_TRAINING}, whose other images are for testing"
+    return ImageListing(
+        root=root,
+        classes=classes,
+        keys=keys,
+        labels=labels,
+        train=parts["train"],
+        val=None,
+        test=parts["test"] or None,
+        layout=f"lists of numbered images ({IMAGE_NUMBERS}, {CLASS_NUMBERS})",
+        split=split if listed.is_train else "",
+        notes=(),
+        faults=tuple(faults),
+        take=taker(root, keys, labels),
+    )
 
 
 def find_split(

@@ -15,9 +15,8 @@ from convnext.data.formats.located import Locator
 from convnext.data.formats.paths import Fence, FileIndex
 from convnext.data.formats.records import ReadOptions, Split
 from convnext.data.formats.splits import split_of
-from convnext.data.formats.text_lists import taker
 from convnext.data.images import readable_extensions, walk_files
-from convnext.data.samples import ImageListing
+from convnext.data.samples import ImageListing, taker
 from convnext.documents import open_regular
 
 # Images with several tags are left out up to this fraction.

@@ -10,14 +10,13 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from convnext.data.formats.paths import suffixes
 from convnext.data.formats.records import Split
 from convnext.data.formats.splits import is_plain_name, split_of
-from convnext.data.samples import FolderSamples, ImageListing, Samples
 from convnext.documents import read_regular
 
 # The names of lists: ImageSets/Segmentation/train.txt, splits/val.txt, or in the folder itself.
@@ -191,13 +190,6 @@ def _numbered(path: Path) -> dict[str, str]:
     return found
 
 
-def taker(root: Path, keys: list[str], labels: list[int]) -> Callable[[Sequence[int]], Samples]:
-    def take(which: Sequence[int]) -> Samples:
-        return FolderSamples(root, [keys[i] for i in which], [labels[i] for i in which])
-
-    return take
-
-
 def listed_split(
     root: Path, keys: Sequence[str], faults: list[str]
 ) -> tuple[dict[Split, list[int]], str]:
@@ -260,48 +252,3 @@ def _names_in(path: Path, known: Collection[str]) -> list[str]:
     best = columns[counts.index(max(counts))]
     is_header = not any(tail in known for tail in suffixes(best[0]))
     return best[1:] if is_header else best
-
-
-def find_numbered(root: Path) -> ImageListing:
-    """List images that text files number, such as those of CUB-200.
-
-    Raises:
-        ValueError: If the lists are damaged, or name no image that exists.
-    """
-    listed = read_numbered_images(root)
-    below = "images" if (root / "images").is_dir() else ""
-    keys: list[str] = []
-    names: list[str] = []
-    parts: dict[Split, list[int]] = {"train": [], "test": []}
-    absent: list[str] = []
-    for number, file in listed.files.items():
-        key = f"{below}/{file}" if below else file
-        if not (root / key).is_file():
-            absent.append(file)
-            continue
-        parts["train" if listed.is_train.get(number, True) else "test"].append(len(keys))
-        keys.append(key)
-        names.append(listed.labels[number])
-    if not keys:
-        raise ValueError(f"{root / IMAGE_NUMBERS} lists no image that exists, such as {absent[0]}")
-    classes = tuple(sorted(set(names)))
-    labels = [classes.index(name) for name in names]
-    faults = [
-        f"listed images that are absent, left out: {len(absent):,} (such as {name})"
-        for name in absent[:1]
-    ]
-    split = f"list {IS_TRAINING}, whose other images are for testing"
-    return ImageListing(
-        root=root,
-        classes=classes,
-        keys=keys,
-        labels=labels,
-        train=parts["train"],
-        val=None,
-        test=parts["test"] or None,
-        layout=f"lists of numbered images ({IMAGE_NUMBERS}, {CLASS_NUMBERS})",
-        split=split if listed.is_train else "",
-        notes=(),
-        faults=tuple(faults),
-        take=taker(root, keys, labels),
-    )
