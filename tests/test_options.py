@@ -12,6 +12,7 @@ from convnext.cli import VERBS, main
 from convnext.cli.arguments import call_of
 from convnext.cli.parser import build_parser, signature_of
 from convnext.recipes.recipe import all_settings
+from convnext.tasks import given_options
 
 FROZEN = Path(__file__).with_name("options.txt")
 # Two screens of 45 lines.
@@ -171,3 +172,16 @@ def test_options_have_the_types_of_their_arguments() -> None:
     assert (call.arguments["batch"], call.arguments["size"]) == (2, "64")
     with pytest.raises(ValueError, match="batch"):
         call_of("export", [*words, "--batch", "many"])
+
+
+def test_auto_stands_for_the_empty_choice() -> None:
+    assert call_of("data", ["cells", "--exif", "auto", "--boxes=auto"]).arguments["boxes"] == ""
+    assert call_of("data", ["cells", "--exif", "turned"]).arguments["exif"] == "turned"
+    assert call_of("train", ["--precision", "auto"]).arguments["run.precision"] == "auto"
+
+
+def test_masks_of_a_file_have_an_old_name() -> None:
+    named = [
+        given_options("detect", "export", {"masks": name}) for name in ("probabilities", "shares")
+    ]
+    assert named[0] == named[1] == {"masks": "shares"}

@@ -265,6 +265,23 @@ def test_snippets_run(page: Path, small: Workspace) -> None:
             run(snippet, small)
 
 
+@pytest.mark.parametrize("data", ["my_photos", "streets", "cells"])
+def test_the_program_of_the_readme_runs_for_every_task(
+    data: str, small: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (program,) = [s for s in snippets(ROOT / "README.md") if s.language == "python"]
+    assert len(program.code.splitlines()) < 10
+    shutil.copytree(small.folder / data, tmp_path / "my_photos")
+    shutil.copy(small.folder / "holiday.jpg", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run(program, small)
+    (file,) = tmp_path.glob("runs/*/*.onnx")
+    kinds = {"my_photos": "Classification", "streets": "Segmentation", "cells": "Detections"}
+    assert type(convnext.load(file).predict("holiday.jpg")[0]).__name__ == kinds[data]
+    with Image.open("result.png") as picture:
+        assert min(picture.size) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("snippet", [s for s in ALL if is_slow(s)], ids=str)
 def test_slow_snippets_run(snippet: Snippet, small: Workspace) -> None:

@@ -44,6 +44,11 @@ def count_noun(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def install_extra(name: str) -> str:
+    """Return the command that installs an extra, from an index or in a checkout."""
+    return f"pip install 'convnext[{name}]', or in a checkout: pip install -e '.[{name}]'"
+
+
 def short_time(seconds: float) -> str:
     """Return a time below a minute with three digits: "43.1 µs", "12.3 ms", "2,310 ms"."""
     value, unit = (1000 * seconds, "ms") if seconds >= 1e-4 else (1e6 * seconds, "µs")

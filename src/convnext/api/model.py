@@ -231,7 +231,8 @@ def predict(
         images: Paths, folders, globs or URLs; in Python also PIL images, numpy arrays (H, W, 3) or
             (H, W) and torch tensors (3, H, W) or (N, 3, H, W) of uint8, and iterables of these.
         output: Folder for predictions.json and a table; also for masks and overlays
-            (segmentation), or pictures and COCO results (detection).
+            (segmentation), or pictures and COCO results (detection). On the command line, these
+            two write to `predictions` by default.
         stream: Return an iterator that reads and predicts images one at a time, in bounded memory;
             its `summary()` returns what the command line prints.
         channels: The channel order of arrays and tensors: "rgb", or "bgr" as in OpenCV.

@@ -26,6 +26,10 @@ from convnext.recipes.recipe import all_settings, as_list
 from convnext.tasks import options_of_tasks, task_folders
 
 BOOL = "{true,false}"
+AUTO = "auto"
+"""How the empty choice is written on the command line: it leaves the choice to the program."""
+_OLD_CHOICES = {"shares"}
+"""Choices that are accepted but not shown."""
 _OWN_SETTINGS = {"data", "model", "task", "weights"}
 """Settings of a recipe that verbs have as arguments."""
 
@@ -181,11 +185,25 @@ def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
                 name = known.get(f"__{leaf}", name)
         hint = getattr(parser._option_string_actions.get(name), "_typehint", None)
         if equals:
-            value = as_list(hint, value)
+            value = _value(hint, value)
         elif i + 1 < len(argv) and not argv[i + 1].startswith("--"):
-            words[i + 1] = as_list(hint, argv[i + 1])
+            words[i + 1] = _value(hint, argv[i + 1])
         result.append(f"{name}{equals}{value}")
     return result
+
+
+def _value(hint: Any, text: str) -> str:
+    """Return an option's value as the parser takes it: lists with brackets, `auto` as empty."""
+    choices = _choices(hint)
+    return "" if text == AUTO and "" in choices and AUTO not in choices else as_list(hint, text)
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """Return the texts to choose from, if the type is a choice alone."""
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    if get_origin(hint) is not Literal:
+        return _choices(parts[0]) if len(parts) == 1 and type(None) in get_args(hint) else ()
+    return tuple(map(str, parts))
 
 
 def unknown_option(word: str, verb: str, parser: ArgumentParser) -> str:
@@ -395,6 +413,8 @@ def _with_default(text: str, default: Any, sep: str = " ") -> str:
 
 def _metavar(action: Any) -> str:
     """Return the placeholder for an option's value in the help."""
+    if choices := _choices(getattr(action, "_typehint", None)):
+        return f"{{{','.join(c or AUTO for c in choices if c not in _OLD_CHOICES)}}}"
     if action.metavar is not None and "ITEM" not in action.metavar:
         return str(action.metavar)
     hint = str(getattr(action, "_typehint", None) or action.type or "")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.names import count_noun
+from convnext.names import count_noun, install_extra
 
 Array = NDArray[Any]
 
@@ -336,7 +336,7 @@ def _open_dicom(stream: IO[bytes]) -> Image.Image:
     """
     pydicom = _module("pydicom")
     if pydicom is None:
-        raise Refused("a DICOM file, which needs pydicom: pip install 'convnext[dicom]'")
+        raise Refused(f"a DICOM file, which needs pydicom: {install_extra('dicom')}")
     stream.seek(0)
     header = pydicom.dcmread(stream, stop_before_pixels=True)
     if "Rows" not in header or "Columns" not in header:
@@ -401,7 +401,7 @@ def _first(value: Any) -> float | None:
 
 def needs_tifffile(what: str) -> str:
     """Return a reason that ends with the extra to install."""
-    return f"{what}, which needs tifffile: pip install 'convnext[tiff]'"
+    return f"{what}, which needs tifffile: {install_extra('tiff')}"
 
 
 def _module(name: Literal["tifffile", "pydicom"]) -> ModuleType | None:

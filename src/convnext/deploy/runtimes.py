@@ -34,6 +34,7 @@ from convnext.deploy.untrusted import (
     digest_of_file,
     one_line,
 )
+from convnext.names import install_extra
 from convnext.weights.checkpoint import EXPORTED, Card
 
 # Loggers of exporters; their reports do not concern the user's code.
@@ -308,7 +309,7 @@ def need(*modules: str) -> list[Any]:
         return [importlib.import_module(name) for name in modules]
     except ImportError as error:
         raise ValueError(
-            f"this needs {error.name}, which is not installed: pip install 'convnext[export]'"
+            f"this needs {error.name}, which is not installed: {install_extra('export')}"
         ) from error
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from convnext.atomic import write_text
-from convnext.names import nearest
+from convnext.names import install_extra, nearest
 
 if TYPE_CHECKING:
     from convnext.training.loop import Outcome
@@ -168,7 +168,7 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ValueError(f"run.loggers has no {name!r}{nearest(name, _KINDS)}")
         kind = _KINDS[name]
         if not all(map(_is_installed, ("pytorch_lightning", kind.module))):
-            raise ValueError(f"{kind.title} is not installed; pip install 'convnext[{name}]'")
+            raise ValueError(f"{kind.title} is not installed: {install_extra(name)}")
 
 
 def make_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Tracker]:

@@ -123,7 +123,12 @@ class ExportOptions:
             full-size bitmap for each object.
     """
 
-    masks: Literal["none", "shares", "full"] | None = None
+    masks: Literal["none", "probabilities", "full", "shares"] | None = None
+
+    def __post_init__(self) -> None:
+        """Take `probabilities` for `shares`, the name in files, which is accepted too."""
+        if self.masks == "probabilities":
+            object.__setattr__(self, "masks", "shares")
 
 
 @dataclass(frozen=True, kw_only=True)
