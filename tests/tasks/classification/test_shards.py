@@ -170,7 +170,7 @@ def test_a_share_is_held_out_as_training_would(make_folder, tmp_path):
     root = make_folder({"a": 10, "b": 10})
     report = to_shards(str(root), tmp_path / "shards")
     assert (report.num_train, report.num_val) == (16, 4)
-    assert "no validation split of its own" in report.notes[3]
+    assert "are held out for validation" in report.notes[1]
     before, after = open_dataset(str(root)), open_dataset(str(tmp_path / "shards"))
     assert pixels(after.val) == pixels(before.val)
 
@@ -284,11 +284,32 @@ def test_what_is_no_index_is_refused_without_much_memory(tmp_path, content):
         read_places(tmp_path / "x.idx", num_classes=2)
 
 
-def test_a_test_split_is_not_written_and_this_is_said(make_folder, tmp_path):
+def test_a_test_split_is_written_and_read(make_folder, tmp_path):
     root = make_folder({f"{part}/{c}": 3 for part in ("train", "val", "test") for c in "ab"})
     report = to_shards(str(root), tmp_path / "shards")
-    assert "the 6 images of the test split are not in the shards" in report.notes[-1]
-    assert len(open_dataset(str(tmp_path / "shards")).train) == 6
+    assert (report.num_train, report.num_val, report.num_test) == (6, 6, 6)
+    for data in (open_dataset(str(root)), open_dataset(str(tmp_path / "shards"))):
+        assert (len(data.train), len(data.val), len(data.test)) == (6, 6, 6)
+        assert "test is kept apart" in data.notes[1]
+    for index in range(6):
+        assert "test" in data.test.source(index).replace(str(tmp_path), "")
+        assert data.test.open(index, "RGB").size == (20, 16)
+
+
+def test_a_test_split_in_shards_is_not_validation(make_folder, tmp_path):
+    root = make_folder({f"{part}/{c}": 5 for part in ("train", "val") for c in "ab"})
+    shards = tmp_path / "shards"
+    to_shards(str(root), shards)
+    tar = next(shards.glob("val-*.tar"))
+    tar.rename(shards / "test-000000.tar")
+    tar.with_suffix(".idx").unlink()
+    for name in ("shards.json", ".plan.json"):
+        (shards / name).unlink(missing_ok=True)
+    data = open_dataset(str(shards))
+    assert (len(data.train), len(data.val), len(data.test)) == (8, 2, 10)
+    assert not any("/test-000" in data.val.source(i) for i in range(2))
+    assert any("shards for a test are not used for validation" in note for note in data.notes)
+    assert "are held out for validation" in data.notes[1]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of bytes")

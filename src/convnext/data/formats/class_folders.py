@@ -40,8 +40,6 @@ from convnext.data.formats.text_lists import (
 from convnext.data.images import is_hidden, readable_extensions, walk_files
 from convnext.data.samples import ImageListing, taker
 
-# Names of the validation part of shards and tables.
-VAL_NAMES = ("val", "validation", "valid", "test")
 _PARTS: tuple[Split, ...] = ("train", "val", "test")
 # A folder is searched for the data set inside it only if it has few folders.
 _MAX_FOLDERS = 100

@@ -191,7 +191,7 @@ def read_listing(path: Path, *, source: str = "") -> Listing:
         classes = tuple(_checked(name, str) for name in _checked(tree["classes"], list))
         parts = {
             part: tuple(_listed(entry) for entry in _checked(tree["parts"][part], list))
-            for part in ("train", "val")
+            for part in ("train", "val", "test")
             if part in tree["parts"]
         }
     except (ValueError, KeyError, TypeError, RecursionError) as error:

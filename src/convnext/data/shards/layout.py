@@ -9,13 +9,14 @@ import tarfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from convnext.atomic import atomic_write
-from convnext.data.formats.class_folders import VAL_NAMES
+from convnext.data.formats.records import SPLITS
 from convnext.data.images import PICTURE, WIDE_MODES, BadImage, Mode, decode, read_header, reason_of
 from convnext.data.preprocessing import fit_short_side
 from convnext.data.samples import FolderSamples, ImageListing, spread
@@ -36,7 +37,16 @@ from convnext.data.shards.samples import Keys, Shard, ShardSamples
 from convnext.data.shards.store import Store
 from convnext.documents import open_regular
 
-_SPLIT = re.compile(rf"(?:^|[-_.])(train|{'|'.join(VAL_NAMES)})(?=[-_.\d]|$)", re.IGNORECASE)
+# The first name that occurs is taken.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid"),
+    "test": ("test", "testing", "eval", "evaluation", "holdout"),
+}
+_SPLIT = re.compile(
+    rf"(?:^|[-_.])({'|'.join(name for names in _NAMES.values() for name in names)})(?=[-_.\d]|$)",
+    re.IGNORECASE,
+)
 
 
 def part_of(name: str) -> str | None:
@@ -46,17 +56,19 @@ def part_of(name: str) -> str | None:
 
 
 def choose_parts(names: Sequence[str], notes: list[str]) -> list[str]:
-    """Return for each shard "train", "val", or "" if it is not used, judging by the names.
+    """Return for each shard "train", "val", "test", or "" if it is not used, judging by the names.
 
-    Names without a split are for training. If several are for validation, such as "val" and "test",
-    one is chosen. Choices that the names do not make obvious are added to `notes`.
+    Names without a split are for training. If several are for the same split, such as "val" and
+    "valid", one is chosen. Choices that the names do not make obvious are added to `notes`.
     """
     parts = [part_of(name) or "train" for name in names]
-    taken, *others = [name for name in VAL_NAMES if name in parts] or ["val"]
-    if taken != "val":
-        notes.append(f"shards named {taken} are used for validation")
-    notes += [f"shards named {name} are not used" for name in others]
-    meaning = {"train": "train", taken: "val"}
+    meaning: dict[str, str] = {}
+    for split, known in _NAMES.items():
+        taken, *others = [name for name in known if name in parts] or [""]
+        meaning[taken] = split
+        notes += [f"shards named {name} are not used" for name in others]
+    if "test" in meaning.values() and not any(meaning.get(part) == "val" for part in parts):
+        notes.append("shards for a test are not used for validation")
     return [meaning.get(part, "") for part in parts]
 
 
@@ -183,19 +195,24 @@ def found_in(
     faults: Sequence[str],
     store: Store | None = None,
 ) -> ImageListing:
-    """Join the shards of both splits."""
-    # Training first, so that each split is a range.
-    ordered = sorted(shards, key=lambda shard: shard.part != "train")
+    """Join the shards of all splits."""
+    counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    # One split after the other, so that each is a range.
+    ordered = sorted(shards, key=lambda shard: list(counts).index(shard.part))
     samples = ShardSamples(ordered, store=store)
-    num_train = sum(len(shard.places) for shard in shards if shard.part == "train")
-    has_val = any(shard.part == "val" for shard in shards)
+    for shard in shards:
+        counts[shard.part] += len(shard.places)
+    ends = dict(zip(SPLITS, accumulate(counts.values()), strict=True))
+    given = {shard.part for shard in shards}
+    has_val = "val" in given
     return ImageListing(
         root=root,
         classes=classes,
         keys=Keys(samples),
         labels=samples.labels,
-        train=range(num_train),
-        val=range(num_train, len(samples)) if has_val else None,
+        train=range(ends["train"]),
+        val=range(ends["train"], ends["val"]) if has_val else None,
+        test=range(ends["val"], ends["test"]) if "test" in given else None,
         layout="shards",
         split="names of the shards" if has_val else "",
         notes=tuple(notes),
@@ -284,7 +301,7 @@ class Planned:
     """One shard before it is written."""
 
     part: str
-    """"train" or "val"."""
+    """"train", "val" or "test"."""
     name: str
     first: int
     """Number of its first image in the order of the split."""

@@ -45,7 +45,7 @@ from convnext.tasks.classification.data import ClassificationData, open_dataset
 SHARD_MB = 128
 # Marks a folder of shards, and is locked while a process writes it.
 MARK = ".convnext-shards"
-OWN_FILES = r"((train|val)-\d+\.(tar|idx)|classes\.txt|shards\.json|\.plan\.json)"
+OWN_FILES = r"((train|val|test)-\d+\.(tar|idx)|classes\.txt|shards\.json|\.plan\.json)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ class ShardsReport:
     classes: tuple[str, ...]
     num_train: int
     num_val: int
+    num_test: int
     num_shards: int
     num_kept: int
     """Shards that existed already."""
@@ -74,8 +75,10 @@ class ShardsReport:
         for note in self.notes:
             console.print(f"note: {note}", markup=False)
         kept = f" ({self.num_kept:,} existed already)" if self.num_kept else ""
+        numbers = [f"{self.num_train:,} training", f"{self.num_val:,} validation"]
+        numbers += [f"{self.num_test:,} test"] if self.num_test else []
         console.print(
-            f"{self.num_train:,} training and {self.num_val:,} validation images of "
+            f"{', '.join(numbers[:-1])} and {numbers[-1]} images of "
             f"{count_noun(len(self.classes), 'class', 'classes')} in "
             f"{count_noun(self.num_shards, 'shard')}{kept}, "
             f"{self.num_bytes / 1e6:,.4g} MB: {self.folder}",
@@ -170,7 +173,11 @@ def _write(
 def _parts(data: ClassificationData) -> list[tuple[str, FolderSamples]]:
     assert isinstance(data.train, FolderSamples)
     assert isinstance(data.val, FolderSamples)
-    return [("train", data.train), ("val", data.val)]
+    found = [("train", data.train), ("val", data.val)]
+    if data.test is not None:
+        assert isinstance(data.test, FolderSamples)
+        found.append(("test", data.test))
+    return found
 
 
 def _claim(target: Path) -> None:
@@ -254,15 +261,6 @@ def _is_done(tar: Path, data: ClassificationData) -> bool:
         return False
 
 
-def _not_written(data: ClassificationData) -> tuple[str, ...]:
-    if data.test is None:
-        return ()
-    return (
-        f"the {len(data.test):,} images of the test split are not in the shards; `evaluate` takes "
-        f"them from {data.path}",
-    )
-
-
 def _finish(
     target: Path,
     data: ClassificationData,
@@ -271,7 +269,7 @@ def _finish(
     unreadable: Sequence[tuple[str, str]],
 ) -> ShardsReport:
     """Write the files that describe all shards."""
-    parts: dict[str, list[Listed]] = {"train": [], "val": []}
+    parts: dict[str, list[Listed]] = {part: [] for part, _ in _parts(data)}
     for shard in plan:
         index = target / index_name(shard.name)
         places = shard_index.read_places(index, num_classes=len(data.classes))
@@ -294,9 +292,10 @@ def _finish(
         classes=data.classes,
         num_train=sum(listed.num_images for listed in parts["train"]),
         num_val=sum(listed.num_images for listed in parts["val"]),
+        num_test=sum(listed.num_images for listed in parts.get("test", ())),
         num_shards=len(every),
         num_kept=len(done),
         num_bytes=sum(listed.num_bytes for listed in every),
         unreadable=tuple(unreadable),
-        notes=(*data.notes, *_not_written(data)),
+        notes=data.notes,
     )
