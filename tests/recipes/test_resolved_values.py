@@ -16,7 +16,7 @@ import pytest
 from convnext.data.objects import DataFacts as DetectionFacts
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 from convnext.recipes.recipe import Recipe, change_recipe, flatten
-from convnext.recipes.resolve import ResolveContext
+from convnext.recipes.resolve import Plan, ResolveContext
 from convnext.tasks import task_class
 from convnext.tasks.classification.data import DataFacts as ClassificationFacts
 from convnext.tasks.segmentation.data import DataFacts as SegmentationFacts
@@ -98,3 +98,32 @@ def test_what_auto_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_case_is_there() -> None:
     assert set(EXPECTED) == set(cases())
+
+
+@pytest.mark.parametrize("task", FACTS)
+def test_a_length_in_steps_is_planned_as_steps(task: str) -> None:
+    facts = FACTS[task]
+    recipe = change_recipe(Recipe(), {"task": TASKS[task], "schedule.steps": 240})
+    resolved, _ = task_class(TASKS[task]).resolve(recipe, facts, CPU)
+    per_epoch = facts.num_train // int(resolved.optim.batch_size)
+    plan = Plan.of(resolved, per_epoch)
+    assert plan.num_steps == 240
+    assert plan.warmup_steps == pytest.approx(12, abs=1)
+    assert resolved.schedule.epochs == round(240 / per_epoch)
+    assert plan.eval_steps <= 150
+    assert 1 / (1 - resolved.ema.decay) == pytest.approx(12)
+
+
+def test_a_warm_up_as_long_as_the_run_is_told_of_by_steps() -> None:
+    facts = FACTS["classification"]
+    recipe = Recipe()
+    for changes, count in (
+        ({"schedule.steps": 40, "schedule.warmup_steps": 40}, 1),
+        ({"schedule.steps": 400, "schedule.warmup_steps": 40}, 0),
+        ({"schedule.steps": 40, "schedule.warmup_epochs": 1.0}, 1),
+        ({"schedule.epochs": 5, "schedule.warmup_epochs": 1.0}, 0),
+    ):
+        task = task_class("classify")
+        resolved, _ = task.resolve(change_recipe(recipe, changes), facts, CPU)
+        found = [text for text in task.warnings(resolved, facts) if "warm-up lasts" in text]
+        assert len(found) == count, changes

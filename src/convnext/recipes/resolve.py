@@ -291,6 +291,31 @@ class Resolver:
             "network.init", "paper", "as in the paper" if self.scratch else "the weights replace it"
         )
 
+    def choose_by_steps(self) -> None:
+        """Choose the number of epochs and the warm-up of a run whose steps are given."""
+        if not (steps := self["schedule.steps"]):
+            return
+        per_epoch = self._steps_per_epoch()
+        self.choose("schedule.epochs", self.epochs, f"{steps:,} steps")
+        if warmup_steps := self["schedule.warmup_steps"]:
+            warmup = two_digits(warmup_steps / per_epoch)
+            self.choose("schedule.warmup_epochs", warmup, f"{warmup_steps:,} steps")
+        warmup = two_digits(steps / per_epoch / 20)
+        self.choose("schedule.warmup_epochs", warmup, "5 % of the run")
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of the run, given its length and the batch size."""
+        return planned_steps(self._values, self.num_train)
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of the run, rounded if its length is given in steps."""
+        steps = self["schedule.steps"]
+        if not steps:
+            return int(self["schedule.epochs"])
+        return max(1, round(int(steps) / self._steps_per_epoch()))
+
     def choose_length(self, epochs: int) -> None:
         """Choose the number of epochs for small data, and the warm-up."""
         reason = f"{epochs * self.num_train:,} images in total"
@@ -321,7 +346,7 @@ class Resolver:
 
     def choose_average(self) -> None:
         """Choose the EMA decay by the number of steps."""
-        num_steps = self["schedule.epochs"] * self._steps_per_epoch()
+        num_steps = self.num_steps
         if num_steps < 200:
             self.choose("ema.decay", 0.0, f"too few to average: {count_noun(num_steps, 'step')}")
         horizon = max(10, num_steps // 20)
@@ -350,7 +375,7 @@ class Resolver:
         self.choose_execution(eval_every)
 
     def _steps_per_epoch(self) -> int:
-        return max(1, self.num_train // int(self["optim.batch_size"]))
+        return _steps_per_epoch(self._values, self.num_train)
 
 
 CardOf = Callable[[str, str], Card | None]
@@ -423,6 +448,23 @@ def warn_of_channels(r: Mapping[str, Any], colors: Sequence[str]) -> list[str]:
             f"three channels of the stem are {how}"
         )
     return found
+
+
+def _steps_per_epoch(r: Mapping[str, Any], num_train: int) -> int:
+    return max(1, num_train // int(r["optim.batch_size"]))
+
+
+def planned_steps(r: Mapping[str, Any], num_train: int) -> int:
+    """Return the number of optimizer steps of a run with these settings."""
+    return int(r["schedule.steps"] or r["schedule.epochs"] * _steps_per_epoch(r, num_train))
+
+
+def warn_of_warmup(r: Mapping[str, Any], num_train: int) -> list[str]:
+    """Return a warning if the warm-up lasts as long as the run."""
+    warmup = r["schedule.warmup_epochs"] * _steps_per_epoch(r, num_train)
+    if (r["schedule.warmup_steps"] or warmup) < planned_steps(r, num_train):
+        return []
+    return ["the warm-up lasts as long as the run. Try --schedule.warmup_epochs auto"]
 
 
 def warn_of_average(r: Mapping[str, Any], steps: int) -> list[str]:

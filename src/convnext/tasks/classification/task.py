@@ -26,10 +26,12 @@ from convnext.recipes.resolve import (
     Choice,
     ResolveContext,
     Resolver,
+    planned_steps,
     two_digits,
     warn_of_average,
     warn_of_batch,
     warn_of_channels,
+    warn_of_warmup,
 )
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.base import CachedDataset, Phase, Task, Workload, split_tensors
@@ -131,8 +133,8 @@ class ClassificationTask(Task):
         _choose_schedule(c, facts.num_train)
         _choose_rate(c)
         _choose_augmentation(c, facts)
-        _choose_average(c, facts.num_train)
-        c.choose_execution(1 if c.large else max(1, round(c["schedule.epochs"] / 20)))
+        _choose_average(c)
+        c.choose_execution(1 if c.large else max(1, round(c.epochs / 20)))
         resolved, choices = c.finish()
         return cast("ClassificationRecipe[Never]", resolved), choices
 
@@ -140,7 +142,7 @@ class ClassificationTask(Task):
     def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:
         """Return warnings about settings that cannot work well, each with the fix."""
         r = dict(flatten(recipe))
-        steps = r["schedule.epochs"] * max(1, facts.num_train // r["optim.batch_size"])
+        steps = planned_steps(r, facts.num_train)
         found = warn_of_average(r, steps)
         size, stem = r["input.image_size"], _stem(r)
         own_stem = r["model"].startswith(("timm/", GIVEN))  # Its stride is not known.
@@ -162,8 +164,7 @@ class ClassificationTask(Task):
                 f"a layer scale that starts at {_scale(r):g} needs tens of thousands of steps to "
                 f"grow, but the run has {steps:,}. Try --network.layer_scale_init 0"
             )
-        if r["schedule.warmup_epochs"] >= r["schedule.epochs"]:
-            found.append("the warm-up lasts as long as the run. Try --schedule.warmup_epochs auto")
+        found += warn_of_warmup(r, facts.num_train)
         imbalance = max(facts.class_counts) / max(min(facts.class_counts), 1)
         if imbalance > 20 and r["loader.sampling"] == "uniform":
             found.append(
@@ -349,11 +350,12 @@ def _choose_batch(c: Resolver, n: int) -> None:
 
 
 def _choose_schedule(c: Resolver, n: int) -> None:
+    c.choose_by_steps()
     if c.large:
         c.choose("schedule.epochs", 300 if c.scratch else 30, "as in the paper")
         if not c.scratch:
             c.choose("schedule.warmup_epochs", 0, "as in the paper")
-        elif c["schedule.epochs"] >= 100:
+        elif c.epochs >= 100:
             c.choose("schedule.warmup_epochs", 20, "as in the paper")
         c.choose("schedule.progressive", False, "as in the paper")
     low, high, images = (20, 200, 60_000) if c.scratch else (5, 30, 30_000)
@@ -409,8 +411,8 @@ def _choose_augmentation(c: Resolver, facts: DataFacts) -> None:
         ):
             c.choose(f"augment.{name}", value, "as in the paper")
         c.choose("loss.label_smoothing", 0.1, "as in the paper")
-    short = c["schedule.epochs"] <= SHORT
-    epochs = count_noun(c["schedule.epochs"], "epoch")
+    short = c.epochs <= SHORT
+    epochs = count_noun(c.epochs, "epoch")
     strength = f"{'mild' if short else 'moderate'}, for {epochs}"
     c.choose("augment.scale", (0.6, 1.0) if short else (0.35, 1.0), strength)
     c.choose("augment.color_jitter", 0.1 if short else 0.3, strength)
@@ -419,11 +421,10 @@ def _choose_augmentation(c: Resolver, facts: DataFacts) -> None:
         c.choose(f"augment.{name}", none, "only for runs of hundreds of epochs")
 
 
-def _choose_average(c: Resolver, n: int) -> None:
-    num_steps = c["schedule.epochs"] * max(1, n // c["optim.batch_size"])
+def _choose_average(c: Resolver) -> None:
     if c.large and not c.scratch:
         c.choose("ema.decay", 0.0, "as in the paper")
-    if num_steps >= 50_000:
+    if c.num_steps >= 50_000:
         c.choose("ema.decay", 0.9999, "as in the paper")
     c.choose_average()
 

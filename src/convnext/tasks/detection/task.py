@@ -151,11 +151,12 @@ class DetectionTask(Task):
         if c["model"].removeprefix(dense_prefix(c["model"]) or "").startswith("convnext_"):
             c.choose_backbone(0.4 if c.large else 0.1, "as in the paper" if c.large else "mild")
         c.choose_dense_batch(on_cpu=2, micro_batch_size=2)
+        c.choose_by_steps()
         if c.large:
             c.choose("schedule.epochs", 36, "as in the paper")
         c.choose_length(min(300, max(8, round(6_000 / facts.num_train))))
         c.choose_dense_rate(scratch_rate(c["optim.batch_size"]), layer_decay=0.95)
-        every = max(1, round(c["schedule.epochs"] / 5))
+        every = max(1, round(c.epochs / 5))
         c.choose("run.eval_every", every, "epochs between evaluations, which are slow")
         c.choose_dense_execution(every)
         c.choose("run.compile", False, "image sizes vary between batches")

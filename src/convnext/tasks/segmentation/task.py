@@ -20,7 +20,7 @@ from convnext.recipes.resolve import (
     ResolveContext,
     Resolver,
     dense_preprocessing,
-    two_digits,
+    planned_steps,
     warn_of_average,
     warn_of_batch,
     warn_of_channels,
@@ -136,7 +136,7 @@ class SegmentationTask(Task):
         c.choose_dense_batch(on_cpu=4, micro_batch_size=8)
         _choose_schedule(c, facts.num_train)
         c.choose_dense_rate(scratch_rate(c["optim.batch_size"]), layer_decay=0.9)
-        c.choose_dense_execution(max(1, round(c["schedule.epochs"] / 10)))
+        c.choose_dense_execution(max(1, round(c.epochs / 10)))
         c.choose("augment.hflip", 0.5, "as in the paper")
         resolved, choices = c.finish()
         return cast("SegmentationRecipe[Never]", resolved), choices
@@ -151,10 +151,7 @@ class SegmentationTask(Task):
                 "with a single class every prediction is right: add a class for the other pixels, "
                 "such as background"
             )
-        steps = r["schedule.steps"] or r["schedule.epochs"] * max(
-            1, facts.num_train // r["optim.batch_size"]
-        )
-        found += warn_of_average(r, steps)
+        found += warn_of_average(r, planned_steps(r, facts.num_train))
         if r["segment.mode"] == "slide" and r["segment.stride"] > r["segment.window"]:
             found.append(
                 f"a stride of {r['segment.stride']} leaves gaps between windows of "
@@ -306,14 +303,7 @@ def _choose_network(c: Resolver) -> None:
 
 
 def _choose_schedule(c: Resolver, n: int) -> None:
-    if steps := c["schedule.steps"]:
-        epochs = max(1, round(steps * c["optim.batch_size"] / n))
-        c.choose("schedule.epochs", epochs, f"{steps:,} steps")
-        if warmup_steps := c["schedule.warmup_steps"]:
-            warmup = two_digits(warmup_steps * c["optim.batch_size"] / n)
-            c.choose("schedule.warmup_epochs", warmup, f"{warmup_steps:,} steps")
-        c.choose("schedule.warmup_epochs", two_digits(epochs / 20), "5 % of the run")
-        return
+    c.choose_by_steps()
     images = 160_000 * 16 if c.large else 12_000 if c.scratch else 8_000
     c.choose_length(min(400, max(8, round(images / n))))
 
