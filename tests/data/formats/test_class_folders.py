@@ -241,4 +241,15 @@ def test_two_folders_of_images_and_masks_are_not_classes(make_folder):
         Image.new("L", (20, 16), 255).save(path)
     with pytest.raises(ValueError, match=r"X/ and Y/ in .* those of Y/ look like masks"):
         open_dataset(str(root))
-    assert open_dataset(str(root), layout="class_folders").classes
+    data = open_dataset(str(root), layout="class_folders")
+    assert (data.classes, len(data.train), len(data.val)) == (("X", "Y"), 8, 4)
+
+
+@pytest.mark.parametrize("inner", ["{}", "cell_{}"])
+def test_kinds_of_images_in_a_split_are_not_classes(make_folder, inner):
+    names = [f"{inner.format('a')}/{kind}" for kind in ("images", "masks")] * (inner != "{}")
+    names += [f"{inner.format('b')}/{kind}" for kind in ("images", "masks")] * (inner != "{}")
+    names = names or ["images", "manual", "mask"]
+    root = make_folder({f"training/{name}": 3 for name in names} | {"test/images": 1})
+    with pytest.raises(ValueError, match=r"are named for splits or annotations|hold images/ and"):
+        open_dataset(str(root))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from object_layouts import CLASSES, WRITERS, Box, Truth, coco, truth, voc, yolo
 from small_objects import HEIGHT, WIDTH
 
 from convnext.cli import main
-from convnext.data.formats.layouts import is_detection
+from convnext.data.formats.layouts import LAYOUTS, is_detection
 from convnext.data.formats.records import ReadOptions
 from convnext.data.objects import DetectionData, open_dataset
 from convnext.tasks.detection.convert import to_coco
+from convnext.tasks.detection.recipe import DataOptions
 
 
 def read(data: DetectionData) -> Truth:
@@ -163,3 +165,9 @@ def test_random_objects_there_and_back(name: str, train: list, val: list) -> Non
         assert read(open_dataset(str(source), strict=False)) == data
         to_coco(source, Path(folder) / "coco")
         assert read(open_dataset(f"{folder}/coco", strict=False)) == data
+
+
+def test_the_help_lists_all_layouts() -> None:
+    listed = (DataOptions.__doc__ or "").split("Layout of objects: ")[1].split(". For ")[0]
+    words = re.findall(r"[a-z0-9]+(?:-[a-z]+)?", listed)
+    assert set(LAYOUTS) == set(words) - {"or"}

@@ -141,6 +141,10 @@ def find_folders(root: Path, *, any_names: bool = False) -> ImageListing:
         ValueError: If there is no class folder with images, or it is not clear what they are.
     """
     if any_names:
+        folders, notes = split_folders(root)
+        inner = subfolders(folders["train"]) if folders else {}
+        if sum(map(_has_images, inner.values())) > 1:
+            return find_split(root, folders, notes)
         return find_plain(root)
     root, notes = find_root(root)
     numbered = next((p for p in (root, root.parent) if has_numbered_images(p)), None)
@@ -148,7 +152,7 @@ def find_folders(root: Path, *, any_names: bool = False) -> ImageListing:
         return _find_numbered(numbered)
     folders, more = split_folders(root)
     if folders:
-        return find_split(root, folders, [*notes, *more])
+        return find_split(root, folders, [*notes, *more], check=True)
     return find_plain(root, notes=notes, check=True)
 
 
@@ -198,12 +202,18 @@ def _find_numbered(root: Path) -> ImageListing:
 
 
 def find_split(
-    root: Path, folders: Mapping[Split, Path], notes: Sequence[str] = ()
+    root: Path, folders: Mapping[Split, Path], notes: Sequence[str] = (), *, check: bool = False
 ) -> ImageListing:
     """List the images of train/CLASS/* and the other splits in `root`.
 
+    Args:
+        root: The folder.
+        folders: Those of its splits.
+        notes: What is known of it.
+        check: Refuse names of annotations, and images with masks.
+
     Raises:
-        ValueError: If there is no class folder with images.
+        ValueError: If there is no class folder with images, or these are not classes.
     """
     notes = list(notes)
     faults: list[str] = []
@@ -212,7 +222,11 @@ def find_split(
         for split, folder in folders.items()
     ]
     parts = {split: _read_part(folder, notes, faults) for split, folder in folders.items()}
-    check_masks(parts["train"])
+    if check:
+        train = parts["train"]
+        check_names(train.folder, {c for c, files in train.files.items() if files})
+        check_inner(train.folder, train)
+        check_masks(train)
     _note_others(root, folders, faults)
     for split, part in parts.items():
         if split != "train":

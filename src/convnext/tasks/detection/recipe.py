@@ -136,9 +136,10 @@ class DataOptions:
     """Options of `data`.
 
     Args:
-        layout: Layout of the annotations, such as `coco`, `yolo` or `voc`; for classification
-            `class_folders` accepts any folder names as classes, and `file_names` takes them
-            from names such as cat_1.jpg.
+        layout: Layout of objects: bdd100k, box-table, coco, createml, cvat, datumaro, dota,
+            imagefolder, instances, kitti, label-studio, labelme, roboflow-text, supervisely, via,
+            visdrone, voc, vott, wider-face or yolo. For classification, `class_folders` accepts
+            any folder names as classes, and `file_names` takes them from names such as cat_1.jpg.
         annotations: Annotation files, separated by commas, where several could be meant.
         images: Folder of the images, if it is not below the data.
         exif: Whether objects were drawn on images with their EXIF orientation applied.
