@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_objects import small_coco
+from small_objects import small_coco, small_yolo
 
 from convnext.data.formats.coco import read_coco
 from convnext.data.formats.coco_objects import UNUSED
@@ -264,11 +264,32 @@ def test_a_mark_of_windows_at_the_beginning_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_a_crowd_is_marked_by_a_number(tmp_path: Path) -> None:
-    rows = [annotation(1, iscrowd="0"), annotation(2, iscrowd=True), annotation(3, iscrowd=5)]
+    rows = [
+        annotation(1, iscrowd="0"),
+        annotation(2, iscrowd=True),
+        annotation(3, iscrowd=5, bbox=[3, 3, 8, 8]),
+    ]
     found = read_coco(write(tmp_path / "a.json", annotations=rows))
     assert found.records[0].objects.crowd.tolist() == [False, True, False]
     fault = next(fault for fault in found.faults if fault.kind == "unclear crowd")
     assert fault.where == "annotation 3"
+
+
+def test_objects_listed_twice_are_left_out_in_every_format(tmp_path: Path) -> None:
+    rows = [
+        annotation(1),
+        annotation(2),
+        annotation(3, segmentation=[]),
+        annotation(4, iscrowd=1),
+    ]
+    found = read_coco(write(tmp_path / "a.json", annotations=rows))
+    assert found.records[0].objects.ids == (1, 3, 4)
+    assert [f.where for f in found.faults if f.kind == "objects listed twice"] == ["annotation 2"]
+    line = "0 0.5 0.5 0.4 0.4\n"
+    root = small_yolo(tmp_path / "yolo", {"train/a": line * 2, "train/b": line, "val/c": line})
+    data = open_dataset(str(root))
+    assert sum(len(r.objects) for part in data.parts.values() for r in part.records) == 3
+    assert [f.count for f in data.faults if f.kind == "objects listed twice"] == [1]
 
 
 @pytest.mark.parametrize("is_cvat", [False, True])

@@ -97,8 +97,9 @@ def read_objects(
                 area = area_of(mask, (height, width)) or area
         same = seen.setdefault((value["category_id"], crowd, *value["bbox"]), [])
         if value.get("segmentation") in same:
-            text = "is the same object as another annotation: class, box and mask are equal"
+            text = "repeats another annotation: class, box and mask are equal; left out"
             faults.add("objects listed twice", where, text)
+            continue
         same.append(value.get("segmentation"))
         key = value["id"] if is_whole(value.get("id")) else -1
         kept.append((key, box, label_of[value["category_id"]], float(area), bool(crowd), mask))

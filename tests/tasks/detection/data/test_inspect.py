@@ -149,7 +149,7 @@ def test_how_often_classes_occur(tmp_path: Path) -> None:
 
 def test_many_objects_ask_for_more_detections(tmp_path: Path) -> None:
     root = small_coco(tmp_path)
-    many = [annotation(100 + i, 1, segmentation=[]) for i in range(110)]
+    many = [annotation(100 + i, 1, segmentation=[], bbox=[2, 2, 8 + i / 16, 8]) for i in range(110)]
     change(root, lambda content: content["annotations"].extend(many))
     suggestions = look(root).suggestions
     assert any("112 objects" in s and "--detect.max_detections 200" in s for s in suggestions)
