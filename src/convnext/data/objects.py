@@ -23,8 +23,13 @@ from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.opening import open_objects
 from convnext.data.formats.records import Fault, Objects, ReadOptions, Record, Understood
 from convnext.data.images import PICTURE, BadImage, Header, Mode, decode, read_header
-from convnext.data.ranges import BandSample, band_sample, pixel_range
-from convnext.data.samples import spread
+from convnext.data.ranges import band_sample, pixel_range
+from convnext.data.samples import (
+    ImageFacts,
+    SplitData,
+    check_share,
+    spread,
+)
 
 
 @dataclass(frozen=True)
@@ -103,56 +108,30 @@ FAULTS = "the annotations have faults"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionData:
-    """A data set with its split."""
+class DetectionData(SplitData[DetectionImages]):
+    """A data set of images with objects; its notes start with layout, split and classes."""
 
-    path: str
-    classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     """The id of each class in the json."""
-    train: DetectionImages
-    val: DetectionImages
-    test: DetectionImages | None = None
-    """Images that the data keeps for a test; neither trained nor validated on."""
-    has_val: bool = True
-    """Whether the data states which images are for validation; otherwise a share is held out."""
     understood: Understood | None = None
-    notes: tuple[str, ...]
-    """Notes for the user on how it was read, first the layout, the split and the classes."""
     faults: tuple[Fault, ...] = ()
     """Faults of the files."""
 
-    @property
-    def parts(self) -> dict[str, DetectionImages]:
-        """The images of each split that exists, by "train", "val" and "test"."""
-        found = {"train": self.train, "val": self.val}
-        return found if self.test is None else {**found, "test": self.test}
-
 
 @dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """The facts that `auto` depends on. Sizes are medians over the training images."""
+class DataFacts(ImageFacts):
+    """The facts about images with objects."""
 
-    num_train: int
-    num_val: int
     num_empty: int
     """Training images without an object."""
-    num_classes: int
     num_objects: int
     """Objects in the training images, without crowd regions."""
     max_objects: int
     """Maximum number of objects in one training image."""
     has_masks: bool
-    image_height: int
-    image_width: int
     object_sides: tuple[float, float, float]
     """The 10th, 50th and 90th percentiles of object sizes: the square root of width times height,
     as a share of the image's short side."""
-    grayscale: bool
-    pixel_range: tuple[float, ...] = ()
-    """The range of 16-bit and float images; () if there are none."""
-    bands: BandSample | None = None
-    """Values of images with several bands; None if there are none."""
 
 
 def open_dataset(
@@ -173,8 +152,7 @@ def open_dataset(
     Raises:
         ValueError: If there is nothing at `path` to train and validate on; the message says why.
     """
-    if not 0 < val_share < 1:
-        raise ValueError(f"val_share is {val_share}, but must lie between 0 and 1")
+    check_share(val_share)
     opened = open_objects(Path(path), val_share, options or ReadOptions())
     parts = {
         split: DetectionImages(part.root, part.records, part.category_ids)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,10 @@ from convnext.hardware.system import free_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from convnext.data.ranges import BandSample
     from convnext.data.tensors import Box, Draw
+
+S = TypeVar("S")
 
 # A cache may take this share of the memory that is free now.
 BUDGET_SHARE = 0.5
@@ -265,6 +268,65 @@ def taker(root: Path, keys: list[str], labels: list[int]) -> Callable[[Sequence[
         return FolderSamples(root, [keys[i] for i in which], [labels[i] for i in which])
 
     return take
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitData(Generic[S]):
+    """An opened data set with its split."""
+
+    path: str
+    classes: tuple[str, ...]
+    train: S
+    val: S
+    test: S | None = None
+    """Images that the data keeps for a test, outside of training and validation."""
+    has_val: bool = True
+    """Whether the data states its validation split; otherwise some images are held out."""
+    notes: tuple[str, ...]
+    """Notes for the user on how it was read."""
+
+    @property
+    def parts(self) -> dict[str, S]:
+        """The images of each split that exists, by "train", "val" and "test"."""
+        found = {"train": self.train, "val": self.val}
+        return found if self.test is None else {**found, "test": self.test}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """The facts about data that `auto` uses. Sizes are medians over the training images."""
+
+    num_train: int
+    num_val: int
+    num_classes: int
+    image_height: int
+    image_width: int
+    grayscale: bool
+    """Whether no image has colors."""
+    pixel_range: tuple[float, ...] = ()
+    """The range of 16-bit and float images; () if there are none."""
+    bands: BandSample | None = None
+    """Values of images with several bands; None if there are none."""
+
+    @property
+    def images(self) -> str:
+        """The number of images in words."""
+        return f"{self.num_train:,} training and {self.num_val:,} validation images"
+
+    @property
+    def size(self) -> str:
+        """The size of images in words."""
+        return f"about {self.image_width} x {self.image_height} pixels"
+
+
+def check_share(val_share: float) -> None:
+    """Check the fraction of images to hold out.
+
+    Raises:
+        ValueError: If it is not between 0 and 1.
+    """
+    if not 0 < val_share < 1:
+        raise ValueError(f"val_share is {val_share}, but must be between 0 and 1")
 
 
 def spread(n: int, count: int) -> list[int]:

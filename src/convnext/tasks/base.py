@@ -25,14 +25,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convnext.data.contents import Contents, contents_of_split
-from convnext.data.samples import BadImages, missing_files
+from convnext.data.samples import BadImages, SplitData, missing_files
 from convnext.data.sampling import StepBatches
 from convnext.data.threads import start_workers
 from convnext.hardware.devices import ALONE, Ranks
 from convnext.hardware.system import leave_signals_to_parent
 from convnext.models.network import init_fan_in
 from convnext.recipes.recipe import to_dict
-from convnext.recipes.resolve import Choice, ResolveContext, context_of, print_choices
+from convnext.recipes.resolve import (
+    Choice,
+    ResolveContext,
+    Resolver,
+    context_of,
+    print_choices,
+)
 from convnext.recipes.resolve import num_steps as num_steps_of
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.evaluation import EvaluationResult, EvaluationSettings
@@ -45,21 +51,6 @@ if TYPE_CHECKING:  # Imports matplotlib, which is slow.
     from convnext.deploy.export import ExportRequest, ExportSpec
     from convnext.deploy.runtimes import Exported
     from convnext.tasks.figures import ReportSections
-
-
-class Data(Protocol):
-    """An opened data set with its split."""
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def train(self) -> Any: ...
-    @property
-    def val(self) -> Any: ...
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Notes for the user about how the data was read."""
-        ...
 
 
 class CachedDataset(Protocol):
@@ -115,6 +106,8 @@ class Task(ABC):
     """Other metrics that comparisons of networks report."""
     prefixes: ClassVar[tuple[str, ...]] = ()
     """Prefixes of its networks' names, before the backbone's; the first is the default."""
+    large: ClassVar[int]
+    """A data set of at least this many training images takes the paper's recipe unchanged."""
     backbone: ClassVar[str] = ""
     """Attribute of the network with the backbone; "" if the network is the backbone."""
 
@@ -195,7 +188,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def open_data(cls, recipe: Recipe, console: Console) -> Data:
+    def open_data(cls, recipe: Recipe, console: Console) -> SplitData[Any]:
         """Open the data set of a recipe.
 
         Raises:
@@ -212,12 +205,19 @@ class Task(ABC):
     def facts(data: Any, /) -> Any:
         """Return the facts about the data that `auto` uses."""
 
-    @staticmethod
-    @abstractmethod
+    @classmethod
     def resolve(
-        recipe: Recipe, known: Any, context: ResolveContext, /
+        cls, recipe: Recipe, known: Any, context: ResolveContext
     ) -> tuple[ResolvedRecipe, tuple[Choice, ...]]:
         """Return the recipe without any `auto`, and the choices with their reasons."""
+        resolver = Resolver(recipe, context, num_train=known.num_train, large=cls.large)
+        cls.choose(resolver, known)
+        return resolver.finish()
+
+    @staticmethod
+    @abstractmethod
+    def choose(c: Resolver, known: Any, /) -> None:
+        """Choose a value for every setting that is `auto`."""
 
     @staticmethod
     @abstractmethod

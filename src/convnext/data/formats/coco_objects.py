@@ -15,7 +15,13 @@ from typing import Any, Literal, TypeGuard, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext.data.formats.records import Fault, FaultList, Objects, Record
+from convnext.data.formats.records import (
+    Fault,
+    FaultList,
+    Objects,
+    Record,
+    objects_of,
+)
 from convnext.data.masks import Mask, area_of, bounds_of, is_flat, num_pixels
 
 # Boxes may extend this many pixels beyond the image because of rounding.
@@ -103,15 +109,7 @@ def read_objects(
         same.append(value.get("segmentation"))
         key = value["id"] if is_whole(value.get("id")) else -1
         kept.append((key, box, label_of[value["category_id"]], float(area), bool(crowd), mask))
-    ids, boxes, labels, areas, crowds, masks = zip(*kept, strict=True) if kept else ((),) * 6
-    return Objects(
-        ids=tuple(ids),
-        boxes=np.array(boxes, np.float64).reshape(-1, 4),
-        labels=np.array(labels, np.int64),
-        areas=np.array(areas, np.float64),
-        crowd=np.array(crowds, np.bool_),
-        masks=tuple(masks),
-    )
+    return objects_of(kept)
 
 
 def is_area(area: float, box: Sequence[float]) -> bool:

@@ -37,6 +37,7 @@ from convnext.data.formats.records import (
     Record,
     Split,
     no_objects,
+    objects_of,
 )
 from convnext.data.masks import Mask, area_of, cut, encode, is_flat
 
@@ -266,16 +267,7 @@ def _objects(
         kept.append((next(numbers), corners, label_of[found.label], area, found.crowd, mask))
     if not kept:
         return no_objects(), ()
-    ids, boxes, labels, areas, crowds, masks = zip(*kept, strict=True)
-    objects_found = Objects(
-        ids=tuple(ids),
-        boxes=np.array(boxes, np.float64).reshape(-1, 4),
-        labels=np.array(labels, np.int64),
-        areas=np.array(areas, np.float64),
-        crowd=np.array(crowds, np.bool_),
-        masks=tuple(masks),
-    )
-    return objects_found, tuple(extras) if any(extras) else ()
+    return objects_of(kept), tuple(extras) if any(extras) else ()
 
 
 def _pixels(found: ImportedObject, size: Size) -> tuple[Box, tuple[tuple[float, ...], ...]]:

@@ -42,6 +42,7 @@ from convnext.data.formats.tool_json import (
 from convnext.data.formats.via import is_via_table, read_via
 from convnext.data.formats.voc import read_voc
 from convnext.data.formats.yolo import is_label_line, read_yolo
+from convnext.data.images import is_hidden
 from convnext.documents import open_regular
 
 READERS: Mapping[str, Callable[[FileIndex, ReadOptions], ImportedDataset]] = {
@@ -186,7 +187,7 @@ def _annotation_files(root: Path) -> Iterator[Path]:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    if is_hidden(entry.name):
                         continue
                     if entry.name.lower().endswith(_ENDINGS):
                         yield Path(entry.path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -247,11 +247,8 @@ def turn_objects(objects: Objects, stored: Stored) -> Objects:
     if not len(objects):
         return objects
     corners = turn_points(objects.boxes.reshape(-1, 2), stored).reshape(-1, 2, 2)
-    return Objects(
-        ids=objects.ids,
+    return replace(
+        objects,
         boxes=np.concatenate((corners.min(1), corners.max(1)), 1),
-        labels=objects.labels,
-        areas=objects.areas,
-        crowd=objects.crowd,
         masks=tuple(turn_mask(mask, stored) for mask in objects.masks),
     )

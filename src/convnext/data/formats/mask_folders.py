@@ -40,7 +40,10 @@ from convnext.data.formats.mask_pairs import (
 )
 from convnext.data.formats.records import Split
 from convnext.data.formats.splits import Kind, is_plain_name, kind_of, split_of, words_of
-from convnext.data.images import readable_extensions
+from convnext.data.images import (
+    is_hidden,
+    readable_extensions,
+)
 
 CITYSCAPES = (
     "leftImg8bit/{split}/*/*_leftImg8bit.png",
@@ -558,9 +561,5 @@ def _is_image(name: str) -> bool:
 
 def _subfolders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        names = sorted(
-            e.name
-            for e in entries
-            if not e.name.startswith(".") and e.name != "__MACOSX" and e.is_dir()
-        )
+        names = sorted(e.name for e in entries if not is_hidden(e.name) and e.is_dir())
     return [folder / name for name in names]

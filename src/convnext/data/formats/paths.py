@@ -18,7 +18,10 @@ from urllib.parse import unquote
 
 from convnext.data.formats.records import Split
 from convnext.data.formats.splits import split_of
-from convnext.data.images import readable_extensions
+from convnext.data.images import (
+    is_hidden,
+    readable_extensions,
+)
 
 _MASK_FOLDER = re.compile("mask|segmentation|visuali[sz]ation|annotation|label")
 
@@ -203,7 +206,7 @@ class FileIndex:
                 folders.clear()
                 continue
             visited.add(real)
-            folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+            folders[:] = sorted(f for f in folders if not is_hidden(f))
             yield from (folder / name for name in sorted(files) if not name.startswith("."))
 
 

@@ -60,17 +60,36 @@ class Objects:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __getitem__(self, keep: NDArray[np.bool_]) -> Objects:
+        """Return the objects that a mask (M,) keeps."""
+        return Objects(
+            ids=tuple(key for key, kept in zip(self.ids, keep, strict=True) if kept),
+            boxes=self.boxes[keep],
+            labels=self.labels[keep],
+            areas=self.areas[keep],
+            crowd=self.crowd[keep],
+            masks=tuple(mask for mask, kept in zip(self.masks, keep, strict=True) if kept),
+        )
+
+
+def objects_of(
+    rows: Sequence[tuple[int, Sequence[float], int, float, bool, Mask | None]],
+) -> Objects:
+    """Return objects from rows of id, box, label, area, crowd and mask."""
+    ids, boxes, labels, areas, crowds, masks = zip(*rows, strict=True) if rows else ((),) * 6
+    return Objects(
+        ids=tuple(ids),
+        boxes=np.array(boxes, np.float64).reshape(-1, 4),
+        labels=np.array(labels, np.int64),
+        areas=np.array(areas, np.float64),
+        crowd=np.array(crowds, np.bool_),
+        masks=tuple(masks),
+    )
+
 
 def no_objects() -> Objects:
     """Return the objects of an image without any."""
-    return Objects(
-        ids=(),
-        boxes=np.zeros((0, 4)),
-        labels=np.zeros(0, np.int64),
-        areas=np.zeros(0),
-        crowd=np.zeros(0, np.bool_),
-        masks=(),
-    )
+    return objects_of(())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,11 +37,14 @@ from convnext.data.formats.records import Understood
 from convnext.data.formats.tables import find_table, has_own_columns
 from convnext.data.formats.text_lists import TABLES
 from convnext.data.images import PICTURE, WIDE_MODES, BadImage, Header
-from convnext.data.ranges import BandSample, band_sample, pixel_range
+from convnext.data.ranges import band_sample, pixel_range
 from convnext.data.samples import (
     ArraySamples,
+    ImageFacts,
     ImageListing,
     Samples,
+    SplitData,
+    check_share,
     held_out_positions,
     note_copies,
 )
@@ -55,38 +58,19 @@ NUM_HEADERS, NUM_DECODED = 200, 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationData:
-    """A data set with its split."""
+class ClassificationData(SplitData[Samples]):
+    """A data set of images with a label each."""
 
-    path: str
-    classes: tuple[str, ...]
-    train: Samples
-    val: Samples
-    notes: tuple[str, ...]
-    """Notes for the user about how the data was read."""
     faults: tuple[str, ...] = ()
     """The notes that report something to fix."""
-    test: Samples | None = None
-    """A test split, kept out of training and validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """Facts for `auto`. Sizes are medians over a sample of the training images."""
+class DataFacts(ImageFacts):
+    """The facts about labeled images; sizes and colors are those of a sample."""
 
-    num_train: int
-    num_val: int
-    num_classes: int
     class_counts: tuple[int, ...]
     """Number of training images per class."""
-    image_height: int
-    image_width: int
-    grayscale: bool
-    """Whether the sample has no color images."""
-    pixel_range: tuple[float, ...] = ()
-    """The range of 16-bit and float images; () if there are none."""
-    bands: BandSample | None = None
-    """Values of images with several bands; None if there are none."""
 
 
 def open_dataset(
@@ -116,8 +100,7 @@ def open_dataset(
     """
     if path == "digits":
         return _digits()
-    if not 0 < val_share < 1:
-        raise ValueError(f"val_share is {val_share}, but must be between 0 and 1")
+    check_share(val_share)
     try:
         found = find(path, loader, layout=layout, console=console)
         _check_number(found)

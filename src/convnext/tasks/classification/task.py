@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import Any, Never, cast
+from typing import Any, Never
 
 import numpy as np
 import torch
@@ -23,8 +23,6 @@ from convnext.models.roadmap import stem_stride
 from convnext.names import count_noun
 from convnext.recipes.recipe import flatten
 from convnext.recipes.resolve import (
-    Choice,
-    ResolveContext,
     Resolver,
     planned_steps,
     two_digits,
@@ -48,8 +46,6 @@ from convnext.tasks.classification.metric import Metric
 from convnext.tasks.classification.predict import infer
 from convnext.tasks.classification.recipe import ClassificationRecipe
 
-# A data set of at least this size takes the paper's recipe unchanged.
-LARGE = 300_000
 # Up to this many epochs from scratch, strong augmentation lowers accuracy (LOG.md).
 SHORT = 40
 TIMM_CONVOLUTIONAL = ("timm/resnet", "timm/resnext", "timm/convnext", "timm/regnet", "timm/swin_")
@@ -61,6 +57,7 @@ class ClassificationTask(Task):
     name = "classify"
     primary = "top1"
     primary_label = "top-1"
+    large = 300_000
 
     recipe: ClassificationRecipe[Never]
     data: ClassificationData
@@ -115,17 +112,12 @@ class ClassificationTask(Task):
     def describe(cls, known: DataFacts) -> str:
         """Return one line about a data set."""
         return (
-            f"{known.num_train:,} training and {known.num_val:,} validation images of "
-            f"{count_noun(known.num_classes, 'class', 'classes')}, about {known.image_width} x "
-            f"{known.image_height} pixels"
+            f"{known.images} of {count_noun(known.num_classes, 'class', 'classes')}, {known.size}"
         )
 
     @staticmethod
-    def resolve(
-        recipe: Recipe, facts: DataFacts, context: ResolveContext
-    ) -> tuple[ClassificationRecipe[Never], tuple[Choice, ...]]:
-        """Return the recipe without any `auto`, and the choices with their reasons."""
-        c = Resolver(recipe, context, num_train=facts.num_train, large=LARGE)
+    def choose(c: Resolver, facts: DataFacts) -> None:
+        """Choose a value for every setting that is `auto`."""
         c.choose_model()
         _choose_input(c, facts)
         _choose_network(c)
@@ -135,8 +127,6 @@ class ClassificationTask(Task):
         _choose_augmentation(c, facts)
         _choose_average(c)
         c.choose_execution(1 if c.large else max(1, round(c.epochs / 20)))
-        resolved, choices = c.finish()
-        return cast("ClassificationRecipe[Never]", resolved), choices
 
     @staticmethod
     def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:

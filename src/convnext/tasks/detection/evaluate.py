@@ -339,12 +339,4 @@ def relabel(
 
 def _known(objects: Objects, labels: NDArray[np.int64]) -> Objects:
     """Return the objects whose new label is not -1, with that label."""
-    keep = labels >= 0
-    return Objects(
-        ids=tuple(key for key, kept in zip(objects.ids, keep, strict=True) if kept),
-        boxes=objects.boxes[keep],
-        labels=labels[keep],
-        areas=objects.areas[keep],
-        crowd=objects.crowd[keep],
-        masks=tuple(mask for mask, kept in zip(objects.masks, keep, strict=True) if kept),
-    )
+    return replace(objects, labels=labels)[labels >= 0]

@@ -25,8 +25,6 @@ from convnext.data.tensors import normalize_batch
 from convnext.names import count_noun
 from convnext.recipes.recipe import flatten
 from convnext.recipes.resolve import (
-    Choice,
-    ResolveContext,
     Resolver,
     dense_preprocessing,
     two_digits,
@@ -57,8 +55,6 @@ from convnext.weights.checkpoint import Card
 
 # Boxes that lie in a crowd region by this fraction are not trained on.
 IN_CROWD = 0.5
-# A data set of at least this size takes the paper's recipe unchanged; COCO has 118,287 images.
-LARGE = 20_000
 STRIDE = 32
 PAPER_SIDES = tuple(range(480, 801, 32))
 # Strides of the maps with the smallest and the largest anchors.
@@ -71,6 +67,7 @@ class DetectionTask(Task):
     name = "detect"
     primary = "box_ap"
     primary_label = "box AP"
+    large = 20_000  # COCO has 118,287 images.
     others = ("box_ap50", "mask_ap", "mask_ap50")
     prefixes = (MaskRCNN.prefix, CascadeMaskRCNN.prefix)
     backbone = "backbone"
@@ -133,17 +130,13 @@ class DetectionTask(Task):
         """Return one line about a data set."""
         masks = "with masks" if known.has_masks else "with boxes, but no masks,"
         return (
-            f"{known.num_train:,} training and {known.num_val:,} validation images, about "
-            f"{known.image_width} x {known.image_height} pixels; {known.num_objects:,} objects "
+            f"{known.images}, {known.size}; {known.num_objects:,} objects "
             f"{masks} in {count_noun(known.num_classes, 'class', 'classes')}"
         )
 
     @staticmethod
-    def resolve(
-        recipe: Recipe, facts: DataFacts, context: ResolveContext
-    ) -> tuple[DetectionRecipe[Never], tuple[Choice, ...]]:
-        """Return the recipe without any `auto`, and the choices with their reasons."""
-        c = Resolver(recipe, context, num_train=facts.num_train, large=LARGE)
+    def choose(c: Resolver, facts: DataFacts) -> None:
+        """Choose a value for every setting that is `auto`."""
         c.choose_model(MaskRCNN.prefix)
         _choose_input(c, facts)
         _choose_heads(c, facts)
@@ -161,8 +154,6 @@ class DetectionTask(Task):
         c.choose_dense_execution(every)
         c.choose("run.compile", False, "image sizes vary between batches")
         c.choose("augment.hflip", 0.5, "as in the paper")
-        resolved, choices = c.finish()
-        return cast("DetectionRecipe[Never]", resolved), choices
 
     @staticmethod
     def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:

@@ -20,8 +20,14 @@ from convnext.data.formats.mask_folders import VOC, find, is_mask_folder
 from convnext.data.formats.mask_pairs import PairListing, Part, files_of
 from convnext.data.formats.records import Exif, ReadOptions, Understood
 from convnext.data.images import PICTURE, BadImage
-from convnext.data.ranges import BandSample, band_sample, pixel_range
-from convnext.data.samples import held_out, note_copies
+from convnext.data.ranges import band_sample, pixel_range
+from convnext.data.samples import (
+    ImageFacts,
+    SplitData,
+    check_share,
+    held_out,
+    note_copies,
+)
 from convnext.tasks.segmentation.class_lists import cityscapes_ids, read_classes
 from convnext.tasks.segmentation.layout import Pairs, open_drawn
 from convnext.tasks.segmentation.masks import (
@@ -43,21 +49,11 @@ NUM_LISTED = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationData:
-    """A data set with its split."""
+class SegmentationData(SplitData[Pairs]):
+    """A data set of images with masks."""
 
-    path: str
-    classes: tuple[str, ...]
-    train: Pairs
-    val: Pairs
-    notes: tuple[str, ...]
-    """Notes for the user about how the data was read."""
     faults: tuple[str, ...] = ()
     """The notes about faults to fix."""
-    test: Pairs | None = None
-    """A test split, kept out of training and validation."""
-    has_val: bool = True
-    """Whether the data states its validation split."""
 
     @property
     def ignore_index(self) -> int:
@@ -66,22 +62,12 @@ class SegmentationData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """The facts that `auto` uses. Sizes are medians over a sample of the training images."""
+class DataFacts(ImageFacts):
+    """The facts about images with masks; sizes are those of a sample."""
 
-    num_train: int
-    num_val: int
-    num_classes: int
     pixel_counts: tuple[int, ...]
     """Pixels of each class in a sample of the training masks."""
-    image_height: int
-    image_width: int
-    grayscale: bool
     reduce_zero_label: bool = False
-    pixel_range: tuple[float, ...] = ()
-    """The range of 16-bit and float images; () if there are none."""
-    bands: BandSample | None = None
-    """Values of images with several bands; None if there are none."""
 
 
 def open_dataset(
@@ -109,8 +95,7 @@ def open_dataset(
     Raises:
         ValueError: If `path` has no data to train and validate on; the message says why.
     """
-    if not 0 < val_share < 1:
-        raise ValueError(f"val_share is {val_share}, but must be between 0 and 1")
+    check_share(val_share)
     root = Path(path)
     options = options or ReadOptions()
     is_drawn = options.layout or options.annotations or not is_mask_folder(root)

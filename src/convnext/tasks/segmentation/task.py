@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Never, cast
+from typing import Any, Never
 
 import torch
 from rich.console import Console
@@ -16,8 +16,6 @@ from convnext.data.tensors import normalize_batch
 from convnext.names import count_noun
 from convnext.recipes.recipe import flatten
 from convnext.recipes.resolve import (
-    Choice,
-    ResolveContext,
     Resolver,
     dense_preprocessing,
     planned_steps,
@@ -43,8 +41,6 @@ from convnext.tasks.segmentation.model import HardExamples, LossSettings, losses
 from convnext.tasks.segmentation.recipe import SegmentationRecipe
 from convnext.tasks.segmentation.scores import InferenceSettings, default_stride
 
-# A data set of at least this size takes the paper's recipe unchanged; ADE20K has 20,210 images.
-LARGE = 10_000
 # Crops are multiples of this: the stride of the coarsest map.
 STRIDE = 32
 
@@ -55,6 +51,7 @@ class SegmentationTask(Task):
     name = "segment"
     primary = "miou"
     primary_label = "mIoU"
+    large = 10_000  # ADE20K has 20,210 images.
     others = ("accuracy",)
     prefixes = (PREFIX,)
     backbone = "backbone"
@@ -119,17 +116,13 @@ class SegmentationTask(Task):
     def describe(cls, known: DataFacts) -> str:
         """Return one line about a data set."""
         return (
-            f"{known.num_train:,} training and {known.num_val:,} validation images with masks of "
-            f"{count_noun(known.num_classes, 'class', 'classes')}, about {known.image_width} x "
-            f"{known.image_height} pixels"
+            f"{known.images} with masks of {count_noun(known.num_classes, 'class', 'classes')}, "
+            f"{known.size}"
         )
 
     @staticmethod
-    def resolve(
-        recipe: Recipe, facts: DataFacts, context: ResolveContext
-    ) -> tuple[SegmentationRecipe[Never], tuple[Choice, ...]]:
-        """Return the recipe without any `auto`, and the choices with their reasons."""
-        c = Resolver(recipe, context, num_train=facts.num_train, large=LARGE)
+    def choose(c: Resolver, facts: DataFacts) -> None:
+        """Choose a value for every setting that is `auto`."""
         c.choose_model(PREFIX)
         _choose_input(c, facts)
         _choose_network(c)
@@ -138,8 +131,6 @@ class SegmentationTask(Task):
         c.choose_dense_rate(scratch_rate(c["optim.batch_size"]), layer_decay=0.9)
         c.choose_dense_execution(max(1, round(c.epochs / 10)))
         c.choose("augment.hflip", 0.5, "as in the paper")
-        resolved, choices = c.finish()
-        return cast("SegmentationRecipe[Never]", resolved), choices
 
     @staticmethod
     def warnings(recipe: ResolvedRecipe, facts: DataFacts) -> tuple[str, ...]:
