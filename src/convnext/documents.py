@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -40,8 +42,15 @@ def read_regular(path: str | Path, errors: str = "strict") -> str:
         return file.read()
 
 
-def read_json(path: Path, *, max_bytes: int | None = None) -> Any:
+def read_json(
+    path: Path, *, max_bytes: int | None = None, object_hook: Callable[[Any], Any] | None = None
+) -> Any:
     """Return the content of a JSON file.
+
+    Args:
+        path: The file.
+        max_bytes: The size of the largest file that is read.
+        object_hook: Called with every mapping; returns what is put in its place.
 
     Raises:
         ValueError: If it cannot be read, is larger than `max_bytes`, or is not JSON.
@@ -53,7 +62,8 @@ def read_json(path: Path, *, max_bytes: int | None = None) -> Any:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        return json.loads(text)
+        with _without_collector():
+            return json.loads(text, object_hook=object_hook)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
@@ -65,6 +75,21 @@ def is_special(path: str | Path) -> bool:
     except OSError:
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Stop the search for cycles, of which JSON has none, within the block.
+
+    It would walk through all lists and mappings again and again while their number grows.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _regular(path: str, flags: int) -> int:

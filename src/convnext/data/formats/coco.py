@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from convnext.data.formats.coco_objects import (
     FIX,
     UNUSED,
@@ -24,8 +26,9 @@ from convnext.data.formats.coco_objects import (
     count_crowds,
     is_whole,
     read_objects,
+    read_sound,
 )
-from convnext.data.formats.coco_tidy import tidy_ids, tidy_objects
+from convnext.data.formats.coco_tidy import PolygonParser, tidy_ids, tidy_objects
 from convnext.data.formats.located import (
     OFF_BY,
     Exif,
@@ -35,7 +38,7 @@ from convnext.data.formats.located import (
     needed_headers,
     turn_objects,
 )
-from convnext.data.formats.records import Fault, FaultList, Record
+from convnext.data.formats.records import Fault, FaultList, Objects, Record
 from convnext.data.images import MAX_PIXELS
 from convnext.documents import read_json
 
@@ -78,7 +81,7 @@ def read_coco(
 
     Args:
         path: The file.
-        content: Its content, if it was loaded already; it is changed.
+        content: Its content, if it was loaded already by `load_json`; it is changed.
         images: Where its images are; None to read the file alone.
         boxes: What the four numbers of a box are; None to recognize it.
 
@@ -86,7 +89,7 @@ def read_coco(
         ValueError: If it is not such a file; the message says why.
     """
     path = Path(path)
-    content = load_json(path) if content is None else content
+    content = load_json(path, as_arrays=True) if content is None else content
     changes, faults = Changes(), FaultList()
     tidy_ids(content, changes)
     files = Files() if images is None else locate(content, images, faults)
@@ -94,12 +97,14 @@ def read_coco(
     classes, placeholders = read_categories(path, content, faults)
     listed = _read_images(content["images"], faults)
     values_of = by_image(content["annotations"], listed, classes, faults)
+    sound = read_sound(values_of, listed, classes)
     records = tuple(
-        _read_record(image, values_of.get(key, ()), classes, files, faults)
+        _read_record(image, sound.get(key), values_of.get(key, ()), classes, files, faults)
         for key, image in listed.items()
     )
     count_crowds(records, faults)
-    used = Counter(int(label) for record in records for label in record.objects.labels)
+    labels = [record.objects.labels for record in records]
+    used = np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=len(classes))
     for label, (category_id, name) in enumerate(classes.items()):
         if not used[label]:
             text = f"no object is a {name!r}; remove the category if it is not meant to be there"
@@ -180,13 +185,15 @@ def stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def _read_record(
     image: Mapping[str, Any],
+    objects: Objects | None,
     values: Iterable[Mapping[str, Any]],
     classes: Mapping[int, str],
     files: Files,
     faults: FaultList,
 ) -> Record:
     name = image["file_name"]
-    objects = read_objects(values, image, classes, faults)
+    if objects is None:
+        objects = read_objects(values, image, classes, faults)
     width, height = image["width"], image["height"]
     stored = files.turned.get(name)
     if stored is not None:
@@ -202,13 +209,20 @@ def _read_record(
     )
 
 
-def load_json(path: Path) -> dict[str, Any]:
+def load_json(path: Path, *, as_arrays: bool = False) -> dict[str, Any]:
     """Return the contents of a file, with lists of images, annotations and categories.
+
+    Args:
+        path: The file.
+        as_arrays: Store sound polygons as arrays (`PolygonParser`), which cannot be written again.
 
     Raises:
         ValueError: If it cannot be read, is not JSON, or has no such lists.
     """
-    content = read_json(path)
+    parser = PolygonParser() if as_arrays else None
+    content = read_json(path, object_hook=parser)
+    if parser is not None:
+        parser.finish()
     if isinstance(content, list):
         raise ValueError(
             f"{path} is a list, either results of a detector or annotations alone; an annotation "
@@ -248,7 +262,8 @@ def read_categories(
         by_id[key] = value
     if not by_id:
         raise ValueError(f"{path} has no category: say what the objects are")
-    used = {v.get("category_id") for v in content["annotations"] if is_whole(v.get("category_id"))}
+    # Texts and lists are no ids, and lists cannot be in a set.
+    used = {k for v in content["annotations"] if type(k := v.get("category_id")) is int}
     names: dict[int, str] = {}
     merged: dict[int, int] = {}
     ids_of: dict[str, list[int]] = {}

@@ -5,6 +5,7 @@ Most tools write a box as x, y, width, height, but not all; masks, areas and ima
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections import Counter
@@ -40,6 +41,10 @@ def by_image(
 ) -> dict[int, list[Mapping[str, Any]]]:
     """Return the annotations of each image, without those of unknown images or categories."""
     found: dict[int, list[Mapping[str, Any]]] = {}
+    if _are_known(values, images, classes):
+        for value in values:
+            found.setdefault(value["image_id"], []).append(value)
+        return found
     seen: set[int] = set()
     for number, value in enumerate(values):
         key = value.get("id")
@@ -68,6 +73,117 @@ def by_image(
         else:
             found.setdefault(image, []).append(value)
     return found
+
+
+def _are_known(
+    values: Sequence[Mapping[str, Any]], images: Mapping[int, Any], classes: Mapping[int, str]
+) -> bool:
+    """Tell whether all annotations have ids of their own, and known images and categories."""
+    ids, image_ids, category_ids = (
+        [value.get(key) for value in values] for key in ("id", "image_id", "category_id")
+    )
+    if not {*map(type, ids), *map(type, image_ids), *map(type, category_ids)} <= {int}:
+        return False
+    known = set(ids)
+    return (
+        len(known) == len(ids)
+        and 0 not in known
+        and max(map(abs, known), default=0) < 2**63
+        and set(image_ids) <= images.keys()
+        and set(category_ids) <= classes.keys()
+    )
+
+
+def read_sound(
+    values_of: Mapping[int, Sequence[Mapping[str, Any]]],
+    images: Mapping[int, Mapping[str, Any]],
+    classes: Mapping[int, str],
+) -> dict[int, Objects]:
+    """Return the objects of the images whose annotations are all sound, as `read_objects` would.
+
+    All annotations are checked together, which takes a tenth of the time. An image with one of
+    which `read_objects` would tell something, or whose mask is in another form, is left to it.
+    """
+    keys = [key for key in images if values_of.get(key)]
+    if not keys:
+        return {}
+    values = [value for key in keys for value in values_of[key]]
+    counts = np.array([len(values_of[key]) for key in keys])
+    starts = counts.cumsum() - counts
+    sides = np.array([(images[key]["width"], images[key]["height"]) for key in keys], np.float64)
+    limits = sides.repeat(counts, 0)
+    boxes = box_array([value.get("bbox") for value in values])
+    ends = boxes[:, :2] + boxes[:, 2:]
+    # As `max(x, 0.0)` and `min(x, limit)`, which keep a negative zero and the first of two equals.
+    corners = np.concatenate(
+        (np.where(boxes[:, :2] < 0, 0.0, boxes[:, :2]), np.where(limits < ends, limits, ends)), 1
+    )
+    is_sound = (boxes[:, 2:] > 0).all(1) & (corners[:, 2:] > corners[:, :2]).all(1)
+    is_sound &= (-boxes[:, :2] <= ROUNDING).all(1) & (ends - limits <= ROUNDING).all(1)
+    crowds = [value.get("iscrowd", 0) for value in values]
+    is_sound &= np.array([type(crowd) is int and crowd in (0, 1) for crowd in crowds])
+    areas = np.array([_area(value.get("area")) for value in values], np.float64)
+    has_area = areas > 0
+    is_sound &= ~has_area | _are_areas(areas, boxes)
+    masks = [value.get("segmentation") for value in values]
+    masks = [None if type(mask) is list and not mask else mask for mask in masks]
+    is_sound &= np.array([mask is None or type(mask) is tuple for mask in masks])
+    labels = {category: label for label, category in enumerate(classes)}
+    label_of = np.array([labels[value["category_id"]] for value in values], np.int64)
+    image_of = np.arange(len(keys)).repeat(counts)
+    is_sound &= ~_are_repeated(image_of, label_of, boxes)
+    wholes = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+    areas[~has_area] = wholes[~has_area]
+    is_crowd = np.array([crowd == 1 for crowd in crowds])
+    ids = [key if is_whole(key := value.get("id")) else -1 for value in values]
+    found = {}
+    for image in np.flatnonzero(np.logical_and.reduceat(is_sound, starts)).tolist():
+        start = int(starts[image])
+        rows = slice(start, start + int(counts[image]))
+        for row in range(rows.start, rows.stop) if not has_area[rows].all() else ():
+            if not has_area[row] and masks[row] is not None:
+                size = int(sides[image, 1]), int(sides[image, 0])
+                areas[row] = area_of(masks[row], size) or areas[row]
+        found[keys[image]] = Objects(
+            ids=tuple(ids[rows]),
+            boxes=corners[rows],
+            labels=label_of[rows],
+            areas=areas[rows],
+            crowd=is_crowd[rows],
+            masks=tuple(masks[rows]),
+        )
+    return found
+
+
+def _area(value: Any) -> float:
+    """Return an area; 0 if it is not a number."""
+    return value if is_number(value) else 0.0
+
+
+def _are_areas(areas: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell of each object what `is_area` tells."""
+    low, high = AREA_RANGE
+    wholes = boxes[:, 2] * boxes[:, 3]
+    most = high * (boxes[:, 2] + 1) * (boxes[:, 3] + 1)
+    return np.asarray((low * wholes <= areas) & (areas <= most))
+
+
+def _are_repeated(
+    images: NDArray[np.int64], labels: NDArray[np.int64], boxes: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Tell of each object whether another of its image may have the same class and box."""
+    # Sums of products that differ tell objects apart; a negative zero is a zero.
+    factors = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
+    found = images.astype(np.uint64) * factors[0] + labels.astype(np.uint64) * factors[1]
+    for column in (boxes + 0.0).T:
+        found = (found ^ (found >> np.uint64(29))) * factors[2]
+        found += np.ascontiguousarray(column).view(np.uint64)
+    order = found.argsort(kind="stable")
+    is_same = found[order[1:]] == found[order[:-1]]
+    repeated = np.zeros(len(found), np.bool_)
+    repeated[order[1:][is_same]] = True
+    repeated[order[:-1][is_same]] = True
+    return repeated
 
 
 def read_objects(
@@ -102,14 +218,21 @@ def read_objects(
             if mask is not None:
                 area = area_of(mask, (height, width)) or area
         same = seen.setdefault((value["category_id"], crowd, *value["bbox"]), [])
-        if value.get("segmentation") in same:
+        segmentation = _as_lists(value.get("segmentation"))
+        if segmentation in same:
             text = "repeats another annotation: class, box and mask are equal; left out"
             faults.add("objects listed twice", where, text)
             continue
-        same.append(value.get("segmentation"))
+        same.append(segmentation)
         key = value["id"] if is_whole(value.get("id")) else -1
         kept.append((key, box, label_of[value["category_id"]], float(area), bool(crowd), mask))
     return objects_of(kept)
+
+
+def _as_lists(segmentation: Any) -> Any:
+    """Return polygons as they are in the json, for comparison."""
+    is_parsed = isinstance(segmentation, tuple)
+    return [ring.tolist() for ring in segmentation] if is_parsed else segmentation
 
 
 def is_area(area: float, box: Sequence[float]) -> bool:
@@ -149,6 +272,8 @@ def _read_mask(value: Any, size: tuple[int, int], where: str, faults: FaultList)
     """Return polygons as arrays, run lengths as they are, or None for an object without a mask."""
     if value is None or value == []:
         return None
+    if isinstance(value, tuple):  # Polygons that were checked when the file was parsed.
+        return value
     if isinstance(value, dict):
         return _read_runs(value, size, where, faults)
     if not isinstance(value, list) or not all(isinstance(ring, list) for ring in value):
@@ -213,7 +338,7 @@ def count_crowds(records: Sequence[Record], faults: FaultList) -> None:
 Json = dict[str, Any]
 # Beyond, floats no longer tell whole numbers apart.
 LIMIT = 2**53
-_PLAIN = {int, float}
+PLAIN = {int, float}
 
 
 @dataclass
@@ -258,7 +383,7 @@ def are_numbers(values: list[Any]) -> TypeGuard[list[float]]:
     """Tell whether all values of a list are finite numbers; quick, since files have millions."""
     if not values:
         return True
-    if not {*map(type, values)} <= _PLAIN or not -LIMIT < min(values) <= max(values) < LIMIT:
+    if not {*map(type, values)} <= PLAIN or not -LIMIT < min(values) <= max(values) < LIMIT:
         return False
     return math.isfinite(sum(values))  # What is not finite stays so in a sum.
 
@@ -273,8 +398,25 @@ def is_box(value: Any) -> TypeGuard[list[float]]:
     return isinstance(value, list) and len(value) == 4 and are_numbers(value)
 
 
+def box_array(values: Sequence[Any]) -> NDArray[np.float64]:
+    """Return boxes as (N, 4); rows of NaN where a value is not four finite numbers."""
+    lists = {*map(type, values)} <= {list} and {*map(len, values)} <= {4}
+    if lists and {*map(type, itertools.chain.from_iterable(values))} <= PLAIN:
+        # A whole number beyond the range of floats overflows.
+        with contextlib.suppress(OverflowError):
+            numbers = itertools.chain.from_iterable(values)
+            found = np.fromiter(numbers, np.float64, 4 * len(values)).reshape(-1, 4)
+            found[~(np.abs(found) < LIMIT).all(1)] = np.nan
+            return found
+    nothing = (math.nan,) * 4
+    rows = [value if is_box(value) else nothing for value in values]
+    return np.array(rows, np.float64).reshape(-1, 4)
+
+
 def mask_bounds(value: Any) -> tuple[float, float, float, float] | None:
     """Return x1 y1 x2 y2 of a sound segmentation; None if there is none."""
+    if isinstance(value, tuple):
+        return bounds_of(value)
     if isinstance(value, list):
         rings = [ring for ring in value if isinstance(ring, list) and len(ring) >= 6]
         if not rings or any(len(ring) % 2 or not are_numbers(ring) for ring in rings):
@@ -318,16 +460,16 @@ def tidy_boxes(content: Json, changes: Changes, form: BoxForm | None) -> None:
         if is_whole(image.get("id"))
         and all(is_whole(image.get(side)) and image[side] > 0 for side in ("width", "height"))
     }
-    values = [
-        value
-        for value in content["annotations"]
-        if is_box(value.get("bbox"))
-        and is_whole(value.get("image_id"))
-        and value["image_id"] in sizes
+    annotations = content["annotations"]
+    every = box_array([value.get("bbox") for value in annotations])
+    rows = [
+        row
+        for row, (value, x) in enumerate(zip(annotations, every[:, 0].tolist(), strict=True))
+        if x == x and type(value.get("image_id")) is int and value["image_id"] in sizes
     ]
-    if not values:
+    if not rows:
         return
-    boxes = np.array([value["bbox"] for value in values], np.float64)
+    boxes, values = every[rows], [annotations[row] for row in rows]
     sides = np.array([sizes[value["image_id"]] for value in values], np.float64)
     are_shares = bool(np.abs(boxes).max() <= 1.5 and sides.min() >= 16 and (boxes % 1).any())
     scaled = boxes * np.tile(sides, 2) if are_shares else boxes
@@ -356,10 +498,11 @@ def _scale(value: Json, size: tuple[int, int]) -> None:
     if is_number(value.get("area")) and value["area"] <= 1.5:
         value["area"] = value["bbox"][2] * value["bbox"][3]
     bounds = mask_bounds(value.get("segmentation"))
-    if isinstance(value.get("segmentation"), list) and bounds is not None and max(bounds) <= 1.5:
+    rings = value.get("segmentation")
+    if isinstance(rings, list | tuple) and bounds is not None and max(bounds) <= 1.5:
+        lists = (ring.tolist() if isinstance(ring, np.ndarray) else ring for ring in rings)
         value["segmentation"] = [
-            [round(number * size[i % 2], 3) for i, number in enumerate(ring)]
-            for ring in value["segmentation"]
+            [round(number * size[i % 2], 3) for i, number in enumerate(ring)] for ring in lists
         ]
 
 

@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from convnext.data.formats.coco_objects import (
+    LIMIT,
+    PLAIN,
     BoxForm,
     Changes,
     Json,
     are_numbers,
+    box_array,
     is_box,
     is_number,
     is_whole,
@@ -24,9 +31,86 @@ from convnext.data.formats.coco_objects import (
     place_of,
     tidy_boxes,
 )
+from convnext.data.masks import FLAT, is_flat
 
 # With fewer objects, all of them may well be crowds.
 MIN_CROWDS = 3
+
+
+class PolygonParser:
+    """Checks the polygons of a json once, while it is parsed, and stores them as arrays.
+
+    It is the `object_hook` of a decoder. A segmentation becomes a tuple of arrays if it is a list
+    of polygons that need neither a remedy nor a message: pairs of finite numbers, three or more,
+    not all on one line. Every other value stays what it is in the json, for the steps that follow.
+    Lists of numbers take four times the memory and are checked in pure Python, so that this happens
+    in large groups, before all of them are in memory.
+    """
+
+    GROUP = 4096
+
+    def __init__(self) -> None:
+        self._waiting: list[Json] = []
+
+    def __call__(self, value: Json) -> Json:
+        """Return an object of the json; its polygons may become arrays later."""
+        if type(value.get("segmentation")) is list:
+            self._waiting.append(value)
+            if len(self._waiting) == self.GROUP:
+                self.finish()
+        return value
+
+    def finish(self) -> None:
+        """Convert the polygons that are waiting."""
+        values, self._waiting = self._waiting, []
+        values = [value for value in values if {*map(type, value["segmentation"])} == {list}]
+        if not _are_plain(values):
+            values = [value for value in values if all(map(are_numbers, value["segmentation"]))]
+        if not values:
+            return
+        counts = [len(value["segmentation"]) for value in values]
+        rings = [ring for value in values for ring in value["segmentation"]]
+        lengths = np.fromiter(map(len, rings), np.int64, len(rings))
+        numbers = itertools.chain.from_iterable(rings)
+        points = np.fromiter(numbers, np.float64, int(lengths.sum()))
+        ends = lengths.cumsum()
+        starts = ends - lengths
+        is_sound = (lengths >= 6) & (lengths % 2 == 0)
+        long = np.flatnonzero(is_sound)
+        if len(long):
+            is_bad = ~(np.abs(points) < LIMIT)
+            before = np.concatenate(([0], is_bad.cumsum()))
+            is_sound &= before[ends] == before[starts]
+            long = np.flatnonzero(is_sound)
+            for i in long[~_are_corners(points, starts[long])].tolist():
+                is_sound[i] = not is_flat(rings[i])
+        views = [points[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+        ring = 0
+        sound = is_sound.tolist()
+        for value, count in zip(values, counts, strict=True):
+            if all(sound[ring : ring + count]):
+                value["segmentation"] = tuple(views[ring : ring + count])
+            ring += count
+
+
+def _are_plain(values: Sequence[Json]) -> bool:
+    """Tell whether all polygons hold whole numbers and floats alone, which floats can hold."""
+    rings = itertools.chain.from_iterable(value["segmentation"] for value in values)
+    kinds = {*map(type, itertools.chain.from_iterable(rings))}
+    if kinds == {float}:
+        return True
+    if not kinds <= PLAIN:
+        return False
+    rings = itertools.chain.from_iterable(value["segmentation"] for value in values)
+    return max(map(abs, itertools.chain.from_iterable(rings)), default=0) < LIMIT
+
+
+def _are_corners(points: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell of each polygon whether its first three points are clearly not on one line."""
+    x0, y0, x1, y1, x2, y2 = points[starts + np.arange(6)[:, None]]
+    cross = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+    lengths = (np.abs(x1 - x0) + np.abs(y1 - y0)) * (np.abs(x2 - x0) + np.abs(y2 - y0))
+    return np.asarray(np.abs(cross) > FLAT * lengths)
 
 
 def tidy_ids(content: Json, changes: Changes) -> None:
@@ -45,12 +129,29 @@ def tidy_objects(content: Json, changes: Changes, *, boxes: BoxForm | None = Non
         changes: Counts what is changed.
         boxes: The form of the boxes; None to recognize it.
     """
-    for number, value in enumerate(content["annotations"]):
-        _tidy_annotation(value, place_of(value, number), changes)
+    annotations = content["annotations"]
+    have_text = _have_text(annotations)
+    for number, value in enumerate(annotations):
+        if (
+            have_text
+            or type(value.get("segmentation")) is list
+            or type(value.get("iscrowd", 0)) is not int
+            or type(value.get("area")) is str
+        ):
+            _tidy_annotation(value, place_of(value, number), changes)
     tidy_boxes(content, changes, boxes)
-    for number, value in enumerate(content["annotations"]):
-        _complete(value, place_of(value, number), changes)
+    sides = box_array([value.get("bbox") for value in annotations])[:, 2:]
+    has_box = (sides > 0).all(1).tolist()
+    for number, value in enumerate(annotations):
+        if not has_box[number] or type(value.get("segmentation")) is list:
+            _complete(value, place_of(value, number), changes)
     _tidy_crowds(content, changes)
+
+
+def _have_text(annotations: list[Json]) -> bool:
+    """Tell whether a number of any box is written as text."""
+    boxes = (box for value in annotations if isinstance(box := value.get("bbox"), list))
+    return str in {*map(type, itertools.chain.from_iterable(boxes))}
 
 
 def _whole(value: Any) -> Any:
@@ -108,8 +209,11 @@ def _tidy_images(content: Json, changes: Changes) -> None:
 
 
 def _tidy_references(content: Json, changes: Changes) -> None:
-    for number, value in enumerate(content["annotations"]):
-        for key in ("id", "image_id", "category_id"):
+    keys = ("id", "image_id", "category_id")
+    annotations = content["annotations"]
+    kinds = {type(value.get(key)) for key in keys for value in annotations}
+    for number, value in enumerate(annotations if kinds & {str, float} else ()):
+        for key in keys:
             if isinstance(value.get(key), str | float):
                 where, kind = place_of(value, number), "ids that are not whole numbers"
                 _put(value, key, _whole(value[key]), changes, kind, where)

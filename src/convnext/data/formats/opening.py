@@ -231,7 +231,7 @@ def _read_file(
     path: Path, split: Split | None, root: Path, index: FileIndex, options: ReadOptions
 ) -> tuple[CocoFile, Path]:
     """Return the contents of a json, and the folder of its images."""
-    content = load_json(path)
+    content = load_json(path, as_arrays=True)
     images = coco_images(path, content, split, root, index, options)
     return read_coco(path, content=content, images=images, boxes=options.boxes or None), images.root
 
