@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -53,7 +54,7 @@ def write_images(folder: Path, count: int) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for i in range(count):
         split = SPLITS[int(i % round(1 / VAL_SHARE) == 0)]
-        path = folder / split / f"class{i % NUM_CLASSES:03d}" / f"{i:06d}.jpg"
+        path = folder / split / f"class{i // 10 % NUM_CLASSES:03d}" / f"{i:06d}.jpg"
         files[split].append(path)
         if path.exists():
             continue
@@ -111,6 +112,11 @@ def write_coco(folder: Path, files: dict[str, list[Path]]) -> None:
         target.write_text(json.dumps(content))
 
 
+def write_sets(folder: Path, count: int) -> None:
+    """Write both data sets, unless they exist."""
+    write_coco(folder / "coco", write_images(folder / "classes", count))
+
+
 def look(path: Path, cache: Path, options: list[str]) -> Look:
     """Run `convnext data` in a process of its own."""
     command = [sys.executable, "-m", "convnext", "data", str(path), *options]
@@ -142,8 +148,12 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["classes", "coco"])
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="of `data`")
     given = parser.parse_args()
-    files = write_images(given.folder / "classes", given.count)
-    write_coco(given.folder / "coco", files)
+    # In a process of its own: a child starts with the peak memory of its parent.
+    writer = multiprocessing.Process(target=write_sets, args=(given.folder, given.count))
+    writer.start()
+    writer.join()
+    if writer.exitcode:
+        raise SystemExit("the data sets could not be written")
     results = {}
     for name in given.sets:
         looks: dict[str, list[Look]] = {"first": [], "second": []}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,15 @@ pytest_plugins = ["shard_server"]
 
 # Two test processes share two cores; more threads than cores wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def facts_of_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the facts about images that data set reports cache out of the user's folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("convnext.data.doctor.cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

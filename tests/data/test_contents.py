@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convnext.data import contents as module
 from convnext.data.contents import (
     FILE,
     MAX_BYTES,
+    Compared,
     Contents,
     SplitContents,
     changes,
@@ -113,9 +115,58 @@ def test_images_that_were_trained_on_are_known_by_content(root: Path, tmp_path: 
         "num_trained_on": 1,
         "trained_on": ["b/copy.png"],
         "changed": [],
+        "not_compared": "",
     }
     assert compared.lines() == (
         "1 of 2 images were trained on (b/copy.png), so the scores are higher than on new images",
+    )
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_what_is_not_recognized_by_content_is_said(
+    part: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare() -> Compared:
+        found = samples(root, names_in(root, "val"))
+        return compare_with_run(
+            str(tmp_path),
+            found,
+            lambda i: annotation(found, ("a", "b"), i),
+            data=root,
+            classes="ab",
+        )
+
+    before = contents(root)
+    (tmp_path / FILE).write_text(before.to_json())
+    assert compare().not_compared == ""
+    assert compare().lines() == ()
+    what = {"train": "training", "val": "evaluated"}[part]
+    if part == "train":
+        many = replace(before.splits["train"], names=["all 7 images"], annotations=[], pictures=[])
+        (tmp_path / FILE).write_text(
+            replace(before, splits={**before.splits, "train": many}).to_json()
+        )
+    else:
+        monkeypatch.setattr(module, "MAX_IMAGES", 5)
+    (line,) = compare().lines()
+    assert line.startswith("it is not known whether images were trained on: there are more than ")
+    assert line.endswith(f"{what} images, too many to hash each")
+    assert compare().to_dict()["not_compared"] in line
+
+
+def test_members_of_shards_are_not_recognized_by_content(root: Path, tmp_path: Path) -> None:
+    before = contents(root)
+    names = [f"train-000.tar!{i}.jpg" for i in range(6)]
+    shards = SplitContents(names=names, annotations=["x"] * 6, pictures=[""] * 6)
+    splits = {**before.splits, "train": shards}
+    (tmp_path / FILE).write_text(replace(before, splits=splits).to_json())
+    found = samples(root, names_in(root, "val"))
+    compared = compare_with_run(
+        str(tmp_path), found, lambda i: annotation(found, ("a", "b"), i), data=root, classes="ab"
+    )
+    assert compared.lines() == (
+        "it is not known whether images were trained on: the training images are in shards, whose "
+        "members are not hashed",
     )
 
 

@@ -290,6 +290,8 @@ def check_data(
     *,
     task: TaskName | None = None,
     contact_sheet: Annotated[str | Path | None, OnCommandLine(metavar="PNG")] = None,
+    deep: bool = False,
+    cache: bool = True,
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="data")],
 ) -> Any:
@@ -304,6 +306,8 @@ def check_data(
         path: A folder, a JSON file, a URL of shards, or `digits`.
         task: The task; by default recognized from the layout of the data.
         contact_sheet: Write a few images of every class to this file.
+        deep: Look for near duplicates of all held-out images, not only of 5,000.
+        cache: Do not decode images again that are unchanged since an earlier report.
         progress: Where to print, as for `train`.
         **options: Task options. Classification: layout. Segmentation: images, masks,
             reduce_zero_label, exif, layout, annotations, allow_outside. Detection: layout,
@@ -321,7 +325,9 @@ def check_data(
 
     name = task or recognize_task(path, options)
     own = given_options(name, "data", options)
-    report, sheet = inspect(name, str(path), contact_sheet=contact_sheet is not None, **own)
+    report, sheet = inspect(
+        name, str(path), contact_sheet=contact_sheet is not None, deep=deep, cache=cache, **own
+    )
     out = console_of(progress)
     report.print(out)
     if contact_sheet is not None:

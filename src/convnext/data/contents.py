@@ -241,6 +241,8 @@ class Compared:
     """Images whose content the run trained on, under any name."""
     changed: tuple[str, ...] = ()
     """What has changed since the run started, if this is its data."""
+    not_compared: str = ""
+    """Why it is not known which images were trained on; "" if it is known."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; at most `MAX_NAMES` images are named."""
@@ -248,6 +250,7 @@ class Compared:
             "num_trained_on": len(self.trained_on),
             "trained_on": list(self.trained_on[:MAX_NAMES]),
             "changed": list(self.changed),
+            "not_compared": self.not_compared,
         }
 
     def lines(self) -> tuple[str, ...]:
@@ -258,6 +261,8 @@ class Compared:
                 f"{len(self.trained_on):,} of {self.num_images:,} images were trained on "
                 f"({_some(self.trained_on)}), so the scores are higher than on new images"
             )
+        if self.not_compared:
+            found.append(f"it is not known whether images were trained on: {self.not_compared}")
         return tuple(found)
 
 
@@ -316,7 +321,20 @@ def compare_with_run(
             name for name, picture in zip(now.names, now.pictures, strict=False) if picture in known
         ),
         changed=changed,
+        not_compared=_not_compared(train, now),
     )
+
+
+def _not_compared(train: SplitContents | None, now: SplitContents) -> str:
+    """Return why images cannot be recognized by their content; "" if they can."""
+    for split, what in ((train, "training"), (now, "evaluated")):
+        if split is None or not split.names:
+            continue
+        if not split.pictures:
+            return f"there are more than {MAX_IMAGES:,} {what} images, too many to hash each"
+        if not any(split.pictures) and "!" in split.names[0]:
+            return f"the {what} images are in shards, whose members are not hashed"
+    return ""
 
 
 def _some(names: Iterable[str]) -> str:

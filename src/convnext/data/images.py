@@ -204,19 +204,24 @@ def read_header(file: File, *, max_pixels: int = MAX_PIXELS, source: str | None 
         BadImage: If the file is missing, empty, too large or not an image.
     """
     with opened(file, max_pixels=max_pixels, source=source) as image:
-        width, height = image.size
-        turn = orientation(image)
-        # Pillow applies the orientation of a TIFF itself.
-        if image.format != "TIFF" and turn in QUARTER_TURNS:
-            width, height = height, width
-        return Header(
-            width=width,
-            height=height,
-            mode=image.mode,
-            format=image.format or "?",
-            orientation=turn,
-            num_bands=getattr(image, "num_bands", 0),
-        )
+        return header_of(image)
+
+
+def header_of(image: Image.Image) -> Header:
+    """Return the properties of an opened image that is not decoded yet."""
+    width, height = image.size
+    turn = orientation(image)
+    # Pillow applies the orientation of a TIFF itself.
+    if image.format != "TIFF" and turn in QUARTER_TURNS:
+        width, height = height, width
+    return Header(
+        width=width,
+        height=height,
+        mode=image.mode,
+        format=image.format or "?",
+        orientation=turn,
+        num_bands=getattr(image, "num_bands", 0),
+    )
 
 
 @contextmanager

@@ -21,7 +21,14 @@ from PIL import Image
 from convnext.data.contents import hash_of_objects
 from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.opening import open_objects
-from convnext.data.formats.records import Fault, Objects, ReadOptions, Record, Understood
+from convnext.data.formats.records import (
+    Fault,
+    Objects,
+    ReadOptions,
+    Record,
+    Understood,
+    no_objects,
+)
 from convnext.data.images import PICTURE, BadImage, Header, Mode, decode, read_header
 from convnext.data.ranges import band_sample, pixel_range
 from convnext.data.samples import (
@@ -99,6 +106,49 @@ class DetectionImages:
     def some(self, count: int) -> list[int]:
         """Return up to `count` indices as a sample of all images, spread evenly."""
         return spread(len(self), count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectTable:
+    """The objects of many images, one row per object, in the order of the images."""
+
+    images: NDArray[np.int64]
+    """(M,) the position of the image of each."""
+    boxes: NDArray[np.float64]
+    """(M, 4) as x1 y1 x2 y2 in pixels."""
+    labels: NDArray[np.int64]
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    short_sides: NDArray[np.float64]
+    """(M,) the short side of the image of each."""
+
+    @property
+    def extents(self) -> NDArray[np.float64]:
+        """(M, 2) the width and height of each box."""
+        return self.boxes[:, 2:] - self.boxes[:, :2]
+
+    @property
+    def sides(self) -> NDArray[np.float64]:
+        """(M,) the square roots of the areas of the boxes, as shares of the short side."""
+        return np.asarray(np.sqrt(self.extents.prod(1)) / self.short_sides)
+
+
+def table_of(records: Sequence[Record], *, crowds: bool = False) -> ObjectTable:
+    """Return the objects of images as one table, of crowd regions only if they are asked for."""
+    found = [record.objects for record in records]
+    counts = [len(objects) for objects in found]
+    none = no_objects()
+    crowd = np.concatenate([none.crowd, *(objects.crowd for objects in found)])
+    kept = slice(None) if crowds else ~crowd
+    short = np.array([min(record.width, record.height) for record in records], np.float64)
+    return ObjectTable(
+        images=np.arange(len(found)).repeat(counts)[kept],
+        boxes=np.concatenate([none.boxes, *(objects.boxes for objects in found)])[kept],
+        labels=np.concatenate([none.labels, *(objects.labels for objects in found)])[kept],
+        areas=np.concatenate([none.areas, *(objects.areas for objects in found)])[kept],
+        crowd=crowd[kept],
+        short_sides=short.repeat(counts)[kept],
+    )
 
 
 NUM_DECODED = 32
@@ -230,10 +280,10 @@ def facts(data: DetectionData) -> DataFacts:
     if not readable:
         raise ValueError(f"none of the training images that were tried can be used: {last}")
     records = data.train.records
-    sides = [_sides(record) for record in records]
-    counts = [len(found) for found in sides]
+    table = table_of(records)
+    counts = np.bincount(table.images, minlength=len(records)).tolist()
     found = pixel_range(data.train)
-    small, middle, large = np.quantile(np.concatenate(sides), (0.1, 0.5, 0.9)).tolist()
+    small, middle, large = np.quantile(table.sides, (0.1, 0.5, 0.9)).tolist()
     return DataFacts(
         num_train=len(records),
         num_val=len(data.val),
@@ -254,13 +304,6 @@ def facts(data: DetectionData) -> DataFacts:
 def annotation(images: DetectionImages, classes: Sequence[str], index: int) -> str:
     """Return a hash of the objects of an image."""
     return hash_of_objects(images.objects(index), classes)
-
-
-def _sides(record: Record) -> NDArray[np.float64]:
-    """Return the sizes of an image's objects as shares of its short side."""
-    boxes = record.objects.boxes[~record.objects.crowd].astype(np.float64)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    return np.asarray(np.sqrt(sides.prod(1)) / min(record.width, record.height))
 
 
 def join(parts: Sequence[DetectionImages]) -> DetectionImages:

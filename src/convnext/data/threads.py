@@ -29,6 +29,8 @@ T = TypeVar("T")
 # How long to wait for the report of the death of a process whose connection broke.
 REPORT_SECONDS = 5.0
 _HIDING = threading.RLock()
+# Seconds between updates of a progress bar.
+_REFRESH = 0.1
 
 
 def for_each(
@@ -49,10 +51,15 @@ def for_each(
     with Progress(*columns, console=console, disable=not visible, transient=True) as progress:
         bar = progress.add_task(title, total=count)
 
-        def run(indices: Iterable[int]) -> None:
+        def run(indices: range) -> None:
+            # A lock for every item would cost more than small items do.
+            due, done = time.monotonic() + _REFRESH, 0
             for index in indices:
                 work(index)
-                progress.advance(bar)
+                done += 1
+                if visible and time.monotonic() > due:
+                    progress.advance(bar, done)
+                    due, done = time.monotonic() + _REFRESH, 0
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, [range(first, count, threads) for first in range(threads)]))

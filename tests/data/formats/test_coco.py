@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
+from convnext.data.formats.coco_values import PolygonParser
 from PIL import Image
 from small_objects import small_coco, small_yolo
 
+from convnext.data.formats import coco, coco_objects
 from convnext.data.formats.coco import read_coco
 from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.layouts import is_detection
@@ -318,3 +321,88 @@ def test_one_fatal_fault_is_told_in_a_sentence(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"add them \(`convnext data .* lists all\)"):
         open_dataset(str(root))
+
+
+WRONG: dict[str, list[Any]] = {
+    "bbox": [
+        None, [1, 2, 3], ["1", "2", "3", "4"], [float("nan"), 1, 2, 3], [1, 2, 0, 3],
+        [9, 9, -3, -4], [15, 4, 30, 30], [100, 100, 5, 5], [True, 1, 2, 3], [1, 1, 10**400, 2],
+        [-0.0, 0.0, 5, 5], [float("inf"), 1, 1, 1], [2**53, 0, 1, 1], "x", [[1]], {},
+        [-0.5, -2.0, 4, 4],
+    ],
+    "segmentation": [
+        None, [], [[]], [[1, 1, 5, 1]], [[1, 1, 2, 2]], [[1, 1, 2, 2, 3, 3]], [1, 1, 9, 1, 9, 9],
+        [[1, 1, 2, 2, 3, 3, 4, 4]], [[0, 0, 9, 0, 9, float("nan")]], [[[1, 1], [5, 1], [5, 5]]],
+        [["1", "1", "5", "1", "5", "5"]], {"size": [10, 20], "counts": [10, 20, 170]}, {}, 0, "",
+        "a", {"size": [10, 20], "counts": [10]}, {"size": [1, 2], "counts": [2]}, False,
+        [[1, 1, 5, 1, 5, True]], [[0, 0, 9, 0, 9, 10**400]], [[0, 0, 4, 0, 4, 4], [1]],
+        [[0, 0, 4, 0, 4, 4], None], [[0, 0, 4, 0, 4, 4], "abcdef"], [[0, 0, 4, 0, 4, 4, 5]],
+        [[1, 1, 5, 5]], [RING, [2, 2, 3, 3, 4, 4]], [RING, RING],
+    ],
+    "area": [None, 0, -1, "5", 1e9, True, float("nan"), 0.0001, [], 10**400],
+    "iscrowd": [1, True, False, "0", "1", 1.0, 2, None, [], -1],
+    "id": [0, 1, None, "7", 3.0, True, 2**70, "x", []],
+    "image_id": [99, None, "1", 1.0, True, [], 2**70],
+    "category_id": [99, None, "7", 7.0, True, [], {}],
+}  # fmt: skip
+
+
+def random_content(seed: int) -> dict[str, Any]:
+    """Return a file of several images, in which some annotations are wrong in one or more ways."""
+    random = Random(seed)
+    share = random.choice([0, 0.02, 0.3])
+    images = [image(key, f"{key}.png") for key in range(1, random.randint(2, 8))]
+    annotations: list[dict[str, Any]] = []
+    for key in range(1, random.randint(1, 40)):
+        x, y, w, h = (random.uniform(1, 5) if random.random() < 0.5 else 3 for _ in range(4))
+        ring = [x, y, x + w, y, x + w, y + h, x, y + h]
+        masks = [ring] if random.random() < 0.8 else [ring, [value + 1 for value in ring]]
+        found = annotation(key, image_id=random.choice(images)["id"], bbox=[x, y, w, h])
+        found |= {"area": w * h, "segmentation": masks, "category_id": random.choice([7, 8])}
+        while found and random.random() < share:
+            name = random.choice(list(WRONG))
+            found[name] = random.choice(WRONG[name])
+            if random.random() < 0.2:
+                del found[name]
+        annotations.append(found)
+        if random.random() < 0.1:
+            annotations.append(found | {"id": 1000 + key})
+    categories = [{"id": 7, "name": "cat"}, {"id": 8, "name": "dog"}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def everything(path: Path) -> list[Any]:
+    """Return all that is read from a file, as values that can be compared."""
+    found = read_coco(path)
+    rows: list[Any] = [found.classes, found.category_ids, found.notes, repr(found.faults)]
+    for record in found.records:
+        objects = record.objects
+        rows.append((record.id, record.file_name, objects.ids, objects.labels.tolist()))
+        rows.append((objects.boxes.tobytes(), objects.areas.tobytes(), objects.crowd.tolist()))
+        for mask in objects.masks:
+            is_polygons = isinstance(mask, list | tuple)
+            rows.append([np.asarray(r).tolist() for r in mask] if is_polygons else repr(mask))
+    return rows
+
+
+def test_checks_in_groups_find_what_checks_one_by_one_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PolygonParser, "GROUP", 7)
+    num_faults = num_converted = 0
+    for seed in range(150):
+        path = tmp_path / "x.json"
+        path.write_text(json.dumps(random_content(seed)))
+        content = coco.load_json(path, as_arrays=True)
+        num_converted += sum(
+            isinstance(value.get("segmentation"), tuple) for value in content["annotations"]
+        )
+        found = everything(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(coco, "PolygonParser", lambda: None)
+            patch.setattr(coco, "read_sound", lambda *_: {})
+            patch.setattr(coco_objects, "_are_known", lambda *_: False)
+            assert everything(path) == found, seed
+        num_faults += found[3].count("Fault(")
+    assert num_faults > 500
+    assert num_converted > 1000

@@ -141,13 +141,14 @@ def locate(content: Json, images: Images, faults: FaultList) -> Files:
     listed = [
         v for v in content["images"] if isinstance(v.get("file_name"), str) and v["file_name"]
     ]
+    root = os.path.join(images.root, "")
     for value in listed:
         name = value["file_name"]
         found = images.locator.find(name, f"image {value.get('id')}")
         if found is None:
             continue
         files.paths[name] = found
-        if found != images.root / name:
+        if str(found) != f"{root}{name}" and found != images.root / name:
             files.names[name] = Path(os.path.relpath(found, images.root)).as_posix()
     faults.found += images.locator.ambiguous
     sizes = {value["file_name"]: stated_size(value) for value in listed}

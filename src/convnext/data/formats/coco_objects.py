@@ -79,6 +79,7 @@ def _are_known(
     values: Sequence[Mapping[str, Any]], images: Mapping[int, Any], classes: Mapping[int, str]
 ) -> bool:
     """Tell whether all annotations have ids of their own, and known images and categories."""
+    ids: list[Any]
     ids, image_ids, category_ids = (
         [value.get(key) for value in values] for key in ("id", "image_id", "category_id")
     )
@@ -125,7 +126,7 @@ def read_sound(
     areas = np.array([_area(value.get("area")) for value in values], np.float64)
     has_area = areas > 0
     is_sound &= ~has_area | _are_areas(areas, boxes)
-    masks = [value.get("segmentation") for value in values]
+    masks: list[Any] = [value.get("segmentation") for value in values]
     masks = [None if type(mask) is list and not mask else mask for mask in masks]
     is_sound &= np.array([mask is None or type(mask) is tuple for mask in masks])
     labels = {category: label for label, category in enumerate(classes)}

@@ -141,7 +141,7 @@ def tidy_objects(content: Json, changes: Changes, *, boxes: BoxForm | None = Non
             _tidy_annotation(value, place_of(value, number), changes)
     tidy_boxes(content, changes, boxes)
     sides = box_array([value.get("bbox") for value in annotations])[:, 2:]
-    has_box = (sides > 0).all(1).tolist()
+    has_box = np.asarray((sides > 0).all(1))
     for number, value in enumerate(annotations):
         if not has_box[number] or type(value.get("segmentation")) is list:
             _complete(value, place_of(value, number), changes)

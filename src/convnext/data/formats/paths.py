@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -69,12 +70,16 @@ class Fence:
         """Tell whether a path is in the data, wherever links lead."""
         if self.allow_outside:
             return True
-        folder = str(path.parent)
-        if folder not in self._known:
-            self._known[folder] = self._is_inside(os.path.realpath(folder))
+        is_inside = self.allows_folder(str(path.parent))
         if path.is_symlink():
             return self._is_inside(os.path.realpath(path))
-        return self._known[folder] or self._is_inside(os.path.realpath(path))
+        return is_inside or self._is_inside(os.path.realpath(path))
+
+    def allows_folder(self, folder: str) -> bool:
+        """Tell whether the files of a folder are in the data, apart from links among them."""
+        if folder not in self._known:
+            self._known[folder] = self._is_inside(os.path.realpath(folder))
+        return self._known[folder] or self.allow_outside
 
     def check(self, path: Path, *, named_by: str) -> Path:
         """Return a path in the data.
@@ -150,15 +155,24 @@ class FileIndex:
             OutsideError: If it is only found outside the data.
         """
         for base in bases or (self.root,):
-            path = base / name
-            if _is_file(path) and self.fence.allows(path):
-                return Match(path, "")
+            if self._is_allowed_file(os.path.join(base, name)):
+                return Match(base / name, "")
         candidates = self.candidates(name, bases)
         if not candidates:
             outside = next((b / name for b in bases or (self.root,) if _is_file(b / name)), None)
             if outside is not None:
                 self.fence.check(outside, named_by="an annotation")
         return candidates[0] if len(candidates) == 1 else None
+
+    def _is_allowed_file(self, path: str) -> bool:
+        """Tell whether there is a file that may be read; quick, since most names are right."""
+        try:
+            is_regular = stat.S_ISREG(os.lstat(path).st_mode)
+        except (OSError, ValueError):  # A name that is too long, or has a null character.
+            return False
+        if is_regular and self.fence.allows_folder(os.path.dirname(path)):
+            return True
+        return _is_file(Path(path)) and self.fence.allows(Path(path))
 
     def candidates(self, name: str, bases: Sequence[Path] = ()) -> list[Match]:
         """Return the images that `name` fits best; several if it is ambiguous."""

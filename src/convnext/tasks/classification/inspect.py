@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from convnext.data.doctor import bar, plain_table, print_notes
+from convnext.data.doctor import Scan, bar, plain_table, print_notes
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.data.samples import Samples
@@ -176,7 +176,13 @@ class DataReport:
 
 
 def inspect(
-    path: str, *, val_share: float = 0.2, layout: str = "", console: Console | None = None
+    path: str,
+    *,
+    val_share: float = 0.2,
+    layout: str = "",
+    deep: bool = False,
+    cache: bool = True,
+    console: Console | None = None,
 ) -> DataReport:
     """Read every image of a data set in full, and report.
 
@@ -184,17 +190,21 @@ def inspect(
         path: A data set as for `open_dataset`.
         val_share: Fraction of each class held out if the data has no split.
         layout: As for `open_dataset`.
+        deep: Compare all held-out images with the training images, not only a sample.
+        cache: Do not decode images again that are unchanged since an earlier report.
         console: Console of the progress bar; standard error by default.
 
     Raises:
         ValueError: If there is no data set at `path`.
     """
     data = open_dataset(path, val_share=val_share, strict=False, layout=layout)
-    inspected = scan(data, console=console or safe_console(Console(stderr=True)))
-    return report(data, inspected)
+    shown = console or safe_console(Console(stderr=True))
+    return report(data, scan(data, deep=deep, cache=cache, console=shown))
 
 
-def inspect_with_sheet(path: str, *, sheet: bool, layout: str = "") -> tuple[DataReport, Any]:
+def inspect_with_sheet(
+    path: str, *, sheet: bool, layout: str = "", deep: bool = False, cache: bool = True
+) -> tuple[DataReport, Any]:
     """Return the report on a data set, and its contact sheet or None.
 
     Raises:
@@ -202,12 +212,13 @@ def inspect_with_sheet(path: str, *, sheet: bool, layout: str = "") -> tuple[Dat
     """
     if layout not in ("", *LAYOUT_NAMES):
         raise ValueError(f"--layout is {layout!r}, but must be {' or '.join(LAYOUT_NAMES)} here")
-    found = inspect(path, layout=layout)
+    found = inspect(path, layout=layout, deep=deep, cache=cache)
     return found, contact_sheet(path, layout=layout) if sheet else None
 
 
-def report(data: ClassificationData, inspected: Sequence[Inspected]) -> DataReport:
+def report(data: ClassificationData, scan: Scan[Inspected]) -> DataReport:
     """Build the report."""
+    inspected = scan.inspected
     good = [item for item in inspected if not item.reason]
     train = _counts(data, (item for item in inspected if item.part == "train"))
     return DataReport(
@@ -223,11 +234,12 @@ def report(data: ClassificationData, inspected: Sequence[Inspected]) -> DataRepo
         modes=dict(Counter(item.mode for item in good).most_common()),
         formats=dict(Counter(item.format for item in good).most_common()),
         unreadable=tuple((item.source, item.reason) for item in inspected if item.reason),
-        problems=find_problems(data, inspected),
+        problems=find_problems(data, scan),
         suggestions=find_suggestions(data, inspected),
         notes=(
             *(note for note in data.notes if note not in data.faults),
             *pixel_notes(data.train),
+            *scan.notes,
         ),
     )
 

@@ -5,28 +5,19 @@ Every image is decoded once in full; only hashes and other small facts are kept.
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 
-from convnext.data.doctor import read_all
-from convnext.data.images import PICTURE, BadImage, Mode
+from convnext.data import doctor
+from convnext.data.doctor import Alike, FactsCache, ImageFacts, Scan, facts_of
+from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode
+from convnext.data.samples import FolderSamples, Samples
 from convnext.tasks.classification.data import ClassificationData, refusal
-
-# Two images look alike if at most this many of the 256 bits of their sketches differ.
-ALIKE_BITS = 8
-# Smaller images have no sketch, since it would have too little information.
-SKETCH_PIXELS = 32
-# Max number of pairs of sketches to compare, which takes a minute.
-MAX_PAIRS = 2_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +25,7 @@ class Inspected:
     """Findings about one image."""
 
     part: str
-    """"train" or "val"."""
+    """"train", "val" or "test"."""
     source: str
     label: int
     num_bytes: int
@@ -53,75 +44,67 @@ class Inspected:
     is_gray: bool = False
 
 
-def scan(data: ClassificationData, *, console: Console | None = None) -> list[Inspected]:
-    """Read every image in threads, training images first, with a progress bar."""
-    places = [("train", i) for i in range(len(data.train))]
-    places += [("val", i) for i in range(len(data.val))]
-    mode = color_mode(data.train)
-    return read_all(places, lambda p: item(data, *p, mode), "reading images", console=console)
+def scan(
+    data: ClassificationData,
+    *,
+    deep: bool = False,
+    cache: bool = True,
+    console: Console | None = None,
+) -> Scan[Inspected]:
+    """Read every image, training images first; the arguments are those of `doctor.scan`."""
+    parts, mode = _parts(data), color_mode(data.train)
+    places = [(part, i) for part, samples in parts.items() for i in range(len(samples))]
+
+    def read(place: tuple[str, int], facts: FactsCache) -> Inspected:
+        part, index = place
+        return item(part, parts[part], index, mode, facts)
+
+    return doctor.scan(
+        data.path, places, read, "reading images", deep=deep, cache=cache, console=console
+    )
 
 
-def item(data: ClassificationData, part: str, index: int, mode: Mode = PICTURE) -> Inspected:
+def _parts(data: ClassificationData) -> dict[str, Samples]:
+    found = {"train": data.train, "val": data.val}
+    return found if data.test is None else {**found, "test": data.test}
+
+
+def item(part: str, samples: Samples, index: int, mode: Mode, cache: FactsCache) -> Inspected:
     """Read one image."""
-    samples = data.train if part == "train" else data.val
     source, label = samples.source(index), samples.labels[index]
     num_bytes = samples.num_bytes(index)
     samples.read_ahead(index)
     try:
-        header = samples.header(index)
-        image = samples.open(index, mode)
+        facts = _facts(samples, index, mode, cache)
     except BadImage as error:
         return Inspected(
             part=part, source=source, label=label, num_bytes=num_bytes, reason=error.reason
         )
-    extrema = [band for band in image.getextrema() if isinstance(band, tuple)]
-    red, green, blue = image.split()
     return Inspected(
         part=part,
         source=source,
         label=label,
         num_bytes=num_bytes,
-        width=header.width,
-        height=header.height,
-        mode=header.mode,
-        format=header.format,
-        digest=hashlib.blake2b(b"%d %d " % image.size + image.tobytes(), digest_size=16).digest(),
-        sketch=sketch(image) if min(image.size) >= SKETCH_PIXELS else b"",
-        is_blank=all(low == high for low, high in extrema),
-        is_gray=red.tobytes() == green.tobytes() == blue.tobytes(),
+        width=facts.width,
+        height=facts.height,
+        mode=facts.mode,
+        format=facts.format,
+        digest=facts.digest,
+        sketch=facts.sketch,
+        is_blank=facts.is_blank,
+        is_gray=facts.is_gray,
     )
 
 
-def sketch(image: Image.Image) -> bytes:
-    """Return 256 bits: whether each cell of a 16 x 16 grid is brighter than its left neighbor."""
-    cells = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX)).astype(int)
-    return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
+def _facts(samples: Samples, index: int, mode: Mode, cache: FactsCache) -> ImageFacts:
+    """Return the facts about an image; those about members of shards are not cached.
 
-
-def near_duplicates(
-    first: Sequence[Inspected], second: Sequence[Inspected]
-) -> list[tuple[Inspected, Inspected]]:
-    """Return pairs of images, one from each sequence, that look alike but have different pixels.
-
-    Each image of `second` is paired with the nearest of `first`. Nothing is compared if there are
-    too many pairs.
+    Raises:
+        BadImage: If it cannot be read.
     """
-    first = [item for item in first if item.sketch and not item.is_blank]
-    second = [item for item in second if item.sketch and not item.is_blank]
-    if not first or not second or len(first) * len(second) > MAX_PAIRS:
-        return []
-    ours = _words(first)
-    pairs = []
-    for other, words in zip(second, _words(second), strict=True):
-        distances = np.bitwise_count(ours ^ words).sum(axis=1)
-        nearest = int(distances.argmin())
-        if distances[nearest] <= ALIKE_BITS and first[nearest].digest != other.digest:
-            pairs.append((first[nearest], other))
-    return pairs
-
-
-def _words(inspected: Sequence[Inspected]) -> NDArray[np.uint64]:
-    return np.frombuffer(b"".join(item.sketch for item in inspected), np.uint64).reshape(-1, 4)
+    if isinstance(samples, FolderSamples):
+        return cache.read(samples.source(index), mode)
+    return facts_of(samples.open(index, mode), samples.header(index))
 
 
 NUM_EXAMPLES = 5
@@ -136,15 +119,22 @@ FEW = 10
 FEW_FOR_SCRATCH = 500
 
 
-def find_problems(data: ClassificationData, inspected: Sequence[Inspected]) -> tuple[str, ...]:
+def find_problems(data: ClassificationData, scan: Scan[Inspected]) -> tuple[str, ...]:
     """Return one line per kind of problem, with its count and up to five examples."""
+    inspected = scan.inspected
     good = [item for item in inspected if not item.reason]
-    found = (find(data, good) for find in _FINDERS)
+    found = [
+        *_leaks(data, good),
+        *_conflicts(data, good),
+        *_rare_classes(data, good),
+        *_similar(data, scan.alike),
+        *_repeats(data, good),
+        *(line for find in _ODD for line in find(data, good)),
+    ]
     first = _unreadable(data, [item for item in inspected if item.reason], len(inspected))
-    rest = [line for lines in found for line in lines]
     reason = refusal(data)
     refused = [f"training is refused: {reason}"] if reason else []
-    return (*refused, *first, *data.faults, *rest)
+    return (*refused, *first, *data.faults, *found)
 
 
 def find_suggestions(data: ClassificationData, inspected: Sequence[Inspected]) -> tuple[str, ...]:
@@ -184,14 +174,16 @@ def _unreadable(data: ClassificationData, bad: Sequence[Inspected], total: int) 
 
 def _leaks(data: ClassificationData, inspected: Sequence[Inspected]) -> list[str]:
     in_train = {item.digest: item for item in inspected if item.part == "train"}
-    duplicates = [item for item in inspected if item.part == "val" and item.digest in in_train]
-    if not duplicates:
-        return []
-    pairs = (f"{_short(data, t)} = {_short(data, in_train[t.digest])}" for t in duplicates)
-    return [
-        "validation images identical to a training image, which makes validation scores too high: "
-        f"{len(duplicates):,} ({_some(pairs)})"
-    ]
+    lines = []
+    for part, what in (("val", "validation"), ("test", "test")):
+        copies = [item for item in inspected if item.part == part and item.digest in in_train]
+        pairs = (f"{_short(data, t)} = {_short(data, in_train[t.digest])}" for t in copies)
+        if copies:
+            lines.append(
+                f"{what} images identical to a training image, which makes {what} scores too "
+                f"high: {len(copies):,} ({_some(pairs)})"
+            )
+    return lines
 
 
 def _conflicts(data: ClassificationData, inspected: Sequence[Inspected]) -> list[str]:
@@ -226,15 +218,12 @@ def _rare_classes(data: ClassificationData, inspected: Sequence[Inspected]) -> l
     ]
 
 
-def _similar(data: ClassificationData, inspected: Sequence[Inspected]) -> list[str]:
-    train = [item for item in inspected if item.part == "train"]
-    exact = {item.digest for item in train}
-    val = [item for item in inspected if item.part == "val" and item.digest not in exact]
-    pairs = [f"{_short(data, b)} ~ {_short(data, a)}" for a, b in near_duplicates(train, val)]
+def _similar(data: ClassificationData, alike: Alike[Inspected]) -> list[str]:
+    pairs = [f"{_short(data, b)} ~ {_short(data, a)}" for a, b in alike.pairs]
     if not pairs:
         return []
     return [
-        "validation images that look like a training image, perhaps the same one saved again: "
+        "held-out images that look like a training image, perhaps the same one saved again: "
         f"{len(pairs):,} ({_some(pairs)})"
     ]
 
@@ -273,12 +262,7 @@ def _is_blank(item: Inspected, median: float) -> bool:
 
 
 # Worst first.
-_FINDERS: tuple[Callable[[ClassificationData, Sequence[Inspected]], list[str]], ...] = (
-    _leaks,
-    _conflicts,
-    _rare_classes,
-    _similar,
-    _repeats,
+_ODD = (
     _odd("images of a single color", _is_blank),
     _odd("images much smaller than the others", _is_tiny),
     _odd("images so long that a center crop shows less than a third", _is_long),

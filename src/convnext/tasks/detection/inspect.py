@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,12 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from convnext.data.doctor import class_table, list_sizes, print_notes, print_numbered
+from convnext.data.doctor import Scan, class_table, list_sizes, print_notes, print_numbered
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.formats.located import UNCLEAR
 from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage, Mode
-from convnext.data.objects import FAULTS, DetectionData, DetectionImages, open_dataset
+from convnext.data.objects import FAULTS, DetectionData, DetectionImages, open_dataset, table_of
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.names import count_noun
 from convnext.progress import safe_console
@@ -168,6 +167,8 @@ def inspect(
     *,
     val_share: float = 0.2,
     options: ReadOptions | None = None,
+    deep: bool = False,
+    cache: bool = True,
     console: Console | None = None,
 ) -> DataReport:
     """Check the JSON files of a data set, read every image in full, and report.
@@ -176,19 +177,24 @@ def inspect(
         path: A data set as for `open_dataset`.
         val_share: Fraction of the images held out if the data has no split.
         options: What the user says about data that can be read in several ways.
+        deep: Compare all held-out images with the training images, not only a sample.
+        cache: Do not decode images again that are unchanged since an earlier report.
         console: Console of the progress bar; standard error by default.
 
     Raises:
         ValueError: If there is no data set at `path`.
     """
     data = open_dataset(path, val_share=val_share, strict=False, options=options)
-    return report(data, scan(data, console=console or safe_console(Console(stderr=True))))
+    shown = console or safe_console(Console(stderr=True))
+    return report(data, scan(data, deep=deep, cache=cache, console=shown))
 
 
-def inspect_with_sheet(path: str, *, sheet: bool, **options: Any) -> tuple[DataReport, Any]:
+def inspect_with_sheet(
+    path: str, *, sheet: bool, deep: bool = False, cache: bool = True, **options: Any
+) -> tuple[DataReport, Any]:
     """Return the report on a data set, and its contact sheet or None."""
     given = ReadOptions(**options)
-    found = inspect(path, options=given)
+    found = inspect(path, options=given, deep=deep, cache=cache)
     if not sheet:
         return found, None
     data = open_dataset(path, strict=False, options=given)
@@ -198,7 +204,7 @@ def inspect_with_sheet(path: str, *, sheet: bool, **options: Any) -> tuple[DataR
     return found, contact_sheet(data, unturned=other)
 
 
-def report(data: DetectionData, inspected: Sequence[Inspected]) -> DataReport:
+def report(data: DetectionData, scan: Scan[Inspected]) -> DataReport:
     """Build the report."""
     counts = {part: _count_classes(images, len(data.classes)) for part, images in parts(data)}
     stated = [(r.width, r.height) for _, images in parts(data) for r in images.records]
@@ -218,12 +224,13 @@ def report(data: DetectionData, inspected: Sequence[Inspected]) -> DataReport:
         ),
         splits={part: count(images) for part, images in parts(data)},
         sizes={f"{w} x {h}": number for (w, h), number in Counter(stated).most_common()},
-        problems=find_problems(data, inspected),
+        problems=find_problems(data, scan),
         suggestions=find_suggestions(data),
         # All faults are listed.
         notes=(
             *(note for note in data.notes if not note.startswith(FAULTS)),
             *pixel_notes(data.train),
+            *scan.notes,
         ),
     )
 
@@ -231,20 +238,15 @@ def report(data: DetectionData, inspected: Sequence[Inspected]) -> DataReport:
 def count(images: DetectionImages) -> SplitCount:
     """Compute the statistics of a split."""
     objects = [record.objects for record in images.records]
-    per_image = [int((~found.crowd).sum()) for found in objects]
-    areas = _joined([found.areas[~found.crowd] for found in objects])
-    boxes = [found.boxes[~found.crowd].astype(np.float64) for found in objects]
-    extents = [box[:, 2:] - box[:, :2] for box in boxes]
-    sides = [
-        np.sqrt(extent.prod(1)) / min(record.width, record.height)
-        for extent, record in zip(extents, images.records, strict=True)
-    ]
+    table = table_of(images.records)
+    per_image = np.bincount(table.images, minlength=len(objects))
+    areas, extents = table.areas, table.extents
     small, large = areas < SMALL**2, areas >= LARGE**2
     return SplitCount(
         images=len(images),
         empty=sum(not len(found) for found in objects),
-        objects=sum(per_image),
-        crowd=sum(int(found.crowd.sum()) for found in objects),
+        objects=len(areas),
+        crowd=sum(map(len, objects)) - len(areas),
         masks=sum(
             mask is not None and not crowd
             for found in objects
@@ -253,10 +255,10 @@ def count(images: DetectionImages) -> SplitCount:
         small=int(small.sum()),
         medium=int((~small & ~large).sum()),
         large=int(large.sum()),
-        per_image=float(np.median(per_image)) if per_image else 0.0,
-        most=max(per_image, default=0),
-        sides=_spread_of(100 * _joined(sides)),
-        aspects=_spread_of(_joined([extent[:, 0] / extent[:, 1] for extent in extents])),
+        per_image=float(np.median(per_image)) if len(per_image) else 0.0,
+        most=int(per_image.max(initial=0)),
+        sides=_spread_of(100 * table.sides),
+        aspects=_spread_of(extents[:, 0] / extents[:, 1]),
     )
 
 
@@ -264,16 +266,10 @@ def _count_classes(
     images: DetectionImages, num_classes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the numbers of objects and of images per class, without crowd regions."""
-    total, on_images = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
-    for record in images.records:
-        found = np.bincount(record.objects.labels[~record.objects.crowd], minlength=num_classes)
-        total += found
-        on_images += found > 0
-    return total, on_images
-
-
-def _joined(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    return np.concatenate(arrays) if arrays else np.zeros(0)
+    table = table_of(images.records)
+    total = np.bincount(table.labels, minlength=num_classes)
+    pairs = np.unique(table.images * num_classes + table.labels)
+    return total, np.bincount(pairs % num_classes, minlength=num_classes)
 
 
 def _spread_of(values: NDArray[np.float64]) -> Spread | None:

@@ -5,22 +5,27 @@ Every image is read in full.
 
 from __future__ import annotations
 
-import hashlib
+import os
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
-from convnext.data.doctor import read_all
+from convnext.data import doctor
+from convnext.data.doctor import FactsCache, Scan
 from convnext.data.formats.coco_objects import FIX, UNUSED
 from convnext.data.formats.instances import KIND
-from convnext.data.formats.records import Fault, Objects
-from convnext.data.images import PICTURE, BadImage, decode, readable_extensions
-from convnext.data.masks import bounds_of
-from convnext.data.objects import DetectionData, DetectionImages, refusal
+from convnext.data.formats.records import Fault, Record
+from convnext.data.images import BadImage, readable_extensions, walk_files
+from convnext.data.masks import Mask, bounds_of
+from convnext.data.objects import DetectionData, DetectionImages, refusal, table_of
 
+# Images whose masks are compared with their boxes at once.
+NUM_AT_ONCE = 2_000
 # Pixels by which a mask may extend beyond its box: boxes are often rounded.
 LOOSE = 1.0
 
@@ -41,8 +46,9 @@ class Inspected:
     """(width, height) in the JSON file."""
     digest: bytes = b""
     """Hash of the pixels."""
-    loose: tuple[str, ...] = ()
-    """Annotations whose boxes do not cover their masks, and by how much."""
+    sketch: bytes = b""
+    """Similar for images that look alike; empty for small images."""
+    is_blank: bool = False
 
 
 def parts(data: DetectionData) -> tuple[tuple[str, DetectionImages], ...]:
@@ -50,36 +56,48 @@ def parts(data: DetectionData) -> tuple[tuple[str, DetectionImages], ...]:
     return tuple(data.parts.items())
 
 
-def scan(data: DetectionData, *, console: Console | None = None) -> list[Inspected]:
-    """Read every image in threads, with a progress bar on `console`."""
+def scan(
+    data: DetectionData,
+    *,
+    deep: bool = False,
+    cache: bool = True,
+    console: Console | None = None,
+) -> Scan[Inspected]:
+    """Read every image; the arguments are those of `doctor.scan`."""
     jobs = [(part, images, i) for part, images in parts(data) for i in range(len(images))]
-    return read_all(jobs, lambda job: inspect_item(*job), "reading images", console=console)
+    return doctor.scan(
+        data.path,
+        jobs,
+        lambda job, facts: inspect_item(*job, facts),
+        "reading images",
+        deep=deep,
+        cache=cache,
+        console=console,
+    )
 
 
-def inspect_item(part: str, images: DetectionImages, index: int) -> Inspected:
+def inspect_item(part: str, images: DetectionImages, index: int, cache: FactsCache) -> Inspected:
     """Read one image and compare it with the JSON file."""
-    source = images.source(index)
-    path, stated = images.root / images.records[index].file_name, images.size(index)
-    loose = tuple(_loose(images.objects(index)))
+    source, stated = images.source(index), images.size(index)
     try:
-        image = decode(path, mode=PICTURE)
+        facts = cache.read(source)
     except BadImage as error:
         return Inspected(
             part=part,
             source=source,
-            missing=not path.exists(),
+            missing=not os.path.exists(source),
             reason=error.reason,
             stated=stated,
-            loose=loose,
         )
     return Inspected(
         part=part,
         source=source,
-        width=image.width,
-        height=image.height,
+        width=facts.width,
+        height=facts.height,
         stated=stated,
-        digest=hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(),
-        loose=loose,
+        digest=facts.digest,
+        sketch=facts.sketch,
+        is_blank=facts.is_blank,
     )
 
 
@@ -90,27 +108,54 @@ def unlisted(data: DetectionData) -> list[str]:
     """
     if data.understood is not None and data.understood.layout == KIND:
         return []
-    listed = {path.resolve() for _, images in parts(data) for path in images.images}
+    listed = {images.source(i) for _, images in parts(data) for i in range(len(images))}
     endings = readable_extensions()
-    found = set()
-    for root in {images.root for _, images in parts(data)}:
-        for path in root.rglob("*"):
-            hidden = any(name.startswith(".") for name in path.relative_to(root).parts)
-            if path.suffix.lower() in endings and not hidden and path.resolve() not in listed:
-                found.add(str(path))
-    return sorted(found)
+    others = {
+        os.path.join("" if str(root) == "." else root, name)
+        for root in {images.root for _, images in parts(data)}
+        for name in walk_files(root)
+        if os.path.splitext(name)[1].lower() in endings
+    }
+    others -= listed
+    # Links make one file of several names.
+    real = {os.path.realpath(name) for name in listed} if others else set()
+    return sorted(name for name in others if os.path.realpath(name) not in real)
 
 
-def _loose(objects: Objects) -> Iterator[str]:
+def _loose(records: Sequence[Record]) -> Iterator[tuple[Record, str]]:
     """Yield the annotations whose masks extend beyond their boxes by more than `LOOSE` pixels."""
-    for key, box, mask in zip(objects.ids, objects.boxes.tolist(), objects.masks, strict=True):
-        bounds = None if mask is None else bounds_of(mask)
-        if bounds is None:
-            continue
-        x1, y1, x2, y2 = bounds
-        by = max(box[0] - x1, box[1] - y1, x2 - box[2], y2 - box[3])
-        if by > LOOSE:
-            yield f"annotation {key} by {by:.1f} pixels"
+    for start in range(0, len(records), NUM_AT_ONCE):
+        some = records[start : start + NUM_AT_ONCE]
+        rows = [(record, row) for record in some for row in range(len(record.objects))]
+        masks = [record.objects.masks[row] for record, row in rows]
+        bounds = _bounds(masks)
+        boxes = np.concatenate([np.zeros((0, 4)), *(record.objects.boxes for record in some)])
+        by = np.maximum(boxes[:, :2] - bounds[:, :2], bounds[:, 2:] - boxes[:, 2:]).max(1)
+        for position in np.flatnonzero(by > LOOSE).tolist():
+            record, row = rows[position]
+            yield record, f"annotation {record.objects.ids[row]} by {by[position]:.1f} pixels"
+
+
+def _bounds(masks: Sequence[Mask | None]) -> NDArray[np.float64]:
+    """Return x1 y1 x2 y2 of each mask; NaN where there is none, or an empty one."""
+    found = np.full((len(masks), 4), np.nan)
+    rows: list[int] = []
+    rings: list[Any] = []
+    for row, mask in enumerate(masks):
+        if isinstance(mask, tuple):
+            rows += [row] * len(mask)
+            rings += mask
+        elif mask is not None:
+            found[row] = bounds_of(mask) or np.nan
+    if rings:
+        lengths = np.array([len(ring) // 2 for ring in rings])
+        points = np.concatenate(rings).reshape(-1, 2)
+        first = lengths.cumsum() - lengths
+        low, high = np.minimum.reduceat(points, first), np.maximum.reduceat(points, first)
+        starts = np.flatnonzero(np.diff(rows, prepend=-1))
+        found[np.array(rows)[starts], :2] = np.minimum.reduceat(low, starts)
+        found[np.array(rows)[starts], 2:] = np.maximum.reduceat(high, starts)
+    return found
 
 
 NUM_EXAMPLES = 3
@@ -134,8 +179,9 @@ class Problem:
         return f"{self.kind}: {self.count:,}" + (f"; {self.advice}" if self.advice else "")
 
 
-def find_problems(data: DetectionData, inspected: Sequence[Inspected]) -> tuple[Problem, ...]:
+def find_problems(data: DetectionData, scan: Scan[Inspected]) -> tuple[Problem, ...]:
     """Return one problem per kind, those that stop training first."""
+    inspected = scan.inspected
     by_kind: dict[tuple[bool, str], list[Fault]] = {}
     for fault in data.faults:
         if fault.kind != UNUSED:  # Reported below for all files together.
@@ -162,7 +208,12 @@ def find_problems(data: DetectionData, inspected: Sequence[Inspected]) -> tuple[
         [_short(data, source) for source in unlisted(data)],
         "they are not used",
     )
-    found = (*fatal, *of_files, *rest, *_classes(data), unmatched)
+    alike = _problem(
+        "held-out images that look like a training image",
+        [f"{_short(data, b.source)} ~ {_short(data, a.source)}" for a, b in scan.alike.pairs],
+        "perhaps the same ones saved again, or taken at one place; keep them in one split",
+    )
+    found = (*fatal, *of_files, alike, *rest, *_classes(data), unmatched)
     return tuple(problem for problem in found if problem.count)
 
 
@@ -177,10 +228,9 @@ def find_suggestions(data: DetectionData) -> tuple[str, ...]:
             f"an image has {max_objects:,} objects, but COCO's limit is 100 detections: train with "
             f"--detect.max_detections {_round_up(max_objects)}"
         )
-    areas = [
-        float(area) for record in data.train.records for area in record.objects.areas if area > 0
-    ]
-    if areas and statistics.median(areas) < 32**2:
+    areas = table_of(data.train.records, crowds=True).areas
+    areas = areas[areas > 0]
+    if len(areas) and np.median(areas) < 32**2:
         lines.append(
             "most objects are small (less than 32 x 32 pixels): a larger image size finds more of "
             "them; an --input.image_size above the images' short side enlarges them"
@@ -246,7 +296,11 @@ def _repeats(data: DetectionData, inspected: Sequence[Inspected]) -> Problem:
 
 
 def _loose_boxes(data: DetectionData, inspected: Sequence[Inspected]) -> Problem:
-    lines = [f"{_short(data, item.source)}: {text}" for item in inspected for text in item.loose]
+    lines = [
+        f"{_short(data, str(images.root / record.file_name))}: {text}"
+        for _, images in parts(data)
+        for record, text in _loose(images.records)
+    ]
     return _problem(
         "boxes that do not cover their masks", lines, "check that box and mask belong together"
     )
@@ -254,21 +308,15 @@ def _loose_boxes(data: DetectionData, inspected: Sequence[Inspected]) -> Problem
 
 def _classes(data: DetectionData) -> list[Problem]:
     """Return the problems of class frequencies."""
+    tables = {part: table_of(images.records, crowds=True) for part, images in parts(data)}
+    size = len(data.classes)
     counts = {
-        part: Counter(
-            label
-            for record in images.records
-            for label in record.objects.labels[~record.objects.crowd].tolist()
-        )
-        for part, images in parts(data)
+        part: np.bincount(table.labels[~table.crowd], minlength=size).tolist()
+        for part, table in tables.items()
     }
     train, val = counts["train"], counts["val"]
-    used = Counter(
-        label
-        for _, images in parts(data)
-        for record in images.records
-        for label in record.objects.labels.tolist()
-    )
+    labels = np.concatenate([table.labels for table in tables.values()])
+    used = np.bincount(labels, minlength=size).tolist()
     every = list(enumerate(data.classes))
     return [
         _problem(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -16,16 +15,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from convnext.data import doctor
 from convnext.data.doctor import (
+    FactsCache,
+    Scan,
     class_table,
     list_sizes,
     print_notes,
     print_numbered,
-    read_all,
 )
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.formats.records import ReadOptions
-from convnext.data.images import PICTURE, BadImage, Mode
+from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.names import count_noun
 from convnext.progress import safe_console
@@ -53,6 +54,9 @@ class Inspected:
     num_pixels: int = 0
     digest: bytes = b""
     """Hash of the image's pixels."""
+    sketch: bytes = b""
+    """Similar for images that look alike; empty for small images."""
+    is_blank: bool = False
     is_turned: bool = False
     """Whether the EXIF orientation turns or mirrors the image."""
     is_unturned: bool = False
@@ -133,6 +137,8 @@ def inspect(
     masks: str = "",
     reduce_zero_label: bool | Literal["auto"] = "auto",
     options: ReadOptions | None = None,
+    deep: bool = False,
+    cache: bool = True,
     console: Console | None = None,
 ) -> DataReport:
     """Read every image and mask of a data set in full, and report.
@@ -144,6 +150,8 @@ def inspect(
         masks: See there.
         reduce_zero_label: See there.
         options: See there.
+        deep: Compare all held-out images with the training images, not only a sample.
+        cache: Do not decode images again that are unchanged since an earlier report.
         console: Console of the progress bar; standard error by default.
 
     Raises:
@@ -158,57 +166,71 @@ def inspect(
         reduce_zero_label=reduce_zero_label,
         options=options,
     )
-    return report(data, scan(data, console=console or safe_console(Console(stderr=True))))
+    shown = console or safe_console(Console(stderr=True))
+    return report(data, scan(data, deep=deep, cache=cache, console=shown))
 
 
-def inspect_with_sheet(path: str, *, sheet: bool, **options: Any) -> tuple[DataReport, Any]:
+def inspect_with_sheet(
+    path: str, *, sheet: bool, deep: bool = False, cache: bool = True, **options: Any
+) -> tuple[DataReport, Any]:
     """Return the report on a data set, and its contact sheet or None."""
     given = {name: value for name, value in options.items() if value is not None}
     known = {f.name for f in fields(ReadOptions)} - {"images"}
     own = {name: given.pop(name) for name in known & given.keys()}
     given["options"] = ReadOptions(**own)
-    found = inspect(path, **given)
+    found = inspect(path, deep=deep, cache=cache, **given)
     return found, contact_sheet(open_dataset(path, strict=False, **given)) if sheet else None
 
 
-def scan(data: SegmentationData, *, console: Console | None = None) -> list[Inspected]:
-    """Read every pair in threads."""
+def scan(
+    data: SegmentationData,
+    *,
+    deep: bool = False,
+    cache: bool = True,
+    console: Console | None = None,
+) -> Scan[Inspected]:
+    """Read every pair; the arguments are those of `doctor.scan`. Masks are always decoded."""
     jobs = [(part, pairs, i) for part, pairs in _parts(data) for i in range(len(pairs))]
-    return read_all(
+    return doctor.scan(
+        data.path,
         jobs,
-        lambda job: inspect_item(*job, len(data.classes), data.ignore_index),
+        lambda job, facts: inspect_item(*job, len(data.classes), data.ignore_index, facts),
         "reading images and masks",
+        deep=deep,
+        cache=cache,
         console=console,
     )
 
 
 def inspect_item(
-    part: str, pairs: Pairs, index: int, num_classes: int, ignore_index: int
+    part: str, pairs: Pairs, index: int, num_classes: int, ignore_index: int, cache: FactsCache
 ) -> Inspected:
     """Read one pair in full."""
     nothing = np.zeros(num_classes, dtype=np.int64)
     try:
-        is_turned = pairs.header(index).orientation != 1
-        image = pairs.open(index, PICTURE)
-        mask = pairs.mask(index, image.size)
+        facts = cache.read(pairs.source(index))
+        mask = pairs.mask(index, (facts.width, facts.height))
     except BadImage as error:
         return Inspected(part=part, source=error.source, reason=error.reason, counts=nothing)
     labeled = mask[mask != ignore_index]
     return Inspected(
         part=part,
         source=pairs.source(index),
-        width=image.width,
-        height=image.height,
+        width=facts.width,
+        height=facts.height,
         counts=np.bincount(labeled, minlength=num_classes),
         num_pixels=mask.size,
-        digest=hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(),
-        is_turned=is_turned,
-        is_unturned=is_turned and pairs.is_unturned(index),
+        digest=facts.digest,
+        sketch=facts.sketch,
+        is_blank=facts.is_blank,
+        is_turned=facts.orientation != 1,
+        is_unturned=facts.orientation != 1 and pairs.is_unturned(index),
     )
 
 
-def report(data: SegmentationData, inspected: Sequence[Inspected]) -> DataReport:
+def report(data: SegmentationData, scan: Scan[Inspected]) -> DataReport:
     """Build the report."""
+    inspected = scan.inspected
     good = [item for item in inspected if not item.reason]
     labeled = sum(int(item.counts.sum()) for item in good)
     total = sum(item.num_pixels for item in good)
@@ -242,19 +264,21 @@ def report(data: SegmentationData, inspected: Sequence[Inspected]) -> DataReport
         ignored_share=1 - labeled / total if total else 0.0,
         sizes=dict(Counter(f"{item.width} x {item.height}" for item in good).most_common()),
         unusable=tuple((item.source, item.reason) for item in inspected if item.reason),
-        problems=tuple(find_problems(data, inspected, classes)),
+        problems=tuple(find_problems(data, scan, classes)),
         suggestions=tuple(find_suggestions(good, classes)),
         notes=(
             *(note for note in data.notes if note not in data.faults),
             *pixel_notes(data.train),
+            *scan.notes,
         ),
     )
 
 
 def find_problems(
-    data: SegmentationData, inspected: Sequence[Inspected], classes: Sequence[ClassCount]
+    data: SegmentationData, scan: Scan[Inspected], classes: Sequence[ClassCount]
 ) -> list[str]:
     """Return one line per kind of problem, worst first, with its count and examples."""
+    inspected = scan.inspected
     reason = refusal(data)
     lines = [f"training is refused: {reason}"] if reason else []
     bad = [item for item in inspected if item.reason]
@@ -264,13 +288,19 @@ def find_problems(
         lines.append(f"pairs that cannot be used: {len(bad):,} of {len(inspected):,} ({examples})")
     lines += data.faults
     train = {item.digest: item.source for item in good if item.part == "train"}
-    duplicates = [item for item in good if item.part == "val" and item.digest in train]
-    if duplicates:
-        shown = _some([f"{item.source} = {train[item.digest]}" for item in duplicates])
+    for part, what in (("val", "validation"), ("test", "test")):
+        copies = [item for item in good if item.part == part and item.digest in train]
+        if copies:
+            shown = _some([f"{item.source} = {train[item.digest]}" for item in copies])
+            lines.append(
+                f"{what} images identical to a training image, which makes {what} scores too "
+                f"high: {len(copies):,} ({shown})"
+            )
+    if scan.alike.pairs:
+        shown = _some([f"{b.source} ~ {a.source}" for a, b in scan.alike.pairs])
         lines.append(
-            "validation images identical to a training image, which makes validation scores too "
-            "high: "
-            f"{len(duplicates):,} ({shown})"
+            "held-out images that look like a training image, perhaps the same one saved again: "
+            f"{len(scan.alike.pairs):,} ({shown})"
         )
     turned = [item.source for item in good if item.is_turned]
     if turned:
@@ -322,7 +352,8 @@ def find_suggestions(good: Sequence[Inspected], classes: Sequence[ClassCount]) -
 
 
 def _parts(data: SegmentationData) -> tuple[tuple[str, Pairs], ...]:
-    return ("train", data.train), ("val", data.val)
+    parts = (("train", data.train), ("val", data.val))
+    return parts if data.test is None else (*parts, ("test", data.test))
 
 
 def _sum(inspected: Sequence[Inspected], num_classes: int) -> NDArray[np.int64]:

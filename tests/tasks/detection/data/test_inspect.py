@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from rich.console import Console
 from small_objects import annotation, image, save, small_coco, write_coco
 
 from convnext.cli import main
+from convnext.data import doctor
 from convnext.data.drawing import class_colors
-from convnext.data.formats.records import no_objects
+from convnext.data.formats.records import Objects, Record, no_objects
+from convnext.data.masks import bounds_of
 from convnext.data.objects import open_dataset
+from convnext.tasks.detection.data import problems as module
 from convnext.tasks.detection.inference import Detections
 from convnext.tasks.detection.inspect import DataReport, contact_sheet, inspect
 from convnext.tasks.detection.render import compare, draw_objects
@@ -235,3 +239,71 @@ def test_what_training_refuses_is_the_first_problem(tmp_path: Path) -> None:
         open_dataset(str(root))
     first = look(root).problems[0]
     assert str(first) == f"{refused.value}, which prevents training: 1"
+
+
+def test_masks_are_compared_with_boxes_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NUM_AT_ONCE", 3)
+    rng = np.random.default_rng(0)
+    runs = {"size": [30, 40], "counts": [65, 4, 26, 4, 1101]}
+    records, expected = [], []
+    for key in range(10):
+        masks: list[Any] = [None, runs, {"size": [30, 40], "counts": [1200]}][: key % 4]
+        masks += [
+            tuple(rng.uniform(0, 30, 2 * n) for n in rng.integers(3, 9, count))
+            for count in rng.integers(1, 4, key % 3)
+        ]
+        boxes = np.concatenate(
+            (rng.uniform(0, 15, (len(masks), 2)), np.full((len(masks), 2), 20)), 1
+        )
+        for row, mask in enumerate(masks):
+            bounds = None if mask is None else bounds_of(mask)
+            if bounds is not None:
+                x1, y1, x2, y2 = boxes[row].tolist()
+                by = max(x1 - bounds[0], y1 - bounds[1], bounds[2] - x2, bounds[3] - y2)
+                if by > 1:
+                    expected.append((key, f"annotation {100 * key + row} by {by:.1f} pixels"))
+        objects = Objects(
+            ids=tuple(range(100 * key, 100 * key + len(masks))),
+            boxes=boxes,
+            labels=np.zeros(len(masks), np.int64),
+            areas=np.ones(len(masks)),
+            crowd=np.zeros(len(masks), np.bool_),
+            masks=tuple(masks),
+        )
+        records.append(Record(id=key, file_name="x", width=40, height=30, objects=objects))
+    assert [(record.id, text) for record, text in module._loose(records)] == expected
+    assert len(expected) > 5
+
+
+def test_near_duplicates_are_reported_with_what_was_compared(tmp_path: Path) -> None:
+    root = small_coco(tmp_path, 12, 10)
+    cells = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
+    photo = Image.fromarray(cells).resize((40, 32), Image.Resampling.BICUBIC)
+    photo.save(root / "images/train0.png")
+    photo.point(lambda value: value * 0.9).save(root / "images/val0.png")
+    assert "look like a training image" in " ".join(problems(root))
+    report = look(root)
+    assert any("1 held-out images were compared with" in note for note in report.notes)
+
+
+def test_files_that_no_json_lists_are_found_once(tmp_path: Path) -> None:
+    root = small_coco(tmp_path, 12, 10)
+    known = next(path for path in root.rglob("*.png"))
+    (known.parent / "link.png").symlink_to(known)
+    (known.parent / ".hidden.png").write_bytes(known.read_bytes())
+    (known.parent / "more.PNG").write_bytes(known.read_bytes())
+    (known.parent / "notes.txt").write_text("x")
+    assert [Path(name).name for name in module.unlisted(open_dataset(str(root)))] == ["more.PNG"]
+
+
+def test_the_command_takes_deep_and_no_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = small_coco(tmp_path / "data", 12, 10)
+    monkeypatch.setattr(doctor, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(doctor, "SETTLED_NS", -(10**12))
+    assert main(["data", str(root), "--deep", "--no-cache"]) == 0
+    assert not (tmp_path / "cache").exists()
+    for found in ("", "all images are unchanged since an earlier report"):
+        assert main(["data", str(root), "--deep"]) == 0
+        assert ("unchanged" in capsys.readouterr().out) == bool(found)
