@@ -18,7 +18,7 @@ from rich.console import Console
 
 from convnext.data import doctor
 from convnext.data.doctor import ALIKE_BITS, FactsCache, ImageFacts, find_nearest, read_facts
-from convnext.data.images import BadImage
+from convnext.data.images import PICTURE, BadImage, Mode, RangedMode
 from convnext.tasks.classification.inspect import DataReport, inspect
 from convnext.tasks.classification.shards import to_shards
 
@@ -43,9 +43,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are decoded."""
     names: list[str] = []
 
-    def read(path: str) -> ImageFacts:
+    def read(path: str, mode: Mode = PICTURE) -> ImageFacts:
         names.append(Path(path).name)
-        return read_facts(path)
+        return read_facts(path, mode)
 
     monkeypatch.setattr(doctor, "read_facts", read)
     return names
@@ -220,6 +220,23 @@ def test_several_writers_leave_a_whole_file(root: Path) -> None:
     again = FactsCache(root)
     assert [again.read(path) for path in paths] == [read_facts(path) for path in paths]
     assert again.num_found == len(paths)
+
+
+def test_another_range_of_16_bit_pixels_is_another_picture(
+    tmp_path: Path, decoded: list[str]
+) -> None:
+    values = np.linspace(0, 4_000, 40 * 40).reshape(40, 40).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    path = str(tmp_path / "x.png")
+    modes = [PICTURE, RangedMode("RGB", (0.0, 4_000.0)), RangedMode("RGB", (0.0, 1_000.0))]
+    facts = FactsCache(tmp_path)
+    found = [facts.read(path, mode) for mode in modes]
+    facts.save()
+    assert len({one.digest for one in found}) == 3
+    decoded.clear()
+    again = FactsCache(tmp_path)
+    assert [again.read(path, mode) for mode in modes] == found
+    assert decoded == []
 
 
 def test_missing_files_are_bad_images(root: Path) -> None:

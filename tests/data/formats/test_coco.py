@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from convnext.data.formats.coco_values import PolygonParser
 from PIL import Image
 from small_objects import small_coco, small_yolo
 
 from convnext.data.formats import coco, coco_objects
 from convnext.data.formats.coco import read_coco
 from convnext.data.formats.coco_objects import UNUSED
+from convnext.data.formats.coco_tidy import PolygonParser
 from convnext.data.formats.layouts import is_detection
 from convnext.data.objects import facts, open_dataset
 

@@ -19,7 +19,7 @@ from convnext.data.drawing import class_colors
 from convnext.data.formats.records import Objects, Record, no_objects
 from convnext.data.masks import bounds_of
 from convnext.data.objects import open_dataset
-from convnext.tasks.detection.data import problems as module
+from convnext.tasks.detection import problems as module
 from convnext.tasks.detection.inference import Detections
 from convnext.tasks.detection.inspect import DataReport, contact_sheet, inspect
 from convnext.tasks.detection.render import compare, draw_objects
