@@ -50,7 +50,7 @@ def call_of(name: str, argv: Sequence[str]) -> Call:
     root = build_parser([name])
     assert root._subcommands_action is not None
     parser = root._subcommands_action._name_parser_map[name]
-    words = canonical(argv, parser)
+    words = canonical(_renamed(argv, verb), parser)
     for word in itertools.takewhile(lambda word: word != "--", words):
         if word.startswith("--") and word.partition("=")[0] not in parser._option_string_actions:
             raise ValueError(unknown_option(word, name, parser))
@@ -71,6 +71,13 @@ def call_of(name: str, argv: Sequence[str]) -> Call:
     if "command" in inspect.signature(function).parameters:
         arguments["command"] = shlex.join(["convnext", name, *argv])
     return Call(function=function, arguments=arguments, as_json=as_json)
+
+
+def _renamed(argv: Sequence[str], verb: Verb) -> list[str]:
+    """Return the words with the options of earlier versions under their present names."""
+    options = list(itertools.takewhile(lambda word: word != "--", argv))
+    renamed = [new for word in options for new in verb.former.get(word, (word,))]
+    return renamed + list(argv[len(options) :])
 
 
 def _arguments(

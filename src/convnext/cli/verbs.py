@@ -22,6 +22,8 @@ class Verb:
     """Options that switch to another function, such as `--robustness`, and its name."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Arguments that the command line passes unless the user gives another value."""
+    former: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Options of earlier versions, and the option and value that they stand for."""
     note: str = ""
     """The last lines of the help."""
 
@@ -55,6 +57,7 @@ convnext train imagenet1k_tiny --data shards --devices 8             # see docs/
         summary="evaluate a trained network on a labeled data set",
         function="evaluate",
         switches={"robustness": "evaluate_robustness"},
+        former={"--fast": ("--backend", "fastest"), "--no-fast": ("--backend", "eager")},
         example="""\
 convnext evaluate runs/first --data my_photos
 convnext evaluate runs/streets --multi-scale --flip --boundary
