@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from convnext import create_model
 from convnext.data.preprocessing import Preprocessing
 from convnext.recipes.recipe import Recipe, change_recipe
+from convnext.tasks.base import Phase
 from convnext.training.log import RunLog
 from convnext.training.loop import Outcome, fit
 from convnext.training.trackers import Callback
@@ -67,6 +68,9 @@ class ToyTask:
             rows = torch.arange(BATCH) + BATCH * (step % self.steps_per_epoch)
             yield list(rows.split(micro_batch_size))
             step += 1
+
+    def phases(self, num_steps: int) -> Iterable[Phase]:
+        return (Phase(0, num_steps, None),)  # type: ignore[arg-type]
 
     def size(self, batch: Tensor) -> int:
         return len(batch)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -310,9 +310,9 @@ def fit_memory(
         size = smaller_micro_batch(size)
 
 
-def first_part(task: Task, micro_batch_size: int) -> Any:
-    """Return the first micro batch of a run."""
-    batches = task.batches(0, micro_batch_size)
+def first_part(task: Task, micro_batch_size: int, start_step: int = 0) -> Any:
+    """Return the first micro batch of a run that starts at a step."""
+    batches = task.batches(start_step, micro_batch_size)
     part = next(iter(batches))[0]
     if isinstance(batches, Generator):
         batches.close()  # This also ends the processes of its loader.
@@ -324,25 +324,91 @@ LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 MAX_ERROR = 0.05
 IMAGES = 4
 """The number of images of a batch that is enough for the check."""
-TRIES = 2
+NUM_TURNS = 4
+"""How often each precision is timed; the fastest pass counts."""
+TRIES = 4
 
 Shapes = dict[str, tuple[nn.Module, tuple[int, ...]]]
 
 
+def why_not_bf16(
+    task: Task,
+    model: nn.Module,
+    recipe: ResolvedRecipe,
+    *,
+    num_steps: int,
+    cache: Path | None = None,
+) -> str:
+    """Return why this CPU should not train a network in bf16: errors or time; "" if it should.
+
+    Args:
+        task: Provides micro batches, as in the loop.
+        model: The network on the CPU, in fp32; it is left unchanged.
+        recipe: Resolved, except `run.channels_last` and `run.compile`.
+        num_steps: The number of steps of the run.
+        cache: The file of answers; by default in the user's cache folder.
+    """
+    wrong = wrong_in_bf16(
+        task, model, recipe.optim.micro_batch_size, num_steps=num_steps, cache=cache
+    )
+    return wrong or slow_in_bf16(task, model, recipe, cache=cache)
+
+
+def slow_in_bf16(
+    task: Task, model: nn.Module, recipe: ResolvedRecipe, *, cache: Path | None = None
+) -> str:
+    """Return by how much bf16 is slower than fp32, or too little faster; "" if it is faster.
+
+    A fast product of matrices does not prove it: other layers, and threads that wait for another
+    process, may cost more. The ratio is cached, so that two runs do not differ by chance.
+    """
+    device, answers = torch.device("cpu"), TuningCache(cache)
+    size = min(recipe.optim.micro_batch_size, IMAGES)
+    key = f"bf16_{_key(recipe, device, size)}"
+    with answers.exclusive():
+        ratio = answers.load(key, _ratio)
+        if ratio is None:
+            part, backend = first_part(task, size), Backend()
+            runs = {name: replace(recipe.run, precision=name) for name in ("fp32", "bf16")}
+            seconds: dict[str, list[float]] = {name: [] for name in runs}
+            for _ in range(NUM_TURNS):  # In turns: another process disturbs both.
+                for name, run in runs.items():
+                    seconds[name].append(
+                        _time_backend(task, model, backend, part, device, run, once=True)
+                    )
+            ratio = min(seconds["bf16"]) / min(seconds["fp32"])
+            answers.store(key, ratio)
+    if ratio < 1 - MIN_GAIN:
+        return ""
+    return f"a step of {size} images takes {ratio:.2f} times as long as in fp32"
+
+
+def _ratio(value: object) -> float:
+    if isinstance(value, float) and value > 0:
+        return value
+    raise ValueError(f"{value!r} is not a ratio")
+
+
 def wrong_in_bf16(
-    task: Task, model: nn.Module, micro_batch_size: int, cache: Path | None = None
+    task: Task,
+    model: nn.Module,
+    micro_batch_size: int,
+    *,
+    num_steps: int,
+    cache: Path | None = None,
 ) -> str:
     """Return the layer whose bf16 gradients are wrong on this CPU, and the error; "" if none are.
 
     The answer is cached for these layers and shapes, this processor, its threads and this torch.
 
     Args:
-        task: Provides the first micro batch, as in the loop.
+        task: Provides the first micro batch of each phase of the run, as in the loop.
         model: The network on the CPU, in fp32; it is left unchanged.
         micro_batch_size: Images per backward pass.
+        num_steps: The number of steps of the run.
         cache: The file of answers; by default in the user's cache folder.
     """
-    shapes = shapes_of(task, model, micro_batch_size)
+    shapes = shapes_of(task, model, micro_batch_size, num_steps)
     answers = TuningCache(cache)
     key = key_of("bf16_gradients", torch.device("cpu"), torch.get_num_threads(), sorted(shapes))
     # One of several processes checks; the others read its result.
@@ -361,8 +427,11 @@ def wrong_in_bf16(
     return found
 
 
-def shapes_of(task: Task, model: nn.Module, micro_batch_size: int) -> Shapes:
-    """Return each distinct layer that a micro batch passes through, with its input shape."""
+def shapes_of(task: Task, model: nn.Module, micro_batch_size: int, num_steps: int) -> Shapes:
+    """Return each distinct layer that a micro batch passes through, with its input shape.
+
+    A run may have phases with images of different sizes, and a layer has a shape in each.
+    """
     found: Shapes = {}
 
     def record(layer: nn.Module, given: tuple[Any, ...]) -> None:
@@ -370,13 +439,15 @@ def shapes_of(task: Task, model: nn.Module, micro_batch_size: int) -> Shapes:
         if 0 not in shape:
             found.setdefault(_name(layer, shape), (layer, shape))
 
-    part = first_part(task, min(micro_batch_size, IMAGES))
+    size = min(micro_batch_size, IMAGES)
     # Training changes buffers, such as batch norm statistics, so use a copy.
     copied = copy.deepcopy(model).train()
     layers = [module for module in copied.modules() if isinstance(module, LAYERS)]
     hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     with torch.random.fork_rng(), torch.no_grad():
-        task.losses(copied, part, 0, 0)
+        for phase in task.phases(num_steps):
+            if phase.start < phase.stop:
+                task.losses(copied, first_part(task, size, phase.start), phase.start, 0)
     for hook in hooks:
         hook.remove()
     return found
@@ -403,7 +474,7 @@ def gradient_error(layer: nn.Module, shape: tuple[int, ...]) -> float:
         with torch.autocast("cpu", torch.bfloat16):
             out = layer(given)
         # Uninitialized memory must not pass because it happened to be zero.
-        _fill_freed_memory(max(source.numel() for source in sources))
+        _fill_freed_memory({source.numel() for source in sources})
         found = torch.autograd.grad(out, sources, back.to(out.dtype))
         errors = [_relative(a, b) for a, b in zip(found, exact, strict=True)]
         worst = max(worst, *errors)
@@ -416,9 +487,14 @@ def _text(value: object) -> str:
     raise ValueError(f"{value!r} is not a string")
 
 
-def _fill_freed_memory(num: int) -> None:
-    """Fill the memory that the next gradient will be allocated in with NaN."""
-    blocks = [torch.full((num,), float("nan"), dtype=torch.bfloat16) for _ in range(8)]
+def _fill_freed_memory(sizes: Iterable[int]) -> None:
+    """Fill the memory that the next gradients of these sizes will be allocated in with NaN."""
+    blocks = [
+        torch.full((num,), float("nan"), dtype=dtype)
+        for num in sizes
+        for dtype in (torch.bfloat16, torch.float32)
+        for _ in range(8)
+    ]
     del blocks
 
 

@@ -31,7 +31,7 @@ from convnext.results import Conditions, Scores
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
 from convnext.tasks.evaluation import EvaluationResult, EvaluationSettings
-from convnext.training.backend import Chosen, choose_backend, fit_memory, wrong_in_bf16
+from convnext.training.backend import Chosen, choose_backend, fit_memory, why_not_bf16
 from convnext.training.checks import changes_since, check_folder, held_folder
 from convnext.training.distributed import (
     checkpoint_activations,
@@ -167,10 +167,11 @@ def _train(
     _check_card(task, model)
     task.prepare(console)
     if precision == "bf16" and device.type == "cpu" and asked == "auto":
-        micro = resolved.optim.micro_batch_size
-        wrong = ranks.broadcast_object(wrong_in_bf16(task, model, micro) if ranks.is_first else "")
-        if wrong:
-            _take_fp32(task, fabric, wrong, console)
+        steps, reason = num_steps_of(resolved.schedule, task.steps_per_epoch), ""
+        if ranks.is_first:
+            reason = why_not_bf16(task, model, resolved, num_steps=steps)
+        if reason := ranks.broadcast_object(reason):
+            _take_fp32(task, fabric, reason, console)
             resolved = task.recipe
     size = task.input_size
     try:
