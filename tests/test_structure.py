@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "convnext"
 TASKS = task_folders()
 
-MAX_MODULES = 230
+MAX_MODULES = 228
 MAX_ROOT_MODULES = 6
 
 # Where a task may be named outside tasks/: the choices of the command line.

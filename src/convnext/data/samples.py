@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from convnext.data.formats.splits import source_of
+from convnext.data.formats.paths import source_of
 from convnext.data.images import BadImage, Header, Mode, as_mode, decode, read_header
 from convnext.data.threads import for_each
 from convnext.hardware.system import free_memory

@@ -44,8 +44,7 @@ from convnext.training.distributed import (
     seed_everything,
     synchronize_batch_norm,
 )
-from convnext.training.faults import DivergedError, InterruptedRun
-from convnext.training.heartbeat import Heartbeat
+from convnext.training.faults import DivergedError, Heartbeat, InterruptedRun
 from convnext.training.log import RunLog
 from convnext.training.optim import Ema, make_optimizer, set_learning_rate
 from convnext.training.trackers import Callback, EvaluationEnd, StepEnd

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from convnext.data.formats.splits import kind_of, source_of, split_of, splits_among
+from convnext.data.formats.paths import kind_of, source_of, split_of, splits_among
 from convnext.tasks.classification.data import open_dataset
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext.data.formats.paths import Fence, FileIndex, OutsideError, split_of_path
-from convnext.data.formats.splits import split_of
+from convnext.data.formats.paths import Fence, FileIndex, OutsideError, split_of, split_of_path
 
 SPLITS = {
     "train": "train Train training train2017 trainset train_images images_1st_500_train trainSet "

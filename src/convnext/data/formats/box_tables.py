@@ -27,9 +27,8 @@ from convnext.data.formats.imported import (
     Skipped,
 )
 from convnext.data.formats.located import Size
-from convnext.data.formats.paths import FileIndex
+from convnext.data.formats.paths import SPLIT_WORDS, FileIndex, split_of, words_of
 from convnext.data.formats.records import ReadOptions, Split
-from convnext.data.formats.splits import SPLIT_WORDS, split_of, words_of
 from convnext.data.formats.yolo_config import read_text
 from convnext.data.images import readable_extensions
 from convnext.documents import open_regular

@@ -24,9 +24,8 @@ from convnext.data.formats.imported import (
     Skipped,
     box_of,
 )
-from convnext.data.formats.paths import FileIndex
+from convnext.data.formats.paths import FileIndex, split_of
 from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.splits import split_of
 from convnext.data.formats.yolo_config import read_text
 from convnext.data.images import readable_extensions
 

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from convnext.data.formats.mask_layers import looks_like_mask
-from convnext.data.formats.splits import is_reserved, kind_of, split_groups
+from convnext.data.formats.paths import is_reserved, kind_of, split_groups
 from convnext.data.images import is_hidden
 from convnext.documents import open_regular
 

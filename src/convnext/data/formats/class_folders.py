@@ -25,8 +25,8 @@ from convnext.data.formats.class_checks import (
     masks_among,
     some,
 )
+from convnext.data.formats.paths import is_plain_name, kind_of, split_of, splits_among
 from convnext.data.formats.records import Split
-from convnext.data.formats.splits import is_plain_name, kind_of, split_of, splits_among
 from convnext.data.formats.text_lists import (
     CLASS_NUMBERS,
     IMAGE_NUMBERS,

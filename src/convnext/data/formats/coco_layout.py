@@ -20,9 +20,8 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from convnext.data.formats.paths import FileIndex, split_of_path
+from convnext.data.formats.paths import SPLIT_WORDS, FileIndex, split_of, split_of_path
 from convnext.data.formats.records import SPLITS, Split
-from convnext.data.formats.splits import SPLIT_WORDS, split_of
 from convnext.documents import open_regular, read_regular
 
 ACCEPTED = (

@@ -18,9 +18,8 @@ from convnext.data.formats.imported import (
     runs_of,
     turn,
 )
-from convnext.data.formats.paths import FileIndex
+from convnext.data.formats.paths import FileIndex, split_of
 from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.splits import split_of
 from convnext.documents import BadXml, Node, parse
 
 MAX_BYTES = 1024 * 2**20

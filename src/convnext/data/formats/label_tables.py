@@ -21,8 +21,8 @@ from pathlib import Path
 
 from convnext.data.contents import hash_of_file
 from convnext.data.formats.class_folders import listing, split_folders, subfolders
+from convnext.data.formats.paths import is_plain_name, split_of, splits_among, words_of
 from convnext.data.formats.records import Split
-from convnext.data.formats.splits import is_plain_name, split_of, splits_among, words_of
 from convnext.data.formats.text_lists import LABELS, NUM_ROWS, TABLES, rows_of_text
 from convnext.data.images import readable_extensions, walk_files
 from convnext.data.samples import ImageListing, taker

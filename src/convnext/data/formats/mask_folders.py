@@ -38,8 +38,8 @@ from convnext.data.formats.mask_pairs import (
     merge_parts,
     with_split,
 )
+from convnext.data.formats.paths import Kind, is_plain_name, kind_of, split_of, words_of
 from convnext.data.formats.records import Split
-from convnext.data.formats.splits import Kind, is_plain_name, kind_of, split_of, words_of
 from convnext.data.images import (
     is_hidden,
     readable_extensions,

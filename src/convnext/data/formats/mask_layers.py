@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convnext.data.formats.splits import kind_of
+from convnext.data.formats.paths import kind_of
 from convnext.data.images import BadImage, opened, readable_extensions
 
 BACKGROUND, FOREGROUND = "background", "foreground"

@@ -16,9 +16,8 @@ from convnext.data.formats.mask_layers import (
     classes_of,
     layer_files,
 )
-from convnext.data.formats.paths import normal, suffixes
+from convnext.data.formats.paths import normal, split_of, suffixes
 from convnext.data.formats.records import Split
-from convnext.data.formats.splits import split_of
 from convnext.data.formats.text_lists import names_of_list, split_lists
 
 # Masks of JPEG have values that were never drawn.

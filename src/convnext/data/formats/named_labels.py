@@ -12,9 +12,8 @@ from convnext.data.formats.class_checks import LAYOUTS, classes_of_names
 from convnext.data.formats.class_folders import listing
 from convnext.data.formats.cvat import read_cvat
 from convnext.data.formats.located import Locator
-from convnext.data.formats.paths import Fence, FileIndex
+from convnext.data.formats.paths import Fence, FileIndex, split_of
 from convnext.data.formats.records import ReadOptions, Split
-from convnext.data.formats.splits import split_of
 from convnext.data.images import readable_extensions, walk_files
 from convnext.data.samples import ImageListing, taker
 from convnext.documents import open_regular

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from convnext.data.formats.splits import split_of
+from convnext.data.formats.paths import split_of
 from convnext.data.samples import FolderSamples, ImageListing
 from convnext.documents import read_regular
 from convnext.names import csv_text, nearest

@@ -14,9 +14,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convnext.data.formats.paths import suffixes
+from convnext.data.formats.paths import is_plain_name, split_of, suffixes
 from convnext.data.formats.records import Split
-from convnext.data.formats.splits import is_plain_name, split_of
 from convnext.documents import read_regular
 
 # The names of lists: ImageSets/Segmentation/train.txt, splits/val.txt, or in the folder itself.

@@ -27,9 +27,8 @@ from convnext.data.formats.imported import (
     points_of,
     ring_of,
 )
-from convnext.data.formats.paths import FileIndex
+from convnext.data.formats.paths import FileIndex, split_of
 from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.splits import split_of
 from convnext.data.formats.text_lists import CLASS_NAMES
 from convnext.data.formats.yolo_config import read_text
 from convnext.documents import read_json

@@ -23,9 +23,8 @@ from convnext.data.formats.imported import (
     ellipse,
     ring_of,
 )
-from convnext.data.formats.paths import FileIndex
+from convnext.data.formats.paths import FileIndex, split_of
 from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.splits import split_of
 from convnext.data.formats.yolo_config import read_text
 from convnext.documents import read_json
 

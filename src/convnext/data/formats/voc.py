@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from convnext.data.formats.imported import ImportedDataset, ImportedImage, ImportedObject, box_of
-from convnext.data.formats.paths import FileIndex, normal
+from convnext.data.formats.paths import FileIndex, normal, split_of
 from convnext.data.formats.records import Fault, ReadOptions, Split
-from convnext.data.formats.splits import split_of
 from convnext.data.images import readable_extensions
 from convnext.documents import BadXml, Node, parse, read_regular
 

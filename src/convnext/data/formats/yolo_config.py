@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from convnext.data.formats.located import Locator
-from convnext.data.formats.paths import FileIndex, suffixes
+from convnext.data.formats.paths import SPLIT_WORDS, FileIndex, split_of, suffixes
 from convnext.data.formats.records import SPLITS, Fault, Split
-from convnext.data.formats.splits import SPLIT_WORDS, split_of
 from convnext.data.images import readable_extensions
 from convnext.documents import parse_yaml, read_regular
 
