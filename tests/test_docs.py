@@ -123,3 +123,13 @@ def test_decisions_are_numbered_dated_and_complete() -> None:
         parts = re.findall(r"^- \*\*(\w+):\*\* \S", entry, re.MULTILINE)
         assert parts == ["Context", "Decision", "Consequence", "Date"], entry.splitlines()[0]
         assert re.search(r"^- \*\*Date:\*\* 20\d\d-\d\d-\d\d", entry, re.MULTILINE)
+
+
+def test_every_threat_has_a_test_that_exists() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) >= 10
+    for row in rows:
+        tests = re.findall(r"`(tests/[\w/]+\.py)`", row.split("|")[-2])
+        assert tests, row
+        assert [name for name in tests if not (ROOT / name).is_file()] == []

@@ -36,10 +36,13 @@ def read_regular(path: str | Path, errors: str = "strict") -> str:
 
     Raises:
         OSError: As `open_regular`.
-        UnicodeDecodeError: If it is not UTF-8 and `errors` is strict.
+        ValueError: If it is not UTF-8 and `errors` is strict.
     """
     with open(path, encoding="utf-8-sig", errors=errors, opener=_regular) as file:
-        return file.read()
+        try:
+            return file.read()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8; save it as UTF-8 ({error})") from error
 
 
 def read_json(

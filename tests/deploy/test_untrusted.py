@@ -102,7 +102,7 @@ GRAPH = {"inside": "none", "precision": "fp32", "batch": None, "size": None, "ou
     [
         *({"inside": "all"}, {"inside": []}, {"precision": 3}, {"output": None}, {"size": 64}),
         *({"size": [64, "64"]}, {"size": [64]}, {"size": [0, 64]}, {"batch": "2"}, {"batch": -1}),
-        *({"batch": True}, {"size": {}}),
+        *({"batch": True}, {"size": {}}, {"size": [10**6, 10**6]}, {"batch": 10**9}),
     ],
 )
 def test_a_damaged_description_of_a_graph_is_named(wrong: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from convnext import create_model, load
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
-from convnext.tasks import DEFAULT
+from convnext.tasks import DEFAULT, trained
 from convnext.tasks.detection.model.heads import DetectorConfig
 from convnext.tasks.segmentation.model import UPerNetConfig
 from convnext.tasks.segmentation.scores import inference_of
@@ -192,7 +192,9 @@ def test_only_the_share_held_out_is_read_from_a_loader(
     assert val_share_of(card(recipe={"loader": loader | {"shard_cache": "/home"}})) == share
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_classes": 3}, {"depths": 7}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_classes": 3}, {"depths": 7}, {"depths": [1, 1, 10**9, 1]}]
+)
 def test_weights_that_do_not_fit_their_card_are_one_sentence(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -201,6 +203,27 @@ def test_weights_that_do_not_fit_their_card_are_one_sentence(
     checkpoint.save_checkpoint(path, model.state_dict(), card(changes=changes))
     with pytest.raises(ValueError, match=r"net.safetensors: its weights do not fit its model card"):
         load(path)
+
+
+@pytest.mark.parametrize("name", ["upernet_convnext_atto", "timm/resnet10t"])
+def test_a_card_that_asks_for_terabytes_is_refused_before_they_are_taken(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "net.safetensors"
+    changes = {"channels": 10**6} if name.startswith("upernet") else {"num_classes": 10**9}
+    checkpoint.save_checkpoint(path, {"a": torch.ones(2)}, card(model=name, changes=changes))
+    built = []
+    create = trained.build
+
+    def build(own: Card) -> Any:
+        network = create(own)
+        built.append({p.device.type for p in network.parameters()})
+        return network
+
+    monkeypatch.setattr(trained, "build", build)
+    with pytest.raises(ValueError, match="its weights do not fit its model card"):
+        load(path)
+    assert built == [{"meta"}]
 
 
 def test_a_card_without_a_task_is_of_the_default_task(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -43,6 +44,8 @@ Inside = Literal["none", "normalize", "full"]
 """The part of the preprocessing in a file: none (takes normalized floats, N C H W), normalization
 (takes pixels of the network's input size, uint8 N H W C), or all (takes one image of any size,
 uint8 1 H W C)."""
+MAX_INPUT = 2**28
+"""Pixels that the input of a file may have, so that it fits into memory."""
 Array = NDArray[Any]
 Call = Callable[[Sequence[Array]], list[Array]]
 """Maps all inputs of a graph to all outputs."""
@@ -142,11 +145,13 @@ def _graph(text: str, where: Path) -> dict[str, Any]:
         return {}
     batch, size, output = (graph.get(name) for name in ("batch", "size", "output"))
     is_size = isinstance(size, list) and len(size) == 2 and all(map(_is_count, size))
+    numbers = [*(size if isinstance(size, list) and is_size else ()), batch]
+    is_small = math.prod(n for n in numbers if n is not None and _is_count(n)) <= MAX_INPUT
     for name, is_right in (
         ("inside", graph["inside"] in get_args(Inside)),
         ("precision", isinstance(graph["precision"], str)),
-        ("batch", batch is None or _is_count(batch)),
-        ("size", size is None or is_size),
+        ("batch", batch is None or (_is_count(batch) and is_small)),
+        ("size", size is None or (is_size and is_small)),
         ("output", isinstance(output, str)),
     ):
         if not is_right:

@@ -77,7 +77,9 @@ def _built(card: Card, weights: Mapping[str, Tensor]) -> nn.Module:
     The family's networks skip random initialization. Timm models and dense networks cannot, since
     their constructors compute more than the state.
     """
+    _check_depth(card, weights)
     if dense_kind(card.model) is not None or card.model.startswith("timm/"):
+        _check_shapes(card, weights)
         model = build(card)
         model.load_state_dict(weights)
         return model
@@ -87,6 +89,42 @@ def _built(card: Card, weights: Mapping[str, Tensor]) -> nn.Module:
     model.load_state_dict(whole, assign=True)
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     return model
+
+
+def _check_depth(card: Card, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a card with more blocks than there are tensors, before millions are built.
+
+    Raises:
+        RuntimeError: If it has.
+    """
+    for name in ("depth", "depths", "layers"):
+        value = card.changes.get(name, 0)
+        counts = value if isinstance(value, list | tuple) else [value]
+        if sum(count for count in counts if isinstance(count, int)) > len(weights):
+            raise RuntimeError(f"{name}={value!r:.60} are more blocks than there are tensors")
+
+
+def _check_shapes(card: Card, weights: Mapping[str, Tensor]) -> None:
+    """Compare the shapes of weights with a network that takes no memory.
+
+    A card from anywhere may ask for a network of terabytes.
+
+    Raises:
+        RuntimeError: If they differ.
+    """
+    try:
+        with torch.device("meta"):
+            expected = {name: t.shape for name, t in build(card).state_dict().items()}
+    except NotImplementedError:  # Some models of timm compute with real numbers.
+        return
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    odd = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+    if odd:
+        name = min(odd)
+        has, needs = (
+            None if s is None else tuple(s) for s in (found.get(name), expected.get(name))
+        )
+        raise RuntimeError(f"{name} is {has}, but should be {needs}")
 
 
 def build(card: Card) -> nn.Module:

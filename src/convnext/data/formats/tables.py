@@ -37,10 +37,7 @@ def find_table(path: Path) -> ImageListing:
     Raises:
         ValueError: If a column is missing, a row is incomplete, or a split has another name.
     """
-    try:
-        text = read_regular(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8; save it as UTF-8 ({error})") from error
+    text = read_regular(path)
     reader = csv.DictReader(io.StringIO(text))
     header = reader.fieldnames or []
     missing = [name for name in COLUMNS if name not in header]

@@ -84,10 +84,7 @@ def rows_of_text(path: Path) -> list[list[str]]:
     Raises:
         ValueError: If it is not UTF-8.
     """
-    try:
-        text = read_regular(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8; save it as UTF-8 ({error})") from error
+    text = read_regular(path)
     first = text.partition("\n")[0]
     if path.suffix.lower() in TABLES:
         delimiter = max(",;\t", key=first.count)

@@ -309,5 +309,5 @@ def read_text(path: Path) -> str:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path}: is larger than {MAX_BYTES >> 20} MB, too large for labels")
         return read_regular(path)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ValueError(f"{path}: cannot be read as text: {error}") from error

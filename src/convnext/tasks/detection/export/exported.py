@@ -38,7 +38,10 @@ class ExportedDetector(nn.Module):
         own = {name: value for name, value in card.changes.items() if name in known}
         written = {name: value for name, value in self.graph.items() if name in known}
         written["masks"] = self.graph["masks"] != "none"
-        self.config = DetectorConfig(**{**own, **written})
+        try:
+            self.config = DetectorConfig(**{**own, **written})
+        except TypeError as error:
+            raise ValueError(f"{exported.source} has damaged metadata: {error}") from error
 
     def forward(self, images: Sequence[Tensor], *, paste: bool = True) -> list[dict[str, Tensor]]:
         """Detect objects on images (C, H, W), as `Detector` does.
