@@ -215,8 +215,8 @@ def open_dataset(
         notes.append(f"`convnext data {path} --to coco --output DIR` writes it as COCO's json")
     if strict:
         _refuse_fatal(path, opened.faults)
-        _check(path, "train", train)
-        _check(path, "val", val)
+        _check(path, "train", train, opened.faults)
+        _check(path, "val", val, opened.faults)
     kinds: Counter[str] = Counter()
     for fault in opened.faults:
         if fault.kind != UNUSED:
@@ -252,8 +252,8 @@ def refusal(data: DetectionData) -> str:
     """Return why data that was opened without `strict` cannot be trained on; "" if it can."""
     try:
         _refuse_fatal(data.path, data.faults)
-        _check(data.path, "train", data.train)
-        _check(data.path, "val", data.val)
+        _check(data.path, "train", data.train, data.faults)
+        _check(data.path, "val", data.val, data.faults)
         facts(data)
     except ValueError as error:
         return str(error)
@@ -327,12 +327,14 @@ def ids_of(
     return tuple(ids.get(name, -1) for name in wanted)
 
 
-def _check(path: str, name: str, images: DetectionImages) -> None:
+def _check(path: str, name: str, images: DetectionImages, faults: Sequence[Fault]) -> None:
     """Raise a ValueError if a split has no images or no objects, or none of its files exists."""
+    count = sum(fault.count for fault in faults)
+    why = f"; {count:,} faults, the first: {faults[0]}" if faults else ""
     if not len(images):
-        raise ValueError(f"{path} has no image in its {name} split")
+        raise ValueError(f"{path} has no image in its {name} split{why}")
     if all(record.objects.crowd.all() for record in images.records):
-        raise ValueError(f"{path} has no object that can be used in its {name} split")
+        raise ValueError(f"{path} has no object that can be used in its {name} split{why}")
     tried = images.some(NUM_DECODED)
     if not any((images.root / images.records[i].file_name).exists() for i in tried):
         raise ValueError(

@@ -319,3 +319,15 @@ def test_objects_beside_class_folders_are_for_two_tasks(tmp_path: Path) -> None:
             text(tmp_path / f"boxes/{name}{i}.xml", xml)
     with pytest.raises(ValueError, match="could be data to classify or to detect; pass --task"):
         recognize_task(tmp_path)
+
+
+def test_a_refusal_names_the_first_fault(tmp_path: Path) -> None:
+    for i in range(2):
+        content = {"shapes": [], "imagePath": f"{i}.png", "imageData": "abc", "version": "5"}
+        text(tmp_path / f"{i}.json", json.dumps(content))
+    with pytest.raises(ValueError, match=r"no image in its train split; \d faults, the first: .*0"):
+        open_dataset(str(tmp_path))
+    photos(tmp_path / "crowd", "1.png")
+    text(tmp_path / "crowd/annotation_train.odgt", "{}")
+    with pytest.raises(ValueError, match=r"no annotations of objects .* those of CrowdHuman"):
+        open_dataset(str(tmp_path / "crowd"))

@@ -212,6 +212,7 @@ _FILES: Mapping[str, str] = {
     "their video",
     r".*\.(zip|rar|7z|tgz|tar\.gz)": "it has archives: unpack them",
     r".*\.ndjson": "its annotations are an export of Labelbox: convert them to COCO",
+    r".*\.odgt": "its annotations are those of CrowdHuman: convert them to COCO",
     r".*\.mat": "its annotations are MATLAB files: scipy.io.loadmat reads them; write labels.csv "
     "with the columns filename, label and split, or COCO for objects",
 }

@@ -20,6 +20,7 @@ from convnext.data.formats.box_texts import (
     read_wider,
     text_layout,
 )
+from convnext.data.formats.class_checks import with_known_format
 from convnext.data.formats.class_folders import has_class_folders
 from convnext.data.formats.coco_layout import ACCEPTED, BACKUP_SUFFIX, looks_like_coco
 from convnext.data.formats.cvat import read_cvat
@@ -156,10 +157,11 @@ def choose(root: Path, layout: str = "") -> str:
     if not found and is_mask_folder(root):
         return "instances"
     if not found:
-        raise ValueError(
+        error = ValueError(
             f"{root} has no annotations of objects that can be read: {ACCEPTED}; also supported: "
             f"{', '.join(NAMES[name] for name in READERS)}"
         )
+        raise with_known_format(error, root)
     return found[0].layout
 
 
