@@ -253,3 +253,11 @@ def test_kinds_of_images_in_a_split_are_not_classes(make_folder, inner):
     root = make_folder({f"training/{name}": 3 for name in names} | {"test/images": 1})
     with pytest.raises(ValueError, match=r"are named for splits or annotations|hold images/ and"):
         open_dataset(str(root))
+
+
+def test_files_without_endings_are_named(make_folder):
+    root = make_folder({"a": 2, "b": 2})
+    for path in list(root.glob("*/*.png")):
+        path.rename(path.with_suffix(""))
+    with pytest.raises(ValueError, match=r"not images by their ending, left out: 4 \(4 no ending"):
+        open_dataset(str(root))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from convnext.tasks.classification.data import open_dataset
@@ -215,3 +217,26 @@ def test_any_column_of_splits_counts(make_folder):
     (root / "list.csv").write_text("\n".join(["file,label,dataset", *rows]))
     data = opened(root)
     assert (len(data.train), len(data.val), len(data.test)) == (4, 2, 2)
+
+
+def test_a_table_without_header(make_folder):
+    root = make_folder({"photos": 6})
+    (root / "labels.csv").write_text("".join(f"{i:03d}.png,{'ab'[i % 2]}\n" for i in range(6)))
+    data = opened(root)
+    assert len(data.train) + len(data.val) == 6
+    assert "labels.csv: images by the column 'column 1', labels by the column 'column 2'" in (
+        data.notes
+    )
+
+
+def test_a_column_tells_the_validation_images(make_folder):
+    root = make_folder({"photos": 8})
+    rows = [f"{i:03d}.png,{i % 2},{i in (0, 1, 6)}" for i in range(8)]
+    (root / "labels.csv").write_text("\n".join(["image,label,is_valid", *rows]))
+    data = opened(root)
+    assert data.classes == ("0", "1")
+    assert [Path(data.val.source(i)).stem for i in range(len(data.val))] == ["000", "001", "006"]
+    # Two columns of 0 and 1 are no classes if one is called `label`.
+    rows = [f"{i:03d}.png,{i % 2},{int(i < 3)}" for i in range(8)]
+    (root / "labels.csv").write_text("\n".join(["image,label,blurred", *rows]))
+    assert opened(root).classes == ("0", "1")

@@ -318,3 +318,44 @@ def test_several_places_are_read_by_the_patterns_of_the_message(tmp_path: Path) 
     assert "--segment.images '*/images/*.jpg' --segment.masks '*/masks/*.png'" in str(error.value)
     found = find(tmp_path, "*/images/*.jpg", "*/masks/*.png")
     assert len(found.train.pairs) == 6
+
+
+def test_lists_beside_the_folders_inside_a_root(tmp_path: Path) -> None:
+    root = tmp_path / "VOCdevkit/VOC2012"
+    for i in range(4):
+        image(root / f"JPEGImages/{i}.jpg", i)
+        mask(root / f"SegmentationClass/{i}.png")
+        mask(root / f"SegmentationObject/{i}.png")
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    (root / "ImageSets/Segmentation/train.txt").write_text("0\n1\n3\n")
+    (root / "ImageSets/Segmentation/val.txt").write_text("2\n")
+    assert counts(tmp_path) == (3, 1, 0)
+    assert not any("without masks" in note for note in find(tmp_path).notes)
+
+
+def test_one_folder_of_masks_below_annotations(tmp_path: Path) -> None:
+    for i in range(6):
+        image(tmp_path / f"images/pug_{i}.jpg", i)
+        mask(tmp_path / f"annotations/trimaps/pug_{i}.png", ((1, 2), (3, 2)))
+    (tmp_path / "annotations/test.txt").write_text("pug_4 3 1 1\npug_5 3 1 1\n")
+    (tmp_path / "annotations/list.txt").write_text("#Image CLASS-ID\npug_4 3 1 1\n")
+    assert counts(tmp_path) == (4, 0, 2)
+    data = open_dataset(str(tmp_path))
+    assert data.classes == ("class 0", "class 1", "class 2", "class 3")
+    assert any("no mask has the value 0, the values begin at 1" in note for note in data.notes)
+    assert len(open_dataset(str(tmp_path), reduce_zero_label=True).classes) == 3
+
+
+def test_two_folders_of_masks_of_which_one_is_named_otherwise(tmp_path: Path) -> None:
+    for split, numbers in (("training", range(21, 26)), ("test", range(1, 4))):
+        for i in numbers:
+            image(tmp_path / f"{split}/images/{i:02d}_{split}.tif", i)
+            mask(tmp_path / f"{split}/1st_manual/{i:02d}_manual1.gif")
+    assert counts(tmp_path) == (5, 0, 3)
+    for split, numbers in (("training", range(21, 26)), ("test", range(1, 4))):
+        for i in numbers:
+            mask(tmp_path / f"{split}/mask/{i:02d}_{split}_mask.gif")
+    with pytest.raises(ValueError, match=r"1st_manual/ and mask/ could both hold the masks"):
+        find(tmp_path)
+    pattern = "{split}/images/*_{split}.tif", "{split}/1st_manual/*_manual1.gif"
+    assert len(find(tmp_path, *pattern).train.pairs) == 5

@@ -297,3 +297,11 @@ def test_classes_that_skip_a_value_are_classes(tmp_path: Path) -> None:
         return Image.fromarray(values)
 
     assert len(open_dataset(str(write(tmp_path, draw))).classes) == 5
+
+
+def test_masks_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    write(tmp_path, lambda i: Image.fromarray(square(i)))
+    for path in (tmp_path / "masks").iterdir():
+        path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"0\.png: cannot be read \(a pointer of Git LFS"):
+        open_dataset(str(tmp_path))

@@ -375,7 +375,8 @@ def _class_names(
     if not present:
         advice = advice_on_names(path.name for path in listing(folder) if _is_image(path))
         raise ValueError(
-            f"no class folders with images in {folder}: {_seen(folder)}; {advice}{LAYOUTS}"
+            f"no class folders with images in {folder}: {'; '.join((_seen(folder), *faults))}; "
+            f"{advice}{LAYOUTS}"
         )
     if empty:
         faults.append(f"class folders without images, left out: {len(empty):,} ({some(empty)})")

@@ -34,6 +34,8 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # Tables that are read if there are several, the first one first.
 _NAMES = ("labels", "label", "train_labels", "annotations", "metadata", "data", "list")
 _SPLITS = ("split", "set", "subset", "partition", "usage")
+_VALIDITY = ("is_valid", "is_val", "is_validation", "valid")
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 # Columns of text that are not classes, even if there is no other.
 _TEXTS = ("text", "caption", "captions", "description", "prompt", "additional_feature")
 # Images of several classes are left out up to this fraction of the rows.
@@ -356,6 +358,9 @@ def _rows_of_lines(path: Path) -> list[list[str]]:
 def _read(path: Path, root: Path, index: _Index) -> _Read:
     header, *rows = _rows(path)
     below = _below(path, root)
+    if any(index.find(cell, below) for cell in header):  # The first row is an image as well.
+        rows.insert(0, header)
+        header = [f"column {number}" for number in range(1, len(header) + 1)]
     width = len(header)
     for line, row in enumerate(rows, start=2):
         if len(row) != width:
@@ -365,12 +370,19 @@ def _read(path: Path, root: Path, index: _Index) -> _Read:
     split = next((i for i, name in enumerate(header) if name.lower() in _SPLITS), None)
     if split is None:
         split = next((i for i in range(width) if i != image and _are_splits(rows, i)), None)
+    if split is None:
+        split = next((i for i in range(width) if _is_validity(header[i], rows, i)), None)
+        if split is not None:
+            for row in rows:
+                row[split] = "val" if row[split].lower() in _TRUE else "train"
     found.has_split = split is not None and all(split_of(row[split]) for row in rows[:NUM_ROWS])
     others = [
         i for i in range(width) if i != image and header[i] and not (found.has_split and i == split)
     ]
     hot = [i for i in others if all(row[i] in ("0", "1", "0.0", "1.0") for row in rows)]
-    is_one_hot = len(hot) >= 2 and (len(hot) == len(others) or path.name == ONE_HOT)
+    is_named = any(header[i].lower() in LABELS for i in others)
+    is_all = len(hot) == len(others) and not is_named
+    is_one_hot = len(hot) >= 2 and (is_all or path.name == ONE_HOT)
     label = -1 if is_one_hot else _label_column(path, header, others)
     found.columns = header[image], "the columns of 0 and 1" if is_one_hot else header[label]
     found.classes = tuple(header[i] for i in hot) if is_one_hot else ()
@@ -409,6 +421,12 @@ def _read(path: Path, root: Path, index: _Index) -> _Read:
             f"line {found.several[0]}), but a classifier learns one class for each image"
         )
     return found
+
+
+def _is_validity(name: str, rows: Sequence[Sequence[str]], column: int) -> bool:
+    """Whether a column tells which images are for validation, as fastai's `is_valid` does."""
+    values = {row[column].lower() for row in rows}
+    return name.lower() in _VALIDITY and len(values) == 2 and values <= {*_TRUE, *_FALSE}
 
 
 def _are_splits(rows: Sequence[Sequence[str]], column: int) -> bool:

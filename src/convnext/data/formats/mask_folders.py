@@ -169,7 +169,8 @@ def _unused(found: PairListing) -> list[str]:
     counts: dict[str, list[Path]] = {}
     for path in _walk(found.root):
         folders = path.relative_to(found.root).parts[:-1]
-        if folders and path not in used and not _NOT_MASKS & set(words_of(folders[0])):
+        is_known = any(_NOT_MASKS & set(words_of(name)) for name in folders)
+        if folders and path not in used and not is_known:
             counts.setdefault(folders[0], []).append(path)
     notes = [
         f"{name}/ has {len(files):,} images without masks, left out (such as {files[0].name})"
@@ -415,7 +416,7 @@ def _by_folders(root: Path, folders: Sequence[tuple[_Folder, _Folder]]) -> PairL
     is_ade20k = (root / "objectInfo150.txt").is_file() or (
         (root / "images/training").is_dir() and (root / "annotations/training").is_dir()
     )
-    used = {path for pair in folders for path in (pair[0].path.parent, pair[1].path.parent)}
+    used = {place for pair in folders for part in pair for place in (part.path, part.path.parent)}
     return with_split(
         root, joined, layout=layout, is_ade20k=is_ade20k, folders=tuple(sorted(used | {root}))
     )

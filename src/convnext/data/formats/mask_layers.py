@@ -24,6 +24,8 @@ BACKGROUND, FOREGROUND = "background", "foreground"
 MAX_CLASSES = 64
 # A file with few values, or whose two main values cover most of it, may be a mask.
 FEW_VALUES, MAIN_SHARE = 64, 0.6
+# The mask of one class is black and white; more than two values below this are indices.
+MIN_WHITE = 64
 # Pixels on each side that are looked at.
 NUM_PIXELS = 128
 # Folders that are looked at to tell whether each is one image.
@@ -146,3 +148,15 @@ def looks_like_mask(path: Path) -> bool:
     _, counts = np.unique(values, axis=0, return_counts=True)
     main = np.sort(counts)[-2:].sum()
     return len(counts) <= FEW_VALUES or bool(main >= MAIN_SHARE * len(values))
+
+
+def has_indices(path: Path) -> bool:
+    """Whether a mask holds more values than a background and a foreground, and small ones."""
+    try:
+        with opened(path) as image:
+            if image.mode not in ("L", "P", "I;16"):
+                return False
+            values = np.unique(np.asarray(image))
+    except BadImage:
+        return False
+    return len(values) > 2 and int(values[-1]) < MIN_WHITE

@@ -14,6 +14,7 @@ from convnext.data.formats.mask_layers import (
     Layered,
     Layers,
     classes_of,
+    has_indices,
     layer_files,
 )
 from convnext.data.formats.paths import normal, split_of, suffixes
@@ -23,6 +24,8 @@ from convnext.data.formats.text_lists import names_of_list, split_lists
 # Masks of JPEG have values that were never drawn.
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 PATTERNS = "say which with --segment.images and --segment.masks (--images and --masks of `data`)"
+# Masks that are opened to tell whether they are binary.
+NUM_OPENED = 5
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 # Words that a mask's name may have beyond its image's, and the other way around.
@@ -96,7 +99,7 @@ def with_split(
             f"{len(whole.pairs):,} images with masks outside the folders of the splits, left out"
         )
     elif whole is not None:
-        listed = _by_lists(root, whole, faults) or _by_prefix(whole)
+        listed = _by_lists(root, folders, whole, faults) or _by_prefix(whole)
         known, split_from = listed or ({"train": whole}, "")
     elif "train" in known:
         split_from = "folders"
@@ -123,13 +126,16 @@ def with_split(
     )
 
 
-def _by_lists(root: Path, part: Part, faults: list[str]) -> tuple[dict[Split, Part], str] | None:
+def _by_lists(
+    root: Path, folders: Sequence[Path], part: Part, faults: list[str]
+) -> tuple[dict[Split, Part], str] | None:
     """Split pairs by lists of names beside them, and name these; None without such lists.
 
     If there is no list for training, the images that no list names are for training.
     """
-    lists = split_lists(root)
-    known, folders = _names_of_pairs(part)
+    places = dict.fromkeys((root, *folders))
+    lists = next((files for place in places if (files := split_lists(place))), {})
+    known, videos = _names_of_pairs(part)
     lonely = {image.stem: image for image in part.unpaired_images}
     found: dict[Split, Part] = {}
     taken: dict[str, Split] = {}
@@ -143,7 +149,7 @@ def _by_lists(root: Path, part: Part, faults: list[str]) -> tuple[dict[Split, Pa
         for name in names_of_list(path):
             options = [t for n in (name, os.path.splitext(name)[0]) for t in suffixes(n)]
             keys = next((known[n] for n in options if len(known.get(n, ())) == 1), [])
-            keys = keys or folders.get(name.strip("/"), [])
+            keys = keys or videos.get(name.strip("/"), [])
             if not keys:
                 without += [lonely[n] for n in options if n in lonely][:1]
                 unknown += [name] if not any(n in lonely for n in options) else []
@@ -235,8 +241,35 @@ def match_files(images: dict[str, Path], masks: dict[str, Path]) -> Part:
             unpaired_images=tuple(images[name] for name in sorted(images.keys() - pairs.keys())),
             unpaired_masks=tuple(sorted(path for path in masks.values() if path not in of_pairs)),
         )
+    if not best.pairs:
+        best = _join_numbers(images, masks)
     used = {mask for _, mask in best.pairs.values()}
     return replace(best, lossy_masks=tuple(p for p in lossy.values() if p in used))
+
+
+def _join_numbers(images: Mapping[str, Path], masks: Mapping[str, Path]) -> Part:
+    """Pair files by the first number in their names, if that is unique and pairs all of a folder.
+
+    DRIVE calls them 21_training.tif and 21_manual1.gif.
+    """
+    keyed: list[dict[str, str]] = []
+    for files in (images, masks):
+        numbers = {name: re.search(r"\d+", name.rpartition("/")[2]) for name in files}
+        keys = [
+            f"{name.rpartition('/')[0]}/{int(match[0])}" if match else name
+            for name, match in numbers.items()
+        ]
+        if len(set(keys)) < len(keys):
+            return join_files(images, masks)
+        keyed.append(dict(zip(keys, files, strict=True)))
+    shared = keyed[0].keys() & keyed[1].keys()
+    if not shared or len(shared) < min(map(len, keyed)):
+        return join_files(images, masks)
+    found = join_files(
+        {key: images[keyed[0][key]] for key in keyed[0]},
+        {key: masks[keyed[1][key]] for key in keyed[1]},
+    )
+    return replace(found, pairs={keyed[0][key]: pair for key, pair in sorted(found.pairs.items())})
 
 
 def _plain(layered: Layered) -> dict[str, tuple[Path, Mask]] | None:
@@ -247,7 +280,12 @@ def _plain(layered: Layered) -> dict[str, tuple[Path, Mask]] | None:
     files = [mask.files for _, mask in layered.values()]
     names = {name for layers in files for name, _ in layers}
     is_one = len(names) == 1 and names != {FOREGROUND} and all(len(f) == 1 for f in files)
-    if not is_one or any(path.parent.name in names for layers in files for _, path in layers):
+    paths = [path for layers in files for _, path in layers]
+    if not is_one:
+        return None
+    # masks/road/x.png is of the class road, unless it holds indices.
+    some = paths[:: max(len(paths) // NUM_OPENED, 1)]
+    if any(path.parent.name in names for path in paths) and not any(map(has_indices, some)):
         return None
     return {name: (image, mask.files[0][1]) for name, (image, mask) in layered.items()}
 

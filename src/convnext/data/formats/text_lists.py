@@ -68,12 +68,15 @@ def names_of_list(path: Path) -> list[str]:
     """Return the names in a list, with forward slashes."""
     lines = read_regular(path, "replace").splitlines()
     names = [line.replace("\\", "/").strip() for line in lines]
-    # A line may name the mask after the image, and names have no blanks then.
-    return [
-        name.split()[0] if len(name.split()) == 2 and "." in name.split()[0] else name
-        for name in names
-        if name
-    ]
+    # A line may name the mask after the image, or have numbers; names have no blanks then.
+    return [_first_of(name) for name in names if name]
+
+
+def _first_of(line: str) -> str:
+    words = line.split()
+    has_mask = len(words) == 2 and "." in words[0]
+    has_numbers = len(words) > 1 and all(word.lstrip("-").isdecimal() for word in words[1:])
+    return words[0] if has_mask or has_numbers else line
 
 
 def rows_of_text(path: Path) -> list[list[str]]:

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.data.formats.mask_layers import Layers
+from convnext.data.formats.mask_layers import MIN_WHITE, Layers
 from convnext.data.formats.mask_pairs import LOSSY
-from convnext.data.images import MAX_PIXELS, BadImage, check_stack, identify, upright
+from convnext.data.images import MAX_PIXELS, BadImage, check_stack, identify, reason_of, upright
 from convnext.data.samples import spread
 from convnext.documents import open_regular
 
@@ -31,8 +31,6 @@ NONE_16_BIT = 65_535
 # Pillow's modes whose values are indices.
 _INDEX_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _COLOR_MODES = ("RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-# The mask of one class is black and white; more than two values below this are indices.
-MIN_WHITE = 64
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
@@ -252,7 +250,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> Raw:
         raise BadImage(str(path), "there is no such file") from error
     # Pillow's plugins may raise almost any exception for a damaged file.
     except Exception as error:
-        raise BadImage(str(path), f"cannot be read ({' '.join(str(error).split())})") from error
+        raise BadImage(str(path), f"cannot be read ({reason_of(error, path)})") from error
 
 
 def _raw(image: Image.Image, path: Path) -> Raw:
@@ -318,6 +316,8 @@ class Survey:
     num_id_like: int = 0
     """Those of them whose values are compact regions, numbered without large gaps."""
     num_colored: int = 0
+    unreadable: str = ""
+    """The first mask that cannot be read, and why."""
     masks: list[NDArray[np.int32]] = field(default_factory=list)
     """The values of some masks, to look for edges."""
 
@@ -339,8 +339,8 @@ def survey(masks: Iterable[Path]) -> Survey:
     for path in masks:
         try:
             raws.append((path, read_mask(path)))
-        except BadImage:
-            continue
+        except BadImage as error:
+            found.unreadable = found.unreadable or str(error)
     for _, raw in raws:
         for value, color in raw.palette.items():
             found.palettes.setdefault(value, set()).add(color)

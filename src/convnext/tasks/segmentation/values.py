@@ -258,7 +258,8 @@ def _by_values(
     ignore_index = 255 if max(values - {NONE_16_BIT}, default=0) <= 255 else NONE_16_BIT
     known = sorted(values - {ignore_index, NONE_16_BIT} - ({0} if reduced else set()))
     if not known:
-        raise ValueError(f"the sampled masks under {root} have no labeled pixel")
+        why = f"; {found.unreadable}" if found.unreadable else ""
+        raise ValueError(f"the sampled masks under {root} have no labeled pixel{why}")
     count = known[-1] + (0 if reduced else 1)
     if len(known) < count // SPARSE and not reduced:
         return _by_sparse_values(values - {NONE_16_BIT}, root, notes)
@@ -267,6 +268,11 @@ def _by_values(
         f"no classes.txt or classes.json names the classes: the mask values show {count} classes; "
         f"{ignore_index} means no class"
     )
+    if known[0] > 0 and not reduced:
+        notes.append(
+            f"no mask has the value 0, the values begin at {known[0]}: if they count from 1, give "
+            "--segment.reduce_zero_label true (--reduce-zero-label of `data`)"
+        )
     reader = MaskReader(num_classes=count, ignore_index=ignore_index, reduce_zero_label=reduced)
     return reader, names
 
