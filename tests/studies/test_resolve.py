@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
+from convnext.data.contents import FILE as CONTENTS
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.studies.compare import entries_of
 from convnext.studies.plan import Study, read_study, resolve_study
@@ -106,3 +108,23 @@ def test_the_identity_of_runs_is_what_they_are_and_not_where(begun: Path) -> Non
     # Defaults are not stored, so a study can be resumed after new settings are introduced.
     assert under(augment__ratio=Recipe().augment.ratio) == own
     assert under(augment__ratio=(0.5, 2.0)) != own
+
+
+def test_data_that_changed_under_the_same_names_is_noticed(tmp_path: Path) -> None:
+    """The labels and pictures count, not the names of the files alone."""
+    data, root = tmp_path / "data", tmp_path / "study"
+    for split in ("train", "val"):
+        for k, name in enumerate("ab"):
+            (data / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("L", (32, 32), 50 * k + i).save(data / split / name / f"{i}.png")
+    study = asked(recipe={"data": str(data)})
+    plan, task = resolve_study(study, root, CPU, QUIET)
+    plan.write(root)
+    (root / CONTENTS).write_text(task.contents().to_json(), encoding="utf-8")
+    assert resolve_study(study, root, CPU, QUIET)[0].data == plan.data
+    Image.new("L", (32, 32), 255).save(data / "val" / "a" / "2.png")
+    with pytest.raises(
+        ValueError, match=r"changed pictures of validation images: 1 \(val/a/2\.png"
+    ):
+        resolve_study(study, root, CPU, QUIET)

@@ -154,6 +154,7 @@ def test_a_study_grows_by_seeds_and_rungs_but_keeps_its_recipe(whole: Path, tmp_
     assert all(path.stat().st_mtime_ns == at for path, at in finished.items())
     assert len(read_results(root / "results.csv")) == 9
     assert read_study(root).seeds == [0, 1, 2]
+    assert (root / "data.json").is_file()
     process = start(root, "--optim.lr", "0.01")
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 2

@@ -307,15 +307,22 @@ def annotation(images: DetectionImages, classes: Sequence[str], index: int) -> s
 
 
 def join(parts: Sequence[DetectionImages]) -> DetectionImages:
-    """Return the images of several splits as one sequence."""
+    """Return the images of several splits as one sequence.
+
+    If the splits have ids in common, those of each split follow the highest one before it.
+    """
     first = parts[0]
-    records = [
-        record
-        if part.root == first.root
-        else replace(record, file_name=str((part.root / record.file_name).absolute()))
-        for part in parts
-        for record in part.records
-    ]
+    ids = [record.id for part in parts for record in part.records]
+    coincide = len(set(ids)) < len(ids)
+    records: list[Record] = []
+    start = 0
+    for part in parts:
+        for record in part.records:
+            if part.root != first.root:
+                path = (part.root / record.file_name).absolute()
+                record = replace(record, file_name=str(path))
+            records.append(replace(record, id=record.id + start) if coincide else record)
+        start = max((record.id for record in records), default=0)
     return DetectionImages(first.root, records, first.category_ids)
 
 

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from convnext.atomic import write_text
+from convnext.data.contents import changes, read_contents
 from convnext.names import portable_name
 from convnext.recipes.recipe import change_recipe, flatten, recipe_from_dict, to_dict
 from convnext.recipes.schema import Recipe, ResolvedRecipe
@@ -159,7 +160,8 @@ def resolve_study(
     `given` are the recipe settings that were set explicitly.
 
     Raises:
-        ValueError: If the data cannot be used, or the folder holds a different study.
+        ValueError: If the data cannot be used or has changed, or the folder holds a different
+            study.
     """
     kind = task_class(asked.recipe.task)
     if not (root / "study.json").exists():
@@ -181,6 +183,13 @@ def resolve_study(
             raise ValueError(
                 f"{root} was started with {name} {old}, not {new}; choose another --output"
             )
+    known = read_contents(root)
+    changed = () if known is None else changes(known, task.contents())
+    if changed:
+        raise ValueError(
+            f"{root} was started with other data under the same names: {'; '.join(changed)}; "
+            "choose another --output"
+        )
     plan = replace(asked, recipe=resolved, threads=before.threads, data=before.data)
     return replace(plan, entries=_known_entries(before, plan, root)), task
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from convnext.atomic import write_text
+from convnext.data.contents import FILE as CONTENTS
 from convnext.hardware.devices import environment, pick_device
 from convnext.models.flops import cost
 from convnext.recipes.recipe import Recipe, one_line, to_dict
@@ -89,6 +91,8 @@ def study(
             plan = replace(plan, entries=epochs_for(plan, rates, task, minutes))
         jobs = jobs_of(plan, root)
         plan.write(root)
+        if not (root / CONTENTS).exists():
+            write_text(root / CONTENTS, task.contents().to_json())
         speeds = speeds_of(plan, task, root, console) if speed else read_speeds(plan, root)
         table = _Table(plan, root, costs, speeds, environment(device))
         table.write()

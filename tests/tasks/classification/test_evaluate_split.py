@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from small_exports import small_checkpoint
 
+from convnext.data.contents import FILE, Contents, SplitContents
+from convnext.deploy.export import ExportRequest
+from convnext.deploy.formats import ExportSettings
 from convnext.tasks.classification.evaluate import open_split
+from convnext.tasks.classification.export import export_spec
+from convnext.tasks.classification.robustness.run import _open_clean
+from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import Card
 
 
@@ -70,3 +80,33 @@ def test_new_images_do_not_change_what_was_held_out(make_folder):
     found = open_split(str(root), "auto", own, None, held=before)
     assert sorted(found.images.names) == sorted(before)
     assert len(open_split(str(root), "all", own, None, held=before).images) == 60
+
+
+def test_corruptions_and_exports_take_what_the_run_held_out(make_folder, tmp_path):
+    """The names recorded by the run decide, not those that a split of the folder would take now."""
+    root = make_folder({"a": 10, "b": 10})
+    names = [f"{name}/{path.name}" for name in "ab" for path in sorted((root / name).iterdir())]
+    usual = set(open_split(str(root), "auto", card(root), None).images.names)
+    held = tuple(name for name in names if name not in usual)[:4]
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    small_checkpoint(
+        run / "checkpoints" / "best.safetensors",
+        {"task": "classify", "data": str(root), "loader": {"val_share": 0.2}},
+    )
+    splits = {"val": SplitContents(names=held, annotations=(), pictures=())}
+    (run / FILE).write_text(Contents(classes=("a", "b"), splits=splits).to_json())
+    source = str(run)
+    network, own = open_model(source, torch.device("cpu"))
+    own = replace(own, classes=("a", "b"))
+
+    def short(sources: Iterable[str]) -> set[str]:
+        return {source.removeprefix(f"{root}/") for source in sources}
+
+    clean, split = _open_clean(source, own, None, "val", None, 0, None, None)
+    assert split == "val"
+    assert short(clean.samples.source(i) for i in range(len(clean))) == set(held)
+    settings = ExportSettings(format="onnx")
+    spec = export_spec(ExportRequest(model=network, card=own, source=source, settings=settings))
+    assert short(spec.images.files) == set(held)
+    assert spec.images.num_training == 16

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from object_layouts import CLASSES, truth, voc_beside
+from object_layouts import CLASSES, coco, truth, voc_beside
 
 from convnext.data.contents import FILE, Contents, SplitContents
 from convnext.tasks.detection.evaluate import open_split
@@ -97,3 +97,15 @@ def test_new_images_do_not_change_what_was_held_out(tmp_path: Path) -> None:
     after = open_split(None, "auto", own, str(run)).images
     assert after.names == [other.file_name]
     assert held in {Path(n).stem for n in open_split(None, "train", own, str(run)).images.names}
+
+
+def test_ids_of_all_splits_do_not_coincide(tmp_path: Path) -> None:
+    coco(tmp_path / "data", truth())
+    found = open_split(str(tmp_path / "data"), "all", card(), "run")
+    ids = [record.id for record in found.images.records]
+    assert len(set(ids)) == len(ids) == sum(len(part) for part in truth().values())
+    assert any("follow the highest one before it" in line for line in found.left_out)
+    for split in ("train", "val"):
+        of_split = open_split(str(tmp_path / "data"), split, card(), "run")
+        assert of_split.left_out == ()
+        assert min(record.id for record in of_split.images.records) == min(ids)

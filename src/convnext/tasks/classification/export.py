@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convnext.data.contents import held_names
 from convnext.data.tensors import to_batch
 from convnext.deploy.export import ExportRequest, ExportSpec
 from convnext.deploy.formats import ExportSettings
@@ -54,7 +55,7 @@ def export_spec(request: ExportRequest) -> ExportSpec:
         )
 
     def split(name: str) -> Any:
-        opened_split = open_split(data_of(source, card), name, card, None)
+        opened_split = open_split(data_of(source, card), name, card, None, held=held_names(source))
         return relabel(opened_split.images, opened_split.classes, card.classes)
 
     return ExportSpec(

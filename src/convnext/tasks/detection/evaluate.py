@@ -268,9 +268,15 @@ def open_split(
     known = sum(len(record.objects) for record in relabeled.records)
     missing = sum(len(record.objects) for record in images.records) - known
     left_out: tuple[str, ...] = ()
+    own_ids = [[r.id for r in part.records] for part in found.parts.values()]
+    if split == "all" and [r.id for r in images.records] != [key for ids in own_ids for key in ids]:
+        left_out = (
+            "the splits have image ids in common: in the results, those of each split follow the "
+            "highest one before it",
+        )
     if missing:
         unknown = [name for name in found.classes if name not in card.classes]
-        left_out = (
+        left_out += (
             f"{missing:,} objects of {len(unknown):,} classes are left out, because the network "
             f"does not know them: {some_classes(unknown)}",
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from convnext.data.contents import held_names
 from convnext.data.formats.class_folders import find_plain, listing
 from convnext.data.images import BadImage
 from convnext.data.samples import Samples
@@ -212,7 +213,7 @@ def _open_clean(
 ) -> tuple[CorruptedDataset, str]:
     """Return the images without corruption, of the classes to predict, and their split."""
     data = data or data_of(source, card, ADVICE)
-    opened_split = open_split(data, split, card, console)
+    opened_split = open_split(data, split, card, console, held=held_names(source))
     samples = relabel(opened_split.images, opened_split.classes, card.classes)
     chosen = choose(samples, max_images=max_images, seed=seed, labels=kept)
     return CorruptedDataset(chosen, card.preprocessing, seed=seed), opened_split.split
