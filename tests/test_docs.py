@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 
 import convnext
+import convnext.api
 from convnext.api.settings import SHORT
 from convnext.cli import VERBS
 
@@ -85,6 +86,13 @@ def test_the_python_reference_has_every_public_name() -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     listed = re.findall(r"^::: convnext\.(\w+)$", page, re.MULTILINE)
     assert sorted(listed) == sorted(set(convnext.__all__) - {"__version__"})
+    # Functions of commands that are in `convnext.api` alone.
+    listed = re.findall(r"^::: convnext\.api\.(\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(set(convnext.api.__all__) - set(convnext.__all__))
+    functions = {
+        name for verb in VERBS.values() for name in (verb.function, *verb.switches.values())
+    }
+    assert functions <= set(convnext.__all__) | set(listed)
 
 
 @pytest.fixture
