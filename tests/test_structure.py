@@ -22,6 +22,8 @@ TASKS = task_folders()
 
 MAX_MODULES = 228
 MAX_ROOT_MODULES = 6
+# Lines of a function's body from which its docstring must give a reason: "Long because ...".
+MAX_LINES = 60
 
 # Where a task may be named outside tasks/: the choices of the command line.
 CHOICES = {"api/training.py"}
@@ -75,6 +77,33 @@ def test_modules_are_few() -> None:
     assert len(names) <= MAX_MODULES
     at_root = [n for n in names if "/" not in n and n not in ("__init__.py", "__main__.py")]
     assert len(at_root) <= MAX_ROOT_MODULES, at_root
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def num_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return the lines of a function's body, without its signature and its docstring."""
+    body = function.body[int(ast.get_docstring(function) is not None) :]
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def test_long_functions_say_why() -> None:
+    found = [
+        (name, function, num_lines(function))
+        for name, tree in sources()
+        for function in functions(tree)
+    ]
+    long = [
+        (name, f.name, lines)
+        for name, f, lines in found
+        if lines > MAX_LINES and "Long because" not in (ast.get_docstring(f) or "")
+    ]
+    assert long == []
+    assert max(lines for _, _, lines in found) > MAX_LINES / 2, "the search finds nothing"
 
 
 def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:

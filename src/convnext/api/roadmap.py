@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convnext.recipes.recipe import Recipe
+    from convnext.studies.plan import Entry
     from convnext.studies.roadmap_figure import RoadmapRow
 
 Regime = Literal["resnet50", "resnet200", "mini"]
@@ -106,32 +107,11 @@ def run_roadmap(
 
     from convnext.progress import console_of
     from convnext.studies.compare import rivals_of
-    from convnext.studies.roadmap import (
-        ablation,
-        check_settings,
-        choose_rungs,
-        parse_decisions,
-        roadmap_entries,
-    )
+    from convnext.studies.roadmap import check_settings
 
     out = console_of(progress)
     decisions = [ablate] if isinstance(ablate, str) else list(ablate)
-    step = at or choose_rungs(regime)[-1].name
-    if decisions:
-        if rungs or start or stop:
-            raise ValueError(
-                "--ablate varies one step, which --at names; leave out --rungs, --from and --to"
-            )
-        (rung,) = choose_rungs(regime, names=[step])
-        entries = ablation(regime, step, parse_decisions(decisions, rung.config))
-        title = f"{', '.join(decisions)} at {step} of the roadmap {regime}"
-    elif at:
-        raise ValueError("--at needs --ablate; use --to to run the roadmap up to a step")
-    else:
-        entries = roadmap_entries(
-            regime, choose_rungs(regime, names=list(rungs), first=start, last=stop)
-        )
-        title = f"The roadmap {regime}"
+    entries, title = _entries(regime, rungs, start, stop, decisions, at)
     entries += rivals_of([rival] if isinstance(rival, str) else rival)
     made = make_recipe(recipe, given)
     if data is None and recipe is None:
@@ -166,6 +146,31 @@ def run_roadmap(
         console=out,
     )
     return StudyResult(folder=root, results=results)
+
+
+def _entries(
+    regime: Regime, rungs: Words, start: str, stop: str, decisions: list[str], at: str | None
+) -> tuple[list[Entry], str]:
+    """Return the networks of a study of the roadmap, and its title.
+
+    Raises:
+        ValueError: If options exclude each other, or a name is unknown.
+    """
+    from convnext.studies.roadmap import ablation, choose_rungs, parse_decisions, roadmap_entries
+
+    if not decisions:
+        if at:
+            raise ValueError("--at needs --ablate; use --to to run the roadmap up to a step")
+        chosen = choose_rungs(regime, names=list(rungs), first=start, last=stop)
+        return roadmap_entries(regime, chosen), f"The roadmap {regime}"
+    step = at or choose_rungs(regime)[-1].name
+    if rungs or start or stop:
+        raise ValueError(
+            "--ablate varies one step, which --at names; leave out --rungs, --from and --to"
+        )
+    (rung,) = choose_rungs(regime, names=[step])
+    entries = ablation(regime, step, parse_decisions(decisions, rung.config))
+    return entries, f"{', '.join(decisions)} at {step} of the roadmap {regime}"
 
 
 def _folder(regime: str, recipe: Recipe, ablate: Sequence[str], at: str | None) -> str:

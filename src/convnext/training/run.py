@@ -130,7 +130,11 @@ def _train(
     write_report: Callable[[Path], Path] | None,
     held: ExitStack,
 ) -> RunResult:
-    """Train: all steps of one run, in the order in which they are printed."""
+    """Train, from the device to the report.
+
+    Long because it is the sequence of a run, in which every step needs the results of those before
+    it. Steps that decide something are functions of their own.
+    """
     device = pick_device(recipe.run.device)
     check_folder(output, resume=resume)
     if recipe.run.deterministic:
@@ -142,21 +146,10 @@ def _train(
     ranks, device = ranks_of(fabric), fabric.device
     if not ranks.is_first:
         console = Console(quiet=True)
-    if Path(recipe.data).exists():
-        # A later evaluation finds the data from any working directory.
-        recipe = replace(recipe, data=str(Path(recipe.data).resolve()))
-    if Path(recipe.run.reference).exists():
-        reference = str(Path(recipe.run.reference).resolve())
-        recipe = replace(recipe, run=replace(recipe.run, reference=reference))
-    task = task_class(recipe.task).open(recipe, device, console, ranks)
+    task = task_class(recipe.task).open(_with_full_paths(recipe), device, console, ranks)
     task.check_files()
     resolved = task.recipe
-    seen = ranks.gather(task.fingerprint)
-    if len(set(seen)) > 1:
-        raise ValueError(
-            f"the processes of this run see different data: {' and '.join(sorted(set(seen)))}; "
-            "give all of them the same files"
-        )
+    _check_same_data(task, ranks)
     seed_everything(resolved.run.seed)
     model = task.build_model().to(device)
     if resolved.run.checkpoint_activations and not checkpoint_activations(model):
@@ -173,18 +166,11 @@ def _train(
         if reason := ranks.broadcast_object(reason):
             _take_fp32(task, fabric, reason, console)
             resolved = task.recipe
-    size = task.input_size
-    try:
-        network = cost(model, size)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"{resolved.model} cannot take images of {size} pixels; try another --input.image_size "
-            f"({one_line(error)})"
-        ) from error
+    network = _cost(task, model)
     console.print(
         f"[bold]{resolved.model}[/]  {_millions(network.params, 2)} parameters, "
-        f"{_millions(network.macs, 0)} multiply-accumulates at {size} px, on {device.type} "
-        f"in {resolved.run.precision}"
+        f"{_millions(network.macs, 0)} multiply-accumulates at {task.input_size} px, on "
+        f"{device.type} in {resolved.run.precision}"
     )
     if resolved.weights != "none" and not resume:
         console.print(
@@ -273,6 +259,45 @@ def _train(
         steps=outcome.steps,
         seconds=outcome.seconds,
     )
+
+
+def _with_full_paths(recipe: Recipe) -> Recipe:
+    """Return a recipe whose data and reference are found from any working directory."""
+    if Path(recipe.data).exists():
+        recipe = replace(recipe, data=str(Path(recipe.data).resolve()))
+    if Path(recipe.run.reference).exists():
+        reference = str(Path(recipe.run.reference).resolve())
+        recipe = replace(recipe, run=replace(recipe.run, reference=reference))
+    return recipe
+
+
+def _check_same_data(task: Task, ranks: Ranks) -> None:
+    """Check that all processes see the same data set.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    seen = sorted(set(ranks.gather(task.fingerprint)))
+    if len(seen) > 1:
+        raise ValueError(
+            f"the processes of this run see different data: {' and '.join(seen)}; give all of them "
+            "the same files"
+        )
+
+
+def _cost(task: Task, model: nn.Module) -> Cost:
+    """Count the parameters and multiply-accumulates of the network.
+
+    Raises:
+        ValueError: If it cannot take images of this size.
+    """
+    try:
+        return cost(model, task.input_size)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"{task.recipe.model} cannot take images of {task.input_size} pixels; try another "
+            f"--input.image_size ({one_line(error)})"
+        ) from error
 
 
 def _check_card(task: Task, model: nn.Module) -> None:
