@@ -234,14 +234,7 @@ def find_split(
             for name in list(part.files):  # test/images/*
                 if kind_of(name) == "image" and name not in parts["train"].files:
                     part.loose += part.files.pop(name)
-    for split in ("val", "test"):
-        other = parts.get(split)
-        if other and other.loose and not any(other.files.values()):
-            faults.append(
-                f"{other.folder.name}/ has no class folders, so that the classes of its "
-                f"{len(other.loose):,} images are unknown; left out"
-            )
-            del parts[split]
+    _leave_out_unknown(parts, faults)
     _note_loose(parts.values(), faults)
     test = parts.get("test")
     known = [part for split, part in parts.items() if split != "test"]
@@ -279,6 +272,17 @@ def find_split(
         faults=tuple(faults),
         take=taker(root, keys, labels),
     )
+
+
+def _leave_out_unknown(parts: dict[Split, Part], faults: list[str]) -> None:
+    """Remove the splits other than training whose images are in no class folder."""
+    for split, part in list(parts.items()):
+        if split != "train" and part.loose and not any(part.files.values()):
+            faults.append(
+                f"{part.folder.name}/ has no class folders, so that the classes of its "
+                f"{len(part.loose):,} images are unknown; left out"
+            )
+            del parts[split]
 
 
 def _label_by_list(root: Path, split: Split, part: Part, train: Part, notes: list[str]) -> None:
