@@ -350,3 +350,11 @@ def test_copies_are_found_across_shards(root: Path, tmp_path: Path) -> None:
     to_shards(str(root), tmp_path / "shards", console=QUIET)
     (line,) = (line for line in look(tmp_path / "shards").problems if "identical" in line)
     assert "too high: 1 (" in line
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_shows_what_is_being_done(root: Path, is_terminal: bool) -> None:
+    out = io.StringIO()
+    inspect(str(root), console=Console(file=out, force_terminal=is_terminal))
+    assert ("listing files and annotations" in out.getvalue()) == is_terminal
+    assert ("reading images" in out.getvalue()) == is_terminal

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -335,6 +335,16 @@ class Alike(Generic[Item]):
     """A training image and a held-out image that looks like it."""
     note: str
     """What was compared, for the user."""
+
+
+@contextlib.contextmanager
+def listing(console: Console) -> Iterator[None]:
+    """Tell on a terminal, within the block, that files and annotations are being listed."""
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("listing files and annotations"):
+        yield
 
 
 @dataclass(frozen=True, kw_only=True)

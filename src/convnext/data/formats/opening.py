@@ -263,6 +263,8 @@ def _leave_to_others(files: dict[Split, tuple[CocoFile, Path]]) -> list[Fault]:
     Returns:
         A fault for each.
     """
+    if not any(file.moved for file, _ in files.values()):
+        return []
     paths = {
         split: {
             record.file_name: os.path.abspath(folder / record.file_name) for record in file.records

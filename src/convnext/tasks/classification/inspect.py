@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from convnext.data.doctor import Scan, bar, plain_table, print_notes
+from convnext.data.doctor import Scan, bar, listing, plain_table, print_notes
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.data.samples import Samples
@@ -197,8 +197,9 @@ def inspect(
     Raises:
         ValueError: If there is no data set at `path`.
     """
-    data = open_dataset(path, val_share=val_share, strict=False, layout=layout)
     shown = console or safe_console(Console(stderr=True))
+    with listing(shown):
+        data = open_dataset(path, val_share=val_share, strict=False, layout=layout)
     return report(data, scan(data, deep=deep, cache=cache, console=shown))
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from convnext.data.doctor import Scan, class_table, list_sizes, print_notes, print_numbered
+from convnext.data.doctor import Scan, class_table, list_sizes, listing, print_notes, print_numbered
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.formats.located import UNCLEAR
 from convnext.data.formats.records import ReadOptions
@@ -184,8 +184,9 @@ def inspect(
     Raises:
         ValueError: If there is no data set at `path`.
     """
-    data = open_dataset(path, val_share=val_share, strict=False, options=options)
     shown = console or safe_console(Console(stderr=True))
+    with listing(shown):
+        data = open_dataset(path, val_share=val_share, strict=False, options=options)
     return report(data, scan(data, deep=deep, cache=cache, console=shown))
 
 

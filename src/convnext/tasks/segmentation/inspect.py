@@ -21,6 +21,7 @@ from convnext.data.doctor import (
     Scan,
     class_table,
     list_sizes,
+    listing,
     print_notes,
     print_numbered,
 )
@@ -157,16 +158,17 @@ def inspect(
     Raises:
         ValueError: If there is no data set at `path`.
     """
-    data = open_dataset(
-        path,
-        val_share=val_share,
-        strict=False,
-        images=images,
-        masks=masks,
-        reduce_zero_label=reduce_zero_label,
-        options=options,
-    )
     shown = console or safe_console(Console(stderr=True))
+    with listing(shown):
+        data = open_dataset(
+            path,
+            val_share=val_share,
+            strict=False,
+            images=images,
+            masks=masks,
+            reduce_zero_label=reduce_zero_label,
+            options=options,
+        )
     return report(data, scan(data, deep=deep, cache=cache, console=shown))
 
 
