@@ -34,14 +34,13 @@ import convnext
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.fast import Fast
 from convnext.deploy.optimize import cache_key, known_backend, optimize
-from convnext.hardware.devices import environment
+from convnext.hardware.devices import environment, peak_memory_gb
 from convnext.hardware.system import keep_freed_memory
 from convnext.hardware.tuning_cache import cache_file
 from convnext.models.flops import cost
 from convnext.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from convnext.tasks.classification.predict import BATCH_SIZE
 from convnext.tasks.factory import create_model
-from convnext.training.backend import peak_memory_gb
 from convnext.weights.checkpoint import Card
 from convnext.weights.files import save_checkpoint
 from input_speed import write_photos

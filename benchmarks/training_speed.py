@@ -52,7 +52,7 @@ from torch import Tensor, nn
 
 from convnext.data.preprocessing import Preprocessing
 from convnext.hardware.devices import ALONE, autocast, environment, pick_device
-from convnext.hardware.peak_rates import peak_matmul_flops
+from convnext.hardware.peak_rates import mfu, peak_matmul_flops
 from convnext.hardware.system import StopSignals, keep_freed_memory
 from convnext.models.execution import set_fused
 from convnext.models.flops import cost
@@ -61,7 +61,7 @@ from convnext.tasks import task_class
 from convnext.tasks.classification.augment import BatchAugment, _posterize, losses
 from convnext.tasks.classification.dataset import Batch
 from convnext.tasks.factory import create_model
-from convnext.training.backend import Backend, choose_backend, mfu
+from convnext.training.backend import Backend, choose_backend
 from convnext.training.distributed import make_fabric, seed_everything
 from convnext.training.log import RunLog
 from convnext.training.loop import _Trainer

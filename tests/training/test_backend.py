@@ -91,7 +91,7 @@ def test_the_fastest_is_taken_and_remembered(
     times[Backend(False, True)] = 0.5
     chosen = choose(tmp_path / "forms.json")
     assert chosen.backend == Backend(channels_last=False, compile=True)
-    assert "eager channels_last 1000 ms" in chosen.reason
+    assert "eager channels_last 1,000 ms" in chosen.reason
     assert "compiled channels_first 500 ms" in chosen.reason
     times[Backend(False, True)] = 2.0
     again = choose(tmp_path / "forms.json")

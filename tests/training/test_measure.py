@@ -12,14 +12,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from convnext.hardware.peak_rates import peak_matmul_flops
-from convnext.training.backend import (
-    UpdateNorm,
-    l2_norm,
-    mfu,
-    peak_memory_gb,
-    train_flops_per_image,
-)
+from convnext.hardware.devices import peak_memory_gb
+from convnext.hardware.peak_rates import mfu, peak_matmul_flops, train_flops_per_image
+from convnext.training.optim import UpdateNorm, l2_norm
 
 CPU = torch.device("cpu")
 

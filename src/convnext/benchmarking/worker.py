@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from convnext.deploy.backends import Backend
 from convnext.deploy.backends import build as build_backend
 from convnext.deploy.optimize import Tunable, optimize, tuner_of
-from convnext.hardware.devices import autocast, wait_for
+from convnext.hardware.devices import autocast, peak_memory_gb, wait_for
 from convnext.hardware.system import keep_freed_memory
 from convnext.hardware.tuner import samples, timed
 from convnext.tasks.factory import create_model
-from convnext.training.backend import peak_memory_gb
 
 LAYER_SCALE = 0.1
 # Maximum time of a turn.

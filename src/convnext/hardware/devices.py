@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from convnext.hardware.system import cpu_facts
+from convnext.hardware.system import cpu_facts, peak_resident_bytes
 
 
 @dataclass(frozen=True)
@@ -150,3 +150,16 @@ def environment(device: torch.device) -> dict[str, Any]:
 def cpu_name() -> str:
     """Return the name of the processor."""
     return cpu_facts()[0] or platform.processor() or platform.machine()
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return the peak memory so far, in 10^9 bytes.
+
+    On a GPU this is what torch allocated; on a CPU the resident set of this process, including
+    libraries and cached images; on MPS, which keeps no peak, the current allocation.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 1e9
+    return peak_resident_bytes() / 1e9

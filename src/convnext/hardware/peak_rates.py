@@ -147,3 +147,17 @@ def copy_limit(device: torch.device) -> float:
     target = torch.empty_like(source)
     (seconds,) = samples([lambda: target.copy_(source)], device, rounds=NUM_COPIES)
     return 2 * source.nbytes / min(seconds)
+
+
+def train_flops_per_image(macs: float) -> float:
+    """Return the operations of one training image: 3 x 2 x its multiply-accumulates.
+
+    The convention of the field (PaLM, appendix B): two operations for each multiply-accumulate, and
+    a backward pass that costs twice the forward one. Recomputed activations do not count.
+    """
+    return 3 * 2 * macs
+
+
+def mfu(images_per_s: float, macs: float, limit: float) -> float:
+    """Return the fraction of a device's peak rate (operations per second) that training reaches."""
+    return images_per_s * train_flops_per_image(macs) / limit

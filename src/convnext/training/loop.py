@@ -21,14 +21,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from convnext.hardware.peak_rates import peak_matmul_flops
+from convnext.hardware.devices import peak_memory_gb
+from convnext.hardware.peak_rates import mfu, peak_matmul_flops
 from convnext.hardware.system import StopSignals
 from convnext.models.execution import set_fused, widens
 from convnext.recipes.resolve import LOG_EVERY, Plan
 from convnext.recipes.schema import ResolvedRecipe
 from convnext.tasks.base import Task
 from convnext.training import faults
-from convnext.training.backend import UpdateNorm, l2_norm, mfu, peak_memory_gb
 from convnext.training.checkpointing import Learner, Saver, load_state
 from convnext.training.checks import (
     another_length,
@@ -46,7 +46,7 @@ from convnext.training.distributed import (
 )
 from convnext.training.faults import DivergedError, Heartbeat, InterruptedRun
 from convnext.training.log import RunLog
-from convnext.training.optim import Ema, make_optimizer, set_learning_rate
+from convnext.training.optim import Ema, UpdateNorm, l2_norm, make_optimizer, set_learning_rate
 from convnext.training.trackers import Callback, EvaluationEnd, StepEnd
 from convnext.weights.checkpoint import complete_steps
 

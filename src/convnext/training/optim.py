@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, Literal, Never
 
@@ -14,6 +14,7 @@ from torch import nn
 from convnext.models.network import Network
 from convnext.models.timm import TimmNetwork
 from convnext.recipes.schema import OptimRecipe
+from convnext.training.distributed import full_tensor
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -318,3 +319,35 @@ class Ema:
 def _copy(values: dict[str, Tensor], model: nn.Module) -> None:
     for name, target in model.state_dict().items():
         target.copy_(values[name])
+
+
+def l2_norm(model: nn.Module) -> Tensor:
+    """Return the L2 norm of all parameters, as a tensor on their device.
+
+    If they are sharded over processes, every process must call.
+    """
+    return _l2(p.detach() for p in model.parameters())
+
+
+class UpdateNorm:
+    """The L2 norm of one update: created before `optimizer.step()`, computed after it.
+
+    It holds a second copy of the trained parameters in between, so a loop measures only
+    occasionally.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._before = [p.detach().clone() for p in self._parameters]
+
+    @torch.no_grad()
+    def compute(self) -> Tensor:
+        """Return the norm and release the copy."""
+        before, self._before = self._before, []
+        torch._foreach_sub_(before, [p.detach() for p in self._parameters])
+        return _l2(before)
+
+
+@torch.no_grad()
+def _l2(tensors: Iterable[Tensor]) -> Tensor:
+    return full_tensor(nn.utils.get_total_norm(list(tensors)))

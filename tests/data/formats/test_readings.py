@@ -16,8 +16,8 @@ from PIL import Image
 from rich.console import Console
 from small_objects import HEIGHT, WIDTH, save
 
-from convnext.data.formats.coco_objects import Changes, _form_of
 from convnext.data.formats.coco_tidy import tidy_ids
+from convnext.data.formats.coco_values import Changes, _form_of
 from convnext.data.formats.instances import _ids, _objects_of
 from convnext.data.formats.records import ReadOptions
 from convnext.data.masks import area_of, cut, is_flat

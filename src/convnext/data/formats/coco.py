@@ -19,16 +19,13 @@ import numpy as np
 from convnext.data.formats.coco_objects import (
     FIX,
     UNUSED,
-    BoxForm,
-    Changes,
-    Json,
     by_image,
     count_crowds,
-    is_whole,
     read_objects,
     read_sound,
 )
 from convnext.data.formats.coco_tidy import PolygonParser, tidy_ids, tidy_objects
+from convnext.data.formats.coco_values import BoxForm, Changes, Json, is_whole
 from convnext.data.formats.located import (
     OFF_BY,
     Exif,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext.data.formats.coco_objects import (
+from convnext.data.formats.coco_values import (
     LIMIT,
     PLAIN,
     BoxForm,

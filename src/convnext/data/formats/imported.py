@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext.data.formats.coco_objects import ROUNDING, is_number
+from convnext.data.formats.coco_objects import ROUNDING
+from convnext.data.formats.coco_values import is_number
 from convnext.data.formats.located import (
     OFF_BY,
     Locator,

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from convnext.data.formats.coco_objects import are_numbers, is_number
+from convnext.data.formats.coco_values import are_numbers, is_number
 from convnext.data.formats.imported import (
     MAX_BYTES,
     Box,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from convnext.data.formats.coco_objects import is_whole
+from convnext.data.formats.coco_values import is_whole
 from convnext.data.formats.imported import (
     MAX_BYTES,
     ImportedDataset,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from convnext.data.formats.coco_objects import are_numbers, is_box, is_number
+from convnext.data.formats.coco_values import are_numbers, is_box, is_number
 from convnext.data.formats.imported import (
     MAX_BYTES,
     ImportedDataset,

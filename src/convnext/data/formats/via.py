@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from convnext.data.formats.coco_objects import is_number
+from convnext.data.formats.coco_values import is_number
 from convnext.data.formats.imported import (
     MAX_BYTES,
     ImportedDataset,

@@ -28,8 +28,9 @@ from convnext.atomic import whole_folder, write_text
 from convnext.data.formats import coco_layout
 from convnext.data.formats.coco import Files, load_json, locate, read_categories, read_coco
 from convnext.data.formats.coco_layout import BACKUP_SUFFIX
-from convnext.data.formats.coco_objects import UNUSED, Changes
+from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.coco_tidy import tidy_ids, tidy_objects
+from convnext.data.formats.coco_values import Changes
 from convnext.data.formats.layouts import NAMES, choose, file_index
 from convnext.data.formats.located import read_headers
 from convnext.data.formats.opening import coco_images, file_names

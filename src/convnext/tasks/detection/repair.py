@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from convnext.data.formats.coco import stated_size
-from convnext.data.formats.coco_objects import ROUNDING, is_area, is_box, is_number, is_whole
+from convnext.data.formats.coco_objects import ROUNDING, is_area
+from convnext.data.formats.coco_values import is_box, is_number, is_whole
 from convnext.data.formats.located import OFF_BY, Stored, turn_mask, turn_points
 from convnext.data.formats.records import Fault
 from convnext.data.masks import area_of, num_pixels
