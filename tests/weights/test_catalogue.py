@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
-from convnext.tasks.factory import catalogue, print_catalogue
+from convnext.tasks import factory
+from convnext.tasks.factory import (
+    COSTS,
+    catalogue,
+    count_cost,
+    dense_kind,
+    input_size_of,
+    list_models,
+    print_catalogue,
+)
+from convnext.weights.published import published
 
 
 def test_every_weight_has_the_cost_of_its_own_head_and_size() -> None:
@@ -61,3 +72,43 @@ def test_the_scores_of_a_dense_checkpoint_are_printed() -> None:
     console = Console(width=200, record=True, quiet=False, file=StringIO())
     print_catalogue(catalogue("mask_rcnn_convnext_tiny"), console)
     assert "46.2 / 41.7" in console.export_text()
+
+
+PATTERNS = ("*", "upernet_*", "mask_rcnn_*", "cascade_mask_rcnn_*")
+
+
+def listed() -> list[tuple[str, int, int, int]]:
+    """Return name, height, width and classes of every row that is listed."""
+    found = []
+    for name in [name for pattern in PATTERNS for name in list_models(pattern)]:
+        kind = dense_kind(name)
+        num_classes = 1000 if kind is None else int(kind.tables.defaults["num_classes"])
+        default = (*input_size_of(name), num_classes)
+        own = {(w.input_size, w.input_size, w.num_classes) for w in published(name)}
+        found += [(name, *key) for key in sorted(own or {default})]
+    return found
+
+
+def stored() -> list[list[str]]:
+    with COSTS.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_listing_builds_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, **_: object) -> None:
+        raise AssertionError(f"{name} is built")
+
+    monkeypatch.setattr(factory, "create_model", refuse)
+    rows = [row for pattern in PATTERNS for row in catalogue(pattern)]
+    assert len(rows) > 250
+    assert all(row.params and row.macs for row in rows)
+    assert [tuple(row[:4]) for row in stored()[1:]] == [tuple(map(str, key)) for key in listed()]
+
+
+@pytest.mark.slow
+def test_the_stored_costs_are_those_of_the_networks() -> None:
+    """To change them on purpose, write the rows into `costs.csv`."""
+    counted = [
+        [name, *map(str, (*key, *count_cost(name, key[:2], key[2])))] for name, *key in listed()
+    ]
+    assert stored()[1:] == counted

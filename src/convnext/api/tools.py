@@ -50,7 +50,8 @@ class ModelTable:
 def find_models(pattern: str = "convnext_*", *, progress: Show = True) -> ModelTable:
     """List networks and their published weights.
 
-    By default, lists the ConvNeXt classifiers. Patterns that begin with `timm/` list timm models,
+    By default, lists the ConvNeXt classifiers, and the published segmentation networks and
+    detectors on them. Patterns that begin with `timm/` list timm models,
     `upernet_` segmentation networks, `mask_rcnn_` and `cascade_mask_rcnn_` detectors, and
     `roadmap/` the steps of the roadmap.
 

@@ -7,10 +7,12 @@ networks, their cost, and their published weights.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 
     from convnext.weights.checkpoint import Card
     from convnext.weights.dense import DenseTables
+
+
+COSTS = Path(__file__).with_name("costs.csv")
+"""Costs of the networks of `list_models`; a slow test counts them again."""
 
 
 class PublishedNetworks(Protocol):
@@ -205,8 +211,8 @@ class CatalogueRow:
 def catalogue(pattern: str) -> list[CatalogueRow]:
     """Return the networks that match a shell pattern, one row for each of their weights.
 
-    Dense networks with published weights follow their backbones, without costs, which are slow to
-    count.
+    Dense networks with published weights follow their backbones. Costs come from `costs.csv`, and
+    those of other networks, such as timm models, are counted here.
 
     Raises:
         ValueError: If none matches.
@@ -253,7 +259,7 @@ def catalogue(pattern: str) -> list[CatalogueRow]:
             )
     if dense_prefix(pattern) is None:
         rows += [
-            _dense_row(entry)
+            _dense_row(entry, *_count(entry.model, entry.input_size, entry.num_classes))
             for entry in PUBLISHED_DENSE
             if entry.model.removeprefix(dense_prefix(entry.model) or "") in names
         ]
@@ -316,10 +322,33 @@ def _shown_scores(row: CatalogueRow) -> str:
 
 
 def _count(name: str, size: int, num_classes: int) -> tuple[int | None, int | None]:
+    height, width = (size, size) if dense_kind(name) is None else input_size_of(name)
+    known = _known_costs().get((name, height, width, num_classes))
+    return known or count_cost(name, (height, width), num_classes)
+
+
+@cache
+def _known_costs() -> dict[tuple[str, int, int, int], tuple[int, int]]:
+    """Return parameters and MACs by name, height, width and number of classes."""
+    with COSTS.open(encoding="utf-8", newline="") as file:
+        return {
+            (row["model"], int(row["height"]), int(row["width"]), int(row["num_classes"])): (
+                int(row["params"]),
+                int(row["macs"]),
+            )
+            for row in csv.DictReader(file)
+        }
+
+
+def count_cost(name: str, size: tuple[int, int], num_classes: int) -> tuple[int | None, int | None]:
+    """Return the parameters and MACs of a network, which is built for it.
+
+    The MACs of a timm model that does not take this size are None.
+    """
     with torch.device("meta"):
         model = create_model(name, num_classes=num_classes)
     try:
-        counted = cost(model, (size, size) if dense_kind(name) is None else input_size_of(name))
+        counted = cost(model, size)
     except (AssertionError, RuntimeError):  # A timm model with a fixed input size.
         return sum(p.numel() for p in model.parameters()), None
     return counted.params, counted.macs
