@@ -47,7 +47,7 @@ def test_two_processes_are_one(runs: Runs, tmp_path: Path, free_port: int) -> No
     printed = runs.finish(
         tmp_path / "two", *TWENTY, launcher=(*torchrun, "--master-port", str(free_port))
     )
-    assert "70 images a step: 2 devices x 35" in printed
+    assert "70 images per step: 2 devices x 35" in printed
     assert printed.count("run folder:") == 1, "only the first process speaks"
     assert "GLOBAL_RANK" not in printed
     assert_close(state(tmp_path / "one"), state(tmp_path / "two"))

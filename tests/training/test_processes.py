@@ -106,7 +106,7 @@ def test_uneven_shares_of_a_batch(runs: Runs, tmp_path: Path) -> None:
     uneven = ("--optim.batch_size", "49", "--optim.micro_batch_size", "24")
     printed = runs.finish(tmp_path / "run", *options, *uneven)
     # One rank has 25 images: two parts each, so that no rank waits for a missing part.
-    assert "49 images a step: 2 devices x 13 x 2 accumulated" in printed
+    assert "49 images per step: 2 devices x 13 x 2 accumulated" in printed
 
 
 @pytest.mark.slow

@@ -394,7 +394,7 @@ def _shape_of_steps(task: Task, ranks: Ranks, micro_batch_size: int) -> str:
     devices = [f"{ranks.count} devices"] if ranks.count > 1 else []
     factors = [*devices, str(micro), *([f"{parts} accumulated"] if parts > 1 else [])]
     made_up = f": {' x '.join(factors)}" if len(factors) > 1 else ""
-    return f"{task.batch_size:,} images a step{made_up}"
+    return f"{task.batch_size:,} images per step{made_up}"
 
 
 def _millions(count: int, digits: int) -> str:
