@@ -340,3 +340,9 @@ def _not_compared(train: SplitContents | None, now: SplitContents) -> str:
 def _some(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def hash_of_names(classes: Sequence[str], names: Sequence[str]) -> str:
+    """Return a hexadecimal hash of class and file names, in order."""
+    text = "\n".join((*classes, "", *names))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -275,3 +275,13 @@ class ShardOrder:
         shards = generator.permutation(len(self.sizes))
         ends = np.cumsum(self.sizes[shards])
         return _Row(shards, ends, int(generator.integers(ends[-1]))), generator
+
+
+def split_tensors(batch: Any, count: int) -> list[Any]:
+    """Return a named tuple of tensors and unreadable images in parts, without the images.
+
+    The sizes of the parts differ by at most one image.
+    """
+    *tensors, _ = batch
+    parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
+    return [type(batch)(*part, ()) for part in parts]

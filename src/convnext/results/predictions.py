@@ -1,6 +1,7 @@
 """Predictions for one image: its classes, its objects, or the class of every pixel.
 
-Each can be drawn, saved and converted to JSON. Nothing here needs torch.
+Each can be drawn, saved and converted to JSON. Nothing here needs torch. The file is long because
+the three types share their checks and the base class.
 
 Shapes: H, W height and width of the image; K classes; M objects.
 """

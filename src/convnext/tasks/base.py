@@ -2,12 +2,11 @@
 
 Each task's `task.py` has one subclass. Class attributes and class methods need no data set;
 instances combine data, losses and metrics for training. Only the subclass knows the type of a
-batch.
+batch. The file is long because all that may be asked of a task is in one class.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import math
 from abc import ABC, abstractmethod
@@ -500,22 +499,6 @@ class Task(ABC):
             f"convnext evaluate {run}",
             f"convnext predict {run} {image} --output {quote(str(folder / 'predictions'))}",
         )
-
-
-def split_tensors(batch: Any, count: int) -> list[Any]:
-    """Return a named tuple of tensors and unreadable images in parts, without the images.
-
-    The sizes of the parts differ by at most one image.
-    """
-    *tensors, _ = batch
-    parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
-    return [type(batch)(*part, ()) for part in parts]
-
-
-def hash_of_names(classes: Sequence[str], names: Sequence[str]) -> str:
-    """Return a hexadecimal hash of class and file names, in order."""
-    text = "\n".join((*classes, "", *names))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def dense_workload(

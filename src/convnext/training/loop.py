@@ -3,7 +3,7 @@
 Periodic work runs in order before each step: check the losses, evaluate, save, leave. The loop has
 one extra iteration, so that the end needs no second code path. After a recoverable fault (a data
 loader process died, memory ran out, a loss is not finite) the run returns to its last saved state
-and repeats the same steps.
+and repeats the same steps. The file is long because these paragraphs share the state of one loop.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from convnext.data.preprocessing import Preprocessing
-from convnext.data.sampling import StepBatches
+from convnext.data.sampling import StepBatches, split_tensors
 from convnext.data.shards.remote import is_remote
 from convnext.models.config import GIVEN
 from convnext.models.roadmap import stem_stride
@@ -32,7 +32,7 @@ from convnext.recipes.resolve import (
     warn_of_warmup,
 )
 from convnext.recipes.schema import Recipe, ResolvedRecipe
-from convnext.tasks.base import CachedDataset, Phase, Task, Workload, split_tensors
+from convnext.tasks.base import CachedDataset, Phase, Task, Workload
 from convnext.tasks.classification.augment import BatchAugment, losses
 from convnext.tasks.classification.data import (
     ClassificationData,

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from convnext.data.contents import hash_of_names
 from convnext.data.formats.records import ReadOptions
 from convnext.data.objects import (
     DataFacts,
@@ -32,7 +33,7 @@ from convnext.recipes.resolve import (
     warn_of_channels,
 )
 from convnext.recipes.schema import Recipe, ResolvedRecipe
-from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names
+from convnext.tasks.base import Task, Workload, dense_workload
 from convnext.tasks.detection.dataset import (
     Batch,
     EvalDataset,

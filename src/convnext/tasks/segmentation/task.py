@@ -10,8 +10,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from convnext.data.contents import hash_of_names
 from convnext.data.formats.records import ReadOptions
-from convnext.data.sampling import StepBatches
+from convnext.data.sampling import StepBatches, split_tensors
 from convnext.data.tensors import normalize_batch
 from convnext.names import count_noun
 from convnext.recipes.recipe import flatten
@@ -24,7 +25,7 @@ from convnext.recipes.resolve import (
     warn_of_channels,
 )
 from convnext.recipes.schema import Recipe, ResolvedRecipe
-from convnext.tasks.base import Task, Workload, dense_workload, hash_of_names, split_tensors
+from convnext.tasks.base import Task, Workload, dense_workload
 from convnext.tasks.segmentation.data import DataFacts, SegmentationData, facts, open_dataset
 from convnext.tasks.segmentation.dataset import (
     Batch,
