@@ -12,10 +12,14 @@ import pytest
 import torch
 from cli_runs import Runs, wait_for
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from toy import ToyTask, toy_model
 
 from convnext import create_model
+from convnext.hardware.devices import ALONE, Ranks
+from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.recipes.schema import RunRecipe
 from convnext.training.distributed import checkpoint_activations, count_devices, make_fabric
+from convnext.training.run import warn_of_batch_norm
 from convnext.weights.files import read_file
 
 # 1,437 images: 20 steps of 70, in parts of 35.
@@ -152,3 +156,28 @@ def test_activations_are_computed_again(name: str) -> None:
 def test_one_device_cannot_be_sharded() -> None:
     with pytest.raises(ValueError, match=r"give --run\.devices 2 or more"):
         make_fabric(RunRecipe(strategy="fsdp"), torch.device("cpu"), "fp32")
+
+
+@pytest.mark.parametrize(
+    ("norm", "ranks", "micro", "device", "found"),
+    [
+        ("batch", Ranks(0, 2), 8, "cpu", "average over 4 images at a time, and over 8 on one"),
+        ("batch", Ranks(0, 2), 8, "cuda", ""),
+        ("batch", Ranks(0, 2), 4, "cuda", ""),
+        ("batch", ALONE, 8, "cpu", ""),
+        ("batch", ALONE, 3, "cpu", "average over 3 images at a time, and over 8"),
+        ("layer", Ranks(0, 2), 8, "cpu", ""),
+    ],
+)
+def test_another_batch_of_batch_norms_is_told_of(
+    norm: str, ranks: Ranks, micro: int, device: str, found: str
+) -> None:
+    task: Any = ToyTask()
+    task.device, task.recipe = (
+        torch.device(device),
+        change_recipe(Recipe(), {"optim.micro_batch_size": 8}),
+    )
+    task.num_parts = lambda size: -(-8 // ranks.count // size)
+    said = warn_of_batch_norm(task, toy_model(norm=norm), ranks, micro)
+    assert found in said
+    assert bool(said) == bool(found)

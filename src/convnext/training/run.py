@@ -200,6 +200,8 @@ def _train(
     resolved = replace(resolved, run=run)
     shape = _shape_of_steps(task, ranks, micro_batch_size)
     console.print(f"{shape}; {_name_backend(chosen)}", soft_wrap=True)
+    if warning := warn_of_batch_norm(task, model, ranks, micro_batch_size):
+        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
     validation = Conditions(
         num_images=len(task.data.val),
         split="val",
@@ -395,6 +397,26 @@ def _shape_of_steps(task: Task, ranks: Ranks, micro_batch_size: int) -> str:
     factors = [*devices, str(micro), *([f"{parts} accumulated"] if parts > 1 else [])]
     made_up = f": {' x '.join(factors)}" if len(factors) > 1 else ""
     return f"{task.batch_size:,} images per step{made_up}"
+
+
+def warn_of_batch_norm(task: Task, model: nn.Module, ranks: Ranks, micro_batch_size: int) -> str:
+    """Return a warning if batch norms see another number of images than in the recipe's run.
+
+    Which number that is depends on the devices, and on the memory of a GPU. On a CPU, batch norms
+    are not synchronized over the processes.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    whole, asked = task.batch_size, task.recipe.optim.micro_batch_size
+    alone = math.ceil(whole / math.ceil(whole / asked))
+    shared = ranks.count if task.device.type == "cuda" else 1
+    seen = math.ceil(whole / ranks.count / task.num_parts(micro_batch_size)) * shared
+    if not norms or seen == alone:
+        return ""
+    return (
+        f"the batch norms of this network average over {seen} images at a time, and over {alone} "
+        "on one device: the result is not the same. Layer norm does not depend on it, nor does a "
+        "--optim.batch_size that gives each device as many images"
+    )
 
 
 def _millions(count: int, digits: int) -> str:
