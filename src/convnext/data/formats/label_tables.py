@@ -367,14 +367,7 @@ def _read(path: Path, root: Path, index: _Index) -> _Read:
             raise ValueError(f"{path}, line {line}: {len(row)} columns, but the header has {width}")
     image = _image_column(path, header, rows, index, below)
     found = _Read(path=path)
-    split = next((i for i, name in enumerate(header) if name.lower() in _SPLITS), None)
-    if split is None:
-        split = next((i for i in range(width) if i != image and _are_splits(rows, i)), None)
-    if split is None:
-        split = next((i for i in range(width) if _is_validity(header[i], rows, i)), None)
-        if split is not None:
-            for row in rows:
-                row[split] = "val" if row[split].lower() in _TRUE else "train"
+    split = _split_column(header, rows, image)
     found.has_split = split is not None and all(split_of(row[split]) for row in rows[:NUM_ROWS])
     others = [
         i for i in range(width) if i != image and header[i] and not (found.has_split and i == split)
@@ -421,6 +414,19 @@ def _read(path: Path, root: Path, index: _Index) -> _Read:
             f"line {found.several[0]}), but a classifier learns one class for each image"
         )
     return found
+
+
+def _split_column(header: list[str], rows: list[list[str]], image: int) -> int | None:
+    """Return the column of the split; one that marks validation gets the names of splits."""
+    split = next((i for i, name in enumerate(header) if name.lower() in _SPLITS), None)
+    if split is None:
+        split = next((i for i in range(len(header)) if i != image and _are_splits(rows, i)), None)
+    if split is None:
+        split = next((i for i in range(len(header)) if _is_validity(header[i], rows, i)), None)
+        if split is not None:
+            for row in rows:
+                row[split] = "val" if row[split].lower() in _TRUE else "train"
+    return split
 
 
 def _is_validity(name: str, rows: Sequence[Sequence[str]], column: int) -> bool:
