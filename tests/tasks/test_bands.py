@@ -13,6 +13,7 @@ from PIL import Image
 from small_exports import small_checkpoint
 
 import convnext
+from convnext.tasks.classification.robustness.run import evaluate_robustness
 
 TINY = {
     "network": {"changes": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
@@ -150,11 +151,20 @@ def test_chosen_bands_meet_weights_of_rgb_images(
         augment={"color_jitter": 0.4},
     )
     printed = " ".join("".join(capsys.readouterr()).split())
-    assert "of weights for RGB images, the three channels of the stem are repeated" in printed
+    assert "the 3 channels of their stem are repeated for 2, and scaled" in printed
     assert "augment.color_jitter is left out, for images of 2 bands" in printed
     how = convnext.load(run.folder).preprocessing
     assert (how.in_chans, how.bands, how.range) == (2, (4, 1), (0.0, 6000.0))
     assert how.mean == pytest.approx((0.37, 0.333), abs=0.03)
+    again = convnext.train(
+        data=tmp_path / "data", output=tmp_path / "on", epochs=1, weights=str(run.folder),
+        progress=True, device="cpu", precision="fp32",
+    )  # fmt: skip
+    printed = " ".join("".join(capsys.readouterr()).split())
+    assert convnext.load(again.folder).preprocessing.bands == (4, 1)
+    assert "of their stem" not in printed
+    with pytest.raises(ValueError, match="reads 2 bands"):
+        evaluate_robustness(str(run.folder))
     with pytest.raises(ValueError, match=r"input\.in_chans is 3, but there are 4 bands"):
         convnext.train(
             data=tmp_path / "data", output=tmp_path / "x", input={"in_chans": 3}, progress=False

@@ -220,6 +220,11 @@ class Resolver:
         Raises:
             ValueError: If the images do not have the bands of the recipe.
         """
+        given = getattr(self.context.preprocessing, "bands", ())
+        if given and bands is not None and not self["input.bands"]:
+            self._values["input.bands"] = given
+            choice = Choice(setting="input.bands", value=given, reason="as in the weights")
+            self.choices.append(choice)
         if bands is not None:
             self._choose_bands(bands)
         elif chosen := self["input.bands"]:
@@ -236,9 +241,19 @@ class Resolver:
         gray = gray and self.scratch
         reason = "no color images were found" if gray else "color images"
         chans = self.choose("input.in_chans", 1 if gray else 3, reason)
+        self._note_stem(chans)
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if chans == 3 else (GRAY_MEAN, GRAY_STD)
         self.choose("input.mean", mean if len(mean) == chans else mean * chans, "as for ImageNet")
         self.choose("input.std", std if len(std) == chans else std * chans, "as for ImageNet")
+
+    def _note_stem(self, chans: int) -> None:
+        """Record that the stem of pretrained weights for other channels is adapted."""
+        own = getattr(self.context.preprocessing, "in_chans", chans)
+        if own == chans:
+            return
+        how = "summed" if chans == 1 else f"repeated for {chans}, and scaled"
+        reason = f"the {count_noun(own, 'channel')} of their stem are {how}"
+        self.choices.append(Choice(setting="weights", value=self["weights"], reason=reason))
 
     def _choose_bands(self, sample: BandSample) -> None:
         """Choose the channels of images with several bands, their ranges and statistics."""
@@ -441,12 +456,6 @@ def warn_of_channels(r: Mapping[str, Any], colors: Sequence[str]) -> list[str]:
     if chans not in (1, 3) and colors:
         are = "are" if len(colors) > 1 else "is"
         found.append(f"{' and '.join(colors)} {are} left out, for images of {chans} bands")
-    if chans != 3 and r["weights"] != "none":
-        how = "summed" if chans == 1 else f"repeated and scaled by 3 / {chans}"
-        found.append(
-            f"the network reads {count_noun(chans, 'channel')}: of weights for RGB images, the "
-            f"three channels of the stem are {how}"
-        )
     return found
 
 

@@ -16,7 +16,7 @@ from convnext.data.formats.class_folders import find_plain, listing
 from convnext.data.images import BadImage
 from convnext.data.samples import Samples
 from convnext.hardware.devices import pick_device
-from convnext.names import nearest
+from convnext.names import count_noun, nearest
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.evaluate import class_positions, open_split, relabel
 from convnext.tasks.classification.predict import BATCH_SIZE
@@ -135,6 +135,11 @@ def evaluate_robustness(
         found = find_benchmark(benchmark, corruptions=corruptions, severities=severities)
     where = pick_device(device)
     model, card = open_model(source, where)
+    pre = card.preprocessing
+    if pre.in_chans not in (1, 3) or pre.bands:
+        raise ValueError(
+            f"corruptions are of RGB images, but {source} reads {count_noun(pre.in_chans, 'band')}"
+        )
     # Small images take less time to create than to pass between processes.
     helpful = 0 if card.preprocessing.image_size < 96 else min(8, (os.cpu_count() or 1) - 1)
     execution = Execution(
