@@ -105,6 +105,9 @@ def evaluate_robustness(
 ) -> RobustnessResult:
     """Evaluate the robustness of a run, a checkpoint or published weights.
 
+    Long because clean and corrupted images are measured under the same conditions, which are
+    determined here once.
+
     Args:
         source: A run folder, a file in any layout, or a hub id.
         benchmark: The folder of a published benchmark; None to corrupt the images of `data`.
