@@ -40,6 +40,8 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("a: " + "[" * 3000, "nested too deeply"),
         ("a: " + "[" * 60 + "]" * 60, "nested too deeply"),
         (LAUGHS, "repeat more than 1,000,000 values"),
+        ("task: [1]", "task is .1., but must be a name"),
+        ("task: 3", "task is 3, but must be a name"),
         ("base: 3", "must be the name of a recipe"),
         ("1: 2", "has the key 1"),
         ("network: {1: 2}", "has the key 1"),

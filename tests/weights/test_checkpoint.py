@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -211,7 +212,9 @@ def test_a_card_that_asks_for_terabytes_is_refused_before_they_are_taken(
 ) -> None:
     path = tmp_path / "net.safetensors"
     changes = {"channels": 10**6} if name.startswith("upernet") else {"num_classes": 10**9}
-    checkpoint.save_checkpoint(path, {"a": torch.ones(2)}, card(model=name, changes=changes))
+    task = "segment" if name.startswith("upernet") else "classify"
+    own = card(model=name, changes=changes, task=task)
+    checkpoint.save_checkpoint(path, {"a": torch.ones(2)}, own)
     built = []
     create = trained.build
 
@@ -224,6 +227,30 @@ def test_a_card_that_asks_for_terabytes_is_refused_before_they_are_taken(
     with pytest.raises(ValueError, match="its weights do not fit its model card"):
         load(path)
     assert built == [{"meta"}]
+
+
+def test_the_task_of_a_card_is_that_of_its_network(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    own = card(model="mask_rcnn_convnext_atto", task="classify")
+    checkpoint.save_checkpoint(path, {"a": torch.ones(2)}, own)
+    with pytest.raises(ValueError, match="its task is 'classify', but mask_rcnn_convnext_atto is"):
+        load(path)
+
+
+def test_images_too_small_for_the_network_are_one_sentence(tmp_path: Path) -> None:
+    network = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_classes": 2}
+    preprocessing = Preprocessing(image_size=2, crop_pct=1.0, mean=(0.5,) * 3, std=(0.2,) * 3)
+    own = Card(
+        task="classify",
+        model="convnext_atto",
+        changes=network,
+        classes=("a", "b"),
+        preprocessing=preprocessing,
+    )
+    path = tmp_path / "net.safetensors"
+    checkpoint.save_checkpoint(path, create_model("convnext_atto", **network).state_dict(), own)
+    with pytest.raises(ValueError, match="images of 2 x 2 pixels are too small for the network"):
+        load(path).predict(np.zeros((9, 9, 3), np.uint8), progress=False)
 
 
 def test_a_card_without_a_task_is_of_the_default_task(tmp_path: Path) -> None:

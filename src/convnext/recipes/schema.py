@@ -283,6 +283,8 @@ def recipe_type(task: str = "") -> type[Recipe]:
         ValueError: If there is no such task; the nearest one is suggested.
     """
     types = recipe_types()
+    if not isinstance(task, str):  # Recipes are files from anywhere.
+        raise ValueError(f"task is {task!r:.40}, but must be a name: {', '.join(types)}")
     if task and task not in types:
         raise ValueError(f"there is no task {task!r}{nearest(task, types)}")
     return types[task or next(iter(types))]

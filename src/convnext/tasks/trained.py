@@ -43,6 +43,7 @@ def open_model(source: str, device: torch.device) -> tuple[nn.Module, Card]:
         return file.model, file.card
     card, tensors = open_weights(source)
     if card is not None:
+        _check_task(card, source)
         try:
             model = _built(card, tensors)
         except (RuntimeError, TypeError) as error:  # Shapes or arguments that the model rejects.
@@ -89,6 +90,21 @@ def _built(card: Card, weights: Mapping[str, Tensor]) -> nn.Module:
     model.load_state_dict(whole, assign=True)
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     return model
+
+
+def _check_task(card: Card, source: str) -> None:
+    """Check that the task of a card is that of its network.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    kind = dense_kind(card.model)
+    own = DEFAULT if kind is None else kind.task
+    if (card.task or DEFAULT) != own:
+        raise ValueError(
+            f"{source} has damaged metadata: its task is {card.task!r}, but {card.model} is for "
+            f"the task {own}"
+        )
 
 
 def _check_depth(card: Card, weights: Mapping[str, Tensor]) -> None:

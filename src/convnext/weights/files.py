@@ -153,8 +153,11 @@ def _check_archive(path: Path) -> None:
     """Refuse an archive that unpacks to more than its own size: torch does not compress."""
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
-        declared = sum(entry.file_size for entry in archive.infolist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(entry.file_size for entry in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise ValueError(_damaged(path)) from error
     if declared > path.stat().st_size:
         raise ValueError(
             f"{path} declares {declared:,} bytes but holds {path.stat().st_size:,}; torch does not "

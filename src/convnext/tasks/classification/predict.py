@@ -36,6 +36,22 @@ from convnext.tasks.trained import Opened
 BATCH_SIZE = 64
 
 
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits of images.
+
+    Raises:
+        ValueError: If the images are too small for the network.
+    """
+    try:
+        logits: Tensor = model(images).float()
+    except RuntimeError as error:
+        if "Kernel size can't be greater" not in str(error):
+            raise
+        size = " x ".join(map(str, images.shape[2:]))
+        raise ValueError(f"images of {size} pixels are too small for the network") from error
+    return logits
+
+
 def infer(
     model: nn.Module,
     dataset: EvalDataset,
@@ -81,7 +97,7 @@ def infer(
                 torch.inference_mode() if ranks.count == 1 else torch.no_grad(),
                 autocast(device, precision),
             ):
-                logits = model(images).float()
+                logits = _logits(model, images)
             if b < len(mine):
                 yield logits, batch.labels, batch.indices
         progress(len(batch.labels) + len(batch.bad))

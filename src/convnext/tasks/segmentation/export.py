@@ -171,7 +171,15 @@ def open_network(exported: Exported) -> tuple[ExportedNetwork, Card]:
 
 
 def votes(labels: Tensor, num_classes: int) -> Tensor:
-    """Return labels (N, H, W) as logits of 1 and 0, (N, K, H, W), so overlapping windows vote."""
+    """Return labels (N, H, W) as logits of 1 and 0, (N, K, H, W), so overlapping windows vote.
+
+    Raises:
+        ValueError: If a label is not below the number of classes.
+    """
+    if labels.numel() and int(labels.max()) >= num_classes:
+        raise ValueError(
+            f"the file has labels up to {int(labels.max())}, but its card has {num_classes} classes"
+        )
     return F.one_hot(labels.long(), num_classes).permute(0, 3, 1, 2).float()
 
 
