@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from convnext.api import predict as predict
     from convnext.api import run_roadmap as run_roadmap
     from convnext.api import train as train
+    from convnext.data.preprocessing import DensePreprocessing as DensePreprocessing
+    from convnext.data.preprocessing import Preprocessing as Preprocessing
     from convnext.deploy.fold import fold as fold
     from convnext.deploy.optimize import optimize as optimize
     from convnext.models.blocks import Row as Row
@@ -74,6 +76,8 @@ _HOMES = {
     "predict": "api",
     "run_roadmap": "api",
     "train": "api",
+    "DensePreprocessing": "data.preprocessing",
+    "Preprocessing": "data.preprocessing",
     "Row": "models.blocks",
     "block_rows": "models.blocks",
     "NetworkConfig": "models.config",

@@ -239,6 +239,17 @@ class Plain(torch.nn.Module):
         return self.fc(self.conv(images).relu().mean((2, 3)))
 
 
+class Counting(Plain):
+    """A classifier whose computation depends on its input."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) * (2 if float(images.mean()) > 0 else 1)
+
+
+class Other(Plain):
+    """Another class with the same tensors."""
+
+
 class Pyramid(torch.nn.Module):
     """A custom backbone."""
 
@@ -268,6 +279,19 @@ def test_a_network_of_ones_own_is_trained_and_loaded(photos: Path, tmp_path: Pat
     assert scores["top1"] == run.best["top1"]
     again = run.model(device="cpu").network.state_dict()
     assert all(torch.equal(again[name], t) for name, t in model.network.state_dict().items())
+    for format in ("onnx", "pt2"):
+        exported = run.model(device="cpu").export(format, progress=False)
+        assert exported.proof["passed"]
+    with pytest.raises(ValueError, match=r"torch\.export does not support this network; its"):
+        convnext.load(Counting(), preprocessing=model.preprocessing, classes=("a", "b")).export(
+            "pt2", images=[photos], output=tmp_path / "counting.pt2", progress=False
+        )
+    with pytest.raises(TypeError, match=r"network is an nn\.Module of the run's class, not 'x'"):
+        convnext.load(run.folder, network="x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"was given as an object, which is not here"):
+        convnext.load(run.folder)
+    with pytest.raises(ValueError, match=r"the class \S*test_front_door\.Plain, not \S*Other"):
+        convnext.load(run.folder, network=Other())
     with pytest.raises(ValueError, match=r"returns \(1, 3\).*one for each class"):
         convnext.train(data=photos, model=Plain(3), output=tmp_path / "wrong", **options)
     with pytest.raises(TypeError, match=r"an nn\.Module, not"):
@@ -275,13 +299,15 @@ def test_a_network_of_ones_own_is_trained_and_loaded(photos: Path, tmp_path: Pat
 
 
 def test_a_backbone_of_ones_own_is_built_into_a_dense_network() -> None:
-    from convnext.models.given import give
+    from convnext.models.given import provided
 
-    name = give(Pyramid())
-    segmentor = convnext.create_model(f"upernet_{name}", num_classes=3, channels=16)
+    with provided(Pyramid()):
+        segmentor = convnext.create_model("upernet_given/Pyramid", num_classes=3, channels=16)
     assert segmentor(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
-    with pytest.raises(ValueError, match="has no method `pyramid`"):
-        convnext.create_model(f"upernet_{give(Plain())}", num_classes=3)
+    with provided(Plain()), pytest.raises(ValueError, match="has no method `pyramid`"):
+        convnext.create_model("upernet_given/Plain", num_classes=3)
+    with pytest.raises(ValueError, match=r"given/Plain was given as an object.*network=\.\.\."):
+        convnext.create_model("given/Plain")
 
 
 def test_a_module_is_a_model_with_its_preprocessing_and_classes(
@@ -289,8 +315,19 @@ def test_a_module_is_a_model_with_its_preprocessing_and_classes(
 ) -> None:
     own = convnext.load(Plain(), preprocessing=model.preprocessing, classes=("a", "b"))
     assert own.predict(photos / "red" / "00.png", progress=False)[0].names == ("a", "b")
+    fields = {"image_size": 32, "crop_pct": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3}
+    same = convnext.load(Plain(), preprocessing=fields, classes=("a", "b"))
+    assert same.preprocessing == convnext.Preprocessing(
+        image_size=32, crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
     with pytest.raises(ValueError, match="needs preprocessing"):
         convnext.load(Plain())
+    with pytest.raises(ValueError, match="preprocessing lacks image_size"):
+        convnext.load(Plain(), preprocessing=dict(list(fields.items())[1:]), classes=("a", "b"))
+    with pytest.raises(TypeError, match=r"is a convnext\.Preprocessing or a dict of its.*not 'x'"):
+        convnext.load(Plain(), preprocessing="x", classes=("a", "b"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"is a convnext\.DensePreprocessing or a dict"):
+        convnext.load(Plain(), preprocessing=same.preprocessing, classes="ab", task="segment")
 
 
 def test_held_out_images_are_listed(run: convnext.Run) -> None:

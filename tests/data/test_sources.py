@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from convnext.data.downloads import is_url
-from convnext.data.images import BadImage
+from convnext.data.images import BadImage, RangedMode
 from convnext.data.sources import Source, image_sources, to_image
 
 
@@ -534,3 +534,15 @@ def test_masks_beside_images_are_left_out(tmp_path, noise):
     assert lines[0].endswith(f"left out: 3 (such as {tmp_path / 'data/masks/0_mask.png'})")
     # The masks alone are what was asked for.
     assert len(list(image_sources(tmp_path / "data/masks"))) == 3
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_wide_images_in_memory_need_the_range_of_a_model(mode):
+    image = Image.new(mode, (4, 3), 100)
+    (source,) = image_sources(image)
+    with pytest.raises(ValueError, match=f"image_00000 is a PIL image in mode {mode}, whose val"):
+        source.open("RGB")
+    assert source.open(RangedMode("L", (0.0, 200.0))).getpixel((0, 0)) in (127, 128)
+    lazy = next(iter(image_sources(iter([image]))))
+    with pytest.raises(ValueError, match="which are different images"):
+        lazy.open("L")

@@ -60,10 +60,10 @@ def test_two_processes_are_one(runs: Runs, tmp_path: Path, free_port: int) -> No
 JOIN = """
 import torch
 from convnext.recipes.schema import RunRecipe
-from convnext.training.distributed import launch, make_fabric, ranks_of
+from convnext.training.distributed import launched, make_fabric, ranks_of
 fabric = make_fabric(RunRecipe(), torch.device("cpu"), "fp32")
-launch(fabric)
-print(ranks_of(fabric).gather(fabric.global_rank))
+with launched(fabric, lambda: None):
+    print(ranks_of(fabric).gather(fabric.global_rank))
 """
 
 

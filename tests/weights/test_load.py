@@ -345,3 +345,14 @@ def test_a_loaded_file_without_weights_is_refused_by_its_keys() -> None:
         load_weights(model, {"epoch": 1, "optimizer": {}})
     with pytest.raises(ValueError, match="holds no state dict"):
         load_weights(model, {})
+
+
+def test_a_moving_average_that_is_not_taken_is_named(tmp_path: Path) -> None:
+    model = create_model("convnext_atto", num_classes=2)
+    both = {"model": model.state_dict(), "model_ema": model.state_dict()}
+    torch.save(both, tmp_path / "both.pth")
+    for source in (both, tmp_path / "both.pth"):
+        taken = "took 'model'; 'model_ema' is available with ema=True"
+        assert load_weights(model, source).notes == (taken,)
+        assert load_weights(model, source, ema=True).notes == ()
+    assert load_weights(model, {"model": model.state_dict()}).notes == ()

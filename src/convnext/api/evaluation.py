@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from convnext.api.model import as_model
 from convnext.api.settings import (
@@ -26,6 +26,14 @@ from convnext.api.settings import (
 
 if TYPE_CHECKING:
     from convnext.results import Scores
+
+
+class RobustnessReport(Protocol):
+    """The scores of a classifier on corrupted images."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        ...
 
 
 @verb
@@ -120,7 +128,7 @@ def evaluate_robustness(
     max_bad_share: float = 0.01,
     output: Folder | None = None,
     progress: Show = True,
-) -> Any:
+) -> RobustnessReport:
     """Measure a classifier's top-1 on corrupted images, or on ImageNet-C, C-bar, A, R or Sketch.
 
     Args:
@@ -183,4 +191,5 @@ def evaluate_robustness(
             )
         written = ", ".join(map(str, table.write_robustness(result, folder)))
         out.print(f"written: {written}", markup=False, soft_wrap=True)
-    return result
+    found: RobustnessReport = result
+    return found

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 from convnext.api.settings import (
     DEFAULT_FOLDER,
+    DataPath,
     Device,
     File,
     Folder,
@@ -28,6 +29,7 @@ from convnext.names import count_noun
 if TYPE_CHECKING:
     from torch import nn
 
+    from convnext.data.preprocessing import DensePreprocessing, Preprocessing
     from convnext.deploy.runtimes import Exported as ExportedFile
     from convnext.results import Embeddings, Exported, Predictions, Scores
     from convnext.tasks.predict import PredictionStream
@@ -76,9 +78,10 @@ class Model:
         return tuple(self._own.card.classes)
 
     @property
-    def preprocessing(self) -> Any:
+    def preprocessing(self) -> Preprocessing | DensePreprocessing:
         """The preprocessing of images."""
-        return self._opened.card.preprocessing
+        found: Preprocessing | DensePreprocessing = self._opened.card.preprocessing
+        return found
 
     @property
     def name(self) -> str:
@@ -89,9 +92,21 @@ class Model:
         classes = count_noun(len(self.classes), "class", "classes")
         return f"Model({self.name}, {classes}, from {self._own.source})"
 
-    def predict(self, source: Any, **options: Any) -> Any:
+    @overload
+    def predict(
+        self, source: Images, *, stream: Literal[False] = False, **options: Any
+    ) -> Predictions: ...
+    @overload
+    def predict(
+        self, source: Images, *, stream: Literal[True], **options: Any
+    ) -> PredictionStream[Any]: ...
+    def predict(
+        self, source: Images, *, stream: bool = False, **options: Any
+    ) -> Predictions | PredictionStream[Any]:
         """Predict the contents of images; see `predict`."""
-        return predict(self, source, **options)
+        found: Predictions | PredictionStream[Any]
+        found = predict(self, source, stream=stream, **options)  # type: ignore[call-overload]
+        return found
 
     def export(self, format: Literal["onnx", "openvino", "pt2"], **options: Any) -> Exported:
         """Write the network for another runtime; see `export`."""
@@ -99,11 +114,11 @@ class Model:
 
         return export(self, format=format, **options)
 
-    def embed(self, source: Any, **options: Any) -> Embeddings:
+    def embed(self, source: Images, **options: Any) -> Embeddings:
         """Return a feature vector for each image; see `embed`."""
         return embed(self, source, **options)
 
-    def evaluate(self, data: Any = None, **options: Any) -> Scores:
+    def evaluate(self, data: DataPath | None = None, **options: Any) -> Scores:
         """Evaluate the network on a labeled data set; see `evaluate`."""
         from convnext.api import evaluate
 
@@ -117,7 +132,7 @@ def load(
     which: Which = "best",
     device: Device = "auto",
     network: nn.Module | None = None,
-    preprocessing: Any = None,
+    preprocessing: Preprocessing | DensePreprocessing | Mapping[str, Any] | None = None,
     classes: Sequence[str] = (),
     task: str | None = None,
 ) -> Model:
@@ -131,12 +146,13 @@ def load(
         device: `cpu`, `cuda`, `mps`, or `auto` for the fastest one available.
         network: For a run that trained an `nn.Module`, a module of the same class; a copy of it
             gets the weights.
-        preprocessing: For an `nn.Module`, a `Preprocessing`; for segmentation and detection a
-            `DensePreprocessing`.
+        preprocessing: For an `nn.Module`, a `convnext.Preprocessing`; for segmentation and
+            detection a `convnext.DensePreprocessing`; or a dict of its fields.
         classes: For an `nn.Module`, the class names in the order of its outputs.
         task: For an `nn.Module` that is not a classifier, its task.
 
     Raises:
+        TypeError: If `network` or `preprocessing` has another type.
         ValueError: If the source cannot be found or read, or a module lacks preprocessing or
             classes.
     """
@@ -165,24 +181,34 @@ def load(
         raise ValueError(
             f"only an nn.Module takes preprocessing, classes and task; {source} has its own"
         )
+    from convnext.models.given import check_class, provided
+
     if network is not None:
         from convnext.models.config import GIVEN
-        from convnext.models.given import give
         from convnext.weights.sources import card_or_none
 
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network is an nn.Module of the run's class, not {network!r:.60}")
         card = card_or_none(str(source))
         if card is None or GIVEN not in card.model:
             raise ValueError(f"{source} has its own network; leave out network=")
-        give(network, card.model[card.model.index(GIVEN) :])
+        check_class(network, card.network_class, str(source))
     path = _source_of(source)
-    own = opened(path if which == "best" else _last_of(path, which), device)
+    with provided(network):
+        own = opened(path if which == "best" else _last_of(path, which), device)
     return Model(replace(own, source=path, is_shared=True, is_best=which == "best"))
 
 
 def _of_module(
     module: nn.Module, preprocessing: Any, classes: Sequence[str], task: str | None, device: Device
 ) -> Model:
-    """Wrap an `nn.Module` in a `Model`."""
+    """Wrap an `nn.Module` in a `Model`.
+
+    Raises:
+        TypeError: If the preprocessing is that of another task, or none.
+        ValueError: If preprocessing or classes are missing.
+    """
+    from convnext.data.preprocessing import DensePreprocessing, Preprocessing
     from convnext.hardware.devices import pick_device
     from convnext.tasks import DEFAULT, task_class
     from convnext.tasks.trained import Opened
@@ -190,6 +216,15 @@ def _of_module(
 
     if preprocessing is None or not classes:
         raise ValueError("an nn.Module also needs preprocessing=... and classes=...")
+    kind = Preprocessing if task in (None, DEFAULT) else DensePreprocessing
+    if isinstance(preprocessing, Mapping):
+        usual = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+        preprocessing = kind.from_dict(usual | dict(preprocessing))
+    if not isinstance(preprocessing, kind):
+        raise TypeError(
+            f"preprocessing is a convnext.{kind.__name__} or a dict of its fields, not "
+            f"{preprocessing!r:.60}"
+        )
     name = type(module).__name__
     card = Card(
         task=task_class(task or DEFAULT).name,
@@ -205,6 +240,36 @@ def _of_module(
     return Model(own)
 
 
+@overload
+def predict(
+    source: ModelSource,
+    images: Images,
+    *,
+    output: Folder | None = None,
+    stream: Literal[False] = False,
+    channels: Literal["rgb", "bgr"] = "rgb",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    max_bad_share: float = 1.0,
+    fast: bool = True,
+    progress: Show = True,
+    **options: Any,
+) -> Predictions: ...
+@overload
+def predict(
+    source: ModelSource,
+    images: Images,
+    *,
+    stream: Literal[True],
+    output: Folder | None = None,
+    channels: Literal["rgb", "bgr"] = "rgb",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    max_bad_share: float = 1.0,
+    fast: bool = True,
+    progress: Show = True,
+    **options: Any,
+) -> PredictionStream[Any]: ...
 @verb
 def predict(
     source: ModelSource,

@@ -11,7 +11,7 @@ from convnext.api.settings import ONLY_IN_FULL_HELP, SHORT, make_recipe
 from convnext.atomic import write_text
 from convnext.models.config import GIVEN, NetworkConfig
 from convnext.names import nearest_path
-from convnext.recipes.recipe import Recipe
+from convnext.recipes.recipe import Recipe, flatten
 from convnext.recipes.schema import NetworkRecipe
 
 TABLE = "data.csv"
@@ -38,7 +38,7 @@ def keep_table(
 
     check_folder(output, resume=resume)
     if output is None:
-        if recipe.run.devices not in ("auto", 1) or started_by_launcher():
+        if started_by_launcher():
             raise ValueError(
                 "a table in memory needs output=..., a folder in which all processes find it"
             )
@@ -95,6 +95,30 @@ def prepare_resumed(saved: Path, given: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
+def unused_settings(source: Any, saved: Path, given: Mapping[str, Any]) -> list[str]:
+    """Return a note on the settings of a named recipe that a resumed run does not use.
+
+    Args:
+        source: A recipe's name, file or object.
+        saved: The recipe of the run.
+        given: Settings by their full names, which the resumed run does use.
+    """
+    named, usual, own = (dict(flatten(make_recipe(r, {}))) for r in (source, None, saved))
+    differing = [
+        f"{name} {value} (saved: {own.get(name)})"
+        for name, value in named.items()
+        if value not in (usual.get(name), own.get(name)) and name not in given
+    ]
+    if not differing:
+        return []
+    name = "the given recipe" if isinstance(source, Recipe) else source
+    more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+    return [
+        f"the run resumes by its saved recipe {saved}; not used of {name}: "
+        f"{', '.join(differing[:5])}{more}"
+    ]
+
+
 def prepare(source: Any, given: Mapping[str, Any]) -> Recipe:
     """Return the recipe to train with, after checking its names.
 
@@ -108,7 +132,7 @@ def prepare(source: Any, given: Mapping[str, Any]) -> Recipe:
     if source is None and "task" not in given:
         asked = {name: given[name] for name in ("data", "model") if name in given}
         given = {**given, "task": task_of(make_recipe(None, asked), given)}
-    recipe = make_recipe(source, given)
+    recipe = with_network_of_tag(make_recipe(source, given))
 
     from convnext.models.factory import check_name
     from convnext.tasks.factory import dense_prefix
@@ -146,6 +170,44 @@ def task_of(recipe: Recipe, given: Mapping[str, Any] | None = None) -> str:
     if found == DEFAULT and not Path(recipe.data).is_dir():
         return task_of_name(recipe.model)
     return found
+
+
+def with_network_of_tag(recipe: Recipe) -> Recipe:
+    """Return the recipe with the network that a tag of published weights belongs to.
+
+    A tag such as `coco` does not say which: it is the task's default network, on the backbone
+    convnext_tiny or the one that the recipe names.
+
+    Raises:
+        ValueError: If that network has no weights of this tag, but others have.
+    """
+    from convnext.tasks import task_class
+    from convnext.tasks.factory import dense_prefix, task_of_name
+    from convnext.weights.published import models_of_tag
+
+    tag = recipe.weights
+    names = [] if Path(tag).exists() else models_of_tag(tag)
+    is_dense = any(dense_prefix(name) is not None for name in names)
+    prefix = task_class(recipe.task).default_prefix()
+    if recipe.model == "auto":
+        backbone = "convnext_tiny"
+    elif is_dense and prefix and dense_prefix(recipe.model) is None:
+        backbone = recipe.model
+    else:
+        return recipe
+    if prefix + backbone in names or (backbone in names and not is_dense):
+        return replace(recipe, model=prefix + backbone)
+    if not names:
+        return recipe
+    own = [name if is_dense else prefix + name for name in names]
+    fitting = [name for name in own if task_of_name(name) == recipe.task]
+    same = [name for name in fitting if name.removeprefix(dense_prefix(name) or "") == backbone]
+    listed = " or ".join(same or fitting or own)
+    if not fitting:
+        raise ValueError(f"the weights {tag!r} are those of {listed}, which do not {recipe.task}")
+    raise ValueError(
+        f"{prefix}{backbone} has no weights {tag!r}; name a network that has them: --model {listed}"
+    )
 
 
 def with_network_of_weights(recipe: Recipe) -> Recipe:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypedDict, TypeVar, cast
 
 from convnext.names import nearest
 from convnext.recipes.recipe import (
@@ -23,14 +24,32 @@ from convnext.recipes.recipe import (
     parse_settings,
     read_recipe,
 )
+from convnext.recipes.schema import check_value
 
 if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image as PilImage
     from rich.console import Console
-    from torch import nn
+    from torch import Tensor, nn
 
     from convnext.api.model import Model
     from convnext.recipes.recipe import Recipe
     from convnext.training.trackers import Callback
+
+    Image = str | Path | PilImage | np.ndarray[Any, Any] | Tensor
+
+
+class Table(Protocol):
+    """A table in memory, such as a DataFrame of pandas or polars."""
+
+    @property
+    def columns(self) -> Any:
+        """The names of its columns."""
+        ...
+
+    def __getitem__(self, name: Any, /) -> Any:
+        """Return a column."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +127,13 @@ ModelSource = Annotated[
     "str | Path | nn.Module | Model", OnCommandLine(metavar="RUN_OR_CHECKPOINT")
 ]
 """A run folder, a checkpoint, an exported file, a hub id, a published name, or a network."""
-Images = Annotated[Any, OnCommandLine(nargs="+", metavar="IMAGE")]
+Images = Annotated["Image | Iterable[Image]", OnCommandLine(nargs="+", metavar="IMAGE")]
 """Images, as `convnext.data.sources.image_sources` takes them."""
 Paths = Annotated["Sequence[str | Path]", OnCommandLine(nargs="+", metavar="PATH")]
-Data = Annotated[Any, OnCommandLine(metavar="PATH")]
+Data = Annotated[
+    "str | Path | Table | Mapping[str, Sequence[Any]] | Iterable[Sequence[Any]]",
+    OnCommandLine(metavar="PATH"),
+]
 """A path, a URL, `digits`, a table with the columns path and label, or a list of pairs."""
 DataPath = Annotated["str | Path", OnCommandLine(metavar="PATH")]
 """A path, a URL or `digits`."""
@@ -125,7 +147,7 @@ Words = Annotated["Sequence[str]", OnCommandLine(convert=words)]
 Integers = Annotated["Sequence[int]", OnCommandLine(type=int, nargs="+", metavar="N")]
 Show = Annotated["bool | Console", PythonOnly()]
 """Where a verb prints: True for standard output, False for nowhere, or a rich `Console`."""
-Callbacks = Annotated["Sequence[Callback]", PythonOnly()]
+Callbacks = Annotated["Callback | Sequence[Callback]", PythonOnly()]
 
 
 Auto = Literal["auto"]
@@ -323,18 +345,55 @@ _OPTION = re.compile(r"(?<![\w-])--([a-z](?:[\w.-]*\w)?)")
 
 
 def verb(function: F) -> F:
-    """Decorate a verb's function: its errors name arguments as Python does."""
+    """Decorate a verb's function: check simple arguments, and name them in errors as Python does.
+
+    Hyphens in names are underscores: `train(**{"batch-size": 4})`.
+    """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            named = {name.replace("-", "_"): value for name, value in kwargs.items()}
+            if len(named) < len(kwargs):
+                both = next(name for name in kwargs if "-" in name)
+                raise TypeError(f"--{both} is given twice, with a hyphen and an underscore")
+            _check_arguments(function, args, named)
+            return function(*args, **named)
         except (ValueError, TypeError, ArithmeticError, OSError) as error:
             if not ON_COMMAND_LINE.get() and len(error.args) == 1:
                 error.args = (in_python(str(error.args[0]), function),)
             raise
 
     return cast(F, call)
+
+
+def _check_arguments(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Check the arguments that are one of a fixed set, numbers, or true or false.
+
+    Raises:
+        TypeError: If one has another type.
+        ValueError: If one is not in its set.
+    """
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:  # The call itself says which argument is missing or unknown.
+        return
+    hints = _hints(function)
+    for name, value in bound.arguments.items():
+        if name in hints:
+            check_value(name, value, hints[name])
+
+
+@functools.cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of a function's arguments that are known when it runs."""
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        with suppress(NameError):  # It names a class that is imported for the type checker only.
+            found[name] = eval(parameter.annotation, function.__globals__)
+    return found
 
 
 def in_python(message: str, function: Callable[..., Any]) -> str:

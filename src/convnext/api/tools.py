@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from convnext.api.model import to_export
 from convnext.api.settings import (
+    ON_COMMAND_LINE,
     Device,
     File,
     Folder,
@@ -26,6 +27,8 @@ from convnext.api.settings import (
 from convnext.api.training import TaskName
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from convnext.benchmarking.measure import BenchmarkResult
     from convnext.results import Exported
     from convnext.tasks.exporting import ConvertReport
@@ -33,6 +36,37 @@ if TYPE_CHECKING:
 
 Layout = Literal["official", "timm", "torchvision", "transformers", "openmmlab", "convnext"]
 Backend = Literal["timm", "eager", "best", "int8"]
+
+
+class Report(Protocol):
+    """What a verb found in a data set, or did to it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        ...
+
+    def print(self, console: Console, /) -> None:
+        """Print it."""
+        ...
+
+
+class DataReport(Report, Protocol):
+    """The contents and the problems of a data set."""
+
+    @property
+    def problems(self) -> Sequence[Any]:
+        """What is wrong with it."""
+        ...
+
+    @property
+    def suggestions(self) -> Sequence[str]:
+        """What to do about that."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """How it was read."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +329,7 @@ def check_data(
     cache: bool = True,
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="data")],
-) -> Any:
+) -> DataReport:
     """Inspect a data set and report its contents and problems.
 
     Objects are read from COCO, YOLO, Pascal VOC, LabelMe, VIA, CVAT, CreateML and Roboflow's files.
@@ -315,7 +349,7 @@ def check_data(
             annotations, images, exif, boxes, allow_outside.
 
     Returns:
-        The report of the task: `faults`, `to_dict()`, `print(console)`.
+        The report of the task: `problems`, `suggestions`, `notes`, `to_dict()`, `print(console)`.
 
     Raises:
         ValueError: If the data does not exist, or an option belongs to another task.
@@ -335,7 +369,8 @@ def check_data(
         with atomic_write(contact_sheet) as temporary:
             sheet.save(temporary, format="PNG")
         out.print(f"contact sheet: {contact_sheet}", markup=False, soft_wrap=True)
-    return report
+    found: DataReport = report
+    return found
 
 
 @verb
@@ -346,7 +381,7 @@ def write_shards(
     shard_size: Annotated[float, OnCommandLine(metavar="MB")] = 128.0,
     resize: Annotated[int | None, OnCommandLine(metavar="PIXELS")] = None,
     progress: Show = True,
-) -> Any:
+) -> Report:
     """Write class folders as WebDataset shards, for large or remote data.
 
     Args:
@@ -368,7 +403,8 @@ def write_shards(
         str(path), to_shards, shard_mb=shard_size, resize=resize, console=out
     )
     report.print(out)
-    return report
+    found: Report = report
+    return found
 
 
 @verb
@@ -379,21 +415,28 @@ def fix_annotations(
     yes: bool = False,
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="data")],
-) -> Any:
+) -> Report:
     """Fix all problems in a COCO JSON file that need no decision.
 
     Args:
         path: A folder or a JSON file.
         output: A new or empty folder for the complete data set with its images; by default fixes
             the file in place and keeps a copy of the old one.
-        yes: Write without asking. Only a terminal is asked.
+        yes: Write without asking. Python needs it; the command line asks on a terminal.
         progress: Where to print, as for `train`.
         **options: As for `check_data`.
 
     Raises:
-        ValueError: If there is no COCO JSON file, or it would be overwritten.
+        ValueError: If there is no COCO JSON file, or it would be overwritten; from Python, also if
+            `yes` is not set.
     """
     import sys
+
+    if not yes and not ON_COMMAND_LINE.get():
+        raise ValueError(
+            f"fix_annotations changes {output or path}; pass yes=True to write without asking, and "
+            "convnext.check_data to see the problems first"
+        )
 
     from convnext.progress import console_of
     from convnext.tasks import reading_options, task_module, task_with
@@ -414,7 +457,8 @@ def fix_annotations(
         console=out,
     )
     report.print(out)
-    return report
+    found: Report = report
+    return found
 
 
 @verb
@@ -426,7 +470,7 @@ def convert_annotations(
     difficult: Literal["keep", "crowd", "drop"] = "keep",
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="data")],
-) -> Any:
+) -> Report:
     """Convert a data set of objects in any layout to COCO JSON, with its images.
 
     Args:
@@ -451,4 +495,5 @@ def convert_annotations(
         str(path), output, difficult=difficult, options=own, console=out
     )
     report.print(out)
-    return report
+    found: Report = report
+    return found

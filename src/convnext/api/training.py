@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
-from convnext.api.prepare import TABLE, keep_table, prepare, prepare_resumed, saved_recipe
+from convnext.api.prepare import (
+    TABLE,
+    keep_table,
+    prepare,
+    prepare_resumed,
+    saved_recipe,
+    unused_settings,
+)
 from convnext.api.settings import (
     Callbacks,
     Data,
@@ -55,6 +63,9 @@ class Run:
     steps: int = 0
     """Number of optimizer steps."""
     seconds: float = 0.0
+    bad_images: Sequence[str] = ()
+    """Images of training and validation that could not be read, each with the reason; they are
+    skipped."""
     network: Any = field(default=None, repr=False, compare=False)
     """The `nn.Module` that was passed to `train`, if any."""
 
@@ -94,6 +105,7 @@ class Run:
             "validation": None if self.validation is None else self.validation.to_dict(),
             "steps": self.steps,
             "seconds": self.seconds,
+            "bad_images": list(self.bad_images),
         }
 
 
@@ -128,9 +140,9 @@ def train(
         weights: Initial weights: `none`, a tag from `convnext models`, a run, a file, or a hub id.
         task: The task; by default recognized from the layout of the data.
         output: The run folder; by default a new folder under `runs/`.
-        resume: Resume the run in `output`.
+        resume: Resume the run in `output`, by its saved recipe.
         progress: Where to print: True for standard output, False for nowhere, or a console.
-        callbacks: Instances of subclasses of `convnext.Callback`, called after
+        callbacks: One or several instances of subclasses of `convnext.Callback`, called after
             steps and evaluations. A run whose callbacks change the network does not resume bit for
             bit.
         **settings: Recipe settings by short name (`epochs=20`), by section
@@ -147,42 +159,57 @@ def train(
         InterruptedRun: If a signal interrupted the run; its state is saved.
         LostProcessError: If another process of the run died.
     """
-    rows = None
+    rows, missing = None, list[str]()
     path = data if data is None else str(data)
     if not (data is None or isinstance(data, str | Path)):
-        from convnext.data.formats.tables import rows_of
+        from convnext.data.formats.tables import missing_files, rows_of
 
         rows, path = rows_of(data), str(Path(output or "runs") / TABLE)
+        missing = missing_files(rows)
     name = name_of(model)
     given = given_settings(settings, data=path, model=name, weights=weights, task=task)
     saved = None
     if resume:
         saved = saved_recipe(output, can_start=recipe is not None or bool(given))
-    made = prepare(recipe, given) if saved is None else prepare_resumed(saved, given)
     folder = Path(output) if output else None
-    if rows is not None:
-        made, folder = keep_table(rows, made, folder, resume=resume)
+    with network_of(model) as own:
+        made = prepare(recipe, given) if saved is None else prepare_resumed(saved, given)
+        if rows is not None:
+            made, folder = keep_table(rows, made, folder, resume=resume)
 
-    from convnext.progress import console_of
-    from convnext.reports.report import write_report
-    from convnext.training.run import train as run
+        from convnext.progress import console_of
+        from convnext.reports.report import write_report
+        from convnext.training.run import train as run
 
-    out = console_of(progress)
-    own = None if isinstance(model, str) else model
-    if own is not None:
-        out.print(
-            f"{made.model} exists only in this process; elsewhere, pass a network of the same "
-            "class: train(resume=True, model=...) or load(RUN, network=...)",
-            markup=False,
+        out = console_of(progress)
+        notes = [] if saved is None or recipe is None else unused_settings(recipe, saved, given)
+        if own is not None:
+            notes.append(
+                f"{made.model} exists only in this process; elsewhere, pass a network of the same "
+                "class: train(resume=True, model=...) or load(RUN, network=...). The run resumes "
+                "bit for bit only if the network's state_dict is its whole state"
+            )
+        if rows is not None:
+            notes.append(f"the table is saved as {made.data}; a resumed run reads it from there")
+        if missing and rows is not None:
+            notes.append(
+                f"{len(missing):,} of the {len(rows):,} files do not exist, such as {missing[0]}"
+            )
+        if callbacks != ():
+            notes.append(
+                "what callbacks change is not saved: a run whose callbacks change the network or "
+                "the optimizer does not resume bit for bit"
+            )
+        for note in notes:
+            out.print(note, markup=False, soft_wrap=True)
+        result = run(
+            made,
+            output=folder,
+            resume=resume,
+            console=out,
+            callbacks=callbacks,
+            write_report=write_report,
         )
-    result = run(
-        made,
-        output=folder,
-        resume=resume,
-        console=out,
-        callbacks=callbacks,
-        write_report=write_report,
-    )
     return Run(
         folder=result.folder,
         best=result.best,
@@ -191,6 +218,7 @@ def train(
         data=result.data,
         steps=result.steps,
         seconds=result.seconds,
+        bad_images=result.bad_images,
         network=own,
     )
 
@@ -228,7 +256,8 @@ def learning_rates(
     from convnext.progress import console_of
     from convnext.training.run import show_groups
 
-    return Groups(rows=show_groups(prepare(recipe, given), console_of(progress)))
+    with network_of(model):
+        return Groups(rows=show_groups(prepare(recipe, given), console_of(progress)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,16 +360,28 @@ def compare(
 
 
 def name_of(model: str | nn.Module | None) -> str | None:
-    """Return the name of a network; one that is an object gets one.
+    """Return the name of a network; that of an object is `given/<class>`.
 
     Raises:
         TypeError: If it is neither text nor a module.
     """
     if model is None or isinstance(model, str):
         return model
-    from convnext.models.given import give
+    from convnext.models.given import name_of_network
 
-    return give(model)
+    return name_of_network(model)
+
+
+@contextmanager
+def network_of(model: str | nn.Module | None) -> Iterator[nn.Module | None]:
+    """Let `create_model` build a network that is an object within the block, and yield it."""
+    if model is None or isinstance(model, str):
+        yield None
+        return
+    from convnext.models.given import provided
+
+    with provided(model):
+        yield model
 
 
 def check_study(given: Mapping[str, Any], *, seeds: int, jobs: int, minutes: float) -> None:

@@ -403,8 +403,9 @@ def readable_extensions() -> frozenset[str]:
 def _to_8_bit(image: Image.Image, range: Range | None) -> Image.Image:
     """Scale 16-bit, 32-bit and float gray-scale to 8 bit, and clip values outside the range.
 
-    Without a range, black is 0 and white is 65535 in "I;16". White is not declared in "I" and "F":
-    it is the first usual value that the largest one of the image does not exceed by half.
+    Without a range, black is 0 and white is 65535 in "I;16". White is not declared in "I" and "F",
+    which `convnext.data.sources` refuses in memory. In a file it is the first usual value that the
+    largest one of the image does not exceed by half.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     used = range or image.info.get(WINDOW) or usual_range(values, image.mode)

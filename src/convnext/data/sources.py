@@ -22,6 +22,7 @@ from convnext.data.downloads import Download, Notice, is_url, to_stderr
 from convnext.data.images import (
     BadImage,
     Mode,
+    RangedMode,
     as_mode,
     decode,
     image_files,
@@ -222,12 +223,12 @@ class _Reader:
             return converted
 
         if not copy:
-            return self._next(name, None, lambda mode: as_mode(convert(), mode))
+            return self._next(name, None, lambda mode: _in_8_bit(convert(), mode, name))
         try:
             copied = convert().copy()
         except BadImage as error:
             return self._next(name, None, partial(_fail, error))
-        return self._next(name, None, lambda mode: as_mode(copied, mode))
+        return self._next(name, None, lambda mode: _in_8_bit(copied, mode, name))
 
     def _next(self, name: str, path: Path | None, opener: Callable[[Mode], Image.Image]) -> Source:
         self.count += 1
@@ -329,6 +330,23 @@ def _check_array(array: np.ndarray[Any, Any]) -> None:
     elif array.ndim == 4:
         fix += "; pass a batch as a list of images: list(images)"
     raise ValueError(f"{what}: {fix}")
+
+
+def _in_8_bit(image: Image.Image, mode: Mode, name: str) -> Image.Image:
+    """Return an image in memory in a mode of 8 bits.
+
+    Raises:
+        ValueError: If its values may mean different images, and the model has no range for them.
+    """
+    if image.mode in ("I", "F") and mode in ("RGB", "L") and not isinstance(mode, RangedMode):
+        kinds = {"F": "0 to 1, 0 to 255 or 0 to 65535", "I": "0 to 255, 0 to 65535 or more"}
+        raise ValueError(
+            f"{name} is a PIL image in mode {image.mode}, whose values may range over "
+            f"{kinds[image.mode]}, which are different images; scale them to 0 to 255 and convert "
+            'them with Image.fromarray(values.round().astype("uint8")). Only a model that was '
+            "trained on 16-bit or float images knows their range"
+        )
+    return as_mode(image, mode)
 
 
 def _wrong_type(kind: str, name: str, cast: str) -> str:

@@ -223,9 +223,3 @@ def main_script_runs_once() -> Iterator[None]:
             yield
         finally:
             main.__dict__.update({k: v for k, v in hidden.items() if v is not None})
-
-
-def has_script() -> bool:
-    """Tell whether this process runs a file, so that another process can run it too."""
-    main = sys.modules.get("__main__")
-    return getattr(main, "__spec__", None) is not None or hasattr(main, "__file__")

@@ -121,13 +121,30 @@ class Blueprint:
         """Export the graph with torch.export, without the notes on its nodes.
 
         They contain stack traces, and so paths of this machine and lines of code.
+
+        Raises:
+            ValueError: If torch.export does not support the network.
         """
         shapes = tuple(dict(dims) for dims in self.open_dims)
-        program = torch.export.export(self.graph, self.examples, dynamic_shapes=shapes)
+        try:
+            program = torch.export.export(self.graph, self.examples, dynamic_shapes=shapes)
+        except MemoryError:
+            raise
+        except Exception as error:  # Whatever a network of the user's own raises.
+            raise ValueError(
+                "torch.export does not support this network; its `forward` must compute the same "
+                f"operations for every number and size of images: {_first_lines(error)}"
+            ) from error
         for module in program.graph_module.modules():
             for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
                 node.meta = {k: v for k, v in node.meta.items() if k not in NOTES}
         return program
+
+
+def _first_lines(error: Exception) -> str:
+    """Return the beginning of an error that may fill pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])}"[:400]
 
 
 def write_onnx(

@@ -94,11 +94,13 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Check that a device supports a precision well.
+    """Check that a precision exists and that a device supports it well.
 
     Raises:
-        ValueError: For fp16 on a CPU.
+        ValueError: For an unknown precision, and for fp16 on a CPU.
     """
+    if precision not in ("fp32", *AMP_DTYPES):
+        raise ValueError(f"there is no precision {precision!r}; choose fp32, bf16 or fp16")
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("fp16 is not supported on a CPU; choose fp32, or bf16 if it is fast here")
 

@@ -1,12 +1,15 @@
 """Networks that a user passes as objects: a classifier, or a backbone with a pyramid.
 
-They are called `given/<class>`, in this process only. To open a checkpoint of one in another
-process, pass the object again.
+They are called `given/<class>`. A checkpoint stores the qualified name of the class, but not how to
+build it: to open one, pass a network of that class again.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, cast
 
@@ -18,38 +21,83 @@ from convnext.models.network import Level, name_levels
 
 _SIDE = 128
 """Side of the test image by which the strides of a pyramid are measured."""
-_given: dict[str, nn.Module] = {}
+_PROVIDED: ContextVar[nn.Module | None] = ContextVar("provided", default=None)
 
 
-def give(module: nn.Module, name: str = "") -> str:
-    """Register a network under a name that `create_model` knows, and return the name.
-
-    Args:
-        module: A classifier, or a network with `pyramid(images) -> {"c2": ..., "c5": ...}`.
-        name: The name; by default `given/<class>`.
+def name_of_network(module: nn.Module) -> str:
+    """Return the name under which `create_model` builds a network within `provided`.
 
     Raises:
         TypeError: If it is not a module, for example a class rather than an instance.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"a network is an nn.Module, not {module!r}")
-    name = name or f"{GIVEN}{type(module).__name__}"
-    _given[name] = module
-    return name
+    return f"{GIVEN}{type(module).__name__}"
+
+
+def class_of(module: nn.Module) -> str:
+    """Return the qualified name of a network's class, such as `my_package.networks.Net`."""
+    kind = type(module)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+@contextmanager
+def provided(module: nn.Module | None) -> Iterator[None]:
+    """Let `create_model` build this network within the block; None changes nothing."""
+    token = None if module is None else _PROVIDED.set(module)
+    try:
+        yield
+    finally:
+        if token is not None:
+            _PROVIDED.reset(token)
+
+
+def provided_network() -> nn.Module | None:
+    """Return the network of the innermost `provided` block."""
+    return _PROVIDED.get()
+
+
+def given_in(model: nn.Module) -> nn.Module | None:
+    """Return the network from the user that is, or is the backbone of, a model; None if none is."""
+    found = (m for m in model.modules() if isinstance(m, GivenNetwork))
+    return next((m.network for m in found), None)
+
+
+def check_class(module: nn.Module, stored: str, where: str) -> None:
+    """Check that a network has the class that a checkpoint was trained with.
+
+    Args:
+        module: The network.
+        stored: The qualified name in the checkpoint; empty in old ones.
+        where: The checkpoint, for the message.
+
+    Raises:
+        ValueError: If it has another class. A class of a script, whose module is `__main__`, may
+            have moved to another module.
+    """
+    own = class_of(module)
+    names = [name.removeprefix("__main__.") for name in (own, stored)]
+    in_script = own != names[0] or stored != names[1]
+    moved = in_script and any(a == b or a.endswith(f".{b}") for a, b in (names, names[::-1]))
+    if stored and own != stored and not moved:
+        raise ValueError(f"{where} was trained with a network of the class {stored}, not {own}")
 
 
 def create_given(name: str, **changes: Any) -> GivenNetwork:
-    """Return a copy of a registered network with its current weights.
+    """Return a copy of the provided network with its current weights.
 
     Raises:
-        ValueError: If no network has this name, or a change does not apply to such networks.
+        ValueError: If none is provided, it has another name, or a change does not apply to it.
     """
-    if name not in _given:
+    module = _PROVIDED.get()
+    if module is None:
         raise ValueError(
             f"{name} was given as an object, which is not here: pass it again in Python, with "
             "convnext.load(run, network=...) or convnext.train(model=..., resume=True)"
         )
-    return GivenNetwork(name, copy.deepcopy(_given[name]), **changes)
+    if name_of_network(module) != name:
+        raise ValueError(f"the network is {name}, not {name_of_network(module)}")
+    return GivenNetwork(name, copy.deepcopy(module), **changes)
 
 
 class GivenNetwork(nn.Module):
@@ -83,7 +131,8 @@ class GivenNetwork(nn.Module):
         """
         logits = self.network(images)
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if shape != (len(images), self.num_classes):
+        # An exporter would turn the comparison into a condition on the number of images.
+        if not torch.compiler.is_exporting() and shape != (len(images), self.num_classes):
             raise ValueError(
                 f"{self.name} returns {shape} for {len(images)} images, but must return logits "
                 f"{(len(images), self.num_classes)}, one for each class of the data"

@@ -11,9 +11,25 @@ Each task subclasses `Recipe` in its own folder and adds sections and settings.
 from __future__ import annotations
 
 import importlib
+import numbers
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Never, Self, TypeAlias, cast
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Never,
+    Self,
+    TypeAlias,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+)
 
 from convnext.names import nearest
 
@@ -297,3 +313,43 @@ def recipe_types() -> dict[str, type[Recipe]]:
     importlib.import_module("convnext.tasks")
     places = {task: place.rpartition(".") for task, place in _PLACES.items()}
     return {t: getattr(importlib.import_module(m), name) for t, (m, _, name) in places.items()}
+
+
+def check_value(option: str, value: Any, hint: Any) -> None:
+    """Check an argument that is one of a fixed set, a number, or true or false.
+
+    Others are checked where they are used.
+
+    Args:
+        option: The name for messages, such as "--precision".
+        value: The argument.
+        hint: Its type.
+
+    Raises:
+        TypeError: If it should be a number, or true or false.
+        ValueError: If it is not one of the set.
+    """
+    kinds = [kind for kind in _parts(hint) if kind is not type(None)]
+    if not kinds or (value is None and type(None) in _parts(hint)):
+        return
+    if all(get_origin(kind) is Literal for kind in kinds):
+        words = [word for kind in kinds for word in get_args(kind)]
+        if value not in words:
+            listed = ", ".join(map(str, words[:-1])) + f" or {words[-1]}" * (len(words) > 1)
+            raise ValueError(f"{option} is {value!r}, but must be {listed or words[0]}")
+    elif {*kinds} <= {bool, int, float}:
+        is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool"
+        accepted = numbers.Real if float in kinds else numbers.Integral
+        if is_bool != (bool in kinds) or not (is_bool or isinstance(value, accepted)):
+            names = {bool: "True or False", int: "a whole number", float: "a number"}
+            wanted = " or ".join(names[kind] for kind in kinds)
+            raise TypeError(f"{option} is {value!r}, but must be {wanted}")
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, without annotations."""
+    if get_origin(hint) is Annotated:
+        return _parts(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(part for member in get_args(hint) for part in _parts(member))
+    return (hint,)

@@ -10,10 +10,10 @@ import importlib
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from convnext.names import nearest
-from convnext.recipes.schema import register_recipe
+from convnext.recipes.schema import check_value, register_recipe
 
 if TYPE_CHECKING:
     from convnext.data.formats.records import ReadOptions
@@ -131,16 +131,19 @@ def given_options(task: str, verb: str, given: Mapping[str, Any]) -> dict[str, A
     """Return the options of a task: the given ones, and the defaults of the others.
 
     Raises:
+        TypeError: If an option has another type.
         ValueError: If the task lacks a given option; the message names the task that has it, or the
-            nearest option.
+            nearest option. Also if a value is not one of a fixed set.
     """
     classes = options_of_tasks(verb)
     own = task_folder(task)
     known = {f.name for f in fields(classes[own])} if own in classes else set()
-    for name in given:
-        if name in known:
-            continue
+    hints = get_type_hints(classes[own]) if own in classes else {}
+    for name, value in given.items():
         option = _option(name)
+        if name in known:
+            check_value(option, value, hints[name])
+            continue
         others = [
             folder for folder, kind in classes.items() if name in {f.name for f in fields(kind)}
         ]

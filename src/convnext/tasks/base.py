@@ -29,6 +29,7 @@ from convnext.data.sampling import StepBatches
 from convnext.data.threads import start_workers
 from convnext.hardware.devices import ALONE, Ranks
 from convnext.hardware.system import leave_signals_to_parent
+from convnext.models.given import class_of, given_in
 from convnext.models.network import init_fan_in
 from convnext.recipes.recipe import to_dict
 from convnext.recipes.resolve import (
@@ -482,6 +483,7 @@ class Task(ABC):
             metrics: The metrics of the weights, and their step.
             recipe: The recipe of the run, with the chosen backend.
         """
+        given = given_in(model)
         return Card(
             task=self.name,
             model=str(model.name),
@@ -490,6 +492,7 @@ class Task(ABC):
             preprocessing=self.preprocessing,
             recipe=to_dict(recipe),
             metrics=metrics,
+            network_class="" if given is None else class_of(given),
         )
 
     def next_commands(self, folder: Path) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from convnext.deploy.fast import Fast, Speedup
 from convnext.deploy.runtimes import Exported, open_exported
 from convnext.hardware.devices import AMP_DTYPES, check_precision, pick_device
+from convnext.models.given import check_class, provided_network
 from convnext.progress import notes
 from convnext.tasks import DEFAULT, task_class
 from convnext.tasks.factory import create_model, dense_kind, infer_model, published_of
@@ -144,7 +145,13 @@ def _check_shapes(card: Card, weights: Mapping[str, Tensor]) -> None:
 
 
 def build(card: Card) -> nn.Module:
-    """Build the network of a card, with random weights."""
+    """Build the network of a card, with random weights.
+
+    Raises:
+        ValueError: If the network was passed as an object, and is not provided now.
+    """
+    if (network := provided_network()) is not None:
+        check_class(network, card.network_class, "the checkpoint")
     return create_model(card.model, **card.changes)
 
 

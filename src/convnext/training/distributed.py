@@ -1,6 +1,6 @@
 """Devices and processes through Fabric: one device, DDP on one or more machines, or FSDP.
 
-Torchrun, SLURM's srun or, with `--run.devices N`, Fabric itself starts the processes. The batch
+Torchrun, SLURM's srun or, with `--run.devices N`, the run itself starts the processes. The batch
 size of a step is that of the recipe, regardless of the number of processes.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import random
-import threading
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,24 +20,21 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from convnext.data.threads import has_script
 from convnext.hardware.devices import Ranks
 from convnext.models.blocks import Block
 from convnext.models.execution import set_recomputed
 from convnext.recipes.schema import RunRecipe
+from convnext.training.processes import other_processes, say_ready
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _VARIABLES = (
     *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     "OMP_NUM_THREADS",
 )
-"""What Fabric sets in the processes of a run that it starts."""
-_started: dict[str, str] = {}
-"""These variables, once Fabric has started other processes that execute this script too."""
-_WATCH = "child-process-observer"
+"""What tells the processes of a run apart."""
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -65,8 +62,11 @@ def make_fabric(run: RunRecipe, device: torch.device, precision: str) -> Fabric:
     """
     devices, nodes = count_devices(run, device)
     count = devices * nodes
-    if count > 1 and started_by_launcher() is None:
-        _check_start(count)
+    have = int(os.environ.get("WORLD_SIZE", count))
+    if count > 1 and have != count and started_by_launcher() is None:
+        raise ValueError(
+            f"this script already runs in {have} processes; train on {have} devices, not {count}"
+        )
     if run.strategy == "fsdp" and count == 1:
         raise ValueError("fsdp shards a network over several devices; give --run.devices 2 or more")
     # Fabric logs every process as a warning.
@@ -90,40 +90,53 @@ def make_fabric(run: RunRecipe, device: torch.device, precision: str) -> Fabric:
     )
 
 
-def _check_start(count: int) -> None:
-    """Check that Fabric can start the processes of a run, or has started them for an earlier one.
+@contextmanager
+def launched(fabric: Fabric, job: Callable[[], object]) -> Iterator[None]:
+    """Connect the processes of a run, and disconnect them after the block.
+
+    Unless a launcher has started them, the first process starts the others, which call `job`: the
+    run once more, up to here and then on.
 
     Raises:
-        ValueError: If it cannot, or has started another number.
+        ValueError: If this process is already connected, or the job cannot be pickled.
+        LostProcessError: If another process died.
+        Exception: The error of another process that failed first.
     """
-    os.environ.update(_started)
-    if "LOCAL_RANK" not in os.environ and not has_script():
+    if fabric.world_size == 1 or started_by_launcher() is not None:
+        if "TORCHELASTIC_RESTART_COUNT" in os.environ:
+            _join_attempt(fabric)
+        fabric.launch()
+        yield
+        return
+    if torch.distributed.is_initialized():
         raise ValueError(
-            f"training on {count} devices starts the script {count} times, but there is none here; "
-            "write the code to a file and run that, or train on one device"
+            "torch.distributed is already initialized in this process; train on one device, or "
+            "start the processes with torchrun"
         )
-    have = int(os.environ.get("WORLD_SIZE", count))
-    if "LOCAL_RANK" in os.environ and have != count:
-        raise ValueError(
-            f"this script already runs in {have} processes; train on {have} devices, not {count}"
-        )
+    count = fabric.world_size
+    if "LOCAL_RANK" in os.environ:
+        env = os.environ
+        store = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), None, False)
+        say_ready(store)
+        with _connected(fabric, store, int(env["LOCAL_RANK"])):
+            yield
+        return
+    with other_processes(count, job) as store, _connected(fabric, store, 0):
+        yield
 
 
-def launch(fabric: Fabric) -> None:
-    """Start the other processes of a run, unless they run already, and wait until all are there.
-
-    Fabric kills the caller when one of them fails, even long after the run. Here it may do so only
-    while this process waits for them; afterwards the heartbeat finds out who is lost.
-    """
-    starts = "LOCAL_RANK" not in os.environ
-    if "TORCHELASTIC_RESTART_COUNT" in os.environ:
-        _join_attempt(fabric)
-    fabric.launch()
-    for thread in threading.enumerate():
-        if thread.name == _WATCH:
-            thread._child_processes = []  # type: ignore[attr-defined]  # All have ended well.
-    if starts and "LOCAL_RANK" in os.environ:
-        _started.update({name: os.environ[name] for name in _VARIABLES if name in os.environ})
+@contextmanager
+def _connected(fabric: Fabric, store: Store, rank: int) -> Iterator[None]:
+    hook = sys.excepthook
+    _connect(fabric, store, rank)
+    sys.excepthook = hook  # torch's would mark the tracebacks of the user's process for good.
+    _share_threads(fabric.world_size)
+    try:
+        fabric.launch()
+        yield
+    finally:
+        if torch.distributed.is_initialized():  # Else it was aborted.
+            torch.distributed.destroy_process_group()
 
 
 def _join_attempt(fabric: Fabric) -> None:
@@ -137,31 +150,51 @@ def _join_attempt(fabric: Fabric) -> None:
     serves = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not serves or fabric.world_size == 1 or torch.distributed.is_initialized():
         return
-    timeout = torch.distributed.constants.default_pg_timeout
     count, attempt = fabric.world_size, env["TORCHELASTIC_RESTART_COUNT"]
+    timeout = torch.distributed.constants.default_pg_timeout
     agent = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), count, False, timeout)
+    _connect(fabric, PrefixStore(f"attempt_{attempt}_of_{count}", agent), fabric.global_rank)
+
+
+def _connect(fabric: Fabric, store: Store, rank: int) -> None:
+    """Connect this process with the others through a store, instead of letting Fabric do it."""
     device = fabric.device
     fabric.strategy.accelerator.setup_device(device)
     torch.distributed.init_process_group(
         torch.distributed.get_default_backend_for_device(device),
-        store=PrefixStore(f"attempt_{attempt}_of_{count}", agent),
-        rank=fabric.global_rank,
-        world_size=count,
-        timeout=timeout,
+        store=store,
+        rank=rank,
+        world_size=fabric.world_size,
+        timeout=torch.distributed.constants.default_pg_timeout,
         device_id=None if device.type == "cpu" else device,
     )
 
 
 def _strategy(run: RunRecipe, count: int) -> Any:
+    """Return the strategy; without Fabric's launcher, which would run the script once more."""
     if count == 1:
         return "auto"
+    from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+
+    base = ModelParallelStrategy if run.strategy == "fsdp" else DDPStrategy
+
+    class Strategy(base):  # type: ignore[misc, valid-type]
+        def _configure_launcher(self) -> None:
+            if started_by_launcher() is not None:
+                super()._configure_launcher()
+
     if run.strategy == "fsdp":
-        from lightning_fabric.strategies import ModelParallelStrategy
+        return Strategy(_shard, data_parallel_size=count, tensor_parallel_size=1)
+    return Strategy(gradient_as_bucket_view=True)
 
-        return ModelParallelStrategy(_shard, data_parallel_size=count, tensor_parallel_size=1)
-    from lightning_fabric.strategies import DDPStrategy
 
-    return DDPStrategy(gradient_as_bucket_view=True)
+def _share_threads(count: int) -> None:
+    """Divide the cores among the processes of this machine, unless the user set the number."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // count))
+        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 
 def count_devices(run: RunRecipe, device: torch.device) -> tuple[int, int]:

@@ -170,7 +170,7 @@ class Heartbeat:
             reporter = 0
         except RuntimeError:
             reporter = 1
-        message = f"{_message(None, self.ranks)} ({what})"
+        message = f"{lost_message(None, self.ranks)} ({what})"
         return LostProcessError(message, should_print=self.ranks.rank == reporter)
 
     def _run(self) -> None:
@@ -221,7 +221,7 @@ class Heartbeat:
             self._store.set("lost", str(lost))
         reporter = 1 if lost == 0 else 0
         if self.ranks.rank == reporter:
-            print(f"convnext: {_message(lost, self.ranks)}", file=sys.stderr, flush=True)
+            print(f"convnext: {lost_message(lost, self.ranks)}", file=sys.stderr, flush=True)
         time.sleep(2 * BEAT_SECONDS if self.ranks.is_first else 0)
         if self._exits:
             # The main thread waits in a collective; only exiting ends it at once.
@@ -229,10 +229,11 @@ class Heartbeat:
         self._end.set()
 
 
-def _message(lost: int | None, ranks: Ranks) -> str:
+def lost_message(lost: int | None, ranks: Ranks) -> str:
+    """Return the message about a lost process, and how to resume; None if it is not known."""
     which = "a process" if lost is None else f"process {lost}"
     return (
-        f"{which} of the {ranks.count} of this run was lost and all others exit; at most "
+        f"{which} of the {ranks.count} of this run was lost, so the run ends; at most "
         "--run.save_every steps have to be repeated. Start the same command with --resume and "
         "--output; torchrun --max-restarts does so automatically"
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any, TypeVar
@@ -19,10 +20,12 @@ from torch import nn
 
 from convnext.atomic import write_text
 from convnext.data.contents import FILE as CONTENTS
+from convnext.data.images import BadImage
 from convnext.hardware.devices import Ranks, environment, pick_device
 from convnext.hardware.peak_rates import pick_training_precision
 from convnext.hardware.system import StopSignals
 from convnext.models.flops import Cost, cost
+from convnext.models.given import provided, provided_network
 from convnext.names import portable_name
 from convnext.progress import lasting_output, safe_console
 from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
@@ -35,7 +38,7 @@ from convnext.training.backend import Chosen, choose_backend, fit_memory, why_no
 from convnext.training.checks import changes_since, check_folder, held_folder
 from convnext.training.distributed import (
     checkpoint_activations,
-    launch,
+    launched,
     leave_bf16,
     make_deterministic,
     make_fabric,
@@ -66,6 +69,8 @@ class RunResult:
     """The images, precision and backend of training's own validation."""
     steps: int
     seconds: float
+    bad_images: tuple[str, ...] = ()
+    """Images of training and validation that could not be read, each with the reason."""
 
 
 def train(
@@ -74,7 +79,7 @@ def train(
     output: Path | None = None,
     resume: bool = False,
     console: Console | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
     write_report: Callable[[Path], Path] | None = None,
 ) -> RunResult:
     """Train by a recipe, into a run folder.
@@ -82,8 +87,8 @@ def train(
     The state of the process (signal handlers, random state, threads) is restored afterwards. The
     function may be called repeatedly and from any thread; only the main thread handles signals.
 
-    Under torchrun or srun, every process of the run calls it; otherwise it starts the processes for
-    `run.devices` itself.
+    Under torchrun or srun, every process of the run calls it; otherwise it starts the other
+    processes for `run.devices` itself, which run nothing but the training.
 
     Args:
         recipe: The model, the data and all settings; `auto` settings are resolved here.
@@ -142,7 +147,8 @@ def _train(
     asked = recipe.run.precision
     precision = pick_training_precision(asked, device)
     fabric = make_fabric(recipe.run, device, precision)
-    launch(fabric)
+    job = partial(_train_rank, provided_network(), recipe, output, resume)
+    held.enter_context(launched(fabric, job))
     ranks, device = ranks_of(fabric), fabric.device
     if not ranks.is_first:
         console = Console(quiet=True)
@@ -260,6 +266,7 @@ def _train(
         validation=validation,
         steps=outcome.steps,
         seconds=outcome.seconds,
+        bad_images=tuple(map(str, _bad_images(task))),
     )
 
 
@@ -300,6 +307,14 @@ def _cost(task: Task, model: nn.Module) -> Cost:
             f"{task.recipe.model} cannot take images of {task.input_size} pixels; try another "
             f"--input.image_size ({one_line(error)})"
         ) from error
+
+
+def _train_rank(
+    network: nn.Module | None, recipe: Recipe, output: Path | None, resume: bool
+) -> None:
+    """Train in another process of a run."""
+    with provided(network):
+        train(recipe, output=output, resume=resume)
 
 
 def _check_card(task: Task, model: nn.Module) -> None:
@@ -451,7 +466,7 @@ def _finish(
     report = last.attempt(lambda: write_report(folder)) if write_report is not None else None
     if result is not None:
         _print_scores(task, outcome, validation, result.scores(), console)
-    for bad in (*task.bad_train.found.values(), *task.bad_val.found.values()):
+    for bad in _bad_images(task):
         console.print(f"skipped: {bad}", markup=False)
     if report is not None:
         console.print(f"report: {report}", markup=False, soft_wrap=True)
@@ -542,6 +557,10 @@ def _print_scores(
             f"{validation.backend}: {best[task.primary]:.2f} %",
             soft_wrap=True,
         )
+
+
+def _bad_images(task: Task) -> list[BadImage]:
+    return [*task.bad_train.found.values(), *task.bad_val.found.values()]
 
 
 def new_folder(recipe: Recipe) -> Path:

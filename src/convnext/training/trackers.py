@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -80,13 +80,15 @@ class Callback:
         """Called once when training is complete, but not after an interruption or an error."""
 
 
-def check_callbacks(callbacks: Sequence[Any]) -> tuple[Callback, ...]:
-    """Return the callbacks.
+def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    """Return the callbacks: one, or several in order.
 
     Raises:
         TypeError: If one of them is not a `Callback`, such as a class that was not called.
     """
-    for callback in callbacks:
+    several = isinstance(callbacks, Iterable) and not isinstance(callbacks, Callback | type)
+    found = tuple(callbacks) if several else (callbacks,)
+    for callback in found:
         if not isinstance(callback, Callback):
             problem = (
                 "is a class; pass an instance of it"
@@ -94,7 +96,7 @@ def check_callbacks(callbacks: Sequence[Any]) -> tuple[Callback, ...]:
                 else "is not a callback; derive its class from convnext.Callback"
             )
             raise TypeError(f"{callback!r} {problem}")
-    return tuple(callbacks)
+    return found
 
 
 class Tracker:

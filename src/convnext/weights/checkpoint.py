@@ -55,6 +55,8 @@ class Card:
     """The scores of the weights, and the step of training."""
     category_ids: tuple[int, ...] = ()
     """The ids of a detector's classes in the json that it was trained on."""
+    network_class: str = ""
+    """The qualified name of the class, if the user passed the network as an object."""
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of the safetensors file: strings only, JSON where nested."""
@@ -68,6 +70,7 @@ class Card:
             "recipe": json.dumps(self.recipe),
             "metrics": json.dumps(self.metrics),
             **({"category_ids": json.dumps(self.category_ids)} if self.category_ids else {}),
+            **({"network_class": self.network_class} if self.network_class else {}),
         }
 
     @classmethod
@@ -92,6 +95,7 @@ class Card:
                 recipe=_mapping(metadata["recipe"]),
                 metrics=_mapping(metadata["metrics"]),
                 category_ids=_items(metadata.get("category_ids", "[]"), int),
+                network_class=metadata.get("network_class", ""),
             )
         except (KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{where} has damaged metadata: {error!r}") from error

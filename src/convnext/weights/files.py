@@ -84,12 +84,19 @@ _HARMLESS = frozenset({"collections.OrderedDict", "torch.Size", *INERT, *DICTION
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError, struct.error)
 
 
-def read_pickle(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
+NOTE = "convnext.note"
+"""The key under which the metadata of a file says which of its weights were taken."""
+
+
+def read_pickle(
+    path: Path, *, ema: bool = False, notes: list[str] | None = None
+) -> dict[str, Tensor]:
     """Read the tensors of a pickled checkpoint.
 
     Args:
         path: The file, either a zip archive or a plain pickle from before torch 1.6.
         ema: Use the moving average of the weights if a file has both.
+        notes: Gets a note if there are both.
 
     Raises:
         ValueError: If the file is damaged, holds no state dict, or would run code.
@@ -113,22 +120,29 @@ def read_pickle(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
         raise ValueError(_damaged(path)) from error
     except (RuntimeError, EOFError, OSError, *_MALFORMED) as error:
         raise ValueError(_damaged(path)) from error
-    return find_state_dict(payload, str(path), ema=ema)
+    return find_state_dict(payload, str(path), ema=ema, notes=notes)
 
 
-def find_state_dict(payload: Any, where: str, *, ema: bool = False) -> dict[str, Tensor]:
+def find_state_dict(
+    payload: Any, where: str, *, ema: bool = False, notes: list[str] | None = None
+) -> dict[str, Tensor]:
     """Find the tensors in a result of `torch.load`, under one of the usual keys or at the top.
 
     Args:
         payload: The result of `torch.load`.
         where: Its name in messages.
         ema: Use the moving average of the weights if there are both.
+        notes: Gets a note if there are both.
 
     Raises:
         ValueError: If there is no state dict, or no moving average although `ema` is set.
     """
+    held_in = payload if isinstance(payload, Mapping) else {}
     for key in _EMA if ema else _PLAIN:
-        if isinstance(payload, Mapping) and isinstance(payload.get(key), Mapping):
+        if isinstance(held_in.get(key), Mapping):
+            average = next((k for k in _EMA if isinstance(held_in.get(k), Mapping)), None)
+            if notes is not None and not ema and average is not None:
+                notes.append(f"took {key!r}; {average!r} is available with ema=True")
             return find_state_dict(payload[key], where)
     keys = [str(key) for key in payload] if isinstance(payload, Mapping) else []
     if ema:
@@ -226,7 +240,8 @@ def read_file(path: str | Path, *, ema: bool = False) -> tuple[dict[str, Tensor]
         ema: Use the moving average of the weights if a file has both.
 
     Returns:
-        The tensors by their names in the file, on the CPU, and the metadata of a safetensors file.
+        The tensors by their names in the file, on the CPU, and the metadata of a safetensors file;
+        for other files a note about the weights that were taken, if there are several.
 
     Raises:
         ValueError: If the file is missing, empty, damaged, not a checkpoint, not made of finite
@@ -242,7 +257,9 @@ def read_file(path: str | Path, *, ema: bool = False) -> tuple[dict[str, Tensor]
             raise ValueError(f"{path} is a safetensors file, which holds one set of weights")
         tensors, metadata = _read_safetensors(path)
     else:
-        tensors = read_pickle(path, ema=ema)
+        notes: list[str] = []
+        tensors = read_pickle(path, ema=ema, notes=notes)
+        metadata = dict.fromkeys([NOTE] * len(notes), " ".join(notes))
     check_tensors(tensors, str(path))
     return tensors, metadata
 

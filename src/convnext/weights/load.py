@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convnext.models.config import NetworkConfig
 from convnext.names import count_noun
 from convnext.weights.dense import DenseNetwork, Target, infer_model, layouts_of_model
-from convnext.weights.files import check_tensors, find_state_dict
+from convnext.weights.files import NOTE, check_tensors, find_state_dict
 from convnext.weights.layouts import (
     IMAGENET_1K,
     IMAGENET_22K,
@@ -109,16 +109,18 @@ def load_weights(
     Raises:
         ValueError: If the source cannot be read or does not fit; the model is then unchanged.
     """
+    notes: list[str] = []
     if isinstance(source, Mapping):
         label = "state dict"
-        tensors = find_state_dict(source, "the state dict", ema=ema)
+        tensors = find_state_dict(source, "the state dict", ema=ema, notes=notes)
         check_tensors(tensors, "the state dict")
     else:
         name, backbone = (
             str(getattr(network, "name", ""))
             for network in (model, getattr(model, "backbone", model))
         )
-        tensors, _ = read_source(source, model=name, backbone=backbone, ema=ema)
+        tensors, metadata = read_source(source, model=name, backbone=backbone, ema=ema)
+        notes += [metadata[NOTE]] if NOTE in metadata else []
         label = str(source)
     target = Target.of(model, tensors)
     plan = _plan(target, tensors)
@@ -141,7 +143,7 @@ def load_weights(
         head=plan.head,
         head_replaced=plan.head_replaced,
         matched=plan.matched,
-        notes=tuple(plan.notes),
+        notes=(*notes, *plan.notes),
     )
 
 

@@ -229,6 +229,16 @@ def find_published_dense(source: str, model: str = "") -> PublishedDense | None:
     return found[0] if found else None
 
 
+def models_of_tag(tag: str) -> list[str]:
+    """Return the names of the networks with published weights of this tag.
+
+    The tag of a dense network may lack the pre-training of its backbone: "coco" for "coco_1k".
+    """
+    found = [entry.model for entry in PUBLISHED if entry.tag == tag]
+    dense = [e.model for e in PUBLISHED_DENSE if tag in (e.tag, e.tag.partition("_")[0])]
+    return list(dict.fromkeys(found + dense))
+
+
 def published(model: str) -> list[Published]:
     """Return the published weights of a network, by its name; often none."""
     return [entry for entry in PUBLISHED if entry.model == _SAME.get(model, model)]

@@ -66,3 +66,19 @@ def test_a_table_may_have_a_split(tmp_path: Path) -> None:
 def test_what_is_no_table_is_refused(table: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         rows_of(table)
+
+
+def test_an_image_with_two_labels_is_refused_and_repeats_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("path,label\na.png,cat\nb.png,dog\n./a.png,cat\n")
+    found = find_table(path)
+    assert found.keys == ["a.png", "b.png"]
+    assert found.notes == ("1 row like another: each image is used once",)
+    path.write_text("path,label\na.png,cat\nb.png,dog\na.png,dog\n")
+    with pytest.raises(ValueError, match=r"the label 'cat' in line 2 and 'dog' in line 4"):
+        find_table(path)
+    path.write_text("path,label,split\na.png,cat,train\na.png,cat,val\n")
+    with pytest.raises(ValueError, match="the split 'train' in line 2 and 'val' in line 3"):
+        find_table(path)
+    with pytest.raises(ValueError, match=r"a\.png has the label 'x' in item 0 and 'y' in item 1"):
+        rows_of([("a.png", "x"), ("a.png", "y")])

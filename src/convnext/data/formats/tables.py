@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence, Set
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from convnext.data.formats.paths import split_of
 from convnext.data.samples import FolderSamples, ImageListing
 from convnext.documents import read_regular
-from convnext.names import csv_text, nearest
+from convnext.names import count_noun, csv_text, nearest
 
 COLUMNS = ("path", "label")
 # Missing values of Python, numpy and pandas.
@@ -34,8 +35,11 @@ def has_own_columns(path: Path) -> bool:
 def find_table(path: Path) -> ImageListing:
     """List the images of a CSV; their classes are the labels, sorted.
 
+    Rows that repeat others exactly are counted and used once.
+
     Raises:
-        ValueError: If a column is missing, a row is incomplete, or a split has another name.
+        ValueError: If a column is missing, a row is incomplete, a split has another name, or an
+            image has two labels or splits.
     """
     text = read_regular(path)
     reader = csv.DictReader(io.StringIO(text))
@@ -53,6 +57,12 @@ def find_table(path: Path) -> ImageListing:
         parts.append(_part(path, number, row))
     if not keys:
         raise ValueError(f"{path} has no rows")
+    paths = [os.path.normpath(path.parent / key) for key in keys]
+    rows = list(zip(paths, names, parts, strict=True))
+    used = _unique(rows, lambda i: f"line {i + 2}", str(path))
+    repeated = count_noun(len(keys) - len(used), "row")
+    notes = (f"{repeated} like another: each image is used once",) * (len(used) < len(keys))
+    keys, names, parts = ([values[i] for i in used] for values in (keys, names, parts))
     classes = tuple(sorted(set(names)))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = [label_of[name] for name in names]
@@ -68,7 +78,7 @@ def find_table(path: Path) -> ImageListing:
         test=test or None,
         layout="table of labels",
         split="the column split" if "split" in header else "",
-        notes=(),
+        notes=notes,
         faults=(),
         take=lambda which: FolderSamples(
             path.parent, [keys[i] for i in which], [labels[i] for i in which]
@@ -84,7 +94,8 @@ def rows_of(table: Any) -> list[tuple[str, ...]]:
             or a list of (path, label).
 
     Raises:
-        ValueError: If it is none of these, or its columns or rows differ in length.
+        ValueError: If it is none of these, its columns or rows differ in length, or an image has
+            two labels or splits.
     """
     pairs: Iterable[Any]
     if isinstance(table, Mapping) or hasattr(table, "columns"):
@@ -128,7 +139,51 @@ def rows_of(table: Any) -> list[tuple[str, ...]]:
         rows.append((str(Path(path).absolute()), str(label), *map(str, split)))
     if not rows:
         raise ValueError("the data has no images")
+    whole = [(path, label, *rest, "")[:3] for path, label, *rest in rows]
+    _unique(whole, lambda i: f"item {i}", "the data")
     return rows
+
+
+def missing_files(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the paths of a table in memory that are not files.
+
+    Raises:
+        ValueError: If none is a file, as when paths and labels are swapped.
+    """
+    missing = [path for path, *_ in rows if not Path(path).is_file()]
+    if len(missing) == len(rows):
+        first = os.path.relpath(missing[0])
+        raise ValueError(
+            f"none of the {len(rows):,} files exists, such as {first!r}: is the order (path, "
+            f"label), and are the paths relative to {Path.cwd()}?"
+        )
+    return missing
+
+
+def _unique(rows: Sequence[tuple[str, ...]], place: Callable[[int], str], where: str) -> list[int]:
+    """Return the indices of rows of path, label and split that do not repeat others.
+
+    Args:
+        rows: The rows.
+        place: Names a row by its index.
+        where: The name of the table.
+
+    Raises:
+        ValueError: If an image has two labels or splits.
+    """
+    first: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        j = first.setdefault(row[0], i)
+        if rows[j] == row:
+            continue
+        is_label = rows[j][1] != row[1]
+        one, other = (rows[j][1], row[1]) if is_label else (rows[j][2], row[2])
+        raise ValueError(
+            f"{where}: {row[0]} has the {'label' if is_label else 'split'} {one!r} in {place(j)} "
+            f"and {other!r} in {place(i)}; a classifier learns one label per image, in one split: "
+            "leave out all rows of an image but one"
+        )
+    return sorted(first.values())
 
 
 def table_text(rows: Sequence[tuple[str, ...]]) -> str:

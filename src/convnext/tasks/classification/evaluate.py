@@ -21,6 +21,7 @@ from convnext.data.drawing import data_uri
 from convnext.data.images import PICTURE, BadImage
 from convnext.data.samples import ImageListing, Samples
 from convnext.deploy.fast import Fast
+from convnext.models.given import given_in, provided
 from convnext.results import Scores
 from convnext.tasks.classification.data import annotation, find, hold_out, open_dataset
 from convnext.tasks.classification.dataset import EvalDataset
@@ -169,7 +170,8 @@ def evaluate(
     evaluation, network = measure("" if only_best else "the best weights", own)
     variants = []
     for weights, step, tensors in () if only_best else _last_weights(source):
-        model = build(card)
+        with provided(given_in(own.model)):
+            model = build(card)
         model.load_state_dict(tensors)
         model = model.to(own.device).to(memory_format=torch.channels_last)
         last = replace(own, model=model, is_shared=False)
