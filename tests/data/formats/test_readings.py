@@ -370,7 +370,7 @@ def test_masks_of_fractions_or_bands_hold_no_ids(tmp_path: Path) -> None:
     masks = tmp_path / "train" / "masks"
     Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32)).save(masks / "1.tif")
     tifffile.imwrite(
-        masks / "2.tif", np.ones((HEIGHT, WIDTH, 5), np.uint16),
+        masks / "2.tif", np.arange(HEIGHT * WIDTH * 5).reshape(HEIGHT, WIDTH, 5).astype(np.uint16),
         photometric="minisblack", planarconfig="contig",
     )  # fmt: skip
     data = open_dataset(path, strict=False)

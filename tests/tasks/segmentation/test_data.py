@@ -8,6 +8,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 from shapes import write_shapes
 
@@ -416,3 +417,15 @@ def test_short_names_of_reading_work_for_every_task(tmp_path: Path) -> None:
         convnext.train(
             data=tmp_path / "classes", output=tmp_path / "c", task="classify", layout="yolo"
         )
+
+
+def test_masks_of_several_bands_are_indices_only_if_all_are_equal(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 3, (24, 20)).astype(np.uint16)
+    reader = MaskReader(num_classes=3)
+    gray, other = tmp_path / "gray.tif", tmp_path / "other.tif"
+    tifffile.imwrite(gray, np.stack([ids] * 3, -1), photometric="rgb")
+    assert np.array_equal(reader.read(gray), ids)
+    bands = np.stack([ids, ids, 2 - ids, ids], -1)
+    tifffile.imwrite(other, bands, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(BadImage, match="has 4 bands of uint16, not class indices"):
+        reader.read(other)

@@ -171,11 +171,13 @@ def _ids(path: Path) -> NDArray[np.int64]:
         values = np.asarray(image)
         if not np.array_equal(values, np.rint(values)):
             raise BadImage(str(path), "holds fractions, not the ids of objects")
-        if values.ndim == 3 and (values.dtype != np.uint8 or values.shape[-1] > 4):
+        is_equal = values.ndim == 3 and bool((values == values[..., :1]).all())
+        is_color = values.dtype == np.uint8 and values.shape[-1] <= 4
+        if values.ndim == 3 and not is_equal and not is_color:
             raise BadImage(str(path), "has several bands of ids; save one band")
         if values.ndim == 3:  # Gray as RGB, or a color for each object.
             weights = np.array([1, 256, 65536], np.int64)
             # A second or fourth band is transparency.
-            is_gray = values.shape[-1] < 3 or (values[..., :1] == values[..., :3]).all()
+            is_gray = is_equal or values.shape[-1] < 3 or (values[..., :1] == values[..., :3]).all()
             values = values[..., 0] if is_gray else (values[..., :3] * weights).sum(-1)
         return values.astype(np.int64)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convnext.data.bands import BandImage
 from convnext.data.formats.mask_layers import MIN_WHITE, Layers
 from convnext.data.formats.mask_pairs import LOSSY
 from convnext.data.images import MAX_PIXELS, BadImage, check_stack, identify, reason_of, upright
@@ -255,6 +256,16 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> Raw:
 
 def _raw(image: Image.Image, path: Path) -> Raw:
     mode = image.mode
+    if isinstance(image, BandImage):  # Gray RGB of 16 bits, or bands that Pillow would drop.
+        first = image.values[..., 0]
+        is_whole = np.array_equal(first, np.rint(first))
+        if not is_whole or not (image.values == first[..., None]).all():
+            raise BadImage(
+                str(path),
+                f"has {image.num_bands} bands of {image.values.dtype}, not class indices; save the "
+                "index of each class as one band",
+            )
+        return Raw(first.astype(np.int32), "I;16", {})
     if mode == "P":
         indices = np.asarray(image)
         colors = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
