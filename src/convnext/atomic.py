@@ -10,7 +10,7 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -198,16 +198,19 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
         BusyError: If another process writes the same folder.
     """
     target = Path(os.path.abspath(target))  # `.` has no name beside which a draft could be.
+    if target.is_dir() and not target.is_symlink():
+        (target / _DRAFT_MARK).unlink(missing_ok=True)  # Killed after the rename: it is complete.
     is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
     if (target.is_symlink() or target.exists()) and not is_empty:
         raise ValueError(f"{target} exists and is not empty; choose another folder")
     with _held_draft(target) as draft:
         yield draft
-    (draft / _DRAFT_MARK).unlink()
     if target.exists():
         target.rmdir()
+    # Without its mark, the draft of a process that is killed here would not be known as ours.
     draft.rename(target)
     sync_folder(target.parent)
+    (target / _DRAFT_MARK).unlink()
 
 
 @contextmanager
@@ -222,7 +225,7 @@ def draft_beside(target: Path) -> Iterator[Path]:
     """
     with _held_draft(target) as draft:
         yield draft
-    shutil.rmtree(draft, ignore_errors=True)
+    _remove_draft(draft)
 
 
 @contextmanager
@@ -230,17 +233,32 @@ def _held_draft(target: Path) -> Iterator[Path]:
     """Yield a draft folder that this process holds; it is removed only if the block fails."""
     draft = target.with_name(f".{target.name}.unfinished")
     mark = draft / _DRAFT_MARK
-    if draft.is_symlink() or (draft.exists() and not mark.is_file()):
+    # A process may have been killed before it made the mark, or after it had removed that.
+    is_empty = draft.is_dir() and not any(draft.iterdir())
+    if draft.is_symlink() or (draft.exists() and not mark.is_file() and not is_empty):
         raise ValueError(f"{draft} is not of this package; move it away, or choose another folder")
     draft.mkdir(parents=True, exist_ok=True)
     with only_writer(mark):
-        for left in draft.iterdir():
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left)
-            elif left != mark:
-                left.unlink()
+        _empty_draft(draft)
         try:
             yield draft
         except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
+            _remove_draft(draft)
             raise
+
+
+def _empty_draft(draft: Path) -> None:
+    """Remove everything from a draft but its mark."""
+    for left in draft.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        elif left.name != _DRAFT_MARK:
+            left.unlink()
+
+
+def _remove_draft(draft: Path) -> None:
+    """Remove a draft, its mark last, as far as that is possible."""
+    with suppress(OSError):
+        _empty_draft(draft)
+        (draft / _DRAFT_MARK).unlink()
+        draft.rmdir()

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,41 @@ def test_a_connection_that_breaks_without_a_report_is_a_death(
         assert next(watched) == 1
         with pytest.raises(RuntimeError, match=r"^DataLoader worker .* closed its connection"):
             next(watched)
+
+
+def test_too_little_shared_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "SHARED_MEMORY", tmp_path)
+    for text in (
+        "Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that "
+        "dataloader's workers are out of shared memory",
+    ):
+
+        def items(text: str = text) -> Iterator[int]:
+            yield 1
+            raise RuntimeError(text)
+
+        watched = threads._watched(items())
+        next(watched)
+        with pytest.raises(OSError, match=r"which has .* MB are free: too little.*--shm-size"):
+            next(watched)
+
+
+@dataclass
+class Target:
+    boxes: Tensor
+
+
+def nested(items: Any) -> Any:
+    first = torch.ones(2)
+    return [first, {"a": (torch.ones(3),)}, Target(torch.ones(4)), "text", 5]
+
+
+@needs_fork
+def test_tensors_are_shared_where_an_error_is_reported() -> None:
+    first, second, target, *rest = threads._Shared(nested)([])
+    assert all(t.is_shared() for t in (first, second["a"][0], target.boxes))
+    assert rest == ["text", 5]
 
 
 def kill(pid: int) -> None:

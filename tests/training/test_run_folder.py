@@ -141,6 +141,17 @@ def test_the_draft_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
     assert [path.name for path in target.iterdir()] == ["b"]
 
 
+def test_a_kill_between_two_operations_leaves_no_folder_that_is_refused(tmp_path: Path) -> None:
+    target, draft = tmp_path / "new", tmp_path / ".new.unfinished"
+    draft.mkdir()  # The mark was not made yet, or was removed just now.
+    with whole_folder(target) as again:
+        (again / "b").touch()
+    (target / ".convnext-draft").touch()  # It has its name, and still its mark.
+    with pytest.raises(ValueError, match="not empty"), whole_folder(target):
+        pass
+    assert [path.name for path in target.iterdir()] == ["b"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not replace the current folder")
 def test_the_current_folder_becomes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "here"

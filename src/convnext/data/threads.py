@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -11,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # How long to wait for the report of the death of a process whose connection broke.
 REPORT_SECONDS = 5.0
+# The memory through which processes pass tensors, on Linux.
+SHARED_MEMORY = Path("/dev/shm")
 _HIDING = threading.RLock()
 # Seconds between updates of a progress bar.
 _REFRESH = 0.1
@@ -80,11 +85,47 @@ def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
     """Return an iterator of a loader, whose worker processes do not import the user's script.
 
     If a worker process dies, for example by the out-of-memory killer, the iterator raises a
-    RuntimeError that begins with "DataLoader worker", whatever the process was doing.
+    RuntimeError that begins with "DataLoader worker", whatever the process was doing. If the shared
+    memory is full, it raises an OSError.
     """
+    if loader.num_workers and SHARED_MEMORY.is_dir():
+        loader.collate_fn = _Shared(loader.collate_fn)
     with main_script_runs_once(), _deaths_raise():
         items = iter(loader)
     return _watched(items) if loader.num_workers else items
+
+
+class _Shared:
+    """Moves the tensors of a batch to shared memory, in the process that makes them.
+
+    torch would do so in a thread of that process, where an error is only printed, and the batch
+    would be awaited forever.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, items: Any) -> Any:
+        batch = self.collate(items)
+        _share(batch)
+        return batch
+
+
+def _share(value: Any) -> None:
+    """Move the tensors in a value of lists, tuples, mappings and data classes to shared memory."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        value.share_memory_()  # type: ignore[no-untyped-call]
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _share(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _share(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            _share(getattr(value, field.name))
 
 
 def _watched(items: Iterator[T]) -> Iterator[T]:
@@ -101,6 +142,8 @@ def _watched(items: Iterator[T]) -> Iterator[T]:
             try:
                 item = next(items, end)
             except (EOFError, OSError, RuntimeError) as error:
+                if "shared memory" in str(error) and SHARED_MEMORY.is_dir():
+                    raise _small_shared_memory() from error
                 if not _is_broken_connection(error):
                     raise
                 broken = repr(error)
@@ -112,6 +155,15 @@ def _watched(items: Iterator[T]) -> Iterator[T]:
         if item is end:
             return
         yield item  # type: ignore[misc]  # It is not the end marker.
+
+
+def _small_shared_memory() -> OSError:
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    return OSError(
+        f"the processes of the data loader pass images through {SHARED_MEMORY}, which has "
+        f"{usage.total / 1e6:,.4g} MB, of which {usage.free / 1e6:,.4g} MB are free: too little. "
+        "Give it more (docker run --shm-size 8g), or use --loader.workers 0"
+    )
 
 
 def _is_broken_connection(error: BaseException) -> bool:
