@@ -335,8 +335,8 @@ def check_value(option: str, value: Any, hint: Any) -> None:
     if all(get_origin(kind) is Literal for kind in kinds):
         words = [word for kind in kinds for word in get_args(kind)]
         if value not in words:
-            listed = ", ".join(map(str, words[:-1])) + f" or {words[-1]}" * (len(words) > 1)
-            raise ValueError(f"{option} is {value!r}, but must be {listed or words[0]}")
+            listed = ", ".join(map(str, words))
+            raise ValueError(f"{option} is {value!r}, but must be one of {listed}")
     elif {*kinds} <= {bool, int, float}:
         is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool"
         accepted = numbers.Real if float in kinds else numbers.Integral
