@@ -194,7 +194,8 @@ def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -
     if given and len(fitting) == 1:
         return fitting[0]
     found = [task for task, one in modules.items() if one.recognizes(Path(path))]
-    if found and DEFAULT not in found and modules[DEFAULT].fits_too(Path(path)):
+    fits_too = getattr(modules[DEFAULT], "fits_too", None)
+    if found and DEFAULT not in found and fits_too is not None and fits_too(Path(path)):
         found.insert(0, DEFAULT)
     if len(found) > 1:
         raise ValueError(f"{path} could be data to {' or to '.join(found)}; pass --task to choose")

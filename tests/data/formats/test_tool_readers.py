@@ -331,3 +331,11 @@ def test_a_refusal_names_the_first_fault(tmp_path: Path) -> None:
     text(tmp_path / "crowd/annotation_train.odgt", "{}")
     with pytest.raises(ValueError, match=r"no annotations of objects .* those of CrowdHuman"):
         open_dataset(str(tmp_path / "crowd"))
+
+
+def test_a_default_task_that_fits_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("convnext.tasks.classification.recipe.fits_too")
+    kitti(tmp_path, {"training": truth()["train"]})
+    assert recognize_task(tmp_path) == "detect"
