@@ -161,3 +161,13 @@ def test_the_current_folder_becomes_whole(tmp_path: Path, monkeypatch: pytest.Mo
         (draft / "a").write_text("1")
     assert (target / "a").read_text() == "1"
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_run_removes_what_a_killed_report_left(tmp_path: Path) -> None:
+    mark_folder(tmp_path)
+    (tmp_path / "figures").mkdir()
+    names = (".report.html.0123abcd", "figures/.confusion.svg.0123abcd", "figures/confusion.svg")
+    for name in names:
+        (tmp_path / name).touch()
+    with held_folder(tmp_path, Console(quiet=True), resume=True):
+        assert [(tmp_path / name).exists() for name in names] == [False, False, True]

@@ -95,7 +95,8 @@ def held_folder(folder: Path, console: Console, *, resume: bool) -> Iterator[Non
                 "writes this run",
                 markup=False,
             )
-        remove_temporary_files(folder, OWN_FILES)
+        for own in (folder, folder / "figures"):
+            remove_temporary_files(own, OWN_FILES)
         yield
 
 
