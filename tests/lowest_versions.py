@@ -21,12 +21,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 SMALL = [
     *("--schedule.steps", "4", "--optim.batch_size", "4", "--loader.workers", "0"),
-    *("--run.precision", "fp32", "--model", "convnext_atto"),
+    *("--run.precision", "fp32"),
 ]
 TASKS: dict[str, list[str]] = {
-    "classify": ["--input.image_size", "32"],
-    "segment": ["--task", "segment", "--segment.crop", "64"],
-    "detect": ["--task", "detect", "--input.image_size", "64", "--input.max_size", "96"],
+    "classify": ["--model", "convnext_atto", "--input.image_size", "32"],
+    "segment": ["--model", "upernet_convnext_atto", "--segment.crop", "64"],
+    "detect": ["--model", "mask_rcnn_convnext_atto", "--input.image_size", "64"],
 }
 EXPORTS = (
     *(("onnx", "fp32", ".onnx"), ("onnx", "int8", ".onnx"), ("pt2", "fp32", ".pt2")),
