@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from convnext.api.model import Model
     from convnext.api.settings import Which
+    from convnext.recipes.recipe import Recipe
     from convnext.results import Conditions
     from convnext.studies.compare import Result
 
@@ -183,23 +184,7 @@ def train(
 
         out = console_of(progress)
         notes = [] if saved is None or recipe is None else unused_settings(recipe, saved, given)
-        if own is not None:
-            notes.append(
-                f"{made.model} exists only in this process; elsewhere, pass a network of the same "
-                "class: train(resume=True, model=...) or load(RUN, network=...). The run resumes "
-                "bit for bit only if the network's state_dict is its whole state"
-            )
-        if rows is not None:
-            notes.append(f"the table is saved as {made.data}; a resumed run reads it from there")
-        if missing and rows is not None:
-            notes.append(
-                f"{len(missing):,} of the {len(rows):,} files do not exist, such as {missing[0]}"
-            )
-        if callbacks != ():
-            notes.append(
-                "what callbacks change is not saved: a run whose callbacks change the network or "
-                "the optimizer does not resume bit for bit"
-            )
+        notes += _limits(made, own is not None, rows, missing, callbacks != ())
         for note in notes:
             out.print(note, markup=False, soft_wrap=True)
         result = run(
@@ -221,6 +206,31 @@ def train(
         bad_images=result.bad_images,
         network=own,
     )
+
+
+def _limits(
+    made: Recipe, own: bool, rows: Sequence[Any] | None, missing: Sequence[str], has_callbacks: bool
+) -> list[str]:
+    """Return what a run from objects of this process cannot repeat, and files that do not exist."""
+    notes = []
+    if own:
+        notes.append(
+            f"{made.model} exists only in this process; elsewhere, pass a network of the same "
+            "class: train(resume=True, model=...) or load(RUN, network=...). The run resumes "
+            "bit for bit only if the network's state_dict is its whole state"
+        )
+    if rows is not None:
+        notes.append(f"the table is saved as {made.data}; a resumed run reads it from there")
+        if missing:
+            notes.append(
+                f"{len(missing):,} of the {len(rows):,} files do not exist, such as {missing[0]}"
+            )
+    if has_callbacks:
+        notes.append(
+            "what callbacks change is not saved: a run whose callbacks change the network or "
+            "the optimizer does not resume bit for bit"
+        )
+    return notes
 
 
 @dataclass(frozen=True, kw_only=True)
