@@ -336,7 +336,9 @@ def check_value(option: str, value: Any, hint: Any) -> None:
         words = [word for kind in kinds for word in get_args(kind)]
         if value not in words:
             listed = ", ".join(map(str, words))
-            raise ValueError(f"{option} is {value!r}, but must be one of {listed}")
+            near = nearest(str(value), map(str, words))
+            near = near if "did you mean" in near else ""
+            raise ValueError(f"{option} is {value!r}, but must be one of {listed}{near}")
     elif {*kinds} <= {bool, int, float}:
         is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool"
         accepted = numbers.Real if float in kinds else numbers.Integral
