@@ -192,7 +192,7 @@ def cases(inputs: Path) -> dict[str, tuple[Sequence[str], Callable[[Path], Diges
     tiny = json.dumps(TINY)
     study = (
         *("compare", "convnext_atto", "convnext_femto", "--data", "digits", "--output", "study"),
-        *("--jobs", "1", "--speed", "false", "--schedule.epochs", "1", "--run.precision", "fp32"),
+        *("--jobs", "1", "--no-speed", "--schedule.epochs", "1", "--run.precision", "fp32"),
         *("--network.changes", tiny, "--input.image_size", "8", "--network.stem_stride", "1"),
     )
     export = ("export", checkpoint, "--format", "onnx", "--output", "net.onnx", "--images", photos)
