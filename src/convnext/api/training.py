@@ -195,17 +195,9 @@ def train(
             callbacks=callbacks,
             write_report=write_report,
         )
-    return Run(
-        folder=result.folder,
-        best=result.best,
-        validation=result.validation,
-        name=result.model,
-        data=result.data,
-        steps=result.steps,
-        seconds=result.seconds,
-        bad_images=result.bad_images,
-        network=own,
-    )
+    shared = ("folder", "best", "validation", "data", "steps", "seconds")
+    values = {name: getattr(result, name) for name in shared}
+    return Run(name=result.model, network=own, **values)
 
 
 def _limits(
