@@ -195,7 +195,7 @@ def train(
             callbacks=callbacks,
             write_report=write_report,
         )
-    shared = ("folder", "best", "validation", "data", "steps", "seconds")
+    shared = ("folder", "best", "validation", "data", "steps", "seconds", "bad_images")
     values = {name: getattr(result, name) for name in shared}
     return Run(name=result.model, network=own, **values)
 
