@@ -83,6 +83,9 @@ def test_a_suggestion_is_written_as_the_user_writes_it() -> None:
         return f"--{name}"
 
     assert nearest("topc", ["topk", "wide"], option) == "; did you mean --topk?"
+    settings = ["stem", "schedule.steps", "run.keep", "loader.keep"]
+    assert nearest("steps", settings) == "; did you mean 'schedule.steps'?"
+    assert "run.keep" in nearest("keep", settings)
     assert nearest("x", ["topk", "wide"], option) == "; choose one of --topk, --wide"
 
 

@@ -14,13 +14,17 @@ from typing import Any
 def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = repr) -> str:
     """Return `"; did you mean 'x'?"`, or the choices if none is similar and there are few.
 
+    The last part of one dotted name, such as `steps` of `schedule.steps`, means that name.
+
     Args:
         name: The unknown name.
         known: The valid names.
         show: How the message writes the suggested name, such as an option with its hyphens.
     """
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    leaf = name.replace("-", "_")
+    close = [k for k in known if k.rpartition(".")[2] == leaf]
+    close = close if len(close) == 1 else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {show(close[0])}?"
     plain = known if show is repr else map(show, known)

@@ -30,6 +30,7 @@ def run_script(folder: Path, text: str) -> str:
         [sys.executable, str(script)], cwd=folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "Fatal" not in done.stderr, done.stderr[-3000:]
     return done.stdout
 
 

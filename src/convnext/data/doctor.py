@@ -537,4 +537,4 @@ def list_sizes(sizes: Mapping[str, int]) -> str:
 def print_numbered(lines: Iterable[str], console: Console) -> None:
     """Print numbered lines."""
     for number, line in enumerate(lines, 1):
-        console.print(f" {number} {line}", markup=False, soft_wrap=True)
+        console.print(f" {number}. {line}", markup=False, soft_wrap=True)

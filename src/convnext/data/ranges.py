@@ -72,8 +72,8 @@ class PixelRange:
             f"{_sampled(self.num_images, kind)}, with values from "
             f"{_shown(self.smallest)} to {_shown(self.largest)}; in all images "
             f"{_shown(self.low)} becomes black and {_shown(self.high)} white (their 0.1 and 99.9 "
-            f"percentiles), which clips {100 * self.clipped:.2g} % of the pixels; --input.range "
-            "LOW,HIGH sets another range"
+            f"percentiles), which clips {100 * self.clipped:.2g} % of the pixels; train "
+            "--input.range LOW,HIGH sets another range"
         )
 
 

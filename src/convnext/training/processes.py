@@ -234,7 +234,9 @@ def _abort_when_lost(process: subprocess.Popen[bytes]) -> None:
 
 def _leave_with_parent(gone: threading.Event) -> None:
     """Exit when the first process has exited, in case that nothing else notices it."""
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock a waiting thread would hold while the interpreter exits.
+    while os.read(0, 4096):
+        pass
     gone.set()
     time.sleep(5 * BEAT_SECONDS)
     print(f"convnext: {lost_message(0, _ranks())}", file=sys.stderr, flush=True)

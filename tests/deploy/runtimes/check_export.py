@@ -38,6 +38,7 @@ from convnext.deploy.runtimes import need, open_exported
 from convnext.deploy.verify import MAX_LOST, judge
 from convnext.tasks import task_class
 from convnext.tasks.exporting import export
+from convnext.tasks.segmentation.export import has_scores
 from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import is_exported
 
@@ -233,6 +234,7 @@ def test_a_segmentor_is_exported(tmp_path: Path, photos: Path) -> None:
         )
         assert result.proof.agreement > 0.995
         network, own = open_model(str(path), CPU)
+        assert has_scores(network) is not answers
         assert own.recipe["segment"]["window"] == 64
         assert network(torch.zeros(2, 3, 50, 64)).shape == (2, 3, 50, 64)
     assert main(["predict", str(path), str(photos), "--output", str(tmp_path / "masks")]) == 0

@@ -257,7 +257,7 @@ def open_split(
     fatal = next((fault for fault in found.faults if fault.fatal), None)
     if fatal is not None:
         raise ValueError(str(fatal))
-    if console is not None:
+    if console is not None and not is_own:
         for note in found.notes:
             console.print(f"note: {note}", markup=False)
     if is_own and not found.has_val:

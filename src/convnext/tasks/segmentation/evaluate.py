@@ -37,6 +37,7 @@ from convnext.tasks.evaluation import (
 )
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
+from convnext.tasks.segmentation.export import has_scores
 from convnext.tasks.segmentation.inference import Items, infer, segment_labels
 from convnext.tasks.segmentation.layout import Pairs, Relabeled, annotation, join
 from convnext.tasks.segmentation.metric import Evaluation, Metric
@@ -163,8 +164,9 @@ def evaluate(
     options: dict[str, Any] = {"settings": inference, "ignore_index": pairs.reader.ignore_index}
     metric = Metric(card.classes, pairs.reader.ignore_index, boundary)
     network = evaluator.fast(own)
-    for output in evaluator.outputs(infer, network, dataset, **options):
-        metric.update(*output)
+    has_loss = has_scores(own.model)
+    for labels, mask, index, loss in evaluator.outputs(infer, network, dataset, **options):
+        metric.update(labels, mask, index, loss if has_loss else None)
     evaluation = metric.compute()
     worst = [score.index for score in evaluation.worst]
     pictures = draw_images(

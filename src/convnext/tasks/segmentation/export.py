@@ -155,6 +155,13 @@ class ExportedNetwork(nn.Module):
         return out[..., :height, :width]
 
 
+def has_scores(network: nn.Module) -> bool:
+    """Return whether a network's logits are scores, not the labels of an exported file."""
+    if not isinstance(network, ExportedNetwork):
+        return True
+    return bool(network.exported.graph["output"] != "labels")
+
+
 def open_network(exported: Exported) -> tuple[ExportedNetwork, Card]:
     """Return a file as a network, and a card with the preprocessing outside of the file.
 
