@@ -233,6 +233,11 @@ class Resolver:
             self._values["input.range"] = range
             reason = "the 0.1 and 99.9 percentiles of the 16-bit or float training images"
             self.choices.append(Choice(setting="input.range", value=range, reason=reason))
+        elif range and tuple(self["input.range"]) != tuple(range):
+            measured = ", ".join(f"{value:,g}" for value in range)
+            reason = f"as given; the 0.1 and 99.9 percentiles of training images are {measured}"
+            choice = Choice(setting="input.range", value=self["input.range"], reason=reason)
+            self.choices.append(choice)
         if self.context.preprocessing is not None:
             for name, value in asdict(self.context.preprocessing).items():
                 is_other = name in ("mean", "std") and len(value) != self["input.in_chans"]

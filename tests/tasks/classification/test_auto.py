@@ -60,6 +60,17 @@ def test_what_the_user_sets_stays() -> None:
     assert not {"optim.lr", "schedule.epochs"} & {choice.setting for choice in choices}
 
 
+def test_a_range_of_the_user_is_printed_beside_the_measured_one() -> None:
+    facts = replace(PHOTOS, pixel_range=(1.0, 4093.0))
+    _, settings, choices = resolved(facts, input__range=(0.0, 255.0))
+    assert settings["input.range"] == (0.0, 255.0)
+    (choice,) = [choice for choice in choices if choice.setting == "input.range"]
+    assert choice.value == (0.0, 255.0)
+    assert "training images are 1, 4,093" in choice.reason
+    _, _, choices = resolved(facts, input__range=facts.pixel_range)
+    assert "input.range" not in {choice.setting for choice in choices}
+
+
 def test_large_data_takes_the_recipe_of_the_paper() -> None:
     from convnext.recipes.recipe import read_recipe
 
