@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import timm
 import torch
 from PIL import Image
@@ -131,6 +132,11 @@ def workspace(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
             photo(root / name / f"{i}.jpg", seed=i)
     for name in ("holiday", "photo"):
         photo(root / f"{name}.jpg", seed=9)
+    for i in range(20):
+        path = root / "satellite" / ("val" if i >= 16 else "train") / ("dry", "wet")[i % 2]
+        path.mkdir(parents=True, exist_ok=True)
+        bands = np.random.default_rng(i).integers(0, 256, (40, 40, 4), dtype=np.uint8)
+        tifffile.imwrite(path / f"{i}.tif", bands, photometric="minisblack", planarconfig="contig")
     for severity in range(1, 6):
         photo(root / "imagenet-c" / "fog" / str(severity) / "n01440764" / "x.jpg", seed=severity)
     write_shapes(root / "streets", num_train=8, num_val=2)

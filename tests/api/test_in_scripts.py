@@ -59,6 +59,7 @@ print("measured", __file__.endswith("script.py"))
     assert shown.split() == ["imported", "steps", "2", "measured", "True"]
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_compares_once(tmp_path: Path) -> None:
     settings = SHORT.replace('model="convnext_atto", ', "")
     shown = run_script(

@@ -58,10 +58,13 @@ def test_errors_come_where_their_item_would() -> None:
 
 
 def test_leaving_early_ends_the_thread() -> None:
+    before = set(threading.enumerate())  # Interrupted runs of other tests may still end theirs.
     found = prefetch(range(10))
     assert next(found) == 0
+    started = set(threading.enumerate()) - before
+    assert [t.name.startswith("prefetch") for t in started] == [True]
     found.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
+    assert not started & set(threading.enumerate())
 
 
 def test_a_cpu_has_no_core_to_spare() -> None:

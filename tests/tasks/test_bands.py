@@ -137,8 +137,9 @@ def test_four_bands_from_data_to_the_exported_file(
 
 
 def test_chosen_bands_meet_weights_of_rgb_images(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # No line of the table is broken.
     classes(tmp_path / "data")
     source = small_checkpoint(tmp_path / "rgb.safetensors")
     common = {**TINY, "epochs": 1, "progress": True, "weights": source, "model": "auto"}

@@ -12,6 +12,18 @@ import pytest
 from cli_runs import Runs
 
 
+@pytest.fixture(autouse=True)
+def hangups_are_not_ignored() -> Iterator[None]:
+    """Let SIGHUP through where the tests themselves were started with nohup."""
+    hangup = getattr(signal, "SIGHUP", None)
+    before = signal.getsignal(hangup) if hangup else None
+    if before == signal.SIG_IGN and hangup:
+        signal.signal(hangup, signal.SIG_DFL)
+    yield
+    if before == signal.SIG_IGN and hangup:
+        signal.signal(hangup, signal.SIG_IGN)
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[Runs]:
     """Start runs; kill the remaining processes at the end."""
