@@ -38,7 +38,7 @@ from convnext.deploy.runtimes import need, open_exported
 from convnext.deploy.verify import MAX_LOST, judge
 from convnext.tasks import task_class
 from convnext.tasks.exporting import export
-from convnext.tasks.segmentation.export import has_scores
+from convnext.tasks.segmentation.inference import has_scores
 from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import is_exported
 

@@ -37,8 +37,7 @@ from convnext.tasks.evaluation import (
 )
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset
 from convnext.tasks.segmentation.dataset import EvalDataset
-from convnext.tasks.segmentation.export import has_scores
-from convnext.tasks.segmentation.inference import Items, infer, segment_labels
+from convnext.tasks.segmentation.inference import Items, has_scores, infer, segment_labels
 from convnext.tasks.segmentation.layout import Pairs, Relabeled, annotation, join
 from convnext.tasks.segmentation.metric import Evaluation, Metric
 from convnext.tasks.segmentation.scores import InferenceSettings, choose_inference, describe

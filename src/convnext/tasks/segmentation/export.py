@@ -143,6 +143,7 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.exported = exported
         self.num_classes = len(card.classes)
+        self.votes = exported.graph["output"] == "labels"
         gray = mean_pixel(card)
         self.color = torch.zeros_like(gray) if exported.graph["inside"] == "none" else gray
 
@@ -150,16 +151,9 @@ class ExportedNetwork(nn.Module):
         graph, (height, width) = self.exported.graph, images.shape[2:]
         images = fill_up(images, filled_size(graph, height, width), self.color)
         out = run_images(self.exported, images)
-        if graph["output"] == "labels":
+        if self.votes:
             out = votes(out, self.num_classes)
         return out[..., :height, :width]
-
-
-def has_scores(network: nn.Module) -> bool:
-    """Return whether a network's logits are scores, not the labels of an exported file."""
-    if not isinstance(network, ExportedNetwork):
-        return True
-    return bool(network.exported.graph["output"] != "labels")
 
 
 def open_network(exported: Exported) -> tuple[ExportedNetwork, Card]:

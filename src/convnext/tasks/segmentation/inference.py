@@ -138,6 +138,11 @@ class Records(Protocol):
     def update(self, records: Iterable[tuple[int, str]]) -> Any: ...
 
 
+def has_scores(network: nn.Module) -> bool:
+    """Return whether outputs are scores, not the votes of an exported file that returns labels."""
+    return not getattr(network, "votes", False)
+
+
 def infer(
     model: nn.Module,
     dataset: Items,
