@@ -191,8 +191,8 @@ def _strategy(run: RunRecipe, count: int) -> Any:
 def _share_threads(count: int) -> None:
     """Divide the cores among the processes of this machine, unless the user set the number."""
     if "OMP_NUM_THREADS" not in os.environ:
-        has_affinity = hasattr(os, "sched_getaffinity")
-        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        affinity = getattr(os, "sched_getaffinity", None)  # Not on every system.
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // count))
         os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
