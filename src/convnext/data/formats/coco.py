@@ -260,7 +260,7 @@ def read_categories(
         by_id[key] = value
     if not by_id:
         raise ValueError(f"{path} has no category: say what the objects are")
-    # Texts and lists are no ids, and lists cannot be in a set.
+    # Texts and lists are not ids, and lists cannot be in a set.
     used = {k for v in content["annotations"] if type(k := v.get("category_id")) is int}
     names: dict[int, str] = {}
     merged: dict[int, int] = {}

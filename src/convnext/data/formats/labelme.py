@@ -12,7 +12,6 @@ import numpy as np
 
 from convnext.data.formats.coco_values import is_whole
 from convnext.data.formats.imported import (
-    MAX_BYTES,
     ImportedDataset,
     ImportedImage,
     ImportedObject,
@@ -25,8 +24,8 @@ from convnext.data.formats.imported import (
 )
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions
+from convnext.data.formats.tool_json import dataset_of, json_files
 from convnext.data.images import BadImage, decode
-from convnext.documents import read_json
 
 
 def read_labelme(index: FileIndex, options: ReadOptions) -> ImportedDataset:
@@ -37,17 +36,10 @@ def read_labelme(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     """
     skipped = Skipped()
     images = []
-    for path in index.with_ending(".json"):
-        try:
-            content = read_json(path, max_bytes=MAX_BYTES)
-        except ValueError as error:
-            skipped.add("damaged json", str(path), f"{error}; left out")
-            continue
+    for path, content in json_files(index, skipped):
         if isinstance(content, dict) and isinstance(content.get("shapes"), list):
             images.append(_image(path, content, index, skipped))
-    if not images:
-        raise ValueError(f"{index.root} has no json with LabelMe's `shapes`")
-    return ImportedDataset(kind="LabelMe", images=images, faults=skipped.all())
+    return dataset_of("LabelMe", images, skipped, index)
 
 
 def _image(

@@ -14,7 +14,6 @@ import numpy as np
 
 from convnext.data.formats.coco_values import is_number
 from convnext.data.formats.imported import (
-    MAX_BYTES,
     ImportedDataset,
     ImportedImage,
     ImportedObject,
@@ -25,8 +24,8 @@ from convnext.data.formats.imported import (
 )
 from convnext.data.formats.paths import FileIndex, split_of
 from convnext.data.formats.records import ReadOptions
+from convnext.data.formats.tool_json import dataset_of, folders_of_images, json_files
 from convnext.data.formats.yolo_config import read_text
-from convnext.documents import read_json
 
 # Attributes that usually hold the class, the best first.
 CLASS_NAMES = ("class", "label", "name", "category", "type", "object", "class_name")
@@ -58,13 +57,8 @@ def read_via(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     for path in index.with_ending(".csv"):
         if is_via_table(read_text(path)[:HEAD].encode()):
             found += [(path, entry) for entry in _regions_of_table(path, skipped)]
-    for path in index.with_ending(".json"):
-        try:
-            found += [(path, entry) for entry in regions_of(read_json(path, max_bytes=MAX_BYTES))]
-        except ValueError as error:
-            skipped.add("damaged json", str(path), f"{error}; left out")
-    if not found:
-        raise ValueError(f"{index.root} has no json with VIA's regions")
+    for path, content in json_files(index, skipped):
+        found += [(path, entry) for entry in regions_of(content)]
     attribute = _class_attribute(found)
     notes = [
         f"the class is the region attribute {attribute!r}"
@@ -72,15 +66,7 @@ def read_via(index: FileIndex, options: ReadOptions) -> ImportedDataset:
         else f"regions have no attributes, so all objects are of the class {ONLY_CLASS!r}"
     ]
     images = [_image(path, entry, attribute, index, skipped) for path, entry in found]
-    splits = {image.split for image in images}
-    has_split = "train" in splits and len(splits) > 1
-    return ImportedDataset(
-        kind="VIA",
-        images=images,
-        split_from="the names of the json files" if has_split else "",
-        notes=tuple(notes),
-        faults=skipped.all(),
-    )
+    return dataset_of("VIA", images, skipped, index, notes=tuple(notes))
 
 
 def is_via_table(head: bytes) -> bool:
@@ -155,7 +141,7 @@ def _image(
         where=f"{path}: {name}",
         objects=tuple(objects),
         split=split_of(path.stem),
-        bases=(path.parent, path.parent / "images", index.root, index.root / "images"),
+        bases=folders_of_images(path, index),
     )
 
 
