@@ -177,10 +177,17 @@ TESTS = {
 }
 ONE_FORWARD = """
 import torch, convnext
+from convnext.api.settings import full_settings, make_recipe, short_names
+from convnext.recipes.recipe import all_settings, flatten
 from convnext.tasks import task_class, task_names
 left = set(task_names())
 assert {gone!r} not in left and len(left) == {count} - 1, left
 assert convnext.list_models()
+assert set(short_names().values()) <= set(all_settings())
+for task, value in {{"classify": "class_folders", "segment": "coco", "detect": "coco"}}.items():
+    if task in left:
+        recipe = make_recipe(None, {{"task": task, **full_settings({{"layout": value}})}})
+        assert value in dict(flatten(recipe)).values(), task
 for task in sorted(left):
     kind = task_class(task)
     assert kind.name == task

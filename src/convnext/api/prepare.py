@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from convnext.api.settings import ONLY_IN_FULL_HELP, SHORT, make_recipe
+from convnext.api.settings import ONLY_IN_FULL_HELP, make_recipe, short_names
 from convnext.atomic import write_text
 from convnext.models.config import GIVEN, NetworkConfig
 from convnext.names import nearest_path
@@ -165,7 +165,8 @@ def task_of(recipe: Recipe, given: Mapping[str, Any] | None = None) -> str:
     from convnext.tasks import DEFAULT, recognize_task
     from convnext.tasks.factory import task_of_name
 
-    options = {short: (given or {}).get(SHORT[short]) for short in ONLY_IN_FULL_HELP}
+    names = {short: short_names().get(short, "") for short in ONLY_IN_FULL_HELP}
+    options = {short: (given or {}).get(full) for short, full in names.items()}
     found = recognize_task(recipe.data, options)
     if found == DEFAULT and not Path(recipe.data).is_dir():
         return task_of_name(recipe.model)

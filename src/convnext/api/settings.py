@@ -190,6 +190,18 @@ ONLY_IN_FULL_HELP = {"layout", "annotations", "images", "exif", "boxes", "allow_
 """Short names for unusual data; `data --help` shows them, `train --help-all` too."""
 
 
+@functools.cache
+def short_names() -> Mapping[str, str]:
+    """Return `SHORT` for the tasks that are installed.
+
+    A setting of a task that is not is replaced by the one that other tasks call the same.
+    """
+    known = all_settings()
+    same = {name.rpartition(".")[2]: name for name in known}
+    found = {short: full if full in known else same.get(short, "") for short, full in SHORT.items()}
+    return {short: full for short, full in found.items() if full}
+
+
 class Settings(TypedDict, total=False):
     """Recipe settings by short name, or a section as a mapping.
 
@@ -258,7 +270,7 @@ def full_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         if name in full:
             raise ValueError(f"{name} is given twice, the second time as {called}")
         if name not in leaves:
-            known = nearest(called, [*SHORT, *leaves])
+            known = nearest(called, [*short_names(), *leaves])
             raise ValueError(f"there is no setting {called}{known}")
         full[name] = value
 
@@ -269,7 +281,7 @@ def full_settings(given: Mapping[str, Any]) -> dict[str, Any]:
             for leaf, inner in value.items():
                 take(f"{name}.{leaf}", inner, f"{name}.{leaf}")
         else:
-            take(SHORT.get(name, name), value, name)
+            take(short_names().get(name, name), value, name)
     checked = parse_settings(_nested(full)) if full else {}
     return {name: checked[name] for name in full}
 
@@ -314,7 +326,7 @@ def _for_task(given: Mapping[str, Any], task: str) -> dict[str, Any]:
     for name, value in given.items():
         short = name.rpartition(".")[2]
         same = [other for other in own if other.rpartition(".")[2] == short]
-        if name in own or SHORT.get(short) != name or len(same) != 1:
+        if name in own or short_names().get(short) != name or len(same) != 1:
             found[name] = value
         elif same[0] in given:
             raise ValueError(f"{same[0]} is given twice, the second time as {short}")
@@ -418,7 +430,7 @@ def _argument_names(function: Callable[..., Any]) -> dict[str, str]:
     """Return how Python writes the options of a verb that it does not call by their name."""
     from convnext.tasks import CLASSES, options_of_tasks
 
-    names = {full: short for short, full in SHORT.items()}
+    names = {full: short for short, full in short_names().items()}
     defaults: dict[str, Any] = {}
     name = function.__name__
     for kind in options_of_tasks(name).values() if name in CLASSES else ():

@@ -15,11 +15,11 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 from convnext.api.settings import (
     ONLY_IN_FULL_HELP,
-    SHORT,
     OnCommandLine,
     PythonOnly,
     Settings,
     TaskOptions,
+    short_names,
 )
 from convnext.cli.verbs import VERBS, Verb
 from convnext.recipes.recipe import all_settings, as_list
@@ -158,7 +158,7 @@ def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
     for `train` too: `--segment.images` is the option `--images` of `data`.
     """
     known = {name.replace("-", "_"): name for name in parser._option_string_actions}
-    switches = {f"__{short}" for short, full in SHORT.items() if _is_bool_setting(full)}
+    switches = {f"__{short}" for short, full in short_names().items() if _is_bool_setting(full)}
     result: list[str] = []
     words = list(argv)
     for i, word in enumerate(words):
@@ -169,9 +169,9 @@ def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
             continue
         name, equals, value = word.partition("=")
         key = name.replace("-", "_")
-        full = f"--{SHORT.get(key[2:], '')}"
+        full = f"--{short_names().get(key[2:], '')}"
         if f"__{key[5:]}" in switches and key.startswith("__no_") and not equals:
-            full, equals, value = f"--{SHORT[key[5:]]}", "=", "false"
+            full, equals, value = f"--{short_names()[key[5:]]}", "=", "false"
         if full in parser._option_string_actions and key not in known:
             following = argv[i + 1] if i + 1 < len(argv) else ""
             if key in switches and not equals and following not in ("true", "false"):
@@ -213,7 +213,7 @@ def unknown_option(word: str, verb: str, parser: ArgumentParser) -> str:
     name = word.lstrip("-").partition("=")[0]
     known = [s.lstrip("-") for s in parser._option_string_actions if s.startswith("--")]
     has_settings = "--schedule.epochs" in parser._option_string_actions
-    close = nearest(name, [*(SHORT if has_settings else ()), *known], option_name)
+    close = nearest(name, [*(short_names() if has_settings else ()), *known], option_name)
     return f"{verb} has no option {word}{close}"
 
 
@@ -267,7 +267,7 @@ def _recipe_parser(*, full: bool) -> ArgumentParser:
 
     parser: ArgumentParser = recipe_parser("convnext")
     defaults = {name: setting.default for name, setting in all_settings().items()}
-    short = {name: alias for alias, name in SHORT.items()}
+    short = {name: alias for alias, name in short_names().items()}
     sections = parser._action_groups[2:]
     settings = None if full else parser.add_argument_group("settings")
     for action in list(parser._actions):

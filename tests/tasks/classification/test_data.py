@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import convnext
 from convnext.tasks.classification.data import facts, open_dataset
 
 
@@ -247,3 +248,21 @@ def test_the_real_photos(shared_data):
     assert known.class_counts == (287, 300, 286, 300, 300, 91)
     assert (known.image_width, known.image_height, known.grayscale) == (192, 256, False)
     assert data.notes[3:] == ()
+
+
+def test_the_short_name_of_layout_is_the_tasks_setting(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("images", "labels"):  # These look like something else than classes.
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+    small = {
+        "network": {"changes": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
+        "image_size": 32, "epochs": 1, "progress": False, "device": "cpu", "precision": "fp32",
+    }  # fmt: skip
+    data = tmp_path / "data"
+    run = convnext.train(data=data, output=tmp_path / "a", layout="class_folders", **small)
+    assert "layout: class_folders" in (run.folder / "recipe.yaml").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match=r"loader\.layout is .*yolo"):
+        convnext.train(data=data, output=tmp_path / "b", task="classify", layout="yolo")

@@ -393,13 +393,8 @@ def test_sizes_show_masks_that_were_drawn_before_turning(
     assert "turned with them, as --exif unturned says" in " ".join(capsys.readouterr().out.split())
 
 
-def test_short_names_of_reading_work_for_every_task(tmp_path: Path) -> None:
+def test_the_short_name_of_exif_is_the_tasks_setting(tmp_path: Path) -> None:
     turned_pairs(tmp_path / "pairs", (32, 32), 6, drawn_before=True)
-    rng = np.random.default_rng(0)
-    for name in ("images", "labels"):  # These look like something else than classes.
-        for i in range(4):
-            values = rng.integers(0, 255, (32, 32, 3))
-            write(tmp_path / "classes" / name / f"{i}.png", values)
     small = {
         "network": {"changes": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
         "image_size": 32, "epochs": 1, "progress": False, "device": "cpu", "precision": "fp32",
@@ -409,14 +404,6 @@ def test_short_names_of_reading_work_for_every_task(tmp_path: Path) -> None:
     assert "task: segment" in text
     assert "exif: unturned" in text
     convnext.evaluate(run.folder, progress=False)
-    run = convnext.train(
-        data=tmp_path / "classes", output=tmp_path / "b", layout="class_folders", **small
-    )
-    assert "layout: class_folders" in (run.folder / "recipe.yaml").read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match=r"loader\.layout is .*yolo"):
-        convnext.train(
-            data=tmp_path / "classes", output=tmp_path / "c", task="classify", layout="yolo"
-        )
 
 
 def test_masks_of_several_bands_are_indices_only_if_all_are_equal(tmp_path: Path) -> None:
