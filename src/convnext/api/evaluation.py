@@ -15,7 +15,6 @@ from convnext.api.settings import (
     OnCommandLine,
     Precision,
     Show,
-    Speedup,
     Split,
     TaskOptions,
     Words,
@@ -23,6 +22,7 @@ from convnext.api.settings import (
     text_of,
     verb,
 )
+from convnext.recipes.schema import Speedup
 
 if TYPE_CHECKING:
     from convnext.results import Scores

@@ -24,7 +24,7 @@ from convnext.recipes.recipe import (
     parse_settings,
     read_recipe,
 )
-from convnext.recipes.schema import check_value
+from convnext.recipes.schema import Auto, check_value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from convnext.api.model import Model
-    from convnext.recipes.recipe import Recipe
     from convnext.training.trackers import Callback
 
     Image = str | Path | PilImage | np.ndarray[Any, Any] | Tensor
@@ -116,7 +115,6 @@ DEFAULT_FOLDER: Any = object()
 Device = str
 """`cpu`, `cuda`, `mps`, or `auto` for the fastest one available."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Speedup = Literal["folded", "eager", "fastest"]
 Split = Literal["auto", "train", "val", "test", "all"]
 Which = Literal["best", "last"]
 
@@ -148,9 +146,6 @@ Integers = Annotated["Sequence[int]", OnCommandLine(type=int, nargs="+", metavar
 Show = Annotated["bool | Console", PythonOnly()]
 """Where a verb prints: True for standard output, False for nowhere, or a rich `Console`."""
 Callbacks = Annotated["Callback | Sequence[Callback]", PythonOnly()]
-
-
-Auto = Literal["auto"]
 
 # Frozen by a test: scripts rely on these names, so later settings must not change them.
 SHORT = {

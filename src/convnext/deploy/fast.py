@@ -21,6 +21,7 @@ from convnext.deploy.runtimes import Exported
 from convnext.hardware.system import keep_freed_memory
 from convnext.hardware.tuner import BUDGET_S, timed
 from convnext.hardware.tuning_cache import cache_file
+from convnext.recipes.schema import Speedup
 from convnext.results import Conditions
 from convnext.weights.checkpoint import EXPORTED
 
@@ -36,9 +37,6 @@ SEARCHING = (
     "--no-fast turns this off"
 )
 
-Speedup = Literal["eager", "folded", "fastest"]
-"""How a network is run: unmodified; folded from the start, so that outputs do not depend on how
-fast the machine is at the moment; or on a backend that may get faster during the job."""
 Choice = Literal["wait", "stay", "fold", "known", "search"]
 
 

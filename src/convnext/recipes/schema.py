@@ -34,6 +34,9 @@ from typing import (
 from convnext.names import nearest
 
 Auto: TypeAlias = Literal["auto"]
+Speedup = Literal["folded", "eager", "fastest"]
+"""How `evaluate` runs a network: folded from the start, so that scores do not depend on how fast
+the machine is at the moment; unmodified; or on a backend that may get faster during the job."""
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 

@@ -16,8 +16,9 @@ from rich.table import Table
 from convnext.atomic import write_text
 from convnext.data.contents import Compared, compare_with_run, held_positions, split_to_evaluate
 from convnext.data.samples import BadImages
-from convnext.deploy.fast import Fast, Speedup
+from convnext.deploy.fast import Fast
 from convnext.progress import progress_bar
+from convnext.recipes.schema import Speedup
 from convnext.results import Conditions, Scores
 from convnext.tasks.trained import Opened, pick_precision
 from convnext.weights.checkpoint import Card, is_own_data

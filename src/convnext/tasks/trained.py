@@ -9,11 +9,12 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from convnext.deploy.fast import Fast, Speedup
+from convnext.deploy.fast import Fast
 from convnext.deploy.runtimes import Exported, open_exported
 from convnext.hardware.devices import AMP_DTYPES, check_precision, pick_device
 from convnext.models.given import check_class, provided_network
 from convnext.progress import notes
+from convnext.recipes.schema import Speedup
 from convnext.tasks import DEFAULT, task_class
 from convnext.tasks.factory import create_model, dense_kind, infer_model, published_of
 from convnext.weights.checkpoint import Card, find_checkpoint, is_exported, setting_of
