@@ -133,6 +133,32 @@ def test_a_table_does_not_touch_another_run(trained: Trained, tmp_path: Path) ->
     assert not Path("new").exists()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"callbacks": print}, TypeError, "is not a callback"),
+        ({"callbacks": [convnext.Callback]}, TypeError, "pass an instance"),
+        ({"loggers": ["absent"]}, ValueError, "run.loggers has no 'absent'"),
+        ({"epochs": -1}, ValueError, "schedule.epochs is -1"),
+        ({"device": "abacus"}, ValueError, "abacus"),
+    ],
+)
+def test_a_refused_run_leaves_no_table(
+    trained: Trained, wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    wrong = {f"run.{name}" if name == "loggers" else name: value for name, value in wrong.items()}
+    with pytest.raises(error, match=message):
+        convnext.train(data=ROWS, output="new", progress=False, **wrong)
+    assert not Path("new").exists()
+    assert not trained
+
+
+def test_several_callbacks_may_come_from_an_iterator(trained: Trained) -> None:
+    heard = convnext.Callback()
+    convnext.train(data=ROWS, output="new", progress=False, callbacks=iter([heard]))
+    assert trained[0][0].data == str(Path("new") / "data.csv")
+
+
 def test_a_table_is_in_the_run_folder(trained: Trained) -> None:
     for resume in (False, True):
         convnext.train(data=ROWS, output="new", resume=resume, progress=False)

@@ -175,16 +175,18 @@ def train(
     folder = Path(output) if output else None
     with network_of(model) as own:
         made = prepare(recipe, given) if saved is None else prepare_resumed(saved, given)
-        if rows is not None:
-            made, folder = keep_table(rows, made, folder, resume=resume)
 
         from convnext.progress import console_of
         from convnext.reports.report import write_report
+        from convnext.training.run import check_request
         from convnext.training.run import train as run
 
+        heard = check_request(made, callbacks)  # A refused run leaves no table behind.
+        if rows is not None:
+            made, folder = keep_table(rows, made, folder, resume=resume)
         out = console_of(progress)
         notes = [] if saved is None or recipe is None else unused_settings(recipe, saved, given)
-        notes += _limits(made, own is not None, rows, missing, callbacks != ())
+        notes += _limits(made, own is not None, rows, missing, bool(heard))
         for note in notes:
             out.print(note, markup=False, soft_wrap=True)
         result = run(
@@ -192,7 +194,7 @@ def train(
             output=folder,
             resume=resume,
             console=out,
-            callbacks=callbacks,
+            callbacks=heard,
             write_report=write_report,
         )
     shared = ("folder", "best", "validation", "data", "steps", "seconds", "bad_images")

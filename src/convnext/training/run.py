@@ -109,9 +109,7 @@ def train(
         LostProcessError: If another process of the run is lost.
         ReportError: If training is complete, but its evaluation or its report failed.
     """
-    check_ranges(recipe)
-    check_trackers(recipe.run.loggers)
-    callbacks = check_callbacks(callbacks)
+    callbacks = check_request(recipe, callbacks)
     console = console or safe_console(Console(stderr=True, highlight=False))
     with process_state_restored(), ExitStack() as held, lasting_output(console):
         try:
@@ -124,6 +122,19 @@ def train(
                 "part on one device, is one small image; use --optim.batch_size 2 or more (and "
                 "--optim.micro_batch_size), a larger --input.image_size, or --network.norm layer"
             ) from error
+
+
+def check_request(recipe: Recipe, callbacks: Any = ()) -> tuple[Callback, ...]:
+    """Check what needs no data, and return the callbacks: one, or several in order.
+
+    Raises:
+        TypeError: If a callback is not an instance of `Callback`.
+        ValueError: If a setting is out of range, or there is no such tracker or device.
+    """
+    check_ranges(recipe)
+    check_trackers(recipe.run.loggers)
+    pick_device(recipe.run.device)
+    return check_callbacks(callbacks)
 
 
 def _train(
