@@ -131,6 +131,11 @@ def test_no_shipped_recipe_leaves_the_result_to_auto() -> None:
         assert not recipe.notes
 
 
+def test_a_folder_of_data_is_not_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder, not a recipe; for data write --data "):
+        read_recipe(tmp_path)
+
+
 def test_yaml_round_trip(tmp_path: Path) -> None:
     recipe = change_recipe(Recipe(), {"optim.lr": 1e-3, "augment.scale": (0.2, 1.0)})
     recipe = replace(recipe, data="some folder: with 'odd' characters")

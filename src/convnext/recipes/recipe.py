@@ -394,6 +394,8 @@ def _find(source: str | Path) -> Path:
         return path
     if str(source) in recipe_names():
         return Path(str(resources.files("convnext.recipes") / "presets" / f"{source}.yaml"))
+    if path.is_dir():
+        raise ValueError(f"{source} is a folder, not a recipe; for data write --data {source}")
     raise ValueError(f"there is no recipe {str(source)!r}{nearest(str(source), recipe_names())}")
 
 
