@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
+from convnext.results import Conditions
+from convnext.tasks.classification.evaluate import ClassificationEvaluation, Variant
 from convnext.tasks.classification.metric import Evaluation, Metric
+from convnext.weights.checkpoint import Card
 
 CLASSES = tuple("abcdefg")
 
@@ -62,6 +68,35 @@ def test_mistakes_are_the_most_confident_ones() -> None:
     assert first.truth == CLASSES[int(labels[first.index])]
     assert first.prediction == CLASSES[int(logits[first.index].argmax())]
     assert first.probability == pytest.approx(float(probabilities[first.index].max()))
+
+
+@pytest.mark.parametrize(("num_classes", "is_shown"), [(2, False), (5, False), (6, True)])
+def test_top5_is_printed_if_it_can_be_below_all(num_classes: int, is_shown: bool) -> None:
+    metric = Metric([f"c{i}" for i in range(num_classes)])
+    metric.update(torch.eye(num_classes), torch.arange(num_classes), torch.arange(num_classes))
+    variant = Variant(weights="ema", step=3, top1=50.0, top5=100.0, loss=0.5)
+    result = ClassificationEvaluation(
+        evaluation=metric.compute(),
+        last=(variant,),
+        source="run",
+        data="photos",
+        card=Card(
+            task="classify",
+            model="convnext_atto",
+            changes={},
+            classes=metric.classes,
+            preprocessing=None,
+        ),
+        pictures=(),
+        bad_images=(),
+        conditions=Conditions(num_images=6, split="val", precision="fp32", backend="folded"),
+    )
+    out = Console(file=io.StringIO(), width=200)
+    result.print(out)
+    shown = out.file.getvalue()
+    assert shown.count("top-1") == 2
+    assert shown.count("top-5") == (2 if is_shown else 0)
+    assert result.scores()["top5"] == 100.0
 
 
 def test_two_classes_have_a_top5_of_all() -> None:

@@ -110,8 +110,8 @@ class ClassificationEvaluation(EvaluationResult):
         ]
         console.print(score_table(("images", "precision", "recall", "F1"), rows, "F1"))
         console.print(
-            f"[bold]top-1 {e.top1:.2f} %[/]  top-5 {e.top5:.2f} %  loss {e.loss:.4f}  "
-            f"on {escape(self.data)}: {self.conditions}"
+            f"[bold]top-1 {e.top1:.2f} %[/]{self._more(e)}  on {escape(self.data)}: "
+            f"{self.conditions}"
         )
         if self.last:
             weights = setting_of(self.card.metrics, "weights", str) or "model"
@@ -120,10 +120,14 @@ class ClassificationEvaluation(EvaluationResult):
             console.print(f"These are {kind} of step {step:,}, the best.")
         for variant in self.last:
             console.print(
-                f"top-1 {variant.top1:.2f} %  top-5 {variant.top5:.2f} %  "
-                f"loss {variant.loss:.4f}  for {_NAMES[variant.weights]} of the last step, "
-                f"{variant.step:,}"
+                f"top-1 {variant.top1:.2f} %{self._more(variant)}  for "
+                f"{_NAMES[variant.weights]} of the last step, {variant.step:,}"
             )
+
+    def _more(self, scores: Evaluation | Variant) -> str:
+        """Return the scores after top-1; the top-5 of up to five classes is always 100 %."""
+        top5 = f"  top-5 {scores.top5:.2f} %" if len(self.evaluation.classes) > 5 else ""
+        return f"{top5}  loss {scores.loss:.4f}"
 
 
 def evaluate(
