@@ -156,13 +156,15 @@ class Proof:
     """For int8: how much each layer alone changes the outputs, most sensitive first."""
     keep_float: tuple[str, ...] = ()
     """For int8: the layers that stayed in fp32."""
+    network: ClassVar[str] = "network"
+    """How the printed rows call what the file is compared with."""
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values for printing."""
         return [
             ("images", f"{self.num_images:,}"),
             *self.answer_rows(),
-            *metric_row(self.metric, self.before, self.after),
+            *metric_row(self.metric, self.before, self.after, self.network),
             *self.extra_metric_rows(),
             ("speedup over eager mode", f"{self.speed_ratio:.2f}x at batch size 1"),
         ]
@@ -185,11 +187,13 @@ class Proof:
         return asdict(self) | {"passed": self.passed}
 
 
-def metric_row(metric: str, before: float | None, after: float | None) -> list[tuple[str, str]]:
+def metric_row(
+    metric: str, before: float | None, after: float | None, network: str = "network"
+) -> list[tuple[str, str]]:
     """Return the row of a metric; no row if it is unknown."""
     if before is None or after is None:
         return []
-    return [(f"{metric} on these images", f"network {before:.2f} %, file {after:.2f} %")]
+    return [(f"{metric} on these images", f"{network} {before:.2f} %, file {after:.2f} %")]
 
 
 @dataclass(frozen=True, kw_only=True)

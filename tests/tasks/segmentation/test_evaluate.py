@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from shapes import write_shapes
+from small_exports import small_segmentor
 
 from convnext.data.contents import FILE, Contents, SplitContents, relative_names
 from convnext.tasks.segmentation.data import open_dataset
 from convnext.tasks.segmentation.evaluate import open_split, relabel, unknown_classes
+from convnext.tasks.segmentation.export import SegmentorComparison
 from convnext.tasks.segmentation.layout import annotation
+from convnext.tasks.trained import open_model
 from convnext.weights.checkpoint import Card
 
 CLASSES = ("ground", "red", "blue")
@@ -156,3 +162,27 @@ def test_the_hash_of_an_annotation_is_that_of_the_mask(tmp_path: Path) -> None:
     assert len(set(hashes)) == 2
     shutil.copy(pairs.masks[0], pairs.masks[1])
     assert annotation(pairs, CLASSES, 1) == hashes[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "output", "network"),
+    [
+        (None, "logits", "network"),
+        (None, "labels", "network with the file's windows and outputs"),
+        ((64, 64), "logits", "network with the file's windows and outputs"),
+    ],
+)
+def test_a_proof_says_what_network_it_scored(
+    tmp_path: Path, size: tuple[int, int] | None, output: str, network: str
+) -> None:
+    model, card = open_model(small_segmentor(tmp_path / "net.safetensors"), torch.device("cpu"))
+    graph = {"size": size, "output": output, "inside": "normalize"}
+    file: Any = SimpleNamespace(card=card, graph=graph)
+    comparison = SegmentorComparison(model, card, file)
+    labels = np.zeros((4, 4), np.int64)
+    for truth in (labels, labels + 1):
+        comparison.add(Image.new("RGB", (4, 4)), labels, labels, (truth, 255))
+    verdict = comparison.verdict(2, "fp32")
+    rows = dict(comparison.proof(num_images=2, speed_ratio=1.0, **vars(verdict)).rows())
+    score = f"{verdict.before:.2f} %"
+    assert rows["mIoU on these images"] == f"{network} {score}, file {score}"

@@ -26,7 +26,7 @@ from convnext.deploy.formats import ExportSettings
 from convnext.deploy.graphs import image_blueprint, image_graph, run_images
 from convnext.deploy.quantize import image_calibration
 from convnext.deploy.runtimes import Exported, outside
-from convnext.deploy.verify import ScoredComparison
+from convnext.deploy.verify import Proof, ScoredComparison
 from convnext.hardware.devices import AMP_DTYPES
 from convnext.tasks.segmentation.heads import FusionConv, PooledConv, UPerHead
 from convnext.tasks.segmentation.inference import segment_labels
@@ -213,6 +213,12 @@ def fill_up(images: Tensor, size: Sequence[int], color: Tensor) -> Tensor:
     return filled
 
 
+class LikeTheFileProof(Proof):
+    """A proof whose scores of the network are not those that `evaluate` measures."""
+
+    network = "network with the file's windows and outputs"
+
+
 class SegmentorComparison(ScoredComparison[Any]):
     """Compares labels (H, W) of a network and its file, computed with the same windows."""
 
@@ -221,6 +227,8 @@ class SegmentorComparison(ScoredComparison[Any]):
     def __init__(self, model: nn.Module, card: Card, exported: Exported) -> None:
         super().__init__()
         file, own = open_network(exported)
+        if exported.graph["size"] is not None or file.votes:
+            self.proof = LikeTheFileProof
         self.num_classes = len(card.classes)
         self.settings = inference_of(own.recipe)
         self.sides = (
