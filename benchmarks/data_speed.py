@@ -56,10 +56,11 @@ def write_images(folder: Path, count: int) -> dict[str, list[Path]]:
         split = SPLITS[int(i % round(1 / VAL_SHARE) == 0)]
         path = folder / split / f"class{i // 10 % NUM_CLASSES:03d}" / f"{i:06d}.jpg"
         files[split].append(path)
+        # Drawn for files that exist too: after an interruption, the others differ from them.
+        cells = rng.integers(0, 256, (6, 8, 3), np.uint8)
         if path.exists():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        cells = rng.integers(0, 256, (6, 8, 3), np.uint8)
         image, file = Image.fromarray(cells).resize(SIZE, Image.Resampling.BILINEAR), BytesIO()
         image.save(file, "JPEG", quality=85)
         path.write_bytes(file.getvalue())

@@ -212,7 +212,7 @@ class HardExamples:
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """The losses of a segmentor. The defaults are the published ones (`reference/recipes.md`)."""
+    """The losses of a segmentor. The defaults are the published ones."""
 
     ignore_index: int = 255
     average: Average = "all"
