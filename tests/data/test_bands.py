@@ -181,8 +181,11 @@ def test_without_tifffile_the_extra_is_named(
     # Pillow keeps the upper half of the bits; that is enough without a range only.
     assert decode(deep, mode="RGB").mode == "RGB"
     assert read_header(deep).num_bands == 3
-    with pytest.raises(BadImage, match=r"convnext\[tiff\]"):
-        decode(deep, mode=BandMode(3, (), (0.0, 4000.0)))
+    for mode in (BandMode(3, (), (0.0, 4000.0)), RAW):
+        with pytest.raises(BadImage, match=r"rgb\.tif: its bands and bits .* 'convnext\[tiff\]'"):
+            decode(deep, mode=mode)
+    with pytest.raises(BadImage, match=r"rgb\.tif: its bands and bits .* 'convnext\[tiff\]'"):
+        pixel_notes(FolderSamples(tmp_path, ["rgb.tif"], [0]))
 
 
 def test_ranges_and_statistics_are_found_per_band(tmp_path: Path) -> None:

@@ -239,8 +239,8 @@ def opened(
             _check_size(image, max_pixels, name)
             check_stack(image, name)
             yield image
-    except BadImage:
-        raise
+    except BadImage as error:
+        raise BadImage(name, error.reason) from error  # `as_mode` does not know the name.
     # Pillow's plugins let almost any exception escape from a damaged file.
     except Exception as error:
         raise BadImage(name, reason_of(error, file)) from error
@@ -290,6 +290,10 @@ def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
     Raises:
         BadImage: If it has other bands than the mode reads.
     """
+    if isinstance(mode, BandMode) or str(mode) == RAW:
+        if getattr(image, "is_cut", False):
+            reason = "its bands and bits are more than Pillow reads"
+            raise BadImage("the image", needs_tifffile(reason))
     if isinstance(mode, BandMode):
         return _as_bands(image, mode)
     if image.mode == mode and not image.has_transparency_data:
@@ -350,8 +354,6 @@ def _as_bands(image: Image.Image, mode: BandMode) -> Image.Image:
         image = as_mode(image, "RGB")
     values = np.asarray(image)
     values = values[..., None] if values.ndim == 2 else values
-    if getattr(image, "is_cut", False):
-        raise BadImage("the image", needs_tifffile("its bands and bits are more than Pillow reads"))
     count = values.shape[2]
     if (mode.bands and max(mode.bands) > count) or (not mode.bands and count != mode.num_bands):
         wanted = f"band {max(mode.bands)}" if mode.bands else f"{mode.num_bands} bands"
