@@ -9,18 +9,22 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
 from convnext.data import doctor
 from convnext.data.doctor import ALIKE_BITS, FactsCache, ImageFacts, find_nearest, read_facts
-from convnext.data.images import PICTURE, BadImage, Mode, RangedMode
+from convnext.data.images import BadImage
 from convnext.tasks.classification.inspect import DataReport, inspect
 from convnext.tasks.classification.shards import to_shards
+from convnext.tasks.detection.inspect import inspect as inspect_detection
+from convnext.tasks.segmentation.inspect import inspect as inspect_segmentation
 
 QUIET = Console(file=io.StringIO())
 
@@ -43,9 +47,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are decoded."""
     names: list[str] = []
 
-    def read(path: str, mode: Mode = PICTURE) -> ImageFacts:
+    def read(path: str) -> ImageFacts:
         names.append(Path(path).name)
-        return read_facts(path, mode)
+        return read_facts(path)
 
     monkeypatch.setattr(doctor, "read_facts", read)
     return names
@@ -222,21 +226,69 @@ def test_several_writers_leave_a_whole_file(root: Path) -> None:
     assert again.num_found == len(paths)
 
 
-def test_another_range_of_16_bit_pixels_is_another_picture(
-    tmp_path: Path, decoded: list[str]
+def write_dim(path: Path, kind: str, seed: int) -> None:
+    """Write an image that differs from others only in what a picture of 8 bits does not show."""
+    values = np.random.default_rng(seed).integers(0, 100, (40, 40))
+    if kind == "bands":
+        bands = np.stack([np.zeros_like(values)] * 4 + [values], -1).astype(np.uint8)
+        tifffile.imwrite(path, bands, photometric="minisblack", planarconfig="contig")
+    elif kind == "rgb":
+        colors = np.stack([values] * 3, -1).astype(np.uint16)
+        tifffile.imwrite(path, colors, photometric="rgb")
+    else:
+        scale, offset = {"uint16": (1, 0), "int32": (1, 0), "float32": (1e-4, -5)}[kind]
+        Image.fromarray((values * scale + offset).astype(kind)).save(path)
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int32", "float32", "rgb", "bands"])
+def test_images_are_compared_with_all_their_bits_and_bands(
+    kind: str, tmp_path: Path, decoded: list[str]
 ) -> None:
-    values = np.linspace(0, 4_000, 40 * 40).reshape(40, 40).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / "x.png")
-    path = str(tmp_path / "x.png")
-    modes = [PICTURE, RangedMode("RGB", (0.0, 4_000.0)), RangedMode("RGB", (0.0, 1_000.0))]
+    paths = [tmp_path / f"{i}.tif" for i in range(3)]
+    for seed, path in enumerate(paths):
+        write_dim(path, kind, seed)
+    shutil.copy(paths[0], tmp_path / "copy.tif")
     facts = FactsCache(tmp_path)
-    found = [facts.read(path, mode) for mode in modes]
+    found = [facts.read(str(path)) for path in (*paths, tmp_path / "copy.tif")]
     facts.save()
+    assert found[0] == found[3]
     assert len({one.digest for one in found}) == 3
+    assert not any(one.is_blank for one in found)
+    assert {one.is_gray for one in found} == {kind != "bands"}
+    assert len({one.sketch for one in found}) == (1 if kind == "bands" else 3)
     decoded.clear()
     again = FactsCache(tmp_path)
-    assert [again.read(path, mode) for mode in modes] == found
+    assert again.read(str(paths[1])) == found[1]
     assert decoded == []
+
+
+def test_a_16_bit_image_of_one_value_is_blank(tmp_path: Path) -> None:
+    values = np.full((40, 40), 300, np.uint16)
+    Image.fromarray(values).save(tmp_path / "blank.png")
+    values[7, 9] = 301
+    Image.fromarray(values).save(tmp_path / "spot.png")
+    assert read_facts(str(tmp_path / "blank.png")).is_blank
+    assert not read_facts(str(tmp_path / "spot.png")).is_blank
+
+
+@pytest.mark.parametrize("inspect", [inspect_detection, inspect_segmentation])
+def test_dim_images_are_no_copies_of_each_other(
+    inspect: Callable[..., Any], tmp_path: Path
+) -> None:
+    annotations = "labels" if inspect is inspect_detection else "masks"
+    for seed, name in enumerate(("train/a", "train/b", "val/c", "val/d")):
+        image = tmp_path / f"images/{name}.png"
+        annotation = tmp_path / f"{annotations}/{name}"
+        for path in (image, annotation):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_dim(image, "uint16", seed)
+        if annotations == "labels":
+            annotation.with_suffix(".txt").write_text("0 0.5 0.5 0.2 0.2")
+        else:
+            Image.fromarray(np.eye(40, dtype=np.uint8)).save(annotation.with_suffix(".png"))
+    (tmp_path / "classes.txt").write_text("thing\nother\n")
+    problems = [str(one) for one in inspect(str(tmp_path), console=QUIET).problems]
+    assert not [one for one in problems if "identical" in one or "duplicate" in one]
 
 
 def test_missing_files_are_bad_images(root: Path) -> None:

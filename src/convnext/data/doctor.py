@@ -27,16 +27,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnext.atomic import atomic_write
-from convnext.data.images import (
-    PICTURE,
-    Header,
-    Mode,
-    RangedMode,
-    as_mode,
-    header_of,
-    opened,
-    upright,
-)
+from convnext.data.bands import BandImage
+from convnext.data.images import Header, as_mode, header_of, opened, upright
 from convnext.data.threads import for_each
 from convnext.hardware.tuning_cache import cache_folder
 
@@ -72,7 +64,7 @@ class ImageFacts:
     orientation: int
     """The EXIF orientation; 1 for an upright image."""
     digest: bytes
-    """Hash of the pixels, 16 bytes."""
+    """Hash of the pixels, 16 bytes; with all bands and bits of the file."""
     sketch: bytes
     """32 bytes, similar for images that look alike; empty for small images."""
     is_blank: bool
@@ -81,11 +73,9 @@ class ImageFacts:
 
 
 def facts_of(image: Image.Image, header: Header) -> ImageFacts:
-    """Return the facts about a decoded image in RGB."""
+    """Return the facts about a decoded image in its `Header.whole_mode`."""
     data = image.tobytes()
-    start = data[:_START]
-    is_gray = start[0::3] == start[1::3] == start[2::3]
-    is_blank = start == start[:3] * (len(start) // 3)
+    is_blank, is_gray = _look_of_rgb(data) if image.mode == "RGB" else _look_of_values(image)
     return ImageFacts(
         width=image.width,
         height=image.height,
@@ -94,17 +84,32 @@ def facts_of(image: Image.Image, header: Header) -> ImageFacts:
         orientation=header.orientation,
         digest=hashlib.blake2b(b"%d %d " % image.size + data, digest_size=16).digest(),
         sketch=sketch(image) if min(image.size) >= SKETCH_PIXELS else b"",
-        is_blank=is_blank and data == data[:3] * (len(data) // 3),
-        is_gray=is_gray and data[0::3] == data[1::3] == data[2::3],
+        is_blank=is_blank,
+        is_gray=is_gray,
     )
 
 
-def read_facts(path: str, mode: Mode = PICTURE) -> ImageFacts:
-    """Decode an image file in full, and return the facts about it.
+def _look_of_rgb(data: bytes) -> tuple[bool, bool]:
+    """Return whether pixels are all the same, and whether they are all gray."""
+    start = data[:_START]
+    is_gray = start[0::3] == start[1::3] == start[2::3]
+    is_blank = start == start[:3] * (len(start) // 3)
+    return (
+        is_blank and data == data[:3] * (len(data) // 3),
+        is_gray and data[0::3] == data[1::3] == data[2::3],
+    )
 
-    Args:
-        path: The file.
-        mode: RGB, perhaps with a range for 16-bit and float images.
+
+def _look_of_values(image: Image.Image) -> tuple[bool, bool]:
+    values = np.asarray(image).reshape(image.height, image.width, -1)
+    return (
+        bool((values == values[:1, :1]).all()),
+        values.shape[2] == 1 or bool((values == values[..., :1]).all()),
+    )
+
+
+def read_facts(path: str) -> ImageFacts:
+    """Decode an image file in full, and return the facts about it.
 
     Raises:
         BadImage: If it cannot be read.
@@ -112,11 +117,13 @@ def read_facts(path: str, mode: Mode = PICTURE) -> ImageFacts:
     with opened(path) as image:
         header = header_of(image)
         image.load()
-        return facts_of(as_mode(upright(image), mode), header)
+        return facts_of(as_mode(upright(image), header.whole_mode), header)
 
 
 def sketch(image: Image.Image) -> bytes:
     """Return 256 bits: whether each cell of a 16 x 16 grid is brighter than its left neighbor."""
+    if image.mode == "F":  # Scaled to 8 bits by its own values.
+        image = BandImage(np.asarray(image)[..., None])
     cells = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX))
     return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
 
@@ -128,7 +135,7 @@ Stamp = tuple[int, int, int, int]
 SETTLED_NS = 2_000_000_000
 # The most that the facts of all data sets may take; the oldest are removed.
 MAX_CACHE_BYTES = 256 * 2**20
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _ROW = np.dtype(
     [
         ("name", "V16"),
@@ -178,18 +185,16 @@ class FactsCache:
         if enabled:
             self._load()
 
-    def read(self, path: str, mode: Mode = PICTURE) -> ImageFacts:
+    def read(self, path: str) -> ImageFacts:
         """Return the facts about an image file, from the cache if the file is unchanged.
-
-        The arguments are those of `read_facts`.
 
         Raises:
             BadImage: If it cannot be read.
         """
         stamp = _stamp(path) if self._enabled else None
         if stamp is None:
-            return read_facts(path, mode)
-        name = _hash((path if os.path.isabs(path) else os.path.abspath(path)) + _range_of(mode))
+            return read_facts(path)
+        name = _hash(path if os.path.isabs(path) else os.path.abspath(path))
         row = self._row_of.get(name)
         if row is not None:
             known: tuple[Any, ...] = self._rows[row].item()
@@ -197,7 +202,7 @@ class FactsCache:
                 self._used.add(row)
                 self.num_found += 1
                 return self._facts(known)
-        found = read_facts(path, mode)
+        found = read_facts(path)
         # Both times count: an extracted archive has old times of modification.
         if max(stamp[1:3]) + SETTLED_NS < time.time_ns():
             self._new[name] = stamp, found
@@ -272,10 +277,6 @@ class FactsCache:
             return
         self._rows, self._words = rows, words
         self._row_of = {name: row for row, name in enumerate(rows["name"].tolist())}
-
-
-def _range_of(mode: Mode) -> str:
-    return f"\0{mode.range}" if isinstance(mode, RangedMode) else ""
 
 
 def _hash(name: str) -> bytes:

@@ -168,6 +168,11 @@ class Header:
         """Width and height."""
         return self.width, self.height
 
+    @property
+    def whole_mode(self) -> Mode:
+        """The mode that keeps all values and bands: `RAW`, or `PICTURE` of an image of 8 bits."""
+        return RAW if self.num_bands or self.mode in WIDE_MODES else PICTURE
+
 
 def decode(
     file: File,
@@ -290,10 +295,8 @@ def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
     Raises:
         BadImage: If it has other bands than the mode reads.
     """
-    if isinstance(mode, BandMode) or str(mode) == RAW:
-        if getattr(image, "is_cut", False):
-            reason = "its bands and bits are more than Pillow reads"
-            raise BadImage("the image", needs_tifffile(reason))
+    if (isinstance(mode, BandMode) or str(mode) == RAW) and getattr(image, "is_cut", False):
+        raise BadImage("the image", needs_tifffile("its bands and bits are more than Pillow reads"))
     if isinstance(mode, BandMode):
         return _as_bands(image, mode)
     if image.mode == mode and not image.has_transparency_data:

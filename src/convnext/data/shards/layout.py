@@ -17,7 +17,7 @@ from PIL import Image
 
 from convnext.atomic import atomic_write
 from convnext.data.formats.records import SPLITS
-from convnext.data.images import PICTURE, WIDE_MODES, BadImage, Mode, decode, read_header, reason_of
+from convnext.data.images import PICTURE, RAW, BadImage, Mode, decode, read_header, reason_of
 from convnext.data.preprocessing import fit_short_side
 from convnext.data.samples import FolderSamples, ImageListing, spread
 from convnext.data.shards import index as shard_index
@@ -426,8 +426,7 @@ def _content(source: str, resize: int | None) -> tuple[bytes, str]:
     short = min(header.width, header.height)
     ending = Path(source).suffix.lower()
     # A JPEG has 8 bits and at most three bands.
-    keeps_values = header.num_bands or header.mode in WIDE_MODES
-    if resize is None or short <= resize or keeps_values:
+    if resize is None or short <= resize or header.whole_mode is RAW:
         decode(content, mode=PICTURE, source=source)
         return content, ending
     mode: Mode = "L" if header.mode in ("1", "L") else "RGB"

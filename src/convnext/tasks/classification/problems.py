@@ -14,8 +14,7 @@ from rich.console import Console
 
 from convnext.data import doctor
 from convnext.data.doctor import Alike, FactsCache, ImageFacts, Scan, facts_of
-from convnext.data.images import BadImage, Mode
-from convnext.data.ranges import color_mode
+from convnext.data.images import BadImage
 from convnext.data.samples import FolderSamples, Samples
 from convnext.tasks.classification.data import ClassificationData, refusal
 
@@ -52,30 +51,25 @@ def scan(
     console: Console | None = None,
 ) -> Scan[Inspected]:
     """Read every image, training images first; the arguments are those of `doctor.scan`."""
-    parts, mode = _parts(data), color_mode(data.train)
+    parts = data.parts
     places = [(part, i) for part, samples in parts.items() for i in range(len(samples))]
 
     def read(place: tuple[str, int], facts: FactsCache) -> Inspected:
         part, index = place
-        return item(part, parts[part], index, mode, facts)
+        return item(part, parts[part], index, facts)
 
     return doctor.scan(
         data.path, places, read, "reading images", deep=deep, cache=cache, console=console
     )
 
 
-def _parts(data: ClassificationData) -> dict[str, Samples]:
-    found = {"train": data.train, "val": data.val}
-    return found if data.test is None else {**found, "test": data.test}
-
-
-def item(part: str, samples: Samples, index: int, mode: Mode, cache: FactsCache) -> Inspected:
+def item(part: str, samples: Samples, index: int, cache: FactsCache) -> Inspected:
     """Read one image."""
     source, label = samples.source(index), samples.labels[index]
     num_bytes = samples.num_bytes(index)
     samples.read_ahead(index)
     try:
-        facts = _facts(samples, index, mode, cache)
+        facts = _facts(samples, index, cache)
     except BadImage as error:
         return Inspected(
             part=part, source=source, label=label, num_bytes=num_bytes, reason=error.reason
@@ -96,15 +90,16 @@ def item(part: str, samples: Samples, index: int, mode: Mode, cache: FactsCache)
     )
 
 
-def _facts(samples: Samples, index: int, mode: Mode, cache: FactsCache) -> ImageFacts:
+def _facts(samples: Samples, index: int, cache: FactsCache) -> ImageFacts:
     """Return the facts about an image; those about members of shards are not cached.
 
     Raises:
         BadImage: If it cannot be read.
     """
     if isinstance(samples, FolderSamples):
-        return cache.read(samples.source(index), mode)
-    return facts_of(samples.open(index, mode), samples.header(index))
+        return cache.read(samples.source(index))
+    header = samples.header(index)
+    return facts_of(samples.open(index, header.whole_mode), header)
 
 
 NUM_EXAMPLES = 5
