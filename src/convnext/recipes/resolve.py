@@ -178,6 +178,8 @@ class Resolver:
         self.on_cpu, self.scratch = context.device == "cpu", recipe.weights == "none"
         self.choices: list[Choice] = []
         self._recipe, self._values = recipe, dict(flatten(recipe))
+        known = all_settings()
+        self._explains = any(v == "auto" and known[n].resolves for n, v in self._values.items())
 
     def __getitem__(self, setting: str) -> Any:
         return self._values[setting]
@@ -185,9 +187,21 @@ class Resolver:
     def choose(self, setting: str, value: Any, reason: str) -> Any:
         """Set `setting` if it is `auto`; return its value."""
         if self[setting] == "auto":
-            self._values[setting] = value
-            self.choices.append(Choice(setting=setting, value=value, reason=reason))
+            self._set(setting, value, reason)
         return self[setting]
+
+    def _set(self, setting: str, value: Any, reason: str) -> None:
+        """Set `setting`, and record the reason."""
+        self._values[setting] = value
+        self.choices.append(Choice(setting=setting, value=value, reason=reason))
+
+    def note(self, setting: str, reason: str) -> None:
+        """Record a reason about a setting that stays.
+
+        A recipe without `auto`, such as that of a resumed run, was explained when it was resolved.
+        """
+        if self._explains:
+            self._set(setting, self[setting], reason)
 
     def finish(self) -> tuple[ResolvedRecipe, tuple[Choice, ...]]:
         """Return the resolved recipe, and the choices with their reasons."""
@@ -222,22 +236,13 @@ class Resolver:
         """
         given = getattr(self.context.preprocessing, "bands", ())
         if given and bands is not None and not self["input.bands"]:
-            self._values["input.bands"] = given
-            choice = Choice(setting="input.bands", value=given, reason="as in the weights")
-            self.choices.append(choice)
+            self._set("input.bands", given, "as in the weights")
         if bands is not None:
             self._choose_bands(bands)
         elif chosen := self["input.bands"]:
             self.choose("input.in_chans", len(chosen), "the bands that were chosen")
-        if range and not self["input.range"]:
-            self._values["input.range"] = range
-            reason = "the 0.1 and 99.9 percentiles of the 16-bit or float training images"
-            self.choices.append(Choice(setting="input.range", value=range, reason=reason))
-        elif range and tuple(self["input.range"]) != tuple(range):
-            measured = ", ".join(f"{value:,g}" for value in range)
-            reason = f"as given; the 0.1 and 99.9 percentiles of training images are {measured}"
-            choice = Choice(setting="input.range", value=self["input.range"], reason=reason)
-            self.choices.append(choice)
+        if bands is None or not self["input.range"]:
+            self._choose_range(range, "the 16-bit or float training images")
         if self.context.preprocessing is not None:
             for name, value in asdict(self.context.preprocessing).items():
                 is_other = name in ("mean", "std") and len(value) != self["input.in_chans"]
@@ -251,6 +256,16 @@ class Resolver:
         self.choose("input.mean", mean if len(mean) == chans else mean * chans, "as for ImageNet")
         self.choose("input.std", std if len(std) == chans else std * chans, "as for ImageNet")
 
+    def _choose_range(self, measured: tuple[float, ...], images: str) -> None:
+        """Take a measured range if none is given, or tell of it; () if there is none."""
+        given = tuple(self["input.range"])
+        if measured and not given:
+            self._set("input.range", measured, f"the 0.1 and 99.9 percentiles of {images}")
+        elif measured and given != measured:
+            listed = ", ".join(f"{value:,g}" for value in measured)
+            reason = f"as given; the 0.1 and 99.9 percentiles of {images}: {listed}"
+            self.note("input.range", reason)
+
     def _note_stem(self, chans: int) -> None:
         """Record that the stem of pretrained weights for other channels is adapted."""
         own = getattr(self.context.preprocessing, "in_chans", chans)
@@ -258,7 +273,7 @@ class Resolver:
             return
         how = "summed" if chans == 1 else f"repeated for {chans}, and scaled"
         reason = f"the {count_noun(own, 'channel')} of their stem are {how}"
-        self.choices.append(Choice(setting="weights", value=self["weights"], reason=reason))
+        self.note("weights", reason)
 
     def _choose_bands(self, sample: BandSample) -> None:
         """Choose the channels of images with several bands, their ranges and statistics."""
@@ -272,10 +287,7 @@ class Resolver:
                 f"input.in_chans is {chans}, but there are {count_noun(count, 'band')}; choose "
                 f"bands with --input.bands, such as --input.bands {some}"
             )
-        if not self["input.range"] and (found := sample.ranges(bands)):
-            self._values["input.range"] = found
-            reason = "the 0.1 and 99.9 percentiles of each band of the training images"
-            self.choices.append(Choice(setting="input.range", value=found, reason=reason))
+        self._choose_range(sample.ranges(bands), "each band of the training images")
         mean, std = sample.statistics(bands, self["input.range"] if sample.is_wide else ())
         self.choose("input.mean", mean, "that of the training images")
         self.choose("input.std", std, "that of the training images")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from convnext.data.preprocessing import Preprocessing
+from convnext.data.ranges import BandSample
 from convnext.recipes.recipe import Recipe, change_recipe, flatten
 from convnext.recipes.resolve import Choice, ResolveContext
 from convnext.tasks.classification.data import DataFacts
@@ -66,9 +68,35 @@ def test_a_range_of_the_user_is_printed_beside_the_measured_one() -> None:
     assert settings["input.range"] == (0.0, 255.0)
     (choice,) = [choice for choice in choices if choice.setting == "input.range"]
     assert choice.value == (0.0, 255.0)
-    assert "training images are 1, 4,093" in choice.reason
+    assert "training images: 1, 4,093" in choice.reason
     _, _, choices = resolved(facts, input__range=facts.pixel_range)
     assert "input.range" not in {choice.setting for choice in choices}
+
+
+def test_a_range_of_the_user_for_bands_is_printed_beside_the_measured_ones() -> None:
+    values = np.array([[0, 100, 0], [4000, 200, 9000]], np.float32)
+    sample = BandSample(values=values, num_images=1, counts={3: "a.tif"}, is_wide=True)
+    _, settings, choices = resolved(replace(PHOTOS, bands=sample), input__range=(0.0, 255.0))
+    assert settings["input.range"] == (0.0, 255.0)
+    (choice,) = [choice for choice in choices if choice.setting == "input.range"]
+    assert choice.value == (0.0, 255.0)
+    assert "each band of the training images: " in choice.reason
+    measured = sample.ranges()
+    _, settings, choices = resolved(replace(PHOTOS, bands=sample))
+    assert settings["input.range"] == measured
+    _, _, choices = resolved(replace(PHOTOS, bands=sample), input__range=measured)
+    assert "input.range" not in {choice.setting for choice in choices}
+
+
+def test_a_resolved_recipe_is_not_explained_again() -> None:
+    facts = replace(PHOTOS, pixel_range=(1.0, 4093.0))
+    gray = Preprocessing(image_size=32, crop_pct=1.0, in_chans=1, mean=(0.5,), std=(0.2,))
+    where = replace(CPU, preprocessing=gray)
+    changes = {"input__range": (0.0, 255.0), "input__in_chans": 3, "weights": "a.safetensors"}
+    recipe, _, choices = resolved(facts, where, **changes)
+    assert {"input.range", "weights"} <= {choice.setting for choice in choices}
+    again, choices = ClassificationTask.resolve(recipe, facts, where)
+    assert (again, choices) == (recipe, ())
 
 
 def test_large_data_takes_the_recipe_of_the_paper() -> None:
