@@ -10,8 +10,6 @@ split,gs://.../image,class,x1,y1,,,x2,y2,,                   AutoML, without a h
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +27,7 @@ from convnext.data.formats.imported import (
 from convnext.data.formats.located import Size
 from convnext.data.formats.paths import SPLIT_WORDS, FileIndex, split_of, words_of
 from convnext.data.formats.records import ReadOptions, Split
+from convnext.data.formats.text_lists import cells_of
 from convnext.data.formats.yolo_config import read_text
 from convnext.data.images import readable_extensions
 from convnext.documents import open_regular
@@ -77,14 +76,8 @@ def is_table(path: Path) -> bool:
             head = file.read(HEAD)
     except OSError:
         return False
-    text = head.decode("utf-8-sig", "replace")
-    return _columns(_cells("\n".join(text.splitlines()[: NUM_ROWS + 1]))) is not None
-
-
-def _cells(text: str) -> list[list[str]]:
-    """Return the cells of a table, whatever sign separates them."""
-    first = text.partition("\n")[0]
-    return list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count)))
+    lines = head.decode("utf-8-sig", "replace").splitlines()[: NUM_ROWS + 1]
+    return _columns(cells_of(path, "\n".join(lines), is_whole=False)) is not None
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> _Columns | None:
@@ -101,13 +94,14 @@ def _columns(rows: Sequence[Sequence[str]]) -> _Columns | None:
     if "image" in at:
         if {"x1", "y1", "x2", "y2"} <= at.keys():
             return _Columns(at, True, "corners")
-        if "box" in at and all(_list_of_four(row[at["box"]]) for row in rows[1:] if len(row) > 1):
+        boxes = [row[at["box"]] for row in rows[1:] if "box" in at and len(row) > at["box"]]
+        if "box" in at and all(map(_list_of_four, boxes)):
             return _Columns(at, True, "list")
         if {"x", "y"} <= at.keys():
-            sides = {"w": at.get("w", at.get("width")), "h": at.get("h", at.get("height"))}
-            if None not in sides.values():
+            w, h = at.get("w", at.get("width")), at.get("h", at.get("height"))
+            if w is not None and h is not None:
                 kept = {k: v for k, v in at.items() if k not in ("width", "height")}
-                return _Columns({**kept, **{k: v for k, v in sides.items() if v}}, True, "sides")
+                return _Columns({**kept, "w": w, "h": h}, True, "sides")
     return _without_header(rows)
 
 
@@ -164,12 +158,13 @@ def read_table(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     skipped = Skipped()
     notes: list[str] = []
     images: dict[tuple[Path, str], ImportedImage] = {}
+    objects: dict[tuple[Path, str], list[ImportedObject]] = {}
     names = _descriptions(index)
     split_from = "the names of the tables"
     for path in index.with_ending(".csv", ".tsv"):
         if not is_table(path):
             continue
-        found = _cells(read_text(path))
+        found = cells_of(path, read_text(path))
         columns = _columns(found[: NUM_ROWS + 1])
         assert columns is not None
         split = _split_of_table(path)
@@ -185,13 +180,14 @@ def read_table(index: FileIndex, options: ReadOptions) -> ImportedDataset:
                 f"{ONLY_CLASS!r}"
             )
         for where, name, box, row in rows:
-            known = images.get((path, name)) or ImportedImage(
-                file=name,
-                where=where,
-                size=_size(row, columns),
-                split=split if split_column is None else _split_of_cell(row[split_column]),
-                bases=(path.parent, path.parent / "images", index.root),
-            )
+            if (path, name) not in images:
+                images[path, name] = ImportedImage(
+                    file=name,
+                    where=where,
+                    size=_size(row, columns),
+                    split=split if split_column is None else _split_of_cell(row[split_column]),
+                    bases=(path.parent, path.parent / "images", index.root),
+                )
             if box is not None:
                 label = row[columns.at["class"]].strip() if "class" in columns.at else ONLY_CLASS
                 crowd = "crowd" in columns.at and row[columns.at["crowd"]].strip() == "1"
@@ -202,14 +198,13 @@ def read_table(index: FileIndex, options: ReadOptions) -> ImportedDataset:
                     relative=is_relative,
                     crowd=crowd,
                 )
-                known = replace(known, objects=(*known.objects, one))
-            images[path, name] = known
+                objects.setdefault((path, name), []).append(one)
         if split_column is not None:
             split_from = "a column of the table"
     splits = {image.split for image in images.values()}
     return ImportedDataset(
         kind="table of boxes",
-        images=tuple(images.values()),
+        images=tuple(replace(one, objects=objects.get(key, ())) for key, one in images.items()),
         split_from=split_from if "train" in splits and len(splits) > 1 else "",
         notes=tuple(notes),
         faults=skipped.all(),
@@ -287,7 +282,7 @@ def _descriptions(index: FileIndex) -> dict[str, str]:
     names: dict[str, str] = {}
     for path in index.with_ending(".csv"):
         if DESCRIPTIONS in path.name.lower():
-            for row in csv.reader(io.StringIO(read_text(path))):
+            for row in cells_of(path, read_text(path), ","):
                 if len(row) == 2 and row[0].startswith("/"):
                     names[row[0].strip()] = row[1].strip()
     return names

@@ -5,14 +5,14 @@ Paths are absolute or relative to the folder of the CSV.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from convnext.data.formats.paths import split_of
+from convnext.data.formats.text_lists import cells_of
 from convnext.data.samples import FolderSamples, ImageListing
 from convnext.documents import read_regular
 from convnext.names import count_noun, csv_text, nearest
@@ -38,18 +38,17 @@ def find_table(path: Path) -> ImageListing:
     Rows that repeat others exactly are counted and used once.
 
     Raises:
-        ValueError: If a column is missing, a row is incomplete, a split has another name, or an
-            image has two labels or splits.
+        ValueError: If a column is missing, a row is incomplete, a quotation mark is not closed, a
+            split has another name, or an image has two labels or splits.
     """
-    text = read_regular(path)
-    reader = csv.DictReader(io.StringIO(text))
-    header = reader.fieldnames or []
+    header, *body = [row for row in cells_of(path, read_regular(path), ",") if row] or [[]]
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         has = ", ".join(header) or "none"
         raise ValueError(f"{path} needs a column {missing[0]!r}; it has {has}")
     keys, names, parts = [], [], []
-    for number, row in enumerate(reader, start=2):
+    for number, cells in enumerate(body, start=2):
+        row = dict(zip_longest(header, cells[: len(header)], fillvalue=""))
         if not row["path"] or not row["label"]:
             raise ValueError(f"{path}, line {number}: a row needs a path and a label")
         keys.append(row["path"])

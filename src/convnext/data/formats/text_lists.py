@@ -36,6 +36,7 @@ LABELS = (
     "label", "class", "labels", "class_name", "classname", "category", "target", "species", "breed",
     "diagnosis", "dx", "y", "label_name", "category_name", "classid", "class_id", "label_id",
 )  # fmt: skip
+_LAST = "the end of the table"
 # Rows that tell which column is which.
 NUM_ROWS = 200
 # CUB-200 and data sets like it: a number for each image, and files that refer to it.
@@ -79,24 +80,51 @@ def _first_of(line: str) -> str:
     return words[0] if has_mask or has_numbers else line
 
 
+def cells_of(path: Path, text: str, sign: str = "", *, is_whole: bool = True) -> list[list[str]]:
+    """Return the rows of a table, blank ones as [].
+
+    Args:
+        path: Its file, for messages.
+        text: Its content.
+        sign: What separates the cells; by default the most frequent sign of the first line.
+        is_whole: Whether it is the whole content, rather than a start that may end within a cell.
+
+    Raises:
+        ValueError: If a quotation mark is not closed: all that follows would be one cell.
+    """
+    first = text.partition("\n")[0]
+    # If a last line of our own is not read as one, it is part of a cell.
+    lines = f"{text}\n{_LAST}"
+    reader = csv.reader(io.StringIO(lines), delimiter=sign or max(",;\t", key=first.count))
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}:{reader.line_num}: cannot be read as a table: {error}; is a quotation mark "
+            "before it not closed?"
+        ) from error
+    last = rows.pop()
+    if last != [_LAST] and is_whole:
+        line = lines.count("\n") + 1 - last[-1].count("\n")
+        raise ValueError(f"{path}:{line}: a quotation mark is opened, but not closed")
+    return rows
+
+
 def rows_of_text(path: Path) -> list[list[str]]:
     """Return the cells of a table, or the words of each line of another text.
 
     The words are separated by tabs if there are any, else by commas or blanks.
 
     Raises:
-        ValueError: If it is not UTF-8.
+        ValueError: If it is not UTF-8, or a quotation mark in a table is not closed.
     """
     text = read_regular(path)
-    first = text.partition("\n")[0]
     if path.suffix.lower() in TABLES:
-        delimiter = max(",;\t", key=first.count)
+        rows = cells_of(path, text)
+    elif sign := next((sign for sign in "\t,;" if sign in text.partition("\n")[0]), ""):
+        rows = cells_of(path, text, sign)
     else:
-        delimiter = next((sign for sign in "\t,;" if sign in first), " ")
-    if delimiter == " ":
         rows = [line.split() for line in text.splitlines()]
-    else:
-        rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
     return [[cell.strip() for cell in row] for row in rows if any(row)]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,6 +22,7 @@ from convnext.data.formats.imported import (
 )
 from convnext.data.formats.paths import FileIndex, split_of
 from convnext.data.formats.records import ReadOptions
+from convnext.data.formats.text_lists import cells_of
 from convnext.data.formats.tool_json import dataset_of, folders_of_images, json_files
 from convnext.data.formats.yolo_config import read_text
 
@@ -77,9 +76,10 @@ def is_via_table(head: bytes) -> bool:
 def _regions_of_table(path: Path, skipped: Skipped) -> list[Mapping[str, Any]]:
     """Return the entries of a table as the json has them: a row is a region of an image."""
     entries: dict[str, dict[str, Any]] = {}
-    reader = csv.DictReader(io.StringIO(read_text(path)))
-    for number, row in enumerate(reader, 2):
-        row = {str(key).strip("# "): value for key, value in row.items()}
+    header, *body = [row for row in cells_of(path, read_text(path), ",") if row]
+    names = [name.strip("# ") for name in header]
+    for number, cells in enumerate(body, 2):
+        row = dict(zip(names, cells, strict=False))
         name = row.get("filename")
         if not name:
             skipped.add("damaged rows", f"{path}:{number}:", "needs a filename; left out")
