@@ -17,6 +17,7 @@ from small_objects import HEIGHT, WIDTH, save
 from tool_layouts import kitti, rows, text
 
 from convnext.data.formats.layouts import is_detection, recognize
+from convnext.data.masks import cut
 from convnext.data.objects import DetectionData, open_dataset
 from convnext.tasks import recognize_task
 
@@ -182,6 +183,138 @@ def test_bitmaps_and_holes_of_supervisely(tmp_path: Path) -> None:
     assert data.train.objects(0).areas.tolist()[0] == 24
     for words in ("holes, which are filled", "bitmap that cannot be read", "kind 'point'"):
         assert words in notes(data)
+
+
+def _pictures() -> dict[str, Image.Image]:
+    """Return one bitmap of 2 x 3 pixels in a picture of 5 x 6, as tools and viewers save it."""
+    drawn = np.zeros((6, 5), np.uint8)
+    drawn[1:4, 2:4] = 1
+    palette = Image.fromarray(drawn)
+    palette.putpalette([0, 0, 0, 255, 255, 255])
+    palette.info["transparency"] = 0
+    white, black = np.full((6, 5, 4), 255, np.uint8), np.zeros((6, 5, 4), np.uint8)
+    white[..., 3] = black[..., 3] = 255 * drawn
+    opaque = np.dstack([255 * drawn] * 3 + [np.full_like(drawn, 255)])
+    return {
+        "gray": Image.fromarray(drawn * 255),
+        "palette": palette,
+        "white on clear white": Image.fromarray(white),
+        "black on clear black": Image.fromarray(black),
+        "opaque": Image.fromarray(opaque),
+    }
+
+
+@pytest.mark.parametrize("kind", _pictures())
+@pytest.mark.parametrize("tool", ["labelme", "supervisely"])
+def test_bitmaps_have_the_pixels_that_are_drawn(tmp_path: Path, tool: str, kind: str) -> None:
+    stream, picture = io.BytesIO(), _pictures()[kind]
+    picture.save(stream, "PNG", **picture.info)
+    for name in "ab":
+        photos(tmp_path, f"ds/img/{name}.png")
+        if tool == "supervisely":
+            packed = base64.b64encode(zlib.compress(stream.getvalue())).decode()
+            value = {"data": packed, "origin": [7, 8]}
+            one = {"classTitle": "a", "geometryType": "bitmap", "bitmap": value}
+            size = {"height": HEIGHT, "width": WIDTH}
+            text(tmp_path / f"ds/ann/{name}.png.json", json.dumps({"size": size, "objects": [one]}))
+        else:
+            mask = base64.b64encode(stream.getvalue()).decode()
+            points = [[7, 8], [11, 13]]
+            shape = {"label": "a", "shape_type": "mask", "points": points, "mask": mask}
+            content = {"imagePath": f"{name}.png", "imageWidth": WIDTH, "imageHeight": HEIGHT}
+            path = tmp_path / f"ds/img/{name}.json"
+            text(path, json.dumps({**content, "shapes": [shape]}))
+    found = opened(tmp_path).train.objects(0)
+    bitmap = cut(found.masks[0], (0, 0, WIDTH, HEIGHT))
+    wanted = np.zeros((HEIGHT, WIDTH), np.uint8)
+    wanted[9:12, 9:11] = 1
+    assert np.array_equal(bitmap, wanted)
+    assert found.areas.tolist() == [6]
+
+
+LISTS: dict[str, tuple[str, Any]] = {
+    "regions of Label Studio": (
+        "x.json",
+        [
+            {"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": 7}]},
+            {
+                "id": 2,
+                "data": {"image": "b.png"},
+                "annotations": [{"result": [{"value": {"rectanglelabels": ["cat"]}}]}],
+            },
+        ],
+    ),
+    "annotations of Datumaro": (
+        "annotations/train.json",
+        {
+            "categories": {"label": {"labels": [{"name": "cat"}]}},
+            "items": [{"id": "a", "annotations": 7}],
+        },
+    ),
+    "labels of BDD100K": (
+        "x.json",
+        [{"name": "a.png", "labels": 7}, {"name": "b.png", "labels": [{"box2d": 1}]}],
+    ),
+    "polygons of BDD100K": (
+        "x.json",
+        [{"name": "a.png", "labels": [{"category": "cat", "poly2d": 7}]}],
+    ),
+    "objects of an imagefolder": ("images/metadata.jsonl", {"file_name": "a.png", "objects": 7}),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_values_that_are_not_lists_are_counted(tmp_path: Path, case: str) -> None:
+    path, content = LISTS[case]
+    photos(tmp_path, "images/a.png", "images/b.png")
+    text(tmp_path / path, json.dumps(content))
+    data = opened(tmp_path)
+    assert not any(objects(data).values())
+    assert "has a int where a list belongs; read as an empty one" in notes(data)
+
+
+def test_classes_of_an_imagefolder_are_numbers_or_names(tmp_path: Path) -> None:
+    photos(tmp_path, "a.png", "b.png")
+    lines = [
+        {"file_name": f"{name}.png", "objects": {"bbox": [[1, 2, 8, 9]], "categories": [label]}}
+        for name, label in (("a", 0), ("b", "cat"))
+    ]
+    text(tmp_path / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="are numbers, such as 0, and others are names"):
+        opened(tmp_path)
+
+
+def test_a_list_of_boxes_with_damaged_numbers(tmp_path: Path) -> None:
+    photos(tmp_path, "a.png", "b.png")
+    text(tmp_path / "_classes.txt", "cat\n")
+    text(tmp_path / "_annotations.txt", "a.png 1,2,9.5,9,0\nb.png 1.2.3,2,9,9,0\n")
+    data = opened(tmp_path)
+    assert objects(data) == {"a": [("cat", [1, 2, 8.5, 7])]}
+    assert "names the image b.png 1.2.3,2,9,9,0, which is not below" in notes(data)
+
+
+@pytest.mark.parametrize(
+    ("table", "boxes"),
+    [
+        ("width,height,x,y,filename,class\n8,9,2,3,a.png,cat\n", [("cat", [2, 3, 8, 9])]),
+        ('filename,class,z,bbox\na.png,cat,,"[2,3,8,9]"\nb.png,cat\n', [("cat", [2, 3, 8, 9])]),
+    ],
+)
+def test_tables_with_columns_in_any_order_and_short_rows(
+    tmp_path: Path, table: str, boxes: list[tuple[str, list[float]]]
+) -> None:
+    photos(tmp_path, "a.png")
+    text(tmp_path / "boxes.csv", table)
+    assert objects(opened(tmp_path)) == {"a": boxes}
+
+
+@pytest.mark.parametrize("count", [3, 20_000])
+def test_a_table_with_an_open_quotation_mark(tmp_path: Path, count: int) -> None:
+    photos(tmp_path, "a.png")
+    rows = ["filename,class,x1,y1,x2,y2", 'a.png,"cat,1,2,8,9', *["a.png,cat,1,2,8,9"] * count]
+    text(tmp_path / "boxes.csv", "\n".join(rows))
+    with pytest.raises(ValueError, match=r"boxes\.csv:\d+: .*quotation mark"):
+        opened(tmp_path)
 
 
 def test_subsets_of_datumaro_with_other_labels(tmp_path: Path) -> None:

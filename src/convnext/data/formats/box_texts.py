@@ -30,7 +30,8 @@ from convnext.data.formats.yolo_config import read_text
 from convnext.data.images import readable_extensions
 
 TEXT, NAMES = "_annotations.txt", "_classes.txt"
-_BOX = re.compile(r"-?[\d.]+,-?[\d.]+,-?[\d.]+,-?[\d.]+,\d+")
+_NUMBER = r"-?(?:\d+\.?\d*|\.\d+)"
+_BOX = re.compile(rf"(?:{_NUMBER},){{4}}\d+", re.ASCII)
 
 
 def read_keras(index: FileIndex, options: ReadOptions) -> ImportedDataset:

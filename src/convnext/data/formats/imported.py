@@ -40,6 +40,7 @@ from convnext.data.formats.records import (
     no_objects,
     objects_of,
 )
+from convnext.data.images import as_mode, opened
 from convnext.data.masks import Mask, area_of, cut, encode, is_flat
 
 Box = tuple[float, float, float, float]
@@ -344,6 +345,13 @@ class Skipped:
         """Add a fault."""
         self.faults.append(Fault(kind=kind, where=where, text=text, fatal=fatal))
 
+    def listed(self, value: Any, where: str) -> list[Any]:
+        """Return a list of a json; [] and a fault for another value, apart from null."""
+        if value is not None and not isinstance(value, list):
+            text = f"has a {type(value).__name__} where a list belongs; read as an empty one"
+            self.add("values that are not lists", where, text)
+        return value if isinstance(value, list) else []
+
     def skip(self, kind: str, where: str) -> None:
         """Count a shape that is not an object."""
         self.kinds[kind] += 1
@@ -403,6 +411,22 @@ def turn(points: NDArray[np.float64], degrees: float) -> NDArray[np.float64]:
     """Return points turned clockwise around the origin, as seen on an image."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return np.asarray(points @ np.array(((cos, sin), (-sin, cos))))
+
+
+def bitmap_of(data: bytes, source: str) -> NDArray[np.uint8]:
+    """Return the bitmap (H, W) of a small picture in a json.
+
+    It has the opaque pixels if some are transparent, whatever their color; else those that are not
+    black.
+
+    Raises:
+        BadImage: If it cannot be read.
+    """
+    with opened(data, source=source) as image:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        is_clear = image.has_transparency_data and alpha.min() == 0
+        found = alpha > 0 if is_clear else np.asarray(as_mode(image, "RGB")).max(-1) > 0
+        return found.astype(np.uint8)
 
 
 def runs_of(bitmap: NDArray[np.uint8], corner: tuple[int, int], size: tuple[int, int]) -> Any:

@@ -26,6 +26,7 @@ from convnext.data.formats.imported import (
     ImportedImage,
     ImportedObject,
     Skipped,
+    bitmap_of,
     box_of,
     ellipse,
     points_of,
@@ -36,7 +37,7 @@ from convnext.data.formats.imported import (
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions
 from convnext.data.formats.tool_json import dataset_of, folders_of_images, json_files
-from convnext.data.images import BadImage, decode
+from convnext.data.images import BadImage
 
 # Label Studio writes eight hexadecimal digits before the name of an upload.
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")
@@ -63,7 +64,7 @@ def read_label_studio(index: FileIndex, options: ReadOptions) -> ImportedDataset
                 continue
             file, results = found
             objects: list[ImportedObject] = []
-            for region, values in enumerate(results):
+            for region, values in enumerate(skipped.listed(results, where)):
                 objects += _result(values, f"{where} region {region}", skipped)
             images.append(
                 ImportedImage(
@@ -77,7 +78,7 @@ def read_label_studio(index: FileIndex, options: ReadOptions) -> ImportedDataset
     return dataset_of("Label Studio", images, skipped, index, notes=tuple(notes))
 
 
-def _task(task: _Entry, where: str, others: Counter[str]) -> tuple[str, list[Any]] | None:
+def _task(task: _Entry, where: str, others: Counter[str]) -> tuple[str, Any] | None:
     """Return the image of a task and its results; None if it has no image."""
     data = task["data"] if isinstance(task.get("data"), dict) else task
     keys = ("image", "img", "photo", "picture", "url", "captioning")
@@ -99,7 +100,7 @@ def _task(task: _Entry, where: str, others: Counter[str]) -> tuple[str, list[Any
         others["tasks have several annotations, of which the last is read"] += 1
     if not given:
         others["tasks have no annotation: images without objects"] += 1
-    return file, list(given[-1].get("result") or ()) if given else []
+    return file, given[-1].get("result") if given else None
 
 
 def _upload(name: str, path: Path, index: FileIndex) -> str:
@@ -156,7 +157,7 @@ def _shape(value: _Entry, kind: str, size: list[Any]) -> tuple[np.ndarray, bool]
     points = np.array(((0, 0), (c, 0), (c, d), (0, d)), np.float64)
     angle = value.get("rotation")
     if is_number(angle) and angle:  # Around the first corner, in pixels.
-        scale = np.array(size if are_numbers(size) else (1.0, 1.0), np.float64)
+        scale = np.array(size if are_numbers(size) and min(size) > 0 else (1.0, 1.0), np.float64)
         points = turn(points * scale, float(angle)) / scale
     return points + np.array((a, b)), True
 
@@ -213,7 +214,7 @@ def _region(region: Any, where: str, skipped: Skipped) -> list[ImportedObject]:
         return []
     points = [
         (point.get("x"), point.get("y"))
-        for point in region.get("points") or ()
+        for point in skipped.listed(region.get("points"), where)
         if isinstance(point, dict)
     ]
     is_polygon = region.get("type") == "POLYGON" and len(points) > 2
@@ -294,11 +295,10 @@ def _bitmap(
     try:
         packed = base64.b64decode(str(value.get("data")), validate=False)
         image = zlib.decompressobj().decompress(packed, MAX_BYTES)
-        picture = np.asarray(decode(image, mode="RGB", source=where)).max(-1) > 0
+        bitmap = bitmap_of(image, where)
         x, y = (int(v) for v in origin) if isinstance(origin, list) else (0, 0)
     except (ValueError, TypeError, zlib.error, BadImage):
         skipped.add("damaged masks", where, "has a bitmap that cannot be read; left out")
         return None
-    bitmap = picture.astype(np.uint8)
     box = (float(x), float(y), float(bitmap.shape[1]), float(bitmap.shape[0]))
     return ImportedObject(where=where, label=label, box=box, runs=runs_of(bitmap, (x, y), size))

@@ -16,6 +16,7 @@ from convnext.data.formats.imported import (
     ImportedImage,
     ImportedObject,
     Skipped,
+    bitmap_of,
     box_of,
     ellipse,
     points_of,
@@ -25,7 +26,7 @@ from convnext.data.formats.imported import (
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import ReadOptions
 from convnext.data.formats.tool_json import dataset_of, json_files
-from convnext.data.images import BadImage, decode
+from convnext.data.images import BadImage
 
 
 def read_labelme(index: FileIndex, options: ReadOptions) -> ImportedDataset:
@@ -129,8 +130,7 @@ def _mask(
     """Return an object with a bitmap between two corners, which LabelMe writes as a PNG."""
     box = box_of(points)
     try:
-        raw = base64.b64decode(shape.get("mask") or "", validate=False)
-        bitmap = (np.asarray(decode(raw, mode="L", source=where)) > 0).astype(np.uint8)
+        bitmap = bitmap_of(base64.b64decode(shape.get("mask") or "", validate=False), where)
     except (ValueError, TypeError, BadImage):
         skipped.add("damaged masks", where, "has a mask that cannot be read; its box is kept")
         return ImportedObject(where=where, label=label, box=box)

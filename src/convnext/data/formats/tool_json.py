@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from convnext.data.formats.coco_values import are_numbers, is_box, is_number
+from convnext.data.formats.coco_values import are_numbers, is_box, is_number, is_whole
 from convnext.data.formats.imported import (
     MAX_BYTES,
     ImportedDataset,
@@ -35,6 +35,7 @@ from convnext.documents import read_json
 
 # Hugging Face's names for the classes of `objects`.
 _CATEGORIES = ("categories", "category", "labels", "label", "classes", "class", "names", "name")
+METADATA = "metadata.jsonl"
 _Entry = Mapping[str, Any]
 
 
@@ -194,7 +195,8 @@ def _label_names(content: _Entry) -> tuple[str, ...]:
     categories = content.get("categories")
     labels = categories.get("label") if isinstance(categories, dict) else None
     entries = labels.get("labels") if isinstance(labels, dict) else None
-    return tuple(str(entry.get("name")) for entry in entries or () if isinstance(entry, dict))
+    entries = entries if isinstance(entries, list) else []
+    return tuple(str(entry.get("name")) for entry in entries if isinstance(entry, dict))
 
 
 def _item(
@@ -206,7 +208,7 @@ def _item(
     size = image.get("size")
     file = image.get("path") or f"{item['id']}.jpg"
     objects: list[ImportedObject] = []
-    for number, value in enumerate(item.get("annotations") or ()):
+    for number, value in enumerate(skipped.listed(item.get("annotations"), where)):
         at = f"{where} annotation {number}"
         value = value if isinstance(value, dict) else {}
         label, kind = value.get("label_id"), str(value.get("type"))
@@ -254,15 +256,16 @@ def read_bdd100k(index: FileIndex, options: ReadOptions) -> ImportedDataset:
             name = entry.get("name") if isinstance(entry, dict) else None
             if not isinstance(name, str):
                 continue
+            where = f"{path}: {name}"
             objects = [
                 found
-                for number, value in enumerate(entry.get("labels") or ())
-                if (found := _bdd_label(value, f"{path}: {name} label {number}", skipped))
+                for number, value in enumerate(skipped.listed(entry.get("labels"), where))
+                if (found := _bdd_label(value, f"{where} label {number}", skipped))
             ]
             images.append(
                 ImportedImage(
                     file=name,
-                    where=f"{path}: {name}",
+                    where=where,
                     objects=tuple(objects),
                     split=_word_split(path),
                     bases=folders_of_images(path, index),
@@ -286,7 +289,7 @@ def _bdd_label(value: Any, where: str, skipped: Skipped) -> ImportedObject | Non
             return ImportedObject(where=where, label=label, box=(x1, y1, x2 - x1, y2 - y1))
     rings = [
         points
-        for polygon in polygons or ()
+        for polygon in skipped.listed(polygons, where)
         if isinstance(polygon, dict) and polygon.get("closed")
         if (points := points_of(polygon.get("vertices"))) is not None and len(points) > 2
     ]
@@ -331,8 +334,13 @@ def read_imagefolder(index: FileIndex, options: ReadOptions) -> ImportedDataset:
     labels = {one.label for image in images for one in image.objects}
     notes = ["boxes are read as x, y, width, height in pixels, as COCO has them"]
     classes: tuple[str, ...] | None = None
-    if labels and all(isinstance(label, int) for label in labels):
-        numbers = [label for label in labels if isinstance(label, int)]
+    numbers = [label for label in labels if isinstance(label, int)]
+    if 0 < len(numbers) < len(labels):
+        raise ValueError(
+            f"{index.root}: some classes of {METADATA} are numbers, such as {numbers[0]}, and "
+            "others are names; write one of them for all objects"
+        )
+    if numbers:
         listed = next((p for p in index.files if p.name == CLASS_NAMES), None)
         names = read_text(listed).split("\n") if listed else []
         classes = tuple(name.strip() for name in names if name.strip())
@@ -341,7 +349,9 @@ def read_imagefolder(index: FileIndex, options: ReadOptions) -> ImportedDataset:
             notes.append(
                 f"the classes are numbers; write their names into {CLASS_NAMES}, one per line"
             )
-        if max(numbers) >= len(classes) or min(numbers) < 0:
+        if min(numbers) < 0:
+            raise ValueError(f"{index.root}: the class {min(numbers)} of {METADATA} is below 0")
+        if max(numbers) >= len(classes):
             raise ValueError(
                 f"{listed} has {len(classes):,} names, but the objects have the class "
                 f"{max(numbers)}"
@@ -365,12 +375,12 @@ def _listed_objects(value: Any, where: str, skipped: Skipped) -> tuple[ImportedO
     else:
         pairs = [
             (one.get("bbox"), next((one[k] for k in _CATEGORIES if k in one), None))
-            for one in value or ()
+            for one in skipped.listed(value, f"{where}:")
             if isinstance(one, dict)
         ]
     found = []
     for number, (box, label) in enumerate(pairs):
-        if not is_box(box) or not isinstance(label, str | int) or label == "":
+        if not is_box(box) or not (is_whole(label) or (isinstance(label, str) and label)):
             text = "needs a box of four numbers and a class; left out"
             skipped.add("incomplete annotations", f"{where} object {number}:", text)
             continue
