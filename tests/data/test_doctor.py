@@ -17,10 +17,14 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
+from shapes import write_shapes
+from small_objects import coco_squares
 
+import convnext
 from convnext.data import doctor
 from convnext.data.doctor import ALIKE_BITS, FactsCache, ImageFacts, find_nearest, read_facts
 from convnext.data.images import BadImage
+from convnext.tasks import task_module
 from convnext.tasks.classification.inspect import DataReport, inspect
 from convnext.tasks.classification.shards import to_shards
 from convnext.tasks.detection.inspect import inspect as inspect_detection
@@ -410,3 +414,26 @@ def test_a_terminal_shows_what_is_being_done(root: Path, is_terminal: bool) -> N
     inspect(str(root), console=Console(file=out, force_terminal=is_terminal))
     assert ("listing files and annotations" in out.getvalue()) == is_terminal
     assert ("reading images" in out.getvalue()) == is_terminal
+
+
+@pytest.mark.parametrize("task", ["classify", "segment", "detect"])
+def test_a_report_with_a_contact_sheet_opens_the_data_once(
+    task: str, make_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = {"segment": write_shapes, "detect": coco_squares}.get(task)
+    path = make_folder({"cat": 9, "dog": 8}) if make is None else make(tmp_path / "data")
+    module = task_module(task, "inspect")
+    opened, open_dataset = [], module.open_dataset
+
+    def count(*args: object, **options: object) -> object:
+        opened.append(args)
+        return open_dataset(*args, **options)
+
+    monkeypatch.setattr(module, "open_dataset", count)
+    sheet = tmp_path / "sheet.png"
+    with_sheet = convnext.check_data(path, contact_sheet=sheet, cache=False, progress=False)
+    assert len(opened) == 1
+    with Image.open(sheet) as image:
+        assert min(image.size) > 100
+    assert with_sheet == convnext.check_data(path, cache=False, deep=True, progress=False)
+    assert len(opened) == 2

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +31,14 @@ from convnext.data.bands import BandImage
 from convnext.data.images import Header, as_mode, header_of, opened, upright
 from convnext.data.threads import for_each
 from convnext.hardware.tuning_cache import cache_folder
+from convnext.progress import safe_console
 
 BAR = 24
 """Length of the longest bar in characters."""
 MAX_ROWS = 60
 """Maximum number of classes in a table."""
 T = TypeVar("T")
+Data = TypeVar("Data")
 Job = TypeVar("Job")
 
 # Two images look alike if at most this many of the 256 bits of their sketches differ.
@@ -371,15 +373,41 @@ class Scan(Generic[Item]):
         return self.alike.note, cached
 
 
+class ScanOptions(TypedDict, total=False):
+    """How the images of a data set are read for a report."""
+
+    deep: bool
+    """Compare all held-out images with the training images, not only a sample; default False."""
+    cache: bool
+    """Do not decode images again that are unchanged since an earlier report; default True."""
+    console: Console | None
+    """Console of the progress bar; standard error by default."""
+
+
+def open_and_scan(
+    open_data: Callable[[], Data],
+    scan: Callable[..., Scan[Item]],
+    **how: Unpack[ScanOptions],
+) -> tuple[Data, Scan[Item]]:
+    """Return a data set, and the findings about all its images.
+
+    Args:
+        open_data: Lists the files and reads the annotations.
+        scan: A task's `scan`: takes the data and `ScanOptions`.
+        **how: As the fields say.
+    """
+    console = how.get("console") or safe_console(Console(stderr=True))
+    with listing(console):
+        data = open_data()
+    return data, scan(data, **{**how, "console": console})
+
+
 def scan(
     data: str | Path,
     jobs: Sequence[Job],
     read: Callable[[Job, FactsCache], Item],
     title: str,
-    *,
-    deep: bool = False,
-    cache: bool = True,
-    console: Console | None = None,
+    **how: Unpack[ScanOptions],
 ) -> Scan[Item]:
     """Read every image in threads, with a progress bar, and look for near duplicates.
 
@@ -388,16 +416,18 @@ def scan(
         jobs: One for each image.
         read: Returns the findings about an image; called from several threads.
         title: The title of the progress bar.
-        deep: Compare all held-out images, not only a sample.
-        cache: Take what is known of unchanged files from the cache, and store it there.
-        console: Console of the progress bar.
+        **how: As the fields say.
     """
-    facts = FactsCache(data, enabled=cache)
-    found = read_all(jobs, lambda job: read(job, facts), title, console=console)
+    facts = FactsCache(data, enabled=how.get("cache", True))
+    found = read_all(jobs, lambda job: read(job, facts), title, console=how.get("console"))
     facts.save()
     good = [item for item in found if not item.reason]
     train = [item for item in good if item.part == "train"]
-    alike = find_alike(train, [item for item in good if item.part != "train"], deep=deep)
+    alike = find_alike(
+        train,
+        [item for item in good if item.part != "train"],
+        deep=how.get("deep", False),
+    )
     return Scan(inspected=found, alike=alike, num_cached=facts.num_found)
 
 

@@ -6,19 +6,26 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Unpack
 
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from convnext.data.doctor import Scan, bar, listing, plain_table, print_notes
+from convnext.data.doctor import (
+    Scan,
+    ScanOptions,
+    bar,
+    open_and_scan,
+    plain_table,
+    print_notes,
+)
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.data.samples import Samples
 from convnext.names import count_noun
-from convnext.progress import safe_console
 from convnext.tasks.classification.data import ClassificationData, open_dataset
 from convnext.tasks.classification.problems import Inspected, find_problems, find_suggestions, scan
 from convnext.tasks.classification.recipe import LAYOUT_NAMES
@@ -180,9 +187,7 @@ def inspect(
     *,
     val_share: float = 0.2,
     layout: str = "",
-    deep: bool = False,
-    cache: bool = True,
-    console: Console | None = None,
+    **how: Unpack[ScanOptions],
 ) -> DataReport:
     """Read every image of a data set in full, and report.
 
@@ -190,21 +195,17 @@ def inspect(
         path: A data set as for `open_dataset`.
         val_share: Fraction of each class held out if the data has no split.
         layout: As for `open_dataset`.
-        deep: Compare all held-out images with the training images, not only a sample.
-        cache: Do not decode images again that are unchanged since an earlier report.
-        console: Console of the progress bar; standard error by default.
+        **how: As the fields of `ScanOptions` say.
 
     Raises:
         ValueError: If there is no data set at `path`.
     """
-    shown = console or safe_console(Console(stderr=True))
-    with listing(shown):
-        data = open_dataset(path, val_share=val_share, strict=False, layout=layout)
-    return report(data, scan(data, deep=deep, cache=cache, console=shown))
+    opening = partial(open_dataset, path, val_share=val_share, strict=False, layout=layout)
+    return report(*open_and_scan(opening, scan, **how))
 
 
 def inspect_with_sheet(
-    path: str, *, sheet: bool, layout: str = "", deep: bool = False, cache: bool = True
+    path: str, *, sheet: bool, layout: str = "", **how: Unpack[ScanOptions]
 ) -> tuple[DataReport, Any]:
     """Return the report on a data set, and its contact sheet or None.
 
@@ -213,8 +214,9 @@ def inspect_with_sheet(
     """
     if layout not in ("", *LAYOUT_NAMES):
         raise ValueError(f"--layout is {layout!r}, but must be {' or '.join(LAYOUT_NAMES)} here")
-    found = inspect(path, layout=layout, deep=deep, cache=cache)
-    return found, contact_sheet(path, layout=layout) if sheet else None
+    opening = partial(open_dataset, path, strict=False, layout=layout)
+    data, found = open_and_scan(opening, scan, **how)
+    return report(data, found), contact_sheet(data) if sheet else None
 
 
 def report(data: ClassificationData, scan: Scan[Inspected]) -> DataReport:

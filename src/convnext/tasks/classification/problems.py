@@ -9,11 +9,10 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-
-from rich.console import Console
+from typing import Unpack
 
 from convnext.data import doctor
-from convnext.data.doctor import Alike, FactsCache, ImageFacts, Scan, facts_of
+from convnext.data.doctor import Alike, FactsCache, ImageFacts, Scan, ScanOptions, facts_of
 from convnext.data.images import BadImage
 from convnext.data.samples import FolderSamples, Samples
 from convnext.tasks.classification.data import ClassificationData, refusal
@@ -43,13 +42,7 @@ class Inspected:
     is_gray: bool = False
 
 
-def scan(
-    data: ClassificationData,
-    *,
-    deep: bool = False,
-    cache: bool = True,
-    console: Console | None = None,
-) -> Scan[Inspected]:
+def scan(data: ClassificationData, **how: Unpack[ScanOptions]) -> Scan[Inspected]:
     """Read every image, training images first; the arguments are those of `doctor.scan`."""
     parts = data.parts
     places = [(part, i) for part, samples in parts.items() for i in range(len(samples))]
@@ -58,9 +51,7 @@ def scan(
         part, index = place
         return item(part, parts[part], index, facts)
 
-    return doctor.scan(
-        data.path, places, read, "reading images", deep=deep, cache=cache, console=console
-    )
+    return doctor.scan(data.path, places, read, "reading images", **how)
 
 
 def item(part: str, samples: Samples, index: int, cache: FactsCache) -> Inspected:

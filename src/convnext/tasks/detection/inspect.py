@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from convnext.data.doctor import Scan, class_table, list_sizes, listing, print_notes, print_numbered
+from convnext.data.doctor import (
+    Scan,
+    ScanOptions,
+    class_table,
+    list_sizes,
+    open_and_scan,
+    print_notes,
+    print_numbered,
+)
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.formats.located import UNCLEAR
 from convnext.data.formats.records import ReadOptions
@@ -21,7 +30,6 @@ from convnext.data.images import BadImage, Mode
 from convnext.data.objects import FAULTS, DetectionData, DetectionImages, open_dataset, table_of
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.names import count_noun
-from convnext.progress import safe_console
 from convnext.tasks.detection.problems import (
     Inspected,
     Problem,
@@ -167,9 +175,7 @@ def inspect(
     *,
     val_share: float = 0.2,
     options: ReadOptions | None = None,
-    deep: bool = False,
-    cache: bool = True,
-    console: Console | None = None,
+    **how: Unpack[ScanOptions],
 ) -> DataReport:
     """Check the JSON files of a data set, read every image in full, and report.
 
@@ -177,17 +183,13 @@ def inspect(
         path: A data set as for `open_dataset`.
         val_share: Fraction of the images held out if the data has no split.
         options: What the user says about data that can be read in several ways.
-        deep: Compare all held-out images with the training images, not only a sample.
-        cache: Do not decode images again that are unchanged since an earlier report.
-        console: Console of the progress bar; standard error by default.
+        **how: As the fields of `ScanOptions` say.
 
     Raises:
         ValueError: If there is no data set at `path`.
     """
-    shown = console or safe_console(Console(stderr=True))
-    with listing(shown):
-        data = open_dataset(path, val_share=val_share, strict=False, options=options)
-    return report(data, scan(data, deep=deep, cache=cache, console=shown))
+    opening = partial(open_dataset, path, val_share=val_share, strict=False, options=options)
+    return report(*open_and_scan(opening, scan, **how))
 
 
 def inspect_with_sheet(
@@ -195,14 +197,14 @@ def inspect_with_sheet(
 ) -> tuple[DataReport, Any]:
     """Return the report on a data set, and its contact sheet or None."""
     given = ReadOptions(**options)
-    found = inspect(path, options=given, deep=deep, cache=cache)
+    opening = partial(open_dataset, path, strict=False, options=given)
+    data, found = open_and_scan(opening, scan, deep=deep, cache=cache)
     if not sheet:
-        return found, None
-    data = open_dataset(path, strict=False, options=given)
+        return report(data, found), None
     other = None
     if is_unclear(data):
         other = open_dataset(path, strict=False, options=replace(given, exif="unturned"))
-    return found, contact_sheet(data, unturned=other)
+    return report(data, found), contact_sheet(data, unturned=other)
 
 
 def report(data: DetectionData, scan: Scan[Inspected]) -> DataReport:

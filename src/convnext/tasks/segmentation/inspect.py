@@ -6,7 +6,8 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,10 @@ from convnext.data import doctor
 from convnext.data.doctor import (
     FactsCache,
     Scan,
+    ScanOptions,
     class_table,
     list_sizes,
-    listing,
+    open_and_scan,
     print_notes,
     print_numbered,
 )
@@ -30,7 +32,6 @@ from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.names import count_noun
-from convnext.progress import safe_console
 from convnext.results.pictures import overlay
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset, refusal
 from convnext.tasks.segmentation.layout import Pairs
@@ -138,9 +139,7 @@ def inspect(
     masks: str = "",
     reduce_zero_label: bool | Literal["auto"] = "auto",
     options: ReadOptions | None = None,
-    deep: bool = False,
-    cache: bool = True,
-    console: Console | None = None,
+    **how: Unpack[ScanOptions],
 ) -> DataReport:
     """Read every image and mask of a data set in full, and report.
 
@@ -151,25 +150,22 @@ def inspect(
         masks: See there.
         reduce_zero_label: See there.
         options: See there.
-        deep: Compare all held-out images with the training images, not only a sample.
-        cache: Do not decode images again that are unchanged since an earlier report.
-        console: Console of the progress bar; standard error by default.
+        **how: As the fields of `ScanOptions` say.
 
     Raises:
         ValueError: If there is no data set at `path`.
     """
-    shown = console or safe_console(Console(stderr=True))
-    with listing(shown):
-        data = open_dataset(
-            path,
-            val_share=val_share,
-            strict=False,
-            images=images,
-            masks=masks,
-            reduce_zero_label=reduce_zero_label,
-            options=options,
-        )
-    return report(data, scan(data, deep=deep, cache=cache, console=shown))
+    opening = partial(
+        open_dataset,
+        path,
+        val_share=val_share,
+        strict=False,
+        images=images,
+        masks=masks,
+        reduce_zero_label=reduce_zero_label,
+        options=options,
+    )
+    return report(*open_and_scan(opening, scan, **how))
 
 
 def inspect_with_sheet(
@@ -180,17 +176,12 @@ def inspect_with_sheet(
     known = {f.name for f in fields(ReadOptions)} - {"images"}
     own = {name: given.pop(name) for name in known & given.keys()}
     given["options"] = ReadOptions(**own)
-    found = inspect(path, deep=deep, cache=cache, **given)
-    return found, contact_sheet(open_dataset(path, strict=False, **given)) if sheet else None
+    opening = partial(open_dataset, path, strict=False, **given)
+    data, found = open_and_scan(opening, scan, deep=deep, cache=cache)
+    return report(data, found), contact_sheet(data) if sheet else None
 
 
-def scan(
-    data: SegmentationData,
-    *,
-    deep: bool = False,
-    cache: bool = True,
-    console: Console | None = None,
-) -> Scan[Inspected]:
+def scan(data: SegmentationData, **how: Unpack[ScanOptions]) -> Scan[Inspected]:
     """Read every pair; the arguments are those of `doctor.scan`. Masks are always decoded."""
     jobs = [(part, pairs, i) for part, pairs in _parts(data) for i in range(len(pairs))]
     return doctor.scan(
@@ -198,9 +189,7 @@ def scan(
         jobs,
         lambda job, facts: inspect_item(*job, len(data.classes), data.ignore_index, facts),
         "reading images and masks",
-        deep=deep,
-        cache=cache,
-        console=console,
+        **how,
     )
 
 
