@@ -109,7 +109,11 @@ def find(root: Path, images: str = "", masks: str = "") -> PairListing:
     located = _locate(root)
     if located is None:
         raise ValueError(f"{root} has no images/ with annotations/ or masks/; {ACCEPTED}")
-    inner, note = located
+    return _pairs(*located)
+
+
+def _pairs(inner: Path, note: str) -> PairListing:
+    """Return the pairs of a folder that `_locate` found, with its note."""
     found = (
         (_cityscapes(inner) if (inner / "leftImg8bit").is_dir() else None)
         or _by_image_folders(inner)
@@ -128,9 +132,10 @@ def mask_files(root: Path) -> set[Path]:
     It is empty for other folders, and for those that can be read in several ways.
     """
     try:
-        if _locate(root) is None:
+        located = _locate(root)
+        if located is None:
             return set()
-        found = find(root)
+        found = _pairs(*located)
     except ValueError:
         return set()
     images: set[Path] = set()
