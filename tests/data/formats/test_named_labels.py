@@ -116,6 +116,16 @@ def test_names_of_files_are_classes_only_if_asked_for(make_folder):
     assert any("images without a class in their name, left out: 3" in f for f in data.faults)
 
 
+def test_all_names_of_files_have_a_class(make_folder):
+    root = make_folder({"images": 8})
+    for i in range(8):
+        (root / f"images/{i:03d}.png").rename(root / f"images/{('cat', 'dog')[i % 2]}.{i}.png")
+    data = opened(root, layout="file_names")
+    assert data.classes == ("cat", "dog")
+    assert len(data.train) + len(data.val) == 8
+    assert not data.faults
+
+
 @pytest.mark.parametrize(
     "names", [["a_1", "a_2", "b_1"], ["1", "2", "3"], ["img_1", "img_2"], ["a_1", "a_2", "x", "y"]]
 )

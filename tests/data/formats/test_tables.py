@@ -82,3 +82,10 @@ def test_an_image_with_two_labels_is_refused_and_repeats_are_counted(tmp_path: P
         find_table(path)
     with pytest.raises(ValueError, match=r"a\.png has the label 'x' in item 0 and 'y' in item 1"):
         rows_of([("a.png", "x"), ("a.png", "y")])
+
+
+def test_a_table_with_an_open_quotation_mark_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text('path,label\na.png,cat\nb.png,"dog\nc.png,cat\n')
+    with pytest.raises(ValueError, match=r"labels\.csv:3: a quotation mark is opened"):
+        find_table(path)

@@ -101,7 +101,10 @@ def find_by_file_names(root: Path) -> ImageListing:
     keys = [file for name in classes for file in found[name]]
     labels = [label for label, name in enumerate(classes) for _ in found[name]]
     rest = sorted(set(files) - set(keys))
-    faults = [f"images without a class in their name, left out: {len(rest):,} (such as {rest[0]})"]
+    faults = [
+        f"images without a class in their name, left out: {len(rest):,} (such as {name})"
+        for name in rest[:1]
+    ]
     return ImageListing(
         root=root,
         classes=classes,
@@ -111,6 +114,6 @@ def find_by_file_names(root: Path) -> ImageListing:
         val=None,
         layout="classes in the names of the files",
         notes=(),
-        faults=tuple(faults) if rest else (),
+        faults=tuple(faults),
         take=taker(root, keys, labels),
     )
