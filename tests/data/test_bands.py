@@ -28,11 +28,15 @@ from convnext.data.images import (
 )
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 from convnext.data.ranges import band_sample, color_mode, pixel_notes, pixel_range
-from convnext.data.samples import FolderSamples
+from convnext.data.samples import FolderSamples, SplitData
 from convnext.data.tensors import decode_crop, resize_crop
 
 RANDOM = np.random.default_rng(0)
 FIVE = RANDOM.integers(0, 4000, (24, 32, 5)).astype(np.uint16)
+
+
+def split(samples: FolderSamples) -> SplitData[FolderSamples]:
+    return SplitData(path="", classes=(), train=samples, val=samples, notes=())
 
 
 def write(path: Path, values: np.ndarray, **options: Any) -> Path:
@@ -185,7 +189,7 @@ def test_without_tifffile_the_extra_is_named(
         with pytest.raises(BadImage, match=r"rgb\.tif: its bands and bits .* 'convnext\[tiff\]'"):
             decode(deep, mode=mode)
     with pytest.raises(BadImage, match=r"rgb\.tif: its bands and bits .* 'convnext\[tiff\]'"):
-        pixel_notes(FolderSamples(tmp_path, ["rgb.tif"], [0]))
+        pixel_notes(split(FolderSamples(tmp_path, ["rgb.tif"], [0])))
 
 
 def test_ranges_and_statistics_are_found_per_band(tmp_path: Path) -> None:
@@ -204,8 +208,8 @@ def test_ranges_and_statistics_are_found_per_band(tmp_path: Path) -> None:
     assert mean == pytest.approx((0.5, 0.5), abs=0.03)
     assert std == pytest.approx((10 / (high2 - low2), 100 / (high - low)), rel=0.1)
     assert found.clipped((), (low, high, low2, high2)) == pytest.approx(0.002, abs=0.001)
-    assert "4 16-bit or float training images with 2 bands" in pixel_notes(samples)[0]
-    assert color_mode(samples) is PICTURE
+    assert "4 16-bit or float training images with 2 bands" in pixel_notes(split(samples))[0]
+    assert color_mode(split(samples)) is PICTURE
     assert pixel_range(samples) is None
 
 

@@ -21,7 +21,7 @@ from shapes import write_shapes
 from small_objects import coco_squares
 
 import convnext
-from convnext.data import doctor
+from convnext.data import doctor, ranges
 from convnext.data.doctor import ALIKE_BITS, FactsCache, ImageFacts, find_nearest, read_facts
 from convnext.data.images import BadImage
 from convnext.tasks import task_module
@@ -293,6 +293,25 @@ def test_dim_images_are_no_copies_of_each_other(
     (tmp_path / "classes.txt").write_text("thing\nother\n")
     problems = [str(one) for one in inspect(str(tmp_path), console=QUIET).problems]
     assert not [one for one in problems if "identical" in one or "duplicate" in one]
+
+
+@pytest.mark.parametrize("kind", ["uint16", "bands"])
+def test_the_values_of_a_data_set_are_sampled_once(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate(("train/a/0", "train/b/0", "val/a/0", "val/b/0")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        write_dim(tmp_path / f"{name}.tif", kind, seed)
+    sampled: list[str] = []
+    for name in ("pixel_range", "band_sample"):
+        sample = getattr(ranges, name)
+        monkeypatch.setattr(
+            ranges, name, lambda images, f=sample, name=name: (sampled.append(name), f(images))[1]
+        )
+    report = inspect(str(tmp_path), console=QUIET)
+    assert any("were sampled" in note for note in report.notes)
+    assert len(sampled) == len(set(sampled))
+    assert {"uint16": "pixel_range", "bands": "band_sample"}[kind] in sampled
 
 
 def test_missing_files_are_bad_images(root: Path) -> None:

@@ -30,7 +30,6 @@ from convnext.data.formats.records import (
     no_objects,
 )
 from convnext.data.images import PICTURE, BadImage, Header, Mode, decode, read_header
-from convnext.data.ranges import band_sample, pixel_range
 from convnext.data.samples import (
     ImageFacts,
     SplitData,
@@ -282,7 +281,6 @@ def facts(data: DetectionData) -> DataFacts:
     records = data.train.records
     table = table_of(records)
     counts = np.bincount(table.images, minlength=len(records)).tolist()
-    found = pixel_range(data.train)
     small, middle, large = np.quantile(table.sides, (0.1, 0.5, 0.9)).tolist()
     return DataFacts(
         num_train=len(records),
@@ -296,8 +294,8 @@ def facts(data: DetectionData) -> DataFacts:
         image_width=int(statistics.median(record.width for record in records)),
         object_sides=(small, middle, large),
         grayscale=gray,
-        pixel_range=() if found is None else found.values,
-        bands=band_sample(data.train),
+        pixel_range=() if data.pixel_range is None else data.pixel_range.values,
+        bands=data.band_sample,
     )
 
 

@@ -25,6 +25,7 @@ from convnext.data.images import (
     Mode,
     RangedMode,
 )
+from convnext.data.samples import SplitData, spread
 from convnext.names import count_noun
 
 # How many headers tell whether there are such images, and how many images are read for the range.
@@ -34,8 +35,8 @@ NUM_PIXELS, NUM_BAND_PIXELS = 4_096, 1_024
 PERCENTILES = 0.1, 99.9
 
 
-class _Images(Protocol):
-    """A sequence of images."""
+class ImageValues(Protocol):
+    """A sequence of images of any values."""
 
     def __len__(self) -> int: ...
     def header(self, index: int) -> Header: ...
@@ -77,17 +78,17 @@ class PixelRange:
         )
 
 
-def pixel_range(images: _Images) -> PixelRange | None:
+def pixel_range(images: ImageValues) -> PixelRange | None:
     """Return the range of the 16-bit and float images; None if a sample has none.
 
     All images have the same range, so that equal values look equal in each of them.
     """
     count = len(images)
-    if not any(_mode(images, i) in WIDE_MODES for i in _spread(count, NUM_HEADERS)):
+    if not any(_mode(images, i) in WIDE_MODES for i in spread(count, NUM_HEADERS)):
         return None
     modes: Counter[str] = Counter()
     parts = []
-    for index in _spread(count, NUM_IMAGES):
+    for index in spread(count, NUM_IMAGES):
         mode = _mode(images, index)
         if mode not in WIDE_MODES:
             continue
@@ -114,15 +115,15 @@ def pixel_range(images: _Images) -> PixelRange | None:
     )
 
 
-def pixel_notes(images: _Images) -> list[str]:
+def pixel_notes(data: SplitData[Any]) -> list[str]:
     """Return a note for the user on images of more than 8 bits, or of several bands."""
-    found = band_sample(images) or pixel_range(images)
+    found = data.band_sample or data.pixel_range
     return [] if found is None else [str(found)]
 
 
-def color_mode(images: _Images) -> Mode:
+def color_mode(data: SplitData[Any]) -> Mode:
     """Return a mode to look at images, with their range if they have more than 8 bits."""
-    found = pixel_range(images)
+    found = data.pixel_range
     return PICTURE if found is None else cast("Mode", RangedMode("RGB", found.values))
 
 
@@ -206,21 +207,21 @@ class BandSample:
         )
 
 
-def band_sample(images: _Images) -> BandSample | None:
+def band_sample(images: ImageValues) -> BandSample | None:
     """Return a sample of the values of images with several bands; None if there are none.
 
     Raises:
         BadImage: If such images exist, but none can be read.
     """
     count = len(images)
-    if not any(_num_bands(images, i) for i in _spread(count, NUM_HEADERS)):
+    if not any(_num_bands(images, i) for i in spread(count, NUM_HEADERS)):
         return None
     counts: dict[int, str] = {}
     parts, is_wide = [], False
     error: BadImage | None = None
-    for index in _spread(count, NUM_IMAGES):
+    for index in spread(count, NUM_IMAGES):
         try:
-            image = images.open(index, RAW if _num_bands(images, index) else PICTURE)
+            image = images.open(index, images.header(index).whole_mode)
         except BadImage as bad:
             error = bad
             continue
@@ -242,7 +243,7 @@ def band_sample(images: _Images) -> BandSample | None:
     )
 
 
-def _num_bands(images: _Images, index: int) -> int:
+def _num_bands(images: ImageValues, index: int) -> int:
     try:
         return images.header(index).num_bands
     except BadImage:
@@ -258,12 +259,7 @@ def _rounded(low: float, high: float) -> tuple[float, float]:
     return (first, last) if first < last else (low, high)
 
 
-def _spread(n: int, count: int) -> list[int]:
-    count = min(n, count)
-    return [i * n // count for i in range(count)]
-
-
-def _mode(images: _Images, index: int) -> str:
+def _mode(images: ImageValues, index: int) -> str:
     try:
         return images.header(index).mode
     except BadImage:

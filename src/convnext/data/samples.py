@@ -31,10 +31,10 @@ from convnext.hardware.system import free_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from convnext.data.ranges import BandSample
+    from convnext.data.ranges import BandSample, ImageValues, PixelRange
     from convnext.data.tensors import Box, Draw
 
-S = TypeVar("S")
+S = TypeVar("S", bound="ImageValues")
 
 # A cache may take this share of the memory that is free now.
 BUDGET_SHARE = 0.5
@@ -290,6 +290,24 @@ class SplitData(Generic[S]):
         """The images of each split that exists, by "train", "val" and "test"."""
         found = {"train": self.train, "val": self.val}
         return found if self.test is None else {**found, "test": self.test}
+
+    @cached_property
+    def pixel_range(self) -> PixelRange | None:
+        """The range of the 16-bit and float training images, read once; None if there are none."""
+        from convnext.data.ranges import pixel_range
+
+        return pixel_range(self.train)
+
+    @cached_property
+    def band_sample(self) -> BandSample | None:
+        """Values of training images with several bands, read once; None if there are none.
+
+        Raises:
+            BadImage: If such images exist, but none can be read.
+        """
+        from convnext.data.ranges import band_sample
+
+        return band_sample(self.train)
 
 
 @dataclass(frozen=True, kw_only=True)

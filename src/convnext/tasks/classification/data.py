@@ -37,7 +37,6 @@ from convnext.data.formats.records import Understood
 from convnext.data.formats.tables import find_table, has_own_columns
 from convnext.data.formats.text_lists import TABLES
 from convnext.data.images import PICTURE, WIDE_MODES, BadImage, Header
-from convnext.data.ranges import band_sample, pixel_range
 from convnext.data.samples import (
     ArraySamples,
     ImageFacts,
@@ -167,6 +166,7 @@ def facts(data: ClassificationData) -> DataFacts:
         attempt += 1
     if not headers:
         raise ValueError(f"none of the sampled training images is readable: {last_error}")
+    found = data.pixel_range if any(h.mode in WIDE_MODES for h in headers) else None
     counts = np.bincount(np.asarray(data.train.labels), minlength=len(data.classes))
     return DataFacts(
         num_train=n,
@@ -176,15 +176,9 @@ def facts(data: ClassificationData) -> DataFacts:
         image_height=int(statistics.median(h.height for h in headers)),
         image_width=int(statistics.median(h.width for h in headers)),
         grayscale=_is_grayscale(data.train, attempt - 1),
-        pixel_range=_range_of(data.train, headers),
-        bands=band_sample(data.train) if any(h.num_bands for h in headers) else None,
+        pixel_range=() if found is None else found.values,
+        bands=data.band_sample if any(h.num_bands for h in headers) else None,
     )
-
-
-def _range_of(samples: Samples, headers: Sequence[Header]) -> tuple[float, ...]:
-    is_wide = any(header.mode in WIDE_MODES for header in headers)
-    found = pixel_range(samples) if is_wide else None
-    return () if found is None else found.values
 
 
 def _is_grayscale(samples: Samples, attempt: int) -> bool:

@@ -57,7 +57,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(15)
-    mode = color_mode(data.train)
+    mode = color_mode(data)
     top = MARGIN
     for label, indices in members.items():
         name, count = data.classes[label], f"{len(indices):,} training images"
@@ -241,7 +241,7 @@ def report(data: ClassificationData, scan: Scan[Inspected]) -> DataReport:
         suggestions=find_suggestions(data, inspected),
         notes=(
             *(note for note in data.notes if note not in data.faults),
-            *pixel_notes(data.train),
+            *pixel_notes(data),
             *scan.notes,
         ),
     )

@@ -232,7 +232,7 @@ def report(data: DetectionData, scan: Scan[Inspected]) -> DataReport:
         # All faults are listed.
         notes=(
             *(note for note in data.notes if not note.startswith(FAULTS)),
-            *pixel_notes(data.train),
+            *pixel_notes(data),
             *scan.notes,
         ),
     )
@@ -316,7 +316,7 @@ def contact_sheet(
     """
     colors = class_colors(len(data.classes))
     drawn: Counter[int] = Counter()
-    mode = color_mode(data.train)
+    mode = color_mode(data)
     sections = (
         {} if unturned is None else _both_readings(data, unturned, colors, per_part, width, mode)
     )

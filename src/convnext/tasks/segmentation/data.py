@@ -20,7 +20,6 @@ from convnext.data.formats.mask_folders import VOC, find, is_mask_folder
 from convnext.data.formats.mask_pairs import PairListing, Part, files_of
 from convnext.data.formats.records import Exif, ReadOptions, Understood
 from convnext.data.images import PICTURE, BadImage
-from convnext.data.ranges import band_sample, pixel_range
 from convnext.data.samples import (
     ImageFacts,
     SplitData,
@@ -184,7 +183,6 @@ def facts(data: SegmentationData) -> DataFacts:
             f"{data.ignore_index}, which means no class; give the classes the values 0, 1, 2 ..."
         )
     _check_val(data)
-    found = pixel_range(data.train)
     return DataFacts(
         num_train=len(data.train),
         num_val=len(data.val),
@@ -194,8 +192,8 @@ def facts(data: SegmentationData) -> DataFacts:
         image_width=int(statistics.median(width for width, _ in sizes)),
         grayscale=gray,
         reduce_zero_label=data.train.reader.reduce_zero_label,
-        pixel_range=() if found is None else found.values,
-        bands=band_sample(data.train),
+        pixel_range=() if data.pixel_range is None else data.pixel_range.values,
+        bands=data.band_sample,
     )
 
 

@@ -259,7 +259,7 @@ def report(data: SegmentationData, scan: Scan[Inspected]) -> DataReport:
         suggestions=tuple(find_suggestions(good, classes)),
         notes=(
             *(note for note in data.notes if note not in data.faults),
-            *pixel_notes(data.train),
+            *pixel_notes(data),
             *scan.notes,
         ),
     )
@@ -367,7 +367,7 @@ def contact_sheet(
     Pixels without a label keep their color. Unusable pairs are crossed out.
     """
     sections = {}
-    mode = color_mode(data.train)
+    mode = color_mode(data)
     for title, pairs in (("training", data.train), ("validation", data.val)):
         if len(pairs):
             shown = pairs.some(per_part)
