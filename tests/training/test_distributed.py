@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,14 @@ from convnext import create_model
 from convnext.hardware.devices import ALONE, Ranks
 from convnext.recipes.recipe import Recipe, change_recipe
 from convnext.recipes.schema import RunRecipe
-from convnext.training.distributed import checkpoint_activations, count_devices, make_fabric
+from convnext.training import processes
+from convnext.training.distributed import (
+    checkpoint_activations,
+    count_devices,
+    make_fabric,
+    process_state_restored,
+)
+from convnext.training.faults import LostProcessError
 from convnext.training.run import warn_of_batch_norm
 from convnext.weights.files import read_file
 
@@ -94,6 +102,42 @@ def test_a_restarted_process_does_not_find_the_addresses_of_dead_ones() -> None:
             printed, _ = process.communicate(timeout=120)
             assert process.returncode == 0, printed
             assert "[0, 1]" in printed
+
+
+@pytest.mark.parametrize("code", ["0", "75"])
+def test_a_process_that_ends_before_it_is_ready_is_lost(
+    code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_CODE", f"raise SystemExit({code})")
+    with (
+        process_state_restored(),
+        pytest.raises(LostProcessError, match="process 1 of the 2 of this run was lost"),
+        processes.other_processes(2, print),
+    ):
+        pass
+
+
+def test_no_process_is_left_if_another_one_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(rank: int) -> subprocess.Popen[bytes]:
+        if rank == 2:
+            raise BlockingIOError("no more processes")
+        started.append(own_start(rank))
+        return started[0]
+
+    own_start = processes._start
+    monkeypatch.setattr(processes, "_CODE", "import sys; sys.stdin.read()")
+    monkeypatch.setattr(processes, "_start", start)
+    with (
+        process_state_restored(),
+        pytest.raises(BlockingIOError),
+        processes.other_processes(3, print),
+    ):
+        pass
+    assert started[0].poll() == -signal.SIGKILL
 
 
 def test_a_sharded_network_is_a_whole_one(runs: Runs, tmp_path: Path) -> None:

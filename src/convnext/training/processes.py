@@ -70,8 +70,10 @@ def other_processes(count: int, job: Callable[[], object]) -> Iterator[TCPStore]
     store = TCPStore(HOST, 0, None, True, wait_for_workers=False)
     os.environ |= {"MASTER_ADDR": HOST, "MASTER_PORT": str(store.port)}
     os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(count)}
-    found = {rank: _start(rank) for rank in range(1, count)}
+    found: dict[int, subprocess.Popen[bytes]] = {}
     try:
+        for rank in range(1, count):
+            found[rank] = _start(rank)
         for process in found.values():
             _send(process, pickled)
         _wait_until_ready(found, store)
@@ -188,10 +190,9 @@ def _wait_until_ready(found: Mapping[int, subprocess.Popen[bytes]], store: TCPSt
         Exception: The error of one that failed.
     """
     while not store.check([f"ready/{rank}" for rank in found]):
-        if any(process.poll() is not None for process in found.values()):
-            error = _first_error(found, store)
-            assert error is not None
-            raise error
+        if ended := [rank for rank, process in found.items() if process.poll() is not None]:
+            lost = LostProcessError(lost_message(ended[0], Ranks(0, len(found) + 1)))
+            raise _first_error(found, store) or lost
         time.sleep(0.02)
     store.set("go", "")
 
