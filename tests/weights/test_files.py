@@ -112,6 +112,15 @@ def test_the_moving_average_is_taken_when_asked_for(tmp_path: Path, key: str) ->
         read_file(path, ema=True)
 
 
+@pytest.mark.parametrize("key", ["model", "state_dict", "ema"])
+def test_a_dictionary_that_holds_itself_is_no_state_dict(key: str, tmp_path: Path) -> None:
+    payload: dict[str, object] = {}
+    payload[key] = payload
+    torch.save(payload, tmp_path / "loop.pth")
+    with pytest.raises(ValueError, match=r"loop\.pth .* is truncated, damaged or not a torch"):
+        read_file(tmp_path / "loop.pth")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_the_authors_training_checkpoint(
     tmp_path: Path, zipped: bool, randomize: Callable[[nn.Module], nn.Module]

@@ -120,7 +120,10 @@ def read_pickle(
         raise ValueError(_damaged(path)) from error
     except (RuntimeError, EOFError, OSError, *_MALFORMED) as error:
         raise ValueError(_damaged(path)) from error
-    return find_state_dict(payload, str(path), ema=ema, notes=notes)
+    try:
+        return find_state_dict(payload, str(path), ema=ema, notes=notes)
+    except RecursionError as error:  # A dictionary that holds itself.
+        raise ValueError(_damaged(path)) from error
 
 
 def find_state_dict(
@@ -259,7 +262,7 @@ def read_file(path: str | Path, *, ema: bool = False) -> tuple[dict[str, Tensor]
     else:
         notes: list[str] = []
         tensors = read_pickle(path, ema=ema, notes=notes)
-        metadata = dict.fromkeys([NOTE] * len(notes), " ".join(notes))
+        metadata = {NOTE: " ".join(notes)} if notes else {}
     check_tensors(tensors, str(path))
     return tensors, metadata
 
