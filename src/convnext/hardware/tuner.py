@@ -13,16 +13,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 from convnext.hardware.devices import wait_for
 from convnext.names import short_time
-
-if TYPE_CHECKING:
-    import torch
-
 
 Call = Callable[[], object]
 Result = TypeVar("Result")
