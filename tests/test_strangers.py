@@ -60,6 +60,9 @@ class Watch:
     def __init__(self) -> None:
         self.folder: str | None = None
         self.found: list[str] = []
+
+    def start(self) -> None:
+        """Begin to see; a hook stays as long as its process, so only these tests install one."""
         sys.addaudithook(self.see)
 
     def see(self, event: str, args: tuple[Any, ...]) -> None:
@@ -81,7 +84,8 @@ class Watch:
 
     def changed(self, event: str, path: Any) -> None:
         place = os.path.abspath(os.fsdecode(path))
-        allowed = place.startswith((str(self.folder), "/dev/")) or "__pycache__" in place
+        is_inside = place == self.folder or place.startswith((f"{self.folder}{os.sep}", "/dev/"))
+        allowed = is_inside or "__pycache__" in place
         if not allowed:
             self.found.append(f"{event} {place}")
 
@@ -109,6 +113,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (root / "outside" / "canary.bin").write_bytes(b"canary")
     work = root / "work"
     work.mkdir()
+    WATCH.start()
     before = [(str(p), p.stat().st_mtime_ns) for p in sorted((root / "outside").rglob("*"))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(root / "outside"))
@@ -131,6 +136,22 @@ def limited_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (used + MAX_BYTES, hard))
     yield
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_the_watch_sees_what_leaves_the_folder(place: Path, tmp_path: Path) -> None:
+    beside = place.with_name(f"{place.name}-beside")
+    for change in (
+        lambda: (tmp_path / "x").write_text("x"),
+        lambda: (tmp_path / "x").unlink(),
+        lambda: beside.mkdir(),
+        lambda: beside.rmdir(),
+        lambda: os.system("true"),
+    ):
+        with pytest.raises(AssertionError), WATCH.over(place):
+            change()
+    with WATCH.over(place):
+        (place / "x").write_text("x")
+        (place / "x").unlink()
 
 
 ODD_TEXTS = (

@@ -15,7 +15,7 @@ from small_objects import coco_squares
 from torch import nn
 
 import convnext
-from convnext import api
+from convnext import api, cli
 from convnext.api import settings
 from convnext.recipes.recipe import Recipe, change_recipe, to_yaml
 from convnext.recipes.schema import _parts
@@ -232,6 +232,10 @@ def test_hyphens_in_names_are_underscores(trained: Trained) -> None:
 
 
 VERBS = [name for name in api.__all__ if hasattr(getattr(api, name), "__wrapped__")]
+
+
+def test_every_command_is_a_checked_verb() -> None:
+    assert {verb.function for verb in cli.VERBS.values()} <= set(VERBS)
 
 
 @pytest.mark.parametrize("name", VERBS)
