@@ -21,7 +21,7 @@ from shapes import write_shapes
 from small_objects import coco_squares
 
 import convnext
-from convnext.data import doctor, ranges
+from convnext.data import doctor, samples
 from convnext.data.doctor import ALIKE_BITS, FactsCache, ImageFacts, find_nearest, read_facts
 from convnext.data.images import BadImage
 from convnext.tasks import task_module
@@ -304,9 +304,9 @@ def test_the_values_of_a_data_set_are_sampled_once(
         write_dim(tmp_path / f"{name}.tif", kind, seed)
     sampled: list[str] = []
     for name in ("pixel_range", "band_sample"):
-        sample = getattr(ranges, name)
+        sample = getattr(samples, name)
         monkeypatch.setattr(
-            ranges, name, lambda images, f=sample, name=name: (sampled.append(name), f(images))[1]
+            samples, name, lambda images, f=sample, name=name: (sampled.append(name), f(images))[1]
         )
     report = inspect(str(tmp_path), console=QUIET)
     assert any("were sampled" in note for note in report.notes)

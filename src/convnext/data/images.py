@@ -597,3 +597,8 @@ def image_files(
     if not found:
         raise ValueError(f"there is no image in {', '.join(map(str, images))}")
     return found
+
+
+def spread(n: int, count: int) -> list[int]:
+    """Return up to `count` positions spread evenly over n images."""
+    return sorted({i * n // min(n, count) for i in range(min(n, count))})

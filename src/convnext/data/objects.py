@@ -29,12 +29,11 @@ from convnext.data.formats.records import (
     Understood,
     no_objects,
 )
-from convnext.data.images import PICTURE, BadImage, Header, Mode, decode, read_header
+from convnext.data.images import PICTURE, BadImage, Header, Mode, decode, read_header, spread
 from convnext.data.samples import (
     ImageFacts,
     SplitData,
     check_share,
-    spread,
 )
 
 

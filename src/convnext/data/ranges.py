@@ -24,8 +24,8 @@ from convnext.data.images import (
     Header,
     Mode,
     RangedMode,
+    spread,
 )
-from convnext.data.samples import SplitData, spread
 from convnext.names import count_noun
 
 # How many headers tell whether there are such images, and how many images are read for the range.
@@ -115,13 +115,22 @@ def pixel_range(images: ImageValues) -> PixelRange | None:
     )
 
 
-def pixel_notes(data: SplitData[Any]) -> list[str]:
+class MeasuredData(Protocol):
+    """A data set that keeps what was found for its training images."""
+
+    @property
+    def pixel_range(self) -> PixelRange | None: ...
+    @property
+    def band_sample(self) -> BandSample | None: ...
+
+
+def pixel_notes(data: MeasuredData) -> list[str]:
     """Return a note for the user on images of more than 8 bits, or of several bands."""
     found = data.band_sample or data.pixel_range
     return [] if found is None else [str(found)]
 
 
-def color_mode(data: SplitData[Any]) -> Mode:
+def color_mode(data: MeasuredData) -> Mode:
     """Return a mode to look at images, with their range if they have more than 8 bits."""
     found = data.pixel_range
     return PICTURE if found is None else cast("Mode", RangedMode("RGB", found.values))

@@ -23,7 +23,8 @@ from PIL import Image
 from rich.console import Console
 
 from convnext.data.formats.paths import source_of
-from convnext.data.images import BadImage, Header, Mode, as_mode, decode, read_header
+from convnext.data.images import BadImage, Header, Mode, as_mode, decode, read_header, spread
+from convnext.data.ranges import BandSample, ImageValues, PixelRange, band_sample, pixel_range
 from convnext.data.threads import for_each
 from convnext.hardware.system import free_memory
 
@@ -31,10 +32,9 @@ from convnext.hardware.system import free_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from convnext.data.ranges import BandSample, ImageValues, PixelRange
     from convnext.data.tensors import Box, Draw
 
-S = TypeVar("S", bound="ImageValues")
+S = TypeVar("S", bound=ImageValues)
 
 # A cache may take this share of the memory that is free now.
 BUDGET_SHARE = 0.5
@@ -294,8 +294,6 @@ class SplitData(Generic[S]):
     @cached_property
     def pixel_range(self) -> PixelRange | None:
         """The range of the 16-bit and float training images, read once; None if there are none."""
-        from convnext.data.ranges import pixel_range
-
         return pixel_range(self.train)
 
     @cached_property
@@ -305,8 +303,6 @@ class SplitData(Generic[S]):
         Raises:
             BadImage: If such images exist, but none can be read.
         """
-        from convnext.data.ranges import band_sample
-
         return band_sample(self.train)
 
 
@@ -345,11 +341,6 @@ def check_share(val_share: float) -> None:
     """
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share}, but must be between 0 and 1")
-
-
-def spread(n: int, count: int) -> list[int]:
-    """Return up to `count` positions spread evenly over n."""
-    return sorted({i * n // min(n, count) for i in range(min(n, count))})
 
 
 def held_out(names: Sequence[str], share: float) -> set[str]:

@@ -17,8 +17,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from PIL import Image
 
-from convnext.data.images import BadImage, Mode, decode, image_files
-from convnext.data.samples import spread
+from convnext.data.images import BadImage, Mode, decode, image_files, spread
 from convnext.hardware.tuner import timed
 from convnext.weights.checkpoint import Card, data_of
 

@@ -17,9 +17,18 @@ from PIL import Image
 
 from convnext.atomic import atomic_write
 from convnext.data.formats.records import SPLITS
-from convnext.data.images import PICTURE, RAW, BadImage, Mode, decode, read_header, reason_of
+from convnext.data.images import (
+    PICTURE,
+    RAW,
+    BadImage,
+    Mode,
+    decode,
+    read_header,
+    reason_of,
+    spread,
+)
 from convnext.data.preprocessing import fit_short_side
-from convnext.data.samples import FolderSamples, ImageListing, spread
+from convnext.data.samples import FolderSamples, ImageListing
 from convnext.data.shards import index as shard_index
 from convnext.data.shards.index import (
     HEADER_BYTES,

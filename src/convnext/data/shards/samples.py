@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.data.images import BadImage, Header, Mode, decode, read_header
-from convnext.data.samples import Samples, spread
+from convnext.data.images import BadImage, Header, Mode, decode, read_header, spread
+from convnext.data.samples import Samples
 from convnext.data.shards.index import (
     HEADER_BYTES,
     Places,

@@ -18,10 +18,9 @@ from convnext.data.bands import turned
 from convnext.data.contents import hash_of_file, hash_of_objects, hash_of_text
 from convnext.data.formats.mask_layers import Layers
 from convnext.data.formats.records import Exif, Objects, ReadOptions, Record
-from convnext.data.images import QUARTER_TURNS, BadImage, Header, Mode, decode, read_header
+from convnext.data.images import QUARTER_TURNS, BadImage, Header, Mode, decode, read_header, spread
 from convnext.data.masks import cut
 from convnext.data.objects import DetectionImages, open_dataset
-from convnext.data.samples import spread
 from convnext.tasks.segmentation.masks import NONE_16_BIT, Labels
 
 

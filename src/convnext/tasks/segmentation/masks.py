@@ -20,8 +20,15 @@ from PIL import Image
 from convnext.data.bands import BandImage
 from convnext.data.formats.mask_layers import MIN_WHITE, Layers
 from convnext.data.formats.mask_pairs import LOSSY
-from convnext.data.images import MAX_PIXELS, BadImage, check_stack, identify, reason_of, upright
-from convnext.data.samples import spread
+from convnext.data.images import (
+    MAX_PIXELS,
+    BadImage,
+    check_stack,
+    identify,
+    reason_of,
+    spread,
+    upright,
+)
 from convnext.documents import open_regular
 
 Labels = NDArray[np.int32]
