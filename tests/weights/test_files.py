@@ -121,6 +121,16 @@ def test_a_dictionary_that_holds_itself_is_no_state_dict(key: str, tmp_path: Pat
         read_file(tmp_path / "loop.pth")
 
 
+def test_an_archive_that_spans_several_disks_is_damaged(tmp_path: Path) -> None:
+    torch.save({"head.fc.weight": torch.ones(3, 8)}, path := tmp_path / "x.pth")
+    content = bytearray(path.read_bytes())
+    locator = content.rindex(b"PK\x06\x07")
+    content[locator + 16] = 2  # The number of disks.
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.pth .* is truncated, damaged or not a torch"):
+        read_file(path)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_the_authors_training_checkpoint(
     tmp_path: Path, zipped: bool, randomize: Callable[[nn.Module], nn.Module]

@@ -168,9 +168,9 @@ def find_state_dict(
 
 def _check_archive(path: Path) -> None:
     """Refuse an archive that unpacks to more than its own size: torch does not compress."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             declared = sum(entry.file_size for entry in archive.infolist())
     except zipfile.BadZipFile as error:
