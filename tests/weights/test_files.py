@@ -121,11 +121,18 @@ def test_a_dictionary_that_holds_itself_is_no_state_dict(key: str, tmp_path: Pat
         read_file(tmp_path / "loop.pth")
 
 
-def test_an_archive_that_spans_several_disks_is_damaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["several disks", "no text", "another version"])
+def test_an_archive_with_a_bad_directory_is_damaged(kind: str, tmp_path: Path) -> None:
     torch.save({"head.fc.weight": torch.ones(3, 8)}, path := tmp_path / "x.pth")
     content = bytearray(path.read_bytes())
-    locator = content.rindex(b"PK\x06\x07")
-    content[locator + 16] = 2  # The number of disks.
+    directory = content.index(b"PK\x01\x02")
+    if kind == "several disks":
+        content[content.rindex(b"PK\x06\x07") + 16] = 2
+    elif kind == "no text":
+        content[directory + 9] |= 8  # Names are UTF-8.
+        content[directory + 48] = 0xFF
+    else:
+        content[directory + 6] = 255
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.pth .* is truncated, damaged or not a torch"):
         read_file(path)

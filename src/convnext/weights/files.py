@@ -80,8 +80,11 @@ _PLAIN = ("model", "state_dict", "model_state_dict", "module", "net", "network")
 _EMA = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "teacher")
 _HARMLESS = frozenset({"collections.OrderedDict", "torch.Size", *INERT, *DICTIONARIES})
 
-# Raised by the unpickler for bytes that are not a pickle.
-_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError, struct.error)
+# Raised for bytes that are not an archive or a pickle.
+_MALFORMED = (
+    *(ValueError, TypeError, LookupError, AttributeError, AssertionError, struct.error),
+    *(RuntimeError, EOFError, OSError, zipfile.BadZipFile),
+)
 
 
 NOTE = "convnext.note"
@@ -118,7 +121,7 @@ def read_pickle(
                 "not weights; none of it was run; ask its author for a .safetensors file"
             ) from error
         raise ValueError(_damaged(path)) from error
-    except (RuntimeError, EOFError, OSError, *_MALFORMED) as error:
+    except _MALFORMED as error:
         raise ValueError(_damaged(path)) from error
     try:
         return find_state_dict(payload, str(path), ema=ema, notes=notes)
@@ -173,7 +176,7 @@ def _check_archive(path: Path) -> None:
             return
         with zipfile.ZipFile(path) as archive:
             declared = sum(entry.file_size for entry in archive.infolist())
-    except zipfile.BadZipFile as error:
+    except _MALFORMED as error:
         raise ValueError(_damaged(path)) from error
     if declared > path.stat().st_size:
         raise ValueError(
@@ -195,7 +198,7 @@ def _globals(path: Path) -> set[str]:
             with path.open("rb") as file:
                 for _ in range(5):  # Magic number, version, system, state dict, storage keys.
                     _scan(pickletools.genops(file), names)
-    except (ValueError, OSError, zipfile.BadZipFile):
+    except _MALFORMED:
         pass  # A damaged file: report the names found so far.
     return names
 
