@@ -26,7 +26,8 @@ def facts_of_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the facts about images that data set reports cache out of the user's folder."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convnext.data.doctor.cache_folder", lambda: folder)
+        for module in ("doctor", "facts"):
+            patch.setattr(f"convnext.data.{module}.cache_folder", lambda: folder)
         yield
 
 

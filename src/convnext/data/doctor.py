@@ -47,6 +47,7 @@ ALIKE_BITS = 8
 SKETCH_PIXELS = 32
 # Held-out images that are compared with all training images, unless all are asked for.
 NUM_ALIKE = 5_000
+NOT_DECODED = "(--no-cache decodes them)"
 # How many pairs of sketches are compared at once: 64 MB.
 MAX_PAIRS = 1_000_000
 # Many images show in their first bytes that they are neither gray nor of one color.
@@ -224,7 +225,7 @@ class FactsCache:
                 np.savez(
                     file, rows=rows, words=np.array(self._words), versions=np.array(self._versions)
                 )
-            _shrink(self.path.parent)
+            shrink(self.path.parent)
         except OSError as error:
             _log.warning("the facts about the images are not cached: %s", error)
 
@@ -295,10 +296,10 @@ def _stamp(path: str) -> Stamp | None:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, inode
 
 
-def _shrink(folder: Path) -> None:
+def shrink(folder: Path) -> None:
     """Remove the files of a folder that were not used for the longest time, if it is too large."""
     files = []
-    for path in folder.glob("*.npz"):
+    for path in folder.glob("[!.]*"):
         with contextlib.suppress(FileNotFoundError):  # Another process removed it.
             files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
     total = sum(size for _, size, _ in files)
@@ -368,7 +369,7 @@ class Scan(Generic[Item]):
         what = "all" if self.num_cached == total else f"{self.num_cached:,} of {total:,}"
         cached = (
             f"{what} images are unchanged since an earlier report, and were not decoded again "
-            "(--no-cache decodes them)"
+            f"{NOT_DECODED}"
         )
         return self.alike.note, cached
 

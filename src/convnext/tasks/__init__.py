@@ -205,10 +205,23 @@ def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -
 def inspect(task: str, path: str, *, contact_sheet: bool = False, **options: Any) -> Any:
     """Return a task's report on a data set, and a contact sheet if requested.
 
+    While no file of the data changes, the report of an earlier time is returned, unless `cache` is
+    False or a contact sheet is requested.
+
     Raises:
         ValueError: If there is no such data or task.
     """
-    return task_module(task, "inspect").inspect_with_sheet(path, sheet=contact_sheet, **options)
+    from convnext.data.facts import StoredReport
+
+    module = task_module(task, "inspect")
+    if contact_sheet or not options.get("cache", True):
+        return module.inspect_with_sheet(path, sheet=contact_sheet, **options)
+    stored = StoredReport(path, {"task": task, **options})
+    found = stored.load(module.DataReport)
+    if found is None:
+        found, _ = module.inspect_with_sheet(path, sheet=False, **options)
+        stored.save(found)
+    return found, None
 
 
 @dataclass(frozen=True)
