@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from convnext.results import Detections as Detections
     from convnext.results import Embeddings as Embeddings
     from convnext.results import Exported as Exported
+    from convnext.results import Prediction as Prediction
     from convnext.results import Predictions as Predictions
     from convnext.results import Scores as Scores
     from convnext.results import Segmentation as Segmentation
@@ -97,6 +98,7 @@ _HOMES = {
     "Scores": "results",
     "Embeddings": "results",
     "Exported": "results",
+    "Prediction": "results",
     "Predictions": "results",
     "Rung": "models.roadmap",
     "roadmap": "models.roadmap",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from convnext.data.preprocessing import DensePreprocessing, Preprocessing
     from convnext.deploy.runtimes import Exported as ExportedFile
-    from convnext.results import Embeddings, Exported, Predictions, Scores
+    from convnext.results import Embeddings, Exported, Prediction, Predictions, Scores
     from convnext.tasks.predict import PredictionStream
     from convnext.tasks.trained import Opened
 
@@ -99,12 +99,12 @@ class Model:
     @overload
     def predict(
         self, source: Images, *, stream: Literal[True], **options: Any
-    ) -> PredictionStream[Any]: ...
+    ) -> PredictionStream[Prediction]: ...
     def predict(
         self, source: Images, *, stream: bool = False, **options: Any
-    ) -> Predictions | PredictionStream[Any]:
+    ) -> Predictions | PredictionStream[Prediction]:
         """Predict the contents of images; see `predict`."""
-        found: Predictions | PredictionStream[Any]
+        found: Predictions | PredictionStream[Prediction]
         found = predict(self, source, stream=stream, **options)  # type: ignore[call-overload]
         return found
 
@@ -269,7 +269,7 @@ def predict(
     fast: bool = True,
     progress: Show = True,
     **options: Any,
-) -> PredictionStream[Any]: ...
+) -> PredictionStream[Prediction]: ...
 @verb
 def predict(
     source: ModelSource,
@@ -284,7 +284,7 @@ def predict(
     fast: bool = True,
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="predict")],
-) -> Predictions | PredictionStream[Any]:
+) -> Predictions | PredictionStream[Prediction]:
     """Predict the contents of images, with the preprocessing stored in the checkpoint.
 
     A classifier predicts classes with their probabilities, a segmentation network the class of

@@ -5,7 +5,14 @@ Nothing here imports torch or timm.
 
 from __future__ import annotations
 
-from convnext.results.predictions import Area, Classification, Detections, Guess, Segmentation
+from convnext.results.predictions import (
+    Area,
+    Classification,
+    Detections,
+    Guess,
+    Prediction,
+    Segmentation,
+)
 from convnext.results.scores import Conditions, Embeddings, Exported, Predictions, Scores
 
 __all__ = [
@@ -16,6 +23,7 @@ __all__ = [
     "Embeddings",
     "Exported",
     "Guess",
+    "Prediction",
     "Predictions",
     "Scores",
     "Segmentation",

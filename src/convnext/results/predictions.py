@@ -488,6 +488,10 @@ class Segmentation(_Result):
         return self._short(_first(shares, 5, "classes"))
 
 
+Prediction = Classification | Segmentation | Detections
+"""The prediction of one image, by the task of the network."""
+
+
 def _names(names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"names must be the names of the classes, not {names!r:.80}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from convnext.atomic import atomic_write, write_text
 from convnext.data.downloads import file_name, is_url
 from convnext.data.drawing import MAX_NAME
 from convnext.names import count_noun, csv_text, nearest, portable_name, text_cell
+
+if TYPE_CHECKING:
+    from convnext.results.predictions import Prediction
 
 
 def file_stem(source: str | Path) -> str:
@@ -224,18 +227,21 @@ def _json_number(value: float) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions(Sequence[Any]):
-    """The results of images, in order: a sequence with one result per image."""
+class Predictions(Sequence["Prediction"]):
+    """The results of images, in order: a sequence with one result per image.
 
-    results: tuple[Any, ...]
+    Each is a `Classification`, a `Segmentation` or a `Detections`, by the task of the network.
+    """
+
+    results: tuple[Prediction, ...]
     bad_images: tuple[tuple[str, str], ...] = ()
     """Images that could not be read, with the reason."""
 
     @overload
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int) -> Prediction: ...
     @overload
-    def __getitem__(self, index: slice) -> tuple[Any, ...]: ...
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: slice) -> tuple[Prediction, ...]: ...
+    def __getitem__(self, index: int | slice) -> Prediction | tuple[Prediction, ...]:
         return self.results[index]
 
     def __len__(self) -> int:
