@@ -18,6 +18,7 @@ LIGHT = (
     "convnext.tasks.classification.exported",
     "convnext.tasks.classification.inspect",
     "convnext.tasks.detection.inspect",
+    "convnext.tasks.factory",
     "convnext.tasks.segmentation.inspect",
     "convnext.weights",
     "convnext.weights.checkpoint",
@@ -50,3 +51,16 @@ def test_a_model_that_does_not_exist_is_reported_without_torch(name: str) -> Non
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert name in done.stdout
+
+
+@pytest.mark.parametrize("pattern", ["convnext_*", "mask_rcnn_*"])
+def test_models_are_listed_without_torch(pattern: str) -> None:
+    code = (
+        "import convnext, sys\n"
+        f"print(len(convnext.find_models({pattern!r}, progress=False).rows))\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert int(done.stdout) > 20

@@ -14,9 +14,11 @@ from convnext.tasks.factory import (
     catalogue,
     count_cost,
     dense_kind,
+    dense_prefix,
     input_size_of,
     list_models,
     print_catalogue,
+    task_of_name,
 )
 from convnext.weights.published import published
 
@@ -87,6 +89,13 @@ def listed() -> list[tuple[str, int, int, int]]:
         own = {(w.input_size, w.input_size, w.num_classes) for w in published(name)}
         found += [(name, *key) for key in sorted(own or {default})]
     return found
+
+
+def test_the_prefixes_of_the_recipes_are_those_of_the_networks() -> None:
+    for name in ("upernet_x", "mask_rcnn_x", "cascade_mask_rcnn_x", "x"):
+        kind = dense_kind(name)
+        assert dense_prefix(name) == (None if kind is None else kind.tables.prefix)
+        assert task_of_name(name) == ("classify" if kind is None else kind.task)
 
 
 def stored() -> list[list[str]]:

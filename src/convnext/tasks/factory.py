@@ -2,7 +2,7 @@
 
 A name is a member of the family, a step of the roadmap, a timm model, or one of these after the
 prefix of a dense network, such as `upernet_convnext_tiny`, which a task builds. The list has the
-networks, their cost, and their published weights.
+networks, their cost, and their published weights; it is made without importing torch.
 """
 
 from __future__ import annotations
@@ -15,16 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from convnext.models.factory import create_network, list_networks, network_configs
-from convnext.models.flops import cost
 from convnext.names import nearest
 from convnext.tasks import DEFAULT, task_module, task_names
-from convnext.weights.dense import infer_model as infer_classifier
 from convnext.weights.published import (
     PUBLISHED_DENSE,
     PublishedDense,
@@ -33,7 +29,7 @@ from convnext.weights.published import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from convnext.weights.checkpoint import Card
     from convnext.weights.dense import DenseTables
@@ -123,14 +119,15 @@ def infer_model(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: If the tensors do not belong to such a network.
     """
+    from convnext.weights.dense import infer_model as infer_classifier
+
     kind = dense_kind(names=state_dict)
     return infer_classifier(state_dict) if kind is None else kind.tables.infer(state_dict)
 
 
 def dense_prefix(name: str) -> str | None:
     """Return the prefix of a dense network's name, or None for a classifier."""
-    kind = dense_kind(name)
-    return None if kind is None else kind.tables.prefix
+    return next((prefix for prefix in _prefixes() if name.startswith(prefix)), None)
 
 
 def input_size_of(name: str) -> tuple[int, int]:
@@ -141,8 +138,7 @@ def input_size_of(name: str) -> tuple[int, int]:
 
 def task_of_name(name: str) -> str:
     """Return the task of a network by its name."""
-    kind = dense_kind(name)
-    return DEFAULT if kind is None else kind.task
+    return _prefixes().get(dense_prefix(name) or "", DEFAULT)
 
 
 def dense_kind(name: str = "", *, names: Iterable[str] = ()) -> DenseKind | None:
@@ -162,6 +158,16 @@ def published_of(name: str) -> PublishedNetworks:
     """Return the published networks of the task of a named network."""
     kind = dense_kind(name)
     return _published(DEFAULT) if kind is None else kind.networks
+
+
+@cache
+def _prefixes() -> dict[str, str]:
+    """Return the task of each prefix of dense networks."""
+    return {
+        prefix: task
+        for task in task_names()
+        for prefix in getattr(task_module(task, "recipe"), "PREFIXES", ())
+    }
 
 
 @cache
@@ -225,10 +231,8 @@ def catalogue(pattern: str) -> list[CatalogueRow]:
     for name in names:
         dense = published_dense(name)
         entries = published(name)
-        kind = dense_kind(name)
-        # The published dense networks have the classes of ADE20K or COCO.
-        num_classes = 1000 if kind is None else int(kind.tables.defaults["num_classes"])
-        default = (input_size_of(name)[0], num_classes)
+        height, _, num_classes = _usual(name)
+        default = (height, num_classes)
         kinds = {(entry.input_size, entry.num_classes) for entry in entries} or {default}
         counts = {kind: _count(name, *kind) if counted else (None, None) for kind in kinds}
         if dense:
@@ -322,22 +326,34 @@ def _shown_scores(row: CatalogueRow) -> str:
 
 
 def _count(name: str, size: int, num_classes: int) -> tuple[int | None, int | None]:
-    height, width = (size, size) if dense_kind(name) is None else input_size_of(name)
-    known = _known_costs().get((name, height, width, num_classes))
+    height, width = (size, size) if dense_prefix(name) is None else _usual(name)[:2]
+    known = _known_costs().get(name, {}).get((height, width, num_classes))
     return known or count_cost(name, (height, width), num_classes)
 
 
+def _usual(name: str) -> tuple[int, int, int]:
+    """Return the height, width and number of classes for which a network is published.
+
+    Those of dense networks are the classes of ADE20K or COCO.
+    """
+    if dense_prefix(name) is None:
+        return 224, 224, 1000
+    if name in _known_costs():
+        return next(iter(_known_costs()[name]))
+    kind = dense_kind(name)
+    assert kind is not None
+    return *kind.tables.input_size, int(kind.tables.defaults["num_classes"])
+
+
 @cache
-def _known_costs() -> dict[tuple[str, int, int, int], tuple[int, int]]:
-    """Return parameters and MACs by name, height, width and number of classes."""
+def _known_costs() -> dict[str, dict[tuple[int, int, int], tuple[int, int]]]:
+    """Return parameters and MACs by name, then by height, width and number of classes."""
+    found: dict[str, dict[tuple[int, int, int], tuple[int, int]]] = {}
     with COSTS.open(encoding="utf-8", newline="") as file:
-        return {
-            (row["model"], int(row["height"]), int(row["width"]), int(row["num_classes"])): (
-                int(row["params"]),
-                int(row["macs"]),
-            )
-            for row in csv.DictReader(file)
-        }
+        for row in csv.DictReader(file):
+            key = int(row["height"]), int(row["width"]), int(row["num_classes"])
+            found.setdefault(row["model"], {})[key] = int(row["params"]), int(row["macs"])
+    return found
 
 
 def count_cost(name: str, size: tuple[int, int], num_classes: int) -> tuple[int | None, int | None]:
@@ -345,6 +361,10 @@ def count_cost(name: str, size: tuple[int, int], num_classes: int) -> tuple[int 
 
     The MACs of a timm model that does not take this size are None.
     """
+    import torch
+
+    from convnext.models.flops import cost
+
     with torch.device("meta"):
         model = create_model(name, num_classes=num_classes)
     try:

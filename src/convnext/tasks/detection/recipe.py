@@ -8,6 +8,9 @@ from typing import ClassVar, Generic, Literal
 
 from convnext.recipes.schema import AUTO, A, DenseInputRecipe, Recipe, bounds
 
+PREFIXES = ("mask_rcnn_", "cascade_mask_rcnn_")
+"""How the names of the networks begin, before the name of the backbone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectRecipe(Generic[A]):

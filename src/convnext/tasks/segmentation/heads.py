@@ -28,8 +28,6 @@ from convnext.kernels.winograd import WinogradConv, fits
 POOL_SCALES = (1, 2, 3, 6)
 CLASSIFIER_STD = 0.01
 
-PREFIX = "upernet_"
-
 
 @dataclass(frozen=True, kw_only=True)
 class UPerNetConfig:

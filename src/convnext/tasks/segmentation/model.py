@@ -25,13 +25,13 @@ from convnext.models.factory import build_dense
 from convnext.models.given import GivenNetwork
 from convnext.models.network import DenseModule, Network
 from convnext.tasks.segmentation.heads import (
-    PREFIX,
     FCNHead,
     UPerHead,
     UPerNetConfig,
     make_classifier,
     resize,
 )
+from convnext.tasks.segmentation.recipe import PREFIX
 from convnext.tasks.segmentation.scores import default_stride
 from convnext.weights.checkpoint import Card
 from convnext.weights.dense import DenseTables, dense_layouts

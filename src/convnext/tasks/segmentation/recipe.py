@@ -8,6 +8,10 @@ from typing import ClassVar, Generic, Literal
 
 from convnext.recipes.schema import AUTO, A, DenseInputRecipe, Recipe, bounds
 
+PREFIX = "upernet_"
+PREFIXES = (PREFIX,)
+"""How the names of the networks begin, before the name of the backbone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRecipe(Generic[A]):

@@ -34,12 +34,11 @@ from convnext.tasks.segmentation.dataset import (
     TrainTransform,
     collate,
 )
-from convnext.tasks.segmentation.heads import PREFIX
 from convnext.tasks.segmentation.inference import infer
 from convnext.tasks.segmentation.layout import annotation
 from convnext.tasks.segmentation.metric import Metric
 from convnext.tasks.segmentation.model import HardExamples, LossSettings, losses
-from convnext.tasks.segmentation.recipe import SegmentationRecipe
+from convnext.tasks.segmentation.recipe import PREFIX, SegmentationRecipe
 from convnext.tasks.segmentation.scores import InferenceSettings, default_stride
 
 # Crops are multiples of this: the stride of the coarsest map.
