@@ -342,7 +342,8 @@ def check_data(
         task: The task; by default recognized from the layout of the data.
         contact_sheet: Write a few images of every class to this file.
         deep: Look for near duplicates of all held-out images, not only of 5,000.
-        cache: Do not decode images again that are unchanged since an earlier report.
+        cache: Show the earlier report again if no file has changed since, and do not decode images
+            again that are unchanged.
         progress: Where to print, as for `train`.
         **options: Task options. Classification: layout. Segmentation: images, masks,
             reduce_zero_label, exif, layout, annotations, allow_outside. Detection: layout,
