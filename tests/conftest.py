@@ -23,11 +23,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def facts_of_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the facts about images that data set reports cache out of the user's folder."""
+    """Keep reports and facts about images out of the user's folder."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("doctor", "facts"):
-            patch.setattr(f"convnext.data.{module}.cache_folder", lambda: folder)
+        patch.setattr("convnext.data.facts.cache_folder", lambda: folder)
         yield
 
 

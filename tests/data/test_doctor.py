@@ -21,8 +21,9 @@ from shapes import write_shapes
 from small_objects import coco_squares
 
 import convnext
-from convnext.data import doctor, samples
-from convnext.data.doctor import ALIKE_BITS, FactsCache, ImageFacts, find_nearest, read_facts
+from convnext.data import doctor, facts, samples
+from convnext.data.doctor import ALIKE_BITS, find_nearest
+from convnext.data.facts import FactsCache, ImageFacts, read_facts
 from convnext.data.images import BadImage
 from convnext.tasks import task_module
 from convnext.tasks.classification.inspect import DataReport, inspect
@@ -36,8 +37,8 @@ QUIET = Console(file=io.StringIO())
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of its own, which takes files that were just written."""
-    monkeypatch.setattr(doctor, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(doctor, "SETTLED_NS", -(10**12))
+    monkeypatch.setattr(facts, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(facts, "SETTLED_NS", -(10**12))
     return tmp_path / "cache" / "images"
 
 
@@ -55,7 +56,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(path).name)
         return read_facts(path)
 
-    monkeypatch.setattr(doctor, "read_facts", read)
+    monkeypatch.setattr(facts, "read_facts", read)
     return names
 
 
@@ -130,7 +131,7 @@ def test_a_changed_file_is_read_again(
 def test_files_that_were_just_written_are_not_cached(
     root: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "SETTLED_NS", 10**15)
+    monkeypatch.setattr(facts, "SETTLED_NS", 10**15)
     look(root)
     look(root)
     assert len(decoded) == 60
@@ -177,7 +178,7 @@ def test_the_facts_of_another_version_are_not_used(
     root: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look(root)
-    monkeypatch.setattr(doctor, "version", lambda name: "0.1")
+    monkeypatch.setattr(facts, "version", lambda name: "0.1")
     look(root)
     assert len(decoded) == 60
 
@@ -201,7 +202,7 @@ def test_the_cache_is_bounded_and_forgets_what_was_not_used_for_longest(
         files += [path for path in cache.iterdir() if path not in files]
         os.utime(files[-1], (1_000 + number, 1_000 + number))
     look(sets[0])  # Used again.
-    monkeypatch.setattr(doctor, "MAX_CACHE_BYTES", 5 * files[0].stat().st_size // 2)
+    monkeypatch.setattr(facts, "MAX_CACHE_BYTES", 5 * files[0].stat().st_size // 2)
     look(sets[2])
     left = list(cache.iterdir())
     assert files[0] in left

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Unpack
 
 from convnext.data import doctor
-from convnext.data.doctor import Alike, FactsCache, ImageFacts, Scan, ScanOptions, facts_of
+from convnext.data.doctor import Alike, Scan, ScanOptions
+from convnext.data.facts import FactsCache, ImageFacts, facts_of
 from convnext.data.images import BadImage
 from convnext.data.samples import FolderSamples, Samples
 from convnext.tasks.classification.data import ClassificationData, refusal

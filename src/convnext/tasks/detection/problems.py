@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from convnext.data import doctor
-from convnext.data.doctor import FactsCache, Scan
+from convnext.data.doctor import Scan
+from convnext.data.facts import FactsCache
 from convnext.data.formats.coco_objects import FIX, UNUSED
 from convnext.data.formats.instances import KIND
 from convnext.data.formats.records import Fault, Record

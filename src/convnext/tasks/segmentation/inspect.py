@@ -18,7 +18,6 @@ from rich.table import Table
 
 from convnext.data import doctor
 from convnext.data.doctor import (
-    FactsCache,
     Scan,
     ScanOptions,
     class_table,
@@ -28,6 +27,7 @@ from convnext.data.doctor import (
     print_numbered,
 )
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
+from convnext.data.facts import FactsCache
 from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
