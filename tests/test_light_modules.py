@@ -64,3 +64,18 @@ def test_models_are_listed_without_torch(pattern: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert int(done.stdout) > 20
+
+
+@pytest.mark.parametrize("verb", ["predict", "embed"])
+def test_a_model_that_does_not_exist_is_reported_before_the_images(verb: str) -> None:
+    code = (
+        "import convnext, sys\n"
+        f"try: convnext.{verb}('absent.pth', ['no_photo.jpg'])\n"
+        "except ValueError as error: print(error)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.startswith("there is no file or folder absent.pth")
+    assert "no_photo" not in done.stdout + done.stderr

@@ -9,7 +9,14 @@ from pathlib import Path, PureWindowsPath
 import pytest
 
 from convnext.data.drawing import output_names
-from convnext.names import count_noun, nearest, nearest_path, portable_name, short_time
+from convnext.names import (
+    count_noun,
+    nearest,
+    nearest_names,
+    nearest_path,
+    portable_name,
+    short_time,
+)
 from convnext.recipes.recipe import Recipe
 from convnext.studies.plan import Entry
 from convnext.training.run import new_folder
@@ -106,3 +113,9 @@ def test_a_count_agrees_with_its_noun() -> None:
 )
 def test_a_time_has_digits_at_any_size(seconds: float, text: str) -> None:
     assert short_time(seconds) == text
+
+
+def test_long_lists_of_names_are_grouped() -> None:
+    assert nearest_names("tiny", ["tiny", "base"]) == "tiny or base"
+    known = ["resnet", "tiny", "tiny_2", "tinny", "large"]
+    assert nearest_names("tiny", known) == "tiny, tinny, tiny_2 or 2 others (see `convnext models`)"

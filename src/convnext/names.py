@@ -6,7 +6,7 @@ import csv
 import difflib
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = repr) 
         return f"; did you mean {show(close[0])}?"
     plain = known if show is repr else map(show, known)
     return f"; choose one of {', '.join(plain)}" if 0 < len(known) <= 20 else ""
+
+
+def nearest_names(name: str, known: Sequence[str], number: int = 3) -> str:
+    """Return names for a message: all, or the nearest ones and how to list the others."""
+    if len(known) <= number:
+        return " or ".join(known)
+    close = difflib.get_close_matches(name, known, n=number, cutoff=0.0)
+    return f"{', '.join(close)} or {len(known) - number} others (see `convnext models`)"
 
 
 def nearest_path(path: Path) -> str:

@@ -86,7 +86,10 @@ def test_a_tag_of_weights_names_the_network_of_the_task(
         train(weights="d1_in1k")
     with pytest.raises(ValueError, match=r"model convnext_femto or convnext_pico$"):
         convnext.train(data=ROWS, weights="d1_in1k", output="one", progress=False)
-    with pytest.raises(ValueError, match=r"'ade20k' are those of upernet.*which do not classify"):
+    with pytest.raises(
+        ValueError,
+        match=r"are those of upernet_convnext_tiny, .* or 2 others \(see `convnext models`\), which do",
+    ):
         convnext.train(data=ROWS, weights="ade20k", output="two", progress=False)
 
 
@@ -265,7 +268,7 @@ def test_every_verb_has_a_typed_result(name: str) -> None:
 def test_predict_has_a_type_for_each_kind_of_result() -> None:
     for function in (inspect.unwrap(api.predict), api.Model.predict):
         returned = [inspect.signature(one).return_annotation for one in get_overloads(function)]
-        assert returned == ["Predictions", "PredictionStream[Any]"]
+        assert returned == ["Predictions", "PredictionStream[Prediction]"]
 
 
 def test_python_is_never_asked_for_a_line_of_text(tmp_path: Path) -> None:

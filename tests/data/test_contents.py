@@ -120,6 +120,10 @@ def test_images_that_were_trained_on_are_known_by_content(root: Path, tmp_path: 
     assert compared.lines() == (
         "1 of 2 images were trained on (b/copy.png), so the scores are higher than on new images",
     )
+    (line,) = compared.without({1}).lines()
+    assert line.startswith("1 of 1 images were trained on")
+    assert compared.without({0}).lines() == ()
+    assert compared.without({0}).num_images == 1
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

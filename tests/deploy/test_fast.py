@@ -85,6 +85,8 @@ def test_a_job_of_minutes_is_folded_and_one_of_hours_searched(
     if work in ("nothing", "refused"):
         assert network.form is None
         assert torch.equal(network(images), expected)
+        backend = network.conditions(4, "val").backend
+        assert backend == (module.TOO_FEW if work == "nothing" else "eager")
     elif work == "minutes":
         assert network.form is not None
         assert any(isinstance(m, ChunkedBlock) for m in network.modules())

@@ -104,6 +104,13 @@ def test_a_resumed_run_appends_and_its_rows_are_those_of_one_run(
     assert "Resuming at step 4." in text(printed)
 
 
+def test_a_finished_run_says_that_nothing_is_left(tmp_path: Path, printed: Console) -> None:
+    log = RunLog(tmp_path, printed)
+    log.begin_at(4, num_steps=4)
+    log.close()
+    assert text(printed).strip() == "All 4 steps are done; nothing is left to train."
+
+
 def test_going_back_within_a_process(tmp_path: Path, printed: Console, clock: Clock) -> None:
     log = RunLog(tmp_path, printed)
     write_run(log, 0, 3, clock)

@@ -324,7 +324,8 @@ def predict(
     from convnext.progress import console_of
     from convnext.tasks import given_options, predict_by_file, predictor_class
 
-    # Check the images before a network is downloaded.
+    # Check both before a network is downloaded.
+    _check_exists(source)
     sources = image_sources(images, channels=channels)
     model = as_model(source, device)
     if model._file is not None and precision == "auto" and not (stream or output or options):
@@ -396,6 +397,7 @@ def embed(
 
     if output is not None and Path(output).suffix not in (".npz", ".csv"):
         raise ValueError(f"{output} must end in .npz or .csv")
+    _check_exists(source)
     sources = image_sources(images, channels=channels)
     out = console_of(progress)
     found, bad = embed_images(
@@ -414,6 +416,19 @@ def embed(
         found.write(output)
         out.print(f"written: {output}", markup=False, soft_wrap=True)
     return found
+
+
+def _check_exists(source: Any) -> None:
+    """Check that a path or a name of a network is valid; nothing is read or downloaded.
+
+    Raises:
+        TypeError: If it is none of the accepted types.
+        ValueError: If it cannot be found.
+    """
+    if not isinstance(source, Model):
+        from convnext.weights.sources import check_source
+
+        check_source(_source_of(source))
 
 
 def as_model(source: Any, device: Device) -> Model:

@@ -10,7 +10,7 @@ from typing import Any
 from convnext.api.settings import ONLY_IN_FULL_HELP, make_recipe, short_names
 from convnext.atomic import write_text
 from convnext.models.config import GIVEN, NetworkConfig
-from convnext.names import nearest_path
+from convnext.names import nearest_names, nearest_path
 from convnext.recipes.recipe import Recipe, flatten
 from convnext.recipes.schema import NetworkRecipe
 
@@ -203,7 +203,7 @@ def with_network_of_tag(recipe: Recipe) -> Recipe:
     own = [name if is_dense else prefix + name for name in names]
     fitting = [name for name in own if task_of_name(name) == recipe.task]
     same = [name for name in fitting if name.removeprefix(dense_prefix(name) or "") == backbone]
-    listed = " or ".join(same or fitting or own)
+    listed = nearest_names(prefix + backbone, same or fitting or own)
     if not fitting:
         raise ValueError(f"the weights {tag!r} are those of {listed}, which do not {recipe.task}")
     raise ValueError(

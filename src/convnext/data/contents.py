@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -239,6 +239,8 @@ class Compared:
     num_images: int = 0
     trained_on: tuple[str, ...] = ()
     """Images whose content the run trained on, under any name."""
+    positions: tuple[int, ...] = ()
+    """Their positions among the images."""
     changed: tuple[str, ...] = ()
     """What has changed since the run started, if this is its data."""
     not_compared: str = ""
@@ -252,6 +254,16 @@ class Compared:
             "changed": list(self.changed),
             "not_compared": self.not_compared,
         }
+
+    def without(self, bad: Collection[int]) -> Compared:
+        """Return the comparison of the other images, without those that could not be read."""
+        kept = [i for i, position in enumerate(self.positions) if position not in bad]
+        return replace(
+            self,
+            num_images=self.num_images - len(bad),
+            trained_on=tuple(self.trained_on[i] for i in kept),
+            positions=tuple(self.positions[i] for i in kept),
+        )
 
     def lines(self) -> tuple[str, ...]:
         """Return lines for the user."""
@@ -315,11 +327,11 @@ def compare_with_run(
         changed = changes(before, Contents(classes=tuple(classes), splits={own_split: now}))
     train = before.splits.get("train")
     known = {picture for picture in train.pictures if picture} if train else set()
+    positions = tuple(i for i, picture in enumerate(now.pictures) if picture in known)
     return Compared(
         num_images=len(images),
-        trained_on=tuple(
-            name for name, picture in zip(now.names, now.pictures, strict=False) if picture in known
-        ),
+        trained_on=tuple(now.names[i] for i in positions),
+        positions=positions,
         changed=changed,
         not_compared=_not_compared(train, now),
     )

@@ -37,6 +37,8 @@ SEARCHING = (
     "--no-fast turns this off"
 )
 
+TOO_FEW = "eager (too few images to gain from another backend)"
+
 Choice = Literal["wait", "stay", "fold", "known", "search"]
 
 
@@ -86,6 +88,7 @@ class Fast(nn.Module):
         exported = getattr(model, "exported", None)
         self._file: Exported | None = exported if isinstance(exported, Exported) else None
         self._decided = backend != "fastest" or self._file is not None
+        self._eager_is_fastest = False
         if backend != "eager" and device.type == "cpu":
             keep_freed_memory()
         if backend == "folded" and self._file is None:
@@ -103,6 +106,8 @@ class Fast(nn.Module):
             precision = form.precision
             kind = "folded" if form.dense == "direct" else f"folded, {form.dense}"
             words = kind if self._backend == "folded" else f"fastest ({form})"
+        elif self._backend == "fastest":
+            words = "fastest (eager)" if self._eager_is_fastest else TOO_FEW
         return Conditions(num_images=num_images, split=split, precision=precision, backend=words)
 
     def watch(self, advance: Callable[[int], None]) -> Callable[[int], None]:
@@ -135,7 +140,7 @@ class Fast(nn.Module):
         if left is not None and left >= WORTH_FOLDING_S and example is not None:
             known = known_backend(cache_file(), tuner.key(example, self._precision))
         if known is not None and not known.form.folded:
-            self._decided = True  # The unmodified network is the fastest.
+            self._decided = self._eager_is_fastest = True
             return
         gain = 0.0 if known is None else (left or 0.0) * (1 - 1 / known.ratio)
         choice = choose(

@@ -218,7 +218,7 @@ class Evaluator(Generic[I]):
             "bad_images": tuple((image.source, image.reason) for image in self.bad.found.values()),
             "left_out": self.found.left_out,
             "conditions": network.conditions(num_images, self.found.split),
-            "compared": self.compared,
+            "compared": self.compared.without(self.bad.found),
         }
 
 

@@ -75,6 +75,7 @@ class RunLog:
         images: int = 0,
         steps_per_epoch: int = 1,
         *,
+        num_steps: int = 0,
         evaluates: bool = False,
     ) -> None:
         """Record that the run resumes at a step, which supersedes rows about later steps.
@@ -95,7 +96,10 @@ class RunLog:
             assert self._events is not None
             self._events.close()
             self._events = tensorboard(self.folder, step)
-            self.console.print(f"Resuming at step {step:,}.")
+            if step == num_steps:
+                self.console.print(f"All {step:,} steps are done; nothing is left to train.")
+            else:
+                self.console.print(f"Resuming at step {step:,}.")
 
     def start(self, *, num_steps: int, steps_per_epoch: int, first_step: int) -> None:
         """Start the progress line."""

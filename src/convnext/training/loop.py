@@ -231,7 +231,11 @@ class _Trainer:
     def _begin_log(self) -> None:
         images = self.step * self.task.batch_size
         self.log.begin_at(
-            self.step, images, self.task.steps_per_epoch, evaluates=self.evaluation_due
+            self.step,
+            images,
+            self.task.steps_per_epoch,
+            num_steps=self.plan.num_steps,
+            evaluates=self.evaluation_due,
         )
 
     def train(self) -> Exception | None:

@@ -108,7 +108,8 @@ def test_predictions_are_masks_overlays_and_areas(
     assert mask.shape == (40, 48)
     truth = pixels(shapes / "annotations" / "val" / "000.png")
     assert (mask == truth)[truth != 255].mean() > 0.75
-    assert pixels(tmp_path / "000_overlay.png").shape == (40, 48, 3)
+    height, width, _ = pixels(tmp_path / "000_overlay.png").shape
+    assert (width, height > 400) == (480, True)  # Enlarged, with a legend.
     rows = list(csv.DictReader((tmp_path / "areas.csv").read_text(encoding="utf-8").splitlines()))
     assert sum(int(row["pixels"]) for row in rows if row["image"].endswith("000.png")) == 1920
 

@@ -89,6 +89,8 @@ def test_results_have_the_size_of_the_images(tmp_path: Path) -> None:
         assert not indices[:, :10].any()
         assert (indices[:, -20:] == 1).all()
         shown = np.asarray(opened(tmp_path / "out" / prediction.overlay), float)
+        scale = shown.shape[1] // prediction.width  # Small images are enlarged.
+        assert shown.shape[0] > scale * prediction.height, "there is no legend below"
         assert np.abs(shown[0, 0] - 0.55 * class_colors(3)[0]).max() <= 1
     assert sum(a.pixels for a in second.areas) == 61 * 7
 

@@ -19,7 +19,7 @@ from convnext.data.drawing import class_colors, save_image
 from convnext.data.sources import Source
 from convnext.names import csv_text, text_cell
 from convnext.results import Segmentation
-from convnext.results.pictures import index_image, overlay
+from convnext.results.pictures import index_image
 from convnext.tasks.predict import (
     OverlayFormat,
     Predictor,
@@ -178,7 +178,7 @@ class PixelPredictor(Predictor[Segmentation]):
             colors = class_colors(len(self.classes))
             save_image(index_image(result.mask, colors), self.output / mask)
             if shown:
-                picture = overlay(image, result.mask, colors, alpha=self.alpha)
+                picture = result.plot(image=image.convert("RGB"), alpha=self.alpha)
                 save_image(picture, self.output / shown)
         return ImageAreas(
             source=source.name,
