@@ -324,8 +324,8 @@ def predict(
     from convnext.progress import console_of
     from convnext.tasks import given_options, predict_by_file, predictor_class
 
-    # Check both before a network is downloaded.
     _check_exists(source)
+    # Check the images before a network is downloaded.
     sources = image_sources(images, channels=channels)
     model = as_model(source, device)
     if model._file is not None and precision == "auto" and not (stream or output or options):
@@ -393,12 +393,13 @@ def embed(
     """
     from convnext.data.sources import image_sources
     from convnext.progress import console_of
-    from convnext.tasks.predict import embed_images
 
+    _check_exists(source)
     if output is not None and Path(output).suffix not in (".npz", ".csv"):
         raise ValueError(f"{output} must end in .npz or .csv")
-    _check_exists(source)
     sources = image_sources(images, channels=channels)
+    from convnext.tasks.predict import embed_images
+
     out = console_of(progress)
     found, bad = embed_images(
         as_model(source, device)._opened,
