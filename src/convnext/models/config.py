@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from convnext.names import nearest
 
@@ -67,6 +69,7 @@ class NetworkConfig:
         # YAML and JSON have lists only.
         object.__setattr__(self, "depths", tuple(self.depths))
         object.__setattr__(self, "dims", tuple(self.dims))
+        check_types(self)
         if len(self.depths) != len(self.dims) or not self.depths:
             raise ValueError(
                 f"depths and dims need one entry per stage: {self.depths} has {len(self.depths)}, "
@@ -123,6 +126,46 @@ _CHOICES = {
     "norm": get_args(NormKind),
     "norms": get_args(HowMany),
     "downsample": get_args(DownsampleKind),
+}
+
+
+def check_types(config: Any) -> None:
+    """Check that numbers, switches and lists of a configuration have the types of their fields.
+
+    A number may come from a card or a recipe, where 0.5 can stand for a count.
+
+    Args:
+        config: A dataclass.
+
+    Raises:
+        ValueError: Names the first field with a value of another type.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _fits(value, kind):
+            kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+            words = " or ".join(_WORDS[part] for part in kinds)
+            raise ValueError(f"{name} is {value!r:.40}, but must be {words}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value has a type; words are not checked here."""
+    if kind in (int, float):
+        # Numbers of numpy are registered as numbers of Python. A switch is not a count.
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(part, get_args(kind)[0]) for part in value)
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, part) for part in get_args(kind))
+    return get_origin(kind) is Literal or isinstance(value, kind)
+
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+    tuple[int, ...]: "a list of whole numbers",
 }
 
 

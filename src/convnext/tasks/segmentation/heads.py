@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnext.kernels.winograd import WinogradConv, fits
+from convnext.models.config import check_types
 
 POOL_SCALES = (1, 2, 3, 6)
 CLASSIFIER_STD = 0.01
@@ -45,6 +46,7 @@ class UPerNetConfig:
     """Whether each map of the backbone gets its own layer norm."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_classes", "channels", "auxiliary_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")

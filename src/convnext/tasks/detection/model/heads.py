@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, roi_align
 
 from convnext.kernels.roi_pooling import roi_levels
+from convnext.models.config import check_types
 from convnext.tasks.detection.model.boxes import RATIOS, SCALE, Stds, Thresholds, decode, has_area
 
 BOX_SIDE = 7
@@ -340,6 +341,7 @@ class DetectorConfig:
     are background, as in the published models."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         counts = ("num_classes", "channels", "fc_dim", "num_proposals", "max_detections")
         for name in (*counts, "rpn_batch_size", "box_batch_size"):
             if getattr(self, name) < 1:
