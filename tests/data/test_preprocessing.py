@@ -192,6 +192,8 @@ def test_a_round_trip_through_json():
         ({"in_chans": 1}, "mean has 3 values, but in_chans is 1"),
         ({"std": [1, 1]}, "std has 2 values"),
         ({"std": [1, 0, 1]}, "must be above 0"),
+        ({"std": [0.2, 1e-320, 0.2]}, "must lie in .1e-06, 1e.06."),
+        ({"mean": [0, -1e30, 0]}, "must lie within 1e.06 of 0"),
         ({"mean": "auto"}, "mean is 'auto'"),
         ({"mean": [0, None, 0]}, "must be a tuple of numbers"),
         ({"crop": 1}, "no field 'crop'; did you mean 'crop_pct'"),

@@ -30,6 +30,8 @@ RESAMPLING = {
 }
 MAX_SIDE = math.isqrt(MAX_PIXELS)
 """The maximum side of a square input."""
+MIN_STD, MAX_PIXEL = 1e-6, 1e6
+"""Bounds of the normalization of pixels from 0 to 1; beyond them, a network overflows in fp32."""
 Pixels = NDArray[np.uint8]
 Array = NDArray[Any]
 
@@ -86,6 +88,10 @@ class _Settings:
             )
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std!r}, but must be above 0")
+        if not MIN_STD <= min(self.std) <= max(self.std) <= MAX_PIXEL:
+            raise ValueError(f"std is {self.std!r}, but must lie in [{MIN_STD:g}, {MAX_PIXEL:g}]")
+        if max(map(abs, self.mean)) > MAX_PIXEL:
+            raise ValueError(f"mean is {self.mean!r}, but must lie within {MAX_PIXEL:g} of 0")
 
     @property
     def mode(self) -> Mode:

@@ -155,8 +155,8 @@ class Proof:
     """For int8: how much each layer alone changes the outputs, most sensitive first."""
     keep_float: tuple[str, ...] = ()
     """For int8: the layers that stayed in fp32."""
-    network: ClassVar[str] = "network"
-    """How the printed rows call what the file is compared with."""
+    network: str = "network"
+    """What gave `before`: the network, with how it ran if not as in `evaluate`."""
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values for printing."""
@@ -205,6 +205,7 @@ class Verdict:
     before: float | None
     after: float | None
     failure: str
+    network: str = "network"
 
 
 class Comparison(ABC, Generic[Answer]):
@@ -239,6 +240,8 @@ class ScoredComparison(Comparison[Answer]):
 
     metric: ClassVar[str]
     """The name of the score."""
+    described: str = "network"
+    """What gives the answers that the file's are compared with; see `Proof.network`."""
 
     def __init__(self) -> None:
         self.differences: list[float] = []
@@ -263,6 +266,7 @@ class ScoredComparison(Comparison[Answer]):
             before=before,
             after=after,
             failure=judge(difference, agreement, before, after, num_images, precision),
+            network=self.described,
         )
 
 

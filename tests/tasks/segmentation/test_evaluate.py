@@ -168,8 +168,18 @@ def test_the_hash_of_an_annotation_is_that_of_the_mask(tmp_path: Path) -> None:
     ("size", "output", "network"),
     [
         (None, "logits", "network"),
-        (None, "labels", "network with the file's windows and outputs"),
-        ((64, 64), "logits", "network with the file's windows and outputs"),
+        (None, "labels", "network, run like the file with labels in place of logits,"),
+        (
+            (64, 96),
+            "logits",
+            "network, run like the file with windows of 64 pixels every 42, padded to 64 x 96,",
+        ),
+        (
+            (64, 64),
+            "labels",
+            "network, run like the file with windows of 64 pixels every 42, padded to 64 x 64 and "
+            "labels in place of logits,",
+        ),
     ],
 )
 def test_a_proof_says_what_network_it_scored(
@@ -183,6 +193,8 @@ def test_a_proof_says_what_network_it_scored(
     for truth in (labels, labels + 1):
         comparison.add(Image.new("RGB", (4, 4)), labels, labels, (truth, 255))
     verdict = comparison.verdict(2, "fp32")
-    rows = dict(comparison.proof(num_images=2, speed_ratio=1.0, **vars(verdict)).rows())
+    proof = comparison.proof(num_images=2, speed_ratio=1.0, **vars(verdict))
+    assert proof.to_dict()["network"] == network
+    rows = dict(proof.rows())
     score = f"{verdict.before:.2f} %"
     assert rows["mIoU on these images"] == f"{network} {score}, file {score}"

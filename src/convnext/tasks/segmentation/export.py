@@ -26,12 +26,12 @@ from convnext.deploy.formats import ExportSettings
 from convnext.deploy.graphs import image_blueprint, image_graph, run_images
 from convnext.deploy.quantize import image_calibration
 from convnext.deploy.runtimes import Exported, outside
-from convnext.deploy.verify import Proof, ScoredComparison
+from convnext.deploy.verify import ScoredComparison
 from convnext.hardware.devices import AMP_DTYPES
 from convnext.tasks.segmentation.heads import FusionConv, PooledConv, UPerHead
-from convnext.tasks.segmentation.inference import segment_labels
+from convnext.tasks.segmentation.inference import FileNetwork, segment_labels
 from convnext.tasks.segmentation.metric import class_iou, count_confusion
-from convnext.tasks.segmentation.scores import inference_of
+from convnext.tasks.segmentation.scores import InferenceSettings, inference_of
 from convnext.weights.checkpoint import Card, setting_of
 
 MIN_ANY, MAX_ANY = 64, 16384
@@ -132,7 +132,7 @@ class Labels(nn.Module):
         return logits.argmax(1).to(torch.int32)
 
 
-class ExportedNetwork(nn.Module):
+class ExportedNetwork(FileNetwork):
     """An exported segmentor as a network: maps images (N, C, H, W) in fp32 to logits (N, K, H, W).
 
     Files that normalize take pixels from 0 to 255, others normalized images. Labels become logits
@@ -140,10 +140,9 @@ class ExportedNetwork(nn.Module):
     """
 
     def __init__(self, exported: Exported, card: Card) -> None:
-        super().__init__()
+        super().__init__(votes=exported.graph["output"] == "labels")
         self.exported = exported
         self.num_classes = len(card.classes)
-        self.votes = exported.graph["output"] == "labels"
         gray = mean_pixel(card)
         self.color = torch.zeros_like(gray) if exported.graph["inside"] == "none" else gray
 
@@ -213,12 +212,6 @@ def fill_up(images: Tensor, size: Sequence[int], color: Tensor) -> Tensor:
     return filled
 
 
-class LikeTheFileProof(Proof):
-    """A proof whose scores of the network are not those that `evaluate` measures."""
-
-    network = "network with the file's windows and outputs"
-
-
 class SegmentorComparison(ScoredComparison[Any]):
     """Compares labels (H, W) of a network and its file, computed with the same windows."""
 
@@ -227,10 +220,9 @@ class SegmentorComparison(ScoredComparison[Any]):
     def __init__(self, model: nn.Module, card: Card, exported: Exported) -> None:
         super().__init__()
         file, own = open_network(exported)
-        if exported.graph["size"] is not None or file.votes:
-            self.proof = LikeTheFileProof
         self.num_classes = len(card.classes)
         self.settings = inference_of(own.recipe)
+        self.described = described(exported.graph, self.settings)
         self.sides = (
             (_LikeTheFile(model, card, exported.graph), card.preprocessing),
             (file, own.preprocessing),
@@ -265,6 +257,23 @@ class SegmentorComparison(ScoredComparison[Any]):
 
     def score(self, scored: Sequence[Any]) -> float:
         return float(100 * np.nanmean(class_iou(np.sum(scored, 0))))
+
+
+def described(graph: dict[str, Any], settings: InferenceSettings) -> str:
+    """Return what the network is called whose scores are compared with those of a file.
+
+    With the file's windows, or with labels for logits, its mIoU is not the one of `evaluate`.
+    """
+    parts = []
+    if graph["size"] is not None:
+        height, width = graph["size"]
+        parts.append(
+            f"windows of {settings.window} pixels every {settings.stride}, padded to "
+            f"{height} x {width}"
+        )
+    if graph["output"] == "labels":
+        parts.append("labels in place of logits")
+    return f"network, run like the file with {' and '.join(parts)}," if parts else "network"
 
 
 class _LikeTheFile(nn.Module):

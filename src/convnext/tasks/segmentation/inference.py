@@ -138,9 +138,21 @@ class Records(Protocol):
     def update(self, records: Iterable[tuple[int, str]]) -> Any: ...
 
 
+class FileNetwork(nn.Module):
+    """A segmentor that runs an exported file.
+
+    Args:
+        votes: Whether the file returns labels, which become logits of 1 and 0.
+    """
+
+    def __init__(self, *, votes: bool) -> None:
+        super().__init__()
+        self.votes = votes
+
+
 def has_scores(network: nn.Module) -> bool:
     """Return whether outputs are scores, not the votes of an exported file that returns labels."""
-    return not getattr(network, "votes", False)
+    return not (isinstance(network, FileNetwork) and network.votes)
 
 
 def infer(

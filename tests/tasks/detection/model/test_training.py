@@ -227,3 +227,17 @@ def test_boxes_far_outside_take_no_memory(method: str) -> None:
     }
     losses = detector.losses([torch.randn(3, 64, 64)], [target], seed=0)
     assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("part", ["rpn.deltas", "rpn.conv", "box_heads.0.regressor"])
+@pytest.mark.parametrize("method", METHODS)
+def test_boxes_that_are_not_finite_are_a_loss_in_training_and_an_error_in_inference(
+    method: str, part: str
+) -> None:
+    model = build(method, score_threshold=0.0)
+    nn.init.constant_(model.get_submodule(part).weight, float("nan"))
+    losses = model.losses(images(2), [random_target(4, *SIZE)] * 2, seed=0)
+    # Without finite proposals, the heads learn from the true boxes.
+    assert sum(losses.values()).isfinite() == (part == "rpn.deltas")
+    with pytest.raises(ValueError, match="coordinates are not finite"), torch.no_grad():
+        model.eval()(images())

@@ -298,6 +298,19 @@ def select(
     return candidates[keep], score[keep], label[keep]
 
 
+def check_finite(boxes: Sequence[Tensor]) -> None:
+    """Check boxes (R, 4), whose features could not be pooled without finite coordinates.
+
+    Raises:
+        ValueError: If a coordinate is not finite.
+    """
+    if not all(own.isfinite().all() for own in boxes):
+        raise ValueError(
+            "the network predicts boxes whose coordinates are not finite: its weights or its "
+            "normalization are damaged, or its training diverged"
+        )
+
+
 def detections(
     detector: Detector,
     maps: Sequence[Tensor],
@@ -311,10 +324,14 @@ def detections(
     The class logits are the mean of all stages, each on its own boxes; the boxes are those of the
     last stage, and the masks the mean of all stages. Without `paste` the mask probabilities
     `shares` (M, 28, 28) replace the masks; a detector that reports no masks has neither.
+
+    Raises:
+        ValueError: If a box is not finite.
     """
     config, stages = detector.config, detector.method.stages
     boxes, total = list(proposals), torch.zeros((), device=maps[0].device)
     for s in range(len(stages)):
+        check_finite(boxes)
         logits, deltas = detector.box_logits(s, maps, boxes)
         total = total + logits.float() / len(stages)
         if s + 1 < len(stages):
@@ -336,6 +353,7 @@ def detections(
             max_detections=config.max_detections,
         )
         found.append(dict(zip(("boxes", "scores", "labels"), chosen, strict=True)))
+    check_finite([f["boxes"] for f in found])
     if not config.masks:
         return found
     shares = mask_shares(detector, maps, [f["boxes"] for f in found], [f["labels"] for f in found])

@@ -11,6 +11,7 @@ with unlabeled objects.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -168,7 +169,9 @@ def stage_losses(
     """
     method, step = detector.method, detector.method.stages[stage]
     boxes = [c.boxes for c in chosen]
-    logits, deltas = detector.box_logits(stage, maps, boxes)
+    # A box that is not finite has no features; the loss says so, which ends the training.
+    logits, deltas = detector.box_logits(stage, maps, [own.nan_to_num() for own in boxes])
+    logits = logits.where(torch.cat(boxes).isfinite().all(), math.nan)
     labels = torch.cat([c.labels for c in chosen])
     positive = (labels < detector.num_classes).nonzero()[:, 0]
     own = labels[positive]
