@@ -57,6 +57,8 @@ def test_the_short_names_are_frozen() -> None:
         "workers": "loader.workers",
         "val_share": "loader.val_share",
         "max_bad_share": "loader.max_bad_share",
+        "columns": "loader.columns",
+        "fold": "loader.fold",
         "layout": "detect.layout",
         "annotations": "detect.annotations",
         "images": "detect.images",

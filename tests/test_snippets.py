@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tifffile
 import timm
@@ -82,6 +84,21 @@ RUNS = {
 }
 
 
+def tables(root: Path) -> None:
+    """Write a table beside images, and a Parquet file with images inside."""
+    rows, images, labels = ["file,species,part,k"], [], []
+    for i in range(20):
+        path = root / "trees" / f"{i}.jpg"
+        photo(path, seed=i)
+        rows.append(f"{i}.jpg,{('elm', 'oak')[i % 2]},{'val' if i > 15 else 'train'},{i // 2 % 4}")
+        images.append({"bytes": path.read_bytes(), "path": path.name})
+        labels.append(i % 2)
+    (root / "trees" / "labels.csv").write_text("\n".join(rows))
+    file = root / "beans" / "data" / "train-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"image": images, "labels": labels}), file, row_group_size=8)
+
+
 class PlannedError(Exception):
     """A study reached its runs."""
 
@@ -132,6 +149,7 @@ def workspace(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
             photo(root / name / f"{i}.jpg", seed=i)
     for name in ("holiday", "photo"):
         photo(root / f"{name}.jpg", seed=9)
+    tables(root)
     for i in range(20):
         path = root / "satellite" / ("val" if i >= 16 else "train") / ("dry", "wet")[i % 2]
         path.mkdir(parents=True, exist_ok=True)

@@ -166,6 +166,8 @@ SHORT = {
     "workers": "loader.workers",
     "val_share": "loader.val_share",
     "max_bad_share": "loader.max_bad_share",
+    "columns": "loader.columns",
+    "fold": "loader.fold",
     "layout": "detect.layout",
     "annotations": "detect.annotations",
     "images": "detect.images",
@@ -181,7 +183,9 @@ SHORT = {
     "deterministic": "run.deterministic",
 }
 """Short names of settings, and their full names."""
-ONLY_IN_FULL_HELP = {"layout", "annotations", "images", "exif", "boxes", "allow_outside"}
+ONLY_IN_FULL_HELP = {
+    *("columns", "fold", "layout", "annotations", "images", "exif", "boxes", "allow_outside"),
+}
 """Short names for unusual data; `data --help` shows them, `train --help-all` too."""
 
 
@@ -220,6 +224,8 @@ class Settings(TypedDict, total=False):
     workers: int | Auto
     val_share: float
     max_bad_share: float
+    columns: str
+    fold: str | int
     layout: str
     annotations: str
     images: str

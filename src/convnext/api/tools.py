@@ -345,8 +345,8 @@ def check_data(
         cache: Show the earlier report again if no file has changed since, and do not decode images
             again that are unchanged.
         progress: Where to print, as for `train`.
-        **options: Task options. Classification: layout. Segmentation: images, masks,
-            reduce_zero_label, exif, layout, annotations, allow_outside. Detection: layout,
+        **options: Task options. Classification: layout, columns, fold. Segmentation: images,
+            masks, reduce_zero_label, exif, layout, annotations, allow_outside. Detection: layout,
             annotations, images, exif, boxes, allow_outside.
 
     Returns:

@@ -128,10 +128,10 @@ def test_captions_are_not_classes(make_folder):
         opened(root)
 
 
-def test_parquet_beside_images_names_the_conversion(make_folder):
+def test_damaged_parquet_beside_images_is_named(make_folder):
     root = make_folder({"train": 2})
     (root / "train/metadata.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"read_parquet\('metadata.parquet'\).to_csv"):
+    with pytest.raises(ValueError, match=r"metadata.parquet is not a Parquet file that can be"):
         opened(root)
 
 

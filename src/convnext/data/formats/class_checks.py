@@ -20,7 +20,8 @@ from convnext.documents import open_regular
 
 LAYOUTS = (
     "supported layouts: train/CLASS/* with val/CLASS/*, CLASS/* without a split, shards "
-    "train-*.tar with val-*.tar, a CSV with the columns path and label, or the word digits"
+    "train-*.tar with val-*.tar, a CSV with the columns path and label, Parquet files with images, "
+    "or the word digits"
 )
 # Files of a folder that are opened to tell whether they are masks.
 NUM_OPENED = 8
@@ -199,10 +200,8 @@ _FILES: Mapping[str, str] = {
     r"(.*/)?(data_batch(_\d|\.bin)|batches\.meta|cifar-100-python/.*)": "these are the batches of "
     f"CIFAR: torchvision.datasets.CIFAR10 and CIFAR100 read them; {_AS_FOLDERS}",
     r".*\.(npz|npy|h5|hdf5|pkl|pickle)": f"its images are arrays in a file: {_AS_FOLDERS}",
-    r".*\.parquet": "its images are in Parquet files: datasets.load_dataset('parquet', "
-    f"data_dir=...) reads them; {_AS_FOLDERS}",
-    r".*\.arrow": "its images are in Arrow files: datasets.load_from_disk reads them; "
-    f"{_AS_FOLDERS}",
+    r".*\.(parquet|arrow)": "it has Parquet or Arrow files, which are read for classification: one "
+    "column of images and one of labels",
     r".*(\.tfrecords?|\.tfrec|\.record|tfrecord-\d+-of-\d+)": "its images are in TFRecord files: "
     "export the data set as folders, COCO or Pascal VOC, or write shards of WebDataset",
     r"(.*/)?data\.mdb|.*\.lmdb": f"its images are in an LMDB data base: {_AS_FOLDERS}",
@@ -261,5 +260,7 @@ def _files(root: Path) -> Iterator[str]:
 
 def with_known_format(error: ValueError, root: Path) -> ValueError:
     """Return an error that also says what the data is, if that is known."""
-    known = known_format(root) if root.is_dir() else ""
+    # What can be read, but not this file, is known from the error.
+    is_read = any(ending in str(error) for ending in (".parquet", ".arrow"))
+    known = known_format(root) if root.is_dir() and not is_read else ""
     return ValueError(f"{error}. About this data: {known}") if known else error

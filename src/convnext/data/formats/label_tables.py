@@ -3,7 +3,7 @@
     labels.csv  images/*                     filename,label; perhaps a column `split`
     train.csv   test.csv   images/*          a table for each split; also texts of `name label`
     {train,valid,test}/_classes.csv          filename and a 0/1 column for each class (Roboflow)
-    {train,test}/metadata.{csv,jsonl}        file_name and label (Hugging Face's imagefolder)
+    {train,test}/metadata.{csv,jsonl,parquet}  file_name and label (Hugging Face's imagefolder)
 
 The column of the images is the one whose values are names of image files, with or without a folder
 or an ending. The label is the only other column, or the one with a usual name.
@@ -21,8 +21,10 @@ from pathlib import Path
 
 from convnext.data.contents import hash_of_file
 from convnext.data.formats.class_folders import listing, split_folders, subfolders
+from convnext.data.formats.parquet import ENDINGS, table_rows
 from convnext.data.formats.paths import is_plain_name, split_of, splits_among, words_of
 from convnext.data.formats.records import Split
+from convnext.data.formats.tables import SPLIT_COLUMNS, TableColumns, parts_of_rows
 from convnext.data.formats.text_lists import LABELS, NUM_ROWS, TABLES, rows_of_text
 from convnext.data.images import readable_extensions, walk_files
 from convnext.data.samples import ImageListing, taker
@@ -31,9 +33,9 @@ from convnext.documents import read_regular
 ONE_HOT = "_classes.csv"
 # Hugging Face's table beside the images.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_TABLES = (*TABLES, ".jsonl", ".parquet")
 # Tables that are read if there are several, the first one first.
 _NAMES = ("labels", "label", "train_labels", "annotations", "metadata", "data", "list")
-_SPLITS = ("split", "set", "subset", "partition", "usage")
 _VALIDITY = ("is_valid", "is_val", "is_validation", "valid")
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 # Columns of text that are not classes, even if there is no other.
@@ -51,6 +53,7 @@ class _Row:
     """The image, relative to the root."""
     label: str
     split: str = ""
+    fold: str = ""
 
 
 @dataclass(kw_only=True)
@@ -66,6 +69,8 @@ class _Read:
     none: list[int] = field(default_factory=list)
     several: list[int] = field(default_factory=list)
     has_split: bool = False
+    fold: str = ""
+    """The column of the folds."""
 
 
 def is_labeled(root: Path) -> bool:
@@ -78,7 +83,7 @@ def is_labeled(root: Path) -> bool:
     places = [root, *folders.values()]
     if any((place / name).is_file() for place in places for name in (ONE_HOT, *METADATA)):
         return True
-    if not any(p.suffix.lower() in (*TABLES, ".txt") for p in listing(root) if p.is_file()):
+    if not any(p.suffix.lower() in (*_TABLES, ".txt") for p in listing(root) if p.is_file()):
         return False
     inner = [child for p in folders.values() if is_plain_name(p.name) for child in subfolders(p)]
     if all(map(is_plain_name, folders)) and all(map(is_plain_name, inner)):
@@ -99,7 +104,7 @@ def _wins(root: Path) -> bool:
         return any(_has_images(p, root, index) for p in _candidates(root, index).values())
     try:
         tables = _tables(root, index, [])
-        read = [_read(path, root, index) for path in tables.values()]
+        read = [_read(path, root, index, TableColumns()) for path in tables.values()]
     except ValueError:  # Not tables of these images.
         return False
     rows = [row for table in read for row in table.rows]
@@ -123,8 +128,15 @@ def _wins(root: Path) -> bool:
     )
 
 
-def find_labeled(root: Path, path: Path | None = None) -> ImageListing:
+def find_labeled(
+    root: Path, path: Path | None = None, columns: TableColumns | None = None
+) -> ImageListing:
     """List the images of the tables in a folder, or of one table.
+
+    Args:
+        root: The folder that the images are below.
+        path: The table; by default the one in the folder.
+        columns: The columns that the user names.
 
     Raises:
         ValueError: If it is not clear which table or column is meant, or no image is found.
@@ -132,7 +144,8 @@ def find_labeled(root: Path, path: Path | None = None) -> ImageListing:
     index = _Index(root)
     notes: list[str] = []
     tables = {"": path} if path else _tables(root, index, notes)
-    read = {split: _read(table, root, index) for split, table in tables.items()}
+    columns = columns or TableColumns()
+    read = {split: _read(table, root, index, columns) for split, table in tables.items()}
     faults: list[str] = []
     for table in read.values():
         _note(table, root, notes, faults)
@@ -142,30 +155,37 @@ def find_labeled(root: Path, path: Path | None = None) -> ImageListing:
     label_of = {name: label for label, name in enumerate(classes)}
     keys: list[str] = []
     labels: list[int] = []
-    parts: dict[Split, list[int]] = {}
+    splits: list[Split] = []
+    folds: list[str] = []
     for name, table in read.items():
         for row in table.rows:
-            split = split_of(row.split) if table.has_split else split_of(name) if name else "train"
+            stated = row.split if table.has_split else name
+            split = split_of(stated) if stated or table.has_split else "train"
             if split is None:
                 raise ValueError(
                     f"{table.path}, line {row.line}: the split is {row.split!r}, but must be "
                     "train, val or test"
                 )
-            parts.setdefault(split, []).append(len(keys))
+            splits.append(split)
+            folds.append(row.fold)
             keys.append(row.key)
             labels.append(label_of[row.label])
     if not keys:
         raise ValueError(
             f"none of the images in {', '.join(str(t.path) for t in read.values())} is below {root}"
         )
+    column = next((table.fold for table in read.values() if table.fold), "")
+    parts, held = parts_of_rows(
+        splits, folds if column else None, columns, where=str(root), fold_column=column
+    )
+    if column and not held:
+        notes.append(
+            f"the column {column!r} is not used, since the tables state the images for validation; "
+            "--fold N holds out a fold instead"
+        )
     if "train" not in parts:
         raise ValueError(f"the tables of {root} list no training images")
-    _note_rest(index, keys, faults)
-    if index.copies:
-        notes.append(
-            f"{len(index.copies):,} images are there twice under one name, and equal: one counts "
-            f"(such as {min(index.copies)})"
-        )
+    _note_rest(index, keys, notes, faults)
     return ImageListing(
         root=root,
         classes=classes,
@@ -175,7 +195,7 @@ def find_labeled(root: Path, path: Path | None = None) -> ImageListing:
         val=parts.get("val"),
         test=parts.get("test"),
         layout="table of labels",
-        split=_split_from(read, root),
+        split=held or _split_from(read, root),
         notes=tuple(notes),
         faults=tuple(faults),
         take=taker(root, keys, labels),
@@ -285,7 +305,7 @@ def _tables(root: Path, index: _Index, notes: list[str]) -> dict[str, Path]:
 def _candidates(root: Path, index: _Index | None) -> dict[str, Path]:
     """Return the tables of a folder by their names; texts count only if they name images."""
     files = [p for p in listing(root) if p.is_file() and "submission" not in p.stem.lower()]
-    tables = {p.stem: p for p in files if p.suffix.lower() in TABLES}
+    tables = {p.stem: p for p in files if p.suffix.lower() in _TABLES}
     if tables or index is None:
         return tables
     usual = [p for p in files if p.stem.lower() in _NAMES or split_of(p.stem)]
@@ -317,12 +337,12 @@ def _rows(path: Path) -> list[list[str]]:
     Raises:
         ValueError: If it cannot be read, or has no rows.
     """
-    if path.suffix.lower() == ".parquet":
-        raise ValueError(
-            f"{path}: Parquet is not read; write it as CSV beside it, with pandas: "
-            f"pandas.read_parquet({path.name!r}).to_csv('{path.stem}.csv', index=False)"
-        )
-    rows = _rows_of_lines(path) if path.suffix.lower() == ".jsonl" else rows_of_text(path)
+    if path.suffix.lower() in ENDINGS:
+        rows = table_rows(path)
+    elif path.suffix.lower() == ".jsonl":
+        rows = _rows_of_lines(path)
+    else:
+        rows = rows_of_text(path)
     if path.suffix.lower() == ".txt":
         if any(len(row) != 2 for row in rows):
             raise ValueError(f"{path}: a line must have the name of an image and its class")
@@ -355,28 +375,45 @@ def _rows_of_lines(path: Path) -> list[list[str]]:
     return [header, *([cell(entry.get(key)).strip() for key in header] for entry in entries)]
 
 
-def _read(path: Path, root: Path, index: _Index) -> _Read:
+def _read(path: Path, root: Path, index: _Index, columns: TableColumns) -> _Read:
+    """Read a table.
+
+    Long because what a column means depends on all others.
+
+    Raises:
+        ValueError: If it is not clear what a column means, or most rows do not fit.
+    """
     header, *rows = _rows(path)
     below = _below(path, root)
-    if any(index.find(cell, below) for cell in header):  # The first row is an image as well.
+    columns.check(header, path)
+    if not columns.named() and any(
+        index.find(cell, below) for cell in header
+    ):  # The first row is an image as well.
         rows.insert(0, header)
         header = [f"column {number}" for number in range(1, len(header) + 1)]
     width = len(header)
     for line, row in enumerate(rows, start=2):
         if len(row) != width:
             raise ValueError(f"{path}, line {line}: {len(row)} columns, but the header has {width}")
-    image = _image_column(path, header, rows, index, below)
-    found = _Read(path=path)
-    split = _split_column(header, rows, image)
-    found.has_split = split is not None and all(split_of(row[split]) for row in rows[:NUM_ROWS])
-    others = [
-        i for i in range(width) if i != image and header[i] and not (found.has_split and i == split)
-    ]
+    if columns.image:
+        image = header.index(columns.image)
+    else:
+        image = _image_column(path, header, rows, index, below)
+    found = _Read(path=path, fold=columns.others(header, path)[1])
+    split = _split_column(header, rows, image, columns)
+    is_split = split is not None and all(split_of(row[split]) for row in rows[:NUM_ROWS])
+    found.has_split = is_split or bool(columns.split)
+    fold = header.index(found.fold) if found.fold else None
+    left_out = {image, fold, split if found.has_split else image}
+    others = [i for i in range(width) if header[i] and i not in left_out]
     hot = [i for i in others if all(row[i] in ("0", "1", "0.0", "1.0") for row in rows)]
     is_named = any(header[i].lower() in LABELS for i in others)
     is_all = len(hot) == len(others) and not is_named
-    is_one_hot = len(hot) >= 2 and (is_all or path.name == ONE_HOT)
-    label = -1 if is_one_hot else _label_column(path, header, others)
+    is_one_hot = len(hot) >= 2 and (is_all or path.name == ONE_HOT) and not columns.label
+    if columns.label:
+        label = header.index(columns.label)
+    else:
+        label = -1 if is_one_hot else _label_column(path, header, others)
     found.columns = header[image], "the columns of 0 and 1" if is_one_hot else header[label]
     found.classes = tuple(header[i] for i in hot) if is_one_hot else ()
     for line, row in enumerate(rows, start=2):
@@ -396,6 +433,7 @@ def _read(path: Path, root: Path, index: _Index) -> _Read:
                     key=key,
                     label=names[0],
                     split=row[split] if split is not None else "",
+                    fold=row[fold] if fold is not None else "",
                 )
             )
     labels = {row.label for row in found.rows}
@@ -416,17 +454,29 @@ def _read(path: Path, root: Path, index: _Index) -> _Read:
     return found
 
 
-def _split_column(header: list[str], rows: list[list[str]], image: int) -> int | None:
+def _split_column(
+    header: list[str], rows: list[list[str]], image: int, columns: TableColumns
+) -> int | None:
     """Return the column of the split; one that marks validation gets the names of splits."""
-    split = next((i for i, name in enumerate(header) if name.lower() in _SPLITS), None)
+    if columns.split:
+        named = header.index(columns.split)
+        if _is_validity(_VALIDITY[0], rows, named):
+            _name_splits(rows, named)
+        return named
+    split = next((i for i, name in enumerate(header) if name.lower() in SPLIT_COLUMNS), None)
     if split is None:
         split = next((i for i in range(len(header)) if i != image and _are_splits(rows, i)), None)
     if split is None:
         split = next((i for i in range(len(header)) if _is_validity(header[i], rows, i)), None)
         if split is not None:
-            for row in rows:
-                row[split] = "val" if row[split].lower() in _TRUE else "train"
+            _name_splits(rows, split)
     return split
+
+
+def _name_splits(rows: Sequence[list[str]], column: int) -> None:
+    """Replace true and false in a column that marks validation by the names of splits."""
+    for row in rows:
+        row[column] = "val" if row[column].lower() in _TRUE else "train"
 
 
 def _is_validity(name: str, rows: Sequence[Sequence[str]], column: int) -> bool:
@@ -505,7 +555,12 @@ def _note(table: _Read, root: Path, notes: list[str], faults: list[str]) -> None
         faults.append(f"{where}: images listed twice: {len(twice):,} (such as {twice[0]})")
 
 
-def _note_rest(index: _Index, keys: Sequence[str], faults: list[str]) -> None:
+def _note_rest(index: _Index, keys: Sequence[str], notes: list[str], faults: list[str]) -> None:
+    if index.copies:
+        notes.append(
+            f"{len(index.copies):,} images are there twice under one name, and equal: one counts "
+            f"(such as {min(index.copies)})"
+        )
     rest = sorted(set(index.files) - set(keys) - index.copies)
     if rest:
         faults.append(f"images that no table lists, left out: {len(rest):,} (such as {rest[0]})")

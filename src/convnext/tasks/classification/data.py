@@ -2,6 +2,7 @@
 
     PATH/train/CLASS/*  PATH/val/CLASS/*     folders under any usual names of splits
     PATH/CLASS/*                             folders without a split: some images are held out
+    PATH/labels.csv, PATH/data/*.parquet     tables of labels, perhaps with the images inside
     PATH/train-*.tar    PATH/val-*.tar       WebDataset shards, names in classes.txt
     https://HOST/FOLDER, s3://, gs://, hf:// shards that are fetched as needed, see `remote`
     digits                                   the bundled handwritten digits
@@ -27,14 +28,16 @@ from convnext.data.formats.class_checks import LAYOUTS, advice_on_names, with_kn
 from convnext.data.formats.class_folders import (
     find_folders,
     find_root,
+    has_class_folders,
     listing,
     split_folders,
     subfolders,
 )
 from convnext.data.formats.label_tables import find_labeled, is_labeled
 from convnext.data.formats.named_labels import find_by_file_names, find_tags, has_tags
+from convnext.data.formats.parquet import ENDINGS, find_parquet, has_images, table_files
 from convnext.data.formats.records import Understood
-from convnext.data.formats.tables import find_table, has_own_columns
+from convnext.data.formats.tables import TableColumns, find_table, has_own_columns
 from convnext.data.formats.text_lists import TABLES
 from convnext.data.images import PICTURE, WIDE_MODES, BadImage, Header
 from convnext.data.samples import (
@@ -54,6 +57,8 @@ from convnext.tasks.classification.recipe import ClassificationLoader
 
 # Number of images that `facts` reads.
 NUM_HEADERS, NUM_DECODED = 200, 32
+# Parquet files that are opened to tell whether they have images.
+NUM_TABLES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,7 @@ def open_dataset(
     strict: bool = True,
     loader: ClassificationLoader | None = None,
     layout: str = "",
+    columns: TableColumns | None = None,
     console: Console | None = None,
 ) -> ClassificationData:
     """Open the data set at `path` without reading any image.
@@ -92,6 +98,7 @@ def open_dataset(
         loader: Settings for caching and fetching remote data.
         layout: "class_folders" accepts any folder names as classes; "file_names" takes them from
             the files.
+        columns: The columns of a table that the user names, and the fold to hold out.
         console: Console for notes about downloads; standard error by default.
 
     Raises:
@@ -101,7 +108,7 @@ def open_dataset(
         return _digits()
     check_share(val_share)
     try:
-        found = find(path, loader, layout=layout, console=console)
+        found = find(path, loader, layout=layout, columns=columns, console=console)
         _check_number(found)
     except ValueError as error:
         raise with_known_format(error, Path(path).expanduser()) from error
@@ -285,6 +292,7 @@ def find(
     loader: ClassificationLoader | None = None,
     *,
     layout: str = "",
+    columns: TableColumns | None = None,
     console: Console | None = None,
 ) -> ImageListing:
     """List the images below `path` and their classes.
@@ -293,6 +301,7 @@ def find(
         path: A folder or an address.
         layout: "class_folders" accepts any names as classes; "file_names" takes those of files.
         loader: Settings for caching and fetching remote data.
+        columns: As for `open_dataset`.
         console: Console for notes about downloads; standard error by default.
 
     Raises:
@@ -301,33 +310,92 @@ def find(
     """
     if path.startswith("pipe:"):
         raise ValueError(f"{path} would start a program, which is refused: use an address")
+    named = columns or TableColumns()
     if is_remote(path) or (path.endswith(".txt") and Path(path).expanduser().is_file()):
+        _check_unused(named, path)
         return find_remote(path, loader or ClassificationLoader(), console=console)
     root = Path(path).expanduser()
     if not root.exists():
         raise ValueError(f"there is no file or folder {path}{_near(root)}")
-    if root.is_file() and root.suffix.lower() in TABLES:
-        return find_table(root) if has_own_columns(root) else find_labeled(root.parent, root)
     if root.is_file():
-        advice = f"use its folder, {root.parent}" if root.suffix == ".tar" else "use a folder"
-        raise ValueError(f"{path} is a file; {advice} ({LAYOUTS})")
+        return _find_file(root, path, named)
     shards = sorted(p for p in listing(root) if p.suffix == ".tar" and p.is_file())
     # A tar next to class folders is probably their archive, unless its name has a split.
     is_source = bool(subfolders(root)) and not any(part_of(p.name) for p in shards)
     if not layout and shards and not is_source and not split_folders(root)[0]:
+        _check_unused(named, path)
         return find_shards(root, shards)
+    table = None if layout else _find_tables(root, named)
+    if table is not None:
+        return table
+    _check_unused(named, path)
     if layout == "file_names":
         return find_by_file_names(root)
     if not layout:
-        inner, notes = root, list[str]()
-        if not is_labeled(root) and not has_tags(root):
-            inner, notes = find_root(root)
+        inner = root if has_tags(root) else find_root(root)[0]
         if has_tags(inner):
             return find_tags(inner)
-        if is_labeled(inner):
-            labeled = find_labeled(inner)
-            return replace(labeled, notes=(*notes, *labeled.notes))
     return find_folders(root, any_names=layout == "class_folders")
+
+
+def _find_file(root: Path, path: str, columns: TableColumns) -> ImageListing:
+    """List the images of a table.
+
+    Raises:
+        ValueError: If the file is not a table.
+    """
+    ending = root.suffix.lower()
+    if ending in TABLES and has_own_columns(root, columns):
+        return find_table(root, columns)
+    if ending in ENDINGS and has_images(root):
+        return find_parquet(root, columns)
+    if ending in (*TABLES, *ENDINGS, ".jsonl"):
+        return find_labeled(root.parent, root, columns)
+    advice = f"use its folder, {root.parent}" if ending == ".tar" else "use a folder"
+    raise ValueError(f"{path} is a file; {advice} ({LAYOUTS})")
+
+
+def _find_tables(root: Path, columns: TableColumns) -> ImageListing | None:
+    """List the images of the tables in a folder; None if it has none.
+
+    Raises:
+        ValueError: If a table may not be read, or its folders may be the classes instead.
+    """
+    if has_class_folders(root):
+        beside = [p for p in listing(root) if p.suffix.lower() in ENDINGS and _holds_images(p)]
+        if beside:
+            raise ValueError(
+                f"{root} has class folders, and images in {beside[0].name}: give --data "
+                f"{beside[0]} for the latter, or --loader.layout class_folders (--layout of `data`)"
+            )
+    elif any(map(has_images, table_files(root)[:NUM_TABLES])):
+        return find_parquet(root, columns)
+    inner, notes = root, list[str]()
+    if not is_labeled(root) and not has_tags(root):
+        inner, notes = find_root(root)
+    if has_tags(inner) or not is_labeled(inner):
+        return None
+    labeled = find_labeled(inner, columns=columns)
+    return replace(labeled, notes=(*notes, *labeled.notes))
+
+
+def _holds_images(path: Path) -> bool:
+    """Whether a file beside class folders has images; one that cannot be read is not data."""
+    try:
+        return has_images(path)
+    except ValueError:
+        return False
+
+
+def _check_unused(columns: TableColumns, path: str) -> None:
+    """Refuse columns and a fold of data that is not a table.
+
+    Raises:
+        ValueError: If the user gives some.
+    """
+    if columns:
+        what = "--columns names columns" if columns.named() else "--fold needs a column"
+        raise ValueError(f"{what} of a table, but {path} is not read as one; give the table")
 
 
 def _near(path: Path) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from convnext.data.contents import held_names
 from convnext.data.drawing import data_uri
+from convnext.data.formats.tables import TableColumns
 from convnext.data.images import PICTURE, BadImage
 from convnext.data.samples import ImageListing, Samples
 from convnext.deploy.fast import Fast
@@ -226,8 +227,13 @@ def open_split(
     if data == "digits":
         return _of_digits(split)
     is_own = is_own_data(data, card)
-    layout = setting_of(card.recipe, "loader.layout", str) if is_own else None
-    found = find(data, loader, layout=layout or "", console=console)
+    layout, columns = (
+        (setting_of(card.recipe, f"loader.{name}", str) if is_own else None) or ""
+        for name in ("layout", "columns")
+    )
+    fold: Any = setting_of(card.recipe, "loader.fold", int, str) if is_own else None
+    named = TableColumns.parse(columns, "" if fold is None else fold)
+    found = find(data, loader, layout=layout, columns=named, console=console)
     if is_own and found.val is None:
         found = _as_held(found, held, data) if held else found
         if found.val is None:

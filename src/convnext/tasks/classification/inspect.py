@@ -22,6 +22,7 @@ from convnext.data.doctor import (
     plain_table,
     print_notes,
 )
+from convnext.data.formats.tables import TableColumns
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.data.samples import Samples
@@ -205,16 +206,23 @@ def inspect(
 
 
 def inspect_with_sheet(
-    path: str, *, sheet: bool, layout: str = "", **how: Unpack[ScanOptions]
+    path: str,
+    *,
+    sheet: bool,
+    layout: str = "",
+    columns: str = "",
+    fold: int | str = "",
+    **how: Unpack[ScanOptions],
 ) -> tuple[DataReport, Any]:
     """Return the report on a data set, and its contact sheet or None.
 
     Raises:
-        ValueError: If there is no such data, or no such layout.
+        ValueError: If there is no such data, layout, column or fold.
     """
     if layout not in ("", *LAYOUT_NAMES):
         raise ValueError(f"--layout is {layout!r}, but must be {' or '.join(LAYOUT_NAMES)} here")
-    opening = partial(open_dataset, path, strict=False, layout=layout)
+    named = TableColumns.parse(columns, fold)
+    opening = partial(open_dataset, path, strict=False, layout=layout, columns=named)
     data, found = open_and_scan(opening, scan, **how)
     return report(data, found), contact_sheet(data) if sheet else None
 

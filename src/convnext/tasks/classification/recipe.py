@@ -93,6 +93,10 @@ class ClassificationLoader(LoaderRecipe[A]):
     layout: Literal["", "class_folders", "file_names"] = ""
     """`class_folders` accepts any folder names as classes, such as `images` or `test`;
     `file_names` takes the classes from names such as cat_1.jpg."""
+    columns: str = ""
+    """Columns of a table, such as `image=file,label=species,fold=k`; by default recognized."""
+    fold: int | str = ""
+    """The fold for validation of a table with a column of folds; by default the first one."""
     shard_cache: str = "~/.cache/convnext/shards"
     """Folder for cached remote shards; use one on a local disk for all runs on a machine."""
     shard_cache_gb: float = field(default=0.0, metadata=bounds(0))
@@ -163,9 +167,14 @@ class DataOptions:
             imagefolder, instances, kitti, label-studio, labelme, roboflow-text, supervisely, via,
             visdrone, voc, vott, wider-face or yolo. For classification, `class_folders` accepts
             any folder names as classes, and `file_names` takes them from names such as cat_1.jpg.
+        columns: Columns of a table of labels, such as `image=file,label=species,fold=k`; also
+            `split`. By default they are recognized.
+        fold: The fold for validation of a table with a column of folds; by default the first one.
     """
 
     layout: str = ""
+    columns: str = ""
+    fold: int | str = ""
 
 
 def recognizes(path: Path) -> bool:

@@ -120,7 +120,7 @@ def to_shards(
         raise ValueError(f"the short side must be at least 1 pixel, not {resize}")
     data = open_dataset(path, val_share=val_share)
     if not isinstance(data.train, FolderSamples):
-        raise ValueError(f"{path} has no class folders; only these can be converted to shards")
+        raise ValueError(f"{path} has no image files; only these can be converted to shards")
     odd = [name for name in data.classes if name.splitlines() != [name.strip()]]
     if odd:
         raise ValueError(f"the name {odd[0]!r} does not fit into classes.txt; rename its folder")

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from convnext.data.formats.tables import TableColumns
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.sampling import StepBatches, split_tensors
 from convnext.data.shards.remote import is_remote
@@ -105,6 +106,7 @@ class ClassificationTask(Task):
             val_share=loader.val_share,
             loader=loader,
             layout=loader.layout,
+            columns=TableColumns.parse(loader.columns, loader.fold),
             console=console,
         )
 

@@ -1,0 +1,627 @@
+"""Tables in Parquet and Arrow files, with the images inside, as Hugging Face's `datasets` has them.
+
+    data/{train,validation,test}-00000-of-00003.parquet   an image and a label in each row
+    {train,test}/data-00000-of-00001.arrow                written by `save_to_disk`
+
+An image is a struct of `bytes` and `path`, or plain bytes. The names of a `ClassLabel` are those in
+the schema of the file. Reading needs pyarrow, the extra `datasets`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnext.data.formats.located import Locator
+from convnext.data.formats.paths import Fence, FileIndex, is_plain_name, split_of, split_of_path
+from convnext.data.formats.records import Split
+from convnext.data.formats.tables import TableColumns, parts_of_rows
+from convnext.data.formats.text_lists import LABELS
+from convnext.data.images import BadImage, Header, Mode, decode, read_header, walk_files
+from convnext.data.samples import FolderSamples, ImageListing, Samples
+from convnext.documents import is_special
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from convnext.data.tensors import Box, Draw
+
+ENDINGS = (".parquet", ".arrow")
+INSTALL = "reading Parquet needs pyarrow: pip install 'convnext[datasets]'"
+# Bytes of images that each process keeps in memory.
+MAX_BYTES = 256 * 2**20
+# train-00000-of-00003-0123456789abcdef.parquet, 0000.parquet
+_NUMBER = re.compile(r"[-_.]?\d+(-of-\d+.*)?$")
+
+
+def library(name: str) -> Any:
+    """Import and return a module of pyarrow.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(INSTALL) from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises into an error that names the file.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    if is_special(path):
+        raise ValueError(f"{path} is a named pipe, a socket or a device, not a file")
+    library("pyarrow")
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no file {path}") from error
+    # A damaged file raises ArrowInvalid, OSError, and others for what pyarrow lacks.
+    except Exception as error:
+        kind = "Arrow" if path.suffix.lower() == ".arrow" else "Parquet"
+        text = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a {kind} file that can be read: {text}") from error
+
+
+@dataclass(kw_only=True)
+class _File:
+    """An open file: groups of rows that are read at once."""
+
+    path: Path
+    schema: Any
+    starts: list[int]
+    """The first row of each group, and the number of rows."""
+    table: Any = None
+    """The rows of an Arrow file, which are mapped into memory and not read yet."""
+
+    def column(self, name: str, inner: str = "") -> Any:
+        """Return a column of all rows, or a field of its structs.
+
+        Raises:
+            ValueError: If it cannot be read.
+        """
+        with _reading(self.path):
+            whole = self.table
+            if whole is None:
+                wanted = [f"{name}.{inner}" if inner else name]
+                with library("pyarrow.parquet").ParquetFile(self.path) as file:
+                    whole = file.read(columns=wanted, use_threads=False)
+            return _inner(whole.column(name), inner)
+
+    def group(self, number: int, name: str, inner: str) -> list[bytes | None]:
+        """Return the bytes of the images in a group of rows.
+
+        Raises:
+            ValueError: If they cannot be read.
+        """
+        with _reading(self.path):
+            if self.table is None:
+                with library("pyarrow.parquet").ParquetFile(self.path) as file:
+                    wanted = [f"{name}.{inner}" if inner else name]
+                    table = file.read_row_group(number, columns=wanted, use_threads=False)
+            else:
+                start, end = self.starts[number : number + 2]
+                table = self.table.slice(start, end - start)
+            found: list[bytes | None] = _inner(table.column(name), inner).to_pylist()
+            return found
+
+    def has_gaps(self, name: str, inner: str) -> bool:
+        """Whether rows may lack bytes, by the statistics of the file."""
+        if self.table is not None:
+            return bool(_inner(self.table.column(name), inner).null_count)
+        with _reading(self.path), library("pyarrow.parquet").ParquetFile(self.path) as file:
+            path = f"{name}.{inner}" if inner else name
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            chunks = [
+                chunk
+                for group in groups
+                for i in range(group.num_columns)
+                if (chunk := group.column(i)).path_in_schema == path
+            ]
+            known = [c.statistics for c in chunks if c.statistics and c.statistics.has_null_count]
+            return len(known) < len(groups) or any(s.null_count for s in known)
+
+
+def _inner(column: Any, name: str) -> Any:
+    """Return a field of a column of structs; null where the struct is."""
+    return library("pyarrow.compute").struct_field(column, name) if name else column
+
+
+def _open(path: Path) -> _File:
+    """Open a file without reading its rows.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    with _reading(path):
+        if path.suffix.lower() == ".arrow":
+            arrow = library("pyarrow")
+            mapped = arrow.memory_map(str(path))
+            try:
+                table = arrow.ipc.open_stream(mapped).read_all()
+            except arrow.ArrowInvalid:  # The format of files rather than of streams.
+                table = arrow.ipc.open_file(mapped).read_all()
+            sizes = [len(batch) for batch in table.to_batches()]
+            return _File(path=path, schema=table.schema, starts=_starts(sizes), table=table)
+        with library("pyarrow.parquet").ParquetFile(path) as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            return _File(path=path, schema=file.schema_arrow, starts=_starts(sizes))
+
+
+def _starts(sizes: Iterable[int]) -> list[int]:
+    return [0, *np.cumsum([*sizes], dtype=np.int64).tolist()]
+
+
+class ParquetSamples(Samples):
+    """Images in the rows of Parquet and Arrow files, or beside them where a row has only a path.
+
+    The rows around an image are read with it and kept for a while: reading in storage order is
+    fast.
+
+    Args:
+        files: The files.
+        column: The column of the images, and the field of its structs or "".
+        places: (n, 2) position of the file, and row in it.
+        beside: The paths of images that are files, by position in `places`.
+        names: What to call each row.
+        labels: The label of each row.
+    """
+
+    is_open_to_threads = True
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        column: tuple[str, str],
+        places: NDArray[np.int64],
+        beside: Mapping[int, str],
+        names: Sequence[str],
+        labels: Sequence[int],
+    ) -> None:
+        self.files, self.column, self.places = list(files), column, places
+        self.beside, self.names, self.labels = dict(beside), list(names), list(labels)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._open: dict[int, _File] = {}
+        self._groups: dict[tuple[int, int], list[bytes | None]] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        hidden = ("_open", "_groups", "_lock")
+        return {key: value for key, value in self.__dict__.items() if key not in hidden}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def source(self, index: int) -> str:
+        if index in self.beside:
+            return self.beside[index]
+        return f"{self.files[int(self.places[index, 0])]}!{self.names[index]}"
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes of an image file.
+
+        Raises:
+            BadImage: If its file cannot be read, or has changed.
+        """
+        number, row = self.places[index].tolist()
+        try:
+            with self._lock:
+                file = self._open.get(number)
+                if file is None:
+                    file = self._open[number] = _open(self.files[number])
+                group = int(np.searchsorted(file.starts, row, side="right")) - 1
+                rows = self._groups.get((number, group))
+                if rows is None:
+                    rows = self._keep((number, group), file.group(group, *self.column))
+            found = rows[row - file.starts[group]]
+        except (ValueError, IndexError) as error:
+            raise BadImage(self.source(index), f"cannot be read ({error})") from error
+        if found is None:
+            raise BadImage(self.source(index), "the row has no bytes")
+        return bytes(found)
+
+    def _keep(self, key: tuple[int, int], rows: list[bytes | None]) -> list[bytes | None]:
+        self._groups[key] = rows
+        total = sum(len(row or b"") for rows in self._groups.values() for row in rows)
+        while total > MAX_BYTES and len(self._groups) > 1:
+            total -= sum(len(row or b"") for row in self._groups.pop(next(iter(self._groups))))
+        return rows
+
+    def _file(self, index: int) -> str | bytes:
+        return self.beside.get(index) or self.content(index)
+
+    def open(self, index: int, mode: Mode, *, at_least: int | None = None) -> Image.Image:
+        file = self._file(index)
+        return decode(file, mode=mode, at_least=at_least, source=self.source(index))
+
+    def open_crop(self, index: int, mode: Mode, *, draw: Draw, size: int) -> tuple[Tensor, Box]:
+        from convnext.data.tensors import decode_crop
+
+        file = self._file(index)
+        return decode_crop(file, mode=mode, draw=draw, size=size, source=self.source(index))
+
+    def header(self, index: int) -> Header:
+        return read_header(self._file(index), source=self.source(index))
+
+    def num_bytes(self, index: int) -> int:
+        if index in self.beside:
+            path = Path(self.beside[index])
+            return path.stat().st_size if path.is_file() else 0
+        try:
+            return len(self.content(index))
+        except BadImage:
+            return 0
+
+
+def table_files(root: Path) -> list[Path]:
+    """Return the Parquet and Arrow files below a folder, without those that `datasets` caches."""
+    return [
+        root / name
+        for name in walk_files(root)
+        if name.lower().endswith(ENDINGS) and not os.path.basename(name).startswith("cache-")
+    ]
+
+
+def has_images(path: Path) -> bool:
+    """Whether a column of a file has the bytes of images.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    return bool(_byte_columns(_open(path).schema))
+
+
+def _byte_columns(schema: Any) -> dict[str, str]:
+    """Return the columns that may have images, each with the field of its structs or ""."""
+    types = library("pyarrow.types")
+    found = {}
+    for column in schema:
+        kind, features = column.type, _features(schema).get(column.name)
+        inner = ""
+        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind, inner = kind.field("bytes").type, "bytes"
+        is_binary = types.is_binary(kind) or types.is_large_binary(kind)
+        if is_binary and (inner or not isinstance(features, dict) or "_type" in features):
+            found[column.name] = inner
+    return found
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """Return what `datasets` says about the columns of a file; {} if it did not write it."""
+    try:
+        text = (schema.metadata or {}).get(b"huggingface", b"{}")
+        found = json.loads(text)["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def class_names(schema: Any, column: str) -> tuple[str, ...]:
+    """Return the names of the classes in a column of numbers; () if the schema has none."""
+    feature = _features(schema).get(column)
+    names = feature.get("names") if isinstance(feature, dict) else None
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if names and is_list else ()
+
+
+def table_rows(path: Path) -> list[list[str]]:
+    """Return the header and the rows of a file without images, as texts.
+
+    Numbers of classes are replaced by their names, and lists and structs are left out.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    file, types = _open(path), library("pyarrow.types")
+    plain = [c.name for c in file.schema if not types.is_nested(c.type)]
+    columns = [_texts(file, name) for name in plain]
+    return [plain, *(list(row) for row in zip(*columns, strict=True))]
+
+
+def _texts(file: _File, column: str) -> list[str]:
+    """Return the values of a column as texts, "" where there is none, and the names of classes."""
+    names = class_names(file.schema, column)
+    values = file.column(column).to_pylist()
+    if not names:
+        return ["" if v is None else str(int(v)) if _is_whole(v) else str(v) for v in values]
+    found = []
+    for row, value in enumerate(values):
+        if value is not None and not -1 <= value < len(names):
+            raise ValueError(
+                f"{file.path}, row {row}: the column {column!r} is {value}, but the schema names "
+                f"{len(names)} classes"
+            )
+        found.append("" if value is None or value < 0 else names[value])
+    return found
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether pandas made a float of a whole number, since the column has gaps."""
+    return isinstance(value, bool | float) and float(value).is_integer()
+
+
+@dataclass(kw_only=True)
+class _Rows:
+    """The rows of all files that have an image."""
+
+    places: list[tuple[int, int]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    beside: dict[int, str] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    folds: list[str] = field(default_factory=list)
+    neither: list[str] = field(default_factory=list)
+    unlabeled: list[str] = field(default_factory=list)
+
+
+def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListing:
+    """List the images in Parquet or Arrow files below a folder, or in one file.
+
+    Raises:
+        ValueError: If a file cannot be read, it is not clear which column or folder is meant, or
+            no row has an image and a label.
+    """
+    given = columns or TableColumns()
+    faults: list[str] = []
+    base = root if root.is_dir() else root.parent
+    by_split = {"": [root]} if root.is_file() else _by_split(root, faults)
+    files = [_open(path) for paths in by_split.values() for path in paths]
+    stated = [split for split, paths in by_split.items() for _ in paths]
+    image, label = _columns_of(files[0], given)
+    inner = _byte_columns(files[0].schema)[image]
+    names = _same_classes(files, label)
+    splits, folds = given.others(files[0].schema.names, files[0].path)
+    rows = _read(files, stated, (image, inner, label), (splits, folds), base)
+    if not rows.labels:
+        raise ValueError(f"{root}: no row has an image and a label ({'; '.join(_left(rows))})")
+    faults += _left(rows)
+    parts, split_from = parts_of_rows(
+        [_split_of(text, root, splits) for text in rows.splits],
+        rows.folds if folds else None,
+        given,
+        where=str(root),
+        fold_column=folds,
+    )
+    if any(stated):
+        split_from = split_from or "the names of the files"
+    elif splits:
+        split_from = split_from or f"the column {splits!r}"
+    classes = names or tuple(sorted(set(rows.labels)))
+    label_of = {name: number for number, name in enumerate(classes)}
+    labels = [label_of[name] for name in rows.labels]
+    shown, keys = _names(rows, files)
+    places = np.array(rows.places, np.int64).reshape(-1, 2)
+
+    def take(which: Sequence[int]) -> Samples:
+        beside = {i: rows.beside[k] for i, k in enumerate(which) if k in rows.beside}
+        if len(beside) == len(which) and beside:
+            return FolderSamples(base, [*beside.values()], [labels[k] for k in which])
+        return ParquetSamples(
+            [file.path for file in files],
+            (image, inner),
+            places[np.asarray(which, np.int64)],
+            beside,
+            [shown[k] for k in which],
+            [labels[k] for k in which],
+        )
+
+    note = f"images by the column {image!r}, labels by the column {label!r}"
+    return ImageListing(
+        root=root,
+        classes=classes,
+        keys=keys,
+        labels=labels,
+        train=parts.get("train", []),
+        val=parts.get("val"),
+        test=parts.get("test"),
+        layout=f"images in {len(files):,} {'Parquet' if files[0].table is None else 'Arrow'} "
+        f"{'file' if len(files) == 1 else 'files'}",
+        split=split_from,
+        notes=(note + (", whose names are in the schema" if names else ""),),
+        faults=tuple(faults),
+        take=take,
+    )
+
+
+def _read(
+    files: Sequence[_File],
+    stated: Sequence[str],
+    columns: tuple[str, str, str],
+    others: tuple[str, str],
+    root: Path,
+) -> _Rows:
+    """Read the rows of all files, without the bytes of the images.
+
+    Args:
+        files: The files.
+        stated: The split in the name of each file, or "".
+        columns: The column of the images, the field of its structs, and the column of the labels.
+        others: The columns of the split and of the fold, or "".
+        root: Where images are whose rows have a path only.
+
+    Raises:
+        ValueError: If a file lacks a column.
+    """
+    rows = _Rows()
+    locator = Locator(FileIndex(Fence(root)), (root,))
+    image, _, label = columns
+    for number, file in enumerate(files):
+        missing = [name for name in (image, label) if name not in file.schema.names]
+        if missing:
+            raise ValueError(f"{file.path} has no column {missing[0]!r}, unlike {files[0].path}")
+        here = [name if name in file.schema.names else "" for name in others]
+        _add(rows, number, file, columns, here, locator, stated[number])
+    return rows
+
+
+def _names(rows: _Rows, files: Sequence[_File]) -> tuple[list[str], list[str]]:
+    """Return what to call each row in its file, and among all files."""
+    if all(rows.paths) and len(set(rows.paths)) == len(rows.paths):
+        return rows.paths, rows.paths
+    shown = [f"row {row}" for _, row in rows.places]
+    keys = [f"{files[number].path.name}!row {row}" for number, row in rows.places]
+    return shown, keys
+
+
+def _split_of(text: str, root: Path, column: str) -> Split:
+    split = split_of(text) if text or column else "train"
+    if split is None:
+        raise ValueError(
+            f"{root}: a row of the column {column!r} is {text!r}, but must be train, val or test"
+        )
+    return split
+
+
+def _left(rows: _Rows) -> list[str]:
+    return [
+        f"{what}, left out: {len(left):,} (such as {left[0]})"
+        for what, left in (
+            ("rows with neither bytes nor a file of an image", rows.neither),
+            ("rows without a label", rows.unlabeled),
+        )
+        if left
+    ]
+
+
+def _add(
+    rows: _Rows,
+    number: int,
+    file: _File,
+    columns: tuple[str, str, str],
+    others: Sequence[str],
+    locator: Locator,
+    split: str,
+) -> None:
+    """Add the rows of a file that have an image and a label."""
+    image, inner, label = columns
+    kind = file.schema.field(image).type
+    paths: list[str | None] = [None] * file.starts[-1]
+    if inner and kind.get_field_index("path") >= 0:
+        paths = file.column(image, "path").to_pylist()
+    labels = _texts(file, label)
+    splits, folds = (_texts(file, name) if name else [""] * len(labels) for name in others)
+    has_gaps = file.has_gaps(image, inner)
+    for group in range(len(file.starts) - 1):
+        start, end = file.starts[group : group + 2]
+        content = file.group(group, image, inner) if has_gaps else None
+        for row in range(start, end):
+            path, where = paths[row] or "", f"{file.path.name}, row {row}"
+            if content is not None and content[row - start] is None:
+                found = locator.find(path) if path else None
+                if found is None:
+                    rows.neither.append(where + (f": {path}" if path else ""))
+                    continue
+                if labels[row]:
+                    rows.beside[len(rows.labels)] = str(found)
+            if not labels[row]:
+                rows.unlabeled.append(where)
+                continue
+            rows.places.append((number, row))
+            rows.paths.append(path)
+            rows.labels.append(labels[row])
+            rows.splits.append(split or splits[row])
+            rows.folds.append(folds[row])
+
+
+def _by_split(root: Path, faults: list[str]) -> dict[str, list[Path]]:
+    """Return the files below a folder by the split in their names or folders, "" for no split.
+
+    Raises:
+        ValueError: If they are several data sets, or there is none.
+    """
+    found: dict[str, list[Path]] = {}
+    sets: dict[str, list[str]] = {}
+    for path in table_files(root):
+        below = path.relative_to(root).as_posix()
+        folders = [name for name in below.split("/")[:-1] if not is_plain_name(name)]
+        split = split_of(_NUMBER.sub("", path.stem)) or split_of_path(below) or ""
+        found.setdefault(split, []).append(path)
+        sets.setdefault("/".join(folders), []).append(below)
+    if not found:
+        raise ValueError(f"there is no Parquet or Arrow file below {root}")
+    if len(sets) > 1:
+        listed = " and ".join(f"{name or '.'}/ ({files[0]})" for name, files in sets.items())
+        raise ValueError(f"{root} holds several data sets: {listed}; give one of them as --data")
+    if len(found) > 1 and (unnamed := found.pop("", [])):
+        faults.append(
+            f"files without a split in their names, left out: {len(unnamed):,} (such as "
+            f"{unnamed[0].relative_to(root).as_posix()})"
+        )
+    return found
+
+
+def _columns_of(file: _File, given: TableColumns) -> tuple[str, str]:
+    """Return the columns of the images and of the labels.
+
+    Raises:
+        ValueError: If there is none, or several could be meant.
+    """
+    names = file.schema.names
+    given.check(names, file.path)
+    images = _byte_columns(file.schema)
+    if given.image:
+        if given.image not in images:
+            raise ValueError(f"{file.path}: the column {given.image!r} has no bytes of images")
+        image = given.image
+    elif len(images) == 1:
+        image = next(iter(images))
+    else:
+        listed = " or ".join(map(repr, images)) or "none of its columns"
+        raise ValueError(
+            f"{file.path}: the images could be {listed}; say which with --columns image=NAME"
+        )
+    if given.label:
+        return image, given.label
+    types = library("pyarrow.types")
+    others = [c for c in file.schema if c.name != image and c.name not in given.named()]
+    nested = [c.name for c in others if types.is_nested(c.type)]
+    left = [c.name for c in others if not types.is_nested(c.type)]
+    left = [name for name in left if name not in images]
+    classed = [name for name in left if class_names(file.schema, name)]
+    usual = [name for wanted in LABELS for name in left if name.lower() == wanted]
+    if len(classed) == 1 or (len(left) == 1 and not nested):
+        return image, (classed or left)[0]
+    if usual and (usual[0] in classed or not classed):
+        return image, usual[0]
+    listed = ", ".join(classed or left) or "none"
+    extra = f" ({', '.join(nested)} have several values in a row)" if nested else ""
+    raise ValueError(
+        f"{file.path}: the column of the labels could be any of {listed}{extra}; say which with "
+        "--columns label=NAME"
+    )
+
+
+def _same_classes(files: Sequence[_File], label: str) -> tuple[str, ...]:
+    """Return the names of the classes in the schemas of files; () if they have none.
+
+    Raises:
+        ValueError: If two files have different ones, so that a number has two meanings.
+    """
+    first = files[0]
+    names = class_names(first.schema, label)
+    for file in files:
+        if (other := class_names(file.schema, label)) != names:
+            raise ValueError(
+                f"{first.path} and {file.path} name other classes in the column {label!r}: "
+                f"{', '.join(names[:5]) or 'none'} and {', '.join(other[:5]) or 'none'}"
+            )
+    return names
