@@ -145,6 +145,49 @@ def via(root: Path, data: Truth) -> None:
         (root / split / "via_region_data.json").write_text(json.dumps(entries))
 
 
+def via3(root: Path, data: Truth) -> None:
+    """Write a project of VIA 3 for each split."""
+    attribute = {
+        "aname": "kind",
+        "anchor_id": "FILE1_Z0_XY1",
+        "type": 4,
+        "desc": "",
+        "options": {"7": "cat", "8": "dog"},
+        "default_option_id": "",
+    }
+    for split, listed in data.items():
+        project: dict[str, Any] = {
+            "project": {
+                "pid": "__ID__",
+                "pname": split,
+                "vid_list": [],
+                "data_format_version": "3",
+            },
+            "config": {"file": {"loc_prefix": {"1": "", "2": "", "3": "", "4": ""}}, "ui": {}},
+            "attribute": {"1": attribute},
+            "file": {},
+            "metadata": {},
+            "view": {},
+        }
+        for number, (name, boxes) in enumerate(listed.items(), 1):
+            file = f"{name}.png"
+            save(root / split / file)
+            project["file"][str(number)] = {
+                "fid": str(number), "fname": file, "type": 2, "loc": 1, "src": file,
+            }  # fmt: skip
+            project["view"][str(number)] = {"fid_list": [str(number)]}
+            project["project"]["vid_list"].append(str(number))
+            for place, (label, x, y, w, h) in enumerate(boxes):
+                xy = [2, x, y, w, h]
+                if label == "dog":
+                    xy = [7, x, y, x + w, y, x + w, y + h, x, y + h]
+                project["metadata"][f"{number}_{place}aB"] = {
+                    "vid": str(number), "flg": 0, "z": [], "xy": xy,
+                    "av": {"1": {"cat": "7", "dog": "8"}[label]},
+                }  # fmt: skip
+        (root / split / "via_project.json").write_text(json.dumps(project))
+
+
 def cvat(root: Path, data: Truth) -> None:
     labels = "".join(f"<label><name>{name}</name></label>" for name in CLASSES)
     xml = ["<annotations><version>1.1</version><meta><task><labels>", labels]
@@ -251,6 +294,7 @@ WRITERS: dict[str, Callable[[Path, Truth], None]] = {
     "labelme": labelme,
     "table": table,
     "via": via,
+    "via 3": via3,
     "voc": voc,
     "voc annots": voc_annots,
     "voc beside": voc_beside,

@@ -160,7 +160,6 @@ def test_known_formats_name_a_conversion(make_folder, file, words):
 @pytest.mark.parametrize(
     ("file", "text", "words"),
     [
-        ("via.json", '{"project": {"data_format_version": "3.1.1"}}', "export it as COCO"),
         ("fer.csv", "emotion,pixels,Usage\n0,70 80,Training\n", "columns of pixels"),
         ("digits.csv", "label,pixel0,pixel1\n5,0,0\n", "columns of pixels"),
         ("MOT17/gt/gt.txt", "1,1,9,9,20,20,1,1,0.8\n", "tracks"),

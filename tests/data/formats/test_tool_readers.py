@@ -472,3 +472,83 @@ def test_a_default_task_that_fits_nothing_else(
     monkeypatch.delattr("convnext.tasks.classification.recipe.fits_too")
     kitti(tmp_path, {"training": truth()["train"]})
     assert recognize_task(tmp_path) == "detect"
+
+
+def project(root: Path, regions: list[dict[str, Any]], **parts: Any) -> None:
+    """Write a project of VIA 3 with an image a.png and some regions of it."""
+    save(root / "a.png")
+    content = {
+        "project": {"pname": "x", "vid_list": ["1"], "data_format_version": "3.1.1"},
+        "attribute": {"1": {"aname": "class", "type": 1, "options": {}}},
+        "file": {"1": {"fid": 1, "fname": "a.png", "type": 2, "loc": 1, "src": ""}},
+        "metadata": {
+            f"1_{i}": {"vid": "1", "flg": 0, "z": [], "av": {"1": "cat"}, **region}
+            for i, region in enumerate(regions)
+        },
+        "view": {"1": {"fid_list": ["1"]}},
+        **parts,
+    }
+    (root / "via.json").write_text(json.dumps(content))
+
+
+def test_shapes_of_via_3(tmp_path: Path) -> None:
+    shapes: list[list[Any]] = [
+        [2, 2, 3, 10, 12],
+        [3, 20, 15, 6],
+        [4, 20, 15, 8, 5],
+        [7, 2, 3, 12, 3, 12, 15],
+        [8, 22, 9, 27, 3, 32, 8, 26, 14],
+        [9, 6, 20, 14, 20, 10, 24],
+        [9, 1, 1, 2, 2, 3, 3],
+        [1, 5, 5],
+        [6, 1, 1, 5, 5, 9, 1],
+        [2, 1, 1, "x", 4],
+        [],
+    ]
+    project(tmp_path, [{"xy": xy} for xy in shapes])
+    data = opened(tmp_path)
+    found = [box for _, box in objects(data)["a"]]
+    assert found[0] == [2, 3, 10, 12]
+    assert found[1] == pytest.approx([14, 9, 12, 12], abs=0.1)
+    assert found[2] == pytest.approx([12, 10, 16, 10], abs=0.1)
+    assert found[3] == [2, 3, 10, 12]
+    assert found[4] == [22, 3, 10, 11]
+    assert found[5] == pytest.approx([6, 16, 8, 8], abs=0.1)
+    assert len(found) == 6
+    text = notes(data)
+    assert "incomplete regions" in text
+    for kind in ("point", "polyline", "note on a whole image"):
+        assert kind in text
+
+
+def test_attributes_of_via_3(tmp_path: Path) -> None:
+    attribute = {
+        "1": {"aname": "class", "type": 2, "options": {"0": "cat", "1": "dog"}},
+        "2": {"aname": "note", "type": 1, "options": {}},
+    }
+    av = [{"1": "1", "2": "far away"}, {"1": "0,1"}, {"1": "0"}, {}]
+    regions = [{"xy": [2, 2, 3, 4 + i, 5], "av": values} for i, values in enumerate(av)]
+    project(tmp_path, regions, attribute=attribute)
+    data = opened(tmp_path)
+    assert objects(data)["a"] == [("dog", [2, 3, 4, 5]), ("cat", [2, 3, 6, 5])]
+    assert "the class is the region attribute 'class'" in notes(data)
+    assert "needs one value of the attribute 'class'" in notes(data)
+
+
+@pytest.mark.parametrize(
+    ("parts", "region", "message"),
+    [
+        ({}, {"xy": [], "z": [1.5, 3.0]}, "is a time in a video or a sound, not a region"),
+        (
+            {"file": {"1": {"fid": 1, "fname": "a.mp4", "type": 4, "loc": 1, "src": ""}}},
+            {"xy": [2, 1, 2, 3, 4], "z": [1.5]},
+            "a.mp4 is a video or a sound; save the frames as images",
+        ),
+        ({"view": {"1": {"fid_list": ["1", "2"]}}}, {"xy": [2, 1, 2, 3, 4]}, "shows 2 files at"),
+    ],
+)
+def test_what_via_3_has_beside_images_is_refused(tmp_path: Path, parts, region, message) -> None:
+    project(tmp_path, [region], **parts)
+    assert is_detection(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path)

@@ -242,8 +242,6 @@ def known_format(root: Path) -> str:
         if file.lower().endswith((".json", ".csv")):
             with open_regular(root / file) as stream:
                 head = stream.read(4096)
-            if b'"data_format_version"' in head and b'"project"' in head:
-                return f"{file} is a project of VIA 3: export it as COCO there"
             if re.match(rb"(.*,)?[ \"]*pixels?_?0*[ \",\r\n]", head):
                 return f"{file} has images as columns of pixels: {_AS_FOLDERS}"
     if any(re.fullmatch(r"(.*/)?gt/gt\.txt", file) for file in files):

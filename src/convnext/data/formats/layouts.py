@@ -262,7 +262,14 @@ def _json_layout(path: Path, head: bytes) -> str:
         return found
     if text[:1] != b"{":
         return ""
-    if b'"_via_img_metadata"' in text or (b'"regions"' in text and b'"filename"' in text):
+    is_project = b'"project"' in text and (
+        b'"vid_list"' in text or b'"data_format_version"' in text
+    )
+    if (
+        is_project
+        or b'"_via_img_metadata"' in text
+        or (b'"regions"' in text and b'"filename"' in text)
+    ):
         return "via"
     if b'"shapes"' in text and (b'"imagePath"' in text or b'"imageData"' in text):
         return "labelme"

@@ -1,4 +1,8 @@
-"""VIA's json and table (VGG Image Annotator 2): regions of images in one file per folder."""
+"""VIA's json and table (VGG Image Annotator): regions of images in one file per folder.
+
+A project of VIA 3 is read as the entries of VIA 2 that say the same. Its regions of videos and
+sounds are refused.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convnext.data.formats.coco_values import is_number
 from convnext.data.formats.imported import (
@@ -32,6 +37,12 @@ ONLY_CLASS = "object"
 # The columns of VIA's table.
 SHAPE, LABEL = "region_shape_attributes", "region_attributes"
 HEAD = 1 << 12
+# Numbers of VIA 3: the shapes, the type of an image file, and attributes with options to check.
+_SHAPES = {
+    1: "point", 2: "rect", 3: "circle", 4: "ellipse", 5: "line", 6: "polyline", 7: "polygon",
+    8: "extreme rect", 9: "extreme circle",
+}  # fmt: skip
+_IMAGE_FILE, _CHECKBOX = 2, 2
 
 
 def regions_of(content: Any) -> Iterator[Mapping[str, Any]]:
@@ -57,7 +68,8 @@ def read_via(index: FileIndex, options: ReadOptions) -> ImportedDataset:
         if is_via_table(read_text(path)[:HEAD].encode()):
             found += [(path, entry) for entry in _regions_of_table(path, skipped)]
     for path, content in json_files(index, skipped):
-        found += [(path, entry) for entry in regions_of(content)]
+        entries = _of_project(path, content, skipped) if is_project(content) else None
+        found += [(path, entry) for entry in entries or regions_of(content)]
     attribute = _class_attribute(found)
     notes = [
         f"the class is the region attribute {attribute!r}"
@@ -94,6 +106,107 @@ def _regions_of_table(path: Path, skipped: Skipped) -> list[Mapping[str, Any]]:
         if shape:  # An image without regions has a row with an empty one.
             entry["regions"].append({"shape_attributes": shape, "region_attributes": label})
     return list(entries.values())
+
+
+def is_project(content: Any) -> bool:
+    """Tell whether a json is a project of VIA 3."""
+    keys = ("metadata", "file", "view", "attribute")
+    return isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in keys)
+
+
+def _of_project(path: Path, project: Mapping[str, Any], skipped: Skipped) -> list[dict[str, Any]]:
+    """Return the entries of a project of VIA 3 as VIA 2 writes them.
+
+    Raises:
+        ValueError: If it is of videos or sounds, or a view shows several files at once.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    for key, view in project["view"].items():
+        numbers = view.get("fid_list") if isinstance(view, dict) else None
+        if not isinstance(numbers, list) or len(numbers) != 1:
+            raise ValueError(
+                f"{path}: view {key} shows {len(numbers or ())} files at once; regions are read of "
+                "views of one image"
+            )
+        file = project["file"].get(str(numbers[0]))
+        if not isinstance(file, dict) or not isinstance(file.get("fname"), str):
+            skipped.add("damaged views", f"{path}: view {key}", "names no file; left out")
+            continue
+        if file.get("type", _IMAGE_FILE) != _IMAGE_FILE:
+            raise ValueError(
+                f"{path}: {file['fname']} is a video or a sound; save the frames as images, and "
+                "annotate these"
+            )
+        entries[str(key)] = {"filename": _name_of(file), "regions": []}
+    for key, region in project["metadata"].items():
+        where = f"{path}: metadata {key}"
+        if not isinstance(region, dict) or not isinstance(region.get("xy"), list):
+            skipped.add("incomplete regions", where, "needs a list xy; left out")
+            continue
+        if region.get("z"):
+            raise ValueError(f"{where} is a time in a video or a sound, not a region of an image")
+        entry = entries.get(str(region.get("vid")))
+        if entry is None:
+            skipped.add("incomplete regions", where, "names no view that exists; left out")
+        elif not region["xy"]:
+            skipped.skip("note on a whole image", where)
+        else:
+            shape = _shape(region["xy"])
+            own = _attributes(region.get("av"), project["attribute"])
+            entry["regions"].append({"shape_attributes": shape, "region_attributes": own})
+    return list(entries.values())
+
+
+def _name_of(file: Mapping[str, Any]) -> str:
+    """Return the path of a file if the project has one, rather than its last part alone."""
+    name, source = str(file["fname"]), file.get("src")
+    if isinstance(source, str) and "://" not in source and source.endswith(name):
+        return source
+    return name
+
+
+def _shape(xy: list[Any]) -> dict[str, Any]:
+    """Return a shape of VIA 3, its number and coordinates, in the words of VIA 2."""
+    kind = _SHAPES.get(xy[0], str(xy[0])) if is_number(xy[0]) else str(xy[0])
+    x, y = xy[1::2], xy[2::2]
+    if kind.startswith("extreme") and _are_pairs(x, y):
+        points = np.array((x, y), np.float64).T
+        if kind == "extreme circle" and len(points) == 3:
+            return _circle_through(points)
+        left, top, width, height = box_of(points)
+        return {"name": "rect", "x": left, "y": top, "width": width, "height": height}
+    if kind == "polygon":
+        return {"name": kind, "all_points_x": x, "all_points_y": y}
+    keys = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r")}
+    keys["ellipse"] = ("cx", "cy", "rx", "ry")
+    return {"name": kind, **dict(zip(keys.get(kind, ()), xy[1:], strict=False))}
+
+
+def _circle_through(points: NDArray[np.float64]) -> dict[str, Any]:
+    """Return the circle through three points (3, 2); one without a radius if they are in line."""
+    first, rest = points[0], points[1:]
+    matrix, square = 2 * (rest - first), (rest**2).sum(1) - (first**2).sum()
+    if abs(np.linalg.det(matrix)) < 1e-9:
+        return {"name": "circle"}
+    center = np.linalg.solve(matrix, square)
+    radius = float(np.hypot(*(first - center)))
+    return {"name": "circle", "cx": float(center[0]), "cy": float(center[1]), "r": radius}
+
+
+def _attributes(values: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a region by their names, with the words of their options."""
+    found: dict[str, Any] = {}
+    for key, value in values.items() if isinstance(values, dict) else ():
+        own = attributes.get(key)
+        own = own if isinstance(own, dict) else {}
+        options = own.get("options") if isinstance(own.get("options"), dict) else {}
+        name, text = str(own.get("aname") or key), str(value)
+        if own.get("type") == _CHECKBOX:
+            chosen = [part for part in text.split(",") if part]
+            found[name] = {options.get(part, part): True for part in chosen}
+        else:
+            found[name] = options.get(text, value)
+    return found
 
 
 def _regions(entry: Mapping[str, Any]) -> list[Any]:
