@@ -167,7 +167,7 @@ def _name_of(file: Mapping[str, Any]) -> str:
 
 def _shape(xy: list[Any]) -> dict[str, Any]:
     """Return a shape of VIA 3, its number and coordinates, in the words of VIA 2."""
-    kind = _SHAPES.get(xy[0], str(xy[0])) if is_number(xy[0]) else str(xy[0])
+    kind = _SHAPES.get(int(xy[0]), str(xy[0])) if is_number(xy[0]) else str(xy[0])
     x, y = xy[1::2], xy[2::2]
     if kind.startswith("extreme") and _are_pairs(x, y):
         points = np.array((x, y), np.float64).T
@@ -199,7 +199,8 @@ def _attributes(values: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items() if isinstance(values, dict) else ():
         own = attributes.get(key)
         own = own if isinstance(own, dict) else {}
-        options = own.get("options") if isinstance(own.get("options"), dict) else {}
+        listed = own.get("options")
+        options: dict[str, Any] = listed if isinstance(listed, dict) else {}
         name, text = str(own.get("aname") or key), str(value)
         if own.get("type") == _CHECKBOX:
             chosen = [part for part in text.split(",") if part]
