@@ -15,6 +15,7 @@ from shapes import write_shapes
 from small_objects import coco_squares
 
 import convnext
+from convnext import tasks
 from convnext.data import facts
 from convnext.data.facts import from_plain
 from convnext.tasks import task_module
@@ -47,7 +48,7 @@ def make(task: str, root: Path) -> None:
         Image.fromarray(values).save(path)
 
 
-def look(root: Path, task: str, **options: Any) -> tuple[dict[str, Any], bool]:
+def look(root: Path, task: str | None, **options: Any) -> tuple[dict[str, Any], bool]:
     """Return the report without its last note, and whether it is the stored one."""
     report = convnext.check_data(root, task=task, progress=False, **options).to_dict()
     *notes, last = report["notes"]
@@ -68,6 +69,12 @@ def test_the_second_report_of_unchanged_data_reads_nothing(
     with monkeypatch.context() as patch:
         patch.delattr(module, "inspect_with_sheet")
         assert look(root, task) == (first, True)
+    assert not look(root, None)[1]
+    with monkeypatch.context() as patch:
+        patch.delattr(tasks, "recognize_task")
+        again, is_stored = look(root, None)
+        assert is_stored
+        assert {**again, "notes": ()} == {**first, "notes": ()}
     assert not look(root, task, cache=False)[1]
     assert not look(root, task, deep=True)[1]
 
@@ -107,21 +114,22 @@ def test_a_report_on_files_that_were_just_written_is_not_kept(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("later")
-@pytest.mark.parametrize("damage", ["no json", "{}", "[]", "types", "names"])
+@pytest.mark.parametrize("damage", ["no json", "{}", "[]", "types", "names", "task"])
 def test_a_damaged_stored_report_is_ignored_with_a_warning(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "within" / "data"
     make("classify", root)
     first, _ = look(root, "classify")
-    stored = facts.StoredReport(str(root), {"task": "classify", "deep": False, "cache": True,
-                                            "layout": ""})  # fmt: skip
+    stored = facts.StoredReport(str(root), {"task": "classify", "deep": False})
     content = json.loads(stored.path.read_text())
     if damage == "types":
         content["report"]["num_train"] = ["many"]
     elif damage == "names":
         content["report"]["other"] = 1
-    text = json.dumps(content) if damage in ("types", "names") else damage
+    elif damage == "task":
+        content["task"] = "none"
+    text = json.dumps(content) if damage in ("types", "names", "task") else damage
     stored.path.write_text(text)
     caplog.clear()
     report, is_stored = look(root, "classify")

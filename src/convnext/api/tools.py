@@ -357,12 +357,10 @@ def check_data(
     """
     from convnext.atomic import atomic_write
     from convnext.progress import console_of
-    from convnext.tasks import given_options, inspect, recognize_task
+    from convnext.tasks import inspect
 
-    name = task or recognize_task(path, options)
-    own = given_options(name, "data", options)
     report, sheet = inspect(
-        name, str(path), contact_sheet=contact_sheet is not None, deep=deep, cache=cache, **own
+        str(path), task, options, contact_sheet=contact_sheet is not None, deep=deep, cache=cache
     )
     out = console_of(progress)
     report.print(out)

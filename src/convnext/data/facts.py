@@ -16,7 +16,7 @@ import sys
 import time
 import types
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -329,10 +329,13 @@ class StoredReport:
                 versions = [_version(name) for name in _LIBRARIES]
                 self._key = f"{_FORMAT} {versions} {digest}"
 
-    def load(self, kind: type[Report]) -> Report | None:
+    def load(self, kind_of: Callable[[str], type[Report]]) -> Report | None:
         """Return the stored report, with a note that says so; None if anything changed.
 
         A damaged file is ignored with a warning.
+
+        Args:
+            kind_of: Returns the data class of the reports of a task.
         """
         if not self._key:
             return None
@@ -340,7 +343,7 @@ class StoredReport:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if found["key"] != self._key:
                 return None
-            report: Any = from_plain(kind, found["report"])
+            report: Any = from_plain(kind_of(str(found["task"])), found["report"])
             made = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(found["time"])))
         except FileNotFoundError:
             return None
@@ -357,12 +360,12 @@ class StoredReport:
         shown: Report = replace(report, notes=(*notes, again))
         return shown
 
-    def save(self, report: Any) -> None:
-        """Store a report, of plain values and data classes."""
+    def save(self, report: Any, task: str) -> None:
+        """Store the report of a task, of plain values and data classes."""
         if not self._key:
             return
         values = {f.name: getattr(report, f.name) for f in fields(report)}
-        content = {"key": self._key, "time": self._began / 1e9, "report": values}
+        content = {"key": self._key, "time": self._began / 1e9, "task": task, "report": values}
         try:
             write_text(self.path, json.dumps(content, default=_plain))
             shrink(self.path.parent)

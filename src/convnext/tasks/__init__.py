@@ -202,26 +202,47 @@ def recognize_task(path: str | Path, options: Mapping[str, Any] | None = None) -
     return found[0] if found else DEFAULT
 
 
-def inspect(task: str, path: str, *, contact_sheet: bool = False, **options: Any) -> Any:
-    """Return a task's report on a data set, and a contact sheet if requested.
+def inspect(
+    path: str,
+    task: str | None,
+    options: Mapping[str, Any],
+    *,
+    contact_sheet: bool = False,
+    deep: bool = False,
+    cache: bool = True,
+) -> tuple[Any, Any]:
+    """Return the report of a task on a data set, and a contact sheet if requested.
 
     While no file of the data changes, the report of an earlier time is returned, unless `cache` is
     False or a contact sheet is requested.
 
+    Args:
+        path: The data set.
+        task: The task; None to recognize it.
+        options: Options of the task.
+        contact_sheet: Whether to draw one.
+        deep: Look for near duplicates of all held-out images.
+        cache: Use what is known from earlier reports.
+
     Raises:
-        ValueError: If there is no such data or task.
+        ValueError: If there is no such data or task, or the task has no such option.
     """
     from convnext.data.facts import StoredReport
 
-    module = task_module(task, "inspect")
-    if contact_sheet or not options.get("cache", True):
-        return module.inspect_with_sheet(path, sheet=contact_sheet, **options)
-    stored = StoredReport(path, {"task": task, **options})
-    found = stored.load(module.DataReport)
-    if found is None:
-        found, _ = module.inspect_with_sheet(path, sheet=False, **options)
-        stored.save(found)
-    return found, None
+    question = {"task": task, "deep": deep, **options}
+    stored = StoredReport(path, question) if cache and not contact_sheet else None
+    if stored is not None:
+        found = stored.load(lambda task: task_module(task, "inspect").DataReport)
+        if found is not None:
+            return found, None
+    task = task or recognize_task(path, options)
+    own = given_options(task, "data", options)
+    report, sheet = task_module(task, "inspect").inspect_with_sheet(
+        path, sheet=contact_sheet, deep=deep, cache=cache, **own
+    )
+    if stored is not None:
+        stored.save(report, task)
+    return report, sheet
 
 
 @dataclass(frozen=True)
