@@ -207,6 +207,14 @@ def cases(inputs: Path) -> dict[str, tuple[Sequence[str], Callable[[Path], Diges
     }
 
 
+def is_complete(ended: Ended) -> bool:
+    """Whether a command found nothing left to do.
+
+    A conversion that was killed when all was written leaves a complete folder, which is refused.
+    """
+    return ended.code == 0 or "exists and is not empty" in ended.printed
+
+
 def kill_often(name: str, root: Path, *, kills: int, seed: int = 0) -> dict[str, object]:
     """Kill a command at random operations, repeat it to its end, and compare what it wrote.
 
@@ -231,16 +239,15 @@ def kill_often(name: str, root: Path, *, kills: int, seed: int = 0) -> dict[str,
         while done < kills and (not at or rng.random() < 1 / 3):
             at.append(rng.randint(1, whole.operations))
             ended = run(command, work, kill_at=at[-1])
-            if ended.code == 0:
+            if is_complete(ended):
+                at.pop()
                 break
             done += 1
             if ended.code != -signal.SIGKILL:
                 losses.append(f"killed at {at[:-1]}, ended with {ended.code}: {ended.printed}")
         ended = run(command, work)
-        # A conversion that was killed when all was written leaves a complete folder.
-        is_done = ended.code == 0 or "exists and is not empty" in ended.printed
-        found = digest(work) if is_done else {}
-        if not is_done:
+        found = digest(work) if is_complete(ended) else {}
+        if not is_complete(ended):
             losses.append(f"killed at {at}, ended with {ended.code}: {ended.printed[-2000:]}")
         elif found != expected:
             different = [k for k in expected.keys() | found if expected.get(k) != found.get(k)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 
 from convnext.models.roadmap import roadmap
 from convnext.studies.page import reading, write_page
-from convnext.studies.statistics import summarize
-from studies import made_up, write_study
+from convnext.studies.statistics import measured_on, summarize
+from studies import CONDITIONS, made_up, write_study
 
 
 class Reader(HTMLParser):
@@ -59,6 +60,24 @@ def test_the_story_is_told_in_order(tmp_path: Path) -> None:
     assert "<code>kernel_size</code> 3 → 5" in page
     assert "one run counts for both" in page
     assert "paper (ImageNet-1K)" in page
+
+
+def test_scores_say_what_they_were_measured_on(tmp_path: Path) -> None:
+    results = made_up()
+    write_study(tmp_path, results)
+    page = write_page(tmp_path).read_text(encoding="utf-8")
+    sentence = f"training&#39;s own validation: {CONDITIONS}."
+    assert page.count(sentence) == 1
+    assert page.count(CONDITIONS) == 2  # The figure says it too.
+    first = replace(results[0], conditions=CONDITIONS.replace("fp32", "bf16"))
+    older = replace(results[3], conditions="")
+    assert measured_on([first, *results[6:9], older]) == [
+        "Measured by training's own validation: 360 images, split: val, in bf16, eager "
+        f"({first.entry}).",
+        f"Measured by training's own validation: {CONDITIONS} ({results[6].entry}).",
+        "Measured by training's own validation: precision and backend were not recorded "
+        f"({older.entry}).",
+    ]
 
 
 def test_names_are_text(tmp_path: Path) -> None:

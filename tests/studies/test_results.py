@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,19 @@ def test_the_csv_gives_back_what_was_written(tmp_path: Path) -> None:
     tree = json.loads((tmp_path / "results.json").read_text())
     assert tree["title"] == "x"
     assert tree["results"][0]["what"] == odd
+
+
+def test_tables_of_older_versions_are_read(tmp_path: Path) -> None:
+    write_results(tmp_path, made_up(), {})
+    path = tmp_path / "results.csv"
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    old = [name for name in rows[0] if name != "conditions"]
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, old, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    assert read_results(path) == [replace(result, conditions="") for result in made_up()]
 
 
 def test_another_table_is_refused(tmp_path: Path) -> None:

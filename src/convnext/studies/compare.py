@@ -61,6 +61,8 @@ class Result:
     """Training images seen."""
     num_val: int | None = None
     """The number of validation images behind the scores."""
+    conditions: str = ""
+    """The images, split, precision and backend of the scores; "" in tables of older versions."""
     seconds: float | None = None
     """Training time, summed over all parts of an interrupted run."""
     reason: str = ""
@@ -141,6 +143,8 @@ def _result(row: Mapping[str, str], kinds: Mapping[str, Any]) -> Result:
     columns = {"score": metric, "best_score": f"best_{metric}"}
     if metric != "top1":
         kinds = {name: kind for name, kind in kinds.items() if name != "top5"}
+    if "conditions" not in row:
+        kinds = {name: kind for name, kind in kinds.items() if name != "conditions"}
     values = {name: kind(row[columns.get(name, name)]) for name, kind in kinds.items()}
     others = set(row) - set(kinds) - set(columns.values())
     number = _kind(float | None)

@@ -335,6 +335,9 @@ def _scores(folder: Path, task: type[Task]) -> dict[str, Any]:
     scores = {name: last[name] for name in kept if name in last}
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     scores["num_val"] = evaluation["num_images"]
+    # These are scores of training's own validation, not of the evaluation at its end.
+    facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    scores["conditions"] = facts.get("validation", "")
     return scores | {f"best_{primary}": max(row[primary] for row in measured)}
 
 

@@ -227,7 +227,8 @@ def notes(results: Sequence[Result]) -> str:
     seeds = len({result.seed for result in results})
     said = [
         f"{results[0].metric_label} is that of the last step on the validation images, over "
-        f"{seeds} seed{'s'[: seeds != 1]}; ± is one standard deviation."
+        f"{seeds} seed{'s'[: seeds != 1]}; ± is one standard deviation.",
+        *measured_on(results),
     ]
     if seeds > 1:
         said.append(
@@ -248,6 +249,22 @@ def notes(results: Sequence[Result]) -> str:
     if unfinished:
         said.append(f"{unfinished} of {len(results)} runs are missing.")
     return "\n".join(said)
+
+
+def measured_on(results: Sequence[Result]) -> list[str]:
+    """Return sentences with the images, split, precision and backend of the scores."""
+    entries: dict[str, list[str]] = {}
+    for result in results:
+        if result.score is not None:
+            words = result.conditions or "precision and backend were not recorded"
+            own = entries.setdefault(words, [])
+            own += [result.entry] * (result.entry not in own)
+    if len(entries) < 2:
+        return [f"Measured by training's own validation: {words}." for words in entries]
+    return [
+        f"Measured by training's own validation: {words} ({', '.join(names)})."
+        for words, names in entries.items()
+    ]
 
 
 def shorten(value: float) -> str:

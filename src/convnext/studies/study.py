@@ -237,6 +237,7 @@ def collect(
                     steps=found.get("step"),
                     images=found.get("images"),
                     num_val=found.get("num_val"),
+                    conditions=str(found.get("conditions", "")),
                     seconds=found.get("seconds"),
                     reason=str(found.get("reason", "")),
                     **costs[own.name],
