@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import convnext
+from convnext.cli import main
 from convnext.data.images import RangedMode, decode
 from convnext.data.preprocessing import DensePreprocessing, Preprocessing
 from convnext.data.ranges import pixel_range
@@ -84,3 +87,72 @@ def test_the_range_is_part_of_the_preprocessing(given: Preprocessing | DensePrep
     assert (plain.pixels(image) == 1).all()
     with pytest.raises(ValueError, match="must be a smaller and a larger number"):
         type(given).from_dict(given.to_dict() | {"range": [5, 5]})
+
+
+def wide_classes(root: Path) -> Path:
+    """Write two classes of 12-bit images whose values are 0, 100, ... 4,000."""
+    values = np.repeat(np.arange(0, 4100, 100, dtype=np.uint16), 40).reshape(41, 40)
+    for split, count in (("train", 6), ("val", 3)):
+        for name in "ab":
+            for i in range(count):
+                path = root / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.roll(values, i + ord(name), 0)).save(path)
+    return root
+
+
+def test_a_given_range_is_reported_with_the_pixels_that_it_clips(tmp_path: Path, capsys) -> None:
+    root = wide_classes(tmp_path / "data")
+    # Of 41 values, 5 are below 500, and 20 above 2,000.
+    for option in ("--input.range", "--range"):
+        assert main(["data", str(root), option, "500,2000", "--json"]) == 0
+        report = json.loads(capsys.readouterr().out.splitlines()[-1])
+        (note,) = [note for note in report["notes"] if "becomes black" in note]
+        assert "500 becomes black and 2,000 white, as given, which clips 61 %" in note
+        assert "percentiles are 0 and 4,000" in note
+    found = convnext.check_data(root, range=(500, 2000), progress=False)
+    assert note in found.notes
+    plain = convnext.check_data(root, progress=False)
+    (note,) = [note for note in plain.notes if "becomes black" in note]
+    assert "0 becomes black and 4,000 white" in note
+    assert "clips 0 %" in note
+
+
+@pytest.mark.parametrize("text", ["5", "9,3", "1,2,3", "4,4"])
+def test_what_is_not_a_range_is_refused(tmp_path: Path, text: str, capsys) -> None:
+    root = wide_classes(tmp_path / "data")
+    assert main(["data", str(root), "--input.range", text]) == 2
+    assert "must be LOW,HIGH with LOW below HIGH" in capsys.readouterr().err
+
+
+def test_a_range_of_images_of_8_bits_is_said_to_have_no_effect(make_folder) -> None:
+    root = make_folder({"train/a": 3, "train/b": 3})
+    notes = convnext.check_data(root, range=(0, 100), progress=False).notes
+    assert "all images have 8 bits, so --input.range does not affect them" in notes
+
+
+def test_every_verb_counts_the_pixels_that_the_range_clips(tmp_path: Path, capsys) -> None:
+    root = wide_classes(tmp_path / "data")
+    run = convnext.train(
+        data=root,
+        model="convnext_atto",
+        output=tmp_path / "run",
+        epochs=1,
+        image_size=32,
+        workers=0,
+        **{"input.range": (500, 2000)},
+    )
+    assert "as given, which clips 61 % of the pixels; the 0.1 and 99.9" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    images = str(root / "val" / "a")
+    line = "clipped: 61 %, in 3 of 3 16-bit or float images"
+    assert main(["predict", str(run.folder), images]) == 0
+    assert line in capsys.readouterr().out
+    assert main(["embed", str(run.folder), images]) == 0
+    assert line in capsys.readouterr().out
+    exported = convnext.load(run.folder).export("onnx", progress=False)
+    convnext.predict(exported.path, images)
+    assert line in capsys.readouterr().out
+    assert main(["predict", str(exported.path), images]) == 0
+    assert line in capsys.readouterr().out

@@ -329,7 +329,9 @@ def predict(
     sources = image_sources(images, channels=channels)
     model = as_model(source, device)
     if model._file is not None and precision == "auto" and not (stream or output or options):
-        answers = predict_by_file(model._file, sources, max_bad_share=max_bad_share)
+        answers = predict_by_file(
+            model._file, sources, max_bad_share=max_bad_share, console=console_of(progress)
+        )
         if answers is not None:
             return answers
     from convnext.results import Predictions

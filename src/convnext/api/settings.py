@@ -98,6 +98,18 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Return numbers that are separated by commas, perhaps in brackets.
+
+    Raises:
+        ValueError: If one of the parts is not a number.
+    """
+    try:
+        return tuple(float(part) for part in text.strip("[]() ").split(","))
+    except ValueError as error:
+        raise ValueError(f"{text!r} must be numbers separated by commas, such as 0,4095") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
     """Marks the arguments of a verb that depend on the task."""
@@ -142,6 +154,8 @@ Repeated = Annotated["Sequence[str]", OnCommandLine(action="append")]
 """An option that may be repeated."""
 Words = Annotated["Sequence[str]", OnCommandLine(convert=words)]
 """Words, separated by commas on the command line."""
+Numbers = Annotated["Sequence[float]", OnCommandLine(convert=numbers)]
+"""Numbers, separated by commas on the command line."""
 Integers = Annotated["Sequence[int]", OnCommandLine(type=int, nargs="+", metavar="N")]
 Show = Annotated["bool | Console", PythonOnly()]
 """Where a verb prints: True for standard output, False for nowhere, or a rich `Console`."""

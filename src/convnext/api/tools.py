@@ -16,6 +16,7 @@ from convnext.api.settings import (
     Integers,
     Models,
     ModelSource,
+    Numbers,
     OnCommandLine,
     PathLike,
     Paths,
@@ -327,6 +328,7 @@ def check_data(
     contact_sheet: Annotated[str | Path | None, OnCommandLine(metavar="PNG")] = None,
     deep: bool = False,
     cache: bool = True,
+    range: Numbers = (),
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="data")],
 ) -> DataReport:
@@ -344,6 +346,8 @@ def check_data(
         deep: Look for near duplicates of all held-out images, not only of 5,000.
         cache: Show the earlier report again if no file has changed since, and do not decode images
             again that are unchanged.
+        range: Values of 16-bit and float images that become black and white, as `input.range` of
+            `train`; the report counts the pixels that it clips.
         progress: Where to print, as for `train`.
         **options: Task options. Classification: layout, columns, fold. Segmentation: images,
             masks, reduce_zero_label, exif, layout, annotations, allow_outside. Detection: layout,
@@ -360,7 +364,13 @@ def check_data(
     from convnext.tasks import inspect
 
     report, sheet = inspect(
-        str(path), task, options, contact_sheet=contact_sheet is not None, deep=deep, cache=cache
+        str(path),
+        task,
+        options,
+        contact_sheet=contact_sheet is not None,
+        deep=deep,
+        cache=cache,
+        range=range,
     )
     out = console_of(progress)
     report.print(out)

@@ -147,7 +147,7 @@ def option_name(name: str) -> str:
 
 
 # Sections of a recipe with settings that say how data is read.
-_SECTIONS = ("loader", *task_folders())
+_SECTIONS = ("input", "loader", *task_folders())
 
 
 def canonical(argv: Sequence[str], parser: ArgumentParser) -> list[str]:

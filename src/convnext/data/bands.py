@@ -8,16 +8,20 @@ file needs them; without them the file is refused with the extra to install.
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from convnext.names import count_noun, install_extra
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Array = NDArray[Any]
 
@@ -27,6 +31,7 @@ that the file asks for."""
 
 CLIPPED = "clipped"
 """Key of `Image.info`: how many pixels the given range clips, and of how many."""
+_COUNTING = threading.Lock()
 
 _PREVIEW_OR_MASK = 1 | 4
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -177,10 +182,16 @@ class Clipping:
         """Count an image that was scaled by a range; others do not count."""
         clipped, total = image.info.get(CLIPPED, (0, 0))
         if total:
-            self.num_images += 1
-            self.num_clipped_images += bool(clipped)
-            self.num_pixels += total
-            self.num_clipped += clipped
+            with _COUNTING:  # Threads open images.
+                self.num_images += 1
+                self.num_clipped_images += bool(clipped)
+                self.num_pixels += total
+                self.num_clipped += clipped
+
+    def print(self, console: Console | None) -> None:
+        """Print the counts if images were scaled by a range."""
+        if console is not None and self.num_images:
+            console.print(str(self), markup=False)
 
     def __str__(self) -> str:
         if not self.num_images:

@@ -294,6 +294,7 @@ def facts(data: DetectionData) -> DataFacts:
         object_sides=(small, middle, large),
         grayscale=gray,
         pixel_range=() if data.pixel_range is None else data.pixel_range.values,
+        pixel_sample=data.pixel_range,
         bands=data.band_sample,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -59,21 +59,38 @@ class PixelRange:
     num_images: int
     modes: Sequence[str]
     """Pillow's modes: "I;16", "F" ..."""
+    sample: NDArray[Any] = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
+    """The values that were sampled."""
+    given: tuple[float, ...] = ()
+    """The range that the user gives instead; () for none."""
 
     @property
     def values(self) -> tuple[float, float]:
         """The setting `input.range`."""
-        return self.low, self.high
+        return (self.given[0], self.given[1]) if self.given else (self.low, self.high)
+
+    def clipped_by(self, ranges: Sequence[float]) -> float:
+        """Return the fraction of the sampled pixels outside a range."""
+        low, high = ranges[0], ranges[1]
+        return float(np.mean((self.sample < low) | (self.sample > high)))
 
     def __str__(self) -> str:
         kind = "float" if set(self.modes) == {"F"} else "16-bit"
         if "F" in self.modes and len(self.modes) > 1:
             kind = "16-bit and float"
+        if self.given:
+            return (
+                f"{_sampled(self.num_images, kind)}, with values from {_shown(self.smallest)} to "
+                f"{_shown(self.largest)}; in all images {_shown(self.given[0])} becomes black and "
+                f"{_shown(self.given[1])} white, as given, which clips "
+                f"{100 * self.clipped_by(self.given):.2g} % of the pixels; their 0.1 and 99.9 "
+                f"percentiles are {_shown(self.low)} and {_shown(self.high)}"
+            )
         return (
             f"{_sampled(self.num_images, kind)}, with values from "
             f"{_shown(self.smallest)} to {_shown(self.largest)}; in all images "
             f"{_shown(self.low)} becomes black and {_shown(self.high)} white (their 0.1 and 99.9 "
-            f"percentiles), which clips {100 * self.clipped:.2g} % of the pixels; train "
+            f"percentiles), which clips {100 * self.clipped:.2g} % of the pixels; "
             "--input.range LOW,HIGH sets another range"
         )
 
@@ -112,7 +129,25 @@ def pixel_range(images: ImageValues) -> PixelRange | None:
         clipped=float(np.mean((every < low) | (every > high))),
         num_images=sum(modes.values()),
         modes=sorted(modes),
+        sample=every,
     )
+
+
+def check_range(ranges: Sequence[float]) -> tuple[float, ...]:
+    """Return a range of pixel values, or one for each band, as numbers.
+
+    Raises:
+        ValueError: If it is not pairs of a low and a higher number.
+    """
+    found = tuple(float(value) for value in ranges)
+    pairs = list(zip(found[0::2], found[1::2], strict=False))
+    if len(found) % 2 or not all(low < high for low, high in pairs):
+        listed = ",".join(f"{value:g}" for value in found)
+        raise ValueError(
+            f"--input.range is {listed}, but must be LOW,HIGH with LOW below HIGH, or such a pair "
+            "for each band"
+        )
+    return found
 
 
 class MeasuredData(Protocol):
@@ -122,11 +157,29 @@ class MeasuredData(Protocol):
     def pixel_range(self) -> PixelRange | None: ...
     @property
     def band_sample(self) -> BandSample | None: ...
+    @property
+    def given_range(self) -> tuple[float, ...]: ...
 
 
 def pixel_notes(data: MeasuredData) -> list[str]:
-    """Return a note for the user on images of more than 8 bits, or of several bands."""
-    found = data.band_sample or data.pixel_range
+    """Return a note for the user on images of more than 8 bits, or of several bands.
+
+    Raises:
+        ValueError: If the user gives the ranges of other bands than the images have.
+    """
+    bands, given = data.band_sample, data.given_range
+    if bands is not None:
+        if given and len(given) not in (2, 2 * min(bands.counts)):
+            raise ValueError(
+                f"--input.range has {len(given) // 2} pairs, but the images have "
+                f"{min(bands.counts)} bands: give one pair for all, or one for each"
+            )
+        return [str(replace(bands, given=given) if given else bands)]
+    found = data.pixel_range
+    if found is None and given:
+        return ["all images have 8 bits, so --input.range does not affect them"]
+    if found is not None and len(given) > 2:
+        raise ValueError("--input.range has several pairs, but the images are gray: give one pair")
     return [] if found is None else [str(found)]
 
 
@@ -147,6 +200,8 @@ class BandSample:
     """An image for each number of bands."""
     is_wide: bool
     """Whether the values have more than 8 bits."""
+    given: tuple[float, ...] = ()
+    """The range that the user gives, for all bands or for each; () for none."""
 
     def ranges(self, bands: Sequence[int] = ()) -> tuple[float, ...]:
         """Return low and high of each band, one after the other; () for images of 8 bits."""
@@ -204,14 +259,17 @@ class BandSample:
         lines = _sampled(self.num_images, kind, f" with {counts} bands")
         if not self.is_wide:
             return f"{lines}; --input.bands chooses some of them, such as --input.bands 3,2,1"
-        ranges = self.ranges()
+        ranges = self.given or self.ranges()
         shown = ", ".join(
             f"{_shown(low)} to {_shown(high)}"
             for low, high in zip(ranges[0::2], ranges[1::2], strict=True)
         )
+        clips = f"which clips {100 * self.clipped((), ranges):.2g} % of the values"
+        if self.given:
+            return f"{lines}; {shown} become black and white, as given, {clips}"
         return (
             f"{lines}; the 0.1 and 99.9 percentiles of their bands, which become black and white, "
-            f"are {shown}, which clips {100 * self.clipped((), ranges):.2g} % of the values; "
+            f"are {shown}, {clips}; "
             "--input.range sets others, --input.bands chooses bands"
         )
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,15 @@ from rich.console import Console
 
 from convnext.data.formats.paths import source_of
 from convnext.data.images import BadImage, Header, Mode, as_mode, decode, read_header, spread
-from convnext.data.ranges import BandSample, ImageValues, PixelRange, band_sample, pixel_range
+from convnext.data.ranges import (
+    BandSample,
+    ImageValues,
+    PixelRange,
+    band_sample,
+    check_range,
+    pixel_notes,
+    pixel_range,
+)
 from convnext.data.threads import for_each
 from convnext.hardware.system import free_memory
 
@@ -282,6 +290,8 @@ class SplitData(Generic[S]):
     """Images that the data keeps for a test, outside of training and validation."""
     has_val: bool = True
     """Whether the data states its validation split; otherwise some images are held out."""
+    given_range: tuple[float, ...] = ()
+    """The range of 16-bit and float images that the user gives; () for that of the images."""
     notes: tuple[str, ...]
     """Notes for the user on how it was read."""
 
@@ -294,7 +304,8 @@ class SplitData(Generic[S]):
     @cached_property
     def pixel_range(self) -> PixelRange | None:
         """The range of the 16-bit and float training images, read once; None if there are none."""
-        return pixel_range(self.train)
+        found = pixel_range(self.train)
+        return found and replace(found, given=self.given_range)
 
     @cached_property
     def band_sample(self) -> BandSample | None:
@@ -304,6 +315,27 @@ class SplitData(Generic[S]):
             BadImage: If such images exist, but none can be read.
         """
         return band_sample(self.train)
+
+
+D = TypeVar("D", bound=SplitData[Any])
+
+
+def with_range(open_data: Callable[[], D], ranges: Sequence[float]) -> D:
+    """Open a data set whose 16-bit and float images have the range that the user gives.
+
+    Args:
+        open_data: Opens it.
+        ranges: Low and high, or such a pair for each band; () for the range of the images.
+
+    Raises:
+        ValueError: If the range is not one, or is that of other bands.
+    """
+    given = check_range(ranges)
+    data = open_data()
+    if given:
+        data = replace(data, given_range=given)
+        pixel_notes(data)  # Refuses other bands before all images are read.
+    return data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +351,8 @@ class ImageFacts:
     """Whether no image has colors."""
     pixel_range: tuple[float, ...] = ()
     """The range of 16-bit and float images; () if there are none."""
+    pixel_sample: PixelRange | None = None
+    """Some of their values; None if there are none."""
     bands: BandSample | None = None
     """Values of images with several bands; None if there are none."""
 

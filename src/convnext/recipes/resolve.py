@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Never
 
 import torch
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convnext.data.preprocessing import DensePreprocessing
-from convnext.data.ranges import BandSample
+from convnext.data.ranges import BandSample, PixelRange
 from convnext.hardware.peak_rates import has_fast_bf16
 from convnext.names import count_noun
 from convnext.recipes.recipe import (
@@ -221,6 +222,7 @@ class Resolver:
         gray: bool,
         own: Sequence[str] = (),
         range: tuple[float, ...] = (),
+        sample: PixelRange | None = None,
         bands: BandSample | None = None,
     ) -> None:
         """Choose the input channels and the statistics for normalization.
@@ -229,6 +231,7 @@ class Resolver:
             gray: Whether the data seems to have no color images.
             own: Settings to take from the pretrained weights; by default all that they have.
             range: The range of 16-bit and float images; () if there are none.
+            sample: Values of such images.
             bands: Values of images with several bands; None if there are none.
 
         Raises:
@@ -242,7 +245,8 @@ class Resolver:
         elif chosen := self["input.bands"]:
             self.choose("input.in_chans", len(chosen), "the bands that were chosen")
         if bands is None or not self["input.range"]:
-            self._choose_range(range, "the 16-bit or float training images")
+            clips = sample.clipped_by if sample is not None else None
+            self._choose_range(range, "the 16-bit or float training images", clips)
         if self.context.preprocessing is not None:
             for name, value in asdict(self.context.preprocessing).items():
                 is_other = name in ("mean", "std") and len(value) != self["input.in_chans"]
@@ -256,14 +260,26 @@ class Resolver:
         self.choose("input.mean", mean if len(mean) == chans else mean * chans, "as for ImageNet")
         self.choose("input.std", std if len(std) == chans else std * chans, "as for ImageNet")
 
-    def _choose_range(self, measured: tuple[float, ...], images: str) -> None:
-        """Take a measured range if none is given, or tell of it; () if there is none."""
+    def _choose_range(
+        self,
+        measured: tuple[float, ...],
+        images: str,
+        clips: Callable[[Sequence[float]], float] | None = None,
+    ) -> None:
+        """Take a measured range if none is given, or tell of it.
+
+        Args:
+            measured: The range; () if there is none.
+            images: What was measured.
+            clips: Returns the fraction of the pixels that a range clips.
+        """
         given = tuple(self["input.range"])
         if measured and not given:
             self._set("input.range", measured, f"the 0.1 and 99.9 percentiles of {images}")
         elif measured and given != measured:
             listed = ", ".join(f"{value:,g}" for value in measured)
-            reason = f"as given; the 0.1 and 99.9 percentiles of {images}: {listed}"
+            share = f", which clips {100 * clips(given):.2g} % of the pixels" if clips else ""
+            reason = f"as given{share}; the 0.1 and 99.9 percentiles of {images}: {listed}"
             self.note("input.range", reason)
 
     def _note_stem(self, chans: int) -> None:
@@ -287,7 +303,8 @@ class Resolver:
                 f"input.in_chans is {chans}, but there are {count_noun(count, 'band')}; choose "
                 f"bands with --input.bands, such as --input.bands {some}"
             )
-        self._choose_range(sample.ranges(bands), "each band of the training images")
+        clips = partial(sample.clipped, bands)
+        self._choose_range(sample.ranges(bands), "each band of the training images", clips)
         mean, std = sample.statistics(bands, self["input.range"] if sample.is_wide else ())
         self.choose("input.mean", mean, "that of the training images")
         self.choose("input.std", std, "that of the training images")

@@ -7,7 +7,7 @@ importing it loads neither torch nor numpy.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -16,6 +16,9 @@ from convnext.names import nearest
 from convnext.recipes.schema import check_value, register_recipe
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convnext.data.bands import Clipping
     from convnext.data.formats.records import ReadOptions
     from convnext.data.images import BadImage
     from convnext.data.sources import Source
@@ -210,6 +213,7 @@ def inspect(
     contact_sheet: bool = False,
     deep: bool = False,
     cache: bool = True,
+    range: Sequence[float] = (),
 ) -> tuple[Any, Any]:
     """Return the report of a task on a data set, and a contact sheet if requested.
 
@@ -223,13 +227,14 @@ def inspect(
         contact_sheet: Whether to draw one.
         deep: Look for near duplicates of all held-out images.
         cache: Use what is known from earlier reports.
+        range: The range of 16-bit and float images that the user gives; () for none.
 
     Raises:
         ValueError: If there is no such data or task, or the task has no such option.
     """
     from convnext.data.facts import StoredReport
 
-    question = {"task": task, "deep": deep, **options}
+    question = {"task": task, "deep": deep, "range": [*range], **options}
     stored = StoredReport(path, question) if cache and not contact_sheet else None
     if stored is not None:
         found = stored.load(lambda task: task_module(task, "inspect").DataReport)
@@ -238,7 +243,7 @@ def inspect(
     task = task or recognize_task(path, options)
     own = given_options(task, "data", options)
     report, sheet = task_module(task, "inspect").inspect_with_sheet(
-        path, sheet=contact_sheet, deep=deep, cache=cache, **own
+        path, sheet=contact_sheet, deep=deep, cache=cache, range=range, **own
     )
     if stored is not None:
         stored.save(report, task)
@@ -261,7 +266,11 @@ def predictor_class(task: str) -> Any:
 
 
 def predict_by_file(
-    exported: Exported, sources: Iterable[Source], *, max_bad_share: float = 1.0
+    exported: Exported,
+    sources: Iterable[Source],
+    *,
+    max_bad_share: float = 1.0,
+    console: Console | None = None,
 ) -> Predictions | None:
     """Predict images with an exported file alone; None if the task needs torch for that.
 
@@ -274,8 +283,17 @@ def predict_by_file(
     from convnext.results import Predictions
 
     bad = Skipped(len(sources) if isinstance(sources, Sized) else None, max_bad_share)
-    results = tuple(module.file_predictor(exported).predict(sources, bad))
+    counted: list[Clipping] = []
+
+    def watched() -> Iterator[Source]:
+        for source in sources:
+            counted[:] = [source.clipping]  # All sources have the same.
+            yield source
+
+    results = tuple(module.file_predictor(exported).predict(watched(), bad))
     bad.require(len(results))
+    for clipping in counted:
+        clipping.print(console)
     return Predictions(results=results, bad_images=tuple(bad.images))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnext.atomic import one_writer
+from convnext.data.bands import Clipping
 from convnext.data.drawing import output_names, protect
 from convnext.data.images import BadImage
 from convnext.data.preprocessing import DensePreprocessing
@@ -259,8 +260,7 @@ class PredictionStream(Iterator[Result]):
                 count += 1
                 yield result
         self._skipped.require(count)
-        if self._console is not None and (line := str(source.clipping)):
-            self._console.print(line, markup=False)
+        source.clipping.print(self._console)
         if predictor.output is not None:
             predictor.summary(self._rows, self.bad_images).write(predictor.output)
 
@@ -307,8 +307,9 @@ def embed_images(
     vectors: list[NDArray[np.float32]] = []
 
     preprocessing = own.card.preprocessing
+    clipping = Clipping()
     with progress_bar("embedding", total or 0, console if total else None) as advance:
-        for found, pixels in _batches(preprocessing, sources, batch_size, bad):
+        for found, pixels in _batches(preprocessing, sources, batch_size, bad, clipping):
             images = normalize_batch(preprocessing, torch.from_numpy(pixels).to(own.device))
             if isinstance(preprocessing, DensePreprocessing):
                 images = _pad(images)
@@ -319,6 +320,7 @@ def embed_images(
             names += found
             advance(len(found))
     bad.require(len(vectors))
+    clipping.print(console)
     return Embeddings(vectors=np.concatenate(vectors), paths=tuple(names)), tuple(bad.images)
 
 
@@ -333,13 +335,16 @@ def _batches(
     sources: Iterable[Source],
     batch_size: int,
     skip: Callable[[Source, BadImage], None],
+    clipping: Clipping,
 ) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
     """Yield names and pixels (N, C, h, w) of consecutive images of the same size."""
     names: list[str] = []
     pixels: list[NDArray[np.uint8]] = []
     for source in sources:
         try:
-            image = preprocessing.pixels(source.open(preprocessing.mode))
+            opened = source.open(preprocessing.mode)
+            clipping.add(opened)
+            image = preprocessing.pixels(opened)
         except BadImage as error:
             skip(source, error)
             continue

@@ -32,6 +32,7 @@ from convnext.data.formats.text_lists import LABELS
 from convnext.data.images import BadImage, Header, Mode, decode, read_header, walk_files
 from convnext.data.samples import FolderSamples, ImageListing, Samples
 from convnext.documents import is_special
+from convnext.names import install_extra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from convnext.data.tensors import Box, Draw
 
 ENDINGS = (".parquet", ".arrow")
-INSTALL = "reading Parquet needs pyarrow: pip install 'convnext[datasets]'"
 # Bytes of images that each process keeps in memory.
 MAX_BYTES = 256 * 2**20
 # train-00000-of-00003-0123456789abcdef.parquet, 0000.parquet
@@ -55,7 +55,7 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(INSTALL) from error
+        raise ValueError(f"reading Parquet needs pyarrow: {install_extra('datasets')}") from error
 
 
 @contextmanager

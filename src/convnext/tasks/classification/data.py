@@ -184,6 +184,7 @@ def facts(data: ClassificationData) -> DataFacts:
         image_width=int(statistics.median(h.width for h in headers)),
         grayscale=_is_grayscale(data.train, attempt - 1),
         pixel_range=() if found is None else found.values,
+        pixel_sample=found,
         bands=data.band_sample if any(h.num_bands for h in headers) else None,
     )
 

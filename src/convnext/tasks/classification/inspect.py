@@ -25,7 +25,7 @@ from convnext.data.doctor import (
 from convnext.data.formats.tables import TableColumns
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
-from convnext.data.samples import Samples
+from convnext.data.samples import Samples, with_range
 from convnext.names import count_noun
 from convnext.tasks.classification.data import ClassificationData, open_dataset
 from convnext.tasks.classification.problems import Inspected, find_problems, find_suggestions, scan
@@ -212,6 +212,7 @@ def inspect_with_sheet(
     layout: str = "",
     columns: str = "",
     fold: int | str = "",
+    range: Sequence[float] = (),
     **how: Unpack[ScanOptions],
 ) -> tuple[DataReport, Any]:
     """Return the report on a data set, and its contact sheet or None.
@@ -223,7 +224,7 @@ def inspect_with_sheet(
         raise ValueError(f"--layout is {layout!r}, but must be {' or '.join(LAYOUT_NAMES)} here")
     named = TableColumns.parse(columns, fold)
     opening = partial(open_dataset, path, strict=False, layout=layout, columns=named)
-    data, found = open_and_scan(opening, scan, **how)
+    data, found = open_and_scan(partial(with_range, opening, range), scan, **how)
     return report(data, found), contact_sheet(data) if sheet else None
 
 

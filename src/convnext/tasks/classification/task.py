@@ -277,7 +277,12 @@ def image_sizes(
 
 
 def _choose_input(c: Resolver, facts: DataFacts) -> None:
-    c.choose_pixels(gray=facts.grayscale, range=facts.pixel_range, bands=facts.bands)
+    c.choose_pixels(
+        gray=facts.grayscale,
+        range=facts.pixel_range,
+        sample=facts.pixel_sample,
+        bands=facts.bands,
+    )
     short_side = min(facts.image_height, facts.image_width)
     if c["weights"] != "none":
         c.choose("input.image_size", 224, "the usual size of published weights")

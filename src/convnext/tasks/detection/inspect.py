@@ -29,6 +29,7 @@ from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage, Mode
 from convnext.data.objects import FAULTS, DetectionData, DetectionImages, open_dataset, table_of
 from convnext.data.ranges import color_mode, pixel_notes
+from convnext.data.samples import with_range
 from convnext.names import count_noun
 from convnext.tasks.detection.problems import (
     Inspected,
@@ -193,12 +194,19 @@ def inspect(
 
 
 def inspect_with_sheet(
-    path: str, *, sheet: bool, deep: bool = False, cache: bool = True, **options: Any
+    path: str,
+    *,
+    sheet: bool,
+    deep: bool = False,
+    cache: bool = True,
+    range: Sequence[float] = (),
+    **options: Any,
 ) -> tuple[DataReport, Any]:
     """Return the report on a data set, and its contact sheet or None."""
     given = ReadOptions(**options)
     opening = partial(open_dataset, path, strict=False, options=given)
-    data, found = open_and_scan(opening, scan, deep=deep, cache=cache)
+    ranged = partial(with_range, opening, range)
+    data, found = open_and_scan(ranged, scan, deep=deep, cache=cache)
     if not sheet:
         return report(data, found), None
     other = None

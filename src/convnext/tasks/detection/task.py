@@ -284,6 +284,7 @@ def _choose_input(c: Resolver, facts: DataFacts) -> None:
     c.choose_pixels(
         gray=facts.grayscale,
         range=facts.pixel_range,
+        sample=facts.pixel_sample,
         bands=facts.bands,
         own=("in_chans", "mean", "std"),
     )

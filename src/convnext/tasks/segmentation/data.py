@@ -193,6 +193,7 @@ def facts(data: SegmentationData) -> DataFacts:
         grayscale=gray,
         reduce_zero_label=data.train.reader.reduce_zero_label,
         pixel_range=() if data.pixel_range is None else data.pixel_range.values,
+        pixel_sample=data.pixel_range,
         bands=data.band_sample,
     )
 

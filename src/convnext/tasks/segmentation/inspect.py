@@ -31,6 +31,7 @@ from convnext.data.facts import FactsCache
 from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
+from convnext.data.samples import with_range
 from convnext.names import count_noun
 from convnext.results.pictures import overlay
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset, refusal
@@ -169,7 +170,13 @@ def inspect(
 
 
 def inspect_with_sheet(
-    path: str, *, sheet: bool, deep: bool = False, cache: bool = True, **options: Any
+    path: str,
+    *,
+    sheet: bool,
+    deep: bool = False,
+    cache: bool = True,
+    range: Sequence[float] = (),
+    **options: Any,
 ) -> tuple[DataReport, Any]:
     """Return the report on a data set, and its contact sheet or None."""
     given = {name: value for name, value in options.items() if value is not None}
@@ -177,7 +184,8 @@ def inspect_with_sheet(
     own = {name: given.pop(name) for name in known & given.keys()}
     given["options"] = ReadOptions(**own)
     opening = partial(open_dataset, path, strict=False, **given)
-    data, found = open_and_scan(opening, scan, deep=deep, cache=cache)
+    ranged = partial(with_range, opening, range)
+    data, found = open_and_scan(ranged, scan, deep=deep, cache=cache)
     return report(data, found), contact_sheet(data) if sheet else None
 
 
