@@ -123,17 +123,17 @@ class TrainImages(Dataset[Any], ABC):
         The limit is `budget` bytes, by default a fraction of the free memory.
         """
         budget = memory_budget(workers) if budget is None else budget
-        num_bytes = self._make_cache(budget, console)
-        if num_bytes is None:
+        result = self._make_cache(budget, console)
+        if result is None:
             return (
                 f"the training images do not fit into the memory limit of {budget / 1e9:,.2g} GB "
                 "and are read again in every epoch"
             )
-        return f"the training images are cached in memory ({num_bytes / 1e6:,.3g} MB)"
+        return result
 
     @abstractmethod
-    def _make_cache(self, budget: int, console: Console | None) -> int | None:
-        """Fill the cache and return its bytes; None if they exceed the budget."""
+    def _make_cache(self, budget: int, console: Console | None) -> str | None:
+        """Fill the cache and return a line on the result; None if it exceeds the budget."""
 
     @abstractmethod
     def _open(self, index: int) -> Any:

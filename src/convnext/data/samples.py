@@ -89,6 +89,23 @@ class ImageCache:
 
         for_each(load_one, len(self), "reading images", console=console)
 
+    def result(self, what: str, source: Callable[[int], str], more_bytes: int = 0) -> str:
+        """Return a line for the user on what is cached, and on what could not be read.
+
+        Args:
+            what: Which images these are, such as "the training images".
+            source: Returns the location of an image.
+            more_bytes: Memory beside that of the images.
+        """
+        line = f"{what} are cached in memory ({(self.block.nbytes + more_bytes) / 1e6:,.3g} MB)"
+        if not self.bad:
+            return line
+        first = min(self.bad)
+        return (
+            f"{line}, but for {len(self.bad):,} of {len(self):,} that cannot be read (such as "
+            f"{source(first)}: {self.bad[first]})"
+        )
+
 
 def memory_budget(workers: int = 0) -> int:
     """Return how many bytes a cache for `workers` processes may take on this machine now."""

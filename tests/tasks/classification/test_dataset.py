@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -288,3 +289,16 @@ def test_threads_read_what_one_reads(photos, monkeypatch):
         assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(alone, together, strict=True))
         assert [item.label for item in together] == [item.label for item in alone]
         assert (threading.current_thread().name in seen) == (threads == 1)
+
+
+def test_images_that_cannot_be_cached_are_counted_and_named(photos):
+    (first, second) = (photos.train.source(i) for i in (1, 7))
+    Path(first).write_bytes(b"")
+    Path(second).write_bytes(Path(second).read_bytes()[:100])
+    line = train_set(photos).fill_cache(budget=10**9)
+    assert line.startswith("the training images are cached in memory (")
+    assert line.endswith(
+        f", but for 2 of 18 that cannot be read (such as {first}: the file is empty)"
+    )
+    line = EvalDataset(photos.val, COLOR).fill_cache(budget=10**9)
+    assert "cannot be read" not in line

@@ -18,7 +18,7 @@ from convnext.data.formats.mask_folders import is_mask_folder
 from convnext.data.formats.records import ReadOptions
 from convnext.data.images import BadImage
 from convnext.tasks.segmentation.data import facts, open_dataset
-from convnext.tasks.segmentation.inspect import contact_sheet, inspect
+from convnext.tasks.segmentation.inspect import _both_readings, _tile, contact_sheet, inspect
 from convnext.tasks.segmentation.masks import MaskReader
 
 
@@ -416,3 +416,20 @@ def test_masks_of_several_bands_are_indices_only_if_all_are_equal(tmp_path: Path
     tifffile.imwrite(other, bands, photometric="minisblack", planarconfig="contig")
     with pytest.raises(BadImage, match="has 4 bands of uint16, not class indices"):
         reader.read(other)
+
+
+def test_the_contact_sheet_shows_masks_of_turned_photos_in_both_readings(tmp_path: Path) -> None:
+    turned_pairs(tmp_path, (32, 32), 6, drawn_before=True)
+    data = open_dataset(str(tmp_path))
+    plain = open_dataset(str(tmp_path), options=ReadOptions(exif="unturned"))
+    both, one = contact_sheet(data), contact_sheet(plain)
+    # Two sections of six images in two rows, beside those of one reading.
+    assert both.height > one.height + 4 * 220
+    tiles = _both_readings(data, 8, 64, "RGB")
+    assert [len(images) for images in tiles.values()] == [6, 6]
+    assert [title.rpartition("(")[2] for title in tiles] == ["--exif turned)", "--exif unturned)"]
+    off, right = (np.asarray(images[0]) for images in tiles.values())
+    assert np.array_equal(right, np.asarray(_tile(plain.train, 0, len(plain.classes), 64, "RGB")))
+    assert not np.array_equal(off, right)
+    upright = write_shapes(tmp_path / "upright")
+    assert _both_readings(open_dataset(str(upright)), 8, 64, "RGB") == {}

@@ -33,7 +33,6 @@ from convnext.data.tensors import Box, to_pixels
 from convnext.tasks.classification.augment import ImageAugment
 from convnext.tasks.classification.recipe import ClassificationAugment
 
-_CACHED = "are cached in memory ({:,.3g} MB)"
 _TOO_LARGE = "do not fit into the memory limit of {:,.2g} GB and are read again in every epoch"
 
 _REMOTE = "are remote: their shards are cached on disk, not in memory"
@@ -147,7 +146,7 @@ class TrainDataset(Dataset[Item]):
 
         cache.fill(load, console=console)
         self.cache = cache
-        return f"the training images {_CACHED.format(cache.block.nbytes / 1e6)}"
+        return cache.result("the training images", self.samples.source)
 
     def __getitems__(self, draws: list[Draw]) -> list[Item]:
         """Return the images of a batch, and start fetching shards for later batches."""
@@ -230,7 +229,7 @@ class EvalDataset(Dataset[Item]):
         cache = ImageCache(shapes)
         cache.fill(lambda index: self._read(index).numpy(), console=console)
         self.cache = cache
-        return f"the validation images {_CACHED.format(cache.block.nbytes / 1e6)}"
+        return cache.result("the validation images", self.samples.source)
 
     def __getitems__(self, indices: list[int]) -> list[Item]:
         """Return the images of a batch, and start fetching shards for later batches.

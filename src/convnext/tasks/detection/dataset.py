@@ -94,7 +94,7 @@ class TrainDataset(TrainImages):
         self.images = images
         super().__init__(transform, seed=seed, count=len(images))
 
-    def _make_cache(self, budget: int, console: Console | None) -> int | None:
+    def _make_cache(self, budget: int, console: Console | None) -> str | None:
         channels = self.transform.preprocessing.in_chans
         shapes = np.array(
             [(channels, record.height, record.width) for record in self.images.records], np.int64
@@ -104,7 +104,7 @@ class TrainDataset(TrainImages):
         cache = ImageCache(shapes)
         cache.fill(self._read, console=console)
         self.cache = cache
-        return int(cache.block.nbytes)
+        return cache.result("the training images", self.images.source)
 
     def _open(self, index: int) -> Tensor:
         if self.cache is None:

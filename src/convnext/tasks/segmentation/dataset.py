@@ -154,13 +154,13 @@ class TrainDataset(TrainImages):
             return "masks of more than 255 classes are not cached in memory, but read each time"
         return super().fill_cache(budget=budget, workers=workers, console=console)
 
-    def _make_cache(self, budget: int, console: Console | None) -> int | None:
+    def _make_cache(self, budget: int, console: Console | None) -> str | None:
         cache = PairCache.of(self.pairs, self.transform.preprocessing, budget)
         if cache is None:
             return None
         cache.fill(console)
         self.cache = cache
-        return cache.num_bytes
+        return cache.result()
 
     def _open(self, index: int) -> tuple[Tensor, Tensor]:
         if self.cache is not None:
@@ -229,10 +229,10 @@ class PairCache:
             return None
         return cls(pairs, preprocessing, sizes)
 
-    @property
-    def num_bytes(self) -> int:
-        """Size in memory."""
-        return self.images.block.nbytes + self.masks.block.nbytes
+    def result(self) -> str:
+        """Return a line for the user on what is cached."""
+        more = self.masks.block.nbytes
+        return self.images.result("the training images", self.pairs.source, more)
 
     def fill(self, console: Console | None) -> None:
         """Read every pair."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, Unpack
 
@@ -28,14 +28,14 @@ from convnext.data.doctor import (
 )
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.facts import FactsCache
-from convnext.data.formats.records import ReadOptions
+from convnext.data.formats.records import Exif, ReadOptions
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.data.samples import with_range
 from convnext.names import count_noun
 from convnext.results.pictures import overlay
 from convnext.tasks.segmentation.data import SegmentationData, open_dataset, refusal
-from convnext.tasks.segmentation.layout import Pairs
+from convnext.tasks.segmentation.layout import Drawing, Pairs
 
 NUM_EXAMPLES = 5
 # Classes with a smaller fraction of the labeled pixels are rarely learned without help.
@@ -103,10 +103,12 @@ class DataReport:
 
     def print(self, console: Console) -> None:
         """Print a readable report."""
+        share = "less than 0.1" if self.ignored_share < 5e-4 else f"{100 * self.ignored_share:.1f}"
+        unlabeled = f"; {share} % of the pixels have no label" if self.ignored_share else ""
         console.print(
             f"[bold]{escape(self.path)}[/]\n{self.num_train:,} training and {self.num_val:,} "
-            f"validation images with masks of {count_noun(len(self.classes), 'class', 'classes')}; "
-            f"{100 * self.ignored_share:.1f} % of the pixels have no label"
+            f"validation images with masks of {count_noun(len(self.classes), 'class', 'classes')}"
+            f"{unlabeled}"
         )
         print_notes(self.notes, console)
         console.print(self._table())
@@ -372,10 +374,11 @@ def contact_sheet(
 ) -> Image.Image:
     """Return a sheet with up to `per_part` images of each split, each `width` pixels wide.
 
-    Pixels without a label keep their color. Unusable pairs are crossed out.
+    Pixels without a label keep their color. Unusable pairs are crossed out. Images that EXIF turns
+    come first, with their masks read in both ways, unless the user says which one is right.
     """
-    sections = {}
     mode = color_mode(data)
+    sections = {} if data.train.exif else _both_readings(data, per_part, width, mode)
     for title, pairs in (("training", data.train), ("validation", data.val)):
         if len(pairs):
             shown = pairs.some(per_part)
@@ -383,6 +386,48 @@ def contact_sheet(
             sections[f"{title}, {len(shown)} of {len(pairs):,}"] = tiles
     colors = class_colors(len(data.classes))
     return sheet(sections, data.classes, colors, columns=columns, width=width)
+
+
+def _both_readings(
+    data: SegmentationData, count: int, width: int, mode: Mode
+) -> dict[str, list[Image.Image]]:
+    """Return the images that EXIF turns with their masks drawn after turning, and before.
+
+    Images whose mask is the same in both readings are left out.
+    """
+    shown: tuple[list[Image.Image], list[Image.Image]] = ([], [])
+    readings: tuple[Exif, Exif] = ("turned", "unturned")
+    for _, pairs in _parts(data):
+        both = [replace(pairs, exif=exif) for exif in readings]
+        for index in range(len(pairs)):
+            if len(shown[0]) == count:
+                break
+            if not isinstance(pairs.masks[index], Drawing) and _is_unclear(both, index):
+                for tiles, reading in zip(shown, both, strict=True):
+                    tiles.append(_tile(reading, index, len(data.classes), width, mode))
+    if not shown[0]:
+        return {}
+    return {
+        "masks drawn on turned photos (--exif turned)": shown[0],
+        "masks drawn before turning (--exif unturned)": shown[1],
+    }
+
+
+def _is_unclear(readings: Sequence[Pairs], index: int) -> bool:
+    """Whether an image is turned by EXIF, and its mask differs between readings."""
+    try:
+        header = readings[0].header(index)
+    except BadImage:
+        return False
+    if header.orientation == 1:
+        return False
+    masks = []
+    for pairs in readings:
+        try:
+            masks.append(pairs.mask(index, header.size))
+        except BadImage:  # It has the size of one reading only, and the other one is crossed out.
+            return True
+    return not np.array_equal(masks[0], masks[1])
 
 
 def _tile(pairs: Pairs, index: int, num_classes: int, width: int, mode: Mode) -> Image.Image:
