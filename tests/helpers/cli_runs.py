@@ -6,14 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 import yaml
+from forked import CAN_FORK, ForkedCommand
 
 from convnext.recipes.recipe import Recipe, to_yaml
 from convnext.training.log import read_metrics
@@ -37,30 +40,54 @@ SMALL = {
 }
 
 
+Process = subprocess.Popen[str] | ForkedCommand
+
+
+def start_command(
+    arguments: Sequence[str], folder: Path, *, launcher: tuple[str, ...] = (), new: bool = False
+) -> Process:
+    """Start `convnext` in a session of its own, with its caches in a folder.
+
+    Args:
+        arguments: The words after `convnext`.
+        folder: The folder of the caches.
+        launcher: The arguments of Python in front of `-m convnext`.
+        new: Start a new interpreter where a fork would do.
+    """
+    # matplotlib's list of fonts takes long to make, and is the same for all.
+    shared = {"OMP_NUM_THREADS": "1", "MPLCONFIGDIR": matplotlib.get_cachedir()}
+    environment = os.environ | shared | {"XDG_CACHE_HOME": str(folder)}
+    if CAN_FORK and not launcher and not new:
+        handle, printed = tempfile.mkstemp(prefix="printed-", suffix=".txt", dir=folder)
+        os.close(handle)
+        return ForkedCommand(arguments, environment, Path(printed))
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "convnext", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
 @dataclass
 class Runs:
     """Starts `convnext train` on the digits with the settings above, or by another recipe."""
 
     folder: Path
     recipe: Recipe | None = None
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    started: list[Process] = field(default_factory=list)
 
     def start(
-        self, output: Path, *options: str, launcher: tuple[str, ...] = (), **env: str
-    ) -> subprocess.Popen[str]:
+        self, output: Path, *options: str, launcher: tuple[str, ...] = (), new: bool = False
+    ) -> Process:
         """Start a run; with --resume, continue it."""
         recipe = self.folder / "small.yaml"
         text = yaml.safe_dump(SMALL) if self.recipe is None else to_yaml(self.recipe)
         recipe.write_text(text, encoding="utf-8")
-        command = [sys.executable, *launcher, "-m", "convnext", "train", str(recipe)]
-        process = subprocess.Popen(
-            [*command, "--output", str(output), *options],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(self.folder)} | env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        arguments = ["train", str(recipe), "--output", str(output), *options]
+        process = start_command(arguments, self.folder, launcher=launcher, new=new)
         self.started.append(process)
         return process
 
@@ -95,7 +122,7 @@ def last_state(output: Path) -> int:
 
 def wait_for(
     condition: Callable[[], bool],
-    process: subprocess.Popen[str] | None = None,
+    process: Process | None = None,
     seconds: float = 120,
 ) -> None:
     """Wait until a condition holds, or fail."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runs import wait_for
+from cli_runs import Process, start_command, wait_for
 
 from convnext.studies.compare import Result, read_results
 from convnext.studies.plan import read_study
@@ -40,7 +38,7 @@ OPTIONS = (
 )
 
 
-STARTED: list[subprocess.Popen[str]] = []
+STARTED: list[Process] = []
 
 
 @pytest.fixture(autouse=True)
@@ -52,19 +50,13 @@ def nothing_goes_on() -> Iterator[None]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
-def start(root: Path, *options: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "convnext", "roadmap", *OPTIONS, *options, "--output", str(root)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(root.parent)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def start(root: Path, *options: str) -> Process:
+    arguments = ["roadmap", *OPTIONS, *options, "--output", str(root)]
+    process = start_command(arguments, root.parent)
     STARTED.append(process)
     return process
 

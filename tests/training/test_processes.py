@@ -127,7 +127,7 @@ def test_who_is_left_says_so_once_and_leaves(runs: Runs, tmp_path: Path, victim:
 
 def test_exit_codes_for_schedulers(runs: Runs, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = runs.start(folder, "--schedule.epochs", "50")
+    process = runs.start(folder, "--schedule.epochs", "50", new=True)
     wait_for(lambda: last_state(folder) >= 5, process)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
@@ -145,7 +145,7 @@ def test_exit_codes_for_schedulers(runs: Runs, tmp_path: Path) -> None:
 def test_a_closed_reader_stops_a_run_like_a_signal(runs: Runs, tmp_path: Path, stream: str) -> None:
     folder = tmp_path / "run"
     options = ("--json",) if stream == "stderr" else ()  # The log then goes to standard error.
-    process = runs.start(folder, "--schedule.epochs", "50", *options)
+    process = runs.start(folder, "--schedule.epochs", "50", *options, new=True)
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
