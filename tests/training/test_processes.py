@@ -157,7 +157,7 @@ def test_a_signal_to_every_process_of_a_run(runs: Runs, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     workers = ("--loader.workers", "2", "--loader.cache", "false", "--schedule.epochs", "50")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        process = runs.start(folder, "--resume", *workers)
+        process = runs.start(folder, "--resume", *workers, new=True)
         step = last_state(folder)
         wait_for(lambda step=step: last_state(folder) > step, process)  # type: ignore[misc]
         os.killpg(process.pid, number)

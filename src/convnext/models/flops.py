@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-
 # They keep shapes and have no MACs, but on the meta device they take most of the time.
 _SKIPPED = (nn.BatchNorm2d, nn.Dropout, nn.GELU, nn.LayerNorm, nn.ReLU, nn.SiLU)
 
