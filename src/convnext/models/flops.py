@@ -43,7 +43,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, int] = 224) -> Cost:
     shapes = copy.deepcopy(model).to("meta").eval()
     for module in shapes.modules():
         if type(module) in _SKIPPED:
-            module.forward = _same  # type: ignore[method-assign]
+            module.forward = _same
     images = torch.empty(1, in_chans(model), height, width, device="meta")
     run: Callable[[Tensor], object] = getattr(shapes, "run_for_cost", shapes)
     if getattr(model, "cost_convention", "") == "toolbox":
