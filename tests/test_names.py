@@ -92,6 +92,9 @@ def test_a_suggestion_is_written_as_the_user_writes_it() -> None:
     assert nearest("topc", ["topk", "wide"], option) == "; did you mean --topk?"
     settings = ["stem", "schedule.steps", "run.keep", "loader.keep"]
     assert nearest("steps", settings) == "; did you mean 'schedule.steps'?"
+    assert nearest("learning_rate", ["lr", "learning_rule"]) == "; did you mean 'lr'?"
+    both = ["segment.crop", "detect.crop"]
+    assert nearest("crop", both, option) == "; did you mean --segment.crop or --detect.crop?"
     assert "run.keep" in nearest("keep", settings)
     assert nearest("x", ["topk", "wide"], option) == "; choose one of --topk, --wide"
 

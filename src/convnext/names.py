@@ -10,11 +10,35 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "lr0": "lr",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "imgsz": "image_size",
+    "img_size": "image_size",
+    "input_size": "image_size",
+    "num_workers": "workers",
+    "wd": "weight_decay",
+    "gpus": "devices",
+    "nproc_per_node": "devices",
+    "pretrained": "weights",
+    "out_dir": "output",
+    "output_dir": "output",
+    "drop_path": "drop_path_rate",
+    "conf": "score",
+    "iou": "nms",
+}
+"""What other libraries call our options."""
+
 
 def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = repr) -> str:
     """Return `"; did you mean 'x'?"`, or the choices if none is similar and there are few.
 
-    The last part of one dotted name, such as `steps` of `schedule.steps`, means that name.
+    The last part of a dotted name, such as `steps` of `schedule.steps`, means that name, and of
+    several such names all of them. A name of other libraries, such as `learning_rate`, means ours.
 
     Args:
         name: The unknown name.
@@ -23,10 +47,12 @@ def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = repr) 
     """
     known = list(known)
     leaf = name.replace("-", "_")
-    close = [k for k in known if k.rpartition(".")[2] == leaf]
-    close = close if len(close) == 1 else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if ELSEWHERE.get(leaf) in known:
+        return f"; did you mean {show(ELSEWHERE[leaf])}?"
+    close = [k for k in known if k.rpartition(".")[2] == leaf][:3]
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
-        return f"; did you mean {show(close[0])}?"
+        return f"; did you mean {' or '.join(map(show, close))}?"
     plain = known if show is repr else map(show, known)
     return f"; choose one of {', '.join(plain)}" if 0 < len(known) <= 20 else ""
 

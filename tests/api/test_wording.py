@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 
 import convnext
 from convnext.api.settings import in_python
-from convnext.cli import main
+from convnext.cli import VERBS, main
 from convnext.cli.parser import signature_of
 
 
@@ -45,3 +48,43 @@ def test_a_decorated_verb_keeps_its_signature() -> None:
     names = [p.name for p in signature_of(convnext.export).parameters]
     assert names[:3] == ["source", "format", "precision"]
     assert convnext.export.__module__ == "convnext.api.tools"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epochs": "ten"}, "epochs is ten, but must be an integer or 'auto'"),
+        ({"batch-size": 0}, "batch_size is 0, but must be at least 1"),
+        ({"optim.batch_size": 0}, "optim.batch_size is 0, but must be at least 1"),
+        ({"images": "x"}, "classification does not use images"),
+    ],
+)
+def test_settings_are_named_as_the_user_wrote_them(
+    given: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        convnext.train(data="digits", progress=False, **given)
+    ((name, value),) = given.items()
+    option = f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
+    assert main(["train", "--data", "digits", option, str(value)]) == 2
+    said = capsys.readouterr().err
+    if "." not in name:
+        message = message.replace(name.replace("-", "_"), option)
+    assert said.strip() == f"convnext: {message}"
+
+
+def test_the_help_of_an_option_does_not_refer_to_another_verb(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in VERBS:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert "As for `" not in capsys.readouterr().out.replace("written as for", "")
+
+
+def test_benchmark_takes_the_earlier_name_of_its_backends(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for option in ("--forms", "--backends"):
+        assert main(["benchmark", "no_such_network", option, "eager"]) == 2
+        assert "no_such_network" in capsys.readouterr().err

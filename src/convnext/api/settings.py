@@ -152,7 +152,7 @@ Network = Annotated["str | nn.Module", OnCommandLine(metavar="MODEL")]
 Models = Annotated["str | Sequence[str]", OnCommandLine(nargs="+", metavar="MODEL")]
 Repeated = Annotated["Sequence[str]", OnCommandLine(action="append")]
 """An option that may be repeated."""
-Words = Annotated["Sequence[str]", OnCommandLine(convert=words)]
+Words = Annotated["Sequence[str]", OnCommandLine(convert=words, metavar="NAME,...")]
 """Words, separated by commas on the command line."""
 Numbers = Annotated["Sequence[float]", OnCommandLine(convert=numbers)]
 """Numbers, separated by commas on the command line."""
@@ -388,7 +388,8 @@ def verb(function: F) -> F:
             return function(*args, **named)
         except (ValueError, TypeError, ArithmeticError, OSError) as error:
             if not ON_COMMAND_LINE.get() and len(error.args) == 1:
-                error.args = (in_python(str(error.args[0]), function),)
+                message = in_python(str(error.args[0]), function)
+                error.args = (as_given(message, kwargs),)
             raise
 
     return cast(F, call)
@@ -421,6 +422,24 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         with suppress(NameError):  # It names a class that is imported for the type checker only.
             found[name] = eval(parameter.annotation, function.__globals__)
     return found
+
+
+def as_given(message: str, names: Iterable[str], show: Callable[[str], str] = str) -> str:
+    """Return a message with full names of settings as the user wrote them, where they are short.
+
+    Args:
+        message: A message such as "schedule.epochs is ten, but must be an integer".
+        names: The names that the user wrote.
+        show: How the message writes a short name, such as an option with its hyphens.
+    """
+    for name in names:
+        short = name.replace("-", "_")
+        fulls = [short_names().get(short, "")]
+        if short in ONLY_IN_FULL_HELP:  # Each task has a setting of this name.
+            fulls = [full for full in all_settings() if full.rpartition(".")[2] == short]
+        for full in filter(None, fulls):
+            message = re.sub(rf"(?<![\w.-]){re.escape(full)}(?![\w.]*\w)", show(short), message)
+    return message
 
 
 def in_python(message: str, function: Callable[..., Any]) -> str:

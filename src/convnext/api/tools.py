@@ -21,6 +21,7 @@ from convnext.api.settings import (
     PathLike,
     Paths,
     Precision,
+    PythonOnly,
     Show,
     TaskOptions,
     verb,
@@ -266,10 +267,11 @@ def benchmark(
     device: Device = "auto",
     threads: int = 0,
     rounds: int = 7,
-    forms: Annotated[
+    backends: Annotated[
         Sequence[Backend], OnCommandLine(type=Backend, nargs="+", metavar="BACKEND")
     ] = ("timm", "eager", "best"),
     output: Folder | None = None,
+    forms: Annotated[Sequence[Backend] | None, PythonOnly()] = None,
     progress: Show = True,
 ) -> BenchmarkResult:
     """Measure the speed of networks on this machine, next to timm's.
@@ -287,8 +289,10 @@ def benchmark(
         device: `cpu`, `cuda`, `mps` or `auto`.
         threads: Number of CPU threads; 0 for all cores.
         rounds: Number of measurements per backend; the backends take turns.
-        forms: Backends to measure; ratios are relative to the first.
+        backends: Backends to measure: `timm`, `eager`, `best` (the fastest correct one) and
+            `int8`; ratios are relative to the first.
         output: Folder for benchmark.json, .png and .svg.
+        forms: An earlier name of `backends`.
         progress: Where to print, as for `train`.
 
     Raises:
@@ -310,7 +314,7 @@ def benchmark(
         device=device,
         threads=threads,
         rounds=rounds,
-        kinds=list(forms),
+        kinds=list(backends if forms is None else forms),
         note=notes(out),
     )
     print_result(result, out)

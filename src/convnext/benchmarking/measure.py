@@ -194,7 +194,7 @@ class _Plan:
 def _plan(name: str, size: tuple[int, int] | None, kinds: Sequence[str]) -> _Plan:
     own = tuple(k for k in kinds if k != "timm" or timm_name(name))
     if not own:
-        raise ValueError(f"timm has no model {name}; give --forms at least one other backend")
+        raise ValueError(f"timm has no model {name}; give --backends at least one other backend")
     usual = input_size_of(name)
     shape = size or usual
     model = create_model(name)

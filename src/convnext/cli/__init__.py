@@ -81,11 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ArithmeticError, ReportError) as error:  # Not usage errors: a run failed.
         if os.environ.get("CONVNEXT_DEBUG"):
             raise
-        return _fail(str(error), code=1)
+        return _fail(_as_given(error, rest), code=1)
     except (ValueError, OSError) as error:
         if os.environ.get("CONVNEXT_DEBUG"):
             raise
-        return _fail(str(error))
+        return _fail(_as_given(error, rest))
     except KeyboardInterrupt:
         return _fail("stopped", code=130)
     finally:
@@ -116,6 +116,15 @@ def _run(name: str, argv: list[str]) -> int:
         full = getattr(result, "evaluation", result)  # All measurements, not only the scores.
         print(json.dumps(full.to_dict()), flush=True)
     return int(getattr(result, "exit_code", 0))
+
+
+def _as_given(error: Exception, argv: Sequence[str]) -> str:
+    """Return an error's message with the short options that the user wrote."""
+    from convnext.api.settings import as_given
+    from convnext.cli.parser import option_name
+
+    names = [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
+    return as_given(str(error), names, option_name) if names else str(error)
 
 
 def _fail(message: str, *, code: int = 2) -> int:

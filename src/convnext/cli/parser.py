@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
@@ -88,7 +89,7 @@ def signature_of(function: Callable[..., Any]) -> Signature:
                     name=p.name,
                     hint=hint,
                     default=p.default,
-                    help=_plain(described.get(p.name, "")),
+                    help=_spelled_out(_plain(described.get(p.name, "")), p.name),
                     is_positional=p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD,
                     how=how,
                 )
@@ -227,6 +228,16 @@ def _plain(text: str) -> str:
     return re.sub(r"; in Python.*?(?=\.$|\. |$)", "", " ".join(text.split()))
 
 
+def _spelled_out(text: str, name: str) -> str:
+    """Return "As for `verb`" as that verb's description of the argument."""
+    match = re.fullmatch(r"As for `(\w+)`(?:; (.+)|\.)", text)
+    if match is None or match[1] not in VERBS:
+        return text
+    others = signature_of(VERBS[match[1]].load()).parameters
+    described = next(p.help for p in others if p.name == name)
+    return f"{described} {match[2][0].upper()}{match[2][1:]}" if match[2] else described
+
+
 @cache
 def _docstring(function: Callable[..., Any]) -> docstring_parser.Docstring:
     return docstring_parser.parse(
@@ -335,7 +346,7 @@ def _add_task_options(parser: ArgumentParser, verb: str) -> None:
     """Add the task options, grouped by the tasks that have them."""
     groups: dict[str, Any] = {}
     for owners, p in task_parameters(verb):
-        title = " and ".join(owners)
+        title = " and ".join([", ".join(owners[:-1]), owners[-1]] if owners[1:] else owners)
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         _add(groups[title], p)
@@ -435,6 +446,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str, **_: Any) -> None:
         super().__init__(prog, max_help_position=28, width=100)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:

@@ -22,8 +22,8 @@ class Verb:
     """Options that switch to another function, such as `--robustness`, and its name."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Arguments that the command line passes unless the user gives another value."""
-    former: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """Options of earlier versions, and the option and value that they stand for."""
+    former: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Options of earlier versions, and the words that they stand for."""
     note: str = ""
     """The last lines of the help."""
 
@@ -101,6 +101,7 @@ convnext compare convnext_atto timm/resnet18 --task detect --data cells    # Mas
     "benchmark": Verb(
         summary="measure the speed of networks on this machine, next to timm's",
         function="benchmark",
+        former={"--forms": ("--backends",)},
         example="""\
 convnext benchmark convnext_tiny
 convnext benchmark convnext_tiny timm/resnet50 --batch 1 8 32 --output speed

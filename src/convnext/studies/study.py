@@ -16,6 +16,7 @@ from convnext.atomic import write_text
 from convnext.data.contents import FILE as CONTENTS
 from convnext.hardware.devices import environment, pick_device
 from convnext.models.flops import cost
+from convnext.names import count_noun
 from convnext.recipes.recipe import Recipe, one_line, to_dict
 from convnext.studies.compare import FINISHED, WAITING, Result, write_results
 from convnext.studies.plan import Entry, Kind, Study, resolve_study
@@ -100,7 +101,7 @@ def study(
         at_once = min(processes or len(devices) or _processes(device.type), max(1, len(jobs)))
         console.print(
             f"{len(jobs)} of {len(plan.own_entries()) * num_seeds} runs to do, {at_once} at a time"
-            + (f" with {plan.threads} threads each" if plan.threads else "")
+            + (f" with {count_noun(plan.threads, 'thread')} each" if plan.threads else "")
         )
 
         def ended(job: Job, found: Mapping[str, Any]) -> None:

@@ -59,7 +59,7 @@ class DetectRecipe(Generic[A]):
     annotations: str = ""
     """Annotation files, separated by commas, where several could be meant."""
     images: str = ""
-    """Folder of the images, if it is not below the data."""
+    """Folder of the images, if it is not below the data; with masks, `images` is a pattern."""
     exif: Literal["", "turned", "unturned"] = ""
     """Whether objects were drawn on images turned by EXIF; else recognized."""
     boxes: Literal["", "xywh", "xyxy", "cxcywh"] = ""
@@ -144,7 +144,8 @@ class DataOptions:
             visdrone, voc, vott, wider-face or yolo. For classification, `class_folders` accepts
             any folder names as classes, and `file_names` takes them from names such as cat_1.jpg.
         annotations: Annotation files, separated by commas, where several could be meant.
-        images: Folder of the images, if it is not below the data.
+        images: Folder of the images, if it is not below the data; for segmentation a pattern of
+            the images, such as left/{split}/*/*_left.png.
         exif: Whether objects were drawn on images with their EXIF orientation applied.
         boxes: Numbers of a COCO box: corner and size, two corners, or center and size.
         allow_outside: Read files outside the data folder that annotations or links name.

@@ -122,7 +122,7 @@ class DataOptions:
     """Options of `data`.
 
     Args:
-        images: Pattern of the images, such as 'left/{split}/*/*_left.png'.
+        images: Pattern of the images, such as left/{split}/*/*_left.png.
         masks: Pattern of the masks; its stars pair it with `images`.
         reduce_zero_label: Treat mask value 0 as no class.
         exif: Whether masks were drawn on images with their EXIF orientation applied.
