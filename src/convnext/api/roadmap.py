@@ -80,7 +80,7 @@ def run_roadmap(
     Args:
         recipe: The name of a bundled recipe, or a YAML file; in Python also a `Recipe`.
         regime: The roadmap.
-        data: As for `train`; in Python not a table in memory.
+        data: A data set, as for `train`; in Python not a table in memory.
         rungs: Names of the steps to include, separated by commas; by default all.
         start: The first step to include.
         stop: The last step to include.
