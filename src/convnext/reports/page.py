@@ -62,6 +62,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+SCALES = {"min": 1.412, "max": 1.8}
+"""Pixels of a page per unit of a figure, whose smallest common labels have 8.5 units: 12 pixels."""
+
+
 def inline_svg(svg: str, name: str, alt: str) -> str:
     """Return one of our SVG files as markup inside a page, in the page's colors and font.
 
@@ -73,7 +77,10 @@ def inline_svg(svg: str, name: str, alt: str) -> str:
     svg = svg[svg.index("<svg") :]
     head, _, body = svg.partition(">")
     head = re.sub(r' (?:width|height|version|xmlns(?::\w+)?)="[^"]*"', "", head)
-    head += f' role="img" aria-label="{escape(alt)}"'
+    width = float(re.findall(r'viewBox="[^"]* ([\d.]+) [\d.]+"', head)[0])
+    # A figure that is wider than its panel scrolls, so that its labels can be read.
+    limits = "; ".join(f"{key}-width: {width * scale:.0f}px" for key, scale in SCALES.items())
+    head += f' role="img" aria-label="{escape(alt)}" style="{limits}"'
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'(url\(#|href="#)', rf"\1{name}-", body)
     body = re.sub(r"font: (\d+) ([\d.]+px)[^;\"]*", r"font-weight: \1; font-size: \2", body)

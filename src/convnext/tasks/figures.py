@@ -223,13 +223,13 @@ def draw_bars(names: Sequence[str], values: Sequence[float], *, label: str) -> F
     rows = range(len(shown))
     style = {"axes.grid.axis": "x", "axes.spines.bottom": False, "xtick.bottom": False}
     with figure_style(**style):
-        fig, (axes,) = new_figure(9.6, 0.75 + 0.24 * max(3, len(shown)))
+        fig, (axes,) = new_figure(4.7, 0.75 + 0.24 * max(3, len(shown)))
         axes.barh(rows, [value for _, value in shown], height=0.72, color=ACCENT)
         for row, (_, value) in enumerate(shown):
             if np.isfinite(value):
                 axes.text(value + 0.6, row, f"{value:.1f}", va="center", fontsize=8.5)
         axes.set_yticks(rows, [shorten(name, 24) for name, _ in shown])
-        axes.set_xlim(0, 104)
+        axes.set_xlim(0, 112)
         axes.set_xticks(range(0, 101, 25))
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlabel(label)
