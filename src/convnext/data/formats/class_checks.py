@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from convnext.data.formats.mask_layers import looks_like_mask
-from convnext.data.formats.paths import is_reserved, kind_of, split_groups
+from convnext.data.formats.paths import is_reserved, kind_of, split_groups, split_of
 from convnext.data.images import is_hidden
 from convnext.documents import open_regular
 
@@ -50,13 +50,18 @@ def check_names(root: Path, names: set[str]) -> None:
     in_groups = [n for group in split_groups(names) for found in group.values() for n in found]
     if len(names & RETRIEVAL) > 1:
         in_groups += names & RETRIEVAL
+    advice = "if this is data for segmentation or detection, give --task"
+    starts = {name: re.split(r"[-_. ]", name, maxsplit=1) for name in in_groups}
+    joined = sorted(n for n, parts in starts.items() if len(parts) > 1 and split_of(parts[0]))
+    if len({starts[name][-1] for name in joined}) > 1:
+        split, rest = starts[joined[0]]
+        advice += f"; if {joined[0]} is the split {split} of a class, rename it to {split}/{rest}"
     reserved = sorted({*in_groups, *(name for name in names if is_reserved(name))})
     if len(reserved) > 1 and 2 * len(reserved) >= len(names):
         raise ValueError(
             f"the folders {' and '.join(reserved)} in {root} are named for splits or annotations, "
-            "not for classes: if this is data for segmentation or detection, give --task; if "
-            "these are classes after all, give --loader.layout class_folders (--layout of `data`); "
-            f"{LAYOUTS}"
+            f"not for classes: {advice}; if these are classes after all, give --loader.layout "
+            f"class_folders (--layout of `data`); {LAYOUTS}"
         )
 
 
@@ -104,6 +109,19 @@ def leave_out_copy(part: Part, faults: list[str]) -> None:
             return
 
 
+_UNLABELED = re.compile(r"(un|not?[-_ ]?)(labell?ed|annotated|sorted|classified)", re.IGNORECASE)
+
+
+def leave_out_unlabeled(part: Part, faults: list[str]) -> None:
+    """Leave out folders such as unlabeled/ and unsorted/: their images have no class."""
+    for name in [name for name in part.files if _UNLABELED.fullmatch(name)]:
+        files = part.files.pop(name)
+        faults.append(
+            f"{part.folder.name}/{name}/ says that its {len(files):,} images have no class; left "
+            "out (--loader.layout class_folders, or --layout of `data`, takes it as a class)"
+        )
+
+
 def check_versions(root: Path, part: Part) -> None:
     """Refuse folders that all hold the same folders, such as color/ and grayscale/.
 
@@ -122,7 +140,9 @@ def check_versions(root: Path, part: Part) -> None:
         raise ValueError(
             f"the folders {listed} in {root} all hold folders of the same names ({some(first)}), "
             f"which seem to be the classes: give one of them, such as {root / min(inner)}; if "
-            f"{some(set(inner))} are the classes, give --loader.layout class_folders (--layout of "
+            f"{some(set(inner))} are splits, rename them to train, val and test; if they are "
+            "folds, list the images in a CSV with the columns path, label and fold; if they are "
+            "the classes, give --loader.layout class_folders (--layout of "
             "`data`)"
         )
 

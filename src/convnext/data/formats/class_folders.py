@@ -22,6 +22,7 @@ from convnext.data.formats.class_checks import (
     check_names,
     check_versions,
     leave_out_copy,
+    leave_out_unlabeled,
     masks_among,
     some,
 )
@@ -217,10 +218,6 @@ def find_split(
     """
     notes = list(notes)
     faults: list[str] = []
-    where_from = [
-        folder.name + "/" + ("" if folder.name.lower() == split else f" ({split})")
-        for split, folder in folders.items()
-    ]
     parts = {split: _read_part(folder, notes, faults) for split, folder in folders.items()}
     if check:
         train = parts["train"]
@@ -236,6 +233,14 @@ def find_split(
                     part.loose += part.files.pop(name)
     _leave_out_unknown(parts, faults)
     _note_loose(parts.values(), faults)
+    where_from = [
+        folder.name + "/" + ("" if folder.name.lower() == split else f" ({split})")
+        for split, folder in folders.items()
+        if split in parts
+    ]
+    if check:
+        for part in parts.values():
+            leave_out_unlabeled(part, faults)
     test = parts.get("test")
     known = [part for split, part in parts.items() if split != "test"]
     present = {c for part in known for c, files in part.files.items() if files}
@@ -327,6 +332,7 @@ def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) ->
     _note_loose([part], faults)
     if check:
         leave_out_copy(part, faults)
+        leave_out_unlabeled(part, faults)
     present = {c for c, names in part.files.items() if names}
     if check:
         check_names(root, present)

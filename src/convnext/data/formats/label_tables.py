@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from convnext.data.contents import hash_of_file
 from convnext.data.formats.class_folders import listing, split_folders, subfolders
@@ -28,7 +29,7 @@ from convnext.data.formats.tables import SPLIT_COLUMNS, TableColumns, parts_of_r
 from convnext.data.formats.text_lists import LABELS, NUM_ROWS, TABLES, rows_of_text
 from convnext.data.images import readable_extensions, walk_files
 from convnext.data.samples import ImageListing, taker
-from convnext.documents import read_regular
+from convnext.documents import read_json, read_regular
 
 ONE_HOT = "_classes.csv"
 # Hugging Face's table beside the images.
@@ -40,6 +41,8 @@ _VALIDITY = ("is_valid", "is_val", "is_validation", "valid")
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 # Columns of text that are not classes, even if there is no other.
 _TEXTS = ("text", "caption", "captions", "description", "prompt", "additional_feature")
+# A larger json is not a table of labels.
+MAX_JSON = 64 * 2**20
 # Images of several classes are left out up to this fraction of the rows.
 MAX_SEVERAL = 0.01
 # With this many rows or more, labels that all differ are not classes.
@@ -83,7 +86,9 @@ def is_labeled(root: Path) -> bool:
     places = [root, *folders.values()]
     if any((place / name).is_file() for place in places for name in (ONE_HOT, *METADATA)):
         return True
-    if not any(p.suffix.lower() in (*_TABLES, ".txt") for p in listing(root) if p.is_file()):
+    if not any(
+        p.suffix.lower() in (*_TABLES, ".txt", ".json") for p in listing(root) if p.is_file()
+    ):
         return False
     inner = [child for p in folders.values() if is_plain_name(p.name) for child in subfolders(p)]
     if all(map(is_plain_name, folders)) and all(map(is_plain_name, inner)):
@@ -245,7 +250,7 @@ class _Index:
 
 
 def _texts(root: Path) -> bool:
-    return any(p.suffix.lower() == ".txt" and p.is_file() for p in listing(root))
+    return any(p.suffix.lower() in (".txt", ".json") and p.is_file() for p in listing(root))
 
 
 def _tables(root: Path, index: _Index, notes: list[str]) -> dict[str, Path]:
@@ -309,7 +314,7 @@ def _candidates(root: Path, index: _Index | None) -> dict[str, Path]:
     if tables or index is None:
         return tables
     usual = [p for p in files if p.stem.lower() in _NAMES or split_of(p.stem)]
-    texts = [p for p in usual if p.suffix.lower() == ".txt"]
+    texts = [p for p in usual if p.suffix.lower() in (".txt", ".json")]
     return {p.stem: p for p in texts if _has_images(p, root, index)}
 
 
@@ -341,15 +346,37 @@ def _rows(path: Path) -> list[list[str]]:
         rows = table_rows(path)
     elif path.suffix.lower() == ".jsonl":
         rows = _rows_of_lines(path)
+    elif path.suffix.lower() == ".json":
+        rows = _rows_of_json(path)
     else:
         rows = rows_of_text(path)
     if path.suffix.lower() == ".txt":
         if any(len(row) != 2 for row in rows):
             raise ValueError(f"{path}: a line must have the name of an image and its class")
-        rows.insert(0, ["image", "label"])
+        rows.insert(0, ["first word", "second word"])
     if len(rows) < 2:
         raise ValueError(f"{path} has no rows")
     return rows
+
+
+def _rows_of_json(path: Path) -> list[list[str]]:
+    """Return the rows of a json: labels by the names of images, or a list of flat objects.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    content = read_json(path, max_bytes=MAX_JSON)
+    if isinstance(content, dict) and content:
+        if all(isinstance(value, str | int) for value in content.values()):
+            return [["name", "label"], *([name, str(value)] for name, value in content.items())]
+    elif isinstance(content, list) and content and all(map(_is_flat, content)):
+        return _rows_of_entries(content)
+    raise ValueError(f"{path} has neither labels by image nor a list of images with a label each")
+
+
+def _is_flat(entry: object) -> bool:
+    plain = (str, int, float, bool, type(None))
+    return isinstance(entry, dict) and all(isinstance(value, plain) for value in entry.values())
 
 
 def _rows_of_lines(path: Path) -> list[list[str]]:
@@ -367,6 +394,10 @@ def _rows_of_lines(path: Path) -> list[list[str]]:
         if not isinstance(entry, dict):
             raise ValueError(f"{path}:{number}: is not an object such as {{}} in JSON")
         entries += [entry] if entry else []
+    return _rows_of_entries(entries)
+
+
+def _rows_of_entries(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     header = list(dict.fromkeys(key for entry in entries for key in entry))
 
     def cell(value: object) -> str:

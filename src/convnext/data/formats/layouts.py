@@ -165,6 +165,26 @@ def choose(root: Path, layout: str = "") -> str:
     return found[0].layout
 
 
+def with_recognized(error: ValueError, root: Path, layout: str) -> ValueError:
+    """Return an error about a layout that the user gives, with the one that the folder looks like.
+
+    It is unchanged if the user gives none, or the folder looks like nothing else.
+    """
+    if not layout or not root.is_dir():
+        return error
+    others = [one for one in recognize(root) if one.layout != layout]
+    if others:
+        one = others[0]
+        seen = f"{NAMES[one.layout]} ({_short(one.example, root)}): leave out --layout, or give "
+        return ValueError(f"{error}; {root} looks like {seen}--layout {one.layout}")
+    if layout not in ("class_folders", "file_names") and has_class_folders(root):
+        return ValueError(f"{error}; {root} looks like class folders: leave out --layout")
+    if is_mask_folder(root):
+        seen = "images with masks: leave out --layout, or give --task segment"
+        return ValueError(f"{error}; {root} looks like {seen}")
+    return error
+
+
 def file_index(root: Path, options: ReadOptions) -> FileIndex:
     """Return the files of a data set and of the folder of images besides it."""
     base = root if root.is_dir() else root.parent

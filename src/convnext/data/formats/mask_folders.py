@@ -122,6 +122,14 @@ def _pairs(inner: Path, note: str) -> PairListing:
         or _by_folders(inner, _pairs_by_contents(inner))
     )
     assert found is not None
+    listed = (found.train, found.val, found.test)
+    if not any(part.pairs for part in listed if part is not None):
+        images, masks = found.train.unpaired_images, found.train.unpaired_masks
+        example = f", such as {images[0]} and {masks[0]}" if images and masks else ""
+        raise ValueError(
+            f"{inner} is read as {found.layout}, but no image and mask have the same name{example};"
+            f" {PATTERNS}"
+        )
     notes = [note] if note else []
     return replace(found, notes=(*notes, *found.notes, *_unused(found)))
 
@@ -384,8 +392,15 @@ def _by_folders(root: Path, folders: Sequence[tuple[_Folder, _Folder]]) -> PairL
     parts: dict[Split | None, list[Part]] = {}
     used_masks: dict[Path, set[Path]] = {}
     users: dict[tuple[Path, Split | None], Path] = {}
+    masked: dict[Path, Path] = {}
     for image, mask in folders:
         part = match_files(_files(image), _files(mask))
+        for file, _ in part.pairs.values():
+            if masked.setdefault(file, mask.path) != mask.path:
+                raise ValueError(
+                    f"{masked[file]} and {mask.path} could both hold the masks of {image.path}; "
+                    f"{PATTERNS}"
+                )
         if part.pairs:
             other = users.setdefault((mask.path, image.split), image.path)
             if other != image.path:

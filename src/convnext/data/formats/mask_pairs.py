@@ -225,7 +225,25 @@ def _names_of_pairs(part: Part) -> tuple[dict[str, list[str]], dict[str, list[st
 
 
 def match_files(images: dict[str, Path], masks: dict[str, Path]) -> Part:
-    """Pair files by name, or by name without words such as "mask" if that pairs more of them."""
+    """Pair files by name, or by name without words such as "mask" if that pairs more of them.
+
+    If none fits, the folders that all images or all masks lie in do not count:
+    images/10k/train/x.jpg belongs to labels/semantic/train/x.png.
+    """
+    part = _match(images, masks)
+    inner = [_below_common(files) for files in (images, masks)]
+    is_deeper = inner[0].keys() != images.keys() or inner[1].keys() != masks.keys()
+    return _match(*inner) if not part.pairs and is_deeper else part
+
+
+def _below_common(files: dict[str, Path]) -> dict[str, Path]:
+    """Return files by their names below the folder that all of them are in."""
+    common = os.path.commonpath([os.path.dirname(name) for name in files]) if files else ""
+    start = len(common) + 1 if common else 0
+    return {name[start:]: path for name, path in files.items()}
+
+
+def _match(images: dict[str, Path], masks: dict[str, Path]) -> Part:
     lossy = {name: path for name, path in masks.items() if path.suffix.lower() in LOSSY}
     best = join_files(images, masks)
     smaller = min(len(images), len(masks))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convnext.data.formats.class_checks import LAYOUTS, classes_of_names
+from convnext.data.formats.class_checks import LAYOUTS, check_names, classes_of_names
 from convnext.data.formats.class_folders import listing
 from convnext.data.formats.cvat import read_cvat
 from convnext.data.formats.located import Locator
@@ -97,6 +97,7 @@ def find_by_file_names(root: Path) -> ImageListing:
             f"the names of the images below {root}, such as {train[0] if train else 'none'}, are "
             f"not CLASS_NUMBER; {LAYOUTS}"
         )
+    check_names(root, set(found))
     classes = tuple(sorted(found))
     keys = [file for name in classes for file in found[name]]
     labels = [label for label, name in enumerate(classes) for _ in found[name]]

@@ -14,7 +14,7 @@ from convnext.data.formats import coco_layout
 from convnext.data.formats.coco import CocoFile, Images, load_json, read_coco
 from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.imported import ObjectSource, to_records
-from convnext.data.formats.layouts import READERS, choose, file_index
+from convnext.data.formats.layouts import READERS, choose, file_index, with_recognized
 from convnext.data.formats.located import Locator
 from convnext.data.formats.paths import FileIndex, split_of_path
 from convnext.data.formats.records import (
@@ -61,6 +61,13 @@ def open_objects(path: Path, val_share: float, options: ReadOptions) -> Opened:
         ValueError: If there is no data set, or its annotations can be read in two ways.
     """
     root = path.expanduser()
+    try:
+        return _open(root, val_share, options)
+    except ValueError as error:
+        raise with_recognized(error, root, options.layout) from error
+
+
+def _open(root: Path, val_share: float, options: ReadOptions) -> Opened:
     layout = choose(root, options.layout or ("coco" if _is_json(options.annotations) else ""))
     index = file_index(root, options)
     if layout == "coco":

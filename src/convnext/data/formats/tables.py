@@ -151,9 +151,9 @@ def _plain_fold(fold: str) -> str:
     return text[:-2] if text.endswith(".0") and text[:-2].isdecimal() else text
 
 
-def has_own_columns(path: Path, columns: TableColumns) -> bool:
+def has_own_columns(path: Path, columns: TableColumns | None = None) -> bool:
     """Whether a CSV has one of the columns `path` and `label`, or no other that could be meant."""
-    if columns.image not in ("", "path"):
+    if columns and columns.image not in ("", "path"):
         return False
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         first = file.readline().rstrip("\r\n")
@@ -163,7 +163,7 @@ def has_own_columns(path: Path, columns: TableColumns) -> bool:
     return path.suffix.lower() == ".csv" and ("path" in header or len(header) < 2)
 
 
-def find_table(path: Path, columns: TableColumns) -> ImageListing:
+def find_table(path: Path, columns: TableColumns | None = None) -> ImageListing:
     """List the images of a CSV; their classes are the labels, sorted.
 
     Rows that repeat others exactly are counted and used once.
@@ -173,6 +173,7 @@ def find_table(path: Path, columns: TableColumns) -> ImageListing:
             split has another name, or an image has two labels or splits.
     """
     header, *body = [row for row in cells_of(path, read_regular(path), ",") if row] or [[]]
+    columns = columns or TableColumns()
     label = columns.label or "label"
     missing = [name for name in ("path", label) if name not in header]
     if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,9 @@ from convnext.documents import parse_yaml, read_regular
 
 MAX_BYTES = 16 * 2**20
 _NAME_FILES = ("classes.txt", "_classes.txt", "obj.names", "_darknet.labels", "classes.names")
+# The same, unless it is the file of labels of an image of this name.
+_OTHER_NAME_FILES = ("labels.txt", "names.txt")
+_LABEL_LINE = re.compile(r"\s*\d+(\s+[-+.\deE]+){4,}\s*")
 _YAML_KEYS = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 
 
@@ -80,12 +84,19 @@ def read_config(index: FileIndex, annotations: str = "") -> Config:
         for path in files
         if path.name.lower() in _NAME_FILES and (config := _read_list(path)) is not None
     ]
+    configs += [
+        config
+        for path in (() if configs else files)
+        if path.name.lower() in _OTHER_NAME_FILES
+        and not any(map(_LABEL_LINE.fullmatch, read_text(path).splitlines()))
+        and (config := _read_list(path)) is not None
+    ]
     if not configs:
         parent = index.root.absolute().parent
         above = next((n for n in ("data.yaml", "classes.txt") if (parent / n).is_file()), None)
-        advice = f"; {parent / above} does: give {parent}" if above else ""
+        advice = f"; {parent / above} does: give {parent}, or" if above else ""
         raise ValueError(
-            f"{index.root} does not say what its classes are called{advice}; or write a "
+            f"{index.root} does not say what its classes are called{advice or ':'} write a "
             "classes.txt with one name per line, or a data.yaml with `names`"
         )
     best = min(configs, key=lambda config: (_rank(config.file), len(config.file.parts)))

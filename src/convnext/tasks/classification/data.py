@@ -34,6 +34,7 @@ from convnext.data.formats.class_folders import (
     subfolders,
 )
 from convnext.data.formats.label_tables import find_labeled, is_labeled
+from convnext.data.formats.layouts import with_recognized
 from convnext.data.formats.named_labels import find_by_file_names, find_tags, has_tags
 from convnext.data.formats.parquet import ENDINGS, find_parquet, has_images, table_files
 from convnext.data.formats.records import Understood
@@ -111,7 +112,8 @@ def open_dataset(
         found = find(path, loader, layout=layout, columns=columns, console=console)
         _check_number(found)
     except ValueError as error:
-        raise with_known_format(error, Path(path).expanduser()) from error
+        root = Path(path).expanduser()
+        raise with_recognized(with_known_format(error, root), root, layout) from error
     val, notes = found.val, list(found.notes)
     if val is None:
         found, val = hold_out(found, val_share, notes)
@@ -350,7 +352,7 @@ def _find_file(root: Path, path: str, columns: TableColumns) -> ImageListing:
         return find_table(root, columns)
     if ending in ENDINGS and has_images(root):
         return find_parquet(root, columns)
-    if ending in (*TABLES, *ENDINGS, ".jsonl"):
+    if ending in (*TABLES, *ENDINGS, ".jsonl", ".json"):
         return find_labeled(root.parent, root, columns)
     advice = f"use its folder, {root.parent}" if ending == ".tar" else "use a folder"
     raise ValueError(f"{path} is a file; {advice} ({LAYOUTS})")

@@ -183,7 +183,7 @@ def _conflicts(data: ClassificationData, inspected: Sequence[Inspected]) -> list
 
 def _repeats(data: ClassificationData, inspected: Sequence[Inspected]) -> list[str]:
     lines = []
-    for part, what in (("train", "training"), ("val", "validation")):
+    for part, what in (("train", "training"), ("val", "validation"), ("test", "test")):
         groups = _groups(item for item in inspected if item.part == part)
         groups = [g for g in groups if len({item.label for item in g}) == 1]
         surplus = sum(len(group) - 1 for group in groups)
