@@ -15,7 +15,7 @@ from rich.console import Console
 
 import convnext
 from convnext.benchmarking import measure as module
-from convnext.benchmarking import worker
+from convnext.benchmarking import show, worker
 from convnext.benchmarking.measure import BenchmarkResult, benchmark, timm_name
 from convnext.benchmarking.show import draw, print_result, write_result
 from convnext.cli import main
@@ -280,3 +280,10 @@ def test_fresh_networks_do_what_trained_ones_have_to() -> None:
         scales = [p for name, p in network.named_parameters() if name.endswith("gamma")]
         assert scales
         assert all((p == worker.LAYER_SCALE).all() for p in scales)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0, "0 %"), (0.0034, "0.3 %"), (0.012, "1 %"), (0.5, "50 %")]
+)
+def test_small_shares_are_not_shown_as_none(share: float, text: str) -> None:
+    assert show._percent(share) == text

@@ -18,6 +18,7 @@ from convnext.benchmarking.measure import (
     Timing,
     describe_limits,
 )
+from convnext.names import count_noun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,8 +44,8 @@ def print_result(result: BenchmarkResult, console: Console) -> None:
     )
     facts = result.environment
     console.print(
-        f"{facts['cpu'] if facts['device'] == 'cpu' else facts['device']}, {facts['threads']} "
-        f"threads, torch {facts['torch']}, images of "
+        f"{facts['cpu'] if facts['device'] == 'cpu' else facts['device']}, "
+        f"{count_noun(facts['threads'], 'thread')}, torch {facts['torch']}, images of "
         + ", ".join(sorted({f"{h} x {w}" for h, w in (n.size for n in result.networks)})),
         style="dim",
         soft_wrap=True,
@@ -65,8 +66,8 @@ def _numbers(t: Timing) -> list[str]:
         f"{1000 * t.seconds:,.1f}",
         *tail,
         f"{t.peak_gb:.2f}",
-        "" if math.isnan(t.matrix_share) else f"{100 * t.matrix_share:.0f} %",
-        f"{100 * t.memory_share:.0f} %",
+        "" if math.isnan(t.matrix_share) else _percent(t.matrix_share),
+        _percent(t.memory_share),
     ]
 
 
@@ -118,3 +119,8 @@ def _draw_network(axes: Axes, network: NetworkResult, limit: float) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.18 * max([limit, *(t.images_per_s for t in shown)]))
     axes.set_title(network.model, loc="left", fontsize=10)
+
+
+def _percent(share: float) -> str:
+    """Return a fraction in percent, with one digit if it is below one percent."""
+    return f"{100 * share:.1g} %" if share < 0.01 else f"{100 * share:.0f} %"

@@ -345,10 +345,10 @@ class Resolver:
         if not (steps := self["schedule.steps"]):
             return
         per_epoch = self._steps_per_epoch()
-        self.choose("schedule.epochs", self.epochs, f"{steps:,} steps")
+        self.choose("schedule.epochs", self.epochs, count_noun(steps, "step"))
         if warmup_steps := self["schedule.warmup_steps"]:
             warmup = two_digits(warmup_steps / per_epoch)
-            self.choose("schedule.warmup_epochs", warmup, f"{warmup_steps:,} steps")
+            self.choose("schedule.warmup_epochs", warmup, count_noun(warmup_steps, "step"))
         warmup = two_digits(steps / per_epoch / 20)
         self.choose("schedule.warmup_epochs", warmup, "5 % of the run")
 
@@ -384,13 +384,15 @@ class Resolver:
         """Choose the optimizer settings of a dense task."""
         batch = self["optim.batch_size"]
         if self.scratch:
-            self.choose("optim.lr", two_digits(scratch_rate), f"for {batch} images per step")
+            self.choose(
+                "optim.lr", two_digits(scratch_rate), f"for {count_noun(batch, 'image')} per step"
+            )
             self.choose("optim.layer_decay", 1.0, "every layer is new")
         rate = two_digits(1e-4 * math.sqrt(batch / 16))
         self.choose("optim.lr", rate, "as in the paper, scaled by batch size")
         self.choose("optim.weight_decay", 0.05, "as in the paper")
         self.choose("optim.layer_decay", layer_decay, "as in the paper")
-        reason = "as in the paper" if self.large else "small batches"
+        reason = "as in the paper" if self.large else "stabilizes small batches"
         self.choose("optim.clip_grad", 0.0 if self.large else 1.0, reason)
 
     def choose_average(self) -> None:

@@ -236,7 +236,9 @@ def _subtitle(results: Sequence[Result]) -> str:
     seeds = sorted({result.seed for result in results})
     epochs = {result.epochs for result in results if result.epochs is not None}
     said = f"{len(seeds)} seed{'s'[: len(seeds) != 1]} each, one recipe and data order"
-    said += f", {epochs.pop():g} epochs" if len(epochs) == 1 else ""
+    if len(epochs) == 1:
+        (number,) = epochs
+        said += f", {number:g} epoch{'s'[: number != 1]}"
     conditions = {result.conditions for result in results if result.conditions}
     return said + (f"; {conditions.pop()}" if len(conditions) == 1 else "")
 

@@ -232,7 +232,7 @@ class Opened:
 
 
 def opened_file(exported: Exported) -> Opened:
-    """Return an exported file in place of its network, on the CPU."""
+    """Return an exported file instead of its network, on the CPU."""
     model, card = task_class(exported.card.task).open_exported(exported)
     return Opened(source=exported.source, model=model, card=card, device=torch.device("cpu"))
 

@@ -26,7 +26,7 @@ from convnext.hardware.peak_rates import pick_training_precision
 from convnext.hardware.system import StopSignals
 from convnext.models.flops import Cost, cost
 from convnext.models.given import provided, provided_network
-from convnext.names import portable_name
+from convnext.names import count_noun, portable_name
 from convnext.progress import lasting_output, safe_console
 from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
 from convnext.recipes.resolve import num_steps as num_steps_of
@@ -422,7 +422,7 @@ def _shape_of_steps(task: Task, ranks: Ranks, micro_batch_size: int) -> str:
     devices = [f"{ranks.count} devices"] if ranks.count > 1 else []
     factors = [*devices, str(micro), *([f"{parts} accumulated"] if parts > 1 else [])]
     made_up = f": {' x '.join(factors)}" if len(factors) > 1 else ""
-    return f"{task.batch_size:,} images per step{made_up}"
+    return f"{count_noun(task.batch_size, 'image')} per step{made_up}"
 
 
 def warn_of_batch_norm(task: Task, model: nn.Module, ranks: Ranks, micro_batch_size: int) -> str:
@@ -556,7 +556,7 @@ def _print_scores(
     best = outcome.best
     early = ", stopped early" if outcome.stopped_early else ""
     console.print(
-        f"\n[bold]{task.primary} {scores[task.primary]:.2f} %[/] on {scores.conditions}; "
+        f"\n[bold]{task.primary_label} {scores[task.primary]:.2f} %[/] on {scores.conditions}; "
         f"step {best['step']:,} of {outcome.steps:,}"
         f"{' (moving average)' if best['weights'] == 'ema' else ''}, "
         f"in {outcome.seconds:.0f} s{early}",

@@ -378,7 +378,11 @@ def _choose_rate(c: Resolver) -> None:
         c.choose("optim.weight_decay", 0.05 if c.scratch else 1e-8, "as in the paper")
         c.choose("optim.clip_grad", 0.0, "as in the paper")
     if c.scratch:
-        c.choose("optim.lr", two_digits(scratch_rate(batch)), f"for {batch} images per step")
+        c.choose(
+            "optim.lr",
+            two_digits(scratch_rate(batch)),
+            f"for {count_noun(batch, 'image')} per step",
+        )
         c.choose("optim.weight_decay", 0.05, "as in the paper")
         c.choose("optim.layer_decay", 1.0, "every layer is new")
     c.choose("optim.lr", two_digits(tuning_rate(batch)), "low, to keep the pretrained layers")

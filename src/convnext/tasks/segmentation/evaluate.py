@@ -116,7 +116,8 @@ class SegmentationEvaluation(EvaluationResult):
         console.print(
             f"[bold]mIoU {e.miou:.2f} %[/]  pixel accuracy {e.accuracy:.2f} %  mean class accuracy "
             f"{e.mean_accuracy:.2f} %{boundary}{loss}  on {escape(self.data)}: {self.conditions}, "
-            f"{describe(self.inference)}"
+            f"{describe(self.inference)}",
+            soft_wrap=True,
         )
 
 

@@ -272,7 +272,7 @@ def described(graph: dict[str, Any], settings: InferenceSettings) -> str:
             f"{height} x {width}"
         )
     if graph["output"] == "labels":
-        parts.append("labels in place of logits")
+        parts.append("labels instead of logits")
     return f"network, run like the file with {' and '.join(parts)}," if parts else "network"
 
 
