@@ -102,7 +102,7 @@ class ImageCache:
             return line
         first = min(self.bad)
         return (
-            f"{line}, but for {len(self.bad):,} of {len(self):,} that cannot be read (such as "
+            f"{line}, except {len(self.bad):,} of {len(self):,} that cannot be read (such as "
             f"{source(first)}: {self.bad[first]})"
         )
 

@@ -298,7 +298,7 @@ def test_images_that_cannot_be_cached_are_counted_and_named(photos):
     line = train_set(photos).fill_cache(budget=10**9)
     assert line.startswith("the training images are cached in memory (")
     assert line.endswith(
-        f", but for 2 of 18 that cannot be read (such as {first}: the file is empty)"
+        f", except 2 of 18 that cannot be read (such as {first}: the file is empty)"
     )
     line = EvalDataset(photos.val, COLOR).fill_cache(budget=10**9)
     assert "cannot be read" not in line

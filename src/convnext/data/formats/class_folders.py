@@ -238,9 +238,8 @@ def find_split(
         for split, folder in folders.items()
         if split in parts
     ]
-    if check:
-        for part in parts.values():
-            leave_out_unlabeled(part, faults)
+    for part in parts.values() if check else ():
+        leave_out_unlabeled(part, faults)
     test = parts.get("test")
     known = [part for split, part in parts.items() if split != "test"]
     present = {c for part in known for c, files in part.files.items() if files}
