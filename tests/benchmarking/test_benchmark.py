@@ -7,10 +7,12 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 import convnext
@@ -287,3 +289,13 @@ def test_fresh_networks_do_what_trained_ones_have_to() -> None:
 )
 def test_small_shares_are_not_shown_as_none(share: float, text: str) -> None:
     assert show._percent(share) == text
+
+
+@pytest.mark.parametrize(("limit", "num_lines"), [(30.0, 1), (10_000.0, 0)])
+def test_a_limit_far_away_leaves_room_for_the_bars(limit: float, num_lines: int) -> None:
+    timing = SimpleNamespace(seconds=0.1, images_per_s=10.0, ratio=1.0, kind="eager", batch=1)
+    axes = Figure().subplots()
+    show._draw_network(axes, SimpleNamespace(model="tiny", timings=[timing]), limit)
+    assert len(axes.lines) == num_lines
+    assert axes.get_xlim()[1] < 50
+    assert ("limit" in axes.get_title(loc="left")) == (not num_lines)

@@ -114,11 +114,16 @@ def _draw_network(axes: Axes, network: NetworkResult, limit: float) -> None:
         ratio = "" if t.ratio is None else f"  {t.ratio:.2f}x"
         label = f"{t.images_per_s:,.1f}{ratio}"
         axes.annotate(label, (t.images_per_s, y), (4, 0), textcoords="offset points", va="center")
-    axes.axvline(limit, color=INK, linestyle="--", linewidth=1)
+    # A limit far away would leave no room for the bars.
+    fastest = max((t.images_per_s for t in shown), default=limit)
+    is_near = limit <= 4 * fastest
+    if is_near:
+        axes.axvline(limit, color=INK, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(shown)), [f"batch {t.batch}, {KINDS[t.kind]}" for t in shown])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.18 * max([limit, *(t.images_per_s for t in shown)]))
-    axes.set_title(network.model, loc="left", fontsize=10)
+    axes.set_xlim(0, 1.18 * max(limit, fastest) if is_near else 1.3 * fastest)
+    beyond = "" if is_near else f"  (limit: {limit:,.0f} images/s)"
+    axes.set_title(f"{network.model}{beyond}", loc="left", fontsize=10)
 
 
 def _percent(share: float) -> str:
