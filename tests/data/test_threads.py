@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from convnext.data import threads
 from convnext.data.threads import items_of, prefetch, start_workers
 from convnext.hardware.system import StopSignals
+from convnext.training.faults import is_lost_worker
 
 
 def test_items_come_in_order_and_all() -> None:
@@ -127,6 +128,28 @@ def test_a_process_that_dies_in_any_way_is_reported_in_one_way(how: str) -> None
     with pytest.raises(RuntimeError, match=r"^DataLoader worker"):
         list(items)
     assert signal.getsignal(signal.SIGCHLD) == before
+
+
+class NeverStarts:
+    """A loader whose processes die before they are complete."""
+
+    num_workers, collate_fn = 1, staticmethod(list)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __iter__(self) -> Iterator[Any]:
+        raise self.error
+
+
+def test_a_process_that_dies_while_it_starts_is_reported_like_others() -> None:
+    loader: Any = NeverStarts(BrokenPipeError(32, "Broken pipe"))
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid unknown\) closed") as caught:
+        start_workers(loader)
+    assert is_lost_worker(caught.value)
+    loader = NeverStarts(PermissionError("not allowed"))
+    with pytest.raises(PermissionError):
+        start_workers(loader)
 
 
 def test_an_error_in_a_process_is_no_death() -> None:

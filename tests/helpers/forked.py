@@ -89,6 +89,8 @@ class ForkedCommand:
 def _run(arguments: list[str], environment: dict[str, str], printed: str) -> None:
     """Become the command: a session, an environment, streams and a `__main__` of its own."""
     os.setsid()
+    # The command starts processes as a new interpreter would, not as this one was started.
+    multiprocessing.set_start_method(None, force=True)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.clear()
     os.environ |= environment

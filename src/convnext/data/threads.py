@@ -91,7 +91,12 @@ def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
     if loader.num_workers and SHARED_MEMORY.is_dir():
         loader.collate_fn = _Shared(loader.collate_fn)
     with main_script_runs_once(), _deaths_raise():
-        items = iter(loader)
+        try:
+            items = iter(loader)
+        except OSError as error:  # A process that is started not by a fork may die before it reads.
+            if not loader.num_workers or not _is_broken_connection(error):
+                raise
+            raise _closed(error) from error
     return _watched(items) if loader.num_workers else items
 
 
@@ -136,7 +141,7 @@ def _watched(items: Iterator[T]) -> Iterator[T]:
     """
     end = object()
     while True:
-        broken = None
+        broken: BaseException | None = None
         with _deaths_raise():
             _raise_if_dead()
             try:
@@ -146,15 +151,17 @@ def _watched(items: Iterator[T]) -> Iterator[T]:
                     raise _small_shared_memory() from error
                 if not _is_broken_connection(error):
                     raise
-                broken = repr(error)
+                broken = error
             if broken is not None:
                 _await_report()
-                raise RuntimeError(
-                    f"DataLoader worker (pid unknown) closed its connection: {broken}"
-                )
+                raise _closed(broken)
         if item is end:
             return
         yield item  # type: ignore[misc]  # It is not the end marker.
+
+
+def _closed(error: BaseException) -> RuntimeError:
+    return RuntimeError(f"DataLoader worker (pid unknown) closed its connection: {error!r}")
 
 
 def _small_shared_memory() -> OSError:
