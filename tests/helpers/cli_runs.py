@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -58,9 +57,7 @@ def start_command(
     shared = {"OMP_NUM_THREADS": "1", "MPLCONFIGDIR": matplotlib.get_cachedir()}
     environment = os.environ | shared | {"XDG_CACHE_HOME": str(folder)}
     if CAN_FORK and not launcher and not new:
-        handle, printed = tempfile.mkstemp(prefix="printed-", suffix=".txt", dir=folder)
-        os.close(handle)
-        return ForkedCommand(arguments, environment, Path(printed))
+        return ForkedCommand(arguments, environment)
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "convnext", *arguments],
         env=environment,

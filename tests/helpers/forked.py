@@ -8,14 +8,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import forkserver
-from pathlib import Path
+from multiprocessing import forkserver, reduction
+from typing import Any
 from unittest import mock
 
 # Elsewhere a fork of a process that has loaded libraries may hang, or does not exist.
@@ -42,22 +43,19 @@ class ForkedCommand:
     Args:
         arguments: The words after `convnext`.
         environment: All environment variables.
-        printed: The file for standard output and standard error.
     """
 
     stdout = None
 
-    def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], printed: Path
-    ) -> None:
-        self.printed = printed
-        printed.touch()
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         multiprocessing.set_forkserver_preload(PRELOADED)
         with mock.patch.dict(os.environ, READ_ON_IMPORT):
             forkserver.ensure_running()
-        given = (list(arguments), dict(environment), str(printed))
+        self.output, printed = os.pipe()
+        given = (list(arguments), dict(environment), Descriptor(printed))
         self.process = multiprocessing.get_context("forkserver").Process(target=_run, args=given)
         self.process.start()
+        os.close(printed)
         assert self.process.pid is not None
         self.pid = self.process.pid
         with suppress(ProcessLookupError):  # It has ended.
@@ -82,11 +80,37 @@ class ForkedCommand:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        self.wait(timeout)
-        return self.printed.read_text(encoding="utf-8"), None
+        """Return what the command and its children print, until the last of them has ended."""
+        end = time.monotonic() + (timeout or 3600)
+        parts = []
+        while True:
+            ready, _, _ = select.select([self.output], [], [], max(end - time.monotonic(), 0))
+            if not ready:
+                raise subprocess.TimeoutExpired("convnext", timeout or 0, b"".join(parts))
+            part = os.read(self.output, 1 << 16)
+            if not part:
+                break
+            parts.append(part)
+        self.wait(max(end - time.monotonic(), 1))
+        return b"".join(parts).decode(), None
 
 
-def _run(arguments: list[str], environment: dict[str, str], printed: str) -> None:
+class Descriptor:
+    """An open file that is passed to a process."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _detach, (reduction.DupFd(self.number),)
+
+
+def _detach(sent: Any) -> int:
+    number: int = sent.detach()
+    return number
+
+
+def _run(arguments: list[str], environment: dict[str, str], printed: int) -> None:
     """Become the command: a session, an environment, streams and a `__main__` of its own."""
     os.setsid()
     # The command starts processes as a new interpreter would, not as this one was started.
@@ -94,9 +118,8 @@ def _run(arguments: list[str], environment: dict[str, str], printed: str) -> Non
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.clear()
     os.environ |= environment
-    file = os.open(printed, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
-        os.dup2(file, stream)
-    os.close(file)
+        os.dup2(printed, stream)
+    os.close(printed)
     sys.argv = ["convnext", *arguments]
     runpy.run_module("convnext", run_name="__main__", alter_sys=True)
