@@ -142,7 +142,7 @@ def test_a_table_does_not_touch_another_run(trained: Trained, tmp_path: Path) ->
         ({"callbacks": print}, TypeError, "is not a callback"),
         ({"callbacks": [convnext.Callback]}, TypeError, "pass an instance"),
         ({"loggers": ["absent"]}, ValueError, "run.loggers has no 'absent'"),
-        ({"epochs": -1}, ValueError, "schedule.epochs is -1"),
+        ({"epochs": -1}, ValueError, "^epochs is -1, but must be at least 1"),
         ({"device": "abacus"}, ValueError, "abacus"),
     ],
 )

@@ -327,7 +327,7 @@ class StoredReport:
             # A file may be written again within one step of the clock of the file system.
             if newest + SETTLED_NS < self._began:
                 versions = [_version(name) for name in _LIBRARIES]
-                self._key = f"{_FORMAT} {versions} {digest}"
+                self._key = f"{_FORMAT} {versions} {_stamp_of_package()} {digest}"
 
     def load(self, kind_of: Callable[[str], type[Report]]) -> Report | None:
         """Return the stored report, with a note that says so; None if anything changed.
@@ -439,6 +439,13 @@ def _stamp_of_tree(root: Path) -> tuple[str, int]:
                     seen.add((found.st_dev, found.st_ino))
                     todo.append((entry.path, True))
     return digest.hexdigest(), newest
+
+
+def _stamp_of_package() -> str:
+    """Return a hash of the sizes and times of our own modules, which an update changes."""
+    found = sorted(Path(__file__).parents[1].rglob("*.py"))
+    stamps = [(path.name, (now := path.stat()).st_size, now.st_mtime_ns) for path in found]
+    return hashlib.blake2b(repr(stamps).encode(), digest_size=16).hexdigest()
 
 
 def _version(name: str) -> str:
