@@ -274,3 +274,27 @@ def test_a_run_on_parquet_is_evaluated_on_what_it_held_out(tmp_path: Path) -> No
     assert len(held) == 6
     scores = convnext.load(run.folder).evaluate(progress=False)
     assert scores.evaluation.evaluation.num_images == 6
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+def test_bytes_that_are_not_images_are_not_the_data(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        (tmp_path / "images" / f"{i}.png").write_bytes(png(i))
+    rows = "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(8))
+    (tmp_path / "labels.csv").write_text(f"file,label\n{rows}")
+    columns = {"id": [str(i) for i in range(20)], "embedding": [None] * 10 + [bytes(64)] * 10}
+    other = pa.table(columns)
+    if ending == ".parquet":
+        pq.write_table(other, tmp_path / "embeddings.parquet")
+    else:
+        with pa.ipc.new_file(tmp_path / "embeddings.arrow", other.schema) as file:
+            file.write_table(other)
+    assert opened(tmp_path).classes == ("a", "b")
+    # Nor are they a second column that could be meant.
+    (tmp_path / "rows").mkdir()
+    columns = {"img": [png(i) for i in range(10)], "hash": [b"0a"] * 10, "kind": [0, 1] * 5}
+    pq.write_table(pa.table(columns), tmp_path / "rows" / "all.parquet")
+    assert "images by the column 'img', labels by the column 'kind'" in "\n".join(
+        opened(tmp_path / "rows").notes
+    )

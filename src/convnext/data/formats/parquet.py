@@ -15,7 +15,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from convnext.data.tensors import Box, Draw
 
 ENDINGS = (".parquet", ".arrow")
+# Values that tell whether a column of bytes has images.
+NUM_VALUES = 8
 # Bytes of images that each process keeps in memory.
 MAX_BYTES = 256 * 2**20
 # train-00000-of-00003-0123456789abcdef.parquet, 0000.parquet
@@ -120,6 +122,26 @@ class _File:
                 table = self.table.slice(start, end - start)
             found: list[bytes | None] = _inner(table.column(name), inner).to_pylist()
             return found
+
+    def first(self, name: str) -> list[bytes]:
+        """Return the first values of a column that are not null, up to `NUM_VALUES`.
+
+        Raises:
+            ValueError: If they cannot be read.
+        """
+        found: list[bytes] = []
+        with _reading(self.path), ExitStack() as stack:
+            if self.table is None:
+                opened = library("pyarrow.parquet").ParquetFile(self.path)
+                file = stack.enter_context(opened)
+                batches = file.iter_batches(NUM_VALUES, columns=[name], use_threads=False)
+            else:
+                batches = self.table.select([name]).to_batches(NUM_VALUES)
+            for batch in batches:
+                found += [value for value in batch.column(0).to_pylist() if value is not None]
+                if len(found) >= NUM_VALUES:
+                    break
+        return found[:NUM_VALUES]
 
     def has_gaps(self, name: str, inner: str) -> bool:
         """Whether rows may lack bytes, by the statistics of the file."""
@@ -287,7 +309,30 @@ def has_images(path: Path) -> bool:
     Raises:
         ValueError: If it cannot be read.
     """
-    return bool(_byte_columns(_open(path).schema))
+    return bool(_image_columns(_open(path)))
+
+
+def _image_columns(file: _File) -> dict[str, str]:
+    """Return the columns with images, each with the field of its structs or "".
+
+    Plain bytes may as well be hashes or embeddings, so the first of them must be images.
+
+    Raises:
+        ValueError: If they cannot be read.
+    """
+    return {
+        name: inner
+        for name, inner in _byte_columns(file.schema).items()
+        if inner or any(map(_is_image, file.first(name)))
+    }
+
+
+def _is_image(content: bytes) -> bool:
+    try:
+        read_header(content)
+    except BadImage:
+        return False
+    return True
 
 
 def _byte_columns(schema: Any) -> dict[str, str]:
@@ -577,9 +622,9 @@ def _columns_of(file: _File, given: TableColumns) -> tuple[str, str]:
     """
     names = file.schema.names
     given.check(names, file.path)
-    images = _byte_columns(file.schema)
+    of_bytes, images = _byte_columns(file.schema), _image_columns(file)
     if given.image:
-        if given.image not in images:
+        if given.image not in of_bytes:
             raise ValueError(f"{file.path}: the column {given.image!r} has no bytes of images")
         image = given.image
     elif len(images) == 1:
@@ -595,7 +640,7 @@ def _columns_of(file: _File, given: TableColumns) -> tuple[str, str]:
     others = [c for c in file.schema if c.name != image and c.name not in given.named()]
     nested = [c.name for c in others if types.is_nested(c.type)]
     left = [c.name for c in others if not types.is_nested(c.type)]
-    left = [name for name in left if name not in images]
+    left = [name for name in left if name not in of_bytes]
     classed = [name for name in left if class_names(file.schema, name)]
     usual = [name for wanted in LABELS for name in left if name.lower() == wanted]
     if len(classed) == 1 or (len(left) == 1 and not nested):
