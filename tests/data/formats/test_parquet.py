@@ -17,6 +17,7 @@ from PIL import Image
 
 from convnext.data.contents import held_names
 from convnext.data.formats.parquet import ParquetSamples
+from convnext.data.formats.tables import TableColumns
 from convnext.data.images import BadImage
 from convnext.data.samples import FolderSamples
 from convnext.tasks.classification.data import ClassificationData, open_dataset
@@ -298,3 +299,56 @@ def test_bytes_that_are_not_images_are_not_the_data(tmp_path: Path, ending: str)
     assert "images by the column 'img', labels by the column 'kind'" in "\n".join(
         opened(tmp_path / "rows").notes
     )
+
+
+def test_numbers_of_classes_may_be_floats_and_nan_is_no_label(tmp_path: Path) -> None:
+    images = pa.array([{"bytes": png(i), "path": None} for i in range(10)], IMAGE)
+    numbers = pa.array([float("nan"), -1.0, *[0.0, 2.0] * 4])
+    rows = pa.table({"image": images, "label": numbers})
+    path = tmp_path / "all.parquet"
+    for metadata, classes in ((features(), NAMES), ({}, ("-1", "0", "2"))):
+        pq.write_table(rows.replace_schema_metadata(metadata), path)
+        data = opened(path)
+        assert data.classes == classes
+        left = 2 if metadata else 1
+        assert len(data.train) + len(data.val) == 10 - left
+        assert f"rows without a label, left out: {left}" in "\n".join(data.faults)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.5] * 6, r"row 0: the column 'label' is 0.5, but the schema names 3 classes"),
+        (["cat"] * 6, r"row 0: the column 'label' is 'cat', but the schema names 3 classes"),
+        ([[0], [1]] * 3, r"the column 'label' has several values in a row"),
+    ],
+)
+def test_labels_that_are_not_numbers_of_the_named_classes(
+    tmp_path: Path, labels: list[Any], message: str
+) -> None:
+    images = pa.array([{"bytes": png(i), "path": None} for i in range(6)], IMAGE)
+    rows = pa.table({"image": images, "label": labels}).replace_schema_metadata(features())
+    pq.write_table(rows, tmp_path / "all.parquet")
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path, columns=TableColumns(label="label"))
+
+
+def test_columns_of_one_name_and_no_rows_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "all.parquet"
+    rows = table(6)
+    pq.write_table(rows.append_column("label", rows["label"]), path)
+    with pytest.raises(ValueError, match=r"several columns called 'label'"):
+        opened(path)
+    pq.write_table(rows.slice(0, 0), path)
+    with pytest.raises(ValueError, match=r"no row has an image and a label \(there are no rows\)"):
+        opened(path)
+
+
+def test_the_columns_of_splits_and_folds_are_not_the_labels(tmp_path: Path) -> None:
+    images = pa.array([{"bytes": png(i), "path": None} for i in range(12)], IMAGE)
+    columns = {"image": images, "kind": [0, 1] * 6, "fold": [0, 1, 2] * 4}
+    rows = pa.table(columns).replace_schema_metadata(features("fold"))
+    pq.write_table(rows, tmp_path / "all.parquet")
+    data = opened(tmp_path)
+    assert data.classes == ("0", "1")
+    assert (len(data.train), len(data.val)) == (8, 4)

@@ -383,19 +383,31 @@ def table_rows(path: Path) -> list[list[str]]:
 
 
 def _texts(file: _File, column: str) -> list[str]:
-    """Return the values of a column as texts, "" where there is none, and the names of classes."""
+    """Return the values of a column as texts, "" where there is none, and the names of classes.
+
+    Raises:
+        ValueError: If it has several values in a row, or others than the numbers of the classes.
+    """
+    if library("pyarrow.types").is_nested(file.schema.field(column).type):
+        raise ValueError(
+            f"{file.path}: the column {column!r} has several values in a row, not one; --columns "
+            "names others"
+        )
     names = class_names(file.schema, column)
-    values = file.column(column).to_pylist()
+    # A float that is not a number is how pandas and numpy say that there is none.
+    values = [None if v != v else v for v in file.column(column).to_pylist()]
     if not names:
         return ["" if v is None else str(int(v)) if _is_whole(v) else str(v) for v in values]
     found = []
     for row, value in enumerate(values):
-        if value is not None and not -1 <= value < len(names):
+        is_number = isinstance(value, int | float) and float(value).is_integer()
+        number = int(value or 0) if is_number else None
+        if value is not None and (number is None or not -1 <= number < len(names)):
             raise ValueError(
-                f"{file.path}, row {row}: the column {column!r} is {value}, but the schema names "
-                f"{len(names)} classes"
+                f"{file.path}, row {row}: the column {column!r} is {value!r}, but the schema names "
+                f"{len(names)} classes by their numbers"
             )
-        found.append("" if value is None or value < 0 else names[value])
+        found.append("" if number is None or number < 0 else names[number])
     return found
 
 
@@ -437,7 +449,8 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
     splits, folds = given.others(files[0].schema.names, files[0].path)
     rows = _read(files, stated, (image, inner, label), (splits, folds), base)
     if not rows.labels:
-        raise ValueError(f"{root}: no row has an image and a label ({'; '.join(_left(rows))})")
+        left = "; ".join(_left(rows)) or "there are no rows"
+        raise ValueError(f"{root}: no row has an image and a label ({left})")
     faults += _left(rows)
     parts, split_from = parts_of_rows(
         [_split_of(text, root, splits) for text in rows.splits],
@@ -622,6 +635,9 @@ def _columns_of(file: _File, given: TableColumns) -> tuple[str, str]:
     """
     names = file.schema.names
     given.check(names, file.path)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{file.path} has several columns called {twice!r}; rename all but one")
     of_bytes, images = _byte_columns(file.schema), _image_columns(file)
     if given.image:
         if given.image not in of_bytes:
@@ -637,7 +653,8 @@ def _columns_of(file: _File, given: TableColumns) -> tuple[str, str]:
     if given.label:
         return image, given.label
     types = library("pyarrow.types")
-    others = [c for c in file.schema if c.name != image and c.name not in given.named()]
+    used = {image, *given.named(), *given.others(names, file.path)}
+    others = [c for c in file.schema if c.name not in used]
     nested = [c.name for c in others if types.is_nested(c.type)]
     left = [c.name for c in others if not types.is_nested(c.type)]
     left = [name for name in left if name not in of_bytes]
