@@ -106,6 +106,19 @@ def test_any_change_of_a_file_is_seen(change: str, tmp_path: Path) -> None:
     assert not look(root, "classify")[1]
 
 
+@pytest.mark.usefixtures("later")
+def test_a_change_is_seen_behind_a_link_in_the_middle_of_a_path(tmp_path: Path) -> None:
+    make("classify", tmp_path / "within" / "data")
+    make("classify", tmp_path / "other" / "data")
+    (tmp_path / "other" / "inner").mkdir()
+    (tmp_path / "within" / "link").symlink_to(tmp_path / "other" / "inner")
+    root = tmp_path / "within" / "link" / ".." / "data"  # other/data, not within/data
+    look(root, "classify")
+    assert look(root, "classify")[1]
+    Image.new("RGB", (50, 60)).save(tmp_path / "other" / "data" / "train" / "a" / "0.png")
+    assert not look(root, "classify")[1]
+
+
 def test_a_report_on_files_that_were_just_written_is_not_kept(tmp_path: Path) -> None:
     root = tmp_path / "within" / "data"
     make("classify", root)

@@ -419,8 +419,9 @@ def _stamp_of_tree(root: Path) -> tuple[str, int]:
         OSError: If a folder cannot be listed.
     """
     digest, newest = hashlib.blake2b(digest_size=16), 0
-    beside = os.path.dirname(os.path.abspath(root))
-    todo, seen = [(beside, False), (os.path.abspath(root), True)], set()
+    # Not normalized: where LINK/.. leads depends on the link.
+    whole = root.absolute()
+    todo, seen = [(str(whole.parent), False), (str(whole), True)], set()
     while todo:
         folder, is_deep = todo.pop()
         digest.update(b"%d" % is_deep + os.fsencode(folder) + b"\0")
