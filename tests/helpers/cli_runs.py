@@ -88,9 +88,11 @@ class Runs:
         self.started.append(process)
         return process
 
-    def finish(self, output: Path, *options: str, launcher: tuple[str, ...] = ()) -> str:
+    def finish(
+        self, output: Path, *options: str, launcher: tuple[str, ...] = (), new: bool = False
+    ) -> str:
         """Run to the end; return the output."""
-        process = self.start(output, *options, launcher=launcher)
+        process = self.start(output, *options, launcher=launcher, new=new)
         printed, _ = process.communicate(timeout=240)
         assert process.returncode == 0, printed
         return printed

@@ -19,6 +19,8 @@ from multiprocessing import forkserver, reduction
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 # Elsewhere a fork of a process that has loaded libraries may hang, or does not exist.
 CAN_FORK = sys.platform == "linux"
 PRELOADED = [
@@ -118,6 +120,7 @@ def _run(arguments: list[str], environment: dict[str, str], printed: int) -> Non
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.clear()
     os.environ |= environment
+    np.random.seed()  # Forks would share the state that numpy drew when it was imported.
     for stream in (1, 2):
         os.dup2(printed, stream)
     os.close(printed)

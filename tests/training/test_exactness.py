@@ -13,7 +13,8 @@ def test_killed_at_three_points_with_workers(runs: Runs, tmp_path: Path) -> None
     runs.finish(whole, "--seed", "3")
     for step in (5, 20, 45):
         runs.kill_at(parts, step, "--resume", "--seed", "3", "--loader.workers", "2")
-    printed = runs.finish(parts, "--resume", "--loader.workers", "1")
+    # All forks hash texts alike, so only a new interpreter tells whether the order of sets counts.
+    printed = runs.finish(parts, "--resume", "--loader.workers", "1", new=True)
     assert "Resuming at step" in printed
     assert_same(whole, parts)
 
