@@ -535,6 +535,14 @@ def test_attributes_of_via_3(tmp_path: Path) -> None:
     assert "needs one value of the attribute 'class'" in notes(data)
 
 
+def test_an_option_of_via_3_that_is_no_text(tmp_path: Path) -> None:
+    attribute = {"1": {"aname": "class", "type": 2, "options": {"0": {"en": "cat"}, "1": 7}}}
+    regions = [{"xy": [2, 2, 3, 4, 5], "av": {"1": number}} for number in "01"]
+    project(tmp_path, regions, attribute=attribute)
+    found = [label for label, _ in objects(opened(tmp_path))["a"]]
+    assert found == ["{'en': 'cat'}", "7"]
+
+
 @pytest.mark.parametrize(
     ("parts", "region", "message"),
     [

@@ -204,7 +204,7 @@ def _attributes(values: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
         name, text = str(own.get("aname") or key), str(value)
         if own.get("type") == _CHECKBOX:
             chosen = [part for part in text.split(",") if part]
-            found[name] = {options.get(part, part): True for part in chosen}
+            found[name] = {str(options.get(part, part)): True for part in chosen}
         else:
             found[name] = options.get(text, value)
     return found
