@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from convnext.data.contents import held_names
+from convnext.data.formats import parquet
 from convnext.data.formats.parquet import ParquetSamples
 from convnext.data.formats.tables import TableColumns
 from convnext.data.images import BadImage
@@ -352,3 +353,15 @@ def test_the_columns_of_splits_and_folds_are_not_the_labels(tmp_path: Path) -> N
     data = opened(tmp_path)
     assert data.classes == ("0", "1")
     assert (len(data.train), len(data.val)) == (8, 4)
+
+
+def test_a_group_of_rows_that_fills_the_memory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(png(0))
+    monkeypatch.setattr(parquet, "MAX_BYTES", 6 * size)
+    path = tmp_path / "all.parquet"
+    for rows, is_large in ((12, True), (3, False)):
+        pq.write_table(table(12), path, row_group_size=rows)
+        text = "\n".join(opened(path).notes)
+        assert ("GB in one group of rows" in text) == is_large

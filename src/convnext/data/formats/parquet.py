@@ -89,6 +89,8 @@ class _File:
     schema: Any
     starts: list[int]
     """The first row of each group, and the number of rows."""
+    largest: int = 0
+    """The most bytes of a group, uncompressed; 0 if the file is mapped into memory."""
     table: Any = None
     """The rows of an Arrow file, which are mapped into memory and not read yet."""
 
@@ -182,8 +184,13 @@ def _open(path: Path) -> _File:
             sizes = [len(batch) for batch in table.to_batches()]
             return _File(path=path, schema=table.schema, starts=_starts(sizes), table=table)
         with library("pyarrow.parquet").ParquetFile(path) as file:
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            return _File(path=path, schema=file.schema_arrow, starts=_starts(sizes))
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            return _File(
+                path=path,
+                schema=file.schema_arrow,
+                starts=_starts(group.num_rows for group in groups),
+                largest=max((group.total_byte_size for group in groups), default=0),
+            )
 
 
 def _starts(sizes: Iterable[int]) -> list[int]:
@@ -482,6 +489,13 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
             [labels[k] for k in which],
         )
 
+    large = max(files, key=lambda file: file.largest)
+    if large.largest > MAX_BYTES:
+        faults.append(
+            f"{large.path} has {large.largest / 1e9:,.2g} GB in one group of rows, which each "
+            "process that loads images holds in memory; write smaller groups, such as "
+            "row_group_size=100"
+        )
     note = f"images by the column {image!r}, labels by the column {label!r}"
     return ImageListing(
         root=root,
