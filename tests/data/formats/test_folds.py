@@ -79,6 +79,17 @@ def test_test_rows_stay_and_rows_without_a_fold_train(root) -> None:
     assert "rows without a fold stay in training" in "\n".join(data.notes)
 
 
+@pytest.mark.parametrize("header", ["file,label,fold", "path,label,fold"])
+def test_a_missing_fold_is_not_one_called_nan(root, header) -> None:
+    rows = [f"images/{row}" for row in ROWS]
+    rows[0] = "images/000.png,a,nan"
+    (root / "labels.csv").write_text("\n".join([header, *rows]))
+    data = open_dataset(str(root / "labels.csv"))
+    assert held(data) == [1, 6, 7]
+    text = "fold 0 of 0, 1, 2 is for validation; --fold chooses another one; 1 row without a fold "
+    assert text + "stays in training" in "\n".join(data.notes)
+
+
 def test_a_stated_validation_split_wins_until_a_fold_is_asked_for(root) -> None:
     rows = [f"{row},{'valid' if i < 2 else 'train'}" for i, row in enumerate(ROWS)]
     (root / "labels.csv").write_text("\n".join(["file,label,fold,split", *rows]))

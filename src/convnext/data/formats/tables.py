@@ -138,7 +138,8 @@ def parts_of_rows(
         chosen = "" if columns.val_fold else "; --fold chooses another one"
         text = f"the column {fold_column!r}: fold {held} of {shown} is for validation{chosen}"
         without = sum(not value for value in values)
-        text += f"; {count_noun(without, 'row')} without a fold stay in training" * bool(without)
+        stay = "stays" if without == 1 else "stay"
+        text += f"; {count_noun(without, 'row')} without a fold {stay} in training" * bool(without)
     parts: dict[Split, list[int]] = {}
     for row, split in enumerate(splits):
         parts.setdefault(split, []).append(row)
@@ -146,8 +147,10 @@ def parts_of_rows(
 
 
 def _plain_fold(fold: str) -> str:
-    """Return a fold without the ".0" that pandas writes if other rows have none."""
+    """Return a fold without the ".0" that pandas writes if other rows have none, "" for none."""
     text = fold.strip()
+    if text in MISSING:
+        return ""
     return text[:-2] if text.endswith(".0") and text[:-2].isdecimal() else text
 
 
