@@ -90,6 +90,14 @@ def test_a_missing_fold_is_not_one_called_nan(root, header) -> None:
     assert text + "stays in training" in "\n".join(data.notes)
 
 
+@pytest.mark.parametrize("header", ["file,label,label", "path,label,label", "path,label,fold,fold"])
+def test_two_columns_of_one_name_are_refused(root, header) -> None:
+    rows = [f"images/{row}" + ",0" * (header.count(",") - 2) for row in ROWS]
+    (root / "labels.csv").write_text("\n".join([header, *rows]))
+    with pytest.raises(ValueError, match=r"several columns called '(label|fold)'"):
+        open_dataset(str(root / "labels.csv"))
+
+
 def test_a_stated_validation_split_wins_until_a_fold_is_asked_for(root) -> None:
     rows = [f"{row},{'valid' if i < 2 else 'train'}" for i, row in enumerate(ROWS)]
     (root / "labels.csv").write_text("\n".join(["file,label,fold,split", *rows]))

@@ -25,7 +25,7 @@ from convnext.data.formats.class_folders import listing, split_folders, subfolde
 from convnext.data.formats.parquet import ENDINGS, table_rows
 from convnext.data.formats.paths import is_plain_name, split_of, splits_among, words_of
 from convnext.data.formats.records import Split
-from convnext.data.formats.tables import SPLIT_COLUMNS, TableColumns, parts_of_rows
+from convnext.data.formats.tables import SPLIT_COLUMNS, TableColumns, check_once, parts_of_rows
 from convnext.data.formats.text_lists import LABELS, NUM_ROWS, TABLES, rows_of_text
 from convnext.data.images import readable_extensions, walk_files
 from convnext.data.samples import ImageListing, taker
@@ -445,6 +445,7 @@ def _read(path: Path, root: Path, index: _Index, columns: TableColumns) -> _Read
         label = header.index(columns.label)
     else:
         label = -1 if is_one_hot else _label_column(path, header, others)
+    check_once(header, (header[image], header[label] if label >= 0 else "", found.fold), path)
     found.columns = header[image], "the columns of 0 and 1" if is_one_hot else header[label]
     found.classes = tuple(header[i] for i in hot) if is_one_hot else ()
     for line, row in enumerate(rows, start=2):

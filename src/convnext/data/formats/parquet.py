@@ -27,7 +27,7 @@ from PIL import Image
 from convnext.data.formats.located import Locator
 from convnext.data.formats.paths import Fence, FileIndex, is_plain_name, split_of, split_of_path
 from convnext.data.formats.records import Split
-from convnext.data.formats.tables import TableColumns, parts_of_rows
+from convnext.data.formats.tables import TableColumns, check_once, parts_of_rows
 from convnext.data.formats.text_lists import LABELS
 from convnext.data.images import BadImage, Header, Mode, decode, read_header, walk_files
 from convnext.data.samples import FolderSamples, ImageListing, Samples
@@ -649,9 +649,7 @@ def _columns_of(file: _File, given: TableColumns) -> tuple[str, str]:
     """
     names = file.schema.names
     given.check(names, file.path)
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{file.path} has several columns called {twice!r}; rename all but one")
+    check_once(names, names, file.path)
     of_bytes, images = _byte_columns(file.schema), _image_columns(file)
     if given.image:
         if given.image not in of_bytes:

@@ -93,6 +93,17 @@ class TableColumns:
         return split, fold
 
 
+def check_once(header: Sequence[str], used: Sequence[str], path: Path) -> None:
+    """Check that no column that is used shares its name with another one.
+
+    Raises:
+        ValueError: If one does.
+    """
+    for name in used:
+        if name and header.count(name) > 1:
+            raise ValueError(f"{path} has several columns called {name!r}; rename all but one")
+
+
 def parts_of_rows(
     splits: Sequence[Split],
     folds: Sequence[str] | None,
@@ -186,6 +197,7 @@ def find_table(path: Path, columns: TableColumns | None = None) -> ImageListing:
     split, fold = columns.others(header, path)
     # Any other column beside path and label may be called set or usage.
     split = split if columns.split or split == "split" else ""
+    check_once(header, ("path", label, split, fold), path)
     keys, names, parts, folds = [], [], list[Split](), []
     for number, cells in enumerate(body, start=2):
         row = dict(zip_longest(header, cells[: len(header)], fillvalue=""))
