@@ -98,6 +98,17 @@ def test_two_columns_of_one_name_are_refused(root, header) -> None:
         open_dataset(str(root / "labels.csv"))
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [("003.png,b,2", r"003.png several folds: 1 and 2"), ("003.png,a,1", r"several labels: a, b")],
+)
+def test_an_image_in_two_folds_or_classes_is_refused(root, row, message) -> None:
+    # An image that is listed twice alike comes first.
+    (root / "labels.csv").write_text("\n".join(["file,label,fold", *ROWS, ROWS[0], row]))
+    with pytest.raises(ValueError, match=message):
+        open_dataset(str(root))
+
+
 def test_a_stated_validation_split_wins_until_a_fold_is_asked_for(root) -> None:
     rows = [f"{row},{'valid' if i < 2 else 'train'}" for i, row in enumerate(ROWS)]
     (root / "labels.csv").write_text("\n".join(["file,label,fold,split", *rows]))

@@ -579,11 +579,18 @@ def _note(table: _Read, root: Path, notes: list[str], faults: list[str]) -> None
             faults.append(f"{where}: {what}, left out: {len(left):,} (such as {left[0]})")
     twice = [key for key, n in Counter(row.key for row in table.rows).items() if n > 1]
     if twice:
-        labels = {row.label for row in table.rows if row.key == twice[0]}
-        if len(labels) > 1:
-            raise ValueError(
-                f"{table.path} gives {twice[0]} several labels: {', '.join(sorted(labels))}"
-            )
+        again = set(twice)
+        first: dict[str, _Row] = {}
+        for row in table.rows:
+            if row.key not in again:
+                continue
+            other = first.setdefault(row.key, row)
+            if row.label != other.label:
+                labels = ", ".join(sorted({row.label, other.label}))
+                raise ValueError(f"{table.path} gives {row.key} several labels: {labels}")
+            if row.fold != other.fold:  # It would be in training and in validation.
+                folds = f"{other.fold or 'none'} and {row.fold or 'none'}"
+                raise ValueError(f"{table.path} gives {row.key} several folds: {folds}")
         faults.append(f"{where}: images listed twice: {len(twice):,} (such as {twice[0]})")
 
 
