@@ -458,7 +458,7 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
     if not rows.labels:
         left = "; ".join(_left(rows)) or "there are no rows"
         raise ValueError(f"{root}: no row has an image and a label ({left})")
-    faults += _left(rows)
+    faults += [*_left(rows), *_large_group(files)]
     parts, split_from = parts_of_rows(
         [_split_of(text, root, splits) for text in rows.splits],
         rows.folds if folds else None,
@@ -489,13 +489,6 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
             [labels[k] for k in which],
         )
 
-    large = max(files, key=lambda file: file.largest)
-    if large.largest > MAX_BYTES:
-        faults.append(
-            f"{large.path} has {large.largest / 1e9:,.2g} GB in one group of rows, which each "
-            "process that loads images holds in memory; write smaller groups, such as "
-            "row_group_size=100"
-        )
     note = f"images by the column {image!r}, labels by the column {label!r}"
     return ImageListing(
         root=root,
@@ -561,6 +554,16 @@ def _split_of(text: str, root: Path, column: str) -> Split:
             f"{root}: a row of the column {column!r} is {text!r}, but must be train, val or test"
         )
     return split
+
+
+def _large_group(files: Sequence[_File]) -> list[str]:
+    large = max(files, key=lambda file: file.largest)
+    if large.largest <= MAX_BYTES:
+        return []
+    return [
+        f"{large.path} has {large.largest / 1e9:,.2g} GB in one group of rows, which each process "
+        "that loads images holds in memory; write smaller groups, such as row_group_size=100"
+    ]
 
 
 def _left(rows: _Rows) -> list[str]:
