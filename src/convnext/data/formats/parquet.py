@@ -466,10 +466,8 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
         where=str(root),
         fold_column=folds,
     )
-    if any(stated):
-        split_from = split_from or "the names of the files"
-    elif splits:
-        split_from = split_from or f"the column {splits!r}"
+    column = f"the column {splits!r}" if splits else ""
+    split_from = split_from or ("the names of the files" if any(stated) else column)
     classes = names or tuple(sorted(set(rows.labels)))
     label_of = {name: number for number, name in enumerate(classes)}
     labels = [label_of[name] for name in rows.labels]
