@@ -86,7 +86,7 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
         (["train", "--data", "no/such/folder"], "no/such/folder"),
         (["train", "--model", "convnext_tinny", "--data", "digits"], "did you mean"),
         (["models", "convnxt_*"], "no model matches"),
-        (["predict", "no/such/run", "image.png"], "image.png"),
+        (["predict", "no/such/run", "image.png"], "no/such/run"),
         (["evaluate", "no/such/run"], "no/such/run"),
         (["data", "no/such/folder"], "no/such/folder"),
     ],

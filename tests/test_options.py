@@ -57,6 +57,7 @@ def test_the_short_names_are_frozen() -> None:
         "workers": "loader.workers",
         "val_share": "loader.val_share",
         "max_bad_share": "loader.max_bad_share",
+        "group": "loader.group",
         "columns": "loader.columns",
         "fold": "loader.fold",
         "layout": "detect.layout",

@@ -180,6 +180,7 @@ SHORT = {
     "workers": "loader.workers",
     "val_share": "loader.val_share",
     "max_bad_share": "loader.max_bad_share",
+    "group": "loader.group",
     "columns": "loader.columns",
     "fold": "loader.fold",
     "layout": "detect.layout",
@@ -198,7 +199,8 @@ SHORT = {
 }
 """Short names of settings, and their full names."""
 ONLY_IN_FULL_HELP = {
-    *("columns", "fold", "layout", "annotations", "images", "exif", "boxes", "allow_outside"),
+    *("group", "columns", "fold", "layout", "annotations", "images", "exif", "boxes"),
+    "allow_outside",
 }
 """Short names for unusual data; `data --help` shows them, `train --help-all` too."""
 
@@ -238,6 +240,7 @@ class Settings(TypedDict, total=False):
     workers: int | Auto
     val_share: float
     max_bad_share: float
+    group: str
     columns: str
     fold: str | int
     layout: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -26,6 +26,7 @@ from convnext.data.formats.records import (
     Objects,
     ReadOptions,
     Record,
+    Split,
     Understood,
     no_objects,
 )
@@ -34,6 +35,8 @@ from convnext.data.samples import (
     ImageFacts,
     SplitData,
     check_share,
+    groups_of,
+    straddling_groups,
 )
 
 
@@ -211,12 +214,15 @@ def open_dataset(
     notes = list(opened.notes)
     if opened.understood.layout != COCO:
         notes.append(f"`convnext data {path} --to coco --output DIR` writes it as COCO's json")
+    faults = opened.faults
+    if options is not None and options.group:
+        faults = (*faults, *_straddling(parts, options.group, path))
     if strict:
         _refuse_fatal(path, opened.faults)
         _check(path, "train", train, opened.faults)
         _check(path, "val", val, opened.faults)
     kinds: Counter[str] = Counter()
-    for fault in opened.faults:
+    for fault in faults:
         if fault.kind != UNUSED:
             kinds[fault.kind] += fault.count
     if kinds:
@@ -232,8 +238,20 @@ def open_dataset(
         has_val=opened.has_val,
         understood=opened.understood,
         notes=(*opened.understood.lines(), *notes),
-        faults=opened.faults,
+        faults=faults,
     )
+
+
+def _straddling(parts: Mapping[Split, DetectionImages], pattern: str, path: str) -> list[Fault]:
+    """Return a fault if images of one group are in several splits.
+
+    Raises:
+        ValueError: If the pattern of the groups is found in no path.
+    """
+    names = {split: [record.file_name for record in i.records] for split, i in parts.items()}
+    groups = iter(groups_of([name for found in names.values() for name in found], pattern))
+    found = straddling_groups({k: [next(groups) for _ in v] for k, v in names.items()})
+    return [Fault(kind="groups in several splits", where=path, text=f"has {one}") for one in found]
 
 
 def _refuse_fatal(path: str, faults: Sequence[Fault]) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -282,6 +283,8 @@ class ImageListing:
     layout: str = "class folders"
     split: str = ""
     """Where the split comes from; "" if there is none for validation."""
+    groups: Sequence[str] = ()
+    """The group of each image by a column of a table; empty if none is named."""
 
     def with_train(self, train: Sequence[int]) -> ImageListing:
         """Return the same with fewer training images."""
@@ -421,6 +424,103 @@ def held_out_positions(names: Sequence[str], share: float) -> list[int]:
             break
         held += groups[name]
     return held
+
+
+def groups_of(names: Sequence[str], pattern: str) -> list[str]:
+    """Return the group of each image, such as its patient, by a regular expression.
+
+    The group is the first parenthesis of the expression, or all that it matches. Images whose names
+    it is not found in are each a group, with their augmented copies.
+
+    Args:
+        names: The paths of the images relative to the data, with slashes.
+        pattern: The expression, which is searched for anywhere in the path.
+
+    Raises:
+        ValueError: If it is not a regular expression, or is found in no name.
+    """
+    try:
+        find = re.compile(pattern).search
+    except re.error as error:
+        raise ValueError(f"--group {pattern!r} is not a regular expression: {error}") from error
+    found = [find(name) for name in names]
+    if not any(found):
+        raise ValueError(
+            f"--group {pattern!r} is found in no path of an image, such as {names[0]!r}, and is "
+            "not a column of a table"
+        )
+    return [
+        f"/{source_of(name)}" if match is None else match[1 if match.re.groups else 0] or ""
+        for name, match in zip(names, found, strict=True)
+    ]
+
+
+def held_out_groups(groups: Sequence[str], labels: Sequence[int], share: float) -> list[int]:
+    """Return the positions of the images of the groups that are held out, in ascending order.
+
+    Groups are tried in the order of their hashes, and are held out if this brings the number of
+    held-out images of the classes nearer to a share of each. Every class keeps an image for
+    training.
+
+    Args:
+        groups: The group of each image.
+        labels: The label of each image; all 0 if they have none.
+        share: The share of the images of each class.
+
+    Raises:
+        ValueError: If no group can be held out.
+    """
+    names, group_of = np.unique(np.asarray(groups, object).astype(str), return_inverse=True)
+    label_of = np.asarray(labels, np.int64)
+    total = np.bincount(label_of)
+    order = np.argsort(group_of, kind="stable")
+    starts = np.searchsorted(group_of[order], np.arange(len(names) + 1))
+    hashes = [hashlib.sha256(n.encode("utf-8", "surrogateescape")).digest() for n in names.tolist()]
+    missing = share * total
+    left = total.copy()
+    held: list[int] = []
+    for number in sorted(range(len(names)), key=hashes.__getitem__):
+        members = order[starts[number] : starts[number + 1]]
+        counts = np.bincount(label_of[members], minlength=len(total))
+        nearer = np.abs(missing).sum() - np.abs(missing - counts).sum()
+        if nearer > 0 and (left - counts)[counts > 0].all():
+            missing, left = missing - counts, left - counts
+            held += members.tolist()
+    if not held:
+        count = f"{len(names):,} {'group' if len(names) == 1 else 'groups'}"
+        raise ValueError(
+            f"none of the {count} of images can be held out for validation: each is too large, or "
+            "has all images of a class; split the data yourself, or group it otherwise"
+        )
+    return sorted(held)
+
+
+def note_groups(groups: Sequence[str], held: Sequence[int]) -> str:
+    """Return a note on a split that keeps groups together."""
+    num_held = len({groups[i] for i in held})
+    single = sum(name.startswith("/") for name in groups)
+    alone = f"; {single:,} images are in no group" if single else ""
+    return f"{num_held:,} of {len(set(groups)):,} groups of images are held out{alone}"
+
+
+def straddling_groups(parts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a fault if images of one group are in several splits of the data; [] otherwise.
+
+    Args:
+        parts: The group of each image of each split.
+    """
+    splits: dict[str, list[str]] = {}
+    for split, groups in parts.items():
+        for group in sorted(set(groups)):
+            splits.setdefault(group, []).append(split)
+    several = [group for group, found in splits.items() if len(found) > 1]
+    if not several:
+        return []
+    where = " and ".join(splits[several[0]])
+    return [
+        f"groups of images that are in several splits of the data, so that scores are too high: "
+        f"{len(several):,} of {len(splits):,} (such as {several[0]!r} in {where})"
+    ]
 
 
 def num_copies(names: Sequence[str]) -> tuple[int, int]:

@@ -190,6 +190,10 @@ class LoaderRecipe(Generic[A]):
     """Fail if more than this fraction of the images cannot be read, and more than one."""
     val_share: float = 0.2
     """Fraction of each class held out for validation if the data has no split of its own."""
+    group: str = ""
+    """Keep images of one patient, video or place in one split: a regular expression whose first
+    parenthesis is the group in the path of an image, such as `(patient\\d+)`, or a column of a
+    table."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,6 +209,21 @@ def val_share_of(card: Card) -> float:
     return float(share) if isinstance(share, int | float) and 0 < share < 1 else 0.2
 
 
+def check_no_groups(card: Card, source: str) -> None:
+    """Refuse to hold out images by their names where training held out groups of them.
+
+    A pattern of groups in a checkpoint is not used: its run folder lists the images.
+
+    Raises:
+        ValueError: If training did.
+    """
+    if setting_of(card.recipe, "loader.group", str):
+        raise ValueError(
+            f"{source} was trained with --group, and only its run folder lists the images that "
+            "were held out: give the run folder, or --split all"
+        )
+
+
 def _preprocessing(metadata: Mapping[str, str]) -> Preprocessing | DensePreprocessing:
     values = _mapping(metadata["preprocessing"])
     # Only the dense preprocessing limits the long side.

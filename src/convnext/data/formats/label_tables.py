@@ -57,6 +57,7 @@ class _Row:
     label: str
     split: str = ""
     fold: str = ""
+    group: str = ""
 
 
 @dataclass(kw_only=True)
@@ -74,6 +75,8 @@ class _Read:
     has_split: bool = False
     fold: str = ""
     """The column of the folds."""
+    group: str = ""
+    """The column of the groups."""
 
 
 def is_labeled(root: Path) -> bool:
@@ -149,7 +152,7 @@ def find_labeled(
     index = _Index(root)
     notes: list[str] = []
     tables = {"": path} if path else _tables(root, index, notes)
-    columns = columns or TableColumns()
+    columns = TableColumns() if columns is None else columns
     read = {split: _read(table, root, index, columns) for split, table in tables.items()}
     faults: list[str] = []
     for table in read.values():
@@ -162,6 +165,7 @@ def find_labeled(
     labels: list[int] = []
     splits: list[Split] = []
     folds: list[str] = []
+    groups: list[str] = []
     for name, table in read.items():
         for row in table.rows:
             stated = row.split if table.has_split else name
@@ -173,6 +177,7 @@ def find_labeled(
                 )
             splits.append(split)
             folds.append(row.fold)
+            groups.append(row.group)
             keys.append(row.key)
             labels.append(label_of[row.label])
     if not keys:
@@ -201,6 +206,7 @@ def find_labeled(
         test=parts.get("test"),
         layout="table of labels",
         split=held or _split_from(read, root),
+        groups=groups if any(table.group for table in read.values()) else (),
         notes=tuple(notes),
         faults=tuple(faults),
         take=taker(root, keys, labels),
@@ -430,12 +436,14 @@ def _read(path: Path, root: Path, index: _Index, columns: TableColumns) -> _Read
         image = header.index(columns.image)
     else:
         image = _image_column(path, header, rows, index, below)
-    found = _Read(path=path, fold=columns.others(header, path)[1])
+    named = columns.others(header, path)[1], columns.group_column(header)
+    found = _Read(path=path, fold=named[0], group=named[1])
     split = _split_column(header, rows, image, columns)
     is_split = split is not None and all(split_of(row[split]) for row in rows[:NUM_ROWS])
     found.has_split = is_split or bool(columns.split)
     fold = header.index(found.fold) if found.fold else None
-    left_out = {image, fold, split if found.has_split else image}
+    group = header.index(found.group) if found.group else None
+    left_out = {image, fold, group, split if found.has_split else image}
     others = [i for i in range(width) if header[i] and i not in left_out]
     hot = [i for i in others if all(row[i] in ("0", "1", "0.0", "1.0") for row in rows)]
     is_named = any(header[i].lower() in LABELS for i in others)
@@ -466,6 +474,7 @@ def _read(path: Path, root: Path, index: _Index, columns: TableColumns) -> _Read
                     label=names[0],
                     split=row[split] if split is not None else "",
                     fold=row[fold] if fold is not None else "",
+                    group=row[group] if group is not None else "",
                 )
             )
     labels = {row.label for row in found.rows}

@@ -26,7 +26,13 @@ from convnext.data.formats.records import (
     Split,
     Understood,
 )
-from convnext.data.samples import held_out, note_copies
+from convnext.data.samples import (
+    groups_of,
+    held_out,
+    held_out_groups,
+    note_copies,
+    note_groups,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +79,17 @@ def _open(root: Path, val_share: float, options: ReadOptions) -> Opened:
     if layout == "coco":
         return _open_coco(root, index, val_share, options)
     source = to_records(READERS[layout](index, options), index, options)
-    return _open_imported(source, index, val_share)
+    return _open_imported(source, index, val_share, options.group)
 
 
 def _is_json(annotations: str) -> bool:
     return annotations.lower().endswith(".json")
 
 
-def _open_imported(source: ObjectSource, index: FileIndex, val_share: float) -> Opened:
+def _open_imported(source: ObjectSource, index: FileIndex, val_share: float, group: str) -> Opened:
     ids = tuple(range(1, len(source.classes) + 1))
     by_split, split_from, left_out = _divide(
-        source.records, source.splits, source.split_from, val_share
+        source.records, source.splits, source.split_from, val_share, group=group
     )
     parts = {
         split: Part(root=source.root, records=records, category_ids=ids)
@@ -124,6 +130,7 @@ def _divide(
     val_share: float,
     *,
     has_test: bool = False,
+    group: str = "",
 ) -> tuple[dict[Split, list[Record]], str, list[str]]:
     """Return the records of each split: as the data states it, or with a share held out."""
     found: dict[Split, list[Record]] = {}
@@ -148,7 +155,12 @@ def _divide(
         return _ordered(found), f"{split_from} ({stated})", left_out
     train = found["train"]
     names = [record.file_name for record in train]
-    held = held_out(names, val_share)
+    groups = groups_of(names, group) if group else ()
+    if groups:
+        places = held_out_groups(groups, [0] * len(names), val_share)
+        held, copies = {names[i] for i in places}, [note_groups(groups, places)]
+    else:
+        held, copies = held_out(names, val_share), note_copies(names)
     found["train"] = [record for record in train if record.file_name not in held]
     found["val"] = [record for record in train if record.file_name in held]
     has_test = has_test or "test" in found
@@ -157,7 +169,7 @@ def _divide(
         f"{why}; {len(held):,} of {len(train):,} images, chosen by file name, are held out for "
         "validation"
     )
-    return _ordered(found), "; ".join((text, *note_copies(names))), left_out
+    return _ordered(found), "; ".join((text, *copies)), left_out
 
 
 def _ordered(found: Mapping[Split, list[Record]]) -> dict[Split, list[Record]]:
@@ -207,7 +219,12 @@ def _open_coco(root: Path, index: FileIndex, val_share: float, options: ReadOpti
         where = "the folders of the images" if len(files) == 1 else names
         has_val = "val" in stated
         divided, split_from, left_out = _divide(
-            train.records, stated, where, val_share, has_test="test" in parts
+            train.records,
+            stated,
+            where,
+            val_share,
+            has_test="test" in parts,
+            group=options.group,
         )
         parts |= {
             split: Part(root=folder, records=records, category_ids=train.category_ids)

@@ -433,6 +433,7 @@ class _Rows:
     labels: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     folds: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
     neither: list[str] = field(default_factory=list)
     unlabeled: list[str] = field(default_factory=list)
 
@@ -444,7 +445,7 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
         ValueError: If a file cannot be read, it is not clear which column or folder is meant, or
             no row has an image and a label.
     """
-    given = columns or TableColumns()
+    given = TableColumns() if columns is None else columns
     faults: list[str] = []
     base = root if root.is_dir() else root.parent
     by_split = {"": [root]} if root.is_file() else _by_split(root, faults)
@@ -454,7 +455,8 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
     inner = _byte_columns(files[0].schema)[image]
     names = _same_classes(files, label)
     splits, folds = given.others(files[0].schema.names, files[0].path)
-    rows = _read(files, stated, (image, inner, label), (splits, folds), base)
+    grouped = given.group_column(files[0].schema.names)
+    rows = _read(files, stated, (image, inner, label), (splits, folds, grouped), base)
     if not rows.labels:
         left = "; ".join(_left(rows)) or "there are no rows"
         raise ValueError(f"{root}: no row has an image and a label ({left})")
@@ -499,6 +501,7 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
         layout=f"images in {len(files):,} {'Parquet' if files[0].table is None else 'Arrow'} "
         f"{'file' if len(files) == 1 else 'files'}",
         split=split_from,
+        groups=rows.groups if grouped else (),
         notes=(note + (", whose names are in the schema" if names else ""),),
         faults=tuple(faults),
         take=take,
@@ -509,7 +512,7 @@ def _read(
     files: Sequence[_File],
     stated: Sequence[str],
     columns: tuple[str, str, str],
-    others: tuple[str, str],
+    others: tuple[str, str, str],
     root: Path,
 ) -> _Rows:
     """Read the rows of all files, without the bytes of the images.
@@ -518,7 +521,7 @@ def _read(
         files: The files.
         stated: The split in the name of each file, or "".
         columns: The column of the images, the field of its structs, and the column of the labels.
-        others: The columns of the split and of the fold, or "".
+        others: The columns of the split, of the fold and of the group, or "".
         root: Where images are whose rows have a path only.
 
     Raises:
@@ -591,7 +594,7 @@ def _add(
     if inner and kind.get_field_index("path") >= 0:
         paths = file.column(image, "path").to_pylist()
     labels = _texts(file, label)
-    splits, folds = (_texts(file, name) if name else [""] * len(labels) for name in others)
+    splits, folds, groups = (_texts(file, name) if name else [""] * len(labels) for name in others)
     has_gaps = file.has_gaps(image, inner)
     for group in range(len(file.starts) - 1):
         start, end = file.starts[group : group + 2]
@@ -613,6 +616,7 @@ def _add(
             rows.labels.append(labels[row])
             rows.splits.append(split or splits[row])
             rows.folds.append(folds[row])
+            rows.groups.append(groups[row])
 
 
 def _by_split(root: Path, faults: list[str]) -> dict[str, list[Path]]:
@@ -666,7 +670,7 @@ def _columns_of(file: _File, given: TableColumns) -> tuple[str, str]:
     if given.label:
         return image, given.label
     types = library("pyarrow.types")
-    used = {image, *given.named(), *given.others(names, file.path)}
+    used = {image, *given.named(), *given.others(names, file.path), given.group_column(names)}
     others = [c for c in file.schema if c.name not in used]
     nested = [c.name for c in others if types.is_nested(c.type)]
     left = [c.name for c in others if not types.is_nested(c.type)]

@@ -134,6 +134,8 @@ class ReadOptions:
     """How to treat VOC's difficult objects."""
     allow_outside: bool = False
     """Read files outside the data folder that annotations or links name."""
+    group: str = ""
+    """A pattern of paths: images of one group stay in one split (`samples.groups_of`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

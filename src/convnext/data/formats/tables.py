@@ -25,7 +25,7 @@ COLUMNS = ("path", "label")
 MISSING = ("None", "nan", "<NA>", "NaT")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage")
 FOLD_COLUMNS = ("fold", "folds", "kfold", "k_fold", "fold_id", "cv_fold")
-_ROLES = ("image", "label", "split", "fold")
+_ROLES = ("image", "label", "split", "fold", "group")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,21 @@ class TableColumns:
     label: str = ""
     split: str = ""
     fold: str = ""
+    group: str = ""
+    """The column of what images of one split share, such as the patient."""
     val_fold: str = ""
     """The fold for validation; "" for the first one."""
+    maybe_group: str = ""
+    """What the user says of groups: a column, or else a pattern of paths."""
 
     @classmethod
-    def parse(cls, text: str, val_fold: int | str = "") -> TableColumns:
+    def parse(cls, text: str, val_fold: int | str = "", group: str = "") -> TableColumns:
         """Return the columns of a text such as "image=file,label=species,fold=fold".
+
+        Args:
+            text: The text.
+            val_fold: The fold for validation.
+            group: A column of groups, or a pattern of paths.
 
         Raises:
             ValueError: If a part is not ROLE=NAME, or a role is unknown or repeated.
@@ -52,14 +61,21 @@ class TableColumns:
             if not sign or not name or role not in _ROLES or role in found:
                 raise ValueError(
                     f"--columns has {part.strip()!r}, but takes each of image=NAME, label=NAME, "
-                    "split=NAME and fold=NAME at most once, separated by commas"
+                    "split=NAME, fold=NAME and group=NAME at most once, separated by commas"
                 )
             found[role] = name
-        return cls(**found, val_fold=str(val_fold).strip())
+        if "group" in found and group not in ("", found["group"]):
+            raise ValueError(f"--columns group={found['group']} and --group {group}: give one")
+        return cls(**found, val_fold=str(val_fold).strip(), maybe_group=group)
 
     def named(self) -> list[str]:
         """Return the columns that are named."""
-        return [name for name in (self.image, self.label, self.split, self.fold) if name]
+        own = (self.image, self.label, self.split, self.fold, self.group)
+        return [name for name in own if name]
+
+    def group_column(self, header: Sequence[str]) -> str:
+        """Return the column of the groups; "" if the table has none."""
+        return self.group or (self.maybe_group if self.maybe_group in header else "")
 
     def __bool__(self) -> bool:
         return bool(self.named() or self.val_fold)
@@ -187,7 +203,7 @@ def find_table(path: Path, columns: TableColumns | None = None) -> ImageListing:
             split has another name, or an image has two labels or splits.
     """
     header, *body = [row for row in cells_of(path, read_regular(path), ",") if row] or [[]]
-    columns = columns or TableColumns()
+    columns = TableColumns() if columns is None else columns
     label = columns.label or "label"
     missing = [name for name in ("path", label) if name not in header]
     if missing:
@@ -197,8 +213,9 @@ def find_table(path: Path, columns: TableColumns | None = None) -> ImageListing:
     split, fold = columns.others(header, path)
     # Any other column beside path and label may be called set or usage.
     split = split if columns.split or split == "split" else ""
-    check_once(header, ("path", label, split, fold), path)
-    keys, names, parts, folds = [], [], list[Split](), []
+    grouped = columns.group_column(header)
+    check_once(header, ("path", label, split, fold, grouped), path)
+    keys, names, parts, folds, groups = [], [], list[Split](), [], []
     for number, cells in enumerate(body, start=2):
         row = dict(zip_longest(header, cells[: len(header)], fillvalue=""))
         if not row["path"] or not row[label]:
@@ -207,16 +224,20 @@ def find_table(path: Path, columns: TableColumns | None = None) -> ImageListing:
         names.append(row[label])
         parts.append(_part(path, number, row, split))
         folds.append(row[fold] if fold else "")
+        groups.append(row[grouped] if grouped else "")
     if not keys:
         raise ValueError(f"{path} has no rows")
     paths = [os.path.normpath(path.parent / key) for key in keys]
     # Rows of one image in two folds would straddle the split.
-    where = [f"{part} {number}".strip() for part, number in zip(parts, folds, strict=True)]
+    places = zip(parts, folds, groups, strict=True)
+    where = [" ".join(filter(None, place)) for place in places]
     rows = list(zip(paths, names, where, strict=True))
     used = _unique(rows, lambda i: f"line {i + 2}", str(path))
     repeated = count_noun(len(keys) - len(used), "row")
     notes = (f"{repeated} like another: each image is used once",) * (len(used) < len(keys))
-    keys, names, folds = ([values[i] for i in used] for values in (keys, names, folds))
+    keys, names, folds, groups = (
+        [values[i] for i in used] for values in (keys, names, folds, groups)
+    )
     found, held = parts_of_rows(
         [parts[i] for i in used],
         folds if fold else None,
@@ -237,6 +258,7 @@ def find_table(path: Path, columns: TableColumns | None = None) -> ImageListing:
         test=found.get("test"),
         layout="table of labels",
         split=held or (f"the column {split}" if split else ""),
+        groups=groups if grouped else (),
         notes=notes,
         faults=(),
         take=lambda which: FolderSamples(

@@ -48,8 +48,12 @@ from convnext.data.samples import (
     Samples,
     SplitData,
     check_share,
+    groups_of,
+    held_out_groups,
     held_out_positions,
     note_copies,
+    note_groups,
+    straddling_groups,
 )
 from convnext.data.shards.layout import find_shards, part_of
 from convnext.data.shards.remote import find_remote, is_remote
@@ -86,6 +90,7 @@ def open_dataset(
     loader: ClassificationLoader | None = None,
     layout: str = "",
     columns: TableColumns | None = None,
+    group: str = "",
     console: Console | None = None,
 ) -> ClassificationData:
     """Open the data set at `path` without reading any image.
@@ -100,6 +105,8 @@ def open_dataset(
         layout: "class_folders" accepts any folder names as classes; "file_names" takes them from
             the files.
         columns: The columns of a table that the user names, and the fold to hold out.
+        group: A pattern of paths, or the column that `columns` has for it: images of one group stay
+            in one split (`groups_of`).
         console: Console for notes about downloads; standard error by default.
 
     Raises:
@@ -115,9 +122,13 @@ def open_dataset(
         root = Path(path).expanduser()
         raise with_recognized(with_known_format(error, root), root, layout) from error
     val, notes = found.val, list(found.notes)
+    groups = _groups(found, group)
     if val is None:
-        found, val = hold_out(found, val_share, notes)
+        found, val = hold_out(found, val_share, notes, groups)
     faults = [*found.faults, *_check_classes(found, val, strict=strict)]
+    if groups:
+        parts = {"train": found.train, "val": val, "test": found.test or ()}
+        faults += straddling_groups({k: [groups[i] for i in which] for k, which in parts.items()})
     return ClassificationData(
         path=path,
         classes=found.classes,
@@ -226,9 +237,34 @@ def _digits() -> ClassificationData:
     )
 
 
-def hold_out(found: ImageListing, share: float, notes: list[str]) -> tuple[ImageListing, list[int]]:
-    """Move a fraction of each class to validation: the images with the smallest name hashes."""
+def _groups(found: ImageListing, pattern: str) -> Sequence[str]:
+    """Return the group of each image by a column of a table, or by a pattern; () for none.
+
+    Raises:
+        ValueError: If the pattern is found in no path.
+    """
+    if found.groups:  # An image without a group is one of its own.
+        return [name or f"/{key}" for name, key in zip(found.groups, found.keys, strict=True)]
+    return groups_of(found.keys, pattern) if pattern else ()
+
+
+def hold_out(
+    found: ImageListing, share: float, notes: list[str], groups: Sequence[str] = ()
+) -> tuple[ImageListing, list[int]]:
+    """Move a fraction of each class to validation: the images with the smallest name hashes.
+
+    Images of one of the `groups` stay together.
+
+    Raises:
+        ValueError: If no group can be held out.
+    """
     train = np.asarray(found.train, np.int64)
+    if groups:
+        own = [groups[i] for i in found.train]
+        places = held_out_groups(own, [found.labels[i] for i in found.train], share)
+        notes.append(note_groups(own, places))
+        val = train[places].tolist()
+        return found.with_train(np.setdiff1d(train, val).tolist()), val
     labels = np.asarray(found.labels)[train]
     held: list[int] = []
     for label in np.unique(labels):
@@ -313,7 +349,7 @@ def find(
     """
     if path.startswith("pipe:"):
         raise ValueError(f"{path} would start a program, which is refused: use an address")
-    named = columns or TableColumns()
+    named = TableColumns() if columns is None else columns
     if is_remote(path) or (path.endswith(".txt") and Path(path).expanduser().is_file()):
         _check_unused(named, path)
         return find_remote(path, loader or ClassificationLoader(), console=console)

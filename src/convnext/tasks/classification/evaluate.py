@@ -44,6 +44,7 @@ from convnext.tasks.evaluation import (
 from convnext.tasks.trained import Opened, build, opened
 from convnext.weights.checkpoint import (
     Card,
+    check_no_groups,
     complete_steps,
     data_of,
     is_own_data,
@@ -237,6 +238,8 @@ def open_split(
     if is_own and found.val is None:
         found = _as_held(found, held, data) if held else found
         if found.val is None:
+            if split != "all":
+                check_no_groups(card, "the checkpoint")
             found, val = hold_out(found, val_share_of(card), [])
             found = replace(found, val=val)
     has_val, has_test = found.val is not None, found.test is not None

@@ -212,6 +212,7 @@ def inspect_with_sheet(
     layout: str = "",
     columns: str = "",
     fold: int | str = "",
+    group: str = "",
     range: Sequence[float] = (),
     **how: Unpack[ScanOptions],
 ) -> tuple[DataReport, Any]:
@@ -222,8 +223,8 @@ def inspect_with_sheet(
     """
     if layout not in ("", *LAYOUT_NAMES):
         raise ValueError(f"--layout is {layout!r}, but must be {' or '.join(LAYOUT_NAMES)} here")
-    named = TableColumns.parse(columns, fold)
-    opening = partial(open_dataset, path, strict=False, layout=layout, columns=named)
+    named = TableColumns.parse(columns, fold, group)
+    opening = partial(open_dataset, path, strict=False, layout=layout, columns=named, group=group)
     data, found = open_and_scan(partial(with_range, opening, range), scan, **how)
     return report(data, found), contact_sheet(data) if sheet else None
 

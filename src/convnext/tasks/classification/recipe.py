@@ -170,11 +170,14 @@ class DataOptions:
         columns: Columns of a table of labels, such as `image=file,label=species,fold=k`; also
             `split`. By default they are recognized.
         fold: The fold for validation of a table with a column of folds; by default the first one.
+        group: Keep images of one patient or place in one split: a regular expression such as
+            `(patient\\d+)` for the paths of images, or a column of a table.
     """
 
     layout: str = ""
     columns: str = ""
     fold: int | str = ""
+    group: str = ""
 
 
 def recognizes(path: Path) -> bool:

@@ -106,7 +106,8 @@ class ClassificationTask(Task):
             val_share=loader.val_share,
             loader=loader,
             layout=loader.layout,
-            columns=TableColumns.parse(loader.columns, loader.fold),
+            columns=TableColumns.parse(loader.columns, loader.fold, loader.group),
+            group=loader.group,
             console=console,
         )
 

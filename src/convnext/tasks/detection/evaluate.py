@@ -47,7 +47,14 @@ from convnext.tasks.evaluation import (
     some_classes,
 )
 from convnext.tasks.trained import Opened, opened
-from convnext.weights.checkpoint import Card, data_of, is_own_data, setting_of, val_share_of
+from convnext.weights.checkpoint import (
+    Card,
+    check_no_groups,
+    data_of,
+    is_own_data,
+    setting_of,
+    val_share_of,
+)
 
 COLUMNS = (
     ("AP", "ap"),
@@ -261,7 +268,7 @@ def open_split(
         for note in found.notes:
             console.print(f"note: {note}", markup=False)
     if is_own and not found.has_val:
-        found = _as_held(found, source)
+        found = _as_held(found, source, card, split)
     split = choose_split(split, path, card, has_val=found.has_val, has_test=found.test is not None)
     images = images_of_split(found.parts, split, path, join)
     relabeled = relabel(images, found.classes, card.classes)
@@ -302,11 +309,17 @@ def _options_of(card: Card, source: str) -> ReadOptions:
     return options
 
 
-def _as_held(data: DetectionData, source: str) -> DetectionData:
-    """Return data with the images that a run held out, where it recorded them."""
+def _as_held(data: DetectionData, source: str, card: Card, split: str) -> DetectionData:
+    """Return data with the images that a run held out, where it recorded them.
+
+    Raises:
+        ValueError: If it held out groups, but did not record them.
+    """
     images = join([data.train, data.val])
     parts = held_split(images, held_names(source), data.path)
     if parts is None:
+        if split != "all":
+            check_no_groups(card, source)
         return data
     train, val = (replace(images, records=[images.records[i] for i in part]) for part in parts)
     return replace(data, train=train, val=val)

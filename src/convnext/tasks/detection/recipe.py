@@ -149,6 +149,8 @@ class DataOptions:
         exif: Whether objects were drawn on images with their EXIF orientation applied.
         boxes: Numbers of a COCO box: corner and size, two corners, or center and size.
         allow_outside: Read files outside the data folder that annotations or links name.
+        group: Keep images of one patient or place in one split: a regular expression such as
+            `(patient\\d+)` for the paths of images, or a column of a table.
     """
 
     layout: str = ""
@@ -157,6 +159,7 @@ class DataOptions:
     exif: Literal["", "turned", "unturned"] = ""
     boxes: Literal["", "xywh", "xyxy", "cxcywh"] = ""
     allow_outside: bool = False
+    group: str = ""
 
 
 def recognizes(path: Path) -> bool:

@@ -123,6 +123,7 @@ class DetectionTask(Task):
             exif=own.exif,
             boxes=own.boxes,
             allow_outside=own.allow_outside,
+            group=recipe.loader.group,
         )
         return open_dataset(recipe.data, val_share=recipe.loader.val_share, options=options)
 

@@ -24,8 +24,12 @@ from convnext.data.samples import (
     ImageFacts,
     SplitData,
     check_share,
+    groups_of,
     held_out,
+    held_out_groups,
     note_copies,
+    note_groups,
+    straddling_groups,
 )
 from convnext.tasks.segmentation.class_lists import cityscapes_ids, read_classes
 from convnext.tasks.segmentation.layout import Pairs, open_drawn
@@ -108,11 +112,15 @@ def open_dataset(
     found, lossy = _without_lossy(found)
     train, val = found.train, found.val
     if val is None:
-        train, val = _hold_out(train, val_share)
-        notes += note_copies(list(found.train.pairs))
+        train, val, note = _hold_out(train, val_share, options.group)
+        notes += note
     parts = {"train": train, "val": val} | ({"test": found.test} if found.test else {})
     faults = [*lossy, *found.faults]
     faults += [fault for name, part in parts.items() for fault in _partners(name, part)]
+    if options.group and any(part.pairs for part in parts.values()):
+        paths = [name for part in parts.values() for name in part.pairs]
+        groups = iter(groups_of(paths, options.group))
+        faults += straddling_groups({k: [next(groups) for _ in p.pairs] for k, p in parts.items()})
     empty = [name for name in ("train", "val") if not parts[name].pairs]
     if empty and strict:
         detail = f" ({'; '.join(faults)})" if faults else ""
@@ -235,12 +243,18 @@ def _pairs(root: Path, part: Part, reader: MaskReader | LayerReader, exif: Exif)
     )
 
 
-def _hold_out(part: Part, share: float) -> tuple[Part, Part]:
-    """Split a part in two by hashes of the names."""
-    held = held_out(list(part.pairs), share)
+def _hold_out(part: Part, share: float, group: str) -> tuple[Part, Part, list[str]]:
+    """Split a part in two by hashes of the names or of the groups; return notes too."""
+    names = list(part.pairs)
+    if group:
+        groups = groups_of(names, group)
+        places = held_out_groups(groups, [0] * len(names), share)
+        held, notes = {names[i] for i in places}, [note_groups(groups, places)]
+    else:
+        held, notes = held_out(names, share), note_copies(names)
     train = {name: pair for name, pair in part.pairs.items() if name not in held}
     val = {name: pair for name, pair in part.pairs.items() if name in held}
-    return replace(part, pairs=train), Part(pairs=val)
+    return replace(part, pairs=train), Part(pairs=val), notes
 
 
 def _partners(name: str, part: Part) -> list[str]:

@@ -44,6 +44,7 @@ from convnext.tasks.segmentation.scores import InferenceSettings, choose_inferen
 from convnext.tasks.trained import Opened, opened
 from convnext.weights.checkpoint import (
     Card,
+    check_no_groups,
     data_of,
     is_address,
     is_own_data,
@@ -210,7 +211,7 @@ def open_split(data: str | None, split: str, card: Card, source: str) -> Evaluat
         options=_options_of(card) if same else None,
     )
     if same and not opened.has_val:
-        opened = _as_held(opened, source)
+        opened = _as_held(opened, source, card, split)
     split = choose_split(
         split, opened.path, card, has_val=opened.has_val, has_test=opened.test is not None
     )
@@ -235,11 +236,17 @@ def _options_of(card: Card) -> ReadOptions:
     )
 
 
-def _as_held(opened: SegmentationData, source: str) -> SegmentationData:
-    """Return data with the images that a run held out, where it recorded them."""
+def _as_held(opened: SegmentationData, source: str, card: Card, split: str) -> SegmentationData:
+    """Return data with the images that a run held out, where it recorded them.
+
+    Raises:
+        ValueError: If it held out groups, but did not record them.
+    """
     pairs = join([opened.train, opened.val])
     parts = held_split(pairs, held_names(source), opened.path)
     if parts is None:
+        if split != "all":
+            check_no_groups(card, source)
         return opened
     train, val = map(pairs.take, parts)
     return replace(opened, train=train, val=val)

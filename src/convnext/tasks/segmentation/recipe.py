@@ -129,6 +129,8 @@ class DataOptions:
         layout: Layout of the objects that masks are drawn from.
         annotations: Files of these objects, separated by commas, where several could be meant.
         allow_outside: Read files outside the data folder that annotations or links name.
+        group: Keep images of one patient or place in one split: a regular expression such as
+            `(patient\\d+)` for the paths of images, or a column of a table.
     """
 
     images: str = ""
@@ -138,9 +140,10 @@ class DataOptions:
     layout: str = ""
     annotations: str = ""
     allow_outside: bool = False
+    group: str = ""
 
 
-SHARED_OPTIONS = frozenset({"layout", "annotations", "allow_outside"})
+SHARED_OPTIONS = frozenset({"layout", "annotations", "allow_outside", "group"})
 """Options of `data` that do not say that a folder is for this task."""
 
 

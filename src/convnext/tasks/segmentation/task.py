@@ -109,6 +109,7 @@ class SegmentationTask(Task):
                 annotations=segment.annotations,
                 exif=segment.exif,
                 allow_outside=segment.allow_outside,
+                group=recipe.loader.group,
             ),
         )
 
