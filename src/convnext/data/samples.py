@@ -406,6 +406,26 @@ def held_out(names: Sequence[str], share: float) -> set[str]:
     return {names[i] for i in held_out_positions(names, share)}
 
 
+def hold_out_names(
+    names: Sequence[str], share: float, pattern: str = ""
+) -> tuple[set[str], list[str]]:
+    """Return the names of unlabeled images that are held out, and notes for the user.
+
+    Args:
+        names: Paths of images.
+        share: The share to hold out.
+        pattern: Keeps images of one group together, as for `groups_of`.
+
+    Raises:
+        ValueError: If the pattern is found in no name, or no group can be held out.
+    """
+    if not pattern:
+        return held_out(names, share), note_copies(names)
+    groups = groups_of(names, pattern)
+    places = held_out_groups(groups, [0] * len(names), share)
+    return {names[i] for i in places}, [note_groups(groups, places)]
+
+
 def held_out_positions(names: Sequence[str], share: float) -> list[int]:
     """Return the positions of the names that are held out, in the order of their hashes.
 

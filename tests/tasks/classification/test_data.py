@@ -264,5 +264,5 @@ def test_the_short_name_of_layout_is_the_tasks_setting(tmp_path: Path) -> None:
     data = tmp_path / "data"
     run = convnext.train(data=data, output=tmp_path / "a", layout="class_folders", **small)
     assert "layout: class_folders" in (run.folder / "recipe.yaml").read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match=r"loader\.layout is .*yolo"):
+    with pytest.raises(ValueError, match=r"^layout is .*yolo"):
         convnext.train(data=data, output=tmp_path / "b", task="classify", layout="yolo")

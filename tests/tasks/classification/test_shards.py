@@ -129,7 +129,7 @@ def test_another_folder_is_not_touched(photos, tmp_path):
         to_shards(str(photos), tmp_path / "shards", shard_mb=5)
     with pytest.raises(ValueError, match="is a file"):
         to_shards(str(photos), target / "letter.txt")
-    with pytest.raises(ValueError, match="has no class folders"):
+    with pytest.raises(ValueError, match="has no image files"):
         to_shards("digits", tmp_path / "digits")
     with pytest.raises(ValueError, match="must be above 0"):
         to_shards(str(photos), tmp_path / "none", shard_mb=0)

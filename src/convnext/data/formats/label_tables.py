@@ -157,15 +157,13 @@ def find_labeled(
     faults: list[str] = []
     for table in read.values():
         _note(table, root, notes, faults)
-    classes = next((t.classes for t in read.values() if t.classes), ()) or tuple(
-        sorted({row.label for table in read.values() for row in table.rows})
-    )
+    names = {row.label for table in read.values() for row in table.rows}
+    classes = next((t.classes for t in read.values() if t.classes), ()) or tuple(sorted(names))
     label_of = {name: label for label, name in enumerate(classes)}
     keys: list[str] = []
     labels: list[int] = []
     splits: list[Split] = []
-    folds: list[str] = []
-    groups: list[str] = []
+    folds, groups = list[str](), list[str]()
     for name, table in read.items():
         for row in table.rows:
             stated = row.split if table.has_split else name

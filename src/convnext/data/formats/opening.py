@@ -26,13 +26,7 @@ from convnext.data.formats.records import (
     Split,
     Understood,
 )
-from convnext.data.samples import (
-    groups_of,
-    held_out,
-    held_out_groups,
-    note_copies,
-    note_groups,
-)
+from convnext.data.samples import hold_out_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +149,7 @@ def _divide(
         return _ordered(found), f"{split_from} ({stated})", left_out
     train = found["train"]
     names = [record.file_name for record in train]
-    groups = groups_of(names, group) if group else ()
-    if groups:
-        places = held_out_groups(groups, [0] * len(names), val_share)
-        held, copies = {names[i] for i in places}, [note_groups(groups, places)]
-    else:
-        held, copies = held_out(names, val_share), note_copies(names)
+    held, notes = hold_out_names(names, val_share, group)
     found["train"] = [record for record in train if record.file_name not in held]
     found["val"] = [record for record in train if record.file_name in held]
     has_test = has_test or "test" in found
@@ -169,7 +158,7 @@ def _divide(
         f"{why}; {len(held):,} of {len(train):,} images, chosen by file name, are held out for "
         "validation"
     )
-    return _ordered(found), "; ".join((text, *copies)), left_out
+    return _ordered(found), "; ".join((text, *notes)), left_out
 
 
 def _ordered(found: Mapping[Split, list[Record]]) -> dict[Split, list[Record]]:
@@ -219,12 +208,7 @@ def _open_coco(root: Path, index: FileIndex, val_share: float, options: ReadOpti
         where = "the folders of the images" if len(files) == 1 else names
         has_val = "val" in stated
         divided, split_from, left_out = _divide(
-            train.records,
-            stated,
-            where,
-            val_share,
-            has_test="test" in parts,
-            group=options.group,
+            train.records, stated, where, val_share, has_test="test" in parts, group=options.group
         )
         parts |= {
             split: Part(root=folder, records=records, category_ids=train.category_ids)

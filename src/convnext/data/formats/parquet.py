@@ -441,6 +441,8 @@ class _Rows:
 def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListing:
     """List the images in Parquet or Arrow files below a folder, or in one file.
 
+    Long because every column goes through each of its steps.
+
     Raises:
         ValueError: If a file cannot be read, it is not clear which column or folder is meant, or
             no row has an image and a label.
@@ -454,12 +456,12 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
     image, label = _columns_of(files[0], given)
     inner = _byte_columns(files[0].schema)[image]
     names = _same_classes(files, label)
-    splits, folds = given.others(files[0].schema.names, files[0].path)
-    grouped = given.group_column(files[0].schema.names)
+    header = files[0].schema.names
+    (splits, folds), grouped = given.others(header, files[0].path), given.group_column(header)
     rows = _read(files, stated, (image, inner, label), (splits, folds, grouped), base)
     if not rows.labels:
-        left = "; ".join(_left(rows)) or "there are no rows"
-        raise ValueError(f"{root}: no row has an image and a label ({left})")
+        left = f"({'; '.join(_left(rows)) or 'there are no rows'})"
+        raise ValueError(f"{root}: no row has an image and a label {left}")
     faults += [*_left(rows), *_large_group(files)]
     parts, split_from = parts_of_rows(
         [_split_of(text, root, splits) for text in rows.splits],

@@ -198,6 +198,8 @@ def find_table(path: Path, columns: TableColumns | None = None) -> ImageListing:
 
     Rows that repeat others exactly are counted and used once.
 
+    Long because every column goes through each of its steps.
+
     Raises:
         ValueError: If a column is missing, a row is incomplete, a quotation mark is not closed, a
             split has another name, or an image has two labels or splits.
@@ -229,15 +231,13 @@ def find_table(path: Path, columns: TableColumns | None = None) -> ImageListing:
         raise ValueError(f"{path} has no rows")
     paths = [os.path.normpath(path.parent / key) for key in keys]
     # Rows of one image in two folds would straddle the split.
-    places = zip(parts, folds, groups, strict=True)
-    where = [" ".join(filter(None, place)) for place in places]
+    where = [" ".join(filter(None, place)) for place in zip(parts, folds, groups, strict=True)]
     rows = list(zip(paths, names, where, strict=True))
     used = _unique(rows, lambda i: f"line {i + 2}", str(path))
     repeated = count_noun(len(keys) - len(used), "row")
     notes = (f"{repeated} like another: each image is used once",) * (len(used) < len(keys))
-    keys, names, folds, groups = (
-        [values[i] for i in used] for values in (keys, names, folds, groups)
-    )
+    lists = keys, names, folds, groups
+    keys, names, folds, groups = ([values[i] for i in used] for values in lists)
     found, held = parts_of_rows(
         [parts[i] for i in used],
         folds if fold else None,

@@ -25,10 +25,7 @@ from convnext.data.samples import (
     SplitData,
     check_share,
     groups_of,
-    held_out,
-    held_out_groups,
-    note_copies,
-    note_groups,
+    hold_out_names,
     straddling_groups,
 )
 from convnext.tasks.segmentation.class_lists import cityscapes_ids, read_classes
@@ -245,13 +242,7 @@ def _pairs(root: Path, part: Part, reader: MaskReader | LayerReader, exif: Exif)
 
 def _hold_out(part: Part, share: float, group: str) -> tuple[Part, Part, list[str]]:
     """Split a part in two by hashes of the names or of the groups; return notes too."""
-    names = list(part.pairs)
-    if group:
-        groups = groups_of(names, group)
-        places = held_out_groups(groups, [0] * len(names), share)
-        held, notes = {names[i] for i in places}, [note_groups(groups, places)]
-    else:
-        held, notes = held_out(names, share), note_copies(names)
+    held, notes = hold_out_names(list(part.pairs), share, group)
     train = {name: pair for name, pair in part.pairs.items() if name not in held}
     val = {name: pair for name, pair in part.pairs.items() if name in held}
     return replace(part, pairs=train), Part(pairs=val), notes
