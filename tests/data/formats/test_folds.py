@@ -100,7 +100,10 @@ def test_two_columns_of_one_name_are_refused(root, header) -> None:
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [("003.png,b,2", r"003.png several folds: 1 and 2"), ("003.png,a,1", r"several labels: a, b")],
+    [
+        ("003.png,b,2", r"003.png several folds: 1 and 2"),
+        ("003.png,a,1", r"several labels: b and a"),
+    ],
 )
 def test_an_image_in_two_folds_or_classes_is_refused(root, row, message) -> None:
     # An image that is listed twice alike comes first.

@@ -84,7 +84,11 @@ def test_what_is_left_out_is_counted(make_folder):
         ),
         (["file,label", "x.png,a", "y.png,b"], "no column has names of image files"),
         (["file,label", "000.png,a", "001.png"], "line 3: 1 columns, but the header has 2"),
-        (["file,label", "000.png,a", "000.png,b"], "several labels: a, b"),
+        (["file,label", "000.png,a", "000.png,b"], "several labels: a and b"),
+        (
+            ["file,label,split", "000.png,a,train", "001.png,b,train", "000.png,a,val"],
+            "000.png several splits: train and val",
+        ),
     ],
 )
 def test_what_is_not_clear_is_refused(make_folder, rows, message):
@@ -92,6 +96,16 @@ def test_what_is_not_clear_is_refused(make_folder, rows, message):
     (root / "labels.csv").write_text("\n".join(rows))
     with pytest.raises(ValueError, match=message):
         opened(root)
+
+
+def test_an_image_that_is_listed_twice_counts_once(make_folder):
+    root = make_folder({"images": 4})
+    rows = ["000.png,a", "001.png,b", "000.png,a", "002.png,a", "003.png,b"]
+    (root / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    data = opened(root, val_share=0.5)
+    assert len(data.train) + len(data.val) == 4
+    expected = "labels.csv: images listed twice, of which one counts: 1 (such as images/000.png)"
+    assert expected in data.faults
 
 
 def test_class_folders_with_a_table_beside_them_stay_class_folders(make_folder):

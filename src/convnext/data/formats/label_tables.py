@@ -592,13 +592,16 @@ def _note(table: _Read, root: Path, notes: list[str], faults: list[str]) -> None
             if row.key not in again:
                 continue
             other = first.setdefault(row.key, row)
-            if row.label != other.label:
-                labels = ", ".join(sorted({row.label, other.label}))
-                raise ValueError(f"{table.path} gives {row.key} several labels: {labels}")
-            if row.fold != other.fold:  # It would be in training and in validation.
-                folds = f"{other.fold or 'none'} and {row.fold or 'none'}"
-                raise ValueError(f"{table.path} gives {row.key} several folds: {folds}")
-        faults.append(f"{where}: images listed twice: {len(twice):,} (such as {twice[0]})")
+            # Of two splits, folds or groups, it would be in training and in validation.
+            for name in ("label", "split", "fold", "group"):
+                one, two = getattr(other, name), getattr(row, name)
+                if one != two and (name != "split" or table.has_split):
+                    found = f"{one or 'none'} and {two or 'none'}"
+                    raise ValueError(f"{table.path} gives {row.key} several {name}s: {found}")
+        rows = {row.key: row for row in reversed(table.rows)}
+        table.rows = [row for row in table.rows if rows[row.key] is row]
+        count = f"{len(twice):,} (such as {twice[0]})"
+        faults.append(f"{where}: images listed twice, of which one counts: {count}")
 
 
 def _note_rest(index: _Index, keys: Sequence[str], notes: list[str], faults: list[str]) -> None:
