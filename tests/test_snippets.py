@@ -94,6 +94,12 @@ def tables(root: Path) -> None:
         images.append({"bytes": path.read_bytes(), "path": path.name})
         labels.append(i % 2)
     (root / "trees" / "labels.csv").write_text("\n".join(rows))
+    rows = ["path,label,patient_id"]
+    for i in range(20):
+        name = f"{('healthy', 'ill')[i % 2]}/patient{i // 3}_{i}.jpg"
+        photo(root / "scans" / name, seed=i)
+        rows.append(f"{name},{name.partition('/')[0]},{i // 3}")
+    (root / "scans" / "labels.csv").write_text("\n".join(rows))
     file = root / "beans" / "data" / "train-00000-of-00001.parquet"
     file.parent.mkdir(parents=True)
     pq.write_table(pa.table({"image": images, "labels": labels}), file, row_group_size=8)

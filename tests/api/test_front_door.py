@@ -189,7 +189,7 @@ def test_tables_in_memory_are_data(photos: Path, tmp_path: Path, as_frame: bool)
         ({"model": "convnext_tinny"}, "did you mean 'convnext_tiny'"),
         ({"weights": "absent.pth"}, "there is no file or folder absent.pth"),
         ({"epoch": 3}, "no setting epoch; did you mean 'epochs'"),
-        ({"epochs": "many"}, "schedule.epochs is many"),
+        ({"epochs": "many"}, "^epochs is many, but must be an integer"),
         ({"epochs": 1, "schedule": {"epochs": 2}}, "given twice"),
         ({"task": "clasify"}, "clasify"),
     ],

@@ -168,7 +168,7 @@ def test_the_hash_of_an_annotation_is_that_of_the_mask(tmp_path: Path) -> None:
     ("size", "output", "network"),
     [
         (None, "logits", "network"),
-        (None, "labels", "network, run like the file with labels in place of logits,"),
+        (None, "labels", "network, run like the file with labels instead of logits,"),
         (
             (64, 96),
             "logits",
@@ -178,7 +178,7 @@ def test_the_hash_of_an_annotation_is_that_of_the_mask(tmp_path: Path) -> None:
             (64, 64),
             "labels",
             "network, run like the file with windows of 64 pixels every 42, padded to 64 x 64 and "
-            "labels in place of logits,",
+            "labels instead of logits,",
         ),
     ],
 )

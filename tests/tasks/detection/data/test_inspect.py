@@ -14,7 +14,7 @@ from rich.console import Console
 from small_objects import annotation, image, save, small_coco, write_coco
 
 from convnext.cli import main
-from convnext.data import doctor
+from convnext.data import facts
 from convnext.data.drawing import class_colors
 from convnext.data.formats.records import Objects, Record, no_objects
 from convnext.data.masks import bounds_of
@@ -299,11 +299,11 @@ def test_files_that_no_json_lists_are_found_once(tmp_path: Path) -> None:
 def test_the_command_takes_deep_and_no_cache(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = small_coco(tmp_path / "data", 12, 10)
-    monkeypatch.setattr(doctor, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(doctor, "SETTLED_NS", -(10**12))
+    root = small_coco(tmp_path / "within" / "data", 12, 10)
+    monkeypatch.setattr(facts, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(facts, "SETTLED_NS", -(10**12))
     assert main(["data", str(root), "--deep", "--no-cache"]) == 0
     assert not (tmp_path / "cache").exists()
-    for found in ("", "all images are unchanged since an earlier report"):
+    for found in ("", "no file has changed since"):
         assert main(["data", str(root), "--deep"]) == 0
-        assert ("unchanged" in capsys.readouterr().out) == bool(found)
+        assert ("no file has changed since" in capsys.readouterr().out) == bool(found)
