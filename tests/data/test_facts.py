@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,65 @@ def test_a_damaged_stored_report_is_ignored_with_a_warning(
     assert not is_stored
     assert {**report, "notes": ()} == {**first, "notes": ()}
     assert "ignoring the damaged file" in caplog.text
+
+
+# What a damaged file may have where a report has another value.
+ODD = [
+    None,
+    True,
+    -1,
+    10**400,
+    1e308,
+    float("inf"),
+    float("nan"),
+    "",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    {"a": 1},
+]
+
+
+def damaged(content: Any) -> Iterator[Any]:
+    """Yield a JSON with each of its values in turn replaced by an odd one, or left out."""
+    if isinstance(content, dict | list):
+        keys = list(content) if isinstance(content, dict) else range(len(content))
+        for key in keys:
+            rest = copy.copy(content)
+            del rest[key]
+            yield rest
+            for other in (*damaged(content[key]), *ODD):
+                changed = copy.copy(content)
+                changed[key] = other
+                yield changed
+
+
+@pytest.mark.usefixtures("later")
+def test_no_damage_of_a_stored_report_is_read_or_ends_the_reading(tmp_path: Path) -> None:
+    root = tmp_path / "within" / "data"
+    make("classify", root)
+    look(root, "classify")
+    question = {"task": "classify", "deep": False, "range": []}
+    stored = facts.StoredReport(str(root), question)
+    content = json.loads(stored.path.read_text())
+
+    def load() -> Any:
+        return stored.load(lambda task: task_module(task, "inspect").DataReport)
+
+    assert load() is not None
+    whole = json.dumps(content)
+    texts = [whole[: i * len(whole) // 50] for i in range(50)]
+    texts += ["[" * 200_000, '{"key": ' * 50_000, whole.replace(": ", ": 9" + "9" * 5000, 1)]
+    texts += [json.dumps(one) for one in damaged(content) if one != content]
+    assert len(texts) > 500
+    for text in texts:
+        stored.path.write_text(text)
+        assert load() is None, text[:200]
+    stored.path.write_bytes(whole.encode()[:100] + b"\xff\xfe" + whole.encode()[100:])
+    assert load() is None
+    stored.path.write_text(whole)
+    assert load() is not None
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ NOT_DECODED = "(--no-cache decodes them)"
 _ELSEWHERE = ("allow_outside", "annotations", "images", "masks")
 _FORMAT = 1
 _STAMP = struct.Struct("<qqqQ")
+# What reading a damaged report may raise: numbers too large for a time, lists too deep ...
+_DAMAGE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
 _log = logging.getLogger("convnext")
 
 
@@ -343,11 +345,13 @@ class StoredReport:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if found["key"] != self._key:
                 return None
+            if found.pop("digest") != _digest(found):
+                raise ValueError("it is not as it was written")
             report: Any = from_plain(kind_of(str(found["task"])), found["report"])
             made = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(found["time"])))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except _DAMAGE as error:
             _log.warning("ignoring the damaged file %s (%s)", self.path, error)
             return None
         with contextlib.suppress(OSError):
@@ -366,6 +370,7 @@ class StoredReport:
             return
         values = {f.name: getattr(report, f.name) for f in fields(report)}
         content = {"key": self._key, "time": self._began / 1e9, "task": task, "report": values}
+        content["digest"] = _digest(content)
         try:
             write_text(self.path, json.dumps(content, default=_plain))
             shrink(self.path.parent)
@@ -408,6 +413,11 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in fields(value)}
     raise TypeError(f"{type(value).__name__} is not a plain value")
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, default=_plain)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _stamp_of_tree(root: Path) -> tuple[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +26,6 @@ from convnext.data.formats.records import (
     Objects,
     ReadOptions,
     Record,
-    Split,
     Understood,
     no_objects,
 )
@@ -35,8 +34,7 @@ from convnext.data.samples import (
     ImageFacts,
     SplitData,
     check_share,
-    groups_of,
-    straddling_groups,
+    straddling_names,
 )
 
 
@@ -215,8 +213,11 @@ def open_dataset(
     if opened.understood.layout != COCO:
         notes.append(f"`convnext data {path} --to coco --output DIR` writes it as COCO's json")
     faults = opened.faults
-    if options is not None and options.group:
-        faults = (*faults, *_straddling(parts, options.group, path))
+    names: dict[str, list[str]] = {k: [r.file_name for r in i.records] for k, i in parts.items()}
+    faults += tuple(
+        Fault(kind="groups in several splits", where=path, text=f"has {text}")
+        for text in straddling_names(names, options.group if options else "")
+    )
     if strict:
         _refuse_fatal(path, opened.faults)
         _check(path, "train", train, opened.faults)
@@ -240,18 +241,6 @@ def open_dataset(
         notes=(*opened.understood.lines(), *notes),
         faults=faults,
     )
-
-
-def _straddling(parts: Mapping[Split, DetectionImages], pattern: str, path: str) -> list[Fault]:
-    """Return a fault if images of one group are in several splits.
-
-    Raises:
-        ValueError: If the pattern of the groups is found in no path.
-    """
-    names = {split: [record.file_name for record in i.records] for split, i in parts.items()}
-    groups = iter(groups_of([name for found in names.values() for name in found], pattern))
-    found = straddling_groups({k: [next(groups) for _ in v] for k, v in names.items()})
-    return [Fault(kind="groups in several splits", where=path, text=f"has {one}") for one in found]
 
 
 def _refuse_fatal(path: str, faults: Sequence[Fault]) -> None:

@@ -543,6 +543,24 @@ def straddling_groups(parts: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
+def straddling_names(names: Mapping[str, Sequence[str]], pattern: str) -> list[str]:
+    """Return a fault if images of one group, by a pattern of paths, are in several splits.
+
+    Args:
+        names: The paths of the images of each split.
+        pattern: As for `groups_of`; "" for no groups.
+
+    Raises:
+        ValueError: If the pattern is found in no path.
+    """
+    if not pattern or not any(names.values()):
+        return []
+    groups = iter(groups_of([name for found in names.values() for name in found], pattern))
+    return straddling_groups(
+        {split: [next(groups) for _ in found] for split, found in names.items()}
+    )
+
+
 def num_copies(names: Sequence[str]) -> tuple[int, int]:
     """Return how many names are augmented copies, and of how many images."""
     sources = [source for name in names if (source := source_of(name)) != name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from convnext.data.formats.class_checks import classes_of_names, known_format
@@ -99,7 +101,8 @@ def test_tags_of_cvat(make_folder):
     text = (root / "annotations.xml").read_text()
     both = text.replace("<tag", '<tag label="c"></tag><tag', 3)
     (root / "annotations.xml").write_text(both)
-    with pytest.raises(ValueError, match="3 of 8 images have several tags"):
+    first = r"3 of 8 images have several tags.*leave one tag at each, first at .*xml:1$"
+    with pytest.raises(ValueError, match=first):
         opened(root)
 
 
@@ -163,13 +166,15 @@ def test_known_formats_name_a_conversion(make_folder, file, words):
         ("fer.csv", "emotion,pixels,Usage\n0,70 80,Training\n", "columns of pixels"),
         ("digits.csv", "label,pixel0,pixel1\n5,0,0\n", "columns of pixels"),
         ("MOT17/gt/gt.txt", "1,1,9,9,20,20,1,1,0.8\n", "tracks"),
+        ("I0.txt", "% bbGt version=3\nperson 9 9 5 5 0 0 0 0 0 0 0\n", "I0.txt has boxes of Pio"),
+        ("a.json", '{"frames": [{"pic": "a.png", "xy": 1}]}', "a.json .* the keys frames, pic, xy"),
     ],
 )
 def test_contents_that_are_known(make_folder, file, text, words):
     root = make_folder({"photos": 2})
     (root / file).parent.mkdir(parents=True, exist_ok=True)
     (root / file).write_text(text)
-    assert words in known_format(root)
+    assert re.search(words, known_format(root))
     with pytest.raises(ValueError, match=words):
         opened(root)
 

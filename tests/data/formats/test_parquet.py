@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,49 @@ def test_rows_without_an_image_or_a_label_are_counted(tmp_path: Path) -> None:
     beside = next((p, i) for p, i in parts if p.source(i) == str(tmp_path / "beside.png"))
     np.testing.assert_array_equal(np.asarray(beside[0].open(beside[1], "RGB")), original(100))
     assert beside[0].labels[beside[1]] == 2
+
+
+def test_images_outside_the_data_are_refused_with_what_can_be_done(tmp_path: Path) -> None:
+    Image.open(io.BytesIO(png(100))).save(tmp_path / "outside.png")
+    (tmp_path / "data").mkdir()
+    row = {"bytes": None, "path": "../outside.png"}
+    rows = table(6, image=lambda i: row if i == 3 else {"bytes": png(i), "path": None})
+    pq.write_table(rows, tmp_path / "data/train.parquet")
+    with pytest.raises(
+        ValueError, match=r"lies outside .*; move it into the data, or list"
+    ) as caught:
+        opened(tmp_path / "data")
+    assert "--allow-outside" not in str(caught.value)
+    listed = "../outside.png,a\n../outside.png,a\nx.png,b\ny.png,b\nz.png,a\n"
+    (tmp_path / "data" / "all.csv").write_text(f"path,label\n{listed}")
+    assert opened(tmp_path / "data" / "all.csv", strict=False).classes == ("a", "b")
+
+
+def test_a_file_that_cannot_be_read_matters_only_if_it_is_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(10):
+        Image.open(io.BytesIO(png(i))).save(tmp_path / f"{i}.png")
+    listed = "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(10))
+    (tmp_path / "labels.csv").write_text(f"filename,label\n{listed}")
+    pq.write_table(table(12, first=50), tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match=r"images in other\.parquet, and labels of other"):
+        opened(tmp_path)
+    for missing in (True, False):  # Without the library, and with a damaged file.
+        with monkeypatch.context() as patch:
+            if missing:
+                patch.setitem(sys.modules, "pyarrow", None)
+            else:
+                (tmp_path / "other.parquet").write_bytes(b"PAR1 damaged")
+            data = opened(tmp_path)
+            assert data.classes == ("a", "b")
+            assert (len(data.train), len(data.val)) == (8, 2)
+            reason = "needs pyarrow" if missing else "is not a Parquet file"
+            assert any("not read, and not needed" in n and reason in n for n in data.notes)
+            (tmp_path / "labels.csv").rename(tmp_path / "labels.bak")
+            with pytest.raises(ValueError, match=reason):
+                opened(tmp_path)
+            (tmp_path / "labels.bak").rename(tmp_path / "labels.csv")
 
 
 def test_damaged_images_in_rows_are_named(tmp_path: Path) -> None:

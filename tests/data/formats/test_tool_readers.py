@@ -543,6 +543,49 @@ def test_an_option_of_via_3_that_is_no_text(tmp_path: Path) -> None:
     assert found == ["{'en': 'cat'}", "7"]
 
 
+def test_an_option_of_via_3_that_does_not_exist_is_a_fault_and_not_a_class(tmp_path: Path) -> None:
+    options = {"0": "cat", "1": "dog"}
+    attribute = {
+        "1": {"aname": "class", "type": 4, "options": options},
+        "2": {"aname": "seen", "type": 2, "options": options},
+    }
+    av = [{"1": "1"}, {"1": "7"}, {"1": ""}, {"1": "0", "2": "1,9"}]
+    project(
+        tmp_path,
+        [{"xy": [2, 2, 3, 4 + i, 5], "av": v} for i, v in enumerate(av)],
+        attribute=attribute,
+    )
+    data = opened(tmp_path)
+    assert objects(data)["a"] == [("dog", [2, 3, 4, 5]), ("cat", [2, 3, 7, 5])]
+    listed = [str(fault) for fault in data.faults]
+    assert any("1_1 names the option '7' of 'class', which does not" in f for f in listed)
+    assert any("1_3 names the option '9' of 'seen'" in f for f in listed)
+    assert data.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (
+            {"aname": "class", "type": 1, "options": {}},
+            "attributes 1 and 2 are both called 'class'",
+        ),
+        (
+            {"aname": "kind", "type": 4, "options": ["cat", "dog"]},
+            "options of the attribute 'kind' are",
+        ),
+    ],
+)
+def test_attributes_of_via_3_that_can_be_read_in_two_ways(tmp_path: Path, second, message) -> None:
+    attribute = {"1": {"aname": "class", "type": 1, "options": {}}, "2": second}
+    project(tmp_path, [{"xy": [2, 2, 3, 4, 5], "av": {"1": "cat", "2": "0"}}], attribute=attribute)
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path)
+    # An attribute that no region uses does not matter.
+    project(tmp_path, [{"xy": [2, 2, 3, 4, 5], "av": {"1": "cat"}}], attribute=attribute)
+    assert objects(opened(tmp_path))["a"] == [("cat", [2, 3, 4, 5])]
+
+
 @pytest.mark.parametrize(
     ("parts", "region", "message"),
     [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -210,8 +210,8 @@ def advice_on_names(files: Iterable[str]) -> str:
     )
 
 
-# Files that are looked at.
-MAX_FILES = 5000
+# Files that are looked at, and those that are opened; keys of a json that are shown.
+MAX_FILES, NUM_HEADS, MAX_KEYS = 5000, 20, 6
 _AS_FOLDERS = "save each image as train/CLASS/NUMBER.png"
 # A pattern of a file's path below the folder, and what the data is.
 _FILES: Mapping[str, str] = {
@@ -266,6 +266,26 @@ def known_format(root: Path) -> str:
                 return f"{file} has images as columns of pixels: {_AS_FOLDERS}"
     if any(re.fullmatch(r"(.*/)?gt/gt\.txt", file) for file in files):
         return "its boxes are tracks, such as those of MOT: convert them to COCO"
+    return _unknown_annotations(root, files)
+
+
+_NAME_OF_IMAGE = re.compile(rb"\.(jpe?g|png|tiff?|bmp|webp)\b", re.IGNORECASE)
+
+
+def _unknown_annotations(root: Path, files: Sequence[str]) -> str:
+    """Return what the first text or json about images has, if it is of no format that is read."""
+    for file in [f for f in files if f.lower().endswith((".txt", ".json"))][:NUM_HEADS]:
+        with open_regular(root / file) as stream:
+            head = stream.read(4096)
+        if head.startswith(b"% bbGt"):
+            return f"{file} has boxes of Piotr's toolbox (bbGt): convert them to COCO or YOLO"
+        if file.lower().endswith(".json") and _NAME_OF_IMAGE.search(head):
+            keys = dict.fromkeys(re.findall(rb'"(\w+)"\s*:', head))
+            named = ", ".join(key.decode() for key in list(keys)[:MAX_KEYS])
+            return (
+                f"{file} names images, but has the keys {named or 'of no object'}, which is none "
+                "of the formats that `convnext data --help` lists: convert it to one of them"
+            )
     return ""
 
 

@@ -332,6 +332,11 @@ def _has_images(path: Path, root: Path, index: _Index) -> bool:
     return True
 
 
+def names_images(path: Path) -> bool:
+    """Whether a column of a table has names of image files below its folder."""
+    return _has_images(path, path.parent, _Index(path.parent))
+
+
 def _below(path: Path, root: Path) -> str:
     return path.parent.relative_to(root).as_posix() if path.parent != root else ""
 
@@ -488,7 +493,8 @@ def _read(path: Path, root: Path, index: _Index, columns: TableColumns) -> _Read
     if len(found.several) > MAX_SEVERAL * len(rows):
         raise ValueError(
             f"{path}: {len(found.several):,} of {len(rows):,} images have several classes (such as "
-            f"line {found.several[0]}), but a classifier learns one class for each image"
+            f"line {found.several[0]}), but a classifier learns one class for each image: leave "
+            "one class in each row, or remove these rows"
         )
     return found
 

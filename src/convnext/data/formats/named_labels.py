@@ -12,7 +12,7 @@ from convnext.data.formats.class_checks import LAYOUTS, check_names, classes_of_
 from convnext.data.formats.class_folders import listing
 from convnext.data.formats.cvat import read_cvat
 from convnext.data.formats.located import Locator
-from convnext.data.formats.paths import Fence, FileIndex, split_of
+from convnext.data.formats.paths import INTO_DATA, Fence, FileIndex, split_of
 from convnext.data.formats.records import ReadOptions, Split
 from convnext.data.images import readable_extensions, walk_files
 from convnext.data.samples import ImageListing, taker
@@ -39,7 +39,7 @@ def find_tags(root: Path) -> ImageListing:
     Raises:
         ValueError: If images have several tags, or none is found.
     """
-    files = FileIndex(Fence(root))
+    files = FileIndex(Fence(root, advice=INTO_DATA))
     dataset = read_cvat(files, ReadOptions())
     keys: list[str] = []
     names: list[str] = []
@@ -56,10 +56,11 @@ def find_tags(root: Path) -> ImageListing:
         keys.append(path.relative_to(root).as_posix())
         names.append(image.labels[0])
     several = [image for image in dataset.images if len(image.labels) > 1]
+    first = f"; leave one tag at each, first at {several[0].where}" if several else ""
     if not keys or len(several) > MAX_SEVERAL * len(dataset.images):
         raise ValueError(
             f"{root}: {len(several):,} of {len(dataset.images):,} images have several tags, and "
-            f"{len(keys):,} have one, but a classifier learns one class for each image"
+            f"{len(keys):,} have one, but a classifier learns one class for each image{first}"
         )
     classes = tuple(sorted(set(names)))
     labels = [classes.index(name) for name in names]

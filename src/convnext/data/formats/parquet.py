@@ -25,7 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext.data.formats.located import Locator
-from convnext.data.formats.paths import Fence, FileIndex, is_plain_name, split_of, split_of_path
+from convnext.data.formats.paths import (
+    INTO_DATA,
+    Fence,
+    FileIndex,
+    is_plain_name,
+    split_of,
+    split_of_path,
+)
 from convnext.data.formats.records import Split
 from convnext.data.formats.tables import TableColumns, check_once, parts_of_rows
 from convnext.data.formats.text_lists import LABELS
@@ -530,7 +537,7 @@ def _read(
         ValueError: If a file lacks a column.
     """
     rows = _Rows()
-    locator = Locator(FileIndex(Fence(root)), (root,))
+    locator = Locator(FileIndex(Fence(root, advice=INTO_DATA)), (root,))
     image, _, label = columns
     for number, file in enumerate(files):
         missing = [name for name in (image, label) if name not in file.schema.names]

@@ -205,6 +205,10 @@ def normal(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+# Where no option allows other places: a CSV of paths may name any.
+INTO_DATA = "move it into the data, or list the images in a CSV with the columns path and label"
+
+
 class OutsideError(ValueError):
     """A path that leads out of the data."""
 
@@ -220,6 +224,8 @@ class Fence:
     root: Path
     others: Sequence[Path] = ()
     allow_outside: bool = False
+    advice: str = "add --allow-outside to read it, or move it into the data"
+    """What to do about a path that is outside."""
     _known: dict[str, bool] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -249,12 +255,11 @@ class Fence:
         """Return a path in the data.
 
         Raises:
-            OutsideError: If it is outside; names the option that allows it.
+            OutsideError: If it is outside; says what to do.
         """
         if not self.allows(path):
             raise OutsideError(
-                f"{named_by} names {path}, which lies outside {self.root}; add --allow-outside to "
-                "read it, or move it into the data"
+                f"{named_by} names {path}, which lies outside {self.root}; {self.advice}"
             )
         return path
 

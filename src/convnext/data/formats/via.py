@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ def _of_project(path: Path, project: Mapping[str, Any], skipped: Skipped) -> lis
     """Return the entries of a project of VIA 3 as VIA 2 writes them.
 
     Raises:
-        ValueError: If it is of videos or sounds, or a view shows several files at once.
+        ValueError: If it is of videos or sounds, a view shows several files at once, or attributes
+            have the same name or options without numbers.
     """
     entries: dict[str, dict[str, Any]] = {}
     for key, view in project["view"].items():
@@ -138,6 +140,7 @@ def _of_project(path: Path, project: Mapping[str, Any], skipped: Skipped) -> lis
                 "annotate these"
             )
         entries[str(key)] = {"filename": _name_of(file), "regions": []}
+    attributes = _attributes_of(path, project)
     for key, region in project["metadata"].items():
         where = f"{path}: metadata {key}"
         if not isinstance(region, dict) or not isinstance(region.get("xy"), list):
@@ -152,7 +155,7 @@ def _of_project(path: Path, project: Mapping[str, Any], skipped: Skipped) -> lis
             skipped.skip("note on a whole image", where)
         else:
             shape = _shape(region["xy"])
-            own = _attributes(region.get("av"), project["attribute"])
+            own = _values(region.get("av"), attributes, where, skipped)
             entry["regions"].append({"shape_attributes": shape, "region_attributes": own})
     return list(entries.values())
 
@@ -193,20 +196,63 @@ def _circle_through(points: NDArray[np.float64]) -> dict[str, Any]:
     return {"name": "circle", "cx": float(center[0]), "cy": float(center[1]), "r": radius}
 
 
-def _attributes(values: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Attribute:
+    """An attribute of VIA 3."""
+
+    name: str
+    is_checkbox: bool
+    options: Mapping[str, Any]
+    """The words of its options by their numbers; empty for free text."""
+
+
+def _attributes_of(path: Path, project: Mapping[str, Any]) -> dict[str, _Attribute]:
+    """Return the attributes that regions of a project use, by their numbers.
+
+    Raises:
+        ValueError: If two have the same name, or options are not listed by numbers.
+    """
+    values = [r.get("av") for r in project["metadata"].values() if isinstance(r, dict)]
+    used = {key for value in values if isinstance(value, dict) for key in value}
+    found: dict[str, _Attribute] = {}
+    numbers: dict[str, str] = {}
+    for key, own in project["attribute"].items():
+        if key not in used or not isinstance(own, dict):
+            continue
+        name, options = str(own.get("aname") or key), own.get("options") or {}
+        if not isinstance(options, dict):
+            raise ValueError(
+                f"{path}: the options of the attribute {name!r} are a {type(options).__name__}, "
+                'but must be an object that names them by number, such as {"0": "cat"}'
+            )
+        if name in numbers:
+            raise ValueError(
+                f"{path}: the attributes {numbers[name]} and {key} are both called {name!r}; "
+                "rename one, or remove it"
+            )
+        numbers[name] = key
+        found[key] = _Attribute(name, own.get("type") == _CHECKBOX, options)
+    return found
+
+
+def _values(
+    values: Any, attributes: Mapping[str, _Attribute], where: str, skipped: Skipped
+) -> dict[str, Any]:
     """Return the attributes of a region by their names, with the words of their options."""
     found: dict[str, Any] = {}
     for key, value in values.items() if isinstance(values, dict) else ():
-        own = attributes.get(key)
-        own = own if isinstance(own, dict) else {}
-        listed = own.get("options")
-        options: dict[str, Any] = listed if isinstance(listed, dict) else {}
-        name, text = str(own.get("aname") or key), str(value)
-        if own.get("type") == _CHECKBOX:
-            chosen = [part for part in text.split(",") if part]
-            found[name] = {str(options.get(part, part)): True for part in chosen}
+        own = attributes.get(key, _Attribute(key, False, {}))
+        chosen = str(value).split(",") if own.is_checkbox else [str(value)]
+        unknown = [part for part in chosen if part and own.options and part not in own.options]
+        if unknown:
+            text = (
+                f"names the option {unknown[0]!r} of {own.name!r}, which does not exist; left out"
+            )
+            skipped.add("unknown options", where, text)
+        elif own.is_checkbox:
+            found[own.name] = {str(own.options.get(part, part)): True for part in chosen if part}
         else:
-            found[name] = options.get(text, value)
+            found[own.name] = own.options.get(str(value), value)
     return found
 
 

@@ -33,7 +33,7 @@ from convnext.data.formats.class_folders import (
     split_folders,
     subfolders,
 )
-from convnext.data.formats.label_tables import find_labeled, is_labeled
+from convnext.data.formats.label_tables import find_labeled, is_labeled, names_images
 from convnext.data.formats.layouts import with_recognized
 from convnext.data.formats.named_labels import find_by_file_names, find_tags, has_tags
 from convnext.data.formats.parquet import ENDINGS, find_parquet, has_images, table_files
@@ -407,8 +407,34 @@ def _find_tables(root: Path, columns: TableColumns) -> ImageListing | None:
                 f"{root} has class folders, and images in {beside[0].name}: give --data "
                 f"{beside[0]} for the latter, or --loader.layout class_folders (--layout of `data`)"
             )
-    elif any(map(has_images, table_files(root)[:NUM_TABLES])):
-        return find_parquet(root, columns)
+        return _find_labels(root, columns)
+    tables = table_files(root)[:NUM_TABLES]
+    try:
+        with_images = next(filter(has_images, tables), None)
+    except ValueError as error:
+        # The labels may be elsewhere, so that the damaged or unknown file is not needed.
+        labeled = _find_labels(root, columns)
+        if labeled is None:
+            raise
+        return replace(labeled, notes=(*labeled.notes, f"not read, and not needed: {error}"))
+    if with_images is None:
+        return _find_labels(root, columns)
+    others = [p for p in listing(root) if p.suffix.lower() in (*TABLES, ".jsonl")]
+    named = next((path for path in others if names_images(path)), None)
+    if named is not None:
+        raise ValueError(
+            f"{root} has images in {with_images.relative_to(root)}, and labels of other images in "
+            f"{named.name}: give the one to use as --data"
+        )
+    return find_parquet(root, columns)
+
+
+def _find_labels(root: Path, columns: TableColumns) -> ImageListing | None:
+    """List the images of the tables of labels in a folder; None if it has none.
+
+    Raises:
+        ValueError: As `_find_tables`.
+    """
     inner, notes = root, list[str]()
     if not is_labeled(root) and not has_tags(root):
         inner, notes = find_root(root)

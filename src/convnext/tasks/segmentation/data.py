@@ -24,9 +24,8 @@ from convnext.data.samples import (
     ImageFacts,
     SplitData,
     check_share,
-    groups_of,
     hold_out_names,
-    straddling_groups,
+    straddling_names,
 )
 from convnext.tasks.segmentation.class_lists import cityscapes_ids, read_classes
 from convnext.tasks.segmentation.layout import Pairs, open_drawn
@@ -114,10 +113,7 @@ def open_dataset(
     parts = {"train": train, "val": val} | ({"test": found.test} if found.test else {})
     faults = [*lossy, *found.faults]
     faults += [fault for name, part in parts.items() for fault in _partners(name, part)]
-    if options.group and any(part.pairs for part in parts.values()):
-        paths = [name for part in parts.values() for name in part.pairs]
-        groups = iter(groups_of(paths, options.group))
-        faults += straddling_groups({k: [next(groups) for _ in p.pairs] for k, p in parts.items()})
+    faults += straddling_names({k: list(part.pairs) for k, part in parts.items()}, options.group)
     empty = [name for name in ("train", "val") if not parts[name].pairs]
     if empty and strict:
         detail = f" ({'; '.join(faults)})" if faults else ""
