@@ -13,7 +13,8 @@ import torch
 
 from convnext.hardware import devices
 from convnext.hardware import tuning_cache as module
-from convnext.hardware.tuning_cache import TuningCache, cache_file, cache_folder, key_of
+from convnext.hardware.system import cache_folder
+from convnext.hardware.tuning_cache import TuningCache, cache_file, key_of
 from convnext.names import portable_name
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from convnext.api.settings import ONLY_IN_FULL_HELP, make_recipe, short_names
+from convnext.api.settings import ONLY_IN_FULL_HELP, make_recipe, short_names, with_local_data
 from convnext.atomic import write_text
 from convnext.models.config import GIVEN, NetworkConfig
 from convnext.names import nearest_names, nearest_path
@@ -132,7 +132,7 @@ def prepare(source: Any, given: Mapping[str, Any]) -> Recipe:
     if source is None and "task" not in given:
         asked = {name: given[name] for name in ("data", "model") if name in given}
         given = {**given, "task": task_of(make_recipe(None, asked), given)}
-    recipe = with_network_of_tag(make_recipe(source, given))
+    recipe = with_network_of_tag(with_local_data(make_recipe(source, given)))
 
     from convnext.models.factory import check_name
     from convnext.tasks.factory import dense_prefix

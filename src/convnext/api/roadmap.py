@@ -21,6 +21,7 @@ from convnext.api.settings import (
     given_settings,
     make_recipe,
     verb,
+    with_local_data,
 )
 from convnext.api.training import StudyResult, TaskName, check_study
 
@@ -113,7 +114,7 @@ def run_roadmap(
     decisions = [ablate] if isinstance(ablate, str) else list(ablate)
     entries, title = _entries(regime, rungs, start, stop, decisions, at)
     entries += rivals_of([rival] if isinstance(rival, str) else rival)
-    made = make_recipe(recipe, given)
+    made = with_local_data(make_recipe(recipe, given))
     if data is None and recipe is None:
         if decisions:
             raise ValueError("--ablate trains networks; add --data PATH, or --data digits")

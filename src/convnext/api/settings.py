@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypedDict, TypeVar, cast
 
@@ -86,11 +86,36 @@ def text_of(value: Any, kinds: str) -> str:
 def data_path(data: Any) -> str | None:
     """Return the path of data for a verb that takes no tables in memory, or None.
 
+    A data set of the hub is fetched.
+
     Raises:
         TypeError: If it is neither a `str` nor a `Path`.
+        ValueError: If it cannot be fetched.
     """
     kinds = "data is a path or a name here; write a table as a CSV with the columns path and label"
-    return None if data is None else text_of(data, kinds)
+    return None if data is None else local_path(text_of(data, kinds))
+
+
+def local_path(path: str | Path) -> str:
+    """Return a path that the user gives; for a data set of the hub, that of its copy here.
+
+    Raises:
+        ValueError: If it cannot be fetched.
+    """
+    if not str(path).startswith("hf:"):
+        return str(path)
+    from convnext.data.downloads import local_data
+
+    return local_data(str(path))
+
+
+def with_local_data(recipe: Recipe) -> Recipe:
+    """Return a recipe that the user gives with its data here, as `local_path`.
+
+    Raises:
+        ValueError: If it cannot be fetched.
+    """
+    return replace(recipe, data=local_path(recipe.data))
 
 
 def words(text: str) -> list[str]:
@@ -144,9 +169,10 @@ Data = Annotated[
     "str | Path | Table | Mapping[str, Sequence[Any]] | Iterable[Sequence[Any]]",
     OnCommandLine(metavar="PATH"),
 ]
-"""A path, a URL, `digits`, a table with the columns path and label, or a list of pairs."""
+"""A path, a URL, `hf:owner/name`, `digits`, a table with the columns path and label, or a list of
+pairs."""
 DataPath = Annotated["str | Path", OnCommandLine(metavar="PATH")]
-"""A path, a URL or `digits`."""
+"""A path, a URL, `hf:owner/name` or `digits`."""
 RecipeSource = Annotated["str | Path | Recipe", OnCommandLine(metavar="RECIPE")]
 Network = Annotated["str | nn.Module", OnCommandLine(metavar="MODEL")]
 Models = Annotated["str | Sequence[str]", OnCommandLine(nargs="+", metavar="MODEL")]

@@ -24,6 +24,7 @@ from convnext.api.settings import (
     PythonOnly,
     Show,
     TaskOptions,
+    local_path,
     verb,
 )
 from convnext.api.training import TaskName
@@ -344,7 +345,8 @@ def check_data(
     image or an annotation.
 
     Args:
-        path: A folder, a JSON file, a URL of shards, or `digits`.
+        path: A folder, a JSON file, a table, a URL of shards, `digits`, or `hf:owner/name` for a
+            data set of the Hugging Face hub, which is fetched once.
         task: The task; by default recognized from the layout of the data.
         contact_sheet: Write a few images of every class to this file.
         deep: Look for near duplicates of all held-out images, not only of 5,000.
@@ -368,7 +370,7 @@ def check_data(
     from convnext.tasks import inspect
 
     report, sheet = inspect(
-        str(path),
+        local_path(path),
         task,
         options,
         contact_sheet=contact_sheet is not None,
@@ -413,7 +415,7 @@ def write_shards(
 
     out = console_of(progress)
     report = task_module(task_with("shards"), "shards").to_shards(
-        str(path), to_shards, shard_mb=shard_size, resize=resize, console=out
+        local_path(path), to_shards, shard_mb=shard_size, resize=resize, console=out
     )
     report.print(out)
     found: Report = report
@@ -445,6 +447,8 @@ def fix_annotations(
     """
     import sys
 
+    if output is None and str(path).startswith("hf:"):
+        raise ValueError(f"--fix would change the copy of {path}; write another one with --output")
     if not yes and not ON_COMMAND_LINE.get():
         raise ValueError(
             f"fix_annotations changes {output or path}; pass yes=True to write without asking, and "
@@ -463,7 +467,7 @@ def fix_annotations(
 
     own = reading_options(task, options)
     report = task_module(task, "fix").fix_dataset(
-        str(path),
+        local_path(path),
         None if output is None else str(output),
         options=own,
         confirm=None if yes or not sys.stdin.isatty() else ask,
@@ -505,7 +509,7 @@ def convert_annotations(
     task = task_with("convert")
     own = reading_options(task, options)
     report = task_module(task, "convert").to_coco(
-        str(path), output, difficult=difficult, options=own, console=out
+        local_path(path), output, difficult=difficult, options=own, console=out
     )
     report.print(out)
     found: Report = report

@@ -29,9 +29,11 @@ from convnext.api.settings import (
     Show,
     data_path,
     given_settings,
+    local_path,
     make_recipe,
     text_of,
     verb,
+    with_local_data,
 )
 from convnext.names import portable_name
 
@@ -131,9 +133,10 @@ def train(
 
     Args:
         recipe: The name of a bundled recipe, or a YAML file; in Python also a `Recipe`.
-        data: A folder, a CSV file with the columns path and label, a URL of shards, or `digits` for
-            the bundled data set; in Python also a DataFrame with these columns (and optionally
-            `split`), or a list of (path, label).
+        data: A folder, a CSV file with the columns path and label, a URL of shards,
+            `hf:owner/name` for a data set of the Hugging Face hub, or `digits` for the bundled
+            data set; in Python also a DataFrame with these columns (and optionally `split`), or a
+            list of (path, label).
         model: A name from `convnext models`, or `timm/<name>`; in Python also an `nn.Module`, of
             which a copy is trained from its current weights: a classifier, or for segmentation and
             detection a backbone with `pyramid(images) -> {"c2": ..., "c5": ...}` (such a run can
@@ -161,7 +164,7 @@ def train(
         LostProcessError: If another process of the run died.
     """
     rows, missing = None, list[str]()
-    path = data if data is None else str(data)
+    path = local_path(data) if isinstance(data, str | Path) else None
     if not (data is None or isinstance(data, str | Path)):
         from convnext.data.formats.tables import missing_files, rows_of
 
@@ -341,7 +344,7 @@ def compare(
     from convnext.studies.roadmap import check_settings
     from convnext.studies.study import study
 
-    recipe = make_recipe(with_recipe, given)
+    recipe = with_local_data(make_recipe(with_recipe, given))
     entries = entries_of(names, recipe.task)
     check_settings(recipe, entries)
     name = portable_name(f"compare-{Path(recipe.data).name or 'data'}")

@@ -28,7 +28,7 @@ from PIL import Image
 from convnext.atomic import atomic_write, write_text
 from convnext.data.bands import BandImage
 from convnext.data.images import Header, as_mode, header_of, opened, upright
-from convnext.hardware.tuning_cache import cache_folder
+from convnext.hardware.system import cache_folder
 
 Report = TypeVar("Report")
 # The libraries that decide what can be read, and how.

@@ -10,11 +10,14 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import platformdirs
 
 # From malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -145,3 +148,11 @@ class StopSignals:
         self.received = self.received or signal.Signals(number).name
         if self.on_stop is not None:
             self.on_stop(self.received)
+
+
+def cache_folder() -> Path:
+    """Return the cache folder of this package."""
+    root = os.environ.get("XDG_CACHE_HOME")  # On all systems, not only on Linux.
+    folder = Path(root, "convnext") if root else platformdirs.user_cache_path("convnext", False)
+    # For a user without a home folder, as in some containers, the path begins with "~".
+    return folder if folder.is_absolute() else Path(tempfile.gettempdir()) / "convnext"

@@ -11,18 +11,15 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
 from filelock import FileLock
 
 from convnext.atomic import write_text
-from convnext.hardware.system import cpu_facts
+from convnext.hardware.system import cache_folder, cpu_facts
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +27,6 @@ if TYPE_CHECKING:
 # The libraries, besides torch, whose upgrade may change which backend is the fastest.
 RUNTIMES = ("torchvision", "openvino", "onnxruntime", "nncf", "triton")
 LOCK_SECONDS = 60.0
-
-
-def cache_folder() -> Path:
-    """Return the cache folder of this package."""
-    root = os.environ.get("XDG_CACHE_HOME")  # On all systems, not only on Linux.
-    folder = Path(root, "convnext") if root else platformdirs.user_cache_path("convnext", False)
-    # For a user without a home folder, as in some containers, the path begins with "~".
-    return folder if folder.is_absolute() else Path(tempfile.gettempdir()) / "convnext"
 
 
 def cache_file() -> Path:

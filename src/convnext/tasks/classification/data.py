@@ -349,6 +349,8 @@ def find(
     """
     if path.startswith("pipe:"):
         raise ValueError(f"{path} would start a program, which is refused: use an address")
+    if path.startswith("hf:") and not is_remote(path):
+        raise ValueError(f"{path} is fetched only if it is given as --data: give it there")
     named = TableColumns() if columns is None else columns
     if is_remote(path) or (path.endswith(".txt") and Path(path).expanduser().is_file()):
         _check_unused(named, path)
