@@ -117,7 +117,14 @@ def test_fine_tuning(name: str) -> None:
 
 
 def test_no_shipped_recipe_leaves_the_result_to_auto() -> None:
-    free = {"loader.workers", "run.precision", "run.device", "run.devices", "run.save_every"}
+    free = {
+        "loader.workers",
+        "run.precision",
+        "run.device",
+        "run.devices",
+        "run.threads",
+        "run.save_every",
+    }
     free |= {
         "loader.layout",
         "run.channels_last",

@@ -1,4 +1,4 @@
-"""Reference curves from runs and tables, and the warning if a run falls below one."""
+"""Reference curves from runs and tables, and warnings if a run falls below one or slows down."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from convnext.training.checks import Reference, read_reference
+from convnext.training.checks import Reference, SlowSteps, read_reference, slow_steps_text
 
 
 @pytest.fixture
@@ -74,3 +75,30 @@ def test_a_table_that_cannot_be_read_says_why(tmp_path: Path, text: str, message
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no .*; give a run folder"):
         read_reference(str(tmp_path / "none.csv"), "top1")
+
+
+def test_slow_steps_are_noticed_once() -> None:
+    slow = SlowSteps()
+    speeds = [(20.0, 0)] + [(100.0 + k, k) for k in range(1, 20)]  # The very first step is slow.
+    assert [slow.update(speed, now) for speed, now in speeds] == [None] * 20
+    assert [slow.update(40.0, now) for now in (100, 130, 159)] == [None] * 3
+    assert slow.update(90.0, 160) is None  # Another process ended.
+    assert [slow.update(40.0, now) for now in (200, 230, 259)] == [None] * 3
+    assert slow.update(40.0, 260) == pytest.approx(102 / 40)
+    assert slow.update(40.0, 400) is None
+
+
+def test_slow_steps_of_a_new_phase_are_as_expected() -> None:
+    slow = SlowSteps(seconds=10)
+    for now in range(10):
+        slow.update(100.0, now)
+    slow.begin()
+    assert [slow.update(40.0, now) for now in range(10, 60)] == [None] * 50
+
+
+def test_what_to_do_about_slow_steps() -> None:
+    text = slow_steps_text(2.55, torch.device("cpu"))
+    assert "2.5 times as long" in text or "2.6 times as long" in text
+    assert "--run.threads 1" in text
+    assert "1 thread," in text
+    assert "run.threads" not in slow_steps_text(2.5, torch.device("cuda"))

@@ -14,7 +14,17 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypedDict, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    cast,
+)
 
 from convnext.names import nearest
 from convnext.recipes.recipe import (
@@ -35,7 +45,7 @@ if TYPE_CHECKING:
     from convnext.api.model import Model
     from convnext.training.trackers import Callback
 
-    Image = str | Path | PilImage | np.ndarray[Any, Any] | Tensor
+    Image: TypeAlias = str | Path | PilImage | np.ndarray[Any, Any] | Tensor
 
 
 class Table(Protocol):

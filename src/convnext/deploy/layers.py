@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from convnext.models.blocks import LayerNorm2d
 
-Product = nn.Conv2d | nn.Linear
+Product: TypeAlias = nn.Conv2d | nn.Linear
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Affine:
         return Affine(self.scale * other.scale, self.shift * other.scale + other.shift)
 
 
-Layer = nn.Module | Affine
+Layer: TypeAlias = nn.Module | Affine
 
 
 def affine(

@@ -7,6 +7,7 @@ signals that stop a run are here too: it finishes its step, saves its state, and
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -50,6 +51,32 @@ def keep_freed_memory() -> bool:
         return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
     else:
         return False
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use: those of its affinity, within its CPU quota."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Not on every system.
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.floor(quota)))
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return the CPU quota of this control group in cores, as containers have; None without one.
+
+    Args:
+        root: Where the system mounts control groups, of version 2 or 1.
+    """
+    try:
+        if (root / "cpu.max").is_file():
+            quota, period = (root / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text(encoding="ascii")
+            period = (root / "cpu/cpu.cfs_period_us").read_text(encoding="ascii")
+        cores = int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # No such file, or "max": no quota.
+        return None
+    return cores if cores > 0 else None
 
 
 def peak_resident_bytes() -> float:

@@ -109,8 +109,8 @@ class Branch(torch.autograd.Function):
                 moments = mean[part], rstd[part]
                 options = (norm.shape, norm, norm_bias, how.eps)
                 if after is None:
-                    y, *found = torch.native_layer_norm(rows[part].to(how.sums), *options)
-                    normed[part], moments[0][:], moments[1][:] = y, *found
+                    y, means, scales = torch.native_layer_norm(rows[part].to(how.sums), *options)
+                    normed[part], moments[0][:], moments[1][:] = y, means, scales
                     hidden = torch.addmm(first_bias, y.to(how.products), first_t)
                     before[part] = hidden
                     torch.ops.aten.gelu_(hidden)

@@ -207,6 +207,9 @@ class RunRecipe(Generic[A]):
     that is fast, else fp32."""
     devices: int | Auto = field(default=AUTO, metadata=bounds(1))
     """Processes on this machine, one per device; `auto` follows torchrun or srun, else one."""
+    threads: int | Auto = field(default=AUTO, metadata=bounds(1))
+    """CPU threads of each process, which the last bits of a result depend on; `auto` takes
+    OMP_NUM_THREADS, or divides the cores that this process may use among those of the machine."""
     num_nodes: int = field(default=1, metadata=bounds(1))
     """Number of machines; torchrun or srun must start all of them."""
     strategy: Literal["ddp", "fsdp"] = "ddp"

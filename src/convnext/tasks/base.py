@@ -344,21 +344,25 @@ class Task(ABC):
         Args:
             pretrained: Whether to load the recipe's weights, if it names any.
         """
-        settings = to_dict(self.recipe)["network"]
-        init, changes = settings.pop("init"), settings.pop("changes")
-        changes = {k: v for k, v in settings.items() if v != "auto"} | changes
         model = create_model(
             self.recipe.model,
             num_classes=len(self.data.classes),
             in_chans=self.preprocessing.in_chans,
             **self.head_settings(),
-            **changes,
+            **self.network_settings(),
         )
-        if init == "fan_in" and self.recipe.weights == "none":
+        if self.recipe.network.init == "fan_in" and self.recipe.weights == "none":
             init_fan_in(model.get_submodule(self.backbone))
         if pretrained and self.recipe.weights != "none":
             self.loaded = load_weights(model, self.recipe.weights)
         return model
+
+    def network_settings(self) -> dict[str, Any]:
+        """Return the recipe's own arguments of `create_model`."""
+        settings: dict[str, Any] = to_dict(self.recipe)["network"]
+        changes: dict[str, Any] = settings.pop("changes")
+        del settings["init"]
+        return {name: value for name, value in settings.items() if value != "auto"} | changes
 
     def head_settings(self) -> dict[str, Any]:
         """Return this task's own arguments of `create_model`."""
@@ -447,6 +451,13 @@ class Task(ABC):
     @abstractmethod
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Return the metrics on the validation set, the same in every process."""
+
+    def validate_in_phase(self, model: nn.Module, step: int) -> tuple[int, dict[str, float]] | None:
+        """Return the metrics of a phase that trains on smaller images, at their size in pixels.
+
+        None if the images of the phase that ends with or contains `step` have the full size.
+        """
+        return None
 
     def evaluation_data(self) -> str | None:
         """Return the data set for `evaluate`; None if the run folder may name it."""

@@ -15,10 +15,12 @@ from shlex import quote
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from convnext.atomic import only_writer, remove_temporary_files
 from convnext.data.contents import changes, read_contents
+from convnext.names import count_noun
 from convnext.recipes.resolve import Plan
 from convnext.recipes.schema import ResolvedRecipe
 from convnext.tasks.base import Task
@@ -276,3 +278,57 @@ def _read_csv(path: Path, metric: str) -> Iterable[tuple[float, float]]:
                 f"{row['epoch']},{row[metric]}"
             ) from error
     return points
+
+
+class SlowSteps:
+    """Notices once that steps have taken much longer than at first for a while.
+
+    Args:
+        factor: How much longer.
+        seconds: For how long.
+    """
+
+    def __init__(self, *, factor: float = 2.0, seconds: float = 60.0) -> None:
+        self.factor, self.seconds = factor, seconds
+        self.has_noticed = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Start over, as when steps begin to take other images."""
+        self._first: list[float] = []
+        self._since: float | None = None
+
+    def update(self, images_per_s: float, now: float) -> float | None:
+        """Return by what factor steps have slowed down, when that is first known; else None.
+
+        Args:
+            images_per_s: The speed since the last call, evaluations and saved states left out.
+            now: The time in seconds, of a clock that never goes back.
+        """
+        if self.has_noticed or images_per_s <= 0:
+            return None
+        if len(self._first) < 5:
+            # The very first steps are slower.
+            self._first.append(images_per_s)
+            return None
+        slower = float(np.median(self._first)) / images_per_s
+        if slower < self.factor:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        elif now - self._since >= self.seconds:
+            self.has_noticed = True
+            return slower
+        return None
+
+
+def slow_steps_text(slower: float, device: torch.device) -> str:
+    """Return the warning that steps have slowed down by a factor, with what may help."""
+    text = f"for a minute, a step has taken {slower:.1f} times as long as at first: "
+    if device.type != "cpu":
+        return text + "see what else uses this device, and the time spent waiting for data"
+    threads = count_noun(torch.get_num_threads(), "thread")
+    return text + (
+        "another process probably uses the same cores. Beside one, a run with --run.threads 1 is "
+        f"slowed down less; this run keeps its {threads}, since its result depends on them"
+    )

@@ -24,6 +24,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from convnext.hardware.devices import Ranks
+from convnext.hardware.system import available_cores
 from convnext.models.blocks import Block
 from convnext.models.execution import set_recomputed
 from convnext.recipes.schema import RunRecipe
@@ -130,7 +131,6 @@ def _connected(fabric: Fabric, store: Store, rank: int) -> Iterator[None]:
     hook = sys.excepthook
     _connect(fabric, store, rank)
     sys.excepthook = hook  # torch's would mark the tracebacks of the user's process for good.
-    _share_threads(fabric.world_size)
     try:
         fabric.launch()
         yield
@@ -188,13 +188,23 @@ def _strategy(run: RunRecipe, count: int) -> Any:
     return Strategy(gradient_as_bucket_view=True)
 
 
-def _share_threads(count: int) -> None:
-    """Divide the cores among the processes of this machine, unless the user set the number."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        affinity = getattr(os, "sched_getaffinity", None)  # Not on every system.
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // count))
-        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+def set_threads(run: RunRecipe, device: torch.device, *, before: int | None = None) -> None:
+    """Set the CPU threads of this process, and of the processes that it starts.
+
+    Args:
+        run: Its `threads` may be `auto`; that of the user's environment then counts.
+        device: The device of the run.
+        before: The number of a run that resumes, which stays if the environment names none.
+    """
+    asked = run.threads
+    if asked == "auto":
+        if "OMP_NUM_THREADS" in os.environ:
+            return
+        # torch counts the cores of the machine, which may be more than a container has.
+        cores = min(torch.get_num_threads(), available_cores())
+        asked = before or max(1, cores // count_devices(run, device)[0])
+    torch.set_num_threads(asked)
+    os.environ["OMP_NUM_THREADS"] = str(asked)
 
 
 def count_devices(run: RunRecipe, device: torch.device) -> tuple[int, int]:

@@ -166,8 +166,10 @@ class RunLog:
         extra: Mapping[str, float] | None = None,
         groups: Mapping[str, float] | None = None,
         mfu: Callable[[float], float | None] | None = None,
-    ) -> None:
-        """Record the steps since the last call, with the speed and the time spent waiting.
+    ) -> float:
+        """Record the steps since the last call; return their speed in images per second.
+
+        The time spent waiting is recorded too.
 
         Args:
             step: The number of steps taken.
@@ -207,18 +209,32 @@ class RunLog:
             done = max(step - self._first_step, 1)
             left = (now - self._started) / done * (self._num_steps - step)
             self.console.print(f"{line}  ETA {left:.0f} s", highlight=False, soft_wrap=True)
+        return speed
 
-    def evaluated(self, step: int, weights: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+    def evaluated(
+        self,
+        step: int,
+        weights: str,
+        metrics: Mapping[str, float],
+        *,
+        image_size: int | None = None,
+    ) -> dict[str, Any]:
         """Record an evaluation, and return it with its step and the name of the weights.
 
-        Its time does not count toward the training speed.
+        Its time does not count toward the training speed. With `image_size`, it is one at the size
+        of a training phase: a row of kind `val_phase`, which selects nothing.
         """
+        kind = "val" if image_size is None else "val_phase"
         row = {"weights": weights, **metrics}
-        self._write("val", step, row)
-        self._send({f"val/{name}_{weights}": value for name, value in metrics.items()}, step)
+        if image_size is not None:
+            row["image_size"] = image_size
+        self._write(kind, step, row)
+        self._send({f"{kind}/{name}_{weights}": value for name, value in metrics.items()}, step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         epoch = step / self._steps_per_epoch
         label = "val" if weights == "model" else f"val ({weights})"
+        if image_size is not None:
+            label += f" at {image_size} px, the size of this phase"
         self.console.print(f"epoch {epoch:.4g}  {label}:  {shown}", highlight=False, soft_wrap=True)
         self._begin_window()
         return {"step": step, **row}
@@ -315,6 +331,6 @@ def read_metrics(path: Path, *, raw: bool = False) -> list[dict[str, Any]]:
 
 def _is_superseded(row: Mapping[str, Any], resumed: Mapping[str, Any]) -> bool:
     """Whether a row is repeated after a later row of kind `resume`."""
-    if row["step"] == resumed["step"] and row["kind"] == "val":
+    if row["step"] == resumed["step"] and row["kind"] in ("val", "val_phase"):
         return bool(resumed.get("evaluates"))
     return bool(row["step"] > resumed["step"])

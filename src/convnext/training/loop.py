@@ -31,10 +31,12 @@ from convnext.tasks.base import Task
 from convnext.training import faults
 from convnext.training.checkpointing import Learner, Saver, load_state
 from convnext.training.checks import (
+    SlowSteps,
     another_length,
     check_same_run,
     diverged,
     read_reference,
+    slow_steps_text,
     smaller_micro_batch,
 )
 from convnext.training.distributed import (
@@ -206,6 +208,8 @@ class _Trainer:
         self.agree_at = 0
         self.step_began = time.perf_counter()
         self.step_seconds = 0.0
+        self.slow_steps, self.phase = SlowSteps(), 0
+        self.phase_starts = [phase.start for phase in task.phases(self.plan.num_steps)]
 
     def begin(self, *, resume: bool, begun: Callable[[], None]) -> None:
         """Start at step 0, or at the last complete state of the run folder."""
@@ -375,7 +379,7 @@ class _Trainer:
         extra["memory_gb"] = peak_memory_gb(self.fabric.device)
         if self.learner.scaler is not None:
             extra["loss_scale"] = self.learner.scaler.get_scale()
-        self.log.trained(
+        speed = self.log.trained(
             self.step,
             loss=math.fsum(means.values()),
             lr=self.rate,
@@ -386,6 +390,17 @@ class _Trainer:
         )
         self.losses.clear()
         self.norms.clear()
+        self._check_speed(speed)
+
+    def _check_speed(self, images_per_s: float) -> None:
+        """Warn once if steps have taken twice as long for a minute."""
+        phase = sum(start < self.step for start in self.phase_starts)
+        if phase != self.phase:
+            self.phase = phase
+            self.slow_steps.begin()  # Larger images take longer.
+        slower = self.slow_steps.update(images_per_s, time.perf_counter())
+        if slower is not None:
+            self.log.warn(slow_steps_text(slower, self.fabric.device), step=self.step)
 
     def _mfu(self, images_per_s: float) -> float | None:
         if self.macs is None or self.limit is None:
@@ -425,6 +440,9 @@ class _Trainer:
                     self.best, improved = metrics, True
                 reached.append(metrics[primary])
                 self._report_evaluation(weights, metrics, is_best=is_best)
+                if (partial := self.task.validate_in_phase(self.model, self.step)) is not None:
+                    size, at_size = partial
+                    self.log.evaluated(self.step, weights, at_size, image_size=size)
         if self.reference is not None:
             epoch = self.step / self.task.steps_per_epoch
             warning = self.reference.check(epoch, max(reached))

@@ -45,6 +45,7 @@ from convnext.training.distributed import (
     process_state_restored,
     ranks_of,
     seed_everything,
+    set_threads,
 )
 from convnext.training.faults import InterruptedRun, ReportError, is_single_value
 from convnext.training.log import RunLog
@@ -158,6 +159,7 @@ def _train(
     asked = recipe.run.precision
     precision = pick_training_precision(asked, device)
     fabric = make_fabric(recipe.run, device, precision)
+    set_threads(recipe.run, device, before=_threads_before(output, fabric) if resume else None)
     job = partial(_train_rank, provided_network(), recipe, output, resume)
     held.enter_context(launched(fabric, job))
     ranks, device = ranks_of(fabric), fabric.device
@@ -279,6 +281,17 @@ def _train(
         seconds=outcome.seconds,
         bad_images=tuple(map(str, _bad_images(task))),
     )
+
+
+def _threads_before(output: Path | None, fabric: Fabric) -> int | None:
+    """Return the threads of each process of a run that resumes; None if that cannot be said."""
+    try:
+        facts = json.loads(((output or Path()) / "environment.json").read_text(encoding="utf-8"))
+        threads, processes = facts["threads"], facts["processes"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    is_same = isinstance(threads, int) and threads >= 1 and processes == fabric.world_size
+    return threads if is_same else None
 
 
 def _with_full_paths(recipe: Recipe) -> Recipe:

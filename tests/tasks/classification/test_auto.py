@@ -13,7 +13,7 @@ from convnext.data.ranges import BandSample
 from convnext.recipes.recipe import Recipe, change_recipe, flatten
 from convnext.recipes.resolve import Choice, ResolveContext
 from convnext.tasks.classification.data import DataFacts
-from convnext.tasks.classification.task import ClassificationTask
+from convnext.tasks.classification.task import ClassificationTask, progressive_sizes
 
 PHOTOS = DataFacts(
     num_train=1500,
@@ -49,6 +49,7 @@ def test_nothing_is_left_to_auto(facts: DataFacts, where: ResolveContext, weight
     assert [k for k, v in settings.items() if v == "auto"] == [
         "run.device",
         "run.devices",
+        "run.threads",
         "run.channels_last",
         "run.compile",
     ]
@@ -140,6 +141,20 @@ def test_fine_tuning_is_gentle() -> None:
     assert (tuned["input.image_size"], tuned["input.crop_pct"]) == (384, 1.0)
     assert tuned["input.mean"] == (0.5, 0.5, 0.5)
     assert tuned["schedule.epochs"] < scratch["schedule.epochs"]
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "phases"),
+    [
+        (224, 32, [(0, 40, 112), (40, 80, 144), (80, 100, 224)]),
+        (96, 32, [(0, 80, 64), (80, 100, 96)]),  # Not 48 pixels, of which 1 x 1 would be left.
+        (96, 8, [(0, 40, 48), (40, 80, 64), (80, 100, 96)]),
+        (64, 32, [(0, 100, 64)]),
+        (32, 32, [(0, 100, 32)]),
+    ],
+)
+def test_progressive_sizes(size: int, stride: int, phases: list[tuple[int, int, int]]) -> None:
+    assert list(progressive_sizes(size, 100, stride=stride)) == phases
 
 
 def test_peers_keep_what_is_theirs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import tempfile
@@ -100,7 +101,13 @@ def test_the_run_folder_is_complete(finished: RunResult) -> None:
         assert (folder / name).stat().st_size > 0, name
     assert list((folder / "tensorboard").glob("events*"))
     resolved = dict(flatten(read_recipe(folder / "recipe.yaml")))
-    of_the_machine = {"run.device", "run.devices", "loader.shard_cache", "loader.shard_cache_gb"}
+    of_the_machine = {
+        "run.device",
+        "run.devices",
+        "run.threads",
+        "loader.shard_cache",
+        "loader.shard_cache_gb",
+    }
     others = ("segment.", "detect.", "loader.layout")
     own = [k for k in resolved if k not in of_the_machine and not k.startswith(others)]
     assert "auto" not in [resolved[k] for k in own]
@@ -336,6 +343,58 @@ def test_a_run_in_unusual_places(photos: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
     for path in (data, *data.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_growing_images_are_validated_at_the_full_size_too(photos: Path, tmp_path: Path) -> None:
+    printed = Console(file=io.StringIO(), width=200)
+    growing = recipe(
+        photos,
+        schedule__progressive=True,
+        input__image_size=64,
+        network__stem_stride=1,
+        ema__decay=0.8,
+        run__patience=2,
+    )
+    run = train(growing, output=tmp_path / "run", console=printed)
+    rows = read_metrics(run.folder / "metrics.jsonl")
+    val = {(row["step"], row["weights"]): row["top1"] for row in rows if row["kind"] == "val"}
+    phase = {
+        (row["step"], row["weights"]): row["image_size"]
+        for row in rows
+        if row["kind"] == "val_phase"
+    }
+    # The phases end at 40 and 80 percent of 16 steps; the last one has the full size.
+    assert phase == {
+        (4, "model"): 32,
+        (4, "ema"): 32,
+        (8, "model"): 48,
+        (8, "ema"): 48,
+        (12, "model"): 48,
+        (12, "ema"): 48,
+    }
+    assert set(phase) < set(val)
+    assert run.best["top1"] == max(val.values())
+    assert isinstance(printed.file, io.StringIO)
+    assert "val (ema) at 48 px, the size of this phase:" in printed.file.getvalue()
+    assert evaluate(str(run.folder)).evaluation.top1 == run.best["top1"]
+
+
+def test_threads_of_a_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    short = {"schedule__epochs": 1}
+    train(recipe(photos, run__threads=3, **short), output=tmp_path / "a", console=QUIET)
+    assert used[0] == 3
+    used.clear()
+    train(recipe(photos, **short), output=tmp_path / "b", console=QUIET)
+    assert used == []  # OMP_NUM_THREADS says so.
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    train(recipe(photos, **short), output=tmp_path / "b", resume=True, console=QUIET)
+    facts = json.loads((tmp_path / "b/environment.json").read_text(encoding="utf-8"))
+    assert used[0] == facts["threads"] == torch.get_num_threads()
+    (tmp_path / "b/environment.json").write_text(json.dumps(facts | {"threads": 7}))
+    train(recipe(photos, **short), output=tmp_path / "b", resume=True, console=QUIET)
+    assert 7 in used
 
 
 def test_an_image_that_breaks_in_the_middle_of_an_epoch(photos: Path, tmp_path: Path) -> None:

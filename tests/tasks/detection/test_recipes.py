@@ -73,6 +73,6 @@ def test_nothing_is_left_to_chance(name: str) -> None:
     where = ResolveContext(device="cuda", has_bf16=True)
     resolved, choices = DetectionTask.resolve(recipe, COCO, where)
     left = {key for key, value in flatten(resolved) if value == "auto"}
-    assert left <= {"run.device", "run.devices", "run.channels_last"}
+    assert left <= {"run.device", "run.devices", "run.threads", "run.channels_last"}
     chosen = {choice.setting for choice in choices}
     assert chosen <= {"loader.workers", "run.save_every", "run.compile", "run.eval_every"}

@@ -37,6 +37,7 @@ def test_nothing_is_left_to_auto(where: ResolveContext, num_train: int, weights:
     assert left <= {
         "run.device",
         "run.devices",
+        "run.threads",
         "run.channels_last",
         "run.compile",
     }

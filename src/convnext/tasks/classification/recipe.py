@@ -81,7 +81,8 @@ class ClassificationSchedule(ScheduleRecipe[A]):
     """Learning rate schedule, and progressive resizing."""
 
     progressive: bool | A = AUTO
-    """Train on images of half, then two thirds of the size, and of full size in the last fifth."""
+    """Train on images of half, then two thirds of the size, and of full size in the last fifth.
+    No phase leaves the last stage of the network less than 2 x 2 positions."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
+from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import Any, Never
@@ -19,7 +20,8 @@ from convnext.data.formats.tables import TableColumns
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.sampling import StepBatches, split_tensors
 from convnext.data.shards.remote import is_remote
-from convnext.models.config import GIVEN
+from convnext.models.config import GIVEN, NetworkConfig, change
+from convnext.models.factory import network_configs
 from convnext.models.roadmap import stem_stride
 from convnext.names import count_noun
 from convnext.recipes.recipe import flatten
@@ -32,6 +34,7 @@ from convnext.recipes.resolve import (
     warn_of_channels,
     warn_of_warmup,
 )
+from convnext.recipes.resolve import num_steps as num_steps_of
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.base import CachedDataset, Phase, Task, Workload
 from convnext.tasks.classification.augment import BatchAugment, losses
@@ -49,7 +52,6 @@ from convnext.tasks.classification.recipe import ClassificationRecipe
 
 # Up to this many epochs from scratch, strong augmentation lowers accuracy (LOG.md).
 SHORT = 40
-TIMM_CONVOLUTIONAL = ("timm/resnet", "timm/resnext", "timm/convnext", "timm/regnet", "timm/swin_")
 
 
 class ClassificationTask(Task):
@@ -79,6 +81,7 @@ class ClassificationTask(Task):
             seed=recipe.run.seed,
         )
         self.val_set = EvalDataset(data.val, self.preprocessing)
+        self._phase_set: EvalDataset | None = None
         self._augment = BatchAugment(
             recipe.augment,
             num_classes=len(data.classes),
@@ -188,10 +191,24 @@ class ClassificationTask(Task):
         return (self.train_set, self.val_set)
 
     def phases(self, num_steps: int) -> Iterable[Phase]:
-        """Return the phases of a run: one, or three of growing image size."""
-        progressive = bool(self.recipe.schedule.progressive)
-        for start, stop, size in image_sizes(self.input_size, num_steps, progressive=progressive):
+        """Return the phases of a run: one, or up to three of growing image size."""
+        for start, stop, size in self._image_sizes(num_steps):
             yield Phase(start, stop, self.train_set.at_size(size))
+
+    def _image_sizes(self, num_steps: int) -> tuple[tuple[int, int, int], ...]:
+        if not self.recipe.schedule.progressive:
+            return ((0, num_steps, self.input_size),)
+        return progressive_sizes(self.input_size, num_steps, stride=self._stride)
+
+    @cached_property
+    def _stride(self) -> int:
+        """Stride of the network's last stage; 32 for a network whose stages are not known."""
+        name, settings = self.recipe.model, self.network_settings()
+        if config := network_configs().get(name):
+            known = {field.name for field in fields(NetworkConfig)}
+            own = {key: value for key, value in settings.items() if key in known}
+            return change(config, **own).strides[-1]
+        return 32
 
     def losses(
         self,
@@ -212,8 +229,25 @@ class ClassificationTask(Task):
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Return top-1, top-5 and loss on the validation set."""
+        return self._validate(model, self.val_set)
+
+    def validate_in_phase(self, model: nn.Module, step: int) -> tuple[int, dict[str, float]] | None:
+        """Return the image size of a phase with smaller images, and the metrics at that size."""
+        num_steps = num_steps_of(self.recipe.schedule, self.steps_per_epoch)
+        sizes = self._image_sizes(num_steps)
+        size = next((size for start, stop, size in sizes if start < step <= stop), self.input_size)
+        if size == self.input_size:
+            return None
+        if self._phase_set is None or self._phase_set.preprocessing.image_size != size:
+            preprocessing = replace(self.preprocessing, image_size=size)
+            self._phase_set = EvalDataset(self.data.val, preprocessing)
+            if self.val_set.cache is not None:
+                self._phase_set.fill_cache(workers=self.recipe.loader.workers)
+        return size, self._validate(model, self._phase_set)
+
+    def _validate(self, model: nn.Module, images: EvalDataset) -> dict[str, float]:
         metric = Metric(self.data.classes)
-        for batch in infer(model, self.val_set, **self.inference_options()):
+        for batch in infer(model, images, **self.inference_options()):
             metric.update(*batch)
         metric.merge(self.ranks)
         found = metric.compute()
@@ -258,21 +292,33 @@ class ClassificationTask(Task):
 
 # End of each phase and its image size, as fractions of the run and of the full size.
 PROGRESSIVE = ((0.4, 1 / 2), (0.8, 2 / 3), (1.0, 1.0))
+# The last stage of a network has at least this many positions per side in every phase: on a map of
+# 1 x 1, a 7 x 7 kernel trains nothing but its center, and the full size reads as chance (LOG.md).
+MIN_POSITIONS = 2
 
 
-def image_sizes(
-    image_size: int, num_steps: int, *, progressive: bool
+def progressive_sizes(
+    image_size: int, num_steps: int, *, stride: int
 ) -> tuple[tuple[int, int, int], ...]:
-    """Return the first step, the end and the image size of the phases of a run.
+    """Return the first step, the end and the image size of up to three phases of growing size.
 
-    There is one phase, or with `progressive` three of growing image size. Sizes are multiples of 16
-    pixels if the full size is.
+    Sizes are multiples of 16 pixels if the full size is. Phases of one size are a single phase.
+
+    Args:
+        image_size: The full size, in pixels.
+        num_steps: Steps of the run.
+        stride: Stride of the network's last stage, in pixels.
     """
-    found, start = [], 0
-    for end, share in PROGRESSIVE if progressive else ((1.0, 1.0),):
+    found: list[tuple[int, int, int]] = []
+    start = 0
+    for end, share in PROGRESSIVE:
         stop = round(num_steps * end)
         size = image_size if share == 1 else max(16, round(image_size * share / 16) * 16)
-        found.append((start, stop, min(size, image_size)))
+        size = min(max(size, MIN_POSITIONS * stride), image_size)
+        if found and found[-1][2] == size:
+            found[-1] = (found[-1][0], stop, size)
+        else:
+            found.append((start, stop, size))
         start = stop
     return tuple(found)
 
@@ -361,15 +407,7 @@ def _choose_schedule(c: Resolver, n: int) -> None:
         low, images = 15, 20_000  # Digits train faster.
     epochs = min(high, max(low, round(images / n)))
     c.choose_length(epochs)
-    # Networks with a fixed number of patches cannot take smaller images.
-    any_size = c["model"].startswith(("convnext_", "roadmap/", *TIMM_CONVOLUTIONAL))
-    isotropic = c["model"].startswith("convnext_isotropic")
-    progressive = c.scratch and any_size and not isotropic and c["input.image_size"] >= 96
-    c.choose(
-        "schedule.progressive",
-        progressive,
-        "twice as many images per second" if progressive else "not for this network and size",
-    )
+    c.choose("schedule.progressive", False, "every phase would pay for itself too late")
 
 
 def _choose_rate(c: Resolver) -> None:
