@@ -106,7 +106,8 @@ def test_files_that_belong_together_have_one_that_appears_last(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL does not exist there")
-def test_a_draft_of_a_killed_process_is_emptied_by_the_next(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["net.xml", "other.onnx"])
+def test_a_draft_of_a_killed_process_is_removed_by_the_next(name: str, tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from convnext.atomic import draft_beside\n"
         "with draft_beside(Path(sys.argv[1])) as draft:\n"
@@ -117,11 +118,25 @@ def test_a_draft_of_a_killed_process_is_emptied_by_the_next(tmp_path: Path) -> N
     assert ended.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert (left / "half").is_file()
-    with draft_beside(target) as draft:
+    with draft_beside(tmp_path / name) as draft:
+        assert [p.name for p in tmp_path.iterdir()] == [draft.name]
         assert [p.name for p in draft.iterdir()] == [".convnext-draft"]
         with pytest.raises(BusyError):
-            draft_beside(target).__enter__()
+            draft_beside(tmp_path / name).__enter__()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_draft_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / "others"
+    other.mkdir()
+    with draft_beside(tmp_path / "a.onnx") as first:
+        (first / "half").write_text("half")
+        (tmp_path / ".link.unfinished").symlink_to(other)
+        (other / ".convnext-draft").touch()
+        with draft_beside(tmp_path / "b.onnx"):
+            pass
+        assert (first / "half").is_file()
+        assert (other / ".convnext-draft").is_file()
 
 
 def test_a_folder_of_others_is_no_draft(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ else:
 # The name that `atomic_write` gives a file until it is complete.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 _DRAFT_MARK = ".convnext-draft"
+_DRAFT_SUFFIX = ".unfinished"
 _LOCK = ".convnext-lock"
 
 # The lock files that this process holds: the system does not tell its threads apart.
@@ -190,7 +191,7 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
     """Yield a draft folder beside `target`; it gets that name once the block has succeeded.
 
     A reader sees the complete folder or none. The draft of a killed process is removed by the next
-    one with the same target.
+    one that makes a draft beside it.
 
     Raises:
         ValueError: If `target` exists and is not an empty folder, or the name of the draft is
@@ -205,6 +206,13 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
         raise ValueError(f"{target} exists and is not empty; choose another folder")
     with _held_draft(target) as draft:
         yield draft
+        if sys.platform != "win32":
+            _give_name(draft, target)
+    if sys.platform == "win32":  # There, a folder with an open file cannot be renamed.
+        _give_name(draft, target)
+
+
+def _give_name(draft: Path, target: Path) -> None:
     if target.exists():
         target.rmdir()
     # Without its mark, the draft of a process that is killed here would not be known as ours.
@@ -217,7 +225,7 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
 def draft_beside(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target` for files to move from it; it is removed at the end.
 
-    That of a killed process is emptied by the next one with the same target.
+    That of a killed process is removed by the next one that makes a draft in the same folder.
 
     Raises:
         ValueError: If its name is taken.
@@ -231,7 +239,8 @@ def draft_beside(target: Path) -> Iterator[Path]:
 @contextmanager
 def _held_draft(target: Path) -> Iterator[Path]:
     """Yield a draft folder that this process holds; it is removed only if the block fails."""
-    draft = target.with_name(f".{target.name}.unfinished")
+    _remove_dead_drafts(target.parent)
+    draft = target.with_name(f".{target.name}{_DRAFT_SUFFIX}")
     mark = draft / _DRAFT_MARK
     # A process may have been killed before it made the mark, or after it had removed that.
     is_empty = draft.is_dir() and not any(draft.iterdir())
@@ -245,6 +254,25 @@ def _held_draft(target: Path) -> Iterator[Path]:
         except BaseException:
             _remove_draft(draft)
             raise
+
+
+def _remove_dead_drafts(folder: Path) -> None:
+    """Remove the drafts of killed processes from a folder, whatever their targets are.
+
+    A draft is dead if it has its mark and nobody holds that. Where nothing can be held, only the
+    next process with the same target replaces it.
+    """
+    if sys.platform == "win32":  # There, a complete draft is not held while it is renamed.
+        return
+    for draft in folder.glob(f".*{_DRAFT_SUFFIX}"):
+        # Its process lives, or has just removed it; or it is in a folder of another user.
+        with suppress(BusyError, OSError):
+            mark = draft / _DRAFT_MARK
+            if draft.is_symlink() or mark.is_symlink() or not mark.is_file():
+                continue
+            with only_writer(mark) as is_locked:
+                if is_locked:
+                    _remove_draft(draft)
 
 
 def _empty_draft(draft: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import weakref
@@ -205,16 +206,22 @@ def test_forms_are_built_where_predict_asks_for_them(backend: Backend) -> None:
         assert distance(build(backend, model, images)(images), expected) < 1e-5
 
 
-def test_openvino_is_imported_without_its_telemetry() -> None:
-    if not available("openvino"):
-        pytest.skip("openvino is not installed")
+def test_runtimes_are_imported_without_their_telemetry(tmp_path: Path) -> None:
+    for name in ("openvino", "nncf", "onnxruntime"):
+        pytest.importorskip(name)
     code = (
-        "from convnext.deploy.backends import import_openvino; import_openvino(); import sys\n"
+        "import os, sys; from convnext.deploy.runtimes import import_openvino, need\n"
+        "import_openvino(); need('nncf')\n"
         "from openvino.tools.ovc import telemetry_utils\n"
         "assert telemetry_utils.tm.__name__.endswith('telemetry_stub')\n"
-        "assert 'openvino_telemetry' not in sys.modules\n"
+        "from nncf.telemetry.wrapper import NNCFTelemetryStub, telemetry\n"
+        "assert isinstance(telemetry, NNCFTelemetryStub)\n"
+        "assert 'openvino_telemetry' not in sys.modules and 'onnxruntime' in sys.modules\n"
+        "assert 'ORT_DISABLE_TELEMETRY' not in os.environ\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    own = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | own, check=True)
+    assert list(tmp_path.iterdir()) == []  # ONNX Runtime would keep a number of this machine.
 
 
 def test_compiling_freezes_weights_and_has_no_ninth_network(

@@ -131,14 +131,11 @@ def outcomes(folder: Path) -> Digest:
 
 
 def files(folder: Path) -> Digest:
-    """Return a hash of every file that a command wrote, without measurements.
-
-    A folder that a command does not own may keep the hidden temporary file of a killed process.
-    """
+    """Return a hash of every file that is there, hidden ones included, without measurements."""
     return {
         str(path.relative_to(folder)): hash_of(path.read_bytes())
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith(".proof.json") and path.name[0] != "."
+        if path.is_file() and not path.name.endswith(".proof.json")
     }
 
 

@@ -25,7 +25,8 @@ PHRASES = {
     r"com(e|es|ing) along|came along": "bundled, ships with",
     r"(?<!there )\bis no (?!longer|more|less|better|worse|faster|slower)\w+": "is not a",
     r"\bgo(es)? on\b|\bwent on\b": "continues, resumes",
-    r"\banew\b": "again, from scratch",
+    # One message keeps it: scripts look for it in logs.
+    r"(?<!the processes of the data loader are started )\banew\b": "again, from scratch",
     r"\bmend(s|ed|ing)?\b": "fix",
     r"\bhears? of\b|\btold\b(?! apart)": "is called with, receives",
     r"\bof what it is\b": "name the thing",

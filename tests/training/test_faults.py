@@ -307,7 +307,7 @@ class BreakingLoader(ToyTask):
 @pytest.mark.parametrize("where", ["training", "evaluation"])
 def test_a_dead_loader_process_goes_back_to_the_saved_state(tmp_path: Path, where: str) -> None:
     run(tmp_path / "parts", BreakingLoader(where), loader__workers=1)
-    assert any("data loader are restarted" in text for text in events(tmp_path / "parts"))
+    assert any("data loader are started anew" in text for text in events(tmp_path / "parts"))
     run(tmp_path / "whole", ToyTask())
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 

@@ -64,7 +64,7 @@ def test_a_dead_loader_process_is_replaced(runs: Runs, tmp_path: Path) -> None:
     os.kill(victims[0], signal.SIGKILL)
     printed, _ = process.communicate(timeout=240)
     assert process.returncode == 0, printed
-    assert "the processes of the data loader are restarted; back at step" in printed
+    assert "the processes of the data loader are started anew; back at step" in printed
     runs.finish(tmp_path / "whole", *options)
     assert_same_end(tmp_path / "whole", tmp_path / "run")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convnext.deploy.fold import PointwiseForm, fold
 from convnext.deploy.layers import spell_out
-from convnext.deploy.runtimes import import_openvino, openvino_request, quiet
+from convnext.deploy.runtimes import import_openvino, need, openvino_request, quiet
 from convnext.hardware.devices import AMP_DTYPES, autocast
 from convnext.hardware.peak_rates import has_fast_bf16
 from convnext.kernels.winograd import with_winograd
@@ -122,8 +122,7 @@ def _openvino(folded: nn.Module, example: Tensor, precision: Precision) -> Runne
 
 
 def _onnxruntime(folded: nn.Module, example: Tensor) -> Runner:
-    import onnxruntime
-
+    (onnxruntime,) = need("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3

@@ -187,10 +187,11 @@ def export(
             # Moved last, it names the others: an old one must not be read with new weights.
             path.unlink(missing_ok=True)
             written.sort(key=draft.__eq__)
-        for file in written:
+        proof_path = path.with_name(path.name + ".proof.json")
+        proof_path.unlink(missing_ok=True)  # An old one must not be read with a new file.
+        write_text(folder / proof_path.name, json.dumps(proof.to_dict(), indent=1) + "\n")
+        for file in (*written, folder / proof_path.name):
             file.replace(path.parent / file.name)
-    proof_path = path.with_name(path.name + ".proof.json")
-    write_text(proof_path, json.dumps(proof.to_dict(), indent=1) + "\n")
     size = sum((path.parent / file.name).stat().st_size for file in written)
     return ExportResult(path=path, bytes=size, proof=proof, proof_path=proof_path)
 

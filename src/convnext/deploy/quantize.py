@@ -283,7 +283,8 @@ def write_int8(
     Raises:
         ValueError: As for `quantize`.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    # Beside the file: what a killed process leaves is removed with its draft.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         return _write_int8(
             *(blueprint, path, metadata, calibration, settings, keep_float),
             plain=Path(folder) / "float.onnx",

@@ -7,6 +7,7 @@ work where torch is not installed.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import logging
 import math
@@ -283,23 +284,38 @@ def openvino_request(model: Any, precision: str) -> Any:
 
 
 def import_openvino() -> ModuleType:
-    """Import OpenVINO without its telemetry, which reports every conversion to its vendor.
+    """Import OpenVINO without its telemetry.
 
     The converter is imported only if torch is loaded; running files does not need it.
     """
-    name = "openvino_telemetry"
-    unwanted = name not in sys.modules
-    if unwanted:
-        sys.modules[name] = None  # type: ignore[assignment]  # Hides an installed module.
-    try:
+    with _no_telemetry():
         import openvino
 
         if "torch" in sys.modules:
             import openvino.tools.ovc
-    finally:
-        if unwanted:
-            del sys.modules[name]
     return cast(ModuleType, openvino)
+
+
+@contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """Import runtimes without their telemetry, which reports every conversion to their vendors.
+
+    OpenVINO and NNCF import a module for it; ONNX Runtime reads a variable when it is imported, and
+    else also writes a number of this machine into the user's cache.
+    """
+    module, variable = "openvino_telemetry", "ORT_DISABLE_TELEMETRY"
+    hides, sets = module not in sys.modules, variable not in os.environ
+    if hides:
+        sys.modules[module] = None  # type: ignore[assignment]  # Hides an installed module.
+    if sets:
+        os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        if hides:
+            del sys.modules[module]
+        if sets:
+            del os.environ[variable]
 
 
 def need(*modules: str) -> list[Any]:
@@ -309,9 +325,12 @@ def need(*modules: str) -> list[Any]:
         ValueError: If one is not installed.
     """
     try:
-        if "openvino" in modules:  # NNCF imports it too.
+        if "openvino" in modules:
             import_openvino()
-        return [importlib.import_module(name) for name in modules]
+        with _no_telemetry():
+            if "nncf" in modules and importlib.util.find_spec("onnxruntime"):
+                importlib.import_module("onnxruntime")  # NNCF would import it later.
+            return [importlib.import_module(name) for name in modules]
     except ImportError as error:
         raise ValueError(
             f"this needs {error.name}, which is not installed: {install_extra('export')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext.atomic import atomic_write
+from convnext.atomic import atomic_write, draft_beside, sync_folder
 from convnext.deploy import export as deployment
 from convnext.deploy.export import ExportRequest, ExportResult, ExportSettings
 from convnext.models.config import NetworkConfig
@@ -125,6 +126,8 @@ def convert(
     Raises:
         ValueError: If the source cannot be read or is not a network of this package, or the layout
             does not support the network.
+        BusyError: If another process writes the same file.
+        OSError: If the file cannot be written; an old one is kept.
     """
     target = Path(target)
     if target.suffix not in (".safetensors", ".pth", ".pt"):
@@ -218,11 +221,26 @@ def _optional(name: str) -> bool:
 def _write(
     target: Path, tensors: Mapping[str, Tensor], key: str | None, metadata: Mapping[str, str]
 ) -> None:
-    if target.suffix == ".safetensors":
-        save_tensors(target, tensors, metadata, sign=False)  # Like other packages' files.
+    with draft_beside(Path(os.path.abspath(target))) as folder:
+        draft = folder / target.name
+        try:
+            _write_file(draft, tensors, key, metadata)
+        except OSError as error:
+            if error.filename is not None:
+                error.filename = str(target)  # Not the name of the draft.
+            raise
+        draft.replace(target)
+        sync_folder(target.parent)
+
+
+def _write_file(
+    path: Path, tensors: Mapping[str, Tensor], key: str | None, metadata: Mapping[str, str]
+) -> None:
+    if path.suffix == ".safetensors":
+        save_tensors(path, tensors, metadata, sign=False)  # Like other packages' files.
         return
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     content = BytesIO()  # On a full disk, torch's own writer would end the process.
     torch.save({key: plain} if key else plain, content)
-    with atomic_write(target) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content.getbuffer())

@@ -560,7 +560,7 @@ class _Trainer:
                 f"{self.task.batch_size:,}"
             )
         else:
-            remedy = "the processes of the data loader are restarted"
+            remedy = "the processes of the data loader are started anew"
         best = self.best
         self._restore_in_little_memory()
         if isinstance(fault, DivergedError):
