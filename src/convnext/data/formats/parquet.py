@@ -38,7 +38,7 @@ from convnext.data.formats.tables import TableColumns, check_once, parts_of_rows
 from convnext.data.formats.text_lists import LABELS
 from convnext.data.images import BadImage, Header, Mode, decode, read_header, walk_files
 from convnext.data.samples import FolderSamples, ImageListing, Samples
-from convnext.documents import is_special
+from convnext.documents import is_special, read_json
 from convnext.names import install_extra
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from convnext.data.tensors import Box, Draw
 
 ENDINGS = (".parquet", ".arrow")
+# What `save_to_disk` writes beside the files of a split, and above several splits.
+_STATE, _DICT = "state.json", "dataset_dict.json"
+_MAX_STATE = 64 * 2**20
 # Values that tell whether a column of bytes has images.
 NUM_VALUES = 8
 # Bytes of images that each process keeps in memory.
@@ -309,12 +312,67 @@ class ParquetSamples(Samples):
 
 
 def table_files(root: Path) -> list[Path]:
-    """Return the Parquet and Arrow files below a folder, without those that `datasets` caches."""
-    return [
-        root / name
-        for name in walk_files(root)
-        if name.lower().endswith(ENDINGS) and not os.path.basename(name).startswith("cache-")
-    ]
+    """Return the Parquet and Arrow files below a folder, without those that `datasets` caches.
+
+    Of a data set that `datasets` saved, they are those that it lists.
+
+    Raises:
+        ValueError: If it lists a file that does not exist.
+    """
+    return _table_files(root)[0]
+
+
+def _table_files(root: Path) -> tuple[list[Path], list[str]]:
+    """Return the files that are read, and the names of those that an earlier save has left.
+
+    Raises:
+        ValueError: If a saved data set lists a file that does not exist.
+    """
+    found, left = list[Path](), list[str]()
+    listed: dict[Path, set[str] | None] = {}
+    for name in walk_files(root):
+        path = root / name
+        if not name.lower().endswith(ENDINGS) or path.name.startswith("cache-"):
+            continue
+        folder = path.parent
+        if folder not in listed:
+            listed[folder] = _saved(folder, root)
+        names = listed[folder]
+        if names is None or path.name in names:
+            found.append(path)
+        else:
+            left.append(name)
+    return found, left
+
+
+def _saved(folder: Path, root: Path) -> set[str] | None:
+    """Return the files of a folder that `save_to_disk` lists; None if it did not write them.
+
+    Saving again does not remove the files of an earlier time.
+
+    Raises:
+        ValueError: If a file that it lists does not exist.
+    """
+    splits = _json_list(folder.parent / _DICT, "splits") if folder != root else None
+    if splits is not None and folder.name not in splits:
+        return set()
+    entries = _json_list(folder / _STATE, "_data_files")
+    if entries is None:
+        return None
+    names = {
+        os.path.basename(str(entry.get("filename"))) for entry in entries if isinstance(entry, dict)
+    }
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise ValueError(f"{folder / _STATE} lists {missing[0]}, which does not exist")
+    return names
+
+
+def _json_list(path: Path, key: str) -> list[Any] | None:
+    """Return a list in a file that `datasets` writes; None if there is none."""
+    found = read_json(path, max_bytes=_MAX_STATE) if path.is_file() else None
+    value = found.get(key) if isinstance(found, dict) else None
+    return value if isinstance(value, list) else None
 
 
 def has_images(path: Path) -> bool:
@@ -478,7 +536,7 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
         fold_column=folds,
     )
     column = f"the column {splits!r}" if splits else ""
-    split_from = split_from or ("the names of the files" if any(stated) else column)
+    split_from = split_from or ("the names of the files or folders" if any(stated) else column)
     classes = names or tuple(sorted(set(rows.labels)))
     label_of = {name: number for number, name in enumerate(classes)}
     labels = [label_of[name] for name in rows.labels]
@@ -636,7 +694,13 @@ def _by_split(root: Path, faults: list[str]) -> dict[str, list[Path]]:
     """
     found: dict[str, list[Path]] = {}
     sets: dict[str, list[str]] = {}
-    for path in table_files(root):
+    tables, stale = _table_files(root)
+    if stale:
+        faults.append(
+            f"files that {_STATE} or {_DICT} does not list, perhaps of an earlier save, left out: "
+            f"{len(stale):,} (such as {stale[0]})"
+        )
+    for path in tables:
         below = path.relative_to(root).as_posix()
         folders = [name for name in below.split("/")[:-1] if not is_plain_name(name)]
         split = split_of(_NUMBER.sub("", path.stem)) or split_of_path(below) or ""
