@@ -101,6 +101,32 @@ def test_the_fastest_is_taken_and_remembered(
     assert len(json.loads((tmp_path / "forms.json").read_text())) == 2
 
 
+def test_only_what_a_run_is_long_enough_for_is_measured(
+    tmp_path: Path, times: dict[Backend, float | Exception]
+) -> None:
+    announced: list[str] = []
+    recipe = change_recipe(Recipe(), {"run.precision": "fp32"})
+    chosen = {
+        num_steps: choose_backend(
+            ToyTask(),
+            toy_model(),
+            recipe,
+            CPU,
+            ranks=Ranks(),
+            num_steps=num_steps,
+            micro_batch_size=BATCH,
+            cache=tmp_path / "forms.json",
+            announce=announced.append,
+        )
+        for num_steps in (900, 1900)
+    }
+    assert "compiled" not in chosen[900].reason
+    assert "compiled" in chosen[1900].reason  # The shorter run's answer is not taken for it.
+    assert announced[0].startswith("measuring 2 training backends, since this run takes about 15 m")
+    assert announced[1].startswith("measuring 4 training backends, since this run takes about 32 m")
+    assert "compiling may take minutes" in announced[1]
+
+
 def test_a_form_that_fails_is_passed_over(
     tmp_path: Path, times: dict[Backend, float | Exception]
 ) -> None:

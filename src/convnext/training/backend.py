@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Generator, Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,16 @@ from convnext.hardware.devices import Ranks, autocast
 from convnext.hardware.tuner import Candidate, medians, samples, tune
 from convnext.hardware.tuning_cache import TuningCache, key_of
 from convnext.models.execution import set_fused, widens
-from convnext.names import short_time
+from convnext.names import count_noun, short_time
 from convnext.recipes.schema import ResolvedRecipe, RunRecipe
 from convnext.tasks.base import Task
 from convnext.training.checks import smaller_micro_batch
 from convnext.training.faults import is_out_of_memory
 
-# In shorter runs a measurement costs more than it saves.
+# In shorter runs a measurement costs more than a fifth of what it may save. Compiling the training
+# step of a small network takes a minute on a CPU, and must save five.
 WORTH_SECONDS = 600.0
+COMPILING_WORTH_SECONDS = 1800.0
 NUM_TIMED = 3
 # A smaller gain is within the noise and does not justify another backend.
 MIN_GAIN = 0.08
@@ -68,6 +71,7 @@ def choose_backend(
     num_steps: int,
     micro_batch_size: int,
     cache: Path | None = None,
+    announce: Callable[[str], object] = lambda text: None,
 ) -> Chosen:
     """Return the backend that the recipe requests, or the fastest one for `auto`.
 
@@ -82,6 +86,7 @@ def choose_backend(
         num_steps: The number of steps of the run.
         micro_batch_size: Images per backward pass on one device.
         cache: The file of earlier measurements; by default in the user's cache folder.
+        announce: Called with one line before a measurement that takes long.
     """
     run = recipe.run
     if run.channels_last != "auto" and run.compile != "auto":
@@ -94,7 +99,9 @@ def choose_backend(
         return Chosen(plain, "nothing is measured in a deterministic run")
     chosen = None
     if ranks.is_first:
-        chosen = _measured(task, model, recipe, device, plain, num_steps, micro_batch_size, cache)
+        chosen = _measured(
+            task, model, recipe, device, plain, num_steps, micro_batch_size, cache, announce
+        )
     agreed: Chosen = ranks.broadcast_object(chosen)
     return agreed
 
@@ -108,6 +115,7 @@ def _measured(
     num_steps: int,
     micro_batch_size: int,
     path: Path | None,
+    announce: Callable[[str], object],
 ) -> Chosen:
     part = first_part(task, micro_batch_size)
     parts_per_step = max(1, task.batch_size / max(1, task.size(part)))
@@ -125,12 +133,23 @@ def _measured(
         if is_out_of_memory(error):  # The loop continues with a smaller micro batch.
             return Chosen(plain, "the default: memory is scarce")
         raise
-    if first * parts_per_step * num_steps < WORTH_SECONDS:
+    expected = first * parts_per_step * num_steps
+    if expected < WORTH_SECONDS:
         return too_short
+    compiles = expected >= COMPILING_WORTH_SECONDS
     cache, key = TuningCache(path), _key(recipe, device, micro_batch_size)
+    if not compiles:
+        key = f"eager_{key}"  # A longer run measures more.
     known = cache.load(key, lambda value: Backend(**value))
     if known is not None:
         return Chosen(known, "measured before on this machine")
+    backends = _backends(plain, recipe.run, compiles=compiles)
+    compiling = "; compiling may take minutes" if any(b.compile for b in backends) else ""
+    announce(
+        f"measuring {count_noun(len(backends), 'training backend')}, since this run takes about "
+        f"{expected / 60:,.0f} min{compiling} (--run.compile and --run.channels_last choose one)"
+    )
+    began = time.perf_counter()
     measured = {plain: first}
 
     def measure(backends: Sequence[Backend]) -> list[float]:
@@ -142,7 +161,7 @@ def _measured(
     # The run compiles again and pays that cost again.
     options = [
         Candidate(backend, lambda backend=backend: backend, pays_for_building=backend.compile)  # type: ignore[misc]
-        for backend in _backends(plain, recipe.run)
+        for backend in backends
     ]
     baseline, *others = options
     verdict = tune(
@@ -158,12 +177,16 @@ def _measured(
         f"{trial.choice} {'fails' if trial.seconds is None else short_time(trial.seconds)}"
         for trial in verdict.trials
     )
-    return Chosen(verdict.choice, "measured per micro batch: " + ", ".join(trials))
+    took = f"measured per micro batch in {time.perf_counter() - began:.0f} s: "
+    return Chosen(verdict.choice, took + ", ".join(trials))
 
 
-def _backends(plain: Backend, run: RunRecipe) -> list[Backend]:
-    """Return the backends that a recipe allows, the default one first."""
-    compilation = (False, True) if run.compile == "auto" else (plain.compile,)
+def _backends(plain: Backend, run: RunRecipe, *, compiles: bool) -> list[Backend]:
+    """Return the backends that a recipe allows, the default one first.
+
+    Without `compiles`, a compiled one is measured only if the recipe asks for nothing else.
+    """
+    compilation = (False, True) if run.compile == "auto" and compiles else (plain.compile,)
     layouts = (True, False) if run.channels_last == "auto" else (plain.channels_last,)
     return [Backend(layout, compiled) for compiled in compilation for layout in layouts]
 

@@ -213,6 +213,7 @@ def _train(
         ranks=ranks,
         num_steps=num_steps,
         micro_batch_size=micro_batch_size,
+        announce=partial(console.print, markup=False, soft_wrap=True),
     )
     backend = chosen.backend
     run = replace(resolved.run, channels_last=backend.channels_last, compile=backend.compile)
