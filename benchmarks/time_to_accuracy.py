@@ -2,17 +2,21 @@
 
 Every run has one core, and as many run at a time as cores are given; a side gets another core with
 every seed. The curve of a run is the validation accuracy of its best weights so far over the
-seconds since its command started, so that start-up counts. The marks are 90, 95 and 98 percent of
-the best final accuracy of all runs. Finished runs are kept: the same command continues.
+seconds since its process started, so that start-up counts. The marks are 90, 95 and 98 percent of
+the best final accuracy of all runs. Finished runs are kept: the same command continues. Settings of
+a side are JSON:
 
     python benchmarks/time_to_accuracy.py PATH --output DIR --seeds 0 1 2 \\
-        --side "auto=" --side "progressive=--schedule.progressive True" \\
-        --side "resnet18=--model timm/resnet18"
+        --side 'auto={}' --side 'progressive={"schedule.progressive": true}' \\
+        --side 'resnet18={"model": "timm/resnet18"}'
 
 A peer of another environment is a command that prints one JSON line for each evaluation, with
-`seconds` since it started and `accuracy` in percent; {data}, {seed} and {output} are filled in:
+`seconds` since it started (perhaps `cpu_seconds`) and `accuracy` in percent; {data}, {seed} and
+{output} are filled in:
 
     --peer "name=/path/to/python script.py {data} {seed} {output}"
+
+Beside other work on the same cores, `--clock cpu_seconds` counts the processor time instead.
 
 It writes runs.json, summary.json and curves.png into DIR.
 """
@@ -36,6 +40,7 @@ from typing import Any
 Curve = list[tuple[float, float]]
 """Seconds and the best accuracy so far, in percent."""
 MARKS = (0.90, 0.95, 0.98)
+STARTED = time.time()
 
 
 def best_so_far(points: Sequence[tuple[float, float]]) -> Curve:
@@ -51,39 +56,29 @@ def time_to(curve: Curve, accuracy: float) -> float | None:
     return next((seconds for seconds, value in curve if value >= accuracy), None)
 
 
-def curve_of_run(folder: Path, began: float) -> Curve:
-    """Return the curve of a run folder whose command began at a time of the clock."""
-    # The folder gets this file when training begins.
-    start = max(0.0, (folder / "choices.json").stat().st_mtime - began)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["kind"] == "val"]
-    return best_so_far([(start + row["seconds"], row["top1"]) for row in rows])
-
-
-def curve_of_lines(text: str) -> Curve:
-    """Return the curve of the JSON lines that a peer printed."""
+def curve_of(text: str, clock: str) -> Curve:
+    """Return the curve of the JSON lines that a run printed."""
     rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    return best_so_far([(row["seconds"], row["accuracy"]) for row in rows])
+    return best_so_far([(row.get(clock, row["seconds"]), row["accuracy"]) for row in rows])
 
 
-def run_ours(
-    arguments: argparse.Namespace, options: str, seed: int, folder: Path, core: int
-) -> Curve:
-    """Train with `convnext train` on one core."""
-    command = [sys.executable, "-m", "convnext", "train", "--data", arguments.data,
-               "--run.eval_every", "1", "--output", str(folder), "--run.seed", str(seed),
-               *shlex.split(arguments.common), *shlex.split(options)]  # fmt: skip
-    began = time.time()
-    _call(command, core, folder.with_suffix(".log"))
-    return curve_of_run(folder, began)
+def train(data: str, settings: str, seed: int, folder: str, began: float) -> None:
+    """Train, and print one JSON line for each evaluation."""
+    import convnext
 
+    class Recorder(convnext.Callback):
+        def on_evaluation(self, end: Any) -> None:
+            row = {
+                "accuracy": end.metrics["top1"],
+                "seconds": time.time() - began,
+                "cpu_seconds": time.process_time(),
+                "epoch": end.epoch,
+                "weights": end.weights,
+            }
+            print(json.dumps(row), flush=True)
 
-def run_peer(
-    arguments: argparse.Namespace, template: str, seed: int, folder: Path, core: int
-) -> Curve:
-    """Run a peer's command on one core."""
-    filled = template.format(data=arguments.data, seed=seed, output=folder)
-    return curve_of_lines(_call(shlex.split(filled), core, folder.with_suffix(".log")))
+    given = {"run.eval_every": 1, "run.seed": seed, **json.loads(settings or "{}")}
+    convnext.train(data=data, output=folder, callbacks=Recorder(), progress=False, **given)
 
 
 def _call(command: Sequence[str], core: int, log: Path) -> str:
@@ -135,7 +130,7 @@ def _median(times: Sequence[float | None]) -> str:
     return "never" if middle == float("inf") else f"{middle:.0f} s"
 
 
-def draw(runs: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+def draw(runs: Sequence[Mapping[str, Any]], path: Path, title: str, clock: str) -> None:
     """Draw the curves, one line a run and one color a side."""
     import matplotlib as mpl
 
@@ -151,7 +146,9 @@ def draw(runs: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
                 linewidth=1.4, label=side if k == 0 else None,
             )  # fmt: skip
     axes.set(
-        xlabel="seconds since the command started", ylabel="best accuracy so far (%)", title=title
+        xlabel="seconds" if clock == "seconds" else "seconds of processor time",
+        ylabel="best accuracy so far (%)",
+        title=title,
     )
     axes.set_ylim(0, 100)
     axes.set_xlim(left=0)
@@ -167,14 +164,25 @@ def main() -> None:
     )
     parser.add_argument("data")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--side", action="append", default=[], metavar="NAME=OPTIONS")
+    parser.add_argument("--side", action="append", default=[], metavar="NAME=JSON")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
-    parser.add_argument("--common", default="", help="options of all sides of ours")
+    parser.add_argument("--clock", choices=["seconds", "cpu_seconds"], default="seconds")
+    parser.add_argument(
+        "--train", nargs=3, metavar=("SEED", "SETTINGS", "FOLDER"), help=argparse.SUPPRESS
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cores", type=int, nargs="+", default=sorted(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
-    sides = [(run_ours, *text.partition("=")[::2]) for text in arguments.side]
-    sides += [(run_peer, *text.partition("=")[::2]) for text in arguments.peer]
+    if arguments.train is not None:
+        seed, settings, folder = arguments.train
+        train(arguments.data, settings, int(seed), folder, STARTED)
+        return
+    own = shlex.join([sys.executable, __file__, "{data}", "--output", ".", "--train", "{seed}"])
+    sides = [
+        (name, f"{own} {shlex.quote(settings).replace('{', '{{').replace('}', '}}')} {{output}}")
+        for name, _, settings in (text.partition("=") for text in arguments.side)
+    ]
+    sides += [(name, command) for name, _, command in (t.partition("=") for t in arguments.peer)]
     if not sides:
         parser.error("give at least one --side or --peer")
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -185,21 +193,23 @@ def main() -> None:
         (side, seed)
         for number, seed in enumerate(arguments.seeds)
         for side in (sides if number % 2 == 0 else sides[::-1])
-        if (side[1], seed) not in done
+        if (side[0], seed) not in done
     ]
     free: SimpleQueue[int] = SimpleQueue()
     for core in arguments.cores:
         free.put(core)
 
-    def work(job: tuple[Any, int]) -> dict[str, Any]:
-        (act, name, options), seed = job
+    def work(job: tuple[tuple[str, str], int]) -> dict[str, Any]:
+        (name, command), seed = job
         core = free.get()
         try:
             folder = arguments.output / f"{name}-{seed}-{time.strftime('%H%M%S')}"
-            curve = act(arguments, options, seed, folder, core)
+            filled = command.format(data=arguments.data, seed=seed, output=folder)
+            printed = _call(shlex.split(filled), core, folder.with_suffix(".log"))
         finally:
             free.put(core)
-        return {"side": name, "seed": seed, "options": options, "core": core, "curve": curve}
+        curve = curve_of(printed, arguments.clock)
+        return {"side": name, "seed": seed, "command": command, "core": core, "curve": curve}
 
     with ThreadPoolExecutor(len(arguments.cores)) as pool:
         for run in pool.map(work, order):
@@ -211,7 +221,7 @@ def main() -> None:
             )
     summary = summarize(runs)
     (arguments.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    draw(runs, arguments.output / "curves.png", Path(arguments.data).name)
+    draw(runs, arguments.output / "curves.png", Path(arguments.data).name, arguments.clock)
 
 
 if __name__ == "__main__":
