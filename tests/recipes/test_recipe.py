@@ -126,6 +126,7 @@ def test_no_shipped_recipe_leaves_the_result_to_auto() -> None:
         "run.save_every",
     }
     free |= {
+        "optim.momentum",  # AdamW has none.
         "loader.layout",
         "run.channels_last",
         "run.compile",

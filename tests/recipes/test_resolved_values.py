@@ -83,6 +83,7 @@ def values(folder: str, asked: dict[str, Any], facts: Any, context: ResolveConte
     recipe = change_recipe(Recipe(), {"task": TASKS[folder]} | asked)
     resolved, _ = task_class(TASKS[folder]).resolve(recipe, facts, context)
     default = dict(flatten(change_recipe(Recipe(), {"task": TASKS[folder]})))
+    default |= {"optim.betas": (0.9, 0.999), "optim.eps": 1e-8}  # AdamW's own.
     found = {name: value for name, value in flatten(resolved) if value != default[name]}
     return json.loads(json.dumps(dict(sorted(found.items()))))
 

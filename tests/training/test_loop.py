@@ -11,9 +11,11 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from toy import BATCH, PoisonedTask, ToyTask, run, weights
 
+from convnext.recipes.resolve import OPTIMIZERS
 from convnext.training.log import read_metrics
 from convnext.training.loop import DivergedError
 from convnext.weights.checkpoint import complete_steps
+from convnext.weights.files import read_file
 
 
 def test_it_learns_and_keeps_the_best(tmp_path: Path) -> None:
@@ -33,21 +35,23 @@ def test_it_learns_and_keeps_the_best(tmp_path: Path) -> None:
     ]
 
 
+def assert_same_states(whole: Path, parts: Path) -> None:
+    names = ("best.safetensors", "step-00000012/model.safetensors")
+    for name in (*names, "step-00000012/state.safetensors"):
+        tensors, metadata = read_file(whole / "checkpoints" / name)
+        others, other_metadata = read_file(parts / "checkpoints" / name)
+        assert tensors.keys() == others.keys()
+        assert all(torch.equal(tensors[key], others[key]) for key in tensors), name
+        assert metadata == other_metadata
+
+
 @pytest.mark.parametrize("stop_at", [4, 7, 11])
 def test_resume_is_exact(tmp_path: Path, stop_at: int) -> None:
     run(tmp_path / "whole", ToyTask())
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts", ToyTask(stop_at=stop_at))
     run(tmp_path / "parts", ToyTask(), resume=True)
-    for name in (
-        "best.safetensors",
-        "step-00000012/model.safetensors",
-        "step-00000012/state.safetensors",
-    ):
-        whole = weights(tmp_path / "whole/checkpoints" / name)
-        parts = weights(tmp_path / "parts/checkpoints" / name)
-        assert whole.keys() == parts.keys()
-        assert all(torch.equal(whole[key], parts[key]) for key in whole), name
+    assert_same_states(tmp_path / "whole", tmp_path / "parts")
     whole_rows, parts_rows = (
         [
             {k: row[k] for k in ("kind", "step", "images", "loss", "lr", "top1") if k in row}
@@ -57,6 +61,35 @@ def test_resume_is_exact(tmp_path: Path, stop_at: int) -> None:
         for part in ("whole", "parts")
     )
     assert whole_rows == parts_rows
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adamw"])
+def test_resume_is_exact_with_every_optimizer(tmp_path: Path, name: str) -> None:
+    lr = 2e-3 * OPTIMIZERS[name].rate
+    # Groups of several layers: LAMB counts the steps of each.
+    settings = {"optim__name": name, "optim__lr": lr, "optim__layer_decay": 0.7}
+    whole = run(tmp_path / "whole", ToyTask(), **settings)
+    assert whole.best["top1"] > 40
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", ToyTask(stop_at=7), **settings)
+    run(tmp_path / "parts", ToyTask(), resume=True, **settings)
+    assert_same_states(tmp_path / "whole", tmp_path / "parts")
+    other = "adamw" if name == "sgd" else "sgd"
+    with pytest.raises(ValueError, match=f"began with optim.name {name} and cannot continue"):
+        run(tmp_path / "parts", ToyTask(), resume=True, **settings | {"optim__name": other})
+
+
+def test_numbers_in_the_state_of_an_optimizer_are_saved(tmp_path: Path) -> None:
+    kept = {"muon": "use_muon", "laprop": "exp_avg_lr_1"}
+    for name, key in kept.items():
+        run(tmp_path / name, ToyTask(), optim__name=name, schedule__epochs=1)
+        state = tmp_path / name / "checkpoints/step-00000003/state.safetensors"
+        counters = json.loads(read_file(state)[1]["counters"])
+        assert any(key in own for own in counters["optimizer"]["parameters"].values())
+    run(tmp_path / "lamb", ToyTask(), optim__name="lamb", schedule__epochs=1)
+    state = tmp_path / "lamb/checkpoints/step-00000003/state.safetensors"
+    groups = json.loads(read_file(state)[1]["counters"])["optimizer"]["groups"]
+    assert [group["step"]["value"] for group in groups.values()] == [3.0, 3.0]
 
 
 def test_micro_batches_give_the_gradient_of_the_batch(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from convnext import create_model, list_models
 from convnext.models.network import Network
+from convnext.recipes.resolve import OPTIMIZERS
 from convnext.recipes.schema import OptimRecipe
 from convnext.training.optim import (
     DecayBy,
@@ -206,3 +207,31 @@ def test_optimizer_takes_the_recipe() -> None:
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["betas"] == (0.8, 0.95)
     assert max(group["lr"] for group in optimizer.param_groups) == 1e-3
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_has_the_groups_and_its_own_settings(name: str) -> None:
+    model = create_model("convnext_atto", num_classes=2)
+    own = OPTIMIZERS[name]
+    recipe = OptimRecipe(name=name, lr=1e-3, weight_decay=0.1, layer_decay=0.9)  # type: ignore[arg-type]
+    optimizer = make_optimizer(model, recipe)
+    expected = group_rows(model, recipe)
+    assert len(optimizer.param_groups) == len(expected) > 10
+    for group, row in zip(optimizer.param_groups, expected, strict=True):
+        assert (group["name"], group["lr"]) == (row["name"], row["lr"])
+        assert (group["weight_decay"], group["lr_scale"]) == (row["weight_decay"], row["lr_scale"])
+    for setting in ("betas", "eps", "momentum"):
+        if (value := getattr(own, setting)) is not None:
+            assert optimizer.defaults[setting] == value
+        else:
+            with pytest.raises(ValueError, match=f"{name} has no {setting}, .* set it to auto"):
+                make_optimizer(model, replace(recipe, **{setting: 0.5}))
+
+
+def test_an_optimizer_that_timm_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm.optim
+
+    monkeypatch.setattr(timm.optim, "list_optimizers", lambda: ["adamw", "lion", "sgd"])
+    recipe = OptimRecipe(name="muon", lr=1e-3, weight_decay=0.1, layer_decay=1.0)
+    with pytest.raises(ValueError, match=r"has no muon: .* choose one of adamw, lion, sgd$"):
+        make_optimizer(create_model("convnext_atto", num_classes=2), recipe)

@@ -35,6 +35,7 @@ from convnext.recipes.schema import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     DenseInputRecipe,
+    OptimRecipe,
     Recipe,
     ResolvedRecipe,
     ScheduleRecipe,
@@ -131,6 +132,58 @@ def learning_rate(
     return rate
 
 
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """The settings of an optimizer, and how its learning rate compares with AdamW's.
+
+    A setting that it does not have is None.
+    """
+
+    betas: tuple[float, float] | None = (0.9, 0.999)
+    eps: float | None = 1e-8
+    momentum: float | None = None
+    rate: float = 1.0
+    """Factor on the learning rate that suits AdamW."""
+    decay: float = 1.0
+    """Factor on its weight decay: a step shrinks the weights as much as with AdamW."""
+    clip_grad: float | None = None
+    """Gradient norm of the optimizer's own recipe."""
+
+
+# Lion: a tenth of the rate and ten times the decay (Chen et al. 2023). LAMB: the rate of "ResNet
+# strikes back" beside AdamW's, with its decay of 0.02. SGD: rates are about 20 times larger; its
+# decay goes through the momentum, which multiplies it by ten. timm scales Muon's update to the size
+# of AdamW's, which updates what is not a matrix.
+OPTIMIZERS: Mapping[str, Optimizer] = {
+    "adamw": Optimizer(),
+    "nadamw": Optimizer(),
+    "laprop": Optimizer(eps=1e-15),
+    "lamb": Optimizer(eps=1e-6, rate=2.5, decay=0.4, clip_grad=1.0),
+    "lion": Optimizer(betas=(0.9, 0.99), eps=None, rate=0.1, decay=10.0),
+    "muon": Optimizer(betas=(0.9, 0.95), eps=1e-7, momentum=0.95),
+    "sgd": Optimizer(betas=None, eps=None, momentum=0.9, rate=20.0, decay=0.005),
+}
+
+
+def own_settings(optim: OptimRecipe[Any]) -> dict[str, Any]:
+    """Return the settings of a recipe's optimizer: those that the recipe gives, else its own.
+
+    Raises:
+        ValueError: If it does not; the message names those that it has.
+    """
+    own = OPTIMIZERS[optim.name]
+    usual = {name: getattr(own, name) for name in ("betas", "eps", "momentum")}
+    having = [f"optim.{name}" for name, value in usual.items() if value is not None]
+    given = {name: v for name in usual if (v := getattr(optim, name)) != "auto"}
+    for name, value in given.items():
+        if usual[name] is None:
+            raise ValueError(
+                f"{optim.name} has no {name}, but optim.{name} is {value}; set it to auto "
+                f"({optim.name} has {' and '.join(having)})"
+            )
+    return {name: value for name, value in (usual | given).items() if value is not None}
+
+
 # Mean and standard deviation of the luminance of ImageNet.
 GRAY_MEAN, GRAY_STD = (0.449,), (0.226,)
 
@@ -175,6 +228,7 @@ class Resolver:
         self, recipe: Recipe, context: ResolveContext, *, num_train: int, large: int
     ) -> None:
         check_ranges(recipe)
+        recipe = replace(recipe, optim=replace(recipe.optim, **own_settings(recipe.optim)))
         self.context, self.num_train, self.large = context, num_train, num_train >= large
         self.on_cpu, self.scratch = context.device == "cpu", recipe.weights == "none"
         self.choices: list[Choice] = []
@@ -380,20 +434,44 @@ class Resolver:
         micro_batch_size = batch if self.on_cpu else min(batch, micro_batch_size)
         self.choose("optim.micro_batch_size", micro_batch_size, "images per backward pass")
 
+    @property
+    def optimizer(self) -> Optimizer:
+        """The settings of the recipe's optimizer."""
+        return OPTIMIZERS[self["optim.name"]]
+
+    def choose_rate(self, rate: float, reason: str) -> None:
+        """Choose the learning rate: `rate` is the one for AdamW."""
+        self._choose_scaled("optim.lr", rate, self.optimizer.rate, reason)
+
+    def choose_decay(self, decay: float, reason: str) -> None:
+        """Choose the weight decay: `decay` is the one for AdamW."""
+        self._choose_scaled("optim.weight_decay", decay, self.optimizer.decay, reason)
+
+    def _choose_scaled(self, setting: str, value: float, factor: float, reason: str) -> None:
+        if factor != 1:
+            value = two_digits(value * factor)
+            reason = f"{reason}, x {factor:g} for {self['optim.name']} instead of adamw"
+        self.choose(setting, value, reason)
+
+    def choose_clipping(self, norm: float, reason: str) -> None:
+        """Choose the maximum gradient norm, unless the optimizer has its own."""
+        own = self.optimizer.clip_grad
+        if own is not None:
+            norm, reason = own, f"as usual for {self['optim.name']}"
+        self.choose("optim.clip_grad", norm, reason)
+
     def choose_dense_rate(self, scratch_rate: float, layer_decay: float) -> None:
         """Choose the optimizer settings of a dense task."""
         batch = self["optim.batch_size"]
         if self.scratch:
-            self.choose(
-                "optim.lr", two_digits(scratch_rate), f"for {count_noun(batch, 'image')} per step"
-            )
+            self.choose_rate(two_digits(scratch_rate), f"for {count_noun(batch, 'image')} per step")
             self.choose("optim.layer_decay", 1.0, "every layer is new")
         rate = two_digits(1e-4 * math.sqrt(batch / 16))
-        self.choose("optim.lr", rate, "as in the paper, scaled by batch size")
-        self.choose("optim.weight_decay", 0.05, "as in the paper")
+        self.choose_rate(rate, "as in the paper, scaled by batch size")
+        self.choose_decay(0.05, "as in the paper")
         self.choose("optim.layer_decay", layer_decay, "as in the paper")
         reason = "as in the paper" if self.large else "stabilizes small batches"
-        self.choose("optim.clip_grad", 0.0 if self.large else 1.0, reason)
+        self.choose_clipping(0.0 if self.large else 1.0, reason)
 
     def choose_average(self) -> None:
         """Choose the EMA decay by the number of steps."""

@@ -47,6 +47,7 @@ else:
     A = TypeVar("A", covariant=True)
 
 AUTO: Any = "auto"
+OptimizerName = Literal["adamw", "nadamw", "laprop", "lamb", "lion", "muon", "sgd"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -124,8 +125,10 @@ class AugmentRecipe(Generic[A]):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimRecipe(Generic[A]):
-    """AdamW and its batch size."""
+    """The optimizer and its batch size."""
 
+    name: OptimizerName = "adamw"
+    """The optimizer, as `timm.optim` has it; `auto` scales learning rate and weight decay to it."""
     lr: float | A = field(default=AUTO, metadata=bounds(0))
     """Peak learning rate for the given `batch_size`; it is never rescaled."""
     batch_size: int | A = field(default=AUTO, metadata=bounds(1))
@@ -134,10 +137,14 @@ class OptimRecipe(Generic[A]):
     """Images per device and backward pass; gradients accumulate over a batch."""
     weight_decay: float | A = field(default=AUTO, metadata=bounds(0))
     """Weight decay, not for biases and other vectors."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's betas."""
-    eps: float = 1e-8
-    """AdamW's epsilon."""
+    betas: tuple[float, float] | Auto = AUTO
+    """Decay of the moving averages of the gradient and its square; `auto` is the optimizer's own,
+    0.9,0.999 for adamw. Not for sgd."""
+    eps: float | Auto = field(default=AUTO, metadata=bounds(0))
+    """Added to the denominator; `auto` is the optimizer's own, 1e-8 for adamw. Not for sgd and
+    lion."""
+    momentum: float | Auto = field(default=AUTO, metadata=bounds(0, 1))
+    """Momentum of sgd and muon; `auto` is 0.9 and 0.95."""
     layer_decay: float | A = field(default=AUTO, metadata=bounds(0, 1))
     """Learning rate factor from one group of layers to the group below it; 1 for none."""
     layer_decay_by: Literal["layer", "stage"] = "layer"

@@ -28,7 +28,7 @@ from convnext.hardware.devices import Ranks
 from convnext.training.distributed import copy_, full_tensor
 from convnext.training.faults import is_full_disk
 from convnext.training.log import RunLog
-from convnext.training.optim import Ema
+from convnext.training.optim import GROUP_KEYS, Ema
 from convnext.weights.checkpoint import Card, complete_steps, step_of
 from convnext.weights.files import read_file, save_checkpoint, save_tensors
 
@@ -53,10 +53,49 @@ class Learner:
             f"optim.{key}.{name}": full_tensor(value)
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
         }
         if self.ema is not None:
             rest |= {f"ema.{name}": full_tensor(t) for name, t in self.ema.tensors.items()}
         return weights, rest
+
+    def numbers(self) -> dict[str, dict[str, Any]]:
+        """Return the rest of the optimizer's state, for JSON: no tensor of a parameter.
+
+        Returns:
+            Under "parameters" the numbers of single parameters by their names, and under "groups"
+            what a group has as a whole by its name; empty for AdamW.
+        """
+        parameters = {
+            name: {k: v for k, v in own.items() if not isinstance(v, Tensor)}
+            for name, parameter in self.model.named_parameters()
+            if (own := self.optimizer.state.get(parameter, {}))
+        }
+        groups = {
+            group["name"]: {key: _to_json(group[key]) for key in self._own_keys(group)}
+            for group in self.optimizer.param_groups
+        }
+        found = {"parameters": parameters, "groups": groups}
+        return {kind: {n: kept for n, kept in all_.items() if kept} for kind, all_ in found.items()}
+
+    def restore_numbers(self, numbers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Restore what `numbers` returned; call it after `restore`."""
+        parameters, groups = (numbers.get(kind, {}) for kind in ("parameters", "groups"))
+        for name, parameter in self.model.named_parameters():
+            if name in parameters:
+                self.optimizer.state[parameter].update(parameters[name])
+        for group in self.optimizer.param_groups:
+            for key in self._own_keys(group):
+                del group[key]
+            values = groups.get(group["name"], {})
+            group.update({key: _from_json(value) for key, value in values.items()})
+
+    def _own_keys(self, group: Mapping[str, Any]) -> list[str]:
+        """Return the keys of a group that are state: neither settings nor from `parameter_groups`.
+
+        LAMB counts the steps of a group.
+        """
+        return [k for k in group if k not in self.optimizer.defaults and k not in GROUP_KEYS]
 
     def restore(self, weights: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> None:
         """Restore what `gather` returned.
@@ -81,6 +120,18 @@ class Learner:
             elif fused:
                 value = tensor.to(parameter.device)
             self.optimizer.state[parameter][key] = value
+
+
+def _to_json(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return {"value": value.item(), "dtype": str(value.dtype).removeprefix("torch.")}
+
+
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return torch.tensor(value["value"], dtype=getattr(torch, value["dtype"]))
 
 
 def _fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
@@ -162,6 +213,7 @@ def load_state(
         learner.restore(state.weights, state.rest)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{state.path} holds another network: {error}") from error
+    learner.restore_numbers(state.counters.get("optimizer", {}))
     if learner.scaler is not None and state.counters.get("scaler"):
         learner.scaler.load_state_dict(state.counters["scaler"])
         # Values left over from a step that failed halfway are not part of the scaler's state.
@@ -248,7 +300,7 @@ class Saver:
         """
         model, ema = self.learner.model, self.learner.ema
         weights = needed_bytes(model.state_dict().values())
-        moments = 2 * needed_bytes(p for p in model.parameters() if p.requires_grad)  # AdamW.
+        moments = 2 * needed_bytes(p for p in model.parameters() if p.requires_grad)  # The maximum.
         state = weights + moments + (needed_bytes(ema.tensors.values()) if ema else 0)
         problem = None
         if self.ranks.is_first:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from rich.console import Console
 from convnext.atomic import only_writer, remove_temporary_files
 from convnext.data.contents import changes, read_contents
 from convnext.names import count_noun
+from convnext.recipes.recipe import flatten
 from convnext.recipes.resolve import Plan
-from convnext.recipes.schema import ResolvedRecipe
+from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.base import Task
 from convnext.training.faults import DivergedError
 from convnext.training.log import read_metrics
@@ -139,12 +140,31 @@ def smaller_micro_batch(size: int) -> int:
     return size // 2
 
 
-def check_same_run(counters: Mapping[str, Any], task: Task, folder: Path) -> None:
-    """Check that a run resumes with the data and the batch size that it started with.
+# Settings that a run keeps from its start to its end, besides its batch size.
+FIXED = ("optim.name",)
+
+
+def fixed_settings(recipe: ResolvedRecipe) -> dict[str, Any]:
+    """Return the settings that a run keeps."""
+    values = dict(flatten(recipe))
+    return {name: values[name] for name in FIXED}
+
+
+def check_same_run(
+    counters: Mapping[str, Any], task: Task, recipe: ResolvedRecipe, folder: Path
+) -> None:
+    """Check that a run resumes with the data, the batch size and the optimizer of its start.
 
     Raises:
-        ValueError: If either has changed.
+        ValueError: If one of them has changed.
     """
+    before = counters.get("fixed", fixed_settings(cast(ResolvedRecipe, Recipe())))
+    for name, value in fixed_settings(recipe).items():
+        if before.get(name, value) != value:
+            raise ValueError(
+                f"the run began with {name} {before[name]} and cannot continue with {value}; leave "
+                f"out --{name}, or start a new run from its weights: --weights {quote(str(folder))}"
+            )
     if counters["data"] != task.fingerprint:
         raise ValueError(
             f"the data set has changed since the run started ({counters['data']} then, "

@@ -35,6 +35,7 @@ from convnext.training.checks import (
     another_length,
     check_same_run,
     diverged,
+    fixed_settings,
     read_reference,
     slow_steps_text,
     smaller_micro_batch,
@@ -215,7 +216,7 @@ class _Trainer:
         """Start at step 0, or at the last complete state of the run folder."""
         if self.ranks.broadcast_object(resume and bool(complete_steps(self.saver.folder))):
             counters = self._restore()
-            check_same_run(counters, self.task, self.log.folder)
+            check_same_run(counters, self.task, self.recipe, self.log.folder)
             if counters["num_steps"] != self.plan.num_steps:
                 text = another_length(self.plan, self.step, counters["num_steps"])
                 self.log.warn(text, step=self.step)
@@ -478,7 +479,9 @@ class _Trainer:
             "steps_per_epoch": self.task.steps_per_epoch,
             "batch_size": self.task.batch_size,
             "data": self.task.fingerprint,
+            "fixed": fixed_settings(self.recipe),
             "scaler": scaler.state_dict() if scaler else {},
+            "optimizer": self.learner.numbers(),
         }
         card = self.task.card(self.model, {"step": self.step, "weights": "model"}, self.recipe)
         with self.log.paused():
@@ -579,7 +582,8 @@ class _Trainer:
 
         The loss of a step precedes its update, so finite losses do not prove finite weights.
         """
-        moments = (t for state in self.learner.optimizer.state.values() for t in state.values())
+        states = self.learner.optimizer.state.values()
+        moments = (t for state in states for t in state.values() if isinstance(t, Tensor))
         average = self.learner.ema.tensors.values() if self.learner.ema else ()
         tensors = (*self.model.state_dict().values(), *moments, *average)
         largest = [

@@ -13,6 +13,7 @@ from torch import nn
 
 from convnext.models.network import Network
 from convnext.models.timm import TimmNetwork
+from convnext.recipes.resolve import OPTIMIZERS, own_settings
 from convnext.recipes.schema import OptimRecipe
 from convnext.training.distributed import full_tensor
 
@@ -30,6 +31,8 @@ DecayBy = Literal["layer", "stage"]
 
 # Ranges of modules that a table row names before it summarizes the rest as "and N more".
 MAX_NAMED = 4
+GROUP_KEYS = {"params", "name", "lr_scale"}
+"""The keys of a group from `parameter_groups` that are not settings of the optimizer."""
 
 
 def layer_ids(model: nn.Module, by: DecayBy = "layer") -> dict[str, int]:
@@ -181,14 +184,30 @@ def parameter_groups(
 
 
 def make_optimizer(model: nn.Module, recipe: OptimRecipe[Never]) -> torch.optim.Optimizer:
-    """Build AdamW over `parameter_groups`, fused where the device supports it."""
-    return torch.optim.AdamW(
-        _groups(model, recipe),
-        lr=recipe.lr,
-        betas=recipe.betas,
-        eps=recipe.eps,
-        fused=_has_fused(model),
+    """Build the optimizer over `parameter_groups`; AdamW is fused where the device supports it.
+
+    Raises:
+        ValueError: If the optimizer lacks one of the settings, or timm lacks the optimizer.
+    """
+    settings = own_settings(recipe)
+    groups = _groups(model, recipe)
+    if recipe.name == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, fused=_has_fused(model), **settings)
+    if recipe.name == "lamb":
+        settings["max_grad_norm"] = None  # `optim.clip_grad` clips.
+    import timm
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if recipe.name not in (known := list_optimizers()):
+        others = ", ".join(name for name in OPTIMIZERS if name in known)
+        raise ValueError(
+            f"timm {timm.__version__} has no {recipe.name}: install a newer one, or choose one of "
+            f"{others}"
+        )
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        groups, opt=recipe.name, lr=recipe.lr, **settings
     )
+    return optimizer
 
 
 def _groups(model: nn.Module, recipe: OptimRecipe[Never]) -> list[dict[str, Any]]:

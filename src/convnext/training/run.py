@@ -30,6 +30,7 @@ from convnext.names import count_noun, portable_name
 from convnext.progress import lasting_output, safe_console
 from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
 from convnext.recipes.resolve import num_steps as num_steps_of
+from convnext.recipes.resolve import own_settings
 from convnext.results import Conditions, Scores
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
@@ -130,9 +131,11 @@ def check_request(recipe: Recipe, callbacks: Any = ()) -> tuple[Callback, ...]:
 
     Raises:
         TypeError: If a callback is not an instance of `Callback`.
-        ValueError: If a setting is out of range, or there is no such tracker or device.
+        ValueError: If a setting is out of range, the optimizer does not have it, or there is no
+            such tracker or device.
     """
     check_ranges(recipe)
+    own_settings(recipe.optim)
     check_trackers(recipe.run.loggers)
     pick_device(recipe.run.device)
     return check_callbacks(callbacks)

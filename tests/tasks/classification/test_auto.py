@@ -47,6 +47,7 @@ def resolved(
 def test_nothing_is_left_to_auto(facts: DataFacts, where: ResolveContext, weights: str) -> None:
     recipe, settings, choices = resolved(facts, where, weights=weights)
     assert [k for k, v in settings.items() if v == "auto"] == [
+        "optim.momentum",
         "run.device",
         "run.devices",
         "run.threads",
@@ -155,6 +156,28 @@ def test_fine_tuning_is_gentle() -> None:
 )
 def test_progressive_sizes(size: int, stride: int, phases: list[tuple[int, int, int]]) -> None:
     assert list(progressive_sizes(size, 100, stride=stride)) == phases
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "decay"), [("lion", 2e-4, 0.5), ("sgd", 0.04, 2.5e-4), ("lamb", 5e-3, 0.02)]
+)
+def test_rates_are_scaled_to_the_optimizer(name: str, lr: float, decay: float) -> None:
+    recipe, settings, choices = resolved(PHOTOS, optim__name=name)
+    assert (settings["optim.lr"], settings["optim.weight_decay"]) == (lr, decay)
+    reason = next(choice.reason for choice in choices if choice.setting == "optim.lr")
+    assert reason.endswith(f"for {name} instead of adamw")
+    assert ClassificationTask.warnings(recipe, PHOTOS) == ()
+    high = replace(recipe, optim=replace(recipe.optim, lr=3 * lr))
+    assert ClassificationTask.warnings(high, PHOTOS)[0].endswith(f"Try --optim.lr {lr:g}")
+    _, given, _ = resolved(PHOTOS, optim__name=name, optim__lr=0.1, optim__weight_decay=0.2)
+    assert (given["optim.lr"], given["optim.weight_decay"]) == (0.1, 0.2)
+
+
+def test_settings_that_an_optimizer_lacks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"sgd has no betas, .* \(sgd has optim.momentum\)"):
+        resolved(PHOTOS, optim__name="sgd", optim__betas=(0.9, 0.99))
+    with pytest.raises(ValueError, match=r"adamw has no momentum, but optim.momentum is 0.9"):
+        resolved(PHOTOS, optim__momentum=0.9)
 
 
 def test_peers_keep_what_is_theirs() -> None:

@@ -37,7 +37,8 @@ def test_nothing_is_left_to_auto(where: ResolveContext, num_train: int, weights:
     facts = replace(FACTS, num_train=num_train)
     recipe, choices = DetectionTask.resolve(replace(DETECT, weights=weights), facts, where)
     left = {name for name, value in flatten(recipe) if value == "auto"}
-    assert left <= {"run.device", "run.devices", "run.threads", "run.channels_last", "run.compile"}
+    backend = {"run.device", "run.devices", "run.threads", "run.channels_last", "run.compile"}
+    assert left <= {"optim.momentum", *backend}
     assert len({choice.setting for choice in choices}) == len(choices)
     assert recipe.model.startswith("mask_rcnn_")
     assert not DetectionTask.warnings(recipe, facts)

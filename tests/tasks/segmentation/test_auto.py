@@ -35,6 +35,7 @@ def test_nothing_is_left_to_auto(where: ResolveContext, num_train: int, weights:
     )
     left = {name for name, value in flatten(recipe) if value == "auto"}
     assert left <= {
+        "optim.momentum",
         "run.device",
         "run.devices",
         "run.threads",

@@ -26,6 +26,7 @@ from convnext.models.roadmap import stem_stride
 from convnext.names import count_noun
 from convnext.recipes.recipe import flatten
 from convnext.recipes.resolve import (
+    OPTIMIZERS,
     Resolver,
     planned_steps,
     two_digits,
@@ -149,10 +150,12 @@ class ClassificationTask(Task):
             )
         batch = r["optim.batch_size"]
         usual = scratch_rate(batch) if r["weights"] == "none" else tuning_rate(batch)
+        usual *= OPTIMIZERS[r["optim.name"]].rate
         if r["optim.lr"] > 1.3 * usual:
+            paper = "" if r["optim.name"] != "adamw" else " (the paper's 4e-3 is for 4,096)"
             found.append(
-                f"a learning rate of {r['optim.lr']:g} is high for a batch of {batch} (the paper's "
-                f"4e-3 is for 4,096). Try --optim.lr {two_digits(usual):g}"
+                f"a learning rate of {r['optim.lr']:g} is high for a batch of {batch}{paper}. "
+                f"Try --optim.lr {two_digits(usual):g}"
             )
         found += warn_of_batch(r, facts.num_train, 32)
         if r["weights"] == "none" and 0 < _scale(r) <= 1e-4 and steps < 20_000:
@@ -413,21 +416,18 @@ def _choose_schedule(c: Resolver, n: int) -> None:
 def _choose_rate(c: Resolver) -> None:
     batch = c["optim.batch_size"]
     if c.large:
-        c.choose("optim.lr", 4e-3 if c.scratch else 5e-5, "as in the paper")
-        c.choose("optim.weight_decay", 0.05 if c.scratch else 1e-8, "as in the paper")
-        c.choose("optim.clip_grad", 0.0, "as in the paper")
+        c.choose_rate(4e-3 if c.scratch else 5e-5, "as in the paper")
+        c.choose_decay(0.05 if c.scratch else 1e-8, "as in the paper")
+        c.choose_clipping(0.0, "as in the paper")
     if c.scratch:
-        c.choose(
-            "optim.lr",
-            two_digits(scratch_rate(batch)),
-            f"for {count_noun(batch, 'image')} per step",
-        )
-        c.choose("optim.weight_decay", 0.05, "as in the paper")
+        rate = two_digits(scratch_rate(batch))
+        c.choose_rate(rate, f"for {count_noun(batch, 'image')} per step")
+        c.choose_decay(0.05, "as in the paper")
         c.choose("optim.layer_decay", 1.0, "every layer is new")
-    c.choose("optim.lr", two_digits(tuning_rate(batch)), "low, to keep the pretrained layers")
-    c.choose("optim.weight_decay", 1e-8, "the paper's fine-tuning setting")
+    c.choose_rate(two_digits(tuning_rate(batch)), "low, to keep the pretrained layers")
+    c.choose_decay(1e-8, "the paper's fine-tuning setting")
     c.choose("optim.layer_decay", 0.8, "the paper's fine-tuning setting")
-    c.choose("optim.clip_grad", 1.0, "stabilizes small batches")
+    c.choose_clipping(1.0, "stabilizes small batches")
 
 
 def _choose_augmentation(c: Resolver, facts: DataFacts) -> None:
