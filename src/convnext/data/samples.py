@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,9 @@ BUDGET_SHARE = 0.5
 FALLBACK_MEMORY = 4 * 2**30
 
 Pixels = NDArray[np.uint8]
+Targets = NDArray[np.float32]
+LabelKind = Literal["single", "multi", "soft"]
+"""One label for each image, any number of labels, or a probability of every class."""
 
 
 class ImageCache:
@@ -127,7 +130,12 @@ class Samples(ABC):
     """A sequence of labeled images."""
 
     labels: Sequence[int]
-    """Position of each image's class in `ClassificationData.classes`."""
+    """Position of each image's class in `ClassificationData.classes`; with `targets`, see
+    `strata_of`."""
+    kind: LabelKind = "single"
+    targets: Targets | None = None
+    """(n, K): 1 for each label of an image, or the probability of every class; None for images of
+    one label."""
     is_open_to_threads = False
     """Whether several threads may open images at once."""
     are_files = False
@@ -135,6 +143,10 @@ class Samples(ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def target(self, index: int) -> int | Targets:
+        """Return what training is to predict: the label, or the row of `targets`."""
+        return self.labels[index] if self.targets is None else self.targets[index]
 
     @abstractmethod
     def source(self, index: int) -> str:
@@ -285,17 +297,53 @@ class ImageListing:
     """Where the split comes from; "" if there is none for validation."""
     groups: Sequence[str] = ()
     """The group of each image by a column of a table; empty if none is named."""
+    kind: LabelKind = "single"
+    targets: Targets | None = None
+    """See `Samples.targets`; `take` passes them on."""
 
     def with_train(self, train: Sequence[int]) -> ImageListing:
         """Return the same with fewer training images."""
         return replace(self, train=train)
 
 
-def taker(root: Path, keys: list[str], labels: list[int]) -> Callable[[Sequence[int]], Samples]:
+def taker(
+    root: Path,
+    keys: list[str],
+    labels: list[int],
+    kind: LabelKind = "single",
+    targets: Targets | None = None,
+) -> Callable[[Sequence[int]], Samples]:
+    """Return a function that takes some of the images of a listing."""
+
     def take(which: Sequence[int]) -> Samples:
-        return FolderSamples(root, [keys[i] for i in which], [labels[i] for i in which])
+        found = FolderSamples(root, [keys[i] for i in which], [labels[i] for i in which])
+        found.kind = kind
+        found.targets = None if targets is None else targets[np.asarray(which, np.int64)]
+        return found
 
     return take
+
+
+def targets_of(rows: Sequence[Mapping[str, float]], classes: Sequence[str]) -> Targets:
+    """Return the targets (n, K) of images, each with the values of some classes."""
+    position = {name: c for c, name in enumerate(classes)}
+    targets = np.zeros((len(rows), len(classes)), np.float32)
+    for target, row in zip(targets, rows, strict=True):
+        for name, value in row.items():
+            target[position[name]] = value
+    return targets
+
+
+def strata_of(targets: Targets, kind: LabelKind) -> list[int]:
+    """Return one class per image, for a split in which every class keeps its share.
+
+    It is the most probable class, or the rarest label; images without any label are class K.
+    """
+    if kind == "soft":
+        return [int(c) for c in targets.argmax(1)]
+    counts = targets.sum(0)
+    rarity = np.where(targets > 0, counts, np.inf)
+    return [int(c) for c in np.where(targets.any(1), rarity.argmin(1), targets.shape[1])]
 
 
 @dataclass(frozen=True, kw_only=True)

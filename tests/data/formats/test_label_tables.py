@@ -77,7 +77,6 @@ def test_what_is_left_out_is_counted(make_folder):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["file,a,b", "000.png,1,1", "001.png,0,1"], "1 of 2 images have several classes"),
         (
             ["file,color,shape", "000.png,red,round", "001.png,blue,long"],
             "could be any of color, shape; name it `label`",
@@ -211,19 +210,6 @@ def test_several_tables_are_refused(make_folder):
         table(root, {f"{i:03d}": i % 2 for i in range(4)}, name=name)
     with pytest.raises(ValueError, match=r"several tables: male.csv, young.csv"):
         opened(root)
-
-
-def test_labels_that_join_others_are_several_classes(make_folder):
-    root = make_folder({"photos": 6})
-    rows = [f"{i:03d}.png,{label}" for i, label in enumerate(("a", "b", "a|b", "a", "b", "a"))]
-    (root / "list.csv").write_text("\n".join(["Image Index,Finding Labels", *rows]))
-    with pytest.raises(
-        ValueError, match=r"1 of 6 images have several classes \(such as line 4\).*leave one"
-    ):
-        opened(root)
-    two_words = [row.replace("a|b", "big cat") for row in rows]
-    (root / "list.csv").write_text("\n".join(["Image Index,Finding Labels", *two_words, *[]]))
-    assert opened(root).classes == ("a", "b", "big cat")
 
 
 def test_any_column_of_splits_counts(make_folder):

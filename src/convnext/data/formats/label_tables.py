@@ -6,7 +6,8 @@
     {train,test}/metadata.{csv,jsonl,parquet}  file_name and label (Hugging Face's imagefolder)
 
 The column of the images is the one whose values are names of image files, with or without a folder
-or an ending. The label is the only other column, or the one with a usual name.
+or an ending. The label is the only other column, or the one with a usual name. Labels such as
+`cat|dog`, and columns of 0 and 1 of which several or none are 1, make the data multi-label.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,23 @@ from convnext.data.formats.class_folders import listing, split_folders, subfolde
 from convnext.data.formats.parquet import ENDINGS, table_rows
 from convnext.data.formats.paths import is_plain_name, split_of, splits_among, words_of
 from convnext.data.formats.records import Split
-from convnext.data.formats.tables import SPLIT_COLUMNS, TableColumns, check_once, parts_of_rows
+from convnext.data.formats.tables import (
+    CLASS_COLUMNS,
+    MAX_SEVERAL,
+    ONE_LABEL,
+    SPLIT_COLUMNS,
+    LabelCells,
+    TableColumns,
+    check_once,
+    class_columns,
+    label_cells,
+    label_text,
+    listed_labels,
+    parts_of_rows,
+)
 from convnext.data.formats.text_lists import LABELS, NUM_ROWS, TABLES, rows_of_text
 from convnext.data.images import readable_extensions, walk_files
-from convnext.data.samples import ImageListing, taker
+from convnext.data.samples import ImageListing, LabelKind, taker
 from convnext.documents import read_json, read_regular
 
 ONE_HOT = "_classes.csv"
@@ -43,8 +57,6 @@ _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 _TEXTS = ("text", "caption", "captions", "description", "prompt", "additional_feature")
 # A larger json is not a table of labels.
 MAX_JSON = 64 * 2**20
-# Images of several classes are left out up to this fraction of the rows.
-MAX_SEVERAL = 0.01
 # With this many rows or more, labels that all differ are not classes.
 MIN_ROWS = 4
 
@@ -55,9 +67,12 @@ class _Row:
     key: str
     """The image, relative to the root."""
     label: str
+    """For several labels, all of them as one text."""
     split: str = ""
     fold: str = ""
     group: str = ""
+    labels: Mapping[str, float] = field(default_factory=dict)
+    """The labels with their values."""
 
 
 @dataclass(kw_only=True)
@@ -77,6 +92,11 @@ class _Read:
     """The column of the folds."""
     group: str = ""
     """The column of the groups."""
+    kind: LabelKind = "single"
+    separator: str = ""
+    """How several labels are written, as for `TableColumns`."""
+    negative: list[int] = field(default_factory=list)
+    """The lines of images without any label, if images may have several."""
 
 
 def is_labeled(root: Path) -> bool:
@@ -141,6 +161,8 @@ def find_labeled(
 ) -> ImageListing:
     """List the images of the tables in a folder, or of one table.
 
+    Long because every column of every table ends up in the listing.
+
     Args:
         root: The folder that the images are below.
         path: The table; by default the one in the folder.
@@ -153,15 +175,12 @@ def find_labeled(
     notes: list[str] = []
     tables = {"": path} if path else _tables(root, index, notes)
     columns = TableColumns() if columns is None else columns
-    read = {split: _read(table, root, index, columns) for split, table in tables.items()}
+    read = _read_alike(tables, root, index, columns)
     faults: list[str] = []
     for table in read.values():
         _note(table, root, notes, faults)
-    names = {row.label for table in read.values() for row in table.rows}
-    classes = next((t.classes for t in read.values() if t.classes), ()) or tuple(sorted(names))
-    label_of = {name: label for label, name in enumerate(classes)}
     keys: list[str] = []
-    labels: list[int] = []
+    named: list[Mapping[str, float]] = []
     splits: list[Split] = []
     folds, groups = list[str](), list[str]()
     for name, table in read.items():
@@ -177,7 +196,7 @@ def find_labeled(
             folds.append(row.fold)
             groups.append(row.group)
             keys.append(row.key)
-            labels.append(label_of[row.label])
+            named.append(row.labels)
     if not keys:
         raise ValueError(
             f"none of the images in {', '.join(str(t.path) for t in read.values())} is below {root}"
@@ -194,6 +213,9 @@ def find_labeled(
     if "train" not in parts:
         raise ValueError(f"the tables of {root} list no training images")
     _note_rest(index, keys, notes, faults)
+    of_columns = next((table.classes for table in read.values() if table.classes), ())
+    kind = next(iter(read.values())).kind
+    classes, labels, targets = listed_labels(kind, named, of_columns)
     return ImageListing(
         root=root,
         classes=classes,
@@ -207,8 +229,39 @@ def find_labeled(
         groups=groups if any(table.group for table in read.values()) else (),
         notes=tuple(notes),
         faults=tuple(faults),
-        take=taker(root, keys, labels),
+        take=taker(root, keys, labels, kind, targets),
+        kind=kind,
+        targets=targets,
     )
+
+
+def _read_alike(
+    tables: Mapping[str, Path], root: Path, index: _Index, columns: TableColumns
+) -> dict[str, _Read]:
+    """Read the tables of all splits: images of one may have several labels only if those of all do.
+
+    Raises:
+        ValueError: As `_read`, or if only some of the tables have probabilities, or if the columns
+            of the classes differ.
+    """
+    read = {split: _read(table, root, index, columns) for split, table in tables.items()}
+    several = next((table for table in read.values() if table.kind == "multi"), None)
+    is_soft = any(table.kind == "soft" for table in read.values())
+    if several is not None and not columns.separator:
+        columns = replace(columns, separator=several.separator)
+    for split, table in read.items():
+        if table.kind == "single" and several is not None:
+            read[split] = _read(tables[split], root, index, columns)
+        elif table.kind == "single" and table.classes and is_soft:
+            table.kind = "soft"  # The probabilities are 0 and 1.
+    first, *others = read.values()
+    for table in others:
+        if table.kind != first.kind or sorted(table.classes) != sorted(first.classes):
+            raise ValueError(
+                f"{first.path} and {table.path} have other columns of classes or another number of "
+                "labels for each image"
+            )
+    return read
 
 
 def _split_from(read: Mapping[str, _Read], root: Path) -> str:
@@ -378,6 +431,8 @@ def _rows_of_json(path: Path) -> list[list[str]]:
     if isinstance(content, dict) and content:
         if all(isinstance(value, str | int) for value in content.values()):
             return [["name", "label"], *([name, str(value)] for name, value in content.items())]
+        if all(map(_is_list_of_labels, content.values())):
+            return [["name", "label"], *([n, json.dumps(value)] for n, value in content.items())]
     elif isinstance(content, list) and content and all(map(_is_flat, content)):
         return _rows_of_entries(content)
     raise ValueError(f"{path} has neither labels by image nor a list of images with a label each")
@@ -385,7 +440,13 @@ def _rows_of_json(path: Path) -> list[list[str]]:
 
 def _is_flat(entry: object) -> bool:
     plain = (str, int, float, bool, type(None))
-    return isinstance(entry, dict) and all(isinstance(value, plain) for value in entry.values())
+    return isinstance(entry, dict) and all(
+        isinstance(value, plain) or _is_list_of_labels(value) for value in entry.values()
+    )
+
+
+def _is_list_of_labels(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str | int) for part in value)
 
 
 def _rows_of_lines(path: Path) -> list[list[str]]:
@@ -448,55 +509,96 @@ def _read(path: Path, root: Path, index: _Index, columns: TableColumns) -> _Read
     group = header.index(found.group) if found.group else None
     left_out = {image, fold, group, split if found.has_split else image}
     others = [i for i in range(width) if header[i] and i not in left_out]
-    hot = [i for i in others if all(row[i] in ("0", "1", "0.0", "1.0") for row in rows)]
-    is_named = any(header[i].lower() in LABELS for i in others)
-    is_all = len(hot) == len(others) and not is_named
-    is_one_hot = len(hot) >= 2 and (is_all or path.name == ONE_HOT) and not columns.label
-    if columns.label:
-        label = header.index(columns.label)
-    else:
-        label = -1 if is_one_hot else _label_column(path, header, others)
-    check_once(header, (header[image], header[label] if label >= 0 else "", found.fold), path)
-    found.columns = header[image], "the columns of 0 and 1" if is_one_hot else header[label]
-    found.classes = tuple(header[i] for i in hot) if is_one_hot else ()
-    for line, row in enumerate(rows, start=2):
+    found.columns, cells = _label_cells(path, header, rows, others, columns)
+    used = (header[image], "" if cells.classes else found.columns[0], found.fold)
+    check_once(header, used, path)
+    found.columns = header[image], found.columns[1]
+    found.classes, found.kind, found.separator = cells.classes, cells.kind, cells.separator
+    for line, (row, labels) in enumerate(zip(rows, cells.rows, strict=True), start=2):
         key = index.find(row[image], below)
         if key is None:
             found.absent.append(row[image])
             continue
-        names = [header[i] for i in hot if float(row[i])] if is_one_hot else [row[label]]
-        if not names or not names[0]:
-            found.none.append(line)
-        elif len(names) > 1:
-            found.several.append(line)
-        else:
-            found.rows.append(
-                _Row(
-                    line=line,
-                    key=key,
-                    label=names[0],
-                    split=row[split] if split is not None else "",
-                    fold=row[fold] if fold is not None else "",
-                    group=row[group] if group is not None else "",
-                )
+        if found.kind == "single" and len(labels) != 1:
+            (found.several if labels else found.none).append(line)
+            continue
+        if not labels:
+            found.negative.append(line)
+        found.rows.append(
+            _Row(
+                line=line,
+                key=key,
+                label=label_text(labels),
+                labels=labels,
+                split=row[split] if split is not None else "",
+                fold=row[fold] if fold is not None else "",
+                group=row[group] if group is not None else "",
             )
+        )
+    if found.kind == "single":
+        _leave_out_several(found, len(rows), is_sure=columns.separator == ONE_LABEL)
+    return found
+
+
+def _label_cells(
+    path: Path,
+    header: list[str],
+    rows: Sequence[Sequence[str]],
+    others: Sequence[int],
+    columns: TableColumns,
+) -> tuple[tuple[str, str], LabelCells]:
+    """Return the labels of the rows, with the column of one label and a text on the columns.
+
+    Raises:
+        ValueError: If it is not clear which column has the labels, or what its cells mean.
+    """
+    is_named = any(header[i].lower() in LABELS for i in others)
+    if not columns.label and (not is_named or path.name == ONE_HOT):
+        hot = [i for i in others if all(row[i] in ("0", "1", "0.0", "1.0") for row in rows)]
+        which = hot if path.name == ONE_HOT else others
+        cells = [[row[i] for i in which] for row in rows]
+        names = [header[i] for i in which]
+        if (found := class_columns(names, cells, columns.separator, str(path))) is not None:
+            return ("", found.said), found
+    label = header.index(columns.label) if columns.label else _label_column(path, header, others)
+    name = header[label]
+    texts = [row[label] for row in rows]
+    where = f"{path}, column {name!r}"
+    if (found := label_cells(texts, columns.separator, where)) is not None:
+        return (name, f"the column {name!r}, {found.said}"), found
+    single = [{text: 1.0} if text else {} for text in texts]
+    found = LabelCells(kind="single", rows=single, separator=ONE_LABEL, said="")
+    return (name, f"the column {name!r}"), found
+
+
+def _leave_out_several(found: _Read, num_rows: int, *, is_sure: bool) -> None:
+    """Leave out the few images of several labels in a table of one label each.
+
+    Args:
+        found: The table.
+        num_rows: The number of its rows.
+        is_sure: Whether the user says that each cell is one label.
+
+    Raises:
+        ValueError: If they are many, or every image has a label of its own.
+    """
     labels = {row.label for row in found.rows}
-    joined = {label for label in labels if not is_one_hot and _parts_of(label, labels)}
+    is_listed = not found.classes and not is_sure
+    joined = {label for label in labels if is_listed and _parts_of(label, labels)}
     found.several += [row.line for row in found.rows if row.label in joined]
     found.rows = [row for row in found.rows if row.label not in joined]
     labels -= joined
-    if not is_one_hot and len(labels) == len({row.key for row in found.rows}) >= MIN_ROWS:
+    if not found.classes and len(labels) == len({row.key for row in found.rows}) >= MIN_ROWS:
         raise ValueError(
-            f"{path}: the column {header[label]!r} has another value for every image, which are "
-            "not classes; name the column of the classes `label`"
+            f"{found.path}: {found.columns[1]} has another value for every image, which are not "
+            "classes; name the column of the classes `label`"
         )
-    if len(found.several) > MAX_SEVERAL * len(rows):
+    if len(found.several) > MAX_SEVERAL * num_rows:
         raise ValueError(
-            f"{path}: {len(found.several):,} of {len(rows):,} images have several classes (such as "
-            f"line {found.several[0]}), but a classifier learns one class for each image: leave "
-            "one class in each row, or remove these rows"
+            f"{found.path}: {len(found.several):,} of {num_rows:,} images have several classes "
+            f"(such as line {found.several[0]}), but --columns separator={ONE_LABEL} reads one: "
+            "leave it out, or leave one class in each row"
         )
-    return found
 
 
 def _split_column(
@@ -580,8 +682,7 @@ def _note(table: _Read, root: Path, notes: list[str], faults: list[str]) -> None
     where = table.path.relative_to(root).as_posix() if table.path.is_relative_to(root) else ""
     where = where or str(table.path)
     notes.append(
-        f"{where}: images by the column {table.columns[0]!r}, labels by "
-        + (table.columns[1] if table.classes else f"the column {table.columns[1]!r}")
+        f"{where}: images by the column {table.columns[0]!r}, labels by {table.columns[1]}"
     )
     for what, left in (
         ("rows without an image file", table.absent),
@@ -590,6 +691,16 @@ def _note(table: _Read, root: Path, notes: list[str], faults: list[str]) -> None
     ):
         if left:
             faults.append(f"{where}: {what}, left out: {len(left):,} (such as {left[0]})")
+    if table.classes and (table.none or table.several):
+        notes.append(
+            f"{where}: --columns separator={CLASS_COLUMNS} keeps the images of several classes or "
+            "none, and makes the data multi-label"
+        )
+    if table.negative:
+        notes.append(
+            f"{where}: images without any label, negatives of every class: "
+            f"{len(table.negative):,} (such as line {table.negative[0]})"
+        )
     twice = [key for key, n in Counter(row.key for row in table.rows).items() if n > 1]
     if twice:
         again = set(twice)

@@ -1,6 +1,6 @@
 """Classes in other places: the tags of CVAT, and the names of the files.
 
-annotations.xml  images/*        one tag for each image
+annotations.xml  images/*        one tag for each image, or several: then the data is multi-label
 cat.0.jpg  dog_12.jpg            only if asked for, since other names may look so
 """
 
@@ -14,12 +14,10 @@ from convnext.data.formats.cvat import read_cvat
 from convnext.data.formats.located import Locator
 from convnext.data.formats.paths import INTO_DATA, Fence, FileIndex, split_of
 from convnext.data.formats.records import ReadOptions, Split
+from convnext.data.formats.tables import MAX_SEVERAL, listed_labels
 from convnext.data.images import readable_extensions, walk_files
-from convnext.data.samples import ImageListing, taker
+from convnext.data.samples import ImageListing, LabelKind, taker
 from convnext.documents import open_regular
-
-# Images with several tags are left out up to this fraction.
-MAX_SEVERAL = 0.01
 
 
 def has_tags(root: Path) -> bool:
@@ -36,34 +34,40 @@ def has_tags(root: Path) -> bool:
 def find_tags(root: Path) -> ImageListing:
     """List the images of CVAT's xml files by their tags.
 
+    If more than a few images have several tags, the data is multi-label, and images without a tag
+    are negatives of every class.
+
     Raises:
-        ValueError: If images have several tags, or none is found.
+        ValueError: If no image with a tag is found.
     """
     files = FileIndex(Fence(root, advice=INTO_DATA))
     dataset = read_cvat(files, ReadOptions())
     keys: list[str] = []
-    names: list[str] = []
+    named: list[dict[str, float]] = []
     parts: dict[Split, list[int]] = {}
     left: dict[str, list[str]] = {}
+    several = sum(len(set(image.labels)) > 1 for image in dataset.images)
+    is_multi = several > MAX_SEVERAL * len(dataset.images)
     for image in dataset.images:
         path = Locator(files, image.bases or (root,)).find(str(image.file))
-        if path is None or len(image.labels) != 1:
+        tags = dict.fromkeys(image.labels, 1.0)
+        if path is None or (len(tags) != 1 and not is_multi):
             reason = "an image file" if path is None else "one tag"
             left.setdefault(f"images without {reason}", []).append(str(image.file))
             continue
         split = image.split if dataset.split_from and image.split else "train"
         parts.setdefault(split, []).append(len(keys))
         keys.append(path.relative_to(root).as_posix())
-        names.append(image.labels[0])
-    several = [image for image in dataset.images if len(image.labels) > 1]
-    first = f"; leave one tag at each, first at {several[0].where}" if several else ""
-    if not keys or len(several) > MAX_SEVERAL * len(dataset.images):
-        raise ValueError(
-            f"{root}: {len(several):,} of {len(dataset.images):,} images have several tags, and "
-            f"{len(keys):,} have one, but a classifier learns one class for each image{first}"
-        )
-    classes = tuple(sorted(set(names)))
-    labels = [classes.index(name) for name in names]
+        named.append(tags)
+    if not any(named):
+        raise ValueError(f"{root}: none of {len(dataset.images):,} images has a file and a tag")
+    kind: LabelKind = "multi" if is_multi else "single"
+    classes, labels, targets = listed_labels(kind, named)
+    negative = [key for key, tags in zip(keys, named, strict=True) if not tags]
+    notes = [
+        f"images without any tag, negatives of every class: {len(negative):,} (such as {key})"
+        for key in negative[:1]
+    ]
     faults = [
         f"{what}, left out: {len(names):,} (such as {names[0]})" for what, names in left.items()
     ]
@@ -77,9 +81,11 @@ def find_tags(root: Path) -> ImageListing:
         test=parts.get("test"),
         layout="tags of CVAT",
         split=dataset.split_from,
-        notes=(),
+        notes=tuple(notes),
         faults=tuple(faults),
-        take=taker(root, keys, labels),
+        take=taker(root, keys, labels, kind, targets),
+        kind=kind,
+        targets=targets,
     )
 
 

@@ -149,6 +149,8 @@ class Understood:
     images: Mapping[str, int]
     """The number of images of each split."""
     classes: Sequence[str]
+    labels: str = ""
+    """The labels of images, unless each has one."""
     left_out: Sequence[str] = ()
     """What was left out, and why, one line each."""
 
@@ -160,6 +162,7 @@ class Understood:
             f"layout: {self.layout}",
             f"split: {self.split} ({counts} images)",
             f"classes: {len(self.classes):,}, in this order: {shown}",
+            *([f"labels: {self.labels}"] if self.labels else []),
             *(f"left out: {line}" for line in self.left_out),
         )
 

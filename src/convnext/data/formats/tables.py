@@ -1,22 +1,29 @@
 """Tables: a data set as a CSV with the columns `path` and `label`, and perhaps `split` or `fold`.
 
 Paths are absolute or relative to the folder of the CSV. `TableColumns` says which columns of any
-table are meant, and which fold is for validation.
+table are meant, and which fold is for validation. In any table, images may have several labels
+(`cat|dog`, or a column of 0 and 1 for each class), or a probability of every class.
 """
 
 from __future__ import annotations
 
+import ast
+import json
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from convnext.data.formats.paths import split_of
 from convnext.data.formats.records import Split
 from convnext.data.formats.text_lists import cells_of
-from convnext.data.samples import FolderSamples, ImageListing
+from convnext.data.samples import ImageListing, LabelKind, strata_of, taker, targets_of
 from convnext.documents import read_regular
 from convnext.names import count_noun, csv_text, nearest
 
@@ -25,7 +32,16 @@ COLUMNS = ("path", "label")
 MISSING = ("None", "nan", "<NA>", "NaT")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage")
 FOLD_COLUMNS = ("fold", "folds", "kfold", "k_fold", "fold_id", "cv_fold")
-_ROLES = ("image", "label", "split", "fold", "group")
+_ROLES = ("image", "label", "split", "fold", "group", "separator")
+# Signs that cannot be written in --columns, or only in quotes.
+_SIGNS = {"pipe": "|", "semicolon": ";", "comma": ",", "space": " ", "tab": "\t"}
+ONE_LABEL, CLASS_COLUMNS = "none", "columns"
+"""Separators that say that each image has one label, or that columns of 0 and 1 have several."""
+# Up to this fraction of the images may have another number of labels than one without making the
+# data multi-label; they are left out.
+MAX_SEVERAL = 0.01
+# Probabilities may be rounded.
+_SUM_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +58,9 @@ class TableColumns:
     """The fold for validation; "" for the first one."""
     maybe_group: str = ""
     """What the user says of groups: a column, or else a pattern of paths."""
+    separator: str = ""
+    """What separates the labels of an image; `ONE_LABEL` if it has one, `CLASS_COLUMNS` if several
+    columns of 0 and 1 may be 1; "" to recognize it."""
 
     @classmethod
     def parse(cls, text: str, val_fold: int | str = "", group: str = "") -> TableColumns:
@@ -61,9 +80,10 @@ class TableColumns:
             if not sign or not name or role not in _ROLES or role in found:
                 raise ValueError(
                     f"--columns has {part.strip()!r}, but takes each of image=NAME, label=NAME, "
-                    "split=NAME, fold=NAME and group=NAME at most once, separated by commas"
+                    "split=NAME, fold=NAME, group=NAME and separator=SIGN at most once, separated "
+                    f"by commas; a SIGN may be {', '.join(_SIGNS)}, or {ONE_LABEL} for one label"
                 )
-            found[role] = name
+            found[role] = _SIGNS.get(name, name) if role == "separator" else name
         if "group" in found and group not in ("", found["group"]):
             raise ValueError(f"--columns group={found['group']} and --group {group}: give one")
         return cls(**found, val_fold=str(val_fold).strip(), maybe_group=group)
@@ -78,7 +98,7 @@ class TableColumns:
         return self.group or (self.maybe_group if self.maybe_group in header else "")
 
     def __bool__(self) -> bool:
-        return bool(self.named() or self.val_fold)
+        return bool(self.named() or self.val_fold or self.separator)
 
     def check(self, header: Sequence[str], path: Path) -> None:
         """Check that a table has the columns.
@@ -107,6 +127,201 @@ class TableColumns:
                 f"with --columns fold=NAME: it has {', '.join(header)}"
             )
         return split, fold
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelCells:
+    """The labels of the rows of a table."""
+
+    kind: LabelKind
+    rows: Sequence[Mapping[str, float]]
+    """The labels of each row, each with 1; or the probability of every class."""
+    separator: str
+    """How they are written, as for `TableColumns`."""
+    said: str
+    """How they are written, for the user."""
+    classes: tuple[str, ...] = ()
+    """The columns of the classes; () for the labels of one column."""
+
+    def only(
+        self, which: Sequence[int]
+    ) -> tuple[tuple[str, ...], list[int], NDArray[np.float32] | None]:
+        """Return the classes, and the `labels` and `targets` (see `Samples`) of some rows."""
+        return listed_labels(self.kind, [self.rows[i] for i in which], self.classes)
+
+
+def listed_labels(
+    kind: LabelKind, rows: Sequence[Mapping[str, float]], classes: Sequence[str] = ()
+) -> tuple[tuple[str, ...], list[int], NDArray[np.float32] | None]:
+    """Return the classes, and the `labels` and `targets` (see `Samples`) of images.
+
+    Args:
+        kind: The kind of the labels.
+        rows: The labels of each image, with their values.
+        classes: The classes in order; by default the labels, sorted.
+    """
+    classes = tuple(classes) or tuple(sorted({name for row in rows for name in row}))
+    if kind == "single":
+        position = {name: label for label, name in enumerate(classes)}
+        return classes, [position[next(iter(row))] for row in rows], None
+    targets = targets_of(rows, classes)
+    return classes, strata_of(targets, kind), targets
+
+
+def label_text(labels: Mapping[str, float]) -> str:
+    """Return the labels of an image as one text, for messages."""
+    if len(labels) == 1 and all(value == 1 for value in labels.values()):
+        return next(iter(labels))
+    soft = any(value != 1 for value in labels.values())
+    return json.dumps(dict(labels) if soft else sorted(labels), ensure_ascii=False)
+
+
+def label_cells(cells: Sequence[str], separator: str, where: str) -> LabelCells | None:
+    """Return the labels of rows whose cells have several; None if each cell is one label.
+
+    Args:
+        cells: The cells of a column; an empty one has no label.
+        separator: The separator that the user names, "" to recognize one.
+        where: The name of the table and of the column.
+
+    Raises:
+        ValueError: If cells may be several labels or one, or a list in a cell is damaged.
+    """
+    if separator == ONE_LABEL or not any(cells):
+        return None
+    if separator in ("", CLASS_COLUMNS) and all(re.fullmatch(r"\[.*\]|", c.strip()) for c in cells):
+        rows = [_literal(cell, where) for cell in cells]
+        return LabelCells(kind="multi", rows=rows, separator="", said="as lists")
+    if separator in ("", CLASS_COLUMNS) and all(re.fullmatch(r"\{.*\}", c.strip()) for c in cells):
+        rows = [_literal(cell, where) for cell in cells]
+        rows = _normalized(rows, lambda i: f"{where}, row {i + 1}")
+        return LabelCells(kind="soft", rows=rows, separator="", said="as probabilities")
+    sign = separator or _recognized_sign(cells, where)
+    if not sign or sign == CLASS_COLUMNS:
+        return None
+    rows = [dict.fromkeys(_split(cell, sign), 1.0) for cell in cells]
+    named = "blanks" if sign == " " else repr(sign)
+    return LabelCells(kind="multi", rows=rows, separator=sign, said=f"separated by {named}")
+
+
+def _split(cell: str, sign: str) -> list[str]:
+    return [part.strip() for part in cell.split(sign) if part.strip()]
+
+
+def _literal(cell: str, where: str) -> dict[str, float]:
+    """Return the labels of a list, or the values of a mapping, in the notation of JSON or Python.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    text = cell.strip() or "[]"
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            found = ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            found = None
+    if isinstance(found, list) and all(isinstance(part, str | int) for part in found):
+        return {str(part).strip(): 1.0 for part in found}
+    if isinstance(found, dict) and all(isinstance(part, int | float) for part in found.values()):
+        return {str(name): float(value) for name, value in found.items()}
+    raise ValueError(f'{where}: {cell[:60]!r} is not a list of labels such as ["cat", "dog"]')
+
+
+def _recognized_sign(cells: Sequence[str], where: str) -> str:
+    """Return the sign that separates the labels in cells, "" if each cell is one label.
+
+    Parts that recur in other combinations are labels: "haze primary" beside "clear primary road".
+    Words of names recur less often.
+
+    Raises:
+        ValueError: If both may be.
+    """
+    counts = Counter(cell.strip() for cell in cells)
+    values = [value for value in counts if value]
+    for sign in "|;, ":
+        joined = [value for value in values if len(_split(value, sign)) > 1]
+        if sum(counts[value] for value in joined) <= MAX_SEVERAL * len(cells):
+            continue
+        found = Counter(part for value in values for part in set(_split(value, sign)))
+        parts = {part for value in joined for part in _split(value, sign)}
+        recurring = sum(found[part] > 1 for part in parts) / len(parts)
+        # Names of two words are common, names with a comma are not, and none has the other signs.
+        is_certain = {
+            " ": recurring == 1 and len(values) >= 2 * len(found),
+            ",": recurring == 1,
+        }.get(sign, recurring >= 0.5)
+        if is_certain:
+            return sign
+        if sign in "|;" or recurring >= (1.0 if sign == " " else 0.5):
+            named = {",": "comma", " ": "space"}.get(sign, sign)
+            several = " and ".join(map(repr, _split(joined[0], sign)))
+            raise ValueError(
+                f"{where}: {joined[0]!r} may be the labels {several}, or one label: say which with "
+                f"--columns 'separator={named}' or --columns separator={ONE_LABEL}"
+            )
+    return ""
+
+
+def class_columns(
+    names: Sequence[str], rows: Sequence[Sequence[str]], separator: str, where: str
+) -> LabelCells | None:
+    """Return the labels of columns of 0 and 1, or of probabilities; None if they are others.
+
+    With 0 and 1, images have several labels if the user says so, or if more than a few have none
+    or several.
+
+    Args:
+        names: The names of the columns.
+        rows: Their cells.
+        separator: What the user says, as for `TableColumns`.
+        where: The name of the table.
+
+    Raises:
+        ValueError: If the probabilities of most rows have the sum 1, but those of one have not.
+    """
+    try:
+        values = [[float(cell) for cell in row] for row in rows]
+    except ValueError:
+        return None
+    if len(names) < 2 or not all(0 <= v <= 1 for row in values for v in row):
+        return None
+    pairs = [dict(zip(names, row, strict=True)) for row in values]
+    if not all(v in (0, 1) for row in values for v in row):
+        right = sum(abs(sum(row) - 1) <= _SUM_TOLERANCE for row in values)
+        if 2 * right < len(rows):
+            return None
+        found = _normalized(pairs, lambda i: f"{where}, line {i + 2}")
+        said = "the columns of probabilities"
+        return LabelCells(kind="soft", rows=found, separator="", said=said, classes=tuple(names))
+    hot = [{name: v for name, v in row.items() if v} for row in pairs]
+    odd = sum(len(row) != 1 for row in hot)
+    several = odd > MAX_SEVERAL * len(rows) if not separator else separator != ONE_LABEL
+    return LabelCells(
+        kind="multi" if several else "single",
+        rows=hot,
+        separator=CLASS_COLUMNS if several else ONE_LABEL,
+        said="the columns of 0 and 1",
+        classes=tuple(names),
+    )
+
+
+def _normalized(
+    rows: Sequence[Mapping[str, float]], place: Callable[[int], str]
+) -> list[dict[str, float]]:
+    """Return probabilities divided by their sums, which rounding may have changed.
+
+    Raises:
+        ValueError: If a sum is not 1, or a value is negative.
+    """
+    for i, row in enumerate(rows):
+        total = sum(row.values())
+        if not abs(total - 1) <= _SUM_TOLERANCE or min(row.values()) < 0:
+            raise ValueError(
+                f"{place(i)}: the probabilities of the classes have the sum {total:.4g}, not 1"
+            )
+    return [{n: v / sum(row.values()) for n, v in row.items()} for row in rows]
 
 
 def check_once(header: Sequence[str], used: Sequence[str], path: Path) -> None:
@@ -206,24 +421,21 @@ def find_table(path: Path, columns: TableColumns | None = None) -> ImageListing:
     """
     header, *body = [row for row in cells_of(path, read_regular(path), ",") if row] or [[]]
     columns = TableColumns() if columns is None else columns
-    label = columns.label or "label"
-    missing = [name for name in ("path", label) if name not in header]
-    if missing:
-        has = ", ".join(header) or "none"
-        raise ValueError(f"{path} needs a column {missing[0]!r}; it has {has}")
     columns.check(header, path)
     split, fold = columns.others(header, path)
     # Any other column beside path and label may be called set or usage.
     split = split if columns.split or split == "split" else ""
     grouped = columns.group_column(header)
-    check_once(header, ("path", label, split, fold, grouped), path)
-    keys, names, parts, folds, groups = [], [], list[Split](), [], []
-    for number, cells in enumerate(body, start=2):
-        row = dict(zip_longest(header, cells[: len(header)], fillvalue=""))
-        if not row["path"] or not row[label]:
+    body = [[*cells[: len(header)], *[""] * (len(header) - len(cells))] for cells in body]
+    found = _labels_of(path, header, body, columns, ("path", split, fold, grouped))
+    check_once(header, ("path", split, fold, grouped), path)
+    keys, own, parts, folds, groups = [], [], list[Split](), [], []
+    for number, (cells, labels) in enumerate(zip(body, found.rows, strict=True), start=2):
+        row = dict(zip(header, cells, strict=True))
+        if not row["path"] or (found.kind == "single" and len(labels) != 1):
             raise ValueError(f"{path}, line {number}: a row needs a path and a label")
         keys.append(row["path"])
-        names.append(row[label])
+        own.append(labels)
         parts.append(_part(path, number, row, split))
         folds.append(row[fold] if fold else "")
         groups.append(row[grouped] if grouped else "")
@@ -232,47 +444,82 @@ def find_table(path: Path, columns: TableColumns | None = None) -> ImageListing:
     paths = [os.path.normpath(path.parent / key) for key in keys]
     # Rows of one image in two folds would straddle the split.
     where = [" ".join(filter(None, place)) for place in zip(parts, folds, groups, strict=True)]
-    rows = list(zip(paths, names, where, strict=True))
+    rows = list(zip(paths, map(label_text, own), where, strict=True))
     used = _unique(rows, lambda i: f"line {i + 2}", str(path))
     repeated = count_noun(len(keys) - len(used), "row")
-    notes = (f"{repeated} like another: each image is used once",) * (len(used) < len(keys))
-    lists = keys, names, folds, groups
-    keys, names, folds, groups = ([values[i] for i in used] for values in lists)
-    found, held = parts_of_rows(
+    notes = [f"labels {found.said}"] if found.said else []
+    notes += [f"{repeated} like another: each image is used once"] * (len(used) < len(keys))
+    keys, folds, groups = ([values[i] for i in used] for values in (keys, folds, groups))
+    by_split, held = parts_of_rows(
         [parts[i] for i in used],
         folds if fold else None,
         columns,
         where=str(path),
         fold_column=fold,
     )
-    classes = tuple(sorted(set(names)))
-    label_of = {name: label for label, name in enumerate(classes)}
-    labels = [label_of[name] for name in names]
+    classes, labels_of_rows, targets = found.only(used)
     return ImageListing(
         root=path.parent,
         classes=classes,
         keys=keys,
-        labels=labels,
-        train=found.get("train", []),
-        val=found.get("val"),
-        test=found.get("test"),
+        labels=labels_of_rows,
+        train=by_split.get("train", []),
+        val=by_split.get("val"),
+        test=by_split.get("test"),
         layout="table of labels",
         split=held or (f"the column {split}" if split else ""),
         groups=groups if grouped else (),
-        notes=notes,
+        notes=tuple(notes),
         faults=(),
-        take=lambda which: FolderSamples(
-            path.parent, [keys[i] for i in which], [labels[i] for i in which]
-        ),
+        take=taker(path.parent, keys, labels_of_rows, found.kind, targets),
+        kind=found.kind,
+        targets=targets,
     )
+
+
+def _labels_of(
+    path: Path,
+    header: Sequence[str],
+    body: Sequence[Sequence[str]],
+    columns: TableColumns,
+    used: Sequence[str],
+) -> LabelCells:
+    """Return the labels of the rows of a CSV, by one column or by a column for each class.
+
+    Raises:
+        ValueError: If a column is missing, or it is not clear what its cells mean.
+    """
+    label = columns.label or "label"
+    if "path" in header and label not in header:
+        others = [i for i, name in enumerate(header) if name not in used]
+        names = [header[i] for i in others]
+        check_once(header, names, path)
+        rows = [[row[i] for i in others] for row in body]
+        if (found := class_columns(names, rows, columns.separator, str(path))) is not None:
+            return replace(found, said=f"by {found.said}")
+    missing = [name for name in ("path", label) if name not in header]
+    if missing:
+        has = ", ".join(header) or "none"
+        raise ValueError(f"{path} needs a column {missing[0]!r}; it has {has}")
+    check_once(header, [label], path)
+    cells = [row[header.index(label)] for row in body]
+    found = label_cells(cells, columns.separator, f"{path}, column {label!r}")
+    if found is not None:
+        return replace(found, said=f"by the column {label!r}, {found.said}")
+    single = [{cell: 1.0} if cell else {} for cell in cells]
+    return LabelCells(kind="single", rows=single, separator=ONE_LABEL, said="")
 
 
 def rows_of(table: Any) -> list[tuple[str, ...]]:
     """Return (path, label), perhaps with split and fold, for every image of a table in memory.
 
+    Long because people keep such tables in many types.
+
     Args:
         table: A DataFrame, or a mapping of columns, with `path` and `label`, and perhaps `split`
-            and `fold`; or a list of (path, label).
+            and `fold`; or a list of (path, label). A label is a name, a list of names, or a mapping
+            of all classes to their probabilities. Instead of `label`, a table may have a column of
+            0 and 1, or of probabilities, for each class.
 
     Raises:
         ValueError: If it is none of these, its columns or rows differ in length, or an image has
@@ -281,6 +528,9 @@ def rows_of(table: Any) -> list[tuple[str, ...]]:
     pairs: Iterable[Any]
     if isinstance(table, Mapping) or hasattr(table, "columns"):
         columns = list(table if isinstance(table, Mapping) else table.columns)
+        if "path" in columns and "label" not in columns:
+            table = _with_labels(table, columns)
+            columns = [*columns, "label"] if "label" in table else columns
         for name in COLUMNS:
             if name not in columns:
                 near = nearest(name, map(str, columns))
@@ -301,6 +551,7 @@ def rows_of(table: Any) -> list[tuple[str, ...]]:
             f"not {type(table).__name__}"
         )
     rows: list[tuple[str, ...]] = []
+    is_several = False
     for number, pair in enumerate(pairs):
         # Sets and mappings have no order of values that could mean path and label.
         ordered = isinstance(pair, Iterable) and not isinstance(pair, str | bytes | Set | Mapping)
@@ -314,18 +565,51 @@ def rows_of(table: Any) -> list[tuple[str, ...]]:
             )
         if not isinstance(label, str) and str(label) in MISSING:
             raise ValueError(f"item {number} of the data, {path}, has no label")
+        several = not isinstance(label, str | bytes) and isinstance(label, Iterable | Mapping)
+        if rows and several != is_several:
+            other = "one label" if several else "several labels"
+            raise ValueError(
+                f"item {number} of the data, {path}, has the label {label!r}, but item 0 has "
+                f"{other}: give lists of labels for all images, or for none"
+            )
+        is_several = several
+        text = _several_text(label) if several else str(label)
         if rows and len(row) != len(rows[0]):
             raise ValueError(
                 f"item {number} of the data has {len(row)} values, but item 0 has {len(rows[0])}: "
                 "give all of them a split, or none"
             )
         texts = ("" if str(value) in MISSING else str(value) for value in split)
-        rows.append((str(Path(path).absolute()), str(label), *texts))
+        rows.append((str(Path(path).absolute()), text, *texts))
     if not rows:
         raise ValueError("the data has no images")
     whole = [(path, label, " ".join(rest).strip()) for path, label, *rest in rows]
     _unique(whole, lambda i: f"item {i}", "the data")
     return rows
+
+
+def _with_labels(table: Any, columns: Sequence[Any]) -> Any:
+    """Return a table with a column of labels instead of one for each class, if it has these."""
+    names = [name for name in columns if name not in ("path", "split", "fold")]
+    values = [list(table[name]) for name in names]
+    if len({*map(len, values)}) != 1:
+        return table
+    cells = [[str(value) for value in row] for row in zip(*values, strict=True)]
+    found = class_columns([str(name) for name in names], cells, "", "the table")
+    if found is None:
+        return table
+    own = {name: list(table[name]) for name in columns if name not in names}
+    if found.kind == "single":
+        return own | {"label": [next(iter(row), None) for row in found.rows]}
+    return own | {"label": [row if found.kind == "soft" else [*row] for row in found.rows]}
+
+
+def _several_text(labels: Any) -> str:
+    """Return several labels, or probabilities, as the cell of a table."""
+    if isinstance(labels, Mapping):
+        shares = {str(name): float(value) for name, value in labels.items()}
+        return json.dumps(shares, ensure_ascii=False)
+    return json.dumps([str(name) for name in labels], ensure_ascii=False)
 
 
 def missing_files(rows: Sequence[tuple[str, ...]]) -> list[str]:

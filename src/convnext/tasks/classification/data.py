@@ -2,7 +2,8 @@
 
     PATH/train/CLASS/*  PATH/val/CLASS/*     folders under any usual names of splits
     PATH/CLASS/*                             folders without a split: some images are held out
-    PATH/labels.csv, PATH/data/*.parquet     tables of labels, perhaps with the images inside
+    PATH/labels.csv, PATH/data/*.parquet     tables of labels, perhaps with the images inside; also
+                                             of several labels or of probabilities for each image
     PATH/train-*.tar    PATH/val-*.tar       WebDataset shards, names in classes.txt
     https://HOST/FOLDER, s3://, gs://, hf:// shards that are fetched as needed, see `remote`
     digits                                   the bundled handwritten digits
@@ -14,6 +15,7 @@ when images are added.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from convnext.data.contents import hash_of_text
@@ -45,8 +48,10 @@ from convnext.data.samples import (
     ArraySamples,
     ImageFacts,
     ImageListing,
+    LabelKind,
     Samples,
     SplitData,
+    Targets,
     check_share,
     groups_of,
     held_out_groups,
@@ -57,7 +62,7 @@ from convnext.data.samples import (
 )
 from convnext.data.shards.layout import find_shards, part_of
 from convnext.data.shards.remote import find_remote, is_remote
-from convnext.names import nearest
+from convnext.names import count_noun, nearest
 from convnext.tasks.classification.recipe import ClassificationLoader
 
 # Number of images that `facts` reads.
@@ -68,10 +73,11 @@ NUM_TABLES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationData(SplitData[Samples]):
-    """A data set of images with a label each."""
+    """A data set of images with a label each, several labels, or probabilities of the classes."""
 
     faults: tuple[str, ...] = ()
     """The notes that report something to fix."""
+    kind: LabelKind = "single"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +86,9 @@ class DataFacts(ImageFacts):
 
     class_counts: tuple[int, ...]
     """Number of training images per class."""
+    kind: LabelKind = "single"
+    labels_per_image: float = 1.0
+    """The mean number of labels of a training image."""
 
 
 def open_dataset(
@@ -137,6 +146,7 @@ def open_dataset(
         notes=(*_understood(found, val).lines(), *notes, *faults),
         faults=tuple(faults),
         test=None if found.test is None else found.take(found.test),
+        kind=found.kind,
     )
 
 
@@ -150,12 +160,30 @@ def _understood(found: ImageListing, val: Sequence[int]) -> Understood:
     if found.test is not None:
         split += "; test is kept apart"
         images["test"] = len(found.test)
-    return Understood(layout=found.layout, split=split, images=images, classes=found.classes)
+    said = labels_said(found.kind, found.targets, found.classes)
+    return Understood(
+        layout=found.layout, split=split, images=images, classes=found.classes, labels=said
+    )
+
+
+def labels_said(kind: LabelKind, targets: Targets | None, classes: Sequence[str]) -> str:
+    """Return what was understood of the labels of images; "" if each has one."""
+    if targets is None:
+        return ""
+    if kind == "soft":
+        return f"soft labels, a probability of each of {len(classes):,} classes"
+    text = f"multi-label, {len(classes):,} classes, {targets.sum(1).mean():.2g} labels an image"
+    negative = int((targets.sum(1) == 0).sum())
+    none = count_noun(negative, "image")
+    return f"{text} on average" + f"; {none} without any label" * bool(negative)
 
 
 def annotation(samples: Samples, classes: Sequence[str], index: int) -> str:
-    """Return a hash of the label of an image."""
-    return hash_of_text(classes[samples.labels[index]])
+    """Return a hash of the label of an image, of its labels, or of its probabilities."""
+    if samples.targets is None:
+        return hash_of_text(classes[samples.labels[index]])
+    values = zip(classes, samples.targets[index].tolist(), strict=True)
+    return hash_of_text(json.dumps({name: value for name, value in values if value}))
 
 
 def refusal(data: ClassificationData) -> str:
@@ -187,7 +215,8 @@ def facts(data: ClassificationData) -> DataFacts:
     if not headers:
         raise ValueError(f"none of the sampled training images is readable: {last_error}")
     found = data.pixel_range if any(h.mode in WIDE_MODES for h in headers) else None
-    counts = np.bincount(np.asarray(data.train.labels), minlength=len(data.classes))
+    counts = class_counts(data.train, len(data.classes))
+    per_image = counts.sum() / n if data.kind == "multi" else 1.0
     return DataFacts(
         num_train=n,
         num_val=len(data.val),
@@ -199,7 +228,16 @@ def facts(data: ClassificationData) -> DataFacts:
         pixel_range=() if found is None else found.values,
         pixel_sample=found,
         bands=data.band_sample if any(h.num_bands for h in headers) else None,
+        kind=data.kind,
+        labels_per_image=round(float(per_image), 3),
     )
+
+
+def class_counts(samples: Samples, num_classes: int) -> NDArray[np.int64]:
+    """Return the number of images of each class; of soft labels, the most probable one counts."""
+    if samples.kind == "multi" and samples.targets is not None:
+        return np.asarray(samples.targets.sum(0), np.int64)
+    return np.bincount(np.asarray(samples.labels, np.int64), minlength=num_classes)
 
 
 def _is_grayscale(samples: Samples, attempt: int) -> bool:
@@ -299,13 +337,10 @@ def _check_classes(found: ImageListing, val: Sequence[int], *, strict: bool) -> 
         ValueError: If there is nothing to train or to validate on, or, if `strict`, a class occurs
             only in validation.
     """
-    labels = np.asarray(found.labels)
-    in_train, in_val = (
-        set(np.unique(labels[np.asarray(part, np.int64)]).tolist()) for part in (found.train, val)
-    )
-    if not in_train or not in_val:
-        part = "validation" if in_train else "training"
+    if not len(found.train) or not len(val):
+        part = "validation" if len(found.train) else "training"
         raise ValueError(f"{found.root} has no images for {part}")
+    in_train, in_val = (_classes_in(found, part) for part in (found.train, val))
     listed = set(range(len(found.classes)))
     new = _names(found, in_val - in_train)
     if new and strict:
@@ -319,6 +354,14 @@ def _check_classes(found: ImageListing, val: Sequence[int], *, strict: bool) -> 
         "listed classes without any image": _names(found, listed - in_train - in_val),
     }
     return [f"{kind}: {names}" for kind, names in problems.items() if names]
+
+
+def _classes_in(found: ImageListing, which: Sequence[int]) -> set[int]:
+    """Return the classes that some of the images have."""
+    some = np.asarray(which, np.int64)
+    if found.kind == "multi" and found.targets is not None:
+        return {int(c) for c in np.flatnonzero(found.targets[some].any(0))}
+    return {int(c) for c in np.unique(np.asarray(found.labels)[some])}
 
 
 def _names(found: ImageListing, labels: set[int]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Unpack
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.markup import escape
@@ -27,7 +28,7 @@ from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.data.samples import Samples, with_range
 from convnext.names import count_noun
-from convnext.tasks.classification.data import ClassificationData, open_dataset
+from convnext.tasks.classification.data import ClassificationData, class_counts, open_dataset
 from convnext.tasks.classification.problems import Inspected, find_problems, find_suggestions, scan
 from convnext.tasks.classification.recipe import LAYOUT_NAMES
 
@@ -50,9 +51,8 @@ def contact_sheet(
     step = -(-len(data.classes) // MAX_SHEET_ROWS)
     rows = range(0, len(data.classes), step)
     members: dict[int, list[int]] = {label: [] for label in rows}
-    for index, label in enumerate(data.train.labels):
-        if label in members:
-            members[label].append(index)
+    for label, indices in members.items():
+        indices += members_of(data.train, label)
     width = 2 * MARGIN + per_class * (size + GAP) - GAP
     height = 2 * MARGIN + len(rows) * (LINE + size + 2 * GAP) - 2 * GAP
     sheet = Image.new("RGB", (width, height), PAPER)
@@ -72,6 +72,13 @@ def contact_sheet(
             sheet.paste(_thumbnail(data.train, index, size, mode), (left, top + LINE))
         top += LINE + size + 2 * GAP
     return sheet
+
+
+def members_of(samples: Samples, label: int) -> list[int]:
+    """Return the images of a class; of images with several labels, all that have it."""
+    if samples.kind == "multi" and samples.targets is not None:
+        return [int(i) for i in np.flatnonzero(samples.targets[:, label])]
+    return [i for i, own in enumerate(samples.labels) if own == label]
 
 
 def _thumbnail(samples: Samples, index: int, size: int, mode: Mode) -> Image.Image:
@@ -147,15 +154,12 @@ class DataReport:
     suggestions: tuple[str, ...]
     notes: tuple[str, ...]
     """Harmless notes about how the data was read."""
-
-    @property
-    def num_images(self) -> int:
-        """Number of images in both parts."""
-        return sum(self.num_train) + sum(self.num_val)
+    num_images: int
+    """Number of images in both parts; one with several labels counts for each of its classes."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values for JSON."""
-        return asdict(self) | {"num_images": self.num_images}
+        return asdict(self)
 
     def print(self, console: Console) -> None:
         """Print a readable report."""
@@ -233,12 +237,14 @@ def report(data: ClassificationData, scan: Scan[Inspected]) -> DataReport:
     """Build the report."""
     inspected = scan.inspected
     good = [item for item in inspected if not item.reason]
-    train = _counts(data, (item for item in inspected if item.part == "train"))
+    train, val = (
+        tuple(class_counts(part, len(data.classes)).tolist()) for part in (data.train, data.val)
+    )
     return DataReport(
         path=data.path,
         classes=data.classes,
         num_train=train,
-        num_val=_counts(data, (item for item in inspected if item.part == "val")),
+        num_val=val,
         num_bytes=sum(item.num_bytes for item in inspected),
         imbalance=round(max(train) / max(1, min(n for n in train if n)), 2),
         width=_spread_of([item.width for item in good]),
@@ -254,12 +260,8 @@ def report(data: ClassificationData, scan: Scan[Inspected]) -> DataReport:
             *pixel_notes(data),
             *scan.notes,
         ),
+        num_images=len(data.train) + len(data.val),
     )
-
-
-def _counts(data: ClassificationData, inspected: Iterable[Inspected]) -> tuple[int, ...]:
-    counts = Counter(item.label for item in inspected)
-    return tuple(counts[label] for label in range(len(data.classes)))
 
 
 def _spread_of(values: Sequence[int]) -> Spread | None:

@@ -6,6 +6,7 @@ Every image is decoded once in full; only hashes and other small facts are kept.
 from __future__ import annotations
 
 import statistics
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from convnext.data.doctor import Alike, Scan, ScanOptions
 from convnext.data.facts import FactsCache, ImageFacts, facts_of
 from convnext.data.images import BadImage
 from convnext.data.samples import FolderSamples, Samples
-from convnext.tasks.classification.data import ClassificationData, refusal
+from convnext.tasks.classification.data import ClassificationData, class_counts, refusal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +28,7 @@ class Inspected:
     """"train", "val" or "test"."""
     source: str
     label: int
+    """Its class; a hash of all labels if there may be several."""
     num_bytes: int
     reason: str = ""
     """Reason why it cannot be read; the fields below are then unset."""
@@ -58,6 +60,8 @@ def scan(data: ClassificationData, **how: Unpack[ScanOptions]) -> Scan[Inspected
 def item(part: str, samples: Samples, index: int, cache: FactsCache) -> Inspected:
     """Read one image."""
     source, label = samples.source(index), samples.labels[index]
+    if samples.targets is not None:
+        label = zlib.crc32(samples.targets[index].tobytes())
     num_bytes = samples.num_bytes(index)
     samples.read_ahead(index)
     try:
@@ -126,10 +130,10 @@ def find_problems(data: ClassificationData, scan: Scan[Inspected]) -> tuple[str,
 
 def find_suggestions(data: ClassificationData, inspected: Sequence[Inspected]) -> tuple[str, ...]:
     """Return suggestions for this data, each with the setting to use."""
-    counts = Counter(item.label for item in inspected if item.part == "train")
+    counts = _train_counts(data)
     lines = []
     (largest, most), (smallest, fewest) = counts.most_common(1)[0], counts.most_common()[-1]
-    if most >= 3 * fewest:
+    if most >= 3 * fewest and data.kind == "single":
         lines.append(
             f"class {data.classes[smallest]} has {fewest:,} training images, class "
             f"{data.classes[largest]} has {most:,}: consider --loader.sampling balanced"
@@ -178,7 +182,8 @@ def _conflicts(data: ClassificationData, inspected: Sequence[Inspected]) -> list
     if not groups:
         return []
     shown = (" = ".join(_short(data, item) for item in group[:3]) for group in groups)
-    return [f"identical images in several classes: {len(groups):,} ({_some(shown)})"]
+    what = "in several classes" if data.kind == "single" else "with different labels"
+    return [f"identical images {what}: {len(groups):,} ({_some(shown)})"]
 
 
 def _repeats(data: ClassificationData, inspected: Sequence[Inspected]) -> list[str]:
@@ -196,13 +201,21 @@ def _repeats(data: ClassificationData, inspected: Sequence[Inspected]) -> list[s
 
 
 def _rare_classes(data: ClassificationData, inspected: Sequence[Inspected]) -> list[str]:
-    counts = Counter(item.label for item in inspected if item.part == "train")
+    counts = _train_counts(data)
+    if data.kind == "single":
+        counts = Counter(item.label for item in inspected if item.part == "train")
     rare = [f"{data.classes[c]} ({n:,})" for c, n in sorted(counts.items()) if n < FEW]
     if not rare:
         return []
     return [
         f"classes with fewer than {FEW} readable training images: {len(rare):,} ({_some(rare)})"
     ]
+
+
+def _train_counts(data: ClassificationData) -> Counter[int]:
+    """Return the number of training images of each class that has some."""
+    counts = class_counts(data.train, len(data.classes)).tolist()
+    return Counter({label: count for label, count in enumerate(counts) if count})
 
 
 def _similar(data: ClassificationData, alike: Alike[Inspected]) -> list[str]:

@@ -121,6 +121,11 @@ def to_shards(
     data = open_dataset(path, val_share=val_share)
     if not isinstance(data.train, FolderSamples):
         raise ValueError(f"{path} has no image files; only these can be converted to shards")
+    if data.kind != "single":
+        raise ValueError(
+            f"{path} has several labels for an image, but shards hold one: train on the images and "
+            "their table"
+        )
     odd = [name for name in data.classes if name.splitlines() != [name.strip()]]
     if odd:
         raise ValueError(f"the name {odd[0]!r} does not fit into classes.txt; rename its folder")

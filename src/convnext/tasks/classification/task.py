@@ -105,7 +105,7 @@ class ClassificationTask(Task):
         """Open folders, shards, or the built-in digits."""
         assert isinstance(recipe, ClassificationRecipe)
         loader = recipe.loader
-        return open_dataset(
+        data = open_dataset(
             recipe.data,
             val_share=loader.val_share,
             loader=loader,
@@ -114,6 +114,9 @@ class ClassificationTask(Task):
             group=loader.group,
             console=console,
         )
+        if data.kind != "single":
+            raise ValueError(f"{recipe.data} has several labels for an image: not trained yet")
+        return data
 
     @classmethod
     def describe(cls, known: DataFacts) -> str:
