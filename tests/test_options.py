@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from convnext.cli import VERBS, main
 from convnext.cli.arguments import call_of
 from convnext.cli.parser import build_parser, signature_of
 from convnext.recipes.recipe import all_settings
-from convnext.tasks import given_options
+from convnext.tasks import DEFAULT, given_options, options_of_tasks, task_folder, task_names
 
 FROZEN = Path(__file__).with_name("options.txt")
 # Two screens of 45 lines.
@@ -181,6 +182,20 @@ def test_auto_stands_for_the_empty_choice() -> None:
     assert call_of("data", ["cells", "--exif", "auto", "--boxes=auto"]).arguments["boxes"] == ""
     assert call_of("data", ["cells", "--exif", "turned"]).arguments["exif"] == "turned"
     assert call_of("train", ["--precision", "auto"]).arguments["run.precision"] == "auto"
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_every_verb_that_reads_data_takes_the_options_of_data(task: str) -> None:
+    kinds = {verb: options_of_tasks(verb)[task_folder(task)] for verb in ("data", "evaluate")}
+    of_data, of_evaluate = ({f.name for f in fields(kind)} for kind in kinds.values())
+    # Other data without a split is evaluated as a whole, so that groups do not matter.
+    assert of_data - of_evaluate <= {"group"}
+    settings = {name.rpartition(".")[2] for name, s in all_settings().items() if task in s.tasks}
+    assert of_data <= settings | SHORT.keys()
+    for switch in ("", "to_shards", "fix", "to"):
+        assert signature_of(VERBS["data"].load(switch)).task_options == "data"
+    robust = {p.name for p in signature_of(VERBS["evaluate"].load("robustness")).parameters}
+    assert task != DEFAULT or of_data - {"group"} <= robust
 
 
 def test_masks_of_a_file_have_an_old_name() -> None:

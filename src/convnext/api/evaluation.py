@@ -72,6 +72,7 @@ def evaluate(
         progress: Where to print, as for `train`.
         **options: Task options. Classification: batch_size, only_best. Segmentation: window,
             stride, whole, multi_scale, flip, boundary. Detection: score, nms, max_detections.
+            Also those of `check_data` that say how the data is read, such as columns and layout.
 
     Returns:
         A mapping of named scores, with `per_class`, their `conditions` (images, split, precision,
@@ -126,6 +127,9 @@ def evaluate_robustness(
     device: Device = "auto",
     precision: Precision = "fp32",
     max_bad_share: float = 0.01,
+    layout: str = "",
+    columns: str = "",
+    fold: int | str = "",
     output: Folder | None = None,
     progress: Show = True,
 ) -> RobustnessReport:
@@ -146,6 +150,9 @@ def evaluate_robustness(
         device: As for `evaluate`.
         precision: As for `evaluate`.
         max_bad_share: As for `evaluate`.
+        layout: How to read the data, as for `check_data`.
+        columns: See there.
+        fold: See there.
         output: Folder for robustness.json, .csv, .svg and .png; by default the run folder.
         progress: Where to print, as for `train`.
 
@@ -176,6 +183,9 @@ def evaluate_robustness(
         device=device,
         precision=precision,
         max_bad_share=max_bad_share,
+        layout=layout,
+        columns=columns,
+        fold=fold,
         console=out,
     )
     if result.state.num_found:

@@ -396,26 +396,30 @@ def write_shards(
     shard_size: Annotated[float, OnCommandLine(metavar="MB")] = 128.0,
     resize: Annotated[int | None, OnCommandLine(metavar="PIXELS")] = None,
     progress: Show = True,
+    **options: Annotated[Any, TaskOptions(verb="data")],
 ) -> Report:
-    """Write class folders as WebDataset shards, for large or remote data.
+    """Write labeled images as WebDataset shards, for large or remote data.
 
     Args:
-        path: The folder that contains the class folders.
+        path: The folder of the class folders, or a table or Parquet files.
         to_shards: Folder for the shards and their index.
         shard_size: Size of a shard in megabytes.
         resize: Shrink images to this short side, as JPEG; by default files are copied unchanged.
         progress: Where to print, as for `train`.
+        **options: As for `check_data`.
 
     Raises:
-        ValueError: If there are no class folders, the output folder is not empty, or the disk has
-            too little space.
+        ValueError: If there are no image files with a class each, the output folder is not empty,
+            or the disk has too little space.
     """
     from convnext.progress import console_of
-    from convnext.tasks import task_module, task_with
+    from convnext.tasks import given_options, task_module, task_with
 
     out = console_of(progress)
-    report = task_module(task_with("shards"), "shards").to_shards(
-        local_path(path), to_shards, shard_mb=shard_size, resize=resize, console=out
+    task = task_with("shards")
+    own = given_options(task, "data", options)
+    report = task_module(task, "shards").to_shards(
+        local_path(path), to_shards, shard_mb=shard_size, resize=resize, console=out, **own
     )
     report.print(out)
     found: Report = report

@@ -509,6 +509,25 @@ def _rewritten(file: File) -> str:
     return ""
 
 
+def content_of(path: str) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises:
+        BadImage: If it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except OSError as error:
+        raise BadImage(path, reason_of(error, path)) from error
+
+
+def ending_of(format: str) -> str:
+    """Return the usual ending of a file in a format of Pillow, such as ".jpg" for "JPEG"."""
+    known = {name: ending for ending, name in reversed(Image.registered_extensions().items())}
+    return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(format) or known[format]
+
+
 def reason_of(error: Exception, file: File) -> str:
     """Return why a file cannot be read as an image, for the user."""
     if isinstance(error, Refused):

@@ -24,7 +24,16 @@ from PIL import Image
 from rich.console import Console
 
 from convnext.data.formats.paths import source_of
-from convnext.data.images import BadImage, Header, Mode, as_mode, decode, read_header, spread
+from convnext.data.images import (
+    BadImage,
+    Header,
+    Mode,
+    as_mode,
+    content_of,
+    decode,
+    read_header,
+    spread,
+)
 from convnext.data.ranges import (
     BandSample,
     ImageValues,
@@ -221,7 +230,22 @@ class Samples(ABC):
         return following
 
 
-class FolderSamples(Samples):
+class FileSamples(Samples):
+    """Images that are whole files, wherever these are stored."""
+
+    names: list[str]
+    """What to call each image; the endings, if any, are those of the files."""
+
+    @abstractmethod
+    def content(self, index: int) -> bytes:
+        """Return the bytes of an image file.
+
+        Raises:
+            BadImage: If it cannot be read.
+        """
+
+
+class FolderSamples(FileSamples):
     """Image files below a folder."""
 
     is_open_to_threads = True
@@ -234,6 +258,9 @@ class FolderSamples(Samples):
 
     def source(self, index: int) -> str:
         return str(self.root / self.names[index])
+
+    def content(self, index: int) -> bytes:
+        return content_of(self.source(index))
 
     def open(self, index: int, mode: Mode, *, at_least: int | None = None) -> Image.Image:
         return decode(self.source(index), mode=mode, at_least=at_least)

@@ -243,7 +243,7 @@ def inspect(
     task = task or recognize_task(path, options)
     own = given_options(task, "data", options)
     report, sheet = task_module(task, "inspect").inspect_with_sheet(
-        path, sheet=contact_sheet, deep=deep, cache=cache, range=range, **own
+        path, own, sheet=contact_sheet, deep=deep, cache=cache, range=range
     )
     if stored is not None:
         stored.save(report, task)

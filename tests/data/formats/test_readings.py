@@ -287,7 +287,7 @@ def test_sizes_that_do_not_tell_the_orientation_are_said(tmp_path: Path) -> None
     assert fault.count == 2
     assert "--exif unturned" in fault.text
     _, sheet = inspect_with_sheet(str(tmp_path), sheet=True)
-    _, usual = inspect_with_sheet(str(tmp_path), sheet=True, exif="turned")
+    _, usual = inspect_with_sheet(str(tmp_path), {"exif": "turned"}, sheet=True)
     assert sheet.height > usual.height  # Both readings come first.
     assert data.train.objects(0).boxes[0].tolist() == [4, 2, 8, 6]
 

@@ -48,6 +48,34 @@ def test_the_split_to_evaluate_on(make_folder):
         open_split(str(plain), "test", other, None)
 
 
+def test_other_data_is_read_as_the_options_say(make_folder, tmp_path):
+    root = make_folder({"images": 12})
+    rows = [f"{i:03d}.png,{'ab'[i % 2]},{'xy'[i % 2]},{i % 3}" for i in range(12)]
+    (root / "list.csv").write_text("\n".join(["file,kind,note,part", *rows]))
+    path = str(root / "list.csv")
+    with pytest.raises(ValueError, match="could be any of kind, note, part"):
+        open_split(path, "auto", card("elsewhere"), None)
+    columns = "image=file,label=kind,fold=part"
+    counts = [
+        len(open_split(path, split, card("elsewhere"), None, columns=columns, fold=2).images)
+        for split in ("auto", "train", "all")
+    ]
+    assert counts == [4, 8, 12]
+    clean, _ = _open_clean(
+        "run", card("elsewhere"), path, "val", None, 0, None, None, columns=columns, fold=0
+    )
+    assert sorted(Path(clean.samples.source(i)).stem for i in range(4)) == [
+        "000", "003", "006", "009"
+    ]  # fmt: skip
+    # What is not said is as in training, if the data is that of training.
+    own = replace(card(path), recipe={"data": path, "loader": {"columns": columns, "fold": 0}})
+    found = open_split(path, "val", own, None).images
+    assert found.source(0) == clean.samples.source(0)
+    assert open_split(path, "val", own, None, fold=1).images.names[0].endswith("001.png")
+    with pytest.raises(ValueError, match="--layout is 'coco', but must be class_folders or"):
+        open_split(path, "auto", own, None, layout="coco")
+
+
 def test_the_data_of_training_is_known_by_any_path(make_folder, tmp_path, monkeypatch):
     root = make_folder({"a": 10, "b": 10})
     (tmp_path / "link").symlink_to(root)

@@ -52,6 +52,37 @@ def test_there_and_back(photos, tmp_path):
     assert report.num_bytes == sum(tar.stat().st_size for tar in tars)
 
 
+def test_images_in_parquet_become_shards_of_the_same_bytes(photos, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "tables").mkdir()
+    before = {}
+    for part in ("train", "val"):
+        paths = sorted((photos / part).glob("*/*"))
+        before[part] = Counter((path.read_bytes(), path.parent.name) for path in paths)
+        rows = {
+            "image": [{"bytes": path.read_bytes(), "path": None} for path in paths],
+            "kind": [path.parent.name for path in paths],
+            "note": ["x"] * len(paths),
+        }
+        pq.write_table(pa.table(rows), tmp_path / f"tables/{part}.parquet", row_group_size=7)
+    words = ["--to-shards", str(tmp_path / "shards"), "--shard-size", "0.01"]
+    assert main(["data", str(tmp_path / "tables"), *words]) == 2  # The label could be either.
+    assert main(["data", str(tmp_path / "tables"), *words, "--columns", "label=kind"]) == 0
+    after = open_dataset(str(tmp_path / "shards"))
+    assert after.classes == ("a", "b", "c")
+    for part, wanted in before.items():
+        samples = getattr(after, part)
+        found = ((samples._bytes(i), after.classes[samples.labels[i]]) for i in range(len(samples)))
+        assert Counter(found) == wanted
+    names = {after.train.source(i).rpartition(".")[2] for i in range(len(after.train))}
+    assert names == {"png"}
+    assert main(["data", str(tmp_path / "tables"), *words, "--columns", "label=kind"]) == 0
+    small = tmp_path / "small"
+    to_shards(str(tmp_path / "tables"), small, resize=8, columns="label=kind")
+    header = open_dataset(str(small)).train.header(0)
+    assert (min(header.size), header.format) == (8, "JPEG")
+
+
 def test_files_stay_as_they_are(photos, tmp_path):
     to_shards(str(photos), tmp_path / "shards")
     before, after = open_dataset(str(photos)), open_dataset(str(tmp_path / "shards"))

@@ -75,6 +75,18 @@ def test_unknown_classes_are_left_out_and_named(tmp_path: Path) -> None:
         open_split(str(tmp_path / "data"), "test", card(classes=("bird",)), "run")
 
 
+def test_data_in_two_layouts_is_read_as_the_options_say(tmp_path: Path) -> None:
+    data = truth()
+    voc_beside(tmp_path / "data", data)
+    coco(tmp_path / "data", {name: part for name, part in data.items() if name != "test"})
+    with pytest.raises(ValueError, match="objects in several layouts"):
+        names(tmp_path / "data", "auto", card())
+    for layout, split in (("voc", "test"), ("coco", "val")):
+        found = open_split(str(tmp_path / "data"), "auto", card(), "run", layout=layout)
+        assert {Path(name).stem for name in found.images.names} == set(data[split])
+        assert found.split == split
+
+
 def test_a_checkpoint_does_not_lead_out_of_the_data(tmp_path: Path) -> None:
     voc_beside(tmp_path / "data", truth())
     for detect in ({"allow_outside": True}, {"images": "/srv"}, {"annotations": "../a.json"}):

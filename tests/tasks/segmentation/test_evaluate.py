@@ -106,6 +106,20 @@ def test_the_data_of_training_is_known_by_any_path(
         assert counts == [2, 1], path
 
 
+def test_other_data_is_read_as_the_options_say(tmp_path: Path) -> None:
+    own, other = (write_shapes(tmp_path / name, 4, 2) for name in ("own", "other"))
+    shutil.move(other / "images", other / "left")
+    shutil.move(other / "annotations", other / "truth")
+    patterns = {"images": "left/{split}/*.png", "masks": "truth/{split}/*.png"}
+    found = open_split(str(other), "val", card(own), "run", **patterns)
+    assert len(found.images) == 2
+    assert {path.parent.parent.name for path in found.images.masks} == {"truth"}
+    turned = open_split(str(own), "val", card(own), "run", exif="turned").images
+    assert turned.exif == "turned"
+    without = open_split(str(own), "val", card(own), "run", reduce_zero_label=True)
+    assert without.images.reader.reduce_zero_label
+
+
 def test_patterns_of_a_card_stay_in_the_data_folder(tmp_path: Path) -> None:
     root = write_shapes(tmp_path / "data", 2, 1)
     (root / "own").mkdir()

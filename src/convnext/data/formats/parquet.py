@@ -36,8 +36,16 @@ from convnext.data.formats.paths import (
 from convnext.data.formats.records import Split
 from convnext.data.formats.tables import TableColumns, check_once, parts_of_rows
 from convnext.data.formats.text_lists import LABELS
-from convnext.data.images import BadImage, Header, Mode, decode, read_header, walk_files
-from convnext.data.samples import FolderSamples, ImageListing, Samples
+from convnext.data.images import (
+    BadImage,
+    Header,
+    Mode,
+    content_of,
+    decode,
+    read_header,
+    walk_files,
+)
+from convnext.data.samples import FileSamples, FolderSamples, ImageListing, Samples
 from convnext.documents import is_special, read_json
 from convnext.names import install_extra
 
@@ -207,7 +215,7 @@ def _starts(sizes: Iterable[int]) -> list[int]:
     return [0, *np.cumsum([*sizes], dtype=np.int64).tolist()]
 
 
-class ParquetSamples(Samples):
+class ParquetSamples(FileSamples):
     """Images in the rows of Parquet and Arrow files, or beside them where a row has only a path.
 
     The rows around an image are read with it and kept for a while: reading in storage order is
@@ -261,6 +269,8 @@ class ParquetSamples(Samples):
         Raises:
             BadImage: If its file cannot be read, or has changed.
         """
+        if index in self.beside:
+            return content_of(self.beside[index])
         number, row = self.places[index].tolist()
         try:
             with self._lock:

@@ -23,12 +23,13 @@ from convnext.data.images import (
     BadImage,
     Mode,
     decode,
+    ending_of,
     read_header,
-    reason_of,
+    readable_extensions,
     spread,
 )
 from convnext.data.preprocessing import fit_short_side
-from convnext.data.samples import FolderSamples, ImageListing
+from convnext.data.samples import FileSamples, ImageListing
 from convnext.data.shards import index as shard_index
 from convnext.data.shards.index import (
     HEADER_BYTES,
@@ -44,7 +45,6 @@ from convnext.data.shards.index import (
 )
 from convnext.data.shards.samples import Keys, Shard, ShardSamples
 from convnext.data.shards.store import Store
-from convnext.documents import open_regular
 
 # The first name that occurs is taken.
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -318,27 +318,28 @@ class Planned:
     """Its images, as indices into the samples."""
 
 
-def size_scale(samples: FolderSamples, resize: int | None) -> float:
+def size_scale(samples: FileSamples, resize: int | None) -> float:
     """Estimate from a few files how much smaller they become when they are resized."""
     if resize is None:
         return 1.0
     before = after = 1
     for index in spread(len(samples), NUM_TRIALS):
         try:
-            after += len(_content(samples.source(index), resize)[0])
+            after += len(_content(samples, index, resize)[0])
         except BadImage:
             continue
         before += samples.num_bytes(index)
     return after / before
 
 
-def plan_shards(part: str, samples: FolderSamples, shard_bytes: int, scale: float) -> list[Planned]:
+def plan_shards(part: str, samples: FileSamples, shard_bytes: int, scale: float) -> list[Planned]:
     """Distribute images over shards by the sizes of their files."""
     n = len(samples)
     order = np.arange(n)
     if part == "train":
         order = np.random.Generator(np.random.PCG64(SEED)).permutation(n)
-    sizes = np.array([samples.num_bytes(i) for i in order.tolist()], np.int64)
+    # In the order of the files: the rows of a table are read in groups.
+    sizes = np.array([samples.num_bytes(i) for i in range(n)], np.int64)[order]
     # In a tar: two headers, the image in blocks of 512 bytes, and a block for the class.
     ends = np.cumsum(np.ceil(sizes * scale / 512).astype(np.int64) * 512 + 3 * 512)
     count = max(1, -(-int(ends[-1]) // shard_bytes))
@@ -357,7 +358,7 @@ def plan_shards(part: str, samples: FolderSamples, shard_bytes: int, scale: floa
 def write_shard(
     tar: Path,
     shard: Planned,
-    samples: FolderSamples,
+    samples: FileSamples,
     resize: int | None,
     pool: ThreadPoolExecutor,
 ) -> list[tuple[str, str]]:
@@ -365,7 +366,7 @@ def write_shard(
 
     def read(index: int) -> tuple[bytes, str] | BadImage:
         try:
-            return _content(samples.source(index), resize)
+            return _content(samples, index, resize)
         except BadImage as error:
             return error
 
@@ -404,7 +405,7 @@ def write_shard(
     return unreadable
 
 
-def missing_images(tar: Path, shard: Planned, samples: FolderSamples) -> list[tuple[str, str]]:
+def missing_images(tar: Path, shard: Planned, samples: FileSamples) -> list[tuple[str, str]]:
     """Return the images that were left out of an existing shard, and why."""
     names = shard_index.read_names(tar.with_name(index_name(tar.name)))
     present = {name.partition(".")[0] for name in shard_index.unpack_names(names)}
@@ -412,7 +413,7 @@ def missing_images(tar: Path, shard: Planned, samples: FolderSamples) -> list[tu
     for number, index in enumerate(shard.indices):
         if _key(shard.first + number) not in present:
             try:
-                _content(samples.source(index), None)
+                _content(samples, index, None)
                 reason = "could not be read when its shard was written"
             except BadImage as error:
                 reason = error.reason
@@ -420,20 +421,18 @@ def missing_images(tar: Path, shard: Planned, samples: FolderSamples) -> list[tu
     return unreadable
 
 
-def _content(source: str, resize: int | None) -> tuple[bytes, str]:
+def _content(samples: FileSamples, index: int, resize: int | None) -> tuple[bytes, str]:
     """Return the bytes of an image file that can be decoded, and its extension.
 
     Raises:
         BadImage: If it cannot be read.
     """
-    try:
-        with open_regular(source) as file:
-            content = file.read()
-    except OSError as error:
-        raise BadImage(source, reason_of(error, source)) from error
+    source, content = samples.source(index), samples.content(index)
     header = read_header(content, source=source)
     short = min(header.width, header.height)
-    ending = Path(source).suffix.lower()
+    ending = Path(samples.names[index]).suffix.lower()
+    if ending not in readable_extensions():  # A row of a table may have no name.
+        ending = ending_of(header.format)
     # A JPEG has 8 bits and at most three bands.
     if resize is None or short <= resize or header.whole_mode is RAW:
         decode(content, mode=PICTURE, source=source)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,7 @@ from convnext.data.samples import (
 from convnext.data.shards.layout import find_shards, part_of
 from convnext.data.shards.remote import find_remote, is_remote
 from convnext.names import count_noun, nearest
-from convnext.tasks.classification.recipe import ClassificationLoader
+from convnext.tasks.classification.recipe import LAYOUT_NAMES, ClassificationLoader
 
 # Number of images that `facts` reads.
 NUM_HEADERS, NUM_DECODED = 200, 32
@@ -147,6 +148,42 @@ def open_dataset(
         faults=tuple(faults),
         test=None if found.test is None else found.take(found.test),
         kind=found.kind,
+    )
+
+
+class Reading(TypedDict, total=False):
+    """What the user says about data that can be read in several ways."""
+
+    layout: str
+    columns: str
+    """As `TableColumns.parse` reads it, and `fold` too."""
+    fold: int | str
+    group: str
+
+
+def check_layout(layout: str) -> str:
+    """Return a layout that the user gives.
+
+    Raises:
+        ValueError: If it is not one of labeled images.
+    """
+    if layout not in ("", *LAYOUT_NAMES):
+        raise ValueError(f"--layout is {layout!r}, but must be {' or '.join(LAYOUT_NAMES)} here")
+    return layout
+
+
+def open_as(
+    path: str, *, val_share: float = 0.2, strict: bool = True, **reading: Unpack[Reading]
+) -> ClassificationData:
+    """Open the data set at `path` as the options of a verb say.
+
+    Raises:
+        ValueError: Like `open_dataset`, or if there is no such layout.
+    """
+    layout, group = check_layout(reading.get("layout", "")), reading.get("group", "")
+    columns = TableColumns.parse(reading.get("columns", ""), reading.get("fold", ""), group)
+    return open_dataset(
+        path, val_share=val_share, strict=strict, layout=layout, columns=columns, group=group
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -24,7 +24,14 @@ from convnext.data.samples import ImageListing, Samples
 from convnext.deploy.fast import Fast
 from convnext.models.given import given_in, provided
 from convnext.results import Scores
-from convnext.tasks.classification.data import annotation, find, hold_out, open_dataset
+from convnext.tasks.classification.data import (
+    Reading,
+    annotation,
+    check_layout,
+    find,
+    hold_out,
+    open_dataset,
+)
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.model import imagenet_synsets
@@ -139,6 +146,7 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     only_best: bool = True,
     loader: ClassificationLoader | None = None,
+    **reading: Unpack[Reading],
 ) -> ClassificationEvaluation:
     """Evaluate a run, a checkpoint or published weights on a labeled data set.
 
@@ -149,6 +157,7 @@ def evaluate(
         only_best: If False, also evaluate the weights of a run's last step and their moving
             average, if there is one, to show the effect of averaging.
         loader: Settings for caching and fetching remote data.
+        **reading: How to read the data; by default that of the run as in training.
 
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
@@ -159,7 +168,8 @@ def evaluate(
     own = opened(source, settings.device)
     source, card = own.source, own.card
     data = settings.data or data_of(source, card)
-    found = open_split(data, settings.split, card, settings.console, loader, held_names(source))
+    held = held_names(source)
+    found = open_split(data, settings.split, card, settings.console, loader, held, **reading)
     samples = relabel(found.images, found.classes, card.classes)
     annotate = partial(annotation, samples, card.classes)
     evaluator = Evaluator(own, found._replace(images=samples), settings, annotate)
@@ -216,11 +226,12 @@ def open_split(
     console: Console | None,
     loader: ClassificationLoader | None = None,
     held: Collection[str] = (),
+    **reading: Unpack[Reading],
 ) -> EvaluationSplit[Samples]:
     """Return the samples of a split; classes that the network does not know are left out.
 
     `held` are the names of the images that training held out, if the run recorded them; new images
-    do not change which these are.
+    do not change which these are. What `reading` does not say is as in training for its own data.
 
     Raises:
         ValueError: If the data has no such split, or the network knows none of its classes.
@@ -228,13 +239,14 @@ def open_split(
     if data == "digits":
         return _of_digits(split)
     is_own = is_own_data(data, card)
-    layout, columns = (
-        (setting_of(card.recipe, f"loader.{name}", str) if is_own else None) or ""
-        for name in ("layout", "columns")
-    )
-    fold: Any = setting_of(card.recipe, "loader.fold", int, str) if is_own else None
-    named = TableColumns.parse(columns, "" if fold is None else fold)
-    found = find(data, loader, layout=layout, columns=named, console=console)
+    given = {name: value for name, value in reading.items() if value != ""}
+    fields = ("layout", "columns", "fold")
+    own = {name: setting_of(card.recipe, f"loader.{name}", int, str) for name in fields}
+    for name, value in own.items() if is_own else ():
+        given.setdefault(name, "" if value is None else value)
+    layout, columns, fold = (str(given.get(name, "")) for name in fields)
+    named = TableColumns.parse(columns, fold)
+    found = find(data, loader, layout=check_layout(layout), columns=named, console=console)
     if is_own and found.val is None:
         found = _as_held(found, held, data) if held else found
         if found.val is None:

@@ -23,14 +23,18 @@ from convnext.data.doctor import (
     plain_table,
     print_notes,
 )
-from convnext.data.formats.tables import TableColumns
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.data.samples import Samples, with_range
 from convnext.names import count_noun
-from convnext.tasks.classification.data import ClassificationData, class_counts, open_dataset
+from convnext.tasks.classification.data import (
+    ClassificationData,
+    Reading,
+    class_counts,
+    open_as,
+    open_dataset,
+)
 from convnext.tasks.classification.problems import Inspected, find_problems, find_suggestions, scan
-from convnext.tasks.classification.recipe import LAYOUT_NAMES
 
 MARGIN, GAP, LINE = 16, 6, 22
 PAPER, INK, PALE = (255, 255, 255), (20, 20, 20), (120, 120, 120)
@@ -187,48 +191,32 @@ class DataReport:
             console.print(_list_table(lines) if lines else "", end="")
 
 
-def inspect(
-    path: str,
-    *,
-    val_share: float = 0.2,
-    layout: str = "",
-    **how: Unpack[ScanOptions],
-) -> DataReport:
-    """Read every image of a data set in full, and report.
-
-    Args:
-        path: A data set as for `open_dataset`.
-        val_share: Fraction of each class held out if the data has no split.
-        layout: As for `open_dataset`.
-        **how: As the fields of `ScanOptions` say.
-
-    Raises:
-        ValueError: If there is no data set at `path`.
-    """
-    opening = partial(open_dataset, path, val_share=val_share, strict=False, layout=layout)
-    return report(*open_and_scan(opening, scan, **how))
+def inspect(path: str, **how: Unpack[ScanOptions]) -> DataReport:
+    """Read every image of a data set in full, and report; raises like `inspect_with_sheet`."""
+    return inspect_with_sheet(path, **how)[0]
 
 
 def inspect_with_sheet(
     path: str,
+    options: Reading | None = None,
     *,
-    sheet: bool,
-    layout: str = "",
-    columns: str = "",
-    fold: int | str = "",
-    group: str = "",
+    sheet: bool = False,
     range: Sequence[float] = (),
     **how: Unpack[ScanOptions],
 ) -> tuple[DataReport, Any]:
-    """Return the report on a data set, and its contact sheet or None.
+    """Read every image of a data set; return the report, and a contact sheet or None.
+
+    Args:
+        path: A data set as for `open_dataset`.
+        options: How to read it.
+        sheet: Whether to draw a contact sheet.
+        range: The range of 16-bit and float images that the user gives; () for none.
+        **how: As the fields of `ScanOptions` say.
 
     Raises:
         ValueError: If there is no such data, layout, column or fold.
     """
-    if layout not in ("", *LAYOUT_NAMES):
-        raise ValueError(f"--layout is {layout!r}, but must be {' or '.join(LAYOUT_NAMES)} here")
-    named = TableColumns.parse(columns, fold, group)
-    opening = partial(open_dataset, path, strict=False, layout=layout, columns=named, group=group)
+    opening = partial(open_as, path, strict=False, **(options or {}))
     data, found = open_and_scan(partial(with_range, opening, range), scan, **how)
     return report(data, found), contact_sheet(data) if sheet else None
 

@@ -142,8 +142,32 @@ class PredictOptions:
     wide: bool = False
 
 
+LAYOUT_NAMES = ("class_folders", "file_names")
+"""The values of `layout` that are for this task alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class ReadingOptions:
+    """How labeled data is read; by default, that of a run as in training.
+
+    Args:
+        layout: Layout of objects: bdd100k, box-table, coco, createml, cvat, datumaro, dota,
+            imagefolder, instances, kitti, label-studio, labelme, roboflow-text, supervisely, via,
+            visdrone, voc, vott, wider-face or yolo. For classification, `class_folders` accepts
+            any folder names as classes, and `file_names` takes them from names such as cat_1.jpg.
+        columns: Columns of a table of labels, such as `image=file,label=species,fold=k`; also
+            `split`. By default they are recognized.
+        fold: The fold for validation of a table with a column of folds, or of folders such as
+            fold_0; by default the first one.
+    """
+
+    layout: str = ""
+    columns: str = ""
+    fold: int | str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ReadingOptions):
     """Options of `evaluate`.
 
     Args:
@@ -155,29 +179,15 @@ class EvaluateOptions:
     only_best: bool = False
 
 
-LAYOUT_NAMES = ("class_folders", "file_names")
-"""The values of `layout` that are for this task alone."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(ReadingOptions):
     """Options of `data`.
 
     Args:
-        layout: Layout of objects: bdd100k, box-table, coco, createml, cvat, datumaro, dota,
-            imagefolder, instances, kitti, label-studio, labelme, roboflow-text, supervisely, via,
-            visdrone, voc, vott, wider-face or yolo. For classification, `class_folders` accepts
-            any folder names as classes, and `file_names` takes them from names such as cat_1.jpg.
-        columns: Columns of a table of labels, such as `image=file,label=species,fold=k`; also
-            `split`. By default they are recognized.
-        fold: The fold for validation of a table with a column of folds; by default the first one.
         group: Keep images of one patient or place in one split: a regular expression such as
             `(patient\\d+)` for the paths of images, or a column of a table.
     """
 
-    layout: str = ""
-    columns: str = ""
-    fold: int | str = ""
     group: str = ""
 
 

@@ -1,4 +1,4 @@
-"""Conversion of class folders to WebDataset shards: `convnext data FOLDER --to-shards DIR`.
+"""Conversion of labeled images to WebDataset shards: `convnext data FOLDER --to-shards DIR`.
 
     DIR/train-000000.tar ...  val-000000.tar ...    an image and its class number per sample
     DIR/train-000000.idx ...                        the position of each image in its shard
@@ -21,13 +21,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from convnext.atomic import only_writer, remove_temporary_files, write_text
-from convnext.data.samples import FolderSamples
+from convnext.data.samples import FileSamples
 from convnext.data.shards import index as shard_index
 from convnext.data.shards.index import PLAN, Listed, index_name
 from convnext.data.shards.layout import (
@@ -38,7 +38,7 @@ from convnext.data.shards.layout import (
     write_shard,
 )
 from convnext.names import count_noun
-from convnext.tasks.classification.data import ClassificationData, open_dataset
+from convnext.tasks.classification.data import ClassificationData, Reading, open_as
 
 # Megabytes per shard: large enough for efficient sequential reads, small enough to fetch a window
 # of several per lane in seconds.
@@ -98,29 +98,34 @@ def to_shards(
     resize: int | None = None,
     val_share: float = 0.2,
     console: Console | None = None,
+    **reading: Unpack[Reading],
 ) -> ShardsReport:
-    """Write the images of class folders as shards, with the split that training would use.
+    """Write labeled images as shards, with the split that training would use.
 
     Args:
-        path: The folder of class folders, as for `open_dataset`.
+        path: Class folders, a table or Parquet files, as for `open_dataset`.
         folder: A new or empty folder for the shards, or the folder of an interrupted conversion.
         shard_mb: Approximate size of a shard in megabytes.
         resize: Maximum short side; larger images are resized and saved as JPEG.
         val_share: Fraction of each class for validation if the data has no split.
         console: Console of the progress bar; None for no output.
+        **reading: How to read the data.
 
     Raises:
-        ValueError: If there are no class folders, `folder` has other content, or the disk is too
-            small.
+        ValueError: If there are no image files with a class each, `folder` has other content, or
+            the disk is too small.
         BusyError: If another process writes the same folder.
     """
     if not shard_mb > 0:
         raise ValueError(f"the size of a shard must be above 0 MB, not {shard_mb}")
     if resize is not None and resize < 1:
         raise ValueError(f"the short side must be at least 1 pixel, not {resize}")
-    data = open_dataset(path, val_share=val_share)
-    if not isinstance(data.train, FolderSamples):
-        raise ValueError(f"{path} has no image files; only these can be converted to shards")
+    data = open_as(path, val_share=val_share, **reading)
+    if not isinstance(data.train, FileSamples):
+        raise ValueError(
+            f"{path} has no image files, on their own or in Parquet; only these can be converted "
+            "to shards"
+        )
     if data.kind != "single":
         raise ValueError(
             f"{path} has several labels for an image, but shards hold one: train on the images and "
@@ -175,12 +180,12 @@ def _write(
     return _finish(target, data, plan, done, unreadable)
 
 
-def _parts(data: ClassificationData) -> list[tuple[str, FolderSamples]]:
-    assert isinstance(data.train, FolderSamples)
-    assert isinstance(data.val, FolderSamples)
+def _parts(data: ClassificationData) -> list[tuple[str, FileSamples]]:
+    assert isinstance(data.train, FileSamples)
+    assert isinstance(data.val, FileSamples)
     found = [("train", data.train), ("val", data.val)]
     if data.test is not None:
-        assert isinstance(data.test, FolderSamples)
+        assert isinstance(data.test, FileSamples)
         found.append(("test", data.test))
     return found
 
@@ -239,12 +244,9 @@ def _keep_plan(
 def _check_space(
     target: Path, data: ClassificationData, plan: Sequence[Planned], scale: float
 ) -> None:
+    images = sorted((shard.part, index) for shard in plan for index in shard.indices)
     samples_of = dict(_parts(data))
-    needed = sum(
-        samples_of[shard.part].num_bytes(i) * scale + 4 * 512
-        for shard in plan
-        for i in shard.indices
-    )
+    needed = sum(samples_of[part].num_bytes(index) * scale + 4 * 512 for part, index in images)
     free = shutil.disk_usage(target).free
     if needed > free:
         raise ValueError(

@@ -164,6 +164,7 @@ def evaluate(
     score: float | None = None,
     nms: float | None = None,
     max_detections: int | None = None,
+    **reading: Any,
 ) -> DetectionEvaluation:
     """Evaluate a run, a checkpoint or published weights on images with objects.
 
@@ -173,6 +174,7 @@ def evaluate(
         score: Minimum score of a detection; by default that of training.
         nms: IoU threshold of NMS; by default that of training.
         max_detections: Maximum number of detections per image; by default that of training.
+        **reading: How to read the data, as the fields of `ReadingOptions` say.
 
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
@@ -183,7 +185,7 @@ def evaluate(
     detector = change_detector(
         own.model, score_threshold=score, nms_threshold=nms, max_detections=max_detections
     )
-    found = open_split(settings.data, settings.split, card, own.source, settings.console)
+    found = open_split(settings.data, settings.split, card, own.source, settings.console, **reading)
     images = found.images
     evaluator = Evaluator(own, found, settings, partial(annotation, images, card.classes))
     dataset = EvalDataset(images, card.preprocessing)
@@ -248,11 +250,16 @@ def above_score(found: Detections, score: float) -> Detections:
 
 
 def open_split(
-    data: str | None, split: str, card: Card, source: str, console: Console | None = None
+    data: str | None,
+    split: str,
+    card: Card,
+    source: str,
+    console: Console | None = None,
+    **reading: Any,
 ) -> EvaluationSplit[DetectionImages]:
     """Return the images of a split, with the network's labels.
 
-    The data of the run is read as in training.
+    What `reading` does not say is as in training for the data of the run.
 
     Raises:
         ValueError: If there is no data set, or the network does not know any of its classes.
@@ -260,6 +267,7 @@ def open_split(
     path = data or data_of(source, card)
     is_own = is_own_data(path, card)
     options = _options_of(card, source) if is_own else ReadOptions()
+    options = replace(options, **{name: value for name, value in reading.items() if value})
     found = open_dataset(path, val_share=val_share_of(card), strict=is_own, options=options)
     fatal = next((fault for fault in found.faults if fault.fatal), None)
     if fatal is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Unpack
@@ -172,42 +172,34 @@ class DataReport:
         )
 
 
-def inspect(
+def inspect(path: str, **how: Unpack[ScanOptions]) -> DataReport:
+    """Read a data set and every image in full, and report; raises like `inspect_with_sheet`."""
+    return inspect_with_sheet(path, **how)[0]
+
+
+def inspect_with_sheet(
     path: str,
+    options: Mapping[str, Any] | None = None,
     *,
-    val_share: float = 0.2,
-    options: ReadOptions | None = None,
+    sheet: bool = False,
+    range: Sequence[float] = (),
     **how: Unpack[ScanOptions],
-) -> DataReport:
-    """Check the JSON files of a data set, read every image in full, and report.
+) -> tuple[DataReport, Any]:
+    """Read a data set and every image in full; return the report, and a contact sheet or None.
 
     Args:
         path: A data set as for `open_dataset`.
-        val_share: Fraction of the images held out if the data has no split.
-        options: What the user says about data that can be read in several ways.
+        options: How to read it, as the fields of `ReadOptions` say.
+        sheet: Whether to draw a contact sheet.
+        range: The range of 16-bit and float images that the user gives; () for none.
         **how: As the fields of `ScanOptions` say.
 
     Raises:
         ValueError: If there is no data set at `path`.
     """
-    opening = partial(open_dataset, path, val_share=val_share, strict=False, options=options)
-    return report(*open_and_scan(opening, scan, **how))
-
-
-def inspect_with_sheet(
-    path: str,
-    *,
-    sheet: bool,
-    deep: bool = False,
-    cache: bool = True,
-    range: Sequence[float] = (),
-    **options: Any,
-) -> tuple[DataReport, Any]:
-    """Return the report on a data set, and its contact sheet or None."""
-    given = ReadOptions(**options)
+    given = ReadOptions(**(options or {}))
     opening = partial(open_dataset, path, strict=False, options=given)
-    ranged = partial(with_range, opening, range)
-    data, found = open_and_scan(ranged, scan, deep=deep, cache=cache)
+    data, found = open_and_scan(partial(with_range, opening, range), scan, **how)
     if not sheet:
         return report(data, found), None
     other = None

@@ -103,7 +103,32 @@ class PredictOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class ReadingOptions:
+    """How data with objects is read; by default, that of a run as in training.
+
+    Args:
+        layout: Layout of objects: bdd100k, box-table, coco, createml, cvat, datumaro, dota,
+            imagefolder, instances, kitti, label-studio, labelme, roboflow-text, supervisely, via,
+            visdrone, voc, vott, wider-face or yolo. For classification, `class_folders` accepts
+            any folder names as classes, and `file_names` takes them from names such as cat_1.jpg.
+        annotations: Annotation files, separated by commas, where several could be meant.
+        images: Folder of the images, if it is not below the data; for segmentation a pattern of
+            the images, such as left/{split}/*/*_left.png.
+        exif: Whether objects were drawn on images with their EXIF orientation applied.
+        boxes: Numbers of a COCO box: corner and size, two corners, or center and size.
+        allow_outside: Read files outside the data folder that annotations or links name.
+    """
+
+    layout: str = ""
+    annotations: str = ""
+    images: str = ""
+    exif: Literal["", "turned", "unturned"] = ""
+    boxes: Literal["", "xywh", "xyxy", "cxcywh"] = ""
+    allow_outside: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ReadingOptions):
     """Options of `evaluate`.
 
     Args:
@@ -135,30 +160,14 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(ReadingOptions):
     """Options of `data`.
 
     Args:
-        layout: Layout of objects: bdd100k, box-table, coco, createml, cvat, datumaro, dota,
-            imagefolder, instances, kitti, label-studio, labelme, roboflow-text, supervisely, via,
-            visdrone, voc, vott, wider-face or yolo. For classification, `class_folders` accepts
-            any folder names as classes, and `file_names` takes them from names such as cat_1.jpg.
-        annotations: Annotation files, separated by commas, where several could be meant.
-        images: Folder of the images, if it is not below the data; for segmentation a pattern of
-            the images, such as left/{split}/*/*_left.png.
-        exif: Whether objects were drawn on images with their EXIF orientation applied.
-        boxes: Numbers of a COCO box: corner and size, two corners, or center and size.
-        allow_outside: Read files outside the data folder that annotations or links name.
         group: Keep images of one patient or place in one split: a regular expression such as
             `(patient\\d+)` for the paths of images, or a column of a table.
     """
 
-    layout: str = ""
-    annotations: str = ""
-    images: str = ""
-    exif: Literal["", "turned", "unturned"] = ""
-    boxes: Literal["", "xywh", "xyxy", "cxcywh"] = ""
-    allow_outside: bool = False
     group: str = ""
 
 

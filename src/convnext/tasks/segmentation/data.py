@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -131,6 +131,14 @@ def open_dataset(
         notes=(*_understood(found, parts, classes).lines(), *notes, *faults),
         faults=tuple(faults),
     )
+
+
+def arguments_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `open_dataset` for the options of a verb; None stands for none."""
+    given = {name: value for name, value in options.items() if value is not None}
+    known = {f.name for f in fields(ReadOptions)} - {"images"}
+    own = {name: given.pop(name) for name in known & given.keys()}
+    return {**given, "options": ReadOptions(**own)}
 
 
 def _understood(

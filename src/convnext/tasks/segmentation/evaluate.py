@@ -136,6 +136,7 @@ def evaluate(
     multi_scale: bool = False,
     flip: bool = False,
     boundary: bool = False,
+    **reading: Any,
 ) -> SegmentationEvaluation:
     """Evaluate a run, a checkpoint or published weights on images with masks.
 
@@ -148,6 +149,7 @@ def evaluate(
         multi_scale: Average the predictions at six scales.
         flip: Average with the prediction for the mirrored image.
         boundary: Also measure the boundary F-score.
+        **reading: How to read the data, as the fields of `ReadingOptions` say.
 
     Raises:
         ValueError: If source or data cannot be read, or their classes do not match.
@@ -158,7 +160,7 @@ def evaluate(
     inference = choose_inference(
         card.recipe, window=window, stride=stride, whole=whole, multi_scale=multi_scale, flip=flip
     )
-    found = open_split(settings.data, settings.split, card, own.source)
+    found = open_split(settings.data, settings.split, card, own.source, **reading)
     pairs = found.images
     evaluator = Evaluator(own, found, settings, partial(annotation, pairs, found.classes))
     dataset = EvalDataset(pairs, card.preprocessing)
@@ -187,11 +189,13 @@ def evaluate(
     )
 
 
-def open_split(data: str | None, split: str, card: Card, source: str) -> EvaluationSplit[Pairs]:
+def open_split(
+    data: str | None, split: str, card: Card, source: str, **reading: Any
+) -> EvaluationSplit[Pairs]:
     """Return the pairs of a split, with the network's classes.
 
-    The data of the run is read as in training. Other data is read by its own layout, or by the
-    patterns of training if it has no known layout.
+    What `reading` does not say is as in training for the data of the run. Other data is read by its
+    own layout, or by the patterns of training if it has no known layout.
 
     Raises:
         ValueError: If there is no data, the network does not know its classes, or the card has
@@ -200,15 +204,22 @@ def open_split(data: str | None, split: str, card: Card, source: str) -> Evaluat
     own = setting_of(card.recipe, "data", str)
     path = data or data_of(source, card)
     same = is_own_data(path, card)
-    like_own = same or not is_mask_folder(Path(path))
+    given = {name: value for name, value in reading.items() if value not in ("", None, False)}
+    is_other = bool(given.keys() & {"images", "masks", "layout", "annotations"})
+    like_own = (same or not is_mask_folder(Path(path))) and not is_other
     reduced = setting_of(card.recipe, "segment.reduce_zero_label", bool, str) if like_own else None
+    reduced = given.pop("reduce_zero_label", reduced)
+    patterns = [
+        given.pop(name, "") or (_pattern_of(card, name, source) if like_own else "")
+        for name in ("images", "masks")
+    ]
     opened = open_dataset(
         str(path),
         val_share=val_share_of(card),
-        images=_pattern_of(card, "images", source) if like_own else "",
-        masks=_pattern_of(card, "masks", source) if like_own else "",
+        images=patterns[0],
+        masks=patterns[1],
         reduce_zero_label=reduced if isinstance(reduced, bool) else "auto",
-        options=_options_of(card) if same else None,
+        options=replace(_options_of(card) if same else ReadOptions(), **given),
     )
     if same and not opened.has_val:
         opened = _as_held(opened, source, card, split)

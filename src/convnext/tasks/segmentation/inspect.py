@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,13 @@ from convnext.data.doctor import (
 )
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.facts import FactsCache
-from convnext.data.formats.records import Exif, ReadOptions
+from convnext.data.formats.records import Exif
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
 from convnext.data.samples import with_range
 from convnext.names import count_noun
 from convnext.results.pictures import overlay
-from convnext.tasks.segmentation.data import SegmentationData, open_dataset, refusal
+from convnext.tasks.segmentation.data import SegmentationData, arguments_of, open_dataset, refusal
 from convnext.tasks.segmentation.layout import Drawing, Pairs
 
 NUM_EXAMPLES = 5
@@ -134,60 +134,33 @@ class DataReport:
         )
 
 
-def inspect(
+def inspect(path: str, **how: Unpack[ScanOptions]) -> DataReport:
+    """Read every image and mask in full, and report; raises like `inspect_with_sheet`."""
+    return inspect_with_sheet(path, **how)[0]
+
+
+def inspect_with_sheet(
     path: str,
+    options: Mapping[str, Any] | None = None,
     *,
-    val_share: float = 0.2,
-    images: str = "",
-    masks: str = "",
-    reduce_zero_label: bool | Literal["auto"] = "auto",
-    options: ReadOptions | None = None,
+    sheet: bool = False,
+    range: Sequence[float] = (),
     **how: Unpack[ScanOptions],
-) -> DataReport:
-    """Read every image and mask of a data set in full, and report.
+) -> tuple[DataReport, Any]:
+    """Read every image and mask in full; return the report, and a contact sheet or None.
 
     Args:
-        path: This and the next five are the arguments of `open_dataset`.
-        val_share: See there.
-        images: See there.
-        masks: See there.
-        reduce_zero_label: See there.
-        options: See there.
+        path: A data set as for `open_dataset`.
+        options: How to read it, by the names of its arguments and of the fields of `ReadOptions`.
+        sheet: Whether to draw a contact sheet.
+        range: The range of 16-bit and float images that the user gives; () for none.
         **how: As the fields of `ScanOptions` say.
 
     Raises:
         ValueError: If there is no data set at `path`.
     """
-    opening = partial(
-        open_dataset,
-        path,
-        val_share=val_share,
-        strict=False,
-        images=images,
-        masks=masks,
-        reduce_zero_label=reduce_zero_label,
-        options=options,
-    )
-    return report(*open_and_scan(opening, scan, **how))
-
-
-def inspect_with_sheet(
-    path: str,
-    *,
-    sheet: bool,
-    deep: bool = False,
-    cache: bool = True,
-    range: Sequence[float] = (),
-    **options: Any,
-) -> tuple[DataReport, Any]:
-    """Return the report on a data set, and its contact sheet or None."""
-    given = {name: value for name, value in options.items() if value is not None}
-    known = {f.name for f in fields(ReadOptions)} - {"images"}
-    own = {name: given.pop(name) for name in known & given.keys()}
-    given["options"] = ReadOptions(**own)
-    opening = partial(open_dataset, path, strict=False, **given)
-    ranged = partial(with_range, opening, range)
-    data, found = open_and_scan(ranged, scan, deep=deep, cache=cache)
+    opening = partial(open_dataset, path, strict=False, **arguments_of(options or {}))
+    data, found = open_and_scan(partial(with_range, opening, range), scan, **how)
     return report(data, found), contact_sheet(data) if sheet else None
 
 

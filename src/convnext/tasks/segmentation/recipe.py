@@ -107,7 +107,30 @@ class PredictOptions(InferenceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(InferenceOptions):
+class ReadingOptions:
+    """How data with masks is read; by default, that of a run as in training.
+
+    Args:
+        images: Pattern of the images, such as left/{split}/*/*_left.png.
+        masks: Pattern of the masks; its stars pair it with `images`.
+        reduce_zero_label: Treat mask value 0 as no class.
+        exif: Whether masks were drawn on images with their EXIF orientation applied.
+        layout: Layout of the objects that masks are drawn from.
+        annotations: Files of these objects, separated by commas, where several could be meant.
+        allow_outside: Read files outside the data folder that annotations or links name.
+    """
+
+    images: str = ""
+    masks: str = ""
+    reduce_zero_label: bool | None = None
+    exif: Literal["", "turned", "unturned"] = ""
+    layout: str = ""
+    annotations: str = ""
+    allow_outside: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(InferenceOptions, ReadingOptions):
     """Options of `evaluate`.
 
     Args:
@@ -118,28 +141,14 @@ class EvaluateOptions(InferenceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(ReadingOptions):
     """Options of `data`.
 
     Args:
-        images: Pattern of the images, such as left/{split}/*/*_left.png.
-        masks: Pattern of the masks; its stars pair it with `images`.
-        reduce_zero_label: Treat mask value 0 as no class.
-        exif: Whether masks were drawn on images with their EXIF orientation applied.
-        layout: Layout of the objects that masks are drawn from.
-        annotations: Files of these objects, separated by commas, where several could be meant.
-        allow_outside: Read files outside the data folder that annotations or links name.
         group: Keep images of one patient or place in one split: a regular expression such as
             `(patient\\d+)` for the paths of images, or a column of a table.
     """
 
-    images: str = ""
-    masks: str = ""
-    reduce_zero_label: bool | None = None
-    exif: Literal["", "turned", "unturned"] = ""
-    layout: str = ""
-    annotations: str = ""
-    allow_outside: bool = False
     group: str = ""
 
 

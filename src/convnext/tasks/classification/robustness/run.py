@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from rich.console import Console
 
@@ -17,6 +17,7 @@ from convnext.data.images import BadImage
 from convnext.data.samples import Samples
 from convnext.hardware.devices import pick_device
 from convnext.names import count_noun, nearest
+from convnext.tasks.classification.data import Reading
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.evaluate import class_positions, open_split, relabel
 from convnext.tasks.classification.predict import BATCH_SIZE
@@ -102,6 +103,7 @@ def evaluate_robustness(
     precision: str = "fp32",
     max_bad_share: float = 0.01,
     console: Console | None = None,
+    **reading: Unpack[Reading],
 ) -> RobustnessResult:
     """Evaluate the robustness of a run, a checkpoint or published weights.
 
@@ -125,6 +127,7 @@ def evaluate_robustness(
         precision: `fp32`, `bf16`, `fp16`, or `auto` for the precision of training.
         max_bad_share: Maximum fraction of a condition's images that may be unreadable.
         console: Console for progress; None for no output.
+        **reading: How to read `data`.
 
     Raises:
         ValueError: If something cannot be read or is unknown, or classes do not match.
@@ -158,7 +161,9 @@ def evaluate_robustness(
     clean = None
     used_split = "all"  # Of a benchmark.
     if found is None or data is not None:
-        clean, own_split = _open_clean(source, card, data, split, max_images, seed, kept, console)
+        clean, own_split = _open_clean(
+            source, card, data, split, max_images, seed, kept, console, **reading
+        )
         used_split = own_split if found is None else used_split
     kind: Kind = found.kind if found else "corrupt"
     header = {
@@ -218,10 +223,11 @@ def _open_clean(
     seed: int,
     kept: Sequence[int] | None,
     console: Console | None,
+    **reading: Unpack[Reading],
 ) -> tuple[CorruptedDataset, str]:
     """Return the images without corruption, of the classes to predict, and their split."""
     data = data or data_of(source, card, ADVICE)
-    opened_split = open_split(data, split, card, console, held=held_names(source))
+    opened_split = open_split(data, split, card, console, held=held_names(source), **reading)
     samples = relabel(opened_split.images, opened_split.classes, card.classes)
     chosen = choose(samples, max_images=max_images, seed=seed, labels=kept)
     return CorruptedDataset(chosen, card.preprocessing, seed=seed), opened_split.split
