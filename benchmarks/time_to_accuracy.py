@@ -204,7 +204,8 @@ def main() -> None:
         core = free.get()
         try:
             folder = arguments.output / f"{name}-{seed}-{time.strftime('%H%M%S')}"
-            filled = command.format(data=arguments.data, seed=seed, output=folder)
+            data, output = shlex.quote(arguments.data), shlex.quote(str(folder))
+            filled = command.format(data=data, seed=seed, output=output)
             printed = _call(shlex.split(filled), core, folder.with_suffix(".log"))
         finally:
             free.put(core)
