@@ -48,6 +48,8 @@ def test_the_short_names_are_frozen() -> None:
         "lr": "optim.lr",
         "weight_decay": "optim.weight_decay",
         "layer_decay": "optim.layer_decay",
+        "freeze": "optim.freeze",
+        "unfreeze_at": "optim.unfreeze_at",
         "image_size": "input.image_size",
         "drop_path_rate": "network.drop_path_rate",
         "mixup": "augment.mixup",

@@ -49,13 +49,19 @@ class ToyTask:
     fingerprint = "toy"
 
     def __init__(
-        self, *, micro: int = BATCH, nan_at: int | None = None, stop_at: int = 10**9
+        self,
+        *,
+        micro: int = BATCH,
+        nan_at: int | None = None,
+        nans: int = 10**9,
+        stop_at: int = 10**9,
     ) -> None:
         generator = torch.Generator().manual_seed(0)
         self.labels = torch.arange(NUM_IMAGES) % 3
         self.images = torch.randn(NUM_IMAGES, 3, 32, 32, generator=generator) * 0.5
         self.images[torch.arange(NUM_IMAGES), self.labels] += 1.0
         self.micro, self.nan_at, self.stop_at = micro, nan_at, stop_at
+        self.nans = nans
         self.scores: list[float] | None = None
 
     def batches(
@@ -82,7 +88,10 @@ class ToyTask:
         self, model: nn.Module, batch: Tensor, step: int, part: int, memory_format: Any = None
     ) -> dict[str, Tensor]:
         loss = F.cross_entropy(model(self.images[batch]), self.labels[batch])
-        return {"loss": loss * float("nan") if step == self.nan_at else loss}
+        if step == self.nan_at and self.nans:
+            self.nans -= 1
+            loss = loss * float("nan")
+        return {"loss": loss}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         model.eval()
@@ -137,6 +146,7 @@ def run(
     *,
     resume: bool = False,
     drop_path: float = 0.3,
+    norm: str = "layer",
     fabric: Fabric | None = None,
     callbacks: Sequence[Callback] = (),
     **changes: Any,
@@ -149,7 +159,7 @@ def run(
     try:
         return fit(
             task,  # type: ignore[arg-type]
-            toy_model(drop_path_rate=drop_path),
+            toy_model(drop_path_rate=drop_path, norm=norm),
             recipe,
             fabric=fabric,
             log=log,
@@ -163,3 +173,13 @@ def run(
 
 def weights(path: Path) -> dict[str, Tensor]:
     return dict(read_file(path)[0])
+
+
+def assert_same_states(whole: Path, parts: Path) -> None:
+    names = ("best.safetensors", "step-00000012/model.safetensors")
+    for name in (*names, "step-00000012/state.safetensors"):
+        tensors, metadata = read_file(whole / "checkpoints" / name)
+        others, other_metadata = read_file(parts / "checkpoints" / name)
+        assert tensors.keys() == others.keys()
+        assert all(torch.equal(tensors[key], others[key]) for key in tensors), name
+        assert metadata == other_metadata

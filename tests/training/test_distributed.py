@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_runs import Runs, wait_for
+from cli_runs import TWENTY, Runs, assert_close, state, wait_for
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from toy import ToyTask, toy_model
 
@@ -28,29 +28,6 @@ from convnext.training.distributed import (
 )
 from convnext.training.faults import LostProcessError
 from convnext.training.run import warn_of_batch_norm
-from convnext.weights.files import read_file
-
-# 1,437 images: 20 steps of 70, in parts of 35.
-TWENTY = (
-    *("--optim.batch_size", "70", "--optim.micro_batch_size", "35"),
-    *("--schedule.epochs", "1", "--ema.decay", "0.9"),
-)
-
-
-def state(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the weights, moments and averages after 20 steps."""
-    weights, _ = read_file(folder / "checkpoints/step-00000020/model.safetensors")
-    rest, _ = read_file(folder / "checkpoints/step-00000020/state.safetensors")
-    return weights | rest
-
-
-def assert_close(
-    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], within: float = 1e-6
-) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        error = float(torch.linalg.vector_norm(tensor - other[name]))
-        assert error <= within * float(torch.linalg.vector_norm(tensor)), name
 
 
 def test_two_processes_are_one(runs: Runs, tmp_path: Path, free_port: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
-from toy import BATCH, PoisonedTask, ToyTask, run, weights
+from toy import BATCH, PoisonedTask, ToyTask, assert_same_states, run, weights
 
 from convnext.recipes.resolve import OPTIMIZERS
 from convnext.training.log import read_metrics
@@ -33,16 +33,6 @@ def test_it_learns_and_keeps_the_best(tmp_path: Path) -> None:
         "step-00000057",
         "step-00000060",
     ]
-
-
-def assert_same_states(whole: Path, parts: Path) -> None:
-    names = ("best.safetensors", "step-00000012/model.safetensors")
-    for name in (*names, "step-00000012/state.safetensors"):
-        tensors, metadata = read_file(whole / "checkpoints" / name)
-        others, other_metadata = read_file(parts / "checkpoints" / name)
-        assert tensors.keys() == others.keys()
-        assert all(torch.equal(tensors[key], others[key]) for key in tensors), name
-        assert metadata == other_metadata
 
 
 @pytest.mark.parametrize("stop_at", [4, 7, 11])

@@ -206,6 +206,8 @@ SHORT = {
     "lr": "optim.lr",
     "weight_decay": "optim.weight_decay",
     "layer_decay": "optim.layer_decay",
+    "freeze": "optim.freeze",
+    "unfreeze_at": "optim.unfreeze_at",
     "image_size": "input.image_size",
     "drop_path_rate": "network.drop_path_rate",
     "mixup": "augment.mixup",
@@ -239,6 +241,8 @@ ONLY_IN_FULL_HELP = {
     "allow_outside",
 }
 """Short names for unusual data; `data --help` shows them, `train --help-all` too."""
+ONLY_IN_HELP_OF_TRAIN = {"freeze", "unfreeze_at"}
+"""Short names that the help of studies shows only with --help-all."""
 
 
 @functools.cache
@@ -266,6 +270,8 @@ class Settings(TypedDict, total=False):
     lr: float | Auto
     weight_decay: float | Auto
     layer_decay: float | Auto
+    freeze: str
+    unfreeze_at: float
     image_size: int | Auto
     drop_path_rate: float | Auto
     mixup: float | Auto

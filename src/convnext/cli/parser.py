@@ -6,7 +6,7 @@ import argparse
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, Literal, Unpack, get_args, get_origin
@@ -16,6 +16,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 from convnext.api.settings import (
     ONLY_IN_FULL_HELP,
+    ONLY_IN_HELP_OF_TRAIN,
     OnCommandLine,
     PythonOnly,
     Settings,
@@ -115,7 +116,11 @@ def verb_parser(name: str, *, full: bool = False) -> ArgumentParser:
     """Return the parser of a verb."""
     verb = VERBS[name]
     main = signature_of(verb.load())
-    parser = _recipe_parser(full=full) if main.has_settings else ArgumentParser(exit_on_error=False)
+    if main.has_settings:
+        left_out = ONLY_IN_FULL_HELP | (set() if name == "train" else ONLY_IN_HELP_OF_TRAIN)
+        parser = _recipe_parser(full=full, left_out=left_out)
+    else:
+        parser = ArgumentParser(exit_on_error=False)
     parser.prog = f"convnext {name}"
     parser.allow_abbrev = False
     parser.formatter_class = _Formatter
@@ -272,8 +277,11 @@ def _type_of(hint: Any) -> Any:
     return known if known in (bool, int, float) or get_origin(known) is Literal else str
 
 
-def _recipe_parser(*, full: bool) -> ArgumentParser:
-    """Build a parser with an option for every recipe setting, shown by its short name."""
+def _recipe_parser(*, full: bool, left_out: Set[str]) -> ArgumentParser:
+    """Build a parser with an option for every recipe setting, shown by its short name.
+
+    The help has those with a short name that is not `left_out`, or all if it is `full`.
+    """
     from convnext.recipes.recipe import recipe_parser
 
     parser: ArgumentParser = recipe_parser("convnext")
@@ -288,7 +296,7 @@ def _recipe_parser(*, full: bool) -> ArgumentParser:
             alias = short.get(action.dest)
             if alias:
                 action.option_strings = [option_name(alias), *action.option_strings]
-            is_shown = alias not in ONLY_IN_FULL_HELP if alias else "." not in action.dest
+            is_shown = alias not in left_out if alias else "." not in action.dest
             if settings is not None and is_shown:
                 settings._group_actions.append(action)
     if not full:

@@ -23,6 +23,7 @@ from rich.table import Table
 from convnext.data.preprocessing import DensePreprocessing
 from convnext.data.ranges import BandSample, PixelRange
 from convnext.hardware.peak_rates import has_fast_bf16
+from convnext.models.config import GIVEN
 from convnext.names import count_noun
 from convnext.recipes.recipe import (
     all_settings,
@@ -184,6 +185,56 @@ def own_settings(optim: OptimRecipe[Any]) -> dict[str, Any]:
     return {name: value for name, value in (usual | given).items() if value is not None}
 
 
+def frozen_stages(freeze: str) -> int | None:
+    """Return how many stages `optim.freeze` freezes: 0 for none, None for the whole backbone.
+
+    Raises:
+        ValueError: If it is neither `none`, nor `backbone`, nor `stages:K`.
+    """
+    if freeze in ("none", "backbone"):
+        return 0 if freeze == "none" else None
+    kind, _, count = freeze.partition(":")
+    if kind == "stages" and count.isdecimal() and int(count) > 0:
+        return int(count)
+    raise ValueError(
+        f"optim.freeze is {freeze!r}, but must be none, backbone, or stages:K such as stages:2"
+    )
+
+
+def check_freezing(recipe: Recipe) -> None:
+    """Check what a recipe freezes, without knowing the network.
+
+    Raises:
+        ValueError: If it is not understood, or does not fit the other settings.
+    """
+    optim = recipe.optim
+    is_frozen = frozen_stages(optim.freeze) != 0
+    if optim.unfreeze_at and not is_frozen:
+        raise ValueError(
+            f"optim.unfreeze_at is {optim.unfreeze_at:g}, but nothing is frozen; add --freeze "
+            "backbone or leave it out"
+        )
+    if is_frozen and recipe.run.strategy == "fsdp":
+        raise ValueError("--freeze does not work with --run.strategy fsdp; use ddp")
+    epochs = recipe.schedule.epochs
+    if not recipe.schedule.steps and epochs != "auto" and optim.unfreeze_at >= epochs > 0:
+        raise ValueError(
+            f"optim.unfreeze_at is {optim.unfreeze_at:g}, but the run has {epochs} epochs; choose "
+            "an earlier epoch, or leave it out to keep the parts frozen to the end"
+        )
+
+
+def warn_of_freezing(recipe: Recipe) -> tuple[str, ...]:
+    """Return a warning if a recipe freezes random weights."""
+    has_own = recipe.weights != "none" or recipe.model.startswith(GIVEN)
+    if has_own or recipe.optim.freeze == "none":
+        return ()
+    return (
+        f"--freeze {recipe.optim.freeze} keeps random weights, since --weights is none: name "
+        "pretrained weights, or leave it out",
+    )
+
+
 # Mean and standard deviation of the luminance of ImageNet.
 GRAY_MEAN, GRAY_STD = (0.449,), (0.226,)
 
@@ -228,6 +279,7 @@ class Resolver:
         self, recipe: Recipe, context: ResolveContext, *, num_train: int, large: int
     ) -> None:
         check_ranges(recipe)
+        check_freezing(recipe)
         recipe = replace(recipe, optim=replace(recipe.optim, **own_settings(recipe.optim)))
         self.context, self.num_train, self.large = context, num_train, num_train >= large
         self.on_cpu, self.scratch = context.device == "cpu", recipe.weights == "none"
@@ -261,7 +313,9 @@ class Resolver:
     def finish(self) -> tuple[ResolvedRecipe, tuple[Choice, ...]]:
         """Return the resolved recipe, and the choices with their reasons."""
         chosen = {choice.setting: choice.value for choice in self.choices}
-        return as_resolved(change_recipe(self._recipe, chosen)), tuple(self.choices)
+        recipe = change_recipe(self._recipe, chosen)
+        check_freezing(recipe)  # Once more: now the length of the run is known.
+        return as_resolved(recipe), tuple(self.choices)
 
     def choose_model(self, prefix: str = "") -> None:
         """Choose the network, with the `prefix` of the task's networks."""
@@ -439,6 +493,11 @@ class Resolver:
         """The settings of the recipe's optimizer."""
         return OPTIMIZERS[self["optim.name"]]
 
+    @property
+    def only_head(self) -> bool:
+        """Whether only layers train that are new: the backbone stays frozen to the end."""
+        return self["optim.freeze"] == "backbone" and not self["optim.unfreeze_at"]
+
     def choose_rate(self, rate: float, reason: str) -> None:
         """Choose the learning rate: `rate` is the one for AdamW."""
         self._choose_scaled("optim.lr", rate, self.optimizer.rate, reason)
@@ -463,9 +522,10 @@ class Resolver:
     def choose_dense_rate(self, scratch_rate: float, layer_decay: float) -> None:
         """Choose the optimizer settings of a dense task."""
         batch = self["optim.batch_size"]
-        if self.scratch:
+        if self.scratch or self.only_head:
             self.choose_rate(two_digits(scratch_rate), f"for {count_noun(batch, 'image')} per step")
-            self.choose("optim.layer_decay", 1.0, "every layer is new")
+            reason = "every layer is new" if self.scratch else "every layer that trains is new"
+            self.choose("optim.layer_decay", 1.0, reason)
         rate = two_digits(1e-4 * math.sqrt(batch / 16))
         self.choose_rate(rate, "as in the paper, scaled by batch size")
         self.choose_decay(0.05, "as in the paper")

@@ -151,6 +151,11 @@ class OptimRecipe(Generic[A]):
     """Group three blocks each, as for classification and COCO, or whole stages as for ADE20K."""
     clip_grad: float | A = field(default=AUTO, metadata=bounds(0))
     """Maximum gradient norm; 0 for no clipping."""
+    freeze: str = "none"
+    """Keep pretrained weights and the statistics of their norms: `backbone` (all but the head),
+    `stages:2` (the stem and two stages), or `none`."""
+    unfreeze_at: float = field(default=0.0, metadata=bounds(0))
+    """Epoch from which frozen parts train too; 0 keeps them frozen."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ from convnext.recipes.resolve import (
     Resolver,
     context_of,
     print_choices,
+    warn_of_freezing,
 )
 from convnext.recipes.resolve import num_steps as num_steps_of
 from convnext.recipes.schema import Recipe, ResolvedRecipe
@@ -171,7 +172,7 @@ class Task(ABC):
         for note in (*recipe.notes, *data.notes):
             console.print(f"note: {note}", markup=False)
         print_choices(choices, console)
-        for warning in cls.warnings(resolved, known):
+        for warning in (*cls.warnings(resolved, known), *warn_of_freezing(resolved)):
             console.print(f"[yellow]warning:[/] {escape(warning)}")
         return cls(resolved, data, known, device, choices, ranks)
 

@@ -85,10 +85,15 @@ class Learner:
             if name in parameters:
                 self.optimizer.state[parameter].update(parameters[name])
         for group in self.optimizer.param_groups:
-            for key in self._own_keys(group):
-                del group[key]
+            self.forget_numbers([group])
             values = groups.get(group["name"], {})
             group.update({key: _from_json(value) for key, value in values.items()})
+
+    def forget_numbers(self, groups: Iterable[Mapping[str, Any]]) -> None:
+        """Delete what groups have as a whole, such as the steps in which they were frozen."""
+        for group in groups:
+            for key in self._own_keys(group):
+                del group[key]  # type: ignore[attr-defined]
 
     def _own_keys(self, group: Mapping[str, Any]) -> list[str]:
         """Return the keys of a group that are state: neither settings nor from `parameter_groups`.
@@ -300,7 +305,8 @@ class Saver:
         """
         model, ema = self.learner.model, self.learner.ema
         weights = needed_bytes(model.state_dict().values())
-        moments = 2 * needed_bytes(p for p in model.parameters() if p.requires_grad)  # The maximum.
+        groups = self.learner.optimizer.param_groups
+        moments = 2 * needed_bytes(p for g in groups for p in g["params"])  # The maximum.
         state = weights + moments + (needed_bytes(ema.tensors.values()) if ema else 0)
         problem = None
         if self.ranks.is_first:

@@ -141,7 +141,7 @@ def smaller_micro_batch(size: int) -> int:
 
 
 # Settings that a run keeps from its start to its end, besides its batch size.
-FIXED = ("optim.name",)
+FIXED = ("optim.name", "optim.freeze", "optim.unfreeze_at")
 
 
 def fixed_settings(recipe: ResolvedRecipe) -> dict[str, Any]:

@@ -241,7 +241,14 @@ class RunLog:
 
     def warn(self, text: str, *, step: int | None = None) -> None:
         """Print a warning and record it for the report."""
-        self.console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+        self._event(f"[yellow]warning:[/] {escape(text)}", text, step)
+
+    def note(self, text: str, *, step: int) -> None:
+        """Print what happens at a step, and record it for the report."""
+        self._event(f"step {step:,}: {escape(text)}", text, step)
+
+    def _event(self, shown: str, text: str, step: int | None) -> None:
+        self.console.print(shown, highlight=False, soft_wrap=True)
         self._write("event", self._step if step is None else step, {"event": text})
 
     def _begin_window(self) -> None:

@@ -48,8 +48,16 @@ from convnext.training.distributed import (
     synchronize_batch_norm,
 )
 from convnext.training.faults import DivergedError, Heartbeat, InterruptedRun
+from convnext.training.freezing import Frozen
 from convnext.training.log import RunLog
-from convnext.training.optim import Ema, UpdateNorm, l2_norm, make_optimizer, set_learning_rate
+from convnext.training.optim import (
+    FROZEN,
+    Ema,
+    UpdateNorm,
+    l2_norm,
+    make_optimizer,
+    set_learning_rate,
+)
 from convnext.training.trackers import Callback, EvaluationEnd, StepEnd
 from convnext.weights.checkpoint import complete_steps
 
@@ -170,6 +178,9 @@ class _Trainer:
         if recipe.run.channels_last:
             model = model.to(memory_format=torch.channels_last)
         model = synchronize_batch_norm(model, self.ranks, fabric.device)
+        self.frozen = Frozen(model, recipe.optim.freeze)
+        self.frozen.hold()
+        self.is_frozen = bool(self.frozen.names)
         run = recipe.run
         # Compilers fuse blocks themselves, and GPUs use other kernels.
         fused = run.fused and fabric.device.type == "cpu" and run.compile is not True
@@ -177,9 +188,9 @@ class _Trainer:
             fused and widens(run.precision, deterministic=run.deterministic)
         )
         set_fused(model, fused=fused, widened=widened)
-        compiled = torch.compile(model) if recipe.run.compile is True else model
-        self.model, self.trained = model, fabric.setup_module(compiled)
-        raw_optimizer = make_optimizer(model, recipe.optim)
+        self.runner = torch.compile(model) if recipe.run.compile is True else model
+        self.model, self.trained = model, fabric.setup_module(self.runner)
+        raw_optimizer = make_optimizer(model, recipe.optim, self.frozen.names)
         self.optimizer = fabric.setup_optimizers(raw_optimizer)
         decay = recipe.ema.decay
         self.learner = Learner(
@@ -188,6 +199,8 @@ class _Trainer:
         self.saver = Saver(log.folder / "checkpoints", self.learner, log=log, ranks=self.ranks)
 
         self.plan = Plan.of(recipe, task.steps_per_epoch)
+        unfreeze_at = recipe.optim.unfreeze_at
+        self.unfreeze_step = max(1, round(unfreeze_at * task.steps_per_epoch)) if unfreeze_at else 0
         self.reference = read_reference(
             recipe.run.reference, task.primary, recipe.run.reference_tolerance
         )
@@ -306,9 +319,13 @@ class _Trainer:
     def _step(self, parts: Sequence[Any]) -> None:
         """Take one optimizer step on this process's micro batches."""
         task, fabric, optimizer = self.task, self.fabric, self.optimizer
+        if self.is_frozen and 0 < self.unfreeze_step <= self.step:
+            self._unfreeze()
         self.rate = self.rate_factor * self.plan.rate(self.step)
         set_learning_rate(self.learner.optimizer, self.rate)
         self.model.train()
+        if self.is_frozen:
+            self.frozen.eval()
         total: Tensor | None = None
         for p, part in enumerate(parts):
             # Every process has the same number of parts.
@@ -352,6 +369,25 @@ class _Trainer:
             for callback in self.callbacks:
                 callback.on_step_end(end)
 
+    def _unfreeze(self) -> None:
+        """Train the frozen parts from this step on, with moments that start from zero."""
+        groups = self.learner.optimizer.param_groups
+        self.learner.forget_numbers([g for g in groups if g["name"].endswith(FROZEN)])
+        self._hold(frozen=False)
+        self.log.note("the frozen parts train from here on", step=self.step)
+
+    def _hold(self, *, frozen: bool) -> None:
+        """Freeze the parts that the recipe freezes, or let them train."""
+        if frozen == self.is_frozen:
+            return
+        self.is_frozen = frozen
+        self.frozen.hold(frozen=frozen)
+        if self.ranks.count > 1:
+            # DDP averages the gradients of the parameters that have one when it is set up.
+            del self.trained
+            gc.collect()
+            self.trained = self.fabric.setup_module(self.runner)
+
     def _clip(self, *, measures: bool) -> None:
         """Clip the norm of the gradient if the recipe does, and measure it."""
         max_norm = self.recipe.optim.clip_grad
@@ -386,7 +422,11 @@ class _Trainer:
             lr=self.rate,
             losses=means if len(means) > 1 else {},
             extra=extra,
-            groups={g["name"]: g["lr"] for g in self.learner.optimizer.param_groups},
+            groups={
+                group["name"]: group["lr"]
+                for group in self.learner.optimizer.param_groups
+                if not (self.is_frozen and group["name"].endswith(FROZEN))
+            },
             mfu=self._mfu,
         )
         self.losses.clear()
@@ -519,6 +559,8 @@ class _Trainer:
             warn=lambda text: self.log.warn(text, step=self.step),
         )
         self.step = self.saver.saved = counters["step"]
+        # The state of the step at which they are unfrozen is from before that.
+        self._hold(frozen=bool(self.frozen.names) and not 0 < self.unfreeze_step < self.step)
         self.best, self.since_best = counters["best"], counters["since_best"]
         self.evaluation_due = counters.get("evaluation_due", False)  # Not in states of 0.1.0.
         self.losses, self.rate_factor = counters["losses"], counters["rate_factor"]

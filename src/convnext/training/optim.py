@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, Literal, Never
 
@@ -31,6 +31,8 @@ DecayBy = Literal["layer", "stage"]
 
 # Ranges of modules that a table row names before it summarizes the rest as "and N more".
 MAX_NAMED = 4
+# The end of the name of a group that does not train from the start.
+FROZEN = ", frozen at first"
 GROUP_KEYS = {"params", "name", "lr_scale"}
 """The keys of a group from `parameter_groups` that are not settings of the optimizer."""
 
@@ -107,14 +109,8 @@ def _ids_of_timm(timm_model: TimmNetwork, by: DecayBy) -> tuple[dict[str, int], 
         num_levels = len(timm_model.levels)
     except ValueError as error:
         raise ValueError(f"{error}; or set optim.layer_decay_by to layer") from error
-    parts = _timm_groups(timm_model, coarse=True)
-    stages = [f"network.{row['module']}." for row in timm_model.network.feature_info[-num_levels:]]
-    ends = [max((i for n, i in parts.items() if n.startswith(s)), default=-1) for s in stages]
-    if ends != sorted(set(ends)) or ends[0] < 0:
-        raise ValueError(
-            f"the parameters of {timm_model.name} cannot be told apart by stage; set "
-            "optim.layer_decay_by to layer"
-        )
+    parts, ends = timm_stages(timm_model)
+    stages = _timm_stage_names(timm_model, num_levels)
     # timm counts what follows the last stage as part of it, or of the head.
     names = [name for name, _ in timm_model.named_parameters()]
     end = max(n for n, name in enumerate(names) if name.startswith(stages[-1]))
@@ -127,6 +123,28 @@ def _ids_of_timm(timm_model: TimmNetwork, by: DecayBy) -> tuple[dict[str, int], 
             # A stage may span several parts in timm; only the last one outputs its feature map.
             ids[name] = 1 + next(s for s, end in enumerate(ends) if part <= end)
     return ids, max(last, num_levels + 1)
+
+
+def timm_stages(timm_model: TimmNetwork) -> tuple[dict[str, int], list[int]]:
+    """Return the part of every parameter of a timm model, and the last part of each stage.
+
+    Raises:
+        ValueError: If the model has a single scale, or its stages cannot be told apart.
+    """
+    stages = _timm_stage_names(timm_model, len(timm_model.levels))
+    parts = _timm_groups(timm_model, coarse=True)
+    ends = [max((i for n, i in parts.items() if n.startswith(s)), default=-1) for s in stages]
+    if ends != sorted(set(ends)) or ends[0] < 0:
+        raise ValueError(
+            f"the parameters of {timm_model.name} cannot be told apart by stage; set "
+            "optim.layer_decay_by to layer"
+        )
+    return parts, ends
+
+
+def _timm_stage_names(timm_model: TimmNetwork, num_levels: int) -> list[str]:
+    rows = timm_model.network.feature_info[-num_levels:]
+    return [f"network.{row['module']}." for row in rows]
 
 
 def _timm_groups(timm_model: TimmNetwork, *, coarse: bool) -> dict[str, int]:
@@ -154,24 +172,28 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float,
     layer_decay_by: DecayBy = "layer",
+    frozen: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Return the optimizer's groups: one for each layer and kind of weight decay.
 
     Biases and one-dimensional parameters do not decay, as in the authors' recipe. The schedule
-    multiplies its rate by the `lr_scale` of each group: `layer_decay ** (last - id)`.
+    multiplies its rate by the `lr_scale` of each group: `layer_decay ** (last - id)`. Parameters
+    in `frozen` are in groups of their own, whose names say so.
     """
     ids = layer_ids(model, layer_decay_by) if layer_decay != 1 else {}
     last = max(ids.values(), default=0)
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        is_frozen = name in frozen
+        if not (parameter.requires_grad or is_frozen):
             continue
         decays = parameter.ndim > 1 and not name.endswith(".bias")
         layer = ids.get(name, last)
         group = groups.setdefault(
-            (layer, decays),
+            (layer, decays, is_frozen),
             {
-                "name": f"group {layer} {'decay' if decays else 'no decay'}",
+                "name": f"group {layer} {'decay' if decays else 'no decay'}"
+                f"{FROZEN if is_frozen else ''}",
                 "params": [],
                 "lr_scale": layer_decay ** (last - layer),
                 "weight_decay": weight_decay if decays else 0.0,
@@ -183,14 +205,20 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups)]
 
 
-def make_optimizer(model: nn.Module, recipe: OptimRecipe[Never]) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, recipe: OptimRecipe[Never], frozen: Collection[str] = ()
+) -> torch.optim.Optimizer:
     """Build the optimizer over `parameter_groups`; AdamW is fused where the device supports it.
+
+    Parameters in `frozen` are in it only if the recipe unfreezes them.
 
     Raises:
         ValueError: If the optimizer lacks one of the settings, or timm lacks the optimizer.
     """
     settings = own_settings(recipe)
-    groups = _groups(model, recipe)
+    groups = _groups(model, recipe, frozen)
+    if not recipe.unfreeze_at:
+        groups = [group for group in groups if not group["name"].endswith(FROZEN)]
     if recipe.name == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, fused=_has_fused(model), **settings)
     if recipe.name == "lamb":
@@ -210,13 +238,16 @@ def make_optimizer(model: nn.Module, recipe: OptimRecipe[Never]) -> torch.optim.
     return optimizer
 
 
-def _groups(model: nn.Module, recipe: OptimRecipe[Never]) -> list[dict[str, Any]]:
+def _groups(
+    model: nn.Module, recipe: OptimRecipe[Never], frozen: Collection[str]
+) -> list[dict[str, Any]]:
     return parameter_groups(
         model,
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         layer_decay=recipe.layer_decay,
         layer_decay_by=recipe.layer_decay_by,
+        frozen=frozen,
     )
 
 
@@ -224,8 +255,14 @@ def _has_fused(model: nn.Module) -> bool:
     return next(model.parameters()).device.type in ("cpu", "cuda")
 
 
-def group_rows(model: nn.Module, recipe: OptimRecipe[Never]) -> list[dict[str, Any]]:
-    """Return the optimizer's groups as plain values: their modules, rates and weight decay."""
+def group_rows(
+    model: nn.Module, recipe: OptimRecipe[Never], frozen: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Return the optimizer's groups as plain values: their modules, rates and weight decay.
+
+    `frozen` is "" for what trains, "to the end", or "to epoch N".
+    """
+    until = f"to epoch {recipe.unfreeze_at:g}" if recipe.unfreeze_at else "to the end"
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [
         {
@@ -236,12 +273,15 @@ def group_rows(model: nn.Module, recipe: OptimRecipe[Never]) -> list[dict[str, A
             "lr_scale": group["lr_scale"],
             "lr": group["lr"],
             "weight_decay": group["weight_decay"],
+            "frozen": until if group["name"].endswith(FROZEN) else "",
         }
-        for group in _groups(model, recipe)
+        for group in _groups(model, recipe, frozen)
     ]
 
 
-def group_table(model: nn.Module, recipe: OptimRecipe[Never]) -> Table:
+def group_table(
+    model: nn.Module, recipe: OptimRecipe[Never], frozen: Collection[str] = ()
+) -> Table:
     """Return `group_rows` as a table for the terminal."""
     from rich.table import Table
 
@@ -250,15 +290,18 @@ def group_table(model: nn.Module, recipe: OptimRecipe[Never]) -> Table:
     table.add_column("holds", overflow="fold")
     for heading in ("tensors", "params", "lr scale", "peak lr", "weight decay"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in group_rows(model, recipe):
+    if frozen:
+        table.add_column("frozen", no_wrap=True)
+    for row in group_rows(model, recipe, frozen):
         table.add_row(
-            row["name"],
+            row["name"].removesuffix(FROZEN),
             row["holds"],
             f"{row['tensors']:,}",
             f"{row['params'] / 1e6:.3f} M",
             f"{row['lr_scale']:.4f}",
             f"{row['lr']:.3g}",
             f"{row['weight_decay']:g}",
+            *([row["frozen"] or "no"] if frozen else []),
         )
     return table
 

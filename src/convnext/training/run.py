@@ -29,8 +29,8 @@ from convnext.models.given import provided, provided_network
 from convnext.names import count_noun, portable_name
 from convnext.progress import lasting_output, safe_console
 from convnext.recipes.recipe import Recipe, check_ranges, one_line, to_dict, to_yaml
+from convnext.recipes.resolve import check_freezing, own_settings
 from convnext.recipes.resolve import num_steps as num_steps_of
-from convnext.recipes.resolve import own_settings
 from convnext.results import Conditions, Scores
 from convnext.tasks import task_class
 from convnext.tasks.base import Task
@@ -49,6 +49,7 @@ from convnext.training.distributed import (
     set_threads,
 )
 from convnext.training.faults import InterruptedRun, ReportError, is_single_value
+from convnext.training.freezing import Frozen
 from convnext.training.log import RunLog
 from convnext.training.loop import Outcome, fit
 from convnext.training.optim import group_rows, group_table
@@ -136,6 +137,7 @@ def check_request(recipe: Recipe, callbacks: Any = ()) -> tuple[Callback, ...]:
     """
     check_ranges(recipe)
     own_settings(recipe.optim)
+    check_freezing(recipe)
     check_trackers(recipe.run.loggers)
     pick_device(recipe.run.device)
     return check_callbacks(callbacks)
@@ -179,6 +181,10 @@ def _train(
             f"{resolved.model} cannot recompute its activations; leave out "
             "--run.checkpoint_activations"
         )
+    frozen = Frozen(model, resolved.optim.freeze)
+    if frozen.names:
+        frozen.hold()  # Before anything is measured.
+        console.print(group_table(model, resolved.optim, frozen.names))
     _check_card(task, model)
     task.prepare(console)
     if precision == "bf16" and device.type == "cpu" and asked == "auto":
@@ -371,8 +377,9 @@ def show_groups(recipe: Recipe, console: Console) -> list[dict[str, Any]]:
     """
     task = task_class(recipe.task).open(recipe, pick_device(recipe.run.device), console)
     model = task.build_model()
-    console.print(group_table(model, task.recipe.optim))
-    return group_rows(model, task.recipe.optim)
+    frozen = Frozen(model, task.recipe.optim.freeze).names
+    console.print(group_table(model, task.recipe.optim, frozen))
+    return group_rows(model, task.recipe.optim, frozen)
 
 
 def _make_folder(

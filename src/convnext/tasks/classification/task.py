@@ -152,7 +152,9 @@ class ClassificationTask(Task):
                 f"an image of {size} pixels. Try --network.stem_stride {max(1, stem // 2)}"
             )
         batch = r["optim.batch_size"]
-        usual = scratch_rate(batch) if r["weights"] == "none" else tuning_rate(batch)
+        only_head = r["optim.freeze"] == "backbone" and not r["optim.unfreeze_at"]
+        is_new = r["weights"] == "none" or only_head
+        usual = scratch_rate(batch) if is_new else tuning_rate(batch)
         usual *= OPTIMIZERS[r["optim.name"]].rate
         if r["optim.lr"] > 1.3 * usual:
             paper = "" if r["optim.name"] != "adamw" else " (the paper's 4e-3 is for 4,096)"
@@ -418,15 +420,16 @@ def _choose_schedule(c: Resolver, n: int) -> None:
 
 def _choose_rate(c: Resolver) -> None:
     batch = c["optim.batch_size"]
-    if c.large:
+    if c.large and not c.only_head:
         c.choose_rate(4e-3 if c.scratch else 5e-5, "as in the paper")
         c.choose_decay(0.05 if c.scratch else 1e-8, "as in the paper")
         c.choose_clipping(0.0, "as in the paper")
-    if c.scratch:
+    if c.scratch or c.only_head:
         rate = two_digits(scratch_rate(batch))
         c.choose_rate(rate, f"for {count_noun(batch, 'image')} per step")
         c.choose_decay(0.05, "as in the paper")
-        c.choose("optim.layer_decay", 1.0, "every layer is new")
+        reason = "every layer is new" if c.scratch else "every layer that trains is new"
+        c.choose("optim.layer_decay", 1.0, reason)
     c.choose_rate(two_digits(tuning_rate(batch)), "low, to keep the pretrained layers")
     c.choose_decay(1e-8, "the paper's fine-tuning setting")
     c.choose("optim.layer_decay", 0.8, "the paper's fine-tuning setting")
