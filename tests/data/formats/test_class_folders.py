@@ -210,8 +210,8 @@ def test_versions_of_the_same_images_are_not_classes(make_folder):
 
 
 def test_names_of_two_groups_of_splits_are_not_classes(make_folder):
-    root = make_folder({f"{kind}_{split}": 3 for kind in "xy" for split in ("train", "val")})
-    with pytest.raises(ValueError, match="x_train and x_val and y_train and y_val"):
+    root = make_folder({f"{kind}_{split}": 3 for kind in "pq" for split in ("train", "val")})
+    with pytest.raises(ValueError, match="p_train and p_val and q_train and q_val"):
         open_dataset(str(root))
 
 

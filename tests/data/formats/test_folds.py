@@ -54,6 +54,35 @@ def test_columns_of_any_name(root) -> None:
         assert held(data) == [2, 3, 8, 9]
 
 
+def test_folders_of_folds(make_folder, capsys) -> None:
+    counts = {f"fold_{k}/{c}": n for k, n in enumerate((4, 5, 6)) for c in "ab"}
+    root = make_folder({**counts, "test/a": 2, "test/b": 1, "fold_1/c": 3})
+    for fold, held, first in ((None, 8, "fold_0/a"), (1, 13, "fold_1/a"), ("2", 12, "fold_2/a")):
+        columns = TableColumns.parse("", "" if fold is None else fold)
+        data = open_dataset(str(root), strict=False, columns=columns)
+        assert data.classes == ("a", "b", "c")
+        assert (len(data.train), len(data.val), len(data.test)) == (33 - held, held, 3)
+        assert first in data.val.source(0)
+        chosen = "; --fold chooses another one" if fold is None else ""
+        text = f"split: the folders fold_0, fold_1, fold_2: fold {fold or 0} of 0, 1, 2 is for"
+        assert any(n.startswith(text) and f"validation{chosen};" in n for n in data.notes)
+    with pytest.raises(ValueError, match="no fold '3' in the folders fold_0, fold_1, fold_2, but"):
+        open_dataset(str(root), columns=TableColumns.parse("", 3))
+    assert main(["data", str(root), "--fold", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["num_val"] == [5, 5, 3]
+    # Folds that are split each are data sets of their own.
+    each = make_folder(
+        {f"fold{k}/{s}/{c}": 2 for k in (1, 2) for s in ("train", "val") for c in "ab"}, name="e"
+    )
+    with pytest.raises(ValueError, match=r"several data sets: fold1/, fold2/; give one of them"):
+        open_dataset(str(each))
+    plain = make_folder({"fold_0": 4, "other": 4}, name="plain")
+    assert open_dataset(str(plain)).classes == ("fold_0", "other")
+    with pytest.raises(ValueError, match="--fold needs a column of a table"):
+        open_dataset(str(plain), columns=TableColumns.parse("", 0))
+
+
 def test_a_table_of_paths(root) -> None:
     rows = [f"images/{row}" for row in ROWS]
     (root / "labels.csv").write_text("\n".join(["path,label,fold", *rows]))

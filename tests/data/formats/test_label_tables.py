@@ -242,3 +242,17 @@ def test_a_column_tells_the_validation_images(make_folder):
     rows = [f"{i:03d}.png,{i % 2},{int(i < 3)}" for i in range(8)]
     (root / "labels.csv").write_text("\n".join(["image,label,blurred", *rows]))
     assert opened(root).classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [("x_{}", "y_{}.csv"), ("X{}", "Y{}.csv"), ("{}_x", "{}_y.csv"), ("{}", "{}.csv")]
+)
+def test_folders_and_tables_of_inputs_and_targets(make_folder, x, y):
+    root = make_folder({x.format("train"): 8, x.format("test"): 4})
+    for split, count in (("train", 8), ("test", 4)):
+        rows = [f"{i:03d}.png,{'ab'[i % 2]}" for i in range(count)]
+        (root / y.format(split)).write_text("\n".join(["name,label", *rows]))
+    data = open_dataset(str(root))
+    assert data.classes == ("a", "b")
+    assert (len(data.train) + len(data.val), len(data.test)) == (8, 4)
+    assert all(x.format("test") in data.test.source(i) for i in range(4))

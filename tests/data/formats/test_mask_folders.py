@@ -38,6 +38,7 @@ def counts(root: Path) -> tuple[int, int, int]:
         ("{}/image/{}.jpg", "{}/label/{}.png"),
         ("{}/Images/{}.jpg", "{}/Labels/{}.tif"),
         ("{}/{}.jpg", "{}_masks/{}.png"),
+        ("x_{}/{}.jpg", "y_{}/{}.png"),
         ("{}/{}.jpg", "{}annot/{}.png"),
         ("{}_images/{}.jpg", "{}_labels/{}_L.png"),
         ("{}/{}.jpg", "{}/{}_mask.png"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +41,39 @@ def test_validation_images_by_a_list(make_folder):
     }
     assert "the classes of the images of val/ are those of val/val_annotations.txt" in data.notes
     assert any("classes of its 3 images are unknown" in fault for fault in data.faults)
+
+
+def test_imagenet_as_kaggle_has_it(make_folder):
+    ids = ("n01440764", "n01443537")
+    base = "ILSVRC/Data/CLS-LOC"
+    root = make_folder({f"{base}/train/{ids[0]}": 4, f"{base}/train/{ids[1]}": 5, f"{base}/val": 6})
+    (root / base / "test").mkdir()
+    for i in range(6):
+        path = root / base / f"val/{i:03d}.png"
+        path.rename(path.with_name(f"ILSVRC2012_val_{i:08d}.png"))
+    for i in range(2):
+        shutil.copy(root / base / f"train/{ids[0]}/00{i}.png", root / base / f"test/t{i}.png")
+    rows = [f"ILSVRC2012_val_{i:08d},{ids[i % 2]} 1 2 9 9 {ids[i % 2]} 3 4 8 8 " for i in range(6)]
+    (root / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows]))
+    # Only images with boxes are in this list, so that the folders count.
+    (root / "LOC_train_solution.csv").write_text(
+        f"ImageId,PredictionString\n000,{ids[0]} 1 2 3 4\n"
+    )
+    names = "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n"
+    (root / "LOC_synset_mapping.txt").write_text(names)
+    data = opened(root)
+    assert data.classes == ids
+    assert (len(data.train), len(data.val), data.test) == (9, 6, None)
+    assert [data.classes[label] for label in data.val.labels] == [*ids[:1] * 3, *ids[1:] * 3]
+    assert all(int(Path(data.val.source(i)).stem[-1]) % 2 == data.val.labels[i] for i in range(6))
+    text = "\n".join(data.notes)
+    assert "the classes of the images of val/ are those of LOC_val_solution.csv" in text
+    assert "named by LOC_synset_mapping.txt: n01440764 is tench, n01443537 is goldfish" in text
+    assert "test/ has no class folders, so that the classes of its 2 images are unknown" in text
+    # Lists above the folder that is given are named, but not read.
+    inner = opened(root / base)
+    assert len(inner.train) + len(inner.val) == 9
+    assert f"(LOC_val_solution.csv has them: give {root} as the data)" in "\n".join(inner.faults)
 
 
 def test_test_images_by_a_table_of_several_numbers(make_folder):

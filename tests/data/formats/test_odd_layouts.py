@@ -95,8 +95,8 @@ def test_splits_joined_to_classes_and_other_versions_say_what_to_rename(make_fol
     message = "if test_rose is the split test of a class, rename it to test/rose"
     with pytest.raises(ValueError, match=message):
         open_dataset(str(root))
-    folds = make_folder({f"fold_{k}/{c}": 3 for k in (1, 2) for c in "ab"}, name="folds")
-    with pytest.raises(ValueError, match="if they are folds, list the images in a CSV"):
+    folds = make_folder({f"cv_{k}/{c}": 3 for k in (1, 2) for c in "ab"}, name="folds")
+    with pytest.raises(ValueError, match="if they are folds, rename them to fold_0, fold_1"):
         open_dataset(str(folds))
 
 

@@ -233,7 +233,10 @@ def test_what_is_wrong_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [row.train_images for row in report.classes] == [13, 13, 13]
     sheet = tmp_path / "sheet.png"
     assert main(["data", str(root), "--contact-sheet", str(sheet), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_val"] == 6
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown["num_val"] == 6
+    assert shown["classes"] == [row["name"] for row in shown["per_class"]]
+    assert len(shown["classes"]) == 3
     with Image.open(sheet) as image:
         assert image.width > 800
 

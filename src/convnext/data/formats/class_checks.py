@@ -141,9 +141,8 @@ def check_versions(root: Path, part: Part) -> None:
             f"the folders {listed} in {root} all hold folders of the same names ({some(first)}), "
             f"which seem to be the classes: give one of them, such as {root / min(inner)}; if "
             f"{some(set(inner))} are splits, rename them to train, val and test; if they are "
-            "folds, list the images in a CSV with the columns path, label and fold; if they are "
-            "the classes, give --loader.layout class_folders (--layout of "
-            "`data`)"
+            "folds, rename them to fold_0, fold_1 and so on; if they are the "
+            "classes, give --loader.layout class_folders (--layout of `data`)"
         )
 
 

@@ -3,14 +3,17 @@
 train/CLASS/*  val/CLASS/*  test/CLASS/*   also Training, seg_train, validate, dev, Testing ...
 CLASS/*                                    without a split
 CLASS/train/*  CLASS/test/*                the split inside each class
+fold_0/CLASS/*  fold_1/CLASS/*             folds, of which one is for validation
 """
 
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from convnext.data.formats.class_checks import (
@@ -26,8 +29,15 @@ from convnext.data.formats.class_checks import (
     masks_among,
     some,
 )
-from convnext.data.formats.paths import is_plain_name, kind_of, split_of, splits_among
+from convnext.data.formats.paths import (
+    is_plain_name,
+    kind_of,
+    split_of,
+    splits_among,
+    word_split,
+)
 from convnext.data.formats.records import Split
+from convnext.data.formats.tables import TableColumns, parts_of_rows
 from convnext.data.formats.text_lists import (
     CLASS_NUMBERS,
     IMAGE_NUMBERS,
@@ -36,12 +46,16 @@ from convnext.data.formats.text_lists import (
     classes_by_list,
     has_numbered_images,
     listed_split,
+    names_of_synsets,
     read_numbered_images,
 )
 from convnext.data.images import is_hidden, readable_extensions, walk_files
 from convnext.data.samples import ImageListing, taker
 
 _PARTS: tuple[Split, ...] = ("train", "val", "test")
+_FOLD = re.compile(r"(?:k[-_. ]?)?fold[-_. ]?(\d+)", re.IGNORECASE)
+# ILSVRC/Data/CLS-LOC/val is so many folders below ImageNet's lists.
+NUM_ABOVE = 4
 # A folder is searched for the data set inside it only if it has few folders.
 _MAX_FOLDERS = 100
 
@@ -131,12 +145,15 @@ def has_class_folders(root: Path) -> bool:
     return sum(any(map(_is_image, listing(path))) for path in classes[:_MAX_FOLDERS]) > 1
 
 
-def find_folders(root: Path, *, any_names: bool = False) -> ImageListing:
+def find_folders(
+    root: Path, *, any_names: bool = False, columns: TableColumns | None = None
+) -> ImageListing:
     """List the class folders in `root`, or in the only data set inside it.
 
     Args:
         root: The folder.
         any_names: Accept names of splits and of annotations as classes.
+        columns: The fold to hold out, which only data in folds may have.
 
     Raises:
         ValueError: If there is no class folder with images, or it is not clear what they are.
@@ -147,13 +164,19 @@ def find_folders(root: Path, *, any_names: bool = False) -> ImageListing:
         if sum(map(_has_images, inner.values())) > 1:
             return find_split(root, folders, notes)
         return find_plain(root)
-    root, notes = find_root(root)
+    given = columns or TableColumns()
+    outer = root
+    root, notes = (root, []) if fold_folders(root) else find_root(root)
+    if not given.named() and (folds := fold_folders(root)):
+        found = find_folds(root, folds, given)
+        return replace(found, notes=(*notes, *found.notes))
+    given.check_unused(outer)
     numbered = next((p for p in (root, root.parent) if has_numbered_images(p)), None)
     if numbered is not None:
         return _find_numbered(numbered)
     folders, more = split_folders(root)
     if folders:
-        return find_split(root, folders, [*notes, *more], check=True)
+        return find_split(root, folders, [*notes, *more], check=True, outer=outer)
     return find_plain(root, notes=notes, check=True)
 
 
@@ -202,8 +225,72 @@ def _find_numbered(root: Path) -> ImageListing:
     )
 
 
+def fold_folders(root: Path) -> dict[str, Path]:
+    """Return the folders of a split into folds, such as fold_0/CLASS/*, by their numbers.
+
+    It is empty if other folders but that of a test are beside them, or the folds share no class.
+    """
+    folders = subfolders(root)
+    matches = {name: _FOLD.fullmatch(name) for name in folders}
+    found = {match[1]: folders[name] for name, match in matches.items() if match}
+    others = [name for name, match in matches.items() if not match and split_of(name) != "test"]
+    inner = [set(subfolders(path)) for path in found.values()]
+    if len(found) < 2 or others or not set.intersection(*inner):
+        return {}
+    # Folds that are each split again are data sets of their own.
+    return {} if any(split_folders(path)[0] for path in found.values()) else found
+
+
+def find_folds(root: Path, folders: Mapping[str, Path], columns: TableColumns) -> ImageListing:
+    """List the images of fold_0/CLASS/*, fold_1/CLASS/* ...; one fold is for validation.
+
+    Raises:
+        ValueError: If there is no class folder with images, or no such fold.
+    """
+    test = [path for name, path in subfolders(root).items() if split_of(name) == "test"]
+    faults: list[str] = []
+    places = [("", path) for path in test] + [*folders.items()]
+    read = [(fold, _walk(path, faults)) for fold, path in places]
+    _note_loose([part for _, part in read], faults)
+    loose = [p.name for p in listing(root) if _is_image(p)]
+    if loose:
+        faults.append(f"images beside the folds, left out: {len(loose):,} (such as {loose[0]})")
+    names = {c for _, part in read for c in part.files}
+    present = {c for _, part in read for c, files in part.files.items() if files}
+    classes = _class_names(root, present, names - present, faults)
+    keys, labels, folds, splits = list[str](), list[int](), list[str](), list[Split]()
+    for fold, part in read:
+        for label, name in enumerate(classes):
+            files = part.files.get(name, [])
+            keys += [f"{part.folder.name}/{file}" for file in files]
+            labels += [label] * len(files)
+            folds += [fold] * len(files)
+            splits += ["train" if fold else "test"] * len(files)
+    of_folds = f"the folders {', '.join(path.name for path in folders.values())}"
+    parts, held = parts_of_rows(splits, folds, columns, where=str(root), of_folds=of_folds)
+    return ImageListing(
+        root=root,
+        classes=classes,
+        keys=keys,
+        labels=labels,
+        train=parts.get("train", []),
+        val=parts.get("val"),
+        test=parts.get("test"),
+        layout="class folders in folds",
+        split=held,
+        notes=(),
+        faults=tuple(faults),
+        take=taker(root, keys, labels),
+    )
+
+
 def find_split(
-    root: Path, folders: Mapping[Split, Path], notes: Sequence[str] = (), *, check: bool = False
+    root: Path,
+    folders: Mapping[Split, Path],
+    notes: Sequence[str] = (),
+    *,
+    check: bool = False,
+    outer: Path | None = None,
 ) -> ImageListing:
     """List the images of train/CLASS/* and the other splits in `root`.
 
@@ -212,6 +299,7 @@ def find_split(
         folders: Those of its splits.
         notes: What is known of it.
         check: Refuse names of annotations, and images with masks.
+        outer: The folder that the user gives, which may have lists of classes; `root` by default.
 
     Raises:
         ValueError: If there is no class folder with images, or these are not classes.
@@ -225,9 +313,10 @@ def find_split(
         check_inner(train.folder, train)
         check_masks(train)
     _note_others(root, folders, faults)
+    places = list(dict.fromkeys((root, outer or root)))
     for split, part in parts.items():
         if split != "train":
-            _label_by_list(root, split, part, parts["train"], notes)
+            _label_by_list(places, split, part, parts["train"], notes)
             for name in list(part.files):  # test/images/*
                 if kind_of(name) == "image" and name not in parts["train"].files:
                     part.loose += part.files.pop(name)
@@ -254,6 +343,7 @@ def find_split(
             )
         empty -= new
     classes = _class_names(parts["train"].folder, present, empty, faults)
+    notes += names_of_synsets(places, classes)
     keys: list[str] = []
     labels: list[int] = []
     where: dict[str, range] = {}
@@ -284,34 +374,43 @@ def _leave_out_unknown(parts: dict[Split, Part], faults: list[str]) -> None:
         if split != "train" and part.loose and not any(part.files.values()):
             faults.append(
                 f"{part.folder.name}/ has no class folders, so that the classes of its "
-                f"{len(part.loose):,} images are unknown; left out"
+                f"{len(part.loose):,} images are unknown; left out{_solution(part.folder, split)}"
             )
             del parts[split]
 
 
-def _label_by_list(root: Path, split: Split, part: Part, train: Part, notes: list[str]) -> None:
+def _solution(folder: Path, split: Split) -> str:
+    """Return advice if ImageNet's list of the classes is above the folder that the user gives."""
+    above = folder.absolute().parents[:NUM_ABOVE]
+    found = next((p for p in above for _ in p.glob(f"LOC_{split}_solution.csv")), None)
+    return f" (LOC_{split}_solution.csv has them: give {found} as the data)" if found else ""
+
+
+def _label_by_list(
+    places: Sequence[Path], split: Split, part: Part, train: Part, notes: list[str]
+) -> None:
     """Give the images of a split without class folders the classes that a list states."""
     folders = [name for name, files in part.files.items() if files]
     if any(name in train.files or kind_of(name) != "image" for name in folders):
         return
     images = [*part.loose, *(file for name in folders for file in part.files[name])]
-    names = {os.path.basename(file): file for file in images}
     lists = [p for p in listing(part.folder) if p.suffix.lower() in (".txt", *TABLES)]
     lists += [
         p
-        for p in listing(root)
-        if p.suffix.lower() in (".txt", *TABLES) and split_of(p.stem) == split
+        for place in places
+        for p in listing(place)
+        if p.suffix.lower() in (".txt", *TABLES) and word_split(p.stem) == split
     ]
-    found = classes_by_list(lists, names, train.files) if images else None
+    found = classes_by_list(lists, images, train.files) if images else None
     if found is None:
         return
     path, class_of = found
     part.files = {name: [] for name in train.files}
-    for name, file in names.items():
-        if name in class_of:
-            part.files[class_of[name]].append(file)
-    part.loose = [file for name, file in names.items() if name not in class_of]
-    where = path.relative_to(root).as_posix()
+    for file in images:
+        if file in class_of:
+            part.files[class_of[file]].append(file)
+    part.loose = [file for file in images if file not in class_of]
+    where = path.relative_to(places[-1]).as_posix()
     notes.append(f"the classes of the images of {part.folder.name}/ are those of {where}")
 
 

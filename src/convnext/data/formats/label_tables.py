@@ -22,7 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from convnext.data.contents import hash_of_file
-from convnext.data.formats.class_folders import listing, split_folders, subfolders
+from convnext.data.formats.class_folders import (
+    has_class_folders,
+    listing,
+    split_folders,
+    subfolders,
+)
 from convnext.data.formats.parquet import ENDINGS, table_rows
 from convnext.data.formats.paths import is_plain_name, split_of, splits_among, words_of
 from convnext.data.formats.records import Split
@@ -116,7 +121,7 @@ def is_labeled(root: Path) -> bool:
     inner = [child for p in folders.values() if is_plain_name(p.name) for child in subfolders(p)]
     if all(map(is_plain_name, folders)) and all(map(is_plain_name, inner)):
         return bool(_candidates(root, _Index(root) if _texts(root) else None))
-    if split_folders(root)[0]:
+    if split_folders(root)[0] or has_class_folders(root):
         return False
     return _wins(root)
 
@@ -203,7 +208,11 @@ def find_labeled(
         )
     column = next((table.fold for table in read.values() if table.fold), "")
     parts, held = parts_of_rows(
-        splits, folds if column else None, columns, where=str(root), fold_column=column
+        splits,
+        folds if column else None,
+        columns,
+        where=str(root),
+        of_folds=f"the column {column!r}",
     )
     if column and not held:
         notes.append(
@@ -391,7 +400,15 @@ def names_images(path: Path) -> bool:
 
 
 def _below(path: Path, root: Path) -> str:
-    return path.parent.relative_to(root).as_posix() if path.parent != root else ""
+    """Return the folder that names in a table are looked for in first, relative to the root.
+
+    It is that of the table, or the only folder of the split that the table is for.
+    """
+    if path.parent != root:
+        return path.parent.relative_to(root).as_posix()
+    split = split_of(path.stem)
+    named = splits_among(subfolders(root)).get(split, []) if split else []
+    return named[0] if len(named) == 1 else ""
 
 
 def _header(path: Path) -> list[str]:

@@ -543,7 +543,7 @@ def find_parquet(root: Path, columns: TableColumns | None = None) -> ImageListin
         rows.folds if folds else None,
         given,
         where=str(root),
-        fold_column=folds,
+        of_folds=f"the column {folds!r}",
     )
     column = f"the column {splits!r}" if splits else ""
     split_from = split_from or ("the names of the files or folders" if any(stated) else column)

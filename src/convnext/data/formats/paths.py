@@ -72,12 +72,23 @@ _ENDS = tuple(
 )
 
 
+# x_train, y_train, Xtest, test_y: inputs and targets, as in code.
+_LETTERS = {"x": "images", "y": "labels"}
+_SPLIT = "|".join(sorted(_SPLITS, key=len, reverse=True))
+_LETTER = re.compile(rf"([xy])[-_. ]?({_SPLIT})|({_SPLIT})[-_. ]?([xy])", re.IGNORECASE)
+
+
 def words_of(name: str) -> tuple[str, ...]:
     """Return the words of a name in lowercase, without digits.
 
     >>> words_of("seg_train2017"), words_of("trainannot"), words_of("SegmentationClass")
     (('seg', 'train'), ('train', 'annot'), ('segmentationclass',))
+    >>> words_of("X_train"), words_of("y_test")
+    (('images', 'train'), ('labels', 'test'))
     """
+    if match := _LETTER.fullmatch(name):
+        letter, split = match[1] or match[4], match[2] or match[3]
+        return _LETTERS[letter.lower()], split.lower()
     found: list[str] = []
     for part in re.findall(r"[^\W\d_]+", name):
         whole = part.lower()
@@ -101,6 +112,16 @@ def split_of(name: str) -> Split | None:
     splits = {_SPLITS[word] for word in words if word in _SPLITS}
     known = all(word in _SPLITS or word in _FILLERS or word in _KINDS for word in words)
     return splits.pop() if len(splits) == 1 and known else None
+
+
+def word_split(name: str) -> Split | None:
+    """Return the split that one word of a name stands for; None if there is none, or several.
+
+    >>> word_split("LOC_val_solution"), word_split("bdd100k_labels_images_train"), word_split("x")
+    ('val', 'train', None)
+    """
+    found = {_SPLITS[word] for word in words_of(name) if word in _SPLITS}
+    return found.pop() if len(found) == 1 else None
 
 
 def kind_of(name: str) -> Kind | None:

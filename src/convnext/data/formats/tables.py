@@ -100,6 +100,16 @@ class TableColumns:
     def __bool__(self) -> bool:
         return bool(self.named() or self.val_fold or self.separator)
 
+    def check_unused(self, path: str | Path) -> None:
+        """Refuse columns and a fold of data that has none.
+
+        Raises:
+            ValueError: If the user gives some.
+        """
+        if self:
+            what = "--columns names columns" if self.named() else "--fold needs a column"
+            raise ValueError(f"{what} of a table, but {path} is not read as one; give the table")
+
     def check(self, header: Sequence[str], path: Path) -> None:
         """Check that a table has the columns.
 
@@ -341,7 +351,7 @@ def parts_of_rows(
     columns: TableColumns,
     *,
     where: str,
-    fold_column: str = "fold",
+    of_folds: str = "the column 'fold'",
 ) -> tuple[dict[Split, list[int]], str]:
     """Return the rows of each split, and which fold is for validation, "" if none is.
 
@@ -352,7 +362,7 @@ def parts_of_rows(
         folds: The fold of each row, "" for none; None if the table has no folds.
         columns: What the user says.
         where: The name of the table.
-        fold_column: The column of the folds.
+        of_folds: What says the folds, such as a column.
 
     Raises:
         ValueError: If there is no such fold, or only one.
@@ -365,20 +375,16 @@ def parts_of_rows(
         shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
         if len(known) < 2:
             has = f"only the fold {shown}" if known else "no fold"
-            raise ValueError(
-                f"{where}: the column {fold_column!r} has {has}; holding one out needs two or more"
-            )
+            raise ValueError(f"{where}: {of_folds} has {has}; holding one out needs two or more")
         held = _plain_fold(columns.val_fold) or known[0]
         if held not in known:
-            raise ValueError(
-                f"{where} has no fold {held!r} in the column {fold_column!r}, but {shown}"
-            )
+            raise ValueError(f"{where} has no fold {held!r} in {of_folds}, but {shown}")
         splits = [
             split if split == "test" else "val" if value == held else "train"
             for split, value in zip(splits, values, strict=True)
         ]
         chosen = "" if columns.val_fold else "; --fold chooses another one"
-        text = f"the column {fold_column!r}: fold {held} of {shown} is for validation{chosen}"
+        text = f"{of_folds}: fold {held} of {shown} is for validation{chosen}"
         without = sum(not value for value in values)
         stay = "stays" if without == 1 else "stay"
         text += f"; {count_noun(without, 'row')} without a fold {stay} in training" * bool(without)
@@ -455,7 +461,7 @@ def find_table(path: Path, columns: TableColumns | None = None) -> ImageListing:
         folds if fold else None,
         columns,
         where=str(path),
-        fold_column=fold,
+        of_folds=f"the column {fold!r}",
     )
     classes, labels_of_rows, targets = found.only(used)
     return ImageListing(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ LABELS = (
     "label", "class", "labels", "class_name", "classname", "category", "target", "species", "breed",
     "diagnosis", "dx", "y", "label_name", "category_name", "classid", "class_id", "label_id",
 )  # fmt: skip
+_SYNSET = re.compile(r"n\d{8}")
 _LAST = "the end of the table"
 # Rows that tell which column is which.
 NUM_ROWS = 200
@@ -129,21 +131,23 @@ def rows_of_text(path: Path) -> list[list[str]]:
 
 
 def classes_by_list(
-    paths: Sequence[Path], images: Collection[str], classes: Collection[str]
+    paths: Sequence[Path], images: Sequence[str], classes: Collection[str]
 ) -> tuple[Path, dict[str, str]] | None:
     """Return the class of each image by the first list that gives it; None without such a list.
 
     Args:
         paths: Texts and tables that may be the list.
-        images: The names of the images, without folders.
+        images: The files of the images; lists may leave out their folders and endings.
         classes: The known classes; names beside them do not count.
     """
+    known = {os.path.splitext(os.path.basename(file))[0]: file for file in images}
+    known |= {os.path.basename(file): file for file in images}
     for path in paths:
         rows = rows_of_text(path)
         header = [cell.lower() for cell in rows[0]] if rows else []
         some = rows[:NUM_ROWS]
         width = min(map(len, rows), default=0)
-        counts = [sum(os.path.basename(row[i]) in images for row in some) for i in range(width)]
+        counts = [sum(os.path.basename(row[i]) in known for row in some) for i in range(width)]
         if not counts or 2 * max(counts) < len(some):
             continue
         image = counts.index(max(counts))
@@ -151,14 +155,37 @@ def classes_by_list(
         fitting = [
             i
             for i in range(width)
-            if i != image and all(row[i] in classes for row in some[1:] or some)
+            if i != image and all(_class_in(row[i], classes) for row in some[1:] or some)
         ]
         named = [i for name in LABELS for i in fitting if header[i] == name]
         label = named[0] if named else fitting[0] if len(fitting) == 1 else None
         if label is not None:
-            found = {os.path.basename(row[image]): row[label] for row in rows}
-            return path, {name: c for name, c in found.items() if name in images and c in classes}
+            found = {os.path.basename(row[image]): _class_in(row[label], classes) for row in rows}
+            return path, {known[name]: c for name, c in found.items() if name in known and c}
     return None
+
+
+def _class_in(cell: str, classes: Collection[str]) -> str:
+    """Return the class that a cell names, perhaps with its boxes as in `dog 1 2 3 4`; else ""."""
+    if cell in classes:
+        return cell
+    words = cell.split()
+    names = set(words[::5]) if len(words) % 5 == 0 else set()
+    return words[0] if len(names) == 1 and words[0] in classes else ""
+
+
+def names_of_synsets(places: Sequence[Path], classes: Sequence[str]) -> list[str]:
+    """Return a note on the words for classes that are ids of WordNet, if a list has them."""
+    if not all(_SYNSET.fullmatch(name) for name in classes):
+        return []
+    for path in (p for place in places for p in sorted(place.glob("*.txt"))):
+        lines = read_regular(path, "replace").splitlines()
+        words = dict(line.split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2)
+        if all(name in words for name in classes):
+            shown = ", ".join(f"{name} is {words[name].split(',')[0]}" for name in classes[:5])
+            more = ", ..." if len(classes) > 5 else ""
+            return [f"the classes are ids of WordNet, named by {path.name}: {shown}{more}"]
+    return []
 
 
 @dataclass(frozen=True, kw_only=True)

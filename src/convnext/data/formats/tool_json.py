@@ -27,7 +27,7 @@ from convnext.data.formats.imported import (
     points_of,
     ring_of,
 )
-from convnext.data.formats.paths import FileIndex, split_of
+from convnext.data.formats.paths import FileIndex, split_of, word_split
 from convnext.data.formats.records import ReadOptions
 from convnext.data.formats.text_lists import CLASS_NAMES
 from convnext.data.formats.yolo_config import read_text
@@ -267,16 +267,11 @@ def read_bdd100k(index: FileIndex, options: ReadOptions) -> ImportedDataset:
                     file=name,
                     where=where,
                     objects=tuple(objects),
-                    split=_word_split(path),
+                    split=word_split(path.stem),
                     bases=folders_of_images(path, index),
                 )
             )
     return dataset_of("BDD100K", images, skipped, index)
-
-
-def _word_split(path: Path) -> Any:
-    found = {split for word in re.split(r"[\W_]+", path.stem) if (split := split_of(word))}
-    return found.pop() if len(found) == 1 else None
 
 
 def _bdd_label(value: Any, where: str, skipped: Skipped) -> ImportedObject | None:

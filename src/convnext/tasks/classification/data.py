@@ -433,7 +433,7 @@ def find(
         raise ValueError(f"{path} is fetched only if it is given as --data: give it there")
     named = TableColumns() if columns is None else columns
     if is_remote(path) or (path.endswith(".txt") and Path(path).expanduser().is_file()):
-        _check_unused(named, path)
+        named.check_unused(path)
         return find_remote(path, loader or ClassificationLoader(), console=console)
     root = Path(path).expanduser()
     if not root.exists():
@@ -444,19 +444,21 @@ def find(
     # A tar next to class folders is probably their archive, unless its name has a split.
     is_source = bool(subfolders(root)) and not any(part_of(p.name) for p in shards)
     if not layout and shards and not is_source and not split_folders(root)[0]:
-        _check_unused(named, path)
+        named.check_unused(path)
         return find_shards(root, shards)
     table = None if layout else _find_tables(root, named)
     if table is not None:
         return table
-    _check_unused(named, path)
-    if layout == "file_names":
-        return find_by_file_names(root)
     if not layout:
         inner = root if has_tags(root) else find_root(root)[0]
-        if has_tags(inner):
-            return find_tags(inner)
-    return find_folders(root, any_names=layout == "class_folders")
+        if not has_tags(inner):
+            return find_folders(root, columns=named)
+        named.check_unused(path)
+        return find_tags(inner)
+    named.check_unused(path)
+    if layout == "file_names":
+        return find_by_file_names(root)
+    return find_folders(root, any_names=True)
 
 
 def _find_file(root: Path, path: str, columns: TableColumns) -> ImageListing:
@@ -532,17 +534,6 @@ def _holds_images(path: Path) -> bool:
         return has_images(path)
     except ValueError:
         return False
-
-
-def _check_unused(columns: TableColumns, path: str) -> None:
-    """Refuse columns and a fold of data that is not a table.
-
-    Raises:
-        ValueError: If the user gives some.
-    """
-    if columns:
-        what = "--columns names columns" if columns.named() else "--fold needs a column"
-        raise ValueError(f"{what} of a table, but {path} is not read as one; give the table")
 
 
 def _near(path: Path) -> str:

@@ -98,8 +98,13 @@ class DataReport:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values for JSON."""
-        return asdict(self)
+        """Return nested plain values for JSON; the classes by name, their rows in `per_class`."""
+        names = [row.name for row in self.classes]
+        return {
+            **asdict(self),
+            "classes": names,
+            "per_class": [asdict(row) for row in self.classes],
+        }
 
     def print(self, console: Console) -> None:
         """Print a readable report."""
