@@ -203,3 +203,18 @@ def test_an_exported_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert opened == [file]
     convnext.evaluate(file, data=data, progress=False)
     assert opened == [file] * 2
+
+
+def test_a_loaded_model_is_not_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = convnext.create_model("convnext_atto", depths=(1, 1), dims=(8, 8), num_classes=2)
+    settings = {"image_size": 16, "crop_pct": 1.0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    model = convnext.load(module, preprocessing=settings, classes=("a", "b"), device="cpu")
+    image = Image.new("RGB", (16, 16))
+    assert len(model.predict(image, device="cpu", progress=False)) == 1
+    elsewhere = replace(model._opened, device=torch.device("meta"))
+    monkeypatch.setattr(model, "_own", elsewhere)
+    monkeypatch.setattr(model, "_opened", elsewhere)
+    with pytest.raises(
+        ValueError, match=r"is on meta, not on cpu; load it there: .*device=\"cpu\""
+    ):
+        model.predict(image, device="cpu")

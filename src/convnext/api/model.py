@@ -301,7 +301,7 @@ def predict(
         stream: Return an iterator that reads and predicts images one at a time, in bounded memory;
             its `summary()` returns what the command line prints.
         channels: The channel order of arrays and tensors: "rgb", or "bgr" as in OpenCV.
-        device: `cpu`, `cuda`, `mps` or `auto`; in Python, a loaded model stays on its device.
+        device: `cpu`, `cuda`, `mps` or `auto`; in Python, a loaded model has its own.
         precision: Numeric precision; `auto` is the precision of training.
         max_bad_share: Fail if more than this fraction of the images cannot be read.
         fast: Switch to the fastest backend on this machine if the work takes minutes; outputs
@@ -435,8 +435,21 @@ def _check_exists(source: Any) -> None:
 
 
 def as_model(source: Any, device: Device) -> Model:
-    """Return a loaded model as it is, or load one for a single job, which may change it."""
+    """Return a loaded model as it is, or load one for a single job, which may change it.
+
+    Raises:
+        ValueError: If the model is on another device than the one given.
+    """
     if isinstance(source, Model):
+        if device != "auto" and source._file is None:
+            from convnext.hardware.devices import pick_device
+
+            asked, own = pick_device(device), source._opened.device
+            if asked.type != own.type or asked.index not in (None, own.index):
+                raise ValueError(
+                    f"the model is on {own}, not on {asked}; load it there: "
+                    f'convnext.load(..., device="{asked}")'
+                )
         return source
     model = load(_source_of(source), device=device)
     return model if model._file is not None else Model(replace(model._opened, is_shared=False))
