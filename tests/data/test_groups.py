@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from small_objects import coco_squares
 
 import convnext
 from convnext.data.formats.records import ReadOptions
-from convnext.data.formats.tables import TableColumns
+from convnext.data.formats.tables import TableColumns, rows_of
 from convnext.data.objects import open_dataset as open_objects
 from convnext.data.samples import groups_of, held_out_groups, straddling_groups
 from convnext.tasks.classification.data import open_dataset
@@ -193,3 +194,35 @@ def test_a_run_with_groups_scores_what_it_held_out(tmp_path: Path) -> None:
     loose.write_bytes((run.folder / "checkpoints" / "best.safetensors").read_bytes())
     with pytest.raises(ValueError, match=r"trained with group, and only its run folder"):
         convnext.evaluate(loose, data=tmp_path / "data", progress=False)
+
+
+def test_a_table_in_memory_has_a_column_of_groups(tmp_path: Path) -> None:
+    names = patients(tmp_path)
+    table = {
+        "path": [tmp_path / name for name in names],
+        "label": [name[0] for name in names],
+        "fold_id": [patient_of(name) for name in names],
+        "age": [30] * len(names),
+    }
+    rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+    path = tmp_path / "data.csv"
+    texts = set()
+    for data in (table, pandas.DataFrame(table), rows):
+        for columns, group in (("", "fold_id"), ("group=fold_id", "")):
+            named = TableColumns.parse(columns, "", group)
+            written = rows_of(data, named)
+            assert written.header == ("path", "label", "fold_id")
+            texts.add(written.text())
+            path.write_text(written.text())
+            # Its name is that of a column of folds, but the user says what it is.
+            assert not shared(open_dataset(str(path), columns=named, group=group).parts)
+    assert len(texts) == 1
+    # A pattern of paths is not a column.
+    assert rows_of(table, TableColumns.parse("", "", r"patient(\d+)")).header == ("path", "label")
+    with pytest.raises(ValueError, match=r"needs a column 'foldid', not .*did you mean 'fold_id'"):
+        rows_of(table, TableColumns.parse("group=foldid"))
+    table["fold_id"][0] = None  # An image without a group is one of its own.
+    assert rows_of(table, TableColumns.parse("group=fold_id")).rows[0][2] == ""
+    twice = {"path": ["a.png"] * 2, "label": ["x"] * 2, "who": ["p", "q"]}
+    with pytest.raises(ValueError, match=r"split, fold or group 'p' in item 0 and 'q' in item 1"):
+        rows_of(twice, TableColumns.parse("group=who"))

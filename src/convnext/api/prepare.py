@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convnext.api.settings import ONLY_IN_FULL_HELP, make_recipe, short_names, with_local_data
 from convnext.atomic import write_text
@@ -14,6 +14,9 @@ from convnext.names import nearest_names, nearest_path
 from convnext.recipes.recipe import Recipe, flatten
 from convnext.recipes.schema import NetworkRecipe
 
+if TYPE_CHECKING:
+    from convnext.data.formats.tables import MemoryTable
+
 TABLE = "data.csv"
 """The file in a run folder that a table in memory is written to."""
 # Fields of the weights' network that the new data and recipe determine instead.
@@ -21,7 +24,7 @@ _NOT_TAKEN = {"num_classes", "in_chans", "drop_path_rate", "head_init_scale"}
 
 
 def keep_table(
-    rows: Sequence[tuple[str, ...]], recipe: Recipe, output: Path | None, *, resume: bool
+    table: MemoryTable, recipe: Recipe, output: Path | None, *, resume: bool
 ) -> tuple[Recipe, Path]:
     """Write a table in memory into the run folder, so that the run can be resumed.
 
@@ -31,7 +34,6 @@ def keep_table(
     Raises:
         ValueError: If the folder holds another run, or the run in it has another table.
     """
-    from convnext.data.formats.tables import table_text
     from convnext.training.checks import check_folder, mark_folder
     from convnext.training.distributed import is_first_process, started_by_launcher
     from convnext.training.run import new_folder
@@ -43,7 +45,7 @@ def keep_table(
                 "a table in memory needs output=..., a folder in which all processes find it"
             )
         output = new_folder(replace(recipe, data="table"))
-    path, text = output / TABLE, table_text(rows)
+    path, text = output / TABLE, table.text()
     if resume and path.is_file():
         if path.read_text(encoding="utf-8") != text:
             raise ValueError(f"{path} has other rows than the given data; leave out data=")

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from convnext.api.model import Model
     from convnext.api.settings import Which
+    from convnext.data.formats.tables import MemoryTable
     from convnext.recipes.recipe import Recipe
     from convnext.results import Conditions
     from convnext.studies.compare import Result
@@ -135,8 +136,9 @@ def train(
         recipe: The name of a bundled recipe, or a YAML file; in Python also a `Recipe`.
         data: A folder, a CSV file with the columns path and label, a URL of shards,
             `hf:owner/name` for a data set of the Hugging Face hub, or `digits` for the bundled
-            data set; in Python also a DataFrame with these columns (and optionally `split`), or a
-            list of (path, label).
+            data set; in Python also a DataFrame with these columns (and optionally
+            `split`, `fold` and the one that `group` names), a list of dictionaries with these
+            keys, or a list of (path, label).
         model: A name from `convnext models`, or `timm/<name>`; in Python also an `nn.Module`, of
             which a copy is trained from its current weights: a classifier, or for segmentation and
             detection a backbone with `pyramid(images) -> {"c2": ..., "c5": ...}` (such a run can
@@ -163,13 +165,10 @@ def train(
         InterruptedRun: If a signal interrupted the run; its state is saved.
         LostProcessError: If another process of the run died.
     """
-    rows, missing = None, list[str]()
+    table, missing = None, list[str]()
     path = local_path(data) if isinstance(data, str | Path) else None
     if not (data is None or isinstance(data, str | Path)):
-        from convnext.data.formats.tables import missing_files, rows_of
-
-        rows, path = rows_of(data), str(Path(output or "runs") / TABLE)
-        missing = missing_files(rows)
+        path = str(Path(output or "runs") / TABLE)
     name = name_of(model)
     given = given_settings(settings, data=path, model=name, weights=weights, task=task)
     saved = None
@@ -178,6 +177,12 @@ def train(
     folder = Path(output) if output else None
     with network_of(model) as own:
         made = prepare(recipe, given) if saved is None else prepare_resumed(saved, given)
+        if not (data is None or isinstance(data, str | Path)):
+            from convnext.data.formats.tables import TableColumns, missing_files, rows_of
+
+            own_columns = getattr(made.loader, "columns", "")  # Other tasks have none.
+            table = rows_of(data, TableColumns.parse(own_columns, "", made.loader.group))
+            missing = missing_files(table)
 
         from convnext.progress import console_of
         from convnext.reports.report import write_report
@@ -185,11 +190,11 @@ def train(
         from convnext.training.run import train as run
 
         heard = check_request(made, callbacks)  # A refused run leaves no table behind.
-        if rows is not None:
-            made, folder = keep_table(rows, made, folder, resume=resume)
+        if table is not None:
+            made, folder = keep_table(table, made, folder, resume=resume)
         out = console_of(progress)
         notes = [] if saved is None or recipe is None else unused_settings(recipe, saved, given)
-        notes += _limits(made, own is not None, rows, missing, bool(heard))
+        notes += _limits(made, own is not None, table, missing, bool(heard))
         for note in notes:
             out.print(note, markup=False, soft_wrap=True)
         result = run(
@@ -206,7 +211,7 @@ def train(
 
 
 def _limits(
-    made: Recipe, own: bool, rows: Sequence[Any] | None, missing: Sequence[str], has_callbacks: bool
+    made: Recipe, own: bool, table: MemoryTable | None, missing: Sequence[str], has_callbacks: bool
 ) -> list[str]:
     """Return what a run from objects of this process cannot repeat, and files that do not exist."""
     notes = []
@@ -216,11 +221,11 @@ def _limits(
             "class: train(resume=True, model=...) or load(RUN, network=...). The run resumes "
             "bit for bit only if the network's state_dict is its whole state"
         )
-    if rows is not None:
+    if table is not None:
         notes.append(f"the table is saved as {made.data}; a resumed run reads it from there")
         if missing:
             notes.append(
-                f"{len(missing):,} of the {len(rows):,} files do not exist, such as {missing[0]}"
+                f"{len(missing):,} of the {len(table):,} files do not exist, such as {missing[0]}"
             )
     if has_callbacks:
         notes.append(

@@ -9,7 +9,7 @@ import pytest
 
 import convnext
 from convnext.cli import main
-from convnext.data.formats.tables import TableColumns, parts_of_rows, rows_of, table_text
+from convnext.data.formats.tables import TableColumns, parts_of_rows, rows_of
 from convnext.tasks.classification.data import open_dataset
 
 ROWS = [f"{i:03d}.png,{'ab'[i % 2]},{i // 2 % 3}" for i in range(12)]
@@ -90,7 +90,9 @@ def test_a_table_of_paths(root) -> None:
     assert held(open_dataset(path, columns=TableColumns.parse("", 1))) == [2, 3, 8, 9]
     assert held(open_dataset(path)) == [0, 1, 6, 7]
     (root / "labels.csv").write_text("\n".join(["path,label,fold", *rows, "images/000.png,a,2"]))
-    with pytest.raises(ValueError, match=r"images/000.png has the split 'train 0' .* 'train 2'"):
+    with pytest.raises(
+        ValueError, match=r"000.png has the split, fold or group 'train 0' .* 'train 2'"
+    ):
         open_dataset(path)
 
 
@@ -173,7 +175,7 @@ def test_a_table_in_memory_keeps_its_folds(root, tmp_path) -> None:
         "fold": [int(row.split(",")[2]) for row in ROWS],
     }
     path = tmp_path / "data.csv"
-    path.write_text(table_text(rows_of(table)))
+    path.write_text(rows_of(table).text())
     assert held(open_dataset(str(path), columns=TableColumns.parse("", 2))) == [4, 5, 10, 11]
 
 

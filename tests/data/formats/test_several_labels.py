@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from convnext.data.doctor import open_and_scan
-from convnext.data.formats.tables import TableColumns, find_table, rows_of, table_text
+from convnext.data.formats.tables import TableColumns, find_table, rows_of
 from convnext.tasks.classification.data import ClassificationData, facts, open_dataset
 from convnext.tasks.classification.inspect import contact_sheet, report
 from convnext.tasks.classification.problems import scan
@@ -185,7 +185,7 @@ def test_tables_in_memory(tmp_path: Path, kind: str) -> None:
         | {c: [int(c in own) for own in lists] for c in ("bird", "cat", "dog")},
     }[kind]
     path = tmp_path / "data.csv"
-    path.write_text(table_text(rows_of(table)), encoding="utf-8")
+    path.write_text(rows_of(table).text(), encoding="utf-8")
     found = find_table(path)
     assert (found.kind, found.classes) == ("multi", ("bird", "cat", "dog"))
     assert found.targets is not None
@@ -204,7 +204,7 @@ def test_one_label_beside_lists_is_refused() -> None:
 def test_probabilities_in_memory(tmp_path: Path) -> None:
     rows = rows_of([("a.png", {"cat": 0.25, "dog": 0.75}), ("b.png", {"cat": 1.0, "dog": 0.0})])
     path = tmp_path / "data.csv"
-    path.write_text(table_text(rows), encoding="utf-8")
+    path.write_text(rows.text(), encoding="utf-8")
     found = find_table(path)
     assert (found.kind, found.classes, found.labels) == ("soft", ("cat", "dog"), [1, 0])
     assert found.targets is not None

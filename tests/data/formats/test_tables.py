@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convnext.data.formats.tables import find_table, rows_of, table_text
+from convnext.data.formats.tables import find_table, rows_of
 
 PATHS, LABELS = ["a.png", "b.png", "c.png"], ["cat", "dog", "cat"]
 PAIRS = list(zip(PATHS, LABELS, strict=True))
@@ -23,13 +23,14 @@ PAIRS = list(zip(PATHS, LABELS, strict=True))
         [list(pair) for pair in PAIRS],
         (iter(pair) for pair in PAIRS),
         map(np.array, PAIRS),
+        [{"label": label, "path": path} for path, label in PAIRS],
     ],
 )
 def test_every_kind_of_table_has_the_same_rows(table: Any, tmp_path: Path) -> None:
     rows = rows_of(table)
-    assert rows == [(str(Path(path).absolute()), label) for path, label in PAIRS]
+    assert rows.rows == [(str(Path(path).absolute()), label) for path, label in PAIRS]
     path = tmp_path / "data.csv"
-    path.write_text(table_text(rows), encoding="utf-8")
+    path.write_text(rows.text(), encoding="utf-8")
     assert (find_table(path).classes, find_table(path).labels) == (("cat", "dog"), [0, 1, 0])
 
 
@@ -38,7 +39,7 @@ def test_a_table_may_have_a_split(tmp_path: Path) -> None:
     rows = rows_of({"path": PATHS, "label": LABELS, "split": split})
     assert rows == rows_of(list(zip(PATHS, LABELS, split, strict=True)))
     path = tmp_path / "data.csv"
-    path.write_text(table_text(rows), encoding="utf-8")
+    path.write_text(rows.text(), encoding="utf-8")
     assert (find_table(path).train, find_table(path).val) == ([0, 2], [1])
 
 
@@ -53,7 +54,11 @@ def test_a_table_may_have_a_split(tmp_path: Path) -> None:
         ([("a.png",)], "must be"),
         (["ab"], "must be"),
         ([b"ab"], "must be"),
-        ([{"path": "a.png", "label": "cat"}], "must be"),
+        (
+            [{"path": "a.png", "name": "cat"}],
+            "needs a column 'label', not ",
+        ),
+        ([{"path": "a.png", "label": "cat"}, ("b.png", "cat")], "item 1 of the data is"),
         ([{"a.png", "cat"}], "must be"),
         ([("a.png", None)], "a.png, has no label"),
         ([("a.png", float("nan"))], "a.png, has no label"),
@@ -78,7 +83,7 @@ def test_an_image_with_two_labels_is_refused_and_repeats_are_counted(tmp_path: P
     with pytest.raises(ValueError, match=r"the label 'cat' in line 2 and 'dog' in line 4"):
         find_table(path)
     path.write_text("path,label,split\na.png,cat,train\na.png,cat,val\n")
-    with pytest.raises(ValueError, match="the split 'train' in line 2 and 'val' in line 3"):
+    with pytest.raises(ValueError, match="fold or group 'train' in line 2 and 'val' in line 3"):
         find_table(path)
     with pytest.raises(ValueError, match=r"a\.png has the label 'x' in item 0 and 'y' in item 1"):
         rows_of([("a.png", "x"), ("a.png", "y")])

@@ -127,7 +127,7 @@ class TableColumns:
         Raises:
             ValueError: If a fold is asked for, but no column is known to have folds.
         """
-        used = {self.image, self.label}
+        used = {self.image, self.label, self.group_column(header)}
         left = [name for name in header if name not in used]
         split = self.split or next((n for n in left if n.lower() in SPLIT_COLUMNS), "")
         fold = self.fold or next((n for n in left if n.lower() in FOLD_COLUMNS), "")
@@ -516,55 +516,63 @@ def _labels_of(
     return LabelCells(kind="single", rows=single, separator=ONE_LABEL, said="")
 
 
-def rows_of(table: Any) -> list[tuple[str, ...]]:
-    """Return (path, label), perhaps with split and fold, for every image of a table in memory.
+@dataclass(frozen=True)
+class MemoryTable:
+    """The images of a table in memory."""
+
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    """The absolute path, the label, and the other columns of each image."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def text(self) -> str:
+        """Return it as a CSV that `find_table` reads."""
+        return csv_text([self.header, *self.rows])
+
+
+def rows_of(table: Any, columns: TableColumns | None = None) -> MemoryTable:
+    """Return path and label, perhaps with split, fold and group, of every image of a table.
 
     Long because people keep such tables in many types.
 
     Args:
-        table: A DataFrame, or a mapping of columns, with `path` and `label`, and perhaps `split`
-            and `fold`; or a list of (path, label). A label is a name, a list of names, or a mapping
-            of all classes to their probabilities. Instead of `label`, a table may have a column of
-            0 and 1, or of probabilities, for each class.
+        table: A DataFrame, a mapping of columns or a list of mappings, with `path` and `label`, and
+            perhaps `split`, `fold` and a column of groups; or a list of (path, label). A label is a
+            name, a list of names, or a mapping of all classes to their probabilities. Instead of
+            `label`, a table may have a column of 0 and 1, or of probabilities, for each class.
+        columns: The columns that the user names besides.
 
     Raises:
         ValueError: If it is none of these, its columns or rows differ in length, or an image has
-            two labels or splits.
+            two labels, splits or groups.
     """
-    pairs: Iterable[Any]
-    if isinstance(table, Mapping) or hasattr(table, "columns"):
-        columns = list(table if isinstance(table, Mapping) else table.columns)
-        if "path" in columns and "label" not in columns:
-            table = _with_labels(table, columns)
-            columns = [*columns, "label"] if "label" in table else columns
-        for name in COLUMNS:
-            if name not in columns:
-                near = nearest(name, map(str, columns))
-                raise ValueError(f"the table needs a column {name!r}, not {columns}{near}")
-        used = [*COLUMNS, *(name for name in ("split", "fold") if name in columns)]
-        values = [list(table[name]) for name in used]
-        if len(set(map(len, values))) > 1:
-            lengths = ", ".join(f"{n} has {len(v):,}" for n, v in zip(used, values, strict=True))
-            raise ValueError(f"the columns of the table differ in length: {lengths}")
-        if used[2:] == ["fold"]:
-            values.insert(2, [""] * len(values[0]))
-        pairs = zip(*values, strict=True)
-    elif isinstance(table, Iterable) and not isinstance(table, str | bytes):
-        pairs = table
-    else:
+    if isinstance(table, Iterable) and not (
+        isinstance(table, str | bytes | Mapping) or hasattr(table, "columns")
+    ):
+        items = list(table)
+        table = _columns_of(items) if items and isinstance(items[0], Mapping) else items
+    elif not (isinstance(table, Mapping) or hasattr(table, "columns")):
         raise ValueError(
             "data is a path, a table with the columns path and label, or a list of (path, label); "
             f"not {type(table).__name__}"
         )
+    header: tuple[str, ...]
+    pairs: Iterable[Any]
+    if isinstance(table, list):
+        header, pairs = (*COLUMNS, "split", "fold"), table
+    else:
+        header, pairs = _chosen_columns(table, TableColumns() if columns is None else columns)
     rows: list[tuple[str, ...]] = []
     is_several = False
     for number, pair in enumerate(pairs):
         # Sets and mappings have no order of values that could mean path and label.
         ordered = isinstance(pair, Iterable) and not isinstance(pair, str | bytes | Set | Mapping)
         row = tuple(pair) if ordered else ()
-        if len(row) not in (2, 3, 4):
+        if not 2 <= len(row) <= len(header):
             raise ValueError(f"item {number} of the data is {pair!r}, but must be (path, label)")
-        path, label, *split = row
+        path, label, *others = row
         if not isinstance(path, str | Path):
             raise ValueError(
                 f"item {number} of the data has {type(path).__name__} where its path should be"
@@ -585,23 +593,75 @@ def rows_of(table: Any) -> list[tuple[str, ...]]:
                 f"item {number} of the data has {len(row)} values, but item 0 has {len(rows[0])}: "
                 "give all of them a split, or none"
             )
-        texts = ("" if str(value) in MISSING else str(value) for value in split)
+        texts = ("" if str(value) in MISSING else str(value) for value in others)
         rows.append((str(Path(path).absolute()), text, *texts))
     if not rows:
         raise ValueError("the data has no images")
     whole = [(path, label, " ".join(rest).strip()) for path, label, *rest in rows]
     _unique(whole, lambda i: f"item {i}", "the data")
-    return rows
+    return MemoryTable(header[: len(rows[0])], rows)
 
 
-def _with_labels(table: Any, columns: Sequence[Any]) -> Any:
-    """Return a table with a column of labels instead of one for each class, if it has these."""
-    names = [name for name in columns if name not in ("path", "split", "fold")]
+def _columns_of(items: Sequence[Any]) -> dict[str, list[Any]]:
+    """Return the columns of a list of mappings; a column that an item lacks is None there.
+
+    Raises:
+        ValueError: If an item is not a mapping, or has no path.
+    """
+    for number, item in enumerate(items):
+        if not isinstance(item, Mapping) or "path" not in item:
+            raise ValueError(
+                f"item {number} of the data is {item!r}, but must have a path and a label"
+            )
+    names = dict.fromkeys(name for item in items for name in item)
+    return {name: [item.get(name) for item in items] for name in names}
+
+
+def _chosen_columns(
+    table: Any, named: TableColumns
+) -> tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]:
+    """Return the header and the rows of the columns of a table that are used.
+
+    Raises:
+        ValueError: If one is missing, or they differ in length.
+    """
+    columns = list(table if isinstance(table, Mapping) else table.columns)
+    if "path" in columns and "label" not in columns and not named.label:
+        others = {"path", "split", "fold", named.maybe_group, *named.named()}
+        table = _with_labels(table, columns, others, named.separator)
+        columns = [*columns, "label"] if "label" in table else columns
+    needed = dict.fromkeys(("path", named.label or "label", *named.named()))
+    for name in needed:
+        if name not in columns:
+            near = nearest(name, map(str, columns))
+            raise ValueError(f"the table needs a column {name!r}, not {columns}{near}")
+    known = dict.fromkeys((*needed, "split", "fold", named.maybe_group))
+    used = [name for name in known if name in columns]
+    values = [list(table[name]) for name in used]
+    if len(set(map(len, values))) > 1:
+        lengths = ", ".join(f"{n} has {len(v):,}" for n, v in zip(used, values, strict=True))
+        raise ValueError(f"the columns of the table differ in length: {lengths}")
+    return tuple(used), zip(*values, strict=True)
+
+
+def _with_labels(table: Any, columns: Sequence[Any], others: Set[str], separator: str) -> Any:
+    """Return a table with a column of labels instead of one for each class, if it has these.
+
+    Args:
+        table: The table.
+        columns: Its columns.
+        others: Columns that are not classes.
+        separator: What the user says separates several labels in a cell.
+
+    Raises:
+        ValueError: If it is not clear what its cells mean.
+    """
+    names = [name for name in columns if name not in others]
     values = [list(table[name]) for name in names]
     if len({*map(len, values)}) != 1:
         return table
     cells = [[str(value) for value in row] for row in zip(*values, strict=True)]
-    found = class_columns([str(name) for name in names], cells, "", "the table")
+    found = class_columns([str(name) for name in names], cells, separator, "the table")
     if found is None:
         return table
     own = {name: list(table[name]) for name in columns if name not in names}
@@ -618,24 +678,24 @@ def _several_text(labels: Any) -> str:
     return json.dumps([str(name) for name in labels], ensure_ascii=False)
 
 
-def missing_files(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def missing_files(table: MemoryTable) -> list[str]:
     """Return the paths of a table in memory that are not files.
 
     Raises:
         ValueError: If none is a file, as when paths and labels are swapped.
     """
-    missing = [path for path, *_ in rows if not Path(path).is_file()]
-    if len(missing) == len(rows):
+    missing = [path for path, *_ in table.rows if not Path(path).is_file()]
+    if len(missing) == len(table):
         first = os.path.relpath(missing[0])
         raise ValueError(
-            f"none of the {len(rows):,} files exists, such as {first!r}: is the order (path, "
+            f"none of the {len(table):,} files exists, such as {first!r}: is the order (path, "
             f"label), and are the paths relative to {Path.cwd()}?"
         )
     return missing
 
 
 def _unique(rows: Sequence[tuple[str, ...]], place: Callable[[int], str], where: str) -> list[int]:
-    """Return the indices of rows of path, label and split that do not repeat others.
+    """Return the indices of rows of path, label and place that do not repeat others.
 
     Args:
         rows: The rows.
@@ -652,17 +712,13 @@ def _unique(rows: Sequence[tuple[str, ...]], place: Callable[[int], str], where:
             continue
         is_label = rows[j][1] != row[1]
         one, other = (rows[j][1], row[1]) if is_label else (rows[j][2], row[2])
+        what = "label" if is_label else "split, fold or group"
         raise ValueError(
-            f"{where}: {row[0]} has the {'label' if is_label else 'split'} {one!r} in {place(j)} "
+            f"{where}: {row[0]} has the {what} {one!r} in {place(j)} "
             f"and {other!r} in {place(i)}; a classifier learns one label per image, in one split: "
             "leave out all rows of an image but one"
         )
     return sorted(first.values())
-
-
-def table_text(rows: Sequence[tuple[str, ...]]) -> str:
-    """Return the rows from `rows_of` as a CSV that `find_table` reads."""
-    return csv_text([(*COLUMNS, "split", "fold")[: len(rows[0])], *rows])
 
 
 def _part(path: Path, number: int, row: Mapping[str, str], column: str) -> Split:
