@@ -199,17 +199,27 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
         BusyError: If another process writes the same folder.
     """
     target = Path(os.path.abspath(target))  # `.` has no name beside which a draft could be.
-    if target.is_dir() and not target.is_symlink():
-        (target / _DRAFT_MARK).unlink(missing_ok=True)  # Killed after the rename: it is complete.
-    is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
-    if (target.is_symlink() or target.exists()) and not is_empty:
-        raise ValueError(f"{target} exists and is not empty; choose another folder")
+    check_new_folder(target)
     with _held_draft(target) as draft:
         yield draft
         if sys.platform != "win32":
             _give_name(draft, target)
     if sys.platform == "win32":  # There, a folder with an open file cannot be renamed.
         _give_name(draft, target)
+
+
+def check_new_folder(target: Path) -> None:
+    """Check that a folder is new or empty; one that has just become complete loses its mark.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    is_folder = target.is_dir() and not target.is_symlink()
+    if is_folder:
+        (target / _DRAFT_MARK).unlink(missing_ok=True)  # Killed after the rename: it is complete.
+    is_empty = is_folder and not any(target.iterdir())
+    if (target.is_symlink() or target.exists()) and not is_empty:
+        raise ValueError(f"{target} exists and is not empty; choose another folder")
 
 
 def _give_name(draft: Path, target: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent / "runtimes"
-# Minutes each: every format of all tasks, and calibrated int8 files.
-SLOW = ("check_export_tasks.py", "check_quantize.py")
+# Minutes each: networks of default width, every format of all tasks, calibrated int8 files.
+SLOW = ("check_default_width.py", "check_export_tasks.py", "check_quantize.py")
 FILES = [
     pytest.param(path.name, marks=[pytest.mark.slow] if path.name in SLOW else [])
     for path in sorted(FOLDER.glob("check_*.py"))
@@ -31,7 +31,7 @@ def test_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from convnext.atomic import whole_folder, write_text
+from convnext.atomic import check_new_folder, whole_folder, write_text
 from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.records import ReadOptions, Record
 from convnext.data.masks import Mask
@@ -107,8 +107,7 @@ def to_coco(
         BusyError: If another process writes the same output.
     """
     root, target = Path(path), Path(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists and is not empty; choose another folder")
+    check_new_folder(target)
     if not root.exists():
         raise ValueError(f"the folder {root} does not exist")
     options = replace(options or ReadOptions(), difficult=difficult)
