@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convnext.api import Model as Model
+    from convnext.api import RateSearch as RateSearch
     from convnext.api import RoadmapCosts as RoadmapCosts
     from convnext.api import Run as Run
     from convnext.api import StudyResult as StudyResult
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from convnext.api import embed as embed
     from convnext.api import evaluate as evaluate
     from convnext.api import export as export
+    from convnext.api import find_lr as find_lr
     from convnext.api import find_models as find_models
     from convnext.api import load as load
     from convnext.api import predict as predict
@@ -62,6 +64,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Model": "api",
+    "RateSearch": "api",
     "RoadmapCosts": "api",
     "Run": "api",
     "StudyResult": "api",
@@ -72,6 +75,7 @@ _HOMES = {
     "embed": "api",
     "evaluate": "api",
     "export": "api",
+    "find_lr": "api",
     "find_models": "api",
     "load": "api",
     "predict": "api",

@@ -22,14 +22,17 @@ if TYPE_CHECKING:
     from convnext.api.tools import find_models as find_models
     from convnext.api.tools import fix_annotations as fix_annotations
     from convnext.api.tools import write_shards as write_shards
+    from convnext.api.training import RateSearch as RateSearch
     from convnext.api.training import Run as Run
     from convnext.api.training import StudyResult as StudyResult
     from convnext.api.training import compare as compare
+    from convnext.api.training import find_lr as find_lr
     from convnext.api.training import learning_rates as learning_rates
     from convnext.api.training import train as train
 
 HOMES = {
     "Model": "model",
+    "RateSearch": "training",
     "RoadmapCosts": "roadmap",
     "Run": "training",
     "StudyResult": "training",
@@ -42,6 +45,7 @@ HOMES = {
     "evaluate": "evaluation",
     "evaluate_robustness": "evaluation",
     "export": "tools",
+    "find_lr": "training",
     "find_models": "tools",
     "fix_annotations": "tools",
     "learning_rates": "training",

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from convnext.recipes.recipe import Recipe
     from convnext.results import Conditions
     from convnext.studies.compare import Result
+    from convnext.training.range_test import RangeTest
 
 TaskName = Literal["classify", "detect", "segment"]
 
@@ -270,6 +271,92 @@ def learning_rates(
 
     with network_of(model):
         return Groups(rows=show_groups(prepare(recipe, given), console_of(progress)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateSearch:
+    """The result of a learning rate range test, and the folder of its curve."""
+
+    folder: Path
+    """Contains learning_rates.json and learning_rates.png."""
+    test: RangeTest
+    """The rates, the losses and the suggestion."""
+
+    @property
+    def suggestion(self) -> float | None:
+        """The suggested peak learning rate; None if the loss does not fall."""
+        return self.test.suggestion
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"output": str(self.folder), **self.test.to_dict()}
+
+
+@verb
+def find_lr(
+    recipe: RecipeSource | None = None,
+    *,
+    data: DataPath | None = None,
+    model: Network | None = None,
+    weights: str | None = None,
+    task: TaskName | None = None,
+    lowest: float | None = None,
+    highest: float | None = None,
+    num_steps: int = 100,
+    output: Folder | None = None,
+    progress: Show = True,
+    **settings: Unpack[Settings],
+) -> RateSearch:
+    """Suggest a learning rate: train for a few steps at growing rates, and look at the loss.
+
+    The steps are those of `train` with the same settings; the network is then discarded. The test
+    ends early when the loss diverges. The same command measures again.
+
+    Args:
+        recipe: As for `train`.
+        data: As for `train`; in Python not a table in memory.
+        model: As for `train`.
+        weights: As for `train`.
+        task: As for `train`.
+        lowest: The first rate; by default a thousandth of the recipe's.
+        highest: The last rate; by default 100 times the recipe's.
+        num_steps: Number of steps.
+        output: The folder of the curve, as PNG and JSON; by default a folder under `runs/`.
+        progress: Where to print, as for `train`.
+        **settings: Recipe settings, as for `train`.
+
+    Raises:
+        ValueError: If the recipe, the data or the weights cannot be used, or the rates do not grow.
+    """
+    path, name = data_path(data), name_of(model)
+    given = given_settings(settings, data=path, model=name, weights=weights, task=task)
+
+    import json
+
+    from convnext.atomic import atomic_write, write_text
+    from convnext.progress import console_of
+    from convnext.reports.page import draw_rates
+    from convnext.tasks.figures import save_bytes
+    from convnext.training.range_test import range_test
+
+    out = console_of(progress)
+    with network_of(model):
+        made = prepare(recipe, given)
+        root = Path(output or Path("runs") / portable_name(f"find-lr-{Path(made.data).name}"))
+        if root.exists() and not root.is_dir():
+            raise ValueError(f"{root} is not a folder; choose another --output")
+        test = range_test(made, console=out, lowest=lowest, highest=highest, num_steps=num_steps)
+    found = RateSearch(folder=root, test=test)
+    root.mkdir(parents=True, exist_ok=True)
+    figure = draw_rates(test.rates, test.losses, test.smoothed, test.suggestion)
+    with atomic_write(root / "learning_rates.png") as file:
+        file.write_bytes(save_bytes(figure, "png"))
+    write_text(root / "learning_rates.json", json.dumps(found.to_dict(), indent=2) + "\n")
+    out.print(f"{test.reason}; the recipe has {test.auto:g}", soft_wrap=True)
+    if test.suggestion is not None:
+        out.print(f"suggestion: --lr {test.suggestion:g}")
+    out.print(f"curve: {root / 'learning_rates.png'}", markup=False, soft_wrap=True)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,14 @@ convnext compare convnext_tiny@fb_in22k timm/resnet50@weights.safetensors --data
 convnext compare convnext_atto timm/resnet18 --task detect --data cells    # Mask R-CNN on each""",
         note=SETTINGS,
     ),
+    "find-lr": Verb(
+        summary="suggest a learning rate by a few steps at growing rates",
+        function="find_lr",
+        example="""\
+convnext find-lr --data my_photos
+convnext find-lr --data my_photos --weights runs/first --optim.name lion --num-steps 200""",
+        note=SETTINGS,
+    ),
     "benchmark": Verb(
         summary="measure the speed of networks on this machine, next to timm's",
         function="benchmark",

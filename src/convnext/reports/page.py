@@ -126,6 +126,29 @@ def draw_curves(
     return fig
 
 
+def draw_rates(
+    rates: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    suggestion: float | None,
+) -> Figure:
+    """Draw the loss against a growing learning rate, and the suggested rate."""
+    with figure_style():
+        fig, (axes,) = new_figure(4.7, 2.7)
+        axes.plot(rates, losses, ".", color=MUTED, markersize=3)
+        axes.plot(rates, smoothed, color=ACCENT, linewidth=1.8)
+        axes.set_xscale("log")
+        # Where the loss explodes, the rest would be a flat line.
+        axes.set_ylim(top=1.5 * max(smoothed[0], smoothed[len(smoothed) // 2]))
+        if suggestion is not None:
+            at = float(np.interp(np.log(suggestion), np.log(rates), smoothed))
+            _mark(axes, suggestion, at, f"{suggestion:g}")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("loss")
+    return fig
+
+
 def draw_speed(images: Sequence[float], speed: Sequence[float], waiting: Sequence[float]) -> Figure:
     """Draw images per second, and below that the percentage of time spent waiting for data."""
     with figure_style():
