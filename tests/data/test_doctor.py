@@ -443,13 +443,14 @@ def test_a_report_with_a_contact_sheet_opens_the_data_once(
     make = {"segment": write_shapes, "detect": coco_squares}.get(task)
     path = make_folder({"cat": 9, "dog": 8}) if make is None else make(tmp_path / "data")
     module = task_module(task, "inspect")
-    opened, open_dataset = [], module.open_dataset
+    name = "open_as" if hasattr(module, "open_as") else "open_dataset"
+    opened, open_dataset = [], getattr(module, name)
 
     def count(*args: object, **options: object) -> object:
         opened.append(args)
         return open_dataset(*args, **options)
 
-    monkeypatch.setattr(module, "open_dataset", count)
+    monkeypatch.setattr(module, name, count)
     sheet = tmp_path / "sheet.png"
     with_sheet = convnext.check_data(path, contact_sheet=sheet, cache=False, progress=False)
     assert len(opened) == 1

@@ -13,12 +13,16 @@ from typing import Generic, Protocol, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from convnext.data.drawing import Shown, crossed_out, with_pairs
 from convnext.data.facts import NOT_DECODED, FactsCache
+from convnext.data.images import BadImage, Mode
 from convnext.data.threads import for_each
+from convnext.names import count_noun
 from convnext.progress import safe_console
 
 BAR = 24
@@ -42,6 +46,8 @@ class Comparable(Protocol):
 
     @property
     def part(self) -> str: ...
+    @property
+    def source(self) -> str: ...
     @property
     def reason(self) -> str: ...
     @property
@@ -188,6 +194,71 @@ def find_alike(train: Sequence[Item], held: Sequence[Item], *, deep: bool) -> Al
         f"images{left}" + ("; --deep compares all" if len(second) < total else "")
     )
     return Alike(pairs=pairs, note=note)
+
+
+NUM_SHOWN = 8
+"""Pairs of near duplicates on a contact sheet."""
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+
+
+class Openable(Protocol):
+    """The images of a split."""
+
+    def __len__(self) -> int: ...
+    def source(self, index: int) -> str: ...
+    def open(self, index: int, mode: Mode) -> Image.Image: ...
+
+
+def alike_advice(*, has_val: bool) -> str:
+    """Return what to do about near duplicates across splits.
+
+    Args:
+        has_val: Whether the data states its split.
+    """
+    advice = "--contact-sheet PNG shows them side by side"
+    if has_val:
+        return advice
+    return f"{advice}, and --group keeps images of one patient or place in one split"
+
+
+def with_alike(
+    page: Image.Image,
+    alike: Alike[Item],
+    parts: Mapping[str, Openable],
+    mode: Mode,
+    root: str,
+) -> Image.Image:
+    """Return a contact sheet with the near duplicates of a report above it, side by side.
+
+    Args:
+        page: The contact sheet.
+        alike: What the report found.
+        parts: The images of each split.
+        mode: The mode to open them in.
+        root: The path of the data set, which is left out of the names.
+    """
+    pairs = alike.pairs[:NUM_SHOWN]
+    if not pairs:
+        return page
+    wanted = {(item.part, item.source) for pair in pairs for item in pair}
+    places = {
+        place: index
+        for part, images in parts.items()
+        for index in range(len(images))
+        if (place := (part, images.source(index))) in wanted
+    }
+
+    def shown(item: Item) -> Shown:
+        try:
+            image = parts[item.part].open(places[item.part, item.source], mode)
+        except BadImage:  # It has changed since it was read.
+            image = crossed_out(page.width // 4)
+        path = item.source.removeprefix(root).lstrip("/\\") or item.source
+        return Shown(image, SPLITS[item.part], path)
+
+    total = count_noun(len(alike.pairs), "pair")
+    title = f"images of two splits that look alike, {len(pairs)} of {total}"
+    return with_pairs(page, title, [(shown(a), shown(b)) for a, b in pairs])
 
 
 def _sketches(items: Sequence[Comparable]) -> NDArray[np.uint8]:

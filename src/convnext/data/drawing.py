@@ -11,6 +11,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,83 @@ def sheet(
         more = f"and {len(names) - len(shown):,} more classes"
         draw.text((MARGIN, top + legend_rows * LINE), more, PALE, font)
     return page
+
+
+PAD, SMALL_LINE = 8, 17
+FRAME = (243, 243, 243)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image of a pair, with what to write below it."""
+
+    image: Image.Image
+    split: str
+    path: str
+
+
+def with_pairs(page: Image.Image, title: str, pairs: Sequence[tuple[Shown, Shown]]) -> Image.Image:
+    """Return a sheet with pairs of images above it, two pairs in a row, each in a frame.
+
+    Args:
+        page: The sheet.
+        title: The title of the pairs.
+        pairs: Images, which are shrunk or enlarged to fit.
+    """
+    font = ImageFont.load_default(13)
+    frame = (page.width - 2 * MARGIN - 2 * GAP) // 2
+    side = (frame - 3 * PAD) // 2
+    rows = [
+        [[_enlarged(shown.image, side) for shown in pair] for pair in pairs[i : i + 2]]
+        for i in range(0, len(pairs), 2)
+    ]
+    heights = [max(tile.height for pair in row for tile in pair) for row in rows]
+    text = 3 * SMALL_LINE + PAD // 2
+    above = MARGIN + LINE + sum(height + 2 * PAD + text + 2 * GAP for height in heights)
+    whole = Image.new("RGB", (page.width, above + page.height), PAPER)
+    whole.paste(page, (0, above))
+    draw = ImageDraw.Draw(whole)
+    draw.text((MARGIN, MARGIN), title, INK, ImageFont.load_default(15))
+    top = MARGIN + LINE + GAP
+    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        for column, tiles in enumerate(row):
+            left = MARGIN + column * (frame + 2 * GAP)
+            bottom = top + height + 2 * PAD + text
+            draw.rectangle((left, top, left + frame - 1, bottom - 1), FRAME)
+            for place, (shown, tile) in enumerate(
+                zip(pairs[2 * number + column], tiles, strict=True)
+            ):
+                x = left + PAD + place * (side + PAD)
+                whole.paste(tile, (x + (side - tile.width) // 2, top + PAD + height - tile.height))
+                folder, _, name = shown.path.rpartition("/")
+                lines = ((shown.split, INK), (f"{folder}/" * bool(folder), PALE), (name, PALE))
+                for n, (line, color) in enumerate(lines):
+                    place_of = (x, top + height + 3 * PAD // 2 + n * SMALL_LINE)
+                    draw.text(place_of, _end_of(line, side, draw, font), color, font)
+        top += height + 2 * PAD + text + 2 * GAP
+    return whole
+
+
+def _enlarged(image: Image.Image, side: int) -> Image.Image:
+    """Return an image that fits into a square; small ones keep their pixels visible."""
+    size = fitted(image.size, side)
+    few = size[0] > 2 * image.width
+    return image.resize(size, Image.Resampling.NEAREST if few else Image.Resampling.LANCZOS)
+
+
+def _end_of(
+    text: str,
+    room: float,
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+) -> str:
+    """Return a text, or its end if it is too long for the room."""
+    text = " ".join(text.split())  # A name may have a line break.
+    if draw.textlength(text, font) <= room:
+        return text
+    while text and draw.textlength(f"...{text}", font) > room:
+        text = text[1:]
+    return f"...{text}"
 
 
 def crossed_out(width: int) -> Image.Image:

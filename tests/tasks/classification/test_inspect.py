@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from convnext.tasks.classification.inspect import contact_sheet, inspect
+from convnext.tasks.classification.inspect import contact_sheet, inspect, inspect_with_sheet
 
 QUIET = Console(file=io.StringIO())
 
@@ -75,6 +75,28 @@ def test_the_same_picture_saved_again_is_noticed(root, noise):
     smooth.resize((180, 150)).save(root / "val/cat/photo.jpg", quality=80)
     line = problem(inspect(str(root), console=QUIET), "look like a training image")
     assert "val/cat/photo.jpg ~ train/cat/photo.png" in line
+    assert line.endswith("; --contact-sheet PNG shows them side by side")
+
+
+def test_a_contact_sheet_shows_pairs_across_splits_side_by_side(root, noise):
+    plain = inspect_with_sheet(str(root), sheet=True, console=QUIET)[1]
+    assert plain.size == contact_sheet(str(root)).size
+    for i, color in enumerate(("red", "blue")):
+        spots = noise(12, 10, seed=900 + i).resize((240, 200), Image.Resampling.BICUBIC)
+        photo = Image.blend(spots, Image.new("RGB", spots.size, color), 0.7)
+        photo.save(root / f"train/cat/photo{i}.png")
+        photo.resize((180, 150)).save(root / f"val/cat/photo{i}.png")
+    found, sheet = inspect_with_sheet(str(root), sheet=True, console=QUIET)
+    assert "saved again: 2 (" in problem(found, "look like a training image")
+    above = sheet.height - contact_sheet(str(root)).height
+    assert above > 150
+    assert sheet.width == plain.width
+    # The red pair is in the left frame, the blue one in the right.
+    frame = sheet.width // 2
+    for i, channel in enumerate((0, 2)):
+        for x in (frame * i + frame // 4, frame * i + 3 * frame // 4):
+            pixel = sheet.getpixel((x, above // 2 - 10))
+            assert pixel[channel] == max(pixel) > min(pixel) + 50
 
 
 def test_odd_images_and_classes_are_named(root, noise):

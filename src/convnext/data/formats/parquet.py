@@ -324,7 +324,7 @@ class ParquetSamples(FileSamples):
 def table_files(root: Path) -> list[Path]:
     """Return the Parquet and Arrow files below a folder, without those that `datasets` caches.
 
-    Of a data set that `datasets` saved, they are those that it lists.
+    If `datasets` saved the data set, these are the files that it lists.
 
     Raises:
         ValueError: If it lists a file that does not exist.

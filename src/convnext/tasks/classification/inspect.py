@@ -22,6 +22,7 @@ from convnext.data.doctor import (
     open_and_scan,
     plain_table,
     print_notes,
+    with_alike,
 )
 from convnext.data.images import BadImage, Mode
 from convnext.data.ranges import color_mode, pixel_notes
@@ -218,7 +219,11 @@ def inspect_with_sheet(
     """
     opening = partial(open_as, path, strict=False, **(options or {}))
     data, found = open_and_scan(partial(with_range, opening, range), scan, **how)
-    return report(data, found), contact_sheet(data) if sheet else None
+    if not sheet:
+        return report(data, found), None
+    page = contact_sheet(data)
+    mode = color_mode(data)
+    return report(data, found), with_alike(page, found.alike, data.parts, mode, data.path)
 
 
 def report(data: ClassificationData, scan: Scan[Inspected]) -> DataReport:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Unpack
 
 from convnext.data import doctor
-from convnext.data.doctor import Alike, Scan, ScanOptions
+from convnext.data.doctor import Alike, Scan, ScanOptions, alike_advice
 from convnext.data.facts import FactsCache, ImageFacts, facts_of
 from convnext.data.images import BadImage
 from convnext.data.samples import FolderSamples, Samples
@@ -224,7 +224,7 @@ def _similar(data: ClassificationData, alike: Alike[Inspected]) -> list[str]:
         return []
     return [
         "held-out images that look like a training image, perhaps the same one saved again: "
-        f"{len(pairs):,} ({_some(pairs)})"
+        f"{len(pairs):,} ({_some(pairs)}); {alike_advice(has_val=data.has_val)}"
     ]
 
 

@@ -23,6 +23,7 @@ from convnext.data.doctor import (
     open_and_scan,
     print_notes,
     print_numbered,
+    with_alike,
 )
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.formats.located import UNCLEAR
@@ -205,7 +206,9 @@ def inspect_with_sheet(
     other = None
     if is_unclear(data):
         other = open_dataset(path, strict=False, options=replace(given, exif="unturned"))
-    return report(data, found), contact_sheet(data, unturned=other)
+    page = contact_sheet(data, unturned=other)
+    mode = color_mode(data)
+    return report(data, found), with_alike(page, found.alike, data.parts, mode, data.path)
 
 
 def report(data: DetectionData, scan: Scan[Inspected]) -> DataReport:

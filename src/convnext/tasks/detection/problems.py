@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from convnext.data import doctor
-from convnext.data.doctor import Scan
+from convnext.data.doctor import Scan, alike_advice
 from convnext.data.facts import FactsCache
 from convnext.data.formats.coco_objects import FIX, UNUSED
 from convnext.data.formats.instances import KIND
@@ -212,7 +212,8 @@ def find_problems(data: DetectionData, scan: Scan[Inspected]) -> tuple[Problem, 
     alike = _problem(
         "held-out images that look like a training image",
         [f"{_short(data, b.source)} ~ {_short(data, a.source)}" for a, b in scan.alike.pairs],
-        "perhaps the same ones saved again, or taken at one place; keep them in one split",
+        "perhaps the same ones saved again, or taken at one place; keep them in one split: "
+        + alike_advice(has_val=data.has_val),
     )
     found = (*fatal, *of_files, alike, *rest, *_classes(data), unmatched)
     return tuple(problem for problem in found if problem.count)

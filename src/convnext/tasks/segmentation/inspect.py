@@ -20,11 +20,13 @@ from convnext.data import doctor
 from convnext.data.doctor import (
     Scan,
     ScanOptions,
+    alike_advice,
     class_table,
     list_sizes,
     open_and_scan,
     print_notes,
     print_numbered,
+    with_alike,
 )
 from convnext.data.drawing import class_colors, crossed_out, fitted, sheet
 from convnext.data.facts import FactsCache
@@ -166,7 +168,11 @@ def inspect_with_sheet(
     """
     opening = partial(open_dataset, path, strict=False, **arguments_of(options or {}))
     data, found = open_and_scan(partial(with_range, opening, range), scan, **how)
-    return report(data, found), contact_sheet(data) if sheet else None
+    if not sheet:
+        return report(data, found), None
+    page = contact_sheet(data)
+    mode = color_mode(data)
+    return report(data, found), with_alike(page, found.alike, data.parts, mode, data.path)
 
 
 def scan(data: SegmentationData, **how: Unpack[ScanOptions]) -> Scan[Inspected]:
@@ -279,7 +285,7 @@ def find_problems(
         shown = _some([f"{b.source} ~ {a.source}" for a, b in scan.alike.pairs])
         lines.append(
             "held-out images that look like a training image, perhaps the same one saved again: "
-            f"{len(scan.alike.pairs):,} ({shown})"
+            f"{len(scan.alike.pairs):,} ({shown}); {alike_advice(has_val=data.has_val)}"
         )
     turned = [item.source for item in good if item.is_turned]
     if turned:

@@ -21,7 +21,7 @@ from convnext.data.masks import bounds_of
 from convnext.data.objects import open_dataset
 from convnext.tasks.detection import problems as module
 from convnext.tasks.detection.inference import Detections
-from convnext.tasks.detection.inspect import DataReport, contact_sheet, inspect
+from convnext.tasks.detection.inspect import DataReport, contact_sheet, inspect, inspect_with_sheet
 from convnext.tasks.detection.render import compare, draw_objects
 
 QUIET = Console(quiet=True)
@@ -284,6 +284,8 @@ def test_near_duplicates_are_reported_with_what_was_compared(tmp_path: Path) -> 
     assert "look like a training image" in " ".join(problems(root))
     report = look(root)
     assert any("1 held-out images were compared with" in note for note in report.notes)
+    sheet = inspect_with_sheet(str(root), sheet=True)[1]
+    assert sheet.height > contact_sheet(open_dataset(str(root))).height + 150
 
 
 def test_files_that_no_json_lists_are_found_once(tmp_path: Path) -> None:
