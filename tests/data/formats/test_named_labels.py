@@ -184,6 +184,7 @@ def test_other_names_are_not_classes(names):
         ("flowers.npz", "arrays"),
         ("scans/a.nii.gz", "volumes"),
         ("photos.zip", "unpack"),
+        ("xView_train.geojson", "GeoJSON"),
         ("imagelabels.mat", "scipy.io.loadmat"),
         ("query/0001_c1s1.jpg", "Market-1501"),
     ],

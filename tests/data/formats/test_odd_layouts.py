@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from object_layouts import WRITERS, truth
+from object_layouts import WRITERS, coco, truth
 from PIL import Image
 from small_objects import save
 
 from convnext.data.formats.records import ReadOptions
 from convnext.data.objects import open_dataset as open_objects
+from convnext.tasks import recognize_task
 from convnext.tasks.classification.data import open_dataset
 from convnext.tasks.segmentation.data import open_dataset as open_masks
 
@@ -148,3 +149,106 @@ def test_copies_within_the_test_split_are_counted(make_folder) -> None:
         line.startswith("duplicate test images with identical pixels: 1 (")
         for line in inspect(str(root)).problems
     )
+
+
+def test_a_table_that_gives_images_of_split_folders_other_labels_is_refused(make_folder) -> None:
+    root = make_folder({f"train/p{k}": 4 for k in (1, 2, 3)} | {"test/p4": 2})
+    for path in root.glob("*/*/*.png"):
+        path.rename(path.with_name(f"{path.parent.name}_{path.name}"))
+    names = sorted(path.name for path in root.glob("*/*/*.png"))
+    rows = [f"{name},{'ab'[i % 2]}" for i, name in enumerate(names)]
+    (root / "labels.csv").write_text("\n".join(["filename,label", *rows]))
+    with pytest.raises(ValueError, match=r"may be its folders .p1, p2, p3 .* labels in labels"):
+        open_dataset(str(root))
+    assert open_dataset(str(root / "labels.csv")).classes == ("a", "b")
+    # The same labels under other names, and a column that is not one of labels, do not matter.
+    for header, value in (("filename,label", lambda name: f"no. {name[1]}"), ("filename,age", len)):
+        rows = [f"{name},{value(name)}" for name in names]
+        (root / "labels.csv").write_text("\n".join([header, *rows]))
+        assert open_dataset(str(root), strict=False).classes == ("p1", "p2", "p3")
+
+
+def test_folders_inside_the_classes_are_named(make_folder) -> None:
+    counts = {"a/abbey": 4, "a/airport": 4, "b/bar": 4}
+    text = (
+        "the classes are the outer folders; those inside them (a/abbey, a/airport, b/bar) are not"
+    )
+    for root in (
+        make_folder(counts),
+        make_folder({f"train/{name}": n for name, n in counts.items()}, name="split"),
+    ):
+        data = open_dataset(str(root))
+        assert data.classes == ("a", "b")
+        assert any(note.startswith(text) for note in data.notes)
+    flat = open_dataset(str(make_folder({"a": 4, "b/inner": 4}, name="flat")))
+    assert not any("told apart" in note for note in flat.notes)
+
+
+def test_names_of_files_leave_masks_out_and_honor_lists(tmp_path: Path) -> None:
+    """Oxford-IIIT Pet: images/, annotations/trimaps/ and lists of names with three numbers."""
+    names = [f"{breed}_{i}" for breed in ("Abyssinian", "american_bulldog") for i in range(1, 7)]
+    for seed, name in enumerate(names):
+        save(tmp_path / f"images/{name}.jpg", seed=seed)
+        mask(tmp_path / f"annotations/trimaps/{name}.png", 1, 2, 3)
+    rows = [f"{name} {1 + (name[0] == 'a')} 1 1" for name in names]
+    (tmp_path / "annotations/trainval.txt").write_text("\n".join(r for r in rows if "_5" not in r))
+    (tmp_path / "annotations/test.txt").write_text("\n".join(r for r in rows if "_5" in r))
+    data = open_dataset(str(tmp_path), layout="file_names")
+    assert data.classes == ("Abyssinian", "american_bulldog")
+    assert (len(data.train) + len(data.val), len(data.test)) == (10, 2)
+    sources = [part.source(i) for part in data.parts.values() for i in range(len(part))]
+    assert {Path(source).parent.name for source in sources} == {"images"}
+    assert "12 masks of the images are left out" in data.notes
+
+
+def words(counts: dict[str, int], **category: object) -> dict[str, object]:
+    """Return labels in COCO's words, without objects."""
+    ids = {name: number for number, name in enumerate(counts)}
+    listed = [(f"{name}/{i:03d}.png", ids[name]) for name, n in counts.items() for i in range(n)]
+    return {
+        "images": [{"id": i, "file_name": file} for i, (file, _) in enumerate(listed)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": c, **category}
+            for i, (_, c) in enumerate(listed)
+        ],
+        "categories": [{"id": number, "name": f"the {name}"} for name, number in ids.items()],
+    }
+
+
+def test_labels_in_words_of_coco(make_folder) -> None:
+    root = make_folder({"pictures/1": 5, "pictures/2": 5, "pictures/3": 4})
+    train = words({"pictures/1": 5, "pictures/2": 5})
+    (root / "train2017.json").write_text(json.dumps(train))
+    (root / "val2017.json").write_text(json.dumps(words({"pictures/3": 4, "pictures/2": 0})))
+    assert recognize_task(root) == "classify"
+    data = open_dataset(str(root), strict=False)
+    assert data.classes == ("the pictures/1", "the pictures/2", "the pictures/3")
+    assert (len(data.train), len(data.val)) == (10, 4)
+    assert "split: train2017.json, val2017.json (train 10, val 4 images)" in data.notes
+    # With boxes, it is data for detection.
+    objects = words({"pictures/1": 5, "pictures/2": 5}, bbox=[1, 1, 5, 5])
+    (root / "train2017.json").write_text(json.dumps(objects))
+    assert recognize_task(root) == "detect"
+    train["categories"] = [{"id": 0, "name": "x"}, {"id": 1, "name": "x"}]
+    for key, value, message in (
+        ("", "", None),
+        ("annotations", [{"image_id": 1, "category_id": 7}], "annotation 0 has the category 7"),
+        ("images", [{"id": [1], "file_name": "a"}], "images 0 is not an object with ids"),
+        ("annotations", {"category_id": 1}, "annotations 0 is not an object with ids"),
+    ):
+        (root / "train2017.json").write_text(json.dumps({**train, key: value}))
+        if message is None:
+            assert open_dataset(str(root), strict=False).classes[-2:] == ("x (0)", "x (1)")
+        else:
+            with pytest.raises(ValueError, match=message):
+                open_dataset(str(root), strict=False)
+
+
+def test_splits_of_json_files_with_other_words(tmp_path: Path) -> None:
+    coco(tmp_path, truth(), "cells_coco_{}.json")
+    data = open_objects(str(tmp_path), strict=False)
+    assert {split: len(part) for split, part in data.parts.items()} == {
+        split: len(part) for split, part in truth().items()
+    }
+    given = ReadOptions(annotations="cells_coco_train.json,cells_coco_val.json")
+    assert set(open_objects(str(tmp_path), options=given).parts) == {"train", "val"}

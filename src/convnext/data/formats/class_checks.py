@@ -229,6 +229,7 @@ _FILES: Mapping[str, str] = {
     r".*\.(mp4|avi|mov|mkv)": "it has videos: save their frames as images, and name the files by "
     "their video",
     r".*\.(zip|rar|7z|tgz|tar\.gz)": "it has archives: unpack them",
+    r".*\.geojson": "its annotations are GeoJSON, such as those of xView: convert them to COCO",
     r".*\.ndjson": "its annotations are an export of Labelbox: convert them to COCO",
     r".*\.odgt": "its annotations are those of CrowdHuman: convert them to COCO",
     r".*\.mat": "its annotations are MATLAB files: scipy.io.loadmat reads them; write labels.csv "

@@ -312,6 +312,7 @@ def find_split(
         check_names(train.folder, {c for c, files in train.files.items() if files})
         check_inner(train.folder, train)
         check_masks(train)
+        note_inner(train, notes)
     _note_others(root, folders, faults)
     places = list(dict.fromkeys((root, outer or root)))
     for split, part in parts.items():
@@ -446,6 +447,9 @@ def find_plain(root: Path, *, notes: Sequence[str] = (), check: bool = False) ->
         split, inner = listed_split(root, keys, faults)
     elif split:
         inner = f"folders inside each class: {some({key.split('/')[1] for key in keys})}"
+    notes = list(notes)
+    if check and not inner.startswith("folders"):
+        note_inner(part, notes)
     return ImageListing(
         root=root,
         classes=classes,
@@ -561,6 +565,19 @@ def _note_loose(parts: Iterable[Part], faults: list[str]) -> None:
         for part in parts
         if part.loose and any(part.files.values())
     ]
+
+
+def note_inner(part: Part, notes: list[str]) -> None:
+    """Say which folders are the classes if all images lie in folders inside them."""
+    files = [file for files in part.files.values() for file in files]
+    inner = sorted({"/".join(file.split("/")[:2]) for file in files if file.count("/") > 1})
+    if files and all(file.count("/") > 1 for file in files) and len(inner) > len(part.files):
+        shown = ", ".join(inner[:3]) + (" ..." if len(inner) > 3 else "")
+        notes.append(
+            f"the classes are the outer folders; those inside them ({shown}) are not told apart: "
+            "if they are the classes, move them up, or list the images in a CSV with the columns "
+            "path and label"
+        )
 
 
 def _note_others(root: Path, folders: Mapping[Split, Path], faults: list[str]) -> None:

@@ -20,7 +20,13 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from convnext.data.formats.paths import SPLIT_WORDS, FileIndex, split_of, split_of_path
+from convnext.data.formats.paths import (
+    SPLIT_WORDS,
+    FileIndex,
+    split_of,
+    split_of_path,
+    word_split,
+)
 from convnext.data.formats.records import SPLITS, Split
 from convnext.documents import open_regular, read_regular
 
@@ -54,6 +60,25 @@ def looks_like_coco(path: Path) -> bool:
     except OSError:
         return False
     return _looks_like_coco(path, stamp.st_size, stamp.st_mtime_ns)
+
+
+def has_labels_alone(path: Path) -> bool:
+    """Tell whether a json has COCO's lists with a category for each image, but no objects."""
+    if not looks_like_coco(path):
+        return False
+    stamp = path.stat()
+    return _has_labels_alone(path, stamp.st_size, stamp.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _has_labels_alone(path: Path, size: int, modified_ns: int) -> bool:
+    with open_regular(path) as file:
+        objects = (b'"bbox"', b'"segmentation"', b'"keypoints"')
+        start = file.read(SNIFFED)
+        if any(key in start for key in objects):
+            return False
+        whole = start + file.read()
+    return b'"category_id"' in whole and not any(key in whole for key in objects)
 
 
 @lru_cache(maxsize=4096)
@@ -104,6 +129,10 @@ def find(root: Path, index: FileIndex, annotations: str = "") -> CocoFiles | Non
         if split is not None:
             by_split.setdefault(split, []).append(path)
     if not by_split:
+        # Names with other words, such as cells_coco_train.json, count if all have a split.
+        worded = {split: p for p in candidates if (split := word_split(p.stem))}
+        if "train" in worded and len(worded) == len(candidates) > 1:
+            return CocoFiles(files={s: worded[s] for s in SPLITS if s in worded}, is_split=True)
         if len(candidates) > 1:
             raise _ambiguous(candidates, "all objects", root)
         return CocoFiles(files={"train": candidates[0]}, is_split=False) if candidates else None
@@ -139,7 +168,7 @@ def _given(root: Path, annotations: str) -> CocoFiles:
         paths.append(path)
     if len(paths) == 1:
         return CocoFiles(files={"train": paths[0]}, is_split=False)
-    splits = [_split_of_file(path, base) for path in paths]
+    splits = [_split_of_file(path, base) or word_split(path.stem) for path in paths]
     if None in splits or len(set(splits)) < len(splits):
         raise ValueError(
             f"--annotations {annotations}: the names must say which file is for train, val or "

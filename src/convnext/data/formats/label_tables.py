@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 _TEXTS = ("text", "caption", "captions", "description", "prompt", "additional_feature")
 # A larger json is not a table of labels.
 MAX_JSON = 64 * 2**20
+# Class folders with more files are not compared with a table beside them.
+MAX_COMPARED = 200_000
 # With this many rows or more, labels that all differ are not classes.
 MIN_ROWS = 4
 
@@ -122,8 +125,43 @@ def is_labeled(root: Path) -> bool:
     if all(map(is_plain_name, folders)) and all(map(is_plain_name, inner)):
         return bool(_candidates(root, _Index(root) if _texts(root) else None))
     if split_folders(root)[0] or has_class_folders(root):
+        _check_folders(root)
         return False
     return _wins(root)
+
+
+def _check_folders(root: Path) -> None:
+    """Refuse class folders of splits if a table beside them gives their images other labels.
+
+    A column of another name than that of a label does not count, and large data is not compared.
+
+    Raises:
+        ValueError: If both could give the classes.
+    """
+    tables = _candidates(root, None)
+    if not tables or len(list(islice(walk_files(root), MAX_COMPARED + 1))) > MAX_COMPARED:
+        return
+    index = _Index(root)
+    for path in tables.values():
+        try:
+            read = _read(path, root, index, TableColumns())
+        except ValueError:  # Not a table of these images.
+            continue
+        if read.columns[1].lower() not in {f"the column {name!r}" for name in LABELS}:
+            continue
+        pairs = {(row.label, os.path.basename(os.path.dirname(row.key))) for row in read.rows}
+        pairs = {pair for pair in pairs if not is_plain_name(pair[1])}
+        labels, folders = ({pair[i] for pair in pairs} for i in (0, 1))
+        if not len(pairs) == len(labels) == len(folders):
+            raise _both(root, sorted(folders), path)
+
+
+def _both(root: Path, folders: Sequence[str], table: Path) -> ValueError:
+    return ValueError(
+        f"the classes of {root} may be its folders ({', '.join(folders[:3])} ...) or the labels in "
+        f"{table.name}: give --loader.layout class_folders (--layout of `data`) for the folders, "
+        f"or the table as --data {table}"
+    )
 
 
 def _wins(root: Path) -> bool:
@@ -152,13 +190,7 @@ def _wins(root: Path) -> bool:
     pairs = {(row.label, row.key.split("/")[0]) for row in rows}
     if len(pairs) == len(folders) == len({row.label for row in rows}):
         return False  # The same classes, perhaps under numbers.
-    shown = ", ".join(sorted(folders)[:3])
-    table = read[0].path.name
-    raise ValueError(
-        f"the classes of {root} may be its folders ({shown} ...) or the labels in {table}: give "
-        f"--loader.layout class_folders (--layout of `data`) for the folders, or the table as "
-        f"--data {root / table}"
-    )
+    raise _both(root, sorted(folders), read[0].path)
 
 
 def find_labeled(

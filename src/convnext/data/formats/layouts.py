@@ -22,7 +22,12 @@ from convnext.data.formats.box_texts import (
 )
 from convnext.data.formats.class_checks import with_known_format
 from convnext.data.formats.class_folders import has_class_folders
-from convnext.data.formats.coco_layout import ACCEPTED, BACKUP_SUFFIX, looks_like_coco
+from convnext.data.formats.coco_layout import (
+    ACCEPTED,
+    BACKUP_SUFFIX,
+    has_labels_alone,
+    looks_like_coco,
+)
 from convnext.data.formats.cvat import read_cvat
 from convnext.data.formats.imported import ImportedDataset
 from convnext.data.formats.instances import read_instances
@@ -293,4 +298,4 @@ def _json_layout(path: Path, head: bytes) -> str:
         return "via"
     if b'"shapes"' in text and (b'"imagePath"' in text or b'"imageData"' in text):
         return "labelme"
-    return "coco" if looks_like_coco(path) else ""
+    return "coco" if looks_like_coco(path) and not has_labels_alone(path) else ""

@@ -29,6 +29,7 @@ LIST_FOLDERS = (
     "list",
     "ImageSets",
     "meta",
+    "annotations",
 )
 
 TABLES = (".csv", ".tsv")

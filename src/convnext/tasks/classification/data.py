@@ -39,7 +39,13 @@ from convnext.data.formats.class_folders import (
 )
 from convnext.data.formats.label_tables import find_labeled, is_labeled, names_images
 from convnext.data.formats.layouts import with_recognized
-from convnext.data.formats.named_labels import find_by_file_names, find_tags, has_tags
+from convnext.data.formats.named_labels import (
+    find_by_file_names,
+    find_label_files,
+    find_tags,
+    has_tags,
+    label_files,
+)
 from convnext.data.formats.parquet import ENDINGS, find_parquet, has_images, table_files
 from convnext.data.formats.records import Understood
 from convnext.data.formats.tables import TableColumns, find_table, has_own_columns
@@ -451,10 +457,11 @@ def find(
         return table
     if not layout:
         inner = root if has_tags(root) else find_root(root)[0]
-        if not has_tags(inner):
+        labels = [] if has_tags(inner) or has_class_folders(root) else label_files(root)
+        if not labels and not has_tags(inner):
             return find_folders(root, columns=named)
         named.check_unused(path)
-        return find_tags(inner)
+        return find_label_files(root, labels) if labels else find_tags(inner)
     named.check_unused(path)
     if layout == "file_names":
         return find_by_file_names(root)
