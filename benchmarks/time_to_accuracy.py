@@ -10,13 +10,13 @@ a side are JSON:
         --side 'auto={}' --side 'progressive={"schedule.progressive": true}' \\
         --side 'resnet18={"model": "timm/resnet18"}'
 
-A peer of another environment is a command that prints one JSON line for each evaluation, with
+A program of another environment is a command that prints one JSON line for each evaluation, with
 `seconds` since it started (perhaps `cpu_seconds`) and `accuracy` in percent; {data}, {seed} and
 {output} are filled in:
 
-    --peer "name=/path/to/python script.py {data} {seed} {output}"
+    --command "name=/path/to/python script.py {data} {seed} {output}"
 
-Beside other work on the same cores, `--clock cpu_seconds` counts the processor time instead.
+Beside other processes on the same cores, `--clock cpu_seconds` counts the processor time instead.
 
 It writes runs.json, summary.json and curves.png into DIR.
 """
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--side", action="append", default=[], metavar="NAME=JSON")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
+    parser.add_argument("--command", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--clock", choices=["seconds", "cpu_seconds"], default="seconds")
     parser.add_argument(
         "--train", nargs=3, metavar=("SEED", "SETTINGS", "FOLDER"), help=argparse.SUPPRESS
@@ -182,9 +182,9 @@ def main() -> None:
         (name, f"{own} {shlex.quote(settings).replace('{', '{{').replace('}', '}}')} {{output}}")
         for name, _, settings in (text.partition("=") for text in arguments.side)
     ]
-    sides += [(name, command) for name, _, command in (t.partition("=") for t in arguments.peer)]
+    sides += [(name, command) for name, _, command in (t.partition("=") for t in arguments.command)]
     if not sides:
-        parser.error("give at least one --side or --peer")
+        parser.error("give at least one --side or --command")
     arguments.output.mkdir(parents=True, exist_ok=True)
     store = arguments.output / "runs.json"
     runs: list[dict[str, Any]] = json.loads(store.read_text()) if store.exists() else []
