@@ -79,6 +79,7 @@ SHORTER = {
 RUNS = {
     "runs/first": "train --output runs/first",
     "runs/photos": "train --data my_photos --output runs/photos",
+    "runs/tuned": "train --data my_photos --weights runs/photos --output runs/tuned",
     "runs/streets": "train --task segment --data streets --output runs/streets",
     "runs/cells": "train --task detect --data cells --output runs/cells",
 }

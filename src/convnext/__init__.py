@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from convnext.api import RoadmapCosts as RoadmapCosts
     from convnext.api import Run as Run
     from convnext.api import StudyResult as StudyResult
+    from convnext.api import average as average
     from convnext.api import benchmark as benchmark
     from convnext.api import check_data as check_data
     from convnext.api import compare as compare
@@ -68,6 +69,7 @@ _HOMES = {
     "RoadmapCosts": "api",
     "Run": "api",
     "StudyResult": "api",
+    "average": "api",
     "benchmark": "api",
     "check_data": "api",
     "compare": "api",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from convnext.api.model import predict as predict
     from convnext.api.roadmap import RoadmapCosts as RoadmapCosts
     from convnext.api.roadmap import run_roadmap as run_roadmap
+    from convnext.api.tools import average as average
     from convnext.api.tools import benchmark as benchmark
     from convnext.api.tools import check_data as check_data
     from convnext.api.tools import convert as convert
@@ -36,6 +37,7 @@ HOMES = {
     "RoadmapCosts": "roadmap",
     "Run": "training",
     "StudyResult": "training",
+    "average": "tools",
     "benchmark": "tools",
     "check_data": "tools",
     "compare": "training",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from convnext.api.model import to_export
 from convnext.api.settings import (
     ON_COMMAND_LINE,
+    DataPath,
     Device,
     File,
     Folder,
@@ -25,6 +26,7 @@ from convnext.api.settings import (
     Show,
     TaskOptions,
     local_path,
+    text_of,
     verb,
 )
 from convnext.api.training import TaskName
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from convnext.benchmarking.measure import BenchmarkResult
     from convnext.results import Exported
+    from convnext.tasks.averaging import Averaged
     from convnext.tasks.exporting import ConvertReport
     from convnext.tasks.factory import CatalogueRow
 
@@ -105,6 +108,49 @@ def find_models(pattern: str = "convnext_*", *, progress: Show = True) -> ModelT
     rows = catalogue(pattern)
     print_catalogue(rows, console_of(progress))
     return ModelTable(rows=rows)
+
+
+@verb
+def average(
+    runs: Annotated[Sequence[str | Path], OnCommandLine(nargs="+", metavar="RUN_OR_CHECKPOINT")],
+    *,
+    output: Folder,
+    how: Literal["greedy", "uniform"] = "greedy",
+    data: DataPath | None = None,
+    device: Device = "auto",
+    progress: Show = True,
+) -> Averaged:
+    """Average the weights of runs of one network, such as fine-tuned ones with other settings.
+
+    The greedy average starts with the best run, and adds the others in the order of their scores,
+    each if it does not lower the score on the images that the runs held out.
+
+    Args:
+        runs: Run folders or checkpoints of one network, with the same classes.
+        output: A new folder for the average, which is a run folder like any other.
+        how: `greedy`, or `uniform` for all runs.
+        data: The images to score on; by default those that all runs held out.
+        device: `cpu`, `cuda`, `mps` or `auto`.
+        progress: Where to print, as for `train`.
+
+    Raises:
+        ValueError: If the networks or classes differ, or the runs held out different images and no
+            data is given.
+    """
+    kinds = "a run is a path of its folder or of a checkpoint"
+    sources = [text_of(run, kinds) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+
+    from convnext.progress import console_of
+    from convnext.tasks.averaging import average as average_runs
+
+    return average_runs(
+        sources,
+        output=Path(output),
+        how=how,
+        data=None if data is None else local_path(data),
+        device=device,
+        console=console_of(progress),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

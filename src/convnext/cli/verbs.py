@@ -106,6 +106,13 @@ convnext find-lr --data my_photos
 convnext find-lr --data my_photos --weights runs/first --optim.name lion --num-steps 200""",
         note=SETTINGS,
     ),
+    "average": Verb(
+        summary="average the weights of several runs of one network",
+        function="average",
+        example="""\
+convnext average runs/a runs/b runs/c --output runs/average
+convnext average runs/a runs/b --how uniform --data other_photos --output runs/average""",
+    ),
     "benchmark": Verb(
         summary="measure the speed of networks on this machine, next to timm's",
         function="benchmark",
