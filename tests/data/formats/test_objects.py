@@ -17,7 +17,7 @@ from convnext.data.formats.layouts import LAYOUTS, is_detection
 from convnext.data.formats.records import ReadOptions
 from convnext.data.objects import DetectionData, open_dataset
 from convnext.tasks.detection.convert import to_coco
-from convnext.tasks.detection.recipe import DataOptions
+from convnext.tasks.detection.recipe import ReadingOptions
 
 
 def read(data: DetectionData) -> Truth:
@@ -168,6 +168,6 @@ def test_random_objects_there_and_back(name: str, train: list, val: list) -> Non
 
 
 def test_the_help_lists_all_layouts() -> None:
-    listed = (DataOptions.__doc__ or "").split("Layout of objects: ")[1].split(". For ")[0]
+    listed = (ReadingOptions.__doc__ or "").split("Layout of objects: ")[1].split(". For ")[0]
     words = re.findall(r"[a-z0-9]+(?:-[a-z]+)?", listed)
     assert set(LAYOUTS) == set(words) - {"or"}

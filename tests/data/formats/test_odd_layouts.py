@@ -12,6 +12,7 @@ from PIL import Image
 from small_objects import save
 
 from convnext.data.formats.records import ReadOptions
+from convnext.data.formats.tables import TableColumns
 from convnext.data.objects import open_dataset as open_objects
 from convnext.tasks import recognize_task
 from convnext.tasks.classification.data import open_dataset
@@ -252,3 +253,27 @@ def test_splits_of_json_files_with_other_words(tmp_path: Path) -> None:
     }
     given = ReadOptions(annotations="cells_coco_train.json,cells_coco_val.json")
     assert set(open_objects(str(tmp_path), options=given).parts) == {"train", "val"}
+
+
+def test_one_of_several_lists_of_splits_is_used_and_said_so(make_folder) -> None:
+    root = make_folder({"images/banded": 6, "images/dotted": 6})
+    (root / "labels").mkdir()
+    for number in (1, 2):
+        for k, split in enumerate(("train", "val", "test")):
+            numbers = [(2 * k + j + number) % 6 for j in (0, 1)]
+            names = [f"{c}/{i:03d}.png" for c in ("banded", "dotted") for i in numbers]
+            (root / f"labels/{split}{number}.txt").write_text("\n".join(names))
+    data = open_dataset(str(root))
+    assert (len(data.train), len(data.val), len(data.test)) == (4, 4, 4)
+    assert sorted(Path(data.val.source(i)).stem for i in range(4)) == ["003", "003", "004", "004"]
+    assert "lists of other splits, not used: 3 (such as test2.txt)" in data.faults
+
+
+def test_masks_in_tables_are_refused_unless_a_column_of_classes_is_named(make_folder) -> None:
+    root = make_folder({"train_images": 8})
+    rows = [f"{i:03d}.png,{1 + i % 2},1 5 9 {i}" for i in range(8)]
+    (root / "train.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows]))
+    with pytest.raises(ValueError, match=r"'EncodedPixels' has masks as run lengths.*label=NAME"):
+        open_dataset(str(root))
+    columns = TableColumns.parse("label=ClassId")
+    assert open_dataset(str(root), columns=columns).classes == ("1", "2")

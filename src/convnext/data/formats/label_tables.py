@@ -59,6 +59,8 @@ _TABLES = (*TABLES, ".jsonl", ".parquet")
 _NAMES = ("labels", "label", "train_labels", "annotations", "metadata", "data", "list")
 _VALIDITY = ("is_valid", "is_val", "is_validation", "valid")
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+# Columns of masks, as competitions have them.
+_RUNS = ("encodedpixels", "rle_mask", "rle", "encoded_pixels", "rle_encoding", "mask_rle")
 # Columns of text that are not classes, even if there is no other.
 _TEXTS = ("text", "caption", "captions", "description", "prompt", "additional_feature")
 # A larger json is not a table of labels.
@@ -545,6 +547,13 @@ def _read(path: Path, root: Path, index: _Index, columns: TableColumns) -> _Read
     for line, row in enumerate(rows, start=2):
         if len(row) != width:
             raise ValueError(f"{path}, line {line}: {len(row)} columns, but the header has {width}")
+    runs = next((name for name in header if name.lower() in _RUNS), "")
+    if runs and not columns.label:
+        raise ValueError(
+            f"{path}: the column {runs!r} has masks as run lengths, which are not read from "
+            "tables: for segmentation, save them as PNG; for classification, name the column of "
+            "the classes with --columns label=NAME"
+        )
     if columns.image:
         image = header.index(columns.image)
     else:

@@ -47,16 +47,18 @@ IMAGE_NUMBERS, CLASS_NUMBERS = "images.txt", "image_class_labels.txt"
 CLASS_NAMES, IS_TRAINING = "classes.txt", "train_test_split.txt"
 
 
-def split_lists(root: Path, endings: Sequence[str] = (".txt",)) -> dict[Split, Path]:
+def split_lists(
+    root: Path, endings: Sequence[str] = (".txt",), folders: Sequence[str] = LIST_FOLDERS
+) -> dict[Split, Path]:
     """Return the files that list the images of each split, from the first folder with some.
 
     A folder with a list for training wins over one that lists only the others.
     """
-    folders = [root / name for name in LIST_FOLDERS]
+    places = [root / name for name in folders]
     years = root / "ImageSets"  # ImageSets/2017 and the like.
-    folders += sorted(p for p in years.iterdir() if p.is_dir()) if years.is_dir() else []
+    places += sorted(p for p in years.iterdir() if p.is_dir()) if years.is_dir() else []
     first: dict[Split, Path] = {}
-    for folder in folders:
+    for folder in places:
         found: dict[Split, Path] = {}
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             split = split_of(path.stem) if path.suffix.lower() in endings else None
@@ -254,7 +256,10 @@ def listed_split(
     """
     beside = [root.parent] if is_plain_name(root.name) else []
     endings = (".txt", *TABLES)
-    lists = next((files for place in (root, *beside) if (files := split_lists(place, endings))), {})
+    # The lists of DTD are in labels/, where those of other tasks have the objects of an image.
+    folders = (*LIST_FOLDERS, "labels")
+    places = (root, *beside)
+    lists = next((f for place in places if (f := split_lists(place, endings, folders))), {})
     position: dict[str, int] = {}
     for index, key in enumerate(keys if lists else ()):
         position |= {key: index, os.path.splitext(key)[0]: index}
@@ -280,6 +285,7 @@ def listed_split(
     if len(set(listed)) < len(listed):
         raise ValueError(f"{shown} in {root} list {len(listed) - len(set(listed)):,} images twice")
     rest = sorted(set(range(len(keys))) - set(listed))
+    faults += _other_lists(lists, endings)
     faults += [
         f"{what}, left out: {len(left):,} (such as {left[0]})"
         for what, left in (
@@ -289,6 +295,19 @@ def listed_split(
         if left
     ]
     return found, f"lists {shown}"
+
+
+def _other_lists(lists: Mapping[Split, Path], endings: Sequence[str]) -> list[str]:
+    """Return a fault if lists of other splits are beside those that are used, such as train2."""
+    folder = next(iter(lists.values())).parent
+    others = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in endings and split_of(path.stem) and path not in lists.values()
+    ]
+    if not others:
+        return []
+    return [f"lists of other splits, not used: {len(others):,} (such as {others[0]})"]
 
 
 def _names_in(path: Path, known: Collection[str]) -> list[str]:
