@@ -330,19 +330,7 @@ def find_split(
     ]
     for part in parts.values() if check else ():
         leave_out_unlabeled(part, faults)
-    test = parts.get("test")
-    known = [part for split, part in parts.items() if split != "test"]
-    present = {c for part in known for c, files in part.files.items() if files}
-    empty = {c for part in parts.values() for c in part.files} - present
-    if test is not None:
-        new = {c for c, files in test.files.items() if files} - present
-        if new:
-            count = sum(len(test.files[c]) for c in new)
-            faults.append(
-                f"classes that only {test.folder.name}/ has, left out with {count:,} images: "
-                + some(new)
-            )
-        empty -= new
+    present, empty = _present(parts, faults)
     classes = _class_names(parts["train"].folder, present, empty, faults)
     notes += names_of_synsets(places, classes)
     keys: list[str] = []
@@ -367,6 +355,25 @@ def find_split(
         faults=tuple(faults),
         take=taker(root, keys, labels),
     )
+
+
+def _present(parts: Mapping[Split, Part], faults: list[str]) -> tuple[set[str], set[str]]:
+    """Return the classes with images to train or validate on, and those without any image.
+
+    Classes that only the test split has are counted.
+    """
+    known = [part for split, part in parts.items() if split != "test"]
+    present = {c for part in known for c, files in part.files.items() if files}
+    empty = {c for part in parts.values() for c in part.files} - present
+    test = parts.get("test")
+    new = {c for c, files in test.files.items() if files} - present if test else set[str]()
+    if test is not None and new:
+        count = sum(len(test.files[c]) for c in new)
+        faults.append(
+            f"classes that only {test.folder.name}/ has, left out with {count:,} images: "
+            + some(new)
+        )
+    return present, empty - new
 
 
 def _leave_out_unknown(parts: dict[Split, Part], faults: list[str]) -> None:
