@@ -145,7 +145,7 @@ def evaluate_robustness(
         severities: Severities to apply.
         max_images: Number of randomly chosen images per condition.
         seed: Seed of this choice and of the corruptions.
-        workers: Processes that read and corrupt images; by default chosen for this machine.
+        workers: Processes that read and corrupt images; by default as many as help.
         batch_size: Images per batch.
         device: As for `evaluate`.
         precision: As for `evaluate`.

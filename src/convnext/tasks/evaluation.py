@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -204,20 +204,25 @@ class Evaluator(Generic[I]):
                 **options,
             )
 
-    def common(self, num_images: int, network: Fast) -> dict[str, Any]:
+    def common(self, num_images: int, network: Fast, *, num_views: int = 1) -> dict[str, Any]:
         """Return the fields shared by the results of all tasks.
 
         Args:
             num_images: The number of images that the scores count.
             network: The network after inference.
+            num_views: The number of views of an image that were averaged; the conditions name it.
         """
+        conditions = network.conditions(num_images, self.found.split)
+        if num_views > 1:
+            backend = f"{conditions.backend}, mean of {num_views} views"
+            conditions = replace(conditions, backend=backend)
         return {
             "source": self.own.source,
             "data": self.found.data,
             "card": self.own.card,
             "bad_images": tuple((image.source, image.reason) for image in self.bad.found.values()),
             "left_out": self.found.left_out,
-            "conditions": network.conditions(num_images, self.found.split),
+            "conditions": conditions,
             "compared": self.compared.without(self.bad.found),
         }
 

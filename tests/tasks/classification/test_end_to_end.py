@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from predicting import run_predictor
 from rich.console import Console
 from torch import Tensor
+from torch.nn import functional as F
 
 import convnext.tasks.classification.evaluate
 import convnext.tasks.classification.predict
 import convnext.tasks.classification.task
+from convnext import load
 from convnext.cli import main
+from convnext.data.tensors import to_batch
 from convnext.hardware import peak_rates
 from convnext.recipes import resolve as resolving
 from convnext.recipes.recipe import Recipe, change_recipe, flatten, read_recipe
@@ -102,6 +105,7 @@ def test_the_run_folder_is_complete(finished: RunResult) -> None:
     assert list((folder / "tensorboard").glob("events*"))
     resolved = dict(flatten(read_recipe(folder / "recipe.yaml")))
     of_the_machine = {
+        "optim.momentum",  # AdamW has none.
         "run.device",
         "run.devices",
         "run.threads",
@@ -190,6 +194,39 @@ def test_evaluate_from_the_command_line(
     assert np.sum(shown["confusion"]) == shown["num_images"] == 21
     assert main([*argv, "--data", "digits"]) == 2
     assert "does not know 10 of the data's 10 classes" in capsys.readouterr().err
+
+
+def test_views_of_an_image_are_averaged(
+    finished: RunResult, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, images = load(finished.folder, device="cpu"), sorted((photos / "val/red").glob("0*.jpg"))
+    good = [Image.open(file).convert("RGB") for file in images[1:4]]
+    image = good[0]
+    mirrored = ImageOps.mirror(image)
+    (one,), (other,) = (model.predict([i], progress=False) for i in (image, mirrored))
+    assert np.abs(one.probabilities - other.probabilities).max() > 1e-4
+    (one,), (other,) = (model.predict([i], flip=True, progress=False) for i in (image, mirrored))
+    assert np.allclose(one.probabilities, other.probabilities, atol=1e-6)
+
+    # The mean of the logits of six views, by hand.
+    batch = torch.cat([to_batch(model.preprocessing, i) for i in good])
+    logits = []
+    with torch.no_grad():
+        for size in (32, 37, 42):
+            view = (
+                batch
+                if size == 32
+                else F.interpolate(batch, [size, size], mode="bilinear", antialias=True)
+            )
+            logits += [model.network(view), model.network(view.flip(-1))]
+    expected = torch.stack(logits).mean(0).softmax(1).numpy()
+    found = model.predict(good, flip=True, multi_scale=True, progress=False)
+    assert np.allclose([f.probabilities for f in found], expected, atol=1e-5)
+
+    argv = ["evaluate", str(finished.folder), "--flip", "--multi-scale", "--max-bad-share", "0.1"]
+    assert main([*argv, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown["backend"] == "folded, mean of 6 views"
 
 
 def test_resuming_gives_the_same_bytes(photos: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from convnext.tasks.classification.data import (
 from convnext.tasks.classification.dataset import EvalDataset
 from convnext.tasks.classification.metric import Evaluation, Metric
 from convnext.tasks.classification.model import imagenet_synsets
-from convnext.tasks.classification.predict import BATCH_SIZE, infer
+from convnext.tasks.classification.predict import BATCH_SIZE, infer, views_of
 from convnext.tasks.classification.recipe import ClassificationLoader
 from convnext.tasks.evaluation import (
     EvaluationResult,
@@ -145,6 +145,8 @@ def evaluate(
     *,
     batch_size: int = BATCH_SIZE,
     only_best: bool = True,
+    multi_scale: bool = False,
+    flip: bool = False,
     loader: ClassificationLoader | None = None,
     **reading: Unpack[Reading],
 ) -> ClassificationEvaluation:
@@ -156,6 +158,8 @@ def evaluate(
         batch_size: Images per batch. It may change the last bits of the logits.
         only_best: If False, also evaluate the weights of a run's last step and their moving
             average, if there is one, to show the effect of averaging.
+        multi_scale: Average the logits at three scales.
+        flip: Average with the logits of the mirrored image.
         loader: Settings for caching and fetching remote data.
         **reading: How to read the data; by default that of the run as in training.
 
@@ -174,11 +178,13 @@ def evaluate(
     annotate = partial(annotation, samples, card.classes)
     evaluator = Evaluator(own, found._replace(images=samples), settings, annotate)
     dataset = EvalDataset(samples, card.preprocessing)
+    views = views_of(flip=flip, multi_scale=multi_scale)
 
     def measure(label: str, own: Opened) -> tuple[Evaluation, Fast]:
         metric = Metric(card.classes)
         network = evaluator.fast(own)
-        for batch in evaluator.outputs(infer, network, dataset, label, batch_size=batch_size):
+        options = {"batch_size": batch_size, "views": views}
+        for batch in evaluator.outputs(infer, network, dataset, label, **options):
             metric.update(*batch)
         return metric.compute(), network
 
@@ -194,7 +200,7 @@ def evaluate(
         e, _ = measure(f"{_NAMES[weights]} of the last step", last)
         variants.append(Variant(weights=weights, step=step, top1=e.top1, top5=e.top5, loss=e.loss))
     return ClassificationEvaluation(
-        **evaluator.common(evaluation.num_images, network),
+        **evaluator.common(evaluation.num_images, network, num_views=views.count),
         evaluation=evaluation,
         pictures=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
         last=tuple(variants),

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from convnext.atomic import write_together
@@ -34,6 +35,50 @@ from convnext.tasks.predict import Predictor, Skip, bad_rows, print_bad
 from convnext.tasks.trained import Opened
 
 BATCH_SIZE = 64
+# Sizes of the views for test-time augmentation, as fractions of the size of training. A classifier
+# that trained on random crops sees larger objects in training than in the whole image.
+SCALES = (1.0, 1.15, 1.3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """The views of an image whose logits are averaged (test-time augmentation)."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes, as fractions of the input size."""
+    flip: bool = False
+    """Whether each is also mirrored."""
+
+    @property
+    def count(self) -> int:
+        """The number of views."""
+        return len(self.scales) * (2 if self.flip else 1)
+
+    def of(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the views of normalized images (N, C, H, W)."""
+        for scale in self.scales:
+            size = [max(1, round(side * scale)) for side in images.shape[2:]]
+            view = images
+            if size != list(images.shape[2:]):
+                view = F.interpolate(images, size, mode="bilinear", antialias=True)
+                view = view.contiguous(memory_format=torch.channels_last)
+            yield view
+            if self.flip:
+                yield view.flip(-1).contiguous(memory_format=torch.channels_last)
+
+
+ONE_VIEW = Views()
+
+
+def views_of(*, flip: bool, multi_scale: bool) -> Views:
+    """Return the views that the options of a verb ask for."""
+    return Views(scales=SCALES if multi_scale else (1.0,), flip=flip)
+
+
+def _mean_logits(model: nn.Module, images: Tensor, views: Views) -> Tensor:
+    """Return the mean of the logits of all views; those of a single view are not changed."""
+    first, *others = (_logits(model, view) for view in views.of(images))
+    return first if not others else torch.stack([first, *others]).mean(0)
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
@@ -63,6 +108,7 @@ def infer(
     workers: int = 0,
     progress: Callable[[int], None] = lambda _: None,
     ranks: Ranks = ALONE,
+    views: Views = ONE_VIEW,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield logits (N, num_classes), labels (N,) and positions (N,), batch by batch, in order.
 
@@ -97,7 +143,7 @@ def infer(
                 torch.inference_mode() if ranks.count == 1 else torch.no_grad(),
                 autocast(device, precision),
             ):
-                logits = _logits(model, images)
+                logits = _mean_logits(model, images, views)
             if b < len(mine):
                 yield logits, batch.labels, batch.indices
         progress(len(batch.labels) + len(batch.bad))
@@ -203,8 +249,11 @@ class ClassPredictor(Predictor[Classification]):
         topk: int = 5,
         batch_size: int = BATCH_SIZE,
         wide: bool = False,
+        flip: bool = False,
+        multi_scale: bool = False,
     ) -> None:
         super().__init__(own, output)
+        self.views = views_of(flip=flip, multi_scale=multi_scale)
         if topk < 1:
             raise ValueError(f"--topk must be at least 1, not {topk}")
         if batch_size < 1:
@@ -236,6 +285,7 @@ class ClassPredictor(Predictor[Classification]):
             bad=bad,
             batch_size=self.batch_size,
             progress=done,
+            views=self.views,
         ):
             probabilities = logits.softmax(1).cpu().numpy()
             num_reported = _report(bad, num_reported, sources, skip)

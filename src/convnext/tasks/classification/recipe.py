@@ -135,11 +135,15 @@ class PredictOptions:
         batch_size: Images per batch. It may change the last bits of the probabilities.
         wide: Write one row per image into predictions.csv, with a column for each class and, if
             the folder names it, the true class.
+        multi_scale: Average the predictions at several scales.
+        flip: Average with the prediction for the mirrored image.
     """
 
     topk: int = 5
     batch_size: int = 64
     wide: bool = False
+    multi_scale: bool = False
+    flip: bool = False
 
 
 LAYOUT_NAMES = ("class_folders", "file_names")
@@ -171,12 +175,16 @@ class EvaluateOptions(ReadingOptions):
     """Options of `evaluate`.
 
     Args:
-        batch_size: Images per batch. It may change the last bits of the scores.
+        batch_size: Images per batch; may change the last bits of the scores.
         only_best: Evaluate only the best weights of a run, not those of the last step too.
+        multi_scale: Average the predictions at several scales.
+        flip: Average with the prediction for the mirrored image.
     """
 
     batch_size: int = 64
     only_best: bool = False
+    multi_scale: bool = False
+    flip: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ class InferenceOptions:
         window: Slide a square window with this side in pixels over the image.
         stride: Stride of the window in pixels.
         whole: Predict whole images, without a window.
-        multi_scale: Average the predictions at six scales from 0.5 to 1.75.
+        multi_scale: Average the predictions at several scales.
         flip: Average with the prediction for the mirrored image.
     """
 
