@@ -481,19 +481,21 @@ def fix_annotations(
     progress: Show = True,
     **options: Annotated[Any, TaskOptions(verb="data")],
 ) -> Report:
-    """Fix all problems in a COCO JSON file that need no decision.
+    """Fix all problems in a COCO JSON file that need no decision, or masks of turned photos.
+
+    Masks that were drawn before EXIF turned their photos are turned with them.
 
     Args:
         path: A folder or a JSON file.
         output: A new or empty folder for the complete data set with its images; by default fixes
-            the file in place and keeps a copy of the old one.
+            the JSON file in place and keeps a copy of the old one. Masks need it.
         yes: Write without asking. Python needs it; the command line asks on a terminal.
         progress: Where to print, as for `train`.
         **options: As for `check_data`.
 
     Raises:
-        ValueError: If there is no COCO JSON file, or it would be overwritten; from Python, also if
-            `yes` is not set.
+        ValueError: If there is no COCO JSON file and there are no masks, or a file would be
+            overwritten; from Python, also if `yes` is not set.
     """
     import sys
 
@@ -506,20 +508,21 @@ def fix_annotations(
         )
 
     from convnext.progress import console_of
-    from convnext.tasks import reading_options, task_module, task_with
+    from convnext.tasks import given_options, task_module, task_to_fix
 
     out = console_of(progress)
-    task = task_with("fix")
+    folder = local_path(path)
+    task = task_to_fix(folder, options)
+    module = task_module(task, "fix")
 
     def ask(reports: Any) -> bool:
         reports.print(out)
         return out.input("Write these changes? [y/N] ").strip().lower() in ("y", "yes")
 
-    own = reading_options(task, options)
-    report = task_module(task, "fix").fix_dataset(
-        local_path(path),
+    report = module.fix_dataset(
+        folder,
         None if output is None else str(output),
-        options=own,
+        options=module.OPTIONS(**given_options(task, "data", options)),
         confirm=None if yes or not sys.stdin.isatty() else ask,
         console=out,
     )

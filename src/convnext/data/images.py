@@ -423,8 +423,13 @@ def _to_8_bit(image: Image.Image, range: Range | None) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """Return an image with its EXIF orientation applied."""
-    turn = _ORIENTATION.get(orientation(image))
-    return image if turn is None else image.transpose(turn)
+    return turn_image(image, orientation(image))
+
+
+def turn_image(image: Image.Image, turn: int) -> Image.Image:
+    """Return an image with an orientation of EXIF, 1 to 8, applied."""
+    how = _ORIENTATION.get(turn)
+    return image if how is None else image.transpose(how)
 
 
 def orientation(image: Image.Image) -> int:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -68,6 +68,24 @@ def for_each(
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, [range(first, count, threads) for first in range(threads)]))
+
+
+def place_files(pairs: Sequence[tuple[Path, Path]], title: str, console: Console | None) -> bool:
+    """Link or copy files; return whether all are links."""
+    copied = []
+    for parent in {target.parent for _, target in pairs}:
+        parent.mkdir(parents=True, exist_ok=True)
+
+    def put(index: int) -> None:
+        origin, target = pairs[index]
+        try:
+            os.link(origin.resolve(), target)
+        except OSError:  # Another file system, or one without hard links.
+            shutil.copy2(origin, target)
+            copied.append(index)
+
+    for_each(put, len(pairs), title, console=console)
+    return not copied
 
 
 def items_of(loader: DataLoader[Any], device: torch.device) -> Iterable[Any]:

@@ -99,6 +99,26 @@ def task_with(module: str) -> str:
     raise ValueError(f"none of the tasks {', '.join(_CLASSES)} has {module.replace('.', ' ')}")
 
 
+def task_to_fix(path: str | Path, options: Mapping[str, Any]) -> str:
+    """Return the task that fixes a data set: the one that recognizes it, else the last one.
+
+    Args:
+        path: The data set.
+        options: Options of `data`, some of which only one task has.
+    """
+    folders = task_folders()
+    fixing = [
+        task
+        for task, folder in folders.items()
+        if (Path(__file__).parent / folder / "fix.py").is_file()
+    ]
+    given = {name for name, value in options.items() if value}
+    classes = options_of_tasks("data")
+    fits = [t for t in fixing if given <= {f.name for f in fields(classes[folders[t]])}]
+    found = [t for t in fits if task_module(t, "recipe").recognizes(Path(path))]
+    return found[0] if len(found) == 1 else (fits if len(fits) == 1 else fixing)[-1]
+
+
 def task_of_metric(metric: str) -> type[Task]:
     """Return the task whose primary metric has this name.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -24,7 +23,7 @@ from convnext.data.formats.coco_objects import UNUSED
 from convnext.data.formats.records import ReadOptions, Record
 from convnext.data.masks import Mask
 from convnext.data.objects import FAULTS, DetectionData, open_dataset
-from convnext.data.threads import for_each
+from convnext.data.threads import place_files
 
 NUM_EXAMPLES = 8
 # pycocotools 2.0.9 and 2.0.10 end without these entries.
@@ -152,7 +151,7 @@ def write_coco(
             (paths[i], target / "images" / split / n) for i, n in zip(present, names, strict=True)
         ]
         (target / "images" / split).mkdir(parents=True, exist_ok=True)
-        linked &= place(pairs, f"writing {split} images", console)
+        linked &= place_files(pairs, f"writing {split} images", console)
     for split, content in contents.items():
         write_text(target / f"instances_{split}.json", json.dumps(content, ensure_ascii=False))
     return counts, linked
@@ -206,21 +205,3 @@ def _segmentation(mask: Mask | None) -> Any:
         return {"size": list(mask["size"]), "counts": counts}
     assert isinstance(mask, Sequence)
     return [[_short(value) for value in np.asarray(ring).ravel().tolist()] for ring in mask]
-
-
-def place(pairs: Sequence[tuple[Path, Path]], title: str, console: Console | None) -> bool:
-    """Link or copy files; return whether all are links."""
-    copied = []
-    for parent in {target.parent for _, target in pairs}:
-        parent.mkdir(parents=True, exist_ok=True)
-
-    def put(index: int) -> None:
-        origin, target = pairs[index]
-        try:
-            os.link(origin.resolve(), target)
-        except OSError:  # Another file system, or one without hard links.
-            shutil.copy2(origin, target)
-            copied.append(index)
-
-    for_each(put, len(pairs), title, console=console)
-    return not copied

@@ -36,7 +36,8 @@ from convnext.data.formats.located import read_headers
 from convnext.data.formats.opening import coco_images, file_names
 from convnext.data.formats.paths import FileIndex
 from convnext.data.formats.records import Fault, FaultList, ReadOptions, Split
-from convnext.tasks.detection.convert import HEAD, place
+from convnext.data.threads import place_files
+from convnext.tasks.detection.convert import HEAD
 from convnext.tasks.detection.repair import (
     Json,
     Log,
@@ -46,6 +47,7 @@ from convnext.tasks.detection.repair import (
     turn_images,
 )
 
+OPTIONS = ReadOptions
 NUM_EXAMPLES = 3
 
 
@@ -305,7 +307,7 @@ def _place_images(
         is_in = path.absolute().is_relative_to(base.absolute())
         name = path.absolute().relative_to(base.absolute()) if is_in else Path("images", path.name)
         pairs.append((path, output / name))
-    place([(a, b) for a, b in pairs if not b.exists()], "writing images", console)
+    place_files([(a, b) for a, b in pairs if not b.exists()], "writing images", console)
 
 
 def _merge_categories(content: Json, kept: Sequence[int], log: Log) -> None:
