@@ -47,6 +47,7 @@ class ToyTask:
     steps_per_epoch = NUM_IMAGES // BATCH
     batch_size = BATCH
     fingerprint = "toy"
+    device = torch.device("cpu")
 
     def __init__(
         self,

@@ -50,7 +50,9 @@ def times(monkeypatch: pytest.MonkeyPatch) -> dict[Backend, float | Exception]:
         for compiled in (True, False)
     }
 
-    def seem(task: Any, model: Any, backend: Backend, *_: Any, once: bool = False) -> float:
+    def seem(
+        task: Any, model: Any, backend: Backend, *_: Any, once: bool = False, **__: Any
+    ) -> float:
         found = known[backend]
         if isinstance(found, Exception):
             raise found
@@ -135,6 +137,43 @@ def test_a_form_that_fails_is_passed_over(
     chosen = choose(tmp_path / "forms.json")
     assert chosen.backend == Backend()
     assert "compiled channels_last fails" in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("error", "text"), [(0.3, "off by 30 %"), (float("nan"), "not numbers"), (0.04, "")]
+)
+def test_a_backend_with_wrong_gradients_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float, text: str
+) -> None:
+    fast = Backend(channels_last=False)
+    exact = [torch.ones(3, 4), torch.zeros(5)]
+
+    def seem(task: Any, model: Any, backend: Backend, *_: Any, **options: Any) -> float:
+        if "grads" in options:
+            options["grads"] += [grad * (1 + error * (backend == fast)) for grad in exact]
+        return 0.5 if backend == fast else 1.0
+
+    monkeypatch.setattr(module, "_time_backend", seem)
+    chosen = choose(tmp_path / "forms.json", run__compile=False)
+    assert chosen.backend == (fast if not text else Backend())
+    assert (f"eager channels_first is not used: its gradients are {text}" in chosen.reason) == bool(
+        text
+    )
+    again = choose(tmp_path / "forms.json", run__compile=False)
+    assert again.backend == chosen.backend
+
+
+def test_two_backends_have_the_same_gradients() -> None:
+    task, model = ToyTask(), toy_model(norm="batch", drop_path_rate=0.5)
+    part = module.first_part(task, BATCH)
+    run = change_recipe(Recipe(), {"run.precision": "fp32"}).run
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    other = Backend(channels_last=False)
+    error = module._backend_error(task, model, other, Backend(), part, CPU, run)
+    assert error < 1e-4
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    model.train()
+    assert all(m.training for m in model.modules())
 
 
 def test_memory_that_does_not_suffice_is_left_to_the_loop(

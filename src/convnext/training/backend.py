@@ -171,14 +171,53 @@ def _measured(
         num_calls=parts_per_step * num_steps,
         min_gain=MIN_GAIN,
     )
+    choice, wrong = verdict.choice, ""
+    if choice != plain:
+        try:
+            error = _backend_error(task, model, choice, plain, part, device, recipe.run)
+        except RuntimeError:  # Two sets of gradients may not fit into the memory.
+            error = math.inf
+        if error > (MAX_ERROR if recipe.run.precision == "fp32" else MAX_ERROR_OF_16_BITS):
+            wrong = f"; {choice} is not used: its gradients are {_how_wrong(error)}"
+            choice = plain
     torch._dynamo.reset()
-    cache.store(key, asdict(verdict.choice))
+    cache.store(key, asdict(choice))
     trials = (
         f"{trial.choice} {'fails' if trial.seconds is None else short_time(trial.seconds)}"
         for trial in verdict.trials
     )
     took = f"measured per micro batch in {time.perf_counter() - began:.0f} s: "
-    return Chosen(verdict.choice, took + ", ".join(trials))
+    return Chosen(choice, took + ", ".join(trials) + wrong)
+
+
+def _backend_error(
+    task: Task,
+    model: nn.Module,
+    backend: Backend,
+    plain: Backend,
+    part: Any,
+    device: torch.device,
+    run: RunRecipe,
+) -> float:
+    """Return the relative error of a backend's gradients of a micro batch, over all weights.
+
+    Without dropout and drop path, whose random numbers depend on the backend.
+    """
+    names = ("drop", "stochasticdepth")
+    drops = [m for m in model.modules() if any(n in type(m).__name__.lower() for n in names)]
+    found = []
+    for one in (plain, backend):
+        grads: list[Tensor] = []
+        _time_backend(task, model, one, part, device, run, once=True, frozen=drops, grads=grads)
+        found.append(grads)
+    exact, other = found
+    error = math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(other, exact, strict=True)))
+    error /= max(math.sqrt(sum(float(grad.square().sum()) for grad in exact)), 1e-12)
+    return error if math.isfinite(error) else math.inf
+
+
+def _how_wrong(error: float) -> str:
+    return f"off by {100 * error:.3g} %" if error < math.inf else "not numbers"
 
 
 def _backends(plain: Backend, run: RunRecipe, *, compiles: bool) -> list[Backend]:
@@ -200,10 +239,13 @@ def _time_backend(
     run: RunRecipe,
     *,
     once: bool = False,
+    frozen: Sequence[nn.Module] = (),
+    grads: list[Tensor] | None = None,
 ) -> float:
     """Return the median seconds of a forward and backward pass over a micro batch.
 
-    With `once`, return the seconds of the first pass alone.
+    With `once`, return the seconds of the first pass alone. Modules in `frozen` run as in
+    evaluation. The gradients of every pass are appended to `grads`.
     """
     memory_format = torch.channels_last if backend.channels_last else torch.contiguous_format
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -213,11 +255,15 @@ def _time_backend(
     set_fused(model, fused=fused, widened=widened)
     runner: Any = torch.compile(model) if backend.compile else model
     model.train()
+    for module in frozen:
+        module.eval()
 
     def run_once() -> None:
         with autocast(device, run.precision):
             losses = task.losses(runner, part, 0, 0, memory_format)
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
+        if grads is not None:
+            grads.extend(p.grad.float() for p in model.parameters() if p.grad is not None)
         model.zero_grad(set_to_none=True)
 
     try:
@@ -282,6 +328,8 @@ def first_part(task: Task, micro_batch_size: int, start_step: int = 0) -> Any:
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 """The layers that autocast computes in bf16."""
 MAX_ERROR = 0.05
+# Of all gradients of a network in 16 bits, whose errors add up over its layers.
+MAX_ERROR_OF_16_BITS = 0.2
 IMAGES = 4
 """The number of images of a batch that is enough for the check."""
 NUM_TURNS = 4
@@ -299,11 +347,11 @@ def why_not_bf16(
     num_steps: int,
     cache: Path | None = None,
 ) -> str:
-    """Return why this CPU should not train a network in bf16: errors or time; "" if it should.
+    """Return why a device should not train a network in bf16: errors or time; "" if it should.
 
     Args:
         task: Provides micro batches, as in the loop.
-        model: The network on the CPU, in fp32; it is left unchanged.
+        model: The network on the device of the task, in fp32; it is left unchanged.
         recipe: Resolved, except `run.channels_last` and `run.compile`.
         num_steps: The number of steps of the run.
         cache: The file of answers; by default in the user's cache folder.
@@ -311,7 +359,9 @@ def why_not_bf16(
     wrong = wrong_in_bf16(
         task, model, recipe.optim.micro_batch_size, num_steps=num_steps, cache=cache
     )
-    return wrong or slow_in_bf16(task, model, recipe, cache=cache)
+    if wrong or task.device.type != "cpu":  # GPUs with bf16 are faster in it.
+        return wrong
+    return slow_in_bf16(task, model, recipe, cache=cache)
 
 
 def slow_in_bf16(
@@ -357,20 +407,20 @@ def wrong_in_bf16(
     num_steps: int,
     cache: Path | None = None,
 ) -> str:
-    """Return the layer whose bf16 gradients are wrong on this CPU, and the error; "" if none are.
+    """Return the layer whose bf16 gradients are wrong on this device, and the error; "" if none.
 
-    The answer is cached for these layers and shapes, this processor, its threads and this torch.
+    The answer is cached for these layers and shapes, this device, its threads and this torch.
 
     Args:
         task: Provides the first micro batch of each phase of the run, as in the loop.
-        model: The network on the CPU, in fp32; it is left unchanged.
+        model: The network on the device of the task, in fp32; it is left unchanged.
         micro_batch_size: Images per backward pass.
         num_steps: The number of steps of the run.
         cache: The file of answers; by default in the user's cache folder.
     """
     shapes = shapes_of(task, model, micro_batch_size, num_steps)
     answers = TuningCache(cache)
-    key = key_of("bf16_gradients", torch.device("cpu"), torch.get_num_threads(), sorted(shapes))
+    key = key_of("bf16_gradients", task.device, torch.get_num_threads(), sorted(shapes))
     # One of several processes checks; the others read its result.
     with answers.exclusive():
         known = answers.load(key, _text)
@@ -380,8 +430,7 @@ def wrong_in_bf16(
         for layer, shape in shapes.values():
             error = gradient_error(layer, shape)
             if error > MAX_ERROR:
-                wrong = f"off by {100 * error:.3g} %" if error < math.inf else "not numbers"
-                found = f"the gradients of {_name(layer, shape)} are {wrong}"
+                found = f"the gradients of {_name(layer, shape)} are {_how_wrong(error)}"
                 break
         answers.store(key, found)
     return found
@@ -417,24 +466,25 @@ def gradient_error(layer: nn.Module, shape: tuple[int, ...]) -> float:
     """Return the max relative error of a layer's bf16 gradients, over its weights and input.
 
     Args:
-        layer: A convolution or a linear layer in fp32, on the CPU.
+        layer: A convolution or a linear layer in fp32.
         shape: The shape of its input.
     """
     generator = torch.Generator().manual_seed(0)
     memory_format = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     layer = copy.deepcopy(layer).to(memory_format=memory_format)
-    given = torch.randn(shape, generator=generator).contiguous(memory_format=memory_format)
+    device = next(layer.parameters()).device
+    given = torch.randn(shape, generator=generator).to(device, memory_format=memory_format)
     given.requires_grad_()
     sources = [given, *layer.parameters()]
     out = layer(given)
-    back = torch.randn(out.shape, generator=generator)
+    back = torch.randn(out.shape, generator=generator).to(device)
     exact = torch.autograd.grad(out, sources, back)
     worst = 0.0
     for _ in range(TRIES):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             out = layer(given)
         # Uninitialized memory must not pass because it happened to be zero.
-        _fill_freed_memory({source.numel() for source in sources})
+        _fill_freed_memory({source.numel() for source in sources}, device)
         found = torch.autograd.grad(out, sources, back.to(out.dtype))
         errors = [_relative(a, b) for a, b in zip(found, exact, strict=True)]
         worst = max(worst, *errors)
@@ -447,10 +497,10 @@ def _text(value: object) -> str:
     raise ValueError(f"{value!r} is not a string")
 
 
-def _fill_freed_memory(sizes: Iterable[int]) -> None:
+def _fill_freed_memory(sizes: Iterable[int], device: torch.device) -> None:
     """Fill the memory that the next gradients of these sizes will be allocated in with NaN."""
     blocks = [
-        torch.full((num,), float("nan"), dtype=dtype)
+        torch.full((num,), float("nan"), dtype=dtype, device=device)
         for num in sizes
         for dtype in (torch.bfloat16, torch.float32)
         for _ in range(8)

@@ -77,7 +77,7 @@ def make_fabric(run: RunRecipe, device: torch.device, precision: str) -> Fabric:
         plugins.append(LightningEnvironment())  # Instead of SLURM's, in the shell of a job.
     if precision == "fp16":
         plugins.append(MixedPrecision("16-mixed", device.type, torch.amp.GradScaler(device.type)))
-    if precision == "bf16" and device.type == "cpu":
+    if precision == "bf16":
         plugins.append(LeavableBf16(device.type))
         precision = ""  # The plugin sets it.
     one = [device.index] if device.index is not None else 1

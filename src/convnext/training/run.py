@@ -187,7 +187,7 @@ def _train(
         console.print(group_table(model, resolved.optim, frozen.names))
     _check_card(task, model)
     task.prepare(console)
-    if precision == "bf16" and device.type == "cpu" and asked == "auto":
+    if precision == "bf16" and asked == "auto":
         steps, reason = num_steps_of(resolved.schedule, task.steps_per_epoch), ""
         if ranks.is_first:
             reason = why_not_bf16(task, model, resolved, num_steps=steps)
