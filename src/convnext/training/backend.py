@@ -149,39 +149,59 @@ def _measured(
         f"measuring {count_noun(len(backends), 'training backend')}, since this run takes about "
         f"{expected / 60:,.0f} min{compiling} (--run.compile and --run.channels_last choose one)"
     )
-    began = time.perf_counter()
-    measured = {plain: first}
+    chosen = _fastest(
+        backends,
+        lambda backend: first if backend == plain else seconds(backend),
+        lambda backend: _backend_error(task, model, backend, plain, part, device, recipe.run),
+        num_calls=parts_per_step * num_steps,
+        max_error=MAX_ERROR if recipe.run.precision == "fp32" else MAX_ERROR_OF_16_BITS,
+    )
+    cache.store(key, asdict(chosen.backend))
+    return chosen
 
-    def measure(backends: Sequence[Backend]) -> list[float]:
-        for backend in backends:
-            if backend not in measured:  # Trials cannot alternate within one network.
+
+def _fastest(
+    backends: Sequence[Backend],
+    seconds: Callable[[Backend], float],
+    error: Callable[[Backend], float],
+    *,
+    num_calls: float,
+    max_error: float,
+) -> Chosen:
+    """Return the fastest backend, and the times of all of them as the reason.
+
+    Args:
+        backends: The backends; the first is taken if no other is faster.
+        seconds: Measures a backend, once: trials cannot alternate within one network.
+        error: Returns the relative error of a backend's gradients.
+        num_calls: The number of micro batches of the run.
+        max_error: The maximum error.
+    """
+    began = time.perf_counter()
+    measured: dict[Backend, float] = {}
+
+    def measure(some: Sequence[Backend]) -> list[float]:
+        for backend in some:
+            if backend not in measured:
                 measured[backend] = seconds(backend)
-        return [measured[backend] for backend in backends]
+        return [measured[backend] for backend in some]
 
     # The run compiles again and pays that cost again.
     options = [
         Candidate(backend, lambda backend=backend: backend, pays_for_building=backend.compile)  # type: ignore[misc]
         for backend in backends
     ]
-    baseline, *others = options
-    verdict = tune(
-        baseline,
-        others,
-        measure=measure,
-        num_calls=parts_per_step * num_steps,
-        min_gain=MIN_GAIN,
-    )
+    verdict = tune(options[0], options[1:], measure=measure, num_calls=num_calls, min_gain=MIN_GAIN)
     choice, wrong = verdict.choice, ""
-    if choice != plain:
+    if choice != backends[0]:
         try:
-            error = _backend_error(task, model, choice, plain, part, device, recipe.run)
+            found = error(choice)
         except RuntimeError:  # Two sets of gradients may not fit into the memory.
-            error = math.inf
-        if error > (MAX_ERROR if recipe.run.precision == "fp32" else MAX_ERROR_OF_16_BITS):
-            wrong = f"; {choice} is not used: its gradients are {_how_wrong(error)}"
-            choice = plain
+            found = math.inf
+        if found > max_error:
+            wrong = f"; {choice} is not used: its gradients are {_how_wrong(found)}"
+            choice = backends[0]
     torch._dynamo.reset()
-    cache.store(key, asdict(choice))
     trials = (
         f"{trial.choice} {'fails' if trial.seconds is None else short_time(trial.seconds)}"
         for trial in verdict.trials

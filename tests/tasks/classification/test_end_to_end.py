@@ -112,8 +112,13 @@ def test_the_run_folder_is_complete(finished: RunResult) -> None:
         "loader.shard_cache",
         "loader.shard_cache_gb",
     }
+    of_the_optimizer = {"optim.betas", "optim.eps", "optim.momentum"}  # Its own, if not given.
     others = ("segment.", "detect.", "loader.layout")
-    own = [k for k in resolved if k not in of_the_machine and not k.startswith(others)]
+    own = [
+        k
+        for k in resolved
+        if k not in of_the_machine | of_the_optimizer and not k.startswith(others)
+    ]
     assert "auto" not in [resolved[k] for k in own]
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["top1"] == finished.best["top1"]
