@@ -382,6 +382,7 @@ class _Trainer:
             return
         self.is_frozen = frozen
         self.frozen.hold(frozen=frozen)
+        self.slow_steps.begin()  # A step that trains more takes longer.
         if self.ranks.count > 1:
             # DDP averages the gradients of the parameters that have one when it is set up.
             del self.trained
