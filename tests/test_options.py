@@ -56,6 +56,7 @@ def test_the_short_names_are_frozen() -> None:
         "cutmix": "augment.cutmix",
         "rand_augment": "augment.rand_augment",
         "label_smoothing": "loss.label_smoothing",
+        "thresholds": "loss.thresholds",
         "ema_decay": "ema.decay",
         "workers": "loader.workers",
         "val_share": "loader.val_share",

@@ -127,6 +127,11 @@ def test_no_shipped_recipe_leaves_the_result_to_auto() -> None:
     }
     free |= {
         "optim.momentum",  # AdamW has none.
+        "loss.name",  # Depends on the kind of labels, as do the next four.
+        "loss.pos_weight",
+        "loss.gamma",
+        "loss.alpha",
+        "loss.margin",
         "loader.layout",
         "run.channels_last",
         "run.compile",

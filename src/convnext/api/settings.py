@@ -214,6 +214,7 @@ SHORT = {
     "cutmix": "augment.cutmix",
     "rand_augment": "augment.rand_augment",
     "label_smoothing": "loss.label_smoothing",
+    "thresholds": "loss.thresholds",
     "ema_decay": "ema.decay",
     "workers": "loader.workers",
     "val_share": "loader.val_share",
@@ -238,7 +239,7 @@ SHORT = {
 """Short names of settings, and their full names."""
 ONLY_IN_FULL_HELP = {
     *("group", "columns", "fold", "layout", "annotations", "images", "exif", "boxes"),
-    "allow_outside",
+    *("allow_outside", "thresholds"),
 }
 """Short names for unusual data; `data --help` shows them, `train --help-all` too."""
 ONLY_IN_HELP_OF_TRAIN = {"freeze", "unfreeze_at"}
@@ -278,6 +279,7 @@ class Settings(TypedDict, total=False):
     cutmix: float | Auto
     rand_augment: str
     label_smoothing: float | Auto
+    thresholds: str
     ema_decay: float | Auto
     workers: int | Auto
     val_share: float

@@ -81,12 +81,12 @@ class Run:
     @property
     def primary(self) -> str:
         """The metric that decides which weights are the best."""
-        return self.task.primary
+        return self.task.metric_of(self.recipe)[0]
 
     @property
     def primary_name(self) -> str:
         """The metric's name for display."""
-        return self.task.primary_label
+        return self.task.metric_of(self.recipe)[1]
 
     def best(self) -> Mapping[str, Any] | None:
         """Return the evaluation with the highest primary metric; the earliest in a tie."""
@@ -118,7 +118,8 @@ def read_run(folder: Path) -> Run:
     recipe = read("recipe.yaml", yaml.safe_load, {})
     curve, reference = recipe.get("run", {}).get("reference", "none"), None
     try:
-        reference = read_reference(curve, task_class(recipe.get("task", DEFAULT)).primary)
+        task = task_class(recipe.get("task", DEFAULT))
+        reference = read_reference(curve, task.metric_of(recipe)[0])
     except ValueError:
         missing.append(f"the reference {curve}")
     return Run(

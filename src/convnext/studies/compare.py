@@ -93,7 +93,7 @@ class Result:
     @property
     def metric_label(self) -> str:
         """The metric as people write it."""
-        return task_of_metric(self.metric).primary_label
+        return task_of_metric(self.metric).metrics()[self.metric]
 
     def row(self) -> dict[str, Any]:
         """Return the columns of the table; score columns are named after their metrics."""
@@ -139,7 +139,8 @@ def read_results(path: Path) -> list[Result]:
 
 
 def _result(row: Mapping[str, str], kinds: Mapping[str, Any]) -> Result:
-    metric = next(t.primary for t in map(task_class, task_names()) if f"best_{t.primary}" in row)
+    known = (name for task in map(task_class, task_names()) for name in task.metrics())
+    metric = next(name for name in known if f"best_{name}" in row)
     columns = {"score": metric, "best_score": f"best_{metric}"}
     if metric != "top1":
         kinds = {name: kind for name, kind in kinds.items() if name != "top5"}

@@ -227,7 +227,7 @@ def _curves(folders: Mapping[int, Path], name: str, metric: str) -> str:
             curves.append(Curve(label=f"seed {seed}", x=x, y=y, color=color))
     if not curves:
         return ""
-    label = task_of_metric(metric).primary_label
+    label = task_of_metric(metric).metrics()[metric]
     figure = draw_curves(curves, label=f"{label}, %")
     return inline_svg(
         save_bytes(figure, "svg").decode(),

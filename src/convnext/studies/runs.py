@@ -200,7 +200,8 @@ def describe_end(job: Job, found: Mapping[str, Any]) -> str:
     """Describe the end of a run in one line."""
     if found["state"] == FINISHED:
         task = task_class(job.recipe.task)
-        score = f"{task.primary_label} {found[task.primary]:.2f} %"
+        metric = found.get("metric", task.primary)
+        score = f"{task.metrics()[metric]} {found[metric]:.2f} %"
         return f"{job.name}: {score} in {found['seconds']:.0f} s"
     return f"{job.name}: {found['state']}: {found.get('reason', '')}"
 
@@ -330,7 +331,7 @@ def _scores(folder: Path, task: type[Task]) -> dict[str, Any]:
     rows = read_metrics(folder / "metrics.jsonl")
     measured = [r for r in rows if r["kind"] == "val" and r.get("weights") == "model"]
     last = measured[-1]
-    primary = task.primary
+    primary = next(name for name in task.metrics() if name in last)
     kept = (primary, "top5", *task.others, "loss", "epoch", "step", "images", "seconds")
     scores = {name: last[name] for name in kept if name in last}
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
@@ -338,7 +339,8 @@ def _scores(folder: Path, task: type[Task]) -> dict[str, Any]:
     # These are scores of training's own validation, not of the evaluation at its end.
     facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     scores["conditions"] = facts.get("validation", "")
-    return scores | {f"best_{primary}": max(row[primary] for row in measured)}
+    best = max(row[primary] for row in measured)
+    return scores | {"metric": primary, f"best_{primary}": best}
 
 
 def _leave_with(parent: Any) -> None:

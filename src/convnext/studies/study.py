@@ -214,7 +214,7 @@ def collect(
         speed = speeds.get(own.name)
         for seed in plan.seeds:
             found = outcome(plan.run_folder(root, entry, seed))
-            metric = task.primary
+            metric = found.get("metric", task.primary)
             epochs = found.get("epoch")
             results.append(
                 Result(

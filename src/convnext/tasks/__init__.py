@@ -120,13 +120,13 @@ def task_to_fix(path: str | Path, options: Mapping[str, Any]) -> str:
 
 
 def task_of_metric(metric: str) -> type[Task]:
-    """Return the task whose primary metric has this name.
+    """Return the task that may have a primary metric of this name.
 
     Raises:
         ValueError: If there is none.
     """
     for found in map(task_class, _CLASSES):
-        if found.primary == metric:
+        if metric in found.metrics():
             return found
     raise ValueError(f"{metric!r} is not the primary metric of a task")
 

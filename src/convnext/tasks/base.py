@@ -99,10 +99,12 @@ class Task(ABC):
 
     name: ClassVar[str]
     """Its name in recipes, checkpoints and on the command line."""
-    primary: ClassVar[str]
+    primary: str
     """The metric that selects the best weights, in percent; higher is better."""
-    primary_label: ClassVar[str]
+    primary_label: str
     """Label of the primary metric."""
+    primaries: ClassVar[Mapping[str, str]] = {}
+    """The labels of all primary metrics, if it depends on the data."""
     others: ClassVar[tuple[str, ...]] = ()
     """Other metrics that comparisons of networks report."""
     prefixes: ClassVar[tuple[str, ...]] = ()
@@ -144,6 +146,16 @@ class Task(ABC):
         """Set `preprocessing`, `train_set` and `sampler`."""
 
     # Methods without a data set.
+
+    @classmethod
+    def metric_of(cls, recipe: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the primary metric of a run by its saved recipe, and its label."""
+        return cls.primary, cls.primary_label
+
+    @classmethod
+    def metrics(cls) -> Mapping[str, str]:
+        """Return the labels of all metrics that may be the primary one, by their names."""
+        return cls.primaries or {cls.primary: cls.primary_label}
 
     @classmethod
     def open(

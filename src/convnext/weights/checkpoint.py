@@ -55,6 +55,8 @@ class Card:
     """The scores of the weights, and the step of training."""
     category_ids: tuple[int, ...] = ()
     """The ids of a detector's classes in the json that it was trained on."""
+    thresholds: tuple[float, ...] = ()
+    """The probability from which an image has each label; empty unless images may have several."""
     network_class: str = ""
     """The qualified name of the class, if the user passed the network as an object."""
 
@@ -70,6 +72,7 @@ class Card:
             "recipe": json.dumps(self.recipe),
             "metrics": json.dumps(self.metrics),
             **({"category_ids": json.dumps(self.category_ids)} if self.category_ids else {}),
+            **({"thresholds": json.dumps(self.thresholds)} if self.thresholds else {}),
             **({"network_class": self.network_class} if self.network_class else {}),
         }
 
@@ -86,15 +89,17 @@ class Card:
         try:
             changes = _mapping(metadata["changes"])
             check_changes(metadata["model"], changes, where)
+            classes = _items(metadata["classes"], str)
             return cls(
                 task=metadata["task"],
                 model=metadata["model"],
                 changes=changes,
-                classes=_items(metadata["classes"], str),
+                classes=classes,
                 preprocessing=_preprocessing(metadata),
                 recipe=_mapping(metadata["recipe"]),
                 metrics=_mapping(metadata["metrics"]),
                 category_ids=_items(metadata.get("category_ids", "[]"), int),
+                thresholds=_thresholds(metadata.get("thresholds", "[]"), classes),
                 network_class=metadata.get("network_class", ""),
             )
         except (KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
@@ -121,6 +126,18 @@ def _items(text: str, kind: type[T]) -> tuple[T, ...]:
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
         raise TypeError(f"{text[:40]} is not a JSON list of {kind.__name__}")
     return tuple(values)
+
+
+def _thresholds(text: str, classes: tuple[str, ...]) -> tuple[float, ...]:
+    """Read the thresholds of the classes; none if there are none.
+
+    Raises:
+        TypeError: If they are not one probability for each class.
+    """
+    values = _items(text, float)
+    if values and not (len(values) == len(classes) and all(0 <= value <= 1 for value in values)):
+        raise TypeError(f"{text[:40]} is not one probability for each of {len(classes)} classes")
+    return values
 
 
 def check_changes(model: str, changes: Mapping[str, Any], where: str) -> None:

@@ -53,6 +53,10 @@ def test_nothing_is_left_to_auto(facts: DataFacts, where: ResolveContext, weight
         "run.threads",
         "run.channels_last",
         "run.compile",
+        "loss.pos_weight",  # Only for several labels, as are the next three.
+        "loss.gamma",
+        "loss.alpha",
+        "loss.margin",
     ]
     assert all(choice.reason and settings[choice.setting] == choice.value for choice in choices)
     assert ClassificationTask.warnings(recipe, facts) == ()
@@ -107,7 +111,7 @@ def test_large_data_takes_the_recipe_of_the_paper() -> None:
     _, settings, _ = resolved(IMAGENET, GPU)
     paper = dict(flatten(read_recipe("imagenet1k_tiny")))
     free = {"data", "loader.workers", "loader.cache", "run.precision", "run.eval_every",
-            "optim.micro_batch_size", "run.save_every"}  # fmt: skip
+            "optim.micro_batch_size", "run.save_every", "loss.name"}  # fmt: skip
     different = {k: (settings[k], paper[k]) for k in paper if settings[k] != paper[k]}
     assert set(different) <= free, different
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Never
@@ -23,18 +23,80 @@ from numpy.random import mtrand
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from convnext.data.preprocessing import RESAMPLING, Preprocessing
 from convnext.data.tensors import Box, Draw, normalize_batch, resize_crop
-from convnext.tasks.classification.recipe import ClassificationAugment
+from convnext.tasks.classification.recipe import ClassificationAugment, LossRecipe
+
+# Defaults of the papers: Lin et al. 2017; Ridnik et al. 2021, whose positives have the exponent 1.
+FOCAL = {"gamma": 2.0, "alpha": 0.25}
+ASYMMETRIC = {"gamma": 4.0, "margin": 0.05}
+# Rare labels have at most this weight.
+POS_WEIGHT = 10.0
 
 
-def losses(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Return the named losses of images (N, C, H, W) and target distributions (N, num_classes).
+class Losses:
+    """The named losses of a recipe, computed in fp32.
 
-    The targets already include mixing and label smoothing. The loss is computed in fp32.
+    Targets are distributions over the classes for `cross_entropy`, else one number in [0, 1] for
+    each class; both already include mixing, and label smoothing.
     """
-    return {"cross_entropy": F.cross_entropy(model(images).float(), targets)}
+
+    def __init__(
+        self,
+        recipe: LossRecipe[Never],
+        counts: Sequence[int],
+        num_images: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Prepare the loss.
+
+        Args:
+            recipe: The resolved recipe.
+            counts: The number of training images with each label.
+            num_images: The number of training images.
+            device: The device of the logits.
+        """
+        self.name = recipe.name
+        if self.name == "bce":
+            with_label = torch.tensor(counts, dtype=torch.float32)
+            weights = (num_images - with_label) / with_label.clamp_min(1)
+            limit = 1.0 if recipe.pos_weight == "auto" else recipe.pos_weight
+            self.pos_weight = weights.clamp(1, limit).to(device)
+        elif self.name == "focal":
+            self.focal = {
+                name: default if getattr(recipe, name) == "auto" else getattr(recipe, name)
+                for name, default in FOCAL.items()
+            }
+        elif self.name == "asymmetric":
+            self.gamma = ASYMMETRIC["gamma"] if recipe.gamma == "auto" else recipe.gamma
+            self.margin = ASYMMETRIC["margin"] if recipe.margin == "auto" else recipe.margin
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the losses of images (N, C, H, W) and targets (N, num_classes)."""
+        logits = model(images).float()
+        if self.name == "cross_entropy":
+            loss = F.cross_entropy(logits, targets)
+        elif self.name == "bce":
+            loss = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.pos_weight)
+        elif self.name == "focal":
+            loss = sigmoid_focal_loss(logits, targets, reduction="mean", **self.focal)
+        else:
+            loss = asymmetric_loss(logits, targets, gamma=self.gamma, margin=self.margin)
+        return {self.name: loss}
+
+
+def asymmetric_loss(logits: Tensor, targets: Tensor, *, gamma: float, margin: float) -> Tensor:
+    """Return the mean asymmetric loss of logits (N, K) and targets (N, K).
+
+    Not timm's, which is a sum or a mean depending on its version.
+    """
+    probabilities = logits.sigmoid()
+    without = (1 - probabilities + margin).clamp(max=1)
+    log_likelihood = targets * F.logsigmoid(logits) + (1 - targets) * without.clamp_min(1e-8).log()
+    right = targets * probabilities + (1 - targets) * without
+    return -((1 - right) ** (targets + gamma * (1 - targets)) * log_likelihood).mean()
 
 
 # Zhong et al., "Random Erasing Data Augmentation", with timm's range of areas.
@@ -46,6 +108,14 @@ def smooth_one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor
     """Return fp32 targets (N, num_classes), smoothed like CrossEntropyLoss(label_smoothing)."""
     one_hot = F.one_hot(labels.long(), num_classes).to(torch.float32)
     return one_hot * (1 - smoothing) + smoothing / num_classes
+
+
+def targets_of_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Return fp32 targets (N, num_classes) of labels (N,), or of rows of targets."""
+    if labels.ndim == 1:
+        return smooth_one_hot(labels, num_classes, smoothing)
+    targets = labels.to(torch.float32)
+    return targets * (1 - smoothing) + smoothing / num_classes if smoothing else targets
 
 
 def mix(
@@ -305,12 +375,12 @@ class BatchAugment:
 
         Args:
             pixels: uint8 (N, C, H, W).
-            labels: (N,).
+            labels: (N,), or rows of targets (N, num_classes).
             step: The optimizer step.
             part: Index of the micro batch in the step, over all devices.
         """
         images = normalize_batch(self.preprocessing, pixels)  # (N, C, H, W)
-        targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)  # (N, num_classes)
+        targets = targets_of_labels(labels, self.num_classes, self.label_smoothing)
         if self.erasing:
             boxes = random.Random(f"erase {self.seed} {step} {part}")
             noise = torch.Generator(images.device).manual_seed(boxes.getrandbits(63))

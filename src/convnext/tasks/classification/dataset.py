@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from convnext.data.bands import band_image
 from convnext.data.images import BadImage
 from convnext.data.preprocessing import Preprocessing, fit_short_side
-from convnext.data.samples import ImageCache, Pixels, Samples, memory_budget
+from convnext.data.samples import ImageCache, Pixels, Samples, Targets, memory_budget
 from convnext.data.sampling import Draw
 from convnext.data.shards.samples import BadShard, CutShard, ShardSamples
 from convnext.data.tensors import Box, to_pixels
@@ -46,8 +46,8 @@ class Item(NamedTuple):
 
     pixels: Tensor
     """uint8 (C, H, W)."""
-    label: int
-    """Label of the image shown."""
+    label: int | Targets
+    """Label of the image shown, or its row of targets."""
     position: int
     """Index of the sample."""
     bad: tuple[tuple[int, str], ...]
@@ -61,7 +61,7 @@ class Batch(NamedTuple):
     pixels: Tensor
     """uint8 (N, C, H, W)."""
     labels: Tensor
-    """(N,)"""
+    """(N,), or targets (N, K) in fp32."""
     indices: Tensor
     """(N,)"""
     bad: tuple[tuple[int, str], ...]
@@ -77,10 +77,16 @@ def collate(items: Sequence[Item]) -> Batch:
     pixels = torch.stack([item.pixels.permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2)
     return Batch(
         pixels=pixels if len(kept) == len(items) else pixels[kept],
-        labels=torch.tensor([items[k].label for k in kept], dtype=torch.int64),
+        labels=_stacked([items[k].label for k in kept]),
         indices=torch.tensor([items[k].position for k in kept], dtype=torch.int64),
         bad=bad,
     )
+
+
+def _stacked(labels: Sequence[int | Targets]) -> Tensor:
+    if labels and not isinstance(labels[0], int | np.integer):
+        return torch.from_numpy(np.stack(labels).astype(np.float32))
+    return torch.tensor(labels, dtype=torch.int64)
 
 
 class TrainDataset(Dataset[Item]):
@@ -181,7 +187,7 @@ class TrainDataset(Dataset[Item]):
                         f"no image of the class of {error.source} can be read, such as {error}"
                     ) from error
         pixels = to_pixels(self.augment(image, rng, box))
-        return Item(pixels, self.samples.labels[shown], shown, tuple(bad))
+        return Item(pixels, self.samples.target(shown), shown, tuple(bad))
 
     def _open(self, index: int, rng: random.Random) -> tuple[Image.Image | Tensor, Box | None]:
         """Return an image, or the pixels that a crop needs and the crop."""
@@ -245,7 +251,7 @@ class EvalDataset(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         """Return an image, or a placeholder if it cannot be read."""
-        label = self.samples.labels[index]
+        label = self.samples.target(index)
         try:
             return Item(self._pixels(index), label, index, ())
         except BadImage as error:

@@ -20,7 +20,7 @@ from convnext.data.contents import held_names
 from convnext.data.drawing import data_uri
 from convnext.data.formats.tables import TableColumns
 from convnext.data.images import PICTURE, BadImage
-from convnext.data.samples import ImageListing, Samples
+from convnext.data.samples import ImageListing, LabelKind, Samples
 from convnext.deploy.fast import Fast
 from convnext.models.given import given_in, provided
 from convnext.results import Scores
@@ -33,7 +33,12 @@ from convnext.tasks.classification.data import (
     open_dataset,
 )
 from convnext.tasks.classification.dataset import EvalDataset
-from convnext.tasks.classification.metric import Evaluation, Metric
+from convnext.tasks.classification.metric import (
+    Evaluation,
+    Metric,
+    MultiLabelEvaluation,
+    MultiLabelMetric,
+)
 from convnext.tasks.classification.model import imagenet_synsets
 from convnext.tasks.classification.predict import BATCH_SIZE, infer, views_of
 from convnext.tasks.classification.recipe import ClassificationLoader
@@ -73,6 +78,20 @@ class Variant:
     step: int
     top1: float
     top5: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelVariant:
+    """Scores of other weights of the same run, with the thresholds of the best ones."""
+
+    weights: str
+    """"model" or "ema"."""
+    step: int
+    map: float
+    micro_f1: float
+    macro_f1: float
+    sample_f1: float
     loss: float
 
 
@@ -122,21 +141,85 @@ class ClassificationEvaluation(EvaluationResult):
             f"[bold]top-1 {e.top1:.2f} %[/]{self._more(e)}  on {escape(self.data)}: "
             f"{self.conditions}"
         )
-        if self.last:
-            weights = setting_of(self.card.metrics, "weights", str) or "model"
-            step = setting_of(self.card.metrics, "step", int) or 0
-            kind = escape(_NAMES.get(weights, weights))
-            console.print(f"These are {kind} of step {step:,}, the best.")
-        for variant in self.last:
-            console.print(
-                f"top-1 {variant.top1:.2f} %{self._more(variant)}  for "
-                f"{_NAMES[variant.weights]} of the last step, {variant.step:,}"
-            )
+        said = [(v, f"top-1 {v.top1:.2f} %{self._more(v)}") for v in self.last]
+        _print_variants(self, said, console)
 
     def _more(self, scores: Evaluation | Variant) -> str:
         """Return the scores after top-1; the top-5 of up to five classes is always 100 %."""
         top5 = f"  top-5 {scores.top5:.2f} %" if len(self.evaluation.classes) > 5 else ""
         return f"{top5}  loss {scores.loss:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelResult(EvaluationResult):
+    """An evaluation on images with several labels, and pictures of the mistakes."""
+
+    pictured = ("mistakes", "thumbnail")
+
+    evaluation: MultiLabelEvaluation
+    last: tuple[MultiLabelVariant, ...] = ()
+    """For a run with a moving average: its last step, with and without the average."""
+
+    def own_values(self) -> dict[str, Any]:
+        """Return the scores of the weights of the last step."""
+        return {"last": [asdict(variant) for variant in self.last]}
+
+    def scores(self) -> Scores:
+        """Return mAP and F1 in percent, the loss, and the scores per class in [0, 1]."""
+        names = ("ap", "precision", "recall", "f1", "threshold")
+        return Scores(
+            scores=self.evaluation.scores(),
+            per_class={
+                c.name: {n: value for n in names if (value := getattr(c, n)) is not None}
+                for c in self.evaluation.per_class
+            },
+            conditions=self.conditions,
+            evaluation=self,
+        )
+
+    def print_scores(self, console: Console) -> None:
+        """Print the scores, and a table of the classes."""
+        e = self.evaluation
+        rows = [
+            (
+                -1.0 if c.ap is None else c.ap,
+                (
+                    c.name,
+                    f"{c.support}",
+                    "-" if c.ap is None else f"{100 * c.ap:.1f}",
+                    *(f"{100 * value:.1f}" for value in (c.precision, c.recall, c.f1)),
+                    f"{c.threshold:.3f}",
+                ),
+            )
+            for c in e.per_class
+        ]
+        columns = ("images", "AP", "precision", "recall", "F1", "threshold")
+        console.print(score_table(columns, rows, "AP"))
+        console.print(
+            f"[bold]mAP {e.map:.2f} %[/]{_f1_said(e)}  on {escape(self.data)}: {self.conditions}"
+        )
+        _print_variants(self, [(v, f"mAP {v.map:.2f} %{_f1_said(v)}") for v in self.last], console)
+
+
+def _f1_said(scores: MultiLabelEvaluation | MultiLabelVariant) -> str:
+    kinds = ("micro", "macro", "sample")
+    f1 = ", ".join(f"{kind} {getattr(scores, f'{kind}_f1'):.2f}" for kind in kinds)
+    return f"  F1 {f1} %  loss {scores.loss:.4f}"
+
+
+def _print_variants(
+    result: EvaluationResult,
+    variants: Sequence[tuple[Variant | MultiLabelVariant, str]],
+    console: Console,
+) -> None:
+    """Print which weights were evaluated, and the scores of those of the last step."""
+    if variants:
+        weights = setting_of(result.card.metrics, "weights", str) or "model"
+        step = setting_of(result.card.metrics, "step", int) or 0
+        kind = escape(_NAMES.get(weights, weights))
+        console.print(f"These are {kind} of step {step:,}, the best.")
+    for variant, said in variants:
+        console.print(f"{said}  for {_NAMES[variant.weights]} of the last step, {variant.step:,}")
 
 
 def evaluate(
@@ -149,7 +232,7 @@ def evaluate(
     flip: bool = False,
     loader: ClassificationLoader | None = None,
     **reading: Unpack[Reading],
-) -> ClassificationEvaluation:
+) -> ClassificationEvaluation | MultiLabelResult:
     """Evaluate a run, a checkpoint or published weights on a labeled data set.
 
     Args:
@@ -180,17 +263,19 @@ def evaluate(
     dataset = EvalDataset(samples, card.preprocessing)
     views = views_of(flip=flip, multi_scale=multi_scale)
 
-    def measure(label: str, own: Opened) -> tuple[Evaluation, Fast]:
-        metric = Metric(card.classes)
+    def measure(label: str, own: Opened) -> tuple[Evaluation | MultiLabelEvaluation, Fast]:
+        metric = MultiLabelMetric(card.classes) if card.thresholds else Metric(card.classes)
         network = evaluator.fast(own)
         options = {"batch_size": batch_size, "views": views}
         for batch in evaluator.outputs(infer, network, dataset, label, **options):
             metric.update(*batch)
+        if isinstance(metric, MultiLabelMetric):
+            return metric.compute(card.thresholds), network
         return metric.compute(), network
 
     only_best = only_best or not own.is_best
     evaluation, network = measure("" if only_best else "the best weights", own)
-    variants = []
+    variants: list[dict[str, Any]] = []
     for weights, step, tensors in () if only_best else _last_weights(source):
         with provided(given_in(own.model)):
             model = build(card)
@@ -198,13 +283,14 @@ def evaluate(
         model = model.to(own.device).to(memory_format=torch.channels_last)
         last = replace(own, model=model, is_shared=False)
         e, _ = measure(f"{_NAMES[weights]} of the last step", last)
-        variants.append(Variant(weights=weights, step=step, top1=e.top1, top5=e.top5, loss=e.loss))
-    return ClassificationEvaluation(
-        **evaluator.common(evaluation.num_images, network, num_views=views.count),
-        evaluation=evaluation,
-        pictures=tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes),
-        last=tuple(variants),
-    )
+        variants.append({"weights": weights, "step": step, **e.scores()})
+    common = evaluator.common(evaluation.num_images, network, num_views=views.count)
+    common["pictures"] = tuple(_thumbnail(samples, m.index) for m in evaluation.mistakes)
+    if isinstance(evaluation, MultiLabelEvaluation):
+        multi = tuple(MultiLabelVariant(**values) for values in variants)
+        return MultiLabelResult(**common, evaluation=evaluation, last=multi)
+    single = tuple(Variant(**values) for values in variants)
+    return ClassificationEvaluation(**common, evaluation=evaluation, last=single)
 
 
 _NAMES = {"model": "the weights", "ema": "the moving average"}
@@ -243,6 +329,7 @@ def open_split(
         ValueError: If the data has no such split, or the network knows none of its classes.
     """
     if data == "digits":
+        _check_kind("single", card, data)
         return _of_digits(split)
     is_own = is_own_data(data, card)
     given = {name: value for name, value in reading.items() if value != ""}
@@ -253,6 +340,7 @@ def open_split(
     layout, columns, fold = (str(given.get(name, "")) for name in fields)
     named = TableColumns.parse(columns, fold)
     found = find(data, loader, layout=check_layout(layout), columns=named, console=console)
+    _check_kind(found.kind, card, data)
     if is_own and found.val is None:
         found = _as_held(found, held, data) if held else found
         if found.val is None:
@@ -268,6 +356,8 @@ def open_split(
     unknown = [c for c, position in enumerate(known) if position is None]
     if not unknown:
         return EvaluationSplit(found.take(positions), data, split, found.classes)
+    if found.kind != "single":
+        return _known_targets(found, positions, known, data, split, card)
     labels = np.asarray(found.labels)[np.asarray(positions, np.int64)]
     is_known = ~np.isin(labels, unknown)
     if not is_known.any():
@@ -283,6 +373,74 @@ def open_split(
     samples.labels = [known[label] or 0 for label in samples.labels]
     left_out = (text,) if present else ()
     return EvaluationSplit(samples, data, split, tuple(card.classes), left_out)
+
+
+def _check_kind(kind: LabelKind, card: Card, data: str) -> None:
+    """Check that the images have several labels if the network predicts several.
+
+    Raises:
+        ValueError: If only one of them does.
+    """
+    if bool(card.thresholds) == (kind == "multi"):
+        return
+    if card.thresholds:
+        raise ValueError(
+            f"the network predicts several labels for an image, but {data} has one for each: "
+            "give a table with several, read as in training"
+        )
+    raise ValueError(
+        f"the network predicts one label for each image, but {data} has several: train a network "
+        "for several labels on such data"
+    )
+
+
+def _known_targets(
+    found: ImageListing,
+    positions: Sequence[int],
+    known: Sequence[int | None],
+    data: str,
+    split: str,
+    card: Card,
+) -> EvaluationSplit[Samples]:
+    """Return images with the targets of the classes that the network knows.
+
+    Raises:
+        ValueError: If it knows none, or they have probabilities of others.
+    """
+    names = [name for name, position in zip(found.classes, known, strict=True) if position is None]
+    if len(names) == len(found.classes) or found.kind == "soft":
+        class_positions(found.classes, card.classes)  # Says which classes the network knows.
+    samples = found.take(positions)
+    unknown = [c for c, position in enumerate(known) if position is None]
+    assert samples.targets is not None
+    count = int(samples.targets[:, unknown].sum())
+    text = (
+        f"{count:,} labels of {len(names):,} classes that the network does not know are left out: "
+        f"{some_classes(names)}"
+    )
+    samples = with_columns(samples, known, len(card.classes))
+    return EvaluationSplit(samples, data, split, tuple(card.classes), (text,) if count else ())
+
+
+def with_columns(samples: Samples, positions: Sequence[int | None], num_classes: int) -> Samples:
+    """Return samples with the targets of the network's classes: those of others are not numbers.
+
+    Args:
+        samples: The samples.
+        positions: The position of each of their classes among those of the network.
+        num_classes: The number of those.
+    """
+    assert samples.targets is not None
+    fill = np.nan if samples.kind == "multi" else 0.0
+    targets = np.full((len(samples), num_classes), fill, np.float32)
+    for c, position in enumerate(positions):
+        if position is not None:
+            targets[:, position] = samples.targets[:, c]
+    moved = copy.copy(samples)
+    moved.targets = targets
+    if samples.kind == "soft":
+        moved.labels = [positions[label] or 0 for label in samples.labels]
+    return moved
 
 
 def _as_held(found: ImageListing, held: Collection[str], data: str) -> ImageListing:
@@ -312,6 +470,8 @@ def relabel(samples: Samples, classes: Sequence[str], wanted: Sequence[str]) -> 
     if tuple(classes) == tuple(wanted):
         return samples
     positions = class_positions(classes, wanted)
+    if samples.targets is not None:
+        return with_columns(samples, positions, len(wanted))
     relabeled = copy.copy(samples)
     relabeled.labels = [positions[label] for label in samples.labels]
     return relabeled

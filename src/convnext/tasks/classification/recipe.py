@@ -70,10 +70,30 @@ class ClassificationAugment(AugmentRecipe[A]):
 
 @dataclass(frozen=True, kw_only=True)
 class LossRecipe(Generic[A]):
-    """Loss."""
+    """Loss, and the thresholds of images with several labels."""
 
+    name: Literal["cross_entropy", "bce", "focal", "asymmetric"] | A = AUTO
+    """`cross_entropy` for one label or probabilities; for several labels `bce`, the binary
+    cross-entropy of each class, `focal` or `asymmetric`."""
     label_smoothing: float | A = field(default=AUTO, metadata=bounds(0, 1))
     """Label smoothing of the cross-entropy; 0 turns it off."""
+    pos_weight: float | Auto = field(default=AUTO, metadata=bounds(1))
+    """For `bce`, the largest weight of images with a label: the weight of a class is the number of
+    images without it for each image with it; 1 for no weights."""
+    gamma: float | Auto = field(default=AUTO, metadata=bounds(0))
+    """For `focal` and `asymmetric`, how little easy images count; for the latter, those without the
+    label (with it, 1)."""
+    alpha: float | Auto = field(default=AUTO, metadata=bounds(0, 1))
+    """For `focal`, the weight of images with a label; those without weigh 1 - alpha."""
+    margin: float | Auto = field(default=AUTO, metadata=bounds(0, 1))
+    """For `asymmetric`, the probability below which an image without the label does not count."""
+    thresholds: str = "f1"
+    """Probability from which an image has a label: `f1` for the maximum F1 of each class in
+    validation, `precision:0.9` for a wanted precision, or a number for all classes."""
+
+
+SEVERAL_LABELS = ("bce", "focal", "asymmetric")
+"""The losses of images with several labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +115,8 @@ class ClassificationLoader(LoaderRecipe[A]):
     """`class_folders` accepts any folder names as classes, such as `images` or `test`;
     `file_names` takes the classes from names such as cat_1.jpg."""
     columns: str = ""
-    """Columns of a table, such as `image=file,label=species,fold=k`; by default recognized."""
+    """Columns of a table, such as `image=file,label=species,fold=k`; by default recognized. Also
+    `separator`, what separates several labels of an image: `|`, `comma`, ..., or `none`."""
     fold: int | str = ""
     """The fold for validation of a table with a column of folds; by default the first one."""
     shard_cache: str = "~/.cache/convnext/shards"
@@ -159,8 +180,8 @@ class ReadingOptions:
             imagefolder, instances, kitti, label-studio, labelme, roboflow-text, supervisely, via,
             visdrone, voc, vott, wider-face or yolo. For classification, `class_folders` accepts
             any folder names as classes, and `file_names` takes them from names such as cat_1.jpg.
-        columns: Columns of a table of labels, such as `image=file,label=species,fold=k`; also
-            `split`. By default they are recognized.
+        columns: Columns of a table, such as `image=file,label=kind,fold=k`; also `split`, and
+            `separator`, the sign between several labels. By default they are recognized.
         fold: The fold for validation of a table with a column of folds, or of folders such as
             fold_0; by default the first one.
     """

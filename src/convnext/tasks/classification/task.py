@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
-from typing import Any, Never
+from typing import Any, ClassVar, Never
 
 import numpy as np
 import torch
@@ -38,7 +38,13 @@ from convnext.recipes.resolve import (
 from convnext.recipes.resolve import num_steps as num_steps_of
 from convnext.recipes.schema import Recipe, ResolvedRecipe
 from convnext.tasks.base import CachedDataset, Phase, Task, Workload
-from convnext.tasks.classification.augment import BatchAugment, losses
+from convnext.tasks.classification.augment import (
+    ASYMMETRIC,
+    FOCAL,
+    POS_WEIGHT,
+    BatchAugment,
+    Losses,
+)
 from convnext.tasks.classification.data import (
     ClassificationData,
     DataFacts,
@@ -47,20 +53,22 @@ from convnext.tasks.classification.data import (
     open_dataset,
 )
 from convnext.tasks.classification.dataset import Batch, EvalDataset, TrainDataset, collate
-from convnext.tasks.classification.metric import Metric
+from convnext.tasks.classification.metric import Metric, MultiLabelMetric, parse_thresholds
 from convnext.tasks.classification.predict import infer
-from convnext.tasks.classification.recipe import ClassificationRecipe
+from convnext.tasks.classification.recipe import SEVERAL_LABELS, ClassificationRecipe
+from convnext.weights.checkpoint import Card
 
 # Up to this many epochs from scratch, strong augmentation lowers accuracy (LOG.md).
 SHORT = 40
 
 
 class ClassificationTask(Task):
-    """Classification of images: one label per image."""
+    """Classification of images: one label per image, several, or probabilities of the classes."""
 
     name = "classify"
     primary = "top1"
     primary_label = "top-1"
+    primaries: ClassVar[Mapping[str, str]] = {"top1": "top-1", "map": "mAP"}
     large = 300_000
 
     recipe: ClassificationRecipe[Never]
@@ -74,6 +82,11 @@ class ClassificationTask(Task):
     def set_up(self) -> None:
         """Set the preprocessing, the data sets and the sampler."""
         recipe, data, ranks = self.recipe, self.data, self.ranks
+        self.primary, self.primary_label = metric_of_loss(recipe.loss.name)
+        self._thresholds: tuple[float, ...] = ()
+        self._losses = Losses(
+            recipe.loss, self.known.class_counts, self.known.num_train, self.device
+        )
         self.preprocessing = Preprocessing(**asdict(recipe.input))
         self.train_set = TrainDataset(
             data.train,
@@ -105,7 +118,7 @@ class ClassificationTask(Task):
         """Open folders, shards, or the built-in digits."""
         assert isinstance(recipe, ClassificationRecipe)
         loader = recipe.loader
-        data = open_dataset(
+        return open_dataset(
             recipe.data,
             val_share=loader.val_share,
             loader=loader,
@@ -114,21 +127,29 @@ class ClassificationTask(Task):
             group=loader.group,
             console=console,
         )
-        if data.kind != "single":
-            raise ValueError(f"{recipe.data} has several labels for an image: not trained yet")
-        return data
 
     @classmethod
     def describe(cls, known: DataFacts) -> str:
         """Return one line about a data set."""
-        return (
-            f"{known.images} of {count_noun(known.num_classes, 'class', 'classes')}, {known.size}"
-        )
+        labels = {
+            "single": "",
+            "soft": " with probabilities",
+            "multi": f" (multi-label, {known.labels_per_image:.2g} labels an image on average)",
+        }[known.kind]
+        classes = count_noun(known.num_classes, "class", "classes")
+        return f"{known.images} of {classes}{labels}, {known.size}"
+
+    @classmethod
+    def metric_of(cls, recipe: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the primary metric of a run by its saved recipe, and its label."""
+        loss = recipe.get("loss")
+        return metric_of_loss(loss.get("name") if isinstance(loss, Mapping) else None)
 
     @staticmethod
     def choose(c: Resolver, facts: DataFacts) -> None:
         """Choose a value for every setting that is `auto`."""
         c.choose_model()
+        _choose_loss(c, facts)
         _choose_input(c, facts)
         _choose_network(c)
         _choose_batch(c, facts.num_train)
@@ -170,7 +191,8 @@ class ClassificationTask(Task):
             )
         found += warn_of_warmup(r, facts.num_train)
         imbalance = max(facts.class_counts) / max(min(facts.class_counts), 1)
-        if imbalance > 20 and r["loader.sampling"] == "uniform":
+        one_label = facts.kind == "single"
+        if imbalance > 20 and r["loader.sampling"] == "uniform" and one_label:
             found.append(
                 f"the largest class has {imbalance:.0f} times the images of the smallest. "
                 "Consider --loader.sampling balanced"
@@ -192,7 +214,9 @@ class ClassificationTask(Task):
         train = np.ascontiguousarray(self.data.train.labels, dtype=np.int64)
         # The names of folders need not be UTF-8.
         names = "\n".join(self.data.classes).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(names + train.tobytes()).hexdigest()
+        targets = self.data.train.targets
+        rows = b"" if targets is None else np.ascontiguousarray(targets).tobytes()
+        return hashlib.sha256(names + train.tobytes() + rows).hexdigest()
 
     def cached_sets(self) -> tuple[CachedDataset, ...]:
         """Return the datasets to cache in memory."""
@@ -233,11 +257,23 @@ class ClassificationTask(Task):
             step=step,
             part=part,
         )
-        return losses(model, images.contiguous(memory_format=memory_format), targets)
+        return self._losses(model, images.contiguous(memory_format=memory_format), targets)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Return top-1, top-5 and loss on the validation set."""
-        return self._validate(model, self.val_set)
+        """Return the scores on the validation set; for several labels, fit the thresholds to it."""
+        scores, self._thresholds = self._validate(model, self.val_set)
+        return scores
+
+    def card(self, model: nn.Module, metrics: Mapping[str, Any], recipe: ResolvedRecipe) -> Card:
+        """Return the card, for several labels with the thresholds of the weights.
+
+        Weights that are saved without an evaluation have not been given any: theirs are 0.5.
+        """
+        card = super().card(model, metrics, recipe)
+        if self.data.kind != "multi":
+            return card
+        usual = (0.5,) * len(self.data.classes)
+        return replace(card, thresholds=self._thresholds if self.primary in metrics else usual)
 
     def validate_in_phase(self, model: nn.Module, step: int) -> tuple[int, dict[str, float]] | None:
         """Return the image size of a phase with smaller images, and the metrics at that size."""
@@ -251,15 +287,21 @@ class ClassificationTask(Task):
             self._phase_set = EvalDataset(self.data.val, preprocessing)
             if self.val_set.cache is not None:
                 self._phase_set.fill_cache(workers=self.recipe.loader.workers)
-        return size, self._validate(model, self._phase_set)
+        return size, self._validate(model, self._phase_set)[0]
 
-    def _validate(self, model: nn.Module, images: EvalDataset) -> dict[str, float]:
-        metric = Metric(self.data.classes)
+    def _validate(
+        self, model: nn.Module, images: EvalDataset
+    ) -> tuple[dict[str, float], tuple[float, ...]]:
+        """Return the scores, and for several labels the thresholds that fit these images."""
+        is_multi = self.data.kind == "multi"
+        metric = MultiLabelMetric(self.data.classes) if is_multi else Metric(self.data.classes)
         for batch in infer(model, images, **self.inference_options()):
             metric.update(*batch)
         metric.merge(self.ranks)
-        found = metric.compute()
-        return {"top1": found.top1, "top5": found.top5, "loss": found.loss}
+        if not isinstance(metric, MultiLabelMetric):
+            return metric.compute().scores(), ()
+        thresholds = metric.fit(self.recipe.loss.thresholds)
+        return metric.compute(thresholds).scores(), thresholds
 
     def evaluation_data(self) -> str | None:
         """Return the address of remote data: the user gave it, but one in a run is not used."""
@@ -296,6 +338,12 @@ class ClassificationTask(Task):
         if image is None:
             return f"convnext evaluate {run}", "convnext train --data YOUR_FOLDER"
         return f"convnext evaluate {run}", f"convnext predict {run} {quote(image)}"
+
+
+def metric_of_loss(name: str | None) -> tuple[str, str]:
+    """Return the primary metric of the networks of a loss, and its label."""
+    key = "map" if name in SEVERAL_LABELS else "top1"
+    return key, ClassificationTask.primaries[key]
 
 
 # End of each phase and its image size, as fractions of the run and of the full size.
@@ -356,6 +404,60 @@ def _choose_input(c: Resolver, facts: DataFacts) -> None:
     if size <= 128:
         c.choose("input.crop_pct", 1.0, "no crop of small images")
     c.choose("input.crop_pct", 0.875, "as in the paper")
+
+
+# Which losses take a setting.
+_OF_LOSS = {
+    "label_smoothing": ("cross_entropy",),
+    "pos_weight": ("bce",),
+    "gamma": ("focal", "asymmetric"),
+    "alpha": ("focal",),
+    "margin": ("asymmetric",),
+}
+
+
+def _choose_loss(c: Resolver, facts: DataFacts) -> None:
+    """Choose the loss by the kind of labels.
+
+    Raises:
+        ValueError: If a setting does not fit the labels or the loss.
+    """
+    multi = facts.kind == "multi"
+    why = {"single": "one label an image", "soft": "probabilities", "multi": "several labels"}
+    name = c.choose("loss.name", "bce" if multi else "cross_entropy", why[facts.kind])
+    if multi != (name in SEVERAL_LABELS):
+        fix = (
+            f"the images have several labels: use --loss.name {', '.join(SEVERAL_LABELS)}; a table "
+            "is read with one label an image by --columns separator=none"
+            if multi
+            else "the images have one label each: leave it out; a table is read with several "
+            "labels an image by --columns separator=SIGN"
+        )
+        raise ValueError(f"loss.name is {name}, but {fix}")
+    if multi and c["loader.sampling"] == "balanced":
+        raise ValueError(
+            "loader.sampling is balanced, which draws images by their class, but images have "
+            "several labels: leave it out, and weigh rare labels with --loss.pos_weight"
+        )
+    for setting, losses in _OF_LOSS.items():
+        value = c[f"loss.{setting}"]
+        if name not in losses and value != "auto" and (setting != "label_smoothing" or value):
+            raise ValueError(
+                f"loss.{setting} is {value}, but is only for the loss {' and '.join(losses)}, not "
+                f"for {name}: leave it out"
+            )
+    parse_thresholds(c["loss.thresholds"])
+    if multi:
+        c.choose("loss.label_smoothing", 0.0, "not for several labels")
+    elif c["loss.thresholds"] != "f1":
+        raise ValueError(
+            f"loss.thresholds is {c['loss.thresholds']}, but the images have one label each, "
+            "and the most probable class is predicted: leave it out"
+        )
+    if name == "bce":
+        c.choose("loss.pos_weight", POS_WEIGHT, "most images lack each label")
+    for setting, value in {"focal": FOCAL, "asymmetric": ASYMMETRIC}.get(name, {}).items():
+        c.choose(f"loss.{setting}", value, "as in its paper")
 
 
 def _choose_network(c: Resolver) -> None:
