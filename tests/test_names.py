@@ -93,6 +93,8 @@ def test_a_suggestion_is_written_as_the_user_writes_it() -> None:
     settings = ["stem", "schedule.steps", "run.keep", "loader.keep"]
     assert nearest("steps", settings) == "; did you mean 'schedule.steps'?"
     assert nearest("learning_rate", ["lr", "learning_rule"]) == "; did you mean 'lr'?"
+    optim = ["optim.lr", "optim.name"]
+    assert nearest("optimizer", optim) == "; did you mean 'optim.name'?"
     both = ["segment.crop", "detect.crop"]
     assert nearest("crop", both, option) == "; did you mean --segment.crop or --detect.crop?"
     assert "run.keep" in nearest("keep", settings)

@@ -22,6 +22,8 @@ ELSEWHERE = {
     "input_size": "image_size",
     "num_workers": "workers",
     "wd": "weight_decay",
+    "optimizer": "optim.name",
+    "opt": "optim.name",
     "gpus": "devices",
     "nproc_per_node": "devices",
     "pretrained": "weights",

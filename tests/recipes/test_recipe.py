@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,12 +184,19 @@ def test_a_base_is_merged_leaf_by_leaf(tmp_path: Path) -> None:
         ({"optim": 3}, "optim is a section of settings, not 3"),
         ({"optim": {"lr": "fast"}}, "optim.lr is fast, but must be a number or 'auto'"),
         ({"loader": {"sampling": "fair"}}, "loader.sampling is fair, but must be one of"),
+        ({"optim": {"name": "adm"}}, "optim.name is adm, but must be one of 'adamw', 'nadamw',"),
     ],
 )
 def test_mistakes_are_named(tree: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=r"^r\.yaml: ") as caught:
         recipe_from_dict(tree, where="r.yaml")
     assert message in str(caught.value)
+
+
+def test_types_of_settings_are_words() -> None:
+    for name, setting in all_settings().items():
+        unquoted = re.sub(r"'[^']*'", "", setting.shown)
+        assert not re.search(r"\b[A-Z][a-z]", unquoted), f"{name}: {setting.shown}"
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,9 @@ def _settings_of(part: Any, prefix: str, task: str) -> Iterator[tuple[str, Setti
         elif f.name != "notes":
             shown, resolves = str(f.type), A in getattr(hint, "__parameters__", ())
             if f.name == "task":
-                hint, shown = Literal[tuple(recipe_types())], f"Literal{[*recipe_types()]}"
+                hint = Literal[tuple(recipe_types())]
+            if get_origin(hint) is Literal:  # Its choices, also if the annotation is an alias.
+                shown = f"Literal{[*get_args(hint)]}"
             yield (
                 f"{prefix}{f.name}",
                 Setting(
