@@ -455,6 +455,13 @@ def test_saved_files_hold_the_result(tmp_path, results):
         assert sorted(folder.iterdir()) == sorted([*pictures, path])
 
 
+def test_a_folder_named_like_a_picture_is_refused(tmp_path, results):
+    for result in results:
+        with pytest.raises(ValueError, match=r"into a folder.*\.plot\(\)\.save\(.*found\.JPG"):
+            result.save(tmp_path / "found.JPG")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_index_mask_holds_the_labels(tmp_path, segmentation):
     _, path, described = segmentation.save(tmp_path)
     with Image.open(path) as image:

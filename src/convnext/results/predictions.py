@@ -102,8 +102,13 @@ class _Result:
             The paths of the files, the picture first and the JSON last.
 
         Raises:
-            ValueError: If there is no image to draw on.
+            ValueError: If there is no image to draw on, or if the folder is named like a picture.
         """
+        if Path(folder).suffix.lower() in (".png", ".jpg", ".jpeg"):
+            raise ValueError(
+                f"save writes several files into a folder, and {folder} is named like a picture: "
+                f"name a folder, or write the picture alone with .plot().save({str(folder)!r})"
+            )
         pictures = {"": self.plot(image=image), **self._extra_pictures()}
         endings = [*(f"{suffix}.png" for suffix in pictures), ".json"]
         with free_name(Path(folder), file_stem(self.path or self.source), endings) as stem:
