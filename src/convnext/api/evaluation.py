@@ -67,7 +67,7 @@ def evaluate(
         backend: `folded` merges norms and scales into the weights, so that the same checkpoint has
             the same scores however busy the machine is; `eager` runs the network unmodified;
             `fastest` may search for a faster backend during a long evaluation.
-        max_bad_share: Fail if more than this fraction of the images cannot be read.
+        max_bad_share: Fail if more than this share of images cannot be read.
         output: Folder for evaluation.json.
         progress: Where to print, as for `train`.
         **options: Task options. Classification: batch_size, only_best. Segmentation: window,
