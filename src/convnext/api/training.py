@@ -135,11 +135,11 @@ def train(
 
     Args:
         recipe: The name of a bundled recipe, or a YAML file; in Python also a `Recipe`.
-        data: A folder, a CSV file with the columns path and label, a URL of shards,
-            `hf:owner/name` for a data set of the Hugging Face hub, or `digits` for the bundled
-            data set; in Python also a DataFrame with these columns (and optionally
-            `split`, `fold` and the one that `group` names), a list of dictionaries with these
-            keys, or a list of (path, label).
+        data: A folder of images with classes, boxes or masks, a table of labels or a COCO JSON
+            file, a URL of shards, `hf:owner/name` for a data set of the Hugging Face hub, or
+            `digits` for the bundled data set; in Python also a DataFrame with the columns path and
+            label (and optionally `split`, `fold` and the one that `group` names), a list of
+            dictionaries with these keys, or a list of (path, label).
         model: A name from `convnext models`, or `timm/<name>`; in Python also an `nn.Module`, of
             which a copy is trained from its current weights: a classifier, or for segmentation and
             detection a backbone with `pyramid(images) -> {"c2": ..., "c5": ...}` (such a run can
