@@ -237,3 +237,27 @@ def test_the_doctor_counts_every_label(make_folder: Any) -> None:
     assert contact_sheet(data).height > 0
     with pytest.raises(ValueError, match="several labels for an image, but shards hold one"):
         to_shards(str(root), root.parent / "shards")
+
+
+@pytest.mark.parametrize("cell", ["{[1]: 1}", "[{[1]: 1}]"])
+def test_a_cell_that_python_cannot_build_is_refused(tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(f'path,label\na.png,"{cell}"\nb.png,"{cell}"\n')
+    with pytest.raises(ValueError, match="is not a list of labels"):
+        find_table(path)
+
+
+def test_an_empty_name_in_a_list_is_no_class(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("path,label\na.png,\"['cat', '']\"\nb.png,\"['dog']\"\n")
+    assert find_table(path).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_missing_value_in_a_list_of_labels_is_refused(missing: object) -> None:
+    with pytest.raises(ValueError, match=r"b\.png, has a missing label"):
+        rows_of([("a.png", ["cat"]), ("b.png", ["dog", missing])])
+
+
+def test_labels_of_an_iterator_are_kept() -> None:
+    assert rows_of([("a.png", iter(["cat", "dog"]))]).rows[0][1] == '["cat", "dog"]'

@@ -230,10 +230,10 @@ def _literal(cell: str, where: str) -> dict[str, float]:
     except (ValueError, RecursionError):
         try:
             found = ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             found = None
     if isinstance(found, list) and all(isinstance(part, str | int) for part in found):
-        return {str(part).strip(): 1.0 for part in found}
+        return {name: 1.0 for part in found if (name := str(part).strip())}
     if isinstance(found, dict) and all(isinstance(part, int | float) for part in found.values()):
         return {str(name): float(value) for name, value in found.items()}
     raise ValueError(f'{where}: {cell[:60]!r} is not a list of labels such as ["cat", "dog"]')
@@ -580,6 +580,10 @@ def rows_of(table: Any, columns: TableColumns | None = None) -> MemoryTable:
         if not isinstance(label, str) and str(label) in MISSING:
             raise ValueError(f"item {number} of the data, {path}, has no label")
         several = not isinstance(label, str | bytes) and isinstance(label, Iterable | Mapping)
+        if several and not isinstance(label, Mapping):
+            label = list(label)  # It may be an iterator.
+        if several and any(not isinstance(name, str) and str(name) in MISSING for name in label):
+            raise ValueError(f"item {number} of the data, {path}, has a missing label: {label!r}")
         if rows and several != is_several:
             other = "one label" if several else "several labels"
             raise ValueError(
